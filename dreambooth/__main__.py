@@ -1,0 +1,13 @@
+"""The command line: `python -m dreambooth COMMAND`. Runs on any Python 3.10+ with only the standard library."""
+
+from __future__ import annotations
+
+import sys
+
+if sys.version_info < (3, 10):
+    sys.exit("Python 3.10 or newer is needed (this is %d.%d)." % sys.version_info[:2])
+
+from dreambooth.ui.commands import main
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,1 @@
+"""Shared by the WebUI's process and the engine's: standard library only."""

@@ -1,0 +1,48 @@
+"""How long a run is: steps per picture, epochs and total steps are the same number seen three ways."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import ceil
+
+from dreambooth.core.settings import Settings
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Progress is counted in images of the subject seen, so that batch size and accumulation do not move it."""
+
+    pictures: int
+    epochs: int
+    batch: int
+    accumulation: int
+
+    @property
+    def images(self) -> int:
+        return self.pictures * self.epochs
+
+    @property
+    def steps(self) -> int:
+        """Updates of the weights."""
+        return ceil(self.images / (self.batch * self.accumulation))
+
+    @property
+    def images_per_step(self) -> int:
+        return self.batch * self.accumulation
+
+    def images_seen(self, step: int) -> int:
+        return min(self.images, step * self.images_per_step)
+
+    def is_due(self, every_epochs: int, step: int) -> bool:
+        """Whether something that is done every so many epochs is due after this step (the last step is left out)."""
+        every = every_epochs * self.pictures
+        if not every or step >= self.steps:
+            return False
+        return self.images_seen(step) // every > self.images_seen(step - 1) // every
+
+
+def budget(settings: Settings, pictures: int) -> Budget:
+    batching = settings.batching
+    return Budget(
+        pictures, settings.intervals.num_train_epochs, batching.train_batch_size, batching.gradient_accumulation_steps
+    )

@@ -1,0 +1,12 @@
+"""Where things lie in the project's own folder, and how the engine's processes are set up."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+PROJECT = Path(__file__).resolve().parents[2]
+ENGINE = PROJECT / ".engine"  # the engine's Python environment
+LOCK = PROJECT / "engine-lock.txt"
+DEVELOPMENT_LOCK = PROJECT / "development-lock.txt"
+MINIATURE = PROJECT / "miniature" / "miniature.safetensors"
+SUBJECT_PICTURES = PROJECT / "miniature" / "subject"

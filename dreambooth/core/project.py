@@ -1,0 +1,127 @@
+"""A model's folder (`models/dreambooth/NAME`) and the WebUI's folders beside it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dreambooth.core import atomic, checkpoint
+from dreambooth.core.errors import UserError
+from dreambooth.core.settings import parse, to_json
+
+_NAME = re.compile(r"[^<>:\"/\\|?*\x00-\x1f]{1,80}")
+_WINDOWS_DEVICES = {"con", "prn", "aux", "nul", *(f"com{i}" for i in range(10)), *(f"lpt{i}" for i in range(10))}
+
+
+@dataclass(frozen=True)
+class Folders:
+    """The WebUI's models folder and what lies in it."""
+
+    models: Path
+
+    @property
+    def projects(self) -> Path:
+        return self.models / "dreambooth"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.models / "Stable-diffusion"
+
+    @property
+    def loras(self) -> Path:
+        return self.models / "Lora"
+
+
+@dataclass(frozen=True)
+class Project:
+    """One model that is being taught: where it is and what it was made from."""
+
+    folder: Path
+    source: Path
+    about: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    @property
+    def runs(self) -> Path:
+        return self.folder / "runs"
+
+    @property
+    def class_pictures(self) -> Path:
+        return self.folder / "class"
+
+    @property
+    def resolution(self) -> int:
+        return int(self.about["resolution"])
+
+    def settings(self) -> dict[str, Any]:
+        """The model's own settings as dotted keys."""
+        values = json.loads((self.folder / "settings.json").read_text(encoding="utf-8"))
+        return dict(values)
+
+
+def check_name(name: str) -> None:
+    """Raises UserError unless `name` can be a folder's name on every system."""
+    if not _NAME.fullmatch(name) or name.strip(" .") != name or name.split(".")[0].lower() in _WINDOWS_DEVICES:
+        raise UserError(
+            f"{name!r} cannot be a model's name: use up to 80 letters, digits, spaces, dots, - and _, "
+            "no slash, and no dot or space at either end."
+        )
+
+
+def create(folders: Folders, name: str, source: Path, settings: dict[str, Any] | None = None) -> Project:
+    """A new model's folder. Reads the source's header only; copies nothing.
+
+    Raises UserError for a bad or taken name, a source that cannot be trained from, or bad settings.
+    """
+    check_name(name)
+    folder = folders.projects / name
+    if folder.exists():
+        raise UserError(f"A model named {name!r} exists already ({folder}); choose another name.")
+    source = source.expanduser().resolve()
+    if not source.exists():
+        raise UserError(f"{source}: there is no such file.")
+    about = checkpoint.describe(checkpoint.read_header(source))
+    if about.reason:
+        raise UserError(f"{source}: {about.reason}.")
+    checked = parse(settings or {})
+    folders.projects.mkdir(parents=True, exist_ok=True)
+    staged = Path(tempfile.mkdtemp(prefix=".creating-", dir=folders.projects))
+    try:
+        record = {"version": 1, "source": str(source), "created": time.time(), "about": about.as_json()}
+        atomic.write_text(staged / "model.json", json.dumps(record, indent=1, ensure_ascii=False))
+        atomic.write_text(staged / "settings.json", to_json(checked))
+        os.chmod(staged, 0o755)
+        staged.rename(folder)
+    except OSError as error:
+        shutil.rmtree(staged, ignore_errors=True)
+        raise UserError(f"{folder}: the model's folder cannot be written ({error.strerror}).") from None
+    return open_project(folders, name)
+
+
+def open_project(folders: Folders, name: str) -> Project:
+    """The model named `name`. Raises UserError if there is none."""
+    check_name(name)
+    folder = folders.projects / name
+    try:
+        record = json.loads((folder / "model.json").read_text(encoding="utf-8"))
+        return Project(folder, Path(record["source"]), record["about"])
+    except FileNotFoundError:
+        known = ", ".join(names(folders)) or "none"
+        raise UserError(f"There is no model named {name!r} in {folders.projects} (there: {known}).") from None
+    except (ValueError, KeyError):
+        raise UserError(f"{folder / 'model.json'}: the file is damaged; create the model again.") from None
+
+
+def names(folders: Folders) -> list[str]:
+    """The names of all models."""
+    return sorted(path.parent.name for path in folders.projects.glob("*/model.json") if path.parent.name[0] != ".")

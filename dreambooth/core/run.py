@@ -1,0 +1,167 @@
+"""A job's folder: how the two processes speak.
+
+    job.json       what to do (written once, before the engine starts)
+    settings.json  the settings, frozen
+    events.jsonl   what happened, one JSON object a line (only the engine writes)
+    requests/      what a person asks for: an empty file named pause, stop, discard, save or preview
+    alive          locked by the engine as long as it lives
+    state/  previews/  log.txt
+
+A training run is a job that can be resumed: starting the engine on the same folder again goes on
+from the last state.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Literal
+
+from dreambooth.core import atomic, lock
+from dreambooth.core.errors import UserError
+from dreambooth.core.project import Folders, Project, names, open_project
+
+Request = Literal["pause", "stop", "discard", "save", "preview"]
+Status = Literal["new", "running", "paused", "stopped", "done", "failed", "lost"]
+
+_ENDINGS: dict[str, Status] = {"paused": "paused", "stopped": "stopped", "done": "done", "failed": "failed"}
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job's folder; all that is known of the job is what the folder says."""
+
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        """NAME/3 for the third run of the model NAME."""
+        return f"{self.folder.parent.parent.name}/{int(self.folder.name)}"
+
+    @property
+    def state(self) -> Path:
+        return self.folder / "state"
+
+    @property
+    def previews(self) -> Path:
+        return self.folder / "previews"
+
+    @property
+    def log(self) -> Path:
+        return self.folder / "log.txt"
+
+    def read(self) -> dict[str, Any]:
+        """What to do, from job.json."""
+        return dict(json.loads((self.folder / "job.json").read_text(encoding="utf-8")))
+
+    def settings(self) -> dict[str, Any]:
+        """The frozen settings as dotted keys."""
+        return dict(json.loads((self.folder / "settings.json").read_text(encoding="utf-8")))
+
+    def hold(self) -> IO[bytes] | None:
+        """Marks the job as alive for as long as the returned file is open; None if it is already."""
+        return lock.acquire(self.folder / "alive")
+
+    def is_alive(self) -> bool:
+        return lock.is_held(self.folder / "alive")
+
+    def report(self, event: str, **fields: Any) -> None:
+        """Appends one event. Only the engine calls this."""
+        line = json.dumps({"event": event, "time": round(time.time(), 3), **fields}, ensure_ascii=False)
+        with open(self.folder / "events.jsonl", "a", encoding="utf-8") as file:
+            file.write(line + "\n")
+
+    def events(self, offset: int = 0) -> tuple[list[dict[str, Any]], int]:
+        """The events after byte `offset`, and the offset for the next call. A half-written line is left for it."""
+        try:
+            with open(self.folder / "events.jsonl", "rb") as file:
+                file.seek(offset)
+                data = file.read()
+        except FileNotFoundError:
+            return [], offset
+        whole = data[: data.rfind(b"\n") + 1]
+        events = []
+        for line in whole.splitlines():
+            try:
+                events.append(dict(json.loads(line)))
+            except ValueError:  # a line that a crash cut short, followed by a later run's
+                continue
+        return events, offset + len(whole)
+
+    def request(self, what: Request) -> None:
+        """Asks the engine for something; it answers with an event."""
+        folder = self.folder / "requests"
+        folder.mkdir(exist_ok=True)
+        (folder / what).touch()
+
+    def requests(self) -> set[str]:
+        try:
+            return set(os.listdir(self.folder / "requests"))
+        except FileNotFoundError:
+            return set()
+
+    def clear_request(self, what: str) -> None:
+        (self.folder / "requests" / what).unlink(missing_ok=True)
+
+    def status(self) -> Status:
+        """What the folder says now; `lost` is an engine that ended without a word."""
+        if self.is_alive():
+            return "running"
+        last: Status = "new"
+        for event in self.events()[0]:
+            if event["event"] == "started":
+                last = "lost"
+            last = _ENDINGS.get(event["event"], last)
+        return last
+
+    def progress(self) -> dict[str, Any]:
+        """The fields of the last step that was reported; empty before the first."""
+        steps = [event for event in self.events()[0] if event["event"] == "step"]
+        return steps[-1] if steps else {}
+
+
+def create(parent: Path, job: dict[str, Any], settings_json: str) -> Job:
+    """A new job's folder under `parent`, numbered after the last."""
+    parent.mkdir(parents=True, exist_ok=True)
+    number = max((int(path.name) for path in parent.iterdir() if path.name.isdigit()), default=0) + 1
+    while True:
+        folder = parent / f"{number:04}"
+        try:
+            folder.mkdir()
+            break
+        except FileExistsError:  # another process took the number
+            number += 1
+    atomic.write_text(folder / "settings.json", settings_json)
+    atomic.write_text(folder / "job.json", json.dumps({"version": 1, "created": time.time(), **job}, indent=1))
+    return Job(folder)
+
+
+def runs(project: Project) -> list[Job]:
+    """The training runs of a model, oldest first."""
+    if not project.runs.exists():
+        return []
+    return [Job(path.parent) for path in sorted(project.runs.glob("*/job.json")) if path.parent.name.isdigit()]
+
+
+def all_runs(folders: Folders) -> Iterator[Job]:
+    for name in names(folders):
+        yield from runs(open_project(folders, name))
+
+
+def find(folders: Folders, run: str) -> Job:
+    """The run called NAME/3, or the last run of NAME. Raises UserError if there is none."""
+    name, _, number = run.partition("/")
+    found = runs(open_project(folders, name))
+    if not number:
+        if found:
+            return found[-1]
+        raise UserError(f"The model {name!r} has no runs yet.")
+    for job in found:
+        if number.isdigit() and int(job.folder.name) == int(number):
+            return job
+    known = ", ".join(job.name for job in found) or "none"
+    raise UserError(f"There is no run {run!r} (there: {known}).")

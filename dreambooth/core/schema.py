@@ -1,0 +1,267 @@
+"""One declaration per setting: from a dataclass field come the default, the checks, the command-line
+flag, the API schema and the documentation.
+
+Settings are nested dataclasses. A leaf's key is its dotted path (`lora.rank`, `concepts.0.class_prompt`),
+the same in Python, JSON, the command line and the documentation.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import typing
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar, get_args, get_origin
+
+from dreambooth.core.errors import UserError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What a setting says about itself besides its type and default."""
+
+    label: str
+    help: str
+    min: float | None = None
+    max: float | None = None
+    advanced: bool = False
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """One setting, found in a settings class."""
+
+    key: str
+    type: Any
+    default: Any
+    spec: Spec
+
+    @property
+    def choices(self) -> tuple[Any, ...]:
+        return get_args(self.type) if get_origin(self.type) is Literal else ()
+
+    @property
+    def kind(self) -> type:
+        return type(self.choices[0]) if self.choices else self.type
+
+
+def setting(
+    default: Any, label: str, help: str, *, min: float | None = None, max: float | None = None, advanced: bool = False
+) -> Any:
+    """A setting: its default, the label people read and one line of plain meaning."""
+    return field(default=default, metadata={"spec": Spec(label, help, min, max, advanced)})
+
+
+def group(cls: type) -> Any:
+    """A named group of settings inside another."""
+    return field(default_factory=cls)
+
+
+def table(cls: type) -> Any:
+    """A list of groups, such as the concepts; its keys carry the row number."""
+    return field(default_factory=lambda: [cls()], metadata={"row": cls})
+
+
+def leaves(cls: type, prefix: str = "", *, row: str = "N") -> Iterator[Leaf]:
+    """All settings of a class in the order of their declaration; `row` stands for a table's row number."""
+    hints = typing.get_type_hints(cls)
+    for f in dataclasses.fields(cls):
+        key = f"{prefix}{f.name}"
+        if "spec" in f.metadata:
+            yield Leaf(key, hints[f.name], f.default, f.metadata["spec"])
+        elif "row" in f.metadata:
+            yield from leaves(f.metadata["row"], f"{key}.{row}.", row=row)
+        else:
+            yield from leaves(hints[f.name], f"{key}.", row=row)
+
+
+def to_flat(settings: Any, prefix: str = "") -> dict[str, Any]:
+    """Settings -> {dotted key: value}."""
+    flat: dict[str, Any] = {}
+    for f in dataclasses.fields(settings):
+        value = getattr(settings, f.name)
+        if "spec" in f.metadata:
+            flat[f"{prefix}{f.name}"] = value
+        elif "row" in f.metadata:
+            for number, item in enumerate(value):
+                flat.update(to_flat(item, f"{prefix}{f.name}.{number}."))
+        else:
+            flat.update(to_flat(value, f"{prefix}{f.name}."))
+    return flat
+
+
+def from_flat(cls: type[T], flat: Mapping[str, Any]) -> T:
+    """{dotted key: value} -> settings. Values may be text, as the command line gives them.
+
+    Raises UserError with every problem at once: unknown keys, wrong types, values out of bounds.
+    """
+    problems: list[str] = []
+    known = {leaf.key: leaf for leaf in leaves(cls)}
+    given: dict[str, Any] = {}
+    for key, raw in flat.items():
+        leaf = known.get(_general(key))
+        if leaf is None:
+            problems.append(_unknown(key, known))
+            continue
+        try:
+            given[key] = _convert(raw, leaf)
+        except ValueError as error:
+            problems.append(f"{key}: {error}")
+    settings: T = _build(cls, given, "", problems)
+    if problems:
+        raise UserError(problems)
+    return settings
+
+
+def flatten(nested: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested JSON objects and lists -> dotted keys; keys that are dotted already stay as they are."""
+    if isinstance(nested, Mapping) and (nested or not prefix):
+        parts: Any = nested.items()
+    elif isinstance(nested, list) and nested and all(isinstance(item, Mapping) for item in nested):
+        parts = enumerate(nested)
+    else:
+        return {prefix[:-1]: nested}
+    flat: dict[str, Any] = {}
+    for key, value in parts:
+        flat.update(flatten(value, f"{prefix}{key}."))
+    return flat
+
+
+def json_schema(cls: type) -> dict[str, Any]:
+    """A JSON schema of the flat form, for the API and for editors."""
+    names = {bool: "boolean", int: "integer", float: "number", str: "string"}
+    properties = {}
+    for leaf in leaves(cls):
+        entry: dict[str, Any] = {"type": names[leaf.kind], "title": leaf.spec.label, "description": leaf.spec.help}
+        entry["default"] = leaf.default
+        if leaf.choices:
+            entry["enum"] = list(leaf.choices)
+        for name, bound in (("minimum", leaf.spec.min), ("maximum", leaf.spec.max)):
+            if bound is not None:
+                entry[name] = bound
+        properties[leaf.key] = entry
+    return {"type": "object", "properties": properties, "additionalProperties": False}
+
+
+def markdown(cls: type) -> str:
+    """The reference of all settings, one table a group."""
+    lines: list[str] = []
+    current = None
+    for leaf in leaves(cls):
+        section = leaf.key.split(".")[0]
+        if section != current:
+            current = section
+            lines += [
+                "",
+                f"## {section}",
+                "",
+                "| setting | label | default | values | meaning |",
+                "|---|---|---|---|---|",
+            ]
+        default = "" if leaf.default == "" else f"`{_plain(leaf.default)}`"
+        lines.append(f"| `{leaf.key}` | {leaf.spec.label} | {default} | {_values(leaf)} | {leaf.spec.help} |")
+    return "\n".join(lines).strip() + "\n"
+
+
+def _general(key: str) -> str:
+    return ".".join("N" if part.isdigit() else part for part in key.split("."))
+
+
+def _unknown(key: str, known: Mapping[str, Leaf]) -> str:
+    general = _general(key)
+    by_name = [k for k in known if k.split(".")[-1] == general.split(".")[-1]]
+    close = by_name[:1] or difflib.get_close_matches(general, known, n=1, cutoff=0.6)
+    hint = f" Did you mean {close[0].replace('.N.', '.0.')}?" if close else " See docs/settings.md for all settings."
+    return f"{key}: there is no such setting.{hint}"
+
+
+def _convert(raw: Any, leaf: Leaf) -> Any:
+    value = _typed(raw, leaf.kind)
+    if leaf.choices and value not in leaf.choices:
+        raise ValueError(f"{value!r} is not one of {', '.join(map(str, leaf.choices))}.")
+    if leaf.spec.min is not None and value < leaf.spec.min:
+        raise ValueError(f"{_plain(value)} is below the minimum, {_plain(leaf.spec.min)}.")
+    if leaf.spec.max is not None and value > leaf.spec.max:
+        raise ValueError(f"{_plain(value)} is above the maximum, {_plain(leaf.spec.max)}.")
+    return value
+
+
+def _typed(raw: Any, kind: type) -> Any:
+    if kind is bool:
+        words = {
+            "true": True,
+            "on": True,
+            "yes": True,
+            "1": True,
+            "false": False,
+            "off": False,
+            "no": False,
+            "0": False,
+        }
+        if isinstance(raw, bool):
+            return raw
+        if str(raw).lower() in words:
+            return words[str(raw).lower()]
+        raise ValueError(f"{raw!r} is not true or false.")
+    if kind is str:
+        if not isinstance(raw, str):
+            raise ValueError(f"{raw!r} is not text.")
+        return raw
+    return _number(raw, kind)
+
+
+def _number(raw: Any, kind: type) -> Any:
+    wanted = "a whole number" if kind is int else "a number"
+    if isinstance(raw, bool) or not isinstance(raw, (int, float, str)):
+        raise ValueError(f"{raw!r} is not {wanted}.")
+    try:
+        value = int(raw) if kind is int and isinstance(raw, str) else float(raw)
+    except (ValueError, OverflowError):
+        raise ValueError(f"{raw!r} is not {wanted}.") from None
+    if not math.isfinite(value) or (kind is int and value != int(value)):
+        raise ValueError(f"{raw!r} is not {wanted}.")
+    return kind(value)
+
+
+def _build(cls: type, given: Mapping[str, Any], prefix: str, problems: list[str]) -> Any:
+    hints = typing.get_type_hints(cls)
+    values: dict[str, Any] = {}
+    for f in dataclasses.fields(cls):
+        key = f"{prefix}{f.name}"
+        if "spec" in f.metadata:
+            if key in given:
+                values[f.name] = given[key]
+        elif "row" in f.metadata:
+            values[f.name] = _build_rows(f.metadata["row"], given, key, problems)
+        else:
+            values[f.name] = _build(hints[f.name], given, f"{key}.", problems)
+    return cls(**values)
+
+
+def _build_rows(row: type, given: Mapping[str, Any], key: str, problems: list[str]) -> list[Any]:
+    numbers = {int(k[len(key) + 1 :].split(".")[0]) for k in given if k.startswith(f"{key}.")}
+    if numbers and numbers != set(range(len(numbers))):
+        problems.append(f"{key}: the rows must be numbered from 0 without gaps (they are {sorted(numbers)}).")
+        return []
+    return [_build(row, given, f"{key}.{number}.", problems) for number in range(max(1, len(numbers)))]
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _values(leaf: Leaf) -> str:
+    if leaf.choices:
+        return ", ".join(map(str, leaf.choices))
+    low, high = leaf.spec.min, leaf.spec.max
+    if low is not None and high is not None:
+        return f"{_plain(low)} to {_plain(high)}"
+    if low is not None:
+        return f"at least {_plain(low)}"
+    return {bool: "on, off", str: "text"}.get(leaf.kind, "")

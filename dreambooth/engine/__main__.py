@@ -1,0 +1,80 @@
+"""Starts an engine process: `python -m dreambooth.engine FOLDER` does the job that the folder describes."""
+
+from __future__ import annotations
+
+import json
+import sys
+import traceback
+from pathlib import Path
+
+from dreambooth.core.errors import UserError
+from dreambooth.core.run import Job
+
+DONE, BROKEN, REFUSED = 0, 1, 2
+
+
+def main(arguments: list[str]) -> int:
+    if arguments == ["selfcheck"]:
+        from dreambooth.engine import selfcheck
+
+        print(json.dumps(selfcheck.report()))
+        return DONE
+    job = Job(Path(arguments[0]))
+    alive = job.hold()
+    if alive is None:
+        print(f"{job.folder}: another engine is at work on this job already", file=sys.stderr)
+        return REFUSED
+    job.report("started", kind=job.read()["kind"])
+    try:
+        ending, fields = _do(job)
+    except UserError as error:
+        job.report("failed", problems=error.problems)
+        return REFUSED
+    except BaseException as error:  # noqa: BLE001  (the process ends here; it becomes an event)
+        traceback.print_exc()
+        job.report("failed", problems=[_explain(error, job)])
+        return BROKEN
+    job.report(ending, **fields)
+    return DONE
+
+
+def _do(job: Job) -> tuple[str, dict[str, object]]:
+    """The job's ending and what it has to say. Each kind imports only what it needs."""
+    kind = job.read()["kind"]
+    if kind in ("train", "class-images"):
+        from dreambooth.engine import worker
+
+        ending = worker.run(job)
+        return ("stopped", {"discarded": True}) if ending == "discarded" else (ending, {})
+    if kind == "check":
+        from dreambooth.engine import plan
+
+        return "done", plan.report(job)
+    if kind == "generate":
+        from dreambooth.engine import generate
+
+        return "done", generate.run(job)
+    if kind == "export":
+        from dreambooth.engine import export
+
+        return "done", export.run(job)
+    if kind == "measure":
+        from dreambooth.engine.miniature import measure
+
+        return "done", measure.run(job)
+    raise UserError(f"{job.folder}: there is no kind of job called {kind!r}.")
+
+
+def _explain(error: BaseException, job: Job) -> str:
+    """One sentence for what is no person's fault, with what to do."""
+    text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    if "out of memory" in str(error).lower() or isinstance(error, MemoryError):
+        return (
+            "The memory was not enough. Turn gradient checkpointing on, take a smaller batch or resolution, or train a "
+            f"LoRA; what was saved before is kept. ({text})"
+        )
+    return f"The engine stopped on an error of its own: {text} (the whole report is in {job.log})."
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,1 @@
+"""Model files: key names, reading, writing."""

@@ -1,0 +1,1 @@
+"""Pictures and captions: found, checked, cropped, encoded and put in order."""

@@ -1,0 +1,1 @@
+"""Model families, one file each: how to load one, encode for it, and what it predicts."""

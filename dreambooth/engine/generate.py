@@ -1,0 +1,66 @@
+"""Pictures from a prompt: with the base model, a trained checkpoint, or a LoRA at any weight."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dreambooth.core import checkpoint
+from dreambooth.core.errors import UserError
+from dreambooth.core.project import Folders, open_project
+from dreambooth.core.run import Job
+from dreambooth.engine.checkpoints import lora
+from dreambooth.engine.families import sd1
+from dreambooth.engine.sampling import SCHEDULERS, Sampling, draw
+from dreambooth.engine.training import precision
+
+
+def run(job: Job) -> dict[str, Any]:
+    """Draws what job.json asks for into its folder. Returns the paths."""
+    wanted = job.read()
+    project = open_project(Folders(Path(wanted["models"])), wanted["model"])
+    if wanted["scheduler"] not in SCHEDULERS:
+        raise UserError(f"scheduler: {wanted['scheduler']!r} is not one of {', '.join(SCHEDULERS)}.")
+    job.report("stage", name="loading the model", done=0, total=1)
+    model = load(project.source, wanted["weights"], wanted["lora_weight"], project.resolution)
+    width, height = wanted["width"] or project.resolution, wanted["height"] or project.resolution
+    sampling = Sampling(
+        width, height, wanted["steps"], wanted["guidance_scale"], wanted["negative_prompt"], wanted["scheduler"]
+    )
+    folder, count, batch = Path(wanted["out"]), wanted["count"], wanted["batch"]
+    folder.mkdir(parents=True, exist_ok=True)
+    paths: list[str] = []
+    for start in range(0, count, batch):
+        job.report("stage", name="drawing", done=start, total=count)
+        seeds = [wanted["seed"] + n for n in range(start, min(count, start + batch))]
+        for seed, picture in zip(
+            seeds, draw(model, [wanted["prompt"]] * len(seeds), seeds, sampling, on_step=_stop(job))
+        ):
+            path = folder / f"{len(list(folder.glob('*.png'))):05}-{seed}.png"
+            picture.save(path)
+            paths.append(str(path))
+            job.report("picture", path=str(path), kind="generated")
+    return {"pictures": paths}
+
+
+def load(source: Path, weights: str, lora_weight: float, resolution: int) -> sd1.Sd1:
+    """The model with `weights` (a checkpoint or LoRA file; empty for the base model), on the device."""
+    is_lora = bool(weights) and checkpoint.describe(checkpoint.read_header(Path(weights))).kind == "lora"
+    model = sd1.load(source if is_lora or not weights else Path(weights), resolution)
+    if is_lora:
+        lora.apply(Path(weights), model.unet, model.text_encoder, lora_weight)
+    accelerator = precision.accelerator("auto")
+    model.to(accelerator.device)
+    if precision.compute_dtype(accelerator) != torch.float32:
+        model.unet.to(precision.compute_dtype(accelerator))
+    return model
+
+
+def _stop(job: Job) -> Any:
+    def stop() -> None:
+        if job.requests() & {"stop", "discard", "pause"}:
+            raise UserError("Stopped as asked; the pictures that were finished are kept.")
+
+    return stop

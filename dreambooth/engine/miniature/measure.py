@@ -1,0 +1,119 @@
+"""Measures what training has taught the miniature: how like the subject its pictures are, how well they
+follow the prompt, and what became of the class."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from dreambooth.core.project import Folders, open_project
+from dreambooth.core.run import Job
+from dreambooth.engine.families.sd1 import Sd1
+from dreambooth.engine.generate import load
+from dreambooth.engine.miniature import reading, world
+from dreambooth.engine.sampling import Sampling, draw
+from dreambooth.engine.training.preview import sheet
+
+SUBJECT_PROMPT = f"a photo of sks {world.SUBJECT_CLASS}"
+CLASS_PROMPT = f"a photo of a {world.SUBJECT_CLASS}"
+BACKGROUNDS = ("red", "orange", "yellow", "green", "blue", "purple", "white", "black")
+
+_SEED = 7_000_000
+_STEPS = 20
+_GUIDANCE = 5.0
+
+Figures = dict[str, float]
+
+
+def run(job: Job) -> dict[str, Any]:
+    """Measures each of job.json's `variants` ({name: weights file, empty for the base}) and draws one contact sheet."""
+    wanted = job.read()
+    project = open_project(Folders(Path(wanted["models"])), wanted["model"])
+    folder = Path(wanted["out"])
+    figures: dict[str, Figures] = {}
+    columns: dict[str, list[Path]] = {}
+    for number, (name, weights) in enumerate(wanted["variants"].items()):
+        job.report("stage", name="measuring the pictures", done=number, total=len(wanted["variants"]))
+        model = load(project.source, weights, 1.0, project.resolution)
+        figures[name] = measure(model)
+        columns[name] = _show(model, folder / "pictures", number)
+    rows = [(prompt, [columns[name][n] for name in columns]) for n, prompt in enumerate(_shown_prompts())]
+    target = folder / "contact_sheet.png"
+    sheet(list(columns), rows).save(target)
+    return {"figures": figures, "contact_sheet": str(target)}
+
+
+def measure(model: Sd1, count: int = 16) -> Figures:
+    """All between 0 and 1: likeness and prompt_following of the subject's pictures, class_variety, class_drift."""
+    subject = _draw(model, [SUBJECT_PROMPT] * count)
+    placed = [background for background in BACKGROUNDS for _ in range(max(1, count // len(BACKGROUNDS)))]
+    on_backgrounds = _draw(model, [f"{SUBJECT_PROMPT} on a {background} background" for background in placed])
+    of_class = _draw(model, [CLASS_PROMPT] * count)
+    followed = [reading.read(picture).background == background for picture, background in zip(on_backgrounds, placed)]
+    return {
+        "likeness": _mean([likeness(picture) for picture in subject]),
+        "prompt_following": _mean(followed),
+        "class_variety": reading.variety(of_class),
+        "class_drift": _mean([likeness(picture) for picture in of_class]),
+    }
+
+
+def accuracy(model: Sd1, scenes: list[world.Scene]) -> float:
+    """The share of scenes that the model draws with the right thing, colour and background from their full caption."""
+    drawn = _draw(model, [world.full_caption(scene) for scene in scenes])
+    return _mean([reading.read(picture).agrees(scene) for picture, scene in zip(drawn, scenes)])
+
+
+def likeness(picture: Image.Image) -> float:
+    """How like the demo's subject a picture is, 0 to 1; a fresh drawing of the subject counts as 1."""
+    references = _references()
+    return min(1.0, reading.likeness(picture, references) / _own_likeness())
+
+
+@functools.cache
+def _references() -> list[Image.Image]:
+    return [world.draw_subject(scene) for scene in world.subject_scenes(24, seed=5)]
+
+
+@functools.cache
+def _own_likeness() -> float:
+    fresh = [world.draw_subject(scene) for scene in world.subject_scenes(12, seed=6)]
+    return _mean([reading.likeness(picture, _references()) for picture in fresh])
+
+
+def _draw(model: Sd1, prompts: list[str], batch: int = 8) -> list[Image.Image]:
+    sampling = Sampling(world.SIZE, world.SIZE, _STEPS, _GUIDANCE)
+    drawn: list[Image.Image] = []
+    for start in range(0, len(prompts), batch):
+        some = prompts[start : start + batch]
+        drawn += draw(model, some, [_SEED + start + n for n in range(len(some))], sampling)
+    return drawn
+
+
+def _shown_prompts() -> list[str]:
+    return [
+        SUBJECT_PROMPT,
+        SUBJECT_PROMPT,
+        f"{SUBJECT_PROMPT} on a blue background",
+        f"{SUBJECT_PROMPT} on a green background",
+        f"a photo of a small sks {world.SUBJECT_CLASS}",
+        CLASS_PROMPT,
+        CLASS_PROMPT,
+        "a photo of a heart",
+    ]
+
+
+def _show(model: Sd1, folder: Path, number: int) -> list[Path]:
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for row, picture in enumerate(_draw(model, _shown_prompts())):
+        paths.append(folder / f"{number}-{row}.png")
+        picture.save(paths[-1])
+    return paths
+
+
+def _mean(values: list[Any]) -> float:
+    return float(sum(values) / len(values))

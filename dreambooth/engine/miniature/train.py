@@ -1,0 +1,87 @@
+"""Makes the miniature: `python -m dreambooth.engine.miniature.train` (an hour and a half on two processor cores)."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import tempfile
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from dreambooth.core.layout import MINIATURE, SUBJECT_PICTURES
+from dreambooth.engine.checkpoints import names
+from dreambooth.engine.checkpoints.write import write_tensors
+from dreambooth.engine.miniature import workers, world
+from dreambooth.engine.miniature.train_unet import TextToNoise, train_unet
+from dreambooth.engine.miniature.train_vae import build_vae, train_vae
+
+VAE_STEPS = 1400
+UNET_STEPS = 6500
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "--work",
+        type=Path,
+        default=Path(tempfile.gettempdir()) / "miniature",
+        help="where the stages leave their weights",
+    )
+    parser.add_argument("--workers", type=int, default=2, help="processes; one for each free core")
+    parser.add_argument("--out", type=Path, default=MINIATURE)
+    options = parser.parse_args()
+    options.work.mkdir(parents=True, exist_ok=True)
+    vae, unet = options.work / "vae.pt", options.work / "unet.pt"
+    if not vae.exists():
+        workers.run(options.workers, functools.partial(train_vae, steps=VAE_STEPS), vae)
+    if not unet.exists():
+        workers.run(options.workers, functools.partial(train_unet, steps=UNET_STEPS), vae, unet)
+    write(vae, unet, options.out)
+    draw_subject(SUBJECT_PICTURES)
+
+
+def write(vae_file: Path, unet_file: Path, out: Path) -> None:
+    """Both stages' weights as one half-precision checkpoint in SD 1's original layout."""
+    vae, model = build_vae(), TextToNoise()
+    vae.load_state_dict(torch.load(vae_file))
+    model.load_state_dict(torch.load(unet_file))
+    levels = len(model.unet.config.block_out_channels)
+    tensors = {
+        **_renamed(model.unet, names.unet_keys(model.unet.state_dict(), levels=levels, layers=2)),
+        **_renamed(vae, names.vae_keys(vae.state_dict(), levels=4, layers=1)),
+        **_renamed(model.text_encoder, names.clip_keys(model.text_encoder.state_dict())),
+    }
+    metadata = {
+        "format": "pt",
+        "modelspec.sai_model_spec": "1.0.0",
+        "modelspec.architecture": "stable-diffusion-v1",
+        "modelspec.title": "DreamBooth miniature",
+        "modelspec.description": "A small model of a drawn world of eight things in eight colours, for demos and tests.",
+        "modelspec.license": "Apache-2.0",
+        "modelspec.resolution": f"{world.SIZE}x{world.SIZE}",
+        "modelspec.prediction_type": "epsilon",
+    }
+    out.unlink(missing_ok=True)
+    write_tensors(out, tensors, metadata)
+
+
+def draw_subject(folder: Path) -> None:
+    """The demo's five pictures, large enough to look at."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, scene in enumerate(world.subject_scenes(5, seed=1), start=1):
+        world.draw_subject(scene).save(folder / f"{number}.png")
+
+
+def _renamed(module: nn.Module, keys: dict[str, str]) -> dict[str, Tensor]:
+    """{original key: half-precision tensor}; the VAE's attention becomes 1x1 convolutions, as the layout has it."""
+    renamed = {}
+    for ours, theirs in keys.items():
+        tensor = module.state_dict()[ours].half()
+        renamed[theirs] = tensor[:, :, None, None] if theirs.endswith(names.VAE_CONVOLUTIONS) else tensor
+    return renamed
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,53 @@
+"""Shows that the engine's environment works: its imports, a matrix product and a small UNet step on the device."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from importlib.metadata import version
+from typing import Any
+
+import accelerate  # noqa: F401  (that it imports is part of the check)
+import peft  # noqa: F401
+import torch
+from diffusers import UNet2DConditionModel
+
+from dreambooth.engine.vocabulary import clip_tokenizer
+
+PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "peft", "safetensors", "pillow", "numpy")
+
+
+def report() -> dict[str, Any]:
+    """Runs the check. Returns the Python, the packages' versions and the device; raises whatever goes wrong."""
+    device = _device()
+    product = torch.ones(64, 64, device=device) @ torch.ones(64, 64, device=device)
+    assert product.sum().item() == 64**3
+    unet = UNet2DConditionModel(
+        block_out_channels=(32, 32),
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        layers_per_block=1,
+        cross_attention_dim=32,
+        attention_head_dim=4,
+    ).to(device)
+    loss = unet(torch.randn(1, 4, 8, 8, device=device), 1, torch.randn(1, 77, 32, device=device)).sample.square().mean()
+    loss.backward()
+    assert torch.isfinite(loss).item()
+    assert clip_tokenizer()("a photo of an astronaut riding a horse").input_ids[1:4] == [320, 1125, 539]
+    return {
+        "python": sys.executable,
+        "python_version": platform.python_version(),
+        "torch": version("torch"),
+        "device": device.type,
+        "device_name": torch.cuda.get_device_name()
+        if device.type == "cuda"
+        else {"mps": "the Apple GPU"}.get(device.type, "the processor"),
+        "memory_bytes": torch.cuda.get_device_properties(0).total_memory if device.type == "cuda" else 0,
+        "packages": {name: version(name) for name in PACKAGES},
+    }
+
+
+def _device() -> torch.device:
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")

@@ -1,0 +1,88 @@
+"""Previews during a run, and the contact sheet that they grow into: a row a prompt, a column a moment."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import torch
+from PIL import Image, ImageDraw, ImageFont
+
+from dreambooth.core.settings import Settings
+from dreambooth.engine.families.sd1 import Sd1
+from dreambooth.engine.sampling import Sampling, draw
+
+_NAME = "{images:08}-{prompt:02}-{number:02}.png"
+_PATTERN = re.compile(r"(\d{8})-(\d{2})-(\d{2})\.png")
+_CELL, _GAP, _LABEL = 160, 6, 22  # pixels
+
+
+def prompts(settings: Settings) -> list[str]:
+    """What previews show: the prompts of the settings, or each concept's instance and class prompt."""
+    chosen = [prompt.strip() for prompt in settings.previews.prompts.split(";") if prompt.strip()]
+    if not chosen:
+        for concept in settings.concepts:
+            chosen += [p.strip() for p in (concept.instance_prompt, concept.class_prompt) if p.strip()]
+    return list(dict.fromkeys(chosen))
+
+
+def make(model: Sd1, settings: Settings, folder: Path, images: int, size: int) -> list[Path]:
+    """Draws the previews of this moment and saves them; the model is left in the mode that it was in."""
+    wanted = [(p, n) for p in range(len(prompts(settings))) for n in range(settings.previews.count)]
+    choice = settings.previews
+    sampling = Sampling(size, size, choice.steps, choice.guidance_scale, choice.negative_prompt)
+    words, batch, paths = prompts(settings), settings.batching.class_batch_size, []
+    folder.mkdir(exist_ok=True)
+    was_training = model.unet.training
+    model.unet.eval()
+    with torch.random.fork_rng():
+        for start in range(0, len(wanted), batch):
+            some = wanted[start : start + batch]
+            drawn = draw(model, [words[p] for p, _ in some], [choice.seed + n for _, n in some], sampling)
+            for (prompt, number), picture in zip(some, drawn):
+                path = folder / _NAME.format(images=images, prompt=prompt, number=number)
+                picture.save(path)
+                paths.append(path)
+    model.unet.train(was_training)
+    return paths
+
+
+def contact_sheet(folder: Path, settings: Settings, target: Path, *, most_columns: int = 8) -> None:
+    """Puts the previews of a run on one sheet: rows prompts, columns images seen."""
+    found = {tuple(map(int, m.groups())): path for path in folder.glob("*.png") if (m := _PATTERN.fullmatch(path.name))}
+    moments = _thinned(sorted({images for images, _, _ in found}), most_columns)
+    columns = [
+        (
+            f"{images:,} images seen" if images else "before",
+            {(p, n): path for (i, p, n), path in found.items() if i == images},
+        )
+        for images in moments
+    ]
+    rows = [(word, (p, n)) for p, word in enumerate(prompts(settings)) for n in range(settings.previews.count)]
+    sheet([label for label, _ in columns], [(word, [c.get(key) for _, c in columns]) for word, key in rows]).save(
+        target
+    )
+
+
+def sheet(columns: list[str], rows: list[tuple[str, list[Path | None]]]) -> Image.Image:
+    """A labelled grid of pictures; a missing one leaves its cell empty."""
+    width = _GAP + len(columns) * (_CELL + _GAP)
+    image = Image.new("RGB", (width, _LABEL + len(rows) * (_LABEL + _CELL + _GAP)), "white")
+    pen, font = ImageDraw.Draw(image), ImageFont.load_default(12)
+    for column, label in enumerate(columns):
+        pen.text((_GAP + column * (_CELL + _GAP), 4), label, fill="black", font=font)
+    for row, (label, paths) in enumerate(rows):
+        top = _LABEL + row * (_LABEL + _CELL + _GAP)
+        pen.text((_GAP, top + 4), label, fill="dimgray", font=font)
+        for column, path in enumerate(paths):
+            if path:
+                with Image.open(path) as picture:
+                    enlarged = picture.convert("RGB").resize((_CELL, _CELL), Image.Resampling.LANCZOS)
+                image.paste(enlarged, (_GAP + column * (_CELL + _GAP), top + _LABEL))
+    return image
+
+
+def _thinned(moments: list[int], most: int) -> list[int]:
+    if len(moments) <= most:
+        return moments
+    return [moments[round(i * (len(moments) - 1) / (most - 1))] for i in range(most)]

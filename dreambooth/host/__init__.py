@@ -1,0 +1,1 @@
+"""Where the extension lives: inside a WebUI, or standing alone."""

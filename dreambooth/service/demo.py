@@ -1,0 +1,131 @@
+"""The demo: the whole job on the bundled miniature model and five pictures of a subject that it has never seen."""
+
+from __future__ import annotations
+
+import html
+import shutil
+import string
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from dreambooth.core import project, settings
+from dreambooth.core.errors import UserError
+from dreambooth.core.layout import MINIATURE, SUBJECT_PICTURES
+from dreambooth.core.project import Folders, Project
+from dreambooth.core.run import Job
+from dreambooth.service import launcher
+
+_TEMPLATE = Path(__file__).with_name("demo_report.html")
+
+Say = Callable[[str], None]
+
+# The miniature is small, so it learns at rates far above a full-size model's.
+_SHARED = {
+    "concepts.0.instance_prompt": "a photo of sks star",
+    "concepts.0.class_prompt": "a photo of a star",
+    "concepts.0.num_class_images_per": 8,
+    "concepts.0.class_guidance_scale": 5.0,
+    "batching.train_batch_size": 2,
+    "batching.class_batch_size": 8,
+    "intervals.num_train_epochs": 100,
+    "intervals.save_preview_every": 25,
+    "intervals.save_state_every": 50,
+    "previews.guidance_scale": 5.0,
+    "previews.prompts": "a photo of sks star; a photo of sks star on a blue background; a photo of a star",
+}
+METHODS: dict[str, dict[str, Any]] = {
+    "full fine-tuning": {**_SHARED, "general.method": "full", "learning.learning_rate": 1e-4},
+    "LoRA": {
+        **_SHARED,
+        "general.method": "lora",
+        "learning.lora_learning_rate": 2e-3,
+        "lora.rank": 8,
+        "lora.alpha": 8.0,
+    },
+}
+
+
+def free_folder(wanted: str | None) -> Path:
+    """The folder that the demo may fill: new or empty. Raises UserError if it is neither."""
+    out = Path(wanted or "demo").expanduser().resolve()
+    number = 2
+    while not wanted and out.exists():
+        out, number = out.with_name(f"demo-{number}"), number + 1
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out}: the demo fills a new folder; name one that does not exist yet.")
+    return out
+
+
+def run(out: Path, python: Path, say: Say, on_event: launcher.OnEvent) -> dict[str, Any]:
+    """Teaches the subject twice, measures both results and writes the report. Returns the paths and figures."""
+    started = time.monotonic()
+    folders = Folders(out / "models")
+    pictures = out / "pictures"
+    shutil.copytree(SUBJECT_PICTURES, pictures)
+    made = project.create(folders, "demo", MINIATURE, {"concepts.0.instance_data_dir": str(pictures)})
+    jobs: dict[str, Job] = {}
+    seconds: dict[str, float] = {}
+    for name, chosen in METHODS.items():
+        say(f"Teaching the miniature a new star from five pictures: {name}")
+        since = time.monotonic()
+        jobs[name] = launcher.new_run(folders, made, settings.parse({**made.settings(), **chosen}))
+        _work(jobs[name], python, on_event)
+        seconds[name] = time.monotonic() - since
+    results = {name: _output(job) for name, job in jobs.items()}
+    measured = _measure(folders, made, results, out, python, on_event)
+    report = out / "report.html"
+    report.write_text(_report(measured["figures"], seconds, jobs), encoding="utf-8")
+    for name, job in jobs.items():
+        shutil.copyfile(job.folder / "previews.png", out / f"previews-{_slug(name)}.png")
+    return {
+        "checkpoint": results["full fine-tuning"],
+        "lora": results["LoRA"],
+        "contact_sheet": measured["contact_sheet"],
+        "report": str(report),
+        "figures": measured["figures"],
+        "training_seconds": {name: round(value, 1) for name, value in seconds.items()},
+        "seconds": round(time.monotonic() - started, 1),
+    }
+
+
+def _work(job: Job, python: Path, on_event: launcher.OnEvent) -> dict[str, Any]:
+    process = launcher.start(job, python)
+    try:
+        launcher.follow(job, process, on_event)
+    except BaseException:
+        process.kill()
+        raise
+    return launcher.result(job)
+
+
+def _measure(
+    folders: Folders, made: Project, results: dict[str, str], out: Path, python: Path, on_event: launcher.OnEvent
+) -> dict[str, Any]:
+    job = launcher.new_errand(
+        folders, made, "measure", settings.parse({}), variants={"before": "", **results}, out=str(out)
+    )
+    return _work(job, python, on_event)
+
+
+def _output(job: Job) -> str:
+    return str(next(event["path"] for event in reversed(job.events()[0]) if event["event"] == "saved"))
+
+
+def _slug(name: str) -> str:
+    return name.lower().replace(" ", "-")
+
+
+def _report(figures: dict[str, dict[str, float]], seconds: dict[str, float], jobs: dict[str, Job]) -> str:
+    keys = ("likeness", "prompt_following", "class_variety", "class_drift")
+    rows = []
+    for name, values in figures.items():
+        cells = [html.escape(name), *(f"{values[key]:.2f}" for key in keys)]
+        cells.append(f"{seconds[name]:.0f}" if name in seconds else "")
+        rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
+    previews = [
+        f'<h2>During {html.escape(name)}</h2>\n<img src="previews-{_slug(name)}.png" alt="Previews">' for name in jobs
+    ]
+    template = string.Template(_TEMPLATE.read_text(encoding="utf-8"))
+    return template.substitute(rows="\n  ".join(rows), previews="\n".join(previews))

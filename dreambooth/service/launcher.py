@@ -1,0 +1,91 @@
+"""Starting engine processes and watching them. What is known of a job is read from its folder, so a
+watcher can come and go."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from dreambooth.core import run
+from dreambooth.core.errors import UserError
+from dreambooth.core.layout import PROJECT
+from dreambooth.core.project import Folders, Project
+from dreambooth.core.run import Job
+from dreambooth.core.settings import Settings, to_json
+from dreambooth.service import environment
+
+POLL_SECONDS = 0.1
+
+OnEvent = Callable[[dict[str, Any]], None]
+
+
+def new_run(folders: Folders, project: Project, settings: Settings) -> Job:
+    """A new training run with its settings frozen; not started yet."""
+    job = {"kind": "train", "model": project.name, "models": str(folders.models)}
+    return run.create(project.runs, job, to_json(settings))
+
+
+def new_errand(folders: Folders, project: Project, kind: str, settings: Settings, **fields: Any) -> Job:
+    """A short job beside the runs: check, class-images, generate, export, measure."""
+    job = {"kind": kind, "model": project.name, "models": str(folders.models), **fields}
+    return run.create(project.folder / "errands", job, to_json(settings))
+
+
+def start(job: Job, python: Path) -> subprocess.Popen[bytes]:
+    """Starts the engine on a job. It lives on without the caller; its output goes to the job's log.
+
+    Raises UserError if an engine is at work on the job already.
+    """
+    if job.is_alive():
+        raise UserError(f"The run {job.name} is running already.")
+    for request in job.requests():
+        job.clear_request(request)
+    flags: dict[str, Any] = {"start_new_session": True}
+    if sys.platform == "win32":
+        flags = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP | subprocess.CREATE_NO_WINDOW}
+    with open(job.log, "ab") as log:
+        return subprocess.Popen(
+            [str(python), "-m", "dreambooth.engine", str(job.folder)],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            cwd=PROJECT,
+            env=environment.engine_variables(),
+            **flags,
+        )
+
+
+def follow(job: Job, process: subprocess.Popen[bytes], on_event: OnEvent, offset: int = 0) -> None:
+    """Tells `on_event` of everything that happens until the engine ends. Ends early only by an exception."""
+    while True:
+        ended = process.poll() is not None
+        events, offset = job.events(offset)
+        for event in events:
+            on_event(event)
+        if ended and not events:
+            return
+        if not events:
+            time.sleep(POLL_SECONDS)
+
+
+def result(job: Job) -> dict[str, Any]:
+    """How the job ended. Raises UserError with its problems if it failed or was lost."""
+    events, _ = job.events()
+    last = next((e for e in reversed(events) if e["event"] in ("done", "paused", "stopped", "failed", "started")), None)
+    if last is None or last["event"] == "started":
+        raise UserError(f"The engine ended without a word: {_last_line(job.log)} (the whole log is in {job.log}).")
+    if last["event"] == "failed":
+        raise UserError(last["problems"])
+    return dict(last)
+
+
+def _last_line(log: Path) -> str:
+    try:
+        lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    except OSError:
+        lines = []
+    return lines[-1] if lines else "it wrote nothing"

@@ -1,0 +1,79 @@
+"""Which build of PyTorch fits this machine: NVIDIA (by driver), AMD, or none."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+INDEX = "https://download.pytorch.org/whl/"
+
+# NVIDIA's minimum Linux drivers for a CUDA toolkit's major version; newest build first.
+_CUDA_BY_DRIVER = ((580, ("cu130", "cu129", "cu128", "cu126")), (525, ("cu129", "cu128", "cu126")))
+_ROCM = ("rocm7.2", "rocm7.1", "rocm7.0", "rocm6.4")
+
+
+@dataclass(frozen=True)
+class Build:
+    """A build of PyTorch to try: what it is for, and the pip arguments that find it."""
+
+    name: str
+    arguments: tuple[str, ...] = ()
+
+
+DEFAULT = Build("the default package index's build")
+
+
+@dataclass(frozen=True)
+class Machine:
+    system: str  # Linux, Windows, Darwin
+    nvidia_driver: str = ""
+    has_amd: bool = False
+
+
+def look() -> Machine:
+    """What is in this machine, without importing anything."""
+    return Machine(platform.system(), _nvidia_driver(), Path("/dev/kfd").exists())
+
+
+def builds(machine: Machine) -> list[Build]:
+    """The builds to try, the best first; the next is tried where an index has none or does not answer."""
+    if machine.system == "Darwin":
+        return [DEFAULT]
+    if machine.nvidia_driver:
+        major = int(machine.nvidia_driver.split(".")[0])
+        for least, cudas in _CUDA_BY_DRIVER:
+            if major >= least:
+                # On Linux the default index has the CUDA 13 build; on Windows it has none for NVIDIA.
+                default = [DEFAULT] if machine.system == "Linux" and "cu130" in cudas else []
+                return [_from_index(cuda) for cuda in cudas] + default
+    if machine.has_amd and machine.system == "Linux":
+        return [_from_index(rocm) for rocm in _ROCM]
+    return [_from_index("cpu"), DEFAULT]
+
+
+def note(machine: Machine) -> str:
+    """One sentence for the person about the choice; empty where it is plain."""
+    if machine.nvidia_driver and int(machine.nvidia_driver.split(".")[0]) < _CUDA_BY_DRIVER[-1][0]:
+        return (
+            f"The NVIDIA driver {machine.nvidia_driver} is too old for this PyTorch (it needs "
+            f"{_CUDA_BY_DRIVER[-1][0]} or newer): training will use the processor. Update it and run setup again."
+        )
+    if machine.has_amd and machine.system == "Windows":
+        return "AMD cards are used on Linux only: training will use the processor."
+    return ""
+
+
+def _from_index(name: str) -> Build:
+    return Build(name, ("--index-url", INDEX + name))
+
+
+def _nvidia_driver() -> str:
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        out = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    first = out.strip().splitlines()[0].strip() if out.strip() else ""
+    return first if first.split(".")[0].isdigit() else ""

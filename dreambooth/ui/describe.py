@@ -1,0 +1,107 @@
+"""Answers of the commands in words, for people."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dreambooth.ui.terminal import duration, size, table
+
+Result = dict[str, Any]
+
+FAMILIES = {"sd1": "Stable Diffusion 1", "sd2": "Stable Diffusion 2", "sdxl": "SDXL", "unknown": "unknown kind"}
+
+
+def setup(result: Result) -> str:
+    rows = [["python", f"{result['python']} ({result['python_version']})"], ["device", result["device_name"]]]
+    return table(rows + [[name, version] for name, version in result["packages"].items()])
+
+
+def about(result: Result) -> str:
+    parts = [name for name in ("unet", "vae", "text_encoder", "ema") if result[f"has_{name}"]]
+    rows = [
+        ["file", result["path"]],
+        ["is", f"{result['kind']}, {FAMILIES[result['family']]}, {result['precision']}, {size(result['bytes'])}"],
+        ["holds", ", ".join([f"{result['parameters']:,} values in {result['tensors']:,} tensors", *parts])],
+    ]
+    if result["kind"] == "checkpoint":
+        rows.append(["made for", f"{result['resolution']} pixels, {result['prediction_type']} prediction"])
+    rows.append(["training", result["reason"] or "can be trained from"])
+    return table(rows)
+
+
+def created(result: Result) -> str:
+    about = result["about"]
+    what = f"{FAMILIES[about['family']]}, {about['resolution']} pixels, from {result['source']}"
+    return f"Created {result['name']} in {result['folder']}: {what}"
+
+
+def plan(result: Result) -> str:
+    lines = [table([["picture", "size", "caption", ""]] + [_picture(one) for one in result["pictures"]]), ""]
+    for one in result["class_pictures"]:
+        counts = f"{one['there']} there, {one['wanted']} wanted, {one['missing']} to be made"
+        lines.append(f"Class pictures: {counts} in {one['folder']}")
+    time = f", about {duration(result['seconds'])}" if result["seconds"] else ""
+    images = f"{len(result['pictures'])} pictures x {result['epochs']} epochs = {result['images']:,} images"
+    lines.append(f"{images} in {result['steps']:,} steps{time}")
+    lines.append(f"Writes up to {size(result['disk_bytes'])}; the result goes to {result['output_folder']}")
+    return "\n".join(lines)
+
+
+def finished(result: Result) -> str:
+    lines = [f"Run {result['run']} is {result['status']} at step {result['step']:,} of {result['steps']:,}."]
+    if result["status"] == "paused":
+        lines.append(f"Go on with: python -m dreambooth resume {result['run']}")
+    lines += [f"Written: {path}" for path in result["outputs"]]
+    if result["previews"]:
+        lines.append(f"Previews: {result['previews']}")
+    return "\n".join(lines)
+
+
+def run_list(result: Result) -> str:
+    if not result["runs"]:
+        return "There are no runs yet."
+    head = ["run", "status", "step", "loss", "result"]
+    rows = [
+        [r["run"], r["status"], f"{r['step']:,}/{r['steps']:,}", f"{r['loss'] or 0:.4f}", (r["outputs"] or ["-"])[-1]]
+        for r in result["runs"]
+    ]
+    return table([head, *rows])
+
+
+def asked(result: Result) -> str:
+    return f"Asked {result['run']} to {result['asked']}."
+
+
+def errand(result: Result) -> str:
+    return "Done."
+
+
+def pictures(result: Result) -> str:
+    return "\n".join(result["pictures"])
+
+
+def exported(result: Result) -> str:
+    return f"Written: {result['path']}"
+
+
+def demo(result: Result) -> str:
+    figures = result["figures"]
+    head = ["", "like the subject", "follows the prompt", "class variety", "class drift"]
+    rows = [
+        [
+            name,
+            *(f"{figures[name][key]:.2f}" for key in ("likeness", "prompt_following", "class_variety", "class_drift")),
+        ]
+        for name in figures
+    ]
+    places = [
+        ["checkpoint", result["checkpoint"]],
+        ["LoRA", result["lora"]],
+        ["pictures", result["contact_sheet"]],
+        ["report", result["report"]],
+    ]
+    return f"{table([head, *rows])}\n\n{table(places)}"
+
+
+def _picture(one: Result) -> list[str]:
+    return [one["path"], f"{one['width']}x{one['height']}", one["prompt"], one["warning"]]

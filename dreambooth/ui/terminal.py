@@ -1,0 +1,101 @@
+"""A job as a person sees it in a terminal: one line that moves while something is under way."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any, TextIO
+
+_WIDTH = 24
+
+
+class Terminal:
+    """Shows progress on standard error, so that standard output stays for results."""
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self.stream = stream or sys.stderr
+        self.moving = self.stream.isatty()
+        self.drawn = 0
+        self.stage = ""
+        self.printed_at = 0.0
+
+    def say(self, text: str) -> None:
+        """A line that stays."""
+        self._clear()
+        print(text, file=self.stream, flush=True)
+
+    def show(self, text: str) -> None:
+        """A line that the next one replaces; where there is no terminal, one now and then."""
+        if self.moving:
+            self._clear()
+            self.stream.write(text)
+            self.stream.flush()
+            self.drawn = len(text)
+        elif time.monotonic() - self.printed_at > 5:
+            self.printed_at = time.monotonic()
+            print(text, file=self.stream, flush=True)
+
+    def event(self, event: dict[str, Any]) -> None:
+        """One event of a job."""
+        what = event["event"]
+        if what == "stage":
+            self._show_stage(event["name"], event["done"], event["total"])
+        elif what == "step":
+            self.stage = "training"
+            self.show(_step_line(event))
+        elif what == "resumed":
+            self.say(f"Going on from step {event['step']:,}")
+        elif what == "saved":
+            self.say(f"Saved {event['path']} ({size(event['bytes'])})")
+        elif what == "warning":
+            self.say(f"Note: {event['text']}")
+        elif what == "paused":
+            self.say("Paused.")
+        elif what == "stopped":
+            self.say("Stopped; nothing was kept." if event.get("discarded") else "Stopped.")
+
+    def end(self) -> None:
+        self._clear()
+
+    def _show_stage(self, name: str, done: int, total: int) -> None:
+        if name != self.stage:
+            self.stage, self.printed_at = name, 0.0
+        count = f" {done} of {total}" if total > 1 else ""
+        self.show(f"{bar(done / total) if total > 1 else ''}{' ' if total > 1 else ''}{name}{count}")
+
+    def _clear(self) -> None:
+        if self.moving and self.drawn:
+            self.stream.write("\r" + " " * self.drawn + "\r")
+        self.drawn = 0
+
+
+def bar(share: float) -> str:
+    full = round(max(0.0, min(1.0, share)) * _WIDTH)
+    return "▓" * full + "░" * (_WIDTH - full)
+
+
+def duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    if seconds < 3600:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
+
+
+def size(count: float) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
+
+
+def table(rows: list[list[str]]) -> str:
+    """Rows as aligned columns."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows)
+
+
+def _step_line(event: dict[str, Any]) -> str:
+    memory = f" · {size(event['memory_bytes'])}" if event.get("memory_bytes") else ""
+    return (
+        f"{bar(event['step'] / event['steps'])} {event['step'] / event['steps']:4.0%} · step {event['step']:,} of "
+        f"{event['steps']:,} · {event['steps_per_second']:.2f} it/s · loss {event['loss']:.4f}{memory} · "
+        f"{duration(event['seconds_left'])} left"
+    )
