@@ -138,7 +138,7 @@ def _parse(path: Path, text: bytes, data_start: int) -> Header:
             start, end = (int(x) for x in entry["data_offsets"])
             tensor = Tensor(str(entry["dtype"]), tuple(int(n) for n in entry["shape"]), start, end)
             wanted = prod(tensor.shape) * BYTES_PER_VALUE[tensor.dtype]
-            if start < 0 or end - start != wanted:
+            if start < 0 or end - start != wanted or min(tensor.shape, default=0) < 0:
                 raise ValueError(name)
             tensors[name] = tensor
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):

@@ -220,10 +220,10 @@ def _number(raw: Any, kind: type) -> Any:
         raise ValueError(f"{raw!r} is not {wanted}.")
     try:
         value = int(raw) if kind is int and isinstance(raw, str) else float(raw)
+        if not math.isfinite(value) or (kind is int and value != int(value)):
+            raise ValueError
     except (ValueError, OverflowError):
-        raise ValueError(f"{raw!r} is not {wanted}.") from None
-    if not math.isfinite(value) or (kind is int and value != int(value)):
-        raise ValueError(f"{raw!r} is not {wanted}.")
+        raise ValueError(f"{str(raw)[:40]!r} is not {wanted}.") from None
     return kind(value)
 
 

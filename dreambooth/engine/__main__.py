@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import traceback
 from pathlib import Path
@@ -24,7 +25,7 @@ def main(arguments: list[str]) -> int:
     if alive is None:
         print(f"{job.folder}: another engine is at work on this job already", file=sys.stderr)
         return REFUSED
-    job.report("started", kind=job.read()["kind"])
+    job.report("started", kind=job.read()["kind"], pid=os.getpid())
     try:
         ending, fields = _do(job)
     except UserError as error:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from dreambooth.core import checkpoint, project, run, settings
+from dreambooth.core import checkpoint, project, run, schema, settings
 from dreambooth.core.errors import UserError
 from dreambooth.core.project import Folders, Project
 from dreambooth.core.run import Job
@@ -60,6 +60,10 @@ def inspect(options: argparse.Namespace, terminal: Terminal) -> Result:
     if not path.exists():
         raise UserError(f"{path}: there is no such file.")
     return {"path": str(path), **checkpoint.describe(checkpoint.read_header(path)).as_json()}
+
+
+def show_settings(options: argparse.Namespace, terminal: Terminal) -> Result:
+    return schema.json_schema(Settings)
 
 
 def create(options: argparse.Namespace, terminal: Terminal) -> Result:
@@ -298,6 +302,7 @@ def _parser() -> argparse.ArgumentParser:
         "--out", metavar="DIR", help="a new folder for everything that the demo makes (default: demo)"
     )
     add("inspect", inspect, "Say what a checkpoint or LoRA is.", describe.about).add_argument("file", metavar="FILE")
+    add("settings", show_settings, "List every setting.", lambda _: schema.markdown(Settings).rstrip())
     sub = add("create", create, "Make a model's folder from a checkpoint.", describe.created, takes_settings=True)
     sub.add_argument("name", metavar="NAME")
     sub.add_argument("--source", required=True, metavar="FILE", help="the checkpoint to start from (.safetensors)")

@@ -109,7 +109,7 @@ def unet_config(header: checkpoint.Header) -> dict[str, Any]:
         "layers_per_block": UNET_LAYERS,
         "cross_attention_dim": next(s[1] for name, s in shapes.items() if name.endswith("attn2.to_k.weight")),
         "attention_head_dim": HEADS,
-        "sample_size": 64,
+        "sample_size": checkpoint.describe(header).resolution // LATENT_FACTOR,
     }
 
 

@@ -1,0 +1,43 @@
+"""Sets up what the tests need and runs them all: `python -m tests`, with pytest's options if wanted.
+
+    python -m tests                 lint, types, tests
+    python -m tests -m large        the full-size proofs (8 to 16 GB of memory)
+    python -m tests tests/core      one part
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from dreambooth.core.errors import UserError  # noqa: E402
+from dreambooth.service import environment  # noqa: E402
+from dreambooth.ui.terminal import Terminal  # noqa: E402
+
+
+def main(options: list[str]) -> int:
+    terminal = Terminal()
+    try:
+        python = str(environment.ensure(terminal.show, development=True))
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    terminal.end()
+    # One thread: small models gain nothing from a second, and lose everything when a core is busy.
+    variables = {**environment.engine_variables(), "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+    steps = [["ruff", "check", "."], ["ruff", "format", "--check", "."], ["mypy"]] if not options else []
+    for step in [*steps, ["pytest", *options]]:
+        code = subprocess.run([python, "-m", *step], cwd=ROOT, env=variables).returncode
+        if code:
+            print(f"{' '.join(step)} failed", file=sys.stderr)
+            return code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,50 @@
+"""What the tests share. Pictures, models and damaged files are made here, never fetched."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+Run = Callable[..., "Said"]
+
+
+class Said:
+    """What a command said: its exit code, its JSON answer, its errors."""
+
+    def __init__(self, result: subprocess.CompletedProcess[str]) -> None:
+        self.code = result.returncode
+        self.errors = result.stderr
+        self.answer: dict[str, Any] = json.loads(result.stdout) if result.stdout.strip().startswith("{") else {}
+
+
+@pytest.fixture(scope="session")
+def dreambooth() -> Run:
+    """Runs `python -m dreambooth` for real, with the engine's environment that runs the tests."""
+
+    def run(*arguments: object, cwd: Path = ROOT) -> Said:
+        variables = {**os.environ, "DREAMBOOTH_ENGINE_PYTHON": sys.executable, "PYTHONPATH": str(ROOT)}
+        command = [sys.executable, "-m", "dreambooth", *map(str, arguments), "--json"]
+        return Said(subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=variables, timeout=900))
+
+    return run
+
+
+def write_safetensors(path: Path, tensors: dict[str, tuple[str, list[int], int]], metadata: dict[str, str] | None = None) -> Path:
+    """A .safetensors file of zeros by hand: {name: (dtype, shape, bytes)}."""
+    header: dict[str, Any] = {"__metadata__": metadata or {}}
+    offset = 0
+    for name, (dtype, shape, size) in tensors.items():
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [offset, offset + size]}
+        offset += size
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + bytes(offset))
+    return path

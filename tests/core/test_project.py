@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from dreambooth.core import project
+from dreambooth.core.errors import UserError
+from dreambooth.core.layout import MINIATURE
+from dreambooth.core.project import Folders
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "../x", "a/b", "a\\b", ".x", "x.", " x", "a:b", "con", "NUL.txt", "x" * 81, "a\0b"])
+def test_names_that_are_no_folder_are_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UserError, match="cannot be a model's name"):
+        project.create(Folders(tmp_path), name, MINIATURE)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["anna-dog", "Анна 2", "狗", "v1.5 dog"])
+def test_a_model_is_made_and_found_again(tmp_path: Path, name: str) -> None:
+    made = project.create(Folders(tmp_path / "a b"), name, MINIATURE, {"lora.rank": 4})
+    found = project.open_project(Folders(tmp_path / "a b"), name)
+    assert found == made
+    assert (found.source, found.resolution, found.settings()["lora.rank"]) == (MINIATURE, 64, 4)
+    assert project.names(Folders(tmp_path / "a b")) == [name]
+
+
+def test_nothing_is_copied(tmp_path: Path) -> None:
+    made = project.create(Folders(tmp_path), "x", MINIATURE)
+    assert sum(path.stat().st_size for path in made.folder.rglob("*")) < 20_000
+
+
+def test_a_name_that_exists_is_refused_and_left_alone(tmp_path: Path) -> None:
+    made = project.create(Folders(tmp_path), "x", MINIATURE)
+    before = (made.folder / "model.json").read_bytes()
+    with pytest.raises(UserError, match="exists already"):
+        project.create(Folders(tmp_path), "x", MINIATURE)
+    assert (made.folder / "model.json").read_bytes() == before
+
+
+def test_bad_settings_leave_nothing_behind(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"lora\.rank"):
+        project.create(Folders(tmp_path), "x", MINIATURE, {"lora.rank": 0})
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_unknown_model_lists_the_known(tmp_path: Path) -> None:
+    project.create(Folders(tmp_path), "anna", MINIATURE)
+    with pytest.raises(UserError, match="there: anna"):
+        project.open_project(Folders(tmp_path), "ana")

@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dreambooth.core import atomic, lock, run
+from dreambooth.core.run import Job
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Job:
+    return run.create(tmp_path / "NAME" / "runs", {"kind": "train", "model": "NAME", "models": str(tmp_path)}, "{}")
+
+
+def test_runs_are_numbered_in_turn(tmp_path: Path, job: Job) -> None:
+    assert (job.name, run.create(job.folder.parent, {}, "{}").name) == ("NAME/1", "NAME/2")
+
+
+def test_a_half_written_event_is_left_for_the_next_read(job: Job) -> None:
+    job.report("started")
+    with open(job.folder / "events.jsonl", "a") as file:
+        file.write('{"event": "st')
+    events, offset = job.events()
+    assert [event["event"] for event in events] == ["started"]
+    with open(job.folder / "events.jsonl", "a") as file:
+        file.write('ep", "step": 1}\n')
+    assert [event["event"] for event in job.events(offset)[0]] == ["step"]
+
+
+def test_a_line_cut_by_a_crash_does_not_hide_what_follows(job: Job) -> None:
+    (job.folder / "events.jsonl").write_text('{"event": "st\n{"event": "done"}\n')
+    assert [event["event"] for event in job.events()[0]] == ["done"]
+
+
+def test_requests_are_seen_and_cleared(job: Job) -> None:
+    assert job.requests() == set()
+    job.request("pause")
+    assert job.requests() == {"pause"}
+    job.clear_request("pause")
+    job.clear_request("pause")
+    assert job.requests() == set()
+
+
+def test_the_status_follows_the_folder(job: Job) -> None:
+    assert job.status() == "new"
+    job.report("started")
+    assert job.status() == "lost"
+    job.report("paused")
+    assert job.status() == "paused"
+    job.report("started")
+    assert job.status() == "lost"
+    held = job.hold()
+    assert held
+    assert job.status() == "running"
+    assert job.hold() is None
+    held.close()
+    job.report("done")
+    assert job.status() == "done"
+
+
+def test_a_dead_holder_frees_the_lock(tmp_path: Path) -> None:
+    path = tmp_path / "alive"
+    code = f"import os; from dreambooth.core import lock; from pathlib import Path; f = lock.acquire(Path({str(path)!r})); print(1, flush=True); input()"
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stdin=subprocess.PIPE)
+    assert process.stdout and process.stdout.readline()
+    assert lock.is_held(path)
+    process.kill()
+    process.wait()
+    assert not lock.is_held(path)
+
+
+def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "file.json"
+    atomic.write_text(path, "old")
+
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="No space"):
+        atomic.write_text(path, "new")
+    assert path.read_text() == "old"

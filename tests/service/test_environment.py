@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import json
+import re
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+from dreambooth.core.errors import UserError
+from dreambooth.core.layout import DEVELOPMENT_LOCK, LOCK
+from dreambooth.service import environment
+
+
+@pytest.fixture
+def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An environment folder that is complete and current."""
+    monkeypatch.delenv(environment.VARIABLE, raising=False)
+    monkeypatch.setattr(environment, "ENGINE", tmp_path)
+    monkeypatch.setattr(environment, "STAMP", tmp_path / "stamp.json")
+    environment.python().parent.mkdir()
+    environment.python().touch()
+    stamp = {"engine": environment._digest(LOCK), "development": environment._digest(DEVELOPMENT_LOCK)}
+    (tmp_path / "stamp.json").write_text(json.dumps(stamp))
+    return tmp_path
+
+
+def test_a_current_environment_is_seen_at_once(fresh: Path) -> None:
+    since = time.monotonic()
+    assert environment.is_current(development=True)
+    assert environment.ensure(pytest.fail) == environment.python()
+    assert time.monotonic() - since < 0.2
+
+
+def test_a_changed_lock_makes_it_stale(fresh: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lock = tmp_path / "other-lock.txt"
+    lock.write_text(LOCK.read_text() + "six==1.17.0\n")
+    monkeypatch.setattr(environment, "LOCK", lock)
+    assert not environment.is_current()
+
+
+@pytest.mark.parametrize("damage", ["no stamp", "half a stamp", "no python"])
+def test_an_interrupted_set_up_is_seen(fresh: Path, damage: str) -> None:
+    if damage == "no stamp":
+        (fresh / "stamp.json").unlink()
+    elif damage == "half a stamp":
+        (fresh / "stamp.json").write_text('{"engine": ')
+    else:
+        environment.python().unlink()
+    assert not environment.is_current()
+
+
+def test_another_engine_can_be_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv(environment.VARIABLE, str(tmp_path / "no-python"))
+    with pytest.raises(UserError, match=environment.VARIABLE):
+        environment.python()
+    (tmp_path / "python").touch()
+    monkeypatch.setenv(environment.VARIABLE, str(tmp_path / "python"))
+    assert environment.python() == tmp_path / "python"
+
+
+def test_an_engine_that_does_not_work_is_said_in_one_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    broken = tmp_path / "python"
+    broken.write_text("#!/bin/sh\necho 'ImportError: no torch' >&2\nexit 1\n")
+    broken.chmod(0o755)
+    monkeypatch.setenv(environment.VARIABLE, str(broken))
+    with pytest.raises(UserError, match="ImportError: no torch. Run setup again"):
+        environment.check()
+
+
+def test_the_engine_runs_what_the_lock_says() -> None:
+    for line in environment._requirements(LOCK):
+        name, wanted = line.split("==")
+        assert version(name).split("+")[0] == wanted
+
+
+@pytest.mark.parametrize("lock", [LOCK, DEVELOPMENT_LOCK], ids=lambda path: path.name)
+def test_every_version_is_exact(lock: Path) -> None:
+    lines = list(environment._requirements(lock))
+    assert all(re.fullmatch(r"[A-Za-z0-9_.-]+==[0-9][^\s;,*]*", line) for line in lines)
+    assert len({line.split("==")[0].lower() for line in lines}) == len(lines)
+
+
+def test_engine_processes_leave_the_webui_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COMMANDLINE_ARGS", "--medvram")
+    monkeypatch.setenv("PYTHONPATH", "/webui")
+    variables = environment.engine_variables()
+    assert "COMMANDLINE_ARGS" not in variables
+    assert "/webui" not in variables["PYTHONPATH"]
+    assert variables["HF_HUB_OFFLINE"] == "1"
+
+
+@pytest.mark.parametrize(
+    ("line", "shown"),
+    [
+        ("Collecting torch==2.13.0\n", "PyTorch: torch 2.13.0"),
+        ("Progress 52428800 of 900000000\n", "PyTorch: 52 of 900 MB"),
+        ("Progress 1 of 20\n", ""),
+        ("  Using cached x.whl\n", ""),
+    ],
+)
+def test_progress_of_the_set_up(line: str, shown: str) -> None:
+    assert environment._pip_progress(line, "PyTorch") == shown

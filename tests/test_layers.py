@@ -1,0 +1,77 @@
+"""Who may import whom. The WebUI's process imports no torch and nothing that the WebUI does not bring."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "dreambooth"
+
+# Room -> rooms it may import from. A room may always import from itself.
+ROOMS = {
+    "core": set(),
+    "host": {"core"},
+    "service": {"core"},
+    "ui": {"core", "service", "host"},
+    "engine": {"core"},
+}
+# Inside the engine: these parts do not know each other; worker.py joins them.
+STRANGERS = [("training", "checkpoints")]
+STANDARD_LIBRARY_ONLY = {"core", "host", "service", "ui"}
+
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def imports(path: Path) -> list[str]:
+    """The dotted names that a file imports, inside functions too."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            found += [f"{node.module}.{alias.name}" for alias in node.names]
+    return found
+
+
+def parts(path: Path) -> tuple[str, ...]:
+    return path.relative_to(PACKAGE).parts
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: "/".join(parts(path)))
+def test_a_room_imports_only_what_it_may(path: Path) -> None:
+    room = parts(path)[0]
+    if room not in ROOMS:
+        return  # dreambooth/__init__.py and __main__.py
+    for name in imports(path):
+        words = name.split(".")
+        if words[0] == "dreambooth" and len(words) > 1 and words[1] in ROOMS:
+            assert words[1] == room or words[1] in ROOMS[room], f"{room} imports {name}"
+        elif words[0] != "dreambooth" and room in STANDARD_LIBRARY_ONLY:
+            assert words[0] in sys.stdlib_module_names, f"{room} imports {name}"
+
+
+@pytest.mark.parametrize(("one", "other"), STRANGERS)
+def test_strangers_in_the_engine_do_not_meet(one: str, other: str) -> None:
+    for here, there in ((one, other), (other, one)):
+        for path in (PACKAGE / "engine" / here).rglob("*.py"):
+            assert not [name for name in imports(path) if name.startswith(f"dreambooth.engine.{there}")], path
+
+
+def test_the_command_line_loads_nothing_but_the_standard_library() -> None:
+    code = (
+        "import sys; before = set(sys.modules); import dreambooth.ui.commands; "
+        "print([m for m in set(sys.modules) - before "
+        "if m.split('.')[0] not in sys.stdlib_module_names and not m.startswith('dreambooth')])"
+    )
+    said = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert said.strip() == "[]"
+
+
+def test_every_room_of_the_rules_exists() -> None:
+    assert {path.name for path in PACKAGE.iterdir() if (path / "__init__.py").exists()} == set(ROOMS)

@@ -1,0 +1,150 @@
+"""Bad input: one clear sentence, exit code 2, nothing written. The commands run for real."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from dreambooth.core.layout import MINIATURE, SUBJECT_PICTURES
+from tests.conftest import Run, Said
+
+
+def everything(folder: Path) -> dict[str, int]:
+    return {str(p.relative_to(folder)): p.stat().st_size for p in folder.rglob("*") if p.is_file()}
+
+
+def refused(said: Said, *parts: str) -> None:
+    assert said.code == 2, said.errors
+    assert "Traceback" not in said.errors
+    problems = said.answer["problems"]
+    assert problems
+    assert all(problem.endswith((".", ".)")) for problem in problems), problems
+    for part in parts:
+        assert any(part in problem for problem in problems), problems
+
+
+@pytest.fixture
+def data(tmp_path: Path, dreambooth: Run) -> Path:
+    folder = tmp_path / "models folder"
+    assert dreambooth("create", "star", "--source", MINIATURE, "--data", folder).code == 0
+    return folder
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    Image.new("RGB", (80, 80), "red").save(folder / "good.png")
+    return folder
+
+
+def test_inspect_says_what_the_miniature_is(dreambooth: Run) -> None:
+    said = dreambooth("inspect", MINIATURE)
+    assert said.code == 0
+    assert (said.answer["family"], said.answer["resolution"], said.answer["reason"]) == ("sd1", 64, "")
+
+
+@pytest.mark.parametrize("command", [["inspect"], ["create", "x", "--source"]])
+def test_files_that_are_no_checkpoint(tmp_path: Path, dreambooth: Run, command: list[str]) -> None:
+    whole = MINIATURE.read_bytes()
+    (tmp_path / "words.safetensors").write_text("these are only words, no weights")
+    (tmp_path / "short.safetensors").write_bytes(whole[: len(whole) // 2])
+    before = everything(tmp_path)
+    where = ["--data", tmp_path / "models"] if command[0] == "create" else []
+    refused(dreambooth(*command, tmp_path / "words.safetensors", *where), "words.safetensors", "not a .safetensors file")
+    refused(dreambooth(*command, tmp_path / "short.safetensors", *where), "short.safetensors", "cut short")
+    refused(dreambooth(*command, tmp_path / "gone.safetensors", *where), "gone.safetensors", "no such file")
+    assert everything(tmp_path) == before
+
+
+@pytest.mark.parametrize("name", ["..", "a/b", "../evil", "."])
+def test_names_that_would_leave_the_folder(tmp_path: Path, dreambooth: Run, name: str) -> None:
+    refused(dreambooth("create", name, "--source", MINIATURE, "--data", tmp_path / "models"), "cannot be a model's name")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_name_that_exists(data: Path, dreambooth: Run) -> None:
+    before = everything(data)
+    refused(dreambooth("create", "star", "--source", MINIATURE, "--data", data), "exists already")
+    assert everything(data) == before
+
+
+def test_unknown_settings_and_values_out_of_bounds_are_told_together(data: Path, dreambooth: Run, pictures: Path) -> None:
+    before = everything(data)
+    flags = ["--lora.rank", 0, "--lora.rnk", 4, "--intervals.num_train_epochs=-1", "--general.method", "both"]
+    said = dreambooth("train", "star", "--data", data, "--concepts.0.instance_data_dir", pictures, *flags)
+    refused(said, "lora.rank: 0 is below", "Did you mean lora.rank?", "num_train_epochs", "'both' is not one of")
+    assert len(said.answer["problems"]) == 4
+    assert everything(data) == before
+
+
+def test_an_unknown_model(data: Path, dreambooth: Run) -> None:
+    refused(dreambooth("train", "sun", "--data", data), "no model named 'sun'", "there: star")
+
+
+def test_a_word_that_is_no_flag(dreambooth: Run) -> None:
+    refused(dreambooth("runs", "now"), "takes no such argument")
+
+
+@pytest.mark.parametrize("command", ["check", "train"])
+def test_pictures_that_will_not_do(data: Path, tmp_path: Path, pictures: Path, dreambooth: Run, command: str) -> None:
+    def said(folder: Path | str, *more: object) -> Said:
+        flags = ["--data", data, "--concepts.0.instance_data_dir", folder, "--concepts.0.instance_prompt", "a sks star"]
+        return dreambooth(command, "star", *flags, *more)
+
+    (tmp_path / "empty").mkdir()
+    refused(said(tmp_path / "empty"), "no pictures in")
+    refused(said(tmp_path / "nowhere"), "there is no folder")
+    refused(said(pictures, "--concepts.0.instance_prompt", " "), "instance_prompt: it is empty")
+    refused(said(pictures, "--concepts.0.num_class_images_per", 2), "class_prompt: it is empty")
+    (pictures / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 no picture")
+    (pictures / "nothing.png").write_bytes(b"")
+    refused(said(pictures), "broken.jpg: this picture cannot be read", "nothing.png: this picture cannot be read")
+    assert not list(data.rglob("*.safetensors"))
+
+
+def test_check_shows_the_plan(data: Path, dreambooth: Run, pictures: Path) -> None:
+    flags = ["--concepts.0.instance_prompt", "[filewords] of sks", "--concepts.0.class_prompt", "a star"]
+    flags += ["--concepts.0.num_class_images_per", "3", "--batching.train_batch_size", "2", "--general.resolution", "128"]
+    (pictures / "second.png").write_bytes((pictures / "good.png").read_bytes())
+    (pictures / "second.txt").write_text("a drawing", encoding="utf-8")
+    said = dreambooth("check", "star", "--data", data, "--concepts.0.instance_data_dir", pictures, *flags)
+    assert said.code == 0, said.errors
+    assert [p["prompt"] for p in said.answer["pictures"]] == ["good of sks", "a drawing of sks"]
+    assert said.answer["pictures"][0]["crop"] == [0, 0, 80, 80]
+    assert "smaller than 128" in said.answer["pictures"][0]["warning"]
+    assert (said.answer["steps"], said.answer["images"], said.answer["class_pictures"][0]["missing"]) == (100, 200, 6)
+
+
+def test_relative_folders_are_meant_from_where_they_are_written(data: Path, dreambooth: Run, pictures: Path) -> None:
+    prompt = ["--concepts.0.instance_prompt", "x"]
+    flag = ["--concepts.0.instance_data_dir", "pictures"]
+    assert dreambooth("check", "star", "--data", data, *flag, *prompt, cwd=pictures.parent).code == 0
+    file = pictures.parent / "settings.json"
+    file.write_text('{"concepts": [{"instance_data_dir": "pictures", "instance_prompt": "x"}]}')
+    assert dreambooth("check", "star", "--data", data, "--settings", file, cwd=data).code == 0
+
+
+def test_generate_and_export_refuse_what_they_cannot_do(data: Path, tmp_path: Path, dreambooth: Run) -> None:
+    refused(dreambooth("export", "star", "--to", tmp_path / "x.safetensors", "--data", data), "no finished run")
+    said = dreambooth("generate", "star", "--prompt", "x", "--data", data, "--steps", 0, "--width", 65, "--count", -1)
+    refused(said, "--steps", "--width", "--count")
+    refused(dreambooth("generate", "star", "--prompt", "x", "--data", data, "--scheduler", "magic"), "'magic' is not one of")
+
+
+def test_runs_that_are_not_there(data: Path, dreambooth: Run) -> None:
+    refused(dreambooth("pause", "star", "--data", data), "has no runs yet")
+    refused(dreambooth("resume", "star/7", "--data", data), "no run 'star/7'")
+    assert dreambooth("runs", "--data", data).answer == {"runs": []}
+
+
+def test_the_demo_fills_only_a_new_folder(tmp_path: Path, dreambooth: Run) -> None:
+    (tmp_path / "mine.txt").write_text("keep me")
+    refused(dreambooth("demo", "--out", tmp_path), "does not exist yet")
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_the_subject_comes_in_five_pictures() -> None:
+    assert len(list(SUBJECT_PICTURES.glob("*.png"))) == 5
