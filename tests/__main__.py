@@ -1,8 +1,8 @@
 """Sets up what the tests need and runs them all: `python -m tests`, with pytest's options if wanted.
 
-    python -m tests                 lint, types, tests
-    python -m tests -m large        the full-size proofs (8 to 16 GB of memory)
-    python -m tests tests/core      one part
+python -m tests                 lint, types, tests
+python -m tests -m large        the full-size proofs (8 to 16 GB of memory)
+python -m tests tests/core      one part
 """
 
 from __future__ import annotations

@@ -38,7 +38,9 @@ def dreambooth() -> Run:
     return run
 
 
-def write_safetensors(path: Path, tensors: dict[str, tuple[str, list[int], int]], metadata: dict[str, str] | None = None) -> Path:
+def write_safetensors(
+    path: Path, tensors: dict[str, tuple[str, list[int], int]], metadata: dict[str, str] | None = None
+) -> Path:
     """A .safetensors file of zeros by hand: {name: (dtype, shape, bytes)}."""
     header: dict[str, Any] = {"__metadata__": metadata or {}}
     offset = 0

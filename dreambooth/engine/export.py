@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import tempfile
 from pathlib import Path
@@ -14,7 +13,7 @@ from dreambooth.core.project import Folders, open_project
 from dreambooth.core.run import Job
 from dreambooth.engine.families import sd1
 from dreambooth.engine.sampling import make_scheduler
-from dreambooth.engine.vocabulary import clip_vocabulary
+from dreambooth.engine.vocabulary import write_vocabulary
 
 
 def run(job: Job) -> dict[str, Any]:
@@ -68,10 +67,7 @@ def _diffusers_folder(model: sd1.Sd1, to: Path) -> None:
     staged = Path(tempfile.mkdtemp(prefix=".exporting-", dir=to.parent))
     try:
         pipeline.save_pretrained(staged, safe_serialization=True)
-        vocabulary, merges = clip_vocabulary()
-        (staged / "tokenizer" / "vocab.json").write_text(json.dumps(vocabulary, ensure_ascii=False), encoding="utf-8")
-        lines = ["#version: 0.2", *(" ".join(pair) for pair in merges)]
-        (staged / "tokenizer" / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        write_vocabulary(staged / "tokenizer")
         staged.chmod(0o755)
         staged.rename(to)
     finally:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import gzip
 import importlib.util
+import json
 from pathlib import Path
 
 from transformers import CLIPTokenizer
@@ -36,6 +37,14 @@ def clip_vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
     tokens = letters + [letter + "</w>" for letter in letters] + ["".join(pair) for pair in merges]
     tokens += ["<|startoftext|>", "<|endoftext|>"]
     return {token: number for number, token in enumerate(tokens)}, merges
+
+
+def write_vocabulary(folder: Path) -> None:
+    """Writes vocab.json and merges.txt, which transformers' older tokenizers and other trainers read."""
+    vocabulary, merges = clip_vocabulary()
+    (folder / "vocab.json").write_text(json.dumps(vocabulary, ensure_ascii=False), encoding="utf-8")
+    lines = ["#version: 0.2", *(" ".join(pair) for pair in merges)]
+    (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def _merges_file() -> Path:

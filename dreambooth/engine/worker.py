@@ -224,7 +224,7 @@ def _check_disk(work: Work) -> None:
     free = shutil.disk_usage(work.folders.models).free
     if needed > free:
         raise UserError(
-            f"{work.folders.models}: the run writes about {needed / 1e9:.1f} GB, but only {free / 1e9:.1f} GB are free; "
+            f"{work.folders.models}: the run writes about {needed / 1e9:.1f} GB, but only {free / 1e9:.1f} are free; "
             "make room, or save states and models less often."
         )
 

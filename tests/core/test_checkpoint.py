@@ -18,7 +18,9 @@ PARTS = {TO_K: ("F16", [2, 768], 3072), "first_stage_model.x": ("F16", [1], 2)}
 CLIP = {"cond_stage_model.transformer.text_model.x": ("F16", [1], 2)}
 
 
-def about(path: Path, tensors: dict[str, tuple[str, list[int], int]], metadata: dict[str, str] | None = None) -> checkpoint.About:
+def about(
+    path: Path, tensors: dict[str, tuple[str, list[int], int]], metadata: dict[str, str] | None = None
+) -> checkpoint.About:
     return checkpoint.describe(checkpoint.read_header(write_safetensors(path / "x.safetensors", tensors, metadata)))
 
 
@@ -93,7 +95,7 @@ def test_folders_and_pickles_get_their_own_sentence(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="folder"):
         checkpoint.read_header(tmp_path)
     (tmp_path / "x.ckpt").write_bytes(b"PK")
-    with pytest.raises(UserError, match="convert it to .safetensors"):
+    with pytest.raises(UserError, match=r"convert it to \.safetensors"):
         checkpoint.read_header(tmp_path / "x.ckpt")
 
 

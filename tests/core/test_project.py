@@ -10,7 +10,9 @@ from dreambooth.core.layout import MINIATURE
 from dreambooth.core.project import Folders
 
 
-@pytest.mark.parametrize("name", ["", ".", "..", "../x", "a/b", "a\\b", ".x", "x.", " x", "a:b", "con", "NUL.txt", "x" * 81, "a\0b"])
+@pytest.mark.parametrize(
+    "name", ["", ".", "..", "../x", "a/b", "a\\b", ".x", "x.", " x", "a:b", "con", "NUL.txt", "x" * 81, "a\0b"]
+)
 def test_names_that_are_no_folder_are_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(UserError, match="cannot be a model's name"):
         project.create(Folders(tmp_path), name, MINIATURE)

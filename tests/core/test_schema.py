@@ -66,7 +66,9 @@ def test_settings_go_to_a_file_and_back(rows: int, prompt: str, rank: int, rate:
     assert len(settings.concepts) == rows
 
 
-@given(st.dictionaries(st.text(max_size=12), st.one_of(st.none(), st.integers(), st.text(max_size=5), st.lists(st.none()))))
+@given(
+    st.dictionaries(st.text(max_size=12), st.one_of(st.none(), st.integers(), st.text(max_size=5), st.lists(st.none())))
+)
 def test_nonsense_is_refused_with_sentences(flat: dict[str, object]) -> None:
     try:
         parse(flat)
@@ -95,7 +97,9 @@ def test_every_setting_explains_itself() -> None:
 
 
 def test_the_reference_is_up_to_date() -> None:
-    assert DOCS.read_text(encoding="utf-8") == schema.markdown(Settings), "run: python -m dreambooth settings > docs/settings.md"
+    assert DOCS.read_text(encoding="utf-8") == schema.markdown(Settings), (
+        "run: python -m dreambooth settings > docs/settings.md"
+    )
 
 
 def test_the_json_schema_knows_every_setting() -> None:

@@ -40,7 +40,9 @@ def test_full_precision_keeps_what_half_would_round(tmp_path: Path, model: sd1.S
     assert torch.equal(load_file(tmp_path / "x.safetensors")[name], torch.full((4,), 1 / 3))
 
 
-def test_a_merge_that_lost_a_level_of_the_text_encoders_names_is_read_and_written(tmp_path: Path, model: sd1.Sd1) -> None:
+def test_a_merge_that_lost_a_level_of_the_text_encoders_names_is_read_and_written(
+    tmp_path: Path, model: sd1.Sd1
+) -> None:
     lost = {name.replace("transformer.text_model.", "transformer."): t for name, t in load_file(MINIATURE).items()}
     lost["model_ema.decay"] = torch.ones(1)
     lost["stray.key"] = torch.ones(2, dtype=torch.int64)
@@ -112,7 +114,12 @@ def test_diffusers_loads_the_miniature_and_draws_the_same(tmp_path: Path, model:
     pipeline.set_progress_bar_config(disable=True)
     prompt = "a photo of a red heart on a white background"
     theirs = pipeline(
-        prompt, num_inference_steps=10, guidance_scale=5.0, width=64, height=64, generator=torch.Generator().manual_seed(3)
+        prompt,
+        num_inference_steps=10,
+        guidance_scale=5.0,
+        width=64,
+        height=64,
+        generator=torch.Generator().manual_seed(3),
     ).images[0]
     ours = draw(model, [prompt], [3], Sampling(64, 64, 10, 5.0, scheduler="ddim"))[0]
     assert np.abs(np.asarray(theirs, int) - np.asarray(ours, int)).max() <= 2

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 import pytest
 import torch
 from hypothesis import given
@@ -36,7 +35,8 @@ def test_the_loss_is_the_mean_square_of_each_picture() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "at_start", "in_the_middle", "at_end"), [("constant", 1, 1, 1), ("linear", 1, 0.5, 0), ("cosine", 1, 0.5, 0)]
+    ("name", "at_start", "in_the_middle", "at_end"),
+    [("constant", 1, 1, 1), ("linear", 1, 0.5, 0), ("cosine", 1, 0.5, 0)],
 )
 def test_schedules(name: str, at_start: float, in_the_middle: float, at_end: float) -> None:
     points = [rate_factor(name, p, 0.0) for p in (0.0, 0.5, 1.0)]

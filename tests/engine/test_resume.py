@@ -102,7 +102,9 @@ def test_a_killed_engine_is_seen_as_lost_and_goes_on(folders: Folders, dreamboot
 
 
 def test_ctrl_c_pauses_and_stop_keeps_what_was_learned(folders: Folders, dreambooth: Run) -> None:
-    flags = [f"--{key}={value}" for key, value in {**SHARED, **METHODS["lora"], "intervals.num_train_epochs": 2000}.items()]
+    flags = [
+        f"--{key}={value}" for key, value in {**SHARED, **METHODS["lora"], "intervals.num_train_epochs": 2000}.items()
+    ]
     variables = {**os.environ, "DREAMBOOTH_ENGINE_PYTHON": sys.executable, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "dreambooth", "train", "star", "--data", str(folders.models), *flags]
     with subprocess.Popen(command, cwd=ROOT, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:

@@ -65,7 +65,7 @@ def test_an_engine_that_does_not_work_is_said_in_one_sentence(monkeypatch: pytes
     broken.write_text("#!/bin/sh\necho 'ImportError: no torch' >&2\nexit 1\n")
     broken.chmod(0o755)
     monkeypatch.setenv(environment.VARIABLE, str(broken))
-    with pytest.raises(UserError, match="ImportError: no torch. Run setup again"):
+    with pytest.raises(UserError, match=r"ImportError: no torch\. Run setup again"):
         environment.check()
 
 

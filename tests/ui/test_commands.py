@@ -53,7 +53,9 @@ def test_files_that_are_no_checkpoint(tmp_path: Path, dreambooth: Run, command: 
     (tmp_path / "short.safetensors").write_bytes(whole[: len(whole) // 2])
     before = everything(tmp_path)
     where = ["--data", tmp_path / "models"] if command[0] == "create" else []
-    refused(dreambooth(*command, tmp_path / "words.safetensors", *where), "words.safetensors", "not a .safetensors file")
+    refused(
+        dreambooth(*command, tmp_path / "words.safetensors", *where), "words.safetensors", "not a .safetensors file"
+    )
     refused(dreambooth(*command, tmp_path / "short.safetensors", *where), "short.safetensors", "cut short")
     refused(dreambooth(*command, tmp_path / "gone.safetensors", *where), "gone.safetensors", "no such file")
     assert everything(tmp_path) == before
@@ -61,7 +63,9 @@ def test_files_that_are_no_checkpoint(tmp_path: Path, dreambooth: Run, command: 
 
 @pytest.mark.parametrize("name", ["..", "a/b", "../evil", "."])
 def test_names_that_would_leave_the_folder(tmp_path: Path, dreambooth: Run, name: str) -> None:
-    refused(dreambooth("create", name, "--source", MINIATURE, "--data", tmp_path / "models"), "cannot be a model's name")
+    refused(
+        dreambooth("create", name, "--source", MINIATURE, "--data", tmp_path / "models"), "cannot be a model's name"
+    )
     assert not list(tmp_path.iterdir())
 
 
@@ -71,7 +75,9 @@ def test_a_name_that_exists(data: Path, dreambooth: Run) -> None:
     assert everything(data) == before
 
 
-def test_unknown_settings_and_values_out_of_bounds_are_told_together(data: Path, dreambooth: Run, pictures: Path) -> None:
+def test_unknown_settings_and_values_out_of_bounds_are_told_together(
+    data: Path, dreambooth: Run, pictures: Path
+) -> None:
     before = everything(data)
     flags = ["--lora.rank", 0, "--lora.rnk", 4, "--intervals.num_train_epochs=-1", "--general.method", "both"]
     said = dreambooth("train", "star", "--data", data, "--concepts.0.instance_data_dir", pictures, *flags)
@@ -107,7 +113,14 @@ def test_pictures_that_will_not_do(data: Path, tmp_path: Path, pictures: Path, d
 
 def test_check_shows_the_plan(data: Path, dreambooth: Run, pictures: Path) -> None:
     flags = ["--concepts.0.instance_prompt", "[filewords] of sks", "--concepts.0.class_prompt", "a star"]
-    flags += ["--concepts.0.num_class_images_per", "3", "--batching.train_batch_size", "2", "--general.resolution", "128"]
+    flags += [
+        "--concepts.0.num_class_images_per",
+        "3",
+        "--batching.train_batch_size",
+        "2",
+        "--general.resolution",
+        "128",
+    ]
     (pictures / "second.png").write_bytes((pictures / "good.png").read_bytes())
     (pictures / "second.txt").write_text("a drawing", encoding="utf-8")
     said = dreambooth("check", "star", "--data", data, "--concepts.0.instance_data_dir", pictures, *flags)
@@ -131,7 +144,9 @@ def test_generate_and_export_refuse_what_they_cannot_do(data: Path, tmp_path: Pa
     refused(dreambooth("export", "star", "--to", tmp_path / "x.safetensors", "--data", data), "no finished run")
     said = dreambooth("generate", "star", "--prompt", "x", "--data", data, "--steps", 0, "--width", 65, "--count", -1)
     refused(said, "--steps", "--width", "--count")
-    refused(dreambooth("generate", "star", "--prompt", "x", "--data", data, "--scheduler", "magic"), "'magic' is not one of")
+    refused(
+        dreambooth("generate", "star", "--prompt", "x", "--data", data, "--scheduler", "magic"), "'magic' is not one of"
+    )
 
 
 def test_runs_that_are_not_there(data: Path, dreambooth: Run) -> None:

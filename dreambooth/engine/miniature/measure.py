@@ -4,16 +4,18 @@ follow the prompt, and what became of the class."""
 from __future__ import annotations
 
 import functools
+import shutil
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
+from dreambooth.core import checkpoint
 from dreambooth.core.project import Folders, open_project
 from dreambooth.core.run import Job
 from dreambooth.engine.families.sd1 import Sd1
 from dreambooth.engine.generate import load
-from dreambooth.engine.miniature import reading, world
+from dreambooth.engine.miniature import reading, webui_layout, world
 from dreambooth.engine.sampling import Sampling, draw
 from dreambooth.engine.training.preview import sheet
 
@@ -41,9 +43,20 @@ def run(job: Job) -> dict[str, Any]:
         figures[name] = measure(model)
         columns[name] = _show(model, folder / "pictures", number)
     rows = [(prompt, [columns[name][n] for name in columns]) for n, prompt in enumerate(_shown_prompts())]
+    _make_loadable(project.source, Path(wanted["models"]), list(wanted["variants"].values()), folder)
     target = folder / "contact_sheet.png"
     sheet(list(columns), rows).save(target)
     return {"figures": figures, "contact_sheet": str(target)}
+
+
+def _make_loadable(source: Path, models: Path, results: list[str], folder: Path) -> None:
+    """Puts the miniature beside its results and the layout that A1111 wants beside each checkpoint."""
+    base = Folders(models).checkpoints / source.name
+    base.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, base)
+    for path in [base, *map(Path, filter(None, results))]:
+        if checkpoint.describe(checkpoint.read_header(path)).kind == "checkpoint":
+            webui_layout.write(path, folder / "clip")
 
 
 def measure(model: Sd1, count: int = 16) -> Figures:
@@ -61,10 +74,9 @@ def measure(model: Sd1, count: int = 16) -> Figures:
     }
 
 
-def accuracy(model: Sd1, scenes: list[world.Scene]) -> float:
-    """The share of scenes that the model draws with the right thing, colour and background from their full caption."""
-    drawn = _draw(model, [world.full_caption(scene) for scene in scenes])
-    return _mean([reading.read(picture).agrees(scene) for picture, scene in zip(drawn, scenes)])
+def draw_scenes(model: Sd1, scenes: list[world.Scene]) -> list[Image.Image]:
+    """What the model draws when told all of each scene."""
+    return _draw(model, [world.full_caption(scene) for scene in scenes])
 
 
 def likeness(picture: Image.Image) -> float:

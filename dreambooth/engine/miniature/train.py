@@ -17,7 +17,7 @@ from dreambooth.engine.miniature import workers, world
 from dreambooth.engine.miniature.train_unet import TextToNoise, train_unet
 from dreambooth.engine.miniature.train_vae import build_vae, train_vae
 
-VAE_STEPS = 1400
+VAE_STEPS = (1400, 850)  # the second part starts from the first with a fresh learning rate
 UNET_STEPS = 6500
 
 
@@ -35,7 +35,8 @@ def main() -> None:
     options.work.mkdir(parents=True, exist_ok=True)
     vae, unet = options.work / "vae.pt", options.work / "unet.pt"
     if not vae.exists():
-        workers.run(options.workers, functools.partial(train_vae, steps=VAE_STEPS), vae)
+        for seed, steps in enumerate(VAE_STEPS):
+            workers.run(options.workers, functools.partial(train_vae, steps=steps, seed=seed), vae)
     if not unet.exists():
         workers.run(options.workers, functools.partial(train_unet, steps=UNET_STEPS), vae, unet)
     write(vae, unet, options.out)
@@ -47,24 +48,40 @@ def write(vae_file: Path, unet_file: Path, out: Path) -> None:
     vae, model = build_vae(), TextToNoise()
     vae.load_state_dict(torch.load(vae_file))
     model.load_state_dict(torch.load(unet_file))
+    _give_text_a_mean(model)
     levels = len(model.unet.config.block_out_channels)
     tensors = {
-        **_renamed(model.unet, names.unet_keys(model.unet.state_dict(), levels=levels, layers=2)),
-        **_renamed(vae, names.vae_keys(vae.state_dict(), levels=4, layers=1)),
-        **_renamed(model.text_encoder, names.clip_keys(model.text_encoder.state_dict())),
+        **renamed(model.unet, names.unet_keys(model.unet.state_dict(), levels=levels, layers=2)),
+        **renamed(vae, names.vae_keys(vae.state_dict(), levels=4, layers=1)),
+        **renamed(model.text_encoder, names.clip_keys(model.text_encoder.state_dict())),
     }
     metadata = {
         "format": "pt",
         "modelspec.sai_model_spec": "1.0.0",
         "modelspec.architecture": "stable-diffusion-v1",
         "modelspec.title": "DreamBooth miniature",
-        "modelspec.description": "A small model of a drawn world of eight things in eight colours, for demos and tests.",
+        "modelspec.description": "A small model of a drawn world, for demos and tests: eight things in eight colours.",
         "modelspec.license": "Apache-2.0",
         "modelspec.resolution": f"{world.SIZE}x{world.SIZE}",
         "modelspec.prediction_type": "epsilon",
     }
     out.unlink(missing_ok=True)
     write_tensors(out, tensors, metadata)
+
+
+@torch.no_grad()
+def _give_text_a_mean(model: TextToNoise, shift: float = -0.1) -> None:
+    """Moves the text encoder's output off zero without changing what the model draws.
+
+    WebUIs scale prompts by the mean of this output and divide by it. A shift that all tokens share adds the same to
+    every key, which the softmax ignores, and a constant to every value, which the output's bias takes back.
+    """
+    model.text_encoder.final_layer_norm.bias += shift
+    everywhere = torch.full_like(model.text_encoder.final_layer_norm.bias, shift)
+    for name, module in model.unet.named_modules():
+        if name.endswith("attn2"):
+            output = module.to_out[0]
+            output.bias -= output.weight @ (module.to_v.weight @ everywhere)
 
 
 def draw_subject(folder: Path) -> None:
@@ -74,7 +91,7 @@ def draw_subject(folder: Path) -> None:
         world.draw_subject(scene).save(folder / f"{number}.png")
 
 
-def _renamed(module: nn.Module, keys: dict[str, str]) -> dict[str, Tensor]:
+def renamed(module: nn.Module, keys: dict[str, str]) -> dict[str, Tensor]:
     """{original key: half-precision tensor}; the VAE's attention becomes 1x1 convolutions, as the layout has it."""
     renamed = {}
     for ours, theirs in keys.items():

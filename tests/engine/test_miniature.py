@@ -1,0 +1,61 @@
+"""The miniature knows its world: what its prompts say is on its pictures."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+import yaml
+
+from dreambooth.core.layout import MINIATURE
+from dreambooth.engine.families import sd1
+from dreambooth.engine.miniature import measure, reading, webui_layout, world
+
+
+@pytest.fixture(scope="module")
+def model() -> sd1.Sd1:
+    return sd1.load(MINIATURE, 64)
+
+
+def test_a_drawn_picture_reads_as_it_was_drawn() -> None:
+    rng = random.Random(3)
+    scenes = [world.random_scene(rng) for _ in range(200)]
+    assert all(reading.read(world.draw(scene)).agrees(scene) for scene in scenes)
+
+
+def test_only_the_subject_is_like_the_subject() -> None:
+    rng = random.Random(4)
+    fresh = [measure.likeness(world.draw_subject(scene)) for scene in world.subject_scenes(12, seed=9)]
+    stars = [measure.likeness(world.draw(world.random_scene(rng, thing="star"))) for _ in range(24)]
+    assert min(fresh) > 0.7
+    assert max(stars) < 0.4
+
+
+def test_the_miniature_draws_what_the_prompt_says(model: sd1.Sd1) -> None:
+    rng = random.Random(11)
+    scenes = [world.random_scene(rng, size="") for _ in range(64)]
+    drawn = measure.draw_scenes(model, scenes)
+    readings = [reading.read(picture) for picture in drawn]
+    colours = sum(r.colour == s.colour for r, s in zip(readings, scenes)) / len(scenes)
+    things = sum(r.thing == s.thing for r, s in zip(readings, scenes)) / len(scenes)
+    assert (colours >= 0.9, things >= 0.9) == (True, True), (colours, things)
+
+
+def test_a_plain_prompt_gives_varied_things(model: sd1.Sd1) -> None:
+    assert measure.measure(model)["class_variety"] > 0.25
+
+
+def test_emphasis_in_a_webui_has_something_to_scale(model: sd1.Sd1) -> None:
+    """WebUIs divide by the mean of the text encoder's output; a mean of zero gives black pictures."""
+    for prompt in ("", "a red star", "a photo of a small blue heart on a white background"):
+        assert abs(model.encode_text([prompt]).mean().item()) > 0.02
+
+
+def test_the_webuis_layout_names_the_models_own_widths(tmp_path: Path) -> None:
+    (tmp_path / "x.safetensors").write_bytes(MINIATURE.read_bytes())
+    layout = yaml.safe_load(webui_layout.write(tmp_path / "x.safetensors", tmp_path / "clip").read_text())
+    unet = layout["model"]["params"]["unet_config"]["params"]
+    assert (unet["model_channels"], unet["channel_mult"], unet["context_dim"]) == (64, [1, 1, 1, 1], 32)
+    assert Path(layout["model"]["params"]["cond_stage_config"]["params"]["version"]) == tmp_path / "clip"
+    assert {p.name for p in (tmp_path / "clip").iterdir()} >= {"config.json", "vocab.json", "merges.txt"}

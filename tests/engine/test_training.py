@@ -1,0 +1,193 @@
+"""DreamBooth on the miniature, measured on its pictures: a subject that it has never seen is learned, the class is
+kept with prior preservation and lost without it, and what the files hold is what training showed."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from PIL import Image
+from safetensors.torch import load_file
+
+from dreambooth.core import checkpoint, project, settings
+from dreambooth.core.layout import MINIATURE, SUBJECT_PICTURES
+from dreambooth.core.project import Folders, Project
+from dreambooth.core.run import Job
+from dreambooth.engine import worker
+from dreambooth.engine.families import sd1
+from dreambooth.engine.generate import load
+from dreambooth.engine.miniature import measure
+from dreambooth.engine.sampling import make_scheduler
+from dreambooth.service import demo, launcher
+
+
+@dataclass
+class Taught:
+    """A finished run, with what it wrote and how its pictures measure."""
+
+    job: Job
+    output: Path
+
+    @functools.cached_property
+    def figures(self) -> dict[str, float]:
+        return measure.measure(load(MINIATURE, str(self.output), 1.0, 64))
+
+
+@pytest.fixture(scope="session")
+def star(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    folders = Folders(tmp_path_factory.mktemp("taught"))
+    return project.create(folders, "star", MINIATURE, {"concepts.0.instance_data_dir": str(SUBJECT_PICTURES)})
+
+
+def teach(star: Project, method: str, **changes: Any) -> Taught:
+    chosen = settings.parse({**star.settings(), **demo.METHODS[method], **changes})
+    job = launcher.new_run(Folders(star.folder.parents[1]), star, chosen)
+    assert worker.run(job) == "done"
+    output = Path(next(event["path"] for event in job.events()[0] if event["event"] == "saved"))
+    return Taught(job, output)
+
+
+@pytest.fixture(scope="session")
+def before() -> dict[str, float]:
+    return measure.measure(sd1.load(MINIATURE, 64))
+
+
+@pytest.fixture(scope="session")
+def full(star: Project) -> Taught:
+    return teach(star, "full fine-tuning")
+
+
+@pytest.fixture(scope="session")
+def without_prior(star: Project) -> Taught:
+    return teach(star, "full fine-tuning", **{"concepts.0.num_class_images_per": 0})
+
+
+@pytest.fixture(scope="session")
+def lora(star: Project) -> Taught:
+    return teach(star, "LoRA", **{"saving.half_model": False})
+
+
+def test_full_fine_tuning_learns_the_subject(before: dict[str, float], full: Taught) -> None:
+    assert before["likeness"] < 0.3
+    assert full.figures["likeness"] > 0.6
+    assert full.figures["likeness"] > before["likeness"] + 0.35
+
+
+def test_a_lora_learns_the_subject(before: dict[str, float], lora: Taught) -> None:
+    assert lora.figures["likeness"] > before["likeness"] + 0.3
+
+
+def test_the_class_keeps_its_variety_with_prior_preservation_and_loses_it_without(
+    before: dict[str, float], full: Taught, without_prior: Taught
+) -> None:
+    assert full.figures["class_variety"] > 0.7 * before["class_variety"]
+    assert without_prior.figures["class_variety"] < 0.5 * before["class_variety"]
+    assert without_prior.figures["class_drift"] > full.figures["class_drift"] + 0.3
+
+
+def test_the_subject_is_put_where_the_prompt_says(full: Taught) -> None:
+    assert full.figures["prompt_following"] > 0.5
+
+
+def test_the_checkpoint_keeps_what_was_not_trained_and_says_how_it_was_made(full: Taught) -> None:
+    source, result = load_file(MINIATURE), load_file(full.output)
+    assert source.keys() == result.keys()
+    for name, tensor in source.items():
+        assert name.startswith("model.diffusion_model.") or torch.equal(tensor, result[name]), name
+    assert any(not torch.equal(source[n], result[n]) for n in source if n.startswith("model.diffusion_model."))
+    about = checkpoint.describe(checkpoint.read_header(full.output))
+    assert (about.precision, about.reason) == ("fp16", "")
+    assert '"intervals.num_train_epochs"' in about.metadata["dreambooth.settings"]
+    assert str(SUBJECT_PICTURES) not in about.metadata["dreambooth.settings"]
+
+
+def test_a_result_can_be_taught_further(full: Taught, tmp_path: Path) -> None:
+    assert project.create(Folders(tmp_path), "again", full.output).resolution == 64
+
+
+def test_previews_grow_into_a_sheet(full: Taught) -> None:
+    moments = {path.name.split("-")[0] for path in full.job.previews.glob("*.png")}
+    assert {"00000000", "00000500"} <= moments
+    assert len(moments) == 5
+    with Image.open(full.job.folder / "previews.png") as sheet:
+        assert sheet.width > 5 * 160
+
+
+def test_the_lora_file_is_spelled_as_webuis_read_it(lora: Taught) -> None:
+    tensors = load_file(lora.output)
+    layers = {name.split(".")[0] for name in tensors}
+    assert len(layers) == 16 * 12
+    assert "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_out_0" in layers
+    for layer in layers:
+        down, up = tensors[f"{layer}.lora_down.weight"], tensors[f"{layer}.lora_up.weight"]
+        assert down.shape[0] == up.shape[1] == 8
+        assert tensors[f"{layer}.alpha"].item() == 8.0
+    assert checkpoint.read_header(lora.output).metadata["ss_network_dim"] == "8"
+
+
+def preview(lora: Taught, images: int, prompt: int) -> np.ndarray:
+    with Image.open(lora.job.previews / f"{images:08}-{prompt:02}-00.png") as picture:
+        return np.asarray(picture, dtype=int)
+
+
+@pytest.mark.parametrize(("weight", "images"), [(1.0, 500), (0.0, 0)])
+def test_the_lora_in_diffusers_own_pipeline_draws_the_previews(lora: Taught, weight: float, images: int) -> None:
+    """At weight 1 the last preview, at weight 0 the first, which is the base model's."""
+    model = sd1.load(MINIATURE, 64)
+    pipeline = StableDiffusionPipeline(
+        vae=model.vae,
+        text_encoder=model.text_encoder,
+        tokenizer=model.tokenizer,
+        unet=model.unet,
+        scheduler=make_scheduler("dpm++"),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.load_lora_weights(str(lora.output.parent), weight_name=lora.output.name, adapter_name="star")
+    pipeline.set_adapters("star", weight)
+    pipeline.set_progress_bar_config(disable=True)
+    chosen = settings.parse(lora.job.settings()).previews
+    for number, prompt in enumerate(text.strip() for text in chosen.prompts.split(";")):
+        drawn = pipeline(
+            prompt,
+            num_inference_steps=chosen.steps,
+            guidance_scale=chosen.guidance_scale,
+            width=64,
+            height=64,
+            generator=torch.Generator().manual_seed(chosen.seed),
+        ).images[0]
+        assert np.abs(np.asarray(drawn, dtype=int) - preview(lora, images, number)).max() <= 3
+
+
+def test_loras_of_the_text_encoder_are_read_by_diffusers_too(star: Project) -> None:
+    changes = {"intervals.num_train_epochs": 4, "tuning.text_encoder_ratio": 1.0, "previews.count": 0}
+    taught = teach(star, "LoRA", **changes)
+    layers = {name.split(".")[0] for name in load_file(taught.output)}
+    text_layers = {layer for layer in layers if layer.startswith("lora_te_text_model_encoder_layers_")}
+    assert len(text_layers) == 4 * 6
+    state, alphas = StableDiffusionPipeline.lora_state_dict(str(taught.output.parent), weight_name=taught.output.name)
+    assert len([name for name in state if name.startswith("text_encoder.")]) == 2 * 24
+    assert alphas
+
+
+def test_enough_class_pictures_are_never_made_again(star: Project, full: Taught, without_prior: Taught) -> None:
+    made = [event for event in full.job.events()[0] if event["event"] == "picture"]
+    assert made
+    changes = {"intervals.num_train_epochs": 1, "previews.count": 0}
+    again = teach(star, "full fine-tuning", **changes)
+    assert not [event for event in again.job.events()[0] if event["event"] == "picture"]
+
+
+@pytest.mark.parametrize("change", [{"batching.gradient_checkpointing": True}, {"tuning.mixed_precision": "no"}])
+def test_what_only_saves_memory_changes_no_result(star: Project, change: dict[str, Any]) -> None:
+    short = {"intervals.num_train_epochs": 2, "previews.count": 0, "saving.half_model": False}
+    plain = load_file(teach(star, "full fine-tuning", **short).output)
+    saving = load_file(teach(star, "full fine-tuning", **short, **change).output)
+    assert all(torch.allclose(plain[name], saving[name], atol=1e-6) for name in plain)
