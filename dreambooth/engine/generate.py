@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from dreambooth.core import checkpoint
 from dreambooth.core.errors import UserError
 from dreambooth.core.project import Folders, open_project
@@ -53,8 +51,7 @@ def load(source: Path, weights: str, lora_weight: float, resolution: int) -> sd1
         lora.apply(Path(weights), model.unet, model.text_encoder, lora_weight)
     accelerator = precision.accelerator("auto")
     model.to(accelerator.device)
-    if precision.compute_dtype(accelerator) != torch.float32:
-        model.unet.to(precision.compute_dtype(accelerator))
+    precision.cast(model.unet, precision.compute_dtype(accelerator))
     return model
 
 

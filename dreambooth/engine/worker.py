@@ -137,7 +137,7 @@ def _prepare(
             model, prior, prompts, work.size, lambda done: work.stage("encoding pictures", len(found) + done, total)
         )
     if settings.is_lora:
-        model.unet.to(precision.compute_dtype(accelerator))
+        precision.cast(model.unet, precision.compute_dtype(accelerator))
     trained = adapters.prepare(model, settings)
     if settings.batching.gradient_checkpointing:
         model.unet.enable_gradient_checkpointing()
@@ -224,7 +224,7 @@ def _check_disk(work: Work) -> None:
     free = shutil.disk_usage(work.folders.models).free
     if needed > free:
         raise UserError(
-            f"{work.folders.models}: the run writes about {needed / 1e9:.1f} GB, but only {free / 1e9:.1f} are free; "
+            f"{work.folders.models}: the run writes about {needed / 1e9:.1f} GB, but {free / 1e9:.1f} GB are free; "
             "make room, or save states and models less often."
         )
 

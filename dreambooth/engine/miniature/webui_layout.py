@@ -28,7 +28,8 @@ def _layout(header: checkpoint.Header, clip_folder: Path) -> dict[str, object]:
         "image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": widths[0],
         "attention_resolutions": [4, 2, 1], "num_res_blocks": unet["layers_per_block"],
         "channel_mult": [width // widths[0] for width in widths], "num_heads": sd1.HEADS,
-        "use_spatial_transformer": True, "transformer_depth": 1, "context_dim": unet["cross_attention_dim"], "use_checkpoint": False, "legacy": False,
+        "use_spatial_transformer": True, "transformer_depth": 1, "legacy": False,
+        "context_dim": unet["cross_attention_dim"], "use_checkpoint": False,
     }  # fmt: skip
     vae_parameters = {
         "double_z": True, "z_channels": 4, "resolution": 256, "in_channels": 3, "out_ch": 3, "ch": vae_widths[0],
@@ -49,7 +50,8 @@ def _layout(header: checkpoint.Header, clip_folder: Path) -> dict[str, object]:
     diffusion = {
         "linear_start": sd1.SCHEDULER["beta_start"], "linear_end": sd1.SCHEDULER["beta_end"], "timesteps": 1000,
         "first_stage_key": "jpg", "cond_stage_key": "txt", "image_size": 64, "channels": 4,
-        "cond_stage_trainable": False, "conditioning_key": "crossattn", "scale_factor": sd1.LATENT_SCALE, "use_ema": False,
+        "cond_stage_trainable": False, "conditioning_key": "crossattn", "use_ema": False,
+        "scale_factor": sd1.LATENT_SCALE,
     }  # fmt: skip
     return {"model": {"target": "ldm.models.diffusion.ddpm.LatentDiffusion", "params": {**diffusion, **parts}}}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 
@@ -35,6 +36,7 @@ class Trained:
 def prepare(model: Sd1, settings: Settings) -> Trained:
     """Marks what is trained, after putting LoRA layers in where that is the method."""
     with_text = settings.tuning.text_encoder_ratio > 0
+    torch.manual_seed(settings.general.seed)  # the LoRA's first layers start at random
     if settings.is_lora:
         _inject(model.unet, settings, UNET_LAYERS)
         if with_text:

@@ -27,14 +27,15 @@ def prompts(settings: Settings) -> list[str]:
 
 
 def make(model: Sd1, settings: Settings, folder: Path, images: int, size: int) -> list[Path]:
-    """Draws the previews of this moment and saves them; the model is left in the mode that it was in."""
+    """Draws the previews of this moment and saves them; the model is left in the mode it was in."""
     wanted = [(p, n) for p in range(len(prompts(settings))) for n in range(settings.previews.count)]
     choice = settings.previews
     sampling = Sampling(size, size, choice.steps, choice.guidance_scale, choice.negative_prompt)
     words, batch, paths = prompts(settings), settings.batching.class_batch_size, []
     folder.mkdir(exist_ok=True)
-    was_training = model.unet.training
+    modes = [(part, part.training) for part in (model.unet, model.text_encoder)]
     model.unet.eval()
+    model.text_encoder.eval()
     with torch.random.fork_rng():
         for start in range(0, len(wanted), batch):
             some = wanted[start : start + batch]
@@ -43,7 +44,8 @@ def make(model: Sd1, settings: Settings, folder: Path, images: int, size: int) -
                 path = folder / _NAME.format(images=images, prompt=prompt, number=number)
                 picture.save(path)
                 paths.append(path)
-    model.unet.train(was_training)
+    for part, training in modes:
+        part.train(training)
     return paths
 
 

@@ -20,6 +20,7 @@ class Texts:
     def embeddings(self, numbers: Tensor, *, learning: bool) -> Tensor:
         """(B,) prompt numbers -> (B, 77, width). The table is made when the text encoder has stopped learning."""
         numbers = numbers.to(self.tokens.device)
+        self.model.text_encoder.train(learning)
         if learning:
             return self.model.text_encoder(self.tokens[numbers]).last_hidden_state
         if self.table is None:
