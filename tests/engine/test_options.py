@@ -1,0 +1,159 @@
+"""Options that are not seen on pictures: which weights change, what is refused, what is made again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from dreambooth.core import project, settings
+from dreambooth.core.errors import UserError
+from dreambooth.core.layout import MINIATURE, SUBJECT_PICTURES
+from dreambooth.core.project import Folders, Project
+from dreambooth.core.run import Job
+from dreambooth.engine import worker
+from dreambooth.engine.data import class_pictures, pictures
+from dreambooth.engine.families import sd1
+from dreambooth.engine.training.loop import Session
+from dreambooth.service import launcher
+
+SHORT = {
+    "concepts.0.instance_data_dir": str(SUBJECT_PICTURES),
+    "concepts.0.instance_prompt": "a photo of sks star",
+    "general.method": "full",
+    "learning.learning_rate": 1e-4,
+    "learning.text_encoder_learning_rate": 1e-4,
+    "intervals.num_train_epochs": 1,
+    "batching.train_batch_size": 5,
+    "previews.count": 0,
+    "saving.half_model": False,
+}
+
+
+@pytest.fixture(scope="module")
+def star(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    return project.create(Folders(tmp_path_factory.mktemp("options")), "star", MINIATURE)
+
+
+def train(star: Project, **changes: Any) -> Job:
+    job = launcher.new_run(Folders(star.folder.parents[1]), star, settings.parse({**SHORT, **changes}))
+    assert worker.run(job) == "done"
+    return job
+
+
+def saved(job: Job) -> list[Path]:
+    return [Path(event["path"]) for event in job.events()[0] if event["event"] == "saved"]
+
+
+def changed(job: Job) -> set[str]:
+    """The parts of the checkpoint that differ from the source."""
+    before, after = load_file(MINIATURE), load_file(saved(job)[-1])
+    return {name.split(".")[0] for name in before if not torch.equal(before[name].float(), after[name].float())}
+
+
+def test_the_text_encoder_learns_only_when_asked(star: Project) -> None:
+    assert changed(train(star)) == {"model"}
+    assert changed(train(star, **{"tuning.text_encoder_ratio": 1.0})) == {"model", "cond_stage_model"}
+
+
+def test_each_part_has_its_own_learning_rate(star: Project) -> None:
+    rates = {"tuning.text_encoder_ratio": 1.0, "tuning.weight_decay": 0.0}
+    assert changed(train(star, **rates, **{"learning.learning_rate": 0.0})) == {"cond_stage_model"}
+    assert changed(train(star, **rates, **{"learning.text_encoder_learning_rate": 0.0})) == {"model"}
+
+
+def test_the_average_lags_behind_the_weights(star: Project) -> None:
+    longer = {"intervals.num_train_epochs": 10, "tuning.ema_decay": 0.9}
+    base, plain, average = (
+        load_file(MINIATURE),
+        load_file(saved(train(star, **longer))[-1]),
+        load_file(saved(train(star, **longer, **{"tuning.use_ema": True}))[-1]),
+    )
+    name = "model.diffusion_model.input_blocks.0.0.weight"
+    moved, followed = plain[name] - base[name].float(), average[name] - base[name].float()
+    assert 0 < followed.norm() < moved.norm()
+    assert torch.nn.functional.cosine_similarity(moved.flatten(), followed.flatten(), dim=0) > 0.8
+
+
+def test_models_are_written_on_the_way_under_names_of_their_own(star: Project) -> None:
+    job = train(star, **{"intervals.num_train_epochs": 4, "intervals.save_model_every": 2})
+    assert [path.name.split("_")[1].split("-")[0].split(".")[0] for path in saved(job)] == ["10", "20"]
+    assert len(set(saved(job))) == 2
+
+
+def test_a_name_of_ones_own(star: Project) -> None:
+    assert saved(train(star, **{"saving.custom_model_name": "my star"}))[0].name == "my star_5.safetensors"
+
+
+def test_lora_rank_and_alpha_are_what_the_file_says(star: Project) -> None:
+    job = train(star, **{"general.method": "lora", "lora.rank": 3, "lora.alpha": 6.0})
+    tensors = load_file(saved(job)[0])
+    assert {t.shape[0] for name, t in tensors.items() if name.endswith("lora_down.weight")} == {3}
+    assert {t.item() for name, t in tensors.items() if name.endswith(".alpha")} == {6.0}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU can do fp16")
+def test_a_precision_that_the_device_cannot_do_is_refused(star: Project) -> None:
+    job = launcher.new_run(
+        Folders(star.folder.parents[1]), star, settings.parse({**SHORT, "tuning.mixed_precision": "fp16"})
+    )
+    with pytest.raises(UserError, match="mixed_precision: fp16 needs a GPU"):
+        worker.run(job)
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_bf16_trains_and_writes_finite_weights(star: Project, method: str) -> None:
+    job = train(star, **{"tuning.mixed_precision": "bf16", "general.method": method, "tuning.text_encoder_ratio": 1.0})
+    assert all(torch.isfinite(t).all() for t in load_file(saved(job)[0]).values())
+
+
+def test_a_loss_that_is_no_number_ends_the_run_and_saves_nothing(
+    star: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Session, "state", lambda _: pytest.fail("a spoilt state was saved"))
+    changes = {"learning.learning_rate": 1.0, "tuning.max_grad_norm": 0, "intervals.num_train_epochs": 40}
+    chosen = settings.parse({**SHORT, **changes, "intervals.save_state_every": 30, "batching.train_batch_size": 1})
+    job = launcher.new_run(Folders(star.folder.parents[1]), star, chosen)
+    with pytest.raises(UserError, match="The loss is not a number"):
+        worker.run(job)
+    assert not saved(job)
+
+
+def test_a_source_that_is_gone_is_said(tmp_path: Path) -> None:
+    source = tmp_path / "source.safetensors"
+    source.write_bytes(MINIATURE.read_bytes())
+    star = project.create(Folders(tmp_path), "star", source)
+    source.unlink()
+    job = launcher.new_run(Folders(tmp_path), star, settings.parse(SHORT))
+    with pytest.raises(UserError, match="is gone; put it back"):
+        worker.run(job)
+
+
+def test_class_pictures_go_on_where_they_stopped(star: Project, tmp_path: Path) -> None:
+    model = sd1.load(MINIATURE, 64)
+    chosen = {
+        "concepts.0.class_prompt": "a star",
+        "concepts.0.num_class_images_per": 1,
+        "concepts.0.class_infer_steps": 2,
+    }
+
+    def plan(folder: Path) -> list[class_pictures.Plan]:
+        parsed = settings.parse({**SHORT, **chosen, "concepts.0.class_data_dir": str(folder)})
+        return class_pictures.plan(star, parsed, pictures.instance_pictures(parsed.concepts), 64)
+
+    def stop(done: int, total: int, last: Path) -> None:
+        raise KeyboardInterrupt
+
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    class_pictures.make(model, plan(whole), 2, lambda *_: None, lambda: None)
+    with pytest.raises(KeyboardInterrupt):
+        class_pictures.make(model, plan(broken), 2, stop, lambda: None)
+    assert [p.missing for p in plan(broken)] == [3]
+    class_pictures.make(model, plan(broken), 2, lambda *_: None, lambda: None)
+    files = sorted(path.name for path in whole.iterdir())
+    assert len(files) == 5
+    assert all((whole / name).read_bytes() == (broken / name).read_bytes() for name in files)
+    assert [p.missing for p in plan(broken)] == [0]
