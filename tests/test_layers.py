@@ -65,7 +65,7 @@ def test_strangers_in_the_engine_do_not_meet(one: str, other: str) -> None:
 
 def test_the_command_line_loads_nothing_but_the_standard_library() -> None:
     code = (
-        "import sys; before = set(sys.modules); import dreambooth.ui.commands; "
+        "import sys; before = set(sys.modules); import dreambooth.ui.command_line; "
         "print([m for m in set(sys.modules) - before "
         "if m.split('.')[0] not in sys.stdlib_module_names and not m.startswith('dreambooth')])"
     )

@@ -29,11 +29,11 @@ def main(arguments: list[str]) -> int:
     try:
         ending, fields = _do(job)
     except UserError as error:
-        job.report("failed", problems=error.problems)
+        job.report("failed", problems=error.problems, refused=True)
         return REFUSED
     except BaseException as error:  # noqa: BLE001  (the process ends here; it becomes an event)
         traceback.print_exc()
-        job.report("failed", problems=[_explain(error, job)])
+        job.report("failed", problems=[_explain(error, job)], refused=False)
         return BROKEN
     job.report(ending, **fields)
     return DONE

@@ -94,10 +94,11 @@ def _work(job: Job, python: Path, on_event: launcher.OnEvent) -> dict[str, Any]:
     process = launcher.start(job, python)
     try:
         launcher.follow(job, process, on_event)
-    except BaseException:
-        process.kill()
-        raise
-    return launcher.result(job)
+        return launcher.result(job)
+    finally:
+        if process.poll() is None:
+            process.kill()
+        launcher.tidy(job)
 
 
 def _measure(

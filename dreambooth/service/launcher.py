@@ -3,6 +3,7 @@ watcher can come and go."""
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import time
@@ -81,6 +82,18 @@ def result(job: Job) -> dict[str, Any]:
     if last["event"] == "failed":
         raise UserError(last["problems"])
     return dict(last)
+
+
+def tidy(job: Job) -> None:
+    """Removes what nobody needs: an errand that has ended, or a run that was refused before it did anything.
+
+    A job that broke keeps its folder, as its log says why.
+    """
+    last = next(reversed(job.events()[0]), {})
+    is_run = job.folder.parent.name == "runs"
+    refused = last.get("event") == "failed" and last["refused"] and not job.progress()
+    if refused or (last.get("event") == "done" and not is_run):
+        shutil.rmtree(job.folder, ignore_errors=True)
 
 
 def _last_line(log: Path) -> str:

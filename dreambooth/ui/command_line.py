@@ -1,0 +1,144 @@
+"""The command line: which commands there are, what they take, and how they end."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from dreambooth.core import schema
+from dreambooth.core.errors import UserError
+from dreambooth.core.settings import Settings
+from dreambooth.ui import commands, describe
+from dreambooth.ui.commands import Result
+from dreambooth.ui.terminal import Terminal
+
+DONE, REFUSED, INTERRUPTED = 0, 2, 130
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs one command. Returns the exit code: 0 only if it did what it was asked, 2 for bad input."""
+    parser = _parser()
+    options, extra = parser.parse_known_args(arguments)
+    terminal = Terminal()
+    try:
+        options.overrides = _overrides(extra, allowed=options.takes_settings)
+        result = options.command(options, terminal)
+        terminal.end()
+        if options.json:
+            print(json.dumps(result, ensure_ascii=False, indent=1))
+        elif text := options.describe(result):
+            print(text)
+        return DONE
+    except UserError as error:
+        terminal.end()
+        if options.json:
+            print(json.dumps({"problems": error.problems}, ensure_ascii=False, indent=1))
+        for problem in error.problems:
+            print(problem, file=sys.stderr)
+        return REFUSED
+    except KeyboardInterrupt:
+        terminal.say("Interrupted.")
+        return INTERRUPTED
+
+
+def _overrides(extra: list[str], *, allowed: bool) -> dict[str, Any]:
+    """--a.b VALUE and --a.b=VALUE -> {a.b: VALUE}; a flag without a value means on."""
+    found: dict[str, Any] = {}
+    words = list(extra)
+    while words:
+        word = words.pop(0)
+        if not word.startswith("--") or not allowed:
+            raise UserError(f"{word}: this command takes no such argument; see --help.")
+        key, equals, value = word[2:].partition("=")
+        if not equals:
+            value = words.pop(0) if words and not words[0].startswith("--") else "true"
+        found[key] = value
+    return found
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m dreambooth", description="Teach Stable Diffusion a subject from a few pictures."
+    )
+    subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    def add(
+        name: str,
+        command: Callable[..., Result],
+        help: str,
+        show: Callable[[Result], str],
+        *,
+        takes_settings: bool = False,
+    ) -> Any:
+        sub = subparsers.add_parser(name, help=help, description=help, allow_abbrev=False)
+        sub.add_argument("--data", metavar="DIR", help="the models folder (default: the WebUI's, or ./models)")
+        sub.add_argument("--json", action="store_true", help="print the answer as JSON")
+        if takes_settings:
+            sub.add_argument(
+                "--settings", metavar="FILE", help="a JSON file of settings; flags such as --lora.rank 8 win over it"
+            )
+        sub.set_defaults(command=command, describe=show, takes_settings=takes_settings)
+        return sub
+
+    add("setup", commands.setup, "Make or repair the engine's environment.", describe.setup).add_argument(
+        "--development", action="store_true", help="with what the tests need"
+    )
+    add(
+        "demo", commands.run_demo, "The whole job on the bundled miniature model and pictures.", describe.demo
+    ).add_argument("--out", metavar="DIR", help="a new folder for everything that the demo makes (default: demo)")
+    add("inspect", commands.inspect, "Say what a checkpoint or LoRA is.", describe.about).add_argument(
+        "file", metavar="FILE"
+    )
+    add("settings", commands.show_settings, "List every setting.", lambda _: schema.markdown(Settings).rstrip())
+    sub = add(
+        "create", commands.create, "Make a model's folder from a checkpoint.", describe.created, takes_settings=True
+    )
+    sub.add_argument("name", metavar="NAME")
+    sub.add_argument("--source", required=True, metavar="FILE", help="the checkpoint to start from (.safetensors)")
+    for name, command, meaning, show in (
+        ("check", commands.check, "Show the plan of a run: pictures, captions, steps, disk, time.", describe.plan),
+        ("class-images", commands.class_images, "Make the class pictures that a run will need.", describe.errand),
+        (
+            "train",
+            commands.train,
+            "Train; every setting is a flag, such as --lora.rank 8 (see docs/settings.md).",
+            describe.finished,
+        ),
+    ):
+        add(name, command, meaning, show, takes_settings=True).add_argument("name", metavar="NAME")
+    add("runs", commands.runs, "List all runs.", describe.run_list)
+    add("pause", commands.pause, "Save a run's state and end its engine.", describe.asked).add_argument(
+        "run", metavar="RUN"
+    )
+    add("resume", commands.resume, "Go on with a run that was paused or lost.", describe.finished).add_argument(
+        "run", metavar="RUN"
+    )
+    sub = add("stop", commands.stop, "End a run and keep what it has learned.", describe.asked)
+    sub.add_argument("run", metavar="RUN")
+    sub.add_argument("--discard", action="store_true", help="keep nothing")
+    _add_generate(add)
+    sub = add("export", commands.export, "Write the newest result as a file or a Diffusers folder.", describe.exported)
+    sub.add_argument("name", metavar="NAME")
+    sub.add_argument("--to", required=True, metavar="FILE|DIR")
+    return parser
+
+
+def _add_generate(add: Callable[..., Any]) -> None:
+    sub = add("generate", commands.generate, "Draw pictures with the newest result of a model.", describe.pictures)
+    sub.add_argument("name", metavar="NAME")
+    sub.add_argument("--prompt", required=True)
+    sub.add_argument("--negative", default="", metavar="PROMPT")
+    sub.add_argument("--count", type=int, default=1)
+    sub.add_argument("--seed", type=int, default=420420)
+    sub.add_argument("--steps", type=int, default=20)
+    sub.add_argument("--cfg", type=float, default=7.5)
+    sub.add_argument("--width", type=int, default=0, help="pixels; 0 takes the model's own size")
+    sub.add_argument("--height", type=int, default=0)
+    sub.add_argument("--scheduler", default="dpm++", help="dpm++, ddim, euler, euler_a, lms or pndm")
+    sub.add_argument("--batch", type=int, default=4)
+    sub.add_argument("--lora-weight", type=float, default=1.0)
+    sub.add_argument("--base", action="store_true", help="the untrained model, to compare")
+    sub.add_argument("--out", metavar="DIR", help="where to (default: the model's folder)")
