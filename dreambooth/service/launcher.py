@@ -89,7 +89,7 @@ def tidy(job: Job) -> None:
 
     A job that broke keeps its folder, as its log says why.
     """
-    last = next(reversed(job.events()[0]), {})
+    last: dict[str, Any] = next(reversed(job.events()[0]), {})
     is_run = job.folder.parent.name == "runs"
     refused = last.get("event") == "failed" and last["refused"] and not job.progress()
     if refused or (last.get("event") == "done" and not is_run):
