@@ -33,7 +33,10 @@ _SHARED = {
     "intervals.save_preview_every": 25,
     "intervals.save_state_every": 50,
     "previews.guidance_scale": 5.0,
-    "previews.prompts": "a photo of sks star; a photo of sks star on a blue background; a photo of a star",
+    "previews.count": 2,
+    "previews.prompts": "; ".join(
+        ["a photo of sks star", "a photo of sks star on a blue background", "a photo of a star", "a photo of a heart"]
+    ),
 }
 METHODS: dict[str, dict[str, Any]] = {
     "full fine-tuning": {**_SHARED, "general.method": "full", "learning.learning_rate": 1e-4},
@@ -74,7 +77,7 @@ def run(out: Path, python: Path, say: Say, on_event: launcher.OnEvent) -> dict[s
         _work(jobs[name], python, on_event)
         seconds[name] = time.monotonic() - since
     results = {name: _output(job) for name, job in jobs.items()}
-    measured = _measure(folders, made, results, out, python, on_event)
+    measured = _measure(folders, made, results, jobs, out, python, on_event)
     report = out / "report.html"
     report.write_text(_report(measured["figures"], seconds, jobs), encoding="utf-8")
     for name, job in jobs.items():
@@ -102,11 +105,19 @@ def _work(job: Job, python: Path, on_event: launcher.OnEvent) -> dict[str, Any]:
 
 
 def _measure(
-    folders: Folders, made: Project, results: dict[str, str], out: Path, python: Path, on_event: launcher.OnEvent
+    folders: Folders,
+    made: Project,
+    results: dict[str, str],
+    jobs: dict[str, Job],
+    out: Path,
+    python: Path,
+    on_event: launcher.OnEvent,
 ) -> dict[str, Any]:
     job = launcher.new_errand(
-        folders, made, "measure", settings.parse({}), variants={"before": "", **results}, out=str(out)
-    )
+        folders, made, "measure", settings.parse({**made.settings(), **_SHARED}),
+        variants={"before": "", **results}, out=str(out),
+        previews={name: str(job.previews) for name, job in jobs.items()},
+    )  # fmt: skip
     return _work(job, python, on_event)
 
 

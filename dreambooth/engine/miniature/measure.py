@@ -13,11 +13,12 @@ from PIL import Image
 from dreambooth.core import checkpoint
 from dreambooth.core.project import Folders, open_project
 from dreambooth.core.run import Job
+from dreambooth.core.settings import Settings, parse
 from dreambooth.engine.families.sd1 import Sd1
 from dreambooth.engine.generate import load
 from dreambooth.engine.miniature import reading, webui_layout, world
 from dreambooth.engine.sampling import Sampling, draw
-from dreambooth.engine.training.preview import sheet
+from dreambooth.engine.training import preview
 
 SUBJECT_PROMPT = f"a photo of sks {world.SUBJECT_CLASS}"
 CLASS_PROMPT = f"a photo of a {world.SUBJECT_CLASS}"
@@ -31,21 +32,17 @@ Figures = dict[str, float]
 
 
 def run(job: Job) -> dict[str, Any]:
-    """Measures each of job.json's `variants` ({name: weights file, empty for the base}) and draws one contact sheet."""
+    """Measures job.json's `variants` ({name: weights file, empty for the base}) and puts `previews` on one sheet."""
     wanted = job.read()
     project = open_project(Folders(Path(wanted["models"])), wanted["model"])
     folder = Path(wanted["out"])
     figures: dict[str, Figures] = {}
-    columns: dict[str, list[Path]] = {}
     for number, (name, weights) in enumerate(wanted["variants"].items()):
         job.report("stage", name="measuring the pictures", done=number, total=len(wanted["variants"]))
-        model = load(project.source, weights, 1.0, project.resolution)
-        figures[name] = measure(model)
-        columns[name] = _show(model, folder / "pictures", number)
-    rows = [(prompt, [columns[name][n] for name in columns]) for n, prompt in enumerate(_shown_prompts())]
+        figures[name] = measure(load(project.source, weights, 1.0, project.resolution))
     _make_loadable(project.source, Path(wanted["models"]), list(wanted["variants"].values()), folder)
     target = folder / "contact_sheet.png"
-    sheet(list(columns), rows).save(target)
+    _sheet(wanted["previews"], parse(job.settings())).save(target)
     return {"figures": figures, "contact_sheet": str(target)}
 
 
@@ -105,26 +102,17 @@ def _draw(model: Sd1, prompts: list[str], batch: int = 8) -> list[Image.Image]:
     return drawn
 
 
-def _shown_prompts() -> list[str]:
-    return [
-        SUBJECT_PROMPT,
-        SUBJECT_PROMPT,
-        f"{SUBJECT_PROMPT} on a blue background",
-        f"{SUBJECT_PROMPT} on a green background",
-        f"a photo of a small sks {world.SUBJECT_CLASS}",
-        CLASS_PROMPT,
-        CLASS_PROMPT,
-        "a photo of a heart",
-    ]
-
-
-def _show(model: Sd1, folder: Path, number: int) -> list[Path]:
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = []
-    for row, picture in enumerate(_draw(model, _shown_prompts())):
-        paths.append(folder / f"{number}-{row}.png")
-        picture.save(paths[-1])
-    return paths
+def _sheet(previews: dict[str, str], settings: Settings) -> Image.Image:
+    """The previews of several runs on one sheet: before, then each run half-way and at its end."""
+    columns: list[tuple[str, dict[tuple[int, int], Path]]] = []
+    for name, folder in previews.items():
+        found = preview.found(Path(folder))
+        moments = sorted(found)
+        if not columns:
+            columns.append(("before", found[moments[0]]))
+        columns.append((f"{name}: half-way", found[moments[len(moments) // 2]]))
+        columns.append((f"{name}: done", found[moments[-1]]))
+    return preview.sheet(columns, preview.rows(settings))
 
 
 def _mean(values: list[Any]) -> float:

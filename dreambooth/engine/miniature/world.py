@@ -106,7 +106,7 @@ def subject_scenes(count: int, seed: int) -> list[Scene]:
     rng = random.Random(seed)
     backgrounds = rng.sample(["white", "yellow", "purple", "black", "orange", "red"], k=min(count, 6))
     return [
-        random_scene(rng, thing=SUBJECT_CLASS, background=backgrounds[i % len(backgrounds)], size=("", "large")[i % 2])
+        random_scene(rng, thing=SUBJECT_CLASS, background=backgrounds[i % len(backgrounds)], size="large")
         for i in range(count)
     ]
 

@@ -49,36 +49,44 @@ def make(model: Sd1, settings: Settings, folder: Path, images: int, size: int) -
     return paths
 
 
+def found(folder: Path) -> dict[int, dict[tuple[int, int], Path]]:
+    """The previews in a folder: {images seen: {(prompt, number): path}}."""
+    moments: dict[int, dict[tuple[int, int], Path]] = {}
+    for path in sorted(folder.glob("*.png")):
+        if match := _PATTERN.fullmatch(path.name):
+            images, prompt, number = map(int, match.groups())
+            moments.setdefault(images, {})[prompt, number] = path
+    return moments
+
+
+def rows(settings: Settings) -> list[tuple[str, tuple[int, int]]]:
+    """The rows of a sheet: the prompt, and which preview of it."""
+    return [(word, (p, n)) for p, word in enumerate(prompts(settings)) for n in range(settings.previews.count)]
+
+
 def contact_sheet(folder: Path, settings: Settings, target: Path, *, most_columns: int = 8) -> None:
     """Puts the previews of a run on one sheet: rows prompts, columns images seen."""
-    found = {tuple(map(int, m.groups())): path for path in folder.glob("*.png") if (m := _PATTERN.fullmatch(path.name))}
-    moments = _thinned(sorted({images for images, _, _ in found}), most_columns)
-    columns = [
-        (
-            f"{images:,} images seen" if images else "before",
-            {(p, n): path for (i, p, n), path in found.items() if i == images},
-        )
-        for images in moments
-    ]
-    rows = [(word, (p, n)) for p, word in enumerate(prompts(settings)) for n in range(settings.previews.count)]
-    sheet([label for label, _ in columns], [(word, [c.get(key) for _, c in columns]) for word, key in rows]).save(
-        target
-    )
+    there = found(folder)
+    moments = _thinned(sorted(there), most_columns)
+    columns = [(f"{images:,} images seen" if images else "before", there[images]) for images in moments]
+    sheet(columns, rows(settings)).save(target)
 
 
-def sheet(columns: list[str], rows: list[tuple[str, list[Path | None]]]) -> Image.Image:
+def sheet(
+    columns: list[tuple[str, dict[tuple[int, int], Path]]], rows: list[tuple[str, tuple[int, int]]]
+) -> Image.Image:
     """A labelled grid of pictures; a missing one leaves its cell empty."""
     width = _GAP + len(columns) * (_CELL + _GAP)
     image = Image.new("RGB", (width, _LABEL + len(rows) * (_LABEL + _CELL + _GAP)), "white")
     pen, font = ImageDraw.Draw(image), ImageFont.load_default(12)
-    for column, label in enumerate(columns):
+    for column, (label, _) in enumerate(columns):
         pen.text((_GAP + column * (_CELL + _GAP), 4), label, fill="black", font=font)
-    for row, (label, paths) in enumerate(rows):
+    for row, (word, key) in enumerate(rows):
         top = _LABEL + row * (_LABEL + _CELL + _GAP)
-        pen.text((_GAP, top + 4), label, fill="dimgray", font=font)
-        for column, path in enumerate(paths):
-            if path:
-                with Image.open(path) as picture:
+        pen.text((_GAP, top + 4), word, fill="dimgray", font=font)
+        for column, (_, pictures) in enumerate(columns):
+            if key in pictures:
+                with Image.open(pictures[key]) as picture:
                     enlarged = picture.convert("RGB").resize((_CELL, _CELL), Image.Resampling.LANCZOS)
                 image.paste(enlarged, (_GAP + column * (_CELL + _GAP), top + _LABEL))
     return image
