@@ -63,8 +63,15 @@ class Job:
         return dict(json.loads((self.folder / "settings.json").read_text(encoding="utf-8")))
 
     def hold(self) -> IO[bytes] | None:
-        """Marks the job as alive for as long as the returned file is open; None if it is already."""
-        return lock.acquire(self.folder / "alive")
+        """Marks the job as alive for as long as the returned file is open; None if it is already.
+
+        Somebody who only looks holds the lock for a moment, so this tries for a second.
+        """
+        for _ in range(20):
+            if held := lock.acquire(self.folder / "alive"):
+                return held
+            time.sleep(0.05)
+        return None
 
     def is_alive(self) -> bool:
         return lock.is_held(self.folder / "alive")

@@ -25,13 +25,15 @@ Say = Callable[[str], None]
 _SHARED = {
     "concepts.0.instance_prompt": "a photo of sks star",
     "concepts.0.class_prompt": "a photo of a star",
-    "concepts.0.num_class_images_per": 8,
+    "concepts.0.num_class_images_per": 12,
     "concepts.0.class_guidance_scale": 5.0,
     "batching.train_batch_size": 2,
     "batching.class_batch_size": 8,
-    "intervals.num_train_epochs": 100,
-    "intervals.save_preview_every": 25,
+    "intervals.num_train_epochs": 150,
+    "intervals.save_preview_every": 30,
     "intervals.save_state_every": 50,
+    "learning.scheduler": "cosine",
+    "tuning.prior_loss_weight": 1.0,
     "previews.guidance_scale": 5.0,
     "previews.count": 2,
     "previews.prompts": "; ".join(
@@ -39,11 +41,11 @@ _SHARED = {
     ),
 }
 METHODS: dict[str, dict[str, Any]] = {
-    "full fine-tuning": {**_SHARED, "general.method": "full", "learning.learning_rate": 1e-4},
+    "full fine-tuning": {**_SHARED, "general.method": "full", "learning.learning_rate": 4e-4},
     "LoRA": {
         **_SHARED,
         "general.method": "lora",
-        "learning.lora_learning_rate": 2e-3,
+        "learning.lora_learning_rate": 3e-3,
         "lora.rank": 8,
         "lora.alpha": 8.0,
     },

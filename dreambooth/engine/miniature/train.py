@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from dreambooth.engine.miniature.train_vae import build_vae, train_vae
 
 VAE_STEPS = (1400, 850)  # the second part starts from the first with a fresh learning rate
 UNET_STEPS = 6500
+DECODER_STEPS = 560  # sharpens the pictures; the latents that the UNet has learned stay as they are
 
 
 def main() -> None:
@@ -33,13 +35,27 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=MINIATURE)
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
-    vae, unet = options.work / "vae.pt", options.work / "unet.pt"
-    if not vae.exists():
+    vae, unet, sharp = (options.work / f"{stage}.pt" for stage in ("vae", "unet", "sharp"))
+
+    def make_vae(out: Path) -> None:
         for seed, steps in enumerate(VAE_STEPS):
-            workers.run(options.workers, functools.partial(train_vae, steps=steps, seed=seed), vae)
-    if not unet.exists():
-        workers.run(options.workers, functools.partial(train_unet, steps=UNET_STEPS), vae, unet)
-    write(vae, unet, options.out)
+            workers.run(options.workers, functools.partial(train_vae, steps=steps, seed=seed), out)
+
+    def make_unet(out: Path) -> None:
+        workers.run(options.workers, functools.partial(train_unet, steps=UNET_STEPS), vae, out)
+
+    def sharpen(out: Path) -> None:
+        shutil.copyfile(vae, out)
+        sharpening = functools.partial(train_vae, steps=DECODER_STEPS, seed=len(VAE_STEPS), decoder_only=True)
+        workers.run(options.workers, sharpening, out)
+
+    for result, make in ((vae, make_vae), (unet, make_unet), (sharp, sharpen)):
+        if not result.exists():  # a stage that was interrupted starts again
+            partial = result.with_suffix(".partial")
+            partial.unlink(missing_ok=True)
+            make(partial)
+            partial.rename(result)
+    write(sharp, unet, options.out)
     draw_subject(SUBJECT_PICTURES)
 
 
