@@ -113,10 +113,10 @@ def test_a_result_can_be_taught_further(full: Taught, tmp_path: Path) -> None:
 
 def test_previews_grow_into_a_sheet(full: Taught) -> None:
     moments = {path.name.split("-")[0] for path in full.job.previews.glob("*.png")}
-    assert {"00000000", "00000500"} <= moments
-    assert len(moments) == 5
+    assert {"00000000", "00000750"} <= moments
+    assert len(moments) == 6
     with Image.open(full.job.folder / "previews.png") as sheet:
-        assert sheet.width > 5 * 160
+        assert sheet.width > 6 * 160
 
 
 def test_the_lora_file_is_spelled_as_webuis_read_it(lora: Taught) -> None:
@@ -136,7 +136,7 @@ def preview(lora: Taught, images: int, prompt: int) -> np.ndarray:
         return np.asarray(picture, dtype=int)
 
 
-@pytest.mark.parametrize(("weight", "images"), [(1.0, 500), (0.0, 0)])
+@pytest.mark.parametrize(("weight", "images"), [(1.0, 750), (0.0, 0)])
 def test_the_lora_in_diffusers_own_pipeline_draws_the_previews(lora: Taught, weight: float, images: int) -> None:
     """At weight 1 the last preview, at weight 0 the first, which is the base model's."""
     model = sd1.load(MINIATURE, 64)
