@@ -17,20 +17,27 @@ from dreambooth.core.project import Folders, Project
 from dreambooth.core.run import Job
 from dreambooth.service import launcher
 
+FIGURES = {
+    "likeness": "like the subject",
+    "likeness_on_backgrounds": "on other backgrounds",
+    "prompt_following": "follows the prompt",
+    "class_variety": "class variety",
+    "class_drift": "class drift",
+}
 _TEMPLATE = Path(__file__).with_name("demo_report.html")
 
 Say = Callable[[str], None]
 
 # The miniature is small, so it learns at rates far above a full-size model's.
 _SHARED = {
-    "concepts.0.instance_prompt": "a photo of sks star",
+    "concepts.0.instance_prompt": "a photo of [filewords]",
     "concepts.0.class_prompt": "a photo of a star",
     "concepts.0.num_class_images_per": 12,
     "concepts.0.class_guidance_scale": 5.0,
     "batching.train_batch_size": 2,
     "batching.class_batch_size": 8,
-    "intervals.num_train_epochs": 150,
-    "intervals.save_preview_every": 30,
+    "intervals.num_train_epochs": 200,
+    "intervals.save_preview_every": 40,
     "intervals.save_state_every": 50,
     "learning.scheduler": "cosine",
     "tuning.prior_loss_weight": 1.0,
@@ -132,14 +139,14 @@ def _slug(name: str) -> str:
 
 
 def _report(figures: dict[str, dict[str, float]], seconds: dict[str, float], jobs: dict[str, Job]) -> str:
-    keys = ("likeness", "prompt_following", "class_variety", "class_drift")
     rows = []
     for name, values in figures.items():
-        cells = [html.escape(name), *(f"{values[key]:.2f}" for key in keys)]
+        cells = [html.escape(name), *(f"{values[key]:.2f}" for key in FIGURES)]
         cells.append(f"{seconds[name]:.0f}" if name in seconds else "")
         rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
     previews = [
         f'<h2>During {html.escape(name)}</h2>\n<img src="previews-{_slug(name)}.png" alt="Previews">' for name in jobs
     ]
     template = string.Template(_TEMPLATE.read_text(encoding="utf-8"))
-    return template.substitute(rows="\n  ".join(rows), previews="\n".join(previews))
+    head = "".join(f"<th>{label}</th>" for label in FIGURES.values())
+    return template.substitute(head=head, rows="\n  ".join(rows), previews="\n".join(previews))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from dreambooth.service.demo import FIGURES
 from dreambooth.ui.terminal import duration, size, table
 
 Result = dict[str, Any]
@@ -86,14 +87,8 @@ def exported(result: Result) -> str:
 
 def demo(result: Result) -> str:
     figures = result["figures"]
-    head = ["", "like the subject", "follows the prompt", "class variety", "class drift"]
-    rows = [
-        [
-            name,
-            *(f"{figures[name][key]:.2f}" for key in ("likeness", "prompt_following", "class_variety", "class_drift")),
-        ]
-        for name in figures
-    ]
+    head = ["", *FIGURES.values()]
+    rows = [[name, *(f"{figures[name][key]:.2f}" for key in FIGURES)] for name in figures]
     places = [
         ["checkpoint", result["checkpoint"]],
         ["LoRA", result["lora"]],

@@ -74,25 +74,26 @@ def lora(star: Project) -> Taught:
 
 
 def test_full_fine_tuning_learns_the_subject(before: dict[str, float], full: Taught) -> None:
-    assert before["likeness"] < 0.3
-    assert full.figures["likeness"] > 0.6
-    assert full.figures["likeness"] > before["likeness"] + 0.35
+    assert before["likeness"] < 0.2
+    assert full.figures["likeness"] > before["likeness"] + 0.3
+    assert full.figures["likeness_on_backgrounds"] > before["likeness_on_backgrounds"] + 0.15
 
 
 def test_a_lora_learns_the_subject(before: dict[str, float], lora: Taught) -> None:
     assert lora.figures["likeness"] > before["likeness"] + 0.3
+    assert lora.figures["likeness_on_backgrounds"] > before["likeness_on_backgrounds"] + 0.15
 
 
 def test_the_class_keeps_its_variety_with_prior_preservation_and_loses_it_without(
     before: dict[str, float], full: Taught, without_prior: Taught
 ) -> None:
     assert full.figures["class_variety"] > 0.7 * before["class_variety"]
-    assert without_prior.figures["class_variety"] < 0.5 * before["class_variety"]
-    assert without_prior.figures["class_drift"] > full.figures["class_drift"] + 0.3
+    assert without_prior.figures["class_variety"] < 0.7 * full.figures["class_variety"]
+    assert without_prior.figures["class_drift"] > full.figures["class_drift"] + 0.2
 
 
 def test_the_subject_is_put_where_the_prompt_says(full: Taught) -> None:
-    assert full.figures["prompt_following"] > 0.5
+    assert full.figures["prompt_following"] > 0.8
 
 
 def test_the_checkpoint_keeps_what_was_not_trained_and_says_how_it_was_made(full: Taught) -> None:
@@ -113,7 +114,7 @@ def test_a_result_can_be_taught_further(full: Taught, tmp_path: Path) -> None:
 
 def test_previews_grow_into_a_sheet(full: Taught) -> None:
     moments = {path.name.split("-")[0] for path in full.job.previews.glob("*.png")}
-    assert {"00000000", "00000750"} <= moments
+    assert {"00000000", "00001000"} <= moments
     assert len(moments) == 6
     with Image.open(full.job.folder / "previews.png") as sheet:
         assert sheet.width > 6 * 160
@@ -126,9 +127,9 @@ def test_the_lora_file_is_spelled_as_webuis_read_it(lora: Taught) -> None:
     assert "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_out_0" in layers
     for layer in layers:
         down, up = tensors[f"{layer}.lora_down.weight"], tensors[f"{layer}.lora_up.weight"]
-        assert down.shape[0] == up.shape[1] == 8
-        assert tensors[f"{layer}.alpha"].item() == 8.0
-    assert checkpoint.read_header(lora.output).metadata["ss_network_dim"] == "8"
+        assert down.shape[0] == up.shape[1] == 16
+        assert tensors[f"{layer}.alpha"].item() == 16.0
+    assert checkpoint.read_header(lora.output).metadata["ss_network_dim"] == "16"
 
 
 def preview(lora: Taught, images: int, prompt: int) -> np.ndarray:
@@ -136,7 +137,7 @@ def preview(lora: Taught, images: int, prompt: int) -> np.ndarray:
         return np.asarray(picture, dtype=int)
 
 
-@pytest.mark.parametrize(("weight", "images"), [(1.0, 750), (0.0, 0)])
+@pytest.mark.parametrize(("weight", "images"), [(1.0, 1000), (0.0, 0)])
 def test_the_lora_in_diffusers_own_pipeline_draws_the_previews(lora: Taught, weight: float, images: int) -> None:
     """At weight 1 the last preview, at weight 0 the first, which is the base model's."""
     model = sd1.load(MINIATURE, 64)

@@ -57,7 +57,12 @@ def _make_loadable(source: Path, models: Path, results: list[str], folder: Path)
 
 
 def measure(model: Sd1, count: int = 16) -> Figures:
-    """All between 0 and 1: likeness and prompt_following of the subject's pictures, class_variety, class_drift."""
+    """All between 0 and 1.
+
+    likeness: of the subject's plain prompt; likeness_on_backgrounds: with a background in the prompt;
+    prompt_following: the share with the background that was asked for; class_variety: how much the colours of the
+    class's pictures differ; class_drift: how like the subject those are.
+    """
     subject = _draw(model, [SUBJECT_PROMPT] * count)
     placed = [background for background in BACKGROUNDS for _ in range(max(1, count // len(BACKGROUNDS)))]
     on_backgrounds = _draw(model, [f"{SUBJECT_PROMPT} on a {background} background" for background in placed])
@@ -65,6 +70,7 @@ def measure(model: Sd1, count: int = 16) -> Figures:
     followed = [reading.read(picture).background == background for picture, background in zip(on_backgrounds, placed)]
     return {
         "likeness": _mean([likeness(picture) for picture in subject]),
+        "likeness_on_backgrounds": _mean([likeness(picture) for picture in on_backgrounds]),
         "prompt_following": _mean(followed),
         "class_variety": reading.variety(of_class),
         "class_drift": _mean([likeness(picture) for picture in of_class]),

@@ -101,10 +101,12 @@ def _give_text_a_mean(model: TextToNoise, shift: float = -0.1) -> None:
 
 
 def draw_subject(folder: Path) -> None:
-    """The demo's five pictures, large enough to look at."""
+    """The demo's five pictures and their captions."""
     folder.mkdir(parents=True, exist_ok=True)
     for number, scene in enumerate(world.subject_scenes(5, seed=1), start=1):
         world.draw_subject(scene).save(folder / f"{number}.png")
+        words = f"sks {world.SUBJECT_CLASS} on a {scene.background} background"
+        (folder / f"{number}.txt").write_text(f"{words}\n", encoding="utf-8")
 
 
 def renamed(module: nn.Module, keys: dict[str, str]) -> dict[str, Tensor]:
