@@ -53,8 +53,8 @@ METHODS: dict[str, dict[str, Any]] = {
         **_SHARED,
         "general.method": "lora",
         "learning.lora_learning_rate": 3e-3,
-        "lora.rank": 8,
-        "lora.alpha": 8.0,
+        "lora.rank": 16,
+        "lora.alpha": 16.0,
     },
 }
 
