@@ -44,7 +44,7 @@ _SHARED = {
     "previews.guidance_scale": 5.0,
     "previews.count": 2,
     "previews.prompts": "; ".join(
-        ["a photo of sks star", "a photo of sks star on a blue background", "a photo of a star", "a photo of a heart"]
+        ["a photo of sks star", "a photo of sks star on a purple background", "a photo of a star", "a photo of a heart"]
     ),
 }
 METHODS: dict[str, dict[str, Any]] = {
