@@ -116,7 +116,7 @@ def test_ctrl_c_pauses_and_stop_keeps_what_was_learned(folders: Folders, dreambo
             time.sleep(0.1)
         assert job
         process.send_signal(signal.SIGINT)
-        out, _ = process.communicate(timeout=60)
+        out, _ = process.communicate(timeout=240)
     assert process.returncode == 0
     assert b"is paused" in out
     assert job.status() == "paused"
@@ -124,7 +124,7 @@ def test_ctrl_c_pauses_and_stop_keeps_what_was_learned(folders: Folders, dreambo
     process2 = launcher.start(job, Path(sys.executable))
     wait_for(job, "resumed")
     assert dreambooth("stop", job.name, "--data", folders.models).code == 0
-    assert process2.wait(60) == 0
+    assert process2.wait(240) == 0
     assert job.status() == "stopped"
     assert output(job)
     assert dreambooth("resume", job.name, "--data", folders.models).code == 2
@@ -147,7 +147,7 @@ def test_two_engines_never_work_on_one_run(folders: Folders) -> None:
     assert second.returncode == 2
     assert b"another engine" in second.stderr
     job.request("discard")
-    assert first.wait(60) == 0
+    assert first.wait(240) == 0
 
 
 def wait_for(job: Job, event: str) -> None:
