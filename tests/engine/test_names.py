@@ -97,7 +97,7 @@ def test_every_name_goes_there_and_back_and_none_stands_twice(family: str) -> No
                 ),
                 "unet/up_blocks.0.upsamplers.0.conv.weight": "model.diffusion_model.output_blocks.2.1.conv.weight",
                 "unet/up_blocks.1.upsamplers.0.conv.weight": "model.diffusion_model.output_blocks.5.2.conv.weight",
-                "vae/decoder.up_blocks.0.upsamplers.0.conv.weight": "first_stage_model.decoder.up.3.upsample.conv.weight",
+                "vae/decoder.up_blocks.0.upsamplers.0.conv.bias": "first_stage_model.decoder.up.3.upsample.conv.bias",
                 "text_encoder/final_layer_norm.bias": "cond_stage_model.transformer.text_model.final_layer_norm.bias",
             },
         ),
