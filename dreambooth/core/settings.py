@@ -35,7 +35,27 @@ class Concept:
         "What the pictures show, with a rare word for the subject: a photo of sks dog. "
         "[filewords] stands for the text file beside each picture.",
     )
-    class_prompt: str = setting("", "Class Prompt", "What the subject is one of: a photo of a dog.")
+    class_prompt: str = setting(
+        "",
+        "Class Prompt",
+        "What the subject is one of: a photo of a dog. [filewords] draws class pictures from your captions.",
+    )
+    instance_token: str = setting(
+        "",
+        "Instance Token",
+        "The rare word for the subject: sks. A caption without it gets it, before the class token where that stands.",
+    )
+    class_token: str = setting(
+        "", "Class Token", "The word for what the subject is: dog. It takes the subject's place in class prompts."
+    )
+    repeats: int = setting(
+        1, "Repeats", "How often each epoch sees these pictures; balances concepts of unlike size.", min=1, max=10_000
+    )
+    class_mode: Literal["fill", "folder", "off"] = setting(
+        "fill",
+        "Class Pictures",
+        "fill makes what is missing, folder takes the pictures of the class folder as they are, off trains without.",
+    )
     class_data_dir: str = setting(
         "", "Classification Dataset Directory", "The folder of class pictures; empty keeps them with the model."
     )
@@ -58,6 +78,35 @@ class Concept:
     class_infer_steps: int = setting(
         25, "Classification Steps", "Sampling steps for each class picture.", min=1, max=200, advanced=True
     )
+
+
+@dataclass
+class Captions:
+    """What varies in the words of your pictures from step to step."""
+
+    shuffle_tags: bool = setting(
+        False, "Shuffle Tags", "The parts between commas change places from step to step, so that no order is learned."
+    )
+    keep_tags: int = setting(
+        1, "Tags Kept in Front", "So many parts of a caption stay first when tags are shuffled.", min=0, max=100
+    )
+    variants: int = setting(
+        8,
+        "Variants of a Caption",
+        "At most so many texts for each picture, from shuffled tags, {red|blue} and captions of several lines.",
+        min=1,
+        max=256,
+        advanced=True,
+    )
+    dropout: float = setting(
+        0.0,
+        "Caption Dropout",
+        "The share of your pictures that is read without a caption; more teaches style, less the words.",
+        min=0,
+        max=1,
+    )
+    prefix: str = setting("", "Caption Prefix", "Words before each of your captions; they are never shuffled.")
+    suffix: str = setting("", "Caption Suffix", "Words after each of your captions; they are never shuffled.")
 
 
 @dataclass
@@ -211,6 +260,7 @@ class Saving:
 class Settings:
     general: General = group(General)
     concepts: list[Concept] = table(Concept)
+    captions: Captions = group(Captions)
     intervals: Intervals = group(Intervals)
     batching: Batching = group(Batching)
     learning: LearningRate = group(LearningRate)

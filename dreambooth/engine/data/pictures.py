@@ -9,16 +9,16 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
+from dreambooth.core import captions
 from dreambooth.core.errors import UserError
 from dreambooth.core.settings import Concept
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif")
-FILEWORDS = "[filewords]"
 
 
 @dataclass(frozen=True)
 class Picture:
-    """One picture of the training set, with the words it is trained on."""
+    """One picture of the training set, with the words it is trained on: core.captions says which texts they mean."""
 
     path: Path
     prompt: str
@@ -52,23 +52,11 @@ def instance_pictures(concepts: list[Concept]) -> list[Picture]:
         elif not (found := find(folder)):
             problems.append(f"{key}.instance_data_dir: there are no pictures in {folder} ({', '.join(SUFFIXES)}).")
         else:
-            pictures += [Picture(path, words(concept.instance_prompt, path), number) for path in found]
+            pictures += [Picture(path, captions.instance_words(concept, path), number) for path in found]
     problems += [problem for picture in pictures if (problem := damage(picture.path))]
     if problems:
         raise UserError(problems)
     return pictures
-
-
-def words(prompt: str, path: Path) -> str:
-    """The prompt of one picture: [filewords] becomes the text beside it, or its file name where there is none."""
-    if FILEWORDS not in prompt:
-        return prompt.strip()
-    beside = path.with_suffix(".txt")
-    try:
-        text = beside.read_text(encoding="utf-8-sig").strip() if beside.exists() else path.stem
-    except (OSError, UnicodeDecodeError):
-        raise UserError(f"{beside}: the caption cannot be read as UTF-8 text.") from None
-    return prompt.replace(FILEWORDS, text).strip()
 
 
 def damage(path: Path) -> str:
