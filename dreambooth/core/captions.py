@@ -62,7 +62,7 @@ def instance_words(concept: Concept, picture: Path) -> str:
     """
     captions = file_words(picture).split("\n") if FILEWORDS in concept.instance_prompt else [""]
     texts = [_instance(concept.instance_prompt.replace(FILEWORDS, caption), concept) for caption in captions]
-    if not any(texts) and beside(picture) is None:
+    if concept.instance_prompt.strip() and not any(texts) and beside(picture) is None:
         raise UserError(
             f"{picture}: nothing says what it shows; write it into {picture.stem}.txt beside it, or into its name."
         )
