@@ -71,8 +71,8 @@ def instance_words(concept: Concept, picture: Path) -> str:
 
 def class_words(concept: Concept, caption: str) -> str:
     """The concept's class prompt; [filewords] is a picture's caption, and the class takes the subject's place in it."""
-    text = concept.class_prompt.replace(FILEWORDS, caption)
     subject, kind = concept.instance_token.strip(), concept.class_token.strip()
+    text = concept.class_prompt.replace(FILEWORDS, caption)
     if subject:
         text = _without(subject, text, kind)
     if kind and not _find(kind, text):

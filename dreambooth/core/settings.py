@@ -54,7 +54,7 @@ class Concept:
     class_mode: Literal["fill", "folder", "off"] = setting(
         "fill",
         "Class Pictures",
-        "fill makes what is missing, folder takes the pictures of the class folder as they are, off trains without.",
+        "fill has the base model make what is missing, folder takes the class folder as it is, off goes without.",
     )
     class_data_dir: str = setting(
         "", "Classification Dataset Directory", "The folder of class pictures; empty keeps them with the model."
@@ -62,7 +62,7 @@ class Concept:
     num_class_images_per: int = setting(
         0,
         "Class Images Per Instance Image",
-        "Class pictures for each of yours, made by the base model where missing; 0 turns prior preservation off.",
+        "In the mode fill: so many class pictures for each of yours; 0 turns prior preservation off.",
         min=0,
         max=1000,
     )
@@ -313,11 +313,16 @@ def _conflicts(settings: Settings) -> list[str]:
     if settings.general.resolution % 64:
         problems.append(f"general.resolution: {settings.general.resolution} is not a multiple of 64 (or 0).")
     for number, concept in enumerate(settings.concepts):
-        if concept.num_class_images_per and not concept.class_prompt.strip():
+        key = f"concepts.{number}"
+        if concept.class_mode == "fill" and concept.num_class_images_per and not concept.class_prompt.strip():
             problems.append(
-                f"concepts.{number}.class_prompt: it is empty, but num_class_images_per asks for class pictures; "
+                f"{key}.class_prompt: it is empty, but num_class_images_per asks for class pictures; "
                 "say what they show or set num_class_images_per to 0."
             )
+        if concept.class_mode == "folder" and not concept.class_prompt.strip():
+            problems.append(f"{key}.class_prompt: it is empty; say what the pictures of the class folder show.")
+        if concept.class_mode == "folder" and not concept.class_data_dir.strip():
+            problems.append(f"{key}.class_data_dir: it is empty; class_mode folder needs a folder, or choose fill.")
     name = settings.saving.custom_model_name
     if name and (name.strip(" .") != name or any(c in '<>:"/\\|?*' or ord(c) < 32 for c in name)):
         problems.append(f"saving.custom_model_name: {name!r} cannot be a file's name.")

@@ -42,11 +42,15 @@ def main(arguments: list[str]) -> int:
 def _do(job: Job) -> tuple[str, dict[str, object]]:
     """The job's ending and what it has to say. Each kind imports only what it needs."""
     kind = job.read()["kind"]
-    if kind in ("train", "class-images"):
+    if kind == "train":
         from dreambooth.engine import worker
 
         ending = worker.run(job)
         return ("stopped", {"discarded": True}) if ending == "discarded" else (ending, {})
+    if kind == "class-images":
+        from dreambooth.engine import worker
+
+        return worker.make_class_pictures(job)
     if kind == "check":
         from dreambooth.engine import plan
 

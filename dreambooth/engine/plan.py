@@ -22,7 +22,14 @@ def report(job: Job) -> dict[str, Any]:
     return {
         "pictures": [_picture(one, work.size) for one in found],
         "class_pictures": [
-            {"folder": str(p.folder), "wanted": p.wanted, "there": len(p.there), "missing": p.missing} for p in plans
+            {
+                "folder": str(p.folder),
+                "wanted": p.wanted,
+                "there": len(p.there),
+                "missing": p.missing,
+                "prompts": list(dict.fromkeys(one.prompt for one in class_pictures.prior_pictures([p]))),
+            }
+            for p in plans
         ],
         "size": work.size,
         "epochs": length.epochs,

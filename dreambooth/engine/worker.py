@@ -28,6 +28,8 @@ from dreambooth.engine.training.ema import Ema
 from dreambooth.engine.training.loop import Ending, Session, train
 from dreambooth.engine.training.text import Texts
 
+SHEET_COLUMNS, SHEET_ROWS = 8, 40  # of the sheet of class pictures
+
 
 class Asked(Exception):
     """A person asked to end before training began."""
@@ -77,8 +79,6 @@ def run(job: Job) -> Ending:
         _check_disk(work)
         model, accelerator = _load(work)
         prior = _class_pictures(work, model, found)
-        if job.read()["kind"] == "class-images":
-            return "done"
         session = _prepare(work, model, accelerator, length, found, prior)
         ending = train(session, Hooks(work, session))
     except Asked as asked:
@@ -88,6 +88,23 @@ def run(job: Job) -> Ending:
     if ending != "paused":
         shutil.rmtree(job.state, ignore_errors=True)
     return ending
+
+
+def make_class_pictures(job: Job) -> tuple[Ending, dict[str, Any]]:
+    """Makes the class pictures that a training job will need, if any are missing, and shows all on a sheet."""
+    work = Work.open(job)
+    found = pictures.instance_pictures(work.settings.concepts)
+    plans = class_pictures.plan(work.project, work.settings, found, work.size)
+    made = sum(plan.missing for plan in plans)
+    if not plans:
+        raise UserError("concepts.0.num_class_images_per: it is 0, so this model trains without class pictures.")
+    try:
+        if made:
+            _make_class_pictures(work, _load(work)[0], plans, made)
+    except Asked as asked:
+        return asked.ending, {}
+    counts = [{"folder": str(plan.folder), "pictures": plan.wanted, "made": plan.missing} for plan in plans]
+    return "done", {"class_pictures": counts, "sheet": str(class_sheet(work.project, plans))}
 
 
 def _load(work: Work) -> tuple[sd1.Sd1, Any]:
@@ -104,18 +121,41 @@ def _class_pictures(work: Work, model: sd1.Sd1, found: list[pictures.Picture]) -
     plans = class_pictures.plan(work.project, work.settings, found, work.size)
     total = sum(plan.missing for plan in plans)
     if total:
-        work.stage("class pictures", 0, total)
+        _make_class_pictures(work, model, plans, total)
+    prior = class_pictures.prior_pictures(plans)
+    problems = [problem for picture in prior if (problem := pictures.damage(picture.path))]
+    if problems:
+        raise UserError(problems)
+    return prior
+
+
+def _make_class_pictures(work: Work, model: sd1.Sd1, plans: list[class_pictures.Plan], total: int) -> None:
+    work.stage("class pictures", 0, total)
 
     def on_batch(done: int, total: int, last: Path) -> None:
         work.job.report("picture", path=str(last), kind="class")
         work.stage("class pictures", done, total)
 
     class_pictures.make(model, plans, work.settings.batching.class_batch_size, on_batch, work.stop_if_asked)
-    prior = class_pictures.prior_pictures(plans)
-    problems = [problem for picture in prior if (problem := pictures.damage(picture.path))]
-    if problems:
-        raise UserError(problems)
-    return prior
+    class_sheet(work.project, plans)
+
+
+def class_sheet(project: Project, plans: list[class_pictures.Plan]) -> Path:
+    """Puts the class pictures of all concepts on one sheet beside the model, some lines for each prompt."""
+    by_prompt: dict[str, list[Path]] = {}
+    for picture in class_pictures.prior_pictures(plans):
+        by_prompt.setdefault(picture.prompt, []).append(picture.path)
+    columns: list[dict[tuple[int, int], Path]] = [{} for _ in range(SHEET_COLUMNS)]
+    rows: list[tuple[str, tuple[int, int]]] = []
+    for number, (prompt, paths) in enumerate(by_prompt.items()):
+        for place, path in enumerate(paths):
+            key = (number, place // SHEET_COLUMNS)
+            if place % SHEET_COLUMNS == 0:
+                rows.append((prompt, key))
+            columns[place % SHEET_COLUMNS][key] = path
+    target = project.folder / "class-pictures.png"
+    preview.sheet([("", column) for column in columns], rows[:SHEET_ROWS]).save(target)
+    return target
 
 
 def _prepare(

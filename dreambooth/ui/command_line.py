@@ -100,7 +100,12 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--source", required=True, metavar="FILE", help="the checkpoint to start from (.safetensors)")
     for name, command, meaning, show in (
         ("check", commands.check, "Show the plan of a run: pictures, captions, steps, disk, time.", describe.plan),
-        ("class-images", commands.class_images, "Make the class pictures that a run will need.", describe.errand),
+        (
+            "class-images",
+            commands.class_images,
+            "Make the class pictures that a run will need.",
+            describe.class_pictures,
+        ),
         (
             "train",
             commands.train,

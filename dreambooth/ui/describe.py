@@ -73,8 +73,13 @@ def asked(result: Result) -> str:
     return f"Asked {result['run']} to {result['asked']}."
 
 
-def errand(result: Result) -> str:
-    return "Done."
+def class_pictures(result: Result) -> str:
+    if "sheet" not in result:
+        return "Stopped; the class pictures that were finished are kept, and the same command goes on."
+    lines = [
+        f"{one['pictures']} class pictures in {one['folder']}, {one['made']} new" for one in result["class_pictures"]
+    ]
+    return "\n".join([*lines, f"Shown on {result['sheet']}"])
 
 
 def pictures(result: Result) -> str:
