@@ -11,7 +11,7 @@ from typing import Any
 from dreambooth.core import schema
 from dreambooth.core.errors import UserError
 from dreambooth.core.settings import Settings
-from dreambooth.ui import commands, describe
+from dreambooth.ui import commands, describe, preparing
 from dreambooth.ui.commands import Result
 from dreambooth.ui.terminal import Terminal
 
@@ -77,6 +77,7 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--data", metavar="DIR", help="the models folder (default: the WebUI's, or ./models)")
         sub.add_argument("--json", action="store_true", help="print the answer as JSON")
         if takes_settings:
+            sub.add_argument("--preset", metavar="NAME", help="person, object or native; see presets")
             sub.add_argument(
                 "--settings", metavar="FILE", help="a JSON file of settings; flags such as --lora.rank 8 win over it"
             )
@@ -93,6 +94,7 @@ def _parser() -> argparse.ArgumentParser:
         "file", metavar="FILE"
     )
     add("settings", commands.show_settings, "List every setting.", lambda _: schema.markdown(Settings).rstrip())
+    add("presets", preparing.show_presets, "List the presets.", describe.presets)
     sub = add(
         "create", commands.create, "Make a model's folder from a checkpoint.", describe.created, takes_settings=True
     )

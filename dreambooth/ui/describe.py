@@ -30,6 +30,14 @@ def about(result: Result) -> str:
     return table(rows)
 
 
+def presets(result: Result) -> str:
+    lines = []
+    for one in result["presets"]:
+        rows = [[f"    {s['setting']}", str(s["value"]), s["reason"]] for s in one["settings"]]
+        lines.append(f"{one['name']}: {one['label']}. {one['meaning']}\n{table(rows)}\n")
+    return "\n".join([*lines, "Take one with: train NAME --preset person. Flags win over it."])
+
+
 def created(result: Result) -> str:
     about = result["about"]
     what = f"{FAMILIES[about['family']]}, {about['resolution']} pixels, from {result['source']}"

@@ -86,6 +86,24 @@ def test_unknown_settings_and_values_out_of_bounds_are_told_together(
     assert everything(data) == before
 
 
+def test_a_preset_is_under_the_flags_and_over_the_model(tmp_path: Path, pictures: Path, dreambooth: Run) -> None:
+    flags = ["--concepts.0.instance_data_dir", pictures, "--concepts.0.instance_prompt", "a sks star"]
+    flags += ["--concepts.0.class_prompt", "a star", "--intervals.num_train_epochs", 7]
+    where = ["--data", tmp_path / "models"]
+    assert dreambooth("create", "sun", "--source", MINIATURE, *where, *flags).code == 0
+
+    def check(*more: object) -> tuple[int, int]:
+        said = dreambooth("check", "sun", *where, *more)
+        assert said.code == 0, said.errors
+        return said.answer["steps"], sum(one["missing"] for one in said.answer["class_pictures"])
+
+    assert check() == (7, 0)
+    assert check("--preset", "person") == (150, 5)
+    assert check("--preset", "person", "--intervals.num_train_epochs", 3) == (3, 5)
+    refused(dreambooth("check", "sun", *where, "--preset", "face"), "none called 'face'")
+    assert {preset["name"] for preset in dreambooth("presets").answer["presets"]} == {"person", "object", "native"}
+
+
 def test_an_unknown_model(data: Path, dreambooth: Run) -> None:
     refused(dreambooth("train", "sun", "--data", data), "no model named 'sun'", "there: star")
 
