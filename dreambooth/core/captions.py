@@ -16,6 +16,7 @@ from dreambooth.core.errors import UserError
 from dreambooth.core.settings import Captions, Concept
 
 FILEWORDS = "[filewords]"
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif")  # suffixes of picture files
 BESIDE = (".txt", ".caption")  # caption files, in the order of their precedence
 
 _COUNTER_BEFORE = re.compile(r"^(\d+[-_.)]+\s*|0\d*\s+)+")

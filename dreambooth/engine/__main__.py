@@ -1,4 +1,7 @@
-"""Starts an engine process: `python -m dreambooth.engine FOLDER` does the job that the folder describes."""
+"""Starts an engine process: `python -m dreambooth.engine FOLDER` does the job that the folder describes.
+
+`selfcheck` and `toml FILE` in the folder's place print a report and a file's content as JSON.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +23,8 @@ def main(arguments: list[str]) -> int:
 
         print(json.dumps(selfcheck.report()))
         return DONE
+    if arguments[0] == "toml":  # for Python 3.10, whose own library cannot read it
+        return _print_toml(Path(arguments[1]))
     job = Job(Path(arguments[0]))
     alive = job.hold()
     if alive is None:
@@ -36,6 +41,17 @@ def main(arguments: list[str]) -> int:
         job.report("failed", problems=[_explain(error, job)], refused=False)
         return BROKEN
     job.report(ending, **fields)
+    return DONE
+
+
+def _print_toml(path: Path) -> int:
+    import tomli
+
+    try:
+        print(json.dumps(tomli.loads(path.read_text(encoding="utf-8-sig")), default=str))
+    except (OSError, ValueError) as error:
+        print(json.dumps({"problem": str(error).splitlines()[0]}))
+        return REFUSED
     return DONE
 
 

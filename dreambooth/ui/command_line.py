@@ -100,6 +100,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("name", metavar="NAME")
     sub.add_argument("--source", required=True, metavar="FILE", help="the checkpoint to start from (.safetensors)")
+    sub = add(
+        "import",
+        preparing.import_settings,
+        "Take over the settings of the predecessor or of kohya's scripts.",
+        describe.imported,
+        takes_settings=True,
+    )
+    sub.add_argument("name", metavar="NAME")
+    sub.add_argument("file", metavar="FILE|DIR", help="concepts_list.json, db_config.json, a dataset .toml, a folder")
     for name, command, meaning, show in (
         ("check", commands.check, "Show the plan of a run: pictures, captions, steps, disk, time.", describe.plan),
         (

@@ -81,6 +81,13 @@ def asked(result: Result) -> str:
     return f"Asked {result['run']} to {result['asked']}."
 
 
+def imported(result: Result) -> str:
+    rows = [["", "there", "here", "value", ""]]
+    for line in result["report"]:
+        rows.append([line["fate"], line["theirs"], line["ours"] or "-", str(line["value"])[:60], line["why"]])
+    return f"Read as {result['kind']}.\n\n{table(rows)}\n\nThese are now the settings of {result['name']}."
+
+
 def class_pictures(result: Result) -> str:
     if "sheet" not in result:
         return "Stopped; the class pictures that were finished are kept, and the same command goes on."

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import asdict
+from pathlib import Path
 
+from dreambooth.core import project
 from dreambooth.core.presets import PRESETS
+from dreambooth.service import environment, foreign
+from dreambooth.ui import commands
 from dreambooth.ui.commands import Result
 from dreambooth.ui.terminal import Terminal
 
@@ -23,3 +28,15 @@ def show_presets(options: argparse.Namespace, terminal: Terminal) -> Result:
             for preset in PRESETS.values()
         ]
     }
+
+
+def import_settings(options: argparse.Namespace, terminal: Terminal) -> Result:
+    """Another trainer's settings over the model's own; its concepts take the place of the model's."""
+    opened = project.open_project(commands.folders(options), options.name)
+    path = Path(options.file).expanduser().resolve()
+    kind, migration = foreign.read(path, environment.ensure(terminal.show))
+    own = opened.settings()
+    if any(key.startswith("concepts.") for key in migration.settings):
+        own = {key: value for key, value in own.items() if not key.startswith("concepts.")}
+    project.write_settings(opened, commands.settings_over({**own, **migration.settings}, options))
+    return {"name": opened.name, "kind": kind, "report": [asdict(line) for line in migration.lines]}

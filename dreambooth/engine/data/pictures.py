@@ -13,7 +13,7 @@ from dreambooth.core import captions
 from dreambooth.core.errors import UserError
 from dreambooth.core.settings import Concept
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif")
+SUFFIXES = captions.PICTURES
 
 
 @dataclass(frozen=True)
