@@ -79,6 +79,10 @@ def _do(job: Job) -> tuple[str, dict[str, object]]:
         from dreambooth.engine import export
 
         return "done", export.run(job)
+    if kind == "tokens":
+        from dreambooth.engine import tokens
+
+        return "done", tokens.run(job)
     if kind == "measure":
         from dreambooth.engine.miniature import measure
 

@@ -109,6 +109,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("name", metavar="NAME")
     sub.add_argument("file", metavar="FILE|DIR", help="concepts_list.json, db_config.json, a dataset .toml, a folder")
+    sub = add("tokens", preparing.tokens, "Say what the words of a prompt are to a model.", describe.tokens)
+    sub.add_argument("name", metavar="NAME")
+    sub.add_argument("prompt", metavar="PROMPT", help="such as 'sks dog'")
+    sub.add_argument("--candidates", type=int, default=24, metavar="N", help="rare words to try (default 24)")
     for name, command, meaning, show in (
         ("check", commands.check, "Show the plan of a run: pictures, captions, steps, disk, time.", describe.plan),
         (

@@ -88,6 +88,21 @@ def imported(result: Result) -> str:
     return f"Read as {result['kind']}.\n\n{table(rows)}\n\nThese are now the settings of {result['name']}."
 
 
+def tokens(result: Result) -> str:
+    rows = [["word", "tokens", "changes a picture by"]]
+    for one in result["words"]:
+        strength = "" if one["strength"] is None else f"{one['strength']:.1%}"
+        rows.append([one["word"], f"{len(one['tokens'])}: {' '.join(one['tokens'])}", strength])
+    parts = len(result["chunks"])
+    lines = [f"{result['tokens']} tokens, read in {'one piece' if parts == 1 else f'{parts} pieces of up to 75'}:"]
+    lines += [f"    {chunk}" for chunk in result["chunks"]]
+    lines += ["", f"Measured in: {result['measured_in']}", "", table(rows)]
+    if result["rare"]:
+        rare = [f"{one['word']} {one['strength']:.1%}" for one in result["rare"][:6]]
+        lines += ["", f"Rare words of one token that change this model's pictures least: {', '.join(rare)}"]
+    return "\n".join(lines)
+
+
 def class_pictures(result: Result) -> str:
     if "sheet" not in result:
         return "Stopped; the class pictures that were finished are kept, and the same command goes on."

@@ -6,7 +6,8 @@ import argparse
 from dataclasses import asdict
 from pathlib import Path
 
-from dreambooth.core import project
+from dreambooth.core import project, settings
+from dreambooth.core.errors import UserError
 from dreambooth.core.presets import PRESETS
 from dreambooth.service import environment, foreign
 from dreambooth.ui import commands
@@ -40,3 +41,13 @@ def import_settings(options: argparse.Namespace, terminal: Terminal) -> Result:
         own = {key: value for key, value in own.items() if not key.startswith("concepts.")}
     project.write_settings(opened, commands.settings_over({**own, **migration.settings}, options))
     return {"name": opened.name, "kind": kind, "report": [asdict(line) for line in migration.lines]}
+
+
+def tokens(options: argparse.Namespace, terminal: Terminal) -> Result:
+    """What the words of a prompt are to the model."""
+    if not options.prompt.strip():
+        raise UserError("PROMPT: it is empty; give the words that you mean to use, such as 'sks dog'.")
+    if not 0 <= options.candidates <= 400:
+        raise UserError(f"--candidates: it must be from 0 to 400 (it is {options.candidates}).")
+    chosen = settings.parse({})
+    return commands.errand(options, terminal, "tokens", chosen, prompt=options.prompt, candidates=options.candidates)

@@ -182,3 +182,8 @@ def test_the_demo_fills_only_a_new_folder(tmp_path: Path, dreambooth: Run) -> No
 
 def test_the_subject_comes_in_five_pictures() -> None:
     assert len(list(SUBJECT_PICTURES.glob("*.png"))) == 5
+
+
+def test_tokens_without_words(data: Path, dreambooth: Run) -> None:
+    refused(dreambooth("tokens", "star", " ", "--data", data), "PROMPT: it is empty")
+    refused(dreambooth("tokens", "star", "x", "--data", data, "--candidates", -1), "--candidates")
