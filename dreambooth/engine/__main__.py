@@ -64,9 +64,9 @@ def _do(job: Job) -> tuple[str, dict[str, object]]:
         ending = worker.run(job)
         return ("stopped", {"discarded": True}) if ending == "discarded" else (ending, {})
     if kind == "class-images":
-        from dreambooth.engine import worker
+        from dreambooth.engine import class_images
 
-        return worker.make_class_pictures(job)
+        return class_images.run(job)
     if kind == "check":
         from dreambooth.engine import plan
 

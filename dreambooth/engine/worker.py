@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from dreambooth.core import settings as settings_module
@@ -19,16 +20,18 @@ from dreambooth.core.errors import UserError
 from dreambooth.core.project import Folders, Project, open_project
 from dreambooth.core.run import Job
 from dreambooth.core.settings import Settings
-from dreambooth.engine import outputs
+from dreambooth.engine import families, outputs
+from dreambooth.engine.checkpoints import lora
+from dreambooth.engine.checkpoints.source import Source, open_model
 from dreambooth.engine.data import cache, class_pictures, pictures
 from dreambooth.engine.data.order import Order
-from dreambooth.engine.families import sd1
+from dreambooth.engine.families.model import Model
 from dreambooth.engine.training import adapters, optimizers, precision, preview, state
 from dreambooth.engine.training.ema import Ema
 from dreambooth.engine.training.loop import Ending, Session, train
 from dreambooth.engine.training.text import Texts
 
-SHEET_COLUMNS, SHEET_ROWS = 8, 40  # of the sheet of class pictures
+CLASS_SHEET = "class-pictures.png"  # in the model's folder
 
 
 class Asked(Exception):
@@ -77,51 +80,53 @@ def run(job: Job) -> Ending:
         found = pictures.instance_pictures(work.settings.concepts)
         length = budget(work.settings, len(found))
         _check_disk(work)
-        model, accelerator = _load(work)
+        source = open_model(work.project)
+        start = _start(work, source)
+        model, accelerator = load(work, source)
         prior = _class_pictures(work, model, found)
-        session = _prepare(work, model, accelerator, length, found, prior)
-        ending = train(session, Hooks(work, session))
+        session = _prepare(work, model, accelerator, length, found, prior, start)
+        ending = train(session, Hooks(work, session, source))
     except Asked as asked:
         return asked.ending
     if ending in ("done", "stopped"):
-        _finish(work, session)
+        _finish(work, session, source)
     if ending != "paused":
         shutil.rmtree(job.state, ignore_errors=True)
     return ending
 
 
-def make_class_pictures(job: Job) -> tuple[Ending, dict[str, Any]]:
-    """Makes the class pictures that a training job will need, if any are missing, and shows all on a sheet."""
-    work = Work.open(job)
-    found = pictures.instance_pictures(work.settings.concepts)
-    plans = class_pictures.plan(work.project, work.settings, found, work.size)
-    made = sum(plan.missing for plan in plans)
-    if not plans:
-        raise UserError("concepts.0.num_class_images_per: it is 0, so this model trains without class pictures.")
-    try:
-        if made:
-            _make_class_pictures(work, _load(work)[0], plans, made)
-    except Asked as asked:
-        return asked.ending, {}
-    counts = [{"folder": str(plan.folder), "pictures": plan.wanted, "made": plan.missing} for plan in plans]
-    return "done", {"class_pictures": counts, "sheet": str(class_sheet(work.project, plans))}
+def _start(work: Work, source: Source) -> dict[str, dict[str, lora.Layer]]:
+    """The layers of the LoRA file to go on from, by part and path; empty where there is none."""
+    path = work.settings.lora.start_file.strip()
+    if not path or not work.settings.is_lora:
+        return {}
+    start: dict[str, dict[str, lora.Layer]] = {}
+    for name, layer in lora.read(Path(path), source.tensors, work.project.about["family"]).items():
+        part, _, key = name.removesuffix(".weight").partition("/")
+        if layer.mid is not None:
+            raise UserError(f"lora.start_file: {path} is of LyCORIS' CP kind, which cannot be gone on from.")
+        start.setdefault(part, {})[key] = layer
+    if set(start) - {"unet"} and not work.settings.tuning.text_encoder_ratio:
+        raise UserError(
+            f"lora.start_file: {path} also teaches the text encoder; set tuning.text_encoder_ratio above 0 to go on."
+        )
+    return start
 
 
-def _load(work: Work) -> tuple[sd1.Sd1, Any]:
+def load(work: Work, source: Source) -> tuple[Model, Any]:
     work.stage("loading the model", 0, 1)
-    if not work.project.source.exists():
-        raise UserError(f"{work.project.source}: the checkpoint that this model was made from is gone; put it back.")
     accelerator = precision.accelerator(work.settings.tuning.mixed_precision)
-    model = sd1.load(work.project.source, work.project.resolution)
+    dtype = precision.compute_dtype(accelerator) if work.settings.is_lora else torch.float32
+    model = families.load(source, dtype)
     model.to(accelerator.device)
     return model, accelerator
 
 
-def _class_pictures(work: Work, model: sd1.Sd1, found: list[pictures.Picture]) -> list[pictures.Picture]:
+def _class_pictures(work: Work, model: Model, found: list[pictures.Picture]) -> list[pictures.Picture]:
     plans = class_pictures.plan(work.project, work.settings, found, work.size)
     total = sum(plan.missing for plan in plans)
     if total:
-        _make_class_pictures(work, model, plans, total)
+        make_class_pictures(work, model, plans, total)
     prior = class_pictures.prior_pictures(plans)
     problems = [problem for picture in prior if (problem := pictures.damage(picture.path))]
     if problems:
@@ -129,7 +134,7 @@ def _class_pictures(work: Work, model: sd1.Sd1, found: list[pictures.Picture]) -
     return prior
 
 
-def _make_class_pictures(work: Work, model: sd1.Sd1, plans: list[class_pictures.Plan], total: int) -> None:
+def make_class_pictures(work: Work, model: Model, plans: list[class_pictures.Plan], total: int) -> None:
     work.stage("class pictures", 0, total)
 
     def on_batch(done: int, total: int, last: Path) -> None:
@@ -137,34 +142,17 @@ def _make_class_pictures(work: Work, model: sd1.Sd1, plans: list[class_pictures.
         work.stage("class pictures", done, total)
 
     class_pictures.make(model, plans, work.settings.batching.class_batch_size, on_batch, work.stop_if_asked)
-    class_sheet(work.project, plans)
-
-
-def class_sheet(project: Project, plans: list[class_pictures.Plan]) -> Path:
-    """Puts the class pictures of all concepts on one sheet beside the model, some lines for each prompt."""
-    by_prompt: dict[str, list[Path]] = {}
-    for picture in class_pictures.prior_pictures(plans):
-        by_prompt.setdefault(picture.prompt, []).append(picture.path)
-    columns: list[dict[tuple[int, int], Path]] = [{} for _ in range(SHEET_COLUMNS)]
-    rows: list[tuple[str, tuple[int, int]]] = []
-    for number, (prompt, paths) in enumerate(by_prompt.items()):
-        for place, path in enumerate(paths):
-            key = (number, place // SHEET_COLUMNS)
-            if place % SHEET_COLUMNS == 0:
-                rows.append((prompt, key))
-            columns[place % SHEET_COLUMNS][key] = path
-    target = project.folder / "class-pictures.png"
-    preview.sheet([("", column) for column in columns], rows[:SHEET_ROWS]).save(target)
-    return target
+    preview.class_sheet(class_pictures.prior_pictures(plans), work.project.folder / CLASS_SHEET)
 
 
 def _prepare(
     work: Work,
-    model: sd1.Sd1,
+    model: Model,
     accelerator: Any,
     length: Budget,
     found: list[pictures.Picture],
     prior: list[pictures.Picture],
+    start: dict[str, dict[str, lora.Layer]],
 ) -> Session:
     settings, total = work.settings, len(found) + len(prior)
     prompts = list(dict.fromkeys(picture.prompt for picture in found + prior))
@@ -176,13 +164,11 @@ def _prepare(
         priors = cache.encode(
             model, prior, prompts, work.size, lambda done: work.stage("encoding pictures", len(found) + done, total)
         )
-    if settings.is_lora:
-        precision.cast(model.unet, precision.compute_dtype(accelerator))
-    trained = adapters.prepare(model, settings)
+    trained = adapters.prepare(model, settings, start)
     if settings.batching.gradient_checkpointing:
         model.unet.enable_gradient_checkpointing()
-        if trained.text_encoder:
-            model.text_encoder.gradient_checkpointing_enable()
+        for part in trained.text_encoders:
+            model.text_encoders[part].gradient_checkpointing_enable()
     session = Session(
         settings,
         length,
@@ -209,8 +195,8 @@ def _prepare(
 class Hooks:
     """How the loop reaches the world: the job's folder and the WebUI's folders."""
 
-    def __init__(self, work: Work, session: Session) -> None:
-        self.work, self.session = work, session
+    def __init__(self, work: Work, session: Session, source: Source) -> None:
+        self.work, self.session, self.source = work, session, source
 
     def requests(self) -> set[str]:
         return self.work.job.requests()
@@ -232,21 +218,21 @@ class Hooks:
         work.job.report("preview", images=images, paths=[str(path) for path in paths], sheet=str(target))
 
     def save_model(self, images: int) -> None:
-        _save_output(self.work, self.session, images)
+        _save_output(self.work, self.session, self.source, images)
 
     def save_state(self, step: int, weights: dict[str, Tensor], rest: dict[str, Any]) -> None:
         path = state.save(self.work.job.state, step, weights, rest)
         self.work.job.report("state", step=step, path=str(path))
 
 
-def _finish(work: Work, session: Session) -> None:
+def _finish(work: Work, session: Session, source: Source) -> None:
     work.job.report("stage", name="writing the result", done=0, total=1)
-    _save_output(work, session, session.budget.images_seen(session.step))
+    _save_output(work, session, source, session.budget.images_seen(session.step))
 
 
-def _save_output(work: Work, session: Session, images: int) -> None:
+def _save_output(work: Work, session: Session, source: Source, images: int) -> None:
     with _shown_weights(session):
-        path = outputs.save(work.folders, work.project, work.settings, session.model, session.trained, images)
+        path = outputs.save(work.folders, work.project, work.settings, session.model, source, session.trained, images)
     kind = "lora" if work.settings.is_lora else "checkpoint"
     work.job.report("saved", kind=kind, path=str(path), bytes=path.stat().st_size, images=images)
 

@@ -13,16 +13,16 @@ from dreambooth.core import project, settings
 from dreambooth.core.errors import UserError
 from dreambooth.core.layout import MINIATURE
 from dreambooth.core.project import Folders, Project
-from dreambooth.engine import worker
+from dreambooth.engine import class_images, families
 from dreambooth.engine.data import class_pictures, pictures
 from dreambooth.engine.data.class_pictures import Plan
-from dreambooth.engine.families import sd1
+from dreambooth.engine.families.model import Model
 from dreambooth.service import launcher
 
 
 @pytest.fixture(scope="module")
-def model() -> sd1.Sd1:
-    return sd1.load(MINIATURE, 64)
+def model() -> Model:
+    return families.load_file(MINIATURE)
 
 
 @pytest.fixture
@@ -66,7 +66,7 @@ def plan(star: Project, mine: Path, **changes: Any) -> Plan:
     return class_pictures.plan(star, parsed, pictures.instance_pictures(parsed.concepts), 64)[0]
 
 
-def make(model: sd1.Sd1, *plans: Plan, stop_after: int = 99) -> None:
+def make(model: Model, *plans: Plan, stop_after: int = 99) -> None:
     def on_batch(done: int, total: int, last: Path) -> None:
         if done >= stop_after:
             raise KeyboardInterrupt
@@ -98,7 +98,7 @@ def test_a_folder_that_is_empty_or_not_named(star: Project, mine: Path, tmp_path
         plan(star, mine, class_mode="folder")
 
 
-def test_prompts_from_captions(star: Project, mine: Path, model: sd1.Sd1) -> None:
+def test_prompts_from_captions(star: Project, mine: Path, model: Model) -> None:
     tokens = {"instance_token": "sks", "class_token": "star", "class_prompt": "[filewords]", "num_class_images_per": 1}
     drawn = plan(star, mine, **tokens)
     assert [w.prompt for w in drawn.to_make] == ["a red star", "a blue star", "a red star"]
@@ -118,7 +118,7 @@ def test_choices_in_the_class_prompt_are_all_drawn(star: Project, mine: Path) ->
     assert drawn == plan(star, mine, class_prompt="a {red|blue} star", num_class_images_per=10)
 
 
-def test_what_is_drawn_depends_on_the_prompt_and_the_seed_alone(star: Project, mine: Path, model: sd1.Sd1) -> None:
+def test_what_is_drawn_depends_on_the_prompt_and_the_seed_alone(star: Project, mine: Path, model: Model) -> None:
     drawn = plan(star, mine)
     with pytest.raises(KeyboardInterrupt):
         make(model, drawn, stop_after=2)
@@ -146,7 +146,7 @@ def test_everything_that_changes_a_picture_changes_its_folder(
     assert plan(star, mine, **change).folder != plan(star, mine).folder
 
 
-def test_a_folder_of_ones_own_is_filled_up(star: Project, mine: Path, tmp_path: Path, model: sd1.Sd1) -> None:
+def test_a_folder_of_ones_own_is_filled_up(star: Project, mine: Path, tmp_path: Path, model: Model) -> None:
     own = {"class_data_dir": str(tmp_path / "class")}
     picture(tmp_path / "class" / "photo.png")
     filled = plan(star, mine, **own)
@@ -159,7 +159,7 @@ def test_a_folder_of_ones_own_is_filled_up(star: Project, mine: Path, tmp_path: 
 def test_the_errand_makes_them_once_and_shows_them(star: Project, mine: Path) -> None:
     def errand() -> dict[str, Any]:
         job = launcher.new_errand(Folders(star.folder.parents[1]), star, "class-images", chosen(mine))
-        ending, said = worker.make_class_pictures(job)
+        ending, said = class_images.run(job)
         assert ending == "done"
         return said
 
