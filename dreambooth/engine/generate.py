@@ -11,7 +11,8 @@ from dreambooth.core.project import Folders, open_project
 from dreambooth.core.run import Job
 from dreambooth.engine.checkpoints import lora
 from dreambooth.engine.families import sd1
-from dreambooth.engine.sampling import SCHEDULERS, Sampling, draw
+from dreambooth.engine.sampling import SCHEDULERS, draw
+from dreambooth.engine.sampling_choice import Sampling
 from dreambooth.engine.training import precision
 
 

@@ -8,9 +8,10 @@ from PIL import Image
 
 from dreambooth.core import run
 from dreambooth.core.budget import budget
+from dreambooth.core.forecast import disk_bytes
 from dreambooth.core.run import Job
 from dreambooth.engine.data import class_pictures, pictures
-from dreambooth.engine.worker import Work, forecast_bytes
+from dreambooth.engine.work import Work
 
 
 def report(job: Job) -> dict[str, Any]:
@@ -28,7 +29,7 @@ def report(job: Job) -> dict[str, Any]:
         "epochs": length.epochs,
         "images": length.images,
         "steps": length.steps,
-        "disk_bytes": forecast_bytes(work.project, work.settings),
+        "disk_bytes": disk_bytes(int(work.project.about["parameters"]), work.settings),
         "seconds": _seconds(work, length.steps),
         "output_folder": str(work.folders.loras if work.settings.is_lora else work.folders.checkpoints),
     }

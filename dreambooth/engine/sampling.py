@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ from diffusers import (
 from PIL import Image
 
 from dreambooth.engine.families.sd1 import LATENT_CHANNELS, LATENT_FACTOR, SCHEDULER, Sd1
+from dreambooth.engine.sampling_choice import Sampling
 
 SCHEDULERS: dict[str, tuple[type, dict[str, Any]]] = {
     "dpm++": (DPMSolverMultistepScheduler, {}),
@@ -28,18 +28,6 @@ SCHEDULERS: dict[str, tuple[type, dict[str, Any]]] = {
     "lms": (LMSDiscreteScheduler, {}),
     "pndm": (PNDMScheduler, {"skip_prk_steps": True, "set_alpha_to_one": False, "steps_offset": 1}),
 }
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How to draw: everything but the prompts and the seeds. Width and height in pixels."""
-
-    width: int
-    height: int
-    steps: int = 20
-    guidance_scale: float = 7.5
-    negative_prompt: str = ""
-    scheduler: str = "dpm++"
 
 
 @torch.no_grad()

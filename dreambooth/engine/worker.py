@@ -7,18 +7,15 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from dreambooth.core import settings as settings_module
 from dreambooth.core.budget import Budget, budget
 from dreambooth.core.errors import UserError
-from dreambooth.core.project import Folders, Project, open_project
+from dreambooth.core.forecast import disk_bytes
 from dreambooth.core.run import Job
-from dreambooth.core.settings import Settings
 from dreambooth.engine import outputs
 from dreambooth.engine.data import cache, class_pictures, pictures
 from dreambooth.engine.data.order import Order
@@ -27,45 +24,7 @@ from dreambooth.engine.training import adapters, optimizers, precision, preview,
 from dreambooth.engine.training.ema import Ema
 from dreambooth.engine.training.loop import Ending, Session, train
 from dreambooth.engine.training.text import Texts
-
-
-class Asked(Exception):
-    """A person asked to end before training began."""
-
-    def __init__(self, ending: Ending) -> None:
-        self.ending = ending
-
-
-@dataclass
-class Work:
-    """A job that is being worked on: what it says, and how it reports."""
-
-    job: Job
-    folders: Folders
-    project: Project
-    settings: Settings
-
-    @classmethod
-    def open(cls, job: Job) -> Work:
-        folders = Folders(Path(job.read()["models"]))
-        return cls(job, folders, open_project(folders, job.read()["model"]), settings_module.parse(job.settings()))
-
-    @property
-    def size(self) -> int:
-        """The side of the training pictures, in pixels."""
-        return self.settings.general.resolution or self.project.resolution
-
-    def stage(self, name: str, done: int, total: int) -> None:
-        """Reports how far a stage is, and ends the job if a person asked for it."""
-        self.job.report("stage", name=name, done=done, total=total)
-        self.stop_if_asked()
-
-    def stop_if_asked(self) -> None:
-        endings: dict[str, Ending] = {"pause": "paused", "stop": "stopped", "discard": "discarded"}
-        for request, ending in endings.items():
-            if request in self.job.requests():
-                self.job.clear_request(request)
-                raise Asked(ending)
+from dreambooth.engine.work import Asked, Work
 
 
 def run(job: Job) -> Ending:
@@ -220,21 +179,10 @@ def _shown_weights(session: Session) -> Any:
 
 def _check_disk(work: Work) -> None:
     """Raises UserError if what the run will write does not fit."""
-    needed = forecast_bytes(work.project, work.settings)
+    needed = disk_bytes(int(work.project.about["parameters"]), work.settings)
     free = shutil.disk_usage(work.folders.models).free
     if needed > free:
         raise UserError(
             f"{work.folders.models}: the run writes about {needed / 1e9:.1f} GB, but {free / 1e9:.1f} GB are free; "
             "make room, or save states and models less often."
         )
-
-
-def forecast_bytes(project: Project, settings: Settings) -> int:
-    """About how much a run writes: its outputs, and its state, which is there twice while it changes."""
-    values = int(project.about["parameters"])
-    one = values * (2 if settings.saving.half_model else 4)
-    every = settings.intervals.save_model_every
-    saves = 1 + ((settings.intervals.num_train_epochs - 1) // every if every else 0)
-    if settings.is_lora:
-        return 200_000_000 * saves
-    return one * saves + 2 * values * (4 + 8 + (4 if settings.tuning.use_ema else 0))

@@ -101,7 +101,8 @@ def test_diffusers_loads_the_miniature_and_draws_the_same(tmp_path: Path, model:
     from diffusers import StableDiffusionPipeline
 
     from dreambooth.engine.export import _diffusers_folder
-    from dreambooth.engine.sampling import Sampling, draw, make_scheduler
+    from dreambooth.engine.sampling import draw, make_scheduler
+    from dreambooth.engine.sampling_choice import Sampling
 
     _diffusers_folder(model, tmp_path / "folder")
     for part in ("unet", "vae", "text_encoder"):  # only the configuration is to come from the folder

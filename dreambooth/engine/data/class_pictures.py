@@ -12,13 +12,16 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dreambooth.core import checkpoint
 from dreambooth.core.project import Project
 from dreambooth.core.settings import Concept, Settings
 from dreambooth.engine.data import pictures
-from dreambooth.engine.families.sd1 import Sd1
-from dreambooth.engine.sampling import Sampling, draw
+from dreambooth.engine.sampling_choice import Sampling
+
+if TYPE_CHECKING:
+    from dreambooth.engine.families.sd1 import Sd1
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,8 @@ def make(
     model: Sd1, plans: list[Plan], batch: int, on_batch: Callable[[int, int, Path], None], on_step: Callable[[], None]
 ) -> None:
     """Makes what is missing; `on_batch(done, total, last)` hears of each batch; both callbacks may stop it."""
+    from dreambooth.engine.sampling import draw  # loads torch, which a plan does not need
+
     total, done = sum(p.missing for p in plans), 0
     for one in plans:
         one.folder.mkdir(parents=True, exist_ok=True)
