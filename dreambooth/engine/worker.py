@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,9 @@ from dreambooth.core.errors import UserError
 from dreambooth.core.forecast import disk_bytes
 from dreambooth.core.run import Job
 from dreambooth.engine import outputs
-from dreambooth.engine.data import cache, class_pictures, pictures
-from dreambooth.engine.data.order import Order
+from dreambooth.engine.data import cache, class_pictures, pictures, survey
+from dreambooth.engine.data.order import Order, Slot
+from dreambooth.engine.data.pictures import Example, Picture
 from dreambooth.engine.families import sd1
 from dreambooth.engine.training import adapters, optimizers, precision, preview, state
 from dreambooth.engine.training.ema import Ema
@@ -31,14 +33,16 @@ def run(job: Job) -> Ending:
     """Does a training job, or goes on with it. Raises UserError for what a person can mend."""
     work = Work.open(job)
     try:
-        found = pictures.instance_pictures(work.settings.concepts)
+        gathered = pictures.gather(work.settings.concepts, partial(work.stage, "looking at pictures"))
+        found = gathered.usable()
+        instances = pictures.examples(gathered, work.settings, work.size)
         length = budget(work.settings, len(found))
         _check_disk(work)
         model, accelerator = _load(work)
-        prior = _class_pictures(work, model, found)
+        priors = _class_pictures(work, model, found, instances)
         if job.read()["kind"] == "class-images":
             return "done"
-        session = _prepare(work, model, accelerator, length, found, prior)
+        session = _prepare(work, model, accelerator, length, instances, priors)
         ending = train(session, Hooks(work, session))
     except Asked as asked:
         return asked.ending
@@ -59,7 +63,7 @@ def _load(work: Work) -> tuple[sd1.Sd1, Any]:
     return model, accelerator
 
 
-def _class_pictures(work: Work, model: sd1.Sd1, found: list[pictures.Picture]) -> list[pictures.Picture]:
+def _class_pictures(work: Work, model: sd1.Sd1, found: list[Picture], instances: list[list[Example]]) -> list[Example]:
     plans = class_pictures.plan(work.project, work.settings, found, work.size)
     total = sum(plan.missing for plan in plans)
     if total:
@@ -71,10 +75,11 @@ def _class_pictures(work: Work, model: sd1.Sd1, found: list[pictures.Picture]) -
 
     class_pictures.make(model, plans, work.settings.batching.class_batch_size, on_batch, work.stop_if_asked)
     prior = class_pictures.prior_pictures(plans)
-    problems = [problem for picture in prior if (problem := pictures.damage(picture.path))]
+    looks = survey.look_at_all([picture.path for picture in prior])
+    problems = [seen.error for seen in looks if seen.error]
     if problems:
         raise UserError(problems)
-    return prior
+    return pictures.prior_examples(prior, looks, instances)
 
 
 def _prepare(
@@ -82,19 +87,19 @@ def _prepare(
     model: sd1.Sd1,
     accelerator: Any,
     length: Budget,
-    found: list[pictures.Picture],
-    prior: list[pictures.Picture],
+    instances: list[list[Example]],
+    priors: list[Example],
 ) -> Session:
-    settings, total = work.settings, len(found) + len(prior)
-    prompts = list(dict.fromkeys(picture.prompt for picture in found + prior))
-    instances = cache.encode(
-        model, found, prompts, work.size, lambda done: work.stage("encoding pictures", done, total)
+    settings, own = work.settings, [example for variants in instances for example in variants]
+    prompts = list(dict.fromkeys(example.picture.prompt for example in own + priors))
+    count = partial(work.stage, "encoding pictures")
+    total = len(own) + len(priors)
+    encoded = cache.encode(model, own, prompts, lambda done: count(done, total))
+    encoded_priors = (
+        cache.encode(model, priors, prompts, lambda done: count(len(own) + done, total)) if priors else None
     )
-    priors = None
-    if prior:
-        priors = cache.encode(
-            model, prior, prompts, work.size, lambda done: work.stage("encoding pictures", len(found) + done, total)
-        )
+    slots = [Slot(some[0].picture.concept, some[0].cut.bucket, len(some)) for some in instances]
+    prior_slots = [Slot(example.picture.concept, example.cut.bucket) for example in priors]
     if settings.is_lora:
         precision.cast(model.unet, precision.compute_dtype(accelerator))
     trained = adapters.prepare(model, settings)
@@ -108,9 +113,9 @@ def _prepare(
         model,
         trained,
         accelerator,
-        instances,
-        priors,
-        Order(tuple(p.concept for p in found), tuple(p.concept for p in prior), settings.general.seed),
+        encoded,
+        encoded_priors,
+        Order(slots, prior_slots, settings.general.seed),
         Texts(model, prompts),
         accelerator.prepare(optimizers.make(trained, settings)),
         Ema(trained.named(), settings.tuning.ema_decay) if settings.tuning.use_ema else None,

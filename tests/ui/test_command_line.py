@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -128,8 +130,18 @@ def test_check_shows_the_plan(data: Path, dreambooth: Run, pictures: Path) -> No
     assert said.code == 0, said.errors
     assert [p["prompt"] for p in said.answer["pictures"]] == ["good of sks", "a drawing of sks"]
     assert said.answer["pictures"][0]["crop"] == [0, 0, 80, 80]
-    assert "smaller than 128" in said.answer["pictures"][0]["warning"]
+    assert said.answer["pictures"][0]["warnings"] == ["smaller than 128x128; it is enlarged 1.6 times"]
+    assert said.answer["pictures"][1]["warnings"][1] == "looks the same as good.png"
     assert (said.answer["steps"], said.answer["images"], said.answer["class_pictures"][0]["missing"]) == (100, 200, 6)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the names of files are always Unicode")
+def test_a_name_that_is_not_unicode(data: Path, dreambooth: Run, pictures: Path) -> None:
+    (pictures / "good.png").rename(os.fsdecode(bytes(pictures) + b"/caf\xe9.png"))
+    flags = ["--concepts.0.instance_data_dir", pictures, "--concepts.0.instance_prompt", "[filewords]"]
+    said = dreambooth("check", "star", "--data", data, *flags)
+    assert said.code == 0, said.errors
+    assert said.answer["pictures"][0]["path"].endswith("caf\udce9.png")
 
 
 def test_relative_folders_are_meant_from_where_they_are_written(data: Path, dreambooth: Run, pictures: Path) -> None:
