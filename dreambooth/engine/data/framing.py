@@ -72,7 +72,7 @@ def _variant(
     place: tuple[float, float],
     number: int,
 ) -> Cut:
-    draw = random.Random(f"{seed}/{name}/{number}")
+    draw = random.Random(f"{seed}/{name}/{number}".encode("utf-8", "surrogatepass"))
     across, down, angle, light, colour, zoom, jitter_x, jitter_y = (draw.random() for _ in range(8))
     cut = _placed(size, bucket, (across, down) if choice.crop == "random" else place)
     if number == 0:
