@@ -94,14 +94,14 @@ def test_each_augmentation_changes_the_variants_but_not_the_first(name: str) -> 
 
 def test_a_flip_mirrors() -> None:
     picture = noise(64, 64)
-    made = apply(picture, Cut(SQUARE, (0, 0, 64, 64), mirrored=True))
+    made = apply(picture, Cut(SQUARE, (0, 0, 64, 64), (64, 64), mirrored=True))
     assert np.array_equal(np.asarray(made), np.asarray(picture)[:, ::-1])
 
 
 @given(st.floats(-30, 30), st.sampled_from([SQUARE, Bucket(128, 64), Bucket(64, 192)]))
 def test_turning_brings_nothing_in_from_outside(degrees: float, bucket: Bucket) -> None:
     picture = Image.new("RGB", (bucket.width + 20, bucket.height + 20), "red")
-    made = apply(picture, Cut(bucket, (10, 10, 10 + bucket.width, 10 + bucket.height), degrees=degrees))
+    made = apply(picture, Cut(bucket, (10, 10, 10 + bucket.width, 10 + bucket.height), picture.size, degrees=degrees))
     assert made.size == (bucket.width, bucket.height)
     assert np.asarray(made).reshape(-1, 3).min(0).tolist() == [255, 0, 0]
 
@@ -109,8 +109,8 @@ def test_turning_brings_nothing_in_from_outside(degrees: float, bucket: Bucket) 
 def test_brightness_and_colour() -> None:
     picture = Image.new("RGB", (8, 8), (100, 60, 20))
     box = (0.0, 0.0, 8.0, 8.0)
-    assert np.asarray(apply(picture, Cut(SQUARE, box, brightness=1.5)))[0, 0].tolist() == [150, 90, 30]
-    grey = np.asarray(apply(picture, Cut(SQUARE, box, colour=0.0)))[0, 0]
+    assert np.asarray(apply(picture, Cut(SQUARE, box, (8, 8), brightness=1.5)))[0, 0].tolist() == [150, 90, 30]
+    grey = np.asarray(apply(picture, Cut(SQUARE, box, (8, 8), colour=0.0)))[0, 0]
     assert grey.max() - grey.min() <= 1
 
 

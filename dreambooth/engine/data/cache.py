@@ -15,7 +15,7 @@ from dreambooth.core.buckets import Bucket
 from dreambooth.core.errors import UserError
 from dreambooth.engine.data import decoding, framing
 from dreambooth.engine.data.pictures import Example
-from dreambooth.engine.families.sd1 import Sd1
+from dreambooth.engine.families.model import Model
 
 _BATCH = 8
 
@@ -23,7 +23,11 @@ _BATCH = 8
 @dataclass
 class Encoded:
     """A set of examples: mean and standard deviation of their latents, a tensor (n, 4, h, w) for each bucket, and where
-    among them each example is."""
+    among them each example is.
+
+    `size` (N, 6): height and width of the file in pixels, top and left corner of the crop in the resized picture,
+    height and width of the crop.
+    """
 
     mean: list[Tensor]
     std: list[Tensor]
@@ -31,6 +35,7 @@ class Encoded:
     row: Tensor  # (N,) index within the bucket, on the CPU
     prompt: Tensor  # (N,) index into the prompts, on the CPU
     concept: Tensor  # (N,) on the CPU
+    size: Tensor  # on the CPU
 
     def __len__(self) -> int:
         return len(self.prompt)
@@ -44,7 +49,7 @@ class Encoded:
 
 
 @torch.no_grad()
-def encode(model: Sd1, examples: list[Example], prompts: list[str], on_batch: Callable[[int], None]) -> Encoded:
+def encode(model: Model, examples: list[Example], prompts: list[str], on_batch: Callable[[int], None]) -> Encoded:
     """Encodes examples; their prompts must be among `prompts`. Of the pictures, one batch is in memory at a time.
 
     Raises UserError naming a picture whose latents are not finite.
@@ -75,6 +80,7 @@ def encode(model: Sd1, examples: list[Example], prompts: list[str], on_batch: Ca
         torch.tensor(rows),
         torch.tensor([index[e.picture.prompt] for e in examples]),
         torch.tensor([e.picture.concept for e in examples]),
+        torch.tensor([e.cut.conditions for e in examples]),
     )
 
 

@@ -21,7 +21,7 @@ from dreambooth.engine.data import pictures
 from dreambooth.engine.sampling_choice import Sampling
 
 if TYPE_CHECKING:
-    from dreambooth.engine.families.sd1 import Sd1
+    from dreambooth.engine.families.model import Model
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def plan(project: Project, settings: Settings, instances: list[pictures.Picture]
 
 
 def make(
-    model: Sd1, plans: list[Plan], batch: int, on_batch: Callable[[int, int, Path], None], on_step: Callable[[], None]
+    model: Model, plans: list[Plan], batch: int, on_batch: Callable[[int, int, Path], None], on_step: Callable[[], None]
 ) -> None:
     """Makes what is missing; `on_batch(done, total, last)` hears of each batch; both callbacks may stop it."""
     from dreambooth.engine.sampling import draw  # loads torch, which a plan does not need

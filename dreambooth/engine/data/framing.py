@@ -23,6 +23,7 @@ class Cut:
 
     bucket: Bucket
     box: Box
+    source: tuple[int, int]  # width and height of the upright picture, in pixels
     degrees: float = 0.0
     mirrored: bool = False
     brightness: float = 1.0
@@ -32,6 +33,14 @@ class Cut:
     def enlarged(self) -> float:
         """How many times the picture grows; below 1 it shrinks."""
         return self.bucket.width / (self.box[2] - self.box[0])
+
+    @property
+    def conditions(self) -> list[int]:
+        """What SDXL is told of a picture, in pixels: height and width of the file, top and left corner of the crop once
+        the picture is resized, height and width of the crop (Podell et al. 2023, section 2.2)."""
+        left = self.source[0] - self.box[2] if self.mirrored else self.box[0]
+        corner = [round(self.box[1] * self.enlarged), round(left * self.enlarged)]
+        return [self.source[1], self.source[0], *corner, self.bucket.height, self.bucket.width]
 
 
 def cuts(
@@ -84,6 +93,7 @@ def _variant(
     return Cut(
         bucket,
         (left, top, min(right, left + width), min(bottom, top + height)),
+        size,
         degrees=choice.rotation * (2 * angle - 1),
         mirrored=choice.hflip and number % 2 == 1,
         brightness=1 + choice.brightness * (2 * light - 1),
@@ -95,7 +105,7 @@ def _placed(size: tuple[int, int], bucket: Bucket, place: tuple[float, float]) -
     """The largest cut, at a place from 0 (left, top) to 1 (right, bottom)."""
     width, height = _widest(size, bucket)
     left, top = (size[0] - width) * place[0], (size[1] - height) * place[1]
-    return Cut(bucket, (left, top, min(size[0], left + width), min(size[1], top + height)))
+    return Cut(bucket, (left, top, min(size[0], left + width), min(size[1], top + height)), size)
 
 
 def apply(image: Image.Image, cut: Cut) -> Image.Image:

@@ -9,11 +9,11 @@ import tempfile
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
 
 from dreambooth.core.layout import MINIATURE, SUBJECT_PICTURES
-from dreambooth.engine.checkpoints import names
-from dreambooth.engine.checkpoints.write import write_tensors
+from dreambooth.engine.checkpoints import original
+from dreambooth.engine.checkpoints.entry import Entry
+from dreambooth.engine.checkpoints.write import write
 from dreambooth.engine.miniature import workers, world
 from dreambooth.engine.miniature.train_unet import TextToNoise, train_unet
 from dreambooth.engine.miniature.train_vae import build_vae, train_vae
@@ -55,22 +55,18 @@ def main() -> None:
             partial.unlink(missing_ok=True)
             make(partial)
             partial.rename(result)
-    write(sharp, unet, options.out)
+    write_model(sharp, unet, options.out)
     draw_subject(SUBJECT_PICTURES)
 
 
-def write(vae_file: Path, unet_file: Path, out: Path) -> None:
+def write_model(vae_file: Path, unet_file: Path, out: Path) -> None:
     """Both stages' weights as one half-precision checkpoint in SD 1's original layout."""
     vae, model = build_vae(), TextToNoise()
     vae.load_state_dict(torch.load(vae_file))
     model.load_state_dict(torch.load(unet_file))
     _give_text_a_mean(model)
-    levels = len(model.unet.config.block_out_channels)
-    tensors = {
-        **renamed(model.unet, names.unet_keys(model.unet.state_dict(), levels=levels, layers=2)),
-        **renamed(vae, names.vae_keys(vae.state_dict(), levels=4, layers=1)),
-        **renamed(model.text_encoder, names.clip_keys(model.text_encoder.state_dict())),
-    }
+    own = original.own_tensors({"unet": model.unet, "vae": vae, "text_encoder": model.text_encoder})
+    entries = original.entries({name: Entry.of(tensor, torch.float16) for name, tensor in own.items()}, "sd1")
     metadata = {
         "format": "pt",
         "modelspec.sai_model_spec": "1.0.0",
@@ -82,7 +78,7 @@ def write(vae_file: Path, unet_file: Path, out: Path) -> None:
         "modelspec.prediction_type": "epsilon",
     }
     out.unlink(missing_ok=True)
-    write_tensors(out, tensors, metadata)
+    write(out, entries, metadata)
 
 
 @torch.no_grad()
@@ -107,15 +103,6 @@ def draw_subject(folder: Path) -> None:
         world.draw_subject(scene).save(folder / f"{number}.png")
         words = f"sks {world.SUBJECT_CLASS} on a {scene.background} background"
         (folder / f"{number}.txt").write_text(f"{words}\n", encoding="utf-8")
-
-
-def renamed(module: nn.Module, keys: dict[str, str]) -> dict[str, Tensor]:
-    """{original key: half-precision tensor}; the VAE's attention becomes 1x1 convolutions, as the layout has it."""
-    renamed = {}
-    for ours, theirs in keys.items():
-        tensor = module.state_dict()[ours].half()
-        renamed[theirs] = tensor[:, :, None, None] if theirs.endswith(names.VAE_CONVOLUTIONS) else tensor
-    return renamed
 
 
 if __name__ == "__main__":

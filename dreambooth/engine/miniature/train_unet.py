@@ -8,14 +8,14 @@ import time
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from dreambooth.engine.families.model import BETAS
 from dreambooth.engine.miniature import workers, world
 from dreambooth.engine.miniature.train_vae import LATENT_SCALE, build_vae, to_tensor
-from dreambooth.engine.sampling import make_scheduler
 from dreambooth.engine.vocabulary import clip_tokenizer
 
 LEARNING_RATE = 1e-3
@@ -64,7 +64,7 @@ def train_unet(
     rng = random.Random(2000 + worker.rank)
     scenes, latents = _encode_world(vae_file, rng, pictures)
     tokenizer = clip_tokenizer()
-    signal = make_scheduler("ddim").alphas_cumprod
+    signal = DDIMScheduler(**BETAS).alphas_cumprod
     started = time.monotonic()
     for step in range(steps):
         for group in optimizer.param_groups:
