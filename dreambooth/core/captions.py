@@ -16,7 +16,8 @@ from dreambooth.core.errors import UserError
 from dreambooth.core.settings import Captions, Concept
 
 FILEWORDS = "[filewords]"
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif")  # suffixes of picture files
+# The suffixes of picture files.
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".heic", ".heif")
 BESIDE = (".txt", ".caption")  # caption files, in the order of their precedence
 
 _COUNTER_BEFORE = re.compile(r"^(\d+[-_.)]+\s*|0\d*\s+)+")

@@ -115,6 +115,59 @@ class Captions:
 
 
 @dataclass
+class Pictures:
+    crop: Literal["centre", "random", "smart"] = setting(
+        "centre",
+        "Crop",
+        "Which part is kept where a picture is too wide or too high: the middle, any part, or the part that stands "
+        "out from the rest.",
+    )
+    buckets: bool = setting(
+        True,
+        "Aspect Ratio Buckets",
+        "Wide and high pictures keep nearly all of themselves in shapes of their own; off cuts every picture square.",
+    )
+    bucket_step: Literal[64, 32, 16, 8] = setting(
+        64, "Bucket Steps", "Sides are multiples of this: smaller cuts off less and makes more shapes.", advanced=True
+    )
+    bucket_min_side: int = setting(
+        0, "Smallest Bucket Side", "In pixels; 0 is half the resolution.", min=0, max=2048, advanced=True
+    )
+    bucket_max_side: int = setting(
+        0, "Largest Bucket Side", "In pixels; 0 is twice the resolution.", min=0, max=4096, advanced=True
+    )
+    no_upscale: bool = setting(
+        False, "Never Enlarge", "Small pictures are trained at their own size, in smaller shapes.", advanced=True
+    )
+    variants: int = setting(
+        4,
+        "Variants of a Picture",
+        "Each picture is trained in so many versions in turn, the first unchanged, where a crop is random or one of "
+        "the next five is on.",
+        min=2,
+        max=64,
+        advanced=True,
+    )
+    hflip: bool = setting(
+        False,
+        "Apply Horizontal Flip",
+        "Every second variant is mirrored; not for faces, writing or anything one-sided.",
+    )
+    crop_jitter: float = setting(
+        0.0, "Crop Jitter", "Variants are cut up to this share tighter, anywhere in the crop.", min=0, max=0.5
+    )
+    rotation: float = setting(
+        0.0, "Rotation", "Variants are turned by up to so many degrees, either way.", min=0, max=30, advanced=True
+    )
+    brightness: float = setting(
+        0.0, "Brightness Jitter", "Variants are up to this share lighter or darker.", min=0, max=0.9, advanced=True
+    )
+    colour: float = setting(
+        0.0, "Colour Jitter", "Variants are up to this share more or less colourful.", min=0, max=1, advanced=True
+    )
+
+
+@dataclass
 class Intervals:
     num_train_epochs: int = setting(
         100, "Training Steps Per Image (Epochs)", "How often each of your pictures is seen.", min=1, max=100_000
@@ -280,6 +333,7 @@ class Settings:
     general: General = group(General)
     concepts: list[Concept] = table(Concept)
     captions: Captions = group(Captions)
+    pictures: Pictures = group(Pictures)
     intervals: Intervals = group(Intervals)
     batching: Batching = group(Batching)
     learning: LearningRate = group(LearningRate)
@@ -331,6 +385,10 @@ def _conflicts(settings: Settings) -> list[str]:
     problems = []
     if settings.general.resolution % 64:
         problems.append(f"general.resolution: {settings.general.resolution} is not a multiple of 64 (or 0).")
+    step = settings.pictures.bucket_step
+    for name in ("bucket_min_side", "bucket_max_side"):
+        if getattr(settings.pictures, name) % step:
+            problems.append(f"pictures.{name}: {getattr(settings.pictures, name)} is not a multiple of {step} (or 0).")
     for number, concept in enumerate(settings.concepts):
         key = f"concepts.{number}"
         if concept.class_mode == "fill" and concept.num_class_images_per and not concept.class_prompt.strip():

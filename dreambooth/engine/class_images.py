@@ -10,13 +10,14 @@ from dreambooth.engine.checkpoints.source import open_model
 from dreambooth.engine.data import class_pictures, pictures
 from dreambooth.engine.training import preview
 from dreambooth.engine.training.loop import Ending
-from dreambooth.engine.worker import CLASS_SHEET, Asked, Work, load, make_class_pictures
+from dreambooth.engine.work import Asked, Work
+from dreambooth.engine.worker import CLASS_SHEET, load, make_class_pictures
 
 
 def run(job: Job) -> tuple[Ending, dict[str, Any]]:
     """Makes what is missing; the model is only loaded if anything is. Returns the counts and the sheet of all."""
     work = Work.open(job)
-    found = pictures.instance_pictures(work.settings.concepts)
+    found = pictures.gather(work.settings.concepts).usable()
     plans = class_pictures.plan(work.project, work.settings, found, work.size)
     if not plans:
         raise UserError("concepts.0.num_class_images_per: it is 0, so this model trains without class pictures.")

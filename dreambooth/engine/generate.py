@@ -13,7 +13,8 @@ from dreambooth.engine import families
 from dreambooth.engine.checkpoints import lora
 from dreambooth.engine.checkpoints.source import open_model
 from dreambooth.engine.families.model import Model
-from dreambooth.engine.sampling import SCHEDULERS, Sampling, draw
+from dreambooth.engine.sampling import SCHEDULERS, draw
+from dreambooth.engine.sampling_choice import Sampling
 from dreambooth.engine.training import precision
 
 

@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Sequence
+from io import TextIOWrapper
 from typing import Any
 
 from dreambooth.core import schema
@@ -21,6 +22,8 @@ DONE, REFUSED, INTERRUPTED = 0, 2, 130
 
 def main(arguments: Sequence[str]) -> int:
     """Runs one command. Returns the exit code: 0 only if it did what it was asked, 2 for bad input."""
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a file's name need not be what the terminal can show
     parser = _parser()
     options, extra = parser.parse_known_args(arguments)
     terminal = Terminal()
@@ -32,7 +35,10 @@ def main(arguments: Sequence[str]) -> int:
             print(json.dumps(result, ensure_ascii=False, indent=1))
         elif text := options.describe(result):
             print(text)
-        return DONE
+        problems = result.get("problems", [])
+        for problem in problems:
+            print(problem, file=sys.stderr)
+        return REFUSED if problems else DONE
     except UserError as error:
         terminal.end()
         if options.json:

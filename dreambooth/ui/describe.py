@@ -45,7 +45,11 @@ def created(result: Result) -> str:
 
 
 def plan(result: Result) -> str:
-    lines = [table([["picture", "size", "caption", ""]] + [_picture(one) for one in result["pictures"]]), ""]
+    head = ["picture", "size", "trained at", "caption", ""]
+    lines = [table([head] + [_picture(one) for one in result["pictures"]]), ""]
+    lines += [f"Not a picture: {path}" for path in result["strangers"]]
+    shapes = ", ".join(f"{b['pictures']} at {b['width']}x{b['height']}" for b in result["buckets"])
+    lines.append(f"Pictures: {shapes}")
     for one in result["class_pictures"]:
         counts = f"{one['there']} there, {one['wanted']} wanted, {one['missing']} to be made"
         lines.append(f"Class pictures: {counts} in {one['folder']}")
@@ -134,4 +138,9 @@ def demo(result: Result) -> str:
 
 
 def _picture(one: Result) -> list[str]:
-    return [one["path"], f"{one['width']}x{one['height']}", one["prompt"], one["warning"]]
+    if one["verdict"] == "error":
+        return [one["path"], "", "", one["prompt"], "cannot be read"]
+    variants = f" in {one['variants']} variants" if one["variants"] > 1 else ""
+    shape = f"{one['bucket'][0]}x{one['bucket'][1]}{variants}"
+    more = f" (and {len(one['texts']) - 1} more)" if len(one["texts"]) > 1 else ""
+    return [one["path"], f"{one['width']}x{one['height']}", shape, one["prompt"] + more, "; ".join(one["warnings"])]

@@ -63,7 +63,7 @@ def chosen(mine: Path, **changes: Any) -> settings.Settings:
 
 def plan(star: Project, mine: Path, **changes: Any) -> Plan:
     parsed = chosen(mine, **changes)
-    return class_pictures.plan(star, parsed, pictures.instance_pictures(parsed.concepts), 64)[0]
+    return class_pictures.plan(star, parsed, pictures.gather(parsed.concepts).usable(), 64)[0]
 
 
 def make(model: Model, *plans: Plan, stop_after: int = 99) -> None:
@@ -77,7 +77,7 @@ def make(model: Model, *plans: Plan, stop_after: int = 99) -> None:
 @pytest.mark.parametrize("changes", [{"class_mode": "off"}, {"num_class_images_per": 0}])
 def test_off(star: Project, mine: Path, changes: dict[str, Any]) -> None:
     parsed = chosen(mine, **changes)
-    assert class_pictures.plan(star, parsed, pictures.instance_pictures(parsed.concepts), 64) == []
+    assert class_pictures.plan(star, parsed, pictures.gather(parsed.concepts).usable(), 64) == []
 
 
 def test_a_folder_as_it_is(star: Project, mine: Path, tmp_path: Path) -> None:

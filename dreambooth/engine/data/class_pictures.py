@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
@@ -23,8 +24,10 @@ from dreambooth.core.errors import UserError
 from dreambooth.core.project import Project
 from dreambooth.core.settings import Captions, Concept, Settings
 from dreambooth.engine.data import pictures
-from dreambooth.engine.families.model import Model
-from dreambooth.engine.sampling import Sampling, draw
+from dreambooth.engine.sampling_choice import Sampling
+
+if TYPE_CHECKING:
+    from dreambooth.engine.families.model import Model
 
 _PROMPT = "dreambooth.prompt"  # the key of the prompt in a picture's own text
 
@@ -76,6 +79,8 @@ def make(
     model: Model, plans: list[Plan], batch: int, on_batch: Callable[[int, int, Path], None], on_step: Callable[[], None]
 ) -> None:
     """Makes what is missing; `on_batch(done, total, last)` hears of each batch; both callbacks may stop it."""
+    from dreambooth.engine.sampling import draw  # loads torch, which a plan does not need
+
     total, done = sum(p.missing for p in plans), 0
     for one in plans:
         for start in range(0, one.missing, batch):

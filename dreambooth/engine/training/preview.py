@@ -12,7 +12,8 @@ from PIL import Image, ImageDraw, ImageFont
 from dreambooth.core.settings import Settings
 from dreambooth.engine.data.pictures import Picture
 from dreambooth.engine.families.model import Model
-from dreambooth.engine.sampling import Sampling, draw
+from dreambooth.engine.sampling import draw
+from dreambooth.engine.sampling_choice import Sampling
 
 _NAME = "{images:08}-{prompt:02}-{number:02}.png"
 _PATTERN = re.compile(r"(\d{8})-(\d{2})-(\d{2})\.png")
