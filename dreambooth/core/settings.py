@@ -236,6 +236,18 @@ class Tuning:
         min=0,
         max=1,
     )
+    max_token_length: Literal[75, 150, 225] = setting(
+        75,
+        "Max Token Length",
+        "Longer prompts are read in two or three pieces of 75 tokens, as the WebUI does; what is still longer is cut.",
+    )
+    clip_skip: int = setting(
+        1,
+        "Clip Skip",
+        "As in the WebUI: 2 reads the last block but one of SD 1's text encoder. Draw with the same.",
+        min=1,
+        max=12,
+    )
     mixed_precision: Literal["auto", "no", "fp16", "bf16"] = setting(
         "auto",
         "Mixed Precision",

@@ -100,6 +100,9 @@ def tokens(result: Result) -> str:
     parts = len(result["chunks"])
     lines = [f"{result['tokens']} tokens, read in {'one piece' if parts == 1 else f'{parts} pieces of up to 75'}:"]
     lines += [f"    {chunk}" for chunk in result["chunks"]]
+    if result["tokens"] > result["read_length"]:
+        read = f"the first {result['read_length']} are read; set tuning.max_token_length to 150 or 225 for more"
+        lines.append(f"Only {read}.")
     lines += ["", f"Measured in: {result['measured_in']}", "", table(rows)]
     if result["rare"]:
         rare = [f"{one['word']} {one['strength']:.1%}" for one in result["rare"][:6]]
