@@ -172,6 +172,13 @@ class Intervals:
     num_train_epochs: int = setting(
         100, "Training Steps Per Image (Epochs)", "How often each of your pictures is seen.", min=1, max=100_000
     )
+    max_train_steps: int = setting(
+        0,
+        "Total Steps",
+        "Updates of the weights in all, in place of the epochs; 0 goes by the epochs.",
+        min=0,
+        max=10_000_000,
+    )
     save_preview_every: int = setting(
         25,
         "Save Preview(s) Frequency (Epochs)",

@@ -49,10 +49,11 @@ def report(job: Job) -> dict[str, Any]:
             for p in plans
         ],
         "size": work.size,
-        "epochs": length.epochs,
+        "images_each_epoch": length.pictures,
+        "epochs": round(length.images / length.pictures, 2),
         "images": length.images,
         "steps": length.steps,
-        "disk_bytes": disk_bytes(int(work.project.about["parameters"]), work.settings),
+        "disk_bytes": disk_bytes(int(work.project.about["parameters"]), work.settings, length.epochs),
         "seconds": _seconds(work, length.steps),
         "output_folder": str(work.folders.loras if work.settings.is_lora else work.folders.checkpoints),
         "problems": gathered.problems,

@@ -54,7 +54,7 @@ def plan(result: Result) -> str:
         counts = f"{one['there']} there, {one['wanted']} wanted, {one['missing']} to be made"
         lines.append(f"Class pictures: {counts} in {one['folder']}")
     time = f", about {duration(result['seconds'])}" if result["seconds"] else ""
-    images = f"{len(result['pictures'])} pictures x {result['epochs']} epochs = {result['images']:,} images"
+    images = f"{result['images_each_epoch']} pictures x {result['epochs']:g} epochs = {result['images']:,} images"
     lines.append(f"{images} in {result['steps']:,} steps{time}")
     lines.append(f"Writes up to {size(result['disk_bytes'])}; the result goes to {result['output_folder']}")
     return "\n".join(lines)

@@ -92,3 +92,4 @@ def test_how_captions_are_read_changes_what_is_learned(star: Project, tmp_path: 
         assert again == steps
         assert not torch.equal(other, plain), key
     assert train(star, tmp_path, **{"concepts.0.repeats": 3})[0] == 12
+    assert train(star, tmp_path, **{"intervals.max_train_steps": 3})[0] == 3
