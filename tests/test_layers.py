@@ -73,5 +73,14 @@ def test_the_command_line_loads_nothing_but_the_standard_library() -> None:
     assert said.strip() == "[]"
 
 
+def test_a_check_loads_no_torch() -> None:
+    code = (
+        "import sys, dreambooth.engine.__main__, dreambooth.engine.plan; "
+        "print([m for m in ('torch', 'diffusers', 'transformers', 'accelerate') if m in sys.modules])"
+    )
+    said = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert said.strip() == "[]"
+
+
 def test_every_room_of_the_rules_exists() -> None:
     assert {path.name for path in PACKAGE.iterdir() if (path / "__init__.py").exists()} == set(ROOMS)

@@ -79,7 +79,8 @@ class Job:
     def report(self, event: str, **fields: Any) -> None:
         """Appends one event. Only the engine calls this."""
         line = json.dumps({"event": event, "time": round(time.time(), 3), **fields}, ensure_ascii=False)
-        with open(self.folder / "events.jsonl", "a", encoding="utf-8") as file:
+        # A file's name need not be Unicode; what is not is written as JSON escapes it.
+        with open(self.folder / "events.jsonl", "a", encoding="utf-8", errors="backslashreplace") as file:
             file.write(line + "\n")
 
     def events(self, offset: int = 0) -> tuple[list[dict[str, Any]], int]:

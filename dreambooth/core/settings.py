@@ -37,7 +37,27 @@ class Concept:
         "What the pictures show, with a rare word for the subject: a photo of sks dog. "
         "[filewords] stands for the text file beside each picture.",
     )
-    class_prompt: str = setting("", "Class Prompt", "What the subject is one of: a photo of a dog.")
+    class_prompt: str = setting(
+        "",
+        "Class Prompt",
+        "What the subject is one of: a photo of a dog. [filewords] draws class pictures from your captions.",
+    )
+    instance_token: str = setting(
+        "",
+        "Instance Token",
+        "The rare word for the subject: sks. A caption without it gets it, before the class token where that stands.",
+    )
+    class_token: str = setting(
+        "", "Class Token", "The word for what the subject is: dog. It takes the subject's place in class prompts."
+    )
+    repeats: int = setting(
+        1, "Repeats", "How often each epoch sees these pictures; balances concepts of unlike size.", min=1, max=10_000
+    )
+    class_mode: Literal["fill", "folder", "off"] = setting(
+        "fill",
+        "Class Pictures",
+        "fill has the base model make what is missing, folder takes the class folder as it is, off goes without.",
+    )
     class_data_dir: str = setting(
         "",
         "Classification Dataset Directory",
@@ -47,7 +67,7 @@ class Concept:
     num_class_images_per: int = setting(
         0,
         "Class Images Per Instance Image",
-        "Class pictures for each of yours, made by the base model where missing; 0 turns prior preservation off.",
+        "In the mode fill: so many class pictures for each of yours; 0 turns prior preservation off.",
         min=0,
         max=1000,
     )
@@ -66,9 +86,98 @@ class Concept:
 
 
 @dataclass
+class Captions:
+    """What varies in the words of your pictures from step to step."""
+
+    shuffle_tags: bool = setting(
+        False, "Shuffle Tags", "The parts between commas change places from step to step, so that no order is learned."
+    )
+    keep_tags: int = setting(
+        1, "Tags Kept in Front", "So many parts of a caption stay first when tags are shuffled.", min=0, max=100
+    )
+    variants: int = setting(
+        8,
+        "Variants of a Caption",
+        "At most so many texts for each picture, from shuffled tags, {red|blue} and captions of several lines.",
+        min=1,
+        max=256,
+        advanced=True,
+    )
+    dropout: float = setting(
+        0.0,
+        "Caption Dropout",
+        "The share of your pictures that is read without a caption; more teaches style, less the words.",
+        min=0,
+        max=1,
+    )
+    prefix: str = setting("", "Caption Prefix", "Words before each of your captions; they are never shuffled.")
+    suffix: str = setting("", "Caption Suffix", "Words after each of your captions; they are never shuffled.")
+
+
+@dataclass
+class Pictures:
+    crop: Literal["centre", "random", "smart"] = setting(
+        "centre",
+        "Crop",
+        "Which part is kept where a picture is too wide or too high: the middle, any part, or the part that stands "
+        "out from the rest.",
+    )
+    buckets: bool = setting(
+        True,
+        "Aspect Ratio Buckets",
+        "Wide and high pictures keep nearly all of themselves in shapes of their own; off cuts every picture square.",
+    )
+    bucket_step: Literal[64, 32, 16, 8] = setting(
+        64, "Bucket Steps", "Sides are multiples of this: smaller cuts off less and makes more shapes.", advanced=True
+    )
+    bucket_min_side: int = setting(
+        0, "Smallest Bucket Side", "In pixels; 0 is half the resolution.", min=0, max=2048, advanced=True
+    )
+    bucket_max_side: int = setting(
+        0, "Largest Bucket Side", "In pixels; 0 is twice the resolution.", min=0, max=4096, advanced=True
+    )
+    no_upscale: bool = setting(
+        False, "Never Enlarge", "Small pictures are trained at their own size, in smaller shapes.", advanced=True
+    )
+    variants: int = setting(
+        4,
+        "Variants of a Picture",
+        "Each picture is trained in so many versions in turn, the first unchanged, where a crop is random or one of "
+        "the next five is on.",
+        min=2,
+        max=64,
+        advanced=True,
+    )
+    hflip: bool = setting(
+        False,
+        "Apply Horizontal Flip",
+        "Every second variant is mirrored; not for faces, writing or anything one-sided.",
+    )
+    crop_jitter: float = setting(
+        0.0, "Crop Jitter", "Variants are cut up to this share tighter, anywhere in the crop.", min=0, max=0.5
+    )
+    rotation: float = setting(
+        0.0, "Rotation", "Variants are turned by up to so many degrees, either way.", min=0, max=30, advanced=True
+    )
+    brightness: float = setting(
+        0.0, "Brightness Jitter", "Variants are up to this share lighter or darker.", min=0, max=0.9, advanced=True
+    )
+    colour: float = setting(
+        0.0, "Colour Jitter", "Variants are up to this share more or less colourful.", min=0, max=1, advanced=True
+    )
+
+
+@dataclass
 class Intervals:
     num_train_epochs: int = setting(
         100, "Training Steps Per Image (Epochs)", "How often each of your pictures is seen.", min=1, max=100_000
+    )
+    max_train_steps: int = setting(
+        0,
+        "Total Steps",
+        "Updates of the weights in all, in place of the epochs; 0 goes by the epochs.",
+        min=0,
+        max=10_000_000,
     )
     save_preview_every: int = setting(
         25,
@@ -133,6 +242,18 @@ class Tuning:
         "The share of the run that trains the text encoder too; 0 leaves it alone, which is quicker and drifts less.",
         min=0,
         max=1,
+    )
+    max_token_length: Literal[75, 150, 225] = setting(
+        75,
+        "Max Token Length",
+        "Longer prompts are read in two or three pieces of 75 tokens, as the WebUI does; what is still longer is cut.",
+    )
+    clip_skip: int = setting(
+        1,
+        "Clip Skip",
+        "As in the WebUI: 2 reads the last block but one of SD 1's text encoder. Draw with the same.",
+        min=1,
+        max=12,
     )
     mixed_precision: Literal["auto", "no", "fp16", "bf16"] = setting(
         "auto",
@@ -230,6 +351,8 @@ class Saving:
 class Settings:
     general: General = group(General)
     concepts: list[Concept] = table(Concept)
+    captions: Captions = group(Captions)
+    pictures: Pictures = group(Pictures)
     intervals: Intervals = group(Intervals)
     batching: Batching = group(Batching)
     learning: LearningRate = group(LearningRate)
@@ -281,12 +404,21 @@ def _conflicts(settings: Settings) -> list[str]:
     problems = []
     if settings.general.resolution % 64:
         problems.append(f"general.resolution: {settings.general.resolution} is not a multiple of 64 (or 0).")
+    step = settings.pictures.bucket_step
+    for name in ("bucket_min_side", "bucket_max_side"):
+        if getattr(settings.pictures, name) % step:
+            problems.append(f"pictures.{name}: {getattr(settings.pictures, name)} is not a multiple of {step} (or 0).")
     for number, concept in enumerate(settings.concepts):
-        if concept.num_class_images_per and not concept.class_prompt.strip():
+        key = f"concepts.{number}"
+        if concept.class_mode == "fill" and concept.num_class_images_per and not concept.class_prompt.strip():
             problems.append(
-                f"concepts.{number}.class_prompt: it is empty, but num_class_images_per asks for class pictures; "
+                f"{key}.class_prompt: it is empty, but num_class_images_per asks for class pictures; "
                 "say what they show or set num_class_images_per to 0."
             )
+        if concept.class_mode == "folder" and not concept.class_prompt.strip():
+            problems.append(f"{key}.class_prompt: it is empty; say what the pictures of the class folder show.")
+        if concept.class_mode == "folder" and not concept.class_data_dir.strip():
+            problems.append(f"{key}.class_data_dir: it is empty; class_mode folder needs a folder, or choose fill.")
     name = settings.saving.custom_model_name
     if name and (name.strip(" .") != name or any(c in '<>:"/\\|?*' or ord(c) < 32 for c in name)):
         problems.append(f"saving.custom_model_name: {name!r} cannot be a file's name.")

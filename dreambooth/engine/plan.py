@@ -2,52 +2,121 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
-from dreambooth.core import run
+from dreambooth.core import captions, run
 from dreambooth.core.budget import budget
+from dreambooth.core.errors import UserError
+from dreambooth.core.forecast import disk_bytes
 from dreambooth.core.run import Job
-from dreambooth.engine.data import class_pictures, pictures
-from dreambooth.engine.worker import Work, forecast_bytes
+from dreambooth.core.settings import Settings
+from dreambooth.engine.data import class_pictures, pictures, survey
+from dreambooth.engine.data.framing import Cut
+from dreambooth.engine.data.pictures import Example, Gathered
+from dreambooth.engine.work import Work
+
+_KEPT = 0.6  # a crop that keeps less of a picture than this is worth a warning
+_ENLARGED = 1.05  # and so is growing by more than this
 
 
 def report(job: Job) -> dict[str, Any]:
-    """What a run with these settings will do. Raises UserError for what would stop it."""
+    """What a run with these settings will do, and in `problems` what would stop it.
+
+    Raises UserError where there is no picture to show.
+    """
     work = Work.open(job)
-    found = pictures.instance_pictures(work.settings.concepts)
-    length = budget(work.settings, len(found))
-    plans = class_pictures.plan(work.project, work.settings, found, work.size)
+    gathered = pictures.gather(work.settings.concepts, _looking(job))
+    if not gathered.pictures:
+        raise UserError(gathered.problems)
+    examples = pictures.examples(gathered, work.settings, work.size)
+    length = budget(work.settings, pictures.seen_each_epoch(gathered.pictures, work.settings.concepts))
+    plans = class_pictures.plan(work.project, work.settings, gathered.pictures, work.size)
     return {
-        "pictures": [_picture(one, work.size) for one in found],
+        "pictures": _pictures(gathered, examples, work.settings),
+        "strangers": [str(path) for path in _strangers(work)],
+        "buckets": _buckets(examples),
         "class_pictures": [
-            {"folder": str(p.folder), "wanted": p.wanted, "there": len(p.there), "missing": p.missing} for p in plans
+            {
+                "folder": str(p.folder),
+                "wanted": p.wanted,
+                "there": len(p.there),
+                "missing": p.missing,
+                "prompts": list(dict.fromkeys(one.prompt for one in class_pictures.prior_pictures([p]))),
+            }
+            for p in plans
         ],
         "size": work.size,
-        "epochs": length.epochs,
+        "images_each_epoch": length.pictures,
+        "epochs": round(length.images / length.pictures, 2),
         "images": length.images,
         "steps": length.steps,
-        "disk_bytes": forecast_bytes(work.project, work.settings),
+        "disk_bytes": disk_bytes(int(work.project.about["parameters"]), work.settings, length.epochs),
         "seconds": _seconds(work, length.steps),
         "output_folder": str(work.folders.loras if work.settings.is_lora else work.folders.checkpoints),
+        "problems": gathered.problems,
     }
 
 
-def _picture(one: pictures.Picture, size: int) -> dict[str, Any]:
-    with Image.open(one.path) as image:
-        width, height = image.size
-    short = min(width, height)
-    left, top = (width - short) // 2, (height - short) // 2
-    warning = f"smaller than {size} pixels; it will be enlarged" if short < size else ""
-    return {
-        "path": str(one.path),
-        "prompt": one.prompt,
-        "width": width,
-        "height": height,
-        "crop": [left, top, left + short, top + short],
-        "warning": warning,
-    }
+def _looking(job: Job) -> Callable[[int, int], None]:
+    return lambda done, total: job.report("stage", name="looking at pictures", done=done, total=total)
+
+
+def _pictures(gathered: Gathered, examples: list[list[Example]], settings: Settings) -> list[dict[str, Any]]:
+    twins, rows, seed = survey.twins(gathered.looks), [], settings.general.seed
+    for number, (picture, seen, variants) in enumerate(zip(gathered.pictures, gathered.looks, examples)):
+        texts = captions.variants(picture.prompt, settings.captions, seed)
+        row: dict[str, Any] = {
+            "path": str(picture.path),
+            "prompt": texts[0],
+            "texts": texts,
+            "concept": picture.concept,
+        }
+        rows.append(row)
+        if seen.error:
+            row.update(verdict="error", error=seen.error, warnings=[])
+            continue
+        cut = variants[0].cut
+        warnings = _warnings(seen, cut)
+        if number in twins:
+            warnings.append(f"looks the same as {gathered.pictures[twins[number]].path.name}")
+        row.update(
+            verdict="warning" if warnings else "ok",
+            warnings=warnings,
+            width=seen.width,
+            height=seen.height,
+            bucket=[cut.bucket.width, cut.bucket.height],
+            crop=[round(side, 1) for side in cut.box],
+            variants=len(variants),
+        )
+    return rows
+
+
+def _warnings(seen: survey.Look, cut: Cut) -> list[str]:
+    warnings = []
+    if seen.frames > 1:
+        warnings.append(f"only the first of its {seen.frames} pictures is used")
+    if cut.enlarged > _ENLARGED:
+        warnings.append(f"smaller than {cut.bucket}; it is enlarged {cut.enlarged:.1f} times")
+    left, top, right, bottom = cut.box
+    kept = (right - left) * (bottom - top) / (seen.width * seen.height)
+    if kept < _KEPT:
+        warnings.append(f"the crop keeps only {kept:.0%} of it")
+    return warnings
+
+
+def _strangers(work: Work) -> list[Path]:
+    folders = [concept.instance_data_dir for concept in work.settings.concepts if concept.instance_data_dir.strip()]
+    there = [folder for name in dict.fromkeys(folders) if (folder := Path(name).expanduser()).is_dir()]
+    return [path for folder in there for path in survey.strangers(folder)]
+
+
+def _buckets(examples: list[list[Example]]) -> list[dict[str, Any]]:
+    """What falls into each bucket that is used, the fullest first."""
+    counts = Counter(variants[0].cut.bucket for variants in examples if variants)
+    return [{"width": b.width, "height": b.height, "pictures": count} for b, count in counts.most_common()]
 
 
 def _seconds(work: Work, steps: int) -> float | None:

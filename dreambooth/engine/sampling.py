@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,6 +19,7 @@ from PIL import Image
 
 from dreambooth.core.errors import UserError
 from dreambooth.engine.families.model import LATENT_CHANNELS, LATENT_FACTOR, Model, Text, whole_picture
+from dreambooth.engine.sampling_choice import Sampling
 
 SCHEDULERS: dict[str, tuple[type, dict[str, Any]]] = {
     "dpm++": (DPMSolverMultistepScheduler, {}),
@@ -31,18 +31,6 @@ SCHEDULERS: dict[str, tuple[type, dict[str, Any]]] = {
 }
 
 NO_ZERO_TERMINAL_SNR = ("lms", "pndm")
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How to draw: everything but the prompts and the seeds. Width and height in pixels."""
-
-    width: int
-    height: int
-    steps: int = 20
-    guidance_scale: float = 7.5
-    negative_prompt: str = ""
-    scheduler: str = "dpm++"
 
 
 @torch.no_grad()

@@ -7,84 +7,49 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from dreambooth.core import settings as settings_module
 from dreambooth.core.budget import Budget, budget
 from dreambooth.core.errors import UserError
-from dreambooth.core.project import Folders, Project, open_project
+from dreambooth.core.forecast import disk_bytes
 from dreambooth.core.run import Job
 from dreambooth.core.settings import Settings
 from dreambooth.engine import families, outputs
 from dreambooth.engine.checkpoints import lora
 from dreambooth.engine.checkpoints.source import Source, open_model
-from dreambooth.engine.data import cache, class_pictures, pictures
-from dreambooth.engine.data.order import Order
+from dreambooth.engine.data import cache, class_pictures, pictures, survey
+from dreambooth.engine.data.order import Order, Slot
+from dreambooth.engine.data.pictures import Example, Picture
+from dreambooth.engine.data.readings import Readings
 from dreambooth.engine.families.model import Model
 from dreambooth.engine.training import adapters, optimizers, precision, preview, state
 from dreambooth.engine.training.ema import Ema
 from dreambooth.engine.training.loop import Ending, Session, train
 from dreambooth.engine.training.text import Texts
+from dreambooth.engine.work import Asked, Work
 
-
-class Asked(Exception):
-    """A person asked to end before training began."""
-
-    def __init__(self, ending: Ending) -> None:
-        self.ending = ending
-
-
-@dataclass
-class Work:
-    """A job that is being worked on: what it says, and how it reports."""
-
-    job: Job
-    folders: Folders
-    project: Project
-    settings: Settings
-
-    @classmethod
-    def open(cls, job: Job) -> Work:
-        folders = Folders(Path(job.read()["models"]))
-        return cls(job, folders, open_project(folders, job.read()["model"]), settings_module.parse(job.settings()))
-
-    @property
-    def size(self) -> int:
-        """The side of the training pictures, in pixels."""
-        return self.settings.general.resolution or self.project.resolution
-
-    def stage(self, name: str, done: int, total: int) -> None:
-        """Reports how far a stage is, and ends the job if a person asked for it."""
-        self.job.report("stage", name=name, done=done, total=total)
-        self.stop_if_asked()
-
-    def stop_if_asked(self) -> None:
-        endings: dict[str, Ending] = {"pause": "paused", "stop": "stopped", "discard": "discarded"}
-        for request, ending in endings.items():
-            if request in self.job.requests():
-                self.job.clear_request(request)
-                raise Asked(ending)
+CLASS_SHEET = "class-pictures.png"  # in the model's folder
 
 
 def run(job: Job) -> Ending:
     """Does a training job, or goes on with it. Raises UserError for what a person can mend."""
     work = Work.open(job)
     try:
-        found = pictures.instance_pictures(work.settings.concepts)
-        length = budget(work.settings, len(found))
-        _check_disk(work)
+        gathered = pictures.gather(work.settings.concepts, partial(work.stage, "looking at pictures"))
+        found = gathered.usable()
+        instances = pictures.examples(gathered, work.settings, work.size)
+        length = budget(work.settings, pictures.seen_each_epoch(found, work.settings.concepts))
+        _check_disk(work, length)
         source = open_model(work.project)
         start = _start(work, source)
-        model, accelerator = _load(work, source)
-        prior = _class_pictures(work, model, found)
-        if job.read()["kind"] == "class-images":
-            return "done"
-        session = _prepare(work, model, accelerator, length, found, prior, start)
+        model, accelerator = load(work, source)
+        priors = _class_pictures(work, model, found, instances)
+        session = _prepare(work, model, accelerator, length, instances, priors, start)
         ending = train(session, Hooks(work, session, source))
     except Asked as asked:
         return asked.ending
@@ -110,31 +75,38 @@ def _start(work: Work, source: Source) -> dict[str, lora.Layer]:
     return start
 
 
-def _load(work: Work, source: Source) -> tuple[Model, Any]:
+def load(work: Work, source: Source) -> tuple[Model, Any]:
     work.stage("loading the model", 0, 1)
     accelerator = precision.accelerator(work.settings.tuning.mixed_precision)
     dtype = precision.compute_dtype(accelerator) if work.settings.is_lora else torch.float32
     model = families.load(source, dtype)
+    model.read_prompts(work.settings.tuning.max_token_length, work.settings.tuning.clip_skip)
     model.to(accelerator.device)
     return model, accelerator
 
 
-def _class_pictures(work: Work, model: Model, found: list[pictures.Picture]) -> list[pictures.Picture]:
+def _class_pictures(work: Work, model: Model, found: list[Picture], instances: list[list[Example]]) -> list[Example]:
     plans = class_pictures.plan(work.project, work.settings, found, work.size)
     total = sum(plan.missing for plan in plans)
     if total:
-        work.stage("class pictures", 0, total)
+        make_class_pictures(work, model, plans, total)
+    prior = class_pictures.prior_pictures(plans)
+    looks = survey.look_at_all([picture.path for picture in prior])
+    problems = [seen.error for seen in looks if seen.error]
+    if problems:
+        raise UserError(problems)
+    return pictures.prior_examples(prior, looks, instances)
+
+
+def make_class_pictures(work: Work, model: Model, plans: list[class_pictures.Plan], total: int) -> None:
+    work.stage("class pictures", 0, total)
 
     def on_batch(done: int, total: int, last: Path) -> None:
         work.job.report("picture", path=str(last), kind="class")
         work.stage("class pictures", done, total)
 
     class_pictures.make(model, plans, work.settings.batching.class_batch_size, on_batch, work.stop_if_asked)
-    prior = class_pictures.prior_pictures(plans)
-    problems = [problem for picture in prior if (problem := pictures.damage(picture.path))]
-    if problems:
-        raise UserError(problems)
-    return prior
+    preview.class_sheet(class_pictures.prior_pictures(plans), work.project.folder / CLASS_SHEET)
 
 
 def _prepare(
@@ -142,20 +114,25 @@ def _prepare(
     model: Model,
     accelerator: Any,
     length: Budget,
-    found: list[pictures.Picture],
-    prior: list[pictures.Picture],
+    instances: list[list[Example]],
+    priors: list[Example],
     start: dict[str, lora.Layer],
 ) -> Session:
-    settings, total = work.settings, len(found) + len(prior)
-    prompts = list(dict.fromkeys(picture.prompt for picture in found + prior))
-    instances = cache.encode(
-        model, found, prompts, work.size, lambda done: work.stage("encoding pictures", done, total)
+    settings, own = work.settings, [example for variants in instances for example in variants]
+    readings = Readings(
+        [example.picture.prompt for example in own],
+        [example.picture.prompt for example in priors],
+        settings.captions,
+        settings.general.seed,
     )
-    priors = None
-    if prior:
-        priors = cache.encode(
-            model, prior, prompts, work.size, lambda done: work.stage("encoding pictures", len(found) + done, total)
-        )
+    count = partial(work.stage, "encoding pictures")
+    total = len(own) + len(priors)
+    encoded = cache.encode(model, own, readings.captions, lambda done: count(done, total))
+    encoded_priors = (
+        cache.encode(model, priors, readings.captions, lambda done: count(len(own) + done, total)) if priors else None
+    )
+    slots = [_slot(some, settings) for some in instances]
+    prior_slots = [Slot(example.picture.concept, example.cut.bucket) for example in priors]
     trained = adapters.prepare(model, settings, lora.by_module(start, model.parts))
     if settings.batching.gradient_checkpointing:
         model.unet.enable_gradient_checkpointing()
@@ -167,10 +144,11 @@ def _prepare(
         model,
         trained,
         accelerator,
-        instances,
-        priors,
-        Order(tuple(p.concept for p in found), tuple(p.concept for p in prior), settings.general.seed),
-        Texts(model, prompts),
+        encoded,
+        encoded_priors,
+        Order(slots, prior_slots, settings.general.seed),
+        readings,
+        Texts(model, readings.texts),
         accelerator.prepare(optimizers.make(trained, settings)),
         Ema(trained.named(), settings.tuning.ema_decay) if settings.tuning.use_ema else None,
     )
@@ -182,6 +160,11 @@ def _prepare(
         session.restore(weights, rest)
         work.job.report("resumed", step=session.step)
     return session
+
+
+def _slot(variants: list[Example], settings: Settings) -> Slot:
+    picture, bucket = variants[0].picture, variants[0].cut.bucket
+    return Slot(picture.concept, bucket, len(variants), settings.concepts[picture.concept].repeats)
 
 
 class Hooks:
@@ -236,23 +219,12 @@ def _shown_weights(session: Session) -> Any:
     return contextlib.nullcontext()
 
 
-def _check_disk(work: Work) -> None:
+def _check_disk(work: Work, length: Budget) -> None:
     """Raises UserError if what the run will write does not fit."""
-    needed = forecast_bytes(work.project, work.settings)
+    needed = disk_bytes(int(work.project.about["parameters"]), work.settings, length.epochs)
     free = shutil.disk_usage(work.folders.models).free
     if needed > free:
         raise UserError(
             f"{work.folders.models}: the run writes about {needed / 1e9:.1f} GB, but {free / 1e9:.1f} GB are free; "
             "make room, or save states and models less often."
         )
-
-
-def forecast_bytes(project: Project, settings: Settings) -> int:
-    """About how much a run writes: its outputs, and its state, which is there twice while it changes."""
-    values = int(project.about["parameters"])
-    one = values * (2 if settings.saving.half_model else 4)
-    every = settings.intervals.save_model_every
-    saves = 1 + ((settings.intervals.num_train_epochs - 1) // every if every else 0)
-    if settings.is_lora:
-        return 200_000_000 * saves
-    return one * saves + 2 * values * (4 + 8 + (4 if settings.tuning.use_ema else 0))

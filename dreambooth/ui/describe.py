@@ -53,6 +53,14 @@ def _family(about: Result) -> str:
     return FAMILIES.get(about["family"], "unknown kind")
 
 
+def presets(result: Result) -> str:
+    lines = []
+    for one in result["presets"]:
+        rows = [[f"    {s['setting']}", str(s["value"]), s["reason"]] for s in one["settings"]]
+        lines.append(f"{one['name']}: {one['label']}. {one['meaning']}\n{table(rows)}\n")
+    return "\n".join([*lines, "Take one with: train NAME --preset person. Flags win over it."])
+
+
 def created(result: Result) -> str:
     about = result["about"]
     what = f"{_family(about)}, {about['resolution']} pixels, {about['prediction_type']}, from {result['source']}"
@@ -60,12 +68,16 @@ def created(result: Result) -> str:
 
 
 def plan(result: Result) -> str:
-    lines = [table([["picture", "size", "caption", ""]] + [_picture(one) for one in result["pictures"]]), ""]
+    head = ["picture", "size", "trained at", "caption", ""]
+    lines = [table([head] + [_picture(one) for one in result["pictures"]]), ""]
+    lines += [f"Not a picture: {path}" for path in result["strangers"]]
+    shapes = ", ".join(f"{b['pictures']} at {b['width']}x{b['height']}" for b in result["buckets"])
+    lines.append(f"Pictures: {shapes}")
     for one in result["class_pictures"]:
         counts = f"{one['there']} there, {one['wanted']} wanted, {one['missing']} to be made"
         lines.append(f"Class pictures: {counts} in {one['folder']}")
     time = f", about {duration(result['seconds'])}" if result["seconds"] else ""
-    images = f"{len(result['pictures'])} pictures x {result['epochs']} epochs = {result['images']:,} images"
+    images = f"{result['images_each_epoch']} pictures x {result['epochs']:g} epochs = {result['images']:,} images"
     lines.append(f"{images} in {result['steps']:,} steps{time}")
     lines.append(f"Writes up to {size(result['disk_bytes'])}; the result goes to {result['output_folder']}")
     return "\n".join(lines)
@@ -96,8 +108,38 @@ def asked(result: Result) -> str:
     return f"Asked {result['run']} to {result['asked']}."
 
 
-def errand(result: Result) -> str:
-    return "Done."
+def imported(result: Result) -> str:
+    rows = [["", "there", "here", "value", ""]]
+    for line in result["report"]:
+        rows.append([line["fate"], line["theirs"], line["ours"] or "-", str(line["value"])[:60], line["why"]])
+    return f"Read as {result['kind']}.\n\n{table(rows)}\n\nThese are now the settings of {result['name']}."
+
+
+def tokens(result: Result) -> str:
+    rows = [["word", "tokens", "changes a picture by"]]
+    for one in result["words"]:
+        strength = "" if one["strength"] is None else f"{one['strength']:.1%}"
+        rows.append([one["word"], f"{len(one['tokens'])}: {' '.join(one['tokens'])}", strength])
+    parts = len(result["chunks"])
+    lines = [f"{result['tokens']} tokens, read in {'one piece' if parts == 1 else f'{parts} pieces of up to 75'}:"]
+    lines += [f"    {chunk}" for chunk in result["chunks"]]
+    if result["tokens"] > result["read_length"]:
+        read = f"the first {result['read_length']} are read; set tuning.max_token_length to 150 or 225 for more"
+        lines.append(f"Only {read}.")
+    lines += ["", f"Measured in: {result['measured_in']}", "", table(rows)]
+    if result["rare"]:
+        rare = [f"{one['word']} {one['strength']:.1%}" for one in result["rare"][:6]]
+        lines += ["", f"Rare words of one token that change this model's pictures least: {', '.join(rare)}"]
+    return "\n".join(lines)
+
+
+def class_pictures(result: Result) -> str:
+    if "sheet" not in result:
+        return "Stopped; the class pictures that were finished are kept, and the same command goes on."
+    lines = [
+        f"{one['pictures']} class pictures in {one['folder']}, {one['made']} new" for one in result["class_pictures"]
+    ]
+    return "\n".join([*lines, f"Shown on {result['sheet']}"])
 
 
 def pictures(result: Result) -> str:
@@ -122,4 +164,9 @@ def demo(result: Result) -> str:
 
 
 def _picture(one: Result) -> list[str]:
-    return [one["path"], f"{one['width']}x{one['height']}", one["prompt"], one["warning"]]
+    if one["verdict"] == "error":
+        return [one["path"], "", "", one["prompt"], "cannot be read"]
+    variants = f" in {one['variants']} variants" if one["variants"] > 1 else ""
+    shape = f"{one['bucket'][0]}x{one['bucket'][1]}{variants}"
+    more = f" (and {len(one['texts']) - 1} more)" if len(one["texts"]) > 1 else ""
+    return [one["path"], f"{one['width']}x{one['height']}", shape, one["prompt"] + more, "; ".join(one["warnings"])]

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from dreambooth.core.layout import MINIATURE
 from dreambooth.engine import families
 from dreambooth.engine.checkpoints.source import open_source
-from dreambooth.engine.data.order import Order
 from dreambooth.engine.sampling import make_scheduler
 from dreambooth.engine.training import objective
 from dreambooth.engine.training.ema import Ema
@@ -60,33 +57,3 @@ def test_ema_starts_short_and_keeps_to_its_decay() -> None:
     with ema.applied(weights):
         assert weights["w"].item() == pytest.approx(expected, rel=1e-4)
     assert weights["w"].item() == 199
-
-
-@given(st.integers(1, 12), st.integers(0, 30), st.integers(1, 5), st.integers(0, 2**31 - 1))
-def test_every_picture_is_seen_once_in_each_pass(count: int, priors: int, size: int, seed: int) -> None:
-    order = Order((0,) * count, (0,) * priors, seed)
-    seen, paired = [], []
-    for position in range(0, count * size * 3, size):
-        instances, classes = order.batch(position, size)
-        seen += instances.tolist()
-        paired += classes.tolist()
-    for start in range(0, len(seen) - count + 1, count):
-        assert sorted(seen[start : start + count]) == list(range(count))
-    assert len(paired) == (len(seen) if priors else 0)
-    for start in range(0, len(paired) - priors + 1, priors or 1):
-        assert sorted(paired[start : start + priors]) == list(range(priors))
-
-
-def test_class_pictures_belong_to_the_same_concept() -> None:
-    order = Order((0, 1, 2), (1, 1, 0), seed=3)
-    for position in range(30):
-        instances, classes = order.batch(position, 1)
-        concept = int(instances[0])
-        assert [(1, 1, 0)[i] for i in classes.tolist()] == ([] if concept == 2 else [concept])
-
-
-def test_the_order_follows_from_the_seed() -> None:
-    def order(seed: int) -> list[int]:
-        return [int(Order((0,) * 9, (), seed).batch(p, 1)[0]) for p in range(40)]
-
-    assert order(1) == order(1) != order(2)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -86,6 +89,26 @@ def test_unknown_settings_and_values_out_of_bounds_are_told_together(
     assert everything(data) == before
 
 
+def test_a_preset_is_under_the_flags_and_over_the_defaults(tmp_path: Path, dreambooth: Run) -> None:
+    flags = ["--concepts.0.class_prompt", "a star", "--lora.rank", 3, "--preset", "person"]
+
+    def create(name: str, *more: object) -> dict[str, object]:
+        said = dreambooth("create", name, "--source", MINIATURE, "--data", tmp_path / "models", *flags, *more)
+        assert said.code == 0, said.errors
+        made: dict[str, object] = json.loads((Path(said.answer["folder"]) / "settings.json").read_text())
+        return made
+
+    made = create("one")
+    assert (made["intervals.num_train_epochs"], made["concepts.0.num_class_images_per"], made["lora.rank"]) == (
+        150,
+        5,
+        3,
+    )
+    assert create("two", "--intervals.num_train_epochs", 7)["intervals.num_train_epochs"] == 7
+    refused(dreambooth("check", "one", "--data", tmp_path / "models", "--preset", "face"), "none called 'face'")
+    assert {preset["name"] for preset in dreambooth("presets").answer["presets"]} == {"person", "object", "native"}
+
+
 def test_an_unknown_model(data: Path, dreambooth: Run) -> None:
     refused(dreambooth("train", "sun", "--data", data), "no model named 'sun'", "there: star")
 
@@ -128,8 +151,18 @@ def test_check_shows_the_plan(data: Path, dreambooth: Run, pictures: Path) -> No
     assert said.code == 0, said.errors
     assert [p["prompt"] for p in said.answer["pictures"]] == ["good of sks", "a drawing of sks"]
     assert said.answer["pictures"][0]["crop"] == [0, 0, 80, 80]
-    assert "smaller than 128" in said.answer["pictures"][0]["warning"]
+    assert said.answer["pictures"][0]["warnings"] == ["smaller than 128x128; it is enlarged 1.6 times"]
+    assert said.answer["pictures"][1]["warnings"][1] == "looks the same as good.png"
     assert (said.answer["steps"], said.answer["images"], said.answer["class_pictures"][0]["missing"]) == (100, 200, 6)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the names of files are always Unicode")
+def test_a_name_that_is_not_unicode(data: Path, dreambooth: Run, pictures: Path) -> None:
+    (pictures / "good.png").rename(os.fsdecode(bytes(pictures) + b"/caf\xe9.png"))
+    flags = ["--concepts.0.instance_data_dir", pictures, "--concepts.0.instance_prompt", "[filewords]"]
+    said = dreambooth("check", "star", "--data", data, *flags)
+    assert said.code == 0, said.errors
+    assert said.answer["pictures"][0]["path"].endswith("caf\udce9.png")
 
 
 def test_relative_folders_are_meant_from_where_they_are_written(data: Path, dreambooth: Run, pictures: Path) -> None:
@@ -164,3 +197,8 @@ def test_the_demo_fills_only_a_new_folder(tmp_path: Path, dreambooth: Run) -> No
 
 def test_the_subject_comes_in_five_pictures() -> None:
     assert len(list(SUBJECT_PICTURES.glob("*.png"))) == 5
+
+
+def test_tokens_without_words(data: Path, dreambooth: Run) -> None:
+    refused(dreambooth("tokens", "star", " ", "--data", data), "PROMPT: it is empty")
+    refused(dreambooth("tokens", "star", "x", "--data", data, "--candidates", -1), "--candidates")

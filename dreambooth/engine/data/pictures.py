@@ -1,28 +1,52 @@
-"""Finding pictures and their captions, and making them ready: upright, RGB, cropped to the size."""
+"""The pictures of a run: found, each with its words, and looked at once; what will not do is named."""
 
 from __future__ import annotations
 
-import warnings
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from PIL import ExifTags, Image, ImageOps
-
+from dreambooth.core import captions
+from dreambooth.core.buckets import grid
 from dreambooth.core.errors import UserError
-from dreambooth.core.settings import Concept
-
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif")
-FILEWORDS = "[filewords]"
+from dreambooth.core.settings import Concept, Settings
+from dreambooth.engine.data import framing, survey
+from dreambooth.engine.data.decoding import SUFFIXES
+from dreambooth.engine.data.framing import Cut
+from dreambooth.engine.data.survey import Look
 
 
 @dataclass(frozen=True)
 class Picture:
-    """One picture of the training set, with the words it is trained on."""
+    """One picture of the training set, with the words it is trained on: core.captions says which texts they mean."""
 
     path: Path
     prompt: str
     concept: int
+
+
+@dataclass(frozen=True)
+class Example:
+    """What training sees: one variant of one picture."""
+
+    picture: Picture
+    cut: Cut
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """All pictures of a run, a look at each, and every sentence about what would stop the run."""
+
+    pictures: list[Picture]
+    looks: list[Look]
+    problems: list[str]
+
+    def usable(self) -> list[Picture]:
+        """The pictures. Raises UserError with all that is wrong."""
+        if self.problems:
+            raise UserError(self.problems)
+        return self.pictures
 
 
 def find(folder: Path) -> list[Path]:
@@ -30,12 +54,12 @@ def find(folder: Path) -> list[Path]:
     return sorted(
         path
         for path in folder.rglob("*")
-        if path.suffix.lower() in SUFFIXES and path.is_file() and not path.name.startswith(".")
+        if path.suffix.lower() in SUFFIXES and path.is_file() and not survey.is_hidden(path, folder)
     )
 
 
-def instance_pictures(concepts: list[Concept]) -> list[Picture]:
-    """The pictures of all concepts. Raises UserError naming every folder, prompt and file that will not do."""
+def gather(concepts: list[Concept], on_look: Callable[[int, int], None] = lambda done, total: None) -> Gathered:
+    """Finds the pictures of all concepts and looks at each; `on_look` hears how many of how many are done."""
     problems: list[str] = []
     pictures: list[Picture] = []
     for number, concept in enumerate(concepts):
@@ -52,60 +76,54 @@ def instance_pictures(concepts: list[Concept]) -> list[Picture]:
         elif not (found := find(folder)):
             problems.append(f"{key}.instance_data_dir: there are no pictures in {folder} ({', '.join(SUFFIXES)}).")
         else:
-            pictures += [Picture(path, words(concept.instance_prompt, path), number) for path in found]
-    problems += [problem for picture in pictures if (problem := damage(picture.path))]
-    if problems:
-        raise UserError(problems)
-    return pictures
+            for path in found:
+                try:
+                    pictures.append(Picture(path, captions.instance_words(concept, path), number))
+                except UserError as error:
+                    problems += error.problems
+    looks = survey.look_at_all([p.path for p in pictures], lambda done: on_look(done, len(pictures)))
+    return Gathered(pictures, looks, problems + [seen.error for seen in looks if seen.error])
 
 
-def words(prompt: str, path: Path) -> str:
-    """The prompt of one picture: [filewords] becomes the text beside it, or its file name where there is none."""
-    if FILEWORDS not in prompt:
-        return prompt.strip()
-    beside = path.with_suffix(".txt")
-    try:
-        text = beside.read_text(encoding="utf-8-sig").strip() if beside.exists() else path.stem
-    except (OSError, UnicodeDecodeError):
-        raise UserError(f"{beside}: the caption cannot be read as UTF-8 text.") from None
-    return prompt.replace(FILEWORDS, text).strip()
+def seen_each_epoch(some: list[Picture], concepts: list[Concept]) -> int:
+    """How many pictures an epoch sees: each as often as its concept's repeats."""
+    return sum(concepts[picture.concept].repeats for picture in some)
 
 
-def damage(path: Path) -> str:
-    """What is wrong with a picture file, in one sentence; empty if it can be used."""
-    try:
-        _open(path)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, MemoryError) as error:
-        reason = str(error).splitlines()[0] if str(error) else "damaged"
-        return f"{path}: this picture cannot be read ({reason}); replace or remove it."
-    return ""
+def examples(gathered: Gathered, settings: Settings, size: int) -> list[list[Example]]:
+    """The variants of each picture at the resolution `size`; none of one that cannot be read.
+
+    Raises UserError for buckets that cannot be.
+    """
+    shapes, made = grid(settings.pictures, size), []
+    for picture, seen in zip(gathered.pictures, gathered.looks):
+        if seen.error:
+            made.append([])
+            continue
+        extent = (seen.width, seen.height)
+        bucket = shapes.bucket(*extent)
+        cuts = framing.cuts(picture.path.name, extent, bucket, settings.pictures, settings.general.seed, seen.small)
+        made.append([Example(picture, cut) for cut in cuts])
+    return made
 
 
-def load(path: Path, size: int) -> Image.Image:
-    """The picture upright, in RGB, its centre cropped to a square of `size` pixels."""
-    return ImageOps.fit(_open(path), (size, size), Image.Resampling.LANCZOS)
+def prior_examples(priors: list[Picture], looks: list[Look], instances: list[list[Example]]) -> list[Example]:
+    """Pictures of the class in the buckets that the subject's pictures have, as many in each as it has of those.
 
-
-def framing(path: Path, size: int) -> list[int]:
-    """How `load` frames a picture: height and width of the file, top and left corner of the crop once the picture is
-    resized, height and width of the crop. All in pixels."""
-    with Image.open(path) as image:
-        turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
-        height, width = (image.width, image.height) if turned else (image.height, image.width)
-    scale = size / min(width, height)
-    return [height, width, round((height * scale - size) / 2), round((width * scale - size) / 2), size, size]
-
-
-def _open(path: Path) -> Image.Image:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # odd metadata is not the person's problem
-        with Image.open(path) as image:
-            image.load()
-            upright = ImageOps.exif_transpose(image)
-    if upright.mode.startswith("I"):  # 16 bits a pixel
-        upright = Image.fromarray((np.asarray(upright, dtype=np.float32) / 257).clip(0, 255).astype(np.uint8))
-    if upright.mode in ("RGBA", "LA", "PA") or "transparency" in upright.info:
-        upright = upright.convert("RGBA")
-        ground = Image.new("RGBA", upright.size, (255, 255, 255, 255))
-        upright = Image.alpha_composite(ground, upright)
-    return upright.convert("RGB")
+    The widest go into the widest bucket, so that the least is cut off. Where a bucket would get none, it shares one
+    with its neighbour.
+    """
+    made = []
+    for concept in sorted({picture.concept for picture in priors}):
+        own = [n for n, picture in enumerate(priors) if picture.concept == concept]
+        own.sort(key=lambda n: looks[n].width / looks[n].height)
+        used = Counter(variants[0].cut.bucket for variants in instances if variants[0].picture.concept == concept)
+        total, before = used.total(), 0
+        for bucket in sorted(used, key=lambda bucket: bucket.width / bucket.height):
+            first, after = before * len(own) // total, -(-(before + used[bucket]) * len(own) // total)
+            before += used[bucket]
+            made += [
+                Example(priors[n], framing.centred((looks[n].width, looks[n].height), bucket))
+                for n in sorted(own[first:after])
+            ]
+    return made

@@ -17,7 +17,8 @@ from dreambooth.core.settings import Settings, parse
 from dreambooth.engine.families.model import Model
 from dreambooth.engine.generate import load
 from dreambooth.engine.miniature import reading, webui_layout, world
-from dreambooth.engine.sampling import Sampling, draw
+from dreambooth.engine.sampling import draw
+from dreambooth.engine.sampling_choice import Sampling
 from dreambooth.engine.training import preview
 
 SUBJECT_PROMPT = f"a photo of sks {world.SUBJECT_CLASS}"

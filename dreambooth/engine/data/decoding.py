@@ -1,0 +1,130 @@
+"""Any picture file as what training needs: upright, in RGB as sRGB, 8 bits a colour, on white."""
+
+from __future__ import annotations
+
+import functools
+import io
+import warnings
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+
+from dreambooth.core import captions
+from dreambooth.core.errors import UserError
+
+warnings.filterwarnings("ignore", module=r"PIL\.")  # odd metadata is not the person's problem
+
+SUFFIXES = captions.PICTURES
+_DAMAGE = (OSError, ValueError, SyntaxError, EOFError, MemoryError)  # what Pillow raises for files that are not whole
+_HEIF = (".heic", ".heif")
+_TURNED = (5, 6, 7, 8)  # values of the EXIF orientation that swap width and height
+_ORIENTATION = 0x0112
+
+
+def decode(path: Path, smallest: int = 0) -> Image.Image:
+    """The picture upright and in RGB; what is transparent lies on white, of an animation the first picture is taken.
+
+    With `smallest`, a JPEG may come out smaller, down to that many pixels along its shorter side, which is several
+    times faster. Raises UserError naming the file and the mend.
+    """
+    with _open(path) as image:
+        try:
+            if smallest:
+                _draft(image, smallest)
+            image.load()
+            return _rgb(ImageOps.exif_transpose(image))
+        except _DAMAGE as error:
+            raise _unreadable(path, error) from None
+
+
+def measure(path: Path) -> tuple[int, int, int]:
+    """Width and height of the upright picture, in pixels, and how many pictures the file holds: its header is read.
+
+    Raises UserError naming the file and the mend.
+    """
+    with _open(path) as image:
+        try:
+            width, height = image.size
+            if image.getexif().get(_ORIENTATION) in _TURNED:
+                width, height = height, width
+            frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)  # MPO: a photo and its depth
+            return width, height, frames
+        except _DAMAGE as error:
+            raise _unreadable(path, error) from None
+
+
+def _open(path: Path) -> Image.Image:
+    if path.suffix.lower() in _HEIF and not _reads_heif():
+        raise UserError(
+            f"{path}: this picture cannot be read (the engine's Python has no pillow-heif); export it as JPEG or PNG."
+        )
+    try:
+        return Image.open(path)
+    except _DAMAGE as error:
+        raise _unreadable(path, error) from None
+    except Image.DecompressionBombError:
+        most = 2 * (Image.MAX_IMAGE_PIXELS or 0) / 1e6
+        raise UserError(
+            f"{path}: this picture cannot be read (it has more than {most:.0f} million pixels); make it smaller."
+        ) from None
+
+
+def _unreadable(path: Path, error: Exception) -> UserError:
+    reason = str(error).splitlines()[0] if str(error) else "damaged"
+    if isinstance(error, UnidentifiedImageError):
+        reason = "it is empty" if path.stat().st_size == 0 else "it is no picture"
+    elif isinstance(error, PermissionError):
+        reason = "permission denied"
+    return UserError(f"{path}: this picture cannot be read ({reason}); replace or remove it.")
+
+
+def _draft(image: Image.Image, smallest: int) -> None:
+    """Lets a JPEG be decoded at a half, a quarter or an eighth, with its shorter side at least `smallest`."""
+    width, height = image.size
+    scale = max(1.0, min(width, height) / smallest)
+    image.draft(None, (int(width / scale), int(height / scale)))
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):  # 16 bits a pixel
+        image = _eight_bits(np.asarray(image, dtype=np.float32) / 257)
+    elif image.mode == "F":  # light from 0 to 1, or from 0 to 255
+        values = np.nan_to_num(np.asarray(image))
+        image = _eight_bits(values * 255 if values.max(initial=0) <= 1 else values)
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, (255, 255, 255, 255)), image)
+    elif profile := image.info.get("icc_profile"):
+        image = _srgb(image, profile)
+    if image.mode == "LAB":
+        image = ImageCms.profileToProfile(image, ImageCms.createProfile("LAB"), _SRGB, outputMode="RGB")
+    return image.convert("RGB")
+
+
+def _eight_bits(values: np.ndarray) -> Image.Image:
+    return Image.fromarray(values.clip(0, 255).astype(np.uint8))
+
+
+def _srgb(image: Image.Image, profile: bytes) -> Image.Image:
+    """Colours of another space, such as a phone's Display P3 or a printer's CMYK, as sRGB; left where that fails."""
+    try:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        if "srgb" in ImageCms.getProfileDescription(source).lower():
+            return image
+        return ImageCms.profileToProfile(image, source, _SRGB, outputMode="RGB") or image
+    except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
+        return image
+
+
+_SRGB = ImageCms.createProfile("sRGB")
+
+
+@functools.cache
+def _reads_heif() -> bool:
+    try:
+        from pillow_heif import register_heif_opener
+    except ImportError:
+        return False
+    register_heif_opener()
+    return True

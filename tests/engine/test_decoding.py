@@ -1,0 +1,113 @@
+"""Any picture file that a person has becomes upright RGB; what cannot be read is named with the mend."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageCms
+
+from dreambooth.core.errors import UserError
+from dreambooth.engine.data.decoding import decode, measure
+
+
+def test_a_photo_is_turned_as_its_camera_says(tmp_path: Path) -> None:
+    photo = Image.new("RGB", (64, 32), "white")
+    photo.paste("black", (0, 0, 64, 16))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was held upright: turn right
+    photo.save(tmp_path / "x.jpg", exif=exif)
+    turned = np.asarray(decode(tmp_path / "x.jpg").convert("L"))
+    assert turned.shape == (64, 32)
+    assert turned[:, 20:].mean() < 20 < 230 < turned[:, :12].mean()
+    assert measure(tmp_path / "x.jpg") == (32, 64, 1)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "L", "1", "CMYK", "I;16", "I", "F", "LAB", "YCbCr", "RGB"])
+def test_white_of_every_kind_is_white(tmp_path: Path, mode: str) -> None:
+    if mode == "I;16":
+        image = Image.fromarray(np.full((32, 32), 65535, dtype=np.uint16))
+    elif mode in ("I", "F"):
+        image = Image.fromarray(np.full((32, 32), 65535 if mode == "I" else 1, dtype={"I": "i4", "F": "f4"}[mode]))
+    elif mode == "LAB":
+        lab = ImageCms.createProfile("LAB")
+        image = ImageCms.profileToProfile(
+            Image.new("RGB", (32, 32), "white"), ImageCms.createProfile("sRGB"), lab, outputMode="LAB"
+        )
+    else:
+        image = Image.new("RGB", (32, 32), "white").convert(mode)
+    path = tmp_path / {"CMYK": "x.jpg", "YCbCr": "x.jpg", "F": "x.tif", "I": "x.tif", "LAB": "x.tif"}.get(mode, "x.png")
+    image.save(path)
+    loaded = decode(path)
+    assert loaded.mode == "RGB"
+    assert np.asarray(loaded).min() > 240
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "avif", "bmp", "gif", "tif"])
+def test_every_kind_of_file_keeps_its_colours(tmp_path: Path, suffix: str) -> None:
+    Image.new("RGB", (48, 48), (200, 60, 40)).save(tmp_path / f"x.{suffix}")
+    assert np.asarray(decode(tmp_path / f"x.{suffix}")).reshape(-1, 3).mean(0) == pytest.approx([200, 60, 40], abs=6)
+
+
+def test_what_is_transparent_lies_on_white(tmp_path: Path) -> None:
+    Image.new("RGBA", (32, 32), (255, 0, 0, 0)).save(tmp_path / "x.png")
+    assert np.asarray(decode(tmp_path / "x.png")).min() == 255
+
+
+def test_colours_of_another_space_become_srgb(tmp_path: Path) -> None:
+    """The profile is sRGB's with red and blue changed over: read without it, the picture would be blue."""
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    swapped = profile.replace(b"rXYZ", b"tXYZ").replace(b"bXYZ", b"rXYZ").replace(b"tXYZ", b"bXYZ")
+    swapped = swapped.replace("sRGB".encode("utf-16-be"), "swap".encode("utf-16-be"))
+    Image.new("RGB", (32, 32), (40, 60, 200)).save(tmp_path / "x.png", icc_profile=swapped)
+    assert np.asarray(decode(tmp_path / "x.png")).reshape(-1, 3).mean(0) == pytest.approx([200, 60, 40], abs=4)
+
+
+def test_the_first_picture_of_an_animation_is_taken(tmp_path: Path) -> None:
+    frames = [Image.new("RGB", (32, 32), colour) for colour in ("red", "blue")]
+    frames[0].save(tmp_path / "x.gif", save_all=True, append_images=frames[1:])
+    assert np.asarray(decode(tmp_path / "x.gif"))[0, 0].tolist() == pytest.approx([255, 0, 0], abs=3)
+
+
+def test_a_quick_look_is_smaller_but_never_below_what_was_asked(tmp_path: Path) -> None:
+    Image.linear_gradient("L").resize((1600, 900)).save(tmp_path / "x.jpg")
+    quick = decode(tmp_path / "x.jpg", smallest=200)
+    assert 200 <= quick.height < 900
+    whole = decode(tmp_path / "x.jpg").resize(quick.size)
+    assert np.abs(np.asarray(quick, dtype=int) - np.asarray(whole, dtype=int)).mean() < 2
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("cut.png", b"\x89PNG\r\n\x1a\n half", "it is no picture"),
+        ("empty.jpg", b"", "it is empty"),
+        ("page.jpg", b"<html>not found</html>", "it is no picture"),
+        ("phone.heic", b"\0\0\0\x18ftypheic", "no pillow-heif"),
+    ],
+)
+def test_what_cannot_be_read_is_named(tmp_path: Path, name: str, content: bytes, reason: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError) as caught:
+        decode(tmp_path / name)
+    said = caught.value.problems[0]
+    assert said.startswith(f"{tmp_path / name}: this picture cannot be read (")
+    assert reason in said
+
+
+def test_a_picture_that_ends_early_is_found_by_a_quick_look_too(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (600, 600, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "x.jpg")
+    whole = (tmp_path / "x.jpg").read_bytes()
+    (tmp_path / "x.jpg").write_bytes(whole[: len(whole) * 9 // 10])
+    for smallest in (0, 64):
+        with pytest.raises(UserError, match=r"x\.jpg.*truncated"):
+            decode(tmp_path / "x.jpg", smallest)
+
+
+def test_a_picture_too_large_for_memory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.new("L", (400, 400)).save(tmp_path / "x.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(UserError, match=r"million pixels.*make it smaller"):
+        decode(tmp_path / "x.png")

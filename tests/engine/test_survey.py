@@ -1,0 +1,190 @@
+"""A folder of awkward files gets the right verdict on each, before anything runs."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dreambooth.core import project
+from dreambooth.core.layout import MINIATURE
+from dreambooth.core.project import Folders
+from dreambooth.core.settings import parse
+from dreambooth.engine import plan
+from dreambooth.engine.data import survey
+from dreambooth.service import launcher
+
+Write = Callable[[Path], None]
+OK, WARNING, ERROR, LEFT_OUT, STRANGER = "ok", "warning", "error", "left out", "not a picture"
+
+
+def photo(seed: int, size: tuple[int, int] = (96, 80)) -> Image.Image:
+    """A picture unlike every other seed's."""
+    coarse = np.random.default_rng(seed).integers(0, 255, (9, 11, 3), dtype=np.uint8)
+    return Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC)
+
+
+def saved(image: Image.Image, **options: Any) -> Write:
+    return lambda path: image.save(path, **options)
+
+
+def held(data: bytes) -> Write:
+    return lambda path: path.write_bytes(data) and None
+
+
+def cut(image: Image.Image, kind: str, share: float) -> Write:
+    written = io.BytesIO()
+    image.save(written, kind)
+    return held(written.getvalue()[: int(len(written.getvalue()) * share)])
+
+
+def turned(orientation: int) -> Write:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return saved(photo(100 + orientation, (96, 64)), exif=exif)
+
+
+def awkward_files() -> dict[str, tuple[str, str, Write]]:
+    """{name: (verdict, a word of what is said, how to write it)}"""
+    clear = photo(1).convert("RGBA")
+    clear.putalpha(Image.linear_gradient("L").resize(clear.size))
+    deep = Image.fromarray(np.asarray(photo(2).convert("L")).astype(np.uint16) * 257)
+    floating = Image.fromarray(np.asarray(photo(3).convert("L")).astype(np.float32) / 255)
+    frames = {"save_all": True, "append_images": [photo(5), photo(6)]}
+    files: dict[str, tuple[str, str, Write]] = {
+        "plain.png": (OK, "", saved(photo(10))),
+        "plain.jpg": (OK, "", saved(photo(11))),
+        "plain.jpeg": (OK, "", saved(photo(12), format="JPEG")),
+        "LOUD.JPG": (OK, "", saved(photo(13), format="JPEG")),
+        "plain.webp": (OK, "", saved(photo(14))),
+        "plain.avif": (OK, "", saved(photo(15))),
+        "plain.bmp": (OK, "", saved(photo(16))),
+        "plain.tiff": (OK, "", saved(photo(17))),
+        "still.gif": (OK, "", saved(photo(18))),
+        "progressive.jpg": (OK, "", saved(photo(19), progressive=True)),
+        "grey.jpg": (OK, "", saved(photo(20).convert("L"))),
+        "cmyk.jpg": (OK, "", saved(photo(21).convert("CMYK"))),
+        "cmyk.tif": (OK, "", saved(photo(22).convert("CMYK"))),
+        "lab.tif": (OK, "", saved(photo(23).convert("LAB"))),
+        "palette.png": (OK, "", saved(photo(24).convert("P"))),
+        "palette clear.png": (OK, "", saved(photo(25).convert("P"), transparency=0)),
+        "black and white.png": (OK, "", saved(photo(26).convert("1"))),
+        "clear.png": (OK, "", saved(clear)),
+        "clear.webp": (OK, "", saved(photo(27).convert("RGBA"))),
+        "grey clear.png": (OK, "", saved(photo(28).convert("LA"))),
+        "deep.png": (OK, "", saved(deep)),
+        "deep.tif": (OK, "", saved(Image.fromarray(np.asarray(deep)[::-1].copy()))),
+        "floating.tif": (OK, "", saved(floating)),
+        "with profile.jpg": (OK, "", saved(photo(29), icc_profile=b"no profile at all")),
+        "really a jpeg.png": (OK, "", saved(photo(30), format="JPEG")),
+        "really a png.jpg": (OK, "", saved(photo(31), format="PNG")),
+        "日本語 ñ 🙂.png": (OK, "", saved(photo(32))),
+        "two  spaces.and.dots.png": (OK, "", saved(photo(33))),
+        "below/deeper/found.png": (OK, "", saved(photo(34))),
+        "quote ' \" & <b>.png": (OK, "", saved(photo(35))),
+        "%2e%2e #1?.png": (OK, "", saved(photo(36))),
+        "wide enough.png": (OK, "", saved(photo(37, (160, 100)))),
+        "animated.gif": (WARNING, "first of its 3", saved(photo(4), **frames)),
+        "animated.webp": (WARNING, "first of its 3", saved(photo(7), **frames)),
+        "animated.png": (WARNING, "first of its 3", saved(photo(8), **frames)),
+        "pages.tif": (WARNING, "first of its 3", saved(photo(9), **frames)),
+        "tiny.png": (WARNING, "smaller than 64x64; it is enlarged 8.0 times", saved(photo(40, (8, 8)))),
+        "one pixel.png": (WARNING, "enlarged 64.0 times", saved(Image.new("RGB", (1, 1), "purple"))),
+        "flat.png": (WARNING, "enlarged 1.6 times", saved(photo(41, (100, 40)))),
+        "strip.jpg": (WARNING, "keeps only 5%", saved(photo(42, (1300, 70)))),
+        "tower.jpg": (WARNING, "keeps only 25%", saved(photo(43, (70, 280)))),
+        "z twin.png": (WARNING, "looks the same as plain.jpg", saved(photo(11))),
+        "z twin small.webp": (WARNING, "looks the same as plain.png", saved(photo(10).resize((91, 76)), quality=70)),
+        "empty.png": (ERROR, "it is empty", held(b"")),
+        "empty.jpg": (ERROR, "it is empty", held(b"")),
+        "words.jpg": (ERROR, "it is no picture", held(b"I am not a picture.")),
+        "page.png": (ERROR, "it is no picture", held(b"<!DOCTYPE html><html></html>")),
+        "zeros.webp": (ERROR, "it is no picture", held(bytes(5000))),
+        "cut.jpg": (ERROR, "truncated", cut(photo(50, (300, 300)), "JPEG", 0.6)),
+        "cut.png": (ERROR, "", cut(photo(51, (300, 300)), "PNG", 0.6)),
+        "cut.webp": (ERROR, "", cut(photo(52, (300, 300)), "WEBP", 0.5)),
+        "cut.tif": (ERROR, "", cut(photo(53, (300, 300)), "TIFF", 0.5)),
+        "cut.bmp": (ERROR, "truncated", cut(photo(54, (300, 300)), "BMP", 0.5)),
+        "head only.jpg": (ERROR, "", cut(photo(55, (300, 300)), "JPEG", 0.1)),
+        "phone.heic": (ERROR, "pillow-heif", held(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")),
+        "plain.txt": (LEFT_OUT, "", held(b"a caption")),
+        "list.json": (LEFT_OUT, "", held(b"{}")),
+        "latents.npz": (LEFT_OUT, "", held(b"PK")),
+        ".hidden.png": (LEFT_OUT, "", saved(photo(60))),
+        ".thumbnails/small.png": (LEFT_OUT, "", saved(photo(61))),
+        "__MACOSX/._plain.png": (LEFT_OUT, "", held(b"\0\5\x16\7")),
+        "film.mp4": (STRANGER, "", held(b"\0\0\0\x18ftypmp42")),
+        "IMG_1.CR2": (STRANGER, "", held(b"II*\0")),
+        "paper.pdf": (STRANGER, "", held(b"%PDF-1.7")),
+        "no suffix": (STRANGER, "", saved(photo(62), format="PNG")),
+    }
+    files.update({f"turned {n}.jpg": (OK, "", turned(n)) for n in range(1, 9)})
+    return files
+
+
+@pytest.fixture(scope="module")
+def checked(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    base = tmp_path_factory.mktemp("awkward")
+    folder = base / "my pictures"
+    for name, (_, _, write) in awkward_files().items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        write(folder / name)
+    folders = Folders(base / "models")
+    chosen = parse({"concepts.0.instance_data_dir": str(folder), "concepts.0.instance_prompt": "[filewords], sks"})
+    job = launcher.new_errand(folders, project.create(folders, "x", MINIATURE), "check", chosen)
+    return folder, plan.report(job)
+
+
+def test_each_of_sixty_awkward_files_gets_the_right_verdict(checked: tuple[Path, dict[str, Any]]) -> None:
+    folder, said = checked
+    wanted = awkward_files()
+    assert len(wanted) >= 60
+    rows = {str(Path(row["path"]).relative_to(folder)): row for row in said["pictures"]}
+    assert {str(Path(path).relative_to(folder)) for path in said["strangers"]} == {
+        name for name, (verdict, _, _) in wanted.items() if verdict == STRANGER
+    }
+    assert set(rows) == {name for name, (verdict, _, _) in wanted.items() if verdict in (OK, WARNING, ERROR)}
+    for name, row in rows.items():
+        verdict, word, _ = wanted[name]
+        told = "; ".join(row["warnings"]) + row.get("error", "")
+        assert row["verdict"] == verdict, f"{name}: {told}"
+        assert word in told, f"{name}: {told}"
+        assert bool(told) == (verdict != OK), f"{name}: {told}"
+
+
+def test_every_error_is_one_sentence_about_one_file(checked: tuple[Path, dict[str, Any]]) -> None:
+    _, said = checked
+    errors = [row for row in said["pictures"] if row["verdict"] == ERROR]
+    assert said["problems"] == [row["error"] for row in errors]
+    for row in errors:
+        assert row["error"].startswith(f"{row['path']}: this picture cannot be read (")
+        assert row["error"].endswith((".",)) and "\n" not in row["error"]
+
+
+def test_sizes_are_those_of_the_upright_picture(checked: tuple[Path, dict[str, Any]]) -> None:
+    _, said = checked
+    sizes = {Path(row["path"]).name: (row.get("width"), row.get("height")) for row in said["pictures"]}
+    assert [sizes[f"turned {n}.jpg"] for n in range(1, 9)] == [(96, 64)] * 4 + [(64, 96)] * 4
+
+
+def test_the_caption_is_the_final_one(checked: tuple[Path, dict[str, Any]]) -> None:
+    _, said = checked
+    captions = {Path(row["path"]).name: row["prompt"] for row in said["pictures"]}
+    assert captions["plain.png"] == "a caption, sks"
+    assert captions["日本語 ñ 🙂.png"] == "日本語 ñ 🙂, sks"
+
+
+def test_alike_is_not_the_same(tmp_path: Path) -> None:
+    """Plain pictures of several colours, and the same pattern in other colours, are no twins."""
+    for colour in ("red", "blue", "white", "black"):
+        Image.new("RGB", (64, 64), colour).save(tmp_path / f"{colour}.png")
+    pattern = photo(1)
+    pattern.save(tmp_path / "pattern.png")
+    Image.merge("RGB", pattern.split()[::-1]).save(tmp_path / "pattern in other colours.png")
+    pattern.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(tmp_path / "pattern from the other side.png")
+    assert survey.twins([survey.look(path) for path in sorted(tmp_path.iterdir())]) == {}
