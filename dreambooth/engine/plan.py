@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from dreambooth.core import run
+from dreambooth.core import checkpoint, forecast, run
 from dreambooth.core.budget import budget
 from dreambooth.core.errors import UserError
-from dreambooth.core.forecast import disk_bytes
 from dreambooth.core.run import Job
+from dreambooth.core.settings import Concept
+from dreambooth.engine import contact_sheet
 from dreambooth.engine.data import class_pictures, pictures, survey
 from dreambooth.engine.data.framing import Cut
 from dreambooth.engine.data.pictures import Example, Gathered
@@ -32,9 +34,11 @@ def report(job: Job) -> dict[str, Any]:
         raise UserError(gathered.problems)
     examples = pictures.examples(gathered, work.settings, work.size)
     length = budget(work.settings, len(gathered.pictures))
-    plans = class_pictures.plan(work.project, work.settings, gathered.pictures, work.size)
-    return {
-        "pictures": _pictures(gathered, examples),
+    plans = []
+    if not work.project.problem:
+        plans = class_pictures.plan(work.project, work.settings, gathered.pictures, work.size)
+    made = {
+        "pictures": _pictures(work.settings.concepts, gathered, examples),
         "strangers": [str(path) for path in _strangers(work)],
         "buckets": _buckets(examples),
         "class_pictures": [
@@ -44,21 +48,34 @@ def report(job: Job) -> dict[str, Any]:
         "epochs": length.epochs,
         "images": length.images,
         "steps": length.steps,
-        "disk_bytes": disk_bytes(int(work.project.about["parameters"]), work.settings),
+        **_forecast(work, examples),
         "seconds": _seconds(work, length.steps),
         "output_folder": str(work.folders.loras if work.settings.is_lora else work.folders.checkpoints),
-        "problems": gathered.problems,
+        "problems": gathered.problems + ([work.project.problem] if work.project.problem else []),
+        "sheet": job.read().get("sheet", ""),
     }
+    if made["sheet"]:
+        thumbnails = [seen.thumbnail for seen in gathered.looks]
+        contact_sheet.write(Path(made["sheet"]), work.project.name, made, thumbnails)
+    return made
 
 
 def _looking(job: Job) -> Callable[[int, int], None]:
     return lambda done, total: job.report("stage", name="looking at pictures", done=done, total=total)
 
 
-def _pictures(gathered: Gathered, examples: list[list[Example]]) -> list[dict[str, Any]]:
+def _pictures(concepts: list[Concept], gathered: Gathered, examples: list[list[Example]]) -> list[dict[str, Any]]:
     twins, rows = survey.twins(gathered.looks), []
+    folders = [Path(concept.instance_data_dir).expanduser() for concept in concepts]
     for number, (picture, seen, variants) in enumerate(zip(gathered.pictures, gathered.looks, examples)):
-        row: dict[str, Any] = {"path": str(picture.path), "prompt": picture.prompt, "concept": picture.concept}
+        folder = folders[picture.concept]
+        row: dict[str, Any] = {
+            "path": str(picture.path),
+            "folder": str(folder),
+            "name": str(picture.path.relative_to(folder)),
+            "concept": picture.concept,
+            "prompt": picture.prompt,
+        }
         rows.append(row)
         if seen.error:
             row.update(verdict="error", error=seen.error, warnings=[])
@@ -73,8 +90,7 @@ def _pictures(gathered: Gathered, examples: list[list[Example]]) -> list[dict[st
             width=seen.width,
             height=seen.height,
             bucket=[cut.bucket.width, cut.bucket.height],
-            crop=[round(side, 1) for side in cut.box],
-            variants=len(variants),
+            crops=[[round(side, 1) for side in example.cut.box] for example in variants],
         )
     return rows
 
@@ -96,6 +112,22 @@ def _strangers(work: Work) -> list[Path]:
     folders = [concept.instance_data_dir for concept in work.settings.concepts if concept.instance_data_dir.strip()]
     there = [folder for name in dict.fromkeys(folders) if (folder := Path(name).expanduser()).is_dir()]
     return [path for folder in there for path in survey.strangers(folder)]
+
+
+def _forecast(work: Work, examples: list[list[Example]]) -> dict[str, Any]:
+    """What the run takes, as far as the model's file tells; without it nothing is known."""
+    used = [variants[0].cut.bucket for variants in examples if variants]
+    if work.project.problem or not used:
+        return {"memory": None, "disk_bytes": 0, "save_bytes": 0, "saves": 0, "state_bytes": 0}
+    header, settings = checkpoint.read_header(work.project.source), work.settings
+    memory = forecast.memory(header, settings, max(used, key=lambda bucket: bucket.area))
+    return {
+        "memory": {**asdict(memory), "total": memory.total},
+        "disk_bytes": forecast.disk_bytes(header, settings),
+        "save_bytes": forecast.save_bytes(header, settings),
+        "saves": forecast.saves(settings),
+        "state_bytes": forecast.state_bytes(header, settings),
+    }
 
 
 def _buckets(examples: list[list[Example]]) -> list[dict[str, Any]]:

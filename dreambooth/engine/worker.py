@@ -40,8 +40,8 @@ def run(job: Job) -> Ending:
         found = gathered.usable()
         instances = pictures.examples(gathered, work.settings, work.size)
         length = budget(work.settings, len(found))
-        _check_disk(work)
         source = open_model(work.project)
+        _check_disk(work, source)
         start = _start(work, source)
         model, accelerator = _load(work, source)
         priors = _class_pictures(work, model, found, instances)
@@ -203,9 +203,9 @@ def _shown_weights(session: Session) -> Any:
     return contextlib.nullcontext()
 
 
-def _check_disk(work: Work) -> None:
+def _check_disk(work: Work, source: Source) -> None:
     """Raises UserError if what the run will write does not fit."""
-    needed = disk_bytes(int(work.project.about["parameters"]), work.settings)
+    needed = disk_bytes(source.header, work.settings)
     free = shutil.disk_usage(work.folders.models).free
     if needed > free:
         raise UserError(

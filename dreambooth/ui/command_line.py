@@ -110,8 +110,16 @@ def _parser() -> argparse.ArgumentParser:
     for leaf in schema.leaves(Origin):
         flag = f"--{leaf.key.replace('_', '-')}"
         sub.add_argument(flag, dest=leaf.key, default=leaf.default, choices=leaf.choices or None, help=leaf.spec.help)
+    sub = add(
+        "check",
+        commands.check,
+        "Show the plan of a run: every picture with its crop and caption, steps, time, memory, disk.",
+        describe.plan,
+        takes_settings=True,
+    )
+    sub.add_argument("name", metavar="NAME")
+    sub.add_argument("--sheet", metavar="FILE", help="also write all pictures on one sheet, a .html or .png file")
     for name, command, meaning, show in (
-        ("check", commands.check, "Show the plan of a run: pictures, captions, steps, disk, time.", describe.plan),
         ("class-images", commands.class_images, "Make the class pictures that a run will need.", describe.errand),
         (
             "train",

@@ -40,7 +40,10 @@ def create(options: argparse.Namespace, terminal: Terminal) -> Result:
 
 
 def check(options: argparse.Namespace, terminal: Terminal) -> Result:
-    return _errand(options, terminal, "check", _merged(options))
+    sheet = Path(options.sheet).expanduser().resolve() if options.sheet else None
+    if sheet and (sheet.suffix.lower() not in (".html", ".png") or not sheet.parent.is_dir()):
+        raise UserError(f"--sheet: {sheet} must be a .html or .png file in a folder that exists.")
+    return _errand(options, terminal, "check", _merged(options), sheet=str(sheet or ""))
 
 
 def class_images(options: argparse.Namespace, terminal: Terminal) -> Result:

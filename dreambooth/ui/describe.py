@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from dreambooth.core.quantities import duration, size
 from dreambooth.service.demo import FIGURES
-from dreambooth.ui.terminal import duration, size, table
+from dreambooth.ui.terminal import table
 
 Result = dict[str, Any]
 
@@ -48,7 +49,15 @@ def plan(result: Result) -> str:
     time = f", about {duration(result['seconds'])}" if result["seconds"] else ""
     images = f"{len(result['pictures'])} pictures x {result['epochs']} epochs = {result['images']:,} images"
     lines.append(f"{images} in {result['steps']:,} steps{time}")
-    lines.append(f"Writes up to {size(result['disk_bytes'])}; the result goes to {result['output_folder']}")
+    if result["memory"]:
+        lines.append(f"Needs about {size(result['memory']['total'])} of a GPU's memory (an estimate, not measured)")
+        saves = f"{result['saves']} x {size(result['save_bytes'])}" if result["saves"] > 1 else "the result"
+        lines.append(
+            f"Takes {size(result['disk_bytes'])} of disk at most: {saves} in {result['output_folder']}, "
+            f"and {size(result['state_bytes'])} for each state"
+        )
+    if result["sheet"]:
+        lines.append(f"Contact sheet: {result['sheet']}")
     return "\n".join(lines)
 
 
@@ -105,6 +114,6 @@ def demo(result: Result) -> str:
 def _picture(one: Result) -> list[str]:
     if one["verdict"] == "error":
         return [one["path"], "", "", one["prompt"], "cannot be read"]
-    variants = f" in {one['variants']} variants" if one["variants"] > 1 else ""
+    variants = f" in {len(one['crops'])} variants" if len(one["crops"]) > 1 else ""
     shape = f"{one['bucket'][0]}x{one['bucket'][1]}{variants}"
     return [one["path"], f"{one['width']}x{one['height']}", shape, one["prompt"], "; ".join(one["warnings"])]

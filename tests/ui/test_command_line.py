@@ -129,7 +129,7 @@ def test_check_shows_the_plan(data: Path, dreambooth: Run, pictures: Path) -> No
     said = dreambooth("check", "star", "--data", data, "--concepts.0.instance_data_dir", pictures, *flags)
     assert said.code == 0, said.errors
     assert [p["prompt"] for p in said.answer["pictures"]] == ["good of sks", "a drawing of sks"]
-    assert said.answer["pictures"][0]["crop"] == [0, 0, 80, 80]
+    assert said.answer["pictures"][0]["crops"] == [[0, 0, 80, 80]]
     assert said.answer["pictures"][0]["warnings"] == ["smaller than 128x128; it is enlarged 1.6 times"]
     assert said.answer["pictures"][1]["warnings"][1] == "looks the same as good.png"
     assert (said.answer["steps"], said.answer["images"], said.answer["class_pictures"][0]["missing"]) == (100, 200, 6)
