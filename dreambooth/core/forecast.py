@@ -163,7 +163,10 @@ def _level(name: str, unet: dict[str, Tensor]) -> int:
 
 
 def _has_class_pictures(settings: Settings) -> bool:
-    return any(concept.num_class_images_per for concept in settings.concepts)
+    return any(
+        concept.class_mode == "folder" or (concept.class_mode == "fill" and concept.num_class_images_per)
+        for concept in settings.concepts
+    )
 
 
 def _part(header: Header, prefixes: tuple[str, ...]) -> dict[str, Tensor]:

@@ -159,6 +159,11 @@ def open_project(folders: Folders, name: str) -> Project:
         raise UserError(f"{folder / 'model.json'}: the file is damaged; create the model again.") from None
 
 
+def write_settings(project: Project, flat: dict[str, Any]) -> None:
+    """Makes these the model's own settings. Raises UserError for settings that will not do, and writes nothing then."""
+    atomic.write_text(project.folder / "settings.json", to_json(parse(flat)))
+
+
 def names(folders: Folders) -> list[str]:
     """The names of all models."""
     return sorted(path.parent.name for path in folders.projects.glob("*/model.json") if path.parent.name[0] != ".")

@@ -37,7 +37,27 @@ class Concept:
         "What the pictures show, with a rare word for the subject: a photo of sks dog. "
         "[filewords] stands for the text file beside each picture.",
     )
-    class_prompt: str = setting("", "Class Prompt", "What the subject is one of: a photo of a dog.")
+    class_prompt: str = setting(
+        "",
+        "Class Prompt",
+        "What the subject is one of: a photo of a dog. [filewords] draws class pictures from your captions.",
+    )
+    instance_token: str = setting(
+        "",
+        "Instance Token",
+        "The rare word for the subject: sks. A caption without it gets it, before the class token where that stands.",
+    )
+    class_token: str = setting(
+        "", "Class Token", "The word for what the subject is: dog. It takes the subject's place in class prompts."
+    )
+    repeats: int = setting(
+        1, "Repeats", "How often each epoch sees these pictures; balances concepts of unlike size.", min=1, max=10_000
+    )
+    class_mode: Literal["fill", "folder", "off"] = setting(
+        "fill",
+        "Class Pictures",
+        "fill has the base model make what is missing, folder takes the class folder as it is, off goes without.",
+    )
     class_data_dir: str = setting(
         "",
         "Classification Dataset Directory",
@@ -47,7 +67,7 @@ class Concept:
     num_class_images_per: int = setting(
         0,
         "Class Images Per Instance Image",
-        "Class pictures for each of yours, made by the base model where missing; 0 turns prior preservation off.",
+        "In the mode fill: so many class pictures for each of yours; 0 turns prior preservation off.",
         min=0,
         max=1000,
     )
@@ -63,6 +83,35 @@ class Concept:
     class_infer_steps: int = setting(
         25, "Classification Steps", "Sampling steps for each class picture.", min=1, max=200, advanced=True
     )
+
+
+@dataclass
+class Captions:
+    """What varies in the words of your pictures from step to step."""
+
+    shuffle_tags: bool = setting(
+        False, "Shuffle Tags", "The parts between commas change places from step to step, so that no order is learned."
+    )
+    keep_tags: int = setting(
+        1, "Tags Kept in Front", "So many parts of a caption stay first when tags are shuffled.", min=0, max=100
+    )
+    variants: int = setting(
+        8,
+        "Variants of a Caption",
+        "At most so many texts for each picture, from shuffled tags, {red|blue} and captions of several lines.",
+        min=1,
+        max=256,
+        advanced=True,
+    )
+    dropout: float = setting(
+        0.0,
+        "Caption Dropout",
+        "The share of your pictures that is read without a caption; more teaches style, less the words.",
+        min=0,
+        max=1,
+    )
+    prefix: str = setting("", "Caption Prefix", "Words before each of your captions; they are never shuffled.")
+    suffix: str = setting("", "Caption Suffix", "Words after each of your captions; they are never shuffled.")
 
 
 @dataclass
@@ -283,6 +332,7 @@ class Saving:
 class Settings:
     general: General = group(General)
     concepts: list[Concept] = table(Concept)
+    captions: Captions = group(Captions)
     pictures: Pictures = group(Pictures)
     intervals: Intervals = group(Intervals)
     batching: Batching = group(Batching)
@@ -340,11 +390,16 @@ def _conflicts(settings: Settings) -> list[str]:
         if getattr(settings.pictures, name) % step:
             problems.append(f"pictures.{name}: {getattr(settings.pictures, name)} is not a multiple of {step} (or 0).")
     for number, concept in enumerate(settings.concepts):
-        if concept.num_class_images_per and not concept.class_prompt.strip():
+        key = f"concepts.{number}"
+        if concept.class_mode == "fill" and concept.num_class_images_per and not concept.class_prompt.strip():
             problems.append(
-                f"concepts.{number}.class_prompt: it is empty, but num_class_images_per asks for class pictures; "
+                f"{key}.class_prompt: it is empty, but num_class_images_per asks for class pictures; "
                 "say what they show or set num_class_images_per to 0."
             )
+        if concept.class_mode == "folder" and not concept.class_prompt.strip():
+            problems.append(f"{key}.class_prompt: it is empty; say what the pictures of the class folder show.")
+        if concept.class_mode == "folder" and not concept.class_data_dir.strip():
+            problems.append(f"{key}.class_data_dir: it is empty; class_mode folder needs a folder, or choose fill.")
     name = settings.saving.custom_model_name
     if name and (name.strip(" .") != name or any(c in '<>:"/\\|?*' or ord(c) < 32 for c in name)):
         problems.append(f"saving.custom_model_name: {name!r} cannot be a file's name.")

@@ -1,4 +1,7 @@
-"""Starts an engine process: `python -m dreambooth.engine FOLDER` does the job that the folder describes."""
+"""Starts an engine process: `python -m dreambooth.engine FOLDER` does the job that the folder describes.
+
+`selfcheck` and `toml FILE` in the folder's place print a report and a file's content as JSON.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +23,8 @@ def main(arguments: list[str]) -> int:
 
         print(json.dumps(selfcheck.report()))
         return DONE
+    if arguments[0] == "toml":  # for Python 3.10, whose own library cannot read it
+        return _print_toml(Path(arguments[1]))
     job = Job(Path(arguments[0]))
     alive = job.hold()
     if alive is None:
@@ -39,14 +44,29 @@ def main(arguments: list[str]) -> int:
     return DONE
 
 
+def _print_toml(path: Path) -> int:
+    import tomli
+
+    try:
+        print(json.dumps(tomli.loads(path.read_text(encoding="utf-8-sig")), default=str))
+    except (OSError, ValueError) as error:
+        print(json.dumps({"problem": str(error).splitlines()[0]}))
+        return REFUSED
+    return DONE
+
+
 def _do(job: Job) -> tuple[str, dict[str, object]]:
     """The job's ending and what it has to say. Each kind imports only what it needs."""
     kind = job.read()["kind"]
-    if kind in ("train", "class-images"):
+    if kind == "train":
         from dreambooth.engine import worker
 
         ending = worker.run(job)
         return ("stopped", {"discarded": True}) if ending == "discarded" else (ending, {})
+    if kind == "class-images":
+        from dreambooth.engine import class_images
+
+        return class_images.run(job)
     if kind == "check":
         from dreambooth.engine import plan
 
@@ -59,6 +79,10 @@ def _do(job: Job) -> tuple[str, dict[str, object]]:
         from dreambooth.engine import export
 
         return "done", export.run(job)
+    if kind == "tokens":
+        from dreambooth.engine import tokens
+
+        return "done", tokens.run(job)
     if kind == "measure":
         from dreambooth.engine.miniature import measure
 

@@ -51,12 +51,13 @@ def write(path: Path, name: str, report: Report, thumbnails: list[bytes]) -> Non
 def facts(report: Report) -> list[tuple[str, str, str]]:
     """What a person wants to know before starting: (what, how much, a word more)."""
     count, steps = len(report["pictures"]), f"{report['steps']:,}"
+    each = report["images"] // report["epochs"]
     time = f"about {duration(report['seconds'])}" if report["seconds"] else "known after a first run"
     memory = report["memory"]
     shapes = ", ".join(f"{b['pictures']} at {b['width']}x{b['height']}" for b in report["buckets"])
     rows = [
         ("Pictures", f"{count:,}", shapes),
-        ("Steps", steps, f"{count:,} pictures x {report['epochs']:,} epochs = {report['images']:,} images"),
+        ("Steps", steps, f"{each:,} images an epoch x {report['epochs']:,} epochs"),
         ("Time", time, "for the training steps, at the pace of the last run like it" if report["seconds"] else ""),
     ]
     if memory:
@@ -136,7 +137,15 @@ def _card(one: Report, thumbnail: bytes) -> str:
     words = "".join(f"<em>{escape(remark)}</em>" for remark in remarks)
     return (
         f'<figure class="{one["verdict"]}"><div class="picture">{shown}</div><figcaption><b>{escape(one["name"])}</b>'
-        f"{detail}<q>{escape(one['prompt'])}</q>{words}</figcaption></figure>"
+        f"{detail}<q>{escape(one['prompt'])}</q>{_texts(one)}{words}</figcaption></figure>"
+    )
+
+
+def _texts(one: Report) -> str:
+    """The other texts that a picture is read with, folded away."""
+    items = "".join(f"<li>{escape(text)}</li>" for text in one["texts"][1:])
+    return (
+        f"<details><summary>and {len(one['texts']) - 1} more texts</summary><ul>{items}</ul></details>" if items else ""
     )
 
 

@@ -8,11 +8,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from dreambooth.core import checkpoint, forecast, run
+from dreambooth.core import captions, checkpoint, forecast, run
 from dreambooth.core.budget import budget
 from dreambooth.core.errors import UserError
 from dreambooth.core.run import Job
-from dreambooth.core.settings import Concept
+from dreambooth.core.settings import Settings
 from dreambooth.engine import contact_sheet
 from dreambooth.engine.data import class_pictures, pictures, survey
 from dreambooth.engine.data.framing import Cut
@@ -33,16 +33,27 @@ def report(job: Job) -> dict[str, Any]:
     if not gathered.pictures:
         raise UserError(gathered.problems)
     examples = pictures.examples(gathered, work.settings, work.size)
-    length = budget(work.settings, len(gathered.pictures))
+    length = budget(work.settings, pictures.seen_each_epoch(gathered.pictures, work.settings.concepts))
+    problems = gathered.problems + ([work.project.problem] if work.project.problem else [])
     plans = []
     if not work.project.problem:
-        plans = class_pictures.plan(work.project, work.settings, gathered.pictures, work.size)
+        try:
+            plans = class_pictures.plan(work.project, work.settings, gathered.pictures, work.size)
+        except UserError as error:
+            problems += error.problems
     made = {
-        "pictures": _pictures(work.settings.concepts, gathered, examples),
+        "pictures": _pictures(gathered, examples, work.settings),
         "strangers": [str(path) for path in _strangers(work)],
         "buckets": _buckets(examples),
         "class_pictures": [
-            {"folder": str(p.folder), "wanted": p.wanted, "there": len(p.there), "missing": p.missing} for p in plans
+            {
+                "folder": str(p.folder),
+                "wanted": p.wanted,
+                "there": len(p.there),
+                "missing": p.missing,
+                "prompts": list(dict.fromkeys(one.prompt for one in class_pictures.prior_pictures([p]))),
+            }
+            for p in plans
         ],
         "size": work.size,
         "epochs": length.epochs,
@@ -51,7 +62,7 @@ def report(job: Job) -> dict[str, Any]:
         **_forecast(work, examples),
         "seconds": _seconds(work, length.steps),
         "output_folder": str(work.folders.loras if work.settings.is_lora else work.folders.checkpoints),
-        "problems": gathered.problems + ([work.project.problem] if work.project.problem else []),
+        "problems": problems,
         "sheet": job.read().get("sheet", ""),
     }
     if made["sheet"]:
@@ -64,17 +75,18 @@ def _looking(job: Job) -> Callable[[int, int], None]:
     return lambda done, total: job.report("stage", name="looking at pictures", done=done, total=total)
 
 
-def _pictures(concepts: list[Concept], gathered: Gathered, examples: list[list[Example]]) -> list[dict[str, Any]]:
-    twins, rows = survey.twins(gathered.looks), []
-    folders = [Path(concept.instance_data_dir).expanduser() for concept in concepts]
+def _pictures(gathered: Gathered, examples: list[list[Example]], settings: Settings) -> list[dict[str, Any]]:
+    twins, rows, seed = survey.twins(gathered.looks), [], settings.general.seed
+    folders = [Path(concept.instance_data_dir).expanduser() for concept in settings.concepts]
     for number, (picture, seen, variants) in enumerate(zip(gathered.pictures, gathered.looks, examples)):
-        folder = folders[picture.concept]
+        folder, texts = folders[picture.concept], captions.variants(picture.prompt, settings.captions, seed)
         row: dict[str, Any] = {
             "path": str(picture.path),
             "folder": str(folder),
             "name": str(picture.path.relative_to(folder)),
             "concept": picture.concept,
-            "prompt": picture.prompt,
+            "prompt": texts[0],
+            "texts": texts,
         }
         rows.append(row)
         if seen.error:

@@ -18,18 +18,22 @@ from dreambooth.core.budget import Budget, budget
 from dreambooth.core.errors import UserError
 from dreambooth.core.forecast import disk_bytes
 from dreambooth.core.run import Job
+from dreambooth.core.settings import Settings
 from dreambooth.engine import families, outputs
 from dreambooth.engine.checkpoints import lora
 from dreambooth.engine.checkpoints.source import Source, open_model
 from dreambooth.engine.data import cache, class_pictures, pictures, survey
 from dreambooth.engine.data.order import Order, Slot
 from dreambooth.engine.data.pictures import Example, Picture
+from dreambooth.engine.data.readings import Readings
 from dreambooth.engine.families.model import Model
 from dreambooth.engine.training import adapters, optimizers, precision, preview, state
 from dreambooth.engine.training.ema import Ema
 from dreambooth.engine.training.loop import Ending, Session, train
 from dreambooth.engine.training.text import Texts
 from dreambooth.engine.work import Asked, Work
+
+CLASS_SHEET = "class-pictures.png"  # in the model's folder
 
 
 def run(job: Job) -> Ending:
@@ -39,14 +43,12 @@ def run(job: Job) -> Ending:
         gathered = pictures.gather(work.settings.concepts, partial(work.stage, "looking at pictures"))
         found = gathered.usable()
         instances = pictures.examples(gathered, work.settings, work.size)
-        length = budget(work.settings, len(found))
+        length = budget(work.settings, pictures.seen_each_epoch(found, work.settings.concepts))
         source = open_model(work.project)
         _check_disk(work, source)
         start = _start(work, source)
-        model, accelerator = _load(work, source)
+        model, accelerator = load(work, source)
         priors = _class_pictures(work, model, found, instances)
-        if job.read()["kind"] == "class-images":
-            return "done"
         session = _prepare(work, model, accelerator, length, instances, priors, start)
         ending = train(session, Hooks(work, session, source))
     except Asked as asked:
@@ -76,7 +78,7 @@ def _start(work: Work, source: Source) -> dict[str, dict[str, lora.Layer]]:
     return start
 
 
-def _load(work: Work, source: Source) -> tuple[Model, Any]:
+def load(work: Work, source: Source) -> tuple[Model, Any]:
     work.stage("loading the model", 0, 1)
     accelerator = precision.accelerator(work.settings.tuning.mixed_precision)
     dtype = precision.compute_dtype(accelerator) if work.settings.is_lora else torch.float32
@@ -89,19 +91,24 @@ def _class_pictures(work: Work, model: Model, found: list[Picture], instances: l
     plans = class_pictures.plan(work.project, work.settings, found, work.size)
     total = sum(plan.missing for plan in plans)
     if total:
-        work.stage("class pictures", 0, total)
-
-    def on_batch(done: int, total: int, last: Path) -> None:
-        work.job.report("picture", path=str(last), kind="class")
-        work.stage("class pictures", done, total)
-
-    class_pictures.make(model, plans, work.settings.batching.class_batch_size, on_batch, work.stop_if_asked)
+        make_class_pictures(work, model, plans, total)
     prior = class_pictures.prior_pictures(plans)
     looks = survey.look_at_all([picture.path for picture in prior])
     problems = [seen.error for seen in looks if seen.error]
     if problems:
         raise UserError(problems)
     return pictures.prior_examples(prior, looks, instances)
+
+
+def make_class_pictures(work: Work, model: Model, plans: list[class_pictures.Plan], total: int) -> None:
+    work.stage("class pictures", 0, total)
+
+    def on_batch(done: int, total: int, last: Path) -> None:
+        work.job.report("picture", path=str(last), kind="class")
+        work.stage("class pictures", done, total)
+
+    class_pictures.make(model, plans, work.settings.batching.class_batch_size, on_batch, work.stop_if_asked)
+    preview.class_sheet(class_pictures.prior_pictures(plans), work.project.folder / CLASS_SHEET)
 
 
 def _prepare(
@@ -114,14 +121,19 @@ def _prepare(
     start: dict[str, dict[str, lora.Layer]],
 ) -> Session:
     settings, own = work.settings, [example for variants in instances for example in variants]
-    prompts = list(dict.fromkeys(example.picture.prompt for example in own + priors))
+    readings = Readings(
+        [example.picture.prompt for example in own],
+        [example.picture.prompt for example in priors],
+        settings.captions,
+        settings.general.seed,
+    )
     count = partial(work.stage, "encoding pictures")
     total = len(own) + len(priors)
-    encoded = cache.encode(model, own, prompts, lambda done: count(done, total))
+    encoded = cache.encode(model, own, readings.captions, lambda done: count(done, total))
     encoded_priors = (
-        cache.encode(model, priors, prompts, lambda done: count(len(own) + done, total)) if priors else None
+        cache.encode(model, priors, readings.captions, lambda done: count(len(own) + done, total)) if priors else None
     )
-    slots = [Slot(some[0].picture.concept, some[0].cut.bucket, len(some)) for some in instances]
+    slots = [_slot(some, settings) for some in instances]
     prior_slots = [Slot(example.picture.concept, example.cut.bucket) for example in priors]
     trained = adapters.prepare(model, settings, start)
     if settings.batching.gradient_checkpointing:
@@ -137,7 +149,8 @@ def _prepare(
         encoded,
         encoded_priors,
         Order(slots, prior_slots, settings.general.seed),
-        Texts(model, prompts),
+        readings,
+        Texts(model, readings.texts),
         accelerator.prepare(optimizers.make(trained, settings)),
         Ema(trained.named(), settings.tuning.ema_decay) if settings.tuning.use_ema else None,
     )
@@ -149,6 +162,11 @@ def _prepare(
         session.restore(weights, rest)
         work.job.report("resumed", step=session.step)
     return session
+
+
+def _slot(variants: list[Example], settings: Settings) -> Slot:
+    picture, bucket = variants[0].picture, variants[0].cut.bucket
+    return Slot(picture.concept, bucket, len(variants), settings.concepts[picture.concept].repeats)
 
 
 class Hooks:

@@ -13,7 +13,7 @@ from dreambooth.core import schema
 from dreambooth.core.errors import UserError
 from dreambooth.core.origin import Origin
 from dreambooth.core.settings import Settings
-from dreambooth.ui import commands, describe
+from dreambooth.ui import commands, describe, preparing
 from dreambooth.ui.commands import Result
 from dreambooth.ui.terminal import Terminal
 
@@ -84,6 +84,7 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--data", metavar="DIR", help="the models folder (default: the WebUI's, or ./models)")
         sub.add_argument("--json", action="store_true", help="print the answer as JSON")
         if takes_settings:
+            sub.add_argument("--preset", metavar="NAME", help="person, object or native; see presets")
             sub.add_argument(
                 "--settings", metavar="FILE", help="a JSON file of settings; flags such as --lora.rank 8 win over it"
             )
@@ -100,6 +101,7 @@ def _parser() -> argparse.ArgumentParser:
         "file", metavar="FILE"
     )
     add("settings", commands.show_settings, "List every setting.", lambda _: schema.markdown(Settings).rstrip())
+    add("presets", preparing.show_presets, "List the presets.", describe.presets)
     sub = add(
         "create", commands.create, "Make a model's folder from a checkpoint.", describe.created, takes_settings=True
     )
@@ -119,8 +121,26 @@ def _parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("name", metavar="NAME")
     sub.add_argument("--sheet", metavar="FILE", help="also write all pictures on one sheet, a .html or .png file")
+    sub = add(
+        "import",
+        preparing.import_settings,
+        "Take over the settings of the predecessor or of kohya's scripts.",
+        describe.imported,
+        takes_settings=True,
+    )
+    sub.add_argument("name", metavar="NAME")
+    sub.add_argument("file", metavar="FILE|DIR", help="concepts_list.json, db_config.json, a dataset .toml, a folder")
+    sub = add("tokens", preparing.tokens, "Say what the words of a prompt are to a model.", describe.tokens)
+    sub.add_argument("name", metavar="NAME")
+    sub.add_argument("prompt", metavar="PROMPT", help="such as 'sks dog'")
+    sub.add_argument("--candidates", type=int, default=24, metavar="N", help="rare words to try (default 24)")
     for name, command, meaning, show in (
-        ("class-images", commands.class_images, "Make the class pictures that a run will need.", describe.errand),
+        (
+            "class-images",
+            commands.class_images,
+            "Make the class pictures that a run will need.",
+            describe.class_pictures,
+        ),
         (
             "train",
             commands.train,

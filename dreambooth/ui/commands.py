@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from dreambooth.core import checkpoint, project, run, schema, settings
+from dreambooth.core import checkpoint, presets, project, run, schema, settings
 from dreambooth.core.errors import UserError
 from dreambooth.core.origin import Origin
 from dreambooth.core.project import Folders, Project
@@ -35,7 +35,7 @@ def show_settings(options: argparse.Namespace, terminal: Terminal) -> Result:
 
 def create(options: argparse.Namespace, terminal: Terminal) -> Result:
     origin = {leaf.key: getattr(options, leaf.key) for leaf in schema.leaves(Origin)}
-    made = project.create(_folders(options), options.name, Path(options.source), _given(options), origin)
+    made = project.create(folders(options), options.name, Path(options.source), settings_over({}, options), origin)
     return {"name": made.name, "folder": str(made.folder), "source": str(made.source), "about": made.about}
 
 
@@ -43,23 +43,23 @@ def check(options: argparse.Namespace, terminal: Terminal) -> Result:
     sheet = Path(options.sheet).expanduser().resolve() if options.sheet else None
     if sheet and (sheet.suffix.lower() not in (".html", ".png") or not sheet.parent.is_dir()):
         raise UserError(f"--sheet: {sheet} must be a .html or .png file in a folder that exists.")
-    return _errand(options, terminal, "check", _merged(options), sheet=str(sheet or ""))
+    return errand(options, terminal, "check", merged_settings(options), sheet=str(sheet or ""))
 
 
 def class_images(options: argparse.Namespace, terminal: Terminal) -> Result:
-    return _errand(options, terminal, "class-images", _merged(options))
+    return errand(options, terminal, "class-images", merged_settings(options))
 
 
 def train(options: argparse.Namespace, terminal: Terminal) -> Result:
-    opened, merged = project.open_project(_folders(options), options.name), _merged(options)
+    opened, merged = project.open_project(folders(options), options.name), merged_settings(options)
     python = environment.ensure(terminal.show)
-    job = launcher.new_run(_folders(options), opened, merged)
+    job = launcher.new_run(folders(options), opened, merged)
     terminal.say(f"Run {job.name}: {job.folder}")
     return _work(job, python, terminal)
 
 
 def resume(options: argparse.Namespace, terminal: Terminal) -> Result:
-    job = run.find(_folders(options), options.run)
+    job = run.find(folders(options), options.run)
     status = job.status()
     if status in ("done", "stopped", "running"):
         raise UserError(f"The run {job.name} cannot be resumed: it is {status}.")
@@ -67,7 +67,7 @@ def resume(options: argparse.Namespace, terminal: Terminal) -> Result:
 
 
 def runs(options: argparse.Namespace, terminal: Terminal) -> Result:
-    return {"runs": [_summary(job) for job in run.all_runs(_folders(options))]}
+    return {"runs": [_summary(job) for job in run.all_runs(folders(options))]}
 
 
 def pause(options: argparse.Namespace, terminal: Terminal) -> Result:
@@ -79,7 +79,7 @@ def stop(options: argparse.Namespace, terminal: Terminal) -> Result:
 
 
 def generate(options: argparse.Namespace, terminal: Terminal) -> Result:
-    opened = project.open_project(_folders(options), options.name)
+    opened = project.open_project(folders(options), options.name)
     problems = [
         f"--{name}: it must be from {low} to {high} (it is {value})."
         for name, value, low, high in (
@@ -98,7 +98,7 @@ def generate(options: argparse.Namespace, terminal: Terminal) -> Result:
     ]
     if problems:
         raise UserError(problems)
-    return _errand(
+    return errand(
         options,
         terminal,
         "generate",
@@ -120,7 +120,7 @@ def generate(options: argparse.Namespace, terminal: Terminal) -> Result:
 
 
 def export(options: argparse.Namespace, terminal: Terminal) -> Result:
-    opened = project.open_project(_folders(options), options.name)
+    opened = project.open_project(folders(options), options.name)
     weights = _weights(options, opened)
     if weights is None and not options.base:
         raise UserError(
@@ -132,7 +132,7 @@ def export(options: argparse.Namespace, terminal: Terminal) -> Result:
     if to.exists():
         raise UserError(f"{to}: it exists already; name another file or folder.")
     fields = {"weights": str(weights or ""), "to": str(to), "merge": options.merge, "half": options.half}
-    return _errand(options, terminal, "export", settings.parse({}), **fields)
+    return errand(options, terminal, "export", settings.parse({}), **fields)
 
 
 def run_demo(options: argparse.Namespace, terminal: Terminal) -> Result:
@@ -141,11 +141,11 @@ def run_demo(options: argparse.Namespace, terminal: Terminal) -> Result:
     return demo.run(out, python, terminal.say, terminal.event)
 
 
-def _folders(options: argparse.Namespace) -> Folders:
+def folders(options: argparse.Namespace) -> Folders:
     return standalone.folders(options.data)
 
 
-def _given(options: argparse.Namespace) -> dict[str, Any]:
+def given_settings(options: argparse.Namespace) -> dict[str, Any]:
     """The settings that the command line gives: the file's, then the flags'.
 
     A relative folder is meant from where it is written: beside the settings file, or where the person stands.
@@ -167,16 +167,24 @@ def _absolute(flat: dict[str, Any], base: Path) -> dict[str, Any]:
     }
 
 
-def _merged(options: argparse.Namespace) -> Settings:
+def merged_settings(options: argparse.Namespace) -> Settings:
     """The model's own settings with those of the command line over them."""
-    own = project.open_project(_folders(options), options.name).settings()
-    return settings.parse({**own, **_given(options)})
+    own = project.open_project(folders(options), options.name).settings()
+    return settings.parse(settings_over(own, options))
 
 
-def _errand(options: argparse.Namespace, terminal: Terminal, kind: str, chosen: Settings, **fields: Any) -> Result:
-    opened = project.open_project(_folders(options), options.name)
+def settings_over(own: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
+    """Settings with those of the command line over them: the preset's, then the file's, then the flags'."""
+    given = given_settings(options)
+    if options.preset:
+        own = presets.apply(presets.find(options.preset), own, given)
+    return {**own, **given}
+
+
+def errand(options: argparse.Namespace, terminal: Terminal, kind: str, chosen: Settings, **fields: Any) -> Result:
+    opened = project.open_project(folders(options), options.name)
     python = environment.ensure(terminal.show)
-    job = launcher.new_errand(_folders(options), opened, kind, chosen, **fields)
+    job = launcher.new_errand(folders(options), opened, kind, chosen, **fields)
     return {"name": opened.name, **_work(job, python, terminal)}
 
 
@@ -242,7 +250,7 @@ def _weights(options: argparse.Namespace, opened: Project) -> Path | None:
 
 
 def _ask(options: argparse.Namespace, what: run.Request) -> Result:
-    job = run.find(_folders(options), options.run)
+    job = run.find(folders(options), options.run)
     if not job.is_alive():
         raise UserError(f"The run {job.name} is not running: it is {job.status()}.")
     job.request(what)

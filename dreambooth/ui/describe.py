@@ -31,6 +31,14 @@ def about(result: Result) -> str:
     return table(rows)
 
 
+def presets(result: Result) -> str:
+    lines = []
+    for one in result["presets"]:
+        rows = [[f"    {s['setting']}", str(s["value"]), s["reason"]] for s in one["settings"]]
+        lines.append(f"{one['name']}: {one['label']}. {one['meaning']}\n{table(rows)}\n")
+    return "\n".join([*lines, "Take one with: train NAME --preset person. Flags win over it."])
+
+
 def created(result: Result) -> str:
     about = result["about"]
     what = f"{FAMILIES[about['family']]}, {about['resolution']} pixels, from {result['source']}"
@@ -47,7 +55,8 @@ def plan(result: Result) -> str:
         counts = f"{one['there']} there, {one['wanted']} wanted, {one['missing']} to be made"
         lines.append(f"Class pictures: {counts} in {one['folder']}")
     time = f", about {duration(result['seconds'])}" if result["seconds"] else ""
-    images = f"{len(result['pictures'])} pictures x {result['epochs']} epochs = {result['images']:,} images"
+    each = result["images"] // result["epochs"]
+    images = f"{each:,} images an epoch x {result['epochs']:,} epochs = {result['images']:,} images"
     lines.append(f"{images} in {result['steps']:,} steps{time}")
     if result["memory"]:
         lines.append(f"Needs about {size(result['memory']['total'])} of a GPU's memory (an estimate, not measured)")
@@ -86,8 +95,35 @@ def asked(result: Result) -> str:
     return f"Asked {result['run']} to {result['asked']}."
 
 
-def errand(result: Result) -> str:
-    return "Done."
+def imported(result: Result) -> str:
+    rows = [["", "there", "here", "value", ""]]
+    for line in result["report"]:
+        rows.append([line["fate"], line["theirs"], line["ours"] or "-", str(line["value"])[:60], line["why"]])
+    return f"Read as {result['kind']}.\n\n{table(rows)}\n\nThese are now the settings of {result['name']}."
+
+
+def tokens(result: Result) -> str:
+    rows = [["word", "tokens", "changes a picture by"]]
+    for one in result["words"]:
+        strength = "" if one["strength"] is None else f"{one['strength']:.1%}"
+        rows.append([one["word"], f"{len(one['tokens'])}: {' '.join(one['tokens'])}", strength])
+    parts = len(result["chunks"])
+    lines = [f"{result['tokens']} tokens, read in {'one piece' if parts == 1 else f'{parts} pieces of up to 75'}:"]
+    lines += [f"    {chunk}" for chunk in result["chunks"]]
+    lines += ["", f"Measured in: {result['measured_in']}", "", table(rows)]
+    if result["rare"]:
+        rare = [f"{one['word']} {one['strength']:.1%}" for one in result["rare"][:6]]
+        lines += ["", f"Rare words of one token that change this model's pictures least: {', '.join(rare)}"]
+    return "\n".join(lines)
+
+
+def class_pictures(result: Result) -> str:
+    if "sheet" not in result:
+        return "Stopped; the class pictures that were finished are kept, and the same command goes on."
+    lines = [
+        f"{one['pictures']} class pictures in {one['folder']}, {one['made']} new" for one in result["class_pictures"]
+    ]
+    return "\n".join([*lines, f"Shown on {result['sheet']}"])
 
 
 def pictures(result: Result) -> str:
@@ -116,4 +152,5 @@ def _picture(one: Result) -> list[str]:
         return [one["path"], "", "", one["prompt"], "cannot be read"]
     variants = f" in {len(one['crops'])} variants" if len(one["crops"]) > 1 else ""
     shape = f"{one['bucket'][0]}x{one['bucket'][1]}{variants}"
-    return [one["path"], f"{one['width']}x{one['height']}", shape, one["prompt"], "; ".join(one["warnings"])]
+    more = f" (and {len(one['texts']) - 1} more)" if len(one["texts"]) > 1 else ""
+    return [one["path"], f"{one['width']}x{one['height']}", shape, one["prompt"] + more, "; ".join(one["warnings"])]

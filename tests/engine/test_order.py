@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -42,6 +43,18 @@ def test_batches_are_full_and_of_one_bucket_and_no_picture_is_ahead_of_its_bucke
             counts = [seen[n] for n, slot in enumerate(slots) if slot.bucket == bucket]
             assert max(counts) - min(counts) <= 1 + (size - 1) // len(counts)
     assert set(seen.values()) == {size}  # after so many batches every picture was seen equally often
+
+
+@given(SLOTS, st.lists(st.integers(1, 4), min_size=14, max_size=14), SEEDS)
+def test_an_epoch_sees_a_picture_as_often_as_it_repeats(slots: list[Slot], repeats: list[int], seed: int) -> None:
+    slots = [replace(slot, repeats=count) for slot, count in zip(slots, repeats)]
+    seen = Counter(chosen[0] for chosen, _ in batches(Order(slots, [], seed), 1, sum(slot.repeats for slot in slots)))
+    assert seen == {n: slot.repeats for n, slot in enumerate(slots)}
+
+
+def test_repeats_go_through_a_pictures_variants() -> None:
+    order = Order([Slot(0, SQUARE, variants=2, repeats=4), Slot(0, SQUARE, variants=1)], [], 3)
+    assert Counter(chosen[0] for chosen, _ in batches(order, 1, 10)) == {0: 4, 1: 4, 2: 2}
 
 
 @given(st.integers(1, 12), st.integers(0, 30), st.integers(1, 5), SEEDS)

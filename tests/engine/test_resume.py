@@ -25,7 +25,9 @@ from tests.conftest import ROOT, Run
 
 SHARED = {
     "concepts.0.instance_data_dir": str(SUBJECT_PICTURES),
-    "concepts.0.instance_prompt": "a photo of sks star",
+    "concepts.0.instance_prompt": "a photo of {a|the} sks star, yellow, on white",
+    "captions.shuffle_tags": True,
+    "captions.dropout": 0.2,
     "concepts.0.class_prompt": "a photo of a star",
     "concepts.0.num_class_images_per": 1,
     "concepts.0.class_infer_steps": 2,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -88,6 +89,26 @@ def test_unknown_settings_and_values_out_of_bounds_are_told_together(
     assert everything(data) == before
 
 
+def test_a_preset_is_under_the_flags_and_over_the_defaults(tmp_path: Path, dreambooth: Run) -> None:
+    flags = ["--concepts.0.class_prompt", "a star", "--lora.rank", 3, "--preset", "person"]
+
+    def create(name: str, *more: object) -> dict[str, object]:
+        said = dreambooth("create", name, "--source", MINIATURE, "--data", tmp_path / "models", *flags, *more)
+        assert said.code == 0, said.errors
+        made: dict[str, object] = json.loads((Path(said.answer["folder"]) / "settings.json").read_text())
+        return made
+
+    made = create("one")
+    assert (made["intervals.num_train_epochs"], made["concepts.0.num_class_images_per"], made["lora.rank"]) == (
+        150,
+        5,
+        3,
+    )
+    assert create("two", "--intervals.num_train_epochs", 7)["intervals.num_train_epochs"] == 7
+    refused(dreambooth("check", "one", "--data", tmp_path / "models", "--preset", "face"), "none called 'face'")
+    assert {preset["name"] for preset in dreambooth("presets").answer["presets"]} == {"person", "object", "native"}
+
+
 def test_an_unknown_model(data: Path, dreambooth: Run) -> None:
     refused(dreambooth("train", "sun", "--data", data), "no model named 'sun'", "there: star")
 
@@ -135,6 +156,21 @@ def test_check_shows_the_plan(data: Path, dreambooth: Run, pictures: Path) -> No
     assert (said.answer["steps"], said.answer["images"], said.answer["class_pictures"][0]["missing"]) == (100, 200, 6)
 
 
+def test_check_shows_what_stops_a_run_beside_what_is_well(
+    data: Path, dreambooth: Run, pictures: Path, tmp_path: Path
+) -> None:
+    (pictures / "broken.jpg").write_bytes(b"no picture")
+    (pictures / "film.mp4").write_bytes(b"no picture either")
+    flags = ["--concepts.0.instance_data_dir", pictures, "--concepts.0.instance_prompt", "x"]
+    said = dreambooth("check", "star", "--data", data, *flags, "--sheet", tmp_path / "sheet.html")
+    refused(said, "broken.jpg: this picture cannot be read")
+    assert [row["verdict"] for row in said.answer["pictures"]] == ["error", "ok"]
+    assert said.answer["strangers"] == [str(pictures / "film.mp4")]
+    assert "broken.jpg" in (tmp_path / "sheet.html").read_text(encoding="utf-8")
+    refused(dreambooth("check", "star", "--data", data, *flags, "--sheet", tmp_path / "sheet.pdf"), "--sheet", ".html")
+    refused(dreambooth("check", "star", "--data", data, *flags, "--sheet", tmp_path / "no" / "sheet.png"), "--sheet")
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the names of files are always Unicode")
 def test_a_name_that_is_not_unicode(data: Path, dreambooth: Run, pictures: Path) -> None:
     (pictures / "good.png").rename(os.fsdecode(bytes(pictures) + b"/caf\xe9.png"))
@@ -176,3 +212,8 @@ def test_the_demo_fills_only_a_new_folder(tmp_path: Path, dreambooth: Run) -> No
 
 def test_the_subject_comes_in_five_pictures() -> None:
     assert len(list(SUBJECT_PICTURES.glob("*.png"))) == 5
+
+
+def test_tokens_without_words(data: Path, dreambooth: Run) -> None:
+    refused(dreambooth("tokens", "star", " ", "--data", data), "PROMPT: it is empty")
+    refused(dreambooth("tokens", "star", "x", "--data", data, "--candidates", -1), "--candidates")

@@ -1,27 +1,44 @@
-"""Pictures of the class, made once by the untrained model, for prior preservation.
+"""Pictures of the class for prior preservation: made by the untrained model, or a folder's as they are.
 
-They lie in a folder that is named after everything that they depend on, so a changed prompt or model
+What is made lies in a folder that is named after everything that it depends on, so a changed prompt or model
 never reuses wrong ones, and enough of the right ones are never made again. Each picture's seed follows from its
-number, so stopping half-way and going on gives the same pictures.
+prompt and number, so stopping half-way and going on gives the same pictures. A picture carries the prompt that it was
+made with, and that is what it is trained on.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dreambooth.core import checkpoint
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from dreambooth.core import captions, checkpoint
+from dreambooth.core.errors import UserError
 from dreambooth.core.project import Project
-from dreambooth.core.settings import Concept, Settings
+from dreambooth.core.settings import Captions, Concept, Settings
 from dreambooth.engine.data import pictures
 from dreambooth.engine.sampling_choice import Sampling
 
 if TYPE_CHECKING:
     from dreambooth.engine.families.model import Model
+
+_PROMPT = "dreambooth.prompt"  # the key of the prompt in a picture's own text
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A class picture that is to be made."""
+
+    path: Path
+    prompt: str
+    seed: int
 
 
 @dataclass(frozen=True)
@@ -29,30 +46,32 @@ class Plan:
     """What one concept needs: the folder, what is there and what is missing."""
 
     concept: int
-    prompt: str
     folder: Path
-    wanted: int
-    there: list[Path]
+    there: list[pictures.Picture]
+    to_make: list[Wanted]
     sampling: Sampling
-    seed: int
+
+    @property
+    def wanted(self) -> int:
+        return len(self.there) + len(self.to_make)
 
     @property
     def missing(self) -> int:
-        return max(0, self.wanted - len(self.there))
+        return len(self.to_make)
 
 
 def plan(project: Project, settings: Settings, instances: list[pictures.Picture], size: int) -> list[Plan]:
-    """What each concept with class pictures needs; makes nothing."""
+    """What each concept with class pictures needs; makes nothing.
+
+    Raises UserError for a class folder that is to be used as it is and holds no pictures.
+    """
     plans = []
     for number, concept in enumerate(settings.concepts):
-        wanted = concept.num_class_images_per * sum(p.concept == number for p in instances)
-        if wanted:
-            sampling = Sampling(
-                size, size, concept.class_infer_steps, concept.class_guidance_scale, concept.class_negative_prompt
-            )
-            folder = _folder(project, concept, sampling, settings.general.seed)
-            there = pictures.find(folder) if folder.is_dir() else []
-            plans.append(Plan(number, concept.class_prompt, folder, wanted, there, sampling, settings.general.seed))
+        own = [picture.path for picture in instances if picture.concept == number]
+        if concept.class_mode == "folder":
+            plans.append(_as_it_is(number, concept, _sampling(concept, size)))
+        elif concept.class_mode == "fill" and concept.num_class_images_per:
+            plans.append(_filled(project, settings, number, own, size))
     return plans
 
 
@@ -64,46 +83,119 @@ def make(
 
     total, done = sum(p.missing for p in plans), 0
     for one in plans:
-        one.folder.mkdir(parents=True, exist_ok=True)
-        numbers = _free_numbers(one)
-        for start in range(0, len(numbers), batch):
-            some = numbers[start : start + batch]
-            drawn = draw(model, [one.prompt] * len(some), [one.seed + n for n in some], one.sampling, on_step)
-            for number, picture in zip(some, drawn):
-                path = _path(one.folder, number)
-                staged = path.with_suffix(".tmp")
-                picture.save(staged, format="PNG")
-                staged.replace(path)
+        for start in range(0, one.missing, batch):
+            some = one.to_make[start : start + batch]
+            drawn = draw(model, [w.prompt for w in some], [w.seed for w in some], one.sampling, on_step)
+            for wanted, picture in zip(some, drawn):
+                _save(picture, wanted)
             done += len(some)
-            on_batch(done, total, path)
+            on_batch(done, total, some[-1].path)
 
 
 def prior_pictures(plans: list[Plan]) -> list[pictures.Picture]:
     """The class pictures that training uses, after `make`."""
     return [
-        pictures.Picture(path, one.prompt.strip(), one.concept)
+        picture
         for one in plans
-        for path in pictures.find(one.folder)[: one.wanted]
+        for picture in [*one.there, *(pictures.Picture(w.path, w.prompt, one.concept) for w in one.to_make)]
     ]
 
 
-def _free_numbers(one: Plan) -> list[int]:
-    numbers: list[int] = []
+def _as_it_is(number: int, concept: Concept, sampling: Sampling) -> Plan:
+    folder = Path(concept.class_data_dir).expanduser()
+    found = pictures.find(folder) if folder.is_dir() else []
+    if not found:
+        raise UserError(
+            f"concepts.{number}.class_data_dir: there are no pictures in {folder}; name the folder with your class "
+            "pictures, or set class_mode to fill to have them made."
+        )
+    return Plan(number, folder, [_found(path, number, concept) for path in found], [], sampling)
+
+
+def _filled(project: Project, settings: Settings, number: int, own: list[Path], size: int) -> Plan:
+    concept, seed = settings.concepts[number], settings.general.seed
+    sampling = _sampling(concept, size)
+    prompts = _prompts(concept, own, settings.captions, seed)
+    if concept.class_data_dir.strip():
+        folder = Path(concept.class_data_dir).expanduser()
+        found = pictures.find(folder)[: len(prompts)] if folder.is_dir() else []
+        there = [_found(path, number, concept) for path in found]
+        return Plan(number, folder, there, _topped_up(folder, prompts, len(found), seed), sampling)
+    folder = _folder(project, concept, sampling, seed)
+    all_wanted = _numbered(folder, prompts, concept, seed)
+    there = [pictures.Picture(w.path, w.prompt, number) for w in all_wanted if w.path.exists()]
+    return Plan(number, folder, there, [w for w in all_wanted if not w.path.exists()], sampling)
+
+
+def _prompts(concept: Concept, own: list[Path], options: Captions, seed: int) -> list[str]:
+    """The prompt of each class picture: the class prompt, where it says so with your pictures' captions in turn."""
+    prompts = []
+    for path in own:
+        lines = captions.file_words(path).split("\n") if captions.FILEWORDS in concept.class_prompt else [""]
+        for turn in range(concept.num_class_images_per):
+            text = captions.class_words(concept, lines[turn % len(lines)])
+            texts = captions.variants(text, Captions(variants=options.variants), seed)
+            prompts.append(texts[captions.pick(len(texts), seed, len(prompts))])
+    return prompts
+
+
+def _numbered(folder: Path, prompts: list[str], concept: Concept, seed: int) -> list[Wanted]:
+    """A file and a seed for each prompt that depend on nothing but the prompt and how often it came before."""
+    wanted, count = [], Counter[str]()
+    plain = captions.class_words(concept, "")
+    for prompt in prompts:
+        turn = count[prompt]
+        count[prompt] += 1
+        if prompt == plain:
+            wanted.append(Wanted(folder / f"class-{turn:05}.png", prompt, seed + turn))
+        else:
+            mark = hashlib.sha256(prompt.encode()).hexdigest()[:8]
+            own_seed = (seed + int(mark, 16) + turn) % 2**31
+            wanted.append(Wanted(folder / f"class-{mark}-{turn:05}.png", prompt, own_seed))
+    return wanted
+
+
+def _topped_up(folder: Path, prompts: list[str], there: int, seed: int) -> list[Wanted]:
+    """What is made beside pictures that are there, under the first free numbers."""
+    wanted: list[Wanted] = []
     number = 0
-    while len(numbers) < one.missing:
-        if not _path(one.folder, number).exists():
-            numbers.append(number)
+    while there + len(wanted) < len(prompts):
+        path = folder / f"class-{number:05}.png"
+        if not path.exists():
+            wanted.append(Wanted(path, prompts[number % len(prompts)], seed + number))
         number += 1
-    return numbers
+    return wanted
 
 
-def _path(folder: Path, number: int) -> Path:
-    return folder / f"class-{number:05}.png"
+def _found(path: Path, number: int, concept: Concept) -> pictures.Picture:
+    """A picture of a class folder, with the prompt that it was made with, or else the class prompt."""
+    made_with = _made_with(path)
+    caption = captions.file_words(path).split("\n")[0] if captions.FILEWORDS in concept.class_prompt else ""
+    return pictures.Picture(path, made_with or captions.class_words(concept, caption), number)
+
+
+def _made_with(path: Path) -> str:
+    try:
+        with Image.open(path) as image:
+            return str(image.info.get(_PROMPT, ""))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return ""  # named as damaged when all class pictures are checked
+
+
+def _save(picture: Image.Image, wanted: Wanted) -> None:
+    words = PngInfo()
+    words.add_itxt(_PROMPT, wanted.prompt)
+    wanted.path.parent.mkdir(parents=True, exist_ok=True)
+    staged = wanted.path.with_suffix(".tmp")
+    picture.save(staged, format="PNG", pnginfo=words)
+    staged.replace(wanted.path)
+
+
+def _sampling(concept: Concept, size: int) -> Sampling:
+    return Sampling(size, size, concept.class_infer_steps, concept.class_guidance_scale, concept.class_negative_prompt)
 
 
 def _folder(project: Project, concept: Concept, sampling: Sampling, seed: int) -> Path:
-    if concept.class_data_dir.strip():
-        return Path(concept.class_data_dir).expanduser()
     depends_on = [checkpoint.fingerprint(project.source), concept.class_prompt.strip(), asdict(sampling), seed]
     key = hashlib.sha256(json.dumps(depends_on).encode()).hexdigest()[:16]
     return project.class_pictures / key

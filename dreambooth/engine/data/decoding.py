@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
+from dreambooth.core import captions
 from dreambooth.core.errors import UserError
 
 warnings.filterwarnings("ignore", module=r"PIL\.")  # odd metadata is not the person's problem
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".heic", ".heif")
+SUFFIXES = captions.PICTURES
 _DAMAGE = (OSError, ValueError, SyntaxError, EOFError, MemoryError)  # what Pillow raises for files that are not whole
 _HEIF = (".heic", ".heif")
 _TURNED = (5, 6, 7, 8)  # values of the EXIF orientation that swap width and height

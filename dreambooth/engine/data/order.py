@@ -21,20 +21,21 @@ class Slot:
     concept: int
     bucket: Bucket
     variants: int = 1
+    repeats: int = 1  # how often each pass sees it
 
 
 class Order:
     """All pictures of a batch are of one bucket, so that its shape is known beforehand.
 
-    Every picture is seen once in each pass over its bucket, in a new order each time, in its variants in turn. The
-    buckets take turns in proportion to what they hold, in a new order each epoch; a batch that a pass cannot fill goes
-    on with the bucket's next pass, so that a batch is always full and epochs stay what they are: images seen. A picture
-    of the class goes with each of yours that has some of its concept and bucket.
+    Every picture is seen once in each pass over its bucket, or as often as it repeats, in a new order each time, in its
+    variants in turn. The buckets take turns in proportion to what they hold, in a new order each epoch; a batch that a
+    pass cannot fill goes on with the bucket's next pass, so that a batch is always full and epochs stay what they are:
+    images seen. A picture of the class goes with each of yours that has some of its concept and bucket.
     """
 
     def __init__(self, instances: list[Slot], priors: list[Slot], seed: int) -> None:
         self.seed = seed
-        self.count = len(instances)
+        self.count = sum(slot.repeats for slot in instances)
         buckets = list(dict.fromkeys(slot.bucket for slot in instances))
         self._queues = [_Queue(instances, bucket, seed + 7919 * n) for n, bucket in enumerate(buckets)]
         self._priors = {
@@ -92,6 +93,7 @@ class _Queue:
             (slot, first)
             for slot, first in zip(self.all_slots, firsts)
             if slot.bucket == self.bucket and self.concept in (None, slot.concept)
+            for _ in range(slot.repeats)
         ]
 
     def example(self, at: int) -> tuple[int, int]:

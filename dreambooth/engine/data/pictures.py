@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from dreambooth.core import captions
 from dreambooth.core.buckets import grid
 from dreambooth.core.errors import UserError
 from dreambooth.core.settings import Concept, Settings
@@ -15,12 +16,10 @@ from dreambooth.engine.data.decoding import SUFFIXES
 from dreambooth.engine.data.framing import Cut
 from dreambooth.engine.data.survey import Look
 
-FILEWORDS = "[filewords]"
-
 
 @dataclass(frozen=True)
 class Picture:
-    """One picture of the training set, with the words it is trained on."""
+    """One picture of the training set, with the words it is trained on: core.captions says which texts they mean."""
 
     path: Path
     prompt: str
@@ -77,9 +76,18 @@ def gather(concepts: list[Concept], on_look: Callable[[int, int], None] = lambda
         elif not (found := find(folder)):
             problems.append(f"{key}.instance_data_dir: there are no pictures in {folder} ({', '.join(SUFFIXES)}).")
         else:
-            pictures += [Picture(path, words(concept.instance_prompt, path), number) for path in found]
+            for path in found:
+                try:
+                    pictures.append(Picture(path, captions.instance_words(concept, path), number))
+                except UserError as error:
+                    problems += error.problems
     looks = survey.look_at_all([p.path for p in pictures], lambda done: on_look(done, len(pictures)))
     return Gathered(pictures, looks, problems + [seen.error for seen in looks if seen.error])
+
+
+def seen_each_epoch(some: list[Picture], concepts: list[Concept]) -> int:
+    """How many pictures an epoch sees: each as often as its concept's repeats."""
+    return sum(concepts[picture.concept].repeats for picture in some)
 
 
 def examples(gathered: Gathered, settings: Settings, size: int) -> list[list[Example]]:
@@ -119,15 +127,3 @@ def prior_examples(priors: list[Picture], looks: list[Look], instances: list[lis
                 for n in sorted(own[first:after])
             ]
     return made
-
-
-def words(prompt: str, path: Path) -> str:
-    """The prompt of one picture: [filewords] becomes the text beside it, or its file name where there is none."""
-    if FILEWORDS not in prompt:
-        return prompt.strip()
-    beside = path.with_suffix(".txt")
-    try:
-        text = beside.read_text(encoding="utf-8-sig").strip() if beside.exists() else path.stem
-    except (OSError, UnicodeDecodeError):
-        raise UserError(f"{beside}: the caption cannot be read as UTF-8 text.") from None
-    return prompt.replace(FILEWORDS, text).strip()

@@ -16,6 +16,7 @@ from dreambooth.core.errors import UserError
 from dreambooth.core.settings import Settings, learning_rates
 from dreambooth.engine.data.cache import Encoded
 from dreambooth.engine.data.order import Order
+from dreambooth.engine.data.readings import Readings
 from dreambooth.engine.families.model import Model
 from dreambooth.engine.sampling import make_scheduler
 from dreambooth.engine.training import objective, schedules
@@ -51,6 +52,7 @@ class Session:
     instances: Encoded
     priors: Encoded | None
     order: Order
+    readings: Readings
     texts: Texts
     optimizer: Any
     ema: Ema | None
@@ -176,16 +178,17 @@ def _batch_losses(
     """The loss of one batch, with its subject's and its class's part."""
     instances, priors = session.order.batch(position, session.budget.batch)
     own = session.instances
-    x_0, prompts, sizes = own.sample(instances), own.prompt[instances], own.size[instances]
+    x_0, sizes = own.sample(instances), own.size[instances]
+    texts = session.readings.of_yours(own.prompt[instances], position)
     if session.priors is not None and len(priors):
         x_0 = torch.cat([x_0, session.priors.sample(priors)])
-        prompts = torch.cat([prompts, session.priors.prompt[priors]])
+        texts = torch.cat([texts, session.readings.of_class(session.priors.prompt[priors])])
         sizes = torch.cat([sizes, session.priors.size[priors]])
     eps = torch.randn_like(x_0)
     t = torch.randint(len(alpha_bar), (len(x_0),), device=x_0.device)
     x_t = objective.add_noise(x_0, eps, alpha_bar[t])
     with session.accelerator.autocast():
-        text = session.texts.embeddings(prompts, learning=text_learns)
+        text = session.texts.embeddings(texts, learning=text_learns)
         predicted = session.model.denoise(x_t, t, text, sizes)
     each = objective.squared_error(predicted, objective.target(session.model.prediction_type, x_0, eps, alpha_bar[t]))
     return objective.dreambooth_loss(each, len(instances), session.settings.tuning.prior_loss_weight)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from dreambooth.core.settings import Settings
+from dreambooth.engine.data.pictures import Picture
 from dreambooth.engine.families.model import Model
 from dreambooth.engine.sampling import draw
 from dreambooth.engine.sampling_choice import Sampling
@@ -16,6 +18,7 @@ from dreambooth.engine.sampling_choice import Sampling
 _NAME = "{images:08}-{prompt:02}-{number:02}.png"
 _PATTERN = re.compile(r"(\d{8})-(\d{2})-(\d{2})\.png")
 _CELL, _GAP, _LABEL = 160, 6, 22  # pixels
+_CLASS_COLUMNS, _CLASS_LINES = 8, 40
 
 
 def prompts(settings: Settings) -> list[str]:
@@ -91,6 +94,22 @@ def sheet(
                     enlarged = picture.convert("RGB").resize((_CELL, _CELL), Image.Resampling.LANCZOS)
                 image.paste(enlarged, (_GAP + column * (_CELL + _GAP), top + _LABEL))
     return image
+
+
+def class_sheet(pictures: Iterable[Picture], target: Path) -> None:
+    """Puts class pictures on one sheet, some lines for each prompt; at most so many lines."""
+    by_prompt: dict[str, list[Path]] = {}
+    for picture in pictures:
+        by_prompt.setdefault(picture.prompt, []).append(picture.path)
+    columns: list[dict[tuple[int, int], Path]] = [{} for _ in range(_CLASS_COLUMNS)]
+    lines: list[tuple[str, tuple[int, int]]] = []
+    for number, (prompt, paths) in enumerate(by_prompt.items()):
+        for place, path in enumerate(paths):
+            key = (number, place // _CLASS_COLUMNS)
+            if place % _CLASS_COLUMNS == 0:
+                lines.append((prompt, key))
+            columns[place % _CLASS_COLUMNS][key] = path
+    sheet([("", column) for column in columns], lines[:_CLASS_LINES]).save(target)
 
 
 def _thinned(moments: list[int], most: int) -> list[int]:

@@ -7,6 +7,8 @@ from torch import Tensor
 
 from dreambooth.engine.families.model import Model, Text
 
+_BATCH = 64  # prompts encoded at a time
+
 
 class Texts:
     """Embeddings of the run's few prompts, by number."""
@@ -26,5 +28,6 @@ class Texts:
             return self.model.encode_tokens([tokens[numbers] for tokens in self.tokens])
         if self.table is None:
             with torch.no_grad():
-                self.table = self.model.encode_text(self.prompts)
+                parts = [self.prompts[n : n + _BATCH] for n in range(0, len(self.prompts), _BATCH)]
+                self.table = Text.cat([self.model.encode_text(part) for part in parts])
         return self.table[numbers]

@@ -1,0 +1,163 @@
+"""The words that a picture is trained on: its caption, the prompt around it, and what varies from step to step.
+
+A text may mean several: a caption file with several lines, {a|b|c}, and shuffled tags. `variants` lists what a
+picture can be trained on, a bounded number, so that each text is encoded once; `pick` chooses one of them. Both follow
+from the seed and the position alone, so a resumed run reads what it would have read.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from dreambooth.core.errors import UserError
+from dreambooth.core.settings import Captions, Concept
+
+FILEWORDS = "[filewords]"
+# The suffixes of picture files.
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".heic", ".heif")
+BESIDE = (".txt", ".caption")  # caption files, in the order of their precedence
+
+_COUNTER_BEFORE = re.compile(r"^(\d+[-_.)]+\s*|0\d*\s+)+")
+_COUNTER_AFTER = re.compile(r"(\s*\(\d+\)|[\s_-]+\d+)+$")
+_CAMERAS = {"img", "dsc", "dscn", "dscf", "mvi", "pxl", "image", "photo", "picture", "screenshot", "untitled"}
+_CHOICE = re.compile(r"\{([^{}]*\|[^{}]*)\}")  # the innermost {a|b}
+_DRAWS_PER_VARIANT = 20
+
+
+def beside(picture: Path) -> Path | None:
+    """The caption file of a picture; None if it has none."""
+    return next((file for suffix in BESIDE if (file := picture.with_suffix(suffix)).is_file()), None)
+
+
+def file_words(picture: Path) -> str:
+    """What [filewords] stands for: the caption file's text, each of its lines one caption, or else the file's name.
+
+    Raises UserError for a caption file that is no UTF-8 text.
+    """
+    file = beside(picture)
+    if file is None:
+        return name_words(picture.stem)
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError):
+        raise UserError(f"{file}: the caption cannot be read as UTF-8 text.") from None
+    return "\n".join(_squeeze(line) for line in text.splitlines() if line.strip())
+
+
+def name_words(stem: str) -> str:
+    """A file's name as a caption: without its counters, and _ as spaces; empty where a camera chose it.
+
+    >>> name_words("00012-sks_dog on grass (3)")
+    'sks dog on grass'
+    """
+    bare = _COUNTER_AFTER.sub("", _COUNTER_BEFORE.sub("", stem.strip()))
+    return "" if bare.strip().isdigit() or bare.lower() in _CAMERAS else _squeeze(bare.replace("_", " "))
+
+
+def instance_words(concept: Concept, picture: Path) -> str:
+    """The text of one of the concept's pictures, a line for each of its captions.
+
+    Raises UserError for a caption that cannot be read, and for a picture that nothing is said about.
+    """
+    captions = file_words(picture).split("\n") if FILEWORDS in concept.instance_prompt else [""]
+    texts = [_instance(concept.instance_prompt.replace(FILEWORDS, caption), concept) for caption in captions]
+    if concept.instance_prompt.strip() and not any(texts) and beside(picture) is None:
+        raise UserError(
+            f"{picture}: nothing says what it shows; write it into {picture.stem}.txt beside it, or into its name."
+        )
+    return "\n".join(texts)
+
+
+def class_words(concept: Concept, caption: str) -> str:
+    """The concept's class prompt; [filewords] is a picture's caption, and the class takes the subject's place in it."""
+    subject, kind = concept.instance_token.strip(), concept.class_token.strip()
+    text = concept.class_prompt.replace(FILEWORDS, caption)
+    if subject:
+        text = _without(subject, text, kind)
+    if kind and not _find(kind, text):
+        text = f"{kind}, {text}"
+    return _squeeze(text)
+
+
+def variants(text: str, options: Captions, seed: int) -> tuple[str, ...]:
+    """The different texts that `text` means, at most `options.variants` of them."""
+    if not _varies(text, options):
+        return (_draw(text, options, random.Random(0)),)
+    found: dict[str, None] = {}
+    for number in range(options.variants * _DRAWS_PER_VARIANT):
+        found.setdefault(_draw(text, options, random.Random(f"{seed} {number} {text}")))
+        if len(found) == options.variants:
+            break
+    return tuple(found)
+
+
+def pick(count: int, seed: int, place: int) -> int:
+    """Which of `count` variants is read at `place`, the number of pictures that were seen before."""
+    return random.Random(f"variant {seed} {place}").randrange(count) if count > 1 else 0
+
+
+def is_dropped(share: float, seed: int, place: int) -> bool:
+    """Whether the picture at `place` is read without a caption; so is this share of all places."""
+    return bool(share) and random.Random(f"dropout {seed} {place}").random() < share
+
+
+def tags(text: str) -> list[str]:
+    """The parts between commas."""
+    return [tag for part in text.split(",") if (tag := part.strip())]
+
+
+def _instance(text: str, concept: Concept) -> str:
+    """The text with the instance token in it: before the class's word where there is one, else in front."""
+    subject, kind = concept.instance_token.strip(), concept.class_token.strip()
+    if subject and not _find(subject, text):
+        named = f"{subject} {kind}" if kind and not _find(kind, subject) else subject
+        place = _find(kind, text) if kind else None
+        text = f"{text[: place.start()]}{named}{text[place.end() :]}" if place else f"{named}, {text}"
+    return _squeeze(text)
+
+
+def _without(subject: str, text: str, kind: str) -> str:
+    """The text without the subject; the class's word stands for it, unless it stands beside it already."""
+    while place := _find(subject, text):
+        before, after = text[: place.start()].rstrip(), text[place.end() :].lstrip()
+        named = kind and (_find(kind, after, at_start=True) or _find(kind, before, at_end=True))
+        text = f"{before} {'' if named else kind} {after}"
+        if kind and _find(subject, kind):
+            break
+    return text
+
+
+def _find(word: str, text: str, *, at_start: bool = False, at_end: bool = False) -> re.Match[str] | None:
+    pattern = rf"(?<!\w){re.escape(word)}(?!\w)"
+    return re.search(f"{'^' if at_start else ''}{pattern}{'$' if at_end else ''}", text, re.IGNORECASE)
+
+
+def _varies(text: str, options: Captions) -> bool:
+    shuffled = options.shuffle_tags and "," in text
+    return options.variants > 1 and bool(shuffled or "\n" in text or _CHOICE.search(text))
+
+
+def _draw(text: str, options: Captions, source: random.Random) -> str:
+    """One of the texts that `text` means."""
+    line = source.choice(text.split("\n"))
+    while choice := _CHOICE.search(line):
+        line = line[: choice.start()] + source.choice(choice[1].split("|")) + line[choice.end() :]
+    if options.shuffle_tags and options.variants > 1:
+        line = ", ".join(_shuffled(tags(line), options.keep_tags, source))
+    return _squeeze(", ".join(part for part in (options.prefix.strip(), line.strip(), options.suffix.strip()) if part))
+
+
+def _shuffled(some: Sequence[str], keep: int, source: random.Random) -> list[str]:
+    moving = list(some[keep:])
+    source.shuffle(moving)
+    return [*some[:keep], *moving]
+
+
+def _squeeze(text: str) -> str:
+    """Single spaces, and no comma that parts nothing."""
+    text = re.sub(r"\s+", " ", text)
+    text = re.sub(r"\s+,", ",", text)
+    return re.sub(r",(\s*,)+", ",", text).strip(" ,")

@@ -1,0 +1,1 @@
+"""Settings of other trainers as ours: pure functions from what their files say to ours, and a report of every key."""

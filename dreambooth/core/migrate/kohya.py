@@ -1,0 +1,145 @@
+"""kohya's dataset files (.toml) and its folders that are named after repeats and class, such as `10_sks dog`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from dreambooth.core.captions import FILEWORDS
+from dreambooth.core.migrate.report import Look, Migration, number, side
+
+FOLDER = re.compile(r"(\d+)_(.*)")
+
+_CAPTIONS = {
+    "shuffle_caption": "captions.shuffle_tags",
+    "keep_tokens": "captions.keep_tags",
+    "caption_dropout_rate": "captions.dropout",
+    "caption_prefix": "captions.prefix",
+    "caption_suffix": "captions.suffix",
+}
+_OWN = {"image_dir", "class_tokens", "is_reg", "num_repeats", "caption_extension"}
+_ALWAYS = {"enable_wildcard": "{a|b} and captions of several lines always work", "cache_info": "always so"}
+_NOTHING: tuple[Any, ...] = (None, False, 0, 0.0, "", [])
+_DEFAULT_SUFFIX = ".caption"
+
+
+@dataclass(frozen=True)
+class Part:
+    """A folder of pictures: of the subject, or of the class where `is_class`."""
+
+    where: str
+    folder: str
+    words: str
+    repeats: int
+    suffixes: tuple[str, ...]
+    is_class: bool
+
+
+def dataset(theirs: Mapping[str, Any], look: Look) -> Migration:
+    """The settings of a dataset .toml, as a nested dictionary: [general], [[datasets]], [[datasets.subsets]]."""
+    into, parts = Migration(), list[Part]()
+    general = theirs.get("general") or {}
+    for place, one in enumerate(theirs.get("datasets") or []):
+        inherited = {**general, **{key: value for key, value in one.items() if key != "subsets"}}
+        _shared(f"datasets {place}", inherited, into)
+        for row, subset in enumerate(one.get("subsets") or []):
+            where = f"datasets {place}, subset {row}"
+            own = {**inherited, **subset}
+            if not str(own.get("image_dir") or "").strip():
+                into.leave(where, "", "it names no image_dir")
+                continue
+            if number(own.get("num_repeats", 1)) < 1:
+                into.leave(f"{where}: num_repeats", own["num_repeats"], "it is not trained there either")
+                continue
+            parts.append(_part(where, own))
+            for key in (key for key in subset if key not in _OWN):
+                _one(f"{where}: {key}", key, subset[key], into)
+    _arrange(parts, look, into)
+    return into
+
+
+def folders(train: Iterable[tuple[str, str]], of_class: Iterable[tuple[str, str]], look: Look) -> Migration:
+    """The settings that folders' names say, each given as (name, path): `10_sks dog` is "sks dog", seen ten times."""
+    into, parts = Migration(), list[Part]()
+    for is_class, some in ((False, train), (True, of_class)):
+        for name, path in some:
+            match = FOLDER.fullmatch(name)
+            if match:
+                words = match[2].strip()
+                parts.append(Part(name, path, words, int(match[1]), (".txt", ".caption"), is_class))
+    _arrange(parts, look, into)
+    return into
+
+
+def _part(where: str, own: Mapping[str, Any]) -> Part:
+    suffix = str(own.get("caption_extension") or _DEFAULT_SUFFIX)
+    words, repeats = str(own.get("class_tokens") or "").strip(), int(number(own.get("num_repeats"), 1))
+    return Part(where, str(own["image_dir"]), words, repeats, (suffix,), bool(own.get("is_reg")))
+
+
+def _shared(where: str, inherited: Mapping[str, Any], into: Migration) -> None:
+    """What is said for a whole dataset."""
+    for key, value in inherited.items():
+        if key in _OWN:
+            continue
+        if key == "resolution":
+            side(f"{where}: resolution", value, into)
+        elif key == "batch_size":
+            into.take(f"{where}: batch_size", "batching.train_batch_size", value)
+        else:
+            _one(f"{where}: {key}", key, value, into)
+
+
+def _one(theirs: str, key: str, value: Any, into: Migration) -> None:
+    ours = _CAPTIONS.get(key)
+    if ours and into.settings.get(ours, value) != value:
+        into.leave(theirs, value, f"{ours} is one for all pictures here, and another came first")
+    elif ours:
+        into.take(theirs, ours, value)
+    elif value not in _NOTHING:
+        into.leave(theirs, value, _ALWAYS.get(key, "there is no such setting here"))
+
+
+def _arrange(parts: list[Part], look: Look, into: Migration) -> None:
+    """A concept for each folder of the subject, with the class folder that its words name."""
+    subjects, classes = ([p for p in parts if p.is_class is kind] for kind in (False, True))
+    used: set[Part] = set()
+    for row, part in enumerate(subjects):
+        key = f"concepts.{row}"
+        into.take(f"{part.where}: image_dir", f"{key}.instance_data_dir", part.folder)
+        _prompt(part, f"{key}.instance_prompt", look, into)
+        into.take(f"{part.where}: num_repeats", f"{key}.repeats", part.repeats)
+        own = [one for one in classes if _names(part.words, one.words)] or (classes if len(classes) == 1 else [])
+        if own:
+            used.add(own[0])
+            _prompt(own[0], f"{key}.class_prompt", look, into)
+            into.take(f"{own[0].where}: image_dir", f"{key}.class_data_dir", own[0].folder)
+            into.take(f"{own[0].where}: is_reg", f"{key}.class_mode", "folder")
+        else:
+            into.take(part.where, f"{key}.class_mode", "off", "no class folder fits its words")
+    for part in classes:
+        if part not in used:
+            into.leave(part.where, part.folder, "no concept's words hold this class; name it as class_data_dir of one")
+
+
+def _prompt(part: Part, ours: str, look: Look, into: Migration) -> None:
+    """The pictures' captions where they have any, else the class_tokens, as kohya takes them."""
+    seen = look(part.folder)
+    captioned = sum(seen.captions.get(suffix, 0) for suffix in part.suffixes)
+    if not captioned:
+        into.take(f"{part.where}: class_tokens", ours, part.words)
+        return
+    why = "the text files beside the pictures"
+    if captioned < seen.pictures:
+        missing = seen.pictures - captioned
+        why += f"; {missing} of {seen.pictures} have none and take their file's name, not {part.words!r}"
+    into.take(f"{part.where}: captions", ours, FILEWORDS, why)
+    odd = [suffix for suffix in part.suffixes if suffix not in (".txt", ".caption")]
+    if odd:
+        into.leave(f"{part.where}: caption_extension", odd[0], "only .txt and .caption are read; rename the files")
+
+
+def _names(words: str, of_class: str) -> bool:
+    return bool(of_class) and set(of_class.lower().split()) <= set(words.lower().split())

@@ -1,0 +1,33 @@
+"""Making the class pictures that a training run will need, without training."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dreambooth.core.errors import UserError
+from dreambooth.core.run import Job
+from dreambooth.engine.checkpoints.source import open_model
+from dreambooth.engine.data import class_pictures, pictures
+from dreambooth.engine.training import preview
+from dreambooth.engine.training.loop import Ending
+from dreambooth.engine.work import Asked, Work
+from dreambooth.engine.worker import CLASS_SHEET, load, make_class_pictures
+
+
+def run(job: Job) -> tuple[Ending, dict[str, Any]]:
+    """Makes what is missing; the model is only loaded if anything is. Returns the counts and the sheet of all."""
+    work = Work.open(job)
+    found = pictures.gather(work.settings.concepts).usable()
+    plans = class_pictures.plan(work.project, work.settings, found, work.size)
+    if not plans:
+        raise UserError("concepts.0.num_class_images_per: it is 0, so this model trains without class pictures.")
+    missing = sum(plan.missing for plan in plans)
+    try:
+        if missing:
+            make_class_pictures(work, load(work, open_model(work.project))[0], plans, missing)
+    except Asked as asked:
+        return asked.ending, {}
+    sheet = work.project.folder / CLASS_SHEET
+    preview.class_sheet(class_pictures.prior_pictures(plans), sheet)
+    counts = [{"folder": str(plan.folder), "pictures": plan.wanted, "made": plan.missing} for plan in plans]
+    return "done", {"class_pictures": counts, "sheet": str(sheet)}

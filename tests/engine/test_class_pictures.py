@@ -1,0 +1,170 @@
+"""Class pictures: made where missing, used as they are, or left out; drawn from captions; never made twice."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dreambooth.core import project, settings
+from dreambooth.core.errors import UserError
+from dreambooth.core.layout import MINIATURE
+from dreambooth.core.project import Folders, Project
+from dreambooth.engine import class_images, families
+from dreambooth.engine.data import class_pictures, pictures
+from dreambooth.engine.data.class_pictures import Plan
+from dreambooth.engine.families.model import Model
+from dreambooth.service import launcher
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    return families.load_file(MINIATURE)
+
+
+@pytest.fixture
+def star(tmp_path: Path) -> Project:
+    return project.create(Folders(tmp_path / "models"), "star", MINIATURE)
+
+
+@pytest.fixture
+def mine(tmp_path: Path) -> Path:
+    """Three pictures with captions."""
+    for name, caption in (("a", "a red sks star"), ("b", "a blue sks star"), ("c", "a red sks star")):
+        picture(tmp_path / "mine" / f"{name}.png").with_suffix(".txt").write_text(caption)
+    return tmp_path / "mine"
+
+
+def picture(path: Path) -> Path:
+    path.parent.mkdir(exist_ok=True)
+    Image.new("RGB", (64, 64), "white").save(path)
+    return path
+
+
+def pixels(path: Path) -> np.ndarray:
+    with Image.open(path) as image:
+        return np.asarray(image, dtype=int)
+
+
+def chosen(mine: Path, **changes: Any) -> settings.Settings:
+    concept = {
+        "instance_data_dir": str(mine),
+        "instance_prompt": "[filewords]",
+        "class_prompt": "a star",
+        "num_class_images_per": 2,
+        "class_infer_steps": 1,
+        **changes,
+    }
+    return settings.parse({f"concepts.0.{key}": value for key, value in concept.items()})
+
+
+def plan(star: Project, mine: Path, **changes: Any) -> Plan:
+    parsed = chosen(mine, **changes)
+    return class_pictures.plan(star, parsed, pictures.gather(parsed.concepts).usable(), 64)[0]
+
+
+def make(model: Model, *plans: Plan, stop_after: int = 99) -> None:
+    def on_batch(done: int, total: int, last: Path) -> None:
+        if done >= stop_after:
+            raise KeyboardInterrupt
+
+    class_pictures.make(model, list(plans), 2, on_batch, lambda: None)
+
+
+@pytest.mark.parametrize("changes", [{"class_mode": "off"}, {"num_class_images_per": 0}])
+def test_off(star: Project, mine: Path, changes: dict[str, Any]) -> None:
+    parsed = chosen(mine, **changes)
+    assert class_pictures.plan(star, parsed, pictures.gather(parsed.concepts).usable(), 64) == []
+
+
+def test_a_folder_as_it_is(star: Project, mine: Path, tmp_path: Path) -> None:
+    picture(tmp_path / "class" / "one.png")
+    picture(tmp_path / "class" / "two.png").with_suffix(".txt").write_text("sks on grass")
+    folder: dict[str, Any] = {"class_mode": "folder", "class_data_dir": str(tmp_path / "class")}
+    as_it_is = plan(star, mine, **folder)
+    assert (as_it_is.wanted, as_it_is.missing) == (2, 0)
+    assert [p.prompt for p in as_it_is.there] == ["a star", "a star"]
+    tokens = {"instance_token": "sks", "class_token": "star", "class_prompt": "[filewords]"}
+    assert [p.prompt for p in plan(star, mine, **folder, **tokens).there] == ["star, one", "star on grass"]
+
+
+def test_a_folder_that_is_empty_or_not_named(star: Project, mine: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"concepts\.0\.class_data_dir: there are no pictures in"):
+        plan(star, mine, class_mode="folder", class_data_dir=str(tmp_path / "gone"))
+    with pytest.raises(UserError, match=r"concepts\.0\.class_data_dir: it is empty"):
+        plan(star, mine, class_mode="folder")
+
+
+def test_prompts_from_captions(star: Project, mine: Path, model: Model) -> None:
+    tokens = {"instance_token": "sks", "class_token": "star", "class_prompt": "[filewords]", "num_class_images_per": 1}
+    drawn = plan(star, mine, **tokens)
+    assert [w.prompt for w in drawn.to_make] == ["a red star", "a blue star", "a red star"]
+    assert len({w.seed for w in drawn.to_make}) == 3
+    make(model, drawn)
+    again = plan(star, mine, **tokens)
+    assert (again.missing, [p.prompt for p in again.there]) == (0, ["a red star", "a blue star", "a red star"])
+    picture(mine / "d.png").with_suffix(".txt").write_text("a green sks star")
+    assert [w.prompt for w in plan(star, mine, **tokens).to_make] == ["a green star"]
+    as_it_is = {**tokens, "class_mode": "folder", "class_data_dir": str(drawn.folder)}
+    assert sorted(p.prompt for p in plan(star, mine, **as_it_is).there) == ["a blue star", "a red star", "a red star"]
+
+
+def test_choices_in_the_class_prompt_are_all_drawn(star: Project, mine: Path) -> None:
+    drawn = plan(star, mine, class_prompt="a {red|blue} star", num_class_images_per=10)
+    assert {w.prompt for w in drawn.to_make} == {"a red star", "a blue star"}
+    assert drawn == plan(star, mine, class_prompt="a {red|blue} star", num_class_images_per=10)
+
+
+def test_what_is_drawn_depends_on_the_prompt_and_the_seed_alone(star: Project, mine: Path, model: Model) -> None:
+    drawn = plan(star, mine)
+    with pytest.raises(KeyboardInterrupt):
+        make(model, drawn, stop_after=2)
+    half = plan(star, mine)
+    assert (len(half.there), half.missing) == (2, 4)
+    make(model, half)
+    in_pairs = {p.path.name: pixels(p.path) for p in plan(star, mine).there}
+    for path in drawn.folder.iterdir():
+        path.unlink()
+    class_pictures.make(model, [drawn], 6, lambda *_: None, lambda: None)
+    at_once = {path.name: pixels(path) for path in drawn.folder.iterdir()}
+    assert in_pairs.keys() == at_once.keys()
+    assert all(np.abs(in_pairs[name] - at_once[name]).max() <= 1 for name in at_once)
+    assert len({picture.tobytes() for picture in at_once.values()}) == 6
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"class_prompt": "a heart"}, {"class_infer_steps": 2}, {"class_guidance_scale": 3.0},
+     {"class_negative_prompt": "blue"}],
+)  # fmt: skip
+def test_everything_that_changes_a_picture_changes_its_folder(
+    star: Project, mine: Path, change: dict[str, Any]
+) -> None:
+    assert plan(star, mine, **change).folder != plan(star, mine).folder
+
+
+def test_a_folder_of_ones_own_is_filled_up(star: Project, mine: Path, tmp_path: Path, model: Model) -> None:
+    own = {"class_data_dir": str(tmp_path / "class")}
+    picture(tmp_path / "class" / "photo.png")
+    filled = plan(star, mine, **own)
+    assert ([p.path.name for p in filled.there], filled.missing) == (["photo.png"], 5)
+    make(model, filled)
+    assert plan(star, mine, **own).missing == 0
+    assert (tmp_path / "class" / "photo.png").stat().st_size < 1000  # still the white one
+
+
+def test_the_errand_makes_them_once_and_shows_them(star: Project, mine: Path) -> None:
+    def errand() -> dict[str, Any]:
+        job = launcher.new_errand(Folders(star.folder.parents[1]), star, "class-images", chosen(mine))
+        ending, said = class_images.run(job)
+        assert ending == "done"
+        return said
+
+    first = errand()
+    assert (first["class_pictures"][0]["pictures"], first["class_pictures"][0]["made"]) == (6, 6)
+    with Image.open(first["sheet"]) as sheet:
+        assert sheet.width > 8 * 160
+    assert errand()["class_pictures"][0]["made"] == 0

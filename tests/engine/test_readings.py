@@ -1,0 +1,88 @@
+"""What pictures are read with while training: known beforehand, following from the position, and really trained on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from dreambooth.core import project, settings
+from dreambooth.core.layout import MINIATURE
+from dreambooth.core.project import Folders, Project
+from dreambooth.core.settings import Captions
+from dreambooth.engine import worker
+from dreambooth.engine.data.readings import Readings
+from dreambooth.service import launcher
+
+TAGS = "a star, red, large, alone"
+
+
+def read(readings: Readings, caption: int, places: range) -> list[str]:
+    return [readings.texts[readings.of_yours(torch.tensor([caption]), place)[0]] for place in places]
+
+
+def test_without_options_a_caption_is_read_as_it_is() -> None:
+    readings = Readings(["a star", "a heart", "a star"], ["a star", "a moon"], Captions(), 1)
+    assert readings.captions == readings.texts == ["a star", "a heart", "a moon"]
+    assert readings.of_yours(torch.tensor([1, 0]), 5).tolist() == [1, 0]
+    assert readings.of_class(torch.tensor([2, 0])).tolist() == [2, 0]
+
+
+def test_only_your_captions_vary() -> None:
+    readings = Readings([TAGS], [TAGS], Captions(shuffle_tags=True, prefix="sks"), 1)
+    seen = read(readings, 0, range(200))
+    assert set(seen) == set(readings.texts) - {TAGS}
+    assert len(set(seen)) == 6
+    assert all(text.startswith("sks, a star, ") for text in seen)
+    assert readings.texts[readings.of_class(torch.tensor([0]))[0]] == TAGS
+
+
+def test_a_batch_reads_what_its_places_read_alone() -> None:
+    readings = Readings([TAGS, "a heart, blue, small"], [], Captions(shuffle_tags=True, dropout=0.3), 1)
+    chosen = torch.tensor([0, 1, 1, 0, 0, 1])
+    together = readings.of_yours(chosen, 40).tolist()
+    alone = [int(readings.of_yours(chosen[n : n + 1], 40 + n)[0]) for n in range(len(chosen))]
+    assert together == alone
+
+
+def test_a_share_is_read_without_a_caption() -> None:
+    readings = Readings([TAGS], [], Captions(dropout=0.25), 1)
+    assert read(readings, 0, range(400)).count("") == pytest.approx(100, abs=25)
+
+
+@pytest.fixture(scope="module")
+def star(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    return project.create(Folders(tmp_path_factory.mktemp("readings")), "star", MINIATURE)
+
+
+def train(star: Project, pictures: Path, **changes: Any) -> tuple[int, torch.Tensor]:
+    """The steps of a short run, and a part of what it made."""
+    short = {
+        "concepts.0.instance_data_dir": str(pictures),
+        "concepts.0.instance_prompt": "a red star, large, on white, alone",
+        "general.method": "full",
+        "learning.learning_rate": 1e-4,
+        "intervals.num_train_epochs": 2,
+        "previews.count": 0,
+    }
+    job = launcher.new_run(Folders(star.folder.parents[1]), star, settings.parse({**short, **changes}))
+    assert worker.run(job) == "done"
+    out = next(event["path"] for event in job.events()[0] if event["event"] == "saved")
+    name = "model.diffusion_model.middle_block.1.transformer_blocks.0.attn2.to_k.weight"
+    return job.progress()["steps"], load_file(out)[name]
+
+
+def test_varying_captions_and_repeats_change_what_is_learned(star: Project, tmp_path: Path) -> None:
+    for name in "ab":
+        Image.new("RGB", (64, 64), "red").save(tmp_path / f"{name}.png")
+    steps, plain = train(star, tmp_path)
+    assert (steps, torch.equal(train(star, tmp_path)[1], plain)) == (4, True)
+    for change in ({"captions.shuffle_tags": True}, {"captions.dropout": 1.0}, {"captions.suffix": "blue"}):
+        again, other = train(star, tmp_path, **change)
+        assert again == steps
+        assert not torch.equal(other, plain), change
+    assert train(star, tmp_path, **{"concepts.0.repeats": 3})[0] == 12

@@ -1,0 +1,119 @@
+"""`import` for real: each kind of file or folder becomes the model's settings, and what is none is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from dreambooth.core import settings
+from dreambooth.core.layout import MINIATURE
+from dreambooth.core.project import Folders, create, open_project
+from dreambooth.core.settings import Settings
+from tests.conftest import Run, Said
+
+
+@pytest.fixture
+def here(tmp_path: Path) -> Path:
+    """A folder with a model, pictures with captions and pictures without."""
+    create(Folders(tmp_path / "models"), "star", MINIATURE, {"lora.rank": 5, "concepts.0.class_negative_prompt": "x"})
+    for folder in ("train/10_sks star", "train/notes", "reg/1_star"):
+        (tmp_path / folder).mkdir(parents=True)
+        Image.new("RGB", (64, 64)).save(tmp_path / folder / "a.png")
+    (tmp_path / "train/10_sks star/a.txt").write_text("a red sks star")
+    return tmp_path
+
+
+def take(dreambooth: Run, here: Path, file: Path, *flags: object) -> tuple[Said, Settings]:
+    said = dreambooth("import", "star", file, "--data", here / "models", *flags, cwd=here.parent)
+    return said, settings.parse(open_project(Folders(here / "models"), "star").settings())
+
+
+def test_kohyas_dataset_file(dreambooth: Run, here: Path) -> None:
+    (here / "dataset.toml").write_text("""
+        [general]
+        caption_extension = ".txt"  # comment
+        [[datasets]]
+        resolution = 64
+          [[datasets.subsets]]
+          image_dir = "train/10_sks star"
+          class_tokens = "sks star"
+          num_repeats = 3
+          [[datasets.subsets]]
+          is_reg = true
+          image_dir = 'reg/1_star'
+          class_tokens = 'star'
+    """)
+    said, ours = take(dreambooth, here, here / "dataset.toml", "--concepts.0.instance_token", "sks")
+    assert said.code == 0, said.errors
+    concept = ours.concepts[0]
+    assert concept.instance_data_dir == str(here / "train" / "10_sks star")
+    assert (concept.instance_prompt, concept.class_prompt, concept.class_mode) == ("[filewords]", "star", "folder")
+    assert (concept.repeats, concept.instance_token, concept.class_negative_prompt) == (3, "sks", "")
+    assert (ours.general.resolution, ours.lora.rank) == (64, 5)
+    assert said.answer["kind"] == "kohya's dataset file"
+    assert {line["fate"] for line in said.answer["report"]} == {"taken", "changed"}
+    check = dreambooth("check", "star", "--data", here / "models")
+    assert [picture["prompt"] for picture in check.answer["pictures"]] == ["a red sks star"]
+
+
+@pytest.mark.parametrize("folder", ["train", "train/10_sks star"])
+def test_kohyas_folders(dreambooth: Run, here: Path, folder: str) -> None:
+    said, ours = take(dreambooth, here, here / folder)
+    assert said.code == 0, said.errors
+    assert [(c.repeats, c.instance_prompt, c.class_mode) for c in ours.concepts] == [(10, "[filewords]", "off")]
+
+
+def test_kohyas_folders_with_their_class(dreambooth: Run, here: Path) -> None:
+    (here / "train").rename(here / "img")
+    _, ours = take(dreambooth, here, here)
+    assert [(c.class_data_dir, c.class_prompt) for c in ours.concepts] == [(str(here / "reg" / "1_star"), "star")]
+
+
+@pytest.mark.parametrize("how", ["json", "config", "as guides print it"])
+def test_concepts(dreambooth: Run, here: Path, how: str) -> None:
+    concept = {"instance_data_dir": "train/notes", "instance_prompt": "a sks star", "class_prompt": "a star"}
+    content: Any = [concept]
+    if how == "config":
+        content = {"concepts_list": [concept], "num_train_epochs": 9, "use_lora": True, "lora_unet_rank": 2}
+    text = json.dumps(content)
+    if how == "as guides print it":
+        text = f"# You can add more here\nconcepts_list = [\n    {concept},\n    # {concept}\n]\n"
+    (here / "concepts_list.json").write_text(text)
+    said, ours = take(dreambooth, here, here / "concepts_list.json")
+    assert said.code == 0, said.errors
+    assert [(c.instance_data_dir, c.instance_prompt) for c in ours.concepts] == [
+        (str(here / "train/notes"), "a sks star")
+    ]
+    assert (ours.intervals.num_train_epochs, ours.lora.rank) == ((9, 2) if how == "config" else (100, 5))
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("x.json", "{", "the file is not JSON"),
+        ("x.json", "[1, 2]", "none of the files that can be imported"),
+        ("x.json", "import os", "none of the files that can be imported"),
+        ("x.json", "concepts = print(1)", "the file is not JSON"),
+        ("x.toml", "a = = b", "the file is not TOML"),
+        ("x.toml", "a = 1", "no [[datasets]]"),
+        ("y.json", None, "no such file"),
+        ("reg/1_star/..", None, "holds no folders that are named after repeats"),
+    ],
+)
+def test_what_cannot_be_imported(dreambooth: Run, here: Path, name: str, text: str | None, said: str) -> None:
+    if text is None:
+        (here / "reg/1_star/a.png").unlink()
+        (here / "reg/1_star").rename(here / "reg/star")
+        name = name.replace("1_star", "star")
+    else:
+        (here / name).write_text(text)
+    before = (here / "models/dreambooth/star/settings.json").read_text()
+    answer, _ = take(dreambooth, here, here / name)
+    assert answer.code == 2
+    assert said in answer.answer["problems"][0]
+    assert "Traceback" not in answer.errors
+    assert (here / "models/dreambooth/star/settings.json").read_text() == before
