@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import io
 import pickle
+import struct
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,6 +51,7 @@ _DAMAGED = "this file is damaged or no model; download or copy it again."
 _WRONG = (
     *(pickle.UnpicklingError, zipfile.BadZipFile, EOFError, OSError, ValueError, KeyError, IndexError, TypeError),
     *(AttributeError, OverflowError, RecursionError, MemoryError, UnicodeDecodeError, NotImplementedError),
+    *(struct.error, zlib.error, AssertionError, RuntimeError),
 )
 
 

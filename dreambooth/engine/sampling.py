@@ -51,7 +51,7 @@ def draw(
     text = model.encode_text(prompts)
     guided = sampling.guidance_scale > 1
     if guided:
-        text = Text.cat([model.encode_text([sampling.negative_prompt] * len(prompts)), text])
+        text = Text.cat([model.encode_negative(sampling.negative_prompt, len(prompts)), text])
     text = text.to(model.unet.dtype)
     sizes = torch.tensor([whole_picture(sampling.width, sampling.height)] * len(text.hidden), device=model.device)
     for t in scheduler.timesteps:

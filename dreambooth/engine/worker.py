@@ -60,18 +60,15 @@ def run(job: Job) -> Ending:
     return ending
 
 
-def _start(work: Work, source: Source) -> dict[str, dict[str, lora.Layer]]:
-    """The layers of the LoRA file to go on from, by part and path; empty where there is none."""
+def _start(work: Work, source: Source) -> dict[str, lora.Layer]:
+    """The layers of the LoRA file to go on from, by the weight that each changes; empty where there is none."""
     path = work.settings.lora.start_file.strip()
     if not path or not work.settings.is_lora:
         return {}
-    start: dict[str, dict[str, lora.Layer]] = {}
-    for name, layer in lora.read(Path(path), source.tensors, work.project.about["family"]).items():
-        part, _, key = name.removesuffix(".weight").partition("/")
-        if layer.mid is not None:
-            raise UserError(f"lora.start_file: {path} is of LyCORIS' CP kind, which cannot be gone on from.")
-        start.setdefault(part, {})[key] = layer
-    if set(start) - {"unet"} and not work.settings.tuning.text_encoder_ratio:
+    start = lora.read(Path(path), source.tensors, work.project.about["family"])
+    if any(layer.mid is not None for layer in start.values()):
+        raise UserError(f"lora.start_file: {path} is of LyCORIS' CP kind, which cannot be gone on from.")
+    if any(not name.startswith("unet/") for name in start) and not work.settings.tuning.text_encoder_ratio:
         raise UserError(
             f"lora.start_file: {path} also teaches the text encoder; set tuning.text_encoder_ratio above 0 to go on."
         )
@@ -118,7 +115,7 @@ def _prepare(
     length: Budget,
     instances: list[list[Example]],
     priors: list[Example],
-    start: dict[str, dict[str, lora.Layer]],
+    start: dict[str, lora.Layer],
 ) -> Session:
     settings, own = work.settings, [example for variants in instances for example in variants]
     readings = Readings(
@@ -135,7 +132,7 @@ def _prepare(
     )
     slots = [_slot(some, settings) for some in instances]
     prior_slots = [Slot(example.picture.concept, example.cut.bucket) for example in priors]
-    trained = adapters.prepare(model, settings, start)
+    trained = adapters.prepare(model, settings, lora.by_module(start, model.parts))
     if settings.batching.gradient_checkpointing:
         model.unet.enable_gradient_checkpointing()
         for part in trained.text_encoders:

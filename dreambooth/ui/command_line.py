@@ -107,8 +107,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("name", metavar="NAME")
     sub.add_argument(
-        "--source", required=True, metavar="FILE|DIR", help="the checkpoint or Diffusers folder to start from"
+        "--source",
+        required=True,
+        metavar="FILE|DIR|HUB_ID",
+        help="the checkpoint, Diffusers folder or model of the Hugging Face hub to start from",
     )
+    sub.add_argument("--revision", default="", metavar="NAME", help="of a model of the hub: branch, tag or commit")
     for leaf in schema.leaves(Origin):
         flag = f"--{leaf.key.replace('_', '-')}"
         sub.add_argument(flag, dest=leaf.key, default=leaf.default, choices=leaf.choices or None, help=leaf.spec.help)

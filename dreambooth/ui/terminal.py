@@ -41,7 +41,7 @@ class Terminal:
         """One event of a job."""
         what = event["event"]
         if what == "stage":
-            self._show_stage(event["name"], event["done"], event["total"])
+            self._show_stage(event["name"], event["done"], event["total"], event.get("unit", ""))
         elif what == "step":
             self.stage = "training"
             self.show(_step_line(event))
@@ -59,10 +59,12 @@ class Terminal:
     def end(self) -> None:
         self._clear()
 
-    def _show_stage(self, name: str, done: int, total: int) -> None:
+    def _show_stage(self, name: str, done: int, total: int, unit: str) -> None:
         if name != self.stage:
             self.stage, self.printed_at = name, 0.0
         count = f" {done} of {total}" if total > 1 else ""
+        if unit == "bytes":
+            count = f" {size(done)} of {size(total)}"
         self.show(f"{bar(done / total) if total > 1 else ''}{' ' if total > 1 else ''}{name}{count}")
 
     def _clear(self) -> None:

@@ -120,6 +120,17 @@ def add(path: Path, layers: Mapping[str, Layer], parts: Mapping[str, nn.Module],
                     parameter += fitting_change(path, key, layer, parameter.shape).to(parameter) * weight
 
 
+def by_module(layers: Mapping[str, Layer], parts: Mapping[str, nn.Module]) -> dict[str, dict[str, Layer]]:
+    """The layers by part and path of the module that each changes; a part without any is not there."""
+    found: dict[str, dict[str, Layer]] = {}
+    for part, module in parts.items():
+        for path, _ in module.named_modules():
+            layer = layers.get(f"{part}/{names.canonical_key(part, path)}.weight")
+            if layer is not None:
+                found.setdefault(part, {})[path] = layer
+    return found
+
+
 def fitting_change(path: Path, name: str, layer: Layer, shape: Iterable[int]) -> Tensor:
     """The change of the weight `name`. Raises UserError if its size differs."""
     try:

@@ -118,6 +118,10 @@ class Model(ABC):
         tokens = [numbers.to(self.device) for numbers in self.tokenize(prompts)]
         return self.encode_tokens(tokens).to(torch.float32)
 
+    def encode_negative(self, prompt: str, count: int) -> Text:
+        """What the UNet reads for the other side of classifier-free guidance, `count` times."""
+        return self.encode_text([prompt] * count)
+
     def encode_pictures(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Pictures (B, 3, H, W) in [-1, 1] -> mean and standard deviation of their latents (B, 4, H/8, W/8), scaled."""
         posterior = self.vae.encode(pixels.to(self.vae.device, self.vae.dtype)).latent_dist

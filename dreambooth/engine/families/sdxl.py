@@ -27,6 +27,13 @@ class Sdxl(Model):
         hidden = torch.cat([first.hidden_states[-2], second.hidden_states[-2]], dim=-1)
         return Text(hidden, second.text_embeds)
 
+    def encode_negative(self, prompt: str, count: int) -> Text:
+        """Zeros for an empty prompt, as SDXL was trained and as WebUIs and diffusers do."""
+        text = super().encode_negative(prompt, count)
+        if prompt:
+            return text
+        return Text(torch.zeros_like(text.hidden), torch.zeros_like(text.pooled))
+
     def denoise(self, x_t: Tensor, t: Tensor, text: Text, sizes: Tensor) -> Tensor:
         added = {"text_embeds": text.pooled, "time_ids": sizes.to(x_t.device)}
         return self.unet(x_t, t, text.hidden, added_cond_kwargs=added).sample

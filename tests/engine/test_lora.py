@@ -1,0 +1,232 @@
+"""LoRA files of every family: ours in diffusers, others' in ours, gone on from, merged."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from dreambooth.core import checkpoint, settings
+from dreambooth.core.errors import UserError
+from dreambooth.engine import families
+from dreambooth.engine.checkpoints import lora, names, original
+from dreambooth.engine.checkpoints.source import Source, open_source
+from dreambooth.engine.checkpoints.write import write_tensors
+from dreambooth.engine.export import merged
+from dreambooth.engine.families.model import Model
+from dreambooth.engine.families.pipelines import pipeline
+from dreambooth.engine.sampling import Sampling, draw, make_scheduler
+from dreambooth.engine.training import adapters
+from tests.engine import tiny
+
+PROMPT = "a photo of a star"
+CHOSEN = settings.parse(
+    {"lora.rank": 4, "lora.alpha": 6.0, "lora.layers": "convolutions", "tuning.text_encoder_ratio": 1.0}
+)
+
+
+@pytest.fixture(scope="module", params=["sd1", "sd2", "sdxl"])
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def base(kind: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.write_original(tmp_path_factory.mktemp("base") / "base.safetensors", kind)
+
+
+@pytest.fixture(scope="module")
+def trained(base: Path) -> Model:
+    """The model with LoRA layers that are not zero."""
+    model = families.load_file(base)
+    torch.manual_seed(3)
+    for parameter in adapters.prepare(model, CHOSEN).named().values():
+        parameter.data = torch.randn_like(parameter) * 0.1
+    return model
+
+
+@pytest.fixture(scope="module")
+def file(trained: Model, kind: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("lora") / "taught.safetensors"
+    write_tensors(path, lora.lora_tensors(trained.parts, kind, half=False), {})
+    return path
+
+
+def picture(model: Model) -> np.ndarray:
+    return np.asarray(draw(model, [PROMPT], [5], Sampling(64, 64, 3, 3.0, scheduler="ddim"))[0], dtype=int)
+
+
+def weights(source: Source) -> list[str]:
+    return list(source.tensors)
+
+
+def test_every_layer_is_there_under_a_name_that_webuis_know(file: Path, kind: str) -> None:
+    layers = {name.split(".")[0] for name in load_file(file)}
+    assert {name.split("_")[1] for name in layers} == {"unet", *({"te1", "te2"} if kind == "sdxl" else {"te"})}
+    assert any("resnets_0_conv1" in name for name in layers)
+    assert any("downsamplers_0_conv" in name for name in layers)
+    text = [name for name in layers if "_te" in name]
+    assert all("_text_model_encoder_layers_" in name for name in text)
+    assert checkpoint.describe(checkpoint.read_header(file)).kind == "lora"
+
+
+@pytest.mark.parametrize("weight", [1.0, 0.4])
+def test_diffusers_draws_with_our_file_what_we_draw(base: Path, file: Path, kind: str, weight: float) -> None:
+    ours = families.load_file(base)
+    plain = picture(ours)
+    lora.add(file, lora.read(file, weights(open_source(base)), kind), ours.parts, weight)
+    pipe = pipeline(families.load_file(base))
+    pipe.scheduler = make_scheduler("ddim", ours)
+    pipe.load_lora_weights(str(file.parent), weight_name=file.name, adapter_name="taught")
+    pipe.set_adapters("taught", weight)
+    pipe.set_progress_bar_config(disable=True)
+    theirs = pipe(
+        PROMPT, num_inference_steps=3, guidance_scale=3.0, width=64, height=64,
+        generator=torch.Generator().manual_seed(5),
+    ).images[0]  # fmt: skip
+    assert np.abs(picture(ours) - np.asarray(theirs, dtype=int)).max() <= 2
+    assert np.abs(picture(ours) - plain).max() > 5
+
+
+def test_the_file_draws_what_the_training_saw(base: Path, trained: Model, file: Path, kind: str) -> None:
+    model = families.load_file(base)
+    lora.add(file, lora.read(file, weights(open_source(base)), kind), model.parts, 1.0)
+    assert np.abs(picture(model) - picture(trained)).max() <= 2
+
+
+def as_diffusers(name: str, places: dict[str, str]) -> str:
+    layer, _, ending = name.partition(".")
+    part, _, path = places[layer].removesuffix(".weight").partition("/")
+    path = path if part == "unet" else f"text_model.{path}"
+    return f"{part}.{path}.{ending.replace('lora_down', 'lora.down').replace('lora_up', 'lora.up')}"
+
+
+def as_peft(name: str, places: dict[str, str]) -> str:
+    return as_diffusers(name, places).replace(".lora.down.", ".lora_A.").replace(".lora.up.", ".lora_B.")
+
+
+def as_peft_with_the_adapters_name(name: str, places: dict[str, str]) -> str:
+    return as_peft(name, places).replace("lora_A.", "lora_A.default.").replace("lora_B.", "lora_B.default.")
+
+
+@functools.cache
+def sdxl_places(weights: tuple[str, ...]) -> dict[str, names.Place]:
+    return names.to_original(weights, "sdxl")
+
+
+def as_kohya_sdxl(name: str, places: dict[str, str]) -> str:
+    layer, _, ending = name.partition(".")
+    if not layer.startswith("lora_unet_"):
+        return name
+    place = sdxl_places(tuple(places.values()))[places[layer]].name.removesuffix(".weight")
+    return f"lora_unet_{place.removeprefix('model.diffusion_model.').replace('.', '_')}.{ending}"
+
+
+@pytest.mark.parametrize("spelled", [as_diffusers, as_peft, as_peft_with_the_adapters_name, as_kohya_sdxl])
+def test_other_trainers_spellings_are_read(
+    base: Path, file: Path, kind: str, spelled: Callable[[str, dict[str, str]], str], tmp_path: Path
+) -> None:
+    if spelled is as_kohya_sdxl and kind != "sdxl":
+        pytest.skip("only kohya's SDXL scripts name the UNet's layers as the original file does")
+    own = open_source(base)
+    layers = lora.read(file, weights(own), kind)
+    places = lora._spellings(weights(own), kind)
+    tensors = load_file(file)
+    has_alpha = spelled is as_kohya_sdxl
+    other = {spelled(n, places): t for n, t in tensors.items() if has_alpha or not n.endswith(".alpha")}
+    said = {f"{part}.lora_alpha": 6.0 for part in ("unet", "text_encoder", "text_encoder_2")}
+    save_file(other, tmp_path / "other.safetensors", {"lora_adapter_metadata": json.dumps(said)})
+    again = lora.read(tmp_path / "other.safetensors", weights(own), kind)
+    assert again.keys() == layers.keys()
+    assert all(torch.equal(again[name].down, layers[name].down) for name in layers)
+    assert {layer.alpha for layer in again.values()} == {6.0}
+
+
+def test_attention_processors_of_old_diffusers_are_read(base: Path, kind: str, tmp_path: Path) -> None:
+    site = "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.processor"
+    own = open_source(base)
+    name = "unet/down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_out.0.weight"
+    out, into = own.tensors[name].shape
+    file = {f"{site}.to_out_lora.down.weight": torch.ones(2, into), f"{site}.to_out_lora.up.weight": torch.ones(out, 2)}
+    save_file(file, tmp_path / "old.safetensors")
+    layers = lora.read(tmp_path / "old.safetensors", weights(own), kind)
+    assert {key: layer.alpha for key, layer in layers.items()} == {name: 2.0}
+
+
+def test_pefts_own_folder_says_its_alpha(base: Path, kind: str, tmp_path: Path) -> None:
+    own = open_source(base)
+    name = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
+    width = own.tensors[f"unet/{name}.weight"].shape[0]
+    key = f"base_model.model.{name}"
+    save_file(
+        {f"{key}.lora_A.weight": torch.ones(2, width), f"{key}.lora_B.weight": torch.ones(width, 2)},
+        tmp_path / "adapter_model.safetensors",
+    )
+    (tmp_path / "adapter_config.json").write_text('{"lora_alpha": 8}', encoding="utf-8")
+    layers = lora.read(tmp_path / "adapter_model.safetensors", weights(own), kind)
+    assert [layer.alpha for layer in layers.values()] == [8.0]
+
+
+def test_going_on_starts_where_the_file_ends(base: Path, trained: Model, file: Path, kind: str) -> None:
+    model = families.load_file(base)
+    start = lora.by_module(lora.read(file, weights(open_source(base)), kind), model.parts)
+    other = settings.parse({"lora.rank": 16, "tuning.text_encoder_ratio": 1.0})
+    named = adapters.prepare(model, other, start).named()
+    assert len(named) == 2 * len(load_file(file)) // 3
+    assert np.abs(picture(model) - picture(trained)).max() <= 1
+    again = lora.lora_tensors(model.parts, kind, half=False)
+    assert all(torch.equal(tensor, again[name]) for name, tensor in load_file(file).items())
+
+
+def test_merging_equals_adding(base: Path, file: Path, kind: str) -> None:
+    model, source = families.load_file(base), open_source(base)
+    lora.add(file, lora.read(file, weights(source), kind), model.parts, 0.7)
+    own = original.own_tensors(model.parts)
+    changed = merged(source, file, 0.7)
+    assert len(changed) == len(load_file(file)) // 3
+    for name, entry in changed.items():
+        assert torch.allclose(entry.get(), own[name].reshape(entry.shape), atol=1e-6)
+
+
+def test_a_convolution_in_three_parts_is_added_as_the_whole() -> None:
+    torch.manual_seed(0)
+    down, mid, up = torch.randn(3, 5, 1, 1), torch.randn(3, 3, 3, 3), torch.randn(7, 3, 1, 1)
+    x = torch.randn(1, 5, 6, 6)
+    conv = torch.nn.functional.conv2d
+    wanted = conv(conv(conv(x, down), mid, padding=1), up) * 2 / 3
+    change = lora.Layer(down, up, 2.0, mid).change((7, 5, 3, 3))
+    assert torch.allclose(conv(x, change, padding=1), wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "said"),
+    [
+        ({"lora_unet_nowhere.lora_down.weight": (2, 4), "lora_unet_nowhere.lora_up.weight": (4, 2)}, "no place"),
+        ({"lora_unet_conv_in.lora_down.weight": (2, 4)}, "incomplete"),
+        ({"lora_unet_conv_in.hada_w1_a": (2, 4)}, "LyCORIS"),
+        ({"lora_unet_conv_in.lora_down.weight": (2, 4), "lora_unet_conv_in.dora_scale": (4,)}, "DoRA"),
+        ({"something.weight": (2, 2)}, "not a LoRA"),
+    ],
+)
+def test_what_does_not_fit_is_said(
+    base: Path, kind: str, tensors: dict[str, tuple[int, ...]], said: str, tmp_path: Path
+) -> None:
+    save_file({name: torch.ones(shape) for name, shape in tensors.items()}, tmp_path / "x.safetensors")
+    with pytest.raises(UserError, match=said):
+        lora.read(tmp_path / "x.safetensors", weights(open_source(base)), kind)
+
+
+def test_a_layer_of_another_size_is_refused_before_anything_is_written(base: Path, kind: str, tmp_path: Path) -> None:
+    key = "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn1_to_q"
+    save_file(
+        {f"{key}.lora_down.weight": torch.ones(2, 7), f"{key}.lora_up.weight": torch.ones(7, 2)},
+        tmp_path / "x.safetensors",
+    )
+    with pytest.raises(UserError, match="another size"):
+        merged(open_source(base), tmp_path / "x.safetensors", 1.0)
