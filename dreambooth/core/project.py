@@ -71,6 +71,13 @@ class Project:
         return int(self.about["resolution"])
 
     @property
+    def problem(self) -> str:
+        """What stops every run of this model; empty if nothing does."""
+        if self.source.exists():
+            return ""
+        return f"{self.source}: the checkpoint that this model was made from is gone; put it back."
+
+    @property
     def reading(self) -> Origin:
         """How to read what runs have made of it: as what it is itself."""
         about = self.about

@@ -79,14 +79,14 @@ def _do(job: Job) -> tuple[str, dict[str, object]]:
         from dreambooth.engine import export
 
         return "done", export.run(job)
-    if kind == "download":
-        from dreambooth.engine import download
-
-        return "done", download.run(job)
     if kind == "tokens":
         from dreambooth.engine import tokens
 
         return "done", tokens.run(job)
+    if kind == "download":
+        from dreambooth.engine import download
+
+        return "done", download.run(job)
     if kind == "measure":
         from dreambooth.engine.miniature import measure
 

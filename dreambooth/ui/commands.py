@@ -53,7 +53,10 @@ def _source(options: argparse.Namespace, terminal: Terminal) -> Path:
 
 
 def check(options: argparse.Namespace, terminal: Terminal) -> Result:
-    return errand(options, terminal, "check", merged_settings(options))
+    sheet = Path(options.sheet).expanduser().resolve() if options.sheet else None
+    if sheet and (sheet.suffix.lower() not in (".html", ".png") or not sheet.parent.is_dir()):
+        raise UserError(f"--sheet: {sheet} must be a .html or .png file in a folder that exists.")
+    return errand(options, terminal, "check", merged_settings(options), sheet=str(sheet or ""))
 
 
 def class_images(options: argparse.Namespace, terminal: Terminal) -> Result:

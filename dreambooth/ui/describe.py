@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from dreambooth.core.checkpoint import FAMILIES
+from dreambooth.core.quantities import duration, size
 from dreambooth.service.demo import FIGURES
-from dreambooth.ui.terminal import duration, size, table
+from dreambooth.ui.terminal import table
 
 Result = dict[str, Any]
 
@@ -49,16 +50,16 @@ def about(result: Result) -> str:
     return table(rows)
 
 
-def _family(about: Result) -> str:
-    return FAMILIES.get(about["family"], "unknown kind")
-
-
 def presets(result: Result) -> str:
     lines = []
     for one in result["presets"]:
         rows = [[f"    {s['setting']}", str(s["value"]), s["reason"]] for s in one["settings"]]
         lines.append(f"{one['name']}: {one['label']}. {one['meaning']}\n{table(rows)}\n")
     return "\n".join([*lines, "Take one with: train NAME --preset person. Flags win over it."])
+
+
+def _family(about: Result) -> str:
+    return FAMILIES.get(about["family"], "unknown kind")
 
 
 def created(result: Result) -> str:
@@ -79,7 +80,15 @@ def plan(result: Result) -> str:
     time = f", about {duration(result['seconds'])}" if result["seconds"] else ""
     images = f"{result['images_each_epoch']} pictures x {result['epochs']:g} epochs = {result['images']:,} images"
     lines.append(f"{images} in {result['steps']:,} steps{time}")
-    lines.append(f"Writes up to {size(result['disk_bytes'])}; the result goes to {result['output_folder']}")
+    if result["memory"]:
+        lines.append(f"Needs about {size(result['memory']['total'])} of a GPU's memory (an estimate, not measured)")
+        saves = f"{result['saves']} x {size(result['save_bytes'])}" if result["saves"] > 1 else "the result"
+        lines.append(
+            f"Takes {size(result['disk_bytes'])} of disk at most: {saves} in {result['output_folder']}, "
+            f"and {size(result['state_bytes'])} for each state"
+        )
+    if result["sheet"]:
+        lines.append(f"Contact sheet: {result['sheet']}")
     return "\n".join(lines)
 
 
@@ -166,7 +175,7 @@ def demo(result: Result) -> str:
 def _picture(one: Result) -> list[str]:
     if one["verdict"] == "error":
         return [one["path"], "", "", one["prompt"], "cannot be read"]
-    variants = f" in {one['variants']} variants" if one["variants"] > 1 else ""
+    variants = f" in {len(one['crops'])} variants" if len(one["crops"]) > 1 else ""
     shape = f"{one['bucket'][0]}x{one['bucket'][1]}{variants}"
     more = f" (and {len(one['texts']) - 1} more)" if len(one["texts"]) > 1 else ""
     return [one["path"], f"{one['width']}x{one['height']}", shape, one["prompt"] + more, "; ".join(one["warnings"])]

@@ -6,6 +6,8 @@ import sys
 import time
 from typing import Any, TextIO
 
+from dreambooth.core.quantities import duration, size
+
 _WIDTH = 24
 
 
@@ -74,18 +76,6 @@ class Terminal:
 def bar(share: float) -> str:
     full = round(max(0.0, min(1.0, share)) * _WIDTH)
     return "▓" * full + "░" * (_WIDTH - full)
-
-
-def duration(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    if seconds < 3600:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"
-
-
-def size(count: float) -> str:
-    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
 
 
 def table(rows: list[list[str]]) -> str:
