@@ -10,6 +10,7 @@ from typing import Any, Literal
 from dreambooth.core.errors import UserError
 from dreambooth.core.schema import flatten, from_flat, group, setting, table, to_flat
 
+TIMESTEPS = 1000  # that a picture becomes noise in
 
 @dataclass
 class General:
@@ -82,6 +83,14 @@ class Concept:
     )
     class_infer_steps: int = setting(
         25, "Classification Steps", "Sampling steps for each class picture.", min=1, max=200, advanced=True
+    )
+    loss_weight: float = setting(
+        1.0,
+        "Loss Weight",
+        "How much each of these pictures counts beside those of other concepts.",
+        min=0.01,
+        max=100,
+        advanced=True,
     )
 
 
@@ -236,12 +245,21 @@ class LearningRate:
 
 @dataclass
 class Tuning:
+    train_unet: bool = setting(
+        True, "Train UNET", "Off leaves the UNet as it is and trains only the text encoder.", advanced=True
+    )
     text_encoder_ratio: float = setting(
         0.0,
         "Step Ratio of Text Encoder Training",
         "The share of the run that trains the text encoder too; 0 leaves it alone, which is quicker and drifts less.",
         min=0,
         max=1,
+    )
+    freeze_clip_normalization: bool = setting(
+        False,
+        "Freeze CLIP Normalization Layers",
+        "Full fine-tuning of the text encoder leaves its normalisation layers alone; a LoRA never trains them.",
+        advanced=True,
     )
     max_token_length: Literal[75, 150, 225] = setting(
         75,
@@ -288,7 +306,113 @@ class Tuning:
 
 
 @dataclass
+class Objective:
+    """What training minimises."""
+
+    loss: Literal["mse", "huber"] = setting(
+        "mse", "Loss", "The square of the error, or the pseudo-Huber loss, which lets odd pictures count less."
+    )
+    huber_delta: float = setting(
+        0.1, "Huber Delta", "Errors well above this count by their size only, not by its square.", min=0.001, max=10,
+        advanced=True,
+    )
+    huber_schedule: Literal["constant", "exponential", "snr"] = setting(
+        "snr",
+        "Huber Schedule",
+        "Whether delta is the same at all timesteps, or 1 at little noise and falling to its value at much.",
+        advanced=True,
+    )
+    weighting: Literal["none", "min_snr", "debiased"] = setting(
+        "none",
+        "Timestep Weighting",
+        "min_snr lets steps of little noise count less, as the paper of that name has it; debiased lets steps of much "
+        "noise count more.",
+    )
+    min_snr_gamma: float = setting(
+        5.0,
+        "Min SNR Gamma",
+        "With min_snr: steps whose signal is more than so many times their noise count less; smaller is stronger.",
+        min=0.1,
+        max=100,
+    )
+    prior_loss_scale: bool = setting(
+        False, "Scale Prior Loss", "The weight of the class pictures falls evenly to its minimum over the run's epochs."
+    )
+    prior_loss_target: int = setting(
+        100, "Prior Loss Target", "The epoch at which it has fallen to its minimum.", min=1, max=100_000
+    )
+    prior_loss_weight_min: float = setting(
+        0.1, "Minimum Prior Loss Weight", "What the weight of the class pictures falls to.", min=0, max=10
+    )
+    offset_noise: float = setting(
+        0.0,
+        "Offset Noise",
+        "Shifts whole channels of the noise at random, for darker and lighter pictures than the model makes; the shift "
+        "goes both ways, so that the sign makes no difference.",
+        min=-1,
+        max=1,
+    )
+    multires_noise_levels: int = setting(
+        0,
+        "Multi-Resolution Noise Levels",
+        "Adds so many coarser layers to the noise, for large areas of light and dark; 0 adds none.",
+        min=0,
+        max=10,
+        advanced=True,
+    )
+    multires_noise_discount: float = setting(
+        0.3, "Multi-Resolution Noise Discount", "How strong each is beside the one before.", min=0.01, max=1,
+        advanced=True,
+    )
+    input_perturbation: float = setting(
+        0.0,
+        "Input Perturbation",
+        "Adds so much noise that is not to be predicted, which makes up for errors that sampling adds up; 0.1 is usual.",
+        min=0,
+        max=1,
+        advanced=True,
+    )
+    timesteps: Literal["uniform", "logit_normal", "cubic"] = setting(
+        "uniform",
+        "Timestep Sampling",
+        "Which steps are drawn: all alike, those in the middle more often, or those of much noise more often.",
+        advanced=True,
+    )
+    timestep_min: int = setting(
+        0, "Lowest Timestep", "Steps of less noise are not trained.", min=0, max=TIMESTEPS - 1, advanced=True
+    )
+    timestep_max: int = setting(
+        TIMESTEPS - 1,
+        "Highest Timestep",
+        "Steps of more noise are not trained.",
+        min=0,
+        max=TIMESTEPS - 1,
+        advanced=True,
+    )
+    logit_mean: float = setting(
+        0.0, "Logit-Normal Mean", "Above 0 the middle moves to steps of more noise.", min=-5, max=5, advanced=True
+    )
+    logit_std: float = setting(
+        1.0, "Logit-Normal Width", "How far around the middle steps are drawn.", min=0.01, max=5, advanced=True
+    )
+    masked: bool = setting(
+        False,
+        "Masked Training",
+        "Only what is white in NAME-mask.png beside a picture, or in masks/NAME.png, counts in full; a picture without "
+        "such a file takes its transparency, if it has any.",
+    )
+    unmasked_weight: float = setting(
+        0.1, "Unmasked Weight", "How much the rest of a masked picture counts.", min=0, max=1
+    )
+
+
+@dataclass
 class Lora:
+    kind: Literal["lora", "dora", "loha", "lokr"] = setting(
+        "lora",
+        "Lora Kind",
+        "The usual LoRA; DoRA, which also learns how strong each input is; LoHa; or LoKr, whose files are the smallest.",
+    )
     rank: int = setting(16, "Lora Rank", "Larger learns more and makes a larger file.", min=1, max=512)
     alpha: float = setting(
         16.0,
@@ -310,10 +434,18 @@ class Lora:
         "Lora Layers",
         "Which layers of the UNet get a LoRA: attention only; the whole transformer blocks; or the convolutions too.",
     )
+    lokr_factor: int = setting(
+        0,
+        "LoKr Factor",
+        "Sides are split into this and the rest: smaller learns more and makes a larger file; 0 splits them evenly.",
+        min=0,
+        max=512,
+        advanced=True,
+    )
     start_file: str = setting(
         "",
         "Lora Model",
-        "A LoRA file to go on from, of any trainer; rank, alpha and layers are then that file's.",
+        "A LoRA file to go on from, of any trainer; kind, rank, alpha and layers are then that file's.",
         path=True,
     )
 
@@ -357,6 +489,7 @@ class Settings:
     batching: Batching = group(Batching)
     learning: LearningRate = group(LearningRate)
     tuning: Tuning = group(Tuning)
+    objective: Objective = group(Objective)
     lora: Lora = group(Lora)
     previews: Previews = group(Previews)
     saving: Saving = group(Saving)
@@ -419,7 +552,31 @@ def _conflicts(settings: Settings) -> list[str]:
             problems.append(f"{key}.class_prompt: it is empty; say what the pictures of the class folder show.")
         if concept.class_mode == "folder" and not concept.class_data_dir.strip():
             problems.append(f"{key}.class_data_dir: it is empty; class_mode folder needs a folder, or choose fill.")
+    problems += _training_conflicts(settings)
     name = settings.saving.custom_model_name
     if name and (name.strip(" .") != name or any(c in '<>:"/\\|?*' or ord(c) < 32 for c in name)):
         problems.append(f"saving.custom_model_name: {name!r} cannot be a file's name.")
+    return problems
+
+
+def _training_conflicts(settings: Settings) -> list[str]:
+    problems = []
+    tuning, objective, lora = settings.tuning, settings.objective, settings.lora
+    if not tuning.train_unet and tuning.text_encoder_ratio < 1:
+        problems.append(
+            "tuning.train_unet: without the UNet only the text encoder is trained, for the whole run; "
+            "set tuning.text_encoder_ratio to 1 or train the UNet."
+        )
+    if objective.timestep_min > objective.timestep_max:
+        problems.append(
+            f"objective.timestep_min: {objective.timestep_min} is above objective.timestep_max, "
+            f"{objective.timestep_max}; no step is left to train."
+        )
+    if objective.prior_loss_scale and objective.prior_loss_weight_min > tuning.prior_loss_weight:
+        problems.append(
+            f"objective.prior_loss_weight_min: {objective.prior_loss_weight_min:g} is above tuning.prior_loss_weight, "
+            f"{tuning.prior_loss_weight:g}; it must not be, as the weight falls to it."
+        )
+    if settings.is_lora and lora.kind in ("loha", "lokr") and lora.dropout:
+        problems.append(f"lora.dropout: {lora.kind} has no input to drop; set it to 0 or choose lora or dora.")
     return problems

@@ -22,7 +22,7 @@ from dreambooth.core.settings import Settings
 from dreambooth.engine import families, outputs
 from dreambooth.engine.checkpoints import lora
 from dreambooth.engine.checkpoints.source import Source, open_model
-from dreambooth.engine.data import cache, class_pictures, pictures, survey
+from dreambooth.engine.data import cache, class_pictures, masks, pictures, survey
 from dreambooth.engine.data.order import Order, Slot
 from dreambooth.engine.data.pictures import Example, Picture
 from dreambooth.engine.data.readings import Readings
@@ -46,6 +46,7 @@ def run(job: Job) -> Ending:
         length = budget(work.settings, pictures.seen_each_epoch(found, work.settings.concepts))
         source = open_model(work.project)
         _check_disk(work, source, length)
+        _check_masks(work.settings, found)
         start = _start(work, source)
         model, accelerator = load(work, source)
         priors = _class_pictures(work, model, found, instances)
@@ -127,7 +128,8 @@ def _prepare(
     )
     count = partial(work.stage, "encoding pictures")
     total = len(own) + len(priors)
-    encoded = cache.encode(model, own, readings.captions, lambda done: count(done, total))
+    masked = settings.objective.masked
+    encoded = cache.encode(model, own, readings.captions, lambda done: count(done, total), masked=masked)
     encoded_priors = (
         cache.encode(model, priors, readings.captions, lambda done: count(len(own) + done, total)) if priors else None
     )
@@ -217,6 +219,15 @@ def _shown_weights(session: Session) -> Any:
     if session.ema:
         return session.ema.applied(session.trained.named())
     return contextlib.nullcontext()
+
+
+def _check_masks(settings: Settings, found: list[Picture]) -> None:
+    """Raises UserError if pictures are to be masked and none has a mask."""
+    if settings.objective.masked and not masks.any_of(picture.path for picture in found):
+        raise UserError(
+            "objective.masked: none of your pictures has a mask; put NAME-mask.png beside a picture or masks/NAME.png "
+            "below it, use pictures with transparency, or switch it off."
+        )
 
 
 def _check_disk(work: Work, source: Source, length: Budget) -> None:

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from dreambooth.core.layout import MINIATURE
+from dreambooth.core.settings import Objective
 from dreambooth.engine import families
 from dreambooth.engine.checkpoints.source import open_source
 from dreambooth.engine.sampling import make_scheduler
@@ -30,8 +31,9 @@ def test_the_prior_counts_by_its_weight_and_rows_stay_apart() -> None:
 
 
 def test_the_loss_is_the_mean_square_of_each_picture() -> None:
-    a, b = torch.randn(2, 4, 8, 8), torch.randn(2, 4, 8, 8)
-    assert torch.allclose(objective.squared_error(a, b).mean(), torch.nn.functional.mse_loss(a, b))
+    a, b, nothing = torch.randn(2, 4, 8, 8), torch.randn(2, 4, 8, 8), torch.zeros(2)
+    each = objective.picture_means(objective.error(a, b, Objective(), nothing, nothing), None, 0.1)
+    assert torch.allclose(each.mean(), torch.nn.functional.mse_loss(a, b))
 
 
 @pytest.mark.parametrize(

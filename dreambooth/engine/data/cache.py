@@ -14,7 +14,7 @@ from torch import Tensor
 from dreambooth.core.buckets import Bucket
 from dreambooth.core.errors import UserError
 from dreambooth.core.forecast import pictures_at_once
-from dreambooth.engine.data import decoding, framing
+from dreambooth.engine.data import decoding, framing, masks
 from dreambooth.engine.data.pictures import Example
 from dreambooth.engine.families.model import Model
 
@@ -35,6 +35,7 @@ class Encoded:
     prompt: Tensor  # (N,) index into the prompts, on the CPU
     concept: Tensor  # (N,) on the CPU
     size: Tensor  # on the CPU
+    mask: list[Tensor] | None = None  # (n, 1, h, w) from 0 to 1 for each bucket, where pictures are masked
 
     def __len__(self) -> int:
         return len(self.prompt)
@@ -46,16 +47,27 @@ class Encoded:
         rows = self.row[index].to(mean.device)
         return mean[rows] + std[rows] * torch.randn_like(mean[rows])
 
+    def masks(self, index: Tensor) -> Tensor | None:
+        """The masks of the examples at `index` (B,), all of one bucket -> (B, 1, h, w); None where none are used."""
+        if self.mask is None:
+            return None
+        mask = self.mask[int(self.bucket[index[0]])]
+        return mask[self.row[index].to(mask.device)]
+
 
 @torch.no_grad()
-def encode(model: Model, examples: list[Example], prompts: list[str], on_batch: Callable[[int], None]) -> Encoded:
+def encode(
+    model: Model, examples: list[Example], prompts: list[str], on_batch: Callable[[int], None], *, masked: bool = False
+) -> Encoded:
     """Encodes examples; their prompts must be among `prompts`. Of the pictures, one batch is in memory at a time.
 
-    Raises UserError naming a picture whose latents are not finite.
+    `masked` keeps the pictures' masks beside their latents. Raises UserError naming a picture whose latents are not
+    finite, or whose mask will not do.
     """
     buckets = list(dict.fromkeys(example.cut.bucket for example in examples))
     means: list[list[Tensor]] = [[] for _ in buckets]
     stds: list[list[Tensor]] = [[] for _ in buckets]
+    kept: list[list[Tensor]] = [[] for _ in buckets]
     done, rows = 0, [0] * len(examples)
     for chunk in _chunks(examples, buckets):
         some, number = [examples[n] for n in chunk], buckets.index(examples[chunk[0]].cut.bucket)
@@ -69,6 +81,8 @@ def encode(model: Model, examples: list[Example], prompts: list[str], on_batch: 
             rows[n] = sum(map(len, means[number])) + place
         means[number].append(mean)
         stds[number].append(std)
+        if masked:
+            kept[number].append(torch.stack(list(_masks(some))))
         done += len(chunk)
         on_batch(done)
     index = {prompt: number for number, prompt in enumerate(prompts)}
@@ -80,6 +94,7 @@ def encode(model: Model, examples: list[Example], prompts: list[str], on_batch: 
         torch.tensor([index[e.picture.prompt] for e in examples]),
         torch.tensor([e.picture.concept for e in examples]),
         torch.tensor([e.cut.conditions for e in examples]),
+        [torch.cat(some).to(model.device) for some in kept] if masked else None,
     )
 
 
@@ -104,3 +119,14 @@ def _variants(examples: list[Example]) -> Iterator[Image.Image]:
         whole = decoding.decode(path)
         for example in some:
             yield framing.apply(whole, example.cut)
+
+
+def _masks(examples: list[Example]) -> Iterator[Tensor]:
+    """The masks of examples at the size of their latents."""
+    for path, some in groupby(examples, key=lambda example: example.picture.path):
+        whole = masks.decode(path)
+        for example in some:
+            mask = masks.to_latents(whole, example.cut)
+            if not mask.any():
+                raise UserError(f"{path}: its mask leaves nothing of the picture; whiten what is to be learned.")
+            yield mask

@@ -60,7 +60,8 @@ def prepare(model: Model, settings: Settings, start: Mapping[str, Mapping[str, L
     """
     with_text = settings.tuning.text_encoder_ratio > 0
     torch.manual_seed(settings.general.seed)  # the LoRA's first layers start at random
-    learning: dict[str, nn.Module] = {"unet": model.unet, **(model.text_encoders if with_text else {})}
+    learning: dict[str, nn.Module] = {"unet": model.unet} if settings.tuning.train_unet else {}
+    learning |= model.text_encoders if with_text else {}
     for part, module in learning.items():
         if settings.is_lora and start and part in start:
             _inject_trained(module, settings, start[part])
@@ -69,7 +70,15 @@ def prepare(model: Model, settings: Settings, start: Mapping[str, Mapping[str, L
             _inject(module, LoraConfig(**_shape(settings), target_modules=layers))
         else:
             module.requires_grad_(True)
+            if part != "unet" and settings.tuning.freeze_clip_normalization:
+                _freeze_normalization(module)
     return Trained({part: _trainable(module) for part, module in learning.items()})
+
+
+def _freeze_normalization(module: nn.Module) -> None:
+    for layer in module.modules():
+        if isinstance(layer, nn.LayerNorm):
+            layer.requires_grad_(False)
 
 
 def _shape(settings: Settings) -> dict[str, float]:

@@ -19,9 +19,10 @@ from dreambooth.engine.data.order import Order
 from dreambooth.engine.data.readings import Readings
 from dreambooth.engine.families.model import Model
 from dreambooth.engine.sampling import make_scheduler
-from dreambooth.engine.training import objective, schedules
+from dreambooth.engine.training import schedules
 from dreambooth.engine.training.adapters import Trained
 from dreambooth.engine.training.ema import Ema
+from dreambooth.engine.training.loss import batch_losses
 from dreambooth.engine.training.text import Texts
 
 REPORT_SECONDS = 0.5
@@ -124,7 +125,7 @@ def train(session: Session, hooks: Hooks) -> Ending:
         for part in range(budget.accumulation):
             position = (session.step * budget.accumulation + part) * budget.batch
             torch.manual_seed((settings.general.seed * 1_000_003 + position) % 2**63)
-            losses = _batch_losses(session, position, alpha_bar, text_learns=seen < text_images)
+            losses = batch_losses(session, position, alpha_bar, text_learns=seen < text_images)
             session.accelerator.backward(losses[0] / budget.accumulation)
             sums += torch.stack(losses).detach() / budget.accumulation
 
@@ -170,28 +171,6 @@ def train(session: Session, hooks: Hooks) -> Ending:
 
     hooks.preview(budget.images)
     return "done"
-
-
-def _batch_losses(
-    session: Session, position: int, alpha_bar: Tensor, *, text_learns: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The loss of one batch, with its subject's and its class's part."""
-    instances, priors = session.order.batch(position, session.budget.batch)
-    own = session.instances
-    x_0, sizes = own.sample(instances), own.size[instances]
-    texts = session.readings.of_yours(own.prompt[instances], position)
-    if session.priors is not None and len(priors):
-        x_0 = torch.cat([x_0, session.priors.sample(priors)])
-        texts = torch.cat([texts, session.readings.of_class(session.priors.prompt[priors])])
-        sizes = torch.cat([sizes, session.priors.size[priors]])
-    eps = torch.randn_like(x_0)
-    t = torch.randint(len(alpha_bar), (len(x_0),), device=x_0.device)
-    x_t = objective.add_noise(x_0, eps, alpha_bar[t])
-    with session.accelerator.autocast():
-        text = session.texts.embeddings(texts, learning=text_learns)
-        predicted = session.model.denoise(x_t, t, text, sizes)
-    each = objective.squared_error(predicted, objective.target(session.model.prediction_type, x_0, eps, alpha_bar[t]))
-    return objective.dreambooth_loss(each, len(instances), session.settings.tuning.prior_loss_weight)
 
 
 def _read_losses(sums: Tensor, step: int) -> list[float]:
