@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from dreambooth.core.buckets import Bucket
 from dreambooth.core.checkpoint import UNET, VAE
 from dreambooth.core.model_file import Header, Tensor
-from dreambooth.core.settings import Settings
+from dreambooth.core.settings import Lora, Settings
 
 KEPT = 2.2  # values kept for backward, for each value that a layer puts out
 KEPT_CHECKPOINTED = 0.3  # of those
@@ -121,22 +121,39 @@ def outputs(header: Header) -> float:
 
 def _trained(header: Header, settings: Settings) -> int:
     """How many values are trained."""
-    with_text = settings.tuning.text_encoder_ratio > 0
+    unet = _part(header, _UNET_PREFIXES) if settings.tuning.train_unet else {}
+    text = _part(header, _TEXT_PREFIXES) if settings.tuning.text_encoder_ratio > 0 else {}
     if not settings.is_lora:
-        return _values(header, _UNET_PREFIXES) + (_values(header, _TEXT_PREFIXES) if with_text else 0)
-    layers = [
-        tensor
-        for name, tensor in _part(header, _UNET_PREFIXES).items()
-        if re.search(rf"({_LORA_LAYERS[settings.lora.layers]})\.weight$", name)
-    ]
-    if with_text:
-        layers += [t for name, t in _part(header, _TEXT_PREFIXES).items() if re.search(_TEXT_LAYERS, name)]
-    return sum(settings.lora.rank * (t.shape[0] + t.values // t.shape[0]) for t in layers if len(t.shape) > 1)
+        return sum(t.values for t in (*unet.values(), *text.values()))
+    layers = [t for name, t in unet.items() if re.search(rf"({_LORA_LAYERS[settings.lora.layers]})\.weight$", name)]
+    layers += [t for name, t in text.items() if re.search(_TEXT_LAYERS, name)]
+    return sum(_lora_values(t, settings.lora) for t in layers if len(t.shape) > 1)
+
+
+def _lora_values(layer: Tensor, lora: Lora) -> int:
+    """How many values a LoRA of some kind has for a layer."""
+    out, inputs = layer.shape[0], layer.values // layer.shape[0]
+    plain = lora.rank * (out + inputs)
+    if lora.kind == "lokr":
+        pixels = inputs // layer.shape[1]
+        (a, b), (c, d) = _split(out, lora.lokr_factor), _split(layer.shape[1], lora.lokr_factor)
+        second = b * d * pixels if lora.rank >= max(b, d) / 2 else lora.rank * (b + d * pixels)
+        return a * c + second
+    return {"lora": plain, "dora": plain + layer.shape[1], "loha": 2 * plain}[lora.kind]
+
+
+def _split(side: int, factor: int) -> tuple[int, int]:
+    """A side as the product that a LoKr splits it into."""
+    if factor and side % factor == 0:
+        return factor, side // factor
+    below = [n for n in range(1, int(side**0.5) + 1) if side % n == 0 and (not factor or n <= factor)]
+    return below[-1], side // below[-1]
 
 
 def _untrained(header: Header, settings: Settings) -> list[Tensor]:
     """The tensors that full fine-tuning leaves as they are in the file."""
-    trained = _UNET_PREFIXES + (_TEXT_PREFIXES if settings.tuning.text_encoder_ratio > 0 else ())
+    trained = _UNET_PREFIXES if settings.tuning.train_unet else ()
+    trained += _TEXT_PREFIXES if settings.tuning.text_encoder_ratio > 0 else ()
     return [tensor for name, tensor in header.tensors.items() if not name.startswith(trained)]
 
 

@@ -12,6 +12,7 @@ from dreambooth.core.schema import flatten, from_flat, group, setting, table, to
 
 TIMESTEPS = 1000  # that a picture becomes noise in
 
+
 @dataclass
 class General:
     method: Literal["lora", "full"] = setting(
@@ -313,7 +314,11 @@ class Objective:
         "mse", "Loss", "The square of the error, or the pseudo-Huber loss, which lets odd pictures count less."
     )
     huber_delta: float = setting(
-        0.1, "Huber Delta", "Errors well above this count by their size only, not by its square.", min=0.001, max=10,
+        0.1,
+        "Huber Delta",
+        "Errors well above this count by their size only, not by its square.",
+        min=0.001,
+        max=10,
         advanced=True,
     )
     huber_schedule: Literal["constant", "exponential", "snr"] = setting(
@@ -361,13 +366,17 @@ class Objective:
         advanced=True,
     )
     multires_noise_discount: float = setting(
-        0.3, "Multi-Resolution Noise Discount", "How strong each is beside the one before.", min=0.01, max=1,
+        0.3,
+        "Multi-Resolution Noise Discount",
+        "How strong each is beside the one before.",
+        min=0.01,
+        max=1,
         advanced=True,
     )
     input_perturbation: float = setting(
         0.0,
         "Input Perturbation",
-        "Adds so much noise that is not to be predicted, which makes up for errors that sampling adds up; 0.1 is usual.",
+        "Adds so much noise that is not to be predicted, against the errors that sampling adds up; 0.1 is usual.",
         min=0,
         max=1,
         advanced=True,
@@ -411,7 +420,7 @@ class Lora:
     kind: Literal["lora", "dora", "loha", "lokr"] = setting(
         "lora",
         "Lora Kind",
-        "The usual LoRA; DoRA, which also learns how strong each input is; LoHa; or LoKr, whose files are the smallest.",
+        "The usual LoRA; DoRA, which also learns how strong inputs are; LoHa; or LoKr, whose files are the smallest.",
     )
     rank: int = setting(16, "Lora Rank", "Larger learns more and makes a larger file.", min=1, max=512)
     alpha: float = setting(
@@ -437,7 +446,7 @@ class Lora:
     lokr_factor: int = setting(
         0,
         "LoKr Factor",
-        "Sides are split into this and the rest: smaller learns more and makes a larger file; 0 splits them evenly.",
+        "The sides of a LoKr's first factor, where they divide the layer's; 0 makes both factors about as large.",
         min=0,
         max=512,
         advanced=True,

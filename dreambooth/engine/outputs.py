@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +38,9 @@ def save(
     half = settings.saving.half_model
     if settings.is_lora:
         target = free_name(folders.loras, name)
+        tensors = lora.lora_tensors(model.parts, model.family, half=half)
         about = {**metadata(project, settings, target.stem, "/lora"), **_kohya(project, settings, model, target.stem)}
-        write_tensors(target, lora.lora_tensors(model.parts, model.family, half=half), about)
+        write_tensors(target, tensors, {**about, **_module(tensors)})
         return target
     target = free_name(folders.checkpoints, name, f".{settings.saving.checkpoint_format}")
     changed = {
@@ -74,7 +76,6 @@ def metadata(project: Project, settings: Settings, title: str, kind: str) -> dic
 def _kohya(project: Project, settings: Settings, model: Model, title: str) -> dict[str, str]:
     """The keys that WebUIs show for a LoRA and choose its loader by."""
     return {
-        "ss_network_module": "networks.lora",
         "ss_network_dim": str(settings.lora.rank),
         "ss_network_alpha": str(settings.lora.alpha),
         "ss_base_model_version": _KOHYA_VERSIONS[model.family],
@@ -84,6 +85,18 @@ def _kohya(project: Project, settings: Settings, model: Model, title: str) -> di
         "ss_max_token_length": str(settings.tuning.max_token_length),
         "ss_output_name": title,
     }
+
+
+def _module(tensors: Mapping[str, Any]) -> dict[str, str]:
+    """Which of the field's programs a LoRA of this kind is known by."""
+    endings = {name.rpartition(".")[2] for name in tensors}
+    if "dora_scale" in endings:
+        said: dict[str, Any] = {"algo": "lora", "dora_wd": True}
+    elif "weight" in endings:
+        return {"ss_network_module": "networks.lora"}
+    else:
+        said = {"algo": "loha" if "hada_w1_a" in endings else "lokr"}
+    return {"ss_network_module": "lycoris.kohya", "ss_network_args": json.dumps(said)}
 
 
 def _shareable(settings: Settings) -> dict[str, Any]:

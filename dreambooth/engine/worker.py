@@ -21,6 +21,7 @@ from dreambooth.core.run import Job
 from dreambooth.core.settings import Settings
 from dreambooth.engine import families, outputs
 from dreambooth.engine.checkpoints import lora
+from dreambooth.engine.checkpoints.lora_layers import AnyLayer, Layer
 from dreambooth.engine.checkpoints.source import Source, open_model
 from dreambooth.engine.data import cache, class_pictures, masks, pictures, survey
 from dreambooth.engine.data.order import Order, Slot
@@ -61,19 +62,35 @@ def run(job: Job) -> Ending:
     return ending
 
 
-def _start(work: Work, source: Source) -> dict[str, lora.Layer]:
+def _start(work: Work, source: Source) -> dict[str, AnyLayer]:
     """The layers of the LoRA file to go on from, by the weight that each changes; empty where there is none."""
     path = work.settings.lora.start_file.strip()
     if not path or not work.settings.is_lora:
         return {}
     start = lora.read(Path(path), source.tensors, work.project.about["family"])
-    if any(layer.mid is not None for layer in start.values()):
-        raise UserError(f"lora.start_file: {path} is of LyCORIS' CP kind, which cannot be gone on from.")
-    if any(not name.startswith("unet/") for name in start) and not work.settings.tuning.text_encoder_ratio:
-        raise UserError(
-            f"lora.start_file: {path} also teaches the text encoder; set tuning.text_encoder_ratio above 0 to go on."
-        )
+    problem = _no_start(start, work.settings)
+    if problem:
+        raise UserError(f"lora.start_file: {path} {problem}")
     return start
+
+
+def _no_start(start: dict[str, AnyLayer], settings: Settings) -> str:
+    """Why a LoRA's layers cannot be gone on from; empty where they can."""
+    kinds = {(layer.kind, layer.magnitude is not None) for layer in start.values()}
+    on_unet = {name.startswith("unet/") for name in start}
+    if any(isinstance(layer, Layer) and layer.mid is not None for layer in start.values()):
+        return "is of LyCORIS' CP kind, which cannot be gone on from."
+    if len(kinds) > 1:
+        return "mixes layers of several kinds, which cannot be gone on from."
+    if kinds & {("loha", True), ("lokr", True)}:
+        return "puts DoRA on LoHa or LoKr, which cannot be gone on from."
+    if not kinds & {("lora", False), ("lora", True)} and settings.lora.dropout:
+        return "is a LoHa or LoKr, which has no input to drop; set lora.dropout to 0."
+    if False in on_unet and not settings.tuning.text_encoder_ratio:
+        return "also teaches the text encoder; set tuning.text_encoder_ratio above 0 to go on."
+    if True in on_unet and not settings.tuning.train_unet:
+        return "also teaches the UNet; set tuning.train_unet to true to go on."
+    return ""
 
 
 def load(work: Work, source: Source) -> tuple[Model, Any]:
@@ -117,7 +134,7 @@ def _prepare(
     length: Budget,
     instances: list[list[Example]],
     priors: list[Example],
-    start: dict[str, lora.Layer],
+    start: dict[str, AnyLayer],
 ) -> Session:
     settings, own = work.settings, [example for variants in instances for example in variants]
     readings = Readings(

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from dreambooth.core.budget import budget
 from dreambooth.core.buckets import Bucket
-from dreambooth.core.settings import Settings, parse
+from dreambooth.core.budget import budget
+from dreambooth.core.settings import parse
 from dreambooth.engine.data.cache import Encoded
 from dreambooth.engine.data.order import Order, Slot
 from dreambooth.engine.data.readings import Readings
@@ -47,7 +47,7 @@ def session(model: Model, *, batch: int = 3, priors: bool = True, concepts: int 
     """A session over six pictures, with six of the class where asked. The model is copied, so that tests share it."""
     rows = {f"concepts.{n}.instance_prompt": "a star" for n in range(concepts)}
     settings = parse({**rows, "general.method": "full", "batching.train_batch_size": batch, **changes})
-    own = copy.deepcopy(model)
+    own = replace(model, unet=copy.deepcopy(model.unet), text_encoders=copy.deepcopy(model.text_encoders))
     numbers = [n % concepts for n in range(6)]
     instances, of_class = encoded(6, numbers, 1), encoded(6, numbers, 2)
     slots = [Slot(number, BUCKET) for number in numbers]
@@ -94,7 +94,8 @@ def watched(chosen: Session, position: int = 0, seed: int = 7) -> tuple[list[flo
 
     chosen.model.denoise = denoise.__get__(chosen.model)  # type: ignore[method-assign]
     try:
-        found = losses(chosen, position, seed)
+        with torch.no_grad():
+            found = losses(chosen, position, seed)
     finally:
         del chosen.model.denoise  # type: ignore[attr-defined]
     return [part.item() for part in found], seen[0]
@@ -107,5 +108,3 @@ def clean(chosen: Session, position: int = 0) -> tuple[Tensor, int]:
     if chosen.priors is not None:
         x_0 = torch.cat([x_0, chosen.priors.mean[0][priors]])
     return x_0, len(instances)
-
-

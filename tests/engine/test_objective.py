@@ -117,7 +117,12 @@ def test_weights_are_finite_without_any_signal(name: str, kind: str) -> None:
 
 def test_a_model_of_zero_terminal_snr_has_a_finite_loss_at_its_last_step(one_of_each: Model) -> None:
     last = {"objective.timestep_min": 999, "objective.timestep_max": 999}
-    for change in ({}, {"objective.weighting": "min_snr"}, {"objective.weighting": "debiased"}, {"objective.loss": "huber"}):
+    for change in (
+        {},
+        {"objective.weighting": "min_snr"},
+        {"objective.weighting": "debiased"},
+        {"objective.loss": "huber"},
+    ):
         (total, _, _), seen = watched(session(one_of_each, **last, **change))
         assert set(seen.t.tolist()) == {999}
         assert math.isfinite(total)
@@ -141,7 +146,9 @@ def test_huber(one_of_each: Model, schedule: str) -> None:
     chosen = session(one_of_each, **changes, **{"objective.timestep_max": 998})
     (total, subject, _), seen = watched(chosen)
     each = []
-    for e, t, ratio in zip(errors(one_of_each, clean(chosen)[0], seen), seen.t.tolist(), snr(one_of_each, seen.t).tolist()):
+    for e, t, ratio in zip(
+        errors(one_of_each, clean(chosen)[0], seen), seen.t.tolist(), snr(one_of_each, seen.t).tolist()
+    ):
         d = {
             "constant": delta,
             "exponential": math.exp(math.log(delta) * t / 1000),
@@ -196,7 +203,7 @@ def test_offset_noise_shifts_whole_channels_and_is_predicted(one_of_each: Model,
     """The predecessor's slider went below 0 and was ignored there."""
     plain, shifted = session(one_of_each), session(one_of_each, **{"objective.offset_noise": strength})
     (_, _, _), without = watched(plain)
-    (total, subject, prior), seen = watched(shifted)
+    (total, _, _), seen = watched(shifted)
     difference = residual(shifted, seen) - residual(plain, without)
     assert torch.allclose(difference, difference.mean((2, 3), keepdim=True).expand_as(difference), atol=1e-3)
     assert difference.abs().mean() > 0.1
@@ -245,7 +252,7 @@ def test_multi_resolution_noise_follows_its_equation_level_by_level() -> None:
 def test_multi_resolution_noise_is_what_the_unet_is_to_predict(one_of_each: Model) -> None:
     changes = {"objective.multires_noise_levels": 4, "objective.multires_noise_discount": 0.9}
     chosen = session(one_of_each, **changes)
-    (total, subject, prior), seen = watched(chosen)
+    (total, _, _), seen = watched(chosen)
     assert torch.allclose(residual(chosen, seen).std((1, 2, 3)), torch.ones(6), atol=0.05)
     assert not torch.allclose(residual(chosen, seen), residual(chosen, watched(session(one_of_each))[1]), atol=1e-2)
     each = errors(one_of_each, clean(chosen)[0], seen).square().mean((1, 2, 3))
@@ -358,4 +365,3 @@ def test_masks_are_not_made_for_pictures_of_the_class(one_of_each: Model) -> Non
     each = [(e.mean(0) * weight).sum().item() / weight.sum().item() for e in squares[:3]]
     assert subject == pytest.approx(sum(each) / 3, abs=1e-5)
     assert prior == pytest.approx(squares[3:].mean().item(), abs=1e-5)
-

@@ -43,7 +43,7 @@ def pseudo_huber(difference: Tensor, delta: Tensor) -> Tensor:
 
 
 def huber_delta(choice: Objective, alpha_bar_t: Tensor, t: Tensor) -> Tensor:
-    """delta of each picture, (B,), which falls from 1 at little noise to the setting at pure noise unless it is constant.
+    """delta of each picture, (B,): the setting, or falling to it from 1 at little noise.
 
     exponential: delta^(t/T) (arXiv 2403.16728); snr: (1 - delta) / (1 + sigma_t)^2 + delta with
     sigma_t^2 = (1 - alpha_bar_t) / alpha_bar_t.
@@ -74,8 +74,8 @@ def timestep_weight(prediction_type: str, choice: Objective, alpha_bar_t: Tensor
 
     SNR = alpha_bar_t / (1 - alpha_bar_t). A squared error of 1 in x_0 is one of SNR in eps and of SNR + 1 in v
     (arXiv 2202.00512, section 4 and appendix D), so a weight w on x_0's is w / SNR on eps and w / (SNR + 1) on v.
-    min_snr: w = min(SNR, gamma) (arXiv 2303.09556). debiased: w = 1 is without bias (arXiv 2310.08442), which v takes as
-    1 / (SNR + 1); the paper softens it for eps to 1 / sqrt(SNR), as 1 / SNR would span five powers of ten.
+    min_snr: w = min(SNR, gamma) (arXiv 2303.09556). debiased: w = 1 is without bias (arXiv 2310.08442), which is
+    1 / (SNR + 1) on v; the paper softens it on eps to 1 / sqrt(SNR), as 1 / SNR would span five powers of ten.
     """
     if choice.weighting == "none":
         return torch.ones_like(alpha_bar_t)
