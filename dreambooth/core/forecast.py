@@ -152,7 +152,7 @@ def _split(side: int, factor: int) -> tuple[int, int]:
 
 def _untrained(header: Header, settings: Settings) -> list[Tensor]:
     """The tensors that full fine-tuning leaves as they are in the file."""
-    trained = _UNET_PREFIXES if settings.tuning.train_unet else ()
+    trained: tuple[str, ...] = _UNET_PREFIXES if settings.tuning.train_unet else ()
     trained += _TEXT_PREFIXES if settings.tuning.text_encoder_ratio > 0 else ()
     return [tensor for name, tensor in header.tensors.items() if not name.startswith(trained)]
 
