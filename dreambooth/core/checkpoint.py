@@ -254,23 +254,28 @@ def _precision(tensors: Mapping[str, Tensor]) -> str:
     return PRECISIONS.get(dominant, dominant.lower())
 
 
+_CHANNELS = {
+    9: "it is an inpainting model; use the plain model it was made from",
+    8: "it edits pictures (InstructPix2Pix); use the plain model it was made from",
+    5: "it is a depth model; use the plain model it was made from",
+    7: "it is an upscaler",
+}
+
+
 def _why_not(about: About, channels: int, origin: Origin) -> str:
-    special = {
-        9: "it is an inpainting model; use the plain model it was made from",
-        8: "it edits pictures (InstructPix2Pix); use the plain model it was made from",
-        5: "it is a depth model; use the plain model it was made from",
-        7: "it is an upscaler",
+    """Why a checkpoint cannot be trained from; empty if it can."""
+    known = about.family in FAMILIES
+    ztsnr_epsilon = about.zero_terminal_snr and about.prediction_type != "v_prediction"
+    reasons = {
+        "it is SDXL's refiner, which cannot be trained; name the base model": about.family == "refiner",
+        "it is of an unknown kind; Stable Diffusion 1, 2 and SDXL can be trained (say which with --family)": not known,
+        _CHANNELS.get(channels, f"its UNet takes {channels} channels instead of 4"): channels != 4,
+        "it has no text encoder; use the full file instead of this pruned one": not about.has_text_encoder,
+        "it has no VAE; name one with --vae FILE": not about.has_vae,
+        f"it predicts {about.prediction_type}; models that predict epsilon or v can be trained": (
+            about.prediction_type not in ("epsilon", "v_prediction")
+        ),
+        "with zero terminal SNR a model must predict v; add --prediction-type v_prediction": ztsnr_epsilon,
+        "it holds no EMA weights; leave --weights at normal": origin.weights == "ema" and not about.has_ema,
     }
-    if about.family == "refiner":
-        return "it is SDXL's refiner, which cannot be trained; name the base model"
-    if about.family not in FAMILIES:
-        return "it is of an unknown kind; Stable Diffusion 1, 2 and SDXL can be trained (say which with --family)"
-    if channels != 4:
-        return special.get(channels, f"its UNet takes {channels} channels instead of 4")
-    if not about.has_text_encoder:
-        return "it has no text encoder; use the full file instead of this pruned one"
-    if not about.has_vae:
-        return "it has no VAE; name one with --vae FILE"
-    if origin.weights == "ema" and not about.has_ema:
-        return "it holds no EMA weights; leave --weights at normal"
-    return ""
+    return next((reason for reason, holds in reasons.items() if holds), "")

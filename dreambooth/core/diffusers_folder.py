@@ -12,8 +12,8 @@ from dreambooth.core.pickle_file import read_pickle
 
 INDEX = "model_index.json"
 PARTS = ("unet", "vae", "text_encoder", "text_encoder_2")
-_STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
-_VARIANTS = ("", ".fp16", ".bf16", ".fp32")
+STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
+VARIANTS = ("", ".fp16", ".bf16", ".fp32")
 
 
 def read_folder(path: Path) -> Header:
@@ -31,16 +31,16 @@ def read_folder(path: Path) -> Header:
 
 def read_part(folder: Path) -> dict[str, Tensor]:
     """The tensors of one part. Raises UserError if its files are missing."""
-    for variant in _VARIANTS:
-        for stem in _STEMS:
+    for variant in VARIANTS:
+        for stem in STEMS:
             whole = folder / f"{stem}{variant}.safetensors"
             if whole.exists():
                 return read_safetensors(whole).tensors
             index = folder / f"{stem}.safetensors.index{variant}.json"
             if index.exists():
                 return _read_shards(index)
-    for variant in _VARIANTS:
-        for stem in _STEMS:
+    for variant in VARIANTS:
+        for stem in STEMS:
             if (folder / f"{stem}{variant}.bin").exists():
                 return read_pickle(folder / f"{stem}{variant}.bin").tensors
     raise UserError(f"{folder}: there are no weights in this part of the model (a .safetensors file is expected).")

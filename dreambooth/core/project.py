@@ -33,6 +33,10 @@ class Folders:
         return self.models / "dreambooth"
 
     @property
+    def downloads(self) -> Path:
+        return self.projects / ".downloads"
+
+    @property
     def checkpoints(self) -> Path:
         return self.models / "Stable-diffusion"
 
@@ -67,6 +71,13 @@ class Project:
         return int(self.about["resolution"])
 
     @property
+    def problem(self) -> str:
+        """What stops every run of this model; empty if nothing does."""
+        if self.source.exists():
+            return ""
+        return f"{self.source}: the checkpoint that this model was made from is gone; put it back."
+
+    @property
     def reading(self) -> Origin:
         """How to read what runs have made of it: as what it is itself."""
         about = self.about
@@ -92,6 +103,15 @@ def check_name(name: str) -> None:
         )
 
 
+def check_new(folders: Folders, name: str) -> Path:
+    """The folder that a new model gets. Raises UserError for a bad or taken name."""
+    check_name(name)
+    folder = folders.projects / name
+    if folder.exists():
+        raise UserError(f"A model named {name!r} exists already ({folder}); choose another name.")
+    return folder
+
+
 def create(
     folders: Folders,
     name: str,
@@ -103,10 +123,7 @@ def create(
 
     Raises UserError for a bad or taken name, a source that cannot be trained from, or bad settings.
     """
-    check_name(name)
-    folder = folders.projects / name
-    if folder.exists():
-        raise UserError(f"A model named {name!r} exists already ({folder}); choose another name.")
+    folder = check_new(folders, name)
     source = source.expanduser().resolve()
     if not source.exists():
         raise UserError(f"{source}: there is no such file.")

@@ -83,6 +83,10 @@ def _do(job: Job) -> tuple[str, dict[str, object]]:
         from dreambooth.engine import tokens
 
         return "done", tokens.run(job)
+    if kind == "download":
+        from dreambooth.engine import download
+
+        return "done", download.run(job)
     if kind == "measure":
         from dreambooth.engine.miniature import measure
 

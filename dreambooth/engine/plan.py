@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from dreambooth.core import captions, run
+from dreambooth.core import captions, checkpoint, forecast, run
 from dreambooth.core.budget import budget
 from dreambooth.core.errors import UserError
-from dreambooth.core.forecast import disk_bytes
 from dreambooth.core.run import Job
 from dreambooth.core.settings import Settings
+from dreambooth.engine import contact_sheet
 from dreambooth.engine.data import class_pictures, pictures, survey
 from dreambooth.engine.data.framing import Cut
 from dreambooth.engine.data.pictures import Example, Gathered
@@ -33,8 +34,14 @@ def report(job: Job) -> dict[str, Any]:
         raise UserError(gathered.problems)
     examples = pictures.examples(gathered, work.settings, work.size)
     length = budget(work.settings, pictures.seen_each_epoch(gathered.pictures, work.settings.concepts))
-    plans = class_pictures.plan(work.project, work.settings, gathered.pictures, work.size)
-    return {
+    problems = gathered.problems + ([work.project.problem] if work.project.problem else [])
+    plans = []
+    if not work.project.problem:
+        try:
+            plans = class_pictures.plan(work.project, work.settings, gathered.pictures, work.size)
+        except UserError as error:
+            problems += error.problems
+    made = {
         "pictures": _pictures(gathered, examples, work.settings),
         "strangers": [str(path) for path in _strangers(work)],
         "buckets": _buckets(examples),
@@ -53,11 +60,16 @@ def report(job: Job) -> dict[str, Any]:
         "epochs": round(length.images / length.pictures, 2),
         "images": length.images,
         "steps": length.steps,
-        "disk_bytes": disk_bytes(int(work.project.about["parameters"]), work.settings, length.epochs),
+        **_forecast(work, examples, length.epochs),
         "seconds": _seconds(work, length.steps),
         "output_folder": str(work.folders.loras if work.settings.is_lora else work.folders.checkpoints),
-        "problems": gathered.problems,
+        "problems": problems,
+        "sheet": job.read().get("sheet", ""),
     }
+    if made["sheet"]:
+        thumbnails = [seen.thumbnail for seen in gathered.looks]
+        contact_sheet.write(Path(made["sheet"]), work.project.name, made, thumbnails)
+    return made
 
 
 def _looking(job: Job) -> Callable[[int, int], None]:
@@ -66,13 +78,16 @@ def _looking(job: Job) -> Callable[[int, int], None]:
 
 def _pictures(gathered: Gathered, examples: list[list[Example]], settings: Settings) -> list[dict[str, Any]]:
     twins, rows, seed = survey.twins(gathered.looks), [], settings.general.seed
+    folders = [Path(concept.instance_data_dir).expanduser() for concept in settings.concepts]
     for number, (picture, seen, variants) in enumerate(zip(gathered.pictures, gathered.looks, examples)):
-        texts = captions.variants(picture.prompt, settings.captions, seed)
+        folder, texts = folders[picture.concept], captions.variants(picture.prompt, settings.captions, seed)
         row: dict[str, Any] = {
             "path": str(picture.path),
+            "folder": str(folder),
+            "name": str(picture.path.relative_to(folder)),
+            "concept": picture.concept,
             "prompt": texts[0],
             "texts": texts,
-            "concept": picture.concept,
         }
         rows.append(row)
         if seen.error:
@@ -88,8 +103,7 @@ def _pictures(gathered: Gathered, examples: list[list[Example]], settings: Setti
             width=seen.width,
             height=seen.height,
             bucket=[cut.bucket.width, cut.bucket.height],
-            crop=[round(side, 1) for side in cut.box],
-            variants=len(variants),
+            crops=[[round(side, 1) for side in example.cut.box] for example in variants],
         )
     return rows
 
@@ -111,6 +125,22 @@ def _strangers(work: Work) -> list[Path]:
     folders = [concept.instance_data_dir for concept in work.settings.concepts if concept.instance_data_dir.strip()]
     there = [folder for name in dict.fromkeys(folders) if (folder := Path(name).expanduser()).is_dir()]
     return [path for folder in there for path in survey.strangers(folder)]
+
+
+def _forecast(work: Work, examples: list[list[Example]], epochs: int) -> dict[str, Any]:
+    """What the run takes, as far as the model's file tells; without it nothing is known."""
+    used = [variants[0].cut.bucket for variants in examples if variants]
+    if work.project.problem or not used:
+        return {"memory": None, "disk_bytes": 0, "save_bytes": 0, "saves": 0, "state_bytes": 0}
+    header, settings = checkpoint.read_header(work.project.source), work.settings
+    memory = forecast.memory(header, settings, max(used, key=lambda bucket: bucket.area))
+    return {
+        "memory": {**asdict(memory), "total": memory.total},
+        "disk_bytes": forecast.disk_bytes(header, settings, epochs),
+        "save_bytes": forecast.save_bytes(header, settings),
+        "saves": forecast.saves(settings, epochs),
+        "state_bytes": forecast.state_bytes(header, settings),
+    }
 
 
 def _buckets(examples: list[list[Example]]) -> list[dict[str, Any]]:

@@ -44,8 +44,8 @@ def run(job: Job) -> Ending:
         found = gathered.usable()
         instances = pictures.examples(gathered, work.settings, work.size)
         length = budget(work.settings, pictures.seen_each_epoch(found, work.settings.concepts))
-        _check_disk(work, length)
         source = open_model(work.project)
+        _check_disk(work, source, length)
         start = _start(work, source)
         model, accelerator = load(work, source)
         priors = _class_pictures(work, model, found, instances)
@@ -219,9 +219,9 @@ def _shown_weights(session: Session) -> Any:
     return contextlib.nullcontext()
 
 
-def _check_disk(work: Work, length: Budget) -> None:
+def _check_disk(work: Work, source: Source, length: Budget) -> None:
     """Raises UserError if what the run will write does not fit."""
-    needed = disk_bytes(int(work.project.about["parameters"]), work.settings, length.epochs)
+    needed = disk_bytes(source.header, work.settings, length.epochs)
     free = shutil.disk_usage(work.folders.models).free
     if needed > free:
         raise UserError(

@@ -13,6 +13,7 @@ from typing import Any
 
 from dreambooth.core import run
 from dreambooth.core.errors import UserError
+from dreambooth.core.hub import HubModel
 from dreambooth.core.layout import PROJECT
 from dreambooth.core.project import Folders, Project
 from dreambooth.core.run import Job
@@ -34,6 +35,19 @@ def new_errand(folders: Folders, project: Project, kind: str, settings: Settings
     """A short job beside the runs: check, class-images, generate, export, measure."""
     job = {"kind": kind, "model": project.name, "models": str(folders.models), **fields}
     return run.create(project.folder / "errands", job, to_json(settings))
+
+
+def new_download(folders: Folders, model: HubModel, revision: str) -> Job:
+    """The errand that fetches a model from the hub."""
+    job = {
+        "kind": "download",
+        "models": str(folders.models),
+        "repository": model.repository,
+        "file": model.file,
+        "revision": revision,
+        "out": str(folders.downloads / model.folder_name),
+    }
+    return run.create(folders.downloads / ".errands", job, "{}")
 
 
 def start(job: Job, python: Path) -> subprocess.Popen[bytes]:

@@ -107,11 +107,24 @@ def _parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("name", metavar="NAME")
     sub.add_argument(
-        "--source", required=True, metavar="FILE|DIR", help="the checkpoint or Diffusers folder to start from"
+        "--source",
+        required=True,
+        metavar="FILE|DIR|HUB_ID",
+        help="the checkpoint, Diffusers folder or model of the Hugging Face hub to start from",
     )
+    sub.add_argument("--revision", default="", metavar="NAME", help="of a model of the hub: branch, tag or commit")
     for leaf in schema.leaves(Origin):
         flag = f"--{leaf.key.replace('_', '-')}"
         sub.add_argument(flag, dest=leaf.key, default=leaf.default, choices=leaf.choices or None, help=leaf.spec.help)
+    sub = add(
+        "check",
+        commands.check,
+        "Show the plan of a run: every picture with its crop and caption, steps, time, memory, disk.",
+        describe.plan,
+        takes_settings=True,
+    )
+    sub.add_argument("name", metavar="NAME")
+    sub.add_argument("--sheet", metavar="FILE", help="also write all pictures on one sheet, a .html or .png file")
     sub = add(
         "import",
         preparing.import_settings,
@@ -126,7 +139,6 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("prompt", metavar="PROMPT", help="such as 'sks dog'")
     sub.add_argument("--candidates", type=int, default=24, metavar="N", help="rare words to try (default 24)")
     for name, command, meaning, show in (
-        ("check", commands.check, "Show the plan of a run: pictures, captions, steps, disk, time.", describe.plan),
         (
             "class-images",
             commands.class_images,

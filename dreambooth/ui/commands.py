@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from dreambooth.core import checkpoint, presets, project, run, schema, settings
+from dreambooth.core import checkpoint, hub, presets, project, run, schema, settings
 from dreambooth.core.errors import UserError
 from dreambooth.core.origin import Origin
 from dreambooth.core.project import Folders, Project
@@ -35,12 +35,28 @@ def show_settings(options: argparse.Namespace, terminal: Terminal) -> Result:
 
 def create(options: argparse.Namespace, terminal: Terminal) -> Result:
     origin = {leaf.key: getattr(options, leaf.key) for leaf in schema.leaves(Origin)}
-    made = project.create(folders(options), options.name, Path(options.source), settings_over({}, options), origin)
+    made = project.create(
+        folders(options), options.name, _source(options, terminal), settings_over({}, options), origin
+    )
     return {"name": made.name, "folder": str(made.folder), "source": str(made.source), "about": made.about}
 
 
+def _source(options: argparse.Namespace, terminal: Terminal) -> Path:
+    """The checkpoint that a person named; what is no path but could be a model of the hub is fetched from there."""
+    path = Path(options.source).expanduser()
+    model = None if path.exists() else hub.parse(options.source)
+    if model is None:
+        return path
+    project.check_new(folders(options), options.name)
+    python = environment.ensure(terminal.show)
+    return Path(_work(launcher.new_download(folders(options), model, options.revision), python, terminal)["path"])
+
+
 def check(options: argparse.Namespace, terminal: Terminal) -> Result:
-    return errand(options, terminal, "check", merged_settings(options))
+    sheet = Path(options.sheet).expanduser().resolve() if options.sheet else None
+    if sheet and (sheet.suffix.lower() not in (".html", ".png") or not sheet.parent.is_dir()):
+        raise UserError(f"--sheet: {sheet} must be a .html or .png file in a folder that exists.")
+    return errand(options, terminal, "check", merged_settings(options), sheet=str(sheet or ""))
 
 
 def class_images(options: argparse.Namespace, terminal: Terminal) -> Result:

@@ -4,12 +4,23 @@ from __future__ import annotations
 
 from typing import Any
 
+from dreambooth.core.checkpoint import FAMILIES
+from dreambooth.core.quantities import duration, size
 from dreambooth.service.demo import FIGURES
-from dreambooth.ui.terminal import duration, size, table
+from dreambooth.ui.terminal import table
 
 Result = dict[str, Any]
 
-FAMILIES = {"sd1": "Stable Diffusion 1", "sd2": "Stable Diffusion 2", "sdxl": "SDXL", "unknown": "unknown kind"}
+_KNOWN_BY = {
+    "chosen": "as you said",
+    "metadata": "the file says so",
+    "markers": "the file says so",
+    "scheduler": "the folder says so",
+    "yaml": "the .yaml beside it says so",
+    "file name": "judged by its name; --prediction-type overrules it",
+    "the family": "as all of this kind",
+    "assumed": "assumed; --prediction-type overrules it",
+}
 
 
 def setup(result: Result) -> str:
@@ -19,13 +30,22 @@ def setup(result: Result) -> str:
 
 def about(result: Result) -> str:
     parts = [name for name in ("unet", "vae", "text_encoder", "ema") if result[f"has_{name}"]]
+    layout = "Diffusers folder" if result["layout"] == "diffusers" else result["kind"]
     rows = [
         ["file", result["path"]],
-        ["is", f"{result['kind']}, {FAMILIES[result['family']]}, {result['precision']}, {size(result['bytes'])}"],
+        ["is", f"{layout}, {_family(result)}, {result['precision']}, {size(result['bytes'])}"],
         ["holds", ", ".join([f"{result['parameters']:,} values in {result['tensors']:,} tensors", *parts])],
     ]
     if result["kind"] == "checkpoint":
-        rows.append(["made for", f"{result['resolution']} pixels, {result['prediction_type']} prediction"])
+        terminal = ", zero terminal SNR" if result["zero_terminal_snr"] else ""
+        told = f"{result['prediction_type']} prediction{terminal} ({_KNOWN_BY[result['known_by']]})"
+        rows.append(["made for", f"{result['resolution']} pixels, {told}"])
+    if result["stray"]:
+        rows.append(["also holds", f"{', '.join(result['stray'])} (kept, not used)"])
+    if "dreambooth.settings" in result["metadata"]:
+        rows.append(
+            ["trained by", f"this extension, from {result['metadata'].get('dreambooth.base', 'an unknown file')}"]
+        )
     rows.append(["training", result["reason"] or "can be trained from"])
     return table(rows)
 
@@ -38,9 +58,13 @@ def presets(result: Result) -> str:
     return "\n".join([*lines, "Take one with: train NAME --preset person. Flags win over it."])
 
 
+def _family(about: Result) -> str:
+    return FAMILIES.get(about["family"], "unknown kind")
+
+
 def created(result: Result) -> str:
     about = result["about"]
-    what = f"{FAMILIES[about['family']]}, {about['resolution']} pixels, from {result['source']}"
+    what = f"{_family(about)}, {about['resolution']} pixels, {about['prediction_type']}, from {result['source']}"
     return f"Created {result['name']} in {result['folder']}: {what}"
 
 
@@ -56,7 +80,15 @@ def plan(result: Result) -> str:
     time = f", about {duration(result['seconds'])}" if result["seconds"] else ""
     images = f"{result['images_each_epoch']} pictures x {result['epochs']:g} epochs = {result['images']:,} images"
     lines.append(f"{images} in {result['steps']:,} steps{time}")
-    lines.append(f"Writes up to {size(result['disk_bytes'])}; the result goes to {result['output_folder']}")
+    if result["memory"]:
+        lines.append(f"Needs about {size(result['memory']['total'])} of a GPU's memory (an estimate, not measured)")
+        saves = f"{result['saves']} x {size(result['save_bytes'])}" if result["saves"] > 1 else "the result"
+        lines.append(
+            f"Takes {size(result['disk_bytes'])} of disk at most: {saves} in {result['output_folder']}, "
+            f"and {size(result['state_bytes'])} for each state"
+        )
+    if result["sheet"]:
+        lines.append(f"Contact sheet: {result['sheet']}")
     return "\n".join(lines)
 
 
@@ -143,7 +175,7 @@ def demo(result: Result) -> str:
 def _picture(one: Result) -> list[str]:
     if one["verdict"] == "error":
         return [one["path"], "", "", one["prompt"], "cannot be read"]
-    variants = f" in {one['variants']} variants" if one["variants"] > 1 else ""
+    variants = f" in {len(one['crops'])} variants" if len(one["crops"]) > 1 else ""
     shape = f"{one['bucket'][0]}x{one['bucket'][1]}{variants}"
     more = f" (and {len(one['texts']) - 1} more)" if len(one["texts"]) > 1 else ""
     return [one["path"], f"{one['width']}x{one['height']}", shape, one["prompt"] + more, "; ".join(one["warnings"])]

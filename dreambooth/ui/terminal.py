@@ -6,6 +6,8 @@ import sys
 import time
 from typing import Any, TextIO
 
+from dreambooth.core.quantities import duration, size
+
 _WIDTH = 24
 
 
@@ -39,7 +41,7 @@ class Terminal:
         """One event of a job."""
         what = event["event"]
         if what == "stage":
-            self._show_stage(event["name"], event["done"], event["total"])
+            self._show_stage(event["name"], event["done"], event["total"], event.get("unit", ""))
         elif what == "step":
             self.stage = "training"
             self.show(_step_line(event))
@@ -57,10 +59,12 @@ class Terminal:
     def end(self) -> None:
         self._clear()
 
-    def _show_stage(self, name: str, done: int, total: int) -> None:
+    def _show_stage(self, name: str, done: int, total: int, unit: str) -> None:
         if name != self.stage:
             self.stage, self.printed_at = name, 0.0
         count = f" {done} of {total}" if total > 1 else ""
+        if unit == "bytes":
+            count = f" {size(done)} of {size(total)}"
         self.show(f"{bar(done / total) if total > 1 else ''}{' ' if total > 1 else ''}{name}{count}")
 
     def _clear(self) -> None:
@@ -72,18 +76,6 @@ class Terminal:
 def bar(share: float) -> str:
     full = round(max(0.0, min(1.0, share)) * _WIDTH)
     return "▓" * full + "░" * (_WIDTH - full)
-
-
-def duration(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    if seconds < 3600:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"
-
-
-def size(count: float) -> str:
-    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
 
 
 def table(rows: list[list[str]]) -> str:

@@ -160,12 +160,17 @@ def test_pickles_of_torch_are_read_as_torch_reads_them(file: Path, tmp_path: Pat
         assert all(torch.equal(plain.read(name), pickled.read(name)) for name in plain.tensors)
 
 
-def test_half_and_full_precision_folders_are_both_read(kind: str, folder: Path, tmp_path: Path) -> None:
-    tiny.pipeline(kind).to(torch.float16).save_pretrained(tmp_path / "half", variant="fp16")
-    half, full = open_source(tmp_path / "half"), open_source(folder)
-    assert half.about.precision == "fp16"
-    assert half.tensors.keys() == full.tensors.keys()
-    assert all(torch.equal(half.read(name), full.read(name).half()) for name in full.tensors)
+@pytest.mark.parametrize(("dtype", "precision"), [(torch.float16, "fp16"), (torch.bfloat16, "bf16")])
+def test_every_precision_is_read(
+    kind: str, folder: Path, file: Path, dtype: torch.dtype, precision: str, tmp_path: Path
+) -> None:
+    tiny.pipeline(kind).to(dtype).save_pretrained(tmp_path / "half", variant="fp16")
+    tiny.write_original(tmp_path / "half.safetensors", kind, dtype)
+    for half, full in ((tmp_path / "half", folder), (tmp_path / "half.safetensors", file)):
+        one, other = open_source(half), open_source(full)
+        assert one.about.precision == precision
+        assert one.tensors.keys() == other.tensors.keys()
+        assert all(torch.equal(one.read(name), other.read(name).to(dtype)) for name in other.tensors)
 
 
 def test_folders_in_several_files_and_in_pickles_are_read(kind: str, folder: Path, tmp_path: Path) -> None:

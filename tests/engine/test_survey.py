@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,11 @@ import pytest
 from PIL import Image
 
 from dreambooth.core import project
+from dreambooth.core.errors import UserError
 from dreambooth.core.layout import MINIATURE
 from dreambooth.core.project import Folders
 from dreambooth.core.settings import parse
-from dreambooth.engine import plan
+from dreambooth.engine import contact_sheet, plan
 from dreambooth.engine.data import survey
 from dreambooth.service import launcher
 
@@ -105,11 +107,11 @@ def awkward_files() -> dict[str, tuple[str, str, Write]]:
         "words.jpg": (ERROR, "it is no picture", held(b"I am not a picture.")),
         "page.png": (ERROR, "it is no picture", held(b"<!DOCTYPE html><html></html>")),
         "zeros.webp": (ERROR, "it is no picture", held(bytes(5000))),
-        "cut.jpg": (ERROR, "truncated", cut(photo(50, (300, 300)), "JPEG", 0.6)),
+        "cut.jpg": (ERROR, "cut short", cut(photo(50, (300, 300)), "JPEG", 0.6)),
         "cut.png": (ERROR, "", cut(photo(51, (300, 300)), "PNG", 0.6)),
         "cut.webp": (ERROR, "", cut(photo(52, (300, 300)), "WEBP", 0.5)),
         "cut.tif": (ERROR, "", cut(photo(53, (300, 300)), "TIFF", 0.5)),
-        "cut.bmp": (ERROR, "truncated", cut(photo(54, (300, 300)), "BMP", 0.5)),
+        "cut.bmp": (ERROR, "cut short", cut(photo(54, (300, 300)), "BMP", 0.5)),
         "head only.jpg": (ERROR, "", cut(photo(55, (300, 300)), "JPEG", 0.1)),
         "phone.heic": (ERROR, "pillow-heif", held(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")),
         "plain.txt": (LEFT_OUT, "", held(b"a caption")),
@@ -177,6 +179,41 @@ def test_the_caption_is_the_final_one(checked: tuple[Path, dict[str, Any]]) -> N
     captions = {Path(row["path"]).name: row["prompt"] for row in said["pictures"]}
     assert captions["plain.png"] == "a caption, sks"
     assert captions["日本語 ñ 🙂.png"] == "日本語 ñ 🙂, sks"
+
+
+@pytest.mark.parametrize("suffix", ["html", "png"])
+def test_the_sheet_shows_every_picture(checked: tuple[Path, dict[str, Any]], tmp_path: Path, suffix: str) -> None:
+    _, said = checked
+    thumbnails = [survey.look(Path(row["path"])).thumbnail for row in said["pictures"]]
+    sheet = tmp_path / f"sheet.{suffix}"
+    for _ in range(2):  # a sheet may be written anew
+        contact_sheet.write(sheet, "x <y>", said, thumbnails)
+    if suffix == "png":
+        with Image.open(sheet) as image:
+            rows = -(-len(thumbnails) // 6)
+            assert image.width > 6 * 200 and image.height > rows * 200
+            assert len(image.getcolors(1 << 24) or []) > 1000
+        return
+    text = sheet.read_text(encoding="utf-8")
+    readable = [row for row in said["pictures"] if row["verdict"] != ERROR]
+    assert text.count("data:image/jpeg;base64,") == len(readable)
+    assert 'src="data:' in text and "http" not in text  # one file that asks for no other
+    assert "x &lt;y&gt;" in text and "<b>.png" not in text
+    for row in said["pictures"]:
+        assert f"<b>{escape(row['name'])}</b>" in text
+        assert f"<q>{escape(row['prompt'])}</q>" in text
+        assert all(escape(remark) in text for remark in row["warnings"])
+    assert all(escape(problem) in text for problem in said["problems"])
+
+
+@pytest.mark.parametrize("name", ["mine.html", "mine.png"])
+def test_the_sheet_overwrites_nothing_of_yours(checked: tuple[Path, dict[str, Any]], tmp_path: Path, name: str) -> None:
+    _, said = checked
+    (tmp_path / name).write_bytes(b"mine")
+    with pytest.raises(UserError, match="exists already"):
+        contact_sheet.write(tmp_path / name, "x", said, [b""] * len(said["pictures"]))
+    assert (tmp_path / name).read_bytes() == b"mine"
+    assert list(tmp_path.iterdir()) == [tmp_path / name]
 
 
 def test_alike_is_not_the_same(tmp_path: Path) -> None:

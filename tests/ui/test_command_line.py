@@ -150,10 +150,25 @@ def test_check_shows_the_plan(data: Path, dreambooth: Run, pictures: Path) -> No
     said = dreambooth("check", "star", "--data", data, "--concepts.0.instance_data_dir", pictures, *flags)
     assert said.code == 0, said.errors
     assert [p["prompt"] for p in said.answer["pictures"]] == ["good of sks", "a drawing of sks"]
-    assert said.answer["pictures"][0]["crop"] == [0, 0, 80, 80]
+    assert said.answer["pictures"][0]["crops"] == [[0, 0, 80, 80]]
     assert said.answer["pictures"][0]["warnings"] == ["smaller than 128x128; it is enlarged 1.6 times"]
     assert said.answer["pictures"][1]["warnings"][1] == "looks the same as good.png"
     assert (said.answer["steps"], said.answer["images"], said.answer["class_pictures"][0]["missing"]) == (100, 200, 6)
+
+
+def test_check_shows_what_stops_a_run_beside_what_is_well(
+    data: Path, dreambooth: Run, pictures: Path, tmp_path: Path
+) -> None:
+    (pictures / "broken.jpg").write_bytes(b"no picture")
+    (pictures / "film.mp4").write_bytes(b"no picture either")
+    flags = ["--concepts.0.instance_data_dir", pictures, "--concepts.0.instance_prompt", "x"]
+    said = dreambooth("check", "star", "--data", data, *flags, "--sheet", tmp_path / "sheet.html")
+    refused(said, "broken.jpg: this picture cannot be read")
+    assert [row["verdict"] for row in said.answer["pictures"]] == ["error", "ok"]
+    assert said.answer["strangers"] == [str(pictures / "film.mp4")]
+    assert "broken.jpg" in (tmp_path / "sheet.html").read_text(encoding="utf-8")
+    refused(dreambooth("check", "star", "--data", data, *flags, "--sheet", tmp_path / "sheet.pdf"), "--sheet", ".html")
+    refused(dreambooth("check", "star", "--data", data, *flags, "--sheet", tmp_path / "no" / "sheet.png"), "--sheet")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the names of files are always Unicode")

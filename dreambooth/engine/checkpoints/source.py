@@ -92,7 +92,7 @@ def open_model(project: Project, weights: Path | None = None) -> Source:
     if weights is not None and weights != project.source:
         return open_source(weights, project.reading)
     if not project.source.exists():
-        raise UserError(f"{project.source}: the checkpoint that this model was made from is gone; put it back.")
+        raise UserError(project.problem)
     return open_source(project.source, project.origin)
 
 

@@ -13,11 +13,10 @@ from torch import Tensor
 
 from dreambooth.core.buckets import Bucket
 from dreambooth.core.errors import UserError
+from dreambooth.core.forecast import pictures_at_once
 from dreambooth.engine.data import decoding, framing
 from dreambooth.engine.data.pictures import Example
 from dreambooth.engine.families.model import Model
-
-_BATCH = 8
 
 
 @dataclass
@@ -94,8 +93,9 @@ def _chunks(examples: list[Example], buckets: list[Bucket]) -> Iterator[list[int
     numbers = sorted(range(len(examples)), key=lambda n: buckets.index(examples[n].cut.bucket))
     for _, some in groupby(numbers, key=lambda n: examples[n].cut.bucket):
         alike = list(some)
-        for start in range(0, len(alike), _BATCH):
-            yield alike[start : start + _BATCH]
+        size = pictures_at_once(examples[alike[0]].cut.bucket)
+        for start in range(0, len(alike), size):
+            yield alike[start : start + size]
 
 
 def _variants(examples: list[Example]) -> Iterator[Image.Image]:

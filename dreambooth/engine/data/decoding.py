@@ -74,6 +74,8 @@ def _unreadable(path: Path, error: Exception) -> UserError:
     reason = str(error).splitlines()[0] if str(error) else "damaged"
     if isinstance(error, UnidentifiedImageError):
         reason = "it is empty" if path.stat().st_size == 0 else "it is no picture"
+    elif "truncated" in reason:
+        reason = "it is cut short"
     elif isinstance(error, PermissionError):
         reason = "permission denied"
     return UserError(f"{path}: this picture cannot be read ({reason}); replace or remove it.")

@@ -31,6 +31,11 @@ def load(source: Source, dtype: torch.dtype = torch.float32) -> Model:
     model = skeleton(source)
     for part, module in model.parts.items():
         fill(source, part, module, torch.float32 if part == "vae" else dtype)
+    if source.about.known_by == "assumed" and sd2.seems_to_predict_v(model):
+        raise UserError(
+            f"{source.header.path}: nothing beside the weights says what this model predicts, and they look like "
+            "v-prediction; create the model again with --prediction-type v_prediction (or epsilon, if you know better)."
+        )
     return model
 
 

@@ -3,12 +3,14 @@ noise, the other (768 pixels) v."""
 
 from __future__ import annotations
 
+import torch
 from accelerate import init_empty_weights
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from dreambooth.engine.checkpoints.source import Source
 from dreambooth.engine.families import shapes
+from dreambooth.engine.families.model import LATENT_CHANNELS, Model
 from dreambooth.engine.families.sd1 import LATENT_SCALE, Sd1
 from dreambooth.engine.vocabulary import clip_tokenizer
 
@@ -28,6 +30,17 @@ def build(source: Source) -> Sd2:
         vae = AutoencoderKL(**shapes.vae_config(source, LATENT_SCALE))
         encoder = CLIPTextModel(CLIPTextConfig(**_text_config(source)))
     return Sd2.of(source, unet, vae, {"text_encoder": encoder}, {"text_encoder": clip_tokenizer(pad_token="!")})
+
+
+@torch.no_grad()
+def seems_to_predict_v(model: Model) -> bool:
+    """Tells by one look at the UNet, as A1111 does: given a constant picture as if it were pure noise, a model of the
+    noise answers with about that picture, a model of v with something far below it."""
+    if model.unet.config.cross_attention_dim != VIT_H_WIDTH:  # the threshold is that of the real models
+        return False
+    x = torch.full((1, LATENT_CHANNELS, 8, 8), 0.5, dtype=model.unet.dtype)
+    text = torch.full((1, 2, VIT_H_WIDTH), 0.5, dtype=model.unet.dtype)
+    return bool((model.unet(x, 999, text).sample - x).float().mean() < -1)
 
 
 def _text_config(source: Source) -> dict[str, object]:

@@ -1,0 +1,81 @@
+"""Models on the Hugging Face hub: which one a person means, and which of its files are needed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from dreambooth.core.diffusers_folder import INDEX, PARTS, STEMS, VARIANTS
+from dreambooth.core.errors import UserError
+from dreambooth.core.model_file import SUFFIXES
+
+_NAME = r"[A-Za-z0-9][\w.-]{0,95}"
+_ADDRESS = re.compile(r"https://(?:www\.)?huggingface\.co/")
+_ID = re.compile(rf"({_NAME}/{_NAME})(?:/(?:(?:blob|resolve)/[^/]+/)?([\w./ -]+))?/?")
+
+
+@dataclass(frozen=True)
+class HubModel:
+    """`repository` is owner/name; `file` one file in it, or empty for what it holds."""
+
+    repository: str
+    file: str = ""
+
+    @property
+    def folder_name(self) -> str:
+        return self.repository.replace("/", "--")
+
+
+def parse(text: str) -> HubModel | None:
+    """owner/name, owner/name/file.safetensors, or the page's address; None for anything else, such as a path."""
+    address = _ADDRESS.sub("", text.strip())
+    match = _ID.fullmatch(address)
+    if not match or ".." in address:
+        return None
+    repository, file = match[1], match[2] or ""
+    if file.startswith("tree/"):
+        file = ""
+    if repository.lower().endswith(SUFFIXES) or (file and not file.lower().endswith(SUFFIXES)):
+        return None
+    return HubModel(repository, file)
+
+
+def needed_files(model: HubModel, there: Iterable[str]) -> list[str]:
+    """The files to download: of a Diffusers folder each part's configuration and best weights, otherwise one file.
+
+    Raises UserError if it is not clear which.
+    """
+    files = sorted(there)
+    if model.file:
+        if model.file in files:
+            return [model.file]
+        raise UserError(f"{model.repository}: it has no file {model.file} (there: {_some(files)}).")
+    if INDEX in files:
+        chosen = [INDEX, *(name for name in files if re.fullmatch(r"\w+/(config|scheduler_config)\.json", name))]
+        for part in PARTS:
+            chosen += _weights([name for name in files if name.startswith(f"{part}/")])
+        return chosen
+    single = [name for name in files if "/" not in name and name.lower().endswith(SUFFIXES)]
+    if len(single) == 1:
+        return single
+    if not single:
+        raise UserError(f"{model.repository}: it holds no model file and no Diffusers folder (there: {_some(files)}).")
+    raise UserError(f"{model.repository}: name one of its files, as {model.repository}/{single[0]} ({_some(single)}).")
+
+
+def _weights(files: list[str]) -> list[str]:
+    """A part's weights, in the order in which they are read from a folder."""
+    for suffix in ("safetensors", "bin"):
+        for variant in VARIANTS:
+            for stem in STEMS:
+                pattern = rf"\w+/{stem}({re.escape(variant)}\.{suffix}|\.{suffix}\.index{re.escape(variant)}\.json"
+                pattern += rf"|{re.escape(variant)}-\d+-of-\d+\.{suffix})"
+                if found := [name for name in files if re.fullmatch(pattern, name)]:
+                    whole = [name for name in found if re.fullmatch(rf"\w+/{stem}{re.escape(variant)}\.{suffix}", name)]
+                    return whole or found
+    return []
+
+
+def _some(files: list[str]) -> str:
+    return ", ".join(files[:6]) + (", ..." if len(files) > 6 else "")

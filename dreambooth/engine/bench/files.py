@@ -1,0 +1,131 @@
+"""Time and peak memory of what is done with files: creating a model, loading it, exporting it, beside a plain copy
+of the same bytes through safetensors. Each measurement is a process of its own, three times in turn."""
+
+from __future__ import annotations
+
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from dreambooth.core import project
+from dreambooth.core.layout import PROJECT
+from dreambooth.core.project import Folders, open_project
+
+FAMILIES = ("sd1", "sdxl")
+REPEATS = 3
+_MODELS = "models"
+
+
+def run(folder: Path, on_stage: Callable[[str, int, int], None]) -> list[dict[str, Any]]:
+    """Measures in `folder`, which must be new; leaves it empty. Returns a row for each family and work."""
+    rows = []
+    works = [(family, work) for family in FAMILIES for work in WORKS]
+    for number, family in enumerate(FAMILIES):
+        on_stage(f"making a random {family}", number * len(WORKS), len(works))
+        _measured(folder, "make", family)
+        taken: dict[str, list[dict[str, float]]] = {work: [] for work in WORKS}
+        for _ in range(REPEATS):
+            for work in WORKS:
+                on_stage(f"{family}: {work}", number * len(WORKS), len(works))
+                taken[work].append(_measured(folder, work, family))
+        size = _file(folder, family).stat().st_size
+        for work, measured in taken.items():
+            rows.append(
+                {
+                    "family": family,
+                    "work": work,
+                    "file_bytes": size,
+                    "seconds": statistics.median(one["seconds"] for one in measured),
+                    "peak_bytes": max(one["peak_bytes"] for one in measured),
+                }
+            )
+        _file(folder, family).unlink()
+    return rows
+
+
+def _file(folder: Path, family: str) -> Path:
+    return folder / f"{family}.safetensors"
+
+
+def _measured(folder: Path, work: str, family: str) -> dict[str, float]:
+    """One work in a process of its own."""
+    command = [sys.executable, "-m", "dreambooth.engine.bench.files", str(folder), work, family]
+    said = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=True).stdout
+    return dict(json.loads(said.strip().splitlines()[-1]))
+
+
+def _make(folder: Path, family: str) -> None:
+    import torch
+
+    from dreambooth.engine.bench.random_model import write_random
+
+    folder.mkdir(parents=True, exist_ok=True)
+    write_random(_file(folder, family), family, torch.float16)
+
+
+def _create(folder: Path, family: str) -> None:
+    since = time.monotonic_ns()
+    project.create(Folders(folder / _MODELS), f"{family}-{since}", _file(folder, family))
+
+
+def _load(folder: Path, family: str) -> None:
+    import torch
+
+    from dreambooth.engine import families
+
+    families.load_file(_file(folder, family), dtype=torch.float16)
+
+
+def _export(folder: Path, family: str) -> None:
+    from dreambooth.engine.checkpoints import original
+    from dreambooth.engine.checkpoints.source import open_model
+    from dreambooth.engine.checkpoints.write import write
+
+    name = next(path.name for path in (folder / _MODELS / "dreambooth").iterdir() if path.name.startswith(family))
+    source = open_model(open_project(Folders(folder / _MODELS), name))
+    write(folder / "out.safetensors", original.trained_entries(source, {}, family, half=True), {})
+
+
+def _copy(folder: Path, family: str) -> None:
+    import os
+
+    from safetensors.torch import load_file, save_file
+
+    save_file(load_file(_file(folder, family)), folder / "out.safetensors")
+    with open(folder / "out.safetensors", "rb") as file:  # our files are on the disk when we say so
+        os.fsync(file.fileno())
+
+
+WORKS: dict[str, Callable[[Path, str], None]] = {
+    "create": _create,
+    "load": _load,
+    "export": _export,
+    "plain copy": _copy,
+}
+_IMPORTS = {
+    "load": "dreambooth.engine.families",
+    "export": "dreambooth.engine.families",
+    "plain copy": "safetensors.torch",
+}
+
+
+def main(folder: Path, work: str, family: str) -> None:
+    if work in _IMPORTS:  # what every run pays once is not counted
+        __import__(_IMPORTS[work])
+    started = time.perf_counter()
+    (_make if work == "make" else WORKS[work])(folder, family)
+    seconds = time.perf_counter() - started
+    (folder / "out.safetensors").unlink(missing_ok=True)
+    unit = 1 if sys.platform == "darwin" else 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    print(json.dumps({"seconds": seconds, "peak_bytes": peak}))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2], sys.argv[3])

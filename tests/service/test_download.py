@@ -1,0 +1,208 @@
+"""Models of the hub, downloaded for real from a small server on this machine that answers as the hub does."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from dreambooth.core.errors import UserError
+from dreambooth.core.hub import HubModel, needed_files, parse
+from dreambooth.core.layout import MINIATURE
+from dreambooth.engine.checkpoints.source import open_source
+from tests.conftest import ROOT
+from tests.engine import tiny
+
+COMMIT = "a" * 40
+
+
+class Hub(http.server.ThreadingHTTPServer):
+    """Serves the models in a folder; `private/...` only with the right token."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(("127.0.0.1", 0), Answers)
+        self.root = root
+        self.asked: list[str] = []
+
+
+class Answers(http.server.BaseHTTPRequestHandler):
+    server: Hub
+
+    def log_message(self, *_: object) -> None: ...
+
+    def do_HEAD(self) -> None:
+        self.do_GET(body=False)
+
+    def do_GET(self, body: bool = True) -> None:
+        path = self.path.split("?")[0]
+        self.server.asked.append(path)
+        words = path.strip("/").split("/")
+        repository = "/".join(words[2:4] if words[0] == "api" else words[:2])
+        if repository.startswith("private/") and self.headers.get("authorization") != "Bearer secret":
+            return self.answer(401, {"X-Error-Code": "GatedRepo"})
+        folder = self.server.root / repository
+        if not folder.is_dir():
+            return self.answer(404, {"X-Error-Code": "RepoNotFound"})
+        if words[0] == "api":
+            files = [file for file in sorted(folder.rglob("*")) if file.is_file()]
+            siblings = [{"rfilename": str(f.relative_to(folder)), "size": f.stat().st_size} for f in files]
+            said = json.dumps({"id": repository, "sha": COMMIT, "siblings": siblings}).encode()
+            return self.answer(200, {"Content-Type": "application/json"}, said, body)
+        file = folder / "/".join(words[4:])
+        if not file.is_file():
+            return self.answer(404, {"X-Error-Code": "EntryNotFound"})
+        marks = {"X-Repo-Commit": COMMIT, "ETag": f'"{file.stat().st_size}-{file.name}"'}
+        return self.answer(200, marks, file.read_bytes(), body)
+
+    def answer(self, code: int, headers: dict[str, str], data: bytes = b"", body: bool = True) -> None:
+        self.send_response(code)
+        for name, value in {**headers, "Content-Length": str(len(data))}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if body:
+            self.wfile.write(data)
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
+    root = tmp_path_factory.mktemp("hub")
+    tiny.write_folder(root / "someone" / "tiny-sd2", "sd2-v")
+    (root / "someone" / "tiny-sd2" / "pictures.bin").write_bytes(b"not needed" * 1000)
+    single = root / "private" / "one-file"
+    single.mkdir(parents=True)
+    (single / "model.safetensors").write_bytes(MINIATURE.read_bytes())
+    (single / "README.md").write_text("words")
+    server = Hub(root)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+
+
+def create(hub: Hub, tmp_path: Path, source: str, token: str = "") -> subprocess.CompletedProcess[str]:
+    variables = {
+        **os.environ,
+        "DREAMBOOTH_ENGINE_PYTHON": sys.executable,
+        "PYTHONPATH": str(ROOT),
+        "HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}",
+        "HF_HOME": str(tmp_path / "hf"),
+        "HF_TOKEN": token,
+    }
+    command = [
+        sys.executable,
+        "-m",
+        "dreambooth",
+        "create",
+        "it",
+        "--source",
+        source,
+        "--data",
+        str(tmp_path / "models"),
+    ]
+    return subprocess.run([*command, "--json"], capture_output=True, text=True, cwd=ROOT, env=variables, timeout=300)
+
+
+def test_a_diffusers_model_is_downloaded_without_what_nobody_needs(hub: Hub, tmp_path: Path) -> None:
+    said = create(hub, tmp_path, "someone/tiny-sd2")
+    assert said.returncode == 0, said.stderr
+    about = json.loads(said.stdout)["about"]
+    assert (about["family"], about["prediction_type"]) == ("sd2", "v_prediction")
+    here = Path(json.loads(said.stdout)["source"])
+    assert open_source(here).tensors.keys() == open_source(hub.root / "someone" / "tiny-sd2").tensors.keys()
+    assert not (here / "pictures.bin").exists()
+    assert not list((here.parent / ".errands").iterdir())
+
+
+def test_one_file_behind_a_login(hub: Hub, tmp_path: Path) -> None:
+    said = create(hub, tmp_path, "private/one-file")
+    assert said.returncode == 2
+    assert "behind a licence" in said.stderr and "HF_TOKEN" in said.stderr
+    said = create(hub, tmp_path, "https://huggingface.co/private/one-file/blob/main/model.safetensors", token="secret")
+    assert said.returncode == 0, said.stderr
+    assert Path(json.loads(said.stdout)["source"]).read_bytes() == MINIATURE.read_bytes()
+    written = [path for path in tmp_path.rglob("*") if path.is_file() and path.stat().st_size < 1_000_000]
+    assert not [path for path in written if b"secret" in path.read_bytes()]
+
+
+def test_what_is_not_there_is_said(hub: Hub, tmp_path: Path) -> None:
+    said = create(hub, tmp_path, "someone/nothing")
+    assert said.returncode == 2
+    assert "no such file or folder here, and no such model on the Hugging Face hub" in said.stderr
+    assert "Traceback" not in said.stderr
+
+
+def test_the_network_is_asked_for_nothing_else(hub: Hub, tmp_path: Path) -> None:
+    before = len(hub.asked)
+    assert create(hub, tmp_path, "nowhere.safetensors").returncode == 2
+    assert create(hub, tmp_path, "./someone/tiny-sd2").returncode == 2
+    assert create(hub, tmp_path, str(MINIATURE)).returncode == 0
+    assert len(hub.asked) == before
+
+
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [
+        ("someone/model", HubModel("someone/model")),
+        ("someone/model.v2", HubModel("someone/model.v2")),
+        ("https://huggingface.co/someone/model", HubModel("someone/model")),
+        ("https://huggingface.co/someone/model/tree/main", HubModel("someone/model")),
+        ("someone/model/sub/x.safetensors", HubModel("someone/model", "sub/x.safetensors")),
+        ("https://huggingface.co/a/b/resolve/main/x.ckpt", HubModel("a/b", "x.ckpt")),
+        ("models/x.safetensors", None),
+        ("/absolute/path", None),
+        ("./a/b", None),
+        ("../a/b", None),
+        ("a/../b", None),
+        ("~/a/b", None),
+        ("alone", None),
+        ("https://elsewhere.example/a/b", None),
+        ("C:\\models\\x", None),
+        ("a/b/c/d", None),
+    ],
+)
+def test_what_a_person_means(text: str, meant: HubModel | None) -> None:
+    assert parse(text) == meant
+
+
+def test_the_best_weights_of_each_part_are_chosen() -> None:
+    files = [
+        "model_index.json",
+        "scheduler/scheduler_config.json",
+        "unet/config.json",
+        "unet/diffusion_pytorch_model.bin",
+        "unet/diffusion_pytorch_model.fp16.safetensors",
+        "unet/diffusion_pytorch_model.safetensors",
+        "unet/diffusion_pytorch_model.non_ema.safetensors",
+        "vae/config.json",
+        "vae/diffusion_pytorch_model.fp16.safetensors",
+        "text_encoder/model.safetensors.index.json",
+        "text_encoder/model-00001-of-00002.safetensors",
+        "text_encoder/model-00002-of-00002.safetensors",
+        "text_encoder/flax_model.msgpack",
+        "safety_checker/model.safetensors",
+        "v1-5-pruned.ckpt",
+    ]
+    weights = [name for name in needed_files(HubModel("a/b"), files) if not name.endswith("config.json")]
+    assert weights == [
+        "model_index.json",
+        "unet/diffusion_pytorch_model.safetensors",
+        "vae/diffusion_pytorch_model.fp16.safetensors",
+        "text_encoder/model-00001-of-00002.safetensors",
+        "text_encoder/model-00002-of-00002.safetensors",
+        "text_encoder/model.safetensors.index.json",
+    ]
+
+
+def test_a_choice_between_files_is_left_to_the_person() -> None:
+    with pytest.raises(UserError, match=r"name one of its files, as a/b/x\.ckpt"):
+        needed_files(HubModel("a/b"), ["y.safetensors", "x.ckpt", "README.md"])
+    with pytest.raises(UserError, match="no model file"):
+        needed_files(HubModel("a/b"), ["README.md"])
+    with pytest.raises(UserError, match=r"no file z\.ckpt"):
+        needed_files(HubModel("a/b", "z.ckpt"), ["x.ckpt"])
