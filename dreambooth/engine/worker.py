@@ -125,6 +125,7 @@ def _prepare(
         settings.captions,
         settings.general.seed,
     )
+    _warn_of_long_texts(work, model, readings.texts)
     count = partial(work.stage, "encoding pictures")
     total = len(own) + len(priors)
     encoded = cache.encode(model, own, readings.captions, lambda done: count(done, total))
@@ -160,6 +161,15 @@ def _prepare(
         session.restore(weights, rest)
         work.job.report("resumed", step=session.step)
     return session
+
+
+def _warn_of_long_texts(work: Work, model: Model, texts: list[str]) -> None:
+    long = [text for text in texts if model.is_cut(text)]
+    if long:
+        length = work.settings.tuning.max_token_length
+        cut = f"{len(long)} of {len(texts)} captions are cut off after {length} tokens, such as: {long[0][:80]}..."
+        more = "; tuning.max_token_length can be up to 225" if length < 225 else ""
+        work.job.report("warning", text=cut + more)
 
 
 def _slot(variants: list[Example], settings: Settings) -> Slot:

@@ -78,6 +78,12 @@ def test_what_comes_late_in_a_prompt_counts_only_where_it_is_read(model: Model) 
         assert torch.allclose(one, other) == same, length
 
 
+def test_what_is_cut_is_known(model: Model) -> None:
+    for length, cut in ((75, True), (150, True), (225, False)):
+        model.read_prompts(length, 1)
+        assert (model.is_cut(LONG), model.is_cut("a star")) == (cut, False)
+
+
 def test_clip_skip_reads_an_earlier_block_with_the_last_normalization(model: Model) -> None:
     tokens = model.tokenize(["a red star"])[0]
     encoder = model.text_encoders["text_encoder"]

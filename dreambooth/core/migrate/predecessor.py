@@ -209,7 +209,7 @@ def _saving(theirs: Mapping[str, Any], into: Migration) -> None:
 def _rest(theirs: Mapping[str, Any], into: Migration) -> None:
     """Everything that is on and has no counterpart, and what is always so here."""
     for key, value in theirs.items():
-        if key in _SAME or key in _BOOKKEEPING or value in _NOTHING:
+        if key in _SAME or key in _BOOKKEEPING or (value in _NOTHING and key not in _ALWAYS):
             continue
         if key == "train_unet" and value:
             continue

@@ -125,6 +125,12 @@ class Model(ABC):
             for tokenizer in self.tokenizers.values()
         ]
 
+    def is_cut(self, prompt: str) -> bool:
+        """Whether the prompt is longer than what is read of it."""
+        tokenizer = next(iter(self.tokenizers.values()))
+        numbers = tokenizer(prompt, add_special_tokens=False).input_ids
+        return len(numbers) > chunks.LENGTH if self.pieces == 1 else len(_split(tokenizer, numbers)) > self.pieces
+
     @abstractmethod
     def encode_tokens(self, tokens: Sequence[Tensor]) -> Text:
         """Token numbers, (B, pieces x 77) for each text encoder, -> what the UNet reads."""
@@ -156,13 +162,16 @@ class Model(ABC):
 def _pieces(tokenizer: CLIPTokenizer, prompt: str, count: int) -> list[int]:
     """The token numbers of a prompt in `count` pieces of 77 with the begin and end marks."""
     numbers = tokenizer(prompt, add_special_tokens=False).input_ids
-    comma = tokenizer.convert_tokens_to_ids(",</w>")
-    parts = [numbers[: chunks.LENGTH]] if count == 1 else chunks.split(numbers, comma)[:count]
+    parts = [numbers[: chunks.LENGTH]] if count == 1 else _split(tokenizer, numbers)[:count]
     whole: list[int] = []
     for part in [*parts, *[[]] * (count - len(parts))]:
         padding = [tokenizer.pad_token_id] * (chunks.LENGTH - len(part))
         whole += [tokenizer.bos_token_id, *part, tokenizer.eos_token_id, *padding]
     return whole
+
+
+def _split(tokenizer: CLIPTokenizer, numbers: Sequence[int]) -> list[list[int]]:
+    return chunks.split(numbers, tokenizer.convert_tokens_to_ids(",</w>"))
 
 
 def whole_picture(width: int, height: int) -> list[int]:
