@@ -16,10 +16,11 @@ class Budget:
     epochs: int
     batch: int
     accumulation: int
+    most_steps: int = 0  # where it is set, it says the length, and `epochs` are those that this begins
 
     @property
     def images(self) -> int:
-        return self.pictures * self.epochs
+        return self.most_steps * self.images_per_step if self.most_steps else self.pictures * self.epochs
 
     @property
     def steps(self) -> int:
@@ -42,7 +43,12 @@ class Budget:
 
 
 def budget(settings: Settings, pictures: int) -> Budget:
-    batching = settings.batching
-    return Budget(
-        pictures, settings.intervals.num_train_epochs, batching.train_batch_size, batching.gradient_accumulation_steps
+    """The length of a run whose epochs see so many pictures."""
+    batching, intervals = settings.batching, settings.intervals
+    batch, accumulation, steps = (
+        batching.train_batch_size,
+        batching.gradient_accumulation_steps,
+        intervals.max_train_steps,
     )
+    epochs = ceil(steps * batch * accumulation / pictures) if steps else intervals.num_train_epochs
+    return Budget(pictures, epochs, batch, accumulation, steps)

@@ -96,10 +96,10 @@ def save_bytes(header: Header, settings: Settings) -> int:
     return trained * 4 + kept
 
 
-def saves(settings: Settings) -> int:
-    """How many of them a run writes."""
+def saves(settings: Settings, epochs: int) -> int:
+    """How many of them a run of so many epochs writes."""
     every = settings.intervals.save_model_every
-    return 1 + ((settings.intervals.num_train_epochs - 1) // every if every else 0)
+    return 1 + ((epochs - 1) // every if every else 0)
 
 
 def state_bytes(header: Header, settings: Settings) -> int:
@@ -107,9 +107,9 @@ def state_bytes(header: Header, settings: Settings) -> int:
     return _trained(header, settings) * (4 + 8 + 4 * settings.tuning.use_ema)
 
 
-def disk_bytes(header: Header, settings: Settings) -> int:
+def disk_bytes(header: Header, settings: Settings, epochs: int) -> int:
     """The most that a run takes at once: what it writes, and its state, which is there twice while it changes."""
-    return save_bytes(header, settings) * saves(settings) + 2 * state_bytes(header, settings)
+    return save_bytes(header, settings) * saves(settings, epochs) + 2 * state_bytes(header, settings)
 
 
 def outputs(header: Header) -> float:

@@ -33,6 +33,7 @@ PRESETS = {
                     150,
                     "steps for each picture; a face is judged strictly",
                 ),
+                "intervals.max_train_steps": (0, "so that the pictures say how long"),
                 "concepts.N.class_mode": ("fill", "class pictures are made by the base model where they are missing"),
                 "concepts.N.num_class_images_per": (5, "without them every person would come to look like yours"),
             },
@@ -43,6 +44,7 @@ PRESETS = {
             "A thing or a style: learned sooner, and everything of its kind may take after it.",
             {
                 "intervals.num_train_epochs": (100, "steps for each picture"),
+                "intervals.max_train_steps": (0, "so that the pictures say how long"),
                 "concepts.N.class_mode": ("fill", "class pictures are made where the next setting asks for them"),
                 "concepts.N.num_class_images_per": (0, "no class pictures: a style is meant to reach everything"),
             },

@@ -172,6 +172,13 @@ class Intervals:
     num_train_epochs: int = setting(
         100, "Training Steps Per Image (Epochs)", "How often each of your pictures is seen.", min=1, max=100_000
     )
+    max_train_steps: int = setting(
+        0,
+        "Total Steps",
+        "Updates of the weights in all, in place of the epochs; 0 goes by the epochs.",
+        min=0,
+        max=10_000_000,
+    )
     save_preview_every: int = setting(
         25,
         "Save Preview(s) Frequency (Epochs)",
@@ -235,6 +242,18 @@ class Tuning:
         "The share of the run that trains the text encoder too; 0 leaves it alone, which is quicker and drifts less.",
         min=0,
         max=1,
+    )
+    max_token_length: Literal[75, 150, 225] = setting(
+        75,
+        "Max Token Length",
+        "Longer prompts are read in two or three pieces of 75 tokens, as the WebUI does; what is still longer is cut.",
+    )
+    clip_skip: int = setting(
+        1,
+        "Clip Skip",
+        "As in the WebUI: 2 reads the last block but one of SD 1's text encoder. Draw with the same.",
+        min=1,
+        max=12,
     )
     mixed_precision: Literal["auto", "no", "fp16", "bf16"] = setting(
         "auto",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from dreambooth.core import checkpoint
+from dreambooth.core import checkpoint, settings
 from dreambooth.core.errors import UserError
 from dreambooth.core.project import Folders, Project, open_project
 from dreambooth.core.run import Job
@@ -26,6 +26,8 @@ def run(job: Job) -> dict[str, Any]:
         raise UserError(f"scheduler: {wanted['scheduler']!r} is not one of {', '.join(SCHEDULERS)}.")
     job.report("stage", name="loading the model", done=0, total=1)
     model = load(project, wanted["weights"], wanted["lora_weight"])
+    tuning = settings.parse(job.settings()).tuning
+    model.read_prompts(tuning.max_token_length, tuning.clip_skip)
     width, height = wanted["width"] or project.resolution, wanted["height"] or project.resolution
     sampling = Sampling(
         width, height, wanted["steps"], wanted["guidance_scale"], wanted["negative_prompt"], wanted["scheduler"]

@@ -80,6 +80,8 @@ def _kohya(project: Project, settings: Settings, model: Model, title: str) -> di
         "ss_base_model_version": _KOHYA_VERSIONS[model.family],
         "ss_v2": str(model.family == "sd2"),
         "ss_sd_model_name": project.source.name,
+        "ss_clip_skip": str(settings.tuning.clip_skip),
+        "ss_max_token_length": str(settings.tuning.max_token_length),
         "ss_output_name": title,
     }
 

@@ -56,10 +56,11 @@ def report(job: Job) -> dict[str, Any]:
             for p in plans
         ],
         "size": work.size,
-        "epochs": length.epochs,
+        "images_each_epoch": length.pictures,
+        "epochs": round(length.images / length.pictures, 2),
         "images": length.images,
         "steps": length.steps,
-        **_forecast(work, examples),
+        **_forecast(work, examples, length.epochs),
         "seconds": _seconds(work, length.steps),
         "output_folder": str(work.folders.loras if work.settings.is_lora else work.folders.checkpoints),
         "problems": problems,
@@ -126,7 +127,7 @@ def _strangers(work: Work) -> list[Path]:
     return [path for folder in there for path in survey.strangers(folder)]
 
 
-def _forecast(work: Work, examples: list[list[Example]]) -> dict[str, Any]:
+def _forecast(work: Work, examples: list[list[Example]], epochs: int) -> dict[str, Any]:
     """What the run takes, as far as the model's file tells; without it nothing is known."""
     used = [variants[0].cut.bucket for variants in examples if variants]
     if work.project.problem or not used:
@@ -135,9 +136,9 @@ def _forecast(work: Work, examples: list[list[Example]]) -> dict[str, Any]:
     memory = forecast.memory(header, settings, max(used, key=lambda bucket: bucket.area))
     return {
         "memory": {**asdict(memory), "total": memory.total},
-        "disk_bytes": forecast.disk_bytes(header, settings),
+        "disk_bytes": forecast.disk_bytes(header, settings, epochs),
         "save_bytes": forecast.save_bytes(header, settings),
-        "saves": forecast.saves(settings),
+        "saves": forecast.saves(settings, epochs),
         "state_bytes": forecast.state_bytes(header, settings),
     }
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import CLIPTokenizer
 
+from dreambooth.core import settings
 from dreambooth.core.project import Folders, open_project
 from dreambooth.core.run import Job
 from dreambooth.engine import chunks
@@ -41,7 +42,9 @@ def run(job: Job) -> dict[str, Any]:
     job.report("stage", name="trying rare words", done=0, total=1)
     rare = rare_words(model, meter, words[-1] if words else "", wanted["candidates"])
     numbers = _numbers(model, prompt)
+    tuning = settings.parse(job.settings()).tuning
     return {
+        "read_length": tuning.max_token_length,
         "prompt": prompt,
         "measured_in": frame,
         "tokens": len(numbers),

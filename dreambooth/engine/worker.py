@@ -45,7 +45,7 @@ def run(job: Job) -> Ending:
         instances = pictures.examples(gathered, work.settings, work.size)
         length = budget(work.settings, pictures.seen_each_epoch(found, work.settings.concepts))
         source = open_model(work.project)
-        _check_disk(work, source)
+        _check_disk(work, source, length)
         start = _start(work, source)
         model, accelerator = load(work, source)
         priors = _class_pictures(work, model, found, instances)
@@ -80,6 +80,7 @@ def load(work: Work, source: Source) -> tuple[Model, Any]:
     accelerator = precision.accelerator(work.settings.tuning.mixed_precision)
     dtype = precision.compute_dtype(accelerator) if work.settings.is_lora else torch.float32
     model = families.load(source, dtype)
+    model.read_prompts(work.settings.tuning.max_token_length, work.settings.tuning.clip_skip)
     model.to(accelerator.device)
     return model, accelerator
 
@@ -218,9 +219,9 @@ def _shown_weights(session: Session) -> Any:
     return contextlib.nullcontext()
 
 
-def _check_disk(work: Work, source: Source) -> None:
+def _check_disk(work: Work, source: Source, length: Budget) -> None:
     """Raises UserError if what the run will write does not fit."""
-    needed = disk_bytes(source.header, work.settings)
+    needed = disk_bytes(source.header, work.settings, length.epochs)
     free = shutil.disk_usage(work.folders.models).free
     if needed > free:
         raise UserError(

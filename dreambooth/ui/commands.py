@@ -111,11 +111,12 @@ def generate(options: argparse.Namespace, terminal: Terminal) -> Result:
     ]
     if problems:
         raise UserError(problems)
+    weights = _weights(options, opened)
     return errand(
         options,
         terminal,
         "generate",
-        settings.parse({}),
+        _settings_of(opened, weights),
         prompt=options.prompt,
         negative_prompt=options.negative,
         count=options.count,
@@ -127,7 +128,7 @@ def generate(options: argparse.Namespace, terminal: Terminal) -> Result:
         scheduler=options.scheduler,
         batch=options.batch,
         lora_weight=options.lora_weight,
-        weights=str(_weights(options, opened) or ""),
+        weights=str(weights or ""),
         out=str(Path(options.out).expanduser().resolve() if options.out else opened.folder / "generated"),
     )
 
@@ -260,6 +261,15 @@ def _weights(options: argparse.Namespace, opened: Project) -> Path | None:
             raise UserError(f"{path}: this is neither a checkpoint nor a LoRA.")
         return path
     return None if options.base else _newest_output(opened)
+
+
+def _settings_of(opened: Project, weights: Path | None) -> Settings:
+    """The settings of the run that wrote the weights, so that prompts are read as it read them; without weights those
+    of the newest run, to compare with; else the model's own."""
+    for job in reversed(run.runs(opened)):
+        if weights is None or str(weights) in _summary(job)["outputs"]:
+            return settings.parse(job.settings())
+    return settings.parse(opened.settings())
 
 
 def _ask(options: argparse.Namespace, what: run.Request) -> Result:

@@ -78,8 +78,7 @@ def plan(result: Result) -> str:
         counts = f"{one['there']} there, {one['wanted']} wanted, {one['missing']} to be made"
         lines.append(f"Class pictures: {counts} in {one['folder']}")
     time = f", about {duration(result['seconds'])}" if result["seconds"] else ""
-    each = result["images"] // result["epochs"]
-    images = f"{each:,} images an epoch x {result['epochs']:,} epochs = {result['images']:,} images"
+    images = f"{result['images_each_epoch']} pictures x {result['epochs']:g} epochs = {result['images']:,} images"
     lines.append(f"{images} in {result['steps']:,} steps{time}")
     if result["memory"]:
         lines.append(f"Needs about {size(result['memory']['total'])} of a GPU's memory (an estimate, not measured)")
@@ -133,6 +132,9 @@ def tokens(result: Result) -> str:
     parts = len(result["chunks"])
     lines = [f"{result['tokens']} tokens, read in {'one piece' if parts == 1 else f'{parts} pieces of up to 75'}:"]
     lines += [f"    {chunk}" for chunk in result["chunks"]]
+    if result["tokens"] > result["read_length"]:
+        read = f"the first {result['read_length']} are read; set tuning.max_token_length to 150 or 225 for more"
+        lines.append(f"Only {read}.")
     lines += ["", f"Measured in: {result['measured_in']}", "", table(rows)]
     if result["rare"]:
         rare = [f"{one['word']} {one['strength']:.1%}" for one in result["rare"][:6]]

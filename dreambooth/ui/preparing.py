@@ -49,5 +49,5 @@ def tokens(options: argparse.Namespace, terminal: Terminal) -> Result:
         raise UserError("PROMPT: it is empty; give the words that you mean to use, such as 'sks dog'.")
     if not 0 <= options.candidates <= 400:
         raise UserError(f"--candidates: it must be from 0 to 400 (it is {options.candidates}).")
-    chosen = settings.parse({})
+    chosen = settings.parse(project.open_project(commands.folders(options), options.name).settings())
     return commands.errand(options, terminal, "tokens", chosen, prompt=options.prompt, candidates=options.candidates)

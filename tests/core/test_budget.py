@@ -3,9 +3,13 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dreambooth.core.budget import Budget
+from dreambooth.core.budget import Budget, budget
+from dreambooth.core.settings import parse
 
-budgets = st.builds(Budget, st.integers(1, 40), st.integers(1, 60), st.integers(1, 9), st.integers(1, 5))
+LENGTH = {"epochs": st.integers(1, 60), "most_steps": st.just(0) | st.integers(1, 99)}
+budgets = st.builds(
+    Budget, pictures=st.integers(1, 40), batch=st.integers(1, 9), accumulation=st.integers(1, 5), **LENGTH
+)
 
 
 @given(budgets)
@@ -24,3 +28,11 @@ def test_what_is_due_every_so_many_epochs_comes_once_in_each(budget: Budget, eve
 def test_batch_and_accumulation_do_not_change_how_many_images_are_seen() -> None:
     assert Budget(5, 100, 1, 1).images == Budget(5, 100, 4, 2).images == 500
     assert (Budget(5, 100, 1, 1).steps, Budget(5, 100, 4, 2).steps) == (500, 63)
+
+
+def test_total_steps_take_the_place_of_epochs() -> None:
+    flat = {"intervals.max_train_steps": 30, "intervals.num_train_epochs": 7, "batching.train_batch_size": 2}
+    chosen = parse({**flat, "batching.gradient_accumulation_steps": 3})
+    length = budget(chosen, 50)
+    assert (length.steps, length.images, length.epochs) == (30, 180, 4)
+    assert budget(parse({"intervals.num_train_epochs": 7}), 50).steps == 350

@@ -48,7 +48,7 @@ CONFIG_OF_2025 = {
     "lora_weight": 0.8, "lora_learning_rate": 2e-4, "lora_txt_learning_rate": 3e-5, "num_train_epochs": 100,
     "lr_scheduler": "rex", "lr_warmup_steps": 0, "model_type": "v1x", "hflip": True, "resolution": 700,
     "save_lora_during": False, "save_embedding_every": 10, "stop_text_encoder": 1.0, "mixed_precision": "bf16",
-    "full_mixed_precision": True, "train_unet": False,
+    "full_mixed_precision": True, "train_unet": False, "clip_skip": 2,
 }  # fmt: skip
 DATASET: dict[str, Any] = {
     "general": {"enable_bucket": True, "shuffle_caption": True, "caption_extension": ".txt", "keep_tokens": 2},
@@ -58,7 +58,7 @@ DATASET: dict[str, Any] = {
             "batch_size": 4,
             "subsets": [
                 {"image_dir": "/d/anna", "class_tokens": "sks dog", "num_repeats": 10, "caption_dropout_rate": 0.1},
-                {"image_dir": "/d/tom", "class_tokens": "ohwx cat", "flip_aug": True},
+                {"image_dir": "/d/tom", "class_tokens": "ohwx cat", "flip_aug": True, "color_aug": True},
                 {"is_reg": True, "image_dir": "/d/dogs", "class_tokens": "dog"},
                 {"is_reg": True, "image_dir": "/d/horses", "class_tokens": "horse"},
             ],
@@ -105,6 +105,8 @@ def test_the_predecessors_last_config() -> None:
     assert (ours["concepts.0.instance_token"], ours["concepts.0.class_token"]) == ("sks", "dog")
     assert (ours["intervals.save_model_every"], ours["intervals.save_state_every"]) == (0, 10)
     assert (ours["general.resolution"], ours["tuning.weight_decay"]) == (704, 0.02)
+    assert (ours["tuning.clip_skip"], ours["pictures.hflip"]) == (2, True)
+    assert "clip_skip" in left(predecessor.config({**CONFIG_OF_2025, "model_type": "SDXL"}, look))
     assert {"train_unet", "concept 0: save_sample_prompt"} <= left(migration)
     changed = {line.theirs for line in migration.lines if line.fate == "changed"}
     assert {"resolution", "lora_weight", "lr_scheduler"} <= changed
@@ -131,7 +133,8 @@ def test_kohyas_dataset() -> None:
     assert (ours["concepts.0.class_prompt"], ours["concepts.1.class_mode"]) == ("dog", "off")
     assert (ours["general.resolution"], ours["batching.train_batch_size"]) == (640, 4)
     assert (ours["captions.shuffle_tags"], ours["captions.keep_tags"], ours["captions.dropout"]) == (True, 2, 0.1)
-    assert {"datasets 0: enable_bucket", "datasets 0, subset 1: flip_aug", "datasets 0, subset 3"} <= left(migration)
+    assert {"datasets 0, subset 1: color_aug", "datasets 0, subset 3"} <= left(migration)
+    assert (ours["pictures.buckets"], ours["pictures.hflip"]) == (True, True)
     assert any("3 of 10 have none" in line.why for line in migration.lines)
 
 
@@ -173,5 +176,5 @@ def test_odd_datasets(theirs: dict[str, Any]) -> None:
 def test_every_target_is_a_setting() -> None:
     known = {leaf.key for leaf in schema.leaves(Settings)}
     concept = {f"concepts.N.{ours}" for ours in predecessor._CONCEPT.values()}
-    targets = {*predecessor._SAME.values(), *predecessor._SAMPLES.values(), *kohya._CAPTIONS.values(), *concept}
+    targets = {*predecessor._SAME.values(), *predecessor._SAMPLES.values(), *kohya._SAME.values(), *concept}
     assert targets <= known

@@ -50,6 +50,7 @@ def pixels(path: Path) -> np.ndarray:
 
 
 def chosen(mine: Path, **changes: Any) -> settings.Settings:
+    """Settings; changes are the concept's, or any with a dotted key."""
     concept = {
         "instance_data_dir": str(mine),
         "instance_prompt": "[filewords]",
@@ -58,7 +59,7 @@ def chosen(mine: Path, **changes: Any) -> settings.Settings:
         "class_infer_steps": 1,
         **changes,
     }
-    return settings.parse({f"concepts.0.{key}": value for key, value in concept.items()})
+    return settings.parse({key if "." in key else f"concepts.0.{key}": value for key, value in concept.items()})
 
 
 def plan(star: Project, mine: Path, **changes: Any) -> Plan:
@@ -138,7 +139,8 @@ def test_what_is_drawn_depends_on_the_prompt_and_the_seed_alone(star: Project, m
 @pytest.mark.parametrize(
     "change",
     [{"class_prompt": "a heart"}, {"class_infer_steps": 2}, {"class_guidance_scale": 3.0},
-     {"class_negative_prompt": "blue"}],
+     {"class_negative_prompt": "blue"}, {"general.seed": 2}, {"tuning.clip_skip": 2},
+     {"tuning.max_token_length": 150}],
 )  # fmt: skip
 def test_everything_that_changes_a_picture_changes_its_folder(
     star: Project, mine: Path, change: dict[str, Any]

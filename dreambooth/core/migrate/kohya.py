@@ -12,7 +12,13 @@ from dreambooth.core.migrate.report import Look, Migration, number, side
 
 FOLDER = re.compile(r"(\d+)_(.*)")
 
-_CAPTIONS = {
+_SAME = {
+    "enable_bucket": "pictures.buckets",
+    "bucket_no_upscale": "pictures.no_upscale",
+    "bucket_reso_steps": "pictures.bucket_step",
+    "min_bucket_reso": "pictures.bucket_min_side",
+    "max_bucket_reso": "pictures.bucket_max_side",
+    "flip_aug": "pictures.hflip",
     "shuffle_caption": "captions.shuffle_tags",
     "keep_tokens": "captions.keep_tags",
     "caption_dropout_rate": "captions.dropout",
@@ -44,6 +50,8 @@ def dataset(theirs: Mapping[str, Any], look: Look) -> Migration:
     for place, one in enumerate(theirs.get("datasets") or []):
         inherited = {**general, **{key: value for key, value in one.items() if key != "subsets"}}
         _shared(f"datasets {place}", inherited, into)
+        if "enable_bucket" not in inherited:
+            into.take(f"datasets {place}: enable_bucket", "pictures.buckets", False, "off there unless it is asked for")
         for row, subset in enumerate(one.get("subsets") or []):
             where = f"datasets {place}, subset {row}"
             own = {**inherited, **subset}
@@ -93,9 +101,11 @@ def _shared(where: str, inherited: Mapping[str, Any], into: Migration) -> None:
 
 
 def _one(theirs: str, key: str, value: Any, into: Migration) -> None:
-    ours = _CAPTIONS.get(key)
-    if ours and into.settings.get(ours, value) != value:
-        into.leave(theirs, value, f"{ours} is one for all pictures here, and another came first")
+    ours = _SAME.get(key)
+    if key == "random_crop" and value:
+        into.take(theirs, "pictures.crop", "random", "a random crop")
+    elif ours and into.settings.get(ours, value) != value:
+        into.leave(theirs, value, f"{ours} is one for all pictures here, and its first value stands")
     elif ours:
         into.take(theirs, ours, value)
     elif value not in _NOTHING:

@@ -20,7 +20,9 @@ _SAME = {
     "lora_learning_rate": "learning.lora_learning_rate",
     "lora_txt_learning_rate": "learning.lora_text_encoder_learning_rate",
     "stop_text_encoder": "tuning.text_encoder_ratio",
+    "max_token_length": "tuning.max_token_length",
     "mixed_precision": "tuning.mixed_precision",
+    "hflip": "pictures.hflip",
     "use_ema": "tuning.use_ema",
     "weight_decay": "tuning.weight_decay",
     "adamw_weight_decay": "tuning.weight_decay",
@@ -61,7 +63,7 @@ _ALWAYS = {
 _BOOKKEEPING = {
     "concepts_list", "epoch", "graph_smoothing", "has_ema", "initial_revision", "input_pertubation",
     "lifetime_revision", "model_dir", "model_name", "model_path", "model_type", "pretrained_model_name_or_path",
-    "revision", "sanity_prompt", "scheduler", "shared_diffusers_path", "snapshot", "src", "train_unfrozen",
+    "revision", "sanity_prompt", "scheduler", "shared_diffusers_path", "clip_skip", "snapshot", "src", "train_unfrozen",
     "use_lora", "use_shared_src", "v2", "lora_weight", "lora_txt_weight", "resolution", "lr_scheduler",
     "lr_warmup_steps", "lr_cycles", "lr_factor", "lr_power", "lr_scale_pos", "learning_rate_min",
     "save_embedding_every", "save_ckpt_after", "save_ckpt_cancel", "save_ckpt_during", "save_lora_after",
@@ -94,6 +96,10 @@ def config(theirs: Mapping[str, Any], look: Look) -> Migration:
     for key, ours in _SAME.items():
         if key in theirs and theirs[key] is not None:
             into.take(key, ours, theirs[key])
+    if str(theirs.get("model_type") or "v1x") == "v1x" and "clip_skip" in theirs:
+        into.take("clip_skip", "tuning.clip_skip", theirs["clip_skip"])
+    elif "clip_skip" in theirs:
+        into.leave("clip_skip", theirs["clip_skip"], "SD 2 and SDXL are always read at one and the same block")
     if "learning_rate" in theirs and "txt_learning_rate" not in theirs:
         why = "one rate was for both parts there"
         into.take("learning_rate", "learning.text_encoder_learning_rate", theirs["learning_rate"], why)

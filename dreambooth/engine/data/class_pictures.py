@@ -22,6 +22,7 @@ from PIL.PngImagePlugin import PngInfo
 from dreambooth.core import captions, checkpoint
 from dreambooth.core.errors import UserError
 from dreambooth.core.project import Project
+from dreambooth.core.schema import to_flat
 from dreambooth.core.settings import Captions, Concept, Settings
 from dreambooth.engine.data import pictures
 from dreambooth.engine.sampling_choice import Sampling
@@ -121,7 +122,7 @@ def _filled(project: Project, settings: Settings, number: int, own: list[Path], 
         found = pictures.find(folder)[: len(prompts)] if folder.is_dir() else []
         there = [_found(path, number, concept) for path in found]
         return Plan(number, folder, there, _topped_up(folder, prompts, len(found), seed), sampling)
-    folder = _folder(project, concept, sampling, seed)
+    folder = _folder(project, settings, concept, sampling)
     all_wanted = _numbered(folder, prompts, concept, seed)
     there = [pictures.Picture(w.path, w.prompt, number) for w in all_wanted if w.path.exists()]
     return Plan(number, folder, there, [w for w in all_wanted if not w.path.exists()], sampling)
@@ -195,7 +196,15 @@ def _sampling(concept: Concept, size: int) -> Sampling:
     return Sampling(size, size, concept.class_infer_steps, concept.class_guidance_scale, concept.class_negative_prompt)
 
 
-def _folder(project: Project, concept: Concept, sampling: Sampling, seed: int) -> Path:
-    depends_on = [checkpoint.fingerprint(project.source), concept.class_prompt.strip(), asdict(sampling), seed]
+def _folder(project: Project, settings: Settings, concept: Concept, sampling: Sampling) -> Path:
+    depends_on = [
+        checkpoint.fingerprint(project.source),
+        to_flat(project.origin),
+        concept.class_prompt.strip(),
+        asdict(sampling),
+        settings.general.seed,
+        settings.tuning.max_token_length,
+        settings.tuning.clip_skip,
+    ]
     key = hashlib.sha256(json.dumps(depends_on).encode()).hexdigest()[:16]
     return project.class_pictures / key

@@ -16,16 +16,19 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 from typing_extensions import Self
 
+from dreambooth.core.errors import UserError
+from dreambooth.engine import chunks
 from dreambooth.engine.checkpoints.source import Source
 
 LATENT_CHANNELS = 4
 LATENT_FACTOR = 8  # pixels a latent, along each side
+PIECE = chunks.LENGTH + 2  # tokens that a text encoder reads at once, with their marks
 BETAS = {"num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 
 
 @dataclass
 class Text:
-    """Prompts as the UNet reads them: hidden states (B, tokens, width), and the pooled text (B, width) of SDXL."""
+    """Prompts as the UNet reads them: hidden states (B, pieces x 77, width), and the pooled text (B, width) of SDXL."""
 
     hidden: Tensor
     pooled: Tensor | None = None
@@ -53,8 +56,11 @@ class Model(ABC):
     resolution: int  # pixels
     prediction_type: str  # epsilon or v_prediction
     zero_terminal_snr: bool
+    pieces: int = 1  # of 75 tokens, that a prompt is read in
+    clip_skip: int = 1
 
     family: ClassVar[str]
+    has_clip_skip: ClassVar[bool] = False
 
     @classmethod
     def of(
@@ -96,18 +102,32 @@ class Model(ABC):
         for part in self.parts.values():
             part.to(device)
 
+    def read_prompts(self, max_token_length: int, clip_skip: int) -> None:
+        """Sets how prompts are read from now on: each in pieces of 75 tokens, up to so many tokens in all, at the text
+        encoder's last block but `clip_skip` - 1. Raises UserError for a clip skip that this model cannot have."""
+        if clip_skip > 1 and not self.has_clip_skip:
+            raise UserError(
+                f"tuning.clip_skip: it is {clip_skip}, but SD 2 and SDXL are always read at one and the same block, by "
+                "WebUIs too; set it to 1."
+            )
+        blocks = self.text_encoders["text_encoder"].config.num_hidden_layers
+        if clip_skip > blocks:
+            raise UserError(f"tuning.clip_skip: it is {clip_skip}, but this text encoder has {blocks} blocks.")
+        self.pieces, self.clip_skip = max_token_length // chunks.LENGTH, clip_skip
+
     def tokenize(self, prompts: Sequence[str]) -> list[Tensor]:
-        """Prompts -> token numbers (B, 77), one tensor for each text encoder."""
+        """Prompts -> token numbers (B, pieces x 77), one tensor for each text encoder; each piece has its own marks.
+
+        What is longer is cut off; what is shorter gets empty pieces, so that all prompts are read alike.
+        """
         return [
-            tokenizer(
-                list(prompts), padding="max_length", max_length=77, truncation=True, return_tensors="pt"
-            ).input_ids
+            torch.tensor([_pieces(tokenizer, prompt, self.pieces) for prompt in prompts])
             for tokenizer in self.tokenizers.values()
         ]
 
     @abstractmethod
     def encode_tokens(self, tokens: Sequence[Tensor]) -> Text:
-        """Token numbers, (B, 77) for each text encoder, -> what the UNet reads."""
+        """Token numbers, (B, pieces x 77) for each text encoder, -> what the UNet reads."""
 
     @abstractmethod
     def denoise(self, x_t: Tensor, t: Tensor, text: Text, sizes: Tensor) -> Tensor:
@@ -131,6 +151,18 @@ class Model(ABC):
         """Scaled latents (B, 4, h, w) -> pictures (B, 3, 8h, 8w) in [-1, 1], float32."""
         scaled = (latents / self.latent_scale).to(self.vae.device, self.vae.dtype)
         return self.vae.decode(scaled).sample.float().clamp(-1, 1)
+
+
+def _pieces(tokenizer: CLIPTokenizer, prompt: str, count: int) -> list[int]:
+    """The token numbers of a prompt in `count` pieces of 77 with the begin and end marks."""
+    numbers = tokenizer(prompt, add_special_tokens=False).input_ids
+    comma = tokenizer.convert_tokens_to_ids(",</w>")
+    parts = [numbers[: chunks.LENGTH]] if count == 1 else chunks.split(numbers, comma)[:count]
+    whole: list[int] = []
+    for part in [*parts, *[[]] * (count - len(parts))]:
+        padding = [tokenizer.pad_token_id] * (chunks.LENGTH - len(part))
+        whole += [tokenizer.bos_token_id, *part, tokenizer.eos_token_id, *padding]
+    return whole
 
 
 def whole_picture(width: int, height: int) -> list[int]:

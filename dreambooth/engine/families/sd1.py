@@ -11,7 +11,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from dreambooth.engine.checkpoints.source import Source
 from dreambooth.engine.families import shapes
-from dreambooth.engine.families.model import Model, Text
+from dreambooth.engine.families.model import PIECE, Model, Text
 from dreambooth.engine.vocabulary import clip_tokenizer
 
 LATENT_SCALE = 0.18215
@@ -19,9 +19,16 @@ LATENT_SCALE = 0.18215
 
 class Sd1(Model):
     family = "sd1"
+    has_clip_skip = True
 
     def encode_tokens(self, tokens: Sequence[Tensor]) -> Text:
-        return Text(self.text_encoders["text_encoder"](tokens[0]).last_hidden_state)
+        encoder = self.text_encoders["text_encoder"]
+        read = encoder(tokens[0].reshape(-1, PIECE), output_hidden_states=self.clip_skip > 1)
+        if self.clip_skip > 1:  # WebUIs put the last normalization behind any block
+            hidden = encoder.final_layer_norm(read.hidden_states[-self.clip_skip])
+        else:
+            hidden = read.last_hidden_state
+        return Text(hidden.reshape(len(tokens[0]), -1, hidden.shape[-1]))
 
     def denoise(self, x_t: Tensor, t: Tensor, text: Text, sizes: Tensor) -> Tensor:
         return self.unet(x_t, t, text.hidden).sample

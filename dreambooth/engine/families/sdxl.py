@@ -12,7 +12,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from dreambooth.engine.checkpoints.source import Source
 from dreambooth.engine.families import shapes
-from dreambooth.engine.families.model import Model, Text
+from dreambooth.engine.families.model import PIECE, Model, Text
 from dreambooth.engine.vocabulary import clip_tokenizer
 
 LATENT_SCALE = 0.13025
@@ -22,10 +22,12 @@ class Sdxl(Model):
     family = "sdxl"
 
     def encode_tokens(self, tokens: Sequence[Tensor]) -> Text:
-        first = self.text_encoders["text_encoder"](tokens[0], output_hidden_states=True)
-        second = self.text_encoders["text_encoder_2"](tokens[1], output_hidden_states=True)
+        first = self.text_encoders["text_encoder"](tokens[0].reshape(-1, PIECE), output_hidden_states=True)
+        second = self.text_encoders["text_encoder_2"](tokens[1].reshape(-1, PIECE), output_hidden_states=True)
         hidden = torch.cat([first.hidden_states[-2], second.hidden_states[-2]], dim=-1)
-        return Text(hidden, second.text_embeds)
+        count, width = len(tokens[0]), hidden.shape[-1]
+        pooled = second.text_embeds.reshape(count, self.pieces, -1)[:, 0]  # of the first piece, as WebUIs take it
+        return Text(hidden.reshape(count, -1, width), pooled)
 
     def encode_negative(self, prompt: str, count: int) -> Text:
         """Zeros for an empty prompt, as SDXL was trained and as WebUIs and diffusers do."""

@@ -11,23 +11,37 @@ _BATCH = 64  # prompts encoded at a time
 
 
 class Texts:
-    """Embeddings of the run's few prompts, by number."""
+    """Embeddings of the run's few prompts, by number. The empty prompt is what guidance reads where there is none."""
 
     def __init__(self, model: Model, prompts: list[str]) -> None:
         self.model = model
         self.prompts = prompts
         self.tokens = [numbers.to(model.device) for numbers in model.tokenize(prompts)]
+        self.nothing = prompts.index("") if "" in prompts else -1
         self.table: Text | None = None
 
     def embeddings(self, numbers: Tensor, *, learning: bool) -> Text:
         """(B,) prompt numbers -> what the UNet reads. The table is made once the text encoders rest."""
-        numbers = numbers.to(self.model.device)
         for encoder in self.model.text_encoders.values():
             encoder.train(learning)
-        if learning:
-            return self.model.encode_tokens([tokens[numbers] for tokens in self.tokens])
-        if self.table is None:
-            with torch.no_grad():
-                parts = [self.prompts[n : n + _BATCH] for n in range(0, len(self.prompts), _BATCH)]
-                self.table = Text.cat([self.model.encode_text(part) for part in parts])
-        return self.table[numbers]
+        if not learning:
+            if self.table is None:
+                self.table = self._all()
+            return self.table[numbers.to(self.model.device)]
+        text = self.model.encode_tokens([tokens[numbers.to(tokens.device)] for tokens in self.tokens])
+        emptied = (numbers == self.nothing).nonzero().flatten()
+        return self._emptied(text, emptied) if len(emptied) else text
+
+    @torch.no_grad()
+    def _all(self) -> Text:
+        parts = [self.prompts[n : n + _BATCH] for n in range(0, len(self.prompts), _BATCH)]
+        text = Text.cat([self.model.encode_text(part) for part in parts])
+        return self._emptied(text, torch.tensor([self.nothing])) if self.nothing >= 0 else text
+
+    def _emptied(self, text: Text, rows: Tensor) -> Text:
+        """The text with nothing in some of its rows."""
+        nothing, rows = self.model.encode_negative("", len(rows)), rows.to(text.hidden.device)
+        hidden = text.hidden.index_copy(0, rows, nothing.hidden.to(text.hidden.dtype))
+        if text.pooled is None or nothing.pooled is None:
+            return Text(hidden)
+        return Text(hidden, text.pooled.index_copy(0, rows, nothing.pooled.to(text.pooled.dtype)))
