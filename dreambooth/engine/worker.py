@@ -23,6 +23,8 @@ from dreambooth.engine import families, outputs
 from dreambooth.engine.checkpoints import lora
 from dreambooth.engine.checkpoints.source import Source, open_model
 from dreambooth.engine.data import cache, class_pictures, pictures, survey
+from dreambooth.engine.data.cache import Encoded
+from dreambooth.engine.data.latent_store import Store
 from dreambooth.engine.data.order import Order, Slot
 from dreambooth.engine.data.pictures import Example, Picture
 from dreambooth.engine.data.readings import Readings
@@ -125,12 +127,7 @@ def _prepare(
         settings.captions,
         settings.general.seed,
     )
-    count = partial(work.stage, "encoding pictures")
-    total = len(own) + len(priors)
-    encoded = cache.encode(model, own, readings.captions, lambda done: count(done, total))
-    encoded_priors = (
-        cache.encode(model, priors, readings.captions, lambda done: count(len(own) + done, total)) if priors else None
-    )
+    encoded, encoded_priors = _encode(work, model, own, priors, readings.captions)
     slots = [_slot(some, settings) for some in instances]
     prior_slots = [Slot(example.picture.concept, example.cut.bucket) for example in priors]
     trained = adapters.prepare(model, settings, lora.by_module(start, model.parts))
@@ -160,6 +157,23 @@ def _prepare(
         session.restore(weights, rest)
         work.job.report("resumed", step=session.step)
     return session
+
+
+def _encode(
+    work: Work, model: Model, own: list[Example], priors: list[Example], prompts: list[str]
+) -> tuple[Encoded, Encoded | None]:
+    """Your pictures and those of the class as latents, from the disk where they are known already."""
+    store = Store(work.project.latents, model) if work.settings.pictures.cache_on_disk else None
+    count, total = partial(work.stage, "encoding pictures"), len(own) + len(priors)
+    encoded = cache.encode(model, own, prompts, lambda done: count(done, total), store)
+    encoded_priors = None
+    if priors:
+        encoded_priors = cache.encode(model, priors, prompts, lambda done: count(len(own) + done, total), store)
+    if store:
+        store.prune()
+        if store.problem:
+            work.job.report("warning", text=f"The encoded pictures could not be kept on disk ({store.problem}).")
+    return encoded, encoded_priors
 
 
 def _slot(variants: list[Example], settings: Settings) -> Slot:
