@@ -21,7 +21,7 @@ from dreambooth.core.errors import UserError
 from dreambooth.core.project import Folders
 from tests.conftest import write_safetensors
 
-SECONDS = 2.0
+SECONDS = 2.0  # of the processor, so that a busy machine fails no test
 
 Make = Callable[[Path], Path]
 CASES: dict[str, tuple[Make, str]] = {}
@@ -269,10 +269,10 @@ def test_it_ends_in_one_sentence(name: str, tmp_path: Path, monkeypatch: pytest.
     make, said = CASES[name]
     path = make(tmp_path)
     models = tmp_path / "models"
-    since = time.monotonic()
+    since = time.process_time()
     with pytest.raises(UserError, match=said) as caught:
         project.create(Folders(models), "new", path)
-    assert time.monotonic() - since < SECONDS
+    assert time.process_time() - since < SECONDS
     assert len(caught.value.problems) == 1
     sentence = caught.value.problems[0]
     assert sentence.startswith(str(path)) and sentence.endswith((".", ")")), sentence

@@ -16,6 +16,7 @@ from dreambooth.core.project import Folders, Project
 from dreambooth.core.settings import Captions
 from dreambooth.engine import worker
 from dreambooth.engine.data.readings import Readings
+from dreambooth.engine.training import preview
 from dreambooth.service import launcher
 
 TAGS = "a star, red, large, alone"
@@ -52,6 +53,19 @@ def test_a_batch_reads_what_its_places_read_alone() -> None:
 def test_a_share_is_read_without_a_caption() -> None:
     readings = Readings([TAGS], [], Captions(dropout=0.25), 1)
     assert read(readings, 0, range(400)).count("") == pytest.approx(100, abs=25)
+
+
+def test_previews_show_what_the_first_picture_is_read_with(tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    (tmp_path / "a.txt").write_text("a star on {red|blue}")
+    flat = {"instance_data_dir": str(tmp_path), "instance_prompt": "photo of [filewords]", "instance_token": "sks"}
+    flat |= {"class_prompt": "[filewords]", "class_token": "star"}
+    chosen = settings.parse({f"concepts.0.{key}": value for key, value in flat.items()})
+    own, of_class = preview.prompts(chosen)
+    assert own in ("photo of a sks star on red", "photo of a sks star on blue")
+    assert of_class in ("a star on red", "a star on blue")
+    chosen.previews.prompts = "one; two"
+    assert preview.prompts(chosen) == ["one", "two"]
 
 
 @pytest.fixture(scope="module")
