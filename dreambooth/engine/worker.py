@@ -26,7 +26,7 @@ from dreambooth.engine.data import cache, class_pictures, pictures, survey
 from dreambooth.engine.data.cache import Encoded
 from dreambooth.engine.data.latent_store import Store
 from dreambooth.engine.data.order import Order, Slot
-from dreambooth.engine.data.pictures import Example, Picture
+from dreambooth.engine.data.pictures import Example
 from dreambooth.engine.data.readings import Readings
 from dreambooth.engine.families.model import Model
 from dreambooth.engine.training import adapters, optimizers, precision, preview, state
@@ -50,7 +50,7 @@ def run(job: Job) -> Ending:
         _check_disk(work, source, length)
         start = _start(work, source)
         model, accelerator = load(work, source)
-        priors = _class_pictures(work, model, found, instances)
+        priors = _class_pictures(work, model, instances)
         session = _prepare(work, model, accelerator, length, instances, priors, start)
         ending = train(session, Hooks(work, session, source))
     except Asked as asked:
@@ -87,8 +87,8 @@ def load(work: Work, source: Source) -> tuple[Model, Any]:
     return model, accelerator
 
 
-def _class_pictures(work: Work, model: Model, found: list[Picture], instances: list[list[Example]]) -> list[Example]:
-    plans = class_pictures.plan(work.project, work.settings, found, work.size)
+def _class_pictures(work: Work, model: Model, instances: list[list[Example]]) -> list[Example]:
+    plans = class_pictures.plan(work.project, work.settings, instances, work.size)
     total = sum(plan.missing for plan in plans)
     if total:
         make_class_pictures(work, model, plans, total)

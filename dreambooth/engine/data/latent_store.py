@@ -6,6 +6,7 @@ the encoder. A changed picture or VAE is thereby another entry, and the old one 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -35,7 +36,10 @@ class Store:
         self.encoder = encoder_fingerprint(model)
         self.used: set[str] = set()
         self.problem = ""  # why entries could not be written
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            self.problem = str(error)
 
     def read(self, example: Example) -> tuple[Tensor, Tensor] | None:
         """Mean and standard deviation of an example's latents (4, h, w), if they are there and whole."""
@@ -55,10 +59,13 @@ class Store:
             staged.replace(path)
         except (OSError, SafetensorError) as error:
             self.problem = str(error)
-            staged.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                staged.unlink(missing_ok=True)
 
     def prune(self) -> None:
-        """Removes what this store has not used and nobody else has for some time, or what is too much: oldest first."""
+        """Removes what nobody has used for some time, and beyond that the oldest of what is too much."""
+        if self.problem:
+            return
         entries = [(path.stat().st_mtime, path.stat().st_size, path) for path in self.folder.iterdir()]
         total, oldest = sum(size for _, size, _ in entries), time.time() - KEPT_DAYS * 86400
         for changed, size, path in sorted(entries):
