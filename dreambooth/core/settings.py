@@ -139,6 +139,12 @@ class Pictures:
     no_upscale: bool = setting(
         False, "Never Enlarge", "Small pictures are trained at their own size, in smaller shapes.", advanced=True
     )
+    cache_on_disk: bool = setting(
+        True,
+        "Cache Latents on Disk",
+        "Encoded pictures are kept with the model, so that the next run on them starts at once; one that has changed "
+        "is encoded anew.",
+    )
     variants: int = setting(
         4,
         "Variants of a Picture",

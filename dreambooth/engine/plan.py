@@ -38,7 +38,7 @@ def report(job: Job) -> dict[str, Any]:
     plans = []
     if not work.project.problem:
         try:
-            plans = class_pictures.plan(work.project, work.settings, gathered.pictures, work.size)
+            plans = class_pictures.plan(work.project, work.settings, examples, work.size)
         except UserError as error:
             problems += error.problems
     made = {
