@@ -19,7 +19,8 @@ class General:
     resolution: int = setting(
         0,
         "Max Resolution",
-        "Pictures are cropped to this square, in pixels; 0 takes the model's own size.",
+        "The side in pixels of the square that pictures are cut to, or whose area their buckets have; 0 takes the "
+        "model's own size.",
         min=0,
         max=2048,
     )

@@ -11,7 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from dreambooth.core import project
+from dreambooth.core import forecast, project
+from dreambooth.core.buckets import Bucket
 from dreambooth.core.layout import MINIATURE
 from dreambooth.core.project import Folders
 from dreambooth.core.run import Job
@@ -181,6 +182,9 @@ def test_a_run_keeps_latents_where_it_is_asked_to(tmp_path: Path, photos: Path, 
     star = project.create(folders, "x", MINIATURE)
     job = run(folders, star, photos, **{"pictures.cache_on_disk": on_disk})
     assert star.latents.exists() == on_disk
+    if on_disk:
+        kept = sum(path.stat().st_size for path in star.latents.iterdir())
+        assert kept == pytest.approx(forecast.latent_bytes([Bucket(64, 64)] * 4), rel=0.1)
     assert any(event["event"] == "saved" for event in job.events()[0])
 
 
