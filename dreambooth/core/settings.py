@@ -262,6 +262,12 @@ class Tuning:
         min=1,
         max=12,
     )
+    pad_tokens: bool = setting(
+        True,
+        "Pad Tokens",
+        "Short prompts are filled up as WebUIs fill them; off reads their words alone, which no WebUI does.",
+        advanced=True,
+    )
     mixed_precision: Literal["auto", "no", "fp16", "bf16"] = setting(
         "auto",
         "Mixed Precision",

@@ -35,7 +35,7 @@ def run(job: Job) -> dict[str, Any]:
     words = prompt.split()
     frame = "" if len(words) > 3 else "a photo of a "
     tuning = settings.parse(job.settings()).tuning
-    model.read_prompts(tuning.max_token_length, tuning.clip_skip)
+    model.read_prompts(tuning.max_token_length, tuning.clip_skip, tuning.pad_tokens)
     meter = Meter(model)
     strengths = []
     for number in range(min(len(words), MEASURED_WORDS)):

@@ -79,10 +79,11 @@ def _start(work: Work, source: Source) -> dict[str, lora.Layer]:
 
 def load(work: Work, source: Source) -> tuple[Model, Any]:
     work.stage("loading the model", 0, 1)
-    accelerator = precision.accelerator(work.settings.tuning.mixed_precision)
+    tuning = work.settings.tuning
+    accelerator = precision.accelerator(tuning.mixed_precision)
     dtype = precision.compute_dtype(accelerator) if work.settings.is_lora else torch.float32
     model = families.load(source, dtype)
-    model.read_prompts(work.settings.tuning.max_token_length, work.settings.tuning.clip_skip)
+    model.read_prompts(tuning.max_token_length, tuning.clip_skip, tuning.pad_tokens)
     model.to(accelerator.device)
     return model, accelerator
 

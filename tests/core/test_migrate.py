@@ -147,9 +147,9 @@ def test_kohyas_folders() -> None:
 
 
 def test_what_cannot_be_turned_off_here_is_told() -> None:
-    migration = predecessor.config({**CONFIG_OF_2023_03, "pad_tokens": False}, look)
-    assert {line.value: line.why for line in migration.lines if line.theirs == "pad_tokens"} == {
-        False: "prompts are always padded, as the WebUI pads them"
+    migration = predecessor.config({**CONFIG_OF_2023_03, "cache_latents": False}, look)
+    assert {line.value: line.why for line in migration.lines if line.theirs == "cache_latents"} == {
+        False: "pictures are always encoded once"
     }
 
 

@@ -161,7 +161,7 @@ def test_what_is_drawn_depends_on_the_prompt_and_the_seed_alone(star: Project, m
     "change",
     [{"class_prompt": "a heart"}, {"class_infer_steps": 2}, {"class_guidance_scale": 3.0},
      {"class_negative_prompt": "blue"}, {"general.seed": 2}, {"tuning.clip_skip": 2},
-     {"tuning.max_token_length": 150}],
+     {"tuning.max_token_length": 150}, {"tuning.pad_tokens": False}],
 )  # fmt: skip
 def test_everything_that_changes_a_picture_changes_its_folder(
     star: Project, mine: Path, change: dict[str, Any]

@@ -107,6 +107,7 @@ def test_how_captions_are_read_changes_what_is_learned(star: Project, tmp_path: 
         "captions.suffix": "blue",
         "tuning.clip_skip": 2,
         "tuning.max_token_length": 150,
+        "tuning.pad_tokens": False,
     }.items():
         again, other = train(star, tmp_path, **{key: value})
         assert again == steps

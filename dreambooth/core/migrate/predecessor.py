@@ -21,6 +21,7 @@ _SAME = {
     "lora_txt_learning_rate": "learning.lora_text_encoder_learning_rate",
     "stop_text_encoder": "tuning.text_encoder_ratio",
     "max_token_length": "tuning.max_token_length",
+    "pad_tokens": "tuning.pad_tokens",
     "mixed_precision": "tuning.mixed_precision",
     "hflip": "pictures.hflip",
     "use_ema": "tuning.use_ema",
@@ -56,7 +57,6 @@ _ALWAYS = {
     "cache_latents": "pictures are always encoded once",
     "deterministic": "runs can always be repeated",
     "gradient_set_to_none": "always so",
-    "pad_tokens": "prompts are always padded, as the WebUI pads them",
     "save_safetensors": "always so",
     "split_loss": "your pictures and the class's always count apart",
 }

@@ -230,6 +230,7 @@ def _folder(project: Project, settings: Settings, concept: Concept, sampling: Sa
         settings.general.seed,
         settings.tuning.max_token_length,
         settings.tuning.clip_skip,
+        settings.tuning.pad_tokens,
     ]
     key = hashlib.sha256(json.dumps(depends_on).encode()).hexdigest()[:16]
     return project.class_pictures / key
