@@ -40,7 +40,16 @@ def encoded(count: int, concepts: list[int], seed: int) -> Encoded:
     mean = torch.randn(count, 4, 8, 8)
     bucket, prompt = torch.zeros(2, count, dtype=torch.long)
     sizes = torch.tensor([[64, 64, 0, 0, 64, 64]] * count)
-    return Encoded([mean], [torch.zeros_like(mean)], bucket, torch.arange(count), prompt, torch.tensor(concepts), sizes)
+    return Encoded(
+        [mean],
+        [torch.zeros_like(mean)],
+        bucket,
+        torch.arange(count),
+        prompt,
+        torch.tensor(concepts),
+        sizes,
+        mean.device,
+    )
 
 
 def session(model: Model, *, batch: int = 3, priors: bool = True, concepts: int = 1, **changes: Any) -> Session:

@@ -5,15 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-import numpy as np
-import torch
 from PIL import Image
-from torch import Tensor
 
 from dreambooth.core.errors import UserError
-from dreambooth.engine.data import decoding, framing
-from dreambooth.engine.data.framing import Cut
-from dreambooth.engine.families.model import LATENT_FACTOR
+from dreambooth.engine.data import decoding
 
 ENDING = "-mask"  # NAME-mask.png beside NAME.jpg
 FOLDER = "masks"  # masks/NAME.png in the folder of NAME.jpg
@@ -50,15 +45,6 @@ def decode(picture: Path) -> Image.Image | None:
             "make both of one shape."
         )
     return mask.resize((width, height), Image.Resampling.BILINEAR)
-
-
-def to_latents(mask: Image.Image | None, cut: Cut) -> Tensor:
-    """A variant's mask at the size of its latents, (1, h, w) from 0 to 1; all 1 where there is no mask."""
-    width, height = cut.bucket.width // LATENT_FACTOR, cut.bucket.height // LATENT_FACTOR
-    if mask is None:
-        return torch.ones(1, height, width)
-    small = framing.shape(mask, cut).resize((width, height), Image.Resampling.BOX)
-    return torch.from_numpy(np.array(small)).float()[None] / 255
 
 
 def any_of(pictures: Iterable[Path]) -> bool:
