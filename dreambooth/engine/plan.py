@@ -14,7 +14,7 @@ from dreambooth.core.errors import UserError
 from dreambooth.core.run import Job
 from dreambooth.core.settings import Settings
 from dreambooth.engine import contact_sheet
-from dreambooth.engine.data import class_pictures, pictures, survey
+from dreambooth.engine.data import class_pictures, masks, pictures, survey
 from dreambooth.engine.data.framing import Cut
 from dreambooth.engine.data.pictures import Example, Gathered
 from dreambooth.engine.work import Work
@@ -35,6 +35,9 @@ def report(job: Job) -> dict[str, Any]:
     examples = pictures.examples(gathered, work.settings, work.size)
     length = budget(work.settings, pictures.seen_each_epoch(gathered.pictures, work.settings.concepts))
     problems = gathered.problems + ([work.project.problem] if work.project.problem else [])
+    readable = [picture.path for picture, seen in zip(gathered.pictures, gathered.looks) if not seen.error]
+    if problem := masks.problem(work.settings, readable):
+        problems.append(problem)
     plans = []
     if not work.project.problem:
         try:

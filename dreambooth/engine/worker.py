@@ -19,9 +19,9 @@ from dreambooth.core.errors import UserError
 from dreambooth.core.forecast import disk_bytes
 from dreambooth.core.run import Job
 from dreambooth.core.settings import Settings
-from dreambooth.engine import families, outputs
+from dreambooth.engine import families, outputs, start_file
 from dreambooth.engine.checkpoints import lora
-from dreambooth.engine.checkpoints.lora_layers import AnyLayer, Layer
+from dreambooth.engine.checkpoints.lora_layers import AnyLayer
 from dreambooth.engine.checkpoints.source import Source, open_model
 from dreambooth.engine.data import cache, class_pictures, masks, pictures, survey
 from dreambooth.engine.data.cache import Encoded
@@ -49,8 +49,9 @@ def run(job: Job) -> Ending:
         length = budget(work.settings, pictures.seen_each_epoch(found, work.settings.concepts))
         source = open_model(work.project)
         _check_disk(work, source, length)
-        _check_masks(work.settings, found)
-        start = _start(work, source)
+        if problem := masks.problem(work.settings, (picture.path for picture in found)):
+            raise UserError(problem)
+        start = start_file.layers(work.settings, source)
         model, accelerator = load(work, source)
         priors = _class_pictures(work, model, instances)
         session = _prepare(work, model, accelerator, length, instances, priors, start)
@@ -62,37 +63,6 @@ def run(job: Job) -> Ending:
     if ending != "paused":
         shutil.rmtree(job.state, ignore_errors=True)
     return ending
-
-
-def _start(work: Work, source: Source) -> dict[str, AnyLayer]:
-    """The layers of the LoRA file to go on from, by the weight that each changes; empty where there is none."""
-    path = work.settings.lora.start_file.strip()
-    if not path or not work.settings.is_lora:
-        return {}
-    start = lora.read(Path(path), source.tensors, work.project.about["family"])
-    problem = _no_start(start, work.settings)
-    if problem:
-        raise UserError(f"lora.start_file: {path} {problem}")
-    return start
-
-
-def _no_start(start: dict[str, AnyLayer], settings: Settings) -> str:
-    """Why a LoRA's layers cannot be gone on from; empty where they can."""
-    kinds = {(layer.kind, layer.magnitude is not None) for layer in start.values()}
-    on_unet = {name.startswith("unet/") for name in start}
-    if any(isinstance(layer, Layer) and layer.mid is not None for layer in start.values()):
-        return "is of LyCORIS' CP kind, which cannot be gone on from."
-    if len(kinds) > 1:
-        return "mixes layers of several kinds, which cannot be gone on from."
-    if kinds & {("loha", True), ("lokr", True)}:
-        return "puts DoRA on LoHa or LoKr, which cannot be gone on from."
-    if not kinds & {("lora", False), ("lora", True)} and settings.lora.dropout:
-        return "is a LoHa or LoKr, which has no input to drop; set lora.dropout to 0."
-    if False in on_unet and not settings.tuning.text_encoder_ratio:
-        return "also teaches the text encoder; set tuning.text_encoder_ratio above 0 to go on."
-    if True in on_unet and not settings.tuning.train_unet:
-        return "also teaches the UNet; set tuning.train_unet to true to go on."
-    return ""
 
 
 def load(work: Work, source: Source) -> tuple[Model, Any]:
@@ -262,15 +232,6 @@ def _shown_weights(session: Session) -> Any:
     if session.ema:
         return session.ema.applied(session.trained.named())
     return contextlib.nullcontext()
-
-
-def _check_masks(settings: Settings, found: list[pictures.Picture]) -> None:
-    """Raises UserError if pictures are to be masked and none has a mask."""
-    if settings.objective.masked and not masks.any_of(picture.path for picture in found):
-        raise UserError(
-            "objective.masked: none of your pictures has a mask; put NAME-mask.png beside a picture or masks/NAME.png "
-            "below it, use pictures with transparency, or switch it off."
-        )
 
 
 def _check_disk(work: Work, source: Source, length: Budget) -> None:

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from dreambooth.core import checkpoint, settings
 from dreambooth.core.errors import UserError
-from dreambooth.engine import families, worker
-from dreambooth.engine.checkpoints import lora, original
+from dreambooth.engine import families, start_file
+from dreambooth.engine.checkpoints import lora
 from dreambooth.engine.checkpoints.source import open_source
 from dreambooth.engine.checkpoints.write import write_tensors
 from dreambooth.engine.families.model import Model
@@ -309,7 +309,7 @@ def test_freezing_clip_normalization_freezes_those_layers_and_no_others(base: Pa
 def start(base: Path, family: str, tensors: dict[str, Tensor], path: Path, **changes: Any) -> str:
     save_file(tensors, path)
     layers = lora.read(path, open_source(base).tensors, family)
-    return worker._no_start(layers, settings.parse(changes))
+    return start_file.objection(layers, settings.parse(changes))
 
 
 def test_files_that_cannot_be_gone_on_from_are_named(base: Path, family: str, tmp_path: Path) -> None:
@@ -339,4 +339,3 @@ def test_a_layer_of_another_size_is_refused(base: Path, family: str, tmp_path: P
         lora.add(
             tmp_path / "x.safetensors", lora.read(tmp_path / "x.safetensors", source.tensors, family), model.parts, 1
         )
-    assert original.own_tensors(model.parts)

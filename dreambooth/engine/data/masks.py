@@ -8,6 +8,7 @@ from pathlib import Path
 from PIL import Image
 
 from dreambooth.core.errors import UserError
+from dreambooth.core.settings import Settings
 from dreambooth.engine.data import decoding
 
 ENDING = "-mask"  # NAME-mask.png beside NAME.jpg
@@ -47,9 +48,14 @@ def decode(picture: Path) -> Image.Image | None:
     return mask.resize((width, height), Image.Resampling.BILINEAR)
 
 
-def any_of(pictures: Iterable[Path]) -> bool:
-    """Whether any of the pictures has a mask."""
-    return any(file_of(path) or decoding.decode_alpha(path) for path in pictures)
+def problem(settings: Settings, pictures: Iterable[Path]) -> str:
+    """What is wrong where pictures are to be masked and none has a mask; empty where nothing is."""
+    if not settings.objective.masked or any(file_of(path) or decoding.decode_alpha(path) for path in pictures):
+        return ""
+    return (
+        "objective.masked: none of your pictures has a mask; put NAME-mask.png beside a picture or masks/NAME.png "
+        "below it, use pictures with transparency, or switch it off."
+    )
 
 
 def _masked(path: Path) -> Path | None:
