@@ -107,9 +107,25 @@ def test_the_predecessors_last_config() -> None:
     assert (ours["general.resolution"], ours["tuning.weight_decay"]) == (704, 0.02)
     assert (ours["tuning.clip_skip"], ours["pictures.hflip"]) == (2, True)
     assert "clip_skip" in left(predecessor.config({**CONFIG_OF_2025, "model_type": "SDXL"}, look))
-    assert {"train_unet", "concept 0: save_sample_prompt"} <= left(migration)
+    assert "concept 0: save_sample_prompt" in left(migration)
+    assert (ours["tuning.train_unet"], ours["tuning.text_encoder_ratio"]) == (False, 1.0)
     changed = {line.theirs for line in migration.lines if line.fate == "changed"}
     assert {"resolution", "lora_weight", "lr_scheduler"} <= changed
+
+
+def test_what_the_predecessor_minimised() -> None:
+    theirs = {"prior_loss_scale": True, "prior_loss_target": 60, "prior_loss_weight_min": 0.2, "offset_noise": -0.1}
+    more = {"freeze_clip_normalization": True, "train_unet": False, "stop_text_encoder": 0.5}
+    migration = predecessor.config({**CONFIG_OF_2023_03, **theirs, **more}, look)
+    ours = flat(migration)
+    assert (ours["objective.prior_loss_scale"], ours["objective.prior_loss_target"]) == (True, 60)
+    assert (ours["objective.prior_loss_weight_min"], ours["objective.offset_noise"]) == (0.2, -0.1)
+    assert (ours["tuning.freeze_clip_normalization"], ours["tuning.text_encoder_ratio"]) == (True, 1.0)
+    told = {line.theirs for line in migration.lines if line.fate == "changed"}
+    assert {"freeze_clip_normalization", "stop_text_encoder"} <= told
+    upside_down = predecessor.config({**theirs, "prior_loss_weight_min": 1}, look)
+    assert "prior_loss_scale" in left(upside_down)
+    assert not flat(upside_down)["objective.prior_loss_scale"]
 
 
 def test_a_concepts_list_says_how_many_class_pictures_in_several_ways() -> None:

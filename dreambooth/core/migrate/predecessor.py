@@ -28,6 +28,7 @@ _SAME = {
     "weight_decay": "tuning.weight_decay",
     "adamw_weight_decay": "tuning.weight_decay",
     "prior_loss_weight": "tuning.prior_loss_weight",
+    "offset_noise": "objective.offset_noise",
     "lora_unet_rank": "lora.rank",
     "shuffle_tags": "captions.shuffle_tags",
     "custom_model_name": "saving.custom_model_name",
@@ -68,7 +69,8 @@ _BOOKKEEPING = {
     "lr_warmup_steps", "lr_cycles", "lr_factor", "lr_power", "lr_scale_pos", "learning_rate_min",
     "save_embedding_every", "save_ckpt_after", "save_ckpt_cancel", "save_ckpt_during", "save_lora_after",
     "save_lora_cancel", "save_lora_during", "save_state_after", "save_state_cancel", "save_state_during",
-    "save_lora_for_extra_net", "ema_predict", "use_subdir", "tomesd", "prior_loss_target", "prior_loss_weight_min",
+    "save_lora_for_extra_net", "ema_predict", "use_subdir", "tomesd", "prior_loss_scale", "prior_loss_target",
+    "prior_loss_weight_min", "freeze_clip_normalization", "train_unet",
     "full_mixed_precision", "dream_detail_preservation", "save_ema", "adaptation_beta1",
     "adaptation_beta2", "adaptation_d0", "adaptation_eps", "disable_logging",
 }  # fmt: skip
@@ -106,6 +108,7 @@ def config(theirs: Mapping[str, Any], look: Look) -> Migration:
     if theirs.get("use_lora"):
         _lora(theirs, into)
     _rates(theirs, listed, look, into)
+    _training(theirs, into)
     _saving(theirs, into)
     if str(theirs.get("sanity_prompt") or "").strip():
         prompts = [into.settings.get("previews.prompts", ""), str(theirs["sanity_prompt"]).strip()]
@@ -175,6 +178,24 @@ def _lora(theirs: Mapping[str, Any], into: Migration) -> None:
         into.leave("lora_txt_rank", theirs["lora_txt_rank"], "both parts have lora.rank here")
 
 
+def _training(theirs: Mapping[str, Any], into: Migration) -> None:
+    """What is trained and what is minimised."""
+    if theirs.get("train_unet") is False:
+        into.take("train_unet", "tuning.train_unet", False)
+        if number(theirs.get("stop_text_encoder")) < 1:
+            why = "without the UNet the text encoder is trained for the whole run"
+            into.take("stop_text_encoder", "tuning.text_encoder_ratio", 1.0, why)
+    if theirs.get("freeze_clip_normalization"):
+        into.take("freeze_clip_normalization", "tuning.freeze_clip_normalization", True, "it froze nothing there")
+    least = number(theirs.get("prior_loss_weight_min"), 0.1)
+    if theirs.get("prior_loss_scale") and least > number(theirs.get("prior_loss_weight"), 0.75):
+        into.leave("prior_loss_scale", True, "its minimum is above its weight")
+    elif theirs.get("prior_loss_scale"):
+        into.take("prior_loss_scale", "objective.prior_loss_scale", True)
+        into.take("prior_loss_target", "objective.prior_loss_target", number(theirs.get("prior_loss_target"), 100))
+        into.take("prior_loss_weight_min", "objective.prior_loss_weight_min", least)
+
+
 def _rates(theirs: Mapping[str, Any], listed: Sequence[Any], look: Look, into: Migration) -> None:
     name = str(theirs.get("lr_scheduler") or "")
     if not name:
@@ -211,11 +232,7 @@ def _rest(theirs: Mapping[str, Any], into: Migration) -> None:
     for key, value in theirs.items():
         if key in _SAME or key in _BOOKKEEPING or (value in _NOTHING and key not in _ALWAYS):
             continue
-        if key == "train_unet" and value:
-            continue
         if key == "concepts_path":
             into.leave(key, value, "import that file too")
         else:
             into.leave(key, value, _ALWAYS.get(key, "there is no such setting here"))
-    if theirs.get("train_unet") is False:
-        into.leave("train_unet", False, "the UNet is always trained")

@@ -46,8 +46,10 @@ def batch_losses(
     wanted = objective.target(model.prediction_type, x_0, eps, alpha_bar_t)
     error = objective.error(predicted, wanted, choice, alpha_bar_t, t)
     each = objective.picture_means(error, mask, choice.unmasked_weight)
-    each = each * objective.timestep_weight(model.prediction_type, choice, alpha_bar_t)
-    each = torch.cat([each[: len(instances)] * _concept_weights(session, instances), each[len(instances) :]])
+    if choice.weighting != "none":
+        each = each * objective.timestep_weight(model.prediction_type, choice, alpha_bar_t)
+    if any(concept.loss_weight != 1 for concept in settings.concepts):
+        each[: len(instances)] *= _concept_weights(session, instances)
     prior_weight = objective.prior_weight(settings, position / session.budget.pictures)
     return objective.dreambooth_loss(each, len(instances), prior_weight)
 
