@@ -1,4 +1,8 @@
-"""Makes the miniature: `python -m dreambooth.engine.miniature.train` (an hour and a half on two processor cores)."""
+"""Makes a miniature: `python -m dreambooth.engine.miniature.train --family sdxl`.
+
+SD 1's comes first, from nothing (an hour and a half on two processor cores). The others have its VAE and begin with
+what of its weights has a place in them.
+"""
 
 from __future__ import annotations
 
@@ -6,25 +10,28 @@ import argparse
 import functools
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
 
-from dreambooth.core.layout import MINIATURE, SUBJECT_PICTURES
-from dreambooth.engine.checkpoints import names
-from dreambooth.engine.checkpoints.write import write_tensors
-from dreambooth.engine.miniature import workers, world
+from dreambooth.core.layout import MINIATURE, MINIATURES, SUBJECT_PICTURES
+from dreambooth.engine.checkpoints.entry import Entry
+from dreambooth.engine.checkpoints.original import entries, own_tensors
+from dreambooth.engine.checkpoints.write import write as write_file
+from dreambooth.engine.families import sd1
+from dreambooth.engine.miniature import finish, workers, world
+from dreambooth.engine.miniature.shapes import SHAPES
 from dreambooth.engine.miniature.train_unet import TextToNoise, train_unet
-from dreambooth.engine.miniature.train_vae import build_vae, train_vae
+from dreambooth.engine.miniature.train_vae import LATENT_SCALE, build_vae, train_vae
 
 VAE_STEPS = (1400, 850)  # the second part starts from the first with a fresh learning rate
-UNET_STEPS = 6500
 DECODER_STEPS = 560  # sharpens the pictures; the latents that the UNet has learned stay as they are
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--family", choices=SHAPES, default="sd1")
     parser.add_argument(
         "--work",
         type=Path,
@@ -32,72 +39,79 @@ def main() -> None:
         help="where the stages leave their weights",
     )
     parser.add_argument("--workers", type=int, default=2, help="processes; one for each free core")
-    parser.add_argument("--out", type=Path, default=MINIATURE)
+    parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
-    vae, unet, sharp = (options.work / f"{stage}.pt" for stage in ("vae", "unet", "sharp"))
+    make = make_first if options.family == "sd1" else make_from_first
+    vae, unet = make(options.family, options.work, options.workers)
+    write(options.family, vae, unet, options.out or MINIATURES[options.family])
+
+
+def make_first(family: str, work: Path, count: int) -> tuple[Path, Path]:
+    """Trains SD 1's miniature and draws the demo's subject. Returns the VAE's weights and the others'."""
+    vae, unet, sharp = (work / f"{stage}.pt" for stage in ("vae", "unet", "sharp"))
 
     def make_vae(out: Path) -> None:
         for seed, steps in enumerate(VAE_STEPS):
-            workers.run(options.workers, functools.partial(train_vae, steps=steps, seed=seed), out)
-
-    def make_unet(out: Path) -> None:
-        workers.run(options.workers, functools.partial(train_unet, steps=UNET_STEPS), vae, out)
+            workers.run(count, functools.partial(train_vae, steps=steps, seed=seed), out)
 
     def sharpen(out: Path) -> None:
         shutil.copyfile(vae, out)
         sharpening = functools.partial(train_vae, steps=DECODER_STEPS, seed=len(VAE_STEPS), decoder_only=True)
-        workers.run(options.workers, sharpening, out)
+        workers.run(count, sharpening, out)
 
-    for result, make in ((vae, make_vae), (unet, make_unet), (sharp, sharpen)):
-        if not result.exists():  # a stage that was interrupted starts again
-            partial = result.with_suffix(".partial")
-            partial.unlink(missing_ok=True)
-            make(partial)
-            partial.rename(result)
-    write(sharp, unet, options.out)
+    _make_once(vae, make_vae)
+    _make_once(unet, lambda out: workers.run(count, train_unet, family, vae, out))
+    _make_once(sharp, sharpen)
     draw_subject(SUBJECT_PICTURES)
+    return sharp, unet
 
 
-def write(vae_file: Path, unet_file: Path, out: Path) -> None:
-    """Both stages' weights as one half-precision checkpoint in SD 1's original layout."""
-    vae, model = build_vae(), TextToNoise()
+def make_from_first(family: str, work: Path, count: int) -> tuple[Path, Path]:
+    """Trains another family's UNet and text encoders, starting from SD 1's miniature."""
+    vae, start, unet = (work / f"{stage}.pt" for stage in ("first-vae", "first-unet", family))
+    first = sd1.load(MINIATURE, world.SIZE)
+    torch.save(first.vae.state_dict(), vae)
+    weights = {f"unet.{name}": tensor for name, tensor in first.unet.state_dict().items()}
+    weights |= {f"text_encoders.0.{name}": tensor for name, tensor in first.text_encoder.state_dict().items()}
+    torch.save(weights, start)
+    training = functools.partial(train_unet, start=start)
+    _make_once(unet, lambda out: workers.run(count, training, family, vae, out))
+    return vae, unet
+
+
+def _make_once(result: Path, make: Callable[[Path], None]) -> None:
+    if not result.exists():  # a stage that was interrupted starts again
+        partial = result.with_suffix(".partial")
+        partial.unlink(missing_ok=True)
+        make(partial)
+        partial.rename(result)
+
+
+def write(family: str, vae_file: Path, unet_file: Path, out: Path) -> None:
+    """The stages' weights as one half-precision checkpoint in the family's original layout."""
+    shape = SHAPES[family]
+    vae, model = build_vae(), TextToNoise(shape)
     vae.load_state_dict(torch.load(vae_file))
     model.load_state_dict(torch.load(unet_file))
-    _give_text_a_mean(model)
-    levels = len(model.unet.config.block_out_channels)
-    tensors = {
-        **renamed(model.unet, names.unet_keys(model.unet.state_dict(), levels=levels, layers=2)),
-        **renamed(vae, names.vae_keys(vae.state_dict(), levels=4, layers=1)),
-        **renamed(model.text_encoder, names.clip_keys(model.text_encoder.state_dict())),
-    }
+    finish.rescale_latents(vae, LATENT_SCALE, shape.latent_scale)
+    finish.give_text_a_mean(model)
+    finish.fill_unused_blocks(model)
+    parts = {"unet": model.unet, "vae": vae}
+    parts |= dict(zip(("text_encoder", "text_encoder_2"), model.text_encoders))
+    own = {name: Entry.of(tensor, torch.float16) for name, tensor in own_tensors(parts).items()}
     metadata = {
         "format": "pt",
         "modelspec.sai_model_spec": "1.0.0",
-        "modelspec.architecture": "stable-diffusion-v1",
-        "modelspec.title": "DreamBooth miniature",
+        "modelspec.architecture": shape.architecture,
+        "modelspec.title": shape.title,
         "modelspec.description": "A small model of a drawn world, for demos and tests: eight things in eight colours.",
         "modelspec.license": "Apache-2.0",
         "modelspec.resolution": f"{world.SIZE}x{world.SIZE}",
-        "modelspec.prediction_type": "epsilon",
+        "modelspec.prediction_type": shape.prediction,
     }
     out.unlink(missing_ok=True)
-    write_tensors(out, tensors, metadata)
-
-
-@torch.no_grad()
-def _give_text_a_mean(model: TextToNoise, shift: float = -0.1) -> None:
-    """Moves the text encoder's output off zero without changing what the model draws.
-
-    WebUIs scale prompts by the mean of this output and divide by it. A shift that all tokens share adds the same to
-    every key, which the softmax ignores, and a constant to every value, which the output's bias takes back.
-    """
-    model.text_encoder.final_layer_norm.bias += shift
-    everywhere = torch.full_like(model.text_encoder.final_layer_norm.bias, shift)
-    for name, module in model.unet.named_modules():
-        if name.endswith("attn2"):
-            output = module.to_out[0]
-            output.bias -= output.weight @ (module.to_v.weight @ everywhere)
+    write_file(out, entries(own, family), metadata)
 
 
 def draw_subject(folder: Path) -> None:
@@ -107,15 +121,6 @@ def draw_subject(folder: Path) -> None:
         world.draw_subject(scene).save(folder / f"{number}.png")
         words = f"sks {world.SUBJECT_CLASS} on a {scene.background} background"
         (folder / f"{number}.txt").write_text(f"{words}\n", encoding="utf-8")
-
-
-def renamed(module: nn.Module, keys: dict[str, str]) -> dict[str, Tensor]:
-    """{original key: half-precision tensor}; the VAE's attention becomes 1x1 convolutions, as the layout has it."""
-    renamed = {}
-    for ours, theirs in keys.items():
-        tensor = module.state_dict()[ours].half()
-        renamed[theirs] = tensor[:, :, None, None] if theirs.endswith(names.VAE_CONVOLUTIONS) else tensor
-    return renamed
 
 
 if __name__ == "__main__":

@@ -1,0 +1,60 @@
+"""Last touches on trained weights, none of which changes what is drawn: what the formats and the WebUIs expect."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from diffusers import AutoencoderKL
+from torch import Tensor
+
+from dreambooth.engine.miniature.train_unet import TextToNoise
+
+_SHIFT = 0.1
+_PROMPTS = ["", "a red star", "a photo of a small blue heart on a white background"]
+
+
+@torch.no_grad()
+def give_text_a_mean(model: TextToNoise) -> None:
+    """Moves the text encoders' output off zero without changing what the model draws.
+
+    WebUIs scale prompts by the mean of this output and divide by it. A shift that all tokens share adds the same to
+    every key, which the softmax ignores, and a constant to every value, which the output's bias takes back. A norm
+    that follows takes out what all channels share, so the shift can be given before the last block, too.
+    """
+    context, _ = model.encode(_PROMPTS)
+    shifts = []
+    for text, encoder, states in zip(model.shape.text, model.text_encoders, context.split(model.widths, dim=-1)):
+        body = getattr(encoder, "text_model", encoder)
+        bias = body.encoder.layers[-2].mlp.fc2.bias if text.penultimate else body.final_layer_norm.bias
+        shift = torch.full_like(bias, math.copysign(_SHIFT, states.mean().item()))
+        bias += shift
+        shifts.append(shift)
+    _take_back(model, torch.cat(shifts))
+
+
+def _take_back(model: TextToNoise, shift: Tensor) -> None:
+    for name, module in model.unet.named_modules():
+        if name.endswith("attn2"):
+            output = module.to_out[0]
+            output.bias -= output.weight @ (module.to_v.weight @ shift)
+
+
+@torch.no_grad()
+def fill_unused_blocks(model: TextToNoise) -> None:
+    """A last text block that nobody runs becomes a copy of the one before it."""
+    for text, encoder in zip(model.shape.text, model.text_encoders):
+        if text.penultimate and not text.pooled:
+            layers = getattr(encoder, "text_model", encoder).encoder.layers
+            layers[-1].load_state_dict(layers[-2].state_dict())
+
+
+@torch.no_grad()
+def rescale_latents(vae: AutoencoderKL, before: float, after: float) -> None:
+    """The same latents under another scaling factor: the 1x1 convolutions around them take the difference."""
+    ratio = before / after
+    half = len(vae.quant_conv.bias) // 2
+    vae.quant_conv.weight[:half] *= ratio
+    vae.quant_conv.bias[:half] *= ratio
+    vae.quant_conv.bias[half:] += 2 * math.log(ratio)  # log variance
+    vae.post_quant_conv.weight /= ratio
