@@ -8,7 +8,7 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 
-from dreambooth.engine.miniature.train_unet import TextToNoise
+from dreambooth.engine.miniature.model import TextToNoise
 
 _SHIFT = 0.1
 _PROMPTS = ["", "a red star", "a photo of a small blue heart on a white background"]

@@ -83,7 +83,7 @@ SD2 = Shape(
         "attention_head_dim": 1,  # the number of heads, in spite of its name
         "use_linear_projection": True,
     },
-    steps=4500,
+    steps=3600,
     learning_rate=1e-3,
 )
 _CLIP_L = Text(12, "quick_gelu", CLIP_PAD, depth=5, penultimate=True)  # 12 to 20 as 768 to 1280
@@ -106,7 +106,7 @@ SDXL = Shape(
         "addition_time_embed_dim": 32,
         "projection_class_embeddings_input_dim": _OPEN_CLIP_G.width + 6 * 32,
     },
-    steps=9000,
+    steps=7000,
     learning_rate=1e-3,
 )
 SHAPES = {"sd1": SD1, "sd2": SD2, "sdxl": SDXL}

@@ -21,8 +21,9 @@ from dreambooth.engine.checkpoints.original import entries, own_tensors
 from dreambooth.engine.checkpoints.write import write as write_file
 from dreambooth.engine.families import sd1
 from dreambooth.engine.miniature import finish, workers, world
+from dreambooth.engine.miniature.model import TextToNoise
 from dreambooth.engine.miniature.shapes import SHAPES
-from dreambooth.engine.miniature.train_unet import TextToNoise, train_unet
+from dreambooth.engine.miniature.train_unet import train_unet
 from dreambooth.engine.miniature.train_vae import LATENT_SCALE, build_vae, train_vae
 
 VAE_STEPS = (1400, 850)  # the second part starts from the first with a fresh learning rate

@@ -8,55 +8,19 @@ import time
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
-from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from dreambooth.engine.miniature import workers, world
-from dreambooth.engine.miniature.shapes import SHAPES, Shape
+from dreambooth.engine.miniature.begin import begin_with
+from dreambooth.engine.miniature.model import WHOLE, TextToNoise
+from dreambooth.engine.miniature.shapes import SHAPES
 from dreambooth.engine.miniature.train_vae import LATENT_SCALE, build_vae, to_tensor
 from dreambooth.engine.sampling import make_scheduler
-from dreambooth.engine.vocabulary import clip_tokenizer
 
 SNR_LIMIT = 5.0  # Min-SNR weighting (arXiv 2303.09556): evens out the timesteps, which speeds learning up
-EMPTY_CAPTIONS = 0.1  # for classifier-free guidance
-WHOLE = (world.SIZE, world.SIZE, 0, 0, world.SIZE, world.SIZE)  # original height, width; crop top, left; target
-
-
-class TextToNoise(nn.Module):
-    """The parts that learn together; what the UNet predicts is its family's."""
-
-    def __init__(self, shape: Shape) -> None:
-        super().__init__()
-        self.shape = shape
-        self.tokenizers = [clip_tokenizer(text.pad_token) for text in shape.text]
-        self.text_encoders = nn.ModuleList(
-            (CLIPTextModelWithProjection if text.pooled else CLIPTextModel)(text.config()) for text in shape.text
-        )
-        self.unet = UNet2DConditionModel(sample_size=world.SIZE // 8, **shape.unet)
-
-    @property
-    def widths(self) -> list[int]:
-        """The text encoders' shares of the context."""
-        return [text.width for text in self.shape.text]
-
-    def encode(self, captions: list[str]) -> tuple[Tensor, Tensor | None]:
-        """Captions -> the UNet's context (B, 77, width) and the pooled text (B, width) of a family that has one."""
-        states, pooled = [], None
-        for text, tokenizer, encoder in zip(self.shape.text, self.tokenizers, self.text_encoders):
-            tokens = tokenizer(captions, padding="max_length", max_length=77, return_tensors="pt").input_ids
-            output = encoder(tokens, output_hidden_states=text.penultimate)
-            states.append(output.hidden_states[-2] if text.penultimate else output.last_hidden_state)
-            pooled = output.text_embeds if text.pooled else pooled
-        return torch.cat(states, dim=-1), pooled
-
-    def forward(self, noisy: Tensor, timesteps: Tensor, captions: list[str], sizes: Tensor) -> Tensor:
-        """(B, 4, h, w), (B,), B captions and (B, 6) pixels -> the prediction (B, 4, h, w)."""
-        context, pooled = self.encode(captions)
-        added = {"text_embeds": pooled, "time_ids": sizes} if self.shape.sizes else None
-        return self.unet(noisy, timesteps, context, added_cond_kwargs=added).sample
 
 
 def train_unet(
@@ -91,7 +55,7 @@ def train_unet(
         for group in optimizer.param_groups:
             group["lr"] = shape.learning_rate * _schedule(step, shape.steps) + 1e-6
         chosen = torch.randint(len(scenes), (batch,))
-        captions = [_caption(scenes[i], rng) for i in chosen.tolist()]
+        captions = [world.caption_or_none(scenes[i], rng) for i in chosen.tolist()]
         loss = _loss(model, latents[chosen], captions, sizes[chosen], signal)
         loss.backward()
         worker.average_gradients(model.parameters())
@@ -104,28 +68,8 @@ def train_unet(
             torch.save(average.module.state_dict(), out)
 
 
-@torch.no_grad()
-def begin_with(model: TextToNoise, weights: dict[str, Tensor]) -> None:
-    """Takes over another family's weights wherever the place and the number of values are the same.
-
-    1x1 convolutions fit linear layers. The decoder's blocks are counted from the inside, so a UNet
-    with fewer levels has the last of them.
-    """
-    missing = sum(".upsamplers." in name and name.endswith("weight") for name in weights)
-    missing -= sum(".upsamplers." in name and name.endswith("weight") for name in model.state_dict())
-    for name, tensor in model.state_dict().items():
-        head, block, rest = name.partition("unet.up_blocks.")
-        source = f"{block}{int(rest[0]) + missing}{rest[1:]}" if block and not head else name
-        if source in weights and weights[source].numel() == tensor.numel():
-            tensor.copy_(weights[source].reshape(tensor.shape))
-
-
 def _schedule(step: int, steps: int) -> float:
     return min(1, (step + 1) / 200) * (0.5 + 0.5 * math.cos(math.pi * step / steps))
-
-
-def _caption(scene: world.Scene, rng: random.Random) -> str:
-    return "" if rng.random() < EMPTY_CAPTIONS else world.caption(scene, rng)
 
 
 @torch.no_grad()
