@@ -73,9 +73,10 @@ def make_from_first(family: str, work: Path, count: int) -> tuple[Path, Path]:
     vae, start, unet = (work / f"{stage}.pt" for stage in ("first-vae", "first-unet", family))
     first = sd1.load(MINIATURE, world.SIZE)
     torch.save(first.vae.state_dict(), vae)
-    weights = {f"unet.{name}": tensor for name, tensor in first.unet.state_dict().items()}
-    weights |= {f"text_encoders.0.{name}": tensor for name, tensor in first.text_encoder.state_dict().items()}
-    torch.save(weights, start)
+    parts = {"unet": first.unet, "text_encoders.0": first.text_encoder}
+    torch.save(
+        {f"{part}.{name}": t for part, module in parts.items() for name, t in module.state_dict().items()}, start
+    )
     training = functools.partial(train_unet, start=start)
     _make_once(unet, lambda out: workers.run(count, training, family, vae, out))
     return vae, unet
