@@ -1,70 +1,59 @@
-"""What a model file is, read from its header alone: fast, without torch, and without loading a weight.
-
-A .safetensors file starts with the length of its header (8 bytes, little-endian) and the header,
-a JSON object of {tensor name: {dtype, shape, data_offsets}} and `__metadata__`.
-"""
+"""What a model file is, told from the names and shapes of its tensors: fast, without torch, no weight loaded."""
 
 from __future__ import annotations
 
 import hashlib
-import json
+import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from math import prod
 from pathlib import Path
 from typing import Any
 
+from dreambooth.core.diffusers_folder import PARTS, read_folder, read_part
 from dreambooth.core.errors import UserError
+from dreambooth.core.model_file import PICKLES, SUFFIXES, Header, Tensor, read_safetensors
+from dreambooth.core.origin import Origin
+from dreambooth.core.pickle_file import read_pickle
 
-MAX_HEADER_BYTES = 100_000_000  # the format's own limit
-BYTES_PER_VALUE = {
-    "F64": 8,
-    "F32": 4,
-    "F16": 2,
-    "BF16": 2,
-    "I64": 8,
-    "I32": 4,
-    "I16": 2,
-    "I8": 1,
-    "U8": 1,
-    "BOOL": 1,
-    "F8_E4M3": 1,
-    "F8_E5M2": 1,
-}
-PRECISIONS = {"F32": "fp32", "F16": "fp16", "BF16": "bf16", "F64": "fp64"}
+PRECISIONS = {"F32": "fp32", "F16": "fp16", "BF16": "bf16", "F64": "fp64", "F8_E4M3": "fp8", "F8_E5M2": "fp8"}
+FAMILIES = {"sd1": "Stable Diffusion 1", "sd2": "Stable Diffusion 2", "sdxl": "SDXL"}
 
 UNET = "model.diffusion_model."
 VAE = "first_stage_model."
-CLIP_L = "cond_stage_model.transformer."
-OPEN_CLIP = "cond_stage_model.model."
-SDXL_TEXT = "conditioner.embedders."
 EMA = "model_ema."
-
-
-@dataclass(frozen=True)
-class Tensor:
-    dtype: str
-    shape: tuple[int, ...]
-    start: int
-    end: int
-
-
-@dataclass(frozen=True)
-class Header:
-    path: Path
-    tensors: dict[str, Tensor]
-    metadata: dict[str, str]
-    data_start: int
+_TEXT = {
+    "sd1": ("cond_stage_model.transformer.",),
+    "sd2": ("cond_stage_model.model.",),
+    "sdxl": ("conditioner.embedders.0.transformer.", "conditioner.embedders.1.model."),
+}
+_KNOWN = (UNET, VAE, EMA, "cond_stage_model.", "conditioner.")
+# What else people have in the same folder: a tensor's name that tells it, and what it is.
+_OTHERS = (
+    (r"(^|\.)double_blocks\.\d", "it is a Flux model"),
+    (r"(^|\.)joint_blocks\.\d", "it is Stable Diffusion 3"),
+    (r"^(down_blocks|up_blocks)\.\d.*effnet|^clip_txt_mapper", "it is Stable Cascade"),
+    (r"control_model\.|^input_hint_block|^controlnet_", "it is a ControlNet, not a whole model"),
+    (r"^(emb_params|string_to_param|\*$)|^clip_[gl]$", "it is a textual-inversion embedding, not a model"),
+    (r"\.hada_w1|\.lokr_w|\.oft_blocks", "it is a LyCORIS file, not a whole model; name the checkpoint it belongs to"),
+)
+_LORA = re.compile(r"\.lora_(down|up|A|B)\.|\.lora\.(down|up)\.|_lora\.(down|up)\.")
 
 
 @dataclass
 class About:
-    """What a checkpoint or LoRA is. `reason` says why it cannot be trained from, where it cannot."""
+    """What a checkpoint or LoRA is. `reason` says why it cannot be trained from, where it cannot.
 
-    kind: str  # checkpoint, lora, unknown
+    `known_by` says how the prediction type was found: chosen, metadata, markers, yaml, scheduler, file name, assumed.
+    """
+
+    kind: str  # checkpoint, lora, vae, unknown
     family: str  # sd1, sd2, sdxl, unknown
+    layout: str  # original, diffusers
     precision: str
     resolution: int
     prediction_type: str
+    known_by: str
+    zero_terminal_snr: bool
     bytes: int
     tensors: int
     parameters: int
@@ -73,6 +62,7 @@ class About:
     has_text_encoder: bool = False
     has_ema: bool = False
     inpainting: bool = False
+    stray: list[str] = field(default_factory=list)  # up to ten names that belong to no part of a model
     reason: str = ""
     metadata: dict[str, str] = field(default_factory=dict)
 
@@ -81,137 +71,206 @@ class About:
 
 
 def read_header(path: Path) -> Header:
-    """The header of a .safetensors file. Raises UserError if the file is none, or is cut short."""
+    """The contents of a model file or Diffusers folder. Raises UserError in one sentence for everything else."""
     if path.is_dir():
-        raise UserError(f"{path}: this is a folder; name a single .safetensors file.")
-    if path.suffix.lower() in (".ckpt", ".pt", ".pth", ".bin"):
-        raise UserError(f"{path}: {path.suffix} files cannot be read; convert it to .safetensors first.")
-    try:
-        size = path.stat().st_size
-        with open(path, "rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            if size < 10 or not 2 <= length <= MAX_HEADER_BYTES:
-                raise UserError(f"{path}: this is not a .safetensors file.")
-            if length > size - 8:
-                raise UserError(f"{path}: the file is cut short; download or copy it again.")
-            text = file.read(length)
-    except OSError as error:
-        raise UserError(f"{path}: the file cannot be read ({error.strerror}).") from None
-    header = _parse(path, text, data_start=8 + length)
-    expected = header.data_start + max((t.end for t in header.tensors.values()), default=0)
-    if size < expected:
-        raise UserError(f"{path}: the file is cut short ({size:,} of {expected:,} bytes); download or copy it again.")
-    return header
+        return read_folder(path)
+    if not path.exists():
+        raise UserError(f"{path}: there is no such file.")
+    suffix = path.suffix.lower()
+    if suffix not in SUFFIXES:
+        raise UserError(f"{path}: this is no model file; name a {', '.join(SUFFIXES)} file or a Diffusers folder.")
+    return read_pickle(path) if suffix in PICKLES else read_safetensors(path)
 
 
-def describe(header: Header) -> About:
-    """What the file is, from the names and shapes of its tensors and its metadata."""
+def read_vae(path: Path) -> dict[str, Tensor]:
+    """The tensors of a VAE: its own file, a whole checkpoint's, a Diffusers folder's or its part's. Names as there."""
+    if path.is_dir() and not (path / "model_index.json").exists():
+        tensors = read_part(path)
+    else:
+        tensors = read_header(path).tensors
+    for prefix in (VAE, "vae/"):
+        inside = {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+        tensors = inside or tensors
+    if not any(name.startswith("decoder.conv_in.") for name in tensors):
+        raise UserError(f"{path}: this is no VAE of Stable Diffusion.")
+    return {name: t for name, t in tensors.items() if name.startswith(("encoder.", "decoder.", "quant", "post_quant"))}
+
+
+def describe(header: Header, origin: Origin | None = None) -> About:
+    """What the file is; what a person chose in `origin` wins over what the file seems to be."""
     tensors = header.tensors
     about = About(
         kind="unknown",
         family="unknown",
+        layout="diffusers" if header.configs else "original",
         precision=_precision(tensors),
         resolution=0,
         prediction_type="epsilon",
-        bytes=header.data_start + max((t.end for t in tensors.values()), default=0),
+        known_by="assumed",
+        zero_terminal_snr=False,
+        bytes=header.bytes,
         tensors=len(tensors),
-        parameters=sum(prod(t.shape) for t in tensors.values()),
+        parameters=sum(t.values for t in tensors.values()),
         metadata=header.metadata,
     )
-    if any(".lora_down." in name or ".lora_A." in name or ".lora.down." in name for name in tensors):
+    unet = any(name.startswith((UNET, "unet/")) for name in tensors)
+    other = next((what for pattern, what in _OTHERS if any(re.search(pattern, name) for name in tensors)), "")
+    if any(_LORA.search(name) for name in tensors):
         about.kind = "lora"
-        about.family = _lora_family(tensors)
+        about.family = lora_family(tensors)
         about.reason = "this is a LoRA, not a whole model; name the checkpoint that it belongs to"
-    elif any(name.startswith(UNET) for name in tensors):
-        _describe_checkpoint(header, about)
+    elif other:
+        about.reason = f"{other}; Stable Diffusion 1, 2 and SDXL can be trained"
+    elif unet:
+        _describe_checkpoint(header, about, origin or Origin())
+    elif any(name.startswith(("decoder.conv_in.", "first_stage_model.decoder.")) for name in tensors):
+        about.kind, about.has_vae = "vae", True
+        about.reason = "this is a VAE, not a whole model; name the checkpoint that it belongs to"
     else:
-        about.reason = "it holds no Stable Diffusion model in the original layout"
+        about.reason = "it holds no Stable Diffusion model that we know"
     return about
 
 
-def _parse(path: Path, text: bytes, data_start: int) -> Header:
-    tensors: dict[str, Tensor] = {}
-    try:
-        raw = json.loads(text)
-        metadata = {str(k): str(v) for k, v in raw.pop("__metadata__", {}).items()}
-        for name, entry in raw.items():
-            start, end = (int(x) for x in entry["data_offsets"])
-            tensor = Tensor(str(entry["dtype"]), tuple(int(n) for n in entry["shape"]), start, end)
-            wanted = prod(tensor.shape) * BYTES_PER_VALUE[tensor.dtype]
-            if start < 0 or end - start != wanted or min(tensor.shape, default=0) < 0:
-                raise ValueError(name)
-            tensors[name] = tensor
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise UserError(
-            f"{path}: the header of this .safetensors file is damaged; download or copy it again."
-        ) from None
-    return Header(path, tensors, metadata, data_start)
+def lora_family(tensors: Mapping[str, Tensor]) -> str:
+    """The family that a LoRA belongs to, from the width of the text that its layers read."""
+    widths = {
+        t.shape[1]
+        for name, t in tensors.items()
+        if re.search(r"attn2[._]to_[kv].*(lora_down|lora_A|lora\.down)", name) and len(t.shape) > 1
+    }
+    return {768: "sd1", 1024: "sd2", 2048: "sdxl"}.get(max(widths, default=0), "unknown")
 
 
-def _describe_checkpoint(header: Header, about: About) -> None:
-    tensors = header.tensors
+def fingerprint(path: Path) -> str:
+    """Tells one model from another: size, header and 64 samples of each file. Reads 0.3 MB of a file at most."""
+    files = (
+        [path]
+        if path.is_file()
+        else sorted(file for part in PARTS for file in (path / part).glob("*") if file.is_file())
+    )
+    digest = hashlib.sha256()
+    for one in files:
+        size = one.stat().st_size
+        digest.update(str(size).encode())
+        with open(one, "rb") as file:
+            for part in range(64):
+                file.seek(size * part // 64)
+                digest.update(file.read(4096))
+    return digest.hexdigest()
+
+
+def _describe_checkpoint(header: Header, about: About, origin: Origin) -> None:
+    names = header.tensors
     about.kind = "checkpoint"
     about.has_unet = True
-    about.has_vae = any(name.startswith(VAE) for name in tensors)
-    about.has_text_encoder = any(name.startswith((CLIP_L, OPEN_CLIP, SDXL_TEXT)) for name in tensors)
-    about.has_ema = any(name.startswith(EMA) and "num_updates" not in name for name in tensors)
-    about.family = _family(tensors)
-    first = tensors.get(f"{UNET}input_blocks.0.0.weight")
-    about.inpainting = first is not None and first.shape[1] == 9
-    about.prediction_type = header.metadata.get("modelspec.prediction_type", "epsilon")
-    about.resolution = _resolution(header.metadata, about.family)
-    about.reason = _why_not(about)
+    about.family = origin.family if origin.family != "auto" else _family(header)
+    about.has_vae = bool(origin.vae) or any(name.startswith((VAE, "vae/")) for name in names)
+    about.has_text_encoder = _has_text(header, about.family)
+    about.has_ema = any(name.startswith(EMA) and name not in (f"{EMA}decay", f"{EMA}num_updates") for name in names)
+    channels = _channels(names)
+    about.inpainting = channels == 9
+    about.stray = [name for name in names if not header.configs and not name.startswith(_KNOWN)][:10]
+    about.prediction_type, about.known_by = _prediction(header, about.family, origin)
+    about.zero_terminal_snr = _zero_terminal_snr(header, origin)
+    about.resolution = origin.resolution or _resolution(header, about)
+    about.reason = _why_not(about, channels, origin)
 
 
-def _family(tensors: dict[str, Tensor]) -> str:
-    if any(name.startswith(SDXL_TEXT) for name in tensors):
+def _family(header: Header) -> str:
+    names = header.tensors
+    for family, prefixes in _TEXT.items():
+        if all(any(name.startswith(prefix) for name in names) for prefix in prefixes):
+            return family
+    parts = {name.split("/")[0] for name in names if "/" in name}
+    if any(name.startswith("conditioner.embedders.0.model.") for name in names) or parts & set(PARTS[2:]) == {PARTS[3]}:
+        return "refiner"
+    if PARTS[3] in parts:
         return "sdxl"
-    if any(name.startswith(OPEN_CLIP) for name in tensors):
-        return "sd2"
-    if any(name.startswith(CLIP_L) for name in tensors):
-        return "sd1"
-    widths = {t.shape[1] for name, t in tensors.items() if name.endswith("attn2.to_k.weight")}
-    return {768: "sd1", 1024: "sd2", 2048: "sdxl"}.get(max(widths, default=0), "unknown")
+    widths = {t.shape[1] for name, t in names.items() if name.endswith("attn2.to_k.weight") and len(t.shape) == 2}
+    known = {768: "sd1", 1024: "sd2", 1280: "refiner", 2048: "sdxl"}.get(max(widths, default=0))
+    if known or "unet" not in parts:
+        return known or "unknown"
+    return "sd2" if header.configs["unet"].get("use_linear_projection") else "sd1"
 
 
-def _lora_family(tensors: dict[str, Tensor]) -> str:
-    widths = {t.shape[1] for name, t in tensors.items() if "attn2_to_k.lora_down" in name}
-    return {768: "sd1", 1024: "sd2", 2048: "sdxl"}.get(max(widths, default=0), "unknown")
+def _has_text(header: Header, family: str) -> bool:
+    wanted = _TEXT.get(family, ())
+    if header.configs:
+        wanted = tuple(f"{part}/" for part in PARTS[2 : 2 + len(wanted)])
+    return bool(wanted) and all(any(name.startswith(prefix) for name in header.tensors) for prefix in wanted)
 
 
-def _resolution(metadata: dict[str, str], family: str) -> int:
+def _channels(names: Mapping[str, Tensor]) -> int:
+    first = names.get(f"{UNET}input_blocks.0.0.weight") or names.get("unet/conv_in.weight")
+    return first.shape[1] if first and len(first.shape) == 4 else 0
+
+
+def _prediction(header: Header, family: str, origin: Origin) -> tuple[str, str]:
+    """What the UNet predicts, and how that is known; the weights themselves do not say."""
+    if origin.prediction_type != "auto":
+        return origin.prediction_type, "chosen"
+    said = header.metadata.get("modelspec.prediction_type", "").lower()
+    if said:
+        return ("v_prediction" if said.startswith("v") else "epsilon"), "metadata"
+    if "v_pred" in header.tensors:
+        return "v_prediction", "markers"
+    scheduler = header.configs.get("scheduler", {}).get("prediction_type")
+    if scheduler:
+        return str(scheduler), "scheduler"
+    beside = header.path.with_suffix(".yaml")
+    if not header.configs and beside.is_file() and beside.stat().st_size < 1_000_000:
+        v = re.search(r"parameterization[\"']?\s*:\s*[\"']?v\b", beside.read_text(encoding="utf-8", errors="replace"))
+        return ("v_prediction" if v else "epsilon"), "yaml"
+    name = header.path.stem.lower()
+    if re.search(r"v[-_ ]?pred", name) or (family == "sd2" and re.search(r"768|[-_]v(?![a-z0-9])", name)):
+        return "v_prediction", "file name"
+    return "epsilon", "assumed" if family == "sd2" else "the family"
+
+
+def _zero_terminal_snr(header: Header, origin: Origin) -> bool:
+    if origin.zero_terminal_snr != "auto":
+        return origin.zero_terminal_snr == "on"
+    return "ztsnr" in header.tensors or bool(header.configs.get("scheduler", {}).get("rescale_betas_zero_snr"))
+
+
+def _resolution(header: Header, about: About) -> int:
     try:
-        return max(int(side) for side in metadata.get("modelspec.resolution", "").split("x"))
+        return max(int(side) for side in header.metadata.get("modelspec.resolution", "").split("x"))
     except ValueError:
-        return {"sd1": 512, "sd2": 512, "sdxl": 1024}.get(family, 512)
+        pass
+    size = header.configs.get("unet", {}).get("sample_size")
+    if isinstance(size, int):
+        return size * 8
+    if about.family == "sd2" and about.prediction_type == "v_prediction":
+        return 768
+    return 1024 if about.family == "sdxl" else 512
 
 
-def _why_not(about: About) -> str:
-    if about.inpainting:
-        return "it is an inpainting model, which cannot be trained yet; use the plain model it was made from"
-    if about.family != "sd1":
-        name = {"sd2": "Stable Diffusion 2", "sdxl": "SDXL"}.get(about.family, "an unknown kind of model")
-        return f"it is {name}; only Stable Diffusion 1 can be trained yet"
-    if about.prediction_type not in ("epsilon", "eps"):
-        return f"it predicts {about.prediction_type}; only epsilon models can be trained yet"
-    missing = [name for name, there in (("VAE", about.has_vae), ("text encoder", about.has_text_encoder)) if not there]
-    return f"it has no {' and no '.join(missing)}; use the full file instead of this pruned one" if missing else ""
-
-
-def _precision(tensors: dict[str, Tensor]) -> str:
+def _precision(tensors: Mapping[str, Tensor]) -> str:
     sizes: dict[str, int] = {}
     for tensor in tensors.values():
-        sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + prod(tensor.shape)
+        sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + tensor.values
     dominant = max(sizes, key=lambda dtype: sizes[dtype], default="")
     return PRECISIONS.get(dominant, dominant.lower())
 
 
-def fingerprint(path: Path) -> str:
-    """Tells one model file from another: its size, header and 64 samples of its weights. Reads 0.3 MB at most."""
-    size = path.stat().st_size
-    digest = hashlib.sha256(str(size).encode())
-    with open(path, "rb") as file:
-        for part in range(64):
-            file.seek(size * part // 64)
-            digest.update(file.read(4096))
-    return digest.hexdigest()
+def _why_not(about: About, channels: int, origin: Origin) -> str:
+    special = {
+        9: "it is an inpainting model; use the plain model it was made from",
+        8: "it edits pictures (InstructPix2Pix); use the plain model it was made from",
+        5: "it is a depth model; use the plain model it was made from",
+        7: "it is an upscaler",
+    }
+    if about.family == "refiner":
+        return "it is SDXL's refiner, which cannot be trained; name the base model"
+    if about.family not in FAMILIES:
+        return "it is of an unknown kind; Stable Diffusion 1, 2 and SDXL can be trained (say which with --family)"
+    if channels != 4:
+        return special.get(channels, f"its UNet takes {channels} channels instead of 4")
+    if not about.has_text_encoder:
+        return "it has no text encoder; use the full file instead of this pruned one"
+    if not about.has_vae:
+        return "it has no VAE; name one with --vae FILE"
+    if origin.weights == "ema" and not about.has_ema:
+        return "it holds no EMA weights; leave --weights at normal"
+    return ""

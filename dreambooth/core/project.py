@@ -14,6 +14,8 @@ from typing import Any
 
 from dreambooth.core import atomic, checkpoint
 from dreambooth.core.errors import UserError
+from dreambooth.core.origin import Origin
+from dreambooth.core.schema import from_flat, to_flat
 from dreambooth.core.settings import parse, to_json
 
 _NAME = re.compile(r"[^<>:\"/\\|?*\x00-\x1f]{1,80}")
@@ -45,6 +47,7 @@ class Project:
 
     folder: Path
     source: Path
+    origin: Origin
     about: dict[str, Any]
 
     @property
@@ -63,6 +66,17 @@ class Project:
     def resolution(self) -> int:
         return int(self.about["resolution"])
 
+    @property
+    def reading(self) -> Origin:
+        """How to read what runs have made of it: as what it is itself."""
+        about = self.about
+        return Origin(
+            family=about["family"],
+            prediction_type=about["prediction_type"],
+            zero_terminal_snr="on" if about["zero_terminal_snr"] else "off",
+            resolution=self.resolution,
+        )
+
     def settings(self) -> dict[str, Any]:
         """The model's own settings as dotted keys."""
         values = json.loads((self.folder / "settings.json").read_text(encoding="utf-8"))
@@ -78,8 +92,14 @@ def check_name(name: str) -> None:
         )
 
 
-def create(folders: Folders, name: str, source: Path, settings: dict[str, Any] | None = None) -> Project:
-    """A new model's folder. Reads the source's header only; copies nothing.
+def create(
+    folders: Folders,
+    name: str,
+    source: Path,
+    settings: dict[str, Any] | None = None,
+    origin: dict[str, Any] | None = None,
+) -> Project:
+    """A new model's folder. Reads the source's header only; copies nothing. `origin` says how to read it, by key.
 
     Raises UserError for a bad or taken name, a source that cannot be trained from, or bad settings.
     """
@@ -90,14 +110,24 @@ def create(folders: Folders, name: str, source: Path, settings: dict[str, Any] |
     source = source.expanduser().resolve()
     if not source.exists():
         raise UserError(f"{source}: there is no such file.")
-    about = checkpoint.describe(checkpoint.read_header(source))
+    chosen = from_flat(Origin, origin or {})
+    if chosen.vae:
+        chosen.vae = str(Path(chosen.vae).expanduser().resolve())
+        checkpoint.read_vae(Path(chosen.vae))
+    about = checkpoint.describe(checkpoint.read_header(source), chosen)
     if about.reason:
         raise UserError(f"{source}: {about.reason}.")
     checked = parse(settings or {})
     folders.projects.mkdir(parents=True, exist_ok=True)
     staged = Path(tempfile.mkdtemp(prefix=".creating-", dir=folders.projects))
     try:
-        record = {"version": 1, "source": str(source), "created": time.time(), "about": about.as_json()}
+        record = {
+            "version": 1,
+            "source": str(source),
+            "origin": to_flat(chosen),
+            "created": time.time(),
+            "about": about.as_json(),
+        }
         atomic.write_text(staged / "model.json", json.dumps(record, indent=1, ensure_ascii=False))
         atomic.write_text(staged / "settings.json", to_json(checked))
         os.chmod(staged, 0o755)
@@ -114,7 +144,7 @@ def open_project(folders: Folders, name: str) -> Project:
     folder = folders.projects / name
     try:
         record = json.loads((folder / "model.json").read_text(encoding="utf-8"))
-        return Project(folder, Path(record["source"]), record["about"])
+        return Project(folder, Path(record["source"]), from_flat(Origin, record.get("origin", {})), record["about"])
     except FileNotFoundError:
         known = ", ".join(names(folders)) or "none"
         raise UserError(f"There is no model named {name!r} in {folders.projects} (there: {known}).") from None

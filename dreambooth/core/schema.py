@@ -29,6 +29,7 @@ class Spec:
     min: float | None = None
     max: float | None = None
     advanced: bool = False
+    path: bool = False  # a file or folder of this machine
 
 
 @dataclass(frozen=True)
@@ -50,10 +51,17 @@ class Leaf:
 
 
 def setting(
-    default: Any, label: str, help: str, *, min: float | None = None, max: float | None = None, advanced: bool = False
+    default: Any,
+    label: str,
+    help: str,
+    *,
+    min: float | None = None,
+    max: float | None = None,
+    advanced: bool = False,
+    path: bool = False,
 ) -> Any:
     """A setting: its default, the label people read and one line of plain meaning."""
-    return field(default=default, metadata={"spec": Spec(label, help, min, max, advanced)})
+    return field(default=default, metadata={"spec": Spec(label, help, min, max, advanced, path)})
 
 
 def group(cls: type) -> Any:
@@ -103,7 +111,7 @@ def from_flat(cls: type[T], flat: Mapping[str, Any]) -> T:
     known = {leaf.key: leaf for leaf in leaves(cls)}
     given: dict[str, Any] = {}
     for key, raw in flat.items():
-        leaf = known.get(_general(key))
+        leaf = known.get(general(key))
         if leaf is None:
             problems.append(_unknown(key, known))
             continue
@@ -167,14 +175,15 @@ def markdown(cls: type) -> str:
     return "\n".join(lines).strip() + "\n"
 
 
-def _general(key: str) -> str:
+def general(key: str) -> str:
+    """A setting's key with N for row numbers, as `leaves` has it."""
     return ".".join("N" if part.isdigit() else part for part in key.split("."))
 
 
 def _unknown(key: str, known: Mapping[str, Leaf]) -> str:
-    general = _general(key)
-    by_name = [k for k in known if k.split(".")[-1] == general.split(".")[-1]]
-    close = by_name[:1] or difflib.get_close_matches(general, known, n=1, cutoff=0.6)
+    pattern = general(key)
+    by_name = [k for k in known if k.split(".")[-1] == pattern.split(".")[-1]]
+    close = by_name[:1] or difflib.get_close_matches(pattern, known, n=1, cutoff=0.6)
     hint = f" Did you mean {close[0].replace('.N.', '.0.')}?" if close else " See docs/settings.md for all settings."
     return f"{key}: there is no such setting.{hint}"
 

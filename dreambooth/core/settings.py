@@ -28,7 +28,9 @@ class General:
 
 @dataclass
 class Concept:
-    instance_data_dir: str = setting("", "Dataset Directory", "The folder with the pictures of your subject or style.")
+    instance_data_dir: str = setting(
+        "", "Dataset Directory", "The folder with the pictures of your subject or style.", path=True
+    )
     instance_prompt: str = setting(
         "",
         "Instance Prompt",
@@ -37,7 +39,10 @@ class Concept:
     )
     class_prompt: str = setting("", "Class Prompt", "What the subject is one of: a photo of a dog.")
     class_data_dir: str = setting(
-        "", "Classification Dataset Directory", "The folder of class pictures; empty keeps them with the model."
+        "",
+        "Classification Dataset Directory",
+        "The folder of class pictures; empty keeps them with the model.",
+        path=True,
     )
     num_class_images_per: int = setting(
         0,
@@ -179,6 +184,17 @@ class Lora:
         max=0.9,
         advanced=True,
     )
+    layers: Literal["attention", "transformer", "convolutions"] = setting(
+        "transformer",
+        "Lora Layers",
+        "Which layers of the UNet get a LoRA: attention only; the whole transformer blocks; or the convolutions too.",
+    )
+    start_file: str = setting(
+        "",
+        "Lora Model",
+        "A LoRA file to go on from, of any trainer; rank, alpha and layers are then that file's.",
+        path=True,
+    )
 
 
 @dataclass
@@ -205,6 +221,9 @@ class Previews:
 class Saving:
     custom_model_name: str = setting("", "Custom Model Name", "The name of what is written; empty takes the model's.")
     half_model: bool = setting(True, "Half Model", "Half precision: half the size, the same pictures.")
+    checkpoint_format: Literal["safetensors", "ckpt"] = setting(
+        "safetensors", "Checkpoint Format", "The file that full fine-tuning writes; ckpt is for old programs."
+    )
 
 
 @dataclass

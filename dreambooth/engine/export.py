@@ -1,74 +1,85 @@
-"""Exporting what a run has learned: a copy of its file, or a Diffusers folder."""
+"""Exporting what a run has learned: as a checkpoint, a LoRA file, a LoRA merged into its checkpoint, or a Diffusers
+folder. Weights go from file to file one at a time; none is rounded unless half precision is asked for."""
 
 from __future__ import annotations
 
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
-from dreambooth.core import checkpoint
+from dreambooth.core import checkpoint, settings
 from dreambooth.core.errors import UserError
-from dreambooth.core.project import Folders, open_project
+from dreambooth.core.model_file import PICKLES
+from dreambooth.core.project import Folders, Project, open_project
 from dreambooth.core.run import Job
-from dreambooth.engine.families import sd1
-from dreambooth.engine.sampling import make_scheduler
-from dreambooth.engine.vocabulary import write_vocabulary
+from dreambooth.engine import families, outputs
+from dreambooth.engine.checkpoints import lora, original, webui_yaml
+from dreambooth.engine.checkpoints.diffusers_folder import write_folder
+from dreambooth.engine.checkpoints.entry import Entry
+from dreambooth.engine.checkpoints.source import Source, open_model
+from dreambooth.engine.checkpoints.write import write
+from dreambooth.engine.families.pipelines import pipeline
 
 
 def run(job: Job) -> dict[str, Any]:
-    """Writes `to`: a .safetensors file, or a new folder in the Diffusers layout."""
+    """Writes `to`: a .safetensors or .ckpt file, or a new folder in the Diffusers layout."""
     wanted = job.read()
     project = open_project(Folders(Path(wanted["models"])), wanted["model"])
-    weights, to = Path(wanted["weights"] or project.source), Path(wanted["to"])
+    weights, to, half = Path(wanted["weights"] or project.source), Path(wanted["to"]), bool(wanted["half"])
     if to.exists():
         raise UserError(f"{to}: it exists already; name another file or folder.")
     job.report("stage", name="exporting", done=0, total=1)
     to.parent.mkdir(parents=True, exist_ok=True)
-    if to.suffix == ".safetensors":
-        _copy(weights, to)
-    elif to.suffix:
-        raise UserError(f"{to}: only .safetensors files and Diffusers folders can be written.")
-    elif checkpoint.describe(checkpoint.read_header(weights)).kind == "lora":
-        raise UserError(f"{to}: this model was trained as a LoRA, which is one file; name a .safetensors file.")
+    is_lora = checkpoint.describe(checkpoint.read_header(weights)).kind == "lora"
+    if is_lora and wanted["merge"] is None:
+        _copy_lora(weights, to)
     else:
-        _diffusers_folder(sd1.load(weights, project.resolution), to)
+        source = open_model(project, None if is_lora else weights)
+        changed = merged(source, weights, wanted["merge"]) if is_lora else {}
+        _write(to, source, changed, project, half=half)
     return {"path": str(to)}
 
 
-def _copy(source: Path, to: Path) -> None:
+def merged(source: Source, path: Path, weight: float) -> dict[str, Entry]:
+    """The weights that a LoRA file changes, with the change added when their turn comes."""
+    layers = lora.read(path, source.tensors, source.about.family)
+
+    def change(name: str, layer: lora.Layer) -> Entry:
+        plain = source.read(name)
+        lora.fitting_change(path, name, layer, plain.shape)
+        return Entry(
+            plain.dtype,
+            tuple(plain.shape),
+            lambda: source.read(name).float() + weight * lora.fitting_change(path, name, layer, plain.shape),
+        )
+
+    return {name: change(name, layer) for name, layer in layers.items()}
+
+
+def _write(to: Path, source: Source, changed: dict[str, Entry], project: Project, *, half: bool) -> None:
+    model = families.skeleton(source)
+    if to.suffix in (".safetensors", ".ckpt"):
+        about = outputs.metadata(project, settings.parse({}), to.stem, "") if changed else dict(source.header.metadata)
+        write(to, original.trained_entries(source, changed, model.family, half=half), about)
+        webui_yaml.write_beside(to, source, model)
+    elif to.suffix in PICKLES or to.suffix in (".yaml", ".json", ".zip"):
+        raise UserError(f"{to}: name a .safetensors or .ckpt file, or a folder for the Diffusers layout.")
+    else:
+        write_folder(to, pipeline(model), original.own_entries(source, changed, half=half))
+
+
+def _copy_lora(weights: Path, to: Path) -> None:
+    if to.suffix != ".safetensors":
+        raise UserError(
+            f"{to}: this model was trained as a LoRA, which is one .safetensors file; name one, or merge the LoRA into "
+            "its checkpoint with --merge 1."
+        )
     staged = to.with_name(f".{to.name}.tmp")
     try:
-        shutil.copyfile(source, staged)
-        checkpoint.read_header(staged)
+        shutil.copyfile(weights, staged)
+        checkpoint.read_header(weights)
         staged.rename(to)
     except OSError as error:
         raise UserError(f"{to}: the file cannot be written ({error.strerror}).") from None
     finally:
         staged.unlink(missing_ok=True)
-    if source.with_suffix(".yaml").exists():
-        shutil.copyfile(source.with_suffix(".yaml"), to.with_suffix(".yaml"))
-
-
-def _diffusers_folder(model: sd1.Sd1, to: Path) -> None:
-    """The folder that `StableDiffusionPipeline.from_pretrained` reads, with the vocabulary files of older readers."""
-    from diffusers import StableDiffusionPipeline
-
-    pipeline = StableDiffusionPipeline(
-        vae=model.vae,
-        text_encoder=model.text_encoder,
-        tokenizer=model.tokenizer,
-        unet=model.unet,
-        scheduler=make_scheduler("pndm"),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-    staged = Path(tempfile.mkdtemp(prefix=".exporting-", dir=to.parent))
-    try:
-        pipeline.save_pretrained(staged, safe_serialization=True)
-        write_vocabulary(staged / "tokenizer")
-        staged.chmod(0o755)
-        staged.rename(to)
-    finally:
-        shutil.rmtree(staged, ignore_errors=True)

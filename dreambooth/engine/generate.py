@@ -7,10 +7,12 @@ from typing import Any
 
 from dreambooth.core import checkpoint
 from dreambooth.core.errors import UserError
-from dreambooth.core.project import Folders, open_project
+from dreambooth.core.project import Folders, Project, open_project
 from dreambooth.core.run import Job
+from dreambooth.engine import families
 from dreambooth.engine.checkpoints import lora
-from dreambooth.engine.families import sd1
+from dreambooth.engine.checkpoints.source import open_model
+from dreambooth.engine.families.model import Model
 from dreambooth.engine.sampling import SCHEDULERS, Sampling, draw
 from dreambooth.engine.training import precision
 
@@ -22,7 +24,7 @@ def run(job: Job) -> dict[str, Any]:
     if wanted["scheduler"] not in SCHEDULERS:
         raise UserError(f"scheduler: {wanted['scheduler']!r} is not one of {', '.join(SCHEDULERS)}.")
     job.report("stage", name="loading the model", done=0, total=1)
-    model = load(project.source, wanted["weights"], wanted["lora_weight"], project.resolution)
+    model = load(project, wanted["weights"], wanted["lora_weight"])
     width, height = wanted["width"] or project.resolution, wanted["height"] or project.resolution
     sampling = Sampling(
         width, height, wanted["steps"], wanted["guidance_scale"], wanted["negative_prompt"], wanted["scheduler"]
@@ -43,15 +45,16 @@ def run(job: Job) -> dict[str, Any]:
     return {"pictures": paths}
 
 
-def load(source: Path, weights: str, lora_weight: float, resolution: int) -> sd1.Sd1:
+def load(project: Project, weights: str, lora_weight: float = 1.0) -> Model:
     """The model with `weights` (a checkpoint or LoRA file; empty for the base model), on the device."""
-    is_lora = bool(weights) and checkpoint.describe(checkpoint.read_header(Path(weights))).kind == "lora"
-    model = sd1.load(source if is_lora or not weights else Path(weights), resolution)
-    if is_lora:
-        lora.apply(Path(weights), model.unet, model.text_encoder, lora_weight)
+    path = Path(weights)
     accelerator = precision.accelerator("auto")
+    is_lora = bool(weights) and checkpoint.describe(checkpoint.read_header(path)).kind == "lora"
+    source = open_model(project, None if is_lora or not weights else path)
+    layers = lora.read(path, source.tensors, source.about.family) if is_lora else {}
+    model = families.load(source, precision.compute_dtype(accelerator))
+    lora.add(path, layers, model.parts, lora_weight)
     model.to(accelerator.device)
-    precision.cast(model.unet, precision.compute_dtype(accelerator))
     return model
 
 

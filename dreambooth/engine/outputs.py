@@ -4,63 +4,66 @@ from __future__ import annotations
 
 import datetime
 import json
-import shutil
 from pathlib import Path
-
-from torch import Tensor
+from typing import Any
 
 from dreambooth import __version__
+from dreambooth.core import schema
 from dreambooth.core.project import Folders, Project
 from dreambooth.core.settings import Settings, to_flat
-from dreambooth.engine.checkpoints import lora
-from dreambooth.engine.checkpoints.write import free_name, write_checkpoint, write_tensors
-from dreambooth.engine.families.sd1 import Sd1
+from dreambooth.engine.checkpoints import lora, names, original, webui_yaml
+from dreambooth.engine.checkpoints.entry import Entry
+from dreambooth.engine.checkpoints.source import Source
+from dreambooth.engine.checkpoints.write import free_name, write, write_tensors
+from dreambooth.engine.families.model import Model
 from dreambooth.engine.training.adapters import Trained
 
+_ARCHITECTURES = {
+    ("sd1", "epsilon"): "stable-diffusion-v1",
+    ("sd1", "v_prediction"): "stable-diffusion-v1",
+    ("sd2", "epsilon"): "stable-diffusion-v2-512",
+    ("sd2", "v_prediction"): "stable-diffusion-v2-768-v",
+    ("sdxl", "epsilon"): "stable-diffusion-xl-v1-base",
+    ("sdxl", "v_prediction"): "stable-diffusion-xl-v1-base",
+}
+_KOHYA_VERSIONS = {"sd1": "sd_v1", "sd2": "sd_v2", "sdxl": "sdxl_base_v1-0"}
 
-def save(folders: Folders, project: Project, settings: Settings, model: Sd1, trained: Trained, images: int) -> Path:
+
+def save(
+    folders: Folders, project: Project, settings: Settings, model: Model, source: Source, trained: Trained, images: int
+) -> Path:
     """Writes the model as it is now, under a name of its own; never over another file."""
     name = f"{settings.saving.custom_model_name or project.name}_{images}"
+    half = settings.saving.half_model
     if settings.is_lora:
         target = free_name(folders.loras, name)
-        tensors = lora.lora_tensors(model.unet, model.text_encoder, half=settings.saving.half_model)
-        write_tensors(
-            target,
-            tensors,
-            {**_metadata(project, settings, target.stem, "/lora"), **_kohya(project, settings, target.stem)},
-        )
+        about = {**metadata(project, settings, target.stem, "/lora"), **_kohya(project, settings, model, target.stem)}
+        write_tensors(target, lora.lora_tensors(model.parts, model.family, half=half), about)
         return target
-    target = free_name(folders.checkpoints, name)
-    metadata = _metadata(project, settings, target.stem, "")
-    write_checkpoint(
-        target, project.source, _trained_tensors(model, trained), metadata, half=settings.saving.half_model
-    )
-    layout = project.source.with_suffix(".yaml")
-    if layout.exists():  # the WebUI reads an unusual layout from the file beside the checkpoint
-        shutil.copyfile(layout, target.with_suffix(".yaml"))
+    target = free_name(folders.checkpoints, name, f".{settings.saving.checkpoint_format}")
+    changed = {
+        f"{part}/{names.canonical_key(part, key)}": Entry.of(parameter)
+        for part, parameters in trained.parts.items()
+        for key, parameter in parameters.items()
+    }
+    entries = original.trained_entries(source, changed, model.family, half=half)
+    write(target, entries, metadata(project, settings, target.stem, ""))
+    webui_yaml.write_beside(target, source, model)
     return target
 
 
-def _trained_tensors(model: Sd1, trained: Trained) -> dict[str, Tensor]:
-    """{original key: tensor} of the parts that were trained."""
-    tensors = {theirs: model.unet.get_parameter(ours) for ours, theirs in model.unet_keys().items()}
-    if trained.text_encoder:
-        tensors.update(
-            {theirs: model.text_encoder.get_parameter(ours) for ours, theirs in model.text_encoder_keys().items()}
-        )
-    return tensors
-
-
-def _metadata(project: Project, settings: Settings, title: str, kind: str) -> dict[str, str]:
-    side = project.resolution
+def metadata(project: Project, settings: Settings, title: str, kind: str) -> dict[str, str]:
+    """What a file says of itself: ModelSpec, which WebUIs and model sites read, and our settings."""
+    about = project.about
+    side, v = about["resolution"], about["prediction_type"] == "v_prediction"
     return {
         "format": "pt",
         "modelspec.sai_model_spec": "1.0.0",
-        "modelspec.architecture": f"stable-diffusion-v1{kind}",
+        "modelspec.architecture": _ARCHITECTURES[about["family"], about["prediction_type"]] + kind,
         "modelspec.implementation": "https://github.com/Stability-AI/generative-models" if not kind else "diffusers",
         "modelspec.title": title,
         "modelspec.resolution": f"{side}x{side}",
-        "modelspec.prediction_type": "epsilon",
+        "modelspec.prediction_type": "v" if v else "epsilon",
         "modelspec.date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "dreambooth.version": __version__,
         "dreambooth.base": project.source.name,
@@ -68,18 +71,20 @@ def _metadata(project: Project, settings: Settings, title: str, kind: str) -> di
     }
 
 
-def _kohya(project: Project, settings: Settings, title: str) -> dict[str, str]:
+def _kohya(project: Project, settings: Settings, model: Model, title: str) -> dict[str, str]:
     """The keys that WebUIs show for a LoRA and choose its loader by."""
     return {
         "ss_network_module": "networks.lora",
         "ss_network_dim": str(settings.lora.rank),
         "ss_network_alpha": str(settings.lora.alpha),
-        "ss_base_model_version": "sd_v1",
+        "ss_base_model_version": _KOHYA_VERSIONS[model.family],
+        "ss_v2": str(model.family == "sd2"),
         "ss_sd_model_name": project.source.name,
         "ss_output_name": title,
     }
 
 
-def _shareable(settings: Settings) -> dict[str, object]:
+def _shareable(settings: Settings) -> dict[str, Any]:
     """The settings without the folders of this machine: files are passed on to others."""
-    return {key: value for key, value in to_flat(settings).items() if not key.endswith("_dir")}
+    paths = {leaf.key for leaf in schema.leaves(Settings) if leaf.spec.path}
+    return {key: value for key, value in to_flat(settings).items() if schema.general(key) not in paths}

@@ -18,7 +18,8 @@ from diffusers import (
 )
 from PIL import Image
 
-from dreambooth.engine.families.sd1 import LATENT_CHANNELS, LATENT_FACTOR, SCHEDULER, Sd1
+from dreambooth.core.errors import UserError
+from dreambooth.engine.families.model import LATENT_CHANNELS, LATENT_FACTOR, Model, Text, whole_picture
 
 SCHEDULERS: dict[str, tuple[type, dict[str, Any]]] = {
     "dpm++": (DPMSolverMultistepScheduler, {}),
@@ -28,6 +29,8 @@ SCHEDULERS: dict[str, tuple[type, dict[str, Any]]] = {
     "lms": (LMSDiscreteScheduler, {}),
     "pndm": (PNDMScheduler, {"skip_prk_steps": True, "set_alpha_to_one": False, "steps_offset": 1}),
 }
+
+NO_ZERO_TERMINAL_SNR = ("lms", "pndm")
 
 
 @dataclass(frozen=True)
@@ -44,13 +47,14 @@ class Sampling:
 
 @torch.no_grad()
 def draw(
-    model: Sd1, prompts: list[str], seeds: list[int], sampling: Sampling, on_step: Callable[[], None] | None = None
+    model: Model, prompts: list[str], seeds: list[int], sampling: Sampling, on_step: Callable[[], None] | None = None
 ) -> list[Image.Image]:
     """One RGB picture for each prompt, each from its own seed, so that a batch changes nothing.
 
-    `on_step` is called before each sampling step and may raise to stop.
+    `on_step` is called before each sampling step and may raise to stop. Raises UserError for a scheduler that does not
+    go with this model.
     """
-    scheduler = make_scheduler(sampling.scheduler)
+    scheduler = make_scheduler(sampling.scheduler, model)
     scheduler.set_timesteps(sampling.steps)
     shape = (LATENT_CHANNELS, sampling.height // LATENT_FACTOR, sampling.width // LATENT_FACTOR)
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
@@ -59,25 +63,32 @@ def draw(
     text = model.encode_text(prompts)
     guided = sampling.guidance_scale > 1
     if guided:
-        text = torch.cat([model.encode_text([sampling.negative_prompt] * len(prompts)), text])
+        text = Text.cat([model.encode_text([sampling.negative_prompt] * len(prompts)), text])
+    text = text.to(model.unet.dtype)
+    sizes = torch.tensor([whole_picture(sampling.width, sampling.height)] * len(text.hidden), device=model.device)
     for t in scheduler.timesteps:
         if on_step:
             on_step()
         x = scheduler.scale_model_input(torch.cat([latents, latents]) if guided else latents, t)
-        noise = model.unet(x.to(model.unet.dtype), t, text.to(model.unet.dtype)).sample.float()
+        predicted = model.denoise(x.to(model.unet.dtype), t, text, sizes).float()
         if guided:
-            without, with_prompt = noise.chunk(2)
-            noise = without + sampling.guidance_scale * (with_prompt - without)
+            without, with_prompt = predicted.chunk(2)
+            predicted = without + sampling.guidance_scale * (with_prompt - without)
         takes_generator = isinstance(scheduler, EulerAncestralDiscreteScheduler)
         latents = scheduler.step(
-            noise, t, latents, **({"generator": generators} if takes_generator else {})
+            predicted, t, latents, **({"generator": generators} if takes_generator else {})
         ).prev_sample
     return to_pictures(model.decode(latents))
 
 
-def make_scheduler(name: str) -> Any:
+def make_scheduler(name: str, model: Model) -> Any:
+    """Diffusers' scheduler for this model. Raises UserError where the two do not go together."""
     cls, options = SCHEDULERS[name]
-    return cls(**SCHEDULER, **options)
+    if model.zero_terminal_snr and name in NO_ZERO_TERMINAL_SNR:
+        raise UserError(
+            f"The scheduler {name} cannot draw with a model of zero terminal SNR; choose dpm++, ddim, euler or euler_a."
+        )
+    return cls(**model.noise_schedule, **options)
 
 
 def to_pictures(pixels: torch.Tensor) -> list[Image.Image]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from dreambooth.core import settings as settings_module
@@ -19,10 +20,12 @@ from dreambooth.core.errors import UserError
 from dreambooth.core.project import Folders, Project, open_project
 from dreambooth.core.run import Job
 from dreambooth.core.settings import Settings
-from dreambooth.engine import outputs
+from dreambooth.engine import families, outputs
+from dreambooth.engine.checkpoints import lora
+from dreambooth.engine.checkpoints.source import Source, open_model
 from dreambooth.engine.data import cache, class_pictures, pictures
 from dreambooth.engine.data.order import Order
-from dreambooth.engine.families import sd1
+from dreambooth.engine.families.model import Model
 from dreambooth.engine.training import adapters, optimizers, precision, preview, state
 from dreambooth.engine.training.ema import Ema
 from dreambooth.engine.training.loop import Ending, Session, train
@@ -75,32 +78,51 @@ def run(job: Job) -> Ending:
         found = pictures.instance_pictures(work.settings.concepts)
         length = budget(work.settings, len(found))
         _check_disk(work)
-        model, accelerator = _load(work)
+        source = open_model(work.project)
+        start = _start(work, source)
+        model, accelerator = _load(work, source)
         prior = _class_pictures(work, model, found)
         if job.read()["kind"] == "class-images":
             return "done"
-        session = _prepare(work, model, accelerator, length, found, prior)
-        ending = train(session, Hooks(work, session))
+        session = _prepare(work, model, accelerator, length, found, prior, start)
+        ending = train(session, Hooks(work, session, source))
     except Asked as asked:
         return asked.ending
     if ending in ("done", "stopped"):
-        _finish(work, session)
+        _finish(work, session, source)
     if ending != "paused":
         shutil.rmtree(job.state, ignore_errors=True)
     return ending
 
 
-def _load(work: Work) -> tuple[sd1.Sd1, Any]:
+def _start(work: Work, source: Source) -> dict[str, dict[str, lora.Layer]]:
+    """The layers of the LoRA file to go on from, by part and path; empty where there is none."""
+    path = work.settings.lora.start_file.strip()
+    if not path or not work.settings.is_lora:
+        return {}
+    start: dict[str, dict[str, lora.Layer]] = {}
+    for name, layer in lora.read(Path(path), source.tensors, work.project.about["family"]).items():
+        part, _, key = name.removesuffix(".weight").partition("/")
+        if layer.mid is not None:
+            raise UserError(f"lora.start_file: {path} is of LyCORIS' CP kind, which cannot be gone on from.")
+        start.setdefault(part, {})[key] = layer
+    if set(start) - {"unet"} and not work.settings.tuning.text_encoder_ratio:
+        raise UserError(
+            f"lora.start_file: {path} also teaches the text encoder; set tuning.text_encoder_ratio above 0 to go on."
+        )
+    return start
+
+
+def _load(work: Work, source: Source) -> tuple[Model, Any]:
     work.stage("loading the model", 0, 1)
-    if not work.project.source.exists():
-        raise UserError(f"{work.project.source}: the checkpoint that this model was made from is gone; put it back.")
     accelerator = precision.accelerator(work.settings.tuning.mixed_precision)
-    model = sd1.load(work.project.source, work.project.resolution)
+    dtype = precision.compute_dtype(accelerator) if work.settings.is_lora else torch.float32
+    model = families.load(source, dtype)
     model.to(accelerator.device)
     return model, accelerator
 
 
-def _class_pictures(work: Work, model: sd1.Sd1, found: list[pictures.Picture]) -> list[pictures.Picture]:
+def _class_pictures(work: Work, model: Model, found: list[pictures.Picture]) -> list[pictures.Picture]:
     plans = class_pictures.plan(work.project, work.settings, found, work.size)
     total = sum(plan.missing for plan in plans)
     if total:
@@ -120,11 +142,12 @@ def _class_pictures(work: Work, model: sd1.Sd1, found: list[pictures.Picture]) -
 
 def _prepare(
     work: Work,
-    model: sd1.Sd1,
+    model: Model,
     accelerator: Any,
     length: Budget,
     found: list[pictures.Picture],
     prior: list[pictures.Picture],
+    start: dict[str, dict[str, lora.Layer]],
 ) -> Session:
     settings, total = work.settings, len(found) + len(prior)
     prompts = list(dict.fromkeys(picture.prompt for picture in found + prior))
@@ -136,13 +159,11 @@ def _prepare(
         priors = cache.encode(
             model, prior, prompts, work.size, lambda done: work.stage("encoding pictures", len(found) + done, total)
         )
-    if settings.is_lora:
-        precision.cast(model.unet, precision.compute_dtype(accelerator))
-    trained = adapters.prepare(model, settings)
+    trained = adapters.prepare(model, settings, start)
     if settings.batching.gradient_checkpointing:
         model.unet.enable_gradient_checkpointing()
-        if trained.text_encoder:
-            model.text_encoder.gradient_checkpointing_enable()
+        for part in trained.text_encoders:
+            model.text_encoders[part].gradient_checkpointing_enable()
     session = Session(
         settings,
         length,
@@ -169,8 +190,8 @@ def _prepare(
 class Hooks:
     """How the loop reaches the world: the job's folder and the WebUI's folders."""
 
-    def __init__(self, work: Work, session: Session) -> None:
-        self.work, self.session = work, session
+    def __init__(self, work: Work, session: Session, source: Source) -> None:
+        self.work, self.session, self.source = work, session, source
 
     def requests(self) -> set[str]:
         return self.work.job.requests()
@@ -192,21 +213,21 @@ class Hooks:
         work.job.report("preview", images=images, paths=[str(path) for path in paths], sheet=str(target))
 
     def save_model(self, images: int) -> None:
-        _save_output(self.work, self.session, images)
+        _save_output(self.work, self.session, self.source, images)
 
     def save_state(self, step: int, weights: dict[str, Tensor], rest: dict[str, Any]) -> None:
         path = state.save(self.work.job.state, step, weights, rest)
         self.work.job.report("state", step=step, path=str(path))
 
 
-def _finish(work: Work, session: Session) -> None:
+def _finish(work: Work, session: Session, source: Source) -> None:
     work.job.report("stage", name="writing the result", done=0, total=1)
-    _save_output(work, session, session.budget.images_seen(session.step))
+    _save_output(work, session, source, session.budget.images_seen(session.step))
 
 
-def _save_output(work: Work, session: Session, images: int) -> None:
+def _save_output(work: Work, session: Session, source: Source, images: int) -> None:
     with _shown_weights(session):
-        path = outputs.save(work.folders, work.project, work.settings, session.model, session.trained, images)
+        path = outputs.save(work.folders, work.project, work.settings, session.model, source, session.trained, images)
     kind = "lora" if work.settings.is_lora else "checkpoint"
     work.job.report("saved", kind=kind, path=str(path), bytes=path.stat().st_size, images=images)
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from dreambooth.core import schema
 from dreambooth.core.errors import UserError
+from dreambooth.core.origin import Origin
 from dreambooth.core.settings import Settings
 from dreambooth.ui import commands, describe
 from dreambooth.ui.commands import Result
@@ -97,7 +98,12 @@ def _parser() -> argparse.ArgumentParser:
         "create", commands.create, "Make a model's folder from a checkpoint.", describe.created, takes_settings=True
     )
     sub.add_argument("name", metavar="NAME")
-    sub.add_argument("--source", required=True, metavar="FILE", help="the checkpoint to start from (.safetensors)")
+    sub.add_argument(
+        "--source", required=True, metavar="FILE|DIR", help="the checkpoint or Diffusers folder to start from"
+    )
+    for leaf in schema.leaves(Origin):
+        flag = f"--{leaf.key.replace('_', '-')}"
+        sub.add_argument(flag, dest=leaf.key, default=leaf.default, choices=leaf.choices or None, help=leaf.spec.help)
     for name, command, meaning, show in (
         ("check", commands.check, "Show the plan of a run: pictures, captions, steps, disk, time.", describe.plan),
         ("class-images", commands.class_images, "Make the class pictures that a run will need.", describe.errand),
@@ -122,7 +128,10 @@ def _parser() -> argparse.ArgumentParser:
     _add_generate(add)
     sub = add("export", commands.export, "Write the newest result as a file or a Diffusers folder.", describe.exported)
     sub.add_argument("name", metavar="NAME")
-    sub.add_argument("--to", required=True, metavar="FILE|DIR")
+    sub.add_argument("--to", required=True, metavar="FILE|DIR", help="a .safetensors or .ckpt file, or a new folder")
+    sub.add_argument("--merge", type=float, metavar="WEIGHT", help="merge a LoRA into its checkpoint, at this weight")
+    sub.add_argument("--half", action="store_true", help="in half precision (default: as the file is)")
+    _add_weights(sub)
     return parser
 
 
@@ -140,5 +149,10 @@ def _add_generate(add: Callable[..., Any]) -> None:
     sub.add_argument("--scheduler", default="dpm++", help="dpm++, ddim, euler, euler_a, lms or pndm")
     sub.add_argument("--batch", type=int, default=4)
     sub.add_argument("--lora-weight", type=float, default=1.0)
-    sub.add_argument("--base", action="store_true", help="the untrained model, to compare")
+    _add_weights(sub)
     sub.add_argument("--out", metavar="DIR", help="where to (default: the model's folder)")
+
+
+def _add_weights(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--base", action="store_true", help="the untrained model, not the newest result")
+    sub.add_argument("--weights", metavar="FILE", help="this checkpoint or LoRA, not the newest result")

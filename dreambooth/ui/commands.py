@@ -8,6 +8,7 @@ from typing import Any
 
 from dreambooth.core import checkpoint, project, run, schema, settings
 from dreambooth.core.errors import UserError
+from dreambooth.core.origin import Origin
 from dreambooth.core.project import Folders, Project
 from dreambooth.core.run import Job
 from dreambooth.core.settings import Settings
@@ -24,9 +25,7 @@ def setup(options: argparse.Namespace, terminal: Terminal) -> Result:
 
 
 def inspect(options: argparse.Namespace, terminal: Terminal) -> Result:
-    path = Path(options.file).expanduser()
-    if not path.exists():
-        raise UserError(f"{path}: there is no such file.")
+    path = Path(options.file).expanduser().resolve()
     return {"path": str(path), **checkpoint.describe(checkpoint.read_header(path)).as_json()}
 
 
@@ -35,7 +34,8 @@ def show_settings(options: argparse.Namespace, terminal: Terminal) -> Result:
 
 
 def create(options: argparse.Namespace, terminal: Terminal) -> Result:
-    made = project.create(_folders(options), options.name, Path(options.source), _given(options))
+    origin = {leaf.key: getattr(options, leaf.key) for leaf in schema.leaves(Origin)}
+    made = project.create(_folders(options), options.name, Path(options.source), _given(options), origin)
     return {"name": made.name, "folder": str(made.folder), "source": str(made.source), "about": made.about}
 
 
@@ -111,20 +111,25 @@ def generate(options: argparse.Namespace, terminal: Terminal) -> Result:
         scheduler=options.scheduler,
         batch=options.batch,
         lora_weight=options.lora_weight,
-        weights="" if options.base else str(_newest_output(opened) or ""),
+        weights=str(_weights(options, opened) or ""),
         out=str(Path(options.out).expanduser().resolve() if options.out else opened.folder / "generated"),
     )
 
 
 def export(options: argparse.Namespace, terminal: Terminal) -> Result:
     opened = project.open_project(_folders(options), options.name)
-    weights = _newest_output(opened)
-    if weights is None:
-        raise UserError(f"The model {opened.name!r} has no finished run to export.")
+    weights = _weights(options, opened)
+    if weights is None and not options.base:
+        raise UserError(
+            f"The model {opened.name!r} has no finished run to export (--base exports the model that it was made from)."
+        )
+    if options.merge is not None and not -4 <= options.merge <= 4:
+        raise UserError(f"--merge: it must be from -4 to 4 (it is {options.merge}).")
     to = Path(options.to).expanduser().resolve()
     if to.exists():
         raise UserError(f"{to}: it exists already; name another file or folder.")
-    return _errand(options, terminal, "export", settings.parse({}), weights=str(weights), to=str(to))
+    fields = {"weights": str(weights or ""), "to": str(to), "merge": options.merge, "half": options.half}
+    return _errand(options, terminal, "export", settings.parse({}), **fields)
 
 
 def run_demo(options: argparse.Namespace, terminal: Terminal) -> Result:
@@ -150,9 +155,10 @@ def _given(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _absolute(flat: dict[str, Any], base: Path) -> dict[str, Any]:
+    paths = {leaf.key for leaf in schema.leaves(Settings) if leaf.spec.path}
     return {
         key: str(base / Path(value).expanduser())
-        if key.endswith("_dir") and isinstance(value, str) and value.strip()
+        if schema.general(key) in paths and isinstance(value, str) and value.strip()
         else value
         for key, value in flat.items()
     }
@@ -217,6 +223,19 @@ def _newest_output(opened: Project) -> Path | None:
             if Path(path).exists():
                 return Path(path)
     return None
+
+
+def _weights(options: argparse.Namespace, opened: Project) -> Path | None:
+    """The file that a command is about: the one that was named, or the newest result; None for the base model."""
+    if options.weights and options.base:
+        raise UserError("--weights, --base: these exclude each other; name one.")
+    if options.weights:
+        path = Path(options.weights).expanduser().resolve()
+        about = checkpoint.describe(checkpoint.read_header(path))
+        if about.kind not in ("checkpoint", "lora"):
+            raise UserError(f"{path}: this is neither a checkpoint nor a LoRA.")
+        return path
+    return None if options.base else _newest_output(opened)
 
 
 def _ask(options: argparse.Namespace, what: run.Request) -> Result:

@@ -9,13 +9,14 @@ import pytest
 import yaml
 
 from dreambooth.core.layout import MINIATURE
-from dreambooth.engine.families import sd1
+from dreambooth.engine import families
+from dreambooth.engine.families.model import Model
 from dreambooth.engine.miniature import measure, reading, webui_layout, world
 
 
 @pytest.fixture(scope="module")
-def model() -> sd1.Sd1:
-    return sd1.load(MINIATURE, 64)
+def model() -> Model:
+    return families.load_file(MINIATURE)
 
 
 def test_a_drawn_picture_reads_as_it_was_drawn() -> None:
@@ -32,7 +33,7 @@ def test_only_the_subject_is_like_the_subject() -> None:
     assert max(stars) < 0.4
 
 
-def test_the_miniature_draws_what_the_prompt_says(model: sd1.Sd1) -> None:
+def test_the_miniature_draws_what_the_prompt_says(model: Model) -> None:
     rng = random.Random(11)
     scenes = [world.random_scene(rng, size="") for _ in range(64)]
     drawn = measure.draw_scenes(model, scenes)
@@ -42,14 +43,14 @@ def test_the_miniature_draws_what_the_prompt_says(model: sd1.Sd1) -> None:
     assert (colours >= 0.9, things >= 0.9) == (True, True), (colours, things)
 
 
-def test_a_plain_prompt_gives_varied_things(model: sd1.Sd1) -> None:
+def test_a_plain_prompt_gives_varied_things(model: Model) -> None:
     assert measure.measure(model)["class_variety"] > 0.25
 
 
-def test_emphasis_in_a_webui_has_something_to_scale(model: sd1.Sd1) -> None:
+def test_emphasis_in_a_webui_has_something_to_scale(model: Model) -> None:
     """WebUIs divide by the mean of the text encoder's output; a mean of zero gives black pictures."""
     for prompt in ("", "a red star", "a photo of a small blue heart on a white background"):
-        assert abs(model.encode_text([prompt]).mean().item()) > 0.02
+        assert abs(model.encode_text([prompt]).hidden.mean().item()) > 0.02
 
 
 def test_the_webuis_layout_names_the_models_own_widths(tmp_path: Path) -> None:

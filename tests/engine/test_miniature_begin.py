@@ -6,20 +6,18 @@ import pytest
 import torch
 
 from dreambooth.core.layout import MINIATURE
-from dreambooth.engine.families import sd1
-from dreambooth.engine.miniature import world
+from dreambooth.engine import families
 from dreambooth.engine.miniature.begin import begin_with
 from dreambooth.engine.miniature.model import TextToNoise
 from dreambooth.engine.miniature.shapes import SHAPES
+from dreambooth.engine.miniature.train import first_weights
 
 CAPTIONS = ["", "a red star", "a photo of a small blue heart on a white background", "a photo of a ring"]
 
 
 @pytest.fixture(scope="module")
 def weights() -> dict[str, torch.Tensor]:
-    first = sd1.load(MINIATURE, world.SIZE)
-    parts = {"unet": first.unet, "text_encoders.0": first.text_encoder}
-    return {f"{part}.{name}": tensor for part, module in parts.items() for name, tensor in module.state_dict().items()}
+    return first_weights(families.load_file(MINIATURE))
 
 
 @pytest.mark.parametrize(("family", "fewer_levels"), [("sd2", 0), ("sdxl", 1)])
@@ -34,10 +32,9 @@ def test_it_takes_over_what_fits(family: str, fewer_levels: int, weights: dict[s
             assert torch.equal(taken.flatten(), source.flatten())
 
 
-@pytest.mark.parametrize("family", ["sd2", "sdxl"])
-def test_its_unet_hears_what_the_first_one_hears(family: str, weights: dict[str, torch.Tensor]) -> None:
+def test_its_unet_hears_what_the_first_one_hears(weights: dict[str, torch.Tensor]) -> None:
     torch.manual_seed(0)
-    model, first = TextToNoise(SHAPES[family]), TextToNoise(SHAPES["sd1"])
+    model, first = TextToNoise(SHAPES["sdxl"]), TextToNoise(SHAPES["sd1"])
     first.load_state_dict(weights)
     begin_with(model, weights, text_steps=250)
     layer = "mid_block.attentions.0.transformer_blocks.0.attn2.to_v"

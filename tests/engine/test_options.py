@@ -14,9 +14,8 @@ from dreambooth.core.errors import UserError
 from dreambooth.core.layout import MINIATURE, SUBJECT_PICTURES
 from dreambooth.core.project import Folders, Project
 from dreambooth.core.run import Job
-from dreambooth.engine import worker
+from dreambooth.engine import families, worker
 from dreambooth.engine.data import class_pictures, pictures
-from dreambooth.engine.families import sd1
 from dreambooth.engine.training.loop import Session
 from dreambooth.service import launcher
 
@@ -133,7 +132,7 @@ def test_a_source_that_is_gone_is_said(tmp_path: Path) -> None:
 
 
 def test_class_pictures_go_on_where_they_stopped(star: Project, tmp_path: Path) -> None:
-    model = sd1.load(MINIATURE, 64)
+    model = families.load_file(MINIATURE)
     chosen = {
         "concepts.0.class_prompt": "a star",
         "concepts.0.num_class_images_per": 1,

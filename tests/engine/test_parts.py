@@ -7,6 +7,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dreambooth.core.layout import MINIATURE
+from dreambooth.engine import families
+from dreambooth.engine.checkpoints.source import open_source
 from dreambooth.engine.data.order import Order
 from dreambooth.engine.sampling import make_scheduler
 from dreambooth.engine.training import objective
@@ -15,7 +18,7 @@ from dreambooth.engine.training.schedules import rate_factor
 
 
 def test_noise_is_added_as_diffusers_adds_it() -> None:
-    scheduler = make_scheduler("ddim")
+    scheduler = make_scheduler("ddim", families.skeleton(open_source(MINIATURE)))
     x_0, eps, t = torch.randn(3, 4, 8, 8), torch.randn(3, 4, 8, 8), torch.tensor([0, 500, 999])
     ours = objective.add_noise(x_0, eps, scheduler.alphas_cumprod[t])
     assert torch.allclose(ours, scheduler.add_noise(x_0, eps, t), atol=1e-6)
@@ -31,7 +34,7 @@ def test_the_prior_counts_by_its_weight_and_rows_stay_apart() -> None:
 
 def test_the_loss_is_the_mean_square_of_each_picture() -> None:
     a, b = torch.randn(2, 4, 8, 8), torch.randn(2, 4, 8, 8)
-    assert torch.allclose(objective.noise_loss(a, b).mean(), torch.nn.functional.mse_loss(a, b))
+    assert torch.allclose(objective.squared_error(a, b).mean(), torch.nn.functional.mse_loss(a, b))
 
 
 @pytest.mark.parametrize(

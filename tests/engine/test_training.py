@@ -19,8 +19,8 @@ from dreambooth.core import checkpoint, project, settings
 from dreambooth.core.layout import MINIATURE, SUBJECT_PICTURES
 from dreambooth.core.project import Folders, Project
 from dreambooth.core.run import Job
-from dreambooth.engine import worker
-from dreambooth.engine.families import sd1
+from dreambooth.engine import families, worker
+from dreambooth.engine.families import pipelines
 from dreambooth.engine.generate import load
 from dreambooth.engine.miniature import measure
 from dreambooth.engine.sampling import make_scheduler
@@ -55,7 +55,7 @@ def teach(star: Project, method: str, **changes: Any) -> Taught:
 
 @pytest.fixture(scope="session")
 def before() -> dict[str, float]:
-    return measure.measure(sd1.load(MINIATURE, 64))
+    return measure.measure(families.load_file(MINIATURE))
 
 
 @pytest.fixture(scope="session")
@@ -140,17 +140,9 @@ def preview(lora: Taught, images: int, prompt: int) -> np.ndarray:
 @pytest.mark.parametrize(("weight", "images"), [(1.0, 1000), (0.0, 0)])
 def test_the_lora_in_diffusers_own_pipeline_draws_the_previews(lora: Taught, weight: float, images: int) -> None:
     """At weight 1 the last preview, at weight 0 the first, which is the base model's."""
-    model = sd1.load(MINIATURE, 64)
-    pipeline = StableDiffusionPipeline(
-        vae=model.vae,
-        text_encoder=model.text_encoder,
-        tokenizer=model.tokenizer,
-        unet=model.unet,
-        scheduler=make_scheduler("dpm++"),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
+    model = families.load_file(MINIATURE)
+    pipeline = pipelines.pipeline(model)
+    pipeline.scheduler = make_scheduler("dpm++", model)
     pipeline.load_lora_weights(str(lora.output.parent), weight_name=lora.output.name, adapter_name="star")
     pipeline.set_adapters("star", weight)
     pipeline.set_progress_bar_config(disable=True)

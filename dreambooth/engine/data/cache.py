@@ -12,19 +12,24 @@ from torch import Tensor
 
 from dreambooth.core.errors import UserError
 from dreambooth.engine.data import pictures
-from dreambooth.engine.families.sd1 import Sd1
+from dreambooth.engine.families.model import Model
 
 _BATCH = 8
 
 
 @dataclass
 class Encoded:
-    """A set of pictures: mean and standard deviation of each one's latents (N, 4, h, w), and its prompt's number."""
+    """A set of pictures: mean and standard deviation of each one's latents (N, 4, h, w), and its prompt's number.
+
+    `size` (N, 6): height and width of the file in pixels, top and left corner of the crop in the resized picture,
+    height and width of the crop.
+    """
 
     mean: Tensor
     std: Tensor
     prompt: Tensor  # (N,) index into the prompts, on the CPU
     concept: Tensor  # (N,) on the CPU
+    size: Tensor
 
     def __len__(self) -> int:
         return len(self.mean)
@@ -37,7 +42,7 @@ class Encoded:
 
 @torch.no_grad()
 def encode(
-    model: Sd1, some: list[pictures.Picture], prompts: list[str], size: int, on_batch: Callable[[int], None]
+    model: Model, some: list[pictures.Picture], prompts: list[str], size: int, on_batch: Callable[[int], None]
 ) -> Encoded:
     """Encodes pictures; their prompts must be among `prompts`.
 
@@ -59,6 +64,7 @@ def encode(
         torch.cat(stds).to(model.device),
         torch.tensor([index[p.prompt] for p in some]),
         torch.tensor([p.concept for p in some]),
+        torch.tensor([pictures.framing(p.path, size) for p in some]),
     )
 
 

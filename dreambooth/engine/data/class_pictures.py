@@ -17,7 +17,7 @@ from dreambooth.core import checkpoint
 from dreambooth.core.project import Project
 from dreambooth.core.settings import Concept, Settings
 from dreambooth.engine.data import pictures
-from dreambooth.engine.families.sd1 import Sd1
+from dreambooth.engine.families.model import Model
 from dreambooth.engine.sampling import Sampling, draw
 
 
@@ -54,7 +54,7 @@ def plan(project: Project, settings: Settings, instances: list[pictures.Picture]
 
 
 def make(
-    model: Sd1, plans: list[Plan], batch: int, on_batch: Callable[[int, int, Path], None], on_step: Callable[[], None]
+    model: Model, plans: list[Plan], batch: int, on_batch: Callable[[int, int, Path], None], on_step: Callable[[], None]
 ) -> None:
     """Makes what is missing; `on_batch(done, total, last)` hears of each batch; both callbacks may stop it."""
     total, done = sum(p.missing for p in plans), 0

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from dreambooth.core.errors import UserError
 from dreambooth.core.settings import Concept
@@ -84,6 +84,16 @@ def damage(path: Path) -> str:
 def load(path: Path, size: int) -> Image.Image:
     """The picture upright, in RGB, its centre cropped to a square of `size` pixels."""
     return ImageOps.fit(_open(path), (size, size), Image.Resampling.LANCZOS)
+
+
+def framing(path: Path, size: int) -> list[int]:
+    """How `load` frames a picture: height and width of the file, top and left corner of the crop once the picture is
+    resized, height and width of the crop. All in pixels."""
+    with Image.open(path) as image:
+        turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+        height, width = (image.width, image.height) if turned else (image.height, image.width)
+    scale = size / min(width, height)
+    return [height, width, round((height * scale - size) / 2), round((width * scale - size) / 2), size, size]
 
 
 def _open(path: Path) -> Image.Image:

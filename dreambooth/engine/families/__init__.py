@@ -1,1 +1,39 @@
-"""Model families, one file each: how to load one, encode for it, and what it predicts."""
+"""The families of models that can be trained, one file each."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from dreambooth.core.errors import UserError
+from dreambooth.core.origin import Origin
+from dreambooth.engine.checkpoints.source import Source, open_source
+from dreambooth.engine.families import sd1, sd2, sdxl
+from dreambooth.engine.families.loading import fill
+from dreambooth.engine.families.model import Model
+
+_BUILDERS = {"sd1": sd1.build, "sd2": sd2.build, "sdxl": sdxl.build}
+
+
+def skeleton(source: Source) -> Model:
+    """The model without weights: its parts take no memory. Raises UserError for what cannot be trained from."""
+    if source.about.reason:
+        raise UserError(f"{source.header.path}: {source.about.reason}.")
+    return _BUILDERS[source.about.family](source)
+
+
+def load(source: Source, dtype: torch.dtype = torch.float32) -> Model:
+    """Reads a model onto the CPU: UNet and text encoders in `dtype`, the VAE always in float32.
+
+    Raises UserError for a file that is damaged or cannot be trained from.
+    """
+    model = skeleton(source)
+    for part, module in model.parts.items():
+        fill(source, part, module, torch.float32 if part == "vae" else dtype)
+    return model
+
+
+def load_file(path: Path, origin: Origin | None = None, dtype: torch.dtype = torch.float32) -> Model:
+    """Opens and reads a file or Diffusers folder."""
+    return load(open_source(path, origin), dtype)

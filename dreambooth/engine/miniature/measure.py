@@ -14,7 +14,7 @@ from dreambooth.core import checkpoint
 from dreambooth.core.project import Folders, open_project
 from dreambooth.core.run import Job
 from dreambooth.core.settings import Settings, parse
-from dreambooth.engine.families.sd1 import Sd1
+from dreambooth.engine.families.model import Model
 from dreambooth.engine.generate import load
 from dreambooth.engine.miniature import reading, webui_layout, world
 from dreambooth.engine.sampling import Sampling, draw
@@ -39,7 +39,7 @@ def run(job: Job) -> dict[str, Any]:
     figures: dict[str, Figures] = {}
     for number, (name, weights) in enumerate(wanted["variants"].items()):
         job.report("stage", name="measuring the pictures", done=number, total=len(wanted["variants"]))
-        figures[name] = measure(load(project.source, weights, 1.0, project.resolution))
+        figures[name] = measure(load(project, weights))
     _make_loadable(project.source, Path(wanted["models"]), list(wanted["variants"].values()), folder)
     target = folder / "contact_sheet.png"
     _sheet(wanted["previews"], parse(job.settings())).save(target)
@@ -56,7 +56,7 @@ def _make_loadable(source: Path, models: Path, results: list[str], folder: Path)
             webui_layout.write(path, folder / "clip")
 
 
-def measure(model: Sd1, count: int = 16) -> Figures:
+def measure(model: Model, count: int = 16) -> Figures:
     """All between 0 and 1.
 
     likeness: of the subject's plain prompt; likeness_on_backgrounds: with a background in the prompt;
@@ -77,7 +77,7 @@ def measure(model: Sd1, count: int = 16) -> Figures:
     }
 
 
-def draw_scenes(model: Sd1, scenes: list[world.Scene]) -> list[Image.Image]:
+def draw_scenes(model: Model, scenes: list[world.Scene]) -> list[Image.Image]:
     """What the model draws when told all of each scene."""
     return _draw(model, [world.full_caption(scene) for scene in scenes])
 
@@ -99,7 +99,7 @@ def _own_likeness() -> float:
     return _mean([reading.likeness(picture, _references()) for picture in fresh])
 
 
-def _draw(model: Sd1, prompts: list[str], batch: int = 8) -> list[Image.Image]:
+def _draw(model: Model, prompts: list[str], batch: int = 8) -> list[Image.Image]:
     sampling = Sampling(world.SIZE, world.SIZE, _STEPS, _GUIDANCE)
     drawn: list[Image.Image] = []
     for start in range(0, len(prompts), batch):

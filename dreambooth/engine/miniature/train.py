@@ -14,12 +14,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from dreambooth.core.layout import MINIATURE, MINIATURES, SUBJECT_PICTURES
+from dreambooth.engine import families
+from dreambooth.engine.checkpoints import original
 from dreambooth.engine.checkpoints.entry import Entry
-from dreambooth.engine.checkpoints.original import entries, own_tensors
-from dreambooth.engine.checkpoints.write import write as write_file
-from dreambooth.engine.families import sd1
+from dreambooth.engine.checkpoints.write import write
+from dreambooth.engine.families.model import Model
 from dreambooth.engine.miniature import finish, workers, world
 from dreambooth.engine.miniature.model import TextToNoise
 from dreambooth.engine.miniature.shapes import SHAPES
@@ -45,7 +47,7 @@ def main() -> None:
     options.work.mkdir(parents=True, exist_ok=True)
     make = make_first if options.family == "sd1" else make_from_first
     vae, unet = make(options.family, options.work, options.workers)
-    write(options.family, vae, unet, options.out or MINIATURES[options.family])
+    write_model(options.family, vae, unet, options.out or MINIATURES[options.family])
 
 
 def make_first(family: str, work: Path, count: int) -> tuple[Path, Path]:
@@ -71,15 +73,18 @@ def make_first(family: str, work: Path, count: int) -> tuple[Path, Path]:
 def make_from_first(family: str, work: Path, count: int) -> tuple[Path, Path]:
     """Trains another family's UNet and text encoders, starting from SD 1's miniature."""
     vae, start, unet = (work / f"{stage}.pt" for stage in ("first-vae", "first-unet", family))
-    first = sd1.load(MINIATURE, world.SIZE)
+    first = families.load_file(MINIATURE)
     torch.save(first.vae.state_dict(), vae)
-    parts = {"unet": first.unet, "text_encoders.0": first.text_encoder}
-    torch.save(
-        {f"{part}.{name}": t for part, module in parts.items() for name, t in module.state_dict().items()}, start
-    )
+    torch.save(first_weights(first), start)
     training = functools.partial(train_unet, start=start)
     _make_once(unet, lambda out: workers.run(count, training, family, vae, out))
     return vae, unet
+
+
+def first_weights(first: Model) -> dict[str, Tensor]:
+    """SD 1's miniature as TextToNoise names its weights."""
+    parts = {"unet": first.unet, "text_encoders.0": first.text_encoders["text_encoder"]}
+    return {f"{part}.{name}": tensor for part, module in parts.items() for name, tensor in module.state_dict().items()}
 
 
 def _make_once(result: Path, make: Callable[[Path], None]) -> None:
@@ -90,7 +95,7 @@ def _make_once(result: Path, make: Callable[[Path], None]) -> None:
         partial.rename(result)
 
 
-def write(family: str, vae_file: Path, unet_file: Path, out: Path) -> None:
+def write_model(family: str, vae_file: Path, unet_file: Path, out: Path) -> None:
     """The stages' weights as one half-precision checkpoint in the family's original layout."""
     shape = SHAPES[family]
     vae, model = build_vae(), TextToNoise(shape)
@@ -101,7 +106,7 @@ def write(family: str, vae_file: Path, unet_file: Path, out: Path) -> None:
     finish.fill_unused_blocks(model)
     parts = {"unet": model.unet, "vae": vae}
     parts |= dict(zip(("text_encoder", "text_encoder_2"), model.text_encoders))
-    own = {name: Entry.of(tensor, torch.float16) for name, tensor in own_tensors(parts).items()}
+    own = {name: Entry.of(tensor, torch.float16) for name, tensor in original.own_tensors(parts).items()}
     metadata = {
         "format": "pt",
         "modelspec.sai_model_spec": "1.0.0",
@@ -113,7 +118,7 @@ def write(family: str, vae_file: Path, unet_file: Path, out: Path) -> None:
         "modelspec.prediction_type": shape.prediction,
     }
     out.unlink(missing_ok=True)
-    write_file(out, entries(own, family), metadata)
+    write(out, original.entries(own, family), metadata)
 
 
 def draw_subject(folder: Path) -> None:

@@ -8,17 +8,17 @@ import time
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, DDIMScheduler
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
+from dreambooth.engine.families.model import BETAS
 from dreambooth.engine.miniature import workers, world
 from dreambooth.engine.miniature.begin import begin_with
 from dreambooth.engine.miniature.model import WHOLE, TextToNoise
 from dreambooth.engine.miniature.shapes import SHAPES
 from dreambooth.engine.miniature.train_vae import LATENT_SCALE, build_vae, to_tensor
-from dreambooth.engine.sampling import make_scheduler
 
 SNR_LIMIT = 5.0  # Min-SNR weighting (arXiv 2303.09556): evens out the timesteps, which speeds learning up
 
@@ -49,7 +49,7 @@ def train_unet(
     torch.manual_seed(100 + worker.rank)
     rng = random.Random(2000 + worker.rank)
     scenes, latents, sizes = _encode_world(vae_file, rng, pictures, crops=shape.sizes)
-    signal = make_scheduler("ddim").alphas_cumprod
+    signal = DDIMScheduler(**BETAS).alphas_cumprod
     started = time.monotonic()
     for step in range(shape.steps):
         for group in optimizer.param_groups:

@@ -16,7 +16,7 @@ from dreambooth.core.errors import UserError
 from dreambooth.core.settings import Settings, learning_rates
 from dreambooth.engine.data.cache import Encoded
 from dreambooth.engine.data.order import Order
-from dreambooth.engine.families.sd1 import Sd1
+from dreambooth.engine.families.model import Model
 from dreambooth.engine.sampling import make_scheduler
 from dreambooth.engine.training import objective, schedules
 from dreambooth.engine.training.adapters import Trained
@@ -45,7 +45,7 @@ class Session:
 
     settings: Settings
     budget: Budget
-    model: Sd1
+    model: Model
     trained: Trained
     accelerator: Accelerator
     instances: Encoded
@@ -89,7 +89,7 @@ class Session:
 def train(session: Session, hooks: Hooks) -> Ending:
     """Trains from the session's step to the end of its budget, or until somebody asks to stop."""
     settings, budget, model, optimizer = session.settings, session.budget, session.model, session.optimizer
-    alpha_bar = make_scheduler("ddim").alphas_cumprod.to(model.device)
+    alpha_bar = make_scheduler("ddim", model).alphas_cumprod.to(model.device)
     text_images = settings.tuning.text_encoder_ratio * budget.images
     parameters = list(session.trained.named().values())
     sums = torch.zeros(3, device=model.device)  # loss, subject's part, class's part since the last report
@@ -115,8 +115,8 @@ def train(session: Session, hooks: Hooks) -> Ending:
         # Set the learning rates.
         seen = budget.images_seen(session.step)
         factor = schedules.rate_factor(settings.learning.scheduler, seen / budget.images, settings.learning.warmup)
-        for group, rate in zip(optimizer.param_groups, learning_rates(settings)):
-            group["lr"] = rate * factor
+        for part, group in zip(session.trained.parts, optimizer.param_groups):
+            group["lr"] = learning_rates(settings)[part != "unet"] * factor
 
         # Add up the gradients of the step's batches.
         for part in range(budget.accumulation):
@@ -175,17 +175,19 @@ def _batch_losses(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The loss of one batch, with its subject's and its class's part."""
     instances, priors = session.order.batch(position, session.budget.batch)
-    x_0, prompts = session.instances.sample(instances), session.instances.prompt[instances]
+    own = session.instances
+    x_0, prompts, sizes = own.sample(instances), own.prompt[instances], own.size[instances]
     if session.priors is not None and len(priors):
         x_0 = torch.cat([x_0, session.priors.sample(priors)])
         prompts = torch.cat([prompts, session.priors.prompt[priors]])
+        sizes = torch.cat([sizes, session.priors.size[priors]])
     eps = torch.randn_like(x_0)
     t = torch.randint(len(alpha_bar), (len(x_0),), device=x_0.device)
     x_t = objective.add_noise(x_0, eps, alpha_bar[t])
     with session.accelerator.autocast():
         text = session.texts.embeddings(prompts, learning=text_learns)
-        predicted = session.model.unet(x_t, t, text).sample
-    each = objective.noise_loss(predicted, eps)
+        predicted = session.model.denoise(x_t, t, text, sizes)
+    each = objective.squared_error(predicted, objective.target(session.model.prediction_type, x_0, eps, alpha_bar[t]))
     return objective.dreambooth_loss(each, len(instances), session.settings.tuning.prior_loss_weight)
 
 

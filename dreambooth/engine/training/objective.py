@@ -13,9 +13,18 @@ def add_noise(x_0: Tensor, eps: Tensor, alpha_bar_t: Tensor) -> Tensor:
     return alpha_bar_t.sqrt() * x_0 + (1 - alpha_bar_t).sqrt() * eps
 
 
-def noise_loss(predicted: Tensor, eps: Tensor) -> Tensor:
-    """The mean squared error of each picture, (B,) (DDPM, equation 14)."""
-    return (predicted.float() - eps.float()).square().mean((1, 2, 3))
+def target(prediction_type: str, x_0: Tensor, eps: Tensor, alpha_bar_t: Tensor) -> Tensor:
+    """What the UNet is to predict: the noise (DDPM, equation 14), or
+    v = sqrt(alpha_bar_t) eps - sqrt(1 - alpha_bar_t) x_0 (arXiv 2202.00512, section 4)."""
+    if prediction_type == "epsilon":
+        return eps
+    alpha_bar_t = alpha_bar_t.view(-1, 1, 1, 1)
+    return alpha_bar_t.sqrt() * eps - (1 - alpha_bar_t).sqrt() * x_0
+
+
+def squared_error(predicted: Tensor, wanted: Tensor) -> Tensor:
+    """The mean squared error of each picture, (B,)."""
+    return (predicted.float() - wanted.float()).square().mean((1, 2, 3))
 
 
 def dreambooth_loss(each: Tensor, instances: int, prior_weight: float) -> tuple[Tensor, Tensor, Tensor]:

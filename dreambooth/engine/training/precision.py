@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from accelerate import Accelerator
-from torch import nn
 
 from dreambooth.core.errors import UserError
 
@@ -21,12 +20,6 @@ def accelerator(mixed_precision: str) -> Accelerator:
 
 def compute_dtype(accelerator: Accelerator) -> torch.dtype:
     return {"fp16": torch.float16, "bf16": torch.bfloat16}.get(accelerator.mixed_precision, torch.float32)
-
-
-def cast(module: nn.Module, dtype: torch.dtype) -> None:
-    """Holds a module's frozen weights in another precision."""
-    for parameter in module.parameters():
-        parameter.data = parameter.data.to(dtype)
 
 
 def _automatic() -> str:

@@ -9,7 +9,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from dreambooth.core.settings import Settings
-from dreambooth.engine.families.sd1 import Sd1
+from dreambooth.engine.families.model import Model
 from dreambooth.engine.sampling import Sampling, draw
 
 _NAME = "{images:08}-{prompt:02}-{number:02}.png"
@@ -26,16 +26,16 @@ def prompts(settings: Settings) -> list[str]:
     return list(dict.fromkeys(chosen))
 
 
-def make(model: Sd1, settings: Settings, folder: Path, images: int, size: int) -> list[Path]:
+def make(model: Model, settings: Settings, folder: Path, images: int, size: int) -> list[Path]:
     """Draws the previews of this moment and saves them; the model is left in the mode it was in."""
     wanted = [(p, n) for p in range(len(prompts(settings))) for n in range(settings.previews.count)]
     choice = settings.previews
     sampling = Sampling(size, size, choice.steps, choice.guidance_scale, choice.negative_prompt)
     words, batch, paths = prompts(settings), settings.batching.class_batch_size, []
     folder.mkdir(exist_ok=True)
-    modes = [(part, part.training) for part in (model.unet, model.text_encoder)]
-    model.unet.eval()
-    model.text_encoder.eval()
+    modes = [(part, part.training) for part in model.parts.values()]
+    for part, _ in modes:
+        part.eval()
     with torch.random.fork_rng():
         for start in range(0, len(wanted), batch):
             some = wanted[start : start + batch]

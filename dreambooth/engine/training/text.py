@@ -1,28 +1,29 @@
-"""The text embeddings of a batch: from a table while the text encoder rests, computed while it learns."""
+"""The text embeddings of a batch: from a table while the text encoders rest, computed while they learn."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from dreambooth.engine.families.sd1 import Sd1
+from dreambooth.engine.families.model import Model, Text
 
 
 class Texts:
     """Embeddings of the run's few prompts, by number."""
 
-    def __init__(self, model: Sd1, prompts: list[str]) -> None:
+    def __init__(self, model: Model, prompts: list[str]) -> None:
         self.model = model
         self.prompts = prompts
-        self.tokens = model.tokenize(prompts).to(model.device)
-        self.table: Tensor | None = None
+        self.tokens = [numbers.to(model.device) for numbers in model.tokenize(prompts)]
+        self.table: Text | None = None
 
-    def embeddings(self, numbers: Tensor, *, learning: bool) -> Tensor:
-        """(B,) prompt numbers -> (B, 77, width). The table is made when the text encoder has stopped learning."""
-        numbers = numbers.to(self.tokens.device)
-        self.model.text_encoder.train(learning)
+    def embeddings(self, numbers: Tensor, *, learning: bool) -> Text:
+        """(B,) prompt numbers -> what the UNet reads. The table is made once the text encoders rest."""
+        numbers = numbers.to(self.model.device)
+        for encoder in self.model.text_encoders.values():
+            encoder.train(learning)
         if learning:
-            return self.model.text_encoder(self.tokens[numbers]).last_hidden_state
+            return self.model.encode_tokens([tokens[numbers] for tokens in self.tokens])
         if self.table is None:
             with torch.no_grad():
                 self.table = self.model.encode_text(self.prompts)

@@ -1,0 +1,58 @@
+"""Writing a Diffusers folder: what `from_pretrained` reads, with the vocabulary files of older readers beside."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from dreambooth.core.errors import UserError
+from dreambooth.engine.checkpoints import names
+from dreambooth.engine.checkpoints.entry import Entry
+from dreambooth.engine.checkpoints.write import write
+from dreambooth.engine.vocabulary import write_vocabulary
+
+
+def write_folder(to: Path, pipeline: Any, own: Mapping[str, Entry]) -> None:
+    """Writes diffusers' `pipeline`, whose parts may be without weights, with the weights of `own` ({own name: entry}).
+
+    The folder appears whole or not at all. Raises UserError if it cannot be written.
+    """
+    staged = Path(tempfile.mkdtemp(prefix=".exporting-", dir=to.parent))
+    try:
+        pipeline.save_config(staged)
+        for name, part in pipeline.components.items():
+            if isinstance(part, nn.Module):
+                _write_part(staged / name, name, part, own)
+            elif name.startswith("tokenizer"):
+                part.save_pretrained(staged / name)
+                write_vocabulary(staged / name)
+            elif name == "scheduler":
+                part.save_pretrained(staged / name)
+        staged.chmod(0o755)
+        staged.rename(to)
+    except OSError as error:
+        raise UserError(f"{to}: the folder cannot be written ({error.strerror}).") from None
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+
+
+def _write_part(folder: Path, name: str, part: nn.Module, own: Mapping[str, Entry]) -> None:
+    is_text = name.startswith("text_encoder")
+    if is_text:
+        part.config.save_pretrained(folder)
+    else:
+        part.save_config(folder)
+    entries = {}
+    for key in part.state_dict():
+        canonical = names.canonical_key(name, key)
+        projection = canonical.startswith("text_projection")
+        # Every version of transformers reads text encoders with the level text_model, not every one without it.
+        spelled = canonical if not is_text or projection else f"text_model.{canonical}"
+        entries[spelled] = own[f"{name}/{canonical}"]
+    stem = "model" if is_text else "diffusion_pytorch_model"
+    write(folder / f"{stem}.safetensors", entries, {"format": "pt"})

@@ -1,0 +1,132 @@
+"""A model's weights under their own names (names.py), wherever they lie: an original file, a Diffusers folder,
+the file's EMA weights, a VAE of another file. Nothing is read before it is asked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from dreambooth.core import checkpoint
+from dreambooth.core.errors import UserError
+from dreambooth.core.model_file import Header, Tensor
+from dreambooth.core.origin import Origin
+from dreambooth.core.project import Project
+from dreambooth.engine.checkpoints import names
+from dreambooth.engine.checkpoints.names import Place
+
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+}
+
+
+@dataclass
+class Source:
+    """`tensors` says where each weight lies, by its own name; `places` where it lies in an original file."""
+
+    header: Header
+    about: checkpoint.About
+    tensors: dict[str, Tensor]
+    places: dict[str, Place]
+    has_other_vae: bool = False
+    files: Files = field(default_factory=lambda: Files())
+
+    def read(self, name: str) -> torch.Tensor:
+        """A weight as it is in the file, in its own precision. Shares the file's pages: never write into it."""
+        return self.files.read(self.tensors[name])
+
+
+class Files:
+    """Open model files, mapped into memory."""
+
+    def __init__(self) -> None:
+        self._mapped: dict[Path, torch.Tensor] = {}
+
+    def read(self, tensor: Tensor) -> torch.Tensor:
+        if tensor.file not in self._mapped:
+            size = tensor.file.stat().st_size
+            storage = torch.UntypedStorage.from_file(str(tensor.file), shared=False, nbytes=size)
+            self._mapped[tensor.file] = torch.tensor([], dtype=torch.uint8).set_(storage, 0, (size,))
+        part = self._mapped[tensor.file][tensor.start : tensor.end]
+        dtype = DTYPES[tensor.dtype]
+        if tensor.start % dtype.itemsize:  # older files do not align their weights
+            part = part.clone()
+        values = part.view(dtype)
+        return values.view(tensor.shape) if tensor.stride is None else values.as_strided(tensor.shape, tensor.stride)
+
+
+def open_source(path: Path, origin: Origin | None = None) -> Source:
+    """Raises UserError for a file that is damaged, or of another kind than it should be."""
+    origin = origin or Origin()
+    header = checkpoint.read_header(path)
+    about = checkpoint.describe(header, origin)
+    tensors = dict(header.tensors)
+    places: dict[str, Place] = {}
+    if header.configs:
+        own = {_canonical(name): tensor for name, tensor in tensors.items()}
+    else:
+        if origin.weights == "ema":
+            tensors.update(_averaged(path, tensors))
+        places = names.from_original(tensors)
+        own = {name: _view(path, tensors[place.name], place) for name, place in places.items()}
+    if origin.vae:
+        own = {name: tensor for name, tensor in own.items() if not name.startswith("vae/")}
+        own.update(_other_vae(Path(origin.vae)))
+    return Source(header, about, own, places, has_other_vae=bool(origin.vae))
+
+
+def open_model(project: Project, weights: Path | None = None) -> Source:
+    """The checkpoint that a model was made from, or `weights`, a checkpoint that has been made of it."""
+    if weights is not None and weights != project.source:
+        return open_source(weights, project.reading)
+    if not project.source.exists():
+        raise UserError(f"{project.source}: the checkpoint that this model was made from is gone; put it back.")
+    return open_source(project.source, project.origin)
+
+
+def _canonical(name: str) -> str:
+    part, _, key = name.partition("/")
+    return f"{part}/{names.canonical_key(part, key)}"
+
+
+def _averaged(path: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The UNet's tensors with their averages; a file spells those without dots."""
+    averaged = {}
+    for name in tensors:
+        if name.startswith(checkpoint.UNET):
+            spelled = checkpoint.EMA + name.removeprefix("model.").replace(".", "")
+            if spelled not in tensors:
+                raise UserError(f"{path}: it holds no EMA weight for {name}; create the model with --weights normal.")
+            averaged[name] = tensors[spelled]
+    return averaged
+
+
+def _view(path: Path, tensor: Tensor, place: Place) -> Tensor:
+    """The part of an original tensor that is one of ours, in our form."""
+    try:
+        if place.form == "third":
+            return tensor.rows(place.third, 3)
+        if place.form == "transposed":
+            return tensor.turned()
+        return tensor.flattened() if place.form == "convolution" else tensor
+    except (ValueError, IndexError):
+        raise UserError(f"{path}: {place.name} has an unusual shape, {tensor.shape}; this is no plain model.") from None
+
+
+def _other_vae(path: Path) -> dict[str, Tensor]:
+    tensors = checkpoint.read_vae(path)
+    if any(name.startswith("encoder.down_blocks.") for name in tensors):
+        return {f"vae/{names.canonical_key('vae', key)}": tensor for key, tensor in tensors.items()}
+    return {name: _view(path, tensors[p.name], p) for name, p in names.vae_from_original(tensors).items()}

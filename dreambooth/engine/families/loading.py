@@ -1,0 +1,37 @@
+"""Building a model's parts and filling them with a file's weights, without a second copy in memory."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from dreambooth.core.errors import UserError
+from dreambooth.engine.checkpoints import names
+from dreambooth.engine.checkpoints.source import Source
+
+
+def fill(source: Source, part: str, module: nn.Module, dtype: torch.dtype) -> None:
+    """Gives a module that was built without weights the file's, in `dtype`; nothing in it is to be trained yet.
+
+    Raises UserError if weights are missing, have another shape or are not finite.
+    """
+    state: dict[str, Tensor] = {}
+    for key, wanted in module.state_dict().items():
+        name = f"{part}/{names.canonical_key(part, key)}"
+        place = source.places[name].name if name in source.places else name
+        if name not in source.tensors:
+            raise UserError(f"{source.header.path}: the weights {name} are missing; the file is damaged.")
+        tensor = source.read(name)
+        if tensor.numel() == wanted.numel() and tensor.dim() != wanted.dim():  # (out, in) and (out, in, 1, 1)
+            tensor = tensor.reshape(wanted.shape)
+        if tensor.shape != wanted.shape:
+            raise UserError(
+                f"{source.header.path}: {place} has the shape {tuple(tensor.shape)} instead of {tuple(wanted.shape)}; "
+                "this is no plain Stable Diffusion model."
+            )
+        loaded = tensor.to(dtype, copy=True)
+        if not torch.isfinite(loaded).all():
+            raise UserError(f"{source.header.path}: {place} holds values that are not finite; this model is broken.")
+        state[key] = loaded
+    module.load_state_dict(state, assign=True)
+    module.requires_grad_(False).eval()

@@ -1,0 +1,44 @@
+"""SDXL: CLIP-L and OpenCLIP's ViT-bigG side by side, the pooled text of the second, and the picture's size and crop."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from accelerate import init_empty_weights
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from torch import Tensor
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+from dreambooth.engine.checkpoints.source import Source
+from dreambooth.engine.families import shapes
+from dreambooth.engine.families.model import Model, Text
+from dreambooth.engine.vocabulary import clip_tokenizer
+
+LATENT_SCALE = 0.13025
+
+
+class Sdxl(Model):
+    family = "sdxl"
+
+    def encode_tokens(self, tokens: Sequence[Tensor]) -> Text:
+        first = self.text_encoders["text_encoder"](tokens[0], output_hidden_states=True)
+        second = self.text_encoders["text_encoder_2"](tokens[1], output_hidden_states=True)
+        hidden = torch.cat([first.hidden_states[-2], second.hidden_states[-2]], dim=-1)
+        return Text(hidden, second.text_embeds)
+
+    def denoise(self, x_t: Tensor, t: Tensor, text: Text, sizes: Tensor) -> Tensor:
+        added = {"text_embeds": text.pooled, "time_ids": sizes.to(x_t.device)}
+        return self.unet(x_t, t, text.hidden, added_cond_kwargs=added).sample
+
+
+def build(source: Source) -> Sdxl:
+    with init_empty_weights(include_buffers=False):
+        unet = UNet2DConditionModel(**shapes.unet_config(source))
+        vae = AutoencoderKL(**shapes.vae_config(source, LATENT_SCALE))
+        first = CLIPTextModel(CLIPTextConfig(**shapes.text_config(source, "text_encoder", activation="quick_gelu")))
+        config = shapes.text_config(source, "text_encoder_2", activation="gelu")
+        second = CLIPTextModelWithProjection(CLIPTextConfig(**{**config, "pad_token_id": 0}))
+    encoders = {"text_encoder": first, "text_encoder_2": second}
+    tokenizers = {"text_encoder": clip_tokenizer(), "text_encoder_2": clip_tokenizer(pad_token="!")}
+    return Sdxl.of(source, unet, vae, encoders, tokenizers)
