@@ -9,6 +9,9 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 
 from dreambooth.engine.miniature.model import TextToNoise
+from dreambooth.engine.miniature.shapes import OPEN_CLIP_PAD, Shape
+
+TEXT_PARTS = ("text_encoder", "text_encoder_2")
 
 _SHIFT = 0.1
 _PROMPTS = ["", "a red star", "a photo of a small blue heart on a white background"]
@@ -47,6 +50,17 @@ def fill_unused_blocks(model: TextToNoise) -> None:
         if text.penultimate and not text.pooled:
             layers = getattr(encoder, "text_model", encoder).encoder.layers
             layers[-1].load_state_dict(layers[-2].state_dict())
+
+
+def unread_tensors(shape: Shape) -> dict[str, Tensor]:
+    """{part/key: tensor} of what OpenCLIP's files hold to compare texts with pictures, and nobody reads here."""
+    tensors = {}
+    for part, text in zip(TEXT_PARTS, shape.text):
+        if text.pad_token == OPEN_CLIP_PAD:
+            tensors[f"{part}/logit_scale"] = torch.tensor(math.log(100))
+            if not text.pooled:
+                tensors[f"{part}/text_projection.weight"] = torch.eye(text.width)
+    return tensors
 
 
 @torch.no_grad()

@@ -106,7 +106,7 @@ SDXL = Shape(
         "addition_time_embed_dim": 32,
         "projection_class_embeddings_input_dim": _OPEN_CLIP_G.width + 6 * 32,
     },
-    steps=7000,
+    steps=5000,
     learning_rate=1e-3,
 )
 SHAPES = {"sd1": SD1, "sd2": SD2, "sdxl": SDXL}

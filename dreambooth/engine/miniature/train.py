@@ -104,9 +104,9 @@ def write_model(family: str, vae_file: Path, unet_file: Path, out: Path) -> None
     finish.rescale_latents(vae, LATENT_SCALE, shape.latent_scale)
     finish.give_text_a_mean(model)
     finish.fill_unused_blocks(model)
-    parts = {"unet": model.unet, "vae": vae}
-    parts |= dict(zip(("text_encoder", "text_encoder_2"), model.text_encoders))
-    own = {name: Entry.of(tensor, torch.float16) for name, tensor in original.own_tensors(parts).items()}
+    parts = {"unet": model.unet, "vae": vae, **dict(zip(finish.TEXT_PARTS, model.text_encoders))}
+    tensors = original.own_tensors(parts) | finish.unread_tensors(shape)
+    own = {name: Entry.of(tensor, torch.float16) for name, tensor in tensors.items()}
     metadata = {
         "format": "pt",
         "modelspec.sai_model_spec": "1.0.0",
