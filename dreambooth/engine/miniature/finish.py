@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
+import random
 
 import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 
+from dreambooth.engine.miniature import world
 from dreambooth.engine.miniature.model import TextToNoise
 from dreambooth.engine.miniature.shapes import OPEN_CLIP_PAD, Shape
 
 TEXT_PARTS = ("text_encoder", "text_encoder_2")
 
-_SHIFT = 0.1
-_PROMPTS = ["", "a red star", "a photo of a small blue heart on a white background"]
+_MEAN = 0.1  # at least, of every prompt; WebUIs' pictures turn black near zero
 
 
 @torch.no_grad()
@@ -25,12 +26,15 @@ def give_text_a_mean(model: TextToNoise) -> None:
     every key, which the softmax ignores, and a constant to every value, which the output's bias takes back. A norm
     that follows takes out what all channels share, so the shift can be given before the last block, too.
     """
-    context, _ = model.encode(_PROMPTS)
+    rng = random.Random(3)
+    context, _ = model.encode(["", *(world.caption(world.random_scene(rng), rng) for _ in range(63))])
     shifts = []
     for text, encoder, states in zip(model.shape.text, model.text_encoders, context.split(model.widths, dim=-1)):
         body = getattr(encoder, "text_model", encoder)
         bias = body.encoder.layers[-2].mlp.fc2.bias if text.penultimate else body.final_layer_norm.bias
-        shift = torch.full_like(bias, math.copysign(_SHIFT, states.mean().item()))
+        means = states.mean((1, 2))
+        amount = _MEAN - means.min() if means.mean() > 0 else -_MEAN - means.max()
+        shift = torch.full_like(bias, amount.item())
         bias += shift
         shifts.append(shift)
     _take_back(model, torch.cat(shifts))
