@@ -41,7 +41,11 @@ class Text:
 
 @dataclass(frozen=True)
 class Shape:
-    """What sets one family's miniature apart. `steps` and `learning_rate` are those of its UNet's training."""
+    """What sets one family's miniature apart, and how long its UNet is trained.
+
+    `least_weight` is the loss's weight where there is nothing but noise: only there does a background's colour follow
+    from the words, so a UNet that cannot take this over from SD 1's learns it by this.
+    """
 
     title: str
     architecture: str  # as modelspec calls it
@@ -51,6 +55,7 @@ class Shape:
     unet: dict[str, Any]
     steps: int
     learning_rate: float
+    least_weight: float = 0.0
 
     @property
     def sizes(self) -> bool:
@@ -106,7 +111,8 @@ SDXL = Shape(
         "addition_time_embed_dim": 32,
         "projection_class_embeddings_input_dim": _OPEN_CLIP_G.width + 6 * 32,
     },
-    steps=5000,
+    steps=3500,
     learning_rate=1e-3,
+    least_weight=1.0,
 )
 SHAPES = {"sd1": SD1, "sd2": SD2, "sdxl": SDXL}

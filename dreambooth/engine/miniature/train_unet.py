@@ -35,7 +35,7 @@ def train_unet(
 ) -> None:
     """Trains on `pictures` drawn pictures and writes the averaged weights to `out`; `batch` is each worker's.
 
-    `start` holds another family's trained weights; what fits is where this one begins.
+    `start` holds the first miniature's weights; what fits is where another family's begins.
     """
     torch.manual_seed(1)
     shape = SHAPES[family]
@@ -106,10 +106,11 @@ def _loss(model: TextToNoise, latents: Tensor, captions: list[str], sizes: Tenso
     kept = signal[timesteps].view(-1, 1, 1, 1)
     noisy = kept.sqrt() * latents + (1 - kept).sqrt() * noise
     snr = (kept / (1 - kept)).flatten()
+    weight = (snr + model.shape.least_weight).clamp(max=SNR_LIMIT)  # of the error in terms of the picture
     if model.shape.prediction == "v":  # arXiv 2202.00512
-        target, weight = kept.sqrt() * noise - (1 - kept).sqrt() * latents, snr.clamp(max=SNR_LIMIT) / (snr + 1)
+        target, weight = kept.sqrt() * noise - (1 - kept).sqrt() * latents, weight / (snr + 1)
     else:
-        target, weight = noise, snr.clamp(max=SNR_LIMIT) / snr
+        target, weight = noise, weight / snr
     prediction = model(noisy, timesteps, captions, sizes)
     error = functional.mse_loss(prediction, target, reduction="none").mean((1, 2, 3))
     return (error * weight).mean()
