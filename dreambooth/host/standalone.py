@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
+from dreambooth import __version__
 from dreambooth.core.layout import PROJECT
+from dreambooth.core.model_file import SUFFIXES
 from dreambooth.core.project import Folders
+from dreambooth.host.base import PAGE_TOKEN
 
 
 def folders(data: str | None = None) -> Folders:
@@ -16,3 +20,37 @@ def folders(data: str | None = None) -> Folders:
     if PROJECT.parent.name == "extensions" and (webui / "models").is_dir():
         return Folders(webui / "models")
     return Folders(PROJECT / "models")
+
+
+class Standalone:
+    """The host of `python -m dreambooth ui`: a models folder, and nobody else on the GPU."""
+
+    name = "Dreambooth"
+    version = __version__
+    token = PAGE_TOKEN
+    sends_to_txt2img = False
+    is_dark: bool | None = None
+
+    def __init__(self, data: str | None = None) -> None:
+        self._folders = folders(data)
+
+    def folders(self) -> Folders:
+        return self._folders
+
+    def checkpoints(self) -> list[tuple[str, Path]]:
+        """Every model file of the checkpoints folder and the folders in it, titled by its path there."""
+        base = self._folders.checkpoints
+        found = [path for path in base.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file()]
+        return [(path.relative_to(base).as_posix(), path) for path in sorted(found)]
+
+    def refresh(self) -> None:
+        """Every list is read from the disk when it is shown."""
+
+    def lend_gpu(self) -> None:
+        """Nobody else is on it."""
+
+    def take_gpu_back(self) -> None:
+        """Nothing was lent."""
+
+    def admits(self, headers: Mapping[str, str], cookies: Mapping[str, str]) -> bool:
+        return True

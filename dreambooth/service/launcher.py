@@ -34,7 +34,7 @@ def new_run(folders: Folders, project: Project, settings: Settings) -> Job:
 def new_errand(folders: Folders, project: Project, kind: str, settings: Settings, **fields: Any) -> Job:
     """A short job beside the runs: check, class-images, generate, export, measure."""
     job = {"kind": kind, "model": project.name, "models": str(folders.models), **fields}
-    return run.create(project.folder / "errands", job, to_json(settings))
+    return run.create(project.errands, job, to_json(settings))
 
 
 def new_download(folders: Folders, model: HubModel, revision: str) -> Job:
@@ -47,7 +47,7 @@ def new_download(folders: Folders, model: HubModel, revision: str) -> Job:
         "revision": revision,
         "out": str(folders.downloads / model.folder_name),
     }
-    return run.create(folders.downloads / ".errands", job, "{}")
+    return run.create(folders.download_errands, job, "{}")
 
 
 def start(job: Job, python: Path) -> subprocess.Popen[bytes]:
@@ -57,7 +57,7 @@ def start(job: Job, python: Path) -> subprocess.Popen[bytes]:
     """
     if job.is_alive():
         raise UserError(f"The run {job.name} is running already.")
-    for request in job.requests():
+    for request in job.requests() - {"start"}:  # that one the queue takes back when the engine is up
         job.clear_request(request)
     flags: dict[str, Any] = {"start_new_session": True}
     if sys.platform == "win32":
@@ -92,7 +92,7 @@ def result(job: Job) -> dict[str, Any]:
     events, _ = job.events()
     last = next((e for e in reversed(events) if e["event"] in ("done", "paused", "stopped", "failed", "started")), None)
     if last is None or last["event"] == "started":
-        raise UserError(f"The engine ended without a word: {_last_line(job.log)} (the whole log is in {job.log}).")
+        raise UserError(_lost(job))
     if last["event"] == "failed":
         raise UserError(last["problems"])
     return dict(last)
@@ -110,9 +110,21 @@ def tidy(job: Job) -> None:
         shutil.rmtree(job.folder, ignore_errors=True)
 
 
-def _last_line(log: Path) -> str:
+def forget(job: Job) -> None:
+    """Removes a job that could not be started, unless it did something before."""
+    if not job.events()[0] and job.status() == "new":
+        shutil.rmtree(job.folder, ignore_errors=True)
+
+
+def _lost(job: Job) -> str:
+    """One sentence about an engine that ended without an event."""
     try:
-        lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        lines = job.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
     except OSError:
         lines = []
-    return lines[-1] if lines else "it wrote nothing"
+    if lines:
+        return f"The engine ended without a word: {lines[-1]} (the whole log is in {job.log})."
+    return (
+        "The engine was ended from outside, by a person or by the system running out of memory; resume goes on from "
+        "the last state."
+    )

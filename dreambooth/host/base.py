@@ -1,0 +1,43 @@
+"""What the page, the API and the queue ask of the place where the extension lives."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Protocol
+
+from dreambooth.core.project import Folders
+
+# What the page's own requests carry (header X-Dreambooth-Token, or ?token= where a picture's address has no headers).
+# Made anew in each process; it lives here, where a reloaded page finds it again.
+PAGE_TOKEN = secrets.token_urlsafe(24)
+
+
+class Host(Protocol):
+    """A WebUI, or nothing but ourselves. Nothing here imports torch or waits for a model to load."""
+
+    name: str  # AUTOMATIC1111, Forge, or Dreambooth where it stands alone
+    token: str  # PAGE_TOKEN
+    version: str  # the WebUI's, as it says it; empty where it says none
+    sends_to_txt2img: bool  # whether there is a txt2img tab that a prompt can be sent to
+    is_dark: bool | None  # the theme that was forced by a flag; None where the browser decides
+
+    def folders(self) -> Folders:
+        """Where models, checkpoints and LoRAs lie."""
+
+    def checkpoints(self) -> list[tuple[str, Path]]:
+        """The checkpoints that a model can be made from: title as people know it, and file."""
+
+    def refresh(self) -> None:
+        """Makes files that were just written appear in the WebUI's lists."""
+
+    def lend_gpu(self) -> None:
+        """Empties the GPU for the engine and refuses pictures meanwhile, with a sentence. Waits for the picture that
+        is being drawn. Does nothing when it is lent already, and where the WebUI works on the processor."""
+
+    def take_gpu_back(self) -> None:
+        """Ends the loan. Does nothing when nothing is lent."""
+
+    def admits(self, headers: Mapping[str, str], cookies: Mapping[str, str]) -> bool:
+        """Whether a request may pass: the WebUI's own login, its --api-auth, or no login where it asks for none."""
