@@ -1,0 +1,1 @@
+"""The page: one file a tab, one that turns settings into controls, one for what the buttons do."""
