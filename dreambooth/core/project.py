@@ -9,6 +9,7 @@ import shutil
 import tempfile
 import time
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,28 +22,67 @@ from dreambooth.core.settings import parse, to_json
 _NAME = re.compile(r"[^<>:\"/\\|?*\x00-\x1f]{1,80}")
 _WINDOWS_DEVICES = {"con", "prn", "aux", "nul", *(f"com{i}" for i in range(10)), *(f"lpt{i}" for i in range(10))}
 
+_USUAL = {"projects": "dreambooth", "checkpoints": "Stable-diffusion", "loras": "Lora"}
+
 
 @dataclass(frozen=True)
 class Folders:
-    """The WebUI's models folder and what lies in it."""
+    """The WebUI's models folder and what lies in it, or elsewhere where a person has moved it.
+
+    What was moved is written in `models/dreambooth/folders.json`, so that the page, the command line and the engine
+    all look in the same place: {"projects": ..., "checkpoints": ..., "loras": ...}, each only where it differs.
+    """
 
     models: Path
 
     @property
     def projects(self) -> Path:
-        return self.models / "dreambooth"
+        return self._place("projects")
 
     @property
     def downloads(self) -> Path:
         return self.projects / ".downloads"
 
     @property
+    def download_errands(self) -> Path:
+        return self.downloads / ".errands"
+
+    @property
+    def trash(self) -> Path:
+        return self.projects / ".trash"
+
+    @property
     def checkpoints(self) -> Path:
-        return self.models / "Stable-diffusion"
+        return self._place("checkpoints")
 
     @property
     def loras(self) -> Path:
-        return self.models / "Lora"
+        return self._place("loras")
+
+    def _place(self, key: str) -> Path:
+        return self._moved.get(key, self.models / _USUAL[key])
+
+    @cached_property
+    def _moved(self) -> dict[str, Path]:
+        try:
+            said = json.loads((self.models / "dreambooth" / "folders.json").read_text(encoding="utf-8"))
+            return {key: Path(value) for key, value in said.items()}
+        except (OSError, ValueError, AttributeError, TypeError):
+            return {}
+
+    def moved(self, **places: Path | None) -> Folders:
+        """The same models folder with `projects`, `checkpoints` or `loras` in these places from now on; None means
+        the usual one. Raises UserError if that cannot be written down."""
+        wanted = {key: place for key, place in places.items() if place and place != self.models / _USUAL[key]}
+        if wanted == self._moved:
+            return self
+        note = self.models / "dreambooth" / "folders.json"
+        try:
+            note.parent.mkdir(parents=True, exist_ok=True)
+            atomic.write_text(note, json.dumps({key: str(place) for key, place in wanted.items()}, indent=1))
+        except OSError as error:
+            raise UserError(f"{note}: the file cannot be written ({error.strerror}).") from None
+        return Folders(self.models)
 
 
 @dataclass(frozen=True)
@@ -61,6 +101,10 @@ class Project:
     @property
     def runs(self) -> Path:
         return self.folder / "runs"
+
+    @property
+    def errands(self) -> Path:
+        return self.folder / "errands"
 
     @property
     def class_pictures(self) -> Path:

@@ -3,7 +3,8 @@
     job.json       what to do (written once, before the engine starts)
     settings.json  the settings, frozen
     events.jsonl   what happened, one JSON object a line (only the engine writes)
-    requests/      what a person asks for: an empty file named pause, stop, discard, save or preview
+    requests/      what a person asks for: an empty file named pause, stop, discard, save or preview; start asks the
+                   queue to start the engine as soon as no other is at work
     alive          locked by the engine as long as it lives
     state/  previews/  log.txt
 
@@ -25,8 +26,8 @@ from dreambooth.core import atomic, lock
 from dreambooth.core.errors import UserError
 from dreambooth.core.project import Folders, Project, names, open_project
 
-Request = Literal["pause", "stop", "discard", "save", "preview"]
-Status = Literal["new", "running", "paused", "stopped", "done", "failed", "lost"]
+Request = Literal["start", "pause", "stop", "discard", "save", "preview"]
+Status = Literal["new", "queued", "running", "paused", "stopped", "done", "failed", "lost"]
 
 _ENDINGS: dict[str, Status] = {"paused": "paused", "stopped": "stopped", "done": "done", "failed": "failed"}
 
@@ -119,6 +120,8 @@ class Job:
         """What the folder says now; `lost` is an engine that ended without a word."""
         if self.is_alive():
             return "running"
+        if "start" in self.requests():
+            return "queued"
         last: Status = "new"
         for event in self.events()[0]:
             if event["event"] == "started":
@@ -150,9 +153,27 @@ def create(parent: Path, job: dict[str, Any], settings_json: str) -> Job:
 
 def runs(project: Project) -> list[Job]:
     """The training runs of a model, oldest first."""
-    if not project.runs.exists():
+    return _jobs(project.runs)
+
+
+def errands(project: Project) -> list[Job]:
+    """A model's short jobs that are under way, or were and are kept; oldest first."""
+    return _jobs(project.errands)
+
+
+def jobs(project: Project) -> list[Job]:
+    return runs(project) + errands(project)
+
+
+def downloads(folders: Folders) -> list[Job]:
+    """The errands that fetch models from the hub."""
+    return _jobs(folders.download_errands)
+
+
+def _jobs(parent: Path) -> list[Job]:
+    if not parent.exists():
         return []
-    return [Job(path.parent) for path in sorted(project.runs.glob("*/job.json")) if path.parent.name.isdigit()]
+    return [Job(path.parent) for path in sorted(parent.glob("*/job.json")) if path.parent.name.isdigit()]
 
 
 def all_runs(folders: Folders) -> Iterator[Job]:

@@ -18,6 +18,7 @@ class Host(Protocol):
     """A WebUI, or nothing but ourselves. Nothing here imports torch or waits for a model to load."""
 
     name: str  # AUTOMATIC1111, Forge, or Dreambooth where it stands alone
+    token: str  # PAGE_TOKEN
     version: str  # the WebUI's, as it says it; empty where it says none
     sends_to_txt2img: bool  # whether there is a txt2img tab that a prompt can be sent to
     is_dark: bool | None  # the theme that was forced by a flag; None where the browser decides

@@ -9,6 +9,7 @@ from dreambooth import __version__
 from dreambooth.core.layout import PROJECT
 from dreambooth.core.model_file import SUFFIXES
 from dreambooth.core.project import Folders
+from dreambooth.host.base import PAGE_TOKEN
 
 
 def folders(data: str | None = None) -> Folders:
@@ -26,6 +27,7 @@ class Standalone:
 
     name = "Dreambooth"
     version = __version__
+    token = PAGE_TOKEN
     sends_to_txt2img = False
     is_dark: bool | None = None
 

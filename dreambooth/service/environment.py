@@ -25,6 +25,7 @@ from dreambooth.service import torch_build
 
 PIP = "pip==26.3"
 STAMP = ENGINE / "stamp.json"
+SETTING_UP = PROJECT / ".engine.lock"  # held by the process that sets up
 VARIABLE = "DREAMBOOTH_ENGINE_PYTHON"
 
 Progress = Callable[[str], None]
@@ -53,6 +54,15 @@ def is_current(*, development: bool = False) -> bool:
         and (not development or stamp.get("development") == _digest(DEVELOPMENT_LOCK))
         and python().exists()
     )
+
+
+def is_being_set_up() -> bool:
+    return lock.is_held(SETTING_UP)
+
+
+def lock_digest() -> str:
+    """Which version of the engine's packages this version of the project wants."""
+    return _digest(LOCK)
 
 
 def ensure(progress: Progress, *, development: bool = False) -> Path:
@@ -140,13 +150,12 @@ class _only_one:
         self.progress = progress
 
     def __enter__(self) -> None:
-        path = PROJECT / ".engine.lock"
-        self.file = lock.acquire(path)
+        self.file = lock.acquire(SETTING_UP)
         if self.file is None:
             self.progress("Another set-up is running; waiting for it")
         while self.file is None:
             time.sleep(1)
-            self.file = lock.acquire(path)
+            self.file = lock.acquire(SETTING_UP)
 
     def __exit__(self, *_: object) -> None:
         if self.file:

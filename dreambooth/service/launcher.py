@@ -34,7 +34,7 @@ def new_run(folders: Folders, project: Project, settings: Settings) -> Job:
 def new_errand(folders: Folders, project: Project, kind: str, settings: Settings, **fields: Any) -> Job:
     """A short job beside the runs: check, class-images, generate, export, measure."""
     job = {"kind": kind, "model": project.name, "models": str(folders.models), **fields}
-    return run.create(project.folder / "errands", job, to_json(settings))
+    return run.create(project.errands, job, to_json(settings))
 
 
 def new_download(folders: Folders, model: HubModel, revision: str) -> Job:
@@ -47,7 +47,7 @@ def new_download(folders: Folders, model: HubModel, revision: str) -> Job:
         "revision": revision,
         "out": str(folders.downloads / model.folder_name),
     }
-    return run.create(folders.downloads / ".errands", job, "{}")
+    return run.create(folders.download_errands, job, "{}")
 
 
 def start(job: Job, python: Path) -> subprocess.Popen[bytes]:
@@ -57,7 +57,7 @@ def start(job: Job, python: Path) -> subprocess.Popen[bytes]:
     """
     if job.is_alive():
         raise UserError(f"The run {job.name} is running already.")
-    for request in job.requests():
+    for request in job.requests() - {"start"}:  # that one the queue takes back when the engine is up
         job.clear_request(request)
     flags: dict[str, Any] = {"start_new_session": True}
     if sys.platform == "win32":
@@ -107,6 +107,12 @@ def tidy(job: Job) -> None:
     is_run = job.folder.parent.name == "runs"
     refused = last.get("event") == "failed" and last["refused"] and not job.progress()
     if refused or (last.get("event") == "done" and not is_run):
+        shutil.rmtree(job.folder, ignore_errors=True)
+
+
+def forget(job: Job) -> None:
+    """Removes a job that could not be started, unless it did something before."""
+    if not job.events()[0] and job.status() == "new":
         shutil.rmtree(job.folder, ignore_errors=True)
 
 

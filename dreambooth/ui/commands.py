@@ -3,30 +3,34 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 from pathlib import Path
 from typing import Any
 
-from dreambooth.core import checkpoint, hub, presets, project, run, schema, settings
+from dreambooth.core import project, run, schema, settings
 from dreambooth.core.errors import UserError
 from dreambooth.core.origin import Origin
-from dreambooth.core.project import Folders, Project
+from dreambooth.core.project import Folders
 from dreambooth.core.run import Job
 from dreambooth.core.settings import Settings
 from dreambooth.host import standalone
-from dreambooth.service import demo, environment, launcher
+from dreambooth.service import demo, environment, installation, launcher, models
+from dreambooth.service import runs as service_runs
 from dreambooth.ui.terminal import Terminal
 
 Result = dict[str, Any]
 
 
 def setup(options: argparse.Namespace, terminal: Terminal) -> Result:
-    environment.ensure(terminal.show, development=options.development)
+    if environment.is_current(development=options.development):
+        with contextlib.suppress(UserError):  # what does not work is repaired below
+            return environment.check()
+    installation.set_up(terminal.show, development=options.development)
     return environment.check()
 
 
 def inspect(options: argparse.Namespace, terminal: Terminal) -> Result:
-    path = Path(options.file).expanduser().resolve()
-    return {"path": str(path), **checkpoint.describe(checkpoint.read_header(path)).as_json()}
+    return models.inspect(Path(options.file))
 
 
 def show_settings(options: argparse.Namespace, terminal: Terminal) -> Result:
@@ -43,11 +47,9 @@ def create(options: argparse.Namespace, terminal: Terminal) -> Result:
 
 def _source(options: argparse.Namespace, terminal: Terminal) -> Path:
     """The checkpoint that a person named; what is no path but could be a model of the hub is fetched from there."""
-    path = Path(options.source).expanduser()
-    model = None if path.exists() else hub.parse(options.source)
+    model = models.hub_model(folders(options), options.name, options.source)
     if model is None:
-        return path
-    project.check_new(folders(options), options.name)
+        return Path(options.source).expanduser()
     python = environment.ensure(terminal.show)
     return Path(_work(launcher.new_download(folders(options), model, options.revision), python, terminal)["path"])
 
@@ -73,14 +75,12 @@ def train(options: argparse.Namespace, terminal: Terminal) -> Result:
 
 def resume(options: argparse.Namespace, terminal: Terminal) -> Result:
     job = run.find(folders(options), options.run)
-    status = job.status()
-    if status in ("done", "stopped", "running"):
-        raise UserError(f"The run {job.name} cannot be resumed: it is {status}.")
+    service_runs.check_resumable(job)
     return _work(job, environment.ensure(terminal.show), terminal)
 
 
 def runs(options: argparse.Namespace, terminal: Terminal) -> Result:
-    return {"runs": [_summary(job) for job in run.all_runs(folders(options))]}
+    return {"runs": [service_runs.summary(job) for job in run.all_runs(folders(options))]}
 
 
 def pause(options: argparse.Namespace, terminal: Terminal) -> Result:
@@ -93,59 +93,13 @@ def stop(options: argparse.Namespace, terminal: Terminal) -> Result:
 
 def generate(options: argparse.Namespace, terminal: Terminal) -> Result:
     opened = project.open_project(folders(options), options.name)
-    problems = [
-        f"--{name}: it must be from {low} to {high} (it is {value})."
-        for name, value, low, high in (
-            ("count", options.count, 1, 1000),
-            ("steps", options.steps, 1, 500),
-            ("cfg", options.cfg, 1, 30),
-            ("seed", options.seed, 0, 2**31),
-            ("batch", options.batch, 1, 64),
-            ("lora-weight", options.lora_weight, -4, 4),
-        )
-        if not low <= value <= high
-    ] + [
-        f"--{name}: it must be a multiple of 8 from 64 to 2048, or 0 (it is {value})."
-        for name, value in (("width", options.width), ("height", options.height))
-        if value and (value % 8 or not 64 <= value <= 2048)
-    ]
-    if problems:
-        raise UserError(problems)
-    weights = _weights(options, opened)
-    return errand(
-        options,
-        terminal,
-        "generate",
-        _settings_of(opened, weights),
-        prompt=options.prompt,
-        negative_prompt=options.negative,
-        count=options.count,
-        steps=options.steps,
-        seed=options.seed,
-        guidance_scale=options.cfg,
-        width=options.width,
-        height=options.height,
-        scheduler=options.scheduler,
-        batch=options.batch,
-        lora_weight=options.lora_weight,
-        weights=str(weights or ""),
-        out=str(Path(options.out).expanduser().resolve() if options.out else opened.folder / "generated"),
-    )
+    chosen, fields = service_runs.drawing(opened, vars(options), label="--{}")
+    return errand(options, terminal, "generate", chosen, **fields)
 
 
 def export(options: argparse.Namespace, terminal: Terminal) -> Result:
     opened = project.open_project(folders(options), options.name)
-    weights = _weights(options, opened)
-    if weights is None and not options.base:
-        raise UserError(
-            f"The model {opened.name!r} has no finished run to export (--base exports the model that it was made from)."
-        )
-    if options.merge is not None and not -4 <= options.merge <= 4:
-        raise UserError(f"--merge: it must be from -4 to 4 (it is {options.merge}).")
-    to = Path(options.to).expanduser().resolve()
-    if to.exists():
-        raise UserError(f"{to}: it exists already; name another file or folder.")
-    fields = {"weights": str(weights or ""), "to": str(to), "merge": options.merge, "half": options.half}
+    fields = service_runs.exporting(opened, vars(options), label="--{}")
     return errand(options, terminal, "export", settings.parse({}), **fields)
 
 
@@ -190,9 +144,7 @@ def merged_settings(options: argparse.Namespace) -> Settings:
 def settings_over(own: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
     """Settings with those of the command line over them: the preset's, then the file's, then the flags'."""
     given = given_settings(options)
-    if options.preset:
-        own = presets.apply(presets.find(options.preset), own, given)
-    return {**own, **given}
+    return models.with_preset(options.preset, own, given) if options.preset else {**own, **given}
 
 
 def errand(options: argparse.Namespace, terminal: Terminal, kind: str, chosen: Settings, **fields: Any) -> Result:
@@ -220,61 +172,11 @@ def _work(job: Job, python: Path, terminal: Terminal) -> Result:
     terminal.end()
     try:
         ending = launcher.result(job)
-        summary = _summary(job) if job.folder.parent.name == "runs" else {}
+        summary = service_runs.summary(job) if job.folder.parent.name == "runs" else {}
     finally:
         launcher.tidy(job)
     return {**summary, **{key: value for key, value in ending.items() if key not in ("event", "time")}}
 
 
-def _summary(job: Job) -> Result:
-    events, _ = job.events()
-    last = job.progress()
-    return {
-        "run": job.name,
-        "status": job.status(),
-        "step": last.get("step", 0),
-        "steps": last.get("steps", 0),
-        "loss": last.get("loss"),
-        "outputs": [event["path"] for event in events if event["event"] == "saved"],
-        "previews": next((event["sheet"] for event in reversed(events) if event["event"] == "preview"), None),
-        "folder": str(job.folder),
-    }
-
-
-def _newest_output(opened: Project) -> Path | None:
-    """The last file that a run of this model wrote and that is still there."""
-    for job in reversed(run.runs(opened)):
-        for path in reversed(_summary(job)["outputs"]):
-            if Path(path).exists():
-                return Path(path)
-    return None
-
-
-def _weights(options: argparse.Namespace, opened: Project) -> Path | None:
-    """The file that a command is about: the one that was named, or the newest result; None for the base model."""
-    if options.weights and options.base:
-        raise UserError("--weights, --base: these exclude each other; name one.")
-    if options.weights:
-        path = Path(options.weights).expanduser().resolve()
-        about = checkpoint.describe(checkpoint.read_header(path))
-        if about.kind not in ("checkpoint", "lora"):
-            raise UserError(f"{path}: this is neither a checkpoint nor a LoRA.")
-        return path
-    return None if options.base else _newest_output(opened)
-
-
-def _settings_of(opened: Project, weights: Path | None) -> Settings:
-    """The settings of the run that wrote the weights, so that prompts are read as it read them; without weights those
-    of the newest run, to compare with; else the model's own."""
-    for job in reversed(run.runs(opened)):
-        if weights is None or str(weights) in _summary(job)["outputs"]:
-            return settings.parse(job.settings())
-    return settings.parse(opened.settings())
-
-
 def _ask(options: argparse.Namespace, what: run.Request) -> Result:
-    job = run.find(folders(options), options.run)
-    if not job.is_alive():
-        raise UserError(f"The run {job.name} is not running: it is {job.status()}.")
-    job.request(what)
-    return {"run": job.name, "asked": what}
+    return service_runs.ask(run.find(folders(options), options.run), what)

@@ -1,0 +1,135 @@
+"""The HTTP API under /dreambooth: what the page shows and does, for scripts and for the page itself.
+
+Bodies are JSON objects; what is wrong with one is answered with status 400 and {"problems": [sentence, ...]}. Requests
+pass the WebUI's login (an extension's routes do not, by themselves), and those of other origins are refused.
+Works with FastAPI 0.94 on pydantic 1.10 as with today's on pydantic 2, so it declares no models of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import secrets
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from fastapi import APIRouter, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import FileResponse, JSONResponse
+from fastapi.routing import APIRoute
+
+from dreambooth.core.errors import UserError
+from dreambooth.service import pictures
+from dreambooth.service.routes import Answer, Door, Jobs, Machine, Models, Route, Routes
+
+MOST_BODY_BYTES = 4_000_000
+
+
+def router(host: Door) -> APIRouter:
+    """All routes, for the app of a WebUI or our own."""
+    made = APIRouter(
+        prefix="/dreambooth", route_class=_guarded(host), tags=["dreambooth"], default_response_class=_Json
+    )
+    for routes in (Machine(host), Models(host), _Pictures(host), Jobs(host)):
+        for method, path, endpoint in routes.table():
+            made.add_api_route(path, endpoint, methods=[method], response_model=None)
+    return made
+
+
+class _Json(JSONResponse):
+    """JSON that any reader takes: a loss that is no number is null, and a file name need not be Unicode."""
+
+    def render(self, content: Any) -> bytes:
+        try:
+            return json.dumps(content, allow_nan=False).encode()
+        except ValueError:
+            return json.dumps(_finite(content)).encode()
+
+
+def _finite(content: Any) -> Any:
+    if isinstance(content, float):
+        return content if math.isfinite(content) else None
+    if isinstance(content, dict):
+        return {key: _finite(value) for key, value in content.items()}
+    return [_finite(item) for item in content] if isinstance(content, list) else content
+
+
+def _guarded(host: Door) -> type[APIRoute]:
+    """A route that lets only admitted requests in, and answers what a person can mend with a sentence."""
+
+    class Guarded(APIRoute):
+        def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+            handle = super().get_route_handler()
+
+            async def guarded(request: Request) -> Response:
+                if refusal := _refusal(host, request):
+                    return refusal
+                try:
+                    return await handle(request)
+                except UserError as error:
+                    return _problems(400, error.problems)
+                except RequestValidationError as error:
+                    return _problems(400, [f"{_place(one)}: {one['msg']}." for one in error.errors()])
+                except (OSError, UnicodeError) as error:
+                    return _problems(400, [f"The request cannot be done: {error}."])
+
+            return guarded
+
+    return Guarded
+
+
+def _problems(status: int, problems: list[str], **headers: str) -> JSONResponse:
+    return _Json({"problems": problems}, status_code=status, headers=headers)
+
+
+def _place(problem: Any) -> str:
+    return ".".join(str(part) for part in problem["loc"][1:]) or "body"
+
+
+def _refusal(host: Door, request: Request) -> Response | None:
+    """Why a request may not pass; None if it may."""
+    origin = request.headers.get("origin")
+    if (origin and origin != "null" and urlsplit(origin).netloc != request.headers.get("host")) or origin == "null":
+        return _problems(403, ["Requests from other sites are refused."])
+    if request.headers.get("sec-fetch-site") == "cross-site":
+        return _problems(403, ["Requests from other sites are refused."])
+    length = request.headers.get("content-length", "")
+    if length.isdigit() and int(length) > MOST_BODY_BYTES:
+        return _problems(413, [f"The request is larger than {MOST_BODY_BYTES:,} bytes."])
+    token = request.headers.get("x-dreambooth-token") or request.query_params.get("token") or ""
+    if secrets.compare_digest(token.encode(), host.token.encode()):
+        return None
+    if host.admits(request.headers, request.cookies):
+        return None
+    return _problems(401, ["Log in first: the WebUI asks for a name and a password."], **{"WWW-Authenticate": "Basic"})
+
+
+class _Pictures(Routes):
+    """Pictures of concepts, and those that runs have drawn. `side` asks for a thumbnail of at most so many pixels."""
+
+    def table(self) -> list[Route]:
+        return [
+            ("GET", "/models/{name}/concepts/{concept}/pictures", self.listing),
+            ("GET", "/models/{name}/concepts/{concept}/picture", self.picture),
+            ("GET", "/models/{name}/picture", self.drawn),
+        ]
+
+    def listing(self, name: str, concept: int, kind: str = "instance", offset: int = 0, limit: int = 100) -> Answer:
+        return pictures.listing(pictures.concept_folder(self.open(name), concept, kind), offset, limit)
+
+    def picture(self, name: str, concept: int, file: str, kind: str = "instance", side: int = 0) -> Response:
+        return _picture(pictures.concept_folder(self.open(name), concept, kind), file, side)
+
+    def drawn(self, name: str, file: str, side: int = 0) -> Response:
+        """A picture in the model's own folder: previews, class pictures, sheets, generated ones."""
+        return _picture(self.open(name).folder, file, side)
+
+
+def _picture(folder: Path, file: str, side: int) -> Response:
+    path = pictures.confined(folder, file)
+    headers = {"Cache-Control": "private, max-age=60", "X-Content-Type-Options": "nosniff"}
+    if side:
+        return Response(pictures.thumbnail(path, side), media_type="image/jpeg", headers=headers)
+    return FileResponse(str(path), headers=headers)

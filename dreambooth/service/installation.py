@@ -1,0 +1,139 @@
+"""Setting the engine up where nobody looks at a terminal: in the background, with a note that the tab shows.
+
+install.py calls `on_start` at each start of the WebUI. When the environment is current that is a comparison of two
+short files. When it is not, a process of its own is started, once for each version of the lock file; the WebUI does
+not wait for it. After a failure the note says why, and a person starts the next try.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from dreambooth.core import atomic
+from dreambooth.core.errors import UserError
+from dreambooth.core.layout import PROJECT
+from dreambooth.service import environment
+from dreambooth.service.environment import Progress
+
+NOTE = PROJECT / ".engine.note.json"
+LOG = PROJECT / ".engine.log"
+_WRITE_EVERY_SECONDS = 0.5
+
+
+def state() -> dict[str, Any]:
+    """What the tab shows of the engine: is it ready, is it being set up, what was said last, what went wrong."""
+    note = _read_note()
+    ready = _is_current()
+    working = environment.is_being_set_up()
+    problem = "" if ready or working else note.get("problem") or _reason(note)
+    return {
+        "ready": ready,
+        "working": working,
+        "said": note.get("said", "") if working else "",
+        "problem": problem,
+        "log": str(LOG),
+    }
+
+
+def _reason(note: dict[str, Any]) -> str:
+    if environment.STAMP.exists():
+        return "The extension was updated, and the engine's packages were not yet; set up again."
+    if note:
+        return "Setting the engine up ended before it was done; set up again to go on where it stopped."
+    return "The engine is not set up yet (about 1.5 GB to fetch without a GPU, 6 GB with one)."
+
+
+def on_start() -> str:
+    """What install.py does. Returns a line for the console; empty where all is well. Raises nothing."""
+    try:
+        if _is_current():
+            return ""
+        if environment.is_being_set_up():
+            return "Dreambooth: the engine is being set up; the Dreambooth tab shows how far."
+        note = _read_note()
+        if note.get("lock") == environment.lock_digest():
+            return (
+                f"Dreambooth: the engine is not ready. {note.get('problem') or _reason(note)} See the Dreambooth tab."
+            )
+        begin()
+        return "Dreambooth: the engine is being set up in the background; the Dreambooth tab shows how far."
+    except Exception as error:  # noqa: BLE001  (the WebUI must start whatever is wrong here)
+        return f"Dreambooth: the engine could not be set up ({type(error).__name__}: {error})."
+
+
+def begin() -> None:
+    """Starts `python -m dreambooth setup` as a process of its own. Raises UserError if one is at work already."""
+    if environment.is_being_set_up():
+        raise UserError("The engine is being set up already.")
+    _write_note({"lock": environment.lock_digest(), "said": "Starting", "time": time.time()})
+    flags: dict[str, Any] = {"start_new_session": True}
+    if sys.platform == "win32":
+        flags = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP | subprocess.CREATE_NO_WINDOW}
+    with open(LOG, "wb") as log:
+        subprocess.Popen(
+            [sys.executable, "-m", "dreambooth", "setup"],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            cwd=PROJECT,
+            env=environment.engine_variables(),
+            **flags,
+        )
+
+
+def set_up(progress: Progress, *, development: bool = False) -> None:
+    """Makes or repairs the environment, and keeps the tab's note of how far it is. Raises UserError when that fails."""
+    note: dict[str, Any] = {"lock": environment.lock_digest(), "time": time.time()}
+    written = 0.0
+
+    def say(text: str) -> None:
+        nonlocal written
+        progress(text)
+        if time.monotonic() - written > _WRITE_EVERY_SECONDS:
+            written = time.monotonic()
+            _write_note({**note, "said": text})
+
+    try:
+        environment.set_up(say, development=development)
+    except UserError as error:
+        _write_note({**note, "problem": str(error)})
+        raise
+    NOTE.unlink(missing_ok=True)
+
+
+def _is_current() -> bool:
+    try:
+        return environment.is_current()
+    except UserError:  # DREAMBOOTH_ENGINE_PYTHON names nothing
+        return False
+
+
+def _read_note() -> dict[str, Any]:
+    try:
+        return dict(json.loads(NOTE.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return {}
+
+
+def _write_note(note: dict[str, Any]) -> None:
+    atomic.write_text(NOTE, json.dumps(note))
+
+
+def engine_log(most: int = 20_000) -> str:
+    """The end of what the last set-up in the background said."""
+    return tail(LOG, most)
+
+
+def tail(path: Path, most: int) -> str:
+    """The last `most` bytes of a file as text; empty if there is none."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(max(0, path.stat().st_size - most))
+            return file.read(most).decode("utf-8", errors="replace")
+    except OSError:
+        return ""

@@ -1,0 +1,152 @@
+"""The models that are being taught: listed, made, renamed, put into the trash, and their settings."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from dreambooth.core import atomic, checkpoint, hub, presets, project, run, schema, settings
+from dreambooth.core.errors import UserError
+from dreambooth.core.hub import HubModel
+from dreambooth.core.project import Folders, Project
+from dreambooth.service import foreign
+
+
+def summary(opened: Project) -> dict[str, Any]:
+    return {
+        "name": opened.name,
+        "folder": str(opened.folder),
+        "source": str(opened.source),
+        "problem": opened.problem,
+        "about": opened.about,
+        "runs": len(run.runs(opened)),
+    }
+
+
+def listing(folders: Folders) -> list[dict[str, Any]]:
+    """All models; one whose file is damaged is listed with its problem."""
+    found = []
+    for name in project.names(folders):
+        try:
+            found.append(summary(project.open_project(folders, name)))
+        except UserError as error:
+            found.append({"name": name, "folder": str(folders.projects / name), "problem": str(error)})
+    return found
+
+
+def inspect(path: Path) -> dict[str, Any]:
+    """What a checkpoint or LoRA is, from its header. Raises UserError for what cannot be read."""
+    path = path.expanduser().resolve()
+    return {"path": str(path), **checkpoint.describe(checkpoint.read_header(path)).as_json()}
+
+
+def hub_model(folders: Folders, name: str, source: str) -> HubModel | None:
+    """The model of the hub that `source` names; None where it is a path. Raises UserError if `name` will not do."""
+    model = None if Path(source).expanduser().exists() else hub.parse(source)
+    if model:
+        project.check_new(folders, name)
+    return model
+
+
+def create(folders: Folders, name: str, source: Path, flat: dict[str, Any], origin: dict[str, Any]) -> dict[str, Any]:
+    """A new model from a file or Diffusers folder. Raises UserError as `project.create` does."""
+    return summary(project.create(folders, name, source, flat, origin))
+
+
+def rename(folders: Folders, name: str, new_name: str) -> dict[str, Any]:
+    """Renames a model and what its runs call it. Raises UserError for a taken name or while an engine is at work."""
+    opened = project.open_project(folders, name)
+    _check_idle(opened)
+    target = project.check_new(folders, new_name)
+    try:
+        opened.folder.rename(target)
+    except OSError as error:
+        raise UserError(f"{opened.folder}: it cannot be renamed ({error.strerror}).") from None
+    renamed = project.open_project(folders, new_name)
+    for job in run.runs(renamed):
+        atomic.write_text(job.folder / "job.json", json.dumps({**job.read(), "model": new_name}, indent=1))
+    return summary(renamed)
+
+
+def delete(folders: Folders, name: str) -> dict[str, Any]:
+    """Moves a model's folder to the trash beside the models; its checkpoints and LoRAs stay where they are.
+
+    Raises UserError while an engine is at work on it.
+    """
+    opened = project.open_project(folders, name)
+    _check_idle(opened)
+    stamp = time.strftime("%Y-%m-%d %H.%M.%S")
+    target, number = folders.trash / f"{name} {stamp}", 2
+    while target.exists():
+        target, number = folders.trash / f"{name} {stamp} {number}", number + 1
+    try:
+        folders.trash.mkdir(exist_ok=True)
+        opened.folder.rename(target)
+    except OSError as error:
+        raise UserError(f"{opened.folder}: it cannot be moved to the trash ({error.strerror}).") from None
+    return {"name": name, "trash": str(target)}
+
+
+def write_settings(opened: Project, flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Makes these the model's own settings and returns them in full. Raises UserError, and writes nothing then."""
+    project.write_settings(opened, dict(flat))
+    return opened.settings()
+
+
+def changed(own: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings with changes over them; the changes may be nested or dotted. `concepts` as a list replaces them all."""
+    given = schema.flatten(changes) if changes else {}
+    if isinstance(changes.get("concepts"), list):
+        own = {key: value for key, value in own.items() if not key.startswith("concepts.")}
+    return {**own, **given}
+
+
+def with_preset(name: str, own: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings with a preset's over them, and `over` above both. Raises UserError if there is no such preset."""
+    return {**presets.apply(presets.find(name), own, over), **over}
+
+
+def problems(flat: Mapping[str, Any]) -> list[str]:
+    """Every reason why these settings will not do; empty if they will."""
+    try:
+        settings.parse(dict(flat))
+    except UserError as error:
+        return error.problems
+    return []
+
+
+def preset_list() -> list[dict[str, Any]]:
+    return [
+        {
+            "name": preset.name,
+            "label": preset.label,
+            "meaning": preset.meaning,
+            "settings": [
+                {"setting": key, "value": value, "reason": why} for key, (value, why) in preset.settings.items()
+            ],
+        }
+        for preset in presets.PRESETS.values()
+    ]
+
+
+def imported(opened: Project, path: Path, python: Path) -> tuple[str, dict[str, Any], list[dict[str, Any]]]:
+    """Another trainer's settings over the model's own: what the file is, the settings, and the fate of every key.
+
+    Its concepts take the place of the model's. Writes nothing. `python` is the engine's. Raises UserError for what
+    cannot be read.
+    """
+    kind, migration = foreign.read(path.expanduser().resolve(), python)
+    own = opened.settings()
+    if any(key.startswith("concepts.") for key in migration.settings):
+        own = {key: value for key, value in own.items() if not key.startswith("concepts.")}
+    return kind, {**own, **migration.settings}, [asdict(line) for line in migration.lines]
+
+
+def _check_idle(opened: Project) -> None:
+    for job in run.jobs(opened):
+        if (status := job.status()) in ("running", "queued"):
+            raise UserError(f"The model {opened.name!r} is at work ({job.name} is {status}); stop or pause it first.")

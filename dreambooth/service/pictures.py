@@ -1,0 +1,118 @@
+"""Pictures on the disk, for the page: lists, thumbnails, and files that are served, each confined to its folder."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+from dreambooth.core import settings
+from dreambooth.core.captions import PICTURES
+from dreambooth.core.errors import UserError
+from dreambooth.core.project import Project
+
+MOST_LISTED = 500
+MOST_WALKED = 20_000
+MOST_PIXELS = 120_000_000
+THUMBNAIL_SIDES = (32, 768)
+
+
+def concept_folder(opened: Project, concept: int, kind: str) -> Path:
+    """The folder of a concept's pictures: kind is instance or class. Raises UserError if there is none."""
+    concepts = settings.parse(opened.settings()).concepts
+    if not 0 <= concept < len(concepts):
+        raise UserError(
+            f"concept: the model {opened.name!r} has no concept {concept} (there: 0 to {len(concepts) - 1})."
+        )
+    if kind not in ("instance", "class"):
+        raise UserError(f"kind: {kind!r} is neither instance nor class.")
+    key = f"{kind}_data_dir"
+    named = getattr(concepts[concept], key).strip()
+    if not named:
+        if kind == "class":
+            return opened.class_pictures
+        raise UserError(f"concepts.{concept}.{key}: it is empty; name the folder of the pictures.")
+    folder = Path(named).expanduser()
+    if not folder.is_dir():
+        raise UserError(f"concepts.{concept}.{key}: {folder} is not a folder.")
+    return folder
+
+
+def listing(folder: Path, offset: int = 0, limit: int = 100) -> dict[str, Any]:
+    """Pictures in a folder and the folders in it, by name; `limit` of them from `offset` on, with their captions."""
+    limit = max(0, min(limit, MOST_LISTED))
+    found = sorted(_walk(folder))
+    shown = found[max(0, offset) : max(0, offset) + limit]
+    return {
+        "folder": str(folder),
+        "total": len(found),
+        "cut": len(found) >= MOST_WALKED,
+        "pictures": [_entry(folder, name) for name in shown],
+    }
+
+
+def _walk(folder: Path) -> Iterator[str]:
+    """Relative paths of the pictures, at most MOST_WALKED; links to folders are not followed."""
+    count = 0
+    for place, folders, files in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in files:
+            if name.startswith(".") or Path(name).suffix.lower() not in PICTURES:
+                continue
+            yield (Path(place) / name).relative_to(folder).as_posix()
+            count += 1
+            if count >= MOST_WALKED:
+                return
+
+
+def _entry(folder: Path, name: str) -> dict[str, Any]:
+    path = folder / name
+    try:
+        about = path.stat()
+        caption = path.with_suffix(".txt")
+        text = caption.read_text(encoding="utf-8", errors="replace")[:2000] if caption.is_file() else None
+    except OSError as error:
+        return {"name": name, "problem": error.strerror}
+    return {"name": name, "bytes": about.st_size, "changed": about.st_mtime, "caption": text}
+
+
+def confined(folder: Path, name: str) -> Path:
+    """The picture `name` in `folder`. Raises UserError for a name that leads out of it, or is no picture's."""
+    refused = UserError(f"{name[:200]!r} is no picture in {folder}.")
+    if not name or "\x00" in name or Path(name).suffix.lower() not in PICTURES:
+        raise refused
+    try:
+        path = (folder / name).resolve()
+        inside = path.is_relative_to(folder.resolve()) and path.is_file()
+    except (OSError, ValueError, RuntimeError):
+        raise refused from None
+    if not inside:
+        raise refused
+    return path
+
+
+def thumbnail(path: Path, side: int) -> bytes:
+    """A JPEG of at most `side` pixels, turned as the camera says. Raises UserError for what cannot be read."""
+    # The WebUI brings Pillow; where the page is not, nobody asks for thumbnails.
+    from PIL import Image, ImageOps
+
+    side = max(THUMBNAIL_SIDES[0], min(side, THUMBNAIL_SIDES[1]))
+    try:
+        with Image.open(path) as opened:
+            if opened.width * opened.height > MOST_PIXELS:
+                raise UserError(f"{path}: the picture is too large for a thumbnail ({opened.width}x{opened.height}).")
+            opened.draft("RGB", (side, side))
+            image = ImageOps.exif_transpose(opened)
+            image.thumbnail((side, side))
+            if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+                image = image.convert("RGBA")
+                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+            out = BytesIO()
+            image.convert("RGB").save(out, "JPEG", quality=85)
+    except UserError:
+        raise
+    except Exception as error:  # noqa: BLE001  (Pillow raises nearly anything on a damaged file)
+        raise UserError(f"{path}: the picture cannot be read ({str(error)[:100] or type(error).__name__}).") from None
+    return out.getvalue()
