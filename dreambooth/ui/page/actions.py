@@ -7,15 +7,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dreambooth.core import captions, checkpoint, presets, project, run, settings
+from dreambooth.core import captions, presets, project, run, settings
 from dreambooth.core.checkpoint import FAMILIES
 from dreambooth.core.errors import UserError
-from dreambooth.core.migrate.report import Line
 from dreambooth.core.project import Folders, Project
 from dreambooth.core.run import Job, Request
 from dreambooth.core.schema import to_flat
 from dreambooth.host.base import Host
-from dreambooth.service import environment, foreign, launcher
+from dreambooth.service import environment, launcher, models, queue, runs
 from dreambooth.ui.page import views
 
 Values = dict[str, Any]
@@ -56,9 +55,7 @@ def create(host: Host, name: str, chosen: str, origin: Values) -> Project:
 
 def save(opened: Project, shown: Mapping[str, Any]) -> Values:
     """Makes what the page shows the model's own settings; concepts that it does not show stay. Returns all of them."""
-    merged = {**opened.settings(), **shown}
-    project.write_settings(opened, merged)
-    return opened.settings()
+    return models.write_settings(opened, {**opened.settings(), **shown})
 
 
 def concept_names(flat: Mapping[str, Any]) -> list[str]:
@@ -86,14 +83,14 @@ def remove_concept(opened: Project, row: int) -> int:
 
 
 def _write(opened: Project, changed: settings.Settings) -> None:
-    project.write_settings(opened, to_flat(changed))
+    models.write_settings(opened, to_flat(changed))
 
 
 def apply_preset(opened: Project, shown: Mapping[str, Any], name: str) -> str:
     """Puts a preset over what the page shows. Returns what changed, for people."""
     before = {**opened.settings(), **shown}
-    after = presets.apply(presets.find(name), before)
-    project.write_settings(opened, after)
+    after = models.with_preset(name, before, {})
+    models.write_settings(opened, after)
     changed = sum(before.get(key) != value for key, value in after.items())
     return f"{presets.find(name).label}: {changed} setting{'' if changed == 1 else 's'} changed."
 
@@ -114,111 +111,90 @@ def take_pictures(opened: Project, row: int, files: list[str]) -> str:
     return str(folder)
 
 
-def import_settings(opened: Project, file: str) -> tuple[str, list[Line]]:
-    """Another trainer's settings over the model's own; its concepts take the place of the model's."""
+def import_settings(opened: Project, file: str) -> tuple[str, list[dict[str, Any]]]:
+    """Another trainer's settings over the model's own. Returns what the file is, and the fate of every key."""
     if not file.strip():
         raise UserError("File or Folder: it is empty; name what is to be read.")
-    kind, migration = foreign.read(Path(file.strip()).expanduser().resolve(), _engine())
-    own = opened.settings()
-    if any(key.startswith(_CONCEPT) for key in migration.settings):
-        own = {key: value for key, value in own.items() if not key.startswith(_CONCEPT)}
-    project.write_settings(opened, {**own, **migration.settings})
-    return kind, list(migration.lines)
+    kind, flat, report = models.imported(opened, Path(file.strip()), _engine())
+    models.write_settings(opened, flat)
+    return kind, report
 
 
-def check(host: Host, opened: Project) -> Values:
-    """The plan of a run with the model's settings; waits for it. Its problems are in the answer."""
-    sheet = opened.folder / "check.html"
-    job = start_errand(host, opened, "check", opened.settings(), sheet=str(sheet))
+def check(host: Host, opened: Project) -> list[str]:
+    """Looks at all pictures with the model's settings and waits for it. Returns what would stop a run."""
+    job = _new_errand(host, opened, "check", settings.parse(opened.settings()), sheet=str(opened.folder / "check.html"))
     process = launcher.start(job, _engine())
     launcher.follow(job, process, lambda event: None)
-    return launcher.result(job)
+    return list(launcher.result(job)["problems"])
 
 
 def train(host: Host, opened: Project) -> Job:
-    """Checks, then starts a run with exactly the model's settings. Raises UserError with all that stands in the way."""
-    for job in run.all_runs(host.folders()):
-        if job.is_alive():
-            raise UserError(f"The run {job.name} is still training; wait for it, pause it or stop it.")
-    if problems := check(host, opened)["problems"]:
+    """Checks, then queues a run with exactly the model's settings. Raises UserError with all that stands in the way."""
+    for job in run.runs(opened):
+        if (status := job.status()) in ("running", "queued"):
+            raise UserError(f"The run {job.name} is {status}; pause or stop it first.")
+    if problems := check(host, opened):
         raise UserError(problems)
     job = launcher.new_run(host.folders(), opened, settings.parse(opened.settings()))
-    launcher.start(job, _engine())
+    queue.submit(job)
     return job
 
 
-def resume(host: Host, name: str) -> Job:
+def resume(host: Host, name: str) -> None:
     job = run.find(host.folders(), name)
-    if job.status() in ("done", "stopped", "running"):
-        raise UserError(f"The run {job.name} cannot be resumed: it is {job.status()}.")
-    launcher.start(job, _engine())
-    return job
+    runs.check_resumable(job)
+    queue.submit(job)
 
 
-def ask(host: Host, name: str, what: Request) -> Job:
+def ask(host: Host, name: str, what: Request) -> None:
     """Asks the newest run of a model for something."""
-    job = run.find(host.folders(), name)
-    if job.status() != "running":
-        raise UserError(f"The run {job.name} is not running: it is {job.status()}.")
-    job.request(what)
-    return job
-
-
-def start_errand(host: Host, opened: Project, kind: str, flat: Values, **fields: Any) -> Job:
-    """A new short job that takes the place of the last of its kind, which must have ended."""
-    before = views.newest_errand(opened, kind)
-    if before and before.is_alive():
-        raise UserError("One is being made already; wait for it.")
-    if before:
-        shutil.rmtree(before.folder, ignore_errors=True)
-    return launcher.new_errand(host.folders(), opened, kind, settings.parse(flat), **fields)
+    runs.ask(run.find(host.folders(), name), what)
 
 
 def make_class_pictures(host: Host, opened: Project) -> None:
-    launcher.start(start_errand(host, opened, "class-images", opened.settings()), _engine())
+    queue.submit(_new_errand(host, opened, "class-images", settings.parse(opened.settings())))
 
 
 def generate(host: Host, opened: Project, wanted: Values) -> None:
     """Draws pictures with a result of the model, or without one."""
-    weights = wanted.pop("weights")
-    made_with = _run_of(opened, weights)
-    flat = made_with.settings() if made_with else opened.settings()
-    out = str(opened.folder / "generated")
-    launcher.start(start_errand(host, opened, "generate", flat, **wanted, weights=weights, out=out), _engine())
+    if not (wanted["prompt"] or "").strip():
+        raise UserError("Sample Prompt: it is empty; say what to draw.")
+    whole = {
+        key: _whole(value) if isinstance(runs.DRAWING.get(key, ("",))[0], int) else value
+        for key, value in wanted.items()
+    }
+    chosen, fields = runs.drawing(opened, whole, label="{}")
+    queue.submit(_new_errand(host, opened, "generate", chosen, **fields))
 
 
-def export(host: Host, opened: Project, weights: str, to: str, merge: float | None, half: bool) -> None:
-    if not to.strip():
-        raise UserError("Export to: it is empty; name a .safetensors or .ckpt file, or a new folder.")
-    target = Path(to.strip()).expanduser().resolve()
-    if target.exists():
-        raise UserError(f"{target}: it exists already; name another file or folder.")
-    fields = {"weights": weights, "to": str(target), "merge": merge, "half": half}
-    launcher.start(start_errand(host, opened, "export", {}, **fields), _engine())
+def _whole(value: Any) -> Any:
+    """A control's number, which gradio may give as 4.0."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def export(host: Host, opened: Project, wanted: Values) -> None:
+    fields = runs.exporting(opened, wanted, label="{}")
+    queue.submit(_new_errand(host, opened, "export", settings.parse({}), **fields))
+
+
+def _new_errand(host: Host, opened: Project, kind: str, chosen: settings.Settings, **fields: Any) -> Job:
+    """A new short job that takes the place of the last of its kind, which must have ended."""
+    before = views.newest_errand(opened, kind)
+    if before and before.status() in ("running", "queued"):
+        raise UserError("One is at work already; wait for it.")
+    if before:
+        shutil.rmtree(before.folder, ignore_errors=True)
+    return launcher.new_errand(host.folders(), opened, kind, chosen, **fields)
 
 
 def results(opened: Project) -> list[tuple[str, str]]:
     """The files that runs of this model wrote and that are still there, the newest first: (name, path)."""
-    found = []
-    for job in reversed(run.runs(opened)):
-        for event in reversed(job.events()[0]):
-            if event["event"] == "saved" and Path(event["path"]).exists():
-                found.append((f"{Path(event['path']).name} (run {int(job.folder.name)})", event["path"]))
-    return found
-
-
-def is_lora(path: str) -> bool:
-    return bool(path) and checkpoint.describe(checkpoint.read_header(Path(path))).kind == "lora"
-
-
-def _run_of(opened: Project, weights: str) -> Job | None:
-    for job in run.runs(opened):
-        if any(event["event"] == "saved" and event["path"] == weights for event in job.events()[0]):
-            return job
-    return None
+    return [
+        (f"{Path(one['path']).name} (run {one['run'].rpartition('/')[2]})", one["path"]) for one in runs.outputs(opened)
+    ]
 
 
 def _engine() -> Path:
     if not environment.is_current():
-        raise UserError("The engine is not set up yet; press Set Up beside the run.")
+        raise UserError("The engine is not set up yet; press Set Up beside the tabs.")
     return environment.python()

@@ -17,6 +17,7 @@ from fastapi.responses import FileResponse, Response
 from dreambooth.core.layout import PROJECT
 from dreambooth.host.base import Host
 from dreambooth.host.standalone import Standalone
+from dreambooth.service import api, queue
 from dreambooth.ui.page import dialect, routes
 from dreambooth.ui.page.page import build
 
@@ -31,7 +32,8 @@ _HEAD = (
 def application(host: Host) -> Any:
     """The page, its addresses, and its files, as one web application."""
     app = FastAPI(openapi_url=None)
-    routes.attach(app, host)
+    app.include_router(api.router(host))
+    app.include_router(routes.router(host))
 
     def file(name: str) -> Response:
         return FileResponse(_FILES[name]) if name in _FILES else Response(status_code=404)
@@ -57,8 +59,10 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--data", help="the models folder")
     parser.add_argument("--port", type=int, default=7870)
     options = parser.parse_args(arguments)
+    host = Standalone(options.data)
     print(f"The page: http://{ADDRESS}:{options.port}", flush=True)
-    uvicorn.run(application(Standalone(options.data)), host=ADDRESS, port=options.port, log_level="warning")
+    queue.watch(host)
+    uvicorn.run(application(host), host=ADDRESS, port=options.port, log_level="warning")
     return 0
 
 

@@ -42,7 +42,10 @@ def build(form: Form) -> Concepts:
     with gr.Row(elem_id="db_pictures_row", elem_classes=["db-fields"]):
         form.add(own.pop(ABOUT_PICTURES))
         drop = gr.File(
-            label="Drop pictures here (and captions: a .txt for each)", file_count="multiple", elem_id="db_drop", height=110
+            label="Drop pictures here (and captions: a .txt for each)",
+            file_count="multiple",
+            elem_id="db_drop",
+            height=110,
         )
     with gr.Row(elem_id="db_prompts_row", elem_classes=["db-fields"]):
         form.add_all(own.pop(name) for name in IN_FRONT)
@@ -52,9 +55,11 @@ def build(form: Form) -> Concepts:
             preset.name: gr.Button(preset.label, elem_id=f"db_preset_{preset.name}", size="sm")
             for preset in PRESETS.values()
         }
-    with gr.Accordion("Tokens and Repeats", open=False, elem_id="db_section_tokens"):
-        with gr.Row(elem_id="db_fields_tokens", elem_classes=["db-fields"]):
-            form.add_all(own.pop(name) for name in TOKENS)
+    with (
+        gr.Accordion("Tokens and Repeats", open=False, elem_id="db_section_tokens"),
+        gr.Row(elem_id="db_fields_tokens", elem_classes=["db-fields"]),
+    ):
+        form.add_all(own.pop(name) for name in TOKENS)
     with gr.Accordion("Class Pictures", open=False, elem_id="db_section_class"):
         with gr.Row(elem_id="db_fields_class", elem_classes=["db-fields"]):
             form.add_all(own.values())

@@ -30,17 +30,21 @@ class Generate:
 
 def build() -> Generate:
     weights = gr.Dropdown(
-        [BASE], value=BASE, label="Draw with", info="A result of this model's runs, the newest first.", elem_id="db_weights"
+        [BASE],
+        value=BASE,
+        label="Draw with",
+        info="A result of this model's runs, the newest first.",
+        elem_id="db_weights",
     )
     prompt = gr.Textbox(label="Sample Prompt", info="What to draw.", lines=2, elem_id="db_prompt")
     negative = gr.Textbox(label="Sample Negative Prompt", info="What not to draw.", elem_id="db_negative")
     with gr.Row(elem_id="db_sampling_row", elem_classes=["db-fields"]):
         fields = {
             "prompt": prompt,
-            "negative_prompt": negative,
+            "negative": negative,
             "count": gr.Slider(1, 64, 4, step=1, label="Number of Samples to Generate", elem_id="db_count"),
             "steps": gr.Slider(1, 150, 20, step=1, label="Sample Steps", elem_id="db_steps"),
-            "guidance_scale": gr.Slider(1, 30, 7.5, step=0.5, label="Sample CFG Scale", elem_id="db_cfg"),
+            "cfg": gr.Slider(1, 30, 7.5, step=0.5, label="Sample CFG Scale", elem_id="db_cfg"),
             "lora_weight": gr.Slider(-2, 2, 1, step=0.05, label="Lora Weight", elem_id="db_lora_weight"),
             "seed": gr.Number(420420, label="Sample Seed", elem_id="db_seed"),
             "scheduler": gr.Dropdown(
@@ -61,9 +65,14 @@ def build() -> Generate:
         )
         with gr.Row(elem_id="db_export_row", elem_classes=["db-fields"]):
             merge = gr.Checkbox(
-                False, label="Merge the Lora", info="Into its checkpoint, at the weight above.", elem_id="db_export_merge"
+                False,
+                label="Merge the Lora",
+                info="Into its checkpoint, at the weight above.",
+                elem_id="db_export_merge",
             )
-            half = gr.Checkbox(False, label="Half Model", info="Half precision, half the size.", elem_id="db_export_half")
+            half = gr.Checkbox(
+                False, label="Half Model", info="Half precision, half the size.", elem_id="db_export_half"
+            )
         export = gr.Button("Generate Ckpt", elem_id="db_export")
         export_said = gr.HTML("", elem_id="db_export_said")
         exported = gr.HTML("", elem_id="db_exported")

@@ -42,9 +42,11 @@ def build(origin: Form) -> Model:
                 allow_custom_value=True,
                 elem_id="db_new_source",
             )
-        with gr.Accordion("How to read it", open=False, elem_id="db_origin_section"):
-            with gr.Row(elem_id="db_fields_origin", elem_classes=["db-fields"]):
-                origin.add_all(leaves(Origin, prefix="origin."))
+        with (
+            gr.Accordion("How to read it", open=False, elem_id="db_origin_section"),
+            gr.Row(elem_id="db_fields_origin", elem_classes=["db-fields"]),
+        ):
+            origin.add_all(leaves(Origin, prefix="origin."))
         with gr.Row(elem_id="db_create_buttons", elem_classes=["db-line"]):
             create = gr.Button("Create", elem_id="db_create", variant="primary")
             refresh = gr.Button("Look for new checkpoints", elem_id="db_refresh_checkpoints", size="sm")

@@ -16,7 +16,8 @@ from dreambooth.core import project
 from dreambooth.core.errors import UserError
 from dreambooth.core.project import Project, open_project
 from dreambooth.core.settings import parse
-from dreambooth.host.base import PAGE_TOKEN, Host
+from dreambooth.host.base import Host
+from dreambooth.service import installation
 from dreambooth.ui.page import actions, concepts, cost, dialect, generate, model, run_column, settings, views
 from dreambooth.ui.page.controls import Form
 
@@ -44,7 +45,7 @@ class Page:
         self.form, self.origin = Form(), Form()
 
     def lay_out(self) -> None:
-        gr.HTML(f'<div data-db-token="{PAGE_TOKEN}"></div>', elem_id="db_token", visible=True)
+        gr.HTML(f'<div data-db-token="{self.host.token}"></div>', elem_id="db_token", visible=True)
         with gr.Row(elem_id="db_head"):
             self.choice = gr.Dropdown([], label="Model", elem_id="db_model")
             self.refresh = gr.Button("⟳", elem_id="db_refresh")
@@ -82,8 +83,7 @@ class Page:
         on(blocks.load, self.told(self.open), None, [*self.of_model, tab.source])
         on(self.refresh.click, self.told(self.open), None, [*self.of_model, tab.source])
         self.act(self.choice.input, self.select, [self.choice], self.of_model)
-        for name in (self.form.watch, lambda bind: None):
-            name(lambda event: on(event, None, None, None, js=_CHANGED))
+        self.form.watch(lambda event: on(event, None, js=_CHANGED))
         self.act(self.draft.click, self.save, [], [self.said, self.about])
         self._bind_model(tab)
         self._bind_concepts(spots)
@@ -130,7 +130,7 @@ class Page:
     def show(self, name: str, row: int = 0, said: str = "") -> Shown:
         """A model with everything that belongs to it; without a name, none."""
         names = project.names(self.host.folders())
-        shown = {
+        shown: Shown = {
             self.choice: gr.update(choices=names, value=name or None),
             self.model: name,
             self.row: row,
@@ -202,7 +202,10 @@ class Page:
         tab = self.model_tab
         origin = {key.removeprefix("origin."): value for key, value in self.origin.read(values).items()}
         made = actions.create(self.host, values[tab.name] or "", str(values[tab.source] or ""), origin)
-        return {**self.show(made.name, said=views.good(f"Created {made.name}. Next: the pictures, in Concepts.")), tab.name: ""}
+        return {
+            **self.show(made.name, said=views.good(f"Created {made.name}. Next: the pictures, in Concepts.")),
+            tab.name: "",
+        }
 
     def list_checkpoints(self) -> Shown:
         self.host.refresh()
@@ -210,8 +213,8 @@ class Page:
 
     def import_settings(self, values: Values) -> Shown:
         opened = self.opened(values)
-        kind, lines = actions.import_settings(opened, values[self.model_tab.import_from] or "")
-        return {**self.show(opened.name), self.model_tab.imported: views.import_report(kind, lines)}
+        kind, report = actions.import_settings(opened, values[self.model_tab.import_from] or "")
+        return {**self.show(opened.name), self.model_tab.imported: views.import_report(kind, report)}
 
     def _bind_concepts(self, spots: concepts.Concepts) -> None:
         whole = self.of_model
@@ -266,12 +269,24 @@ class Page:
 
     def _bind_run(self) -> None:
         run = self.run
+        dialect.on(run.set_up.click, self.told(self.set_up, run.said), None, [run.said])
         for button in (run.train, run.train_anew):
             self.act(button.click, self.train, [], [self.said], run.said, js=_NOW)
         self.act(run.resume.click, self._on_run(actions.resume), [], [], run.said, js=_NOW)
         for what, button in run.requests.items():
-            self.act(button.click, self._on_run(lambda host, name, w=what: actions.ask(host, name, w)), [], [], run.said, js=_NOW)
+            self.act(
+                button.click,
+                self._on_run(lambda host, name, w=what: actions.ask(host, name, w)),
+                [],
+                [],
+                run.said,
+                js=_NOW,
+            )
         self.act(self.look_again.click, self.look, [], [self.about, self.generate.weights, self.model_tab.about])
+
+    def set_up(self) -> Shown:
+        installation.begin()
+        return {}
 
     def train(self, values: Values) -> Shown:
         """Freezes exactly what the page shows."""
@@ -305,18 +320,22 @@ class Page:
         export = [tab.weights, tab.export_to, tab.export_merge, tab.export_half, tab.fields["lora_weight"]]
         self.act(tab.export.click, self.export, export, [], tab.export_said, js=_NOW)
 
-    def _weights(self, values: Values, opened: Project) -> str:
-        return dict(actions.results(opened)).get(values[self.generate.weights], "")
+    def _weights(self, values: Values, opened: Project) -> dict[str, Any]:
+        file = dict(actions.results(opened)).get(values[self.generate.weights], "")
+        return {"weights": file} if file else {"base": True}
 
     def draw(self, values: Values) -> Shown:
         opened = self.opened(values)
         wanted = {name: values[field] for name, field in self.generate.fields.items()}
-        actions.generate(self.host, opened, {**wanted, "weights": self._weights(values, opened)})
+        actions.generate(self.host, opened, {**wanted, **self._weights(values, opened)})
         return {}
 
     def export(self, values: Values) -> Shown:
         opened, tab = self.opened(values), self.generate
-        merge = float(values[tab.fields["lora_weight"]]) if values[tab.export_merge] else None
-        weights = self._weights(values, opened)
-        actions.export(self.host, opened, weights, values[tab.export_to] or "", merge, bool(values[tab.export_half]))
+        wanted = {
+            "to": values[tab.export_to],
+            "half": values[tab.export_half],
+            "merge": values[tab.fields["lora_weight"]] if values[tab.export_merge] else None,
+        }
+        actions.export(self.host, opened, {**wanted, **self._weights(values, opened)})
         return {}

@@ -27,6 +27,7 @@ class RunColumn:
     requests: dict[str, Any]
     said: Any
     run: Any
+    set_up: Any
 
 
 def build() -> RunColumn:
@@ -34,7 +35,8 @@ def build() -> RunColumn:
         train = gr.Button("Train", elem_id="db_train", variant="primary")
         resume = gr.Button("Resume", elem_id="db_resume", variant="primary")
         requests = {what: gr.Button(label, elem_id=name, variant=look) for name, label, what, look in REQUESTS}
+        set_up = gr.Button("Set Up", elem_id="db_set_up", variant="primary")
         train_anew = gr.Button("Train anew", elem_id="db_train_anew")
     said = gr.HTML("", elem_id="db_run_said")
     run = gr.HTML("", elem_id="db_run")
-    return RunColumn(train, train_anew, resume, requests, said, run)
+    return RunColumn(train, train_anew, resume, requests, said, run, set_up)

@@ -6,22 +6,21 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from html import escape
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlencode
+from urllib.parse import quote, urlencode
 
 from dreambooth.core import run
 from dreambooth.core.checkpoint import FAMILIES
 from dreambooth.core.errors import UserError
 from dreambooth.core.project import Folders, Project, open_project
 from dreambooth.core.quantities import duration, size
-from dreambooth.core.migrate.report import Line
 from dreambooth.core.run import Job
 from dreambooth.core.schema import general, leaves
 from dreambooth.core.settings import Settings
-from dreambooth.service import launcher
+from dreambooth.service import installation, launcher
 from dreambooth.ui.page.curves import curve
 
 LOG_LINES = 40
@@ -56,7 +55,7 @@ def picture_address(project: Project, path: Path) -> str:
         changed = path.stat().st_mtime_ns
     except (ValueError, OSError):
         return ""
-    return f"dreambooth/page/picture?{urlencode({'model': project.name, 'file': inside, 'changed': changed})}"
+    return f"dreambooth/models/{quote(project.name)}/picture?{urlencode({'file': inside, 'changed': changed})}"
 
 
 def newest_run(folders: Folders, model: str) -> Job | None:
@@ -66,6 +65,9 @@ def newest_run(folders: Folders, model: str) -> Job | None:
 
 def run_view(folders: Folders, model: str) -> str:
     """The newest run of a model: how it is, how far, its curves, previews, files and log."""
+    engine = installation.state()
+    if not engine["ready"]:
+        return _root("working" if engine["working"] else "unready", [("head", _engine(engine))])
     elsewhere = _elsewhere(folders, model)
     job = newest_run(folders, model)
     if job is None:
@@ -99,9 +101,7 @@ def errand_view(folders: Folders, model: str, kind: str) -> str:
 
 
 def newest_errand(project: Project, kind: str) -> Job | None:
-    found = [Job(path.parent) for path in sorted((project.folder / "errands").glob("*/job.json"))]
-    of_kind = [job for job in found if job.read()["kind"] == kind]
-    return of_kind[-1] if of_kind else None
+    return next((job for job in reversed(run.errands(project)) if job.read()["kind"] == kind), None)
 
 
 def problems_data(problems: Iterable[str]) -> str:
@@ -154,12 +154,12 @@ def _run_table(project: Project) -> str:
     return f'<table class="db-runs">{head}{"".join(rows)}</table>' if rows else ""
 
 
-def import_report(kind: str, lines: list[Line]) -> str:
+def import_report(kind: str, report: list[dict[str, Any]]) -> str:
     """What became of each setting of another trainer."""
     rows = "".join(
-        f"<tr><td>{escape(line.fate)}</td><td>{escape(line.theirs)}</td><td>{escape(line.ours or '')}</td>"
-        f"<td>{escape(str(line.value)[:60])}</td><td>{escape(line.why)}</td></tr>"
-        for line in lines
+        f"<tr><td>{escape(line['fate'])}</td><td>{escape(line['theirs'])}</td><td>{escape(line['ours'] or '')}</td>"
+        f"<td>{escape(str(line['value'])[:60])}</td><td>{escape(line['why'])}</td></tr>"
+        for line in report
     )
     head = "<tr><th></th><th>There</th><th>Here</th><th>Value</th><th></th></tr>"
     return f'{good(f"Read as {kind}.")}<table class="db-runs">{head}{rows}</table>'
@@ -221,7 +221,8 @@ def _bar(stage: Event) -> str:
     waits = " db-waits" if share is None else ""
     said = f"<span>{escape(name)}</span>" if name and name != "training" else ""
     return (
-        f'<div class="db-bar{waits}" role="progressbar" aria-valuemin="0" aria-valuemax="100"{value}><i{width}></i></div>'
+        f'<div class="db-bar{waits}" role="progressbar" aria-valuemin="0" aria-valuemax="100"{value}>'
+        f"<i{width}></i></div>"
         f'<p class="db-facts">{said}{percent}<span>{escape(stage["note"])}</span></p>'
     )
 
@@ -240,6 +241,14 @@ def _reasons(job: Job, events: list[Event], status: str) -> list[str]:
     except UserError as error:
         return error.problems
     return []
+
+
+def _engine(state: Mapping[str, Any]) -> str:
+    """What the engine's environment wants, before anything can run."""
+    if state["working"]:
+        said = f'<p class="db-note">Setting the engine up: {escape(state["said"])}</p>'
+        return said + _bar({"share": None, "note": ""})
+    return f'<p class="db-note">{escape(state["problem"])}</p>'
 
 
 def _curves(events: list[Event]) -> str:
@@ -311,7 +320,8 @@ def _log(job: Job) -> str:
         return ""
     if not any(line.strip() for line in lines):
         return ""
-    return f'<details><summary>Log</summary><pre title="{escape(str(job.log))}">{escape(chr(10).join(lines))}</pre></details>'
+    text = escape("\n".join(lines))
+    return f'<details><summary>Log</summary><pre title="{escape(str(job.log))}">{text}</pre></details>'
 
 
 def _pictures(project: Project, events: list[Event]) -> str:
