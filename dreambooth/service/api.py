@@ -83,7 +83,7 @@ def _problems(status: int, problems: list[str], **headers: str) -> JSONResponse:
 
 
 def _place(problem: Any) -> str:
-    return ".".join(str(part) for part in problem["loc"][1:]) or "body"
+    return ".".join(part for part in problem["loc"][1:] if isinstance(part, str)) or "body"
 
 
 def _refusal(host: Door, request: Request) -> Response | None:

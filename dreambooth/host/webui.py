@@ -1,0 +1,149 @@
+"""The WebUI around us, AUTOMATIC1111's or Forge: the only file that imports its `modules`.
+
+Where the two differ the difference is one line here, and says so.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import contextlib
+import importlib.util
+import secrets
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from modules import call_queue, devices, fifo_lock, launch_utils, paths, progress, sd_models, shared, ui_extra_networks
+
+from dreambooth.core.project import Folders
+from dreambooth.host.base import PAGE_TOKEN
+
+SECTION = ("dreambooth", "Dreambooth")
+LEND = "dreambooth_lend_gpu"
+REFUSAL = (
+    "Dreambooth has the GPU: a training or another job of its tab is running. Pause or stop it on the Dreambooth tab, "
+    "or wait until it is done."
+)
+
+
+class _Refusing(fifo_lock.FIFOLock):  # type: ignore[misc]
+    """The WebUI's queue while the GPU is lent. Everything that would use the GPU takes the WebUI's one queue lock
+    first, so a refusal there reaches the page and the API alike, and nothing runs out of memory."""
+
+    def acquire(self, blocking: bool = True) -> bool:
+        if not blocking:
+            return False
+        progress.pending_tasks.clear()  # what is refused would be counted as waiting for ever
+        raise RuntimeError(REFUSAL)
+
+    __enter__ = acquire
+
+
+class WebUI:
+    """The WebUI as the page, the API and the queue see it."""
+
+    token = PAGE_TOKEN
+    sends_to_txt2img = True
+
+    def __init__(self) -> None:
+        self.name = "Forge" if importlib.util.find_spec("modules_forge") else "AUTOMATIC1111"
+        self.version = str(launch_utils.git_tag())
+        self.is_dark: bool | None = {"dark": True, "light": False}.get(shared.cmd_opts.theme or "")
+        self.app: Any = None
+        self._folders: Folders | None = None
+
+    def folders(self) -> Folders:
+        """The WebUI's models folder, with what flags have moved. Raises UserError if that cannot be noted there."""
+        if self._folders is None:
+            self._folders = Folders(Path(paths.models_path).absolute()).moved(
+                projects=_flag("dreambooth_models_path"),
+                checkpoints=_flag("ckpt_dir"),
+                loras=_flag("lora_models_path") or _flag("lora_dir"),
+            )
+        return self._folders
+
+    def checkpoints(self) -> list[tuple[str, Path]]:
+        return [(info.title, Path(info.filename)) for info in list(sd_models.checkpoints_list.values())]
+
+    def refresh(self) -> None:
+        for page in ui_extra_networks.extra_pages:
+            if page.name in ("checkpoints", "lora"):
+                page.refresh()
+
+    def lend_gpu(self) -> None:
+        queue = call_queue.queue_lock
+        if isinstance(queue, _Refusing) or devices.device.type == "cpu" or not shared.opts.data.get(LEND, True):
+            return
+        # What is asked from now on is refused; what was asked before is finished first.
+        queue.__class__ = _Refusing
+        fifo_lock.FIFOLock.acquire(queue)
+        try:
+            _unload()
+        except Exception:  # noqa: BLE001  (what stays on the GPU leaves less room, no more)
+            traceback.print_exc()
+        finally:
+            queue.release()
+
+    def take_gpu_back(self) -> None:
+        queue = call_queue.queue_lock
+        if not isinstance(queue, _Refusing):
+            return
+        queue.__class__ = fifo_lock.FIFOLock
+        model = sd_models.model_data.sd_model
+        if getattr(model, "used_config", None) is not None:  # AUTOMATIC1111's own; Forge loads when it draws
+            with queue:
+                sd_models.send_model_to_device(model)
+
+    def admits(self, headers: Mapping[str, str], cookies: Mapping[str, str]) -> bool:
+        """By the page's login cookie or by --api-auth's name and password; everybody where neither is asked for."""
+        accounts = [pair for pair in (shared.cmd_opts.api_auth or "").split(",") if pair]
+        page_login = getattr(self.app, "auth", None)
+        if not accounts and not page_login:
+            return True
+        tokens = getattr(self.app, "tokens", {})
+        if any(name.startswith("access-token") and value in tokens for name, value in cookies.items()):
+            return True
+        return any(secrets.compare_digest(_basic(headers).encode(), pair.encode()) for pair in accounts)
+
+
+def add_settings(checkbox: Any) -> None:
+    """Our section of the WebUI's settings. `checkbox` is gradio's class."""
+    shared.opts.add_option(
+        LEND,
+        shared.OptionInfo(
+            True,
+            "Free the GPU while Dreambooth works (off: pictures can be drawn meanwhile, if memory is enough for both)",
+            checkbox,
+            section=SECTION,
+        ),
+    )
+
+
+def _flag(name: str) -> Path | None:
+    """A folder that a flag names; a flag is missing where its extension is off or was installed since the start."""
+    value = getattr(shared.cmd_opts, name, None)
+    return Path(value).expanduser().absolute() if value else None
+
+
+def _unload() -> None:
+    with getattr(sd_models.model_data, "lock", contextlib.nullcontext()):
+        pass  # the model that the WebUI loads at its start is there now
+    loaded = getattr(sd_models.model_data, "loaded_sd_models", None)
+    if loaded is None:  # Forge
+        sd_models.unload_model_weights()
+    for model in loaded or []:  # AUTOMATIC1111: to the main memory
+        sd_models.send_model_to_cpu(model)
+    devices.torch_gc()
+
+
+def _basic(headers: Mapping[str, str]) -> str:
+    """name:password of HTTP's basic login; empty where there is none."""
+    scheme, _, value = headers.get("authorization", "").partition(" ")
+    if scheme.lower() != "basic":
+        return ""
+    try:
+        return base64.b64decode(value, validate=True).decode("utf-8")
+    except (binascii.Error, UnicodeDecodeError):
+        return ""

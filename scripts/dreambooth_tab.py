@@ -1,0 +1,123 @@
+"""Registers the tab, the API and the settings with the WebUI, and nothing else.
+
+The WebUI runs this file anew at each "Reload UI"; what lasts longer lives in the package.
+"""
+
+import html
+import sys
+import traceback
+from pathlib import Path
+
+import gradio as gr
+from modules import script_callbacks
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+class Clash(Exception):
+    """Another extension's package has our package's name."""
+
+
+def import_host():
+    """Our package's host for WebUIs, whatever the folder is called that this extension was put into.
+
+    Raises Clash if another package of the name was imported before.
+    """
+    loaded = sys.modules.get("dreambooth")
+    if loaded is not None:
+        where = Path(loaded.__file__ or next(iter(loaded.__path__), "")).resolve()
+        if ROOT / "dreambooth" not in (where, where.parent):
+            raise Clash(
+                f"Another extension's package named 'dreambooth' is loaded already ({where}). Only one of the two can "
+                "work: disable or remove the other one on the Extensions tab, then restart the WebUI."
+            )
+    sys.path.insert(0, str(ROOT))
+    try:
+        from dreambooth.host import webui
+    finally:
+        sys.path.remove(str(ROOT))
+    return webui
+
+
+def plain_tab(reason):
+    """What the tab is when there is no page: the reason, the engine's state, and the way to repair it."""
+    with gr.Blocks(analytics_enabled=False) as blocks:
+        shown = gr.HTML(f"<p>{html.escape(reason)}</p>", elem_id="dreambooth_reason")
+        if WEBUI is not None:
+            state = gr.HTML(engine_text(), elem_id="dreambooth_engine")
+            button = gr.Button("Set up or repair the engine", elem_id="dreambooth_repair")
+            again = gr.Button("Look again", elem_id="dreambooth_look")
+            button.click(repair, outputs=[state])
+            again.click(engine_text, outputs=[state])
+            blocks.load(engine_text, outputs=[state])
+            for component in (shown, state, button, again):
+                component.do_not_save_to_config = True
+    return blocks
+
+
+def engine_text():
+    from dreambooth.service import installation
+
+    state = installation.state()
+    if state["ready"]:
+        return "<p>The engine is ready.</p>"
+    if state["working"]:
+        return f"<p>The engine is being set up: {html.escape(state['said'])}</p>"
+    return f"<p>The engine is not ready. {html.escape(state['problem'])}</p>"
+
+
+def repair():
+    from dreambooth.core.errors import UserError
+    from dreambooth.service import installation
+
+    try:
+        installation.begin()
+    except UserError as error:
+        return f"<p>{html.escape(str(error))}</p>"
+    return "<p>The engine is being set up. This takes some minutes; Look again shows how far.</p>"
+
+
+def add_tab():
+    """Always a tab: the page, or the reason why there is none."""
+    reason = PROBLEM
+    if not reason:
+        try:
+            from dreambooth.ui.page import build
+
+            return [(build(HOST), "Dreambooth", "dreambooth")]
+        except Exception as error:  # noqa: BLE001  (a missing tab would say nothing at all)
+            traceback.print_exc()
+            reason = f"The page cannot be shown: {type(error).__name__}: {error}"
+    return [(plain_tab(reason), "Dreambooth", "dreambooth")]
+
+
+def add_api(_demo, app):
+    HOST.app = app
+    if any(getattr(route, "path", "").startswith("/dreambooth/") for route in app.routes):
+        return
+    from dreambooth.service import api, queue
+
+    app.include_router(api.router(HOST))
+    queue.watch(HOST)
+
+
+def add_settings():
+    WEBUI.add_settings(gr.Checkbox)
+
+
+WEBUI = HOST = None
+PROBLEM = ""
+try:
+    WEBUI = import_host()
+    HOST = WEBUI.WebUI()
+    HOST.folders()
+except Clash as error:
+    PROBLEM = str(error)
+except Exception as error:  # noqa: BLE001  (the tab says it)
+    traceback.print_exc()
+    PROBLEM = f"Dreambooth cannot start: {type(error).__name__}: {error}"
+
+script_callbacks.on_ui_tabs(add_tab)
+if HOST is not None:
+    script_callbacks.on_ui_settings(add_settings)
+    script_callbacks.on_app_started(add_api)

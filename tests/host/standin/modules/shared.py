@@ -1,0 +1,20 @@
+from types import SimpleNamespace
+
+cmd_opts = SimpleNamespace(theme=None, api_auth=None, ckpt_dir=None, lora_dir=None)
+
+
+class OptionInfo:
+    def __init__(self, default=None, label="", component=None, component_args=None, section=None):
+        self.default, self.label, self.component, self.section = default, label, component, section
+
+
+class Options:
+    def __init__(self):
+        self.data, self.labels = {}, {}
+
+    def add_option(self, key, info):
+        self.labels[key] = info
+        self.data.setdefault(key, info.default)
+
+
+opts = Options()
