@@ -36,7 +36,19 @@ const dreamboothPage = (() => {
     function changed() {
         mark("unsaved", true);
         clearTimeout(draftTimer);
-        draftTimer = setTimeout(() => find("button#db_save_draft, #db_save_draft button")?.click(), DRAFT_MS);
+        draftTimer = setTimeout(() => {
+            draftTimer = null;
+            find("button#db_save_draft, #db_save_draft button")?.click();
+        }, DRAFT_MS);
+    }
+
+    /* Python has answered: what it was sent is saved, or the reason why not is on the page. */
+    function answered() {
+        if (draftTimer === null) {
+            mark("unsaved", false);
+        }
+        markProblems();
+        look();
     }
 
     /* Looks at once and then again and again. */
@@ -202,7 +214,15 @@ const dreamboothPage = (() => {
         }, 4000);
     }
 
+    /* gradio tells of choices and sliders; of text it tells only some ways of writing, depending on its release. */
+    function typed(event) {
+        if (event.target.closest?.("#db_page .db-setting")) {
+            changed();
+        }
+    }
+
     function start() {
+        document.addEventListener("input", typed, true);
         document.addEventListener("click", confirmDiscard, true);
         document.addEventListener("visibilitychange", look);
         new MutationObserver((changes) => {
@@ -218,10 +238,6 @@ const dreamboothPage = (() => {
                     if (node.matches(".db-live, :has(.db-live)")) {
                         look();
                     }
-                    if (node.matches("[data-db-problems], :has([data-db-problems])")) {
-                        mark("unsaved", false);
-                        markProblems();
-                    }
                 }
             }
         }).observe(document.body, {childList: true, subtree: true});
@@ -233,6 +249,6 @@ const dreamboothPage = (() => {
     } else {
         start();
     }
-    return {mark, changed, look};
+    return {mark, changed, answered};
 })();
 window.dreamboothPage = dreamboothPage;

@@ -13,6 +13,7 @@ import gradio as gr
 
 from dreambooth.core.schema import Leaf
 
+SETTING = "db-setting"
 ADVANCED = "db-advanced"  # style.css hides what has this class until somebody asks for it
 _MOST_ON_A_SLIDER = 512  # whole numbers; a hand cannot choose among more
 _WIDEST_SLIDER = 30.0
@@ -33,7 +34,7 @@ def make(leaf: Leaf) -> Any:
         "label": spec.label,
         "info": spec.help,
         "elem_id": elem_id(leaf.key),
-        "elem_classes": [ADVANCED] if spec.advanced else [],
+        "elem_classes": [SETTING, ADVANCED] if spec.advanced else [SETTING],
         "interactive": True,
     }
     if leaf.choices:

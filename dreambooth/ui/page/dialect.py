@@ -17,16 +17,14 @@ def on(
     outputs: Any = None,
     *,
     js: str | None = None,
-    progress: bool = False,
 ) -> Any:
     """Binds an event outside of gradio's queue, so that no long job holds it up; returns what `.then` hangs on.
 
-    `js` is a browser function that gets the inputs and returns those that Python gets. `progress` shows that it works.
+    `js` is a browser function that gets the inputs and returns those that Python gets.
     """
     more: dict[str, Any] = {"_js" if _RELEASE < 4 else "js": js} if js else {}
     more |= {"api_visibility": "private"} if _RELEASE >= 6 else {"api_name": False}
-    shown = "minimal" if progress else "hidden"
-    return event(do, inputs, outputs, queue=False, show_progress=shown, **more)
+    return event(do, inputs, outputs, queue=False, show_progress="hidden", **more)
 
 
 def uploaded(files: Iterable[Any] | Any | None) -> list[str]:

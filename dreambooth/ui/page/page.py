@@ -25,7 +25,7 @@ Values = Mapping[Any, Any]
 Shown = dict[Any, Any]
 
 _CHANGED = "() => { dreamboothPage.changed(); return []; }"
-_NOW = "() => { dreamboothPage.look(); return []; }"
+_ANSWERED = "() => { dreamboothPage.answered(); return []; }"
 
 
 def build(host: Host) -> gr.Blocks:
@@ -84,20 +84,18 @@ class Page:
         on(self.refresh.click, self.told(self.open), None, [*self.of_model, tab.source])
         self.act(self.choice.input, self.select, [self.choice], self.of_model)
         self.form.watch(lambda event: on(event, None, js=_CHANGED))
-        self.act(self.draft.click, self.save, [], [self.said, self.about])
+        self.act(self.draft.click, self.save, [], [self.said, self.about, self.run.said])
         self._bind_model(tab)
         self._bind_concepts(spots)
         self._bind_run()
         self._bind_generate()
 
-    def act(
-        self, event: Any, do: Callable[..., Shown], more: list[Any], outputs: list[Any], at: Any = None, *, js: str = ""
-    ) -> Any:
+    def act(self, event: Any, do: Callable[..., Shown], more: list[Any], outputs: list[Any], at: Any = None) -> None:
         """Binds a handler that reads the whole page by name; what is wrong is told at `at`."""
         at = at or self.said
         places = list({id(one): one for one in [*outputs, at]}.values())
-        done = dialect.on(event, self.told(do, at), {*self.everything, *more}, places, progress=bool(js))
-        return dialect.on(done.then, None, None, None, js=_NOW) if js else done
+        done = dialect.on(event, self.told(do, at), {*self.everything, *more}, places)
+        dialect.on(done.then, None, js=_ANSWERED)
 
     def told(self, do: Callable[..., Shown], at: Any = None) -> Callable[..., Shown]:
         """The handler with what a person can mend told on the page."""
@@ -179,7 +177,7 @@ class Page:
             return {}
         opened = self.opened(values)
         flat = self._save(opened, values)
-        return {self.said: views.SAVED, self.about: self._about(opened, flat)}
+        return {self.said: views.SAVED, self.about: self._about(opened, flat), self.run.said: ""}
 
     def _save(self, opened: Project, values: Values) -> dict[str, Any]:
         return actions.save(opened, self.form.read(values, int(values[self.row])))
@@ -194,9 +192,9 @@ class Page:
 
     def _bind_model(self, tab: model.Model) -> None:
         inputs = [tab.name, tab.source, *self.origin.controls.values()]
-        self.act(tab.create.click, self.create, inputs, [*self.of_model, tab.name], tab.said, js=_NOW)
+        self.act(tab.create.click, self.create, inputs, [*self.of_model, tab.name], tab.said)
         dialect.on(tab.refresh.click, self.told(self.list_checkpoints, tab.said), None, [tab.source, tab.said])
-        self.act(tab.import_button.click, self.import_settings, [tab.import_from], self.of_model, tab.imported, js=_NOW)
+        self.act(tab.import_button.click, self.import_settings, [tab.import_from], self.of_model, tab.imported)
 
     def create(self, values: Values) -> Shown:
         tab = self.model_tab
@@ -221,11 +219,11 @@ class Page:
         self.act(spots.chosen.input, self.choose_concept, [spots.chosen], whole)
         self.act(spots.add.click, self.add_concept, [], whole)
         self.act(spots.remove.click, self.remove_concept, [], whole)
-        self.act(spots.drop.upload, self.take_pictures, [spots.drop], [*whole, spots.drop], js=_NOW)
+        self.act(spots.drop.upload, self.take_pictures, [spots.drop], [*whole, spots.drop])
         for name, button in spots.presets.items():
             self.act(button.click, self._preset(name), [], whole)
-        self.act(spots.check.click, self.check, [], [], js=_NOW)
-        self.act(spots.class_pictures.click, self.make_class_pictures, [], [], js=_NOW)
+        self.act(spots.check.click, self.check, [], [])
+        self.act(spots.class_pictures.click, self.make_class_pictures, [], [])
 
     def choose_concept(self, values: Values) -> Shown:
         opened = self.opened(values)
@@ -258,7 +256,8 @@ class Page:
     def check(self, values: Values) -> Shown:
         opened = self.opened(values)
         self._save(opened, values)
-        actions.check(self.host, opened)
+        if problems := actions.check(self.host, opened):
+            raise UserError(problems)
         return {}
 
     def make_class_pictures(self, values: Values) -> Shown:
@@ -271,16 +270,11 @@ class Page:
         run = self.run
         dialect.on(run.set_up.click, self.told(self.set_up, run.said), None, [run.said])
         for button in (run.train, run.train_anew):
-            self.act(button.click, self.train, [], [self.said], run.said, js=_NOW)
-        self.act(run.resume.click, self._on_run(actions.resume), [], [], run.said, js=_NOW)
+            self.act(button.click, self.train, [], [self.said], run.said)
+        self.act(run.resume.click, self._on_run(actions.resume), [], [], run.said)
         for what, button in run.requests.items():
             self.act(
-                button.click,
-                self._on_run(lambda host, name, w=what: actions.ask(host, name, w)),
-                [],
-                [],
-                run.said,
-                js=_NOW,
+                button.click, self._on_run(lambda host, name, w=what: actions.ask(host, name, w)), [], [], run.said
             )
         self.act(self.look_again.click, self.look, [], [self.about, self.generate.weights, self.model_tab.about])
 
@@ -316,9 +310,9 @@ class Page:
 
     def _bind_generate(self) -> None:
         tab = self.generate
-        self.act(tab.draw.click, self.draw, [tab.weights, *tab.fields.values()], [], tab.said, js=_NOW)
+        self.act(tab.draw.click, self.draw, [tab.weights, *tab.fields.values()], [], tab.said)
         export = [tab.weights, tab.export_to, tab.export_merge, tab.export_half, tab.fields["lora_weight"]]
-        self.act(tab.export.click, self.export, export, [], tab.export_said, js=_NOW)
+        self.act(tab.export.click, self.export, export, [], tab.export_said)
 
     def _weights(self, values: Values, opened: Project) -> dict[str, Any]:
         file = dict(actions.results(opened)).get(values[self.generate.weights], "")

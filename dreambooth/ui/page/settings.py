@@ -52,9 +52,9 @@ def _section(form: Form, own: list[Leaf]) -> None:
         for leaf in own:
             control = form.add(leaf)
             if leaf.key.startswith(ONLY_LORA):
-                control.elem_classes = [*(control.elem_classes or []), "db-only-lora"]
+                control.elem_classes = [*control.elem_classes, "db-only-lora"]
             elif leaf.key in ONLY_FULL:
-                control.elem_classes = [*(control.elem_classes or []), "db-only-full"]
+                control.elem_classes = [*control.elem_classes, "db-only-full"]
 
 
 def _place(name: str) -> int:

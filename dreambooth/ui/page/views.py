@@ -95,7 +95,7 @@ def errand_view(folders: Folders, model: str, kind: str) -> str:
     if status in ("running", "new", "queued"):
         return _root("running", [("head", _bar(_stage(events))), ("result", _pictures(project, events))])
     if status in ("failed", "lost"):
-        return _root("failed", [("head", problem_list(_reasons(job, events, status))), ("result", "")])
+        return _root("failed", [("head", _list(_reasons(job, events, status))), ("result", "")])
     done = next(event for event in reversed(events) if event["event"] in ("done", "stopped", "paused"))
     return _root("done", [("result", _RESULTS[kind](project, job, events, done))])
 
@@ -110,9 +110,14 @@ def problems_data(problems: Iterable[str]) -> str:
 
 
 def problem_list(problems: list[str]) -> str:
-    """Sentences about what a person can mend; a setting is called by its label."""
+    """Sentences about what a person can mend now; the browser puts those about a setting at its control too."""
+    return _list(problems, f' data-db-problems="{problems_data(problems)}"')
+
+
+def _list(problems: list[str], data: str = "") -> str:
+    """Sentences in which a setting is called by its label."""
     items = "".join(f"<li>{escape(_by_label(one))}</li>" for one in problems)
-    return f'<ul class="db-problems" data-db-problems="{problems_data(problems)}">{items}</ul>' if problems else ""
+    return f'<ul class="db-problems"{data}>{items}</ul>' if problems else ""
 
 
 def good(sentence: str) -> str:
@@ -229,7 +234,7 @@ def _bar(stage: Event) -> str:
 
 def _notes(job: Job, events: list[Event], status: str) -> str:
     warnings = "".join(f'<p class="db-note">{escape(e["text"])}</p>' for e in events if e["event"] == "warning")
-    return problem_list(_reasons(job, events, status)) + warnings
+    return _list(_reasons(job, events, status)) + warnings
 
 
 def _reasons(job: Job, events: list[Event], status: str) -> list[str]:
@@ -342,7 +347,7 @@ def _exported(project: Project, job: Job, events: list[Event], done: Event) -> s
 def _plan(project: Project, job: Job, events: list[Event], done: Event) -> str:
     """What the check found: the sentences that would stop a run, and the sheet of all pictures."""
     problems = done["problems"]
-    verdict = problem_list(problems) or '<p class="db-good">Nothing stands in the way.</p>'
+    verdict = _list(problems) or '<p class="db-good">Nothing stands in the way.</p>'
     sheet = Path(done["sheet"])
     try:
         document = sheet.read_text(encoding="utf-8")
