@@ -64,13 +64,13 @@ class Page:
     def _tabs(self) -> None:
         self.said = gr.HTML("", elem_id="db_said")
         with gr.Tabs(elem_id="db_tabs"):
-            with gr.Tab("Model", elem_id="db_tab_model", id="model"):
+            with gr.Tab("Model", elem_id="db_model_tab", id="model"):
                 self.model_tab = model.build(self.origin)
-            with gr.Tab("Settings", elem_id="db_tab_settings", id="settings"):
+            with gr.Tab("Settings", elem_id="db_settings_tab", id="settings"):
                 settings.build(self.form)
-            with gr.Tab("Concepts", elem_id="db_tab_concepts", id="concepts"):
+            with gr.Tab("Concepts", elem_id="db_concepts_tab", id="concepts"):
                 self.concepts = concepts.build(self.form)
-            with gr.Tab("Generate", elem_id="db_tab_generate", id="generate"):
+            with gr.Tab("Generate", elem_id="db_generate_tab", id="generate"):
                 self.generate = generate.build()
 
     def bind(self, blocks: gr.Blocks) -> None:

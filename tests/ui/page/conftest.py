@@ -1,7 +1,7 @@
 """The page for real: its own web server, the engine's own Python, and a browser without a window.
 
-`python -m tests` runs these with the page's environment. Another gradio is driven by naming its Python, in an environment
-that has that gradio: DREAMBOOTH_PAGE_PYTHON=/path/to/python. DREAMBOOTH_CHROMIUM names the browser.
+`python -m tests` runs these with the page's environment. DREAMBOOTH_PAGE_PYTHON names the Python of another environment
+whose gradio is to be driven; DREAMBOOTH_CHROMIUM names the browser.
 """
 
 from __future__ import annotations
