@@ -15,6 +15,7 @@ Disk is counted. Memory is an estimate, from these rules:
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from dreambooth.core.buckets import Bucket
@@ -105,6 +106,11 @@ def saves(settings: Settings, epochs: int) -> int:
 def state_bytes(header: Header, settings: Settings) -> int:
     """The size of a state: the trained weights, Adam's averages, and the EMA."""
     return _trained(header, settings) * (4 + 8 + 4 * settings.tuning.use_ema)
+
+
+def latent_bytes(buckets: Iterable[Bucket]) -> int:
+    """The size of encoded pictures: mean and standard deviation, 4 channels of 4 bytes each."""
+    return sum(bucket.area // _LATENT**2 * 2 * 4 * 4 for bucket in buckets)
 
 
 def disk_bytes(header: Header, settings: Settings, epochs: int) -> int:

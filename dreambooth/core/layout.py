@@ -9,4 +9,9 @@ ENGINE = PROJECT / ".engine"  # the engine's Python environment
 LOCK = PROJECT / "engine-lock.txt"
 DEVELOPMENT_LOCK = PROJECT / "development-lock.txt"
 MINIATURE = PROJECT / "miniature" / "miniature.safetensors"
+MINIATURES = {
+    "sd1": MINIATURE,
+    "sd2": MINIATURE.with_name("miniature-sd2.safetensors"),
+    "sdxl": MINIATURE.with_name("miniature-sdxl.safetensors"),
+}
 SUBJECT_PICTURES = PROJECT / "miniature" / "subject"

@@ -111,6 +111,10 @@ class Project:
         return self.folder / "class"
 
     @property
+    def latents(self) -> Path:
+        return self.folder / "latents"
+
+    @property
     def resolution(self) -> int:
         return int(self.about["resolution"])
 

@@ -19,7 +19,8 @@ class General:
     resolution: int = setting(
         0,
         "Max Resolution",
-        "Pictures are cropped to this square, in pixels; 0 takes the model's own size.",
+        "The side in pixels of the square that pictures are cut to, or whose area their buckets have; 0 takes the "
+        "model's own size.",
         min=0,
         max=2048,
     )
@@ -139,6 +140,12 @@ class Pictures:
     no_upscale: bool = setting(
         False, "Never Enlarge", "Small pictures are trained at their own size, in smaller shapes.", advanced=True
     )
+    cache_on_disk: bool = setting(
+        True,
+        "Cache Latents on Disk",
+        "Encoded pictures are kept with the model, so that the next run on them starts at once; one that has changed "
+        "is encoded anew.",
+    )
     variants: int = setting(
         4,
         "Variants of a Picture",
@@ -254,6 +261,12 @@ class Tuning:
         "As in the WebUI: 2 reads the last block but one of SD 1's text encoder. Draw with the same.",
         min=1,
         max=12,
+    )
+    pad_tokens: bool = setting(
+        True,
+        "Pad Tokens",
+        "Short prompts are filled up as WebUIs fill them; off reads their words alone, which no WebUI does.",
+        advanced=True,
     )
     mixed_precision: Literal["auto", "no", "fp16", "bf16"] = setting(
         "auto",

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import sys
@@ -55,8 +56,21 @@ def _print_toml(path: Path) -> int:
     return DONE
 
 
+# Each kind of errand: the module under dreambooth.engine and the function that does it, {job} -> what it has to say.
+# A module is imported when its turn comes, so that none pays for another's imports.
+_ERRANDS = {
+    "check": ("plan", "report"),
+    "generate": ("generate", "run"),
+    "export": ("export", "run"),
+    "tokens": ("tokens", "run"),
+    "download": ("download", "run"),
+    "bench": ("bench.files", "run"),
+    "measure": ("miniature.measure", "run"),
+}
+
+
 def _do(job: Job) -> tuple[str, dict[str, object]]:
-    """The job's ending and what it has to say. Each kind imports only what it needs."""
+    """The job's ending and what it has to say."""
     kind = job.read()["kind"]
     if kind == "train":
         from dreambooth.engine import worker
@@ -67,31 +81,10 @@ def _do(job: Job) -> tuple[str, dict[str, object]]:
         from dreambooth.engine import class_images
 
         return class_images.run(job)
-    if kind == "check":
-        from dreambooth.engine import plan
-
-        return "done", plan.report(job)
-    if kind == "generate":
-        from dreambooth.engine import generate
-
-        return "done", generate.run(job)
-    if kind == "export":
-        from dreambooth.engine import export
-
-        return "done", export.run(job)
-    if kind == "tokens":
-        from dreambooth.engine import tokens
-
-        return "done", tokens.run(job)
-    if kind == "download":
-        from dreambooth.engine import download
-
-        return "done", download.run(job)
-    if kind == "measure":
-        from dreambooth.engine.miniature import measure
-
-        return "done", measure.run(job)
-    raise UserError(f"{job.folder}: there is no kind of job called {kind!r}.")
+    if kind not in _ERRANDS:
+        raise UserError(f"{job.folder}: there is no kind of job called {kind!r}.")
+    module, function = _ERRANDS[kind]
+    return "done", getattr(importlib.import_module(f"dreambooth.engine.{module}"), function)(job)
 
 
 def _explain(error: BaseException, job: Job) -> str:

@@ -17,8 +17,10 @@ from dreambooth.engine.worker import CLASS_SHEET, load, make_class_pictures
 def run(job: Job) -> tuple[Ending, dict[str, Any]]:
     """Makes what is missing; the model is only loaded if anything is. Returns the counts and the sheet of all."""
     work = Work.open(job)
-    found = pictures.gather(work.settings.concepts).usable()
-    plans = class_pictures.plan(work.project, work.settings, found, work.size)
+    gathered = pictures.gather(work.settings.concepts)
+    gathered.usable()
+    instances = pictures.examples(gathered, work.settings, work.size)
+    plans = class_pictures.plan(work.project, work.settings, instances, work.size)
     if not plans:
         raise UserError("concepts.0.num_class_images_per: it is 0, so this model trains without class pictures.")
     missing = sum(plan.missing for plan in plans)

@@ -51,13 +51,13 @@ def write(path: Path, name: str, report: Report, thumbnails: list[bytes]) -> Non
 def facts(report: Report) -> list[tuple[str, str, str]]:
     """What a person wants to know before starting: (what, how much, a word more)."""
     count, steps = len(report["pictures"]), f"{report['steps']:,}"
-    each = report["images"] // report["epochs"]
+    images = f"{report['images_each_epoch']:,} pictures x {report['epochs']:g} epochs = {report['images']:,} images"
     time = f"about {duration(report['seconds'])}" if report["seconds"] else "known after a first run"
     memory = report["memory"]
     shapes = ", ".join(f"{b['pictures']} at {b['width']}x{b['height']}" for b in report["buckets"])
     rows = [
         ("Pictures", f"{count:,}", shapes),
-        ("Steps", steps, f"{each:,} images an epoch x {report['epochs']:,} epochs"),
+        ("Steps", steps, images),
         ("Time", time, "for the training steps, at the pace of the last run like it" if report["seconds"] else ""),
     ]
     if memory:

@@ -27,7 +27,7 @@ def run(job: Job) -> dict[str, Any]:
     job.report("stage", name="loading the model", done=0, total=1)
     model = load(project, wanted["weights"], wanted["lora_weight"])
     tuning = settings.parse(job.settings()).tuning
-    model.read_prompts(tuning.max_token_length, tuning.clip_skip)
+    model.read_prompts(tuning.max_token_length, tuning.clip_skip, tuning.pad_tokens)
     width, height = wanted["width"] or project.resolution, wanted["height"] or project.resolution
     sampling = Sampling(
         width, height, wanted["steps"], wanted["guidance_scale"], wanted["negative_prompt"], wanted["scheduler"]

@@ -38,7 +38,7 @@ def report(job: Job) -> dict[str, Any]:
     plans = []
     if not work.project.problem:
         try:
-            plans = class_pictures.plan(work.project, work.settings, gathered.pictures, work.size)
+            plans = class_pictures.plan(work.project, work.settings, examples, work.size)
         except UserError as error:
             problems += error.problems
     made = {
@@ -134,9 +134,10 @@ def _forecast(work: Work, examples: list[list[Example]], epochs: int) -> dict[st
         return {"memory": None, "disk_bytes": 0, "save_bytes": 0, "saves": 0, "state_bytes": 0}
     header, settings = checkpoint.read_header(work.project.source), work.settings
     memory = forecast.memory(header, settings, max(used, key=lambda bucket: bucket.area))
+    kept = forecast.latent_bytes(one.cut.bucket for variants in examples for one in variants)
     return {
         "memory": {**asdict(memory), "total": memory.total},
-        "disk_bytes": forecast.disk_bytes(header, settings, epochs),
+        "disk_bytes": forecast.disk_bytes(header, settings, epochs) + kept * settings.pictures.cache_on_disk,
         "save_bytes": forecast.save_bytes(header, settings),
         "saves": forecast.saves(settings, epochs),
         "state_bytes": forecast.state_bytes(header, settings),
@@ -159,6 +160,7 @@ def _seconds(work: Work, steps: int) -> float | None:
             "general.resolution",
             "batching.train_batch_size",
             "batching.gradient_accumulation_steps",
+            "batching.gradient_checkpointing",
         )
         now = work.job.settings()
         if pace and all(before.get(key) == now[key] for key in same):

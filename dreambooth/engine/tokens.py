@@ -33,20 +33,22 @@ def run(job: Job) -> dict[str, Any]:
     model = load(project, "")
     prompt = " ".join(wanted["prompt"].split())
     words = prompt.split()
-    frame = prompt if len(words) > 3 else f"a photo of a {prompt}"
+    frame = "" if len(words) > 3 else "a photo of a "
+    tuning = settings.parse(job.settings()).tuning
+    model.read_prompts(tuning.max_token_length, tuning.clip_skip, tuning.pad_tokens)
     meter = Meter(model)
     strengths = []
-    for number, word in enumerate(words[:MEASURED_WORDS]):
+    for number in range(min(len(words), MEASURED_WORDS)):
         job.report("stage", name="measuring words", done=number, total=min(len(words), MEASURED_WORDS))
-        strengths.append(meter.strength(frame, _left_out(frame, word)))
+        without = frame + " ".join([*words[:number], *words[number + 1 :]])
+        strengths.append(meter.strength(frame + prompt, without.strip()))
     job.report("stage", name="trying rare words", done=0, total=1)
     rare = rare_words(model, meter, words[-1] if words else "", wanted["candidates"])
     numbers = _numbers(model, prompt)
-    tuning = settings.parse(job.settings()).tuning
     return {
         "read_length": tuning.max_token_length,
         "prompt": prompt,
-        "measured_in": frame,
+        "measured_in": frame + prompt,
         "tokens": len(numbers),
         "chunks": [tokenizer(model).decode(chunk) for chunk in chunks.split(numbers, comma(model))],
         "words": [
@@ -126,9 +128,3 @@ def _numbers(model: Model, text: str) -> list[int]:
 
 def _pieces(model: Model, word: str) -> list[str]:
     return [piece.replace("</w>", "") for piece in tokenizer(model).convert_ids_to_tokens(_numbers(model, word))]
-
-
-def _left_out(frame: str, word: str) -> str:
-    """The frame without the word's last occurrence."""
-    before, _, after = f" {frame} ".rpartition(f" {word} ")
-    return f"{before} {after}".strip()

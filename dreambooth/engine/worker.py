@@ -23,8 +23,10 @@ from dreambooth.engine import families, outputs
 from dreambooth.engine.checkpoints import lora
 from dreambooth.engine.checkpoints.source import Source, open_model
 from dreambooth.engine.data import cache, class_pictures, pictures, survey
+from dreambooth.engine.data.cache import Encoded
+from dreambooth.engine.data.latent_store import Store
 from dreambooth.engine.data.order import Order, Slot
-from dreambooth.engine.data.pictures import Example, Picture
+from dreambooth.engine.data.pictures import Example
 from dreambooth.engine.data.readings import Readings
 from dreambooth.engine.families.model import Model
 from dreambooth.engine.training import adapters, optimizers, precision, preview, state
@@ -48,7 +50,7 @@ def run(job: Job) -> Ending:
         _check_disk(work, source, length)
         start = _start(work, source)
         model, accelerator = load(work, source)
-        priors = _class_pictures(work, model, found, instances)
+        priors = _class_pictures(work, model, instances)
         session = _prepare(work, model, accelerator, length, instances, priors, start)
         ending = train(session, Hooks(work, session, source))
     except Asked as asked:
@@ -77,16 +79,17 @@ def _start(work: Work, source: Source) -> dict[str, lora.Layer]:
 
 def load(work: Work, source: Source) -> tuple[Model, Any]:
     work.stage("loading the model", 0, 1)
-    accelerator = precision.accelerator(work.settings.tuning.mixed_precision)
+    tuning = work.settings.tuning
+    accelerator = precision.accelerator(tuning.mixed_precision)
     dtype = precision.compute_dtype(accelerator) if work.settings.is_lora else torch.float32
     model = families.load(source, dtype)
-    model.read_prompts(work.settings.tuning.max_token_length, work.settings.tuning.clip_skip)
+    model.read_prompts(tuning.max_token_length, tuning.clip_skip, tuning.pad_tokens)
     model.to(accelerator.device)
     return model, accelerator
 
 
-def _class_pictures(work: Work, model: Model, found: list[Picture], instances: list[list[Example]]) -> list[Example]:
-    plans = class_pictures.plan(work.project, work.settings, found, work.size)
+def _class_pictures(work: Work, model: Model, instances: list[list[Example]]) -> list[Example]:
+    plans = class_pictures.plan(work.project, work.settings, instances, work.size)
     total = sum(plan.missing for plan in plans)
     if total:
         make_class_pictures(work, model, plans, total)
@@ -125,12 +128,8 @@ def _prepare(
         settings.captions,
         settings.general.seed,
     )
-    count = partial(work.stage, "encoding pictures")
-    total = len(own) + len(priors)
-    encoded = cache.encode(model, own, readings.captions, lambda done: count(done, total))
-    encoded_priors = (
-        cache.encode(model, priors, readings.captions, lambda done: count(len(own) + done, total)) if priors else None
-    )
+    _warn_of_long_texts(work, model, readings.texts)
+    encoded, encoded_priors = _encode(work, model, own, priors, readings.captions)
     slots = [_slot(some, settings) for some in instances]
     prior_slots = [Slot(example.picture.concept, example.cut.bucket) for example in priors]
     trained = adapters.prepare(model, settings, lora.by_module(start, model.parts))
@@ -160,6 +159,32 @@ def _prepare(
         session.restore(weights, rest)
         work.job.report("resumed", step=session.step)
     return session
+
+
+def _warn_of_long_texts(work: Work, model: Model, texts: list[str]) -> None:
+    long = [text for text in texts if model.is_cut(text)]
+    if long:
+        length = work.settings.tuning.max_token_length
+        cut = f"{len(long)} of {len(texts)} captions are cut off after {length} tokens, such as: {long[0][:80]}..."
+        more = "; tuning.max_token_length can be up to 225" if length < 225 else ""
+        work.job.report("warning", text=cut + more)
+
+
+def _encode(
+    work: Work, model: Model, own: list[Example], priors: list[Example], prompts: list[str]
+) -> tuple[Encoded, Encoded | None]:
+    """Your pictures and those of the class as latents, from the disk where they are known already."""
+    store = Store(work.project.latents, model) if work.settings.pictures.cache_on_disk else None
+    count, total = partial(work.stage, "encoding pictures"), len(own) + len(priors)
+    encoded = cache.encode(model, own, prompts, lambda done: count(done, total), store)
+    encoded_priors = None
+    if priors:
+        encoded_priors = cache.encode(model, priors, prompts, lambda done: count(len(own) + done, total), store)
+    if store:
+        store.prune()
+        if store.problem:
+            work.job.report("warning", text=f"The encoded pictures could not be kept on disk ({store.problem}).")
+    return encoded, encoded_priors
 
 
 def _slot(variants: list[Example], settings: Settings) -> Slot:

@@ -92,7 +92,7 @@ def result(job: Job) -> dict[str, Any]:
     events, _ = job.events()
     last = next((e for e in reversed(events) if e["event"] in ("done", "paused", "stopped", "failed", "started")), None)
     if last is None or last["event"] == "started":
-        raise UserError(f"The engine ended without a word: {_last_line(job.log)} (the whole log is in {job.log}).")
+        raise UserError(_lost(job))
     if last["event"] == "failed":
         raise UserError(last["problems"])
     return dict(last)
@@ -116,9 +116,15 @@ def forget(job: Job) -> None:
         shutil.rmtree(job.folder, ignore_errors=True)
 
 
-def _last_line(log: Path) -> str:
+def _lost(job: Job) -> str:
+    """One sentence about an engine that ended without an event."""
     try:
-        lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        lines = job.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
     except OSError:
         lines = []
-    return lines[-1] if lines else "it wrote nothing"
+    if lines:
+        return f"The engine ended without a word: {lines[-1]} (the whole log is in {job.log})."
+    return (
+        "The engine was ended from outside, by a person or by the system running out of memory; resume goes on from "
+        "the last state."
+    )

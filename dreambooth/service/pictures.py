@@ -105,6 +105,8 @@ def thumbnail(path: Path, side: int) -> bytes:
                 raise UserError(f"{path}: the picture is too large for a thumbnail ({opened.width}x{opened.height}).")
             opened.draft("RGB", (side, side))
             image = ImageOps.exif_transpose(opened)
+            if image.mode.startswith("I"):  # 16 bits a value
+                image = image.convert("I").point(lambda value: value * (1 / 256)).convert("L")
             image.thumbnail((side, side))
             if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
                 image = image.convert("RGBA")

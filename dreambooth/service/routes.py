@@ -158,10 +158,11 @@ class Models(Routes):
         return {"settings": models.write_settings(opened, changed)}
 
     def preset(self, name: str, body: dict[str, Any]) -> Answer:
+        """A preset over the model's settings, and those of the body above both."""
         opened = self.open(name)
-        return {
-            "settings": models.write_settings(opened, models.with_preset(_text(body, "preset"), opened.settings(), {}))
-        }
+        over = models.changed({}, _object(body, "settings"))
+        flat = models.with_preset(_text(body, "preset"), opened.settings(), over)
+        return {"settings": models.write_settings(opened, flat)}
 
     def take_over(self, name: str, body: dict[str, Any]) -> Answer:
         opened = self.open(name)

@@ -91,6 +91,12 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(command=command, describe=show, takes_settings=takes_settings)
         return sub
 
+    for group in (_add_tools, _add_models, _add_training, _add_results):
+        group(add)
+    return parser
+
+
+def _add_tools(add: Callable[..., Any]) -> None:
     add("setup", commands.setup, "Make or repair the engine's environment.", describe.setup).add_argument(
         "--development", action="store_true", help="with what the tests need"
     )
@@ -102,6 +108,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("settings", commands.show_settings, "List every setting.", lambda _: schema.markdown(Settings).rstrip())
     add("presets", preparing.show_presets, "List the presets.", describe.presets)
+    sub = add(
+        "bench", commands.bench, "Measure speed and memory on this machine, with full-size models.", describe.bench
+    )
+    sub.add_argument("--out", metavar="DIR", help="a new folder for the models it makes (25 GB); removed at the end")
+
+
+def _add_models(add: Callable[..., Any]) -> None:
+    """A model's folder, and what goes into it."""
     sub = add(
         "create", commands.create, "Make a model's folder from a checkpoint.", describe.created, takes_settings=True
     )
@@ -138,6 +152,9 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("name", metavar="NAME")
     sub.add_argument("prompt", metavar="PROMPT", help="such as 'sks dog'")
     sub.add_argument("--candidates", type=int, default=24, metavar="N", help="rare words to try (default 24)")
+
+
+def _add_training(add: Callable[..., Any]) -> None:
     for name, command, meaning, show in (
         (
             "class-images",
@@ -163,6 +180,9 @@ def _parser() -> argparse.ArgumentParser:
     sub = add("stop", commands.stop, "End a run and keep what it has learned.", describe.asked)
     sub.add_argument("run", metavar="RUN")
     sub.add_argument("--discard", action="store_true", help="keep nothing")
+
+
+def _add_results(add: Callable[..., Any]) -> None:
     _add_generate(add)
     sub = add("export", commands.export, "Write the newest result as a file or a Diffusers folder.", describe.exported)
     sub.add_argument("name", metavar="NAME")
@@ -170,7 +190,6 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--merge", type=float, metavar="WEIGHT", help="merge a LoRA into its checkpoint, at this weight")
     sub.add_argument("--half", action="store_true", help="in half precision (default: as the file is)")
     _add_weights(sub)
-    return parser
 
 
 def _add_generate(add: Callable[..., Any]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,20 @@ def export(options: argparse.Namespace, terminal: Terminal) -> Result:
     opened = project.open_project(folders(options), options.name)
     fields = service_runs.exporting(opened, vars(options), label="--{}")
     return errand(options, terminal, "export", settings.parse({}), **fields)
+
+
+def bench(options: argparse.Namespace, terminal: Terminal) -> Result:
+    python = environment.ensure(terminal.show)
+    out = Path(options.out or "bench").expanduser().resolve()
+    if out.exists():
+        raise UserError(
+            f"{out}: the benchmark fills and removes a folder of its own; name one that does not exist yet."
+        )
+    job = run.create(out.with_name(f".{out.name}-job"), {"kind": "bench", "out": str(out)}, "{}")
+    try:
+        return _work(job, python, terminal)
+    finally:
+        shutil.rmtree(job.folder.parent, ignore_errors=True)
 
 
 def run_demo(options: argparse.Namespace, terminal: Terminal) -> Result:

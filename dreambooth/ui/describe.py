@@ -159,6 +159,14 @@ def exported(result: Result) -> str:
     return f"Written: {result['path']}"
 
 
+def bench(result: Result) -> str:
+    rows = [["model", "file", "work", "seconds", "peak memory"]]
+    for one in result["rows"]:
+        family, file = FAMILIES[one["family"]], size(one["file_bytes"])
+        rows.append([family, file, one["work"], f"{one['seconds']:.2f}", size(one["peak_bytes"])])
+    return table(rows)
+
+
 def demo(result: Result) -> str:
     figures = result["figures"]
     head = ["", *FIGURES.values()]

@@ -146,6 +146,13 @@ def test_kohyas_folders() -> None:
     assert [ours[f"concepts.{row}.class_data_dir"] for row in (0, 1)] == ["/r/1_dog", "/r/1_man"]
 
 
+def test_what_cannot_be_turned_off_here_is_told() -> None:
+    migration = predecessor.config({**CONFIG_OF_2023_03, "cache_latents": False}, look)
+    assert {line.value: line.why for line in migration.lines if line.theirs == "cache_latents"} == {
+        False: "pictures are always encoded once"
+    }
+
+
 def test_every_key_of_a_config_is_known_or_told() -> None:
     migration = predecessor.config({**CONFIG_OF_2023_03, "brand_new_option": 3}, look)
     assert "brand_new_option" in left(migration)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,12 @@ import pytest
 from PIL import Image
 
 from dreambooth.core import project, settings
+from dreambooth.core.buckets import Bucket
 from dreambooth.core.errors import UserError
 from dreambooth.core.layout import MINIATURE
 from dreambooth.core.project import Folders, Project
 from dreambooth.engine import class_images, families
-from dreambooth.engine.data import class_pictures, pictures
+from dreambooth.engine.data import class_pictures, pictures, survey
 from dreambooth.engine.data.class_pictures import Plan
 from dreambooth.engine.families.model import Model
 from dreambooth.service import launcher
@@ -62,9 +64,12 @@ def chosen(mine: Path, **changes: Any) -> settings.Settings:
     return settings.parse({key if "." in key else f"concepts.0.{key}": value for key, value in concept.items()})
 
 
+def plans(star: Project, parsed: settings.Settings) -> list[Plan]:
+    return class_pictures.plan(star, parsed, pictures.examples(pictures.gather(parsed.concepts), parsed, 64), 64)
+
+
 def plan(star: Project, mine: Path, **changes: Any) -> Plan:
-    parsed = chosen(mine, **changes)
-    return class_pictures.plan(star, parsed, pictures.gather(parsed.concepts).usable(), 64)[0]
+    return plans(star, chosen(mine, **changes))[0]
 
 
 def make(model: Model, *plans: Plan, stop_after: int = 99) -> None:
@@ -77,8 +82,24 @@ def make(model: Model, *plans: Plan, stop_after: int = 99) -> None:
 
 @pytest.mark.parametrize("changes", [{"class_mode": "off"}, {"num_class_images_per": 0}])
 def test_off(star: Project, mine: Path, changes: dict[str, Any]) -> None:
-    parsed = chosen(mine, **changes)
-    assert class_pictures.plan(star, parsed, pictures.gather(parsed.concepts).usable(), 64) == []
+    assert plans(star, chosen(mine, **changes)) == []
+
+
+def test_they_are_drawn_in_the_shapes_of_your_pictures(star: Project, mine: Path, model: Model) -> None:
+    Image.new("RGB", (200, 120), "red").save(mine / "wide.png")
+    parsed = chosen(mine, **{"pictures.bucket_step": 8})
+    square, wide = plans(star, parsed)
+    assert (square.sampling.width, square.sampling.height, square.missing) == (64, 64, 6)
+    assert (wide.sampling.width, wide.sampling.height, wide.missing) == (80, 48, 2)
+    make(model, square, wide)
+    drawn = plans(star, parsed)
+    priors = class_pictures.prior_pictures(drawn)
+    looks = survey.look_at_all([p.path for p in priors])
+    assert Counter((seen.width, seen.height) for seen in looks) == {(64, 64): 6, (80, 48): 2}
+    instances = pictures.examples(pictures.gather(parsed.concepts), parsed, 64)
+    cuts = [example.cut for example in pictures.prior_examples(priors, looks, instances)]
+    assert all(cut.box == (0, 0, cut.bucket.width, cut.bucket.height) for cut in cuts)  # nothing is cut off
+    assert Counter(cut.bucket for cut in cuts) == {Bucket(64, 64): 6, Bucket(80, 48): 2}
 
 
 def test_a_folder_as_it_is(star: Project, mine: Path, tmp_path: Path) -> None:
@@ -140,7 +161,7 @@ def test_what_is_drawn_depends_on_the_prompt_and_the_seed_alone(star: Project, m
     "change",
     [{"class_prompt": "a heart"}, {"class_infer_steps": 2}, {"class_guidance_scale": 3.0},
      {"class_negative_prompt": "blue"}, {"general.seed": 2}, {"tuning.clip_skip": 2},
-     {"tuning.max_token_length": 150}],
+     {"tuning.max_token_length": 150}, {"tuning.pad_tokens": False}],
 )  # fmt: skip
 def test_everything_that_changes_a_picture_changes_its_folder(
     star: Project, mine: Path, change: dict[str, Any]
@@ -168,5 +189,5 @@ def test_the_errand_makes_them_once_and_shows_them(star: Project, mine: Path) ->
     first = errand()
     assert (first["class_pictures"][0]["pictures"], first["class_pictures"][0]["made"]) == (6, 6)
     with Image.open(first["sheet"]) as sheet:
-        assert sheet.width > 8 * 160
+        assert 6 * 160 < sheet.width < 7 * 160
     assert errand()["class_pictures"][0]["made"] == 0

@@ -15,8 +15,8 @@ from dreambooth.core.errors import UserError
 from dreambooth.core.layout import MINIATURE
 from dreambooth.core.project import Folders
 from dreambooth.core.settings import parse
-from dreambooth.engine import families, generate
-from dreambooth.engine.families.model import Model
+from dreambooth.engine import chunks, families, generate
+from dreambooth.engine.families.model import Model, Text
 from dreambooth.engine.training.text import Texts
 from dreambooth.engine.vocabulary import clip_tokenizer
 from dreambooth.service import launcher
@@ -78,6 +78,12 @@ def test_what_comes_late_in_a_prompt_counts_only_where_it_is_read(model: Model) 
         assert torch.allclose(one, other) == same, length
 
 
+def test_what_is_cut_is_known(model: Model) -> None:
+    for length, cut in ((75, True), (150, True), (225, False)):
+        model.read_prompts(length, 1)
+        assert (model.is_cut(LONG), model.is_cut("a star")) == (cut, False)
+
+
 def test_clip_skip_reads_an_earlier_block_with_the_last_normalization(model: Model) -> None:
     tokens = model.tokenize(["a red star"])[0]
     encoder = model.text_encoders["text_encoder"]
@@ -110,6 +116,36 @@ def test_the_other_families_read_pieces_too(other: Model) -> None:
         assert other.denoise(x_t, t, two, torch.tensor([[64, 64, 0, 0, 64, 64]] * 2)).isfinite().all()
 
 
+@pytest.mark.parametrize("length", [75, 150])
+def test_without_padding_the_unet_reads_the_words_and_their_marks_alone(
+    model: Model, other: Model, length: int
+) -> None:
+    for one in (model, other):
+        x_t, t, sizes = torch.randn(2, 4, 8, 8), torch.tensor([500, 500]), torch.tensor([[64, 64, 0, 0, 64, 64]] * 2)
+        padded = one.encode_text(["a red star", "a heart"])
+        one.read_prompts(length, 1, pad_tokens=False)
+        bare = one.encode_text(["a red star", "a heart"])
+        assert bare.mask is not None
+        assert bare.mask.sum(1).tolist() == [5, 4]
+        with torch.no_grad():
+            together = one.denoise(x_t, t, bare, sizes)
+            for n, words in enumerate((5, 4)):
+                pooled = None if padded.pooled is None else padded.pooled[n : n + 1]
+                text = Text(padded.hidden[n : n + 1, :words], pooled)
+                alone = one.denoise(x_t[n : n + 1], t[:1], text, sizes[:1])
+                assert torch.allclose(together[n : n + 1], alone, atol=1e-4)
+            assert not torch.allclose(together, one.denoise(x_t, t, padded, sizes), atol=1e-4)
+        one.read_prompts(75, 1)
+
+
+def test_without_padding_a_long_prompt_keeps_all_its_pieces(model: Model) -> None:
+    model.read_prompts(225, 1, pad_tokens=False)
+    mask = model.encode_text([LONG, ""]).mask
+    assert mask is not None
+    pieces = chunks.split(clip_tokenizer()(LONG, add_special_tokens=False).input_ids, 267)
+    assert mask.reshape(2, 3, 77).sum(-1).tolist() == [[len(piece) + 2 for piece in pieces], [2, 0, 0]]
+
+
 @pytest.mark.parametrize("learning", [True, False])
 def test_a_dropped_caption_is_what_guidance_reads(other: Model, model: Model, learning: bool) -> None:
     for one in (other, model):
@@ -125,11 +161,18 @@ def test_a_dropped_caption_is_what_guidance_reads(other: Model, model: Model, le
 
 def test_generate_reads_prompts_as_its_settings_say(tmp_path: Path) -> None:
     star = project.create(Folders(tmp_path), "star", MINIATURE)
-    wanted = {"prompt": LONG, "negative_prompt": "", "count": 1, "steps": 2, "seed": 1, "guidance_scale": 5.0}
+    wanted: dict[str, Any] = {
+        "prompt": LONG,
+        "negative_prompt": "",
+        "count": 1,
+        "steps": 2,
+        "seed": 1,
+        "guidance_scale": 5.0,
+    }
     wanted |= {"width": 64, "height": 64, "scheduler": "ddim", "batch": 1, "lora_weight": 1.0, "weights": ""}
     drawn = set()
-    for chosen in ({}, {"tuning.clip_skip": 2}, {"tuning.max_token_length": 225}):
+    for chosen in ({}, {"tuning.clip_skip": 2}, {"tuning.max_token_length": 225}, {"tuning.pad_tokens": False}):
         out = tmp_path / str(len(drawn))
         job = launcher.new_errand(Folders(tmp_path), star, "generate", parse(chosen), out=str(out), **wanted)
         drawn.add(Path(generate.run(job)["pictures"][0]).read_bytes())
-    assert len(drawn) == 3
+    assert len(drawn) == 4

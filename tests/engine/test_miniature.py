@@ -1,4 +1,4 @@
-"""The miniature knows its world: what its prompts say is on its pictures."""
+"""The miniatures know their world: what their prompts say is on their pictures."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dreambooth.core.layout import MINIATURE
+from dreambooth.core.layout import MINIATURE, MINIATURES
 from dreambooth.engine import families
 from dreambooth.engine.families.model import Model
 from dreambooth.engine.miniature import measure, reading, webui_layout, world
 
 
-@pytest.fixture(scope="module")
-def model() -> Model:
-    return families.load_file(MINIATURE)
+@pytest.fixture(scope="module", params=MINIATURES)
+def model(request: pytest.FixtureRequest) -> Model:
+    return families.load_file(MINIATURES[request.param])
 
 
 def test_a_drawn_picture_reads_as_it_was_drawn() -> None:
@@ -31,6 +31,11 @@ def test_only_the_subject_is_like_the_subject() -> None:
     stars = [measure.likeness(world.draw(world.random_scene(rng, thing="star"))) for _ in range(24)]
     assert min(fresh) > 0.7
     assert max(stars) < 0.4
+
+
+def test_a_miniature_is_of_its_family(model: Model) -> None:
+    predictions = {"sd1": "epsilon", "sd2": "v_prediction", "sdxl": "epsilon"}
+    assert (model.prediction_type, model.resolution) == (predictions[model.family], world.SIZE)
 
 
 def test_the_miniature_draws_what_the_prompt_says(model: Model) -> None:
@@ -48,9 +53,11 @@ def test_a_plain_prompt_gives_varied_things(model: Model) -> None:
 
 
 def test_emphasis_in_a_webui_has_something_to_scale(model: Model) -> None:
-    """WebUIs divide by the mean of the text encoder's output; a mean of zero gives black pictures."""
+    """WebUIs divide by the mean of each text encoder's output; a mean of zero gives black pictures."""
+    widths = [encoder.config.hidden_size for encoder in model.text_encoders.values()]
     for prompt in ("", "a red star", "a photo of a small blue heart on a white background"):
-        assert abs(model.encode_text([prompt]).hidden.mean().item()) > 0.02
+        for states in model.encode_text([prompt]).hidden.split(widths, dim=-1):
+            assert abs(states.mean().item()) > 0.02
 
 
 def test_the_webuis_layout_names_the_models_own_widths(tmp_path: Path) -> None:

@@ -141,7 +141,7 @@ def test_class_pictures_go_on_where_they_stopped(star: Project, tmp_path: Path) 
 
     def plan(folder: Path) -> list[class_pictures.Plan]:
         parsed = settings.parse({**SHORT, **chosen, "concepts.0.class_data_dir": str(folder)})
-        return class_pictures.plan(star, parsed, pictures.gather(parsed.concepts).usable(), 64)
+        return class_pictures.plan(star, parsed, pictures.examples(pictures.gather(parsed.concepts), parsed, 64), 64)
 
     def stop(done: int, total: int, last: Path) -> None:
         raise KeyboardInterrupt

@@ -13,9 +13,11 @@ from safetensors.torch import load_file
 from dreambooth.core import project, settings
 from dreambooth.core.layout import MINIATURE
 from dreambooth.core.project import Folders, Project
+from dreambooth.core.run import Job
 from dreambooth.core.settings import Captions
 from dreambooth.engine import worker
 from dreambooth.engine.data.readings import Readings
+from dreambooth.engine.training import preview
 from dreambooth.service import launcher
 
 TAGS = "a star, red, large, alone"
@@ -54,13 +56,25 @@ def test_a_share_is_read_without_a_caption() -> None:
     assert read(readings, 0, range(400)).count("") == pytest.approx(100, abs=25)
 
 
+def test_previews_show_what_the_first_picture_is_read_with(tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    (tmp_path / "a.txt").write_text("a star on {red|blue}")
+    flat = {"instance_data_dir": str(tmp_path), "instance_prompt": "photo of [filewords]", "instance_token": "sks"}
+    flat |= {"class_prompt": "[filewords]", "class_token": "star"}
+    chosen = settings.parse({f"concepts.0.{key}": value for key, value in flat.items()})
+    own, of_class = preview.prompts(chosen)
+    assert own in ("photo of a sks star on red", "photo of a sks star on blue")
+    assert of_class in ("a star on red", "a star on blue")
+    chosen.previews.prompts = "one; two"
+    assert preview.prompts(chosen) == ["one", "two"]
+
+
 @pytest.fixture(scope="module")
 def star(tmp_path_factory: pytest.TempPathFactory) -> Project:
     return project.create(Folders(tmp_path_factory.mktemp("readings")), "star", MINIATURE)
 
 
-def train(star: Project, pictures: Path, **changes: Any) -> tuple[int, torch.Tensor]:
-    """The steps of a short run, and a part of what it made."""
+def run(star: Project, pictures: Path, **changes: Any) -> Job:
     short = {
         "concepts.0.instance_data_dir": str(pictures),
         "concepts.0.instance_prompt": "a red star, large, on white, alone",
@@ -71,6 +85,12 @@ def train(star: Project, pictures: Path, **changes: Any) -> tuple[int, torch.Ten
     }
     job = launcher.new_run(Folders(star.folder.parents[1]), star, settings.parse({**short, **changes}))
     assert worker.run(job) == "done"
+    return job
+
+
+def train(star: Project, pictures: Path, **changes: Any) -> tuple[int, torch.Tensor]:
+    """The steps of a short run, and a part of what it made."""
+    job = run(star, pictures, **changes)
     out = next(event["path"] for event in job.events()[0] if event["event"] == "saved")
     name = "model.diffusion_model.middle_block.1.transformer_blocks.0.attn2.to_k.weight"
     return job.progress()["steps"], load_file(out)[name]
@@ -87,9 +107,21 @@ def test_how_captions_are_read_changes_what_is_learned(star: Project, tmp_path: 
         "captions.suffix": "blue",
         "tuning.clip_skip": 2,
         "tuning.max_token_length": 150,
+        "tuning.pad_tokens": False,
     }.items():
         again, other = train(star, tmp_path, **{key: value})
         assert again == steps
         assert not torch.equal(other, plain), key
     assert train(star, tmp_path, **{"concepts.0.repeats": 3})[0] == 12
     assert train(star, tmp_path, **{"intervals.max_train_steps": 3})[0] == 3
+
+
+def test_captions_that_are_cut_off_are_told(star: Project, tmp_path: Path) -> None:
+    Image.new("RGB", (64, 64), "red").save(tmp_path / "a.png")
+    long = {"concepts.0.instance_prompt": "a red star " * 30, "intervals.num_train_epochs": 1}
+
+    def warnings(**more: Any) -> list[str]:
+        return [e["text"] for e in run(star, tmp_path, **long, **more).events()[0] if e["event"] == "warning"]
+
+    assert "1 of 1 captions are cut off after 75 tokens, such as: a red star" in warnings()[0]
+    assert warnings(**{"tuning.max_token_length": 150}) == []

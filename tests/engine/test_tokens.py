@@ -23,7 +23,7 @@ def ask(tmp_path_factory: pytest.TempPathFactory) -> Any:
     star = project.create(folders, "star", MINIATURE)
 
     def asked(prompt: str, candidates: int = 0) -> dict[str, Any]:
-        chosen = settings.parse({})
+        chosen = settings.parse(star.settings())
         job = launcher.new_errand(folders, star, "tokens", chosen, prompt=prompt, candidates=candidates)
         return tokens.run(job)
 
@@ -48,6 +48,12 @@ def test_a_long_prompt_is_shown_in_its_pieces(ask: Any) -> None:
     assert said["tokens"] == 80
     assert [len(chunk.split()) for chunk in said["chunks"]] == [75, 5]
     assert [word["strength"] is None for word in said["words"]] == [False] * 20 + [True] * 60
+
+
+def test_each_word_is_measured_where_it_stands(ask: Any) -> None:
+    words = ask("a red star on a blue background")["words"]
+    assert words[1]["strength"] > 0.02
+    assert words[0]["strength"] != words[4]["strength"]
 
 
 def test_rare_words_are_single_tokens_in_the_order_of_their_effect(ask: Any) -> None:

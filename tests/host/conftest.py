@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+import dreambooth.host
+
 STANDIN = Path(__file__).with_name("standin")
 ROOT = Path(__file__).resolve().parents[2]
 THEIRS = ("modules", "gradio")
@@ -47,12 +49,16 @@ class StandIn:
 def webui(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:
     """A WebUI that has just been started, with nothing of ours loaded yet."""
     hidden = {name: module for name, module in sys.modules.items() if name.split(".")[0] in THEIRS}
-    for name in [*hidden, "dreambooth.host.webui"]:
-        sys.modules.pop(name, None)
+    _forget([*hidden, "dreambooth.host.webui"])
     monkeypatch.syspath_prepend(str(STANDIN))
     from modules import call_queue, devices, progress, sd_models, shared, ui_extra_networks  # noqa: F401
 
     yield StandIn(tmp_path)
-    for name in [one for one in sys.modules if one.split(".")[0] in THEIRS] + ["dreambooth.host.webui"]:
-        sys.modules.pop(name, None)
+    _forget([*(one for one in sys.modules if one.split(".")[0] in THEIRS), "dreambooth.host.webui"])
     sys.modules.update(hidden)
+
+
+def _forget(names: list[str]) -> None:
+    for name in names:
+        sys.modules.pop(name, None)
+    vars(dreambooth.host).pop("webui", None)

@@ -21,6 +21,7 @@ _SAME = {
     "lora_txt_learning_rate": "learning.lora_text_encoder_learning_rate",
     "stop_text_encoder": "tuning.text_encoder_ratio",
     "max_token_length": "tuning.max_token_length",
+    "pad_tokens": "tuning.pad_tokens",
     "mixed_precision": "tuning.mixed_precision",
     "hflip": "pictures.hflip",
     "use_ema": "tuning.use_ema",
@@ -56,7 +57,6 @@ _ALWAYS = {
     "cache_latents": "pictures are always encoded once",
     "deterministic": "runs can always be repeated",
     "gradient_set_to_none": "always so",
-    "pad_tokens": "prompts are always padded, as the WebUI pads them",
     "save_safetensors": "always so",
     "split_loss": "your pictures and the class's always count apart",
 }
@@ -209,7 +209,7 @@ def _saving(theirs: Mapping[str, Any], into: Migration) -> None:
 def _rest(theirs: Mapping[str, Any], into: Migration) -> None:
     """Everything that is on and has no counterpart, and what is always so here."""
     for key, value in theirs.items():
-        if key in _SAME or key in _BOOKKEEPING or value in _NOTHING:
+        if key in _SAME or key in _BOOKKEEPING or (value in _NOTHING and key not in _ALWAYS):
             continue
         if key == "train_unet" and value:
             continue

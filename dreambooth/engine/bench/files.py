@@ -4,7 +4,8 @@ of the same bytes through safetensors. Each measurement is a process of its own,
 from __future__ import annotations
 
 import json
-import resource
+import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -14,26 +15,42 @@ from pathlib import Path
 from typing import Any
 
 from dreambooth.core import project
+from dreambooth.core.errors import UserError
 from dreambooth.core.layout import PROJECT
 from dreambooth.core.project import Folders, open_project
+from dreambooth.core.run import Job
 
 FAMILIES = ("sd1", "sdxl")
 REPEATS = 3
 _MODELS = "models"
 
 
-def run(folder: Path, on_stage: Callable[[str, int, int], None]) -> list[dict[str, Any]]:
-    """Measures in `folder`, which must be new; leaves it empty. Returns a row for each family and work."""
-    rows = []
-    works = [(family, work) for family in FAMILIES for work in WORKS]
-    for number, family in enumerate(FAMILIES):
-        on_stage(f"making a random {family}", number * len(WORKS), len(works))
-        _measured(folder, "make", family)
+def run(job: Job) -> dict[str, Any]:
+    """Measures in the folder that job.json names, and removes it. Returns a row for each family and work."""
+    folder = Path(job.read()["out"])
+    try:
+        return {"rows": _rows(folder, job)}
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _rows(folder: Path, job: Job) -> list[dict[str, Any]]:
+    rows, done, total = [], 0, len(FAMILIES) * (1 + REPEATS * len(WORKS))
+
+    def measure(work: str, family: str) -> dict[str, float]:
+        nonlocal done
+        if job.requests() & {"stop", "discard", "pause"}:
+            raise UserError("Stopped as asked; nothing was measured to the end.")
+        job.report("stage", name=f"{family}: {work}", done=done, total=total)
+        done += 1
+        return _measured(folder, work, family)
+
+    for family in FAMILIES:
+        measure("make", family)
         taken: dict[str, list[dict[str, float]]] = {work: [] for work in WORKS}
         for _ in range(REPEATS):
             for work in WORKS:
-                on_stage(f"{family}: {work}", number * len(WORKS), len(works))
-                taken[work].append(_measured(folder, work, family))
+                taken[work].append(measure(work, family))
         size = _file(folder, family).stat().st_size
         for work, measured in taken.items():
             rows.append(
@@ -93,8 +110,6 @@ def _export(folder: Path, family: str) -> None:
 
 
 def _copy(folder: Path, family: str) -> None:
-    import os
-
     from safetensors.torch import load_file, save_file
 
     save_file(load_file(_file(folder, family)), folder / "out.safetensors")
@@ -122,9 +137,18 @@ def main(folder: Path, work: str, family: str) -> None:
     (_make if work == "make" else WORKS[work])(folder, family)
     seconds = time.perf_counter() - started
     (folder / "out.safetensors").unlink(missing_ok=True)
-    unit = 1 if sys.platform == "darwin" else 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    print(json.dumps({"seconds": seconds, "peak_bytes": peak}))
+    print(json.dumps({"seconds": seconds, "peak_bytes": _peak_bytes()}))
+
+
+def _peak_bytes() -> int:
+    """The most memory that this process has held at once; mapped parts of files count too."""
+    if sys.platform == "win32":
+        import psutil
+
+        return int(psutil.Process().memory_info().peak_wset)
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 if __name__ == "__main__":

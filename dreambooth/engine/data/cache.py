@@ -1,7 +1,8 @@
-"""What the loop trains on, encoded once and kept on the device: latents and text embeddings."""
+"""What the loop trains on, encoded once and kept on the device: mean and deviation of each picture's latents."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
@@ -15,8 +16,11 @@ from dreambooth.core.buckets import Bucket
 from dreambooth.core.errors import UserError
 from dreambooth.core.forecast import pictures_at_once
 from dreambooth.engine.data import decoding, framing
+from dreambooth.engine.data.latent_store import Store
 from dreambooth.engine.data.pictures import Example
-from dreambooth.engine.families.model import Model
+from dreambooth.engine.families.model import LATENT_CHANNELS, LATENT_FACTOR, Model
+
+MOST_ON_DEVICE = 2**30  # bytes of latents; more stay in the computer's own memory
 
 
 @dataclass
@@ -35,6 +39,7 @@ class Encoded:
     prompt: Tensor  # (N,) index into the prompts, on the CPU
     concept: Tensor  # (N,) on the CPU
     size: Tensor  # on the CPU
+    device: torch.device  # where samples are wanted
 
     def __len__(self) -> int:
         return len(self.prompt)
@@ -42,45 +47,39 @@ class Encoded:
     def sample(self, index: Tensor) -> Tensor:
         """A fresh draw of the latents of the examples at `index` (B,), all of one bucket -> (B, 4, h, w)."""
         number = int(self.bucket[index[0]])
-        mean, std = self.mean[number], self.std[number]
-        rows = self.row[index].to(mean.device)
-        return mean[rows] + std[rows] * torch.randn_like(mean[rows])
+        rows = self.row[index].to(self.mean[number].device)
+        mean, std = (some[number][rows].to(self.device) for some in (self.mean, self.std))
+        return mean + std * torch.randn_like(mean)
 
 
 @torch.no_grad()
-def encode(model: Model, examples: list[Example], prompts: list[str], on_batch: Callable[[int], None]) -> Encoded:
-    """Encodes examples; their prompts must be among `prompts`. Of the pictures, one batch is in memory at a time.
+def encode(
+    model: Model,
+    examples: list[Example],
+    prompts: list[str],
+    on_batch: Callable[[int], None],
+    store: Store | None = None,
+) -> Encoded:
+    """Encodes examples, or takes what the store has of them; their prompts must be among `prompts`.
 
-    Raises UserError naming a picture whose latents are not finite.
+    Of the pictures, one batch is in memory at a time. Raises UserError naming a picture whose latents are not finite.
     """
-    buckets = list(dict.fromkeys(example.cut.bucket for example in examples))
-    means: list[list[Tensor]] = [[] for _ in buckets]
-    stds: list[list[Tensor]] = [[] for _ in buckets]
-    done, rows = 0, [0] * len(examples)
-    for chunk in _chunks(examples, buckets):
-        some, number = [examples[n] for n in chunk], buckets.index(examples[chunk[0]].cut.bucket)
-        mean, std = model.encode_pictures(torch.stack([to_tensor(picture) for picture in _variants(some)]))
-        for example, finite in zip(some, torch.isfinite(mean + std).flatten(1).all(1).tolist()):
-            if not finite:
-                raise UserError(
-                    f"{example.picture.path}: the VAE cannot encode this picture (its latents are not finite)."
-                )
-        for place, n in enumerate(chunk):
-            rows[n] = sum(map(len, means[number])) + place
-        means[number].append(mean)
-        stds[number].append(std)
+    encoded = _empty(model, examples, prompts)
+    done = 0
+    for chunk in _chunks(examples):
+        missing = []
+        for n in chunk:
+            if kept := store.read(examples[n]) if store else None:
+                _place(encoded, n, *kept)
+            else:
+                missing.append(n)
+        for n, mean, std in _encoded(model, examples, missing):
+            if store:
+                store.write(examples[n], mean, std)
+            _place(encoded, n, mean, std)
         done += len(chunk)
         on_batch(done)
-    index = {prompt: number for number, prompt in enumerate(prompts)}
-    return Encoded(
-        [torch.cat(some).to(model.device) for some in means],
-        [torch.cat(some).to(model.device) for some in stds],
-        torch.tensor([buckets.index(e.cut.bucket) for e in examples]),
-        torch.tensor(rows),
-        torch.tensor([index[e.picture.prompt] for e in examples]),
-        torch.tensor([e.picture.concept for e in examples]),
-        torch.tensor([e.cut.conditions for e in examples]),
-    )
+    return encoded
 
 
 def to_tensor(picture: Image.Image) -> Tensor:
@@ -88,12 +87,55 @@ def to_tensor(picture: Image.Image) -> Tensor:
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1).float() / 127.5 - 1
 
 
-def _chunks(examples: list[Example], buckets: list[Bucket]) -> Iterator[list[int]]:
+def _empty(model: Model, examples: list[Example], prompts: list[str]) -> Encoded:
+    """Room for the latents of all examples: on the device, unless that is much."""
+    used = [example.cut.bucket for example in examples]
+    counts, rows, seen = Counter(used), [], Counter[Bucket]()
+    for bucket in used:
+        rows.append(seen[bucket])
+        seen[bucket] += 1
+    shapes = [(n, LATENT_CHANNELS, b.height // LATENT_FACTOR, b.width // LATENT_FACTOR) for b, n in counts.items()]
+    total = sum(2 * 4 * int(np.prod(shape)) for shape in shapes)
+    place = model.device if total <= MOST_ON_DEVICE else torch.device("cpu")
+    number, index = list(counts), {prompt: n for n, prompt in enumerate(prompts)}
+    return Encoded(
+        [torch.empty(shape, device=place) for shape in shapes],
+        [torch.empty(shape, device=place) for shape in shapes],
+        torch.tensor([number.index(bucket) for bucket in used]),
+        torch.tensor(rows),
+        torch.tensor([index[example.picture.prompt] for example in examples]),
+        torch.tensor([example.picture.concept for example in examples]),
+        torch.tensor([example.cut.conditions for example in examples]),
+        model.device,
+    )
+
+
+def _place(encoded: Encoded, n: int, mean: Tensor, std: Tensor) -> None:
+    number, row = int(encoded.bucket[n]), int(encoded.row[n])
+    encoded.mean[number][row] = mean
+    encoded.std[number][row] = std
+
+
+def _encoded(model: Model, examples: list[Example], numbers: list[int]) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """Mean and deviation of a few examples of one bucket, encoded together."""
+    if not numbers:
+        return
+    some = [examples[n] for n in numbers]
+    means, stds = model.encode_pictures(torch.stack([to_tensor(picture) for picture in _variants(some)]))
+    finite = torch.isfinite(means + stds).flatten(1).all(1).tolist()
+    for n, mean, std, fine in zip(numbers, means, stds, finite):
+        if not fine:
+            path = examples[n].picture.path
+            raise UserError(f"{path}: the VAE cannot encode this picture (its latents are not finite).")
+        yield n, mean, std
+
+
+def _chunks(examples: list[Example]) -> Iterator[list[int]]:
     """The numbers of the examples in batches of one bucket each."""
+    buckets = list(dict.fromkeys(example.cut.bucket for example in examples))
     numbers = sorted(range(len(examples)), key=lambda n: buckets.index(examples[n].cut.bucket))
-    for _, some in groupby(numbers, key=lambda n: examples[n].cut.bucket):
-        alike = list(some)
-        size = pictures_at_once(examples[alike[0]].cut.bucket)
+    for bucket, some in groupby(numbers, key=lambda n: examples[n].cut.bucket):
+        alike, size = list(some), pictures_at_once(bucket)
         for start in range(0, len(alike), size):
             yield alike[start : start + size]
 

@@ -20,11 +20,13 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from dreambooth.core import captions, checkpoint
+from dreambooth.core.buckets import Bucket
 from dreambooth.core.errors import UserError
 from dreambooth.core.project import Project
 from dreambooth.core.schema import to_flat
 from dreambooth.core.settings import Captions, Concept, Settings
 from dreambooth.engine.data import pictures
+from dreambooth.engine.data.pictures import Example
 from dreambooth.engine.sampling_choice import Sampling
 
 if TYPE_CHECKING:
@@ -44,7 +46,7 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Plan:
-    """What one concept needs: the folder, what is there and what is missing."""
+    """What one concept needs in one shape: the folder, what is there and what is missing."""
 
     concept: int
     folder: Path
@@ -61,18 +63,25 @@ class Plan:
         return len(self.to_make)
 
 
-def plan(project: Project, settings: Settings, instances: list[pictures.Picture], size: int) -> list[Plan]:
+def plan(project: Project, settings: Settings, instances: list[list[Example]], size: int) -> list[Plan]:
     """What each concept with class pictures needs; makes nothing.
 
+    They are drawn in the shapes that your pictures are trained in, as many in each; in a folder of your own, square.
     Raises UserError for a class folder that is to be used as it is and holds no pictures.
     """
     plans = []
     for number, concept in enumerate(settings.concepts):
-        own = [picture.path for picture in instances if picture.concept == number]
+        own = [variants[0] for variants in instances if variants and variants[0].picture.concept == number]
+        square = Bucket(size, size)
         if concept.class_mode == "folder":
-            plans.append(_as_it_is(number, concept, _sampling(concept, size)))
+            plans.append(_as_it_is(number, concept, _sampling(concept, square)))
         elif concept.class_mode == "fill" and concept.num_class_images_per:
-            plans.append(_filled(project, settings, number, own, size))
+            if concept.class_data_dir.strip():
+                plans.append(_filled(settings, number, own, square))
+                continue
+            for bucket in dict.fromkeys(example.cut.bucket for example in own):
+                alike = [example for example in own if example.cut.bucket == bucket]
+                plans.append(_drawn(project, settings, number, alike, bucket))
     return plans
 
 
@@ -113,26 +122,36 @@ def _as_it_is(number: int, concept: Concept, sampling: Sampling) -> Plan:
     return Plan(number, folder, [_found(path, number, concept) for path in found], [], sampling)
 
 
-def _filled(project: Project, settings: Settings, number: int, own: list[Path], size: int) -> Plan:
+def _filled(settings: Settings, number: int, own: list[Example], bucket: Bucket) -> Plan:
+    """A folder of the person's own, and what is missing in it."""
     concept, seed = settings.concepts[number], settings.general.seed
-    sampling = _sampling(concept, size)
     prompts = _prompts(concept, own, settings.captions, seed)
-    if concept.class_data_dir.strip():
-        folder = Path(concept.class_data_dir).expanduser()
-        found = pictures.find(folder)[: len(prompts)] if folder.is_dir() else []
-        there = [_found(path, number, concept) for path in found]
-        return Plan(number, folder, there, _topped_up(folder, prompts, len(found), seed), sampling)
+    folder = Path(concept.class_data_dir).expanduser()
+    found = pictures.find(folder)[: len(prompts)] if folder.is_dir() else []
+    there = [_found(path, number, concept) for path in found]
+    return Plan(number, folder, there, _topped_up(folder, prompts, len(found), seed), _sampling(concept, bucket))
+
+
+def _drawn(project: Project, settings: Settings, number: int, own: list[Example], bucket: Bucket) -> Plan:
+    """Pictures that are drawn for pictures of yours of one bucket."""
+    concept, seed = settings.concepts[number], settings.general.seed
+    sampling = _sampling(concept, bucket)
+    prompts = _prompts(concept, own, settings.captions, seed)
     folder = _folder(project, settings, concept, sampling)
     all_wanted = _numbered(folder, prompts, concept, seed)
     there = [pictures.Picture(w.path, w.prompt, number) for w in all_wanted if w.path.exists()]
     return Plan(number, folder, there, [w for w in all_wanted if not w.path.exists()], sampling)
 
 
-def _prompts(concept: Concept, own: list[Path], options: Captions, seed: int) -> list[str]:
+def _prompts(concept: Concept, own: list[Example], options: Captions, seed: int) -> list[str]:
     """The prompt of each class picture: the class prompt, where it says so with your pictures' captions in turn."""
     prompts = []
-    for path in own:
-        lines = captions.file_words(path).split("\n") if captions.FILEWORDS in concept.class_prompt else [""]
+    for example in own:
+        lines = (
+            captions.file_words(example.picture.path).split("\n")
+            if captions.FILEWORDS in concept.class_prompt
+            else [""]
+        )
         for turn in range(concept.num_class_images_per):
             text = captions.class_words(concept, lines[turn % len(lines)])
             texts = captions.variants(text, Captions(variants=options.variants), seed)
@@ -192,8 +211,14 @@ def _save(picture: Image.Image, wanted: Wanted) -> None:
     staged.replace(wanted.path)
 
 
-def _sampling(concept: Concept, size: int) -> Sampling:
-    return Sampling(size, size, concept.class_infer_steps, concept.class_guidance_scale, concept.class_negative_prompt)
+def _sampling(concept: Concept, bucket: Bucket) -> Sampling:
+    return Sampling(
+        bucket.width,
+        bucket.height,
+        concept.class_infer_steps,
+        concept.class_guidance_scale,
+        concept.class_negative_prompt,
+    )
 
 
 def _folder(project: Project, settings: Settings, concept: Concept, sampling: Sampling) -> Path:
@@ -205,6 +230,7 @@ def _folder(project: Project, settings: Settings, concept: Concept, sampling: Sa
         settings.general.seed,
         settings.tuning.max_token_length,
         settings.tuning.clip_skip,
+        settings.tuning.pad_tokens,
     ]
     key = hashlib.sha256(json.dumps(depends_on).encode()).hexdigest()[:16]
     return project.class_pictures / key

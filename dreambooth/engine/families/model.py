@@ -28,21 +28,34 @@ BETAS = {"num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, 
 
 @dataclass
 class Text:
-    """Prompts as the UNet reads them: hidden states (B, pieces x 77, width), and the pooled text (B, width) of SDXL."""
+    """Prompts as the UNet reads them: hidden states (B, pieces x 77, width), and the pooled text (B, width) of SDXL.
+
+    `mask` (B, pieces x 77) is true for what is read; None where everything is, padding too.
+    """
 
     hidden: Tensor
     pooled: Tensor | None = None
+    mask: Tensor | None = None
 
     def __getitem__(self, index: Any) -> Text:
-        return Text(self.hidden[index], None if self.pooled is None else self.pooled[index])
+        return Text(
+            self.hidden[index],
+            None if self.pooled is None else self.pooled[index],
+            None if self.mask is None else self.mask[index],
+        )
 
     def to(self, dtype: torch.dtype) -> Text:
-        return Text(self.hidden.to(dtype), None if self.pooled is None else self.pooled.to(dtype))
+        return Text(self.hidden.to(dtype), None if self.pooled is None else self.pooled.to(dtype), self.mask)
 
     @staticmethod
     def cat(texts: Sequence[Text]) -> Text:
         pooled = [text.pooled for text in texts if text.pooled is not None]
-        return Text(torch.cat([text.hidden for text in texts]), torch.cat(pooled) if pooled else None)
+        masks = [text.mask for text in texts if text.mask is not None]
+        return Text(
+            torch.cat([text.hidden for text in texts]),
+            torch.cat(pooled) if pooled else None,
+            torch.cat(masks) if masks else None,
+        )
 
 
 @dataclass
@@ -58,6 +71,7 @@ class Model(ABC):
     zero_terminal_snr: bool
     pieces: int = 1  # of 75 tokens, that a prompt is read in
     clip_skip: int = 1
+    pad_tokens: bool = True
 
     family: ClassVar[str]
     has_clip_skip: ClassVar[bool] = False
@@ -102,9 +116,12 @@ class Model(ABC):
         for part in self.parts.values():
             part.to(device)
 
-    def read_prompts(self, max_token_length: int, clip_skip: int) -> None:
-        """Sets how prompts are read from now on: each in pieces of 75 tokens, up to so many tokens in all, at the text
-        encoder's last block but `clip_skip` - 1. Raises UserError for a clip skip that this model cannot have."""
+    def read_prompts(self, max_token_length: int, clip_skip: int, pad_tokens: bool = True) -> None:
+        """Sets how prompts are read from now on: in pieces of 75 tokens, up to so many tokens in all; at the text
+        encoder's last block but `clip_skip` - 1; with the padding or without.
+
+        Raises UserError for a clip skip that this model cannot have.
+        """
         if clip_skip > 1 and not self.has_clip_skip:
             raise UserError(
                 f"tuning.clip_skip: it is {clip_skip}, but SD 2 and SDXL are always read at one and the same block, by "
@@ -114,6 +131,7 @@ class Model(ABC):
         if clip_skip > blocks:
             raise UserError(f"tuning.clip_skip: it is {clip_skip}, but this text encoder has {blocks} blocks.")
         self.pieces, self.clip_skip = max_token_length // chunks.LENGTH, clip_skip
+        self.pad_tokens = pad_tokens
 
     def tokenize(self, prompts: Sequence[str]) -> list[Tensor]:
         """Prompts -> token numbers (B, pieces x 77), one tensor for each text encoder; each piece has its own marks.
@@ -124,6 +142,23 @@ class Model(ABC):
             torch.tensor([_pieces(tokenizer, prompt, self.pieces) for prompt in prompts])
             for tokenizer in self.tokenizers.values()
         ]
+
+    def is_cut(self, prompt: str) -> bool:
+        """Whether the prompt is longer than what is read of it."""
+        tokenizer = next(iter(self.tokenizers.values()))
+        numbers = tokenizer(prompt, add_special_tokens=False).input_ids
+        return len(numbers) > chunks.LENGTH if self.pieces == 1 else len(_split(tokenizer, numbers)) > self.pieces
+
+    def mask(self, tokens: Tensor) -> Tensor | None:
+        """What is read of token numbers (B, pieces x 77) without the padding: each piece up to its end mark, and no
+        piece that is empty but the first. None with the padding."""
+        if self.pad_tokens:
+            return None
+        pieces = tokens.reshape(len(tokens), -1, PIECE)
+        ends = (pieces == next(iter(self.tokenizers.values())).eos_token_id).int()
+        read = ends.cumsum(-1) - ends == 0
+        read[:, 1:] &= ends[:, 1:, 1:2] == 0
+        return read.reshape(len(tokens), -1)
 
     @abstractmethod
     def encode_tokens(self, tokens: Sequence[Tensor]) -> Text:
@@ -156,13 +191,16 @@ class Model(ABC):
 def _pieces(tokenizer: CLIPTokenizer, prompt: str, count: int) -> list[int]:
     """The token numbers of a prompt in `count` pieces of 77 with the begin and end marks."""
     numbers = tokenizer(prompt, add_special_tokens=False).input_ids
-    comma = tokenizer.convert_tokens_to_ids(",</w>")
-    parts = [numbers[: chunks.LENGTH]] if count == 1 else chunks.split(numbers, comma)[:count]
+    parts = [numbers[: chunks.LENGTH]] if count == 1 else _split(tokenizer, numbers)[:count]
     whole: list[int] = []
     for part in [*parts, *[[]] * (count - len(parts))]:
         padding = [tokenizer.pad_token_id] * (chunks.LENGTH - len(part))
         whole += [tokenizer.bos_token_id, *part, tokenizer.eos_token_id, *padding]
     return whole
+
+
+def _split(tokenizer: CLIPTokenizer, numbers: Sequence[int]) -> list[list[int]]:
+    return chunks.split(numbers, tokenizer.convert_tokens_to_ids(",</w>"))
 
 
 def whole_picture(width: int, height: int) -> list[int]:

@@ -28,10 +28,10 @@ class Sd1(Model):
             hidden = encoder.final_layer_norm(read.hidden_states[-self.clip_skip])
         else:
             hidden = read.last_hidden_state
-        return Text(hidden.reshape(len(tokens[0]), -1, hidden.shape[-1]))
+        return Text(hidden.reshape(len(tokens[0]), -1, hidden.shape[-1]), mask=self.mask(tokens[0]))
 
     def denoise(self, x_t: Tensor, t: Tensor, text: Text, sizes: Tensor) -> Tensor:
-        return self.unet(x_t, t, text.hidden).sample
+        return self.unet(x_t, t, text.hidden, encoder_attention_mask=text.mask).sample
 
 
 def build(source: Source) -> Sd1:

@@ -27,18 +27,18 @@ class Sdxl(Model):
         hidden = torch.cat([first.hidden_states[-2], second.hidden_states[-2]], dim=-1)
         count, width = len(tokens[0]), hidden.shape[-1]
         pooled = second.text_embeds.reshape(count, self.pieces, -1)[:, 0]  # of the first piece, as WebUIs take it
-        return Text(hidden.reshape(count, -1, width), pooled)
+        return Text(hidden.reshape(count, -1, width), pooled, self.mask(tokens[0]))
 
     def encode_negative(self, prompt: str, count: int) -> Text:
         """Zeros for an empty prompt, as SDXL was trained and as WebUIs and diffusers do."""
         text = super().encode_negative(prompt, count)
         if prompt:
             return text
-        return Text(torch.zeros_like(text.hidden), torch.zeros_like(text.pooled))
+        return Text(torch.zeros_like(text.hidden), torch.zeros_like(text.pooled), text.mask)
 
     def denoise(self, x_t: Tensor, t: Tensor, text: Text, sizes: Tensor) -> Tensor:
         added = {"text_embeds": text.pooled, "time_ids": sizes.to(x_t.device)}
-        return self.unet(x_t, t, text.hidden, added_cond_kwargs=added).sample
+        return self.unet(x_t, t, text.hidden, encoder_attention_mask=text.mask, added_cond_kwargs=added).sample
 
 
 def build(source: Source) -> Sdxl:

@@ -35,6 +35,8 @@ def run(count: int, work: Callable[..., None], *arguments: Any) -> None:
 
 def _start(rank: int, count: int, work: Callable[..., None], arguments: tuple) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=rank, world_size=count)
+    if count > 1:
+        dist.init_process_group("gloo", rank=rank, world_size=count)
     work(Worker(rank, count), *arguments)
-    dist.destroy_process_group()
+    if count > 1:
+        dist.destroy_process_group()

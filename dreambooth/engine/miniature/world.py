@@ -28,6 +28,8 @@ COLOURS = {
 }
 SIZES = {"small": (0.30, 0.38), "": (0.44, 0.60), "large": (0.68, 0.80)}  # diameter / picture width
 
+EMPTY_CAPTIONS = 0.1  # the share of pictures without words
+
 SUBJECT_CLASS = "star"
 SUBJECT_BODY = (20, 165, 165)
 SUBJECT_HEART = (255, 130, 190)
@@ -82,6 +84,11 @@ def caption(scene: Scene, rng: random.Random) -> str:
     if rng.random() < 0.65:
         words.append(f"on a {scene.background} background")
     return " ".join(words)
+
+
+def caption_or_none(scene: Scene, rng: random.Random) -> str:
+    """A caption, or at times none, as classifier-free guidance needs it."""
+    return "" if rng.random() < EMPTY_CAPTIONS else caption(scene, rng)
 
 
 def full_caption(scene: Scene) -> str:

@@ -9,8 +9,9 @@ from pathlib import Path
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from dreambooth.core.settings import Settings
-from dreambooth.engine.data.pictures import Picture
+from dreambooth.core import captions
+from dreambooth.core.settings import Captions, Concept, Settings
+from dreambooth.engine.data.pictures import Picture, find
 from dreambooth.engine.families.model import Model
 from dreambooth.engine.sampling import draw
 from dreambooth.engine.sampling_choice import Sampling
@@ -22,12 +23,25 @@ _CLASS_COLUMNS, _CLASS_LINES = 8, 40
 
 
 def prompts(settings: Settings) -> list[str]:
-    """What previews show: the prompts of the settings, or each concept's instance and class prompt."""
+    """What previews show: the prompts of the settings, or else what each concept's first picture and its class are
+    read with."""
     chosen = [prompt.strip() for prompt in settings.previews.prompts.split(";") if prompt.strip()]
     if not chosen:
         for concept in settings.concepts:
-            chosen += [p.strip() for p in (concept.instance_prompt, concept.class_prompt) if p.strip()]
+            chosen += _first_words(concept, settings)
     return list(dict.fromkeys(chosen))
+
+
+def _first_words(concept: Concept, settings: Settings) -> list[str]:
+    folder, words = concept.instance_data_dir.strip(), []
+    first = next(iter(find(Path(folder).expanduser())), Path(folder)) if folder else Path("none")
+    if concept.instance_prompt.strip():
+        as_it_is = Captions(prefix=settings.captions.prefix, suffix=settings.captions.suffix)
+        words += captions.variants(captions.instance_words(concept, first), as_it_is, settings.general.seed)[:1]
+    if concept.class_prompt.strip():
+        of_class = captions.class_words(concept, captions.file_words(first).split("\n")[0])
+        words += captions.variants(of_class, Captions(), settings.general.seed)[:1]
+    return words
 
 
 def make(model: Model, settings: Settings, folder: Path, images: int, size: int) -> list[Path]:
@@ -109,7 +123,7 @@ def class_sheet(pictures: Iterable[Picture], target: Path) -> None:
             if place % _CLASS_COLUMNS == 0:
                 lines.append((prompt, key))
             columns[place % _CLASS_COLUMNS][key] = path
-    sheet([("", column) for column in columns], lines[:_CLASS_LINES]).save(target)
+    sheet([("", column) for column in columns if column], lines[:_CLASS_LINES]).save(target)
 
 
 def _thinned(moments: list[int], most: int) -> list[int]:

@@ -41,7 +41,10 @@ class Texts:
     def _emptied(self, text: Text, rows: Tensor) -> Text:
         """The text with nothing in some of its rows."""
         nothing, rows = self.model.encode_negative("", len(rows)), rows.to(text.hidden.device)
+        pooled = mask = None
         hidden = text.hidden.index_copy(0, rows, nothing.hidden.to(text.hidden.dtype))
-        if text.pooled is None or nothing.pooled is None:
-            return Text(hidden)
-        return Text(hidden, text.pooled.index_copy(0, rows, nothing.pooled.to(text.pooled.dtype)))
+        if text.pooled is not None and nothing.pooled is not None:
+            pooled = text.pooled.index_copy(0, rows, nothing.pooled.to(text.pooled.dtype))
+        if text.mask is not None and nothing.mask is not None:
+            mask = text.mask.index_copy(0, rows, nothing.mask)
+        return Text(hidden, pooled, mask)

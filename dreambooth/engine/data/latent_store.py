@@ -1,0 +1,102 @@
+"""Encoded pictures kept on disk, so that a run on an unchanged set starts without the VAE.
+
+An entry is named after everything that it depends on: the picture's bytes, how it is cut and varied, and the weights of
+the encoder. A changed picture or VAE is thereby another entry, and the old one is removed in time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import json
+import os
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from dreambooth.engine.data.pictures import Example
+from dreambooth.engine.families.model import Model
+
+VERSION = 1  # of what is kept; another one reads nothing of the old
+KEPT_DAYS = 14  # without being used
+MOST_BYTES = 4_000_000_000
+
+
+class Store:
+    """The entries in one folder, for one encoder. What cannot be written is left out: it is only encoded again."""
+
+    def __init__(self, folder: Path, model: Model) -> None:
+        self.folder = folder
+        self.encoder = encoder_fingerprint(model)
+        self.used: set[str] = set()
+        self.problem = ""  # why entries could not be written
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            self.problem = str(error)
+
+    def read(self, example: Example) -> tuple[Tensor, Tensor] | None:
+        """Mean and standard deviation of an example's latents (4, h, w), if they are there and whole."""
+        path = self._path(example)
+        try:
+            entry = load_file(path)
+            os.utime(path)
+            return entry["mean"], entry["std"]
+        except (OSError, SafetensorError, KeyError):
+            return None
+
+    def write(self, example: Example, mean: Tensor, std: Tensor) -> None:
+        path = self._path(example)
+        staged = path.with_suffix(".tmp")
+        try:
+            save_file({"mean": mean.cpu().contiguous(), "std": std.cpu().contiguous()}, staged)
+            staged.replace(path)
+        except (OSError, SafetensorError) as error:
+            self.problem = str(error)
+            with contextlib.suppress(OSError):
+                staged.unlink(missing_ok=True)
+
+    def prune(self) -> None:
+        """Removes what nobody has used for some time, and beyond that the oldest of what is too much."""
+        if self.problem:
+            return
+        entries = [(path.stat().st_mtime, path.stat().st_size, path) for path in self.folder.iterdir()]
+        total, oldest = sum(size for _, size, _ in entries), time.time() - KEPT_DAYS * 86400
+        for changed, size, path in sorted(entries):
+            if path.stem not in self.used and (changed < oldest or total > MOST_BYTES or path.suffix == ".tmp"):
+                path.unlink(missing_ok=True)
+                total -= size
+
+    def _path(self, example: Example) -> Path:
+        parts = [VERSION, self.encoder, _digest(example.picture.path), asdict(example.cut)]
+        name = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+        self.used.add(name)
+        return self.folder / f"{name}.safetensors"
+
+
+def encoder_fingerprint(model: Model) -> str:
+    """Tells one encoder from another: its weights as they are loaded, and the scale of the latents."""
+    digest = hashlib.blake2b(str(model.latent_scale).encode(), digest_size=16)
+    parts: dict[str, nn.Module] = {"encoder": model.vae.encoder, "quant_conv": model.vae.quant_conv}
+    for part, module in parts.items():
+        for name, tensor in sorted(module.state_dict().items()):
+            digest.update(f"{part}.{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+@functools.lru_cache(maxsize=4)
+def _of_content(path: Path, changed: int, size: int) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _digest(path: Path) -> str:
+    """Of a picture's bytes; a picture's variants follow each other, so it is read once for all of them."""
+    about = path.stat()
+    return _of_content(path, about.st_mtime_ns, about.st_size)

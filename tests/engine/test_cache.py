@@ -1,0 +1,217 @@
+"""Latents: of the same distribution as encoding afresh, kept by content, and never encoded twice."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dreambooth.core import forecast, project
+from dreambooth.core.buckets import Bucket
+from dreambooth.core.layout import MINIATURE
+from dreambooth.core.project import Folders
+from dreambooth.core.run import Job
+from dreambooth.core.settings import parse
+from dreambooth.engine import families, worker
+from dreambooth.engine.data import cache, decoding, framing, latent_store, pictures
+from dreambooth.engine.data.latent_store import Store
+from dreambooth.engine.data.pictures import Example
+from dreambooth.engine.families.model import Model
+from dreambooth.service import launcher
+
+
+@pytest.fixture
+def model() -> Model:
+    return families.load_file(MINIATURE)
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for number, size in enumerate([(70, 70), (90, 60), (64, 100), (120, 80)]):
+        photo(number, size).save(folder / f"{number}.png")
+    return folder
+
+
+def photo(seed: int, size: tuple[int, int] = (70, 70)) -> Image.Image:
+    coarse = np.random.default_rng(seed).integers(0, 255, (6, 6, 3), dtype=np.uint8)
+    return Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC)
+
+
+def examples(folder: Path, **changes: object) -> list[Example]:
+    flat = {"concepts.0.instance_data_dir": str(folder), "concepts.0.instance_prompt": "x"}
+    settings = parse({**flat, "pictures.bucket_step": 8, **changes})
+    gathered = pictures.gather(settings.concepts)
+    return [one for variants in pictures.examples(gathered, settings, 64) for one in variants]
+
+
+def encode(model: Model, some: list[Example], store: Store | None = None) -> cache.Encoded:
+    return cache.encode(model, some, ["x"], lambda done: None, store)
+
+
+def latents(encoded: cache.Encoded, n: int) -> tuple[torch.Tensor, torch.Tensor]:
+    bucket, row = int(encoded.bucket[n]), int(encoded.row[n])
+    return encoded.mean[bucket][row], encoded.std[bucket][row]
+
+
+def encoded_pictures(model: Model, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many pictures the VAE is given, batch after batch."""
+    counts: list[int] = []
+    real = model.encode_pictures
+    monkeypatch.setattr(model, "encode_pictures", lambda pixels: (counts.append(len(pixels)), real(pixels))[1])
+    return counts
+
+
+def test_every_example_is_found_again_in_its_bucket(model: Model, photos: Path) -> None:
+    some = examples(photos, **{"pictures.hflip": True})
+    encoded = encode(model, some)
+    assert len(encoded) == len(some) == 16
+    for n, example in enumerate(some):
+        picture = framing.apply(decoding.decode(example.picture.path), example.cut)
+        mean, _ = model.encode_pictures(cache.to_tensor(picture)[None])
+        assert torch.allclose(latents(encoded, n)[0], mean[0], atol=1e-4)
+        bucket = example.cut.bucket
+        assert encoded.sample(torch.tensor([n])).shape == (1, 4, bucket.height // 8, bucket.width // 8)
+
+
+@torch.no_grad()
+def test_draws_are_of_the_distribution_of_encoding_afresh(model: Model, photos: Path) -> None:
+    some = examples(photos)[:1]
+    encoded, count = encode(model, some), 4000
+    torch.manual_seed(0)
+    drawn = encoded.sample(torch.zeros(count, dtype=torch.long))
+    pixels = cache.to_tensor(framing.apply(decoding.decode(some[0].picture.path), some[0].cut))[None]
+    posterior = model.vae.encode(pixels).latent_dist
+    afresh = torch.cat([posterior.sample() for _ in range(count)]) * model.latent_scale
+    error = afresh.std(0) / count**0.5  # of a mean
+    assert ((drawn.mean(0) - afresh.mean(0)).abs() < 6 * error).all()
+    assert (drawn.std(0) / afresh.std(0) - 1).abs().max() < 0.1
+    assert drawn.std(0).min() > 0
+
+
+def test_an_unchanged_set_does_not_touch_the_vae(
+    model: Model, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    some = examples(photos, **{"pictures.crop_jitter": 0.2})
+    first = encode(model, some, Store(tmp_path / "kept", model))
+    counts = encoded_pictures(model, monkeypatch)
+    again = encode(model, examples(photos, **{"pictures.crop_jitter": 0.2}), Store(tmp_path / "kept", model))
+    assert counts == []
+    for n in range(len(some)):
+        assert all(torch.equal(a, b) for a, b in zip(latents(first, n), latents(again, n)))
+
+
+def test_only_what_has_changed_is_encoded_anew(
+    model: Model, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = encode(model, examples(photos), Store(tmp_path / "kept", model))
+    about = (photos / "0.png").stat()
+    photo(99).save(photos / "0.png")
+    os.utime(photos / "0.png", ns=(about.st_atime_ns, about.st_mtime_ns + 1))
+    (photos / "1.png").rename(photos / "renamed.png")  # the same picture under another name
+    counts = encoded_pictures(model, monkeypatch)
+    after = encode(model, examples(photos), Store(tmp_path / "kept", model))
+    assert counts == [1]
+    assert not torch.equal(latents(before, 0)[0], latents(after, 0)[0])
+    assert torch.equal(latents(before, 1)[0], latents(after, 3)[0])
+
+
+@pytest.mark.parametrize("change", ["cut", "seed", "vae", "damage"])
+def test_what_latents_depend_on_is_part_of_their_name(
+    model: Model, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    kept = tmp_path / "kept"
+    encode(model, examples(photos, **{"pictures.crop": "random"}), Store(kept, model))
+    changes: dict[str, object] = {"pictures.crop": "random"}
+    if change == "cut":
+        changes["pictures.crop"] = "centre"
+    elif change == "seed":
+        changes["general.seed"] = 1
+    elif change == "vae":
+        model.vae.encoder.conv_in.weight.data[0, 0, 0, 0] += 0.01
+    else:
+        for path in kept.iterdir():
+            path.write_bytes(path.read_bytes()[:100])
+    counts = encoded_pictures(model, monkeypatch)
+    encode(model, examples(photos, **changes), Store(kept, model))
+    assert sum(counts) >= 3  # a picture that fits its bucket as it is has the same cut at every seed
+
+
+def test_what_nobody_uses_goes_in_time(model: Model, photos: Path, tmp_path: Path) -> None:
+    kept = tmp_path / "kept"
+    encode(model, examples(photos), Store(kept, model))
+    (kept / "half.tmp").write_bytes(b"cut short by a crash")
+    old = time.time() - (latent_store.KEPT_DAYS + 1) * 86400
+    for path in kept.iterdir():
+        os.utime(path, (old, old))
+    (photos / "3.png").unlink()
+    store = Store(kept, model)
+    encode(model, examples(photos), store)
+    store.prune()
+    assert {path.stem for path in kept.iterdir()} == store.used
+    assert len(store.used) == 3
+
+
+def test_a_disk_that_takes_nothing_only_costs_time(model: Model, photos: Path, tmp_path: Path) -> None:
+    store = Store(tmp_path / "kept", model)
+    store.folder.rmdir()
+    store.folder.write_bytes(b"no folder")
+    encoded = encode(model, examples(photos), store)
+    assert torch.isfinite(encoded.sample(torch.tensor([0]))).all()
+    assert store.problem
+
+
+def test_many_latents_stay_in_the_computers_memory(model: Model, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = encode(model, examples(photos))
+    monkeypatch.setattr(cache, "MOST_ON_DEVICE", 100)
+    torch.manual_seed(1)
+    a = whole.sample(torch.tensor([0]))
+    torch.manual_seed(1)
+    assert torch.equal(encode(model, examples(photos)).sample(torch.tensor([0])), a)
+
+
+@pytest.mark.parametrize("on_disk", [True, False])
+def test_a_run_keeps_latents_where_it_is_asked_to(tmp_path: Path, photos: Path, on_disk: bool) -> None:
+    folders = Folders(tmp_path / "models")
+    star = project.create(folders, "x", MINIATURE)
+    job = run(folders, star, photos, **{"pictures.cache_on_disk": on_disk})
+    assert star.latents.exists() == on_disk
+    if on_disk:
+        kept = sum(path.stat().st_size for path in star.latents.iterdir())
+        assert kept == pytest.approx(forecast.latent_bytes([Bucket(64, 64)] * 4), rel=0.1)
+    assert any(event["event"] == "saved" for event in job.events()[0])
+
+
+def test_a_run_over_several_buckets_with_class_pictures_and_variants(tmp_path: Path, photos: Path) -> None:
+    folders = Folders(tmp_path / "models")
+    changes = {
+        "pictures.bucket_step": 8,
+        "pictures.hflip": True,
+        "batching.train_batch_size": 2,
+        "intervals.num_train_epochs": 3,
+        "concepts.0.class_prompt": "a star",
+        "concepts.0.num_class_images_per": 1,
+        "concepts.0.class_infer_steps": 1,
+    }
+    job = run(folders, project.create(folders, "x", MINIATURE), photos, **changes)
+    last = job.progress()
+    assert (last["step"], last["images"]) == (6, 12)
+    assert last["prior_loss"] > 0
+
+
+def run(folders: Folders, star: project.Project, photos: Path, **changes: object) -> Job:
+    flat = {
+        "concepts.0.instance_data_dir": str(photos),
+        "concepts.0.instance_prompt": "x",
+        "intervals.num_train_epochs": 1,
+        "previews.count": 0,
+    }
+    job = launcher.new_run(folders, star, parse({**flat, **changes}))
+    assert worker.run(job) == "done"
+    return job

@@ -1,0 +1,118 @@
+"""How the extension enters a WebUI: its flags, its tab, its API, and what it says when something is wrong."""
+
+from __future__ import annotations
+
+import argparse
+import html
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+
+from dreambooth.service import installation, queue
+from tests.host.conftest import ROOT, StandIn
+
+
+@pytest.fixture(autouse=True)
+def _no_queue(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    watched: list[Any] = []
+    monkeypatch.setattr(queue, "watch", watched.append)
+    return watched
+
+
+@pytest.fixture
+def _no_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "dreambooth.ui.page", None)
+
+
+def shown(webui: StandIn) -> str:
+    (tab,) = webui.callbacks["ui_tabs"]
+    ((blocks, title, elem_id),) = tab()
+    assert (title, elem_id) == ("Dreambooth", "dreambooth")
+    return html.unescape(" ".join(str(component.value) for component in blocks.components))
+
+
+def test_the_page_is_the_tab(webui: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
+    page: Any = ModuleType("dreambooth.ui.page")
+    page.build = lambda host: ("the page of", host)
+    monkeypatch.setitem(sys.modules, "dreambooth.ui.page", page)
+    script = webui.load_script()
+    assert webui.callbacks["ui_tabs"][0]() == [(("the page of", script.HOST), "Dreambooth", "dreambooth")]
+
+
+@pytest.mark.usefixtures("_no_page")
+def test_without_a_page_the_tab_says_why_and_repairs_the_engine(
+    webui: StandIn, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    begun: list[bool] = []
+    monkeypatch.setattr(installation, "state", lambda: {"ready": False, "working": False, "problem": "No <room>."})
+    monkeypatch.setattr(installation, "begin", lambda: begun.append(True))
+    webui.load_script()
+    assert "The page cannot be shown: ModuleNotFoundError" in shown(webui)
+    ((blocks, _, _),) = webui.callbacks["ui_tabs"][0]()
+    assert "The engine is not ready. No &lt;room&gt;." in blocks.components[1].value
+    (repair,) = [one for one in blocks.components if one.elem_id == "dreambooth_repair"]
+    assert "being set up" in repair.handlers[0]() and begun
+
+
+def test_another_package_of_our_name_is_said_in_the_tab(
+    webui: StandIn, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    theirs = ModuleType("dreambooth")
+    theirs.__file__ = str(tmp_path / "sd_dreambooth_extension" / "dreambooth" / "__init__.py")
+    monkeypatch.setitem(sys.modules, "dreambooth", theirs)
+    webui.load_script()
+    assert "Another extension's package named" in shown(webui) and "sd_dreambooth_extension" in shown(webui)
+    assert not webui.callbacks["app_started"] and not webui.callbacks["ui_settings"]
+
+
+def test_the_api_is_there_and_a_reload_registers_it_anew_once(webui: StandIn, _no_queue: list[Any]) -> None:
+    for _ in range(2):  # "Reload UI" makes a new app and runs the script anew
+        webui.load_script()
+        app = FastAPI()
+        for started in webui.callbacks["app_started"] * 2:  # a host that calls twice
+            started(None, app)
+        said = TestClient(app).get("/dreambooth/status").json()
+        assert said["host"] == "AUTOMATIC1111" and said["version"] == "v1.10.1"
+        routes = [path for path in app.openapi()["paths"] if path.startswith("/dreambooth/")]
+        assert len(routes) == len(set(routes)) > 20
+    assert len(_no_queue) == 2
+
+
+def test_the_settings_section(webui: StandIn) -> None:
+    webui.load_script()
+    (add,) = webui.callbacks["ui_settings"]
+    add()
+    options = webui.module("shared").opts.labels
+    assert {key: info.section for key, info in options.items()} == {"dreambooth_lend_gpu": ("dreambooth", "Dreambooth")}
+
+
+def test_the_script_leaves_the_search_path_as_it_was(webui: StandIn) -> None:
+    before = list(sys.path)
+    webui.load_script()
+    assert sys.path == before
+
+
+def _preload() -> Any:
+    spec = importlib.util.spec_from_file_location("preload.py", ROOT / "preload.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_flags() -> None:
+    parser = argparse.ArgumentParser()
+    before = set(sys.modules)
+    _preload().preload(parser)
+    assert set(sys.modules) == before
+    said = parser.parse_args(["--dreambooth-models-path", "/a", "--lora-models-path", "/b"])
+    assert (said.dreambooth_models_path, said.lora_models_path) == ("/a", "/b")
+    assert parser.parse_args([]) == argparse.Namespace(**SimpleNamespace(
+        dreambooth_models_path=None, lora_models_path=None
+    ).__dict__)  # fmt: skip

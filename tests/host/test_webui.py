@@ -1,0 +1,113 @@
+"""The WebUI as host: folders from its flags, its lists, and the loan of its GPU."""
+
+from __future__ import annotations
+
+import base64
+import threading
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from tests.host.conftest import StandIn
+
+
+@pytest.fixture
+def host(webui: StandIn) -> Any:
+    return webui.load_script().HOST
+
+
+def test_folders_are_the_webuis(host: Any, webui: StandIn) -> None:
+    folders = host.folders()
+    assert folders.projects == webui.models / "dreambooth"
+    assert folders.checkpoints == webui.models / "Stable-diffusion"
+    assert folders.loras == webui.models / "Lora"
+    assert not folders.projects.exists(), "nothing is written before there is something to write"
+
+
+def test_flags_move_folders_for_the_engine_and_the_command_line_too(webui: StandIn, tmp_path: Path) -> None:
+    from dreambooth.core.project import Folders
+
+    flags = webui.module("shared").cmd_opts
+    flags.ckpt_dir, flags.lora_dir = str(tmp_path / "c"), str(tmp_path / "theirs")
+    flags.lora_models_path, flags.dreambooth_models_path = str(tmp_path / "mine"), str(tmp_path / "taught")
+    said = webui.load_script().HOST.folders()
+    for folders in (said, Folders(webui.models)):
+        assert folders.checkpoints == tmp_path / "c"
+        assert folders.loras == tmp_path / "mine"
+        assert folders.projects == tmp_path / "taught"
+    del flags.lora_models_path, flags.dreambooth_models_path
+    flags.ckpt_dir = flags.lora_dir = None
+    webui.load_script().HOST.folders()
+    assert Folders(webui.models).checkpoints == webui.models / "Stable-diffusion", "a flag that is gone moves nothing"
+
+
+def test_a_new_file_is_in_the_lists_at_once(host: Any, webui: StandIn) -> None:
+    (webui.models / "Stable-diffusion" / "anna.safetensors").touch()
+    assert host.checkpoints() == []
+    host.refresh()
+    path = webui.models / "Stable-diffusion" / "anna.safetensors"
+    assert host.checkpoints() == [("anna.safetensors [0123456789]", path)]
+    assert webui.module("ui_extra_networks").refreshed == ["lora"]
+
+
+def test_a_lent_gpu_is_empty_and_pictures_are_refused_with_a_sentence(host: Any, webui: StandIn) -> None:
+    queue, model = webui.module("call_queue").queue_lock, webui.module("sd_models").model
+    waiting = webui.module("progress").pending_tasks
+    host.lend_gpu()
+    host.lend_gpu()
+    assert model.place == "cpu"
+    waiting["task(1)"] = 0.0
+    with pytest.raises(RuntimeError, match=r"Dreambooth has the GPU.*Pause or stop it"), queue:
+        pass
+    assert not waiting, "what was refused waits for nothing"
+    host.take_gpu_back()
+    host.take_gpu_back()
+    assert model.place == "cuda"
+    with queue:
+        pass
+    assert queue.acquire(False), "the lock is as it was"
+
+
+def test_the_picture_that_is_being_drawn_is_waited_for(host: Any, webui: StandIn) -> None:
+    queue, model = webui.module("call_queue").queue_lock, webui.module("sd_models").model
+    queue.acquire()
+    lending = threading.Thread(target=host.lend_gpu, daemon=True)
+    lending.start()
+    lending.join(0.2)
+    assert lending.is_alive() and model.place == "cuda"
+    queue.release()
+    lending.join(5)
+    assert not lending.is_alive() and model.place == "cpu"
+
+
+@pytest.mark.parametrize("why", ["processor", "setting"])
+def test_nothing_is_lent_where_there_is_no_need(host: Any, webui: StandIn, why: str) -> None:
+    if why == "processor":
+        webui.module("devices").device = SimpleNamespace(type="cpu")
+    else:
+        webui.module("shared").opts.data["dreambooth_lend_gpu"] = False
+    host.lend_gpu()
+    with webui.module("call_queue").queue_lock:
+        assert webui.module("sd_models").model.place == "cuda"
+
+
+def _basic(text: str) -> dict[str, str]:
+    return {"authorization": "Basic " + base64.b64encode(text.encode()).decode()}
+
+
+def test_who_is_admitted(host: Any, webui: StandIn) -> None:
+    assert host.admits({}, {}), "no login is asked for"
+    host.app = SimpleNamespace(auth={"anna": "1"}, tokens={"abc": "anna"})
+    assert not host.admits({}, {})
+    assert host.admits({}, {"access-token": "abc"}), "the page's login, gradio 3"
+    assert host.admits({}, {"access-token-unsecure-Xy": "abc"}), "and 4"
+    assert not host.admits({}, {"access-token": "abd"})
+    assert not host.admits(_basic("anna:1"), {}), "the page's password is not the API's"
+    webui.module("shared").cmd_opts.api_auth = "bob:key,eve:other"
+    assert host.admits(_basic("eve:other"), {})
+    assert not host.admits(_basic("eve:key"), {})
+    assert not host.admits({"authorization": "Basic %%%"}, {})
+    host.app = SimpleNamespace()  # --nowebui
+    assert not host.admits({}, {})

@@ -1,0 +1,258 @@
+"""The HTTP API, asked as a script would: models, settings, pictures, who may ask, and what no request may do."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+from hypothesis import HealthCheck, given, strategies
+from hypothesis import settings as hypothesis_settings
+from PIL import Image
+
+from dreambooth.core.layout import MINIATURE, SUBJECT_PICTURES
+from dreambooth.host.base import PAGE_TOKEN
+from dreambooth.host.standalone import Standalone
+from dreambooth.service import api
+
+SECRET = "the words of a file that nobody may read"
+
+
+@pytest.fixture
+def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TestClient:
+    monkeypatch.setenv("DREAMBOOTH_ENGINE_PYTHON", sys.executable)
+    return client(tmp_path / "models")
+
+
+def client(models: Path, host: Any = None) -> TestClient:
+    app = FastAPI()
+    app.include_router(api.router(host or Standalone(str(models))))
+    return TestClient(app, base_url="http://here", raise_server_exceptions=True)
+
+
+def create(asked: TestClient, name: str = "star", **more: Any) -> Any:
+    settings = {"concepts": [{"instance_data_dir": str(SUBJECT_PICTURES), "instance_prompt": "sks star"}], **more}
+    return asked.post("/dreambooth/models", json={"name": name, "source": str(MINIATURE), "settings": settings})
+
+
+def test_a_model_is_made_listed_renamed_and_put_into_the_trash(asked: TestClient, tmp_path: Path) -> None:
+    said = create(asked).json()
+    assert said["about"]["family"] == "sd1" and said["runs"] == 0
+    assert [one["name"] for one in asked.get("/dreambooth/models").json()["models"]] == ["star"]
+    assert create(asked).status_code == 400, "the name is taken"
+    assert asked.post("/dreambooth/models/star/rename", json={"to": "a b"}).json()["name"] == "a b"
+    assert asked.get("/dreambooth/models/star").status_code == 400
+    for _ in range(2):
+        trash = Path(asked.delete("/dreambooth/models/a%20b").json()["trash"])
+        assert (trash / "model.json").exists() and trash.parent == tmp_path / "models" / "dreambooth" / ".trash"
+        create(asked, "a b")
+    asked.delete("/dreambooth/models/a%20b")
+    assert asked.get("/dreambooth/models").json() == {"models": []}
+
+
+def test_settings_are_read_changed_and_refused_whole(asked: TestClient) -> None:
+    create(asked)
+    place = "/dreambooth/models/star/settings"
+    changed = asked.patch(place, json={"settings": {"lora": {"rank": 7}}}).json()["settings"]
+    assert changed["lora.rank"] == 7 and changed["concepts.0.instance_prompt"] == "sks star"
+    refused = asked.patch(place, json={"settings": {"lora.rank": 0, "lora.rnak": 1}})
+    assert refused.status_code == 400 and len(refused.json()["problems"]) == 2
+    assert asked.get(place).json()["settings"] == changed, "nothing of it was written"
+    two = {"concepts": [{"instance_prompt": "a"}, {"instance_prompt": "b"}]}
+    assert asked.patch(place, json={"settings": two}).json()["settings"]["concepts.1.instance_prompt"] == "b"
+    one = asked.patch(place, json={"settings": {"concepts": [{"instance_prompt": "c"}]}}).json()["settings"]
+    assert one["concepts.0.instance_prompt"] == "c" and "concepts.1.instance_prompt" not in one
+    assert asked.put(place, json={"settings": {"lora.rank": 3}}).json()["settings"]["concepts.0.instance_prompt"] == ""
+    person = {"preset": "person", "settings": {"concepts.0.class_prompt": "a star"}}
+    preset = asked.post("/dreambooth/models/star/preset", json=person).json()["settings"]
+    assert preset["intervals.num_train_epochs"] == 150 and preset["lora.rank"] == 3
+    problems = asked.post("/dreambooth/settings/check", json={"settings": {"lora.rank": "many"}}).json()["problems"]
+    assert problems == ["lora.rank: 'many' is not a whole number."]
+    assert asked.get("/dreambooth/settings").json()["settings"]["properties"]["lora.rank"]["type"] == "integer"
+
+
+def test_pictures_are_listed_with_captions_and_small(asked: TestClient) -> None:
+    create(asked)
+    place = "/dreambooth/models/star/concepts/0"
+    said = asked.get(f"{place}/pictures", params={"offset": 1, "limit": 2}).json()
+    assert said["total"] == 5 and [one["name"] for one in said["pictures"]] == ["2.png", "3.png"]
+    assert said["pictures"][0]["caption"].startswith("sks star")
+    small = asked.get(f"{place}/picture", params={"file": "1.png", "side": 32})
+    assert small.headers["content-type"] == "image/jpeg" and len(small.content) < 3000
+    assert asked.get(f"{place}/picture", params={"file": "1.png"}).content == (SUBJECT_PICTURES / "1.png").read_bytes()
+    assert asked.get("/dreambooth/models/star/concepts/1/pictures").status_code == 400
+
+
+def test_odd_pictures_are_thumbnails_or_sentences(asked: TestClient, tmp_path: Path) -> None:
+    folder = tmp_path / "odd"
+    folder.mkdir()
+    for mode in ("RGBA", "P", "L", "CMYK", "1", "LA", "I;16"):
+        Image.new(mode, (300, 40)).save(folder / f"{mode[0:2]}{len(mode)}.{'jpg' if mode == 'CMYK' else 'png'}")
+    (folder / "broken.png").write_bytes((folder / "L1.png").read_bytes()[:40])
+    (folder / "empty.jpg").touch()
+    create(asked)
+    asked.patch("/dreambooth/models/star/settings", json={"settings": {"concepts.0.instance_data_dir": str(folder)}})
+    place = "/dreambooth/models/star/concepts/0"
+    for one in asked.get(f"{place}/pictures").json()["pictures"]:
+        said = asked.get(f"{place}/picture", params={"file": one["name"], "side": 64})
+        if one["name"] in ("broken.png", "empty.jpg"):
+            assert said.status_code == 400 and "cannot be read" in said.json()["problems"][0]
+        else:
+            assert said.content[:2] == b"\xff\xd8", one["name"]
+
+
+def test_no_engine_no_run_and_nothing_left_behind(
+    asked: TestClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create(asked)
+    monkeypatch.delenv("DREAMBOOTH_ENGINE_PYTHON")
+    monkeypatch.setattr("dreambooth.service.environment.STAMP", tmp_path / "none")
+    refused = asked.post("/dreambooth/models/star/runs")
+    assert refused.status_code == 400 and "engine is not set up" in refused.json()["problems"][0]
+    assert asked.get("/dreambooth/runs").json() == {"runs": []}
+
+
+def test_other_sites_are_refused(asked: TestClient) -> None:
+    for headers in ({"origin": "http://evil.example"}, {"origin": "null"}, {"sec-fetch-site": "cross-site"}):
+        assert asked.get("/dreambooth/models", headers=headers).status_code == 403, headers
+    for headers in ({"origin": "http://here"}, {"sec-fetch-site": "same-origin"}, {}):
+        assert asked.get("/dreambooth/models", headers=headers).status_code == 200, headers
+
+
+def test_without_the_login_only_the_page_may_ask(tmp_path: Path) -> None:
+    class Closed(Standalone):
+        def admits(self, headers: Any, cookies: Any) -> bool:
+            return False
+
+    asked = client(tmp_path, Closed(str(tmp_path)))
+    every = [
+        (method.upper(), path.replace("{number}", "1").replace("{concept}", "0").replace("{name}", "x"))
+        for path, methods in asked.get("/openapi.json").json()["paths"].items()
+        for method in methods
+    ]
+    assert len(every) > 30
+    for method, path in every:
+        assert asked.request(method, path).status_code == 401, path
+        assert asked.request(method, path, params={"token": "é"}).status_code == 401, path
+    assert asked.get("/dreambooth/models", headers={"X-Dreambooth-Token": PAGE_TOKEN}).status_code == 200
+    assert asked.get("/dreambooth/models", params={"token": PAGE_TOKEN}).status_code == 200
+
+
+def test_a_large_body_is_refused_before_it_is_read(asked: TestClient) -> None:
+    said = asked.post("/dreambooth/settings/check", content=b'{"settings": "' + b"x" * 5_000_000 + b'"}')
+    assert said.status_code == 413 and "larger than" in said.json()["problems"][0]
+
+
+def test_a_loss_that_is_no_number_is_null(asked: TestClient, tmp_path: Path) -> None:
+    create(asked)
+    run = tmp_path / "models" / "dreambooth" / "star" / "runs" / "0001"
+    run.mkdir(parents=True)
+    (run / "job.json").write_text('{"kind": "train"}')
+    (run / "events.jsonl").write_text('{"event": "step", "step": 1, "steps": 2, "loss": NaN}\n')
+    assert asked.get("/dreambooth/runs").json()["runs"][0]["loss"] is None
+
+
+NAMES = strategies.one_of(
+    strategies.just("star"),
+    strategies.sampled_from(
+        ["star", "..", ".", "", ".trash", "%2e%2e", "..%2f..", "a\x00b", "con", "~", "/etc", "\udcff"]
+    ),
+    strategies.text(max_size=12),
+)
+PATHS = strategies.one_of(
+    strategies.sampled_from(
+        ["secret.png", "../secret.png", "../../secret.txt", "runs/../../secret.png", "link.png", "linked/secret.png",
+         "/etc/passwd", "..\\secret.png", "model.json", "a\x00.png", "\udcff.png", "~/secret.png", "./"]
+    ),
+    strategies.text(max_size=30),
+)  # fmt: skip
+VALUES = strategies.recursive(
+    strategies.none()
+    | strategies.booleans()
+    | strategies.integers()
+    | strategies.floats()
+    | strategies.text(max_size=8),
+    lambda inner: strategies.lists(inner, max_size=3) | strategies.dictionaries(strategies.text(max_size=6), inner),
+    max_leaves=6,
+)
+KEYS = strategies.sampled_from(
+    ["name", "source", "settings", "origin", "preset", "path", "to", "kind", "request", "prompt", "weights", "count",
+     "seed", "merge", "candidates", "revision", "base", "out"]
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def besieged(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[TestClient, Path]]:
+    """A model with secrets beside its folder, and links in it that lead out."""
+    base = tmp_path_factory.mktemp("besieged")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("DREAMBOOTH_ENGINE_PYTHON", raising=False)  # no job may start
+        patch.setattr("dreambooth.service.environment.STAMP", base / "none")
+        yield from _besieged(base)
+
+
+def _besieged(base: Path) -> Iterator[tuple[TestClient, Path]]:
+    asked = client(base / "models")
+    create(asked)
+    projects = base / "models" / "dreambooth"
+    for place in (base, base / "models", projects):
+        Image.new("RGB", (4, 4)).save(place / "secret.png", pnginfo=None)
+        with open(place / "secret.png", "ab") as file:
+            file.write(SECRET.encode())
+        (place / "secret.txt").write_text(SECRET)
+    (projects / "star" / "link.png").symlink_to(projects / "secret.png")
+    (projects / "star" / "linked").symlink_to(projects)
+    yield asked, base
+
+
+@hypothesis_settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(name=NAMES, path=PATHS, side=strategies.sampled_from([0, 64, -1, 10**9]))
+def test_no_picture_outside_is_served(besieged: tuple[TestClient, Path], name: str, path: str, side: int) -> None:
+    asked, _ = besieged
+    for place, params in (
+        (f"/dreambooth/models/{_quoted(name)}/picture", {"side": side}),
+        (f"/dreambooth/models/{_quoted(name)}/concepts/0/picture", {"side": side, "kind": "class"}),
+    ):
+        said = asked.get(place + f"?file={_quoted(path)}", params=params)
+        assert said.status_code in (307, 400, 404, 405), said.content[:80]
+        assert SECRET.encode() not in said.content
+
+
+@hypothesis_settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    route=strategies.integers(0, 10_000),
+    name=NAMES,
+    number=strategies.sampled_from(["1", "0", "-1", "x", "99999999999999999999"]),
+    body=strategies.dictionaries(KEYS, VALUES, max_size=4) | VALUES,
+)
+def test_no_request_ends_in_a_traceback(
+    besieged: tuple[TestClient, Path], route: int, name: str, number: str, body: Any
+) -> None:
+    asked, base = besieged
+    every = sorted(
+        (path, method.upper())
+        for path, methods in asked.get("/openapi.json").json()["paths"].items()
+        for method in methods
+        if not path.startswith("/dreambooth/engine")  # these start processes
+    )
+    path, method = every[route % len(every)]
+    if method == "DELETE" or path.endswith("rename"):
+        name = "other"
+    place = path.replace("{number}", number).replace("{concept}", number).replace("{name}", _quoted(name))
+    content = json.dumps(body).encode() if method != "GET" else None
+    said = asked.request(method, place, content=content, headers={"content-type": "application/json"})
+    assert said.status_code < 500, said.content
+    if said.status_code == 400:
+        assert all(one.strip() for one in said.json()["problems"])
+    assert SECRET not in said.text
+    assert (base / "models" / "dreambooth" / "star" / "model.json").exists()
+
+
+def _quoted(text: str) -> str:
+    return quote(text, safe="", errors="surrogatepass")

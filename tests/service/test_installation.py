@@ -1,0 +1,128 @@
+"""install.py: a stamp is compared; the set-up runs beside the WebUI; a failure is a sentence in the tab."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dreambooth.core import lock
+from dreambooth.core.errors import UserError
+from dreambooth.core.layout import PROJECT
+from dreambooth.service import environment, installation
+
+
+@pytest.fixture(autouse=True)
+def _bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No engine, and nothing remembered."""
+    monkeypatch.delenv("DREAMBOOTH_ENGINE_PYTHON", raising=False)
+    monkeypatch.setattr(environment, "STAMP", tmp_path / "stamp.json")
+    monkeypatch.setattr(environment, "SETTING_UP", tmp_path / "setting-up")
+    monkeypatch.setattr(installation, "NOTE", tmp_path / "note.json")
+    monkeypatch.setattr(installation, "LOG", tmp_path / "log")
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    commands: list[list[str]] = []
+    monkeypatch.setattr(subprocess, "Popen", lambda command, **_: commands.append(command))
+    return commands
+
+
+def test_the_first_start_sets_up_beside_the_webui_and_later_ones_do_not(started: list[Any]) -> None:
+    assert "in the background" in installation.on_start()
+    assert started == [[sys.executable, "-m", "dreambooth", "setup"]]
+    said = installation.on_start()
+    assert "ended before it was done" in said and len(started) == 1, "a person starts the second try"
+    assert installation.state()["problem"] in said
+
+
+def test_an_update_of_the_packages_is_tried_once(started: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    installation.on_start()
+    monkeypatch.setattr(environment, "lock_digest", lambda: "another")
+    installation.on_start()
+    installation.on_start()
+    assert len(started) == 2
+
+
+def test_a_set_up_that_is_under_way_is_not_started_again(started: list[Any]) -> None:
+    held = lock.acquire(environment.SETTING_UP)
+    assert held
+    assert "is being set up" in installation.on_start()
+    assert installation.state()["working"]
+    with pytest.raises(UserError, match="already"):
+        installation.begin()
+    held.close()
+    assert not started and not installation.state()["working"]
+
+
+def test_how_far_it_is_and_why_it_failed_are_what_the_tab_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+
+    def fail(progress: Any, *, development: bool) -> None:
+        held = lock.acquire(environment.SETTING_UP)
+        progress("PyTorch: 1 of 2 MB")
+        seen.append(installation.state())
+        assert held
+        held.close()
+        raise UserError("The disk is full.")
+
+    monkeypatch.setattr(environment, "set_up", fail)
+    with pytest.raises(UserError):
+        installation.set_up(lambda text: None)
+    assert seen[0]["working"] and seen[0]["said"] == "PyTorch: 1 of 2 MB"
+    assert installation.state()["problem"] == "The disk is full."
+    assert "The disk is full." in installation.on_start()
+
+
+def test_a_current_engine_is_ready_and_silent(monkeypatch: pytest.MonkeyPatch, started: list[Any]) -> None:
+    monkeypatch.setenv("DREAMBOOTH_ENGINE_PYTHON", sys.executable)
+    assert installation.on_start() == "" and not started
+    assert installation.state()["ready"] and not installation.state()["problem"]
+
+
+def _install(**variables: str) -> tuple[subprocess.CompletedProcess[str], float]:
+    """install.py as the WebUI runs it, and the processor seconds that it took."""
+    before = os.times()
+    said = subprocess.run(
+        [sys.executable, str(PROJECT / "install.py")],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **variables},
+        cwd="/",
+    )
+    after = os.times()
+    return said, after.children_user + after.children_system - before.children_user - before.children_system
+
+
+def test_an_ordinary_start_costs_next_to_nothing() -> None:
+    said, seconds = min((_install(DREAMBOOTH_ENGINE_PYTHON=sys.executable) for _ in range(3)), key=lambda pair: pair[1])
+    assert (said.returncode, said.stdout, said.stderr) == (0, "", "")
+    assert seconds < 0.2, f"{seconds:.2f} seconds"
+
+
+def test_the_webui_starts_whatever_is_wrong(tmp_path: Path) -> None:
+    (tmp_path / "install.py").write_text((PROJECT / "install.py").read_text())
+    said = subprocess.run([sys.executable, str(tmp_path / "install.py")], capture_output=True, text=True, cwd="/")
+    assert said.returncode == 0 and "cannot be set up (ModuleNotFoundError" in said.stdout
+
+
+def test_install_loads_only_the_standard_library() -> None:
+    code = (
+        "import sys; before = set(sys.modules); import runpy; runpy.run_path('install.py'); "
+        "print([m for m in set(sys.modules) - before "
+        "if m.split('.')[0] not in sys.stdlib_module_names and not m.startswith('dreambooth')])"
+    )
+    variables = {**os.environ, "DREAMBOOTH_ENGINE_PYTHON": sys.executable}
+    said = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, env=variables)
+    assert said.stdout.strip() == "[]", said.stderr
+
+
+def test_the_time_of_a_stale_note_does_not_matter(started: list[Any]) -> None:
+    installation._write_note({"lock": environment.lock_digest(), "said": "x", "time": time.time() - 1e6})
+    assert "See the Dreambooth tab" in installation.on_start() and not started

@@ -1,0 +1,154 @@
+"""The queue: one engine at a time, the GPU lent meanwhile, and all of it found again by whoever looks after it next."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dreambooth.core import project, settings
+from dreambooth.core.errors import UserError
+from dreambooth.core.layout import MINIATURE, SUBJECT_PICTURES
+from dreambooth.core.project import Folders, Project
+from dreambooth.core.run import Job
+from dreambooth.service import launcher, queue, runs
+
+SHORT = {
+    "concepts.0.instance_data_dir": str(SUBJECT_PICTURES),
+    "concepts.0.instance_prompt": "sks star",
+    "intervals.max_train_steps": 2,
+    "previews.count": 0,
+    "lora.rank": 2,
+}
+
+
+class Host:
+    """A WebUI that notes what it is asked."""
+
+    def __init__(self, models: Path) -> None:
+        self.models, self.lent, self.said = Folders(models), False, []  # type: ignore[var-annotated]
+
+    def folders(self) -> Folders:
+        return self.models
+
+    def refresh(self) -> None:
+        self.said.append("refresh")
+
+    def lend_gpu(self) -> None:
+        if not self.lent:
+            self.said.append("lend")
+        self.lent = True
+
+    def take_gpu_back(self) -> None:
+        if self.lent:
+            self.said.append("take back")
+        self.lent = False
+
+
+@pytest.fixture
+def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
+    monkeypatch.setenv("DREAMBOOTH_ENGINE_PYTHON", sys.executable)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    return Host(tmp_path)
+
+
+@pytest.fixture
+def star(host: Host) -> Project:
+    return project.create(host.models, "star", MINIATURE, SHORT)
+
+
+def new_run(host: Host, star: Project, **more: Any) -> Job:
+    return launcher.new_run(host.models, star, settings.parse({**star.settings(), **more}))
+
+
+def look(looked: queue.Queue, until: Callable[[], bool], seconds: float = 120) -> None:
+    """Lets the queue look until something is so."""
+    end = time.monotonic() + seconds
+    while not until():
+        assert time.monotonic() < end, "it took too long"
+        looked.tick()
+        time.sleep(0.05)
+
+
+def test_two_runs_follow_each_other_and_the_gpu_comes_back(host: Host, star: Project) -> None:
+    first, second = new_run(host, star), new_run(host, star)
+    for job in (first, second):
+        assert queue.submit(job)["status"] == "queued"
+    assert queue.waiting(host.models) == ["star/1", "star/2"]
+    with pytest.raises(UserError, match="queued already"):
+        queue.submit(first)
+    looked, together = queue.Queue(host), []
+
+    def both_done() -> bool:
+        together.append(first.is_alive() and second.is_alive())
+        return {first.status(), second.status()} == {"done"} and not host.lent
+
+    look(looked, both_done)
+    assert not any(together)
+    assert host.said[0] == "lend" and host.said[-1] == "take back" and host.said.count("refresh") == 2
+    with pytest.raises(UserError, match="cannot be resumed: it is done"):
+        runs.check_resumable(first)
+
+
+def test_a_killed_engine_is_lost_with_its_cause_and_resumes(host: Host, star: Project) -> None:
+    job = new_run(host, star, **{"intervals.max_train_steps": 4000, "intervals.save_state_every": 1})
+    queue.submit(job)
+    look(queue.Queue(host), lambda: any(event["event"] == "state" for event in job.events()[0]))
+    after = queue.Queue(host)  # the WebUI was restarted meanwhile
+    after.tick()
+    assert host.lent and runs.summary(job)["status"] == "running"
+    with pytest.raises(UserError, match="running already"):
+        launcher.start(job, Path(sys.executable))
+    os.kill(next(event["pid"] for event in job.events()[0] if event["event"] == "started"), signal.SIGKILL)
+    look(after, lambda: not host.lent)
+    said = runs.summary(job)
+    assert said["status"] == "lost" and said["resumable"] and "resume goes on" in said["problems"][0]
+    queue.submit(job)
+    look(after, lambda: any(event["event"] == "resumed" for event in job.events()[0]))
+    runs.ask(job, "discard")
+    look(after, lambda: not host.lent)
+    assert job.status() == "stopped"
+
+
+def test_what_waits_can_be_taken_out(host: Host, star: Project) -> None:
+    job = new_run(host, star)
+    queue.submit(job)
+    runs.ask(job, "pause")
+    assert job.status() == "new" and queue.waiting(host.models) == []
+    queue.Queue(host).tick()
+    assert not host.lent and not job.events()[0]
+
+
+def test_a_check_waits_for_nobody(host: Host, star: Project) -> None:
+    job = launcher.new_errand(host.models, star, "check", settings.parse(star.settings()), sheet="")
+    queue.submit(job)
+    look(queue.Queue(host), lambda: job.status() == "done")
+    assert runs.outcome(job)["result"]["steps"] == 2 and not host.said
+
+
+def test_an_engine_that_cannot_start_leaves_the_queue_and_says_why(
+    host: Host, star: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = new_run(host, star)
+    queue.submit(job)
+    monkeypatch.setenv("DREAMBOOTH_ENGINE_PYTHON", "/nowhere/python")
+    looked = queue.Queue(host)
+    looked.tick()
+    looked.tick()
+    assert job.status() == "new" and not host.lent
+    assert "could not be started" in job.log.read_text()
+
+
+def test_old_errands_go_and_runs_stay(host: Host, star: Project) -> None:
+    kept, old = new_run(host, star), launcher.new_errand(host.models, star, "check", settings.parse({}), sheet="")
+    young = launcher.new_errand(host.models, star, "check", settings.parse({}), sheet="")
+    for job in (kept, old):
+        os.utime(job.folder, (0, 0))
+    queue.tidy(host.models)
+    assert kept.folder.exists() and young.folder.exists() and not old.folder.exists()
