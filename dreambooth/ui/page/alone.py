@@ -12,7 +12,7 @@ from typing import Any
 
 import uvicorn
 from fastapi import FastAPI, Request
-from fastapi.responses import FileResponse, Response
+from fastapi.responses import FileResponse, Response, StreamingResponse
 
 from dreambooth.core.layout import PROJECT
 from dreambooth.host.base import Host
@@ -43,12 +43,12 @@ def application(host: Host) -> Any:
     return dialect.serve(app, build(host))
 
 
-async def _with_head(request: Request, answer: Callable[[Request], Awaitable[Any]]) -> Response:
+async def _with_head(request: Request, answer: Callable[[Request], Awaitable[StreamingResponse]]) -> Response:
     """Adds the style and the script to the page itself, whatever gradio makes of its own head."""
     response = await answer(request)
     if request.url.path != "/" or not response.headers.get("content-type", "").startswith("text/html"):
-        return response  # type: ignore[no-any-return]
-    whole = b"".join([part async for part in response.body_iterator])
+        return response
+    whole = b"".join([part if isinstance(part, bytes) else str(part).encode() async for part in response.body_iterator])
     body = whole.replace(b"</head>", _HEAD.encode(), 1)
     kept = {key: value for key, value in response.headers.items() if key not in ("content-length", "content-encoding")}
     return Response(body, response.status_code, kept)

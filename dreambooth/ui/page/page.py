@@ -7,6 +7,7 @@ in the browser whose settings the controls show, so that nothing is ever written
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from html import escape
 from typing import Any
 
@@ -273,9 +274,7 @@ class Page:
             self.act(button.click, self.train, [], [self.said], run.said)
         self.act(run.resume.click, self._on_run(actions.resume), [], [], run.said)
         for what, button in run.requests.items():
-            self.act(
-                button.click, self._on_run(lambda host, name, w=what: actions.ask(host, name, w)), [], [], run.said
-            )
+            self.act(button.click, self._on_run(partial(actions.ask, what=what)), [], [], run.said)
         self.act(self.look_again.click, self.look, [], [self.about, self.generate.weights, self.model_tab.about])
 
     def set_up(self) -> Shown:

@@ -7,8 +7,10 @@ from typing import Any
 
 import gradio as gr
 
+from dreambooth.core.run import Request
+
 # (id, label, what the engine is asked for, look). style.css shows those that fit the state of the run.
-REQUESTS = (
+REQUESTS: tuple[tuple[str, str, Request, str], ...] = (
     ("db_pause", "Pause", "pause", "secondary"),
     ("db_stop", "Stop and keep", "stop", "secondary"),
     ("db_discard", "Stop and discard", "discard", "stop"),
@@ -24,7 +26,7 @@ class RunColumn:
     train: Any
     train_anew: Any
     resume: Any
-    requests: dict[str, Any]
+    requests: dict[Request, Any]
     said: Any
     run: Any
     set_up: Any

@@ -29,7 +29,7 @@ class Hands:
         return found
 
     def tab(self, name: str) -> None:
-        self.page.locator("#db_tabs button[role=tab]", has_text=name).first.click()
+        self.page.locator("#db_tabs > .tab-nav button, #db_tabs button[role=tab]").filter(has_text=name).first.click()
 
     def press(self, name: str) -> None:
         self.page.locator(f"button#{name}, #{name} button").first.click()
@@ -49,7 +49,7 @@ class Hands:
         self.page.locator("ul.options li, [role=option]").filter(has_text=option).first.click()
 
     def unfold(self, section: str) -> None:
-        self.page.locator(f"#{section} button.label-wrap").first.click()
+        self.page.locator(f"#{section} .label-wrap").first.click()
 
     def drop(self, name: str, files: list[str]) -> None:
         self.page.locator(f"#{name} input[type=file]").first.set_input_files(files)

@@ -227,7 +227,7 @@ def test_discarding_takes_a_second_press(hands: Hands, data: Path) -> None:
     hands.state("running", TRAINING_MS)
     hands.press("db_discard")
     hands.see("#db_discard", "Press again")
-    assert newest(data).requests() == set()
+    assert "discard" not in newest(data).requests()
     hands.press("db_discard")
     hands.state("stopped", TRAINING_MS)
     assert sorted((data / "Lora").iterdir()) == before
