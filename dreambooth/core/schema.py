@@ -227,6 +227,8 @@ def _number(raw: Any, kind: type) -> Any:
     wanted = "a whole number" if kind is int else "a number"
     if isinstance(raw, bool) or not isinstance(raw, (int, float, str)):
         raise ValueError(f"{raw!r} is not {wanted}.")
+    if raw == "":
+        raise ValueError(f"it is empty; give {wanted}.")
     try:
         value = int(raw) if kind is int and isinstance(raw, str) else float(raw)
         if not math.isfinite(value) or (kind is int and value != int(value)):
