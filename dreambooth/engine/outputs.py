@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime
 import json
 from pathlib import Path
-from typing import Any
 
 from dreambooth import __version__
 from dreambooth.core import schema
@@ -67,7 +66,7 @@ def metadata(project: Project, settings: Settings, title: str, kind: str) -> dic
         "modelspec.date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "dreambooth.version": __version__,
         "dreambooth.base": project.source.name,
-        "dreambooth.settings": json.dumps(_shareable(settings), ensure_ascii=False),
+        "dreambooth.settings": json.dumps(schema.shareable(Settings, to_flat(settings)), ensure_ascii=False),
     }
 
 
@@ -84,9 +83,3 @@ def _kohya(project: Project, settings: Settings, model: Model, title: str) -> di
         "ss_max_token_length": str(settings.tuning.max_token_length),
         "ss_output_name": title,
     }
-
-
-def _shareable(settings: Settings) -> dict[str, Any]:
-    """The settings without the folders of this machine: files are passed on to others."""
-    paths = {leaf.key for leaf in schema.leaves(Settings) if leaf.spec.path}
-    return {key: value for key, value in to_flat(settings).items() if schema.general(key) not in paths}

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dreambooth.core import captions, checkpoint, forecast, run
-from dreambooth.core.budget import budget
+from dreambooth.core.budget import Budget, budget
 from dreambooth.core.errors import UserError
 from dreambooth.core.run import Job
 from dreambooth.core.settings import Settings
@@ -17,6 +17,7 @@ from dreambooth.engine import contact_sheet
 from dreambooth.engine.data import class_pictures, pictures, survey
 from dreambooth.engine.data.framing import Cut
 from dreambooth.engine.data.pictures import Example, Gathered
+from dreambooth.engine.training import schedules
 from dreambooth.engine.work import Work
 
 _KEPT = 0.6  # a crop that keeps less of a picture than this is worth a warning
@@ -60,7 +61,8 @@ def report(job: Job) -> dict[str, Any]:
         "epochs": round(length.images / length.pictures, 2),
         "images": length.images,
         "steps": length.steps,
-        **_forecast(work, examples, length.epochs),
+        **_forecast(work, examples, length),
+        "rates": schedules.curve(work.settings, length),
         "seconds": _seconds(work, length.steps),
         "output_folder": str(work.folders.loras if work.settings.is_lora else work.folders.checkpoints),
         "problems": problems,
@@ -127,7 +129,7 @@ def _strangers(work: Work) -> list[Path]:
     return [path for folder in there for path in survey.strangers(folder)]
 
 
-def _forecast(work: Work, examples: list[list[Example]], epochs: int) -> dict[str, Any]:
+def _forecast(work: Work, examples: list[list[Example]], length: Budget) -> dict[str, Any]:
     """What the run takes, as far as the model's file tells; without it nothing is known."""
     used = [variants[0].cut.bucket for variants in examples if variants]
     if work.project.problem or not used:
@@ -136,9 +138,9 @@ def _forecast(work: Work, examples: list[list[Example]], epochs: int) -> dict[st
     memory = forecast.memory(header, settings, max(used, key=lambda bucket: bucket.area))
     return {
         "memory": {**asdict(memory), "total": memory.total},
-        "disk_bytes": forecast.disk_bytes(header, settings, epochs),
+        "disk_bytes": forecast.disk_bytes(header, settings, length),
         "save_bytes": forecast.save_bytes(header, settings),
-        "saves": forecast.saves(settings, epochs),
+        "saves": forecast.saves(settings, length),
         "state_bytes": forecast.state_bytes(header, settings),
     }
 

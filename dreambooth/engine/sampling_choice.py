@@ -15,3 +15,6 @@ class Sampling:
     guidance_scale: float = 7.5
     negative_prompt: str = ""
     scheduler: str = "dpm++"
+
+
+NO_ZERO_TERMINAL_SNR = ("lms", "lms_karras", "pndm")
