@@ -8,12 +8,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from dreambooth.core import captions, checkpoint, forecast, run
+from dreambooth.core import abilities, captions, checkpoint, forecast, run
 from dreambooth.core.budget import Budget, budget
 from dreambooth.core.errors import UserError
 from dreambooth.core.run import Job
 from dreambooth.core.settings import Settings
-from dreambooth.engine import contact_sheet
+from dreambooth.engine import contact_sheet, sampling_choice
 from dreambooth.engine.data import class_pictures, pictures, survey
 from dreambooth.engine.data.framing import Cut
 from dreambooth.engine.data.pictures import Example, Gathered
@@ -36,6 +36,7 @@ def report(job: Job) -> dict[str, Any]:
     examples = pictures.examples(gathered, work.settings, work.size)
     length = budget(work.settings, pictures.seen_each_epoch(gathered.pictures, work.settings.concepts))
     problems = gathered.problems + ([work.project.problem] if work.project.problem else [])
+    problems += _unable(work)
     plans = []
     if not work.project.problem:
         try:
@@ -72,6 +73,18 @@ def report(job: Job) -> dict[str, Any]:
         thumbnails = [seen.thumbnail for seen in gathered.looks]
         contact_sheet.write(Path(made["sheet"]), work.project.name, made, thumbnails)
     return made
+
+
+def _unable(work: Work) -> list[str]:
+    """What this environment was found not to be able to do, and what the model cannot."""
+    settings, problems = work.settings, []
+    for key, choice in (("optimizer.name", settings.optimizer.name), ("memory.attention", settings.memory.attention)):
+        if reason := abilities.fault(key, choice):
+            problems.append(f"{key}: {choice} does not work here ({reason}); choose another.")
+    zero = work.project.about["zero_terminal_snr"]
+    if reason := sampling_choice.problem(settings.previews.scheduler, zero_terminal_snr=zero):
+        problems.append(f"previews.scheduler: {reason}.")
+    return problems
 
 
 def _looking(job: Job) -> Callable[[int, int], None]:

@@ -13,8 +13,9 @@ import torch
 from PIL import Image
 
 from dreambooth.core.errors import UserError
+from dreambooth.engine import sampling_choice
 from dreambooth.engine.families.model import LATENT_CHANNELS, LATENT_FACTOR, Model, Text, whole_picture
-from dreambooth.engine.sampling_choice import NO_ZERO_TERMINAL_SNR, Sampling
+from dreambooth.engine.sampling_choice import Sampling
 
 _KARRAS = {"use_karras_sigmas": True}
 _SDE = {"algorithm_type": "sde-dpmsolver++"}
@@ -25,7 +26,7 @@ SCHEDULERS: dict[str, tuple[type, dict[str, Any]]] = {
     "dpm++_karras": (diffusers.DPMSolverMultistepScheduler, _KARRAS),
     "dpm++_sde": (diffusers.DPMSolverMultistepScheduler, _SDE),
     "dpm++_sde_karras": (diffusers.DPMSolverMultistepScheduler, {**_SDE, **_KARRAS}),
-    "dpm++_single": (diffusers.DPMSolverSinglestepScheduler, {}),
+    "dpm++_single": (diffusers.DPMSolverSinglestepScheduler, {"lower_order_final": True}),
     "ddim": (diffusers.DDIMScheduler, _DDIM),
     "ddpm": (diffusers.DDPMScheduler, {"clip_sample": False, "steps_offset": 1}),
     "euler": (diffusers.EulerDiscreteScheduler, {}),
@@ -80,9 +81,8 @@ def draw(
 def make_scheduler(name: str, model: Model) -> Any:
     """Diffusers' scheduler for this model. Raises UserError where the two do not go together."""
     cls, options = SCHEDULERS[name]
-    if model.zero_terminal_snr and name in NO_ZERO_TERMINAL_SNR:
-        fit = ", ".join(other for other in SCHEDULERS if other not in NO_ZERO_TERMINAL_SNR)
-        raise UserError(f"The scheduler {name} cannot draw with a model of zero terminal SNR; choose one of {fit}.")
+    if reason := sampling_choice.problem(name, zero_terminal_snr=model.zero_terminal_snr):
+        raise UserError(f"The scheduler {reason}.")
     return cls(**model.noise_schedule, **options)
 
 

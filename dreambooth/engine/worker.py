@@ -17,7 +17,7 @@ from dreambooth.core.errors import UserError
 from dreambooth.core.forecast import disk_bytes
 from dreambooth.core.run import Job
 from dreambooth.core.settings import Settings
-from dreambooth.engine import families, notices, outputs
+from dreambooth.engine import families, notices, outputs, sampling_choice
 from dreambooth.engine.checkpoints import lora
 from dreambooth.engine.checkpoints.source import Source, open_model
 from dreambooth.engine.data import cache, class_pictures, pictures, survey
@@ -52,7 +52,7 @@ def run(job: Job) -> Ending:
 def _run(work: Work) -> Ending:
     job = work.job
     try:
-        check_abilities(work.settings)
+        check_abilities(work)
         gathered = pictures.gather(work.settings.concepts, partial(work.stage, "looking at pictures"))
         found = gathered.usable()
         instances = pictures.examples(gathered, work.settings, work.size)
@@ -88,8 +88,11 @@ def _start(work: Work, source: Source) -> dict[str, lora.Layer]:
     return start
 
 
-def check_abilities(settings: Settings) -> None:
-    """Raises UserError for what this device or environment cannot do, before anything is begun."""
+def check_abilities(work: Work) -> None:
+    """Raises UserError for what this device, environment or model cannot do, before anything is begun."""
+    settings, about = work.settings, work.project.about
+    if reason := sampling_choice.problem(settings.previews.scheduler, zero_terminal_snr=about["zero_terminal_snr"]):
+        raise UserError(f"previews.scheduler: {reason}.")
     precision.set_deterministic(settings.tuning.deterministic)
     device = precision.of(settings).device
     optimizers.check(settings, device)

@@ -10,6 +10,9 @@ import torch
 from dreambooth.core.errors import UserError
 
 
+KINDS = ("sdpa", "sliced", "xformers")
+
+
 def fault(name: str, device: torch.device) -> str:
     """Why a kind of attention does not work on this device, found by trying; empty if it does."""
     if name != "xformers":

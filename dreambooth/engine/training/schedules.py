@@ -46,7 +46,7 @@ def _cosine(rates: LearningRate, rest: float) -> float:
 
 def _cosine_with_restarts(rates: LearningRate, rest: float) -> float:
     """SGDR (arXiv 1608.03983) with cycles of one length."""
-    return 0.0 if rest >= 1 else _cosine(rates, rest * rates.cycles % 1)
+    return 0.0 if rest >= 1 else _cosine(rates, round(rest * rates.cycles, 9) % 1)
 
 
 def _rex(rates: LearningRate, rest: float) -> float:
