@@ -9,7 +9,6 @@ import torch
 
 from dreambooth.core.errors import UserError
 
-
 KINDS = ("sdpa", "sliced", "xformers")
 
 
