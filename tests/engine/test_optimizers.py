@@ -227,7 +227,9 @@ def test_an_optimizer_that_fails_is_refused_and_not_replaced(star: Project, monk
 
     monkeypatch.setitem(optimizers.RECIPES, "lion_8bit", broken)
     job = new_run(star, **changes_of("lion_8bit"))
-    with pytest.raises(UserError, match=r"^optimizer.name: lion_8bit does not work here \(libcuda is too old\); choose"):
+    with pytest.raises(
+        UserError, match=r"^optimizer.name: lion_8bit does not work here \(libcuda is too old\); choose"
+    ):
         worker.run(job)
     assert not [event for event in job.events()[0] if event["event"] == "stage"]
 

@@ -54,7 +54,7 @@ class Pulse:
         if now - self.reported <= REPORT_SECONDS and session.step < session.budget.steps:
             return
         losses, norms = self._read()
-        pace = (now - self.started) / (session.step - self.first_step)
+        pace = max(1e-6, now - self.started) / (session.step - self.first_step)  # seconds a step; clocks may be coarse
         rates = [group["lr"] for group in session.optimizer.param_groups]
         hooks.report(
             step=session.step,
