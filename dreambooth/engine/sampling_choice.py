@@ -17,9 +17,10 @@ class Sampling:
     scheduler: str = "dpm++"
 
 
-NO_ZERO_TERMINAL_SNR = (  # diffusers has no such schedule for them, or they step over its end
+NO_ZERO_TERMINAL_SNR = (  # diffusers has no such schedule for them, they step over its end, or spend their steps there
     "dpm++_karras",
     "dpm++_sde_karras",
+    "euler_karras",
     "dpm++_single",
     "heun",
     "kdpm2",

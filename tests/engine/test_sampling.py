@@ -7,7 +7,6 @@ from typing import get_args, get_type_hints
 
 import numpy as np
 import pytest
-import torch
 
 from dreambooth.core import project, settings
 from dreambooth.core.errors import UserError
@@ -74,8 +73,11 @@ def test_which_cannot_do_zero_terminal_snr(zero_snr: Path, monkeypatch: pytest.M
     with pytest.raises(UserError, match="zero terminal SNR; choose"):
         drawn(model, name)
     monkeypatch.setattr(sampling_choice, "NO_ZERO_TERMINAL_SNR", ())
-    with pytest.raises((TypeError, IndexError, ValueError)):
-        drawn(model, name)
+    try:
+        drawn(model, name, 40)
+    except (TypeError, IndexError):
+        return
+    assert np.abs(drawn(model, name) - drawn(model, "ddim", 60)).mean() > 10
 
 
 def test_a_run_is_refused_before_it_starts(zero_snr: Path, tmp_path: Path) -> None:
@@ -105,4 +107,4 @@ def test_previews_have_their_own_sampling(model: Model, tmp_path: Path) -> None:
     for key, value in changes.items():
         assert not np.array_equal(plain, made(**{key: value})), key
     assert made(width=128, height=72).shape == (72, 128, 3)
-    assert torch.equal(torch.tensor(made(count=2)), torch.tensor(plain))
+    assert np.abs(made(count=2) - plain).max() <= 2

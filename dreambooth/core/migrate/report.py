@@ -69,7 +69,8 @@ def side(theirs: str, resolution: Any, into: Migration) -> None:
     """Takes a resolution: a number, [width, height] or "width,height"; ours is a square's side, a multiple of 64."""
     parts = resolution.split(",") if isinstance(resolution, str) else resolution
     sides = [number(part) for part in (parts if isinstance(parts, (list, tuple)) else [parts])]
-    exact = (sides[0] * sides[-1]) ** 0.5 if sides else 0.0
+    area = sides[0] * sides[-1] if sides else 0.0
+    exact = area**0.5 if 0 < area < float("inf") else 0.0
     if not exact:
         into.leave(theirs, resolution, "it is no size in pixels")
         return
