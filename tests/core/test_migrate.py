@@ -120,7 +120,7 @@ def test_a_concepts_list_says_how_many_class_pictures_in_several_ways() -> None:
     assert ours["concepts.0.class_mode"] == "folder"
     assert ours["concepts.1.num_class_images_per"] == 6
     assert (ours["concepts.2.class_mode"], ours["concepts.2.num_class_images_per"]) == ("fill", 0)
-    assert "concept 0: num_class_images" in left(predecessor.concepts([full], look))
+    assert "concept 0: num_class_images" in left(predecessor.concepts([full], lambda _: Seen()))
     assert "concepts_list" in left(migration)
 
 

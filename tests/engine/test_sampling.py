@@ -50,7 +50,7 @@ def test_the_setting_offers_what_there_is() -> None:
 
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_a_scheduler_draws(model: Model, exact: np.ndarray, name: str) -> None:
-    """All that solve the same equation come to the same picture; what adds noise comes to another, and follows its seed."""
+    """All that solve the same equation come to the same picture; what adds noise to another, and follows its seed."""
     one = drawn(model, name)
     away = np.abs(one - exact).mean()
     assert away > 5 if name in RANDOM else away < 5, away
