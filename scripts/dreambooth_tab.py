@@ -107,6 +107,13 @@ def add_api(_demo, app):
         traceback.print_exc()
 
 
+def add_page_address(_demo, app):
+    """Where the page's script looks; apart from the API, which must stand even where the page cannot be shown."""
+    from dreambooth.ui.page import routes
+
+    app.include_router(routes.router(HOST))
+
+
 def add_settings():
     WEBUI.add_settings(gr.Checkbox)
 
@@ -127,3 +134,4 @@ script_callbacks.on_ui_tabs(add_tab)
 if HOST is not None:
     script_callbacks.on_ui_settings(add_settings)
     script_callbacks.on_app_started(add_api)
+    script_callbacks.on_app_started(add_page_address)

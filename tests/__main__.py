@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from dreambooth.core.errors import UserError  # noqa: E402
-from dreambooth.service import environment  # noqa: E402
+from dreambooth.service import environment, page_environment  # noqa: E402
 from dreambooth.ui.terminal import Terminal  # noqa: E402
 
 
@@ -36,7 +36,19 @@ def main(options: list[str]) -> int:
         if code:
             print(f"{' '.join(step)} failed", file=sys.stderr)
             return code
-    return 0
+    return _test_page(variables) if not options or "tests/ui/page" in options[0] else 0
+
+
+def _test_page(variables: dict[str, str]) -> int:
+    """The page's tests run with gradio, which the engine's environment does not have."""
+    terminal = Terminal()
+    python = page_environment.ensure(terminal.show, tests=True)
+    terminal.end()
+    variables = {**variables, environment.VARIABLE: str(environment.python())}
+    code = subprocess.run([str(python), "-m", "pytest", "tests/ui/page"], cwd=ROOT, env=variables).returncode
+    if code:
+        print("pytest tests/ui/page failed", file=sys.stderr)
+    return code
 
 
 if __name__ == "__main__":

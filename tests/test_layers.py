@@ -28,6 +28,16 @@ BESIDES = {
     "host/webui.py": {"modules"},
     "service/api.py": {"fastapi"},
     "service/pictures.py": {"PIL"},
+    "ui/page/alone.py": {"fastapi", "uvicorn"},  # only where there is no WebUI, from page-lock.txt
+    "ui/page/concepts.py": {"gradio"},
+    "ui/page/controls.py": {"gradio"},
+    "ui/page/dialect.py": {"gradio"},
+    "ui/page/generate.py": {"gradio"},
+    "ui/page/model.py": {"gradio"},
+    "ui/page/page.py": {"gradio"},
+    "ui/page/routes.py": {"fastapi"},
+    "ui/page/run_column.py": {"gradio"},
+    "ui/page/settings.py": {"gradio"},
 }
 
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -83,6 +93,11 @@ def test_the_command_line_loads_nothing_but_the_standard_library() -> None:
 def test_no_file_may_import_more_than_it_does() -> None:
     for name, besides in BESIDES.items():
         assert besides <= {imported.split(".")[0] for imported in imports(PACKAGE / name)}, name
+
+
+def test_only_one_file_knows_the_gradio_releases_apart() -> None:
+    said = {"/".join(parts(path)) for path in FILES if "gr.__version__" in path.read_text(encoding="utf-8")}
+    assert said == {"ui/page/dialect.py"}
 
 
 def test_a_check_loads_no_torch() -> None:

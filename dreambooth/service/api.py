@@ -29,9 +29,7 @@ MOST_BODY_BYTES = 4_000_000
 
 def router(host: Door) -> APIRouter:
     """All routes, for the app of a WebUI or our own."""
-    made = APIRouter(
-        prefix="/dreambooth", route_class=_guarded(host), tags=["dreambooth"], default_response_class=_Json
-    )
+    made = APIRouter(prefix="/dreambooth", route_class=guarded(host), tags=["dreambooth"], default_response_class=_Json)
     for routes in (Machine(host), Models(host), _Pictures(host), Jobs(host)):
         for method, path, endpoint in routes.table():
             made.add_api_route(path, endpoint, methods=[method], response_model=None)
@@ -56,14 +54,14 @@ def _finite(content: Any) -> Any:
     return [_finite(item) for item in content] if isinstance(content, list) else content
 
 
-def _guarded(host: Door) -> type[APIRoute]:
+def guarded(host: Door) -> type[APIRoute]:
     """A route that lets only admitted requests in, and answers what a person can mend with a sentence."""
 
     class Guarded(APIRoute):
         def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
             handle = super().get_route_handler()
 
-            async def guarded(request: Request) -> Response:
+            async def answer(request: Request) -> Response:
                 if refusal := _refusal(host, request):
                     return refusal
                 try:
@@ -75,7 +73,7 @@ def _guarded(host: Door) -> type[APIRoute]:
                 except (OSError, UnicodeError) as error:
                     return _problems(400, [f"The request cannot be done: {error}."])
 
-            return guarded
+            return answer
 
     return Guarded
 

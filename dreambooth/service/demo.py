@@ -59,6 +59,13 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 
 
+def make_sample(folders: Folders) -> None:
+    """The miniature with the demo's concept, ready to train, in a models folder that has no model yet."""
+    if not project.names(folders):
+        flat = {**METHODS["LoRA"], "concepts.0.instance_data_dir": str(SUBJECT_PICTURES)}
+        project.create(folders, "sample-star", MINIATURE, flat)
+
+
 def free_folder(wanted: str | None) -> Path:
     """The folder that the demo may fill: new or empty. Raises UserError if it is neither."""
     out = Path(wanted or "demo").expanduser().resolve()

@@ -20,11 +20,10 @@ from typing import Any
 
 from dreambooth.core import atomic, lock
 from dreambooth.core.errors import UserError
-from dreambooth.core.layout import DEVELOPMENT_LOCK, ENGINE, LOCK, PROJECT
+from dreambooth.core.layout import DEVELOPMENT_LOCK, ENGINE, LOCK, PROJECT, STAMP
 from dreambooth.service import torch_build
 
 PIP = "pip==26.3"
-STAMP = ENGINE / "stamp.json"
 SETTING_UP = PROJECT / ".engine.lock"  # held by the process that sets up
 VARIABLE = "DREAMBOOTH_ENGINE_PYTHON"
 
@@ -38,7 +37,7 @@ def python() -> Path:
         if not Path(named).is_file():
             raise UserError(f"{VARIABLE} names {named}, but there is no such file.")
         return Path(named)
-    return ENGINE / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    return python_in(ENGINE)
 
 
 def is_current(*, development: bool = False) -> bool:
@@ -50,8 +49,8 @@ def is_current(*, development: bool = False) -> bool:
     except (OSError, ValueError):
         return False
     return bool(
-        stamp.get("engine") == _digest(LOCK)
-        and (not development or stamp.get("development") == _digest(DEVELOPMENT_LOCK))
+        stamp.get("engine") == digest(LOCK)
+        and (not development or stamp.get("development") == digest(DEVELOPMENT_LOCK))
         and python().exists()
     )
 
@@ -62,7 +61,7 @@ def is_being_set_up() -> bool:
 
 def lock_digest() -> str:
     """Which version of the engine's packages this version of the project wants."""
-    return _digest(LOCK)
+    return digest(LOCK)
 
 
 def ensure(progress: Progress, *, development: bool = False) -> Path:
@@ -81,18 +80,22 @@ def set_up(progress: Progress, *, development: bool = False) -> None:
         machine = torch_build.look()
         if torch_build.note(machine):
             progress(torch_build.note(machine))
-        _make_venv(progress)
-        _pip(["install", PIP], progress, "pip")
+        make_venv(ENGINE, progress)
         for lock_file in [LOCK, DEVELOPMENT_LOCK] if development else [LOCK]:
-            _install_lock(lock_file, progress)
+            install_lock(ENGINE, lock_file, progress)
         _install_torch(machine, progress)
         progress("Checking that it works")
         report = check()
-        stamp = {"engine": _digest(LOCK), "made": time.time(), "report": report}
+        stamp = {"engine": digest(LOCK), "made": time.time(), "report": report}
         if development:
-            stamp["development"] = _digest(DEVELOPMENT_LOCK)
+            stamp["development"] = digest(DEVELOPMENT_LOCK)
         atomic.write_text(STAMP, json.dumps(stamp, indent=1))
         progress(f"Ready: PyTorch {report['torch']} on {report['device_name']}")
+
+
+def was_made() -> bool:
+    """Whether an environment has been set up to the end, from these locks or earlier ones."""
+    return STAMP.exists()
 
 
 def check() -> dict[str, Any]:
@@ -162,24 +165,36 @@ class _only_one:
             self.file.close()
 
 
-def _make_venv(progress: Progress) -> None:
-    if python().exists() and subprocess.run([str(python()), "-c", "import pip"], capture_output=True).returncode == 0:
-        return
-    progress("Making the engine's own Python environment")
-    shutil.rmtree(ENGINE, ignore_errors=True)
-    result = subprocess.run([sys.executable, "-m", "venv", str(ENGINE)], capture_output=True, text=True)
+def python_in(folder: Path) -> Path:
+    """The Python of the environment in a folder."""
+    return folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+
+
+def make_venv(folder: Path, progress: Progress) -> None:
+    """An environment with our pip in a folder; one that works is kept. Raises UserError if it cannot be made."""
+    own = python_in(folder)
+    if not own.exists() or subprocess.run([str(own), "-c", "import pip"], capture_output=True).returncode:
+        _make_empty_venv(folder, progress)
+    _pip(folder, ["install", PIP], progress, "pip")
+
+
+def _make_empty_venv(folder: Path, progress: Progress) -> None:
+    progress(f"Making a Python environment in {folder.name}")
+    shutil.rmtree(folder, ignore_errors=True)
+    result = subprocess.run([sys.executable, "-m", "venv", str(folder)], capture_output=True, text=True)
     if result.returncode:
         said = (result.stdout + result.stderr).strip()
-        shutil.rmtree(ENGINE, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
         if "ensurepip" in said:
             version = f"{sys.version_info[0]}.{sys.version_info[1]}"
             raise UserError(f"This Python has no venv module; install it first (Debian, Ubuntu: python{version}-venv).")
-        raise UserError(f"{ENGINE}: the environment cannot be made ({(said.splitlines() or ['no reason given'])[-1]}).")
+        raise UserError(f"{folder}: the environment cannot be made ({(said.splitlines() or ['no reason given'])[-1]}).")
 
 
-def _install_lock(lock_file: Path, progress: Progress) -> None:
+def install_lock(folder: Path, lock_file: Path, progress: Progress) -> None:
+    """The packages of a lock file, and no other, but PyTorch. Raises UserError if that fails."""
     wanted = [line for line in _requirements(lock_file) if not line.startswith("torch==")]
-    _pip(["install", "--no-deps", "--no-warn-script-location", *wanted], progress, f"{len(wanted)} packages")
+    _pip(folder, ["install", "--no-deps", "--no-warn-script-location", *wanted], progress, f"{len(wanted)} packages")
 
 
 def _install_torch(machine: torch_build.Machine, progress: Progress) -> None:
@@ -188,7 +203,7 @@ def _install_torch(machine: torch_build.Machine, progress: Progress) -> None:
     builds = torch_build.builds(machine)
     for build in builds:
         try:
-            _pip(["install", *build.arguments, "--retries", "2", wanted], progress, f"PyTorch ({build.name})")
+            _pip(ENGINE, ["install", *build.arguments, "--retries", "2", wanted], progress, f"PyTorch ({build.name})")
             return
         except UserError as error:
             if build is builds[-1]:
@@ -196,9 +211,9 @@ def _install_torch(machine: torch_build.Machine, progress: Progress) -> None:
             progress(f"{build.name}: {error}. Trying the next")
 
 
-def _pip(arguments: list[str], progress: Progress, what: str) -> None:
+def _pip(folder: Path, arguments: list[str], progress: Progress, what: str) -> None:
     progress(f"Installing {what}")
-    command = [str(python()), "-m", "pip", "--disable-pip-version-check", "--no-input", *arguments]
+    command = [str(python_in(folder)), "-m", "pip", "--disable-pip-version-check", "--no-input", *arguments]
     if PIP not in arguments:
         command += ["--progress-bar", "raw"]
     environment = {**os.environ, "PYTHONNOUSERSITE": "1"}
@@ -239,7 +254,7 @@ def _requirements(lock_file: Path) -> Iterator[str]:
             yield line.strip()
 
 
-def _digest(lock_file: Path) -> str:
+def digest(lock_file: Path) -> str:
     return hashlib.sha256(lock_file.read_bytes()).hexdigest()
 
 

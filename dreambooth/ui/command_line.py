@@ -103,6 +103,9 @@ def _add_tools(add: Callable[..., Any]) -> None:
     add(
         "demo", commands.run_demo, "The whole job on the bundled miniature model and pictures.", describe.demo
     ).add_argument("--out", metavar="DIR", help="a new folder for everything that the demo makes (default: demo)")
+    add("ui", commands.open_page, "The page, without a WebUI.", lambda _: "").add_argument(
+        "--port", type=int, default=7870, metavar="N", help="default 7870"
+    )
     add("inspect", commands.inspect, "Say what a checkpoint or LoRA is.", describe.about).add_argument(
         "file", metavar="FILE"
     )

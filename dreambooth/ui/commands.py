@@ -5,17 +5,19 @@ from __future__ import annotations
 import argparse
 import contextlib
 import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
 from dreambooth.core import project, run, schema, settings
 from dreambooth.core.errors import UserError
+from dreambooth.core.layout import PROJECT
 from dreambooth.core.origin import Origin
 from dreambooth.core.project import Folders
 from dreambooth.core.run import Job
 from dreambooth.core.settings import Settings
 from dreambooth.host import standalone
-from dreambooth.service import demo, environment, installation, launcher, models
+from dreambooth.service import demo, environment, installation, launcher, models, page_environment
 from dreambooth.service import runs as service_runs
 from dreambooth.ui.terminal import Terminal
 
@@ -122,6 +124,22 @@ def run_demo(options: argparse.Namespace, terminal: Terminal) -> Result:
     out = demo.free_folder(options.out)
     python = environment.ensure(terminal.show)
     return demo.run(out, python, terminal.say, terminal.event)
+
+
+def open_page(options: argparse.Namespace, terminal: Terminal) -> Result:
+    """Serves the page until Ctrl-C; a models folder without models gets the miniature with a concept to try."""
+    if not 1 <= options.port <= 65535:
+        raise UserError(f"--port: it must be from 1 to 65535 (it is {options.port}).")
+    python = page_environment.ensure(terminal.show)
+    demo.make_sample(folders(options))
+    terminal.end()
+    command = [str(python), "-m", "dreambooth.ui.page.alone", "--port", str(options.port)]
+    code = subprocess.call([*command, "--data", str(folders(options).models)], cwd=PROJECT)
+    if code:
+        raise UserError(
+            f"The page ended with code {code}; if the port {options.port} is taken, name another with --port."
+        )
+    return {}
 
 
 def folders(options: argparse.Namespace) -> Folders:

@@ -1,0 +1,200 @@
+"""What the page's buttons do: a few lines over the service each. All raise UserError for what a person can mend."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dreambooth.core import captions, presets, project, run, settings
+from dreambooth.core.checkpoint import FAMILIES
+from dreambooth.core.errors import UserError
+from dreambooth.core.project import Folders, Project
+from dreambooth.core.run import Job, Request
+from dreambooth.core.schema import to_flat
+from dreambooth.host.base import Host
+from dreambooth.service import environment, launcher, models, queue, runs
+from dreambooth.ui.page import views
+
+Values = dict[str, Any]
+
+_CONCEPT = "concepts."
+
+
+def model_to_show(folders: Folders) -> str:
+    """The model that a fresh page opens on: the one in training, or else the one that was changed last."""
+    running = [job for job in run.all_runs(folders) if job.is_alive()]
+    if running:
+        return running[-1].name.rpartition("/")[0]
+    names = project.names(folders)
+    return max(names, key=lambda name: (folders.projects / name / "settings.json").stat().st_mtime, default="")
+
+
+def about(opened: Project) -> str:
+    """A model in one line."""
+    told = opened.about
+    runs = len(run.runs(opened))
+    family = FAMILIES.get(told["family"], "unknown kind")
+    parts = [family, told["prediction_type"], f"{opened.resolution} px", f"from {opened.source.name}"]
+    return " · ".join([*parts, f"{runs} run{'' if runs == 1 else 's'}"])
+
+
+def source_of(host: Host, chosen: str) -> Path:
+    """The checkpoint that a person chose from the list or named by its path."""
+    if not chosen.strip():
+        raise UserError("Source Checkpoint: it is empty; choose one, or give the path of a file or Diffusers folder.")
+    return dict(host.checkpoints()).get(chosen, Path(chosen.strip().strip('"')))
+
+
+def create(host: Host, name: str, chosen: str, origin: Values) -> Project:
+    if not name.strip():
+        raise UserError("Name: it is empty; give the new model a name.")
+    return project.create(host.folders(), name.strip(), source_of(host, chosen), {}, origin)
+
+
+def save(opened: Project, shown: Mapping[str, Any]) -> Values:
+    """Makes what the page shows the model's own settings; concepts that it does not show stay. Returns all of them."""
+    return models.write_settings(opened, {**opened.settings(), **shown})
+
+
+def concept_names(flat: Mapping[str, Any]) -> list[str]:
+    """What the page calls each concept."""
+    rows = sorted({int(key.split(".")[1]) for key in flat if key.startswith(_CONCEPT)})
+    return [f"Concept {row + 1}" for row in rows]
+
+
+def add_concept(opened: Project) -> int:
+    """Adds a concept with its defaults. Returns its row."""
+    parsed = settings.parse(opened.settings())
+    parsed.concepts.append(settings.Concept())
+    _write(opened, parsed)
+    return len(parsed.concepts) - 1
+
+
+def remove_concept(opened: Project, row: int) -> int:
+    """Takes a concept away; its pictures stay where they are. Returns the row to show then."""
+    parsed = settings.parse(opened.settings())
+    if len(parsed.concepts) == 1:
+        raise UserError("The last concept cannot be removed; change it instead.")
+    del parsed.concepts[row]
+    _write(opened, parsed)
+    return min(row, len(parsed.concepts) - 1)
+
+
+def _write(opened: Project, changed: settings.Settings) -> None:
+    models.write_settings(opened, to_flat(changed))
+
+
+def apply_preset(opened: Project, shown: Mapping[str, Any], name: str) -> str:
+    """Puts a preset over what the page shows. Returns what changed, for people."""
+    before = {**opened.settings(), **shown}
+    after = models.with_preset(name, before, {})
+    models.write_settings(opened, after)
+    changed = sum(before.get(key) != value for key, value in after.items())
+    return f"{presets.find(name).label}: {changed} setting{'' if changed == 1 else 's'} changed."
+
+
+def take_pictures(opened: Project, row: int, files: list[str]) -> str:
+    """Copies dropped pictures and captions beside the model, never over another file. Returns their folder."""
+    folder = opened.folder / "pictures" / f"{row + 1}"
+    folder.mkdir(parents=True, exist_ok=True)
+    accepted = (*captions.PICTURES, *captions.BESIDE)
+    strange = [Path(file).name for file in files if Path(file).suffix.lower() not in accepted]
+    if strange:
+        raise UserError(f"{', '.join(strange)}: these are no pictures or captions ({', '.join(accepted)}).")
+    for file in map(Path, files):
+        target, number = folder / file.name, 2
+        while target.exists() and target.read_bytes() != file.read_bytes():
+            target, number = folder / f"{file.stem}-{number}{file.suffix}", number + 1
+        shutil.copyfile(file, target)
+    return str(folder)
+
+
+def import_settings(opened: Project, file: str) -> tuple[str, list[dict[str, Any]]]:
+    """Another trainer's settings over the model's own. Returns what the file is, and the fate of every key."""
+    if not file.strip():
+        raise UserError("File or Folder: it is empty; name what is to be read.")
+    kind, flat, report = models.imported(opened, Path(file.strip()), _engine())
+    models.write_settings(opened, flat)
+    return kind, report
+
+
+def check(host: Host, opened: Project) -> list[str]:
+    """Looks at all pictures with the model's settings and waits for it. Returns what would stop a run."""
+    job = _new_errand(host, opened, "check", settings.parse(opened.settings()), sheet=str(opened.folder / "check.html"))
+    process = launcher.start(job, _engine())
+    launcher.follow(job, process, lambda event: None)
+    return list(launcher.result(job)["problems"])
+
+
+def train(host: Host, opened: Project) -> Job:
+    """Checks, then queues a run with exactly the model's settings. Raises UserError with all that stands in the way."""
+    for job in run.runs(opened):
+        if (status := job.status()) in ("running", "queued"):
+            raise UserError(f"The run {job.name} is {status}; pause or stop it first.")
+    if problems := check(host, opened):
+        raise UserError(problems)
+    job = launcher.new_run(host.folders(), opened, settings.parse(opened.settings()))
+    queue.submit(job)
+    return job
+
+
+def resume(host: Host, name: str) -> None:
+    job = run.find(host.folders(), name)
+    runs.check_resumable(job)
+    queue.submit(job)
+
+
+def ask(host: Host, name: str, what: Request) -> None:
+    """Asks the newest run of a model for something."""
+    runs.ask(run.find(host.folders(), name), what)
+
+
+def make_class_pictures(host: Host, opened: Project) -> None:
+    queue.submit(_new_errand(host, opened, "class-images", settings.parse(opened.settings())))
+
+
+def generate(host: Host, opened: Project, wanted: Values) -> None:
+    """Draws pictures with a result of the model, or without one."""
+    if not (wanted["prompt"] or "").strip():
+        raise UserError("Sample Prompt: it is empty; say what to draw.")
+    whole = {
+        key: _whole(value) if isinstance(runs.DRAWING.get(key, ("",))[0], int) else value
+        for key, value in wanted.items()
+    }
+    chosen, fields = runs.drawing(opened, whole, label="{}")
+    queue.submit(_new_errand(host, opened, "generate", chosen, **fields))
+
+
+def _whole(value: Any) -> Any:
+    """A control's number, which gradio may give as 4.0."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def export(host: Host, opened: Project, wanted: Values) -> None:
+    fields = runs.exporting(opened, wanted, label="{}")
+    queue.submit(_new_errand(host, opened, "export", settings.parse({}), **fields))
+
+
+def _new_errand(host: Host, opened: Project, kind: str, chosen: settings.Settings, **fields: Any) -> Job:
+    """A new short job that takes the place of the last of its kind, which must have ended."""
+    before = views.newest_errand(opened, kind)
+    if before and before.status() in ("running", "queued"):
+        raise UserError("One is at work already; wait for it.")
+    if before:
+        shutil.rmtree(before.folder, ignore_errors=True)
+    return launcher.new_errand(host.folders(), opened, kind, chosen, **fields)
+
+
+def results(opened: Project) -> list[tuple[str, str]]:
+    """The files that runs of this model wrote and that are still there, the newest first: (name, path)."""
+    return [
+        (f"{Path(one['path']).name} (run {one['run'].rpartition('/')[2]})", one["path"]) for one in runs.outputs(opened)
+    ]
+
+
+def _engine() -> Path:
+    if not environment.is_current():
+        raise UserError("The engine is not set up yet; press Set Up beside the tabs.")
+    return environment.python()

@@ -1,0 +1,70 @@
+"""The page with a web server of its own, where there is no WebUI: `python -m dreambooth.ui.page.alone --port N`.
+
+The style and the script are the files that a WebUI would add to its pages by itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI, Request
+from fastapi.responses import FileResponse, Response, StreamingResponse
+
+from dreambooth.core.layout import PROJECT
+from dreambooth.host.base import Host
+from dreambooth.host.standalone import Standalone
+from dreambooth.service import api, queue
+from dreambooth.ui.page import dialect, routes
+from dreambooth.ui.page.page import build
+
+ADDRESS = "127.0.0.1"
+_FILES = {"style.css": PROJECT / "style.css", "dreambooth.js": PROJECT / "javascript" / "dreambooth.js"}
+_HEAD = (
+    '<link rel="stylesheet" href="dreambooth/files/style.css">'
+    '<script src="dreambooth/files/dreambooth.js"></script></head>'
+)
+
+
+def application(host: Host) -> Any:
+    """The page, its addresses, and its files, as one web application."""
+    app = FastAPI(openapi_url=None)
+    app.include_router(api.router(host))
+    app.include_router(routes.router(host))
+
+    def file(name: str) -> Response:
+        return FileResponse(_FILES[name]) if name in _FILES else Response(status_code=404)
+
+    app.add_api_route("/dreambooth/files/{name}", file, methods=["GET"], response_model=None)
+    app.middleware("http")(_with_head)
+    return dialect.serve(app, build(host))
+
+
+async def _with_head(request: Request, answer: Callable[[Request], Awaitable[StreamingResponse]]) -> Response:
+    """Adds the style and the script to the page itself, whatever gradio makes of its own head."""
+    response = await answer(request)
+    if request.url.path != "/" or not response.headers.get("content-type", "").startswith("text/html"):
+        return response
+    whole = b"".join([part if isinstance(part, bytes) else str(part).encode() async for part in response.body_iterator])
+    body = whole.replace(b"</head>", _HEAD.encode(), 1)
+    kept = {key: value for key, value in response.headers.items() if key not in ("content-length", "content-encoding")}
+    return Response(body, response.status_code, kept)
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m dreambooth ui")
+    parser.add_argument("--data", help="the models folder")
+    parser.add_argument("--port", type=int, default=7870)
+    options = parser.parse_args(arguments)
+    host = Standalone(options.data)
+    print(f"The page: http://{ADDRESS}:{options.port}", flush=True)
+    queue.watch(host)
+    uvicorn.run(application(host), host=ADDRESS, port=options.port, log_level="warning")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

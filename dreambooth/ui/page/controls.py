@@ -1,0 +1,108 @@
+"""Settings as controls: which component shows a setting, and how its value travels between page and settings.
+
+Everything that a control says comes from the setting's declaration. Bounds are checked by `core.settings.parse` alone,
+as gradio would answer a wrong number with a sentence of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import gradio as gr
+
+from dreambooth.core.schema import Leaf
+
+SETTING = "db-setting"
+ADVANCED = "db-advanced"  # style.css hides what has this class until somebody asks for it
+_MOST_ON_A_SLIDER = 512  # whole numbers; a hand cannot choose among more
+_WIDEST_SLIDER = 30.0
+
+Values = dict[str, Any]
+
+
+def elem_id(key: str) -> str:
+    """db_lora_rank for lora.rank."""
+    return f"db_{key.replace('.', '_')}"
+
+
+def make(leaf: Leaf) -> Any:
+    """The control of one setting, showing its default."""
+    spec = leaf.spec
+    about: dict[str, Any] = {
+        "value": to_page(leaf, leaf.default),
+        "label": spec.label,
+        "info": spec.help,
+        "elem_id": elem_id(leaf.key),
+        "elem_classes": [SETTING, ADVANCED] if spec.advanced else [SETTING],
+        "interactive": True,
+    }
+    if leaf.choices:
+        return gr.Dropdown(choices=[str(choice) for choice in leaf.choices], **about)
+    if leaf.kind is bool:
+        return gr.Checkbox(**about)
+    if leaf.kind is str:
+        return gr.Textbox(max_lines=4, **about)
+    step = _slider_step(leaf)
+    if step is None:
+        return gr.Number(**about)
+    return gr.Slider(minimum=spec.min, maximum=spec.max, step=step, **about)
+
+
+def to_page(leaf: Leaf, value: Any) -> Any:
+    """A setting's value as its control takes it."""
+    return str(value) if leaf.choices else value
+
+
+def from_page(leaf: Leaf, value: Any) -> Any:
+    """A control's value as `parse` takes it; an emptied field is empty text, whatever gradio makes of it."""
+    return "" if value is None else value
+
+
+def _slider_step(leaf: Leaf) -> float | None:
+    """The step of a slider that can show every usual value; None where a field for a number is better."""
+    low, high = leaf.spec.min, leaf.spec.max
+    if low is None or high is None:
+        return None
+    if leaf.kind is int:
+        return 1 if high - low <= _MOST_ON_A_SLIDER else None
+    coarse = all(abs(value * 20 - round(value * 20)) < 1e-6 for value in (low, high, leaf.default))
+    if not coarse or high - low > _WIDEST_SLIDER:
+        return None
+    return 0.05 if high - low <= 10 else 0.5
+
+
+class Form:
+    """The controls of some settings, by key."""
+
+    def __init__(self) -> None:
+        self.leaves: dict[str, Leaf] = {}
+        self.controls: dict[str, Any] = {}
+
+    def add(self, leaf: Leaf) -> Any:
+        control = make(leaf)
+        self.leaves[leaf.key], self.controls[leaf.key] = leaf, control
+        return control
+
+    def add_all(self, leaves: Iterable[Leaf]) -> None:
+        for leaf in leaves:
+            self.add(leaf)
+
+    def read(self, values: Mapping[Any, Any], row: int = 0) -> Values:
+        """What the page shows as dotted keys, not yet checked; `row` is the concept that is shown."""
+        return {
+            key.replace(".N.", f".{row}."): from_page(self.leaves[key], values[control])
+            for key, control in self.controls.items()
+        }
+
+    def show(self, flat: Mapping[str, Any], row: int = 0) -> dict[Any, Any]:
+        """Checked settings as {control: value}."""
+        return {
+            control: to_page(self.leaves[key], flat[key.replace(".N.", f".{row}.")])
+            for key, control in self.controls.items()
+        }
+
+    def watch(self, bind: Callable[[Any], Any]) -> None:
+        """Calls `bind` with the event of each control that a person changes."""
+        for control in self.controls.values():
+            bind(control.input)

@@ -1,0 +1,84 @@
+"""What a run will cost, before anybody commits to it: read from the settings, the folders and the model's file alone.
+
+The check looks into every picture and is exact; this answers while settings move.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from dreambooth.core import captions, checkpoint, forecast, run
+from dreambooth.core.buckets import Bucket
+from dreambooth.core.budget import budget
+from dreambooth.core.errors import UserError
+from dreambooth.core.project import Project
+from dreambooth.core.quantities import duration, size
+from dreambooth.core.schema import to_flat
+from dreambooth.core.settings import Concept, Settings
+
+_SAME_PACE = (
+    "general.method",
+    "general.resolution",
+    "batching.train_batch_size",
+    "batching.gradient_accumulation_steps",
+)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Seconds are None before a first run of the kind; bytes are 0 where the model's file is gone."""
+
+    pictures: int
+    steps: int
+    seconds: float | None
+    memory_bytes: int
+    disk_bytes: int
+
+    def words(self) -> list[str]:
+        if not self.pictures:
+            return ["No pictures yet"]
+        said = [f"{self.pictures:,} pictures", f"{self.steps:,} steps"]
+        if self.seconds:
+            said.append(f"≈ {duration(self.seconds)}")
+        if self.memory_bytes:
+            said += [f"≈ {size(self.memory_bytes)} memory", f"{size(self.disk_bytes)} disk"]
+        return said
+
+
+def estimate(project: Project, settings: Settings) -> Cost:
+    """About what a run with these settings takes; every picture counts as one of the full size."""
+    found = [(concept, len(pictures(concept))) for concept in settings.concepts]
+    seen = sum(count * concept.repeats for concept, count in found)
+    if not seen:
+        return Cost(0, 0, None, 0, 0)
+    length = budget(settings, seen)
+    memory = disk = 0
+    try:
+        header = checkpoint.read_header(project.source)
+        side = settings.general.resolution or project.resolution
+        memory = forecast.memory(header, settings, Bucket(side, side)).total
+        disk = forecast.disk_bytes(header, settings, length)
+    except UserError:  # the model's own line says what is wrong with its file
+        pass
+    pace = _pace(project, settings)
+    return Cost(sum(n for _, n in found), length.steps, length.steps / pace if pace else None, memory, disk)
+
+
+def pictures(concept: Concept) -> list[Path]:
+    """The picture files of a concept's folder; empty where there is no folder."""
+    folder = Path(concept.instance_data_dir).expanduser()
+    if not concept.instance_data_dir.strip() or not folder.is_dir():
+        return []
+    hidden = (path for path in folder.rglob("*") if path.suffix.lower() in captions.PICTURES)
+    return [p for p in hidden if p.is_file() and not any(s.startswith(".") for s in p.relative_to(folder).parts)]
+
+
+def _pace(project: Project, settings: Settings) -> float:
+    """Steps a second of the last run of the same kind; 0 without one."""
+    now = to_flat(settings)
+    for job in reversed(run.runs(project)):
+        before, pace = job.settings(), job.progress().get("steps_per_second")
+        if pace and all(before.get(key) == now[key] for key in _SAME_PACE):
+            return float(pace)
+    return 0.0

@@ -1,0 +1,37 @@
+"""The address from which the browser keeps the page current, behind the same guard as the API. It only reads; what
+changes anything is an event of gradio's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from fastapi import APIRouter
+from fastapi.responses import HTMLResponse
+
+from dreambooth.core.errors import UserError
+from dreambooth.core.project import Folders
+from dreambooth.host.base import Host
+from dreambooth.service.api import guarded
+from dreambooth.ui.page import views
+
+_VIEWS: dict[str, Callable[[Folders, str], str]] = {
+    "run": views.run_view,
+    "check": lambda folders, model: views.errand_view(folders, model, "check"),
+    "generate": lambda folders, model: views.errand_view(folders, model, "generate"),
+    "class-images": lambda folders, model: views.errand_view(folders, model, "class-images"),
+    "export": lambda folders, model: views.errand_view(folders, model, "export"),
+}
+
+
+def router(host: Host) -> APIRouter:
+    """The page's own address, for the WebUI's application or ours, beside the API's router."""
+
+    def live(view: str, model: str = "") -> HTMLResponse:
+        if view not in _VIEWS:
+            raise UserError(f"view: {view!r} is none of {', '.join(_VIEWS)}.")
+        return HTMLResponse(_VIEWS[view](host.folders(), model), headers={"Cache-Control": "no-store"})
+
+    made = APIRouter(prefix="/dreambooth/page", route_class=guarded(host))
+    made.add_api_route("/live", live, methods=["GET"], include_in_schema=False, response_model=None)
+    return made

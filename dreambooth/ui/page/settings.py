@@ -1,0 +1,61 @@
+"""The Settings tab: every setting of a run but the concepts, in the sections of the settings file."""
+
+from __future__ import annotations
+
+from itertools import groupby
+
+import gradio as gr
+
+from dreambooth.core.schema import Leaf, leaves
+from dreambooth.core.settings import Settings
+from dreambooth.ui.page import dialect
+from dreambooth.ui.page.controls import Form
+
+# What people call a section; the sections that stand open.
+TITLES = {
+    "general": "General",
+    "intervals": "Intervals",
+    "batching": "Batching",
+    "learning": "Learning Rate",
+    "lora": "Lora",
+    "captions": "Captions",
+    "pictures": "Image Processing",
+    "tuning": "Tuning",
+    "previews": "Previews",
+    "saving": "Saving",
+}
+OPEN = {"general", "intervals"}
+
+# What means something under one method only: style.css hides it under the other.
+ONLY_LORA = ("lora.", "learning.lora_")
+ONLY_FULL = ("learning.learning_rate", "learning.text_encoder_learning_rate", "saving.checkpoint_format")
+
+
+def build(form: Form) -> None:
+    """Adds the controls of all settings but the concepts to `form`."""
+    with gr.Row(elem_id="db_settings_head"):
+        advanced = gr.Checkbox(False, label="Show advanced settings", elem_id="db_show_advanced", container=False)
+    dialect.on(advanced.change, None, [advanced], js="(on) => { dreamboothPage.mark('advanced', on); return []; }")
+    own = [leaf for leaf in leaves(Settings) if not leaf.key.startswith("concepts.")]
+    by_section = {name: list(some) for name, some in groupby(own, key=lambda leaf: leaf.key.split(".")[0])}
+    for name in sorted(by_section, key=_place):
+        title = TITLES.get(name, name.title())
+        classes = ["db-only-lora"] if name == "lora" else []
+        with gr.Accordion(title, open=name in OPEN, elem_id=f"db_section_{name}", elem_classes=classes):
+            _section(form, by_section[name])
+    method = form.controls["general.method"]
+    dialect.on(method.change, None, [method], js="(name) => { dreamboothPage.mark('method', name); return []; }")
+
+
+def _section(form: Form, own: list[Leaf]) -> None:
+    with gr.Row(elem_id=f"db_fields_{own[0].key.split('.')[0]}", elem_classes=["db-fields"]):
+        for leaf in own:
+            control = form.add(leaf)
+            if leaf.key.startswith(ONLY_LORA):
+                control.elem_classes = [*control.elem_classes, "db-only-lora"]
+            elif leaf.key in ONLY_FULL:
+                control.elem_classes = [*control.elem_classes, "db-only-full"]
+
+
+def _place(name: str) -> int:
+    return list(TITLES).index(name) if name in TITLES else len(TITLES)

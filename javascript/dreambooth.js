@@ -1,0 +1,254 @@
+/* Keeps the Dreambooth page current. It draws what /dreambooth/page/live says of the folders and holds nothing itself:
+   no value of a control is read or written here. */
+"use strict";
+
+const dreamboothPage = (() => {
+    const DRAFT_MS = 600; // quiet time after which a change is saved
+    const RUNNING_MS = 1000;
+    const IDLE_MS = 4000;
+    const KEY = /^([a-z_]+(?:\.[a-z0-9_]+)+): /;
+
+    let draftTimer = null;
+    let lookTimer = null;
+    let lastState = null;
+
+    const root = () => (typeof gradioApp === "function" ? gradioApp() : document);
+    const find = (selector) => root().querySelector(selector);
+    const all = (selector) => Array.from(root().querySelectorAll(selector));
+
+    function token() {
+        return find("[data-db-token]")?.dataset.dbToken || "";
+    }
+
+    function withToken(address) {
+        return `${address}&token=${encodeURIComponent(token())}`;
+    }
+
+    /* A word on the page that style.css goes by, such as the method or the state of the run. */
+    function mark(name, value) {
+        const page = find("#db_page");
+        if (page) {
+            page.dataset[`db${name[0].toUpperCase()}${name.slice(1)}`] = String(value);
+        }
+    }
+
+    /* A control was changed by hand: save soon, and say so until it is. */
+    function changed() {
+        mark("unsaved", true);
+        clearTimeout(draftTimer);
+        draftTimer = setTimeout(() => {
+            draftTimer = null;
+            find("button#db_save_draft, #db_save_draft button")?.click();
+        }, DRAFT_MS);
+    }
+
+    /* Python has answered: what it was sent is saved, or the reason why not is on the page. */
+    function answered() {
+        if (draftTimer === null) {
+            mark("unsaved", false);
+        }
+        markProblems();
+        look();
+    }
+
+    /* Looks at once and then again and again. */
+    function look() {
+        clearTimeout(lookTimer);
+        lookTimer = setTimeout(keepLooking, 50);
+    }
+
+    async function keepLooking() {
+        clearTimeout(lookTimer);
+        let working = false;
+        if (find("#db_page") && !document.hidden) {
+            const states = await Promise.all(visible().map(refresh));
+            working = states.some((state) => state === "running" || state === "queued");
+        }
+        lookTimer = setTimeout(keepLooking, working ? RUNNING_MS : IDLE_MS);
+    }
+
+    /* The places to fill: each once, though gradio 3 gives two elements the same id. */
+    function visible() {
+        return all(".db-live").filter((place) => place.dataset.dbLive === "run" || place.offsetParent !== null);
+    }
+
+    async function refresh(place) {
+        const {dbLive: view, dbModel: model} = place.dataset;
+        const query = new URLSearchParams({view, model});
+        let answer;
+        try {
+            answer = await fetch(`dreambooth/page/live?${query}`, {headers: {"X-Dreambooth-Token": token()}});
+        } catch {
+            return silent(place, "The WebUI does not answer. A run goes on without it.");
+        }
+        if (answer.status === 403) {
+            return silent(place, "The WebUI was started anew; reload this page.");
+        }
+        if (!answer.ok) {
+            return silent(place, await answer.text());
+        }
+        const fresh = document.createElement("template");
+        fresh.innerHTML = await answer.text();
+        place.querySelector(":scope > .db-silent")?.remove();
+        return draw(place, fresh.content.firstElementChild);
+    }
+
+    function silent(place, words) {
+        let note = place.querySelector(":scope > .db-silent");
+        if (!note) {
+            note = document.createElement("p");
+            note.className = "db-silent db-note";
+            place.prepend(note);
+        }
+        note.textContent = words;
+        return "silent";
+    }
+
+    /* Replaces only the sections that changed, so that nothing flashes and what was opened stays open. */
+    function draw(place, fresh) {
+        for (const section of fresh.querySelectorAll(":scope > section")) {
+            const name = section.dataset.dbPart;
+            const text = section.innerHTML;
+            let old = place.querySelector(`:scope > section[data-db-part="${name}"]`);
+            if (!old) {
+                old = document.createElement("section");
+                old.dataset.dbPart = name;
+                place.append(old);
+            }
+            if (old.dbText === text) {
+                continue;
+            }
+            old.dbText = text;
+            const open = old.querySelector("details")?.open;
+            for (const picture of section.querySelectorAll("[data-db-src]")) {
+                picture[picture.tagName === "A" ? "href" : "src"] = withToken(picture.dataset.dbSrc);
+            }
+            old.replaceChildren(...section.childNodes);
+            if (open) {
+                const details = old.querySelector("details");
+                details.open = true;
+                const log = details.querySelector("pre");
+                log.scrollTop = log.scrollHeight;
+            }
+        }
+        const kept = new Set(Array.from(fresh.children, (section) => section.dataset.dbPart));
+        for (const old of place.querySelectorAll(":scope > section")) {
+            if (!kept.has(old.dataset.dbPart)) {
+                old.remove();
+            }
+        }
+        const state = fresh.dataset.dbState;
+        if (place.dataset.dbLive === "run") {
+            ran(place.dataset.dbModel, state);
+        }
+        markProblems();
+        return state;
+    }
+
+    /* The buttons follow the state of the run; when it ends, what hangs on its results is read anew. */
+    function ran(model, state) {
+        mark("state", model ? state : "nothing");
+        const now = `${model} ${state}`;
+        if (lastState === `${model} running` && lastState !== now) {
+            find("button#db_look_again, #db_look_again button")?.click();
+        }
+        lastState = now;
+    }
+
+    /* Puts each sentence about a setting under its control. */
+    function markProblems() {
+        const page = find("#db_page");
+        if (!page) {
+            return;
+        }
+        const row = find("#db_shown_row input")?.value || "0";
+        const sentences = new Map();
+        for (const list of all("#db_page [data-db-problems]")) {
+            for (const problem of JSON.parse(list.dataset.dbProblems)) {
+                const key = problem.match(KEY);
+                if (key) {
+                    const field = key[1].replace(new RegExp(`\\.${row}\\.`), ".N.").replaceAll(".", "_");
+                    sentences.set(`db_${field}`, problem.slice(key[0].length));
+                }
+            }
+        }
+        for (const old of all("#db_page .db-wrong")) {
+            if (!sentences.has(old.id)) {
+                old.classList.remove("db-wrong");
+                old.querySelector(":scope > .db-sentence")?.remove();
+            }
+        }
+        for (const [id, sentence] of sentences) {
+            const field = find(`#${id}`);
+            if (!field) {
+                continue;
+            }
+            field.classList.add("db-wrong");
+            let told = field.querySelector(":scope > .db-sentence");
+            if (!told) {
+                told = document.createElement("p");
+                told.className = "db-sentence";
+                told.setAttribute("role", "alert");
+                field.append(told);
+            }
+            if (told.textContent !== sentence) {
+                told.textContent = sentence;
+            }
+        }
+    }
+
+    /* Stopping without keeping destroys work, so it takes a second press. */
+    function confirmDiscard(event) {
+        const button = event.target.closest?.("#db_discard");
+        if (!button || button.dataset.dbSure) {
+            return;
+        }
+        event.stopImmediatePropagation();
+        event.preventDefault();
+        const label = button.textContent;
+        button.dataset.dbSure = "yes";
+        button.textContent = "Press again to discard";
+        setTimeout(() => {
+            delete button.dataset.dbSure;
+            button.textContent = label;
+        }, 4000);
+    }
+
+    /* gradio tells of choices and sliders; of text it tells only some ways of writing, depending on its release. */
+    function typed(event) {
+        if (event.target.closest?.("#db_page .db-setting")) {
+            changed();
+        }
+    }
+
+    function start() {
+        document.addEventListener("input", typed, true);
+        document.addEventListener("click", confirmDiscard, true);
+        document.addEventListener("visibilitychange", look);
+        new MutationObserver((changes) => {
+            for (const {target, addedNodes} of changes) {
+                const here = target.nodeType === 1 && target.closest?.("#db_page");
+                if (!here || target.closest(".db-live")) {
+                    continue;
+                }
+                for (const node of addedNodes) {
+                    if (node.nodeType !== 1) {
+                        continue;
+                    }
+                    if (node.matches(".db-live, :has(.db-live)")) {
+                        look();
+                    }
+                }
+            }
+        }).observe(document.body, {childList: true, subtree: true});
+        look();
+    }
+
+    if (document.readyState === "loading") {
+        document.addEventListener("DOMContentLoaded", start);
+    } else {
+        start();
+    }
+    return {mark, changed, answered};
+})();
+window.dreamboothPage = dreamboothPage;

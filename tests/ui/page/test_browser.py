@@ -1,0 +1,244 @@
+"""The first five minutes, and what goes wrong in them, with a browser on the page and the engine behind it."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dreambooth.core import run
+from dreambooth.core.layout import SUBJECT_PICTURES
+from dreambooth.core.project import Folders, open_project
+from tests.ui.page.conftest import Server
+from tests.ui.page.hands import Hands
+
+TRAINING_MS = 240_000
+NAME = "star"
+
+
+@pytest.fixture(scope="module")
+def hands(browser: Any, server: Server) -> Iterator[Hands]:
+    yield Hands(browser, server.address)
+
+
+def settings(data: Path) -> dict[str, Any]:
+    return open_project(Folders(data), NAME).settings()
+
+
+def newest(data: Path) -> run.Job:
+    return run.runs(open_project(Folders(data), NAME))[-1]
+
+
+def until(found: Any, seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not found():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.2)
+
+
+# The tests of this file are one story, in this order.
+
+
+def test_an_empty_page_says_what_comes_first(hands: Hands) -> None:
+    hands.state("nothing")
+    hands.see("#db_model_about", "Choose a checkpoint")
+    assert not hands.page.locator("#db_train").is_visible()
+
+
+def test_a_model_without_a_name_is_refused_where_it_is_made(hands: Hands) -> None:
+    hands.press("db_create")
+    hands.see("#db_create_said", "Name: it is empty")
+
+
+def test_create(hands: Hands, data: Path) -> None:
+    hands.write("db_new_name", NAME)
+    hands.press("db_create")
+    hands.state("none")
+    hands.see("#db_about", "Stable Diffusion 1")
+    hands.see("#db_about", "No pictures yet")
+    assert open_project(Folders(data), NAME).source.name == "miniature.safetensors"
+
+
+def test_training_without_pictures_is_refused_at_the_field(hands: Hands, data: Path) -> None:
+    hands.press("db_train")
+    hands.see("#db_run_said", "Dataset Directory: it is empty")
+    hands.tab("Concepts")
+    assert "it is empty" in hands.problem("db_concepts_N_instance_data_dir")
+    assert run.runs(open_project(Folders(data), NAME)) == []
+
+
+def test_dropped_pictures_lie_with_the_model(hands: Hands, data: Path) -> None:
+    files = sorted(SUBJECT_PICTURES.iterdir())
+    hands.drop("db_drop", [str(file) for file in files])
+    hands.see("#db_said", "The pictures are in")
+    folder = Path(settings(data)["concepts.0.instance_data_dir"])
+    assert sorted(path.name for path in folder.iterdir()) == [file.name for file in files]
+    assert hands.value("db_concepts_N_instance_data_dir") == str(folder)
+    hands.see("#db_about", "5 pictures")
+
+
+def test_what_is_written_is_saved_by_itself(hands: Hands, data: Path) -> None:
+    hands.write("db_concepts_N_instance_prompt", "a photo of [filewords]")
+    hands.write("db_concepts_N_class_prompt", "a photo of a star")
+    until(lambda: settings(data)["concepts.0.class_prompt"] == "a photo of a star")
+    assert settings(data)["concepts.0.instance_prompt"] == "a photo of [filewords]"
+    hands.saved()
+
+
+def test_a_preset_changes_the_page_and_the_file(hands: Hands, data: Path) -> None:
+    hands.press("db_preset_person")
+    hands.see("#db_said", "Train Person")
+    assert settings(data)["intervals.num_train_epochs"] == 150
+    assert hands.value("db_concepts_N_num_class_images_per") == "5"
+
+
+def test_a_bad_number_is_told_at_its_field_and_not_saved(hands: Hands, data: Path) -> None:
+    before = settings(data)
+    hands.tab("Settings")
+    hands.write("db_general_seed", "-3")
+    assert hands.problem("db_general_seed") == "-3 is below the minimum, 0."
+    hands.see("#db_said", "Seed: -3 is below the minimum")
+    assert settings(data) == before
+    hands.write("db_general_seed", "7")
+    hands.saved()
+    assert hands.page.locator("#db_page .db-sentence").count() == 0
+    assert settings(data)["general.seed"] == 7
+
+
+def test_a_second_concept_keeps_its_own_fields(hands: Hands, data: Path) -> None:
+    hands.tab("Concepts")
+    hands.press("db_concept_add")
+    hands.see("#db_concept", "Concept 2")
+    until(lambda: hands.value("db_concepts_N_class_prompt") == "")
+    hands.write("db_concepts_N_class_prompt", "a photo of a heart")
+    until(lambda: settings(data).get("concepts.1.class_prompt") == "a photo of a heart")
+    assert settings(data)["concepts.0.class_prompt"] == "a photo of a star"
+    hands.page.locator("#db_concept label", has_text="Concept 1").click()
+    until(lambda: hands.value("db_concepts_N_class_prompt") == "a photo of a star")
+    hands.page.locator("#db_concept label", has_text="Concept 2").click()
+    until(lambda: hands.value("db_concepts_N_class_prompt") == "a photo of a heart")
+    hands.press("db_concept_remove")
+    until(lambda: "concepts.1.class_prompt" not in settings(data))
+    until(lambda: hands.value("db_concepts_N_class_prompt") == "a photo of a star")
+
+
+def test_the_check_shows_every_picture(hands: Hands) -> None:
+    hands.press("db_check")
+    hands.see("#db_plan .db-good", "Nothing stands in the way")
+    sheet = hands.page.frame_locator("#db_plan iframe")
+    sheet.locator("figure").first.wait_for()
+    assert sheet.locator("figure").count() == 5
+
+
+def test_only_what_the_method_knows_is_shown(hands: Hands, data: Path) -> None:
+    hands.tab("Settings")
+    hands.unfold("db_section_learning")
+    hands.see("#db_learning_lora_learning_rate")
+    hands.choose("db_general_method", "full")
+    hands.see("#db_learning_learning_rate")
+    assert not hands.page.locator("#db_learning_lora_learning_rate").first.is_visible()
+    hands.choose("db_general_method", "lora")
+    hands.see("#db_learning_lora_learning_rate")
+    until(lambda: settings(data)["general.method"] == "lora")
+
+
+def test_train_freezes_what_the_page_shows(hands: Hands, data: Path) -> None:
+    hands.write("db_intervals_num_train_epochs", "3000")
+    hands.write("db_intervals_save_preview_every", "20")
+    hands.press("db_train")  # at once: the draft need not have been saved
+    hands.state("running", TRAINING_MS)
+    frozen = newest(data).settings()
+    assert frozen["intervals.num_train_epochs"] == 3000
+    assert frozen == settings(data)
+    hands.see("#db_run .db-facts", "step ", TRAINING_MS)
+    hands.see("#db_run .db-curve polyline", wait_ms=TRAINING_MS)
+    assert not hands.page.locator("#db_train").is_visible()
+
+
+def test_previews_appear_as_they_are_made(hands: Hands, data: Path) -> None:
+    hands.press("db_preview")
+    until(lambda: hands.page.locator("#db_run .db-sheet th").count() >= 2, 180)
+    picture = hands.page.locator("#db_run .db-sheet img").last
+    until(lambda: picture.evaluate("image => image.complete && image.naturalWidth") == 64)
+
+
+def test_a_reloaded_page_and_a_second_browser_show_the_same_run(hands: Hands, browser: Any, server: Server) -> None:
+    hands.open()
+    hands.state("running")
+    hands.see("#db_run h3", "Run 1")
+    second = Hands(browser, server.address)
+    second.state("running")
+    second.page.close()
+
+
+def test_the_run_outlives_the_server(hands: Hands, server: Server, data: Path) -> None:
+    server.end()
+    hands.see("#db_run .db-silent", "does not answer")
+    server.start()
+    assert newest(data).status() == "running"
+    hands.open()
+    hands.state("running")
+
+
+def test_pause_and_resume(hands: Hands, data: Path) -> None:
+    hands.press("db_pause")
+    hands.state("paused", TRAINING_MS)
+    step = newest(data).progress()["step"]
+    hands.press("db_resume")
+    hands.state("running", TRAINING_MS)
+    until(lambda: newest(data).progress()["step"] > step, 180)
+
+
+def test_stopping_keeps_the_result_and_offers_it(hands: Hands, data: Path) -> None:
+    hands.press("db_stop")
+    hands.state("stopped", TRAINING_MS)
+    hands.see("#db_run .db-files", "star")
+    hands.tab("Generate")
+    until(lambda: "run 1" in hands.value("db_weights"))
+    assert list((data / "Lora").glob("star*.safetensors"))
+
+
+def test_generate(hands: Hands, data: Path) -> None:
+    hands.press("db_draw")
+    hands.see("#db_draw_said", "Sample Prompt: it is empty")
+    hands.write("db_prompt", "a photo of sks star")
+    hands.write("db_count", "2")
+    hands.press("db_draw")
+    until(lambda: hands.page.locator("#db_drawn img").count() == 2, 180)
+    assert len(list((open_project(Folders(data), NAME).folder / "generated").glob("*.png"))) == 2
+
+
+def test_export(hands: Hands, tmp_path: Path) -> None:
+    hands.unfold("db_export_section")
+    target = tmp_path / "exported.safetensors"
+    hands.write("db_export_to", str(target))
+    hands.press("db_export")
+    hands.see("#db_exported .db-good", "exported.safetensors")
+    assert target.stat().st_size > 0
+
+
+def test_discarding_takes_a_second_press(hands: Hands, data: Path) -> None:
+    before = sorted((data / "Lora").iterdir())
+    hands.press("db_train")
+    hands.state("running", TRAINING_MS)
+    hands.press("db_discard")
+    hands.see("#db_discard", "Press again")
+    assert "discard" not in newest(data).requests()
+    hands.press("db_discard")
+    hands.state("stopped", TRAINING_MS)
+    assert sorted((data / "Lora").iterdir()) == before
+
+
+def test_the_script_had_no_errors(hands: Hands) -> None:
+    assert hands.errors == []
+
+
+def test_every_control_has_an_id_of_its_own_in_the_browser(hands: Hands) -> None:
+    ids = json.loads(
+        hands.page.evaluate("JSON.stringify([...document.querySelectorAll('#db_page [id^=db_]')].map(e => e.id))")
+    )
+    assert len(ids) > 100

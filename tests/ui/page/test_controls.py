@@ -1,0 +1,122 @@
+"""Every setting goes from the file to the page and back, and no control of the page is anybody else's."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+import pytest
+
+from dreambooth.core import project
+from dreambooth.core.errors import UserError
+from dreambooth.core.layout import MINIATURE
+from dreambooth.core.schema import Leaf, leaves, to_flat
+from dreambooth.core.settings import Concept, Settings, parse
+from dreambooth.host.standalone import Standalone
+from dreambooth.ui.page import build
+from dreambooth.ui.page.controls import Form, elem_id, make, to_page
+from dreambooth.ui.page.page import Page
+
+LEAVES = list(leaves(Settings))
+
+
+def another(leaf: Leaf) -> Any:
+    """A valid value that is not the default."""
+    if leaf.choices:
+        return next(choice for choice in leaf.choices if choice != leaf.default)
+    if leaf.kind is bool:
+        return not leaf.default
+    if leaf.kind is str:
+        return "word"
+    step = 64 if leaf.key in ("general.resolution", "pictures.bucket_min_side", "pictures.bucket_max_side") else 1
+    if leaf.kind is int:
+        return leaf.default + step
+    low, high = leaf.spec.min or 0, leaf.spec.max
+    return (low + (high if high is not None else 2.0)) / 2
+
+
+def through_the_browser(control: Any, value: Any) -> Any:
+    """What Python gets back of a value that it gave a control, over the control's own conversions."""
+    shown = control.postprocess(value)
+    return control.preprocess(getattr(shown, "root", shown))
+
+
+@pytest.mark.parametrize("leaf", LEAVES, ids=lambda leaf: leaf.key)
+def test_a_value_survives_its_control(leaf: Leaf) -> None:
+    with gr.Blocks():
+        control = make(leaf)
+        for value in (leaf.default, another(leaf)):
+            came_back = through_the_browser(control, to_page(leaf, value))
+            flat = {leaf.key.replace(".N.", ".0."): came_back}
+            needed = {"concepts.0.class_prompt": "a dog", "concepts.0.class_data_dir": "class"}
+            assert to_flat(parse({**needed, **flat}))[next(iter(flat))] == value
+
+
+@pytest.fixture
+def page(tmp_path: Path) -> Page:
+    host = Standalone(str(tmp_path / "models"))
+    made = Page(host)
+    with gr.Blocks() as blocks:
+        made.lay_out()
+        made.bind(blocks)
+    project.create(host.folders(), "star", MINIATURE)
+    return made
+
+
+def test_the_page_shows_every_setting_and_nothing_else(page: Page) -> None:
+    assert set(page.form.controls) == {leaf.key for leaf in LEAVES}
+
+
+def test_what_the_page_shows_is_what_it_saves(page: Page) -> None:
+    opened = project.open_project(page.host.folders(), "star")
+    changed = Settings()
+    changed.concepts = [Concept(class_prompt="one"), Concept(class_prompt="two", repeats=3)]
+    changed.lora.rank, changed.learning.learning_rate, changed.tuning.max_token_length = 7, 3e-7, 225
+    project.write_settings(opened, to_flat(changed))
+    before = opened.settings()
+    for row in (0, 1):
+        shown = page.show("star", row)
+        values = {control: shown[control] for control in page.form.controls.values()}
+        values |= {page.model: "star", page.row: row}
+        page.save(values)
+        assert opened.settings() == before
+
+
+def test_an_emptied_number_is_told_and_nothing_is_written(page: Page) -> None:
+    opened = project.open_project(page.host.folders(), "star")
+    before = opened.settings()
+    shown = page.show("star")
+    values = {control: shown[control] for control in page.form.controls.values()}
+    values |= {page.model: "star", page.row: 0, page.form.controls["general.seed"]: None}
+    with pytest.raises(UserError, match=r"general\.seed: it is empty"):
+        page.save(values)
+    assert opened.settings() == before
+
+
+def test_nothing_is_kept_in_the_webuis_own_file(tmp_path: Path) -> None:
+    blocks = build(Standalone(str(tmp_path)))
+    assert blocks.blocks
+    assert all(block.do_not_save_to_config for block in blocks.blocks.values())
+
+
+def test_every_component_has_an_id_of_ours_and_of_its_own(tmp_path: Path) -> None:
+    blocks = build(Standalone(str(tmp_path))).blocks.values()
+    ids = [block.elem_id for block in blocks if not isinstance(block, gr.Blocks) and block.get_block_name() != "form"]
+    assert all(one and one.startswith("db_") for one in ids), ids
+    assert [one for one, count in Counter(ids).items() if count > 1] == []
+    assert {elem_id(leaf.key) for leaf in LEAVES} <= set(ids)
+    # The WebUI's keyboard shortcuts press what ends like this.
+    pressed = [block.elem_id for block in blocks if isinstance(block, gr.Button)]
+    assert not [one for one in pressed if one.endswith(("_generate", "_interrupt", "_skip"))]
+
+
+def test_the_form_keeps_its_rows_apart() -> None:
+    form = Form()
+    with gr.Blocks():
+        form.add_all(leaf for leaf in LEAVES if leaf.key.startswith("concepts."))
+    values = dict.fromkeys(form.controls.values())
+    assert set(form.read(values, 3)) == {
+        leaf.key.replace(".N.", ".3.") for leaf in leaves(Settings) if ".N." in leaf.key
+    }
