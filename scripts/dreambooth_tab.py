@@ -99,12 +99,6 @@ def add_api(_demo, app):
 
     app.include_router(api.router(HOST))
     queue.watch(HOST)
-    try:
-        from dreambooth.ui.page import routes
-
-        app.include_router(routes.router(HOST))
-    except Exception:  # noqa: BLE001  (the tab says it; the API works without the page)
-        traceback.print_exc()
 
 
 def add_page_address(_demo, app):

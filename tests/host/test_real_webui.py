@@ -89,7 +89,7 @@ class Server:
         )
         self.ask("/run/predict", {"fn_index": press, "data": [], "session_hash": "x"})
         time.sleep(3)
-        self.wait(lambda: self.ask("/config"))
+        self.wait(lambda: self.ask("/dreambooth/status"))
 
 
 @pytest.fixture(scope="module")
@@ -150,18 +150,17 @@ def test_a_model_is_taught_in_a_real_webui(server: Server, python: str) -> None:
     written = Path(server.run_is(first, "done", "failed", "lost")["outputs"][-1])
     server.wait(lambda: written.stem in [one["name"] for one in server.ask("/sdapi/v1/loras")], seconds=10)
 
-    def saved() -> Any:
-        events = server.ask(f"{RUNS}/{second}/events")["events"]
-        return events if any(event["event"] == "state" for event in events) else None
+    def said(what: str) -> list[Any]:
+        return [event for event in server.ask(f"{RUNS}/{second}/events")["events"] if event["event"] == what]
 
-    os.kill(next(event["pid"] for event in server.wait(saved) if event["event"] == "started"), signal.SIGKILL)
+    server.wait(lambda: said("state"))
+    os.kill(said("started")[0]["pid"], signal.SIGKILL)
     assert "resume goes on" in server.run_is(second, "lost")["problems"][0]
     server.ask(f"{RUNS}/{second}/resume", {})
-    server.run_is(second, "running")
+    server.wait(lambda: said("resumed"))
     server.reload_page()
     assert server.tabs().count("tab_dreambooth") == 1
     assert server.ask(f"{RUNS}/{second}")["status"] == "running", "the run does not mind"
     server.ask(f"{RUNS}/{second}/request", {"request": "pause"})
     server.run_is(second, "paused")
-    assert "resumed" in [event["event"] for event in server.ask(f"{RUNS}/{second}/events")["events"]]
     assert _packages(python) == packages

@@ -11,7 +11,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 from fastapi.testclient import TestClient
 
 from dreambooth.service import installation, queue
@@ -71,7 +71,12 @@ def test_another_package_of_our_name_is_said_in_the_tab(
     assert not webui.callbacks["app_started"] and not webui.callbacks["ui_settings"]
 
 
-def test_the_api_is_there_and_a_reload_registers_it_anew_once(webui: StandIn, _no_queue: list[Any]) -> None:
+def test_the_api_is_there_and_a_reload_registers_it_anew_once(
+    webui: StandIn, _no_queue: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page: Any = ModuleType("dreambooth.ui.page")  # the real one needs all of gradio
+    page.routes = SimpleNamespace(router=lambda host: APIRouter())
+    monkeypatch.setitem(sys.modules, "dreambooth.ui.page", page)
     for _ in range(2):  # "Reload UI" makes a new app and runs the script anew
         webui.load_script()
         app = FastAPI()
