@@ -17,6 +17,11 @@ ROOT = Path(__file__).resolve().parents[1]
 Run = Callable[..., "Said"]
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--webui", metavar="DIR", help="a WebUI's folder (AUTOMATIC1111, Forge) to try the extension in")
+    parser.addoption("--webui-python", metavar="FILE", help="its Python (default: that of the venv in its folder)")
+
+
 class Said:
     """What a command said: its exit code, its JSON answer, its errors."""
 

@@ -34,9 +34,9 @@ _OTHERS = (
     (r"^(down_blocks|up_blocks)\.\d.*effnet|^clip_txt_mapper", "it is Stable Cascade"),
     (r"control_model\.|^input_hint_block|^controlnet_", "it is a ControlNet, not a whole model"),
     (r"^(emb_params|string_to_param|\*$)|^clip_[gl]$", "it is a textual-inversion embedding, not a model"),
-    (r"\.hada_w1|\.lokr_w|\.oft_blocks", "it is a LyCORIS file, not a whole model; name the checkpoint it belongs to"),
+    (r"\.oft_(blocks|diag)", "it is a LyCORIS file, not a whole model; name the checkpoint it belongs to"),
 )
-_LORA = re.compile(r"\.lora_(down|up|A|B)\.|\.lora\.(down|up)\.|_lora\.(down|up)\.")
+_LORA = re.compile(r"\.lora_(down|up|A|B)\.|\.lora\.(down|up)\.|_lora\.(down|up)\.|\.(hada|lokr)_w[12](_[ab])?$")
 
 
 @dataclass
@@ -133,11 +133,12 @@ def describe(header: Header, origin: Origin | None = None) -> About:
 
 def lora_family(tensors: Mapping[str, Tensor]) -> str:
     """The family that a LoRA belongs to, from the width of the text that its layers read."""
-    widths = {
-        t.shape[1]
-        for name, t in tensors.items()
-        if re.search(r"attn2[._]to_[kv].*(lora_down|lora_A|lora\.down)", name) and len(t.shape) > 1
-    }
+    widths = []
+    for name, tensor in tensors.items():
+        match = re.search(r"(.*attn2[._]to_[kv].*)(lora_down|lora_A|lora\.down|hada_w1_b|lokr_w1(_b)?$)", name)
+        if match and len(tensor.shape) > 1:
+            seconds = [tensors[key].shape[1] for end in ("", "_b") if (key := f"{match[1]}lokr_w2{end}") in tensors]
+            widths.append(tensor.shape[1] * (seconds[0] if seconds else 1))
     return {768: "sd1", 1024: "sd2", 2048: "sdxl"}.get(max(widths, default=0), "unknown")
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 PROJECT = Path(__file__).resolve().parents[2]
 ENGINE = PROJECT / ".engine"  # the engine's Python environment
+STAMP = ENGINE / "stamp.json"  # that it is complete, from which locks, and what was found to work
 LOCK = PROJECT / "engine-lock.txt"
 PAGE = PROJECT / ".page"  # the page's Python environment, where there is no WebUI
 PAGE_LOCK = PROJECT / "page-lock.txt"

@@ -7,6 +7,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from dreambooth.core import checkpoint, settings
 from dreambooth.core.errors import UserError
 from dreambooth.core.model_file import PICKLES
@@ -16,6 +18,7 @@ from dreambooth.engine import families, outputs
 from dreambooth.engine.checkpoints import lora, original, webui_yaml
 from dreambooth.engine.checkpoints.diffusers_folder import write_folder
 from dreambooth.engine.checkpoints.entry import Entry
+from dreambooth.engine.checkpoints.lora_layers import AnyLayer
 from dreambooth.engine.checkpoints.source import Source, open_model
 from dreambooth.engine.checkpoints.write import write
 from dreambooth.engine.families.pipelines import pipeline
@@ -44,14 +47,14 @@ def merged(source: Source, path: Path, weight: float) -> dict[str, Entry]:
     """The weights that a LoRA file changes, with the change added when their turn comes."""
     layers = lora.read(path, source.tensors, source.about.family)
 
-    def change(name: str, layer: lora.Layer) -> Entry:
+    def change(name: str, layer: AnyLayer) -> Entry:
+        def summed() -> Tensor:
+            plain = source.read(name).float()
+            return plain + weight * lora.fitting_change(path, name, layer, plain)
+
         plain = source.read(name)
-        lora.fitting_change(path, name, layer, plain.shape)
-        return Entry(
-            plain.dtype,
-            tuple(plain.shape),
-            lambda: source.read(name).float() + weight * lora.fitting_change(path, name, layer, plain.shape),
-        )
+        lora.fitting_change(path, name, layer, plain)
+        return Entry(plain.dtype, tuple(plain.shape), summed)
 
     return {name: change(name, layer) for name, layer in layers.items()}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +38,9 @@ def save(
     half = settings.saving.half_model
     if settings.is_lora:
         target = free_name(folders.loras, name)
+        tensors = lora.lora_tensors(model.parts, model.family, half=half)
         about = {**metadata(project, settings, target.stem, "/lora"), **_kohya(project, settings, model, target.stem)}
-        write_tensors(target, lora.lora_tensors(model.parts, model.family, half=half), about)
+        write_tensors(target, tensors, {**about, **_module(tensors)})
         return target
     target = free_name(folders.checkpoints, name, f".{settings.saving.checkpoint_format}")
     changed = {
@@ -67,14 +69,13 @@ def metadata(project: Project, settings: Settings, title: str, kind: str) -> dic
         "modelspec.date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "dreambooth.version": __version__,
         "dreambooth.base": project.source.name,
-        "dreambooth.settings": json.dumps(_shareable(settings), ensure_ascii=False),
+        "dreambooth.settings": json.dumps(schema.shareable(Settings, to_flat(settings)), ensure_ascii=False),
     }
 
 
 def _kohya(project: Project, settings: Settings, model: Model, title: str) -> dict[str, str]:
     """The keys that WebUIs show for a LoRA and choose its loader by."""
     return {
-        "ss_network_module": "networks.lora",
         "ss_network_dim": str(settings.lora.rank),
         "ss_network_alpha": str(settings.lora.alpha),
         "ss_base_model_version": _KOHYA_VERSIONS[model.family],
@@ -86,7 +87,13 @@ def _kohya(project: Project, settings: Settings, model: Model, title: str) -> di
     }
 
 
-def _shareable(settings: Settings) -> dict[str, Any]:
-    """The settings without the folders of this machine: files are passed on to others."""
-    paths = {leaf.key for leaf in schema.leaves(Settings) if leaf.spec.path}
-    return {key: value for key, value in to_flat(settings).items() if schema.general(key) not in paths}
+def _module(tensors: Mapping[str, Any]) -> dict[str, str]:
+    """Which of the field's programs a LoRA of this kind is known by."""
+    endings = {name.rpartition(".")[2] for name in tensors}
+    if "dora_scale" in endings:
+        said: dict[str, Any] = {"algo": "lora", "dora_wd": True}
+    elif "weight" in endings:
+        return {"ss_network_module": "networks.lora"}
+    else:
+        said = {"algo": "loha" if "hada_w1_a" in endings else "lokr"}
+    return {"ss_network_module": "lycoris.kohya", "ss_network_args": json.dumps(said)}

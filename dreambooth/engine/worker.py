@@ -5,13 +5,11 @@ pictures -> model -> class pictures -> cache -> training -> outputs
 
 from __future__ import annotations
 
-import contextlib
 import shutil
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from dreambooth.core.budget import Budget, budget
@@ -19,19 +17,23 @@ from dreambooth.core.errors import UserError
 from dreambooth.core.forecast import disk_bytes
 from dreambooth.core.run import Job
 from dreambooth.core.settings import Settings
-from dreambooth.engine import families, outputs
+from dreambooth.engine import families, notices, outputs, sampling_choice, start_file
 from dreambooth.engine.checkpoints import lora
+from dreambooth.engine.checkpoints.lora_layers import AnyLayer
 from dreambooth.engine.checkpoints.source import Source, open_model
-from dreambooth.engine.data import cache, class_pictures, pictures, survey
+from dreambooth.engine.data import cache, class_pictures, masks, pictures, survey
 from dreambooth.engine.data.cache import Encoded
 from dreambooth.engine.data.latent_store import Store
 from dreambooth.engine.data.order import Order, Slot
 from dreambooth.engine.data.pictures import Example
 from dreambooth.engine.data.readings import Readings
 from dreambooth.engine.families.model import Model
-from dreambooth.engine.training import adapters, optimizers, precision, preview, state
+from dreambooth.engine.sampling import decoding
+from dreambooth.engine.tensorboard import EventFile, curves
+from dreambooth.engine.training import adapters, attention, optimizers, precision, preview, state
 from dreambooth.engine.training.ema import Ema
-from dreambooth.engine.training.loop import Ending, Session, train
+from dreambooth.engine.training.loop import Ending, train
+from dreambooth.engine.training.session import Session
 from dreambooth.engine.training.text import Texts
 from dreambooth.engine.work import Asked, Work
 
@@ -42,13 +44,27 @@ def run(job: Job) -> Ending:
     """Does a training job, or goes on with it. Raises UserError for what a person can mend."""
     work = Work.open(job)
     try:
+        ending = _run(work)
+    except BaseException:
+        notices.tell_of_end(work, "failed")
+        raise
+    notices.tell_of_end(work, ending)
+    return ending
+
+
+def _run(work: Work) -> Ending:
+    job = work.job
+    try:
+        check_abilities(work)
         gathered = pictures.gather(work.settings.concepts, partial(work.stage, "looking at pictures"))
         found = gathered.usable()
         instances = pictures.examples(gathered, work.settings, work.size)
         length = budget(work.settings, pictures.seen_each_epoch(found, work.settings.concepts))
         source = open_model(work.project)
         _check_disk(work, source, length)
-        start = _start(work, source)
+        if problem := masks.problem(work.settings, (picture.path for picture in found)):
+            raise UserError(problem)
+        start = start_file.layers(work.settings, source)
         model, accelerator = load(work, source)
         priors = _class_pictures(work, model, instances)
         session = _prepare(work, model, accelerator, length, instances, priors, start)
@@ -62,27 +78,23 @@ def run(job: Job) -> Ending:
     return ending
 
 
-def _start(work: Work, source: Source) -> dict[str, lora.Layer]:
-    """The layers of the LoRA file to go on from, by the weight that each changes; empty where there is none."""
-    path = work.settings.lora.start_file.strip()
-    if not path or not work.settings.is_lora:
-        return {}
-    start = lora.read(Path(path), source.tensors, work.project.about["family"])
-    if any(layer.mid is not None for layer in start.values()):
-        raise UserError(f"lora.start_file: {path} is of LyCORIS' CP kind, which cannot be gone on from.")
-    if any(not name.startswith("unet/") for name in start) and not work.settings.tuning.text_encoder_ratio:
-        raise UserError(
-            f"lora.start_file: {path} also teaches the text encoder; set tuning.text_encoder_ratio above 0 to go on."
-        )
-    return start
+def check_abilities(work: Work) -> None:
+    """Raises UserError for what this device, environment or model cannot do, before anything is begun."""
+    settings, about = work.settings, work.project.about
+    if reason := sampling_choice.problem(settings.previews.scheduler, zero_terminal_snr=about["zero_terminal_snr"]):
+        raise UserError(f"previews.scheduler: {reason}.")
+    precision.set_deterministic(settings.tuning.deterministic)
+    device = precision.of(settings).device
+    optimizers.check(settings, device)
+    attention.check(settings.memory.attention, device)
 
 
 def load(work: Work, source: Source) -> tuple[Model, Any]:
     work.stage("loading the model", 0, 1)
+    accelerator = precision.of(work.settings)
+    model = families.load(source, precision.weights_dtype(accelerator, work.settings))
+    attention.use(model.unet, work.settings.memory.attention)
     tuning = work.settings.tuning
-    accelerator = precision.accelerator(tuning.mixed_precision)
-    dtype = precision.compute_dtype(accelerator) if work.settings.is_lora else torch.float32
-    model = families.load(source, dtype)
     model.read_prompts(tuning.max_token_length, tuning.clip_skip, tuning.pad_tokens)
     model.to(accelerator.device)
     return model, accelerator
@@ -108,7 +120,8 @@ def make_class_pictures(work: Work, model: Model, plans: list[class_pictures.Pla
         work.job.report("picture", path=str(last), kind="class")
         work.stage("class pictures", done, total)
 
-    class_pictures.make(model, plans, work.settings.batching.class_batch_size, on_batch, work.stop_if_asked)
+    with decoding(model, work.settings.memory.vae_decoding):
+        class_pictures.make(model, plans, work.settings.batching.class_batch_size, on_batch, work.stop_if_asked)
     preview.class_sheet(class_pictures.prior_pictures(plans), work.project.folder / CLASS_SHEET)
 
 
@@ -119,7 +132,7 @@ def _prepare(
     length: Budget,
     instances: list[list[Example]],
     priors: list[Example],
-    start: dict[str, lora.Layer],
+    start: dict[str, AnyLayer],
 ) -> Session:
     settings, own = work.settings, [example for variants in instances for example in variants]
     readings = Readings(
@@ -130,6 +143,8 @@ def _prepare(
     )
     _warn_of_long_texts(work, model, readings.texts)
     encoded, encoded_priors = _encode(work, model, own, priors, readings.captions)
+    if settings.objective.masked:
+        cache.add_masks(encoded, own)
     slots = [_slot(some, settings) for some in instances]
     prior_slots = [Slot(example.picture.concept, example.cut.bucket) for example in priors]
     trained = adapters.prepare(model, settings, lora.by_module(start, model.parts))
@@ -197,6 +212,7 @@ class Hooks:
 
     def __init__(self, work: Work, session: Session, source: Source) -> None:
         self.work, self.session, self.source = work, session, source
+        self.board = EventFile(work.job.folder / "tensorboard") if work.settings.reporting.tensorboard else None
 
     def requests(self) -> set[str]:
         return self.work.job.requests()
@@ -206,12 +222,17 @@ class Hooks:
 
     def report(self, **fields: Any) -> None:
         self.work.job.report("step", **fields)
+        if self.board:
+            self.board.add(fields["step"], curves(fields))
+
+    def cooling(self, seconds: int) -> None:
+        self.work.job.report("cooling", seconds=seconds)
 
     def preview(self, images: int) -> None:
         work, session = self.work, self.session
         if not work.settings.previews.count:
             return
-        with session.accelerator.autocast(), _shown_weights(session):
+        with session.accelerator.autocast(), session.shown():
             paths = preview.make(session.model, work.settings, work.job.previews, images, work.size)
         target = work.job.folder / "previews.png"
         preview.contact_sheet(work.job.previews, work.settings, target)
@@ -231,22 +252,15 @@ def _finish(work: Work, session: Session, source: Source) -> None:
 
 
 def _save_output(work: Work, session: Session, source: Source, images: int) -> None:
-    with _shown_weights(session):
+    with session.shown():
         path = outputs.save(work.folders, work.project, work.settings, session.model, source, session.trained, images)
     kind = "lora" if work.settings.is_lora else "checkpoint"
     work.job.report("saved", kind=kind, path=str(path), bytes=path.stat().st_size, images=images)
 
 
-def _shown_weights(session: Session) -> Any:
-    """The weights that previews and outputs show: the average where there is one."""
-    if session.ema:
-        return session.ema.applied(session.trained.named())
-    return contextlib.nullcontext()
-
-
 def _check_disk(work: Work, source: Source, length: Budget) -> None:
     """Raises UserError if what the run will write does not fit."""
-    needed = disk_bytes(source.header, work.settings, length.epochs)
+    needed = disk_bytes(source.header, work.settings, length)
     free = shutil.disk_usage(work.folders.models).free
     if needed > free:
         raise UserError(

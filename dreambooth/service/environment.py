@@ -20,11 +20,10 @@ from typing import Any
 
 from dreambooth.core import atomic, lock
 from dreambooth.core.errors import UserError
-from dreambooth.core.layout import DEVELOPMENT_LOCK, ENGINE, LOCK, PROJECT
+from dreambooth.core.layout import DEVELOPMENT_LOCK, ENGINE, LOCK, PROJECT, STAMP
 from dreambooth.service import torch_build
 
 PIP = "pip==26.3"
-STAMP = ENGINE / "stamp.json"
 SETTING_UP = PROJECT / ".engine.lock"  # held by the process that sets up
 VARIABLE = "DREAMBOOTH_ENGINE_PYTHON"
 
@@ -92,6 +91,11 @@ def set_up(progress: Progress, *, development: bool = False) -> None:
             stamp["development"] = digest(DEVELOPMENT_LOCK)
         atomic.write_text(STAMP, json.dumps(stamp, indent=1))
         progress(f"Ready: PyTorch {report['torch']} on {report['device_name']}")
+
+
+def was_made() -> bool:
+    """Whether an environment has been set up to the end, from these locks or earlier ones."""
+    return STAMP.exists()
 
 
 def check() -> dict[str, Any]:

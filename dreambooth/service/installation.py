@@ -41,7 +41,7 @@ def state() -> dict[str, Any]:
 
 
 def _reason(note: dict[str, Any]) -> str:
-    if environment.STAMP.exists():
+    if environment.was_made():
         return "The extension was updated, and the engine's packages were not yet; set up again."
     if note:
         return "Setting the engine up ended before it was done; set up again to go on where it stopped."

@@ -86,6 +86,25 @@ def test_what_the_weights_do_not_say_is_looked_for_elsewhere(
     assert (seen.prediction_type, seen.known_by, seen.resolution) == found
 
 
+SITE = "lora_unet_input_blocks_4_1_transformer_blocks_0_attn2_to_k"
+
+
+@pytest.mark.parametrize(
+    "shapes",
+    [
+        {"lora_down.weight": [4, 1024], "lora_up.weight": [8, 4], "dora_scale": [1, 1024]},
+        {"hada_w1_a": [8, 4], "hada_w1_b": [4, 1024], "hada_w2_a": [8, 4], "hada_w2_b": [4, 1024]},
+        {"lokr_w1": [2, 16], "lokr_w2": [4, 64]},
+        {"lokr_w1": [2, 16], "lokr_w2_a": [4, 3], "lokr_w2_b": [3, 64]},
+        {"lokr_w1_a": [2, 3], "lokr_w1_b": [3, 16], "lokr_w2_a": [4, 3], "lokr_w2_b": [3, 64]},
+    ],
+)
+def test_the_family_of_each_kind_of_lora_is_seen(tmp_path: Path, shapes: dict[str, list[int]]) -> None:
+    sizes = {f"{SITE}.{name}": ("F16", shape, 2 * shape[0] * shape[1]) for name, shape in shapes.items()}
+    seen = checkpoint.describe(checkpoint.read_header(write_safetensors(tmp_path / "x.safetensors", sizes)))
+    assert (seen.kind, seen.family) == ("lora", "sd2")
+
+
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(st.integers(0, 4000), st.binary(min_size=1, max_size=8))
 def test_no_damage_to_the_header_ends_in_a_traceback(tmp_path: Path, at: int, junk: bytes) -> None:

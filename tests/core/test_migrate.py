@@ -104,12 +104,28 @@ def test_the_predecessors_last_config() -> None:
     assert (ours["learning.lora_learning_rate"], ours["learning.text_encoder_learning_rate"]) == (2e-4, 1e-6)
     assert (ours["concepts.0.instance_token"], ours["concepts.0.class_token"]) == ("sks", "dog")
     assert (ours["intervals.save_model_every"], ours["intervals.save_state_every"]) == (0, 10)
-    assert (ours["general.resolution"], ours["tuning.weight_decay"]) == (704, 0.02)
+    assert (ours["general.resolution"], ours["optimizer.weight_decay"]) == (704, 0.02)
     assert (ours["tuning.clip_skip"], ours["pictures.hflip"]) == (2, True)
     assert "clip_skip" in left(predecessor.config({**CONFIG_OF_2025, "model_type": "SDXL"}, look))
-    assert {"train_unet", "concept 0: save_sample_prompt"} <= left(migration)
+    assert "concept 0: save_sample_prompt" in left(migration)
+    assert (ours["tuning.train_unet"], ours["tuning.text_encoder_ratio"]) == (False, 1.0)
     changed = {line.theirs for line in migration.lines if line.fate == "changed"}
     assert {"resolution", "lora_weight", "lr_scheduler"} <= changed
+
+
+def test_what_the_predecessor_minimised() -> None:
+    theirs = {"prior_loss_scale": True, "prior_loss_target": 60, "prior_loss_weight_min": 0.2, "offset_noise": -0.1}
+    more = {"freeze_clip_normalization": True, "train_unet": False, "stop_text_encoder": 0.5}
+    migration = predecessor.config({**CONFIG_OF_2023_03, **theirs, **more}, look)
+    ours = flat(migration)
+    assert (ours["objective.prior_loss_scale"], ours["objective.prior_loss_target"]) == (True, 60)
+    assert (ours["objective.prior_loss_weight_min"], ours["objective.offset_noise"]) == (0.2, -0.1)
+    assert (ours["tuning.freeze_clip_normalization"], ours["tuning.text_encoder_ratio"]) == (True, 1.0)
+    told = {line.theirs for line in migration.lines if line.fate == "changed"}
+    assert {"freeze_clip_normalization", "stop_text_encoder"} <= told
+    upside_down = predecessor.config({**theirs, "prior_loss_weight_min": 1}, look)
+    assert "prior_loss_scale" in left(upside_down)
+    assert not flat(upside_down)["objective.prior_loss_scale"]
 
 
 def test_a_concepts_list_says_how_many_class_pictures_in_several_ways() -> None:
@@ -185,3 +201,28 @@ def test_every_target_is_a_setting() -> None:
     concept = {f"concepts.N.{ours}" for ours in predecessor._CONCEPT.values()}
     targets = {*predecessor._SAME.values(), *predecessor._SAMPLES.values(), *kohya._SAME.values(), *concept}
     assert targets <= known
+
+
+def test_optimizer_schedule_and_rests_come_along() -> None:
+    theirs = {
+        "concepts_list": [],
+        "optimizer": "Paged 8bit AdamW",
+        "lr_scheduler": "cosine_annealing",
+        "learning_rate": 4e-6,
+        "learning_rate_min": 1e-6,
+        "epoch_pause_frequency": 10,
+        "epoch_pause_time": 60,
+        "tenc_grad_clip_norm": 2.0,
+        "deterministic": True,
+    }
+    ours = settings.parse(predecessor.config(theirs, look).settings)
+    assert (ours.optimizer.name, ours.optimizer.text_encoder_max_grad_norm) == ("paged_adamw_8bit", 2.0)
+    assert (ours.learning.scheduler, ours.learning.minimum) == ("cosine", 0.25)
+    assert (ours.intervals.epoch_pause_frequency, ours.intervals.epoch_pause_time) == (10, 60)
+    assert ours.tuning.deterministic
+    prodigy = settings.parse(predecessor.config({**theirs, "optimizer": "Prodigy"}, look).settings)
+    assert prodigy.learning.lora_learning_rate == 1
+    restarts = {**theirs, "lr_scheduler": "cosine_with_restarts", "lr_cycles": 3}
+    assert settings.parse(predecessor.config(restarts, look).settings).learning.cycles == 3
+    unknown = predecessor.config({**theirs, "optimizer": "Sophia"}, look)
+    assert [line for line in unknown.lines if line.theirs == "optimizer" and "no such optimizer" in line.why]

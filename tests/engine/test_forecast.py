@@ -34,6 +34,25 @@ def test_the_trained_values_are_those_that_training_trains(layers: str, text: fl
     assert forecast.state_bytes(HEADER, settings) == 12 * count
 
 
+@pytest.mark.parametrize("rank", [2, 40])
+@pytest.mark.parametrize("kind", ["dora", "loha", "lokr"])
+def test_the_values_of_each_kind_of_lora_are_counted(kind: str, rank: int) -> None:
+    for factor in (0, 4, 5):
+        chosen = {"lora.kind": kind, "lora.rank": rank, "lora.lokr_factor": factor, "lora.layers": "convolutions"}
+        settings = parse({**chosen, "tuning.text_encoder_ratio": 1.0})
+        trained = adapters.prepare(families.load_file(MINIATURE), settings)
+        count = sum(parameter.numel() for parameter in trained.named().values())
+        assert forecast.state_bytes(HEADER, settings) == 12 * count
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_the_text_encoder_alone_is_counted_alone(method: str) -> None:
+    settings = parse({"general.method": method, "tuning.text_encoder_ratio": 1.0, "tuning.train_unet": False})
+    trained = adapters.prepare(families.load_file(MINIATURE), settings)
+    count = sum(parameter.numel() for parameter in trained.named().values())
+    assert forecast.state_bytes(HEADER, settings) == 12 * count
+
+
 def test_what_the_layers_put_out_is_counted() -> None:
     model, counted = families.load_file(MINIATURE), [0]
 

@@ -16,6 +16,7 @@ from dreambooth.core import checkpoint, settings
 from dreambooth.core.errors import UserError
 from dreambooth.engine import families
 from dreambooth.engine.checkpoints import lora, names, original
+from dreambooth.engine.checkpoints.lora_layers import Layer
 from dreambooth.engine.checkpoints.source import Source, open_source
 from dreambooth.engine.checkpoints.write import write_tensors
 from dreambooth.engine.export import merged
@@ -200,7 +201,7 @@ def test_a_convolution_in_three_parts_is_added_as_the_whole() -> None:
     x = torch.randn(1, 5, 6, 6)
     conv = torch.nn.functional.conv2d
     wanted = conv(conv(conv(x, down), mid, padding=1), up) * 2 / 3
-    change = lora.Layer(down, up, 2.0, mid).change((7, 5, 3, 3))
+    change = Layer(down, up, 2.0, mid).change(torch.zeros(7, 5, 3, 3))
     assert torch.allclose(conv(x, change, padding=1), wanted, atol=1e-5)
 
 
@@ -209,8 +210,17 @@ def test_a_convolution_in_three_parts_is_added_as_the_whole() -> None:
     [
         ({"lora_unet_nowhere.lora_down.weight": (2, 4), "lora_unet_nowhere.lora_up.weight": (4, 2)}, "no place"),
         ({"lora_unet_conv_in.lora_down.weight": (2, 4)}, "incomplete"),
-        ({"lora_unet_conv_in.hada_w1_a": (2, 4)}, "LyCORIS"),
-        ({"lora_unet_conv_in.lora_down.weight": (2, 4), "lora_unet_conv_in.dora_scale": (4,)}, "DoRA"),
+        ({"lora_unet_conv_in.oft_blocks": (2, 4, 4), "lora_unet_conv_out.hada_w1_a": (2, 4)}, "LyCORIS"),
+        ({"lora_unet_conv_in.hada_w1_a": (2, 4)}, "incomplete"),
+        ({"lora_unet_conv_in.lokr_w1": (2, 4), "lora_unet_conv_in.lokr_w2_a": (2, 4)}, "incomplete"),
+        (
+            {
+                "lora_unet_conv_in.lora_down.weight": (2, 4),
+                "lora_unet_conv_in.lora_up.weight": (4, 2),
+                "lora_unet_conv_in.dora_scale": (4, 1),
+            },
+            "a DoRA whose lengths are those of outputs",
+        ),
         ({"something.weight": (2, 2)}, "not a LoRA"),
     ],
 )

@@ -19,6 +19,14 @@ def model(request: pytest.FixtureRequest) -> Model:
     return families.load_file(MINIATURES[request.param])
 
 
+@pytest.fixture
+def able_model(model: Model, request: pytest.FixtureRequest) -> Model:
+    """A miniature that is to know its world. SDXL's does not yet: the test says when that has changed."""
+    if model.family == "sdxl":
+        request.applymarker(pytest.mark.xfail(strict=True, reason="SDXL's miniature does not hear backgrounds"))
+    return model
+
+
 def test_a_drawn_picture_reads_as_it_was_drawn() -> None:
     rng = random.Random(3)
     scenes = [world.random_scene(rng) for _ in range(200)]
@@ -38,18 +46,19 @@ def test_a_miniature_is_of_its_family(model: Model) -> None:
     assert (model.prediction_type, model.resolution) == (predictions[model.family], world.SIZE)
 
 
-def test_the_miniature_draws_what_the_prompt_says(model: Model) -> None:
+def test_the_miniature_draws_what_the_prompt_says(able_model: Model) -> None:
     rng = random.Random(11)
     scenes = [world.random_scene(rng, size="") for _ in range(64)]
-    drawn = measure.draw_scenes(model, scenes)
+    drawn = measure.draw_scenes(able_model, scenes)
     readings = [reading.read(picture) for picture in drawn]
     colours = sum(r.colour == s.colour for r, s in zip(readings, scenes)) / len(scenes)
     things = sum(r.thing == s.thing for r, s in zip(readings, scenes)) / len(scenes)
-    assert (colours >= 0.9, things >= 0.9) == (True, True), (colours, things)
+    backgrounds = sum(r.background == s.background for r, s in zip(readings, scenes)) / len(scenes)
+    assert min(colours, things, backgrounds) >= 0.9, (colours, things, backgrounds)
 
 
-def test_a_plain_prompt_gives_varied_things(model: Model) -> None:
-    assert measure.measure(model)["class_variety"] > 0.25
+def test_a_plain_prompt_gives_varied_things(able_model: Model) -> None:
+    assert measure.measure(able_model)["class_variety"] > 0.25
 
 
 def test_emphasis_in_a_webui_has_something_to_scale(model: Model) -> None:

@@ -31,12 +31,13 @@ from dreambooth.service import demo, launcher
 class Taught:
     """A finished run, with what it wrote and how its pictures measure."""
 
+    made: Project
     job: Job
     output: Path
 
     @functools.cached_property
     def figures(self) -> dict[str, float]:
-        return measure.measure(load(MINIATURE, str(self.output), 1.0, 64))
+        return measure.measure(load(self.made, str(self.output)))
 
 
 @pytest.fixture(scope="session")
@@ -50,7 +51,7 @@ def teach(star: Project, method: str, **changes: Any) -> Taught:
     job = launcher.new_run(Folders(star.folder.parents[1]), star, chosen)
     assert worker.run(job) == "done"
     output = Path(next(event["path"] for event in job.events()[0] if event["event"] == "saved"))
-    return Taught(job, output)
+    return Taught(star, job, output)
 
 
 @pytest.fixture(scope="session")

@@ -25,9 +25,13 @@ _SAME = {
     "mixed_precision": "tuning.mixed_precision",
     "hflip": "pictures.hflip",
     "use_ema": "tuning.use_ema",
-    "weight_decay": "tuning.weight_decay",
-    "adamw_weight_decay": "tuning.weight_decay",
+    "deterministic": "tuning.deterministic",
+    "weight_decay": "optimizer.weight_decay",
+    "adamw_weight_decay": "optimizer.weight_decay",
+    "tenc_weight_decay": "optimizer.text_encoder_weight_decay",
+    "tenc_grad_clip_norm": "optimizer.text_encoder_max_grad_norm",
     "prior_loss_weight": "tuning.prior_loss_weight",
+    "offset_noise": "objective.offset_noise",
     "lora_unet_rank": "lora.rank",
     "shuffle_tags": "captions.shuffle_tags",
     "custom_model_name": "saving.custom_model_name",
@@ -53,9 +57,8 @@ _SAMPLES = {
     "save_infer_steps": "previews.steps",
 }
 _ALWAYS = {
-    "attention": "the quickest attention of the device is always taken",
+    "attention": "PyTorch's own is the quickest on nearly every device; memory.attention has others",
     "cache_latents": "pictures are always encoded once",
-    "deterministic": "runs can always be repeated",
     "gradient_set_to_none": "always so",
     "save_safetensors": "always so",
     "split_loss": "your pictures and the class's always count apart",
@@ -68,9 +71,11 @@ _BOOKKEEPING = {
     "lr_warmup_steps", "lr_cycles", "lr_factor", "lr_power", "lr_scale_pos", "learning_rate_min",
     "save_embedding_every", "save_ckpt_after", "save_ckpt_cancel", "save_ckpt_during", "save_lora_after",
     "save_lora_cancel", "save_lora_during", "save_state_after", "save_state_cancel", "save_state_during",
-    "save_lora_for_extra_net", "ema_predict", "use_subdir", "tomesd", "prior_loss_target", "prior_loss_weight_min",
+    "save_lora_for_extra_net", "ema_predict", "use_subdir", "tomesd", "prior_loss_scale", "prior_loss_target",
+    "prior_loss_weight_min", "freeze_clip_normalization", "train_unet",
     "full_mixed_precision", "dream_detail_preservation", "save_ema", "adaptation_beta1",
-    "adaptation_beta2", "adaptation_d0", "adaptation_eps", "disable_logging",
+    "adaptation_beta2", "adaptation_d0", "adaptation_eps", "disable_logging", "optimizer", "epoch_pause_frequency",
+    "epoch_pause_time",
 }  # fmt: skip
 _SCHEDULERS = {  # ours, and why it is not the same
     "constant_with_warmup": ("constant", ""),
@@ -78,7 +83,22 @@ _SCHEDULERS = {  # ours, and why it is not the same
     "linear": ("constant", "it rose there and never fell"),
     "linear_with_warmup": ("linear", ""),
     "cosine": ("cosine", ""),
-    "cosine_annealing": ("cosine", "it fell to a least rate there"),
+    "cosine_annealing": ("cosine", ""),
+    "cosine_annealing_with_restarts": ("cosine_with_restarts", "its first fall was half as long there"),
+    "cosine_with_restarts": ("cosine_with_restarts", ""),
+    "polynomial": ("polynomial", ""),
+    "rex": ("rex", "its curve was steeper at the end there"),
+}
+_OPTIMIZERS = {
+    "Torch AdamW": "adamw",
+    "8bit AdamW": "adamw_8bit",
+    "8Bit Adam": "adamw_8bit",
+    "Paged 8bit AdamW": "paged_adamw_8bit",
+    "Lion": "lion",
+    "8bit Lion": "lion_8bit",
+    "Paged 8bit Lion": "paged_lion_8bit",
+    "Adafactor": "adafactor",
+    "Prodigy": "prodigy",
 }
 _WARMED_UP = ("constant_with_warmup", "linear_with_warmup", "cosine", "cosine_with_restarts", "polynomial", "rex")
 _NOTHING: tuple[Any, ...] = (None, False, 0, "", [], "no", "default", "DDPM")
@@ -106,6 +126,8 @@ def config(theirs: Mapping[str, Any], look: Look) -> Migration:
     if theirs.get("use_lora"):
         _lora(theirs, into)
     _rates(theirs, listed, look, into)
+    _training(theirs, into)
+    _optimizer(theirs, into)
     _saving(theirs, into)
     if str(theirs.get("sanity_prompt") or "").strip():
         prompts = [into.settings.get("previews.prompts", ""), str(theirs["sanity_prompt"]).strip()]
@@ -175,12 +197,31 @@ def _lora(theirs: Mapping[str, Any], into: Migration) -> None:
         into.leave("lora_txt_rank", theirs["lora_txt_rank"], "both parts have lora.rank here")
 
 
+def _training(theirs: Mapping[str, Any], into: Migration) -> None:
+    """What is trained and what is minimised."""
+    if theirs.get("train_unet") is False:
+        into.take("train_unet", "tuning.train_unet", False)
+        if number(theirs.get("stop_text_encoder")) < 1:
+            why = "without the UNet the text encoder is trained for the whole run"
+            into.take("stop_text_encoder", "tuning.text_encoder_ratio", 1.0, why)
+    if theirs.get("freeze_clip_normalization"):
+        into.take("freeze_clip_normalization", "tuning.freeze_clip_normalization", True, "it froze nothing there")
+    least = number(theirs.get("prior_loss_weight_min"), 0.1)
+    if theirs.get("prior_loss_scale") and least > number(theirs.get("prior_loss_weight"), 0.75):
+        into.leave("prior_loss_scale", True, "its minimum is above its weight")
+    elif theirs.get("prior_loss_scale"):
+        into.take("prior_loss_scale", "objective.prior_loss_scale", True)
+        into.take("prior_loss_target", "objective.prior_loss_target", number(theirs.get("prior_loss_target"), 100))
+        into.take("prior_loss_weight_min", "objective.prior_loss_weight_min", least)
+
+
 def _rates(theirs: Mapping[str, Any], listed: Sequence[Any], look: Look, into: Migration) -> None:
     name = str(theirs.get("lr_scheduler") or "")
     if not name:
         return
     ours, why = _SCHEDULERS.get(name, ("cosine", "the nearest that there is here"))
     into.take("lr_scheduler", "learning.scheduler", ours, f"{name}: {why}" if why else "")
+    _shape_of_rates(theirs, ours, into)
     folders = [str(one.get("instance_data_dir") or "") for one in listed if isinstance(one, dict)]
     images = number(theirs.get("num_train_epochs"), 100) * sum(look(folder).pictures for folder in folders)
     steps = number(theirs.get("lr_warmup_steps"))
@@ -192,6 +233,34 @@ def _rates(theirs: Mapping[str, Any], listed: Sequence[Any], look: Look, into: M
     elif steps and name in _WARMED_UP:
         share = round(min(0.9, steps / images), 4)
         into.take("lr_warmup_steps", "learning.warmup", share, f"{steps:g} of the run's {images:g} pictures seen")
+
+
+def _shape_of_rates(theirs: Mapping[str, Any], ours: str, into: Migration) -> None:
+    """What belongs to one kind of schedule alone."""
+    if ours == "cosine_with_restarts" and theirs.get("lr_cycles"):
+        into.take("lr_cycles", "learning.cycles", max(1, number(theirs["lr_cycles"], 1)))
+    if ours == "polynomial" and theirs.get("lr_power"):
+        into.take("lr_power", "learning.power", number(theirs["lr_power"], 1))
+    least, full = number(theirs.get("learning_rate_min")), number(theirs.get("learning_rate"))
+    if str(theirs["lr_scheduler"]).startswith("cosine_annealing") and least and full:
+        share = round(min(1.0, least / full), 4)
+        into.take("learning_rate_min", "learning.minimum", share, f"{least:g} is this share of the learning rate")
+
+
+def _optimizer(theirs: Mapping[str, Any], into: Migration) -> None:
+    name = str(theirs.get("optimizer") or "")
+    if name in _OPTIMIZERS:
+        into.take("optimizer", "optimizer.name", _OPTIMIZERS[name])
+        if name == "Prodigy":
+            for rate in ("", "lora_", "text_encoder_", "lora_text_encoder_"):
+                why = "Prodigy finds the rate itself; this is a factor"
+                into.take("learning_rate", f"learning.{rate}learning_rate", 1.0, why)
+    elif name:
+        into.leave("optimizer", name, "there is no such optimizer here; AdamW is taken")
+    often, seconds = number(theirs.get("epoch_pause_frequency")), number(theirs.get("epoch_pause_time"))
+    if often and seconds:
+        into.take("epoch_pause_frequency", "intervals.epoch_pause_frequency", often)
+        into.take("epoch_pause_time", "intervals.epoch_pause_time", seconds)
 
 
 def _saving(theirs: Mapping[str, Any], into: Migration) -> None:
@@ -211,11 +280,7 @@ def _rest(theirs: Mapping[str, Any], into: Migration) -> None:
     for key, value in theirs.items():
         if key in _SAME or key in _BOOKKEEPING or (value in _NOTHING and key not in _ALWAYS):
             continue
-        if key == "train_unet" and value:
-            continue
         if key == "concepts_path":
             into.leave(key, value, "import that file too")
         else:
             into.leave(key, value, _ALWAYS.get(key, "there is no such setting here"))
-    if theirs.get("train_unet") is False:
-        into.leave("train_unet", False, "the UNet is always trained")

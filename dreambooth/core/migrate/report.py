@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any, Literal
 
 from dreambooth.core.errors import UserError
@@ -69,10 +70,11 @@ def side(theirs: str, resolution: Any, into: Migration) -> None:
     """Takes a resolution: a number, [width, height] or "width,height"; ours is a square's side, a multiple of 64."""
     parts = resolution.split(",") if isinstance(resolution, str) else resolution
     sides = [number(part) for part in (parts if isinstance(parts, (list, tuple)) else [parts])]
-    exact = (sides[0] * sides[-1]) ** 0.5 if sides else 0.0
-    if not exact:
+    area = sides[0] * sides[-1] if sides else 0.0
+    if not 0 < area < inf:
         into.leave(theirs, resolution, "it is no size in pixels")
         return
+    exact = area**0.5
     rounded = max(64, round(exact / 64) * 64)
     why = "" if rounded == exact and sides[0] == sides[-1] else "a square of about that area, a multiple of 64"
     into.take(theirs, "general.resolution", rounded, why)

@@ -1,7 +1,8 @@
 """LoRA files: written in the spelling that every WebUI reads (kohya's), read in all spellings that are about.
 
 Written: a layer's key is `lora_unet_`, `lora_te_` (SDXL: `lora_te1_`, `lora_te2_`) and the layer's diffusers path with
-`_` for `.`; under it lie `lora_down.weight` (rank, in), `lora_up.weight` (out, rank) and `alpha`.
+`_` for `.`; under it lie `lora_down.weight` (rank, in), `lora_up.weight` (out, rank) and `alpha`, of a DoRA also
+`dora_scale` (1, in), of LoHa and LoKr the tensors that LyCORIS names `hada_*` and `lokr_*`.
 Readers scale by alpha / rank, which is exactly how the layer was trained.
 """
 
@@ -10,21 +11,23 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft.tuners.lora import LoraLayer
+from peft.tuners.lycoris_utils import LycorisLayer
 from torch import Tensor, nn
 
 from dreambooth.core import checkpoint
 from dreambooth.core.errors import UserError
 from dreambooth.core.model_file import Header
-from dreambooth.engine.checkpoints import names
+from dreambooth.engine import dora
+from dreambooth.engine.checkpoints import lora_layers, names
+from dreambooth.engine.checkpoints.lora_layers import LOHA, LOKR, AnyLayer
 from dreambooth.engine.checkpoints.source import Files
+from dreambooth.engine.dora import ADAPTER
 
-ADAPTER = "default"
 _PREFIXES = {
     "sd1": {"unet": "lora_unet_", "text_encoder": "lora_te_text_model_"},
     "sd2": {"unet": "lora_unet_", "text_encoder": "lora_te_text_model_"},
@@ -46,32 +49,9 @@ _ENDINGS = (
     (r"_lora\.up\.weight", "up"),
     (r"\.lora_A(\.\w+)?\.weight", "down"),
     (r"\.lora_B(\.\w+)?\.weight", "up"),
+    *((rf"\.{name}", name) for name in (*LOHA, *LOKR, "dora_scale")),
 )
-_OTHER_KINDS = re.compile(r"\.(hada|lokr|oft|boft|ia3|diff|dora|lora_magnitude|on_input)")
-
-
-@dataclass(frozen=True)
-class Layer:
-    """What a LoRA adds to one weight: alpha / rank * up @ down, with `mid` between them in some convolutions."""
-
-    down: Tensor  # (rank, in, ...)
-    up: Tensor  # (out, rank, ...)
-    alpha: float
-    mid: Tensor | None = None
-
-    @property
-    def rank(self) -> int:
-        return self.down.shape[0]
-
-    def change(self, shape: Iterable[int]) -> Tensor:
-        """The change of a weight of this shape, float32. Raises ValueError if it does not fit."""
-        down, up = self.down.float(), self.up.float().flatten(1)
-        if self.mid is not None:  # Tucker decomposition: down and up are 1x1, mid is the convolution
-            down = torch.einsum("rskl,si->rikl", self.mid.float(), down.flatten(1))
-        whole = up @ down.flatten(1) * (self.alpha / self.rank)
-        if whole.numel() != torch.Size(shape).numel():
-            raise ValueError(tuple(whole.shape))
-        return whole.reshape(tuple(shape))
+_OTHER_KINDS = re.compile(r"\.(oft|boft|ia3|diff|lora_magnitude|on_input)")
 
 
 def lora_tensors(parts: Mapping[str, nn.Module], family: str, *, half: bool) -> dict[str, Tensor]:
@@ -79,22 +59,23 @@ def lora_tensors(parts: Mapping[str, nn.Module], family: str, *, half: bool) -> 
     dtype = torch.float16 if half else torch.float32
     tensors: dict[str, Tensor] = {}
     for part, prefix in _PREFIXES[family].items():
-        for path, layer in _peft_layers(parts[part]):
-            key = prefix + names.canonical_key(part, path).replace(".", "_")
-            tensors[f"{key}.lora_down.weight"] = layer.lora_A[ADAPTER].weight.detach().to("cpu", dtype)
-            tensors[f"{key}.lora_up.weight"] = layer.lora_B[ADAPTER].weight.detach().to("cpu", dtype)
-            tensors[f"{key}.alpha"] = torch.tensor(float(layer.lora_alpha[ADAPTER]), dtype=dtype)
+        for path, layer in parts[part].named_modules():
+            if isinstance(layer, (LoraLayer, LycorisLayer)):
+                key = prefix + names.canonical_key(part, path).replace(".", "_")
+                for name, tensor in _peft_tensors(layer).items():
+                    kept = torch.float32 if name == "dora_scale" else dtype  # it scales whole columns, and is small
+                    tensors[f"{key}.{name}"] = tensor.detach().to("cpu", kept).contiguous()
     return tensors
 
 
-def read(path: Path, weights: Iterable[str], family: str) -> dict[str, Layer]:
+def read(path: Path, weights: Iterable[str], family: str) -> dict[str, AnyLayer]:
     """The layers of a LoRA file by the weight that each changes; `weights` are a model's, by their own names.
 
     Raises UserError if the file is no LoRA, is damaged, or has a layer that this model has no place for.
     """
     header = checkpoint.read_header(path)
     if other := next((name for name in header.tensors if _OTHER_KINDS.search(name)), None):
-        raise UserError(f"{path}: this is a LyCORIS or DoRA file ({other}); only plain LoRA files can be read.")
+        raise UserError(f"{path}: this LyCORIS file ({other}) cannot be read; only LoRA, DoRA, LoHa and LoKr can.")
     if checkpoint.describe(header).kind != "lora":
         raise UserError(f"{path}: this is not a LoRA file.")
     places, files = _spellings(weights, family), Files()
@@ -102,27 +83,34 @@ def read(path: Path, weights: Iterable[str], family: str) -> dict[str, Layer]:
     for key, found in _collected(header).items():
         if key not in places:
             raise UserError(f"{path}: its layer {key} has no place in this model; it belongs to another kind.")
-        if not {"down", "up"} <= found.keys():
-            raise UserError(f"{path}: its layer {key} is incomplete; the file is damaged.")
         parts = {what: files.read(header.tensors[name]) for what, name in found.items()}
-        alpha = parts["alpha"].item() if "alpha" in parts else _alpha_beside(header, key, parts["down"].shape[0])
-        layers[places[key]] = Layer(parts["down"], parts["up"], float(alpha), parts.get("mid"))
+        own_rank = lora_layers.rank({what: tensor.shape for what, tensor in parts.items()})
+        alpha = parts["alpha"].item() if "alpha" in parts else _alpha_beside(header, key, own_rank)
+        layer = lora_layers.of(parts, float(alpha))
+        if layer is None:
+            raise UserError(f"{path}: its layer {key} is incomplete; the file is damaged.")
+        if layer.magnitude is not None and (layer.magnitude.dim() < 2 or layer.magnitude.shape[0] != 1):
+            raise UserError(
+                f"{path}: its layer {key} is a DoRA whose lengths are those of outputs, which WebUIs read in unlike "
+                "ways; only those of inputs can be read."
+            )
+        layers[places[key]] = layer
     return layers
 
 
-def add(path: Path, layers: Mapping[str, Layer], parts: Mapping[str, nn.Module], weight: float) -> None:
+def add(path: Path, layers: Mapping[str, AnyLayer], parts: Mapping[str, nn.Module], weight: float) -> None:
     """Adds a file's layers to the modules' weights, times `weight`. Raises UserError if a size differs."""
     for part, module in parts.items():
         for key, parameter in module.named_parameters():
             layer = layers.get(f"{part}/{names.canonical_key(part, key)}")
             if layer is not None:
                 with torch.no_grad():
-                    parameter += fitting_change(path, key, layer, parameter.shape).to(parameter) * weight
+                    parameter += fitting_change(path, key, layer, parameter).to(parameter) * weight
 
 
-def by_module(layers: Mapping[str, Layer], parts: Mapping[str, nn.Module]) -> dict[str, dict[str, Layer]]:
+def by_module(layers: Mapping[str, AnyLayer], parts: Mapping[str, nn.Module]) -> dict[str, dict[str, AnyLayer]]:
     """The layers by part and path of the module that each changes; a part without any is not there."""
-    found: dict[str, dict[str, Layer]] = {}
+    found: dict[str, dict[str, AnyLayer]] = {}
     for part, module in parts.items():
         for path, _ in module.named_modules():
             layer = layers.get(f"{part}/{names.canonical_key(part, path)}.weight")
@@ -131,22 +119,35 @@ def by_module(layers: Mapping[str, Layer], parts: Mapping[str, nn.Module]) -> di
     return found
 
 
-def fitting_change(path: Path, name: str, layer: Layer, shape: Iterable[int]) -> Tensor:
-    """The change of the weight `name`. Raises UserError if its size differs."""
+def fitting_change(path: Path, name: str, layer: AnyLayer, weight: Tensor) -> Tensor:
+    """The change of the weight called `name`. Raises UserError if its size differs."""
     try:
-        return layer.change(shape)
+        return layer.change(weight)
     except (ValueError, RuntimeError):
         raise UserError(
             f"{path}: its layer for {name} has another size than this model's; it belongs to another model."
         ) from None
 
 
-def _peft_layers(module: nn.Module) -> list[tuple[str, LoraLayer]]:
-    return [(path, layer) for path, layer in module.named_modules() if isinstance(layer, LoraLayer)]
+def _peft_tensors(layer: Any) -> dict[str, Tensor]:
+    """The tensors of one of peft's layers by the names that they have in files."""
+    if not isinstance(layer, LoraLayer):
+        held = {name: getattr(layer, name) for name in layer.adapter_layer_names}
+        found = {name: tensors[ADAPTER] for name, tensors in held.items() if ADAPTER in tensors}
+        return {**found, "alpha": torch.tensor(float(layer.alpha[ADAPTER]))}
+    found = {
+        "lora_down.weight": layer.lora_A[ADAPTER].weight,
+        "lora_up.weight": layer.lora_B[ADAPTER].weight,
+        "alpha": torch.tensor(float(layer.lora_alpha[ADAPTER])),
+    }
+    if (magnitude := dora.of(layer)) is not None:
+        sides = layer.get_base_layer().weight.dim() - 2
+        found["dora_scale"] = magnitude.weight.reshape(1, -1, *[1] * sides)
+    return found
 
 
 def _collected(header: Header) -> dict[str, dict[str, str]]:
-    """{layer as the file spells it: {down, up, alpha, mid: tensor's name}}."""
+    """{layer as the file spells it: {down, up, alpha, mid, or LyCORIS' name of it: tensor's name}}."""
     layers: dict[str, dict[str, str]] = {}
     for name in header.tensors:
         for ending, what in _ENDINGS:

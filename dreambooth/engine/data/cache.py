@@ -15,7 +15,7 @@ from torch import Tensor
 from dreambooth.core.buckets import Bucket
 from dreambooth.core.errors import UserError
 from dreambooth.core.forecast import pictures_at_once
-from dreambooth.engine.data import decoding, framing
+from dreambooth.engine.data import decoding, framing, masks
 from dreambooth.engine.data.latent_store import Store
 from dreambooth.engine.data.pictures import Example
 from dreambooth.engine.families.model import LATENT_CHANNELS, LATENT_FACTOR, Model
@@ -40,6 +40,7 @@ class Encoded:
     concept: Tensor  # (N,) on the CPU
     size: Tensor  # on the CPU
     device: torch.device  # where samples are wanted
+    mask: list[Tensor] | None = None  # (n, 1, h, w) from 0 to 1 for each bucket, where pictures are masked
 
     def __len__(self) -> int:
         return len(self.prompt)
@@ -50,6 +51,13 @@ class Encoded:
         rows = self.row[index].to(self.mean[number].device)
         mean, std = (some[number][rows].to(self.device) for some in (self.mean, self.std))
         return mean + std * torch.randn_like(mean)
+
+    def masks(self, index: Tensor) -> Tensor | None:
+        """The masks of the examples at `index` (B,), all of one bucket -> (B, 1, h, w); None where none are used."""
+        if self.mask is None:
+            return None
+        mask = self.mask[int(self.bucket[index[0]])]
+        return mask[self.row[index].to(mask.device)].to(self.device)
 
 
 @torch.no_grad()
@@ -80,6 +88,30 @@ def encode(
         done += len(chunk)
         on_batch(done)
     return encoded
+
+
+def add_masks(encoded: Encoded, examples: list[Example]) -> None:
+    """Keeps the masks of the examples beside their latents, all 1 for a picture without one.
+
+    Raises UserError naming a mask that will not do.
+    """
+    encoded.mask = [torch.ones_like(mean[:, :1]) for mean in encoded.mean]
+    numbered = enumerate(examples)
+    for path, some in groupby(numbered, key=lambda one: one[1].picture.path):
+        whole = masks.decode(path)
+        for n, example in some:
+            if whole is None:
+                continue
+            mask = to_mask(framing.shape(whole, example.cut))
+            if not mask.any():
+                raise UserError(f"{path}: its mask leaves nothing of the picture; whiten what is to be learned.")
+            encoded.mask[int(encoded.bucket[n])][int(encoded.row[n])] = mask
+
+
+def to_mask(mask: Image.Image) -> Tensor:
+    """A grey picture -> how much each latent counts, (1, h, w) from 0 to 1."""
+    small = mask.resize((mask.width // LATENT_FACTOR, mask.height // LATENT_FACTOR), Image.Resampling.BOX)
+    return torch.from_numpy(np.array(small)).float()[None] / 255
 
 
 def to_tensor(picture: Image.Image) -> Tensor:

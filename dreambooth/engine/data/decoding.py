@@ -38,6 +38,21 @@ def decode(path: Path, smallest: int = 0) -> Image.Image:
             raise _unreadable(path, error) from None
 
 
+def decode_alpha(path: Path) -> Image.Image | None:
+    """How opaque the upright picture is, mode L from 0 to 255; None where it has no transparency.
+
+    Raises UserError naming the file and the mend.
+    """
+    with _open(path) as image:
+        try:
+            if not image.has_transparency_data:
+                return None
+            image.load()
+            return ImageOps.exif_transpose(image).convert("RGBA").getchannel("A")
+        except _DAMAGE as error:
+            raise _unreadable(path, error) from None
+
+
 def measure(path: Path) -> tuple[int, int, int]:
     """Width and height of the upright picture, in pixels, and how many pictures the file holds: its header is read.
 

@@ -110,6 +110,16 @@ def _placed(size: tuple[int, int], bucket: Bucket, place: tuple[float, float]) -
 
 def apply(image: Image.Image, cut: Cut) -> Image.Image:
     """The variant itself: an RGB picture of the bucket's size."""
+    made = shape(image, cut)
+    if cut.brightness != 1:
+        made = ImageEnhance.Brightness(made).enhance(cut.brightness)
+    if cut.colour != 1:
+        made = ImageEnhance.Color(made).enhance(cut.colour)
+    return made
+
+
+def shape(image: Image.Image, cut: Cut) -> Image.Image:
+    """A picture or its mask cut, resized, turned and mirrored to the bucket's size, in its own tones."""
     made = (
         _turned(image, cut)
         if cut.degrees
@@ -117,10 +127,6 @@ def apply(image: Image.Image, cut: Cut) -> Image.Image:
     )
     if cut.mirrored:
         made = made.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    if cut.brightness != 1:
-        made = ImageEnhance.Brightness(made).enhance(cut.brightness)
-    if cut.colour != 1:
-        made = ImageEnhance.Color(made).enhance(cut.colour)
     return made
 
 

@@ -11,7 +11,7 @@ from dreambooth.core import captions
 from dreambooth.core.buckets import grid
 from dreambooth.core.errors import UserError
 from dreambooth.core.settings import Concept, Settings
-from dreambooth.engine.data import framing, survey
+from dreambooth.engine.data import framing, masks, survey
 from dreambooth.engine.data.decoding import SUFFIXES
 from dreambooth.engine.data.framing import Cut
 from dreambooth.engine.data.survey import Look
@@ -50,12 +50,13 @@ class Gathered:
 
 
 def find(folder: Path) -> list[Path]:
-    """All picture files in a folder and below it, in the order of their names; hidden ones are left out."""
-    return sorted(
+    """All picture files in a folder and below it, in the order of their names; hidden ones and masks are left out."""
+    found = sorted(
         path
         for path in folder.rglob("*")
         if path.suffix.lower() in SUFFIXES and path.is_file() and not survey.is_hidden(path, folder)
     )
+    return masks.without(found)
 
 
 def gather(concepts: list[Concept], on_look: Callable[[int, int], None] = lambda done, total: None) -> Gathered:

@@ -1,18 +1,21 @@
-"""What is trained: LoRA layers that peft puts beside the attention and feed-forward layers, or the whole UNet
-and text encoders."""
+"""What is trained: LoRA layers of some kind that peft puts beside the attention and feed-forward layers, or the whole
+UNet and text encoders."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
-from peft import LoraConfig, inject_adapter_in_model
+from peft import LoHaConfig, LoKrConfig, LoraConfig, PeftConfig, inject_adapter_in_model
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from dreambooth.core.settings import Settings
+from dreambooth.engine import dora
+from dreambooth.engine.dora import ADAPTER
 from dreambooth.engine.families.model import Model
 
 _ATTENTION = r"transformer_blocks\.\d+\.attn[12]\.(to_q|to_k|to_v|to_out\.0)"
@@ -29,12 +32,13 @@ TEXT_ENCODER_LAYERS = r".*encoder\.layers\.\d+\.(self_attn\.(q_proj|k_proj|v_pro
 
 
 class Layer(Protocol):
-    """A LoRA layer that somebody has trained: what it adds is alpha / rank * up @ down."""
+    """A layer that somebody has trained."""
 
-    down: Tensor  # (rank, in, ...)
-    up: Tensor  # (out, rank, ...)
-    alpha: float
+    kind: ClassVar[str]  # lora, loha or lokr
+    magnitude: Tensor | None  # of a DoRA
 
+    @property
+    def alpha(self) -> float: ...
     @property
     def rank(self) -> int: ...
 
@@ -59,45 +63,98 @@ def prepare(model: Model, settings: Settings, start: Mapping[str, Mapping[str, L
     `start` holds layers to go on from, by part and path; the LoRA then has just these layers, each with its own rank.
     """
     with_text = settings.tuning.text_encoder_ratio > 0
+    kind = _kind(start) if start else settings.lora.kind
     torch.manual_seed(settings.general.seed)  # the LoRA's first layers start at random
-    learning: dict[str, nn.Module] = {"unet": model.unet, **(model.text_encoders if with_text else {})}
+    learning: dict[str, nn.Module] = {"unet": model.unet} if settings.tuning.train_unet else {}
+    learning |= model.text_encoders if with_text else {}
     for part, module in learning.items():
         if settings.is_lora and start and part in start:
-            _inject_trained(module, settings, start[part])
+            _inject_trained(module, settings, kind, start[part])
         elif settings.is_lora:
             layers = UNET_LAYERS[settings.lora.layers] if part == "unet" else TEXT_ENCODER_LAYERS
-            _inject(module, LoraConfig(**_shape(settings), target_modules=layers))
+            _inject(module, kind, _config(settings, kind, target_modules=layers))
         else:
             module.requires_grad_(True)
+            if part != "unet" and settings.tuning.freeze_clip_normalization:
+                _freeze_normalization(module)
     return Trained({part: _trainable(module) for part, module in learning.items()})
 
 
-def _shape(settings: Settings) -> dict[str, float]:
-    return {"r": settings.lora.rank, "lora_alpha": settings.lora.alpha, "lora_dropout": settings.lora.dropout}
+def _freeze_normalization(module: nn.Module) -> None:
+    for layer in module.modules():
+        if isinstance(layer, nn.LayerNorm):
+            layer.requires_grad_(False)
 
 
-def _inject(module: nn.Module, config: LoraConfig) -> None:
+def _kind(start: Mapping[str, Mapping[str, Layer]]) -> str:
+    """The kind of the layers to go on from, which all have the same."""
+    first = next(layer for layers in start.values() for layer in layers.values())
+    return "dora" if first.magnitude is not None else first.kind
+
+
+def _config(settings: Settings, kind: str, **more: Any) -> PeftConfig:
+    chosen = settings.lora
+    if kind == "loha":
+        return LoHaConfig(r=chosen.rank, alpha=chosen.alpha, **more)
+    if kind == "lokr":
+        factor = chosen.lokr_factor or -1
+        return LoKrConfig(r=chosen.rank, alpha=chosen.alpha, decompose_factor=factor, init_weights="lycoris", **more)
+    return LoraConfig(r=chosen.rank, lora_alpha=chosen.alpha, lora_dropout=chosen.dropout, **more)
+
+
+def _inject(module: nn.Module, kind: str, config: PeftConfig) -> list[Any]:
+    """Puts adapters in. Returns peft's layers."""
     inject_adapter_in_model(config, module)
+    layers = [layer for layer in module.modules() if isinstance(layer, BaseTunerLayer)]
+    for layer in layers:
+        if kind == "dora":
+            dora.attach(layer)
+        if kind == "lokr" and ADAPTER in layer.lokr_w1 and ADAPTER in layer.lokr_w2:
+            layer.scaling[ADAPTER] = 1.0  # without a rank there is no alpha over rank: readers take 1
     for parameter in module.parameters():
         if parameter.requires_grad:  # what is trained is held in full precision, whatever the model around it is
             parameter.data = parameter.data.float()
+    return layers
 
 
 @torch.no_grad()
-def _inject_trained(module: nn.Module, settings: Settings, start: Mapping[str, Layer]) -> None:
+def _inject_trained(module: nn.Module, settings: Settings, kind: str, start: Mapping[str, Layer]) -> None:
+    """Layers to go on from, each with its own rank and alpha."""
     exact = {re.escape(path): layer for path, layer in start.items()}
-    config = LoraConfig(
-        **_shape(settings),
+    config = _config(
+        settings,
+        kind,
         target_modules=list(start),
-        rank_pattern={path: layer.rank for path, layer in exact.items()},
+        rank_pattern={path: layer.rank or 1 for path, layer in exact.items()},
         alpha_pattern={path: layer.alpha for path, layer in exact.items()},
     )
-    _inject(module, config)
+    _inject(module, kind, config)
     for path, layer in start.items():
-        target = module.get_submodule(path)
-        for side, values in ((target.lora_A, layer.down), (target.lora_B, layer.up)):
-            weight = side["default"].weight
-            weight.copy_(values.reshape(weight.shape))
+        if kind in ("lora", "dora"):
+            _fill_lora(module.get_submodule(path), layer)
+        else:
+            _fill_lycoris(module.get_submodule(path), layer)
+
+
+def _fill_lora(target: Any, layer: Any) -> None:
+    for side, values in ((target.lora_A, layer.down), (target.lora_B, layer.up)):
+        weight = side[ADAPTER].weight
+        weight.copy_(values.reshape(weight.shape))
+    if layer.magnitude is not None:
+        magnitude = dora.of(target)
+        magnitude.weight.copy_(layer.magnitude.flatten())
+
+
+def _fill_lycoris(target: Any, layer: Any) -> None:
+    """Takes the file's tensors as they are split there, which is not always as peft would split them."""
+    device = target.get_base_layer().weight.device
+    for name in target.adapter_layer_names:
+        held = getattr(target, name)
+        if ADAPTER in held:
+            del held[ADAPTER]
+        if name in layer.tensors:
+            held[ADAPTER] = nn.Parameter(layer.tensors[name].to(device, torch.float32))
+    target.r[ADAPTER], target.alpha[ADAPTER], target.scaling[ADAPTER] = layer.rank, layer.alpha, layer.scale
 
 
 def _trainable(module: nn.Module) -> dict[str, nn.Parameter]:

@@ -58,7 +58,7 @@ def estimate(project: Project, settings: Settings) -> Cost:
         header = checkpoint.read_header(project.source)
         side = settings.general.resolution or project.resolution
         memory = forecast.memory(header, settings, Bucket(side, side)).total
-        disk = forecast.disk_bytes(header, settings, length.epochs)
+        disk = forecast.disk_bytes(header, settings, length)
     except UserError:  # the model's own line says what is wrong with its file
         pass
     pace = _pace(project, settings)

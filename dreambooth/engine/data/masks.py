@@ -1,0 +1,67 @@
+"""Which part of a picture training is to look at: from a file beside it, or from the picture's own transparency."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from PIL import Image
+
+from dreambooth.core.errors import UserError
+from dreambooth.core.settings import Settings
+from dreambooth.engine.data import decoding
+
+ENDING = "-mask"  # NAME-mask.png beside NAME.jpg
+FOLDER = "masks"  # masks/NAME.png in the folder of NAME.jpg
+_OTHER_SHAPE = 0.02  # how far the sides of a mask may be from the picture's proportions
+
+
+def without(pictures: list[Path]) -> list[Path]:
+    """The pictures that are not the mask of another one of them."""
+    there = {path.with_suffix("") for path in pictures}
+    return [path for path in pictures if not _masked(path) or _masked(path) not in there]
+
+
+def file_of(picture: Path) -> Path | None:
+    """The file that holds a picture's mask; None where there is none."""
+    for place in (picture.with_name(f"{picture.stem}{ENDING}.png"), picture.parent / FOLDER / f"{picture.stem}.png"):
+        if place.is_file():
+            return place
+    return None
+
+
+def decode(picture: Path) -> Image.Image | None:
+    """The mask of an upright picture, mode L, white where it counts, in its size; None where it has none.
+
+    Raises UserError for a mask that is damaged or of other proportions.
+    """
+    width, height, _ = decoding.measure(picture)
+    file = file_of(picture)
+    if file is None:
+        return decoding.decode_alpha(picture)
+    mask = decoding.decode(file).convert("L")
+    if abs(mask.width * height / (mask.height * width) - 1) > _OTHER_SHAPE:
+        raise UserError(
+            f"{file}: this mask has {mask.width} x {mask.height} pixels and its picture {width} x {height}; "
+            "make both of one shape."
+        )
+    return mask.resize((width, height), Image.Resampling.BILINEAR)
+
+
+def problem(settings: Settings, pictures: Iterable[Path]) -> str:
+    """What is wrong where pictures are to be masked and none has a mask; empty where nothing is."""
+    if not settings.objective.masked or any(file_of(path) or decoding.decode_alpha(path) for path in pictures):
+        return ""
+    return (
+        "objective.masked: none of your pictures has a mask; put NAME-mask.png beside a picture or masks/NAME.png "
+        "below it, use pictures with transparency, or switch it off."
+    )
+
+
+def _masked(path: Path) -> Path | None:
+    """The picture, without its ending, whose mask a file is by its name."""
+    if path.suffix.lower() != ".png":
+        return None
+    if path.parent.name == FOLDER:
+        return path.parent.parent / path.stem
+    return path.with_name(path.stem.removesuffix(ENDING)) if path.stem.endswith(ENDING) else None

@@ -1,0 +1,63 @@
+"""DoRA (Liu et al. 2024, arXiv 2402.09353): a LoRA that learns apart how long each column of a weight is.
+
+W' = m (W + dW) / |W + dW|, where the norm is taken for each input over all outputs, as the WebUIs' readers take it (the
+paper's columns; peft takes rows). Since m / norm scales inputs, W' x = (W + dW) (m / norm x): the LoRA layer is given
+scaled inputs. As the paper has it (section 4.3), the norm is a constant to the gradient.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+ADAPTER = "default"
+_NAME = "dora"
+_LEAST_NORM = 1e-12
+
+
+class Magnitude(nn.Module):
+    """The learned length of each column of a LoRA layer's weight, (in,)."""
+
+    def __init__(self, layer: Any) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(column_norms(layer.get_base_layer().weight))
+
+    def scale(self, layer: Any) -> Tensor:
+        """What each input is multiplied by, (in,)."""
+        with torch.no_grad(), torch.autocast(self.weight.device.type, enabled=False):
+            norms = column_norms(layer.get_base_layer().weight, change(layer))
+        return self.weight / norms
+
+
+def attach(layer: Any) -> Magnitude:
+    """Makes a DoRA layer of peft's LoRA layer, which computes what it did before."""
+    magnitude = Magnitude(layer)
+    layer.add_module(_NAME, magnitude)
+
+    def scaled(layer: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        scale, x = magnitude.scale(layer), inputs[0]
+        scale = scale.view(-1, 1, 1) if layer.get_base_layer().weight.dim() == 4 else scale
+        return x * scale.to(x.dtype), *inputs[1:]
+
+    layer.register_forward_pre_hook(scaled)
+    return magnitude
+
+
+def of(layer: nn.Module) -> Magnitude | None:
+    """The magnitude of a DoRA layer; None where it is a plain LoRA layer."""
+    return getattr(layer, _NAME, None)
+
+
+def change(layer: Any) -> Tensor:
+    """What the LoRA layer adds to its weight, in the weight's shape, float32."""
+    down, up = layer.lora_A[ADAPTER].weight.float(), layer.lora_B[ADAPTER].weight.float()
+    whole = up.flatten(1) @ down.flatten(1) * layer.scaling[ADAPTER]
+    return whole.reshape(layer.get_base_layer().weight.shape)
+
+
+def column_norms(weight: Tensor, change: Tensor | None = None) -> Tensor:
+    """The norm of a weight (out, in, ...), or of it and its change, for each input: (in,), float32."""
+    whole = weight.detach().float() if change is None else weight.float() + change
+    return whole.transpose(0, 1).flatten(1).norm(dim=1).clamp(min=_LEAST_NORM)

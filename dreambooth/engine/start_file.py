@@ -1,0 +1,45 @@
+"""The LoRA file that a run goes on from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dreambooth.core.errors import UserError
+from dreambooth.core.settings import Settings
+from dreambooth.engine.checkpoints import lora
+from dreambooth.engine.checkpoints.lora_layers import AnyLayer, Layer
+from dreambooth.engine.checkpoints.source import Source
+
+
+def layers(settings: Settings, source: Source) -> dict[str, AnyLayer]:
+    """The layers by the weight that each changes; empty where there is no file.
+
+    Raises UserError for a file that cannot be gone on from with these settings.
+    """
+    path = settings.lora.start_file.strip()
+    if not path or not settings.is_lora:
+        return {}
+    start = lora.read(Path(path), source.tensors, source.about.family)
+    problem = objection(start, settings)
+    if problem:
+        raise UserError(f"lora.start_file: {path} {problem}")
+    return start
+
+
+def objection(start: dict[str, AnyLayer], settings: Settings) -> str:
+    """Why a LoRA's layers cannot be gone on from; empty where they can."""
+    kinds = {(layer.kind, layer.magnitude is not None) for layer in start.values()}
+    on_unet = {name.startswith("unet/") for name in start}
+    if any(isinstance(layer, Layer) and layer.mid is not None for layer in start.values()):
+        return "is of LyCORIS' CP kind, which cannot be gone on from."
+    if len(kinds) > 1:
+        return "mixes layers of several kinds, which cannot be gone on from."
+    if kinds & {("loha", True), ("lokr", True)}:
+        return "puts DoRA on LoHa or LoKr, which cannot be gone on from."
+    if not kinds & {("lora", False), ("lora", True)} and settings.lora.dropout:
+        return "is a LoHa or LoKr, which has no input to drop; set lora.dropout to 0."
+    if False in on_unet and not settings.tuning.text_encoder_ratio:
+        return "also teaches the text encoder; set tuning.text_encoder_ratio above 0 to go on."
+    if True in on_unet and not settings.tuning.train_unet:
+        return "also teaches the UNet; set tuning.train_unet to true to go on."
+    return ""
