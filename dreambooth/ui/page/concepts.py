@@ -45,7 +45,7 @@ def build(form: Form) -> Concepts:
             label="Drop pictures here (and captions: a .txt for each)",
             file_count="multiple",
             elem_id="db_drop",
-            height=110,
+            height=140,
         )
     with gr.Row(elem_id="db_prompts_row", elem_classes=["db-fields"]):
         form.add_all(own.pop(name) for name in IN_FRONT)

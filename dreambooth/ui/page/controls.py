@@ -44,7 +44,7 @@ def make(leaf: Leaf) -> Any:
     if leaf.kind is str:
         return gr.Textbox(max_lines=4, **about)
     step = _slider_step(leaf)
-    if step is None:
+    if step is None or spec.min is None or spec.max is None:
         return gr.Number(**about)
     return gr.Slider(minimum=spec.min, maximum=spec.max, step=step, **about)
 
