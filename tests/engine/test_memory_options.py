@@ -22,7 +22,7 @@ from dreambooth.engine import families, worker
 from dreambooth.engine.checkpoints.source import open_model
 from dreambooth.engine.families.model import Model
 from dreambooth.engine.sampling import decoding
-from dreambooth.engine.training import attention, loop, rounding
+from dreambooth.engine.training import attention, loop, loss, rounding
 from dreambooth.engine.training.session import Session
 from dreambooth.service import launcher
 from tests.engine import tiny
@@ -372,7 +372,7 @@ def test_nothing_waits_for_the_device_between_reports(star: Project, monkeypatch
 
 def test_a_pause_never_saves_a_spoilt_state(star: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     """A loss that is no number was only looked at twice a second; a state in between must not be kept either."""
-    monkeypatch.setattr(loop.objective, "squared_error", lambda predicted, _: predicted.mean((1, 2, 3)) * float("nan"))
+    monkeypatch.setattr(loss.objective, "error", lambda predicted, *_: predicted * float("nan"))
     monkeypatch.setattr(worker.Hooks, "requests", lambda hooks: {"pause"} if hooks.session.step else set())
     job = launcher.new_run(Folders(star.folder.parents[1]), star, parse({**SHORT, "intervals.num_train_epochs": 5}))
     with pytest.raises(UserError, match="The loss is not a number"):
