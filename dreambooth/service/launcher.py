@@ -122,9 +122,8 @@ def _lost(job: Job) -> str:
         lines = job.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
     except OSError:
         lines = []
-    if lines:
-        return f"The engine ended without a word: {lines[-1]} (the whole log is in {job.log})."
+    last = f" The last line of its log ({job.log}): {lines[-1]}" if lines else ""
     return (
-        "The engine was ended from outside, by a person or by the system running out of memory; resume goes on from "
-        "the last state."
+        "The engine ended without a word, as it does when a person or a system that runs out of memory ends it; resume "
+        f"goes on from the last state.{last}"
     )

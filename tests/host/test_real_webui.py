@@ -155,7 +155,7 @@ def test_a_model_is_taught_in_a_real_webui(server: Server, python: str) -> None:
 
     server.wait(lambda: said("state"))
     os.kill(said("started")[0]["pid"], signal.SIGKILL)
-    assert "resume goes on" in server.run_is(second, "lost")["problems"][0]
+    assert "ended without a word" in server.run_is(second, "lost")["problems"][0]
     server.ask(f"{RUNS}/{second}/resume", {})
     server.wait(lambda: said("resumed"))
     server.reload_page()
