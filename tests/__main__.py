@@ -36,7 +36,7 @@ def main(options: list[str]) -> int:
         if code:
             print(f"{' '.join(step)} failed", file=sys.stderr)
             return code
-    return _test_page(variables) if not options or "tests/ui/page" in options[0] else 0
+    return _test_page(variables) if not options or options[0].startswith("tests/ui/page") else 0
 
 
 def _test_page(variables: dict[str, str]) -> int:
