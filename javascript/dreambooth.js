@@ -123,6 +123,10 @@ const dreamboothPage = (() => {
             for (const picture of section.querySelectorAll("[data-db-src]")) {
                 picture[picture.tagName === "A" ? "href" : "src"] = withToken(picture.dataset.dbSrc);
             }
+            const dark = document.querySelector("body.dark, .dark #db_page, #db_page .dark") !== null;
+            for (const sheet of section.querySelectorAll("iframe")) {
+                sheet.srcdoc = sheet.srcdoc.replace("(prefers-color-scheme: dark)", dark ? "all" : "not all");
+            }
             old.replaceChildren(...section.childNodes);
             if (open) {
                 const details = old.querySelector("details");

@@ -31,21 +31,22 @@ def main(options: list[str]) -> int:
     # One thread: small models gain nothing from a second, and lose everything when a core is busy.
     variables = {**environment.engine_variables(), "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
     steps = [["ruff", "check", "."], ["ruff", "format", "--check", "."], ["mypy"]] if not options else []
-    for step in [*steps, ["pytest", *options]]:
+    only_page = bool(options) and options[0].startswith("tests/ui/page")
+    for step in [] if only_page else [*steps, ["pytest", *options]]:
         code = subprocess.run([python, "-m", *step], cwd=ROOT, env=variables).returncode
         if code:
             print(f"{' '.join(step)} failed", file=sys.stderr)
             return code
-    return _test_page(variables) if not options or "tests/ui/page" in options[0] else 0
+    return _test_page(variables, options or ["tests/ui/page"]) if only_page or not options else 0
 
 
-def _test_page(variables: dict[str, str]) -> int:
+def _test_page(variables: dict[str, str], options: list[str]) -> int:
     """The page's tests run with gradio, which the engine's environment does not have."""
     terminal = Terminal()
     python = page_environment.ensure(terminal.show, tests=True)
     terminal.end()
     variables = {**variables, environment.VARIABLE: str(environment.python())}
-    code = subprocess.run([str(python), "-m", "pytest", "tests/ui/page"], cwd=ROOT, env=variables).returncode
+    code = subprocess.run([str(python), "-m", "pytest", *options], cwd=ROOT, env=variables).returncode
     if code:
         print("pytest tests/ui/page failed", file=sys.stderr)
     return code

@@ -42,6 +42,8 @@ def make(leaf: Leaf) -> Any:
     if leaf.kind is bool:
         return gr.Checkbox(**about)
     if leaf.kind is str:
+        if spec.secret:
+            return gr.Textbox(type="password", **about)
         return gr.Textbox(max_lines=4, **about)
     step = _slider_step(leaf)
     if step is None or spec.min is None or spec.max is None:

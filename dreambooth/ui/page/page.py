@@ -29,7 +29,7 @@ _CHANGED = "() => { dreamboothPage.changed(); return []; }"
 _ANSWERED = "() => { dreamboothPage.answered(); return []; }"
 
 
-def build(host: Host) -> gr.Blocks:
+def build(host: Host) -> Any:
     """The page. The WebUI puts it into a tab; standing alone it is all there is."""
     with gr.Blocks(title="Dreambooth", analytics_enabled=False) as blocks, gr.Column(elem_id="db_page"):
         page = Page(host)

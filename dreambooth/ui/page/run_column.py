@@ -9,13 +9,13 @@ import gradio as gr
 
 from dreambooth.core.run import Request
 
-# (id, label, what the engine is asked for, look). style.css shows those that fit the state of the run.
-REQUESTS: tuple[tuple[str, str, Request, str], ...] = (
-    ("db_pause", "Pause", "pause", "secondary"),
-    ("db_stop", "Stop and keep", "stop", "secondary"),
-    ("db_discard", "Stop and discard", "discard", "stop"),
-    ("db_save", "Save now", "save", "secondary"),
-    ("db_preview", "Preview now", "preview", "secondary"),
+# (id, label, what the engine is asked for). style.css shows those that fit the state of the run.
+REQUESTS: tuple[tuple[str, str, Request], ...] = (
+    ("db_pause", "Pause", "pause"),
+    ("db_stop", "Stop and keep", "stop"),
+    ("db_discard", "Stop and discard", "discard"),
+    ("db_save", "Save now", "save"),
+    ("db_preview", "Preview now", "preview"),
 )
 
 
@@ -36,7 +36,7 @@ def build() -> RunColumn:
     with gr.Row(elem_id="db_run_buttons", elem_classes=["db-line"]):
         train = gr.Button("Train", elem_id="db_train", variant="primary")
         resume = gr.Button("Resume", elem_id="db_resume", variant="primary")
-        requests = {what: gr.Button(label, elem_id=name, variant=look) for name, label, what, look in REQUESTS}
+        requests = {what: gr.Button(label, elem_id=name) for name, label, what in REQUESTS}
         set_up = gr.Button("Set Up", elem_id="db_set_up", variant="primary")
         train_anew = gr.Button("Train anew", elem_id="db_train_anew")
     said = gr.HTML("", elem_id="db_run_said")

@@ -17,12 +17,16 @@ TITLES = {
     "intervals": "Intervals",
     "batching": "Batching",
     "learning": "Learning Rate",
+    "optimizer": "Optimizer",
     "lora": "Lora",
     "captions": "Captions",
     "pictures": "Image Processing",
     "tuning": "Tuning",
+    "objective": "Objective",
+    "memory": "Memory",
     "previews": "Previews",
     "saving": "Saving",
+    "reporting": "Reporting",
 }
 OPEN = {"general", "intervals"}
 

@@ -1,4 +1,6 @@
-"""Draws docs/screenshots anew, with a browser on the page and the engine behind it: python -m tests.ui.page.screenshots.
+"""Draws docs/screenshots anew, with a browser on the page and the engine behind it.
+
+The command is `python -m tests.ui.page.screenshots`.
 
 Run it with the page's Python (.page); the engine's is taken from DREAMBOOTH_ENGINE_PYTHON or .engine.
 """
