@@ -34,12 +34,26 @@ class Budget:
     def images_seen(self, step: int) -> int:
         return min(self.images, step * self.images_per_step)
 
-    def is_due(self, every_epochs: int, step: int) -> bool:
-        """Whether something that is done every so many epochs is due after this step (the last step is left out)."""
-        every = every_epochs * self.pictures
-        if not every or step >= self.steps:
+    def is_due(self, every_epochs: int, step: int, every_steps: int = 0) -> bool:
+        """Whether something that is done every so many epochs, and every so many steps, is due after this step.
+
+        The last step is left out.
+        """
+        if step >= self.steps:
             return False
-        return self.images_seen(step) // every > self.images_seen(step - 1) // every
+        if every_steps and step % every_steps == 0:
+            return True
+        every = every_epochs * self.pictures
+        return bool(every) and self.images_seen(step) // every > self.images_seen(step - 1) // every
+
+    def times_due(self, every_epochs: int, every_steps: int = 0) -> int:
+        """How often that is in the whole run."""
+        by_steps = (self.steps - 1) // every_steps if every_steps else 0
+        if not every_epochs:
+            return by_steps
+        every = every_epochs * self.pictures
+        at = {ceil(images / self.images_per_step) for images in range(every, self.images, every)}
+        return by_steps + sum(step < self.steps and not (every_steps and step % every_steps == 0) for step in at)
 
 
 def budget(settings: Settings, pictures: int) -> Budget:

@@ -3,8 +3,9 @@
 Disk is counted. Memory is an estimate, from these rules:
 
 - weights: a LoRA's model lies in half precision where training is mixed, the rest and the VAE in full;
-- what is trained is held in full precision, with a gradient of 4 bytes and two averages of Adam of 4 bytes a value, an
-  EMA of 4 more, and in mixed precision a half copy of a fully trained model;
+- what is trained is held in full precision, or in bf16 where that is asked for, with a gradient of the same; an
+  optimizer keeps what `OPTIMIZER_BYTES` says, an EMA 4 bytes a value more, and in mixed precision a fully trained model
+  in full precision has a half copy;
 - activations: each layer of the UNet keeps about 2.2 values for each value that it puts out, a third of that with
   gradient checkpointing (counted by autograd's saved tensors on models of the shapes of SD 1 and SDXL: 2.0 and 2.0 for
   full fine-tuning, 2.4 for a LoRA). They grow with the batch and with the area of the pictures.
@@ -19,6 +20,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from dreambooth.core.buckets import Bucket
+from dreambooth.core.budget import Budget
 from dreambooth.core.checkpoint import UNET, VAE
 from dreambooth.core.model_file import Header, Tensor
 from dreambooth.core.settings import Lora, Settings
@@ -28,6 +30,17 @@ KEPT_CHECKPOINTED = 0.3  # of those
 ENCODING_BYTES_PER_PIXEL = 3 * 128 * 4
 PIXELS_AT_ONCE = 2**20  # of pictures that are encoded together
 DRIVER_BYTES = 500_000_000  # what a GPU's driver and libraries hold for a process
+OPTIMIZER_BYTES = {  # kept for each trained value
+    "adamw": 8.0,
+    "adamw_8bit": 2.0,
+    "paged_adamw_8bit": 2.0,
+    "lion": 4.0,
+    "lion_8bit": 1.0,
+    "paged_lion_8bit": 1.0,
+    "adafactor": 0.1,  # a row and a column of each matrix; the sizes of SD 1's UNet
+    "prodigy": 16.0,
+    "adamw_schedule_free": 8.0,
+}
 _LATENT = 8  # pixels a latent, along each side
 
 _UNET_PREFIXES, _VAE_PREFIXES = (UNET, "unet/"), (VAE, "vae/")
@@ -68,19 +81,21 @@ def memory(header: Header, settings: Settings, largest: Bucket) -> Memory:
     values = 2 if mixed else 4  # bytes a value while computing
     unet, text, vae = (_values(header, some) for some in (_UNET_PREFIXES, _TEXT_PREFIXES, _VAE_PREFIXES))
     trained = _trained(header, settings)
-    weights = (unet + text) * (values if settings.is_lora else 4) + vae * 4
+    own = 2 if settings.memory.bf16_weights else 4  # bytes a value that is trained
+    weights = (unet + text) * (values if settings.is_lora else own) + vae * 4
     if settings.is_lora:
         weights += trained * 4
     batch = settings.batching.train_batch_size * (2 if _has_class_pictures(settings) else 1)
     kept = KEPT * (KEPT_CHECKPOINTED if settings.batching.gradient_checkpointing else 1)
     activations = int(outputs(header) * (largest.area // _LATENT**2) * batch * kept * values)
-    if mixed and not settings.is_lora:
+    if mixed and not settings.is_lora and own == 4:
         activations += trained * 2
-    optimizer, averages = trained * 8, trained * 4 * settings.tuning.use_ema
-    training = trained * 4 + optimizer + averages + activations
+    optimizer = int(trained * OPTIMIZER_BYTES[settings.optimizer.name])
+    averages = trained * 4 * settings.tuning.use_ema
+    training = trained * own + optimizer + averages + activations
     encoding = largest.area * pictures_at_once(largest) * ENCODING_BYTES_PER_PIXEL
     activations += max(0, encoding - training)
-    return Memory(weights, trained * 4, optimizer, averages, activations, DRIVER_BYTES)
+    return Memory(weights, trained * own, optimizer, averages, activations, DRIVER_BYTES)
 
 
 def pictures_at_once(bucket: Bucket) -> int:
@@ -97,15 +112,17 @@ def save_bytes(header: Header, settings: Settings) -> int:
     return trained * 4 + kept
 
 
-def saves(settings: Settings, epochs: int) -> int:
-    """How many of them a run of so many epochs writes."""
-    every = settings.intervals.save_model_every
-    return 1 + ((epochs - 1) // every if every else 0)
+def saves(settings: Settings, length: Budget) -> int:
+    """How many of them a run of this length writes."""
+    intervals = settings.intervals
+    return 1 + length.times_due(intervals.save_model_every, intervals.save_model_every_steps)
 
 
 def state_bytes(header: Header, settings: Settings) -> int:
-    """The size of a state: the trained weights, Adam's averages, and the EMA."""
-    return _trained(header, settings) * (4 + 8 + 4 * settings.tuning.use_ema)
+    """The size of a state: the trained weights, what the optimizer keeps, and the EMA."""
+    own = 2 if settings.memory.bf16_weights else 4
+    each = own + OPTIMIZER_BYTES[settings.optimizer.name] + 4 * settings.tuning.use_ema
+    return int(_trained(header, settings) * each)
 
 
 def latent_bytes(buckets: Iterable[Bucket]) -> int:
@@ -113,9 +130,9 @@ def latent_bytes(buckets: Iterable[Bucket]) -> int:
     return sum(bucket.area // _LATENT**2 * 2 * 4 * 4 for bucket in buckets)
 
 
-def disk_bytes(header: Header, settings: Settings, epochs: int) -> int:
+def disk_bytes(header: Header, settings: Settings, length: Budget) -> int:
     """The most that a run takes at once: what it writes, and its state, which is there twice while it changes."""
-    return save_bytes(header, settings) * saves(settings, epochs) + 2 * state_bytes(header, settings)
+    return save_bytes(header, settings) * saves(settings, length) + 2 * state_bytes(header, settings)
 
 
 def outputs(header: Header) -> float:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 PROJECT = Path(__file__).resolve().parents[2]
 ENGINE = PROJECT / ".engine"  # the engine's Python environment
+STAMP = ENGINE / "stamp.json"  # that it is complete, from which locks, and what was found to work
 LOCK = PROJECT / "engine-lock.txt"
 DEVELOPMENT_LOCK = PROJECT / "development-lock.txt"
 MINIATURE = PROJECT / "miniature" / "miniature.safetensors"

@@ -30,6 +30,7 @@ class Spec:
     max: float | None = None
     advanced: bool = False
     path: bool = False  # a file or folder of this machine
+    secret: bool = False  # shown to nobody and written into no output
 
 
 @dataclass(frozen=True)
@@ -59,9 +60,10 @@ def setting(
     max: float | None = None,
     advanced: bool = False,
     path: bool = False,
+    secret: bool = False,
 ) -> Any:
     """A setting: its default, the label people read and one line of plain meaning."""
-    return field(default=default, metadata={"spec": Spec(label, help, min, max, advanced, path)})
+    return field(default=default, metadata={"spec": Spec(label, help, min, max, advanced, path, secret)})
 
 
 def group(cls: type) -> Any:
@@ -139,6 +141,12 @@ def flatten(nested: Any, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def shareable(cls: type, flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted keys without the secrets and without the files and folders of this machine."""
+    private = {leaf.key for leaf in leaves(cls) if leaf.spec.path or leaf.spec.secret}
+    return {key: value for key, value in flat.items() if general(key) not in private}
+
+
 def json_schema(cls: type) -> dict[str, Any]:
     """A JSON schema of the flat form, for the API and for editors."""
     names = {bool: "boolean", int: "integer", float: "number", str: "string"}
@@ -148,6 +156,8 @@ def json_schema(cls: type) -> dict[str, Any]:
         entry["default"] = leaf.default
         if leaf.choices:
             entry["enum"] = list(leaf.choices)
+        if leaf.spec.secret:
+            entry["writeOnly"] = True
         for name, bound in (("minimum", leaf.spec.min), ("maximum", leaf.spec.max)):
             if bound is not None:
                 entry[name] = bound

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from dreambooth.core import conflicts
 from dreambooth.core.errors import UserError
 from dreambooth.core.schema import flatten, from_flat, group, setting, table, to_flat
 
@@ -217,6 +218,41 @@ class Intervals:
         min=0,
         max=100_000,
     )
+    save_preview_every_steps: int = setting(
+        0,
+        "Save Preview(s) Frequency (Steps)",
+        "Previews also every so many steps.",
+        min=0,
+        max=10_000_000,
+        advanced=True,
+    )
+    save_model_every_steps: int = setting(
+        0,
+        "Save Model Frequency (Steps)",
+        "A usable result also every so many steps.",
+        min=0,
+        max=10_000_000,
+        advanced=True,
+    )
+    save_state_every_steps: int = setting(
+        0, "Save State Frequency (Steps)", "A state also every so many steps.", min=0, max=10_000_000, advanced=True
+    )
+    epoch_pause_frequency: int = setting(
+        0,
+        "Pause After N Epochs",
+        "The run rests this often, to let the machine cool down; 0 never rests.",
+        min=0,
+        max=100_000,
+        advanced=True,
+    )
+    epoch_pause_time: int = setting(
+        0,
+        "Amount of time to pause between Epochs (s)",
+        "How long each rest is, in seconds; pausing and stopping end it at once.",
+        min=0,
+        max=86_400,
+        advanced=True,
+    )
 
 
 @dataclass
@@ -243,11 +279,101 @@ class LearningRate:
     lora_text_encoder_learning_rate: float = setting(
         5e-5, "Lora Text Encoder Learning Rate", "Of the text encoder's LoRA.", min=0, max=1
     )
-    scheduler: Literal["constant", "linear", "cosine"] = setting(
-        "constant", "Learning Rate Scheduler", "How the rate moves over the run: stays, or falls to zero."
+    scheduler: Literal["constant", "linear", "cosine", "cosine_with_restarts", "polynomial", "rex", "one_cycle"] = (
+        setting(
+            "constant",
+            "Learning Rate Scheduler",
+            "How the rate moves over the run: stays, falls, falls and jumps back, or rises and falls.",
+        )
     )
     warmup: float = setting(
-        0.0, "Learning Rate Warmup", "The share of the run over which the rate rises from zero.", min=0, max=0.9
+        0.0,
+        "Learning Rate Warmup",
+        "The share of the run over which the rate rises from zero; of one_cycle its own rise (0: 0.3 of the run).",
+        min=0,
+        max=0.9,
+    )
+    minimum: float = setting(
+        0.0, "Min Learning Rate", "The share of the rate at which a falling one ends.", min=0, max=1, advanced=True
+    )
+    cycles: int = setting(
+        2,
+        "Number of Hard Resets",
+        "How often cosine_with_restarts falls from the full rate.",
+        min=1,
+        max=1000,
+        advanced=True,
+    )
+    power: float = setting(
+        2.0,
+        "Polynomial Power",
+        "How polynomial falls: 1 evenly, more quickly at first.",
+        min=0.1,
+        max=10,
+        advanced=True,
+    )
+
+
+@dataclass
+class Optimizer:
+    """What turns gradients into changes of the weights. A number of 0 stands for the optimizer's own."""
+
+    name: Literal[
+        "adamw",
+        "adamw_8bit",
+        "paged_adamw_8bit",
+        "lion",
+        "lion_8bit",
+        "paged_lion_8bit",
+        "adafactor",
+        "prodigy",
+        "adamw_schedule_free",
+    ] = setting(
+        "adamw",
+        "Optimizer",
+        "8bit ones take a quarter of AdamW's memory, paged ones lend it from the computer's; Lion wants a rate five "
+        "times lower; Prodigy finds the rate, set it to 1; schedule-free needs no schedule.",
+    )
+    weight_decay: float = setting(
+        0.01, "Weight Decay", "Pulls the UNet's weights gently towards zero.", min=0, max=1, advanced=True
+    )
+    text_encoder_weight_decay: float = setting(
+        0.01, "TENC Weight Decay", "Pulls the text encoder's weights gently towards zero.", min=0, max=1, advanced=True
+    )
+    max_grad_norm: float = setting(
+        1.0,
+        "Gradient Clip Norm",
+        "Longer gradients of the UNet are shortened to this; 0 leaves them.",
+        min=0,
+        max=1000,
+        advanced=True,
+    )
+    text_encoder_max_grad_norm: float = setting(
+        1.0,
+        "TENC Gradient Clip Norm",
+        "Longer gradients of each text encoder are shortened to this; 0 leaves them.",
+        min=0,
+        max=1000,
+        advanced=True,
+    )
+    beta1: float = setting(
+        0.0, "Beta 1", "How long the mean of the gradients remembers; 0 is 0.9.", min=0, max=0.99999, advanced=True
+    )
+    beta2: float = setting(
+        0.0,
+        "Beta 2",
+        "How long their spread remembers; 0 is 0.999, of Lion 0.99.",
+        min=0,
+        max=0.999999,
+        advanced=True,
+    )
+    epsilon: float = setting(
+        0.0,
+        "Epsilon",
+        "Keeps small gradients from large steps; 0 is 1e-8, of Adafactor 1e-30.",
+        min=0,
+        max=1,
+        advanced=True,
     )
 
 
@@ -293,7 +419,7 @@ class Tuning:
         "Half precision is quicker on a GPU; auto takes the safest that this device is quick at.",
     )
     use_ema: bool = setting(
-        False, "Use EMA", "What is saved and previewed is a running average of the weights: steadier, a little behind."
+        False, "Use EMA", "A running average of the weights is saved and previewed: steadier, a little behind."
     )
     ema_decay: float = setting(
         0.99,
@@ -306,15 +432,32 @@ class Tuning:
     prior_loss_weight: float = setting(
         0.75, "Prior Loss Weight", "How much the class pictures count beside yours.", min=0, max=10
     )
-    weight_decay: float = setting(
-        0.01, "Weight Decay", "Pulls the weights gently towards zero.", min=0, max=1, advanced=True
+    deterministic: bool = setting(
+        False,
+        "Deterministic",
+        "Only computations that repeat bit for bit on a GPU, at some cost of speed; what cannot repeat is refused.",
+        advanced=True,
     )
-    max_grad_norm: float = setting(
-        1.0,
-        "Gradient Clip Norm",
-        "Longer gradients are shortened to this; 0 leaves them.",
-        min=0,
-        max=1000,
+
+
+@dataclass
+class Memory:
+    attention: Literal["sdpa", "sliced", "xformers"] = setting(
+        "sdpa",
+        "Memory Attention",
+        "sdpa is the quickest on nearly every device, sliced takes the least memory, xformers needs that package.",
+        advanced=True,
+    )
+    bf16_weights: bool = setting(
+        False,
+        "Weights in bf16",
+        "Full fine-tuning in half the memory: the weights are held in bf16 and each change is rounded at random, so "
+        "that small ones are not lost.",
+    )
+    vae_decoding: Literal["whole", "sliced", "tiled"] = setting(
+        "sliced",
+        "Decoding of Pictures",
+        "Previews and class pictures are decoded all at once, one at a time, or large ones in overlapping tiles.",
         advanced=True,
     )
 
@@ -490,6 +633,29 @@ class Previews:
         7.5, "Sample CFG Scale", "How strictly previews follow their prompt.", min=1, max=30
     )
     steps: int = setting(20, "Sample Steps", "Sampling steps for each preview.", min=1, max=200)
+    scheduler: Literal[
+        "dpm++",
+        "dpm++_karras",
+        "dpm++_sde",
+        "dpm++_sde_karras",
+        "dpm++_single",
+        "ddim",
+        "ddpm",
+        "euler",
+        "euler_karras",
+        "euler_a",
+        "heun",
+        "kdpm2",
+        "kdpm2_a",
+        "deis",
+        "unipc",
+        "sa",
+        "lms",
+        "lms_karras",
+        "pndm",
+    ] = setting("dpm++", "Image Generation Scheduler", "How previews are drawn.")
+    width: int = setting(0, "Sample Width", "In pixels; 0 is the size of training.", min=0, max=4096)
+    height: int = setting(0, "Sample Height", "In pixels; 0 is the size of training.", min=0, max=4096)
 
 
 @dataclass
@@ -498,6 +664,26 @@ class Saving:
     half_model: bool = setting(True, "Half Model", "Half precision: half the size, the same pictures.")
     checkpoint_format: Literal["safetensors", "ckpt"] = setting(
         "safetensors", "Checkpoint Format", "The file that full fine-tuning writes; ckpt is for old programs."
+    )
+    weights: Literal["average", "raw"] = setting(
+        "average",
+        "Weights to Save",
+        "With EMA on: the running average, or the weights as they are. Previews show what is saved.",
+        advanced=True,
+    )
+
+
+@dataclass
+class Reporting:
+    tensorboard: bool = setting(
+        False, "TensorBoard", "Losses, rates and gradients also go into the run's folder as TensorBoard reads them."
+    )
+    webhook_url: str = setting(
+        "",
+        "Notification Webhook",
+        "An https address, of Discord or Slack for one, that is told when a run has ended. It is kept secret.",
+        advanced=True,
+        secret=True,
     )
 
 
@@ -510,11 +696,14 @@ class Settings:
     intervals: Intervals = group(Intervals)
     batching: Batching = group(Batching)
     learning: LearningRate = group(LearningRate)
+    optimizer: Optimizer = group(Optimizer)
     tuning: Tuning = group(Tuning)
     objective: Objective = group(Objective)
+    memory: Memory = group(Memory)
     lora: Lora = group(Lora)
     previews: Previews = group(Previews)
     saving: Saving = group(Saving)
+    reporting: Reporting = group(Reporting)
 
     @property
     def is_lora(self) -> bool:
@@ -556,7 +745,7 @@ def learning_rates(settings: Settings) -> tuple[float, float]:
 
 
 def _conflicts(settings: Settings) -> list[str]:
-    problems = []
+    problems = conflicts.training(settings)
     if settings.general.resolution % 64:
         problems.append(f"general.resolution: {settings.general.resolution} is not a multiple of 64 (or 0).")
     step = settings.pictures.bucket_step

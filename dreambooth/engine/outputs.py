@@ -69,7 +69,7 @@ def metadata(project: Project, settings: Settings, title: str, kind: str) -> dic
         "modelspec.date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "dreambooth.version": __version__,
         "dreambooth.base": project.source.name,
-        "dreambooth.settings": json.dumps(_shareable(settings), ensure_ascii=False),
+        "dreambooth.settings": json.dumps(schema.shareable(Settings, to_flat(settings)), ensure_ascii=False),
     }
 
 
@@ -97,9 +97,3 @@ def _module(tensors: Mapping[str, Any]) -> dict[str, str]:
     else:
         said = {"algo": "loha" if "hada_w1_a" in endings else "lokr"}
     return {"ss_network_module": "lycoris.kohya", "ss_network_args": json.dumps(said)}
-
-
-def _shareable(settings: Settings) -> dict[str, Any]:
-    """The settings without the folders of this machine: files are passed on to others."""
-    paths = {leaf.key for leaf in schema.leaves(Settings) if leaf.spec.path}
-    return {key: value for key, value in to_flat(settings).items() if schema.general(key) not in paths}

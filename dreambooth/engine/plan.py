@@ -8,15 +8,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from dreambooth.core import captions, checkpoint, forecast, run
-from dreambooth.core.budget import budget
+from dreambooth.core import abilities, captions, checkpoint, forecast, run
+from dreambooth.core.budget import Budget, budget
 from dreambooth.core.errors import UserError
 from dreambooth.core.run import Job
 from dreambooth.core.settings import Settings
-from dreambooth.engine import contact_sheet
+from dreambooth.engine import contact_sheet, sampling_choice
 from dreambooth.engine.data import class_pictures, masks, pictures, survey
 from dreambooth.engine.data.framing import Cut
 from dreambooth.engine.data.pictures import Example, Gathered
+from dreambooth.engine.training import schedules
 from dreambooth.engine.work import Work
 
 _KEPT = 0.6  # a crop that keeps less of a picture than this is worth a warning
@@ -38,6 +39,7 @@ def report(job: Job) -> dict[str, Any]:
     readable = [picture.path for picture, seen in zip(gathered.pictures, gathered.looks) if not seen.error]
     if problem := masks.problem(work.settings, readable):
         problems.append(problem)
+    problems += _unable(work)
     plans = []
     if not work.project.problem:
         try:
@@ -63,7 +65,8 @@ def report(job: Job) -> dict[str, Any]:
         "epochs": round(length.images / length.pictures, 2),
         "images": length.images,
         "steps": length.steps,
-        **_forecast(work, examples, length.epochs),
+        **_forecast(work, examples, length),
+        "rates": schedules.curve(work.settings, length),
         "seconds": _seconds(work, length.steps),
         "output_folder": str(work.folders.loras if work.settings.is_lora else work.folders.checkpoints),
         "problems": problems,
@@ -73,6 +76,18 @@ def report(job: Job) -> dict[str, Any]:
         thumbnails = [seen.thumbnail for seen in gathered.looks]
         contact_sheet.write(Path(made["sheet"]), work.project.name, made, thumbnails)
     return made
+
+
+def _unable(work: Work) -> list[str]:
+    """What this environment was found not to be able to do, and what the model cannot."""
+    settings, problems = work.settings, []
+    for key, choice in (("optimizer.name", settings.optimizer.name), ("memory.attention", settings.memory.attention)):
+        if reason := abilities.fault(key, choice):
+            problems.append(f"{key}: {choice} does not work here ({reason}); choose another.")
+    zero = work.project.about["zero_terminal_snr"]
+    if reason := sampling_choice.problem(settings.previews.scheduler, zero_terminal_snr=zero):
+        problems.append(f"previews.scheduler: {reason}.")
+    return problems
 
 
 def _looking(job: Job) -> Callable[[int, int], None]:
@@ -130,7 +145,7 @@ def _strangers(work: Work) -> list[Path]:
     return [path for folder in there for path in survey.strangers(folder)]
 
 
-def _forecast(work: Work, examples: list[list[Example]], epochs: int) -> dict[str, Any]:
+def _forecast(work: Work, examples: list[list[Example]], length: Budget) -> dict[str, Any]:
     """What the run takes, as far as the model's file tells; without it nothing is known."""
     used = [variants[0].cut.bucket for variants in examples if variants]
     if work.project.problem or not used:
@@ -140,9 +155,9 @@ def _forecast(work: Work, examples: list[list[Example]], epochs: int) -> dict[st
     kept = forecast.latent_bytes(one.cut.bucket for variants in examples for one in variants)
     return {
         "memory": {**asdict(memory), "total": memory.total},
-        "disk_bytes": forecast.disk_bytes(header, settings, epochs) + kept * settings.pictures.cache_on_disk,
+        "disk_bytes": forecast.disk_bytes(header, settings, length) + kept * settings.pictures.cache_on_disk,
         "save_bytes": forecast.save_bytes(header, settings),
-        "saves": forecast.saves(settings, epochs),
+        "saves": forecast.saves(settings, length),
         "state_bytes": forecast.state_bytes(header, settings),
     }
 

@@ -2,35 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import inspect
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import diffusers
 import numpy as np
 import torch
-from diffusers import (
-    DDIMScheduler,
-    DPMSolverMultistepScheduler,
-    EulerAncestralDiscreteScheduler,
-    EulerDiscreteScheduler,
-    LMSDiscreteScheduler,
-    PNDMScheduler,
-)
 from PIL import Image
 
 from dreambooth.core.errors import UserError
+from dreambooth.engine import sampling_choice
 from dreambooth.engine.families.model import LATENT_CHANNELS, LATENT_FACTOR, Model, Text, whole_picture
 from dreambooth.engine.sampling_choice import Sampling
 
-SCHEDULERS: dict[str, tuple[type, dict[str, Any]]] = {
-    "dpm++": (DPMSolverMultistepScheduler, {}),
-    "ddim": (DDIMScheduler, {"clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1}),
-    "euler": (EulerDiscreteScheduler, {}),
-    "euler_a": (EulerAncestralDiscreteScheduler, {}),
-    "lms": (LMSDiscreteScheduler, {}),
-    "pndm": (PNDMScheduler, {"skip_prk_steps": True, "set_alpha_to_one": False, "steps_offset": 1}),
-}
+_KARRAS = {"use_karras_sigmas": True}
+_SDE = {"algorithm_type": "sde-dpmsolver++"}
+_DDIM = {"clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1}
 
-NO_ZERO_TERMINAL_SNR = ("lms", "pndm")
+SCHEDULERS: dict[str, tuple[type, dict[str, Any]]] = {
+    "dpm++": (diffusers.DPMSolverMultistepScheduler, {}),
+    "dpm++_karras": (diffusers.DPMSolverMultistepScheduler, _KARRAS),
+    "dpm++_sde": (diffusers.DPMSolverMultistepScheduler, _SDE),
+    "dpm++_sde_karras": (diffusers.DPMSolverMultistepScheduler, {**_SDE, **_KARRAS}),
+    "dpm++_single": (diffusers.DPMSolverSinglestepScheduler, {"lower_order_final": True}),
+    "ddim": (diffusers.DDIMScheduler, _DDIM),
+    "ddpm": (diffusers.DDPMScheduler, {"clip_sample": False, "steps_offset": 1}),
+    "euler": (diffusers.EulerDiscreteScheduler, {}),
+    "euler_karras": (diffusers.EulerDiscreteScheduler, _KARRAS),
+    "euler_a": (diffusers.EulerAncestralDiscreteScheduler, {}),
+    "heun": (diffusers.HeunDiscreteScheduler, {}),
+    "kdpm2": (diffusers.KDPM2DiscreteScheduler, {}),
+    "kdpm2_a": (diffusers.KDPM2AncestralDiscreteScheduler, {}),
+    "deis": (diffusers.DEISMultistepScheduler, {}),
+    "unipc": (diffusers.UniPCMultistepScheduler, {}),
+    "sa": (diffusers.SASolverScheduler, {}),
+    "lms": (diffusers.LMSDiscreteScheduler, {}),
+    "lms_karras": (diffusers.LMSDiscreteScheduler, _KARRAS),
+    "pndm": (diffusers.PNDMScheduler, {"skip_prk_steps": True, "set_alpha_to_one": False, "steps_offset": 1}),
+}
 
 
 @torch.no_grad()
@@ -54,6 +65,7 @@ def draw(
         text = Text.cat([model.encode_negative(sampling.negative_prompt, len(prompts)), text])
     text = text.to(model.unet.dtype)
     sizes = torch.tensor([whole_picture(sampling.width, sampling.height)] * len(text.hidden), device=model.device)
+    noise = {"generator": generators} if "generator" in inspect.signature(scheduler.step).parameters else {}
     for t in scheduler.timesteps:
         if on_step:
             on_step()
@@ -62,21 +74,29 @@ def draw(
         if guided:
             without, with_prompt = predicted.chunk(2)
             predicted = without + sampling.guidance_scale * (with_prompt - without)
-        takes_generator = isinstance(scheduler, EulerAncestralDiscreteScheduler)
-        latents = scheduler.step(
-            predicted, t, latents, **({"generator": generators} if takes_generator else {})
-        ).prev_sample
+        latents = scheduler.step(predicted, t, latents, **noise).prev_sample
     return to_pictures(model.decode(latents))
 
 
 def make_scheduler(name: str, model: Model) -> Any:
     """Diffusers' scheduler for this model. Raises UserError where the two do not go together."""
     cls, options = SCHEDULERS[name]
-    if model.zero_terminal_snr and name in NO_ZERO_TERMINAL_SNR:
-        raise UserError(
-            f"The scheduler {name} cannot draw with a model of zero terminal SNR; choose dpm++, ddim, euler or euler_a."
-        )
+    if reason := sampling_choice.problem(name, zero_terminal_snr=model.zero_terminal_snr):
+        raise UserError(f"The scheduler {reason}.")
     return cls(**model.noise_schedule, **options)
+
+
+@contextlib.contextmanager
+def decoding(model: Model, how: str) -> Iterator[None]:
+    """Within it, latents become pictures all at once (whole), one at a time (sliced), or large ones in overlapping
+    tiles (tiled). Only there: encoding in tiles would change what is trained on."""
+    vae = model.vae
+    before = vae.use_slicing, vae.use_tiling
+    vae.use_slicing, vae.use_tiling = how != "whole", how == "tiled"
+    try:
+        yield
+    finally:
+        vae.use_slicing, vae.use_tiling = before
 
 
 def to_pictures(pixels: torch.Tensor) -> list[Image.Image]:

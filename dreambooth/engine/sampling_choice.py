@@ -15,3 +15,25 @@ class Sampling:
     guidance_scale: float = 7.5
     negative_prompt: str = ""
     scheduler: str = "dpm++"
+
+
+NO_ZERO_TERMINAL_SNR = (  # diffusers has no such schedule for them, or they step over its end
+    "dpm++_karras",
+    "dpm++_sde_karras",
+    "dpm++_single",
+    "heun",
+    "kdpm2",
+    "kdpm2_a",
+    "deis",
+    "sa",
+    "lms",
+    "lms_karras",
+    "pndm",
+)
+
+
+def problem(scheduler: str, *, zero_terminal_snr: bool) -> str:
+    """Why a scheduler does not go with a model; empty if it does."""
+    if zero_terminal_snr and scheduler in NO_ZERO_TERMINAL_SNR:
+        return f"{scheduler} cannot draw with a model of zero terminal SNR; choose dpm++, ddim, euler or unipc"
+    return ""

@@ -12,6 +12,8 @@ import peft  # noqa: F401
 import torch
 from diffusers import UNet2DConditionModel
 
+from dreambooth.core.abilities import FAULTS
+from dreambooth.engine.training import attention, optimizers
 from dreambooth.engine.vocabulary import clip_tokenizer
 
 PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "peft", "safetensors", "pillow", "numpy")
@@ -44,7 +46,17 @@ def report() -> dict[str, Any]:
         else {"mps": "the Apple GPU"}.get(device.type, "the processor"),
         "memory_bytes": torch.cuda.get_device_properties(0).total_memory if device.type == "cuda" else 0,
         "packages": {name: version(name) for name in PACKAGES},
+        FAULTS: _faults(device),
     }
+
+
+def _faults(device: torch.device) -> dict[str, dict[str, str]]:
+    """What does not work here, of the settings whose choices hang on packages and devices: choice and reason."""
+    found = {
+        "optimizer.name": {name: optimizers.fault(name, device) for name in optimizers.RECIPES},
+        "memory.attention": {name: attention.fault(name, device) for name in attention.KINDS},
+    }
+    return {key: {name: reason for name, reason in some.items() if reason} for key, some in found.items()}
 
 
 def _device() -> torch.device:

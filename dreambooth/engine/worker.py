@@ -5,13 +5,11 @@ pictures -> model -> class pictures -> cache -> training -> outputs
 
 from __future__ import annotations
 
-import contextlib
 import shutil
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from dreambooth.core.budget import Budget, budget
@@ -19,7 +17,7 @@ from dreambooth.core.errors import UserError
 from dreambooth.core.forecast import disk_bytes
 from dreambooth.core.run import Job
 from dreambooth.core.settings import Settings
-from dreambooth.engine import families, outputs, start_file
+from dreambooth.engine import families, notices, outputs, sampling_choice, start_file
 from dreambooth.engine.checkpoints import lora
 from dreambooth.engine.checkpoints.lora_layers import AnyLayer
 from dreambooth.engine.checkpoints.source import Source, open_model
@@ -30,9 +28,12 @@ from dreambooth.engine.data.order import Order, Slot
 from dreambooth.engine.data.pictures import Example
 from dreambooth.engine.data.readings import Readings
 from dreambooth.engine.families.model import Model
-from dreambooth.engine.training import adapters, optimizers, precision, preview, state
+from dreambooth.engine.sampling import decoding
+from dreambooth.engine.tensorboard import EventFile, curves
+from dreambooth.engine.training import adapters, attention, optimizers, precision, preview, state
 from dreambooth.engine.training.ema import Ema
-from dreambooth.engine.training.loop import Ending, Session, train
+from dreambooth.engine.training.loop import Ending, train
+from dreambooth.engine.training.session import Session
 from dreambooth.engine.training.text import Texts
 from dreambooth.engine.work import Asked, Work
 
@@ -43,6 +44,18 @@ def run(job: Job) -> Ending:
     """Does a training job, or goes on with it. Raises UserError for what a person can mend."""
     work = Work.open(job)
     try:
+        ending = _run(work)
+    except BaseException:
+        notices.tell_of_end(work, "failed")
+        raise
+    notices.tell_of_end(work, ending)
+    return ending
+
+
+def _run(work: Work) -> Ending:
+    job = work.job
+    try:
+        check_abilities(work)
         gathered = pictures.gather(work.settings.concepts, partial(work.stage, "looking at pictures"))
         found = gathered.usable()
         instances = pictures.examples(gathered, work.settings, work.size)
@@ -65,12 +78,22 @@ def run(job: Job) -> Ending:
     return ending
 
 
+def check_abilities(work: Work) -> None:
+    """Raises UserError for what this device, environment or model cannot do, before anything is begun."""
+    settings, about = work.settings, work.project.about
+    if reason := sampling_choice.problem(settings.previews.scheduler, zero_terminal_snr=about["zero_terminal_snr"]):
+        raise UserError(f"previews.scheduler: {reason}.")
+    precision.set_deterministic(settings.tuning.deterministic)
+    device = precision.of(settings).device
+    optimizers.check(settings, device)
+    attention.check(settings.memory.attention, device)
+
+
 def load(work: Work, source: Source) -> tuple[Model, Any]:
     work.stage("loading the model", 0, 1)
-    tuning = work.settings.tuning
-    accelerator = precision.accelerator(tuning.mixed_precision)
-    dtype = precision.compute_dtype(accelerator) if work.settings.is_lora else torch.float32
-    model = families.load(source, dtype)
+    tuning, accelerator = work.settings.tuning, precision.of(work.settings)
+    model = families.load(source, precision.weights_dtype(accelerator, work.settings))
+    attention.use(model.unet, work.settings.memory.attention)
     model.read_prompts(tuning.max_token_length, tuning.clip_skip, tuning.pad_tokens)
     model.to(accelerator.device)
     return model, accelerator
@@ -96,7 +119,8 @@ def make_class_pictures(work: Work, model: Model, plans: list[class_pictures.Pla
         work.job.report("picture", path=str(last), kind="class")
         work.stage("class pictures", done, total)
 
-    class_pictures.make(model, plans, work.settings.batching.class_batch_size, on_batch, work.stop_if_asked)
+    with decoding(model, work.settings.memory.vae_decoding):
+        class_pictures.make(model, plans, work.settings.batching.class_batch_size, on_batch, work.stop_if_asked)
     preview.class_sheet(class_pictures.prior_pictures(plans), work.project.folder / CLASS_SHEET)
 
 
@@ -187,6 +211,7 @@ class Hooks:
 
     def __init__(self, work: Work, session: Session, source: Source) -> None:
         self.work, self.session, self.source = work, session, source
+        self.board = EventFile(work.job.folder / "tensorboard") if work.settings.reporting.tensorboard else None
 
     def requests(self) -> set[str]:
         return self.work.job.requests()
@@ -196,12 +221,17 @@ class Hooks:
 
     def report(self, **fields: Any) -> None:
         self.work.job.report("step", **fields)
+        if self.board:
+            self.board.add(fields["step"], curves(fields))
+
+    def cooling(self, seconds: int) -> None:
+        self.work.job.report("cooling", seconds=seconds)
 
     def preview(self, images: int) -> None:
         work, session = self.work, self.session
         if not work.settings.previews.count:
             return
-        with session.accelerator.autocast(), _shown_weights(session):
+        with session.accelerator.autocast(), session.shown():
             paths = preview.make(session.model, work.settings, work.job.previews, images, work.size)
         target = work.job.folder / "previews.png"
         preview.contact_sheet(work.job.previews, work.settings, target)
@@ -221,22 +251,15 @@ def _finish(work: Work, session: Session, source: Source) -> None:
 
 
 def _save_output(work: Work, session: Session, source: Source, images: int) -> None:
-    with _shown_weights(session):
+    with session.shown():
         path = outputs.save(work.folders, work.project, work.settings, session.model, source, session.trained, images)
     kind = "lora" if work.settings.is_lora else "checkpoint"
     work.job.report("saved", kind=kind, path=str(path), bytes=path.stat().st_size, images=images)
 
 
-def _shown_weights(session: Session) -> Any:
-    """The weights that previews and outputs show: the average where there is one."""
-    if session.ema:
-        return session.ema.applied(session.trained.named())
-    return contextlib.nullcontext()
-
-
 def _check_disk(work: Work, source: Source, length: Budget) -> None:
     """Raises UserError if what the run will write does not fit."""
-    needed = disk_bytes(source.header, work.settings, length.epochs)
+    needed = disk_bytes(source.header, work.settings, length)
     free = shutil.disk_usage(work.folders.models).free
     if needed > free:
         raise UserError(

@@ -20,11 +20,10 @@ from typing import Any
 
 from dreambooth.core import atomic, lock
 from dreambooth.core.errors import UserError
-from dreambooth.core.layout import DEVELOPMENT_LOCK, ENGINE, LOCK, PROJECT
+from dreambooth.core.layout import DEVELOPMENT_LOCK, ENGINE, LOCK, PROJECT, STAMP
 from dreambooth.service import torch_build
 
 PIP = "pip==26.3"
-STAMP = ENGINE / "stamp.json"
 VARIABLE = "DREAMBOOTH_ENGINE_PYTHON"
 
 Progress = Callable[[str], None]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from dreambooth.core.abilities import FAULTS
 from dreambooth.core.checkpoint import FAMILIES
 from dreambooth.core.quantities import duration, size
 from dreambooth.service.demo import FIGURES
@@ -25,7 +26,10 @@ _KNOWN_BY = {
 
 def setup(result: Result) -> str:
     rows = [["python", f"{result['python']} ({result['python_version']})"], ["device", result["device_name"]]]
-    return table(rows + [[name, version] for name, version in result["packages"].items()])
+    rows += [[name, version] for name, version in result["packages"].items()]
+    for key, some in result.get(FAULTS, {}).items():
+        rows += [[f"{key} {choice}", f"does not work here: {reason}"] for choice, reason in some.items()]
+    return table(rows)
 
 
 def about(result: Result) -> str:

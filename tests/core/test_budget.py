@@ -36,3 +36,10 @@ def test_total_steps_take_the_place_of_epochs() -> None:
     length = budget(chosen, 50)
     assert (length.steps, length.images, length.epochs) == (30, 180, 4)
     assert budget(parse({"intervals.num_train_epochs": 7}), 50).steps == 350
+
+
+@given(budgets, st.integers(0, 30), st.integers(0, 30))
+def test_how_often_something_is_due_is_known_beforehand(budget: Budget, epochs: int, steps: int) -> None:
+    due = [step for step in range(1, budget.steps + 1) if budget.is_due(epochs, step, steps)]
+    assert len(due) == budget.times_due(epochs, steps)
+    assert not steps or {step for step in range(1, budget.steps) if step % steps == 0} <= set(due)

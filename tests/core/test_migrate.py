@@ -104,7 +104,7 @@ def test_the_predecessors_last_config() -> None:
     assert (ours["learning.lora_learning_rate"], ours["learning.text_encoder_learning_rate"]) == (2e-4, 1e-6)
     assert (ours["concepts.0.instance_token"], ours["concepts.0.class_token"]) == ("sks", "dog")
     assert (ours["intervals.save_model_every"], ours["intervals.save_state_every"]) == (0, 10)
-    assert (ours["general.resolution"], ours["tuning.weight_decay"]) == (704, 0.02)
+    assert (ours["general.resolution"], ours["optimizer.weight_decay"]) == (704, 0.02)
     assert (ours["tuning.clip_skip"], ours["pictures.hflip"]) == (2, True)
     assert "clip_skip" in left(predecessor.config({**CONFIG_OF_2025, "model_type": "SDXL"}, look))
     assert "concept 0: save_sample_prompt" in left(migration)

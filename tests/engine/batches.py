@@ -19,7 +19,7 @@ from dreambooth.engine.data.readings import Readings
 from dreambooth.engine.families.model import Model
 from dreambooth.engine.sampling import make_scheduler
 from dreambooth.engine.training import adapters, loss, optimizers
-from dreambooth.engine.training.loop import Session
+from dreambooth.engine.training.session import Session
 from dreambooth.engine.training.text import Texts
 
 BUCKET = Bucket(64, 64)

@@ -34,7 +34,7 @@ SHORT = {
     "learning.learning_rate": 1e-4,
     "learning.text_encoder_learning_rate": 1e-4,
     "tuning.text_encoder_ratio": 1.0,
-    "tuning.weight_decay": 0.0,
+    "optimizer.weight_decay": 0.0,
     "previews.steps": 2,
     "saving.half_model": False,
 }
@@ -114,7 +114,7 @@ def test_the_loss_is_diffusers_own(made: Project) -> None:
 def test_going_on_from_a_lora_file_starts_from_what_it_knows(made: Project) -> None:
     changes = {"learning.lora_learning_rate": 1e-2, "previews.count": 0, "lora.rank": 3, "lora.alpha": 3.0}
     _, first = train(made, **changes)
-    still = {**changes, "lora.rank": 16, "learning.lora_learning_rate": 0.0, "tuning.max_grad_norm": 0}
+    still = {**changes, "lora.rank": 16, "learning.lora_learning_rate": 0.0, "optimizer.max_grad_norm": 0}
     _, second = train(made, **still, **{"lora.start_file": str(first), "learning.lora_text_encoder_learning_rate": 0.0})
     one, other = load_file(first), load_file(second)
     assert one.keys() == other.keys()

@@ -59,7 +59,7 @@ def test_the_text_encoder_learns_only_when_asked(star: Project) -> None:
 
 
 def test_each_part_has_its_own_learning_rate(star: Project) -> None:
-    rates = {"tuning.text_encoder_ratio": 1.0, "tuning.weight_decay": 0.0}
+    rates = {"tuning.text_encoder_ratio": 1.0, "optimizer.weight_decay": 0.0}
     assert changed(train(star, **rates, **{"learning.learning_rate": 0.0})) == {"cond_stage_model"}
     assert changed(train(star, **rates, **{"learning.text_encoder_learning_rate": 0.0})) == {"model"}
 
@@ -113,7 +113,7 @@ def test_a_loss_that_is_no_number_ends_the_run_and_saves_nothing(
     star: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Session, "state", lambda _: pytest.fail("a spoilt state was saved"))
-    changes = {"learning.learning_rate": 1.0, "tuning.max_grad_norm": 0, "intervals.num_train_epochs": 40}
+    changes = {"learning.learning_rate": 1.0, "optimizer.max_grad_norm": 0, "intervals.num_train_epochs": 40}
     chosen = settings.parse({**SHORT, **changes, "intervals.save_state_every": 30, "batching.train_batch_size": 1})
     job = launcher.new_run(Folders(star.folder.parents[1]), star, chosen)
     with pytest.raises(UserError, match="The loss is not a number"):

@@ -12,7 +12,6 @@ from dreambooth.engine.checkpoints.source import open_source
 from dreambooth.engine.sampling import make_scheduler
 from dreambooth.engine.training import objective
 from dreambooth.engine.training.ema import Ema
-from dreambooth.engine.training.schedules import rate_factor
 
 
 def test_noise_is_added_as_diffusers_adds_it() -> None:
@@ -36,16 +35,6 @@ def test_the_loss_is_the_mean_square_of_each_picture() -> None:
     assert torch.allclose(each.mean(), torch.nn.functional.mse_loss(a, b))
 
 
-@pytest.mark.parametrize(
-    ("name", "at_start", "in_the_middle", "at_end"),
-    [("constant", 1, 1, 1), ("linear", 1, 0.5, 0), ("cosine", 1, 0.5, 0)],
-)
-def test_schedules(name: str, at_start: float, in_the_middle: float, at_end: float) -> None:
-    points = [rate_factor(name, p, 0.0) for p in (0.0, 0.5, 1.0)]
-    assert points == pytest.approx([at_start, in_the_middle, at_end])
-    assert [rate_factor(name, p, 0.2) for p in (0.0, 0.1, 0.2)] == pytest.approx([0, 0.5, 1])
-
-
 def test_ema_starts_short_and_keeps_to_its_decay() -> None:
     weights = {"w": torch.zeros(1)}
     ema = Ema(weights, decay=0.9)
@@ -56,6 +45,3 @@ def test_ema_starts_short_and_keeps_to_its_decay() -> None:
         decay = min(0.9, (1 + n) / (10 + n))
         expected = decay * expected + (1 - decay) * n
     assert ema.average["w"].item() == pytest.approx(expected, rel=1e-4)
-    with ema.applied(weights):
-        assert weights["w"].item() == pytest.approx(expected, rel=1e-4)
-    assert weights["w"].item() == 199

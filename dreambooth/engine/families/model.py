@@ -179,13 +179,18 @@ class Model(ABC):
 
     def encode_pictures(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Pictures (B, 3, H, W) in [-1, 1] -> mean and standard deviation of their latents (B, 4, H/8, W/8), scaled."""
-        posterior = self.vae.encode(pixels.to(self.vae.device, self.vae.dtype)).latent_dist
+        with torch.autocast(self.vae.device.type, enabled=False):
+            posterior = self.vae.encode(pixels.to(self.vae.device, self.vae.dtype)).latent_dist
         return posterior.mean.float() * self.latent_scale, posterior.std.float() * self.latent_scale
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Scaled latents (B, 4, h, w) -> pictures (B, 3, 8h, 8w) in [-1, 1], float32."""
+        """Scaled latents (B, 4, h, w) -> pictures (B, 3, 8h, 8w) in [-1, 1], float32.
+
+        Never in half precision, whatever is around it: SDXL's VAE overflows in fp16, and pictures come out black.
+        """
         scaled = (latents / self.latent_scale).to(self.vae.device, self.vae.dtype)
-        return self.vae.decode(scaled).sample.float().clamp(-1, 1)
+        with torch.autocast(self.vae.device.type, enabled=False):
+            return self.vae.decode(scaled).sample.float().clamp(-1, 1)
 
 
 def _pieces(tokenizer: CLIPTokenizer, prompt: str, count: int) -> list[int]:

@@ -10,7 +10,7 @@ from torch import Tensor
 from dreambooth.engine.training import noise, objective
 
 if TYPE_CHECKING:
-    from dreambooth.engine.training.loop import Session
+    from dreambooth.engine.training.session import Session
 
 
 def batch_losses(

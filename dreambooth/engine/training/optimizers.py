@@ -1,18 +1,190 @@
-"""The optimizer and its parameter groups: the UNet's first, then each text encoder's."""
+"""The optimizers, their parameter groups (the UNet's first, then each text encoder's), and their states.
+
+None is offered before it has taken real steps on this device, and none is ever put in another's place.
+"""
 
 from __future__ import annotations
 
-import torch
+import warnings
+from collections.abc import Callable
+from typing import Any
 
+import torch
+from torch import Tensor, nn
+
+from dreambooth.core.errors import UserError
+from dreambooth.core.settings import Optimizer as Chosen
 from dreambooth.core.settings import Settings, learning_rates
 from dreambooth.engine.training.adapters import Trained
 
+Groups = list[dict[str, Any]]
+
+_ADAM_BETAS, _LION_BETAS, _EPSILON = (0.9, 0.999), (0.9, 0.99), 1e-8
+_ADAFACTOR_EPSILONS = (1e-30, 1e-3)  # of the squared gradient and of the size of the weights
+_PACKED = "__bnb_optimizer_quant_state__"  # where bitsandbytes' state_dict puts its 8-bit values
+
 
 def make(trained: Trained, settings: Settings) -> torch.optim.Optimizer:
-    """AdamW over the groups, each with its own learning rate."""
-    rates = learning_rates(settings)
+    """The chosen optimizer over the groups, each with its own learning rate and weight decay."""
+    rates, chosen = learning_rates(settings), settings.optimizer
+    decays = chosen.weight_decay, chosen.text_encoder_weight_decay
     groups = [
-        {"params": list(parameters.values()), "lr": rates[0] if part == "unet" else rates[1]}
+        {
+            "params": list(parameters.values()),
+            "lr": rates[part != "unet"],
+            "weight_decay": decays[part != "unet"],
+        }
         for part, parameters in trained.parts.items()
     ]
-    return torch.optim.AdamW(groups, weight_decay=settings.tuning.weight_decay, fused=True)
+    return RECIPES[chosen.name](groups, chosen)
+
+
+def check(settings: Settings, device: torch.device) -> None:
+    """Raises UserError if the chosen optimizer does not work on this device."""
+    name = settings.optimizer.name
+    if reason := fault(name, device):
+        raise UserError(f"optimizer.name: {name} does not work here ({reason}); choose adamw or another.")
+
+
+def fault(name: str, device: torch.device) -> str:
+    """Why an optimizer does not work on this device, found by steps on a small problem; empty if it does."""
+    with torch.random.fork_rng(devices=[]), torch.enable_grad(), warnings.catch_warnings():
+        warnings.filterwarnings("error", message="Paged optimizers are not supported")  # else it would be replaced
+        generator = torch.Generator().manual_seed(0)
+        matrix = torch.randn(64, 128, generator=generator).to(device)  # large enough to be kept in 8 bits
+        weight, bias = nn.Parameter(torch.zeros_like(matrix)), nn.Parameter(torch.zeros(64, 1, device=device))
+        losses = []
+        try:
+            optimizer = RECIPES[name]([{"params": [weight, bias], "lr": 1.0 if name == "prodigy" else 0.01}], Chosen())
+            set_mode(optimizer, training=True)
+            for _ in range(4):
+                loss = (weight + bias - matrix).square().mean()
+                loss.backward()
+                optimizer.step()
+                optimizer.zero_grad()
+                losses.append(loss.item())
+        except Exception as error:  # noqa: BLE001  (whatever it is, this optimizer is not for here)
+            return (str(error).strip().splitlines() or [type(error).__name__])[0][:200].rstrip(".")
+        return "" if losses[-1] < losses[0] else "its steps do not lower the loss"
+
+
+def set_mode(optimizer: torch.optim.Optimizer, *, training: bool) -> None:
+    """A schedule-free optimizer holds other weights while it trains than those that are to be used."""
+    switch = getattr(optimizer, "train" if training else "eval", None)
+    if switch is not None:
+        switch()
+
+
+@torch.no_grad()
+def restore(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
+    """Puts what `state_dict` gave back, value for value.
+
+    The optimizers' own way casts to the precision of the weights, which for weights in bf16 would spoil it.
+    """
+    inner = getattr(optimizer, "optimizer", optimizer)  # accelerate's wrapping
+    numbers = []
+    for group, kept in zip(inner.param_groups, saved["param_groups"]):
+        numbers += list(zip(kept["params"], group["params"]))
+        group.update({name: value for name, value in kept.items() if name != "params"})
+    on_device = {
+        id(p): group.get("fused") or group.get("capturable") for group in inner.param_groups for p in group["params"]
+    }
+    inner.state.clear()
+    for number, weight in numbers:
+        kept = dict(saved["state"].get(number, {}))
+        kept.update(kept.pop(_PACKED, {}))
+        for name, value in kept.items():
+            stays = name == "step" and not on_device[id(weight)]
+            inner.state[weight][name] = value if stays else _placed(inner, weight, value)
+
+
+def _placed(optimizer: Any, weight: nn.Parameter, value: Any) -> Any:
+    """A kept value on the weight's device; of a paged optimizer in memory that can be lent again."""
+    if not isinstance(value, Tensor):
+        return value
+    if getattr(optimizer, "is_paged", False) and value.shape == weight.shape:
+        return optimizer.get_state_buffer(weight, dtype=value.dtype).copy_(value)
+    return value.to(weight.device, copy=True)
+
+
+def _betas(chosen: Chosen, own: tuple[float, float]) -> tuple[float, float]:
+    return chosen.beta1 or own[0], chosen.beta2 or own[1]
+
+
+def _adamw(groups: Groups, chosen: Chosen) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(groups, betas=_betas(chosen, _ADAM_BETAS), eps=chosen.epsilon or _EPSILON, fused=True)
+
+
+def _adamw_8bit(groups: Groups, chosen: Chosen, *, paged: bool = False) -> torch.optim.Optimizer:
+    from bitsandbytes import optim  # heavy: only where it is asked for
+
+    cls = optim.PagedAdamW8bit if paged else optim.AdamW8bit
+    return cls(groups, betas=_betas(chosen, _ADAM_BETAS), eps=chosen.epsilon or _EPSILON)
+
+
+def _paged_adamw_8bit(groups: Groups, chosen: Chosen) -> torch.optim.Optimizer:
+    return _adamw_8bit(groups, chosen, paged=True)
+
+
+def _lion(groups: Groups, chosen: Chosen) -> torch.optim.Optimizer:
+    from dreambooth.engine.training.lion import Lion
+
+    return Lion(groups, betas=_betas(chosen, _LION_BETAS))
+
+
+def _lion_8bit(groups: Groups, chosen: Chosen, *, paged: bool = False) -> torch.optim.Optimizer:
+    from bitsandbytes import optim
+
+    return (optim.PagedLion8bit if paged else optim.Lion8bit)(groups, betas=_betas(chosen, _LION_BETAS))
+
+
+def _paged_lion_8bit(groups: Groups, chosen: Chosen) -> torch.optim.Optimizer:
+    return _lion_8bit(groups, chosen, paged=True)
+
+
+def _adafactor(groups: Groups, chosen: Chosen) -> torch.optim.Optimizer:
+    """With a learning rate of ours, not its own."""
+    from transformers.optimization import Adafactor
+
+    return Adafactor(
+        groups,
+        eps=(chosen.epsilon or _ADAFACTOR_EPSILONS[0], _ADAFACTOR_EPSILONS[1]),
+        beta1=chosen.beta1 or None,
+        scale_parameter=False,
+        relative_step=False,
+        warmup_init=False,
+    )
+
+
+def _prodigy(groups: Groups, chosen: Chosen) -> torch.optim.Optimizer:
+    """With the bias correction and the safeguard that its authors advise for diffusion models and warm-up."""
+    from prodigyopt import Prodigy
+
+    # The first group's rate must not be zero when it is made; the loop sets the rates before each step.
+    return Prodigy(
+        groups,
+        lr=1.0,
+        betas=_betas(chosen, _ADAM_BETAS),
+        eps=chosen.epsilon or _EPSILON,
+        use_bias_correction=True,
+        safeguard_warmup=True,
+    )
+
+
+def _adamw_schedule_free(groups: Groups, chosen: Chosen) -> torch.optim.Optimizer:
+    from schedulefree import AdamWScheduleFree
+
+    return AdamWScheduleFree(groups, betas=_betas(chosen, _ADAM_BETAS), eps=chosen.epsilon or _EPSILON)
+
+
+RECIPES: dict[str, Callable[[Groups, Chosen], torch.optim.Optimizer]] = {
+    "adamw": _adamw,
+    "adamw_8bit": _adamw_8bit,
+    "paged_adamw_8bit": _paged_adamw_8bit,
+    "lion": _lion,
+    "lion_8bit": _lion_8bit,
+    "paged_lion_8bit": _paged_lion_8bit,
+    "adafactor": _adafactor,
+    "prodigy": _prodigy,
+    "adamw_schedule_free": _adamw_schedule_free,
+}

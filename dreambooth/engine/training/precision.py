@@ -1,25 +1,55 @@
-"""Which device and which precision a run uses."""
+"""Which device and which precision a run uses, and whether it repeats bit for bit."""
 
 from __future__ import annotations
+
+import os
 
 import torch
 from accelerate import Accelerator
 
 from dreambooth.core.errors import UserError
+from dreambooth.core.settings import Settings
 
 
-def accelerator(mixed_precision: str) -> Accelerator:
+def accelerator(mixed_precision: str = "auto", *, bf16_weights: bool = False) -> Accelerator:
     """The device's accelerator in the wanted precision. Raises UserError where the device cannot do it."""
     choice = _automatic() if mixed_precision == "auto" else mixed_precision
+    if bf16_weights:
+        choice = "bf16"
     if choice == "fp16" and not torch.cuda.is_available():
         raise UserError("tuning.mixed_precision: fp16 needs a GPU; choose auto, no or bf16.")
     if choice == "bf16" and torch.cuda.is_available() and not torch.cuda.is_bf16_supported():
-        raise UserError("tuning.mixed_precision: this GPU cannot do bf16; choose auto or fp16.")
+        key, mend = (
+            ("memory.bf16_weights", "turn it off")
+            if bf16_weights
+            else ("tuning.mixed_precision", "choose auto or fp16")
+        )
+        raise UserError(f"{key}: this GPU cannot do bf16; {mend}.")
     return Accelerator(mixed_precision=choice)
+
+
+def of(settings: Settings) -> Accelerator:
+    """The accelerator that these settings ask for."""
+    return accelerator(settings.tuning.mixed_precision, bf16_weights=settings.memory.bf16_weights)
 
 
 def compute_dtype(accelerator: Accelerator) -> torch.dtype:
     return {"fp16": torch.float16, "bf16": torch.bfloat16}.get(accelerator.mixed_precision, torch.float32)
+
+
+def weights_dtype(accelerator: Accelerator, settings: Settings) -> torch.dtype:
+    """How the UNet and the text encoders are held: half of a LoRA's model, which rests; whole of what is trained."""
+    if settings.is_lora:
+        return compute_dtype(accelerator)
+    return torch.bfloat16 if settings.memory.bf16_weights else torch.float32
+
+
+def set_deterministic(on: bool) -> None:
+    """Whether only computations that repeat bit for bit are allowed; torch refuses the others."""
+    if on:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when the GPU is first used
+    torch.use_deterministic_algorithms(on)
+    torch.backends.cudnn.benchmark = False
 
 
 def _automatic() -> str:

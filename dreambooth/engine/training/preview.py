@@ -13,7 +13,7 @@ from dreambooth.core import captions
 from dreambooth.core.settings import Captions, Concept, Settings
 from dreambooth.engine.data.pictures import Picture, find
 from dreambooth.engine.families.model import Model
-from dreambooth.engine.sampling import draw
+from dreambooth.engine.sampling import decoding, draw
 from dreambooth.engine.sampling_choice import Sampling
 
 _NAME = "{images:08}-{prompt:02}-{number:02}.png"
@@ -48,13 +48,14 @@ def make(model: Model, settings: Settings, folder: Path, images: int, size: int)
     """Draws the previews of this moment and saves them; the model is left in the mode it was in."""
     wanted = [(p, n) for p in range(len(prompts(settings))) for n in range(settings.previews.count)]
     choice = settings.previews
-    sampling = Sampling(size, size, choice.steps, choice.guidance_scale, choice.negative_prompt)
+    width, height = choice.width or size, choice.height or size
+    sampling = Sampling(width, height, choice.steps, choice.guidance_scale, choice.negative_prompt, choice.scheduler)
     words, batch, paths = prompts(settings), settings.batching.class_batch_size, []
     folder.mkdir(exist_ok=True)
     modes = [(part, part.training) for part in model.parts.values()]
     for part, _ in modes:
         part.eval()
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), decoding(model, settings.memory.vae_decoding):
         for start in range(0, len(wanted), batch):
             some = wanted[start : start + batch]
             drawn = draw(model, [words[p] for p, _ in some], [choice.seed + n for _, n in some], sampling)

@@ -1,19 +1,72 @@
-"""Learning-rate curves: the share of the full rate at a point of the run, both between 0 and 1."""
+"""Learning-rate curves: the share of the full rate at a point of the run, both between 0 and 1.
+
+A point is the share of the run's images that have been seen, so batch size, accumulation and class pictures do not
+move a curve.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
+
+from dreambooth.core.budget import Budget
+from dreambooth.core.settings import LearningRate, Settings, learning_rates
+
+_ONE_CYCLE_START = 1 / 25  # of the full rate; both as in PyTorch's OneCycleLR, after arXiv 1708.07120
+_ONE_CYCLE_RISE = 0.3  # of the run
 
 
-def rate_factor(name: str, progress: float, warmup: float) -> float:
-    """`progress` is the share of the run's images seen so far; `warmup` the share over which the rate rises."""
-    if progress < warmup:
-        return progress / warmup
-    if name == "constant":
-        return 1.0
-    rest = min(1.0, (progress - warmup) / (1 - warmup))
-    if name == "linear":
-        return 1 - rest
-    if name == "cosine":
-        return 0.5 * (1 + math.cos(math.pi * rest))
-    raise ValueError(name)
+def rate_factor(rates: LearningRate, progress: float) -> float:
+    """`progress` is the share of the run's images seen so far."""
+    if rates.scheduler == "one_cycle":
+        return _one_cycle(rates, progress)
+    if progress < rates.warmup:
+        return progress / rates.warmup
+    rest = min(1.0, (progress - rates.warmup) / (1 - rates.warmup))
+    return rates.minimum + (1 - rates.minimum) * _SHAPES[rates.scheduler](rates, rest)
+
+
+def curve(settings: Settings, budget: Budget, points: int = 101) -> list[dict[str, float]]:
+    """The rates over a whole run, for drawing: images seen, and the rates of the UNet and of the text encoder."""
+    unet, text = learning_rates(settings)
+    drawn = []
+    for point in range(points):
+        progress = point / (points - 1)
+        factor = rate_factor(settings.learning, progress)
+        learns = progress < settings.tuning.text_encoder_ratio
+        images = round(progress * budget.images)
+        drawn.append({"images": images, "unet": unet * factor, "text_encoder": text * factor if learns else 0.0})
+    return drawn
+
+
+def _cosine(rates: LearningRate, rest: float) -> float:
+    return 0.5 * (1 + math.cos(math.pi * rest))
+
+
+def _cosine_with_restarts(rates: LearningRate, rest: float) -> float:
+    """SGDR (arXiv 1608.03983) with cycles of one length."""
+    return 0.0 if rest >= 1 else _cosine(rates, round(rest * rates.cycles, 9) % 1)
+
+
+def _rex(rates: LearningRate, rest: float) -> float:
+    """Reflected exponential (arXiv 2107.04197, equation 2)."""
+    return (1 - rest) / (0.5 + 0.5 * (1 - rest))
+
+
+def _one_cycle(rates: LearningRate, progress: float) -> float:
+    """Rises from a twenty-fifth to the full rate and falls to the least, both along a cosine."""
+    rise = rates.warmup or _ONE_CYCLE_RISE
+    if progress < rise:
+        return _ONE_CYCLE_START + (1 - _ONE_CYCLE_START) * (1 - _cosine(rates, progress / rise))
+    return rates.minimum + (1 - rates.minimum) * _cosine(rates, min(1.0, (progress - rise) / (1 - rise)))
+
+
+_SHAPES: dict[str, Callable[[Any, float], float]] = {
+    "constant": lambda rates, rest: 1.0,
+    "linear": lambda rates, rest: 1 - rest,
+    "cosine": _cosine,
+    "cosine_with_restarts": _cosine_with_restarts,
+    "polynomial": lambda rates, rest: (1 - rest) ** rates.power,
+    "rex": _rex,
+}

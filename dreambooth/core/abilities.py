@@ -1,0 +1,19 @@
+"""What was found not to work when the engine's environment was checked; kept in its stamp."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from dreambooth.core.layout import STAMP
+
+FAULTS = "faults"  # in the check's report: {setting: {choice: reason}}
+
+
+def fault(key: str, choice: str, stamp: Path = STAMP) -> str:
+    """Why a choice of a setting does not work in the engine's environment; empty if it does or nothing is known."""
+    try:
+        report = json.loads(stamp.read_text(encoding="utf-8"))["report"]
+        return str(report[FAULTS][key].get(choice, ""))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return ""

@@ -1,0 +1,64 @@
+"""Training weights that are held in bf16: the change is worked out in full precision and rounded at random.
+
+bf16 keeps 8 bits of a weight, so most changes of a fine-tuning are smaller than half of its last bit and would be
+rounded away. Rounded up with the probability of what is cut off, they are right on the average.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+_VALUES_AT_ONCE = 2**25  # in full precision for the moment of their step: 128 MiB, and as much for their gradients
+
+
+@torch.no_grad()
+def step(optimizer: torch.optim.Optimizer) -> None:
+    """The optimizer's step on weights in bf16, some of them at a time. What it keeps stays in full precision."""
+    inner = getattr(optimizer, "optimizer", optimizer)  # accelerate's wrapping
+    groups = inner.param_groups
+    try:
+        for group in groups:
+            inner.param_groups, weights = [group], group["params"]
+            try:
+                for some in _portions([weight for weight in weights if weight.grad is not None]):
+                    group["params"] = some
+                    _step_some(inner, some)
+            finally:
+                group["params"] = weights
+    finally:
+        inner.param_groups = groups
+
+
+def rounded(exact: Tensor) -> Tensor:
+    """float32 -> bfloat16, up or down by chance, so that the mean of many is the exact value."""
+    bits = exact.contiguous().view(torch.int32)
+    chance = torch.randint_like(bits, 1 << 16)
+    return (bits + chance).bitwise_and_(-(1 << 16)).view(torch.float32).bfloat16()
+
+
+def _step_some(optimizer: torch.optim.Optimizer, some: list[nn.Parameter]) -> None:
+    held = [weight.data for weight in some]
+    for weight in some:
+        gradient, weight.grad = weight.grad, None
+        weight.data = weight.data.float()
+        weight.grad = gradient.float()
+    optimizer.step()
+    for weight, place in zip(some, held):
+        exact, weight.grad = weight.data, None
+        weight.data = place.copy_(rounded(exact))
+
+
+def _portions(weights: list[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
+    some: list[nn.Parameter] = []
+    values = 0
+    for weight in weights:
+        if some and values + weight.numel() > _VALUES_AT_ONCE:
+            yield some
+            some, values = [], 0
+        some.append(weight)
+        values += weight.numel()
+    if some:
+        yield some

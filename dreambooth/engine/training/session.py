@@ -1,0 +1,111 @@
+"""Everything that a run needs in memory, and what of it is saved."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from dreambooth.core.budget import Budget
+from dreambooth.core.errors import UserError
+from dreambooth.core.settings import Settings
+from dreambooth.engine.data.cache import Encoded
+from dreambooth.engine.data.order import Order
+from dreambooth.engine.data.readings import Readings
+from dreambooth.engine.families.model import Model
+from dreambooth.engine.training import optimizers, rounding
+from dreambooth.engine.training.adapters import Trained
+from dreambooth.engine.training.ema import Ema
+from dreambooth.engine.training.text import Texts
+
+
+@dataclass
+class Session:
+    """One run, as far as it has come."""
+
+    settings: Settings
+    budget: Budget
+    model: Model
+    trained: Trained
+    accelerator: Accelerator
+    instances: Encoded
+    priors: Encoded | None
+    order: Order
+    readings: Readings
+    texts: Texts
+    optimizer: Any
+    ema: Ema | None
+    step: int = 0
+
+    @property
+    def images(self) -> int:
+        """Images of the subject seen so far."""
+        return self.budget.images_seen(self.step)
+
+    def change_weights(self) -> None:
+        """One step of the optimizer with the gradients that are there, and of the average."""
+        if self.settings.memory.bf16_weights:
+            rounding.step(self.optimizer)
+        else:
+            self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        if self.ema:
+            self.ema.update(self.trained.named())
+
+    @contextlib.contextmanager
+    def shown(self) -> Iterator[None]:
+        """The weights that previews and outputs show stand in the model's place; afterwards no bit is changed."""
+        weights = self.trained.named()
+        averaged = self.ema is not None and self.settings.saving.weights == "average"
+        if not averaged and self.settings.optimizer.name != "adamw_schedule_free":
+            yield
+            return
+        kept = {name: weight.detach().clone() for name, weight in weights.items()}
+        optimizers.set_mode(self.optimizer, training=False)
+        if self.ema is not None and averaged:
+            _copy(self.ema.average, weights)
+        try:
+            yield
+        finally:
+            optimizers.set_mode(self.optimizer, training=True)
+            _copy(kept, weights)
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Everything resumable: the weights, and the rest in the form that torch saves."""
+        weights = dict(self.trained.named())
+        if self.ema:
+            weights.update({f"ema.{name}": average for name, average in self.ema.average.items()})
+        scaler = self.accelerator.scaler
+        rest = {
+            "step": self.step,
+            "optimizer": self.optimizer.state_dict(),
+            "ema_updates": self.ema.updates if self.ema else 0,
+            "scaler": scaler.state_dict() if scaler else None,
+        }
+        return weights, rest
+
+    @torch.no_grad()
+    def restore(self, weights: dict[str, Tensor], rest: dict[str, Any]) -> None:
+        """Puts a saved state back. Raises UserError if it belongs to other settings."""
+        own, _ = self.state()
+        if own.keys() != weights.keys() or any(own[name].shape != weights[name].shape for name in own):
+            raise UserError("The saved state does not fit these settings (method, rank or text encoder differ).")
+        _copy(weights, own)
+        optimizers.restore(self.optimizer, rest["optimizer"])
+        self.step = rest["step"]
+        if self.ema:
+            self.ema.updates = rest["ema_updates"]
+        if self.accelerator.scaler and rest["scaler"]:
+            self.accelerator.scaler.load_state_dict(rest["scaler"])
+
+
+@torch.no_grad()
+def _copy(source: dict[str, Tensor], target: dict[str, Tensor]) -> None:
+    for name, tensor in source.items():
+        target[name].copy_(tensor)

@@ -1,0 +1,108 @@
+"""Every scheduler really draws: the exact ones the same picture, the random ones their own, none with a wrong model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import get_args, get_type_hints
+
+import numpy as np
+import pytest
+import torch
+
+from dreambooth.core import project, settings
+from dreambooth.core.errors import UserError
+from dreambooth.core.project import Folders
+from dreambooth.core.settings import Previews, parse
+from dreambooth.engine import families, sampling_choice, worker
+from dreambooth.engine.families.model import Model
+from dreambooth.engine.sampling import SCHEDULERS, draw
+from dreambooth.engine.sampling_choice import NO_ZERO_TERMINAL_SNR, Sampling
+from dreambooth.engine.training import preview
+from dreambooth.service import launcher
+from tests.engine import tiny
+
+RANDOM = ("dpm++_sde", "dpm++_sde_karras", "ddpm", "euler_a", "kdpm2_a", "sa")  # noise is added on the way
+STEPS = 12
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    return families.load_file(tiny.write_original(tmp_path_factory.mktemp("sd1") / "sd1.safetensors", "sd1"))
+
+
+@pytest.fixture(scope="module")
+def zero_snr(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.write_original(tmp_path_factory.mktemp("xl") / "xl.safetensors", "sdxl-v")
+
+
+def drawn(model: Model, name: str, steps: int = STEPS, seeds: tuple[int, ...] = (7,)) -> np.ndarray:
+    pictures = draw(model, ["a red star"] * len(seeds), list(seeds), Sampling(64, 64, steps, 3.0, "", name))
+    return np.stack([np.asarray(picture, float) for picture in pictures])
+
+
+@pytest.fixture(scope="module")
+def exact(model: Model) -> np.ndarray:
+    return drawn(model, "ddim", 60)
+
+
+def test_the_setting_offers_what_there_is() -> None:
+    assert get_args(get_type_hints(Previews)["scheduler"]) == tuple(SCHEDULERS)
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_a_scheduler_draws(model: Model, exact: np.ndarray, name: str) -> None:
+    """All that solve the same equation come to the same picture; what adds noise comes to another, and follows its seed."""
+    one = drawn(model, name)
+    away = np.abs(one - exact).mean()
+    assert away > 5 if name in RANDOM else away < 5, away
+    assert one.std() > 10
+    both = drawn(model, name, seeds=(8, 7))
+    assert np.abs(both[1] - one[0]).max() <= 2  # a batch changes nothing
+    assert np.abs(both[0] - one[0]).mean() > 5
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_which_cannot_do_zero_terminal_snr(zero_snr: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Those that are refused do fail when they are tried; the others draw."""
+    model = families.load_file(zero_snr)
+    assert model.zero_terminal_snr
+    if name not in NO_ZERO_TERMINAL_SNR:
+        picture = drawn(model, name)
+        assert np.isfinite(picture).all()
+        assert name in RANDOM or np.abs(picture - drawn(model, "ddim", 60)).mean() < 10
+        return
+    with pytest.raises(UserError, match="zero terminal SNR; choose"):
+        drawn(model, name)
+    monkeypatch.setattr(sampling_choice, "NO_ZERO_TERMINAL_SNR", ())
+    with pytest.raises((TypeError, IndexError, ValueError)):
+        drawn(model, name)
+
+
+def test_a_run_is_refused_before_it_starts(zero_snr: Path, tmp_path: Path) -> None:
+    made = project.create(Folders(tmp_path), "xl", zero_snr)
+    chosen = parse({"previews.scheduler": "heun", "concepts.0.instance_data_dir": str(tmp_path)})
+    job = launcher.new_run(Folders(tmp_path), made, chosen)
+    with pytest.raises(UserError, match=r"^previews.scheduler: heun cannot draw"):
+        worker.run(job)
+    assert not job.events()[0]
+
+
+def test_previews_have_their_own_sampling(model: Model, tmp_path: Path) -> None:
+    """Scheduler, steps, scale, negative prompt, seed, width and height each change the picture."""
+    base = {"previews.prompts": "a red star", "previews.steps": 4, "concepts.0.instance_prompt": "a star"}
+
+    def made(**changes: object) -> np.ndarray:
+        chosen = settings.parse({**base, **{f"previews.{key}": value for key, value in changes.items()}})
+        from PIL import Image
+
+        path = preview.make(model, chosen, tmp_path, 0, 64)[0]
+        with Image.open(path) as picture:
+            return np.asarray(picture, float)
+
+    plain = made()
+    assert np.array_equal(plain, made())
+    changes = {"scheduler": "euler_a", "steps": 5, "guidance_scale": 2.0, "negative_prompt": "a blue circle", "seed": 1}
+    for key, value in changes.items():
+        assert not np.array_equal(plain, made(**{key: value})), key
+    assert made(width=128, height=72).shape == (72, 128, 3)
+    assert torch.equal(torch.tensor(made(count=2)), torch.tensor(plain))
