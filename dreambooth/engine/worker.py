@@ -91,10 +91,9 @@ def check_abilities(work: Work) -> None:
 
 def load(work: Work, source: Source) -> tuple[Model, Any]:
     work.stage("loading the model", 0, 1)
-    accelerator = precision.of(work.settings)
+    tuning, accelerator = work.settings.tuning, precision.of(work.settings)
     model = families.load(source, precision.weights_dtype(accelerator, work.settings))
     attention.use(model.unet, work.settings.memory.attention)
-    tuning = work.settings.tuning
     model.read_prompts(tuning.max_token_length, tuning.clip_skip, tuning.pad_tokens)
     model.to(accelerator.device)
     return model, accelerator

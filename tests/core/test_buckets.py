@@ -68,3 +68,9 @@ def test_the_buckets_of_512() -> None:
 def test_bounds_that_leave_out_the_square_are_refused(name: str, value: int) -> None:
     with pytest.raises(UserError, match=f"pictures.{name}: {value}"):
         grid(Pictures(**{name: value}), 512)
+
+
+def test_without_buckets_every_picture_is_cut_square() -> None:
+    assert {grid(Pictures(buckets=False), 512).bucket(*size) for size in ((2000, 400), (512, 512), (300, 900))} == {
+        Bucket(512, 512)
+    }

@@ -16,7 +16,7 @@ from dreambooth.core.project import Folders, Project
 from dreambooth.core.run import Job
 from dreambooth.engine import families, worker
 from dreambooth.engine.data import class_pictures, pictures
-from dreambooth.engine.training.loop import Session
+from dreambooth.engine.training.session import Session
 from dreambooth.service import launcher
 
 SHORT = {
@@ -129,6 +129,13 @@ def test_a_source_that_is_gone_is_said(tmp_path: Path) -> None:
     job = launcher.new_run(Folders(tmp_path), star, settings.parse(SHORT))
     with pytest.raises(UserError, match="is gone; put it back"):
         worker.run(job)
+
+
+def test_class_pictures_are_drawn_so_many_at_a_time(star: Project) -> None:
+    chosen = {"concepts.0.class_prompt": "a star", "concepts.0.num_class_images_per": 1}
+    some = {**chosen, "concepts.0.class_infer_steps": 1, "batching.class_batch_size": 2}
+    done = [event["done"] for event in train(star, **some).events()[0] if event.get("name") == "class pictures"]
+    assert done == [0, 2, 4, 5]
 
 
 def test_class_pictures_go_on_where_they_stopped(star: Project, tmp_path: Path) -> None:
