@@ -21,7 +21,7 @@ def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(environment, "STAMP", tmp_path / "stamp.json")
     environment.python().parent.mkdir()
     environment.python().touch()
-    stamp = {"engine": environment._digest(LOCK), "development": environment._digest(DEVELOPMENT_LOCK)}
+    stamp = {"engine": environment.digest(LOCK), "development": environment.digest(DEVELOPMENT_LOCK)}
     (tmp_path / "stamp.json").write_text(json.dumps(stamp))
     return tmp_path
 
