@@ -17,7 +17,7 @@ from dreambooth.core import atomic, checkpoint
 from dreambooth.core.errors import UserError
 from dreambooth.core.origin import Origin
 from dreambooth.core.schema import from_flat, to_flat
-from dreambooth.core.settings import parse, to_json
+from dreambooth.core.settings import carried_over, parse, to_json
 
 _NAME = re.compile(r"[^<>:\"/\\|?*\x00-\x1f]{1,80}")
 _WINDOWS_DEVICES = {"con", "prn", "aux", "nul", *(f"com{i}" for i in range(10)), *(f"lpt{i}" for i in range(10))}
@@ -139,7 +139,7 @@ class Project:
     def settings(self) -> dict[str, Any]:
         """The model's own settings as dotted keys."""
         values = json.loads((self.folder / "settings.json").read_text(encoding="utf-8"))
-        return dict(values)
+        return carried_over(values)
 
 
 def check_name(name: str) -> None:

@@ -25,6 +25,7 @@ from typing import IO, Any, Literal
 from dreambooth.core import atomic, lock
 from dreambooth.core.errors import UserError
 from dreambooth.core.project import Folders, Project, names, open_project
+from dreambooth.core.settings import carried_over
 
 Request = Literal["start", "pause", "stop", "discard", "save", "preview"]
 Status = Literal["new", "queued", "running", "paused", "stopped", "done", "failed", "lost"]
@@ -61,7 +62,7 @@ class Job:
 
     def settings(self) -> dict[str, Any]:
         """The frozen settings as dotted keys."""
-        return dict(json.loads((self.folder / "settings.json").read_text(encoding="utf-8")))
+        return carried_over(json.loads((self.folder / "settings.json").read_text(encoding="utf-8")))
 
     def hold(self) -> IO[bytes] | None:
         """Marks the job as alive for as long as the returned file is open; None if it is already.

@@ -710,6 +710,18 @@ class Settings:
         return self.general.method == "lora"
 
 
+# Settings that were called otherwise once: {old key: new key}. What was saved under the old ones is still understood.
+RENAMED = {
+    "tuning.weight_decay": "optimizer.weight_decay",
+    "tuning.max_grad_norm": "optimizer.max_grad_norm",
+}
+
+
+def carried_over(flat: dict[str, Any]) -> dict[str, Any]:
+    """What an earlier version saved, under today's keys."""
+    return {RENAMED.get(key, key): value for key, value in flat.items()}
+
+
 def parse(flat: dict[str, Any]) -> Settings:
     """Checked settings from dotted keys. Raises UserError with every problem at once."""
     settings = from_flat(Settings, flat)
@@ -729,7 +741,7 @@ def read_file(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: the settings file is not JSON ({error}).") from None
     if not isinstance(nested, dict):
         raise UserError(f"{path}: the settings file must hold one JSON object.")
-    return flatten(nested)
+    return carried_over(flatten(nested))
 
 
 def to_json(settings: Settings) -> str:

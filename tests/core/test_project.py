@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from dreambooth.core import project
 from dreambooth.core.errors import UserError
 from dreambooth.core.layout import MINIATURE
 from dreambooth.core.project import Folders
+from dreambooth.core.settings import RENAMED, parse
 
 
 @pytest.mark.parametrize(
@@ -51,3 +53,13 @@ def test_an_unknown_model_lists_the_known(tmp_path: Path) -> None:
     project.create(Folders(tmp_path), "anna", MINIATURE)
     with pytest.raises(UserError, match="there: anna"):
         project.open_project(Folders(tmp_path), "ana")
+
+
+def test_settings_under_their_old_names_are_still_understood(tmp_path: Path) -> None:
+    made = project.create(Folders(tmp_path), "old", MINIATURE)
+    saved = made.folder / "settings.json"
+    values = json.loads(saved.read_text())
+    for old, new in RENAMED.items():
+        values[old] = values.pop(new)
+    saved.write_text(json.dumps({**values, "tuning.weight_decay": 0.25}))
+    assert parse(made.settings()).optimizer.weight_decay == 0.25
