@@ -16,12 +16,13 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, ClassVar
 
 from dreambooth.core.errors import UserError
 from dreambooth.core.model_file import BYTES_PER_VALUE, Header, Tensor
 
-MAX_PROGRAM_BYTES = 8_000_000  # a full checkpoint with its optimizer takes less than one
+MAX_PROGRAM_BYTES = 4_000_000  # a full checkpoint with its optimizer takes less than one
+MAX_DEPTH = 500  # of things within things; a checkpoint has a dozen levels
 
 _STORAGES = {
     "DoubleStorage": "F64",
@@ -140,6 +141,13 @@ class _Stored:
 
 class _Unpickler(pickle._Unpickler):
     """Python's own unpickler in Python: unlike the one in C, a forged memo index costs it no memory."""
+
+    def load_mark(self) -> None:
+        if len(self.metastack) > MAX_DEPTH:  # type: ignore[attr-defined]
+            raise pickle.UnpicklingError
+        super().load_mark()  # type: ignore[misc]
+
+    dispatch: ClassVar[dict[int, Any]] = {**pickle._Unpickler.dispatch, pickle.MARK[0]: load_mark}
 
     def find_class(self, module: str, name: str) -> Any:
         full = f"{'builtins' if module == '__builtin__' else module}.{name}"

@@ -109,7 +109,10 @@ def test_ctrl_c_pauses_and_stop_keeps_what_was_learned(folders: Folders, dreambo
     ]
     variables = {**os.environ, "DREAMBOOTH_ENGINE_PYTHON": sys.executable, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "dreambooth", "train", "star", "--data", str(folders.models), *flags]
-    with subprocess.Popen(command, cwd=ROOT, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    # Jobs in a shell's background inherit an ignored Ctrl-C, which Python then leaves ignored.
+    listen = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731
+    with subprocess.Popen(command, cwd=ROOT, env=variables, preexec_fn=listen, **pipes) as process:
         deadline = time.monotonic() + 60
         job = None
         while not (job and job.progress()) and time.monotonic() < deadline:
