@@ -37,7 +37,7 @@ def summary(job: Job) -> dict[str, Any]:
         "run": job.name,
         "number": int(job.folder.name),
         "status": status,
-        "problems": _problems(job, status, events),
+        "problems": problems(job, status),
         "step": last.get("step", 0),
         "steps": last.get("steps", 0),
         "loss": last.get("loss"),
@@ -51,7 +51,7 @@ def summary(job: Job) -> dict[str, Any]:
     }
 
 
-def _problems(job: Job, status: str, events: list[dict[str, Any]]) -> list[str]:
+def problems(job: Job, status: str) -> list[str]:
     """Why a run failed or was lost; empty where nothing is wrong."""
     if status not in ("failed", "lost"):
         return []
@@ -73,7 +73,7 @@ def outcome(job: Job) -> dict[str, Any]:
         "number": int(job.folder.name),
         "kind": job.read()["kind"],
         "status": status,
-        "problems": _problems(job, status, events),
+        "problems": problems(job, status),
         "stage": stage,
         "result": {key: value for key, value in (ending or {}).items() if key not in ("event", "time")},
         "offset": offset,

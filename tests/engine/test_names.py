@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
-from accelerate import init_empty_weights
-from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.loaders.single_file_utils import (
     convert_ldm_unet_checkpoint,
     convert_ldm_vae_checkpoint,
@@ -15,51 +11,10 @@ from diffusers.loaders.single_file_utils import (
 )
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
+from dreambooth.engine.bench.random_model import modules as full_size
 from dreambooth.engine.checkpoints import names
 from dreambooth.engine.checkpoints.names import Place
-
-VAE = {
-    "block_out_channels": (128, 256, 512, 512),
-    "down_block_types": ("DownEncoderBlock2D",) * 4,
-    "up_block_types": ("UpDecoderBlock2D",) * 4,
-    "layers_per_block": 2,
-}
-SD2_UNET = {"cross_attention_dim": 1024, "attention_head_dim": (5, 10, 20, 20), "use_linear_projection": True}
-SDXL_UNET: dict[str, Any] = {
-    "block_out_channels": (320, 640, 1280),
-    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-    "transformer_layers_per_block": (1, 2, 10),
-    "attention_head_dim": (5, 10, 20),
-    "cross_attention_dim": 2048,
-    "use_linear_projection": True,
-    "addition_embed_type": "text_time",
-    "addition_time_embed_dim": 256,
-    "projection_class_embeddings_input_dim": 2816,
-}
-
-
-def clip(width: int, layers: int) -> CLIPTextConfig:
-    return CLIPTextConfig(
-        hidden_size=width, intermediate_size=4 * width, num_attention_heads=width // 64, num_hidden_layers=layers,
-        projection_dim=width,
-    )  # fmt: skip
-
-
-def full_size(family: str) -> dict[str, torch.nn.Module]:
-    """The real sizes, without weights."""
-    with init_empty_weights():
-        parts: dict[str, torch.nn.Module] = {"vae": AutoencoderKL(**VAE)}
-        if family == "sd1":
-            unet = UNet2DConditionModel(cross_attention_dim=768, attention_head_dim=8)
-            return {**parts, "unet": unet, "text_encoder": CLIPTextModel(clip(768, 12))}
-        if family == "sd2":
-            return {**parts, "unet": UNet2DConditionModel(**SD2_UNET), "text_encoder": CLIPTextModel(clip(1024, 23))}
-        second = CLIPTextModelWithProjection(clip(1280, 32))
-        unet = UNet2DConditionModel(**SDXL_UNET)
-        return {**parts, "unet": unet, "text_encoder": CLIPTextModel(clip(768, 12)), "text_encoder_2": second}
 
 
 def own_names(family: str) -> list[str]:

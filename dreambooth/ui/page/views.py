@@ -14,13 +14,12 @@ from urllib.parse import quote, urlencode
 
 from dreambooth.core import run
 from dreambooth.core.checkpoint import FAMILIES
-from dreambooth.core.errors import UserError
 from dreambooth.core.project import Folders, Project, open_project
 from dreambooth.core.quantities import duration, size
 from dreambooth.core.run import Job
 from dreambooth.core.schema import general, leaves
 from dreambooth.core.settings import Settings
-from dreambooth.service import installation, launcher
+from dreambooth.service import installation, runs
 from dreambooth.ui.page.curves import curve
 
 LOG_LINES = 40
@@ -95,7 +94,7 @@ def errand_view(folders: Folders, model: str, kind: str) -> str:
     if status in ("running", "new", "queued"):
         return _root("running", [("head", _bar(_stage(events))), ("result", _pictures(project, events))])
     if status in ("failed", "lost"):
-        return _root("failed", [("head", _list(_reasons(job, events, status))), ("result", "")])
+        return _root("failed", [("head", _list(runs.problems(job, status))), ("result", "")])
     done = next(event for event in reversed(events) if event["event"] in ("done", "stopped", "paused"))
     return _root("done", [("result", _RESULTS[kind](project, job, events, done))])
 
@@ -234,18 +233,7 @@ def _bar(stage: Event) -> str:
 
 def _notes(job: Job, events: list[Event], status: str) -> str:
     warnings = "".join(f'<p class="db-note">{escape(e["text"])}</p>' for e in events if e["event"] == "warning")
-    return _list(_reasons(job, events, status)) + warnings
-
-
-def _reasons(job: Job, events: list[Event], status: str) -> list[str]:
-    """Why a job failed, in sentences."""
-    if status not in ("failed", "lost"):
-        return []
-    try:
-        launcher.result(job)
-    except UserError as error:
-        return error.problems
-    return []
+    return _list(runs.problems(job, status)) + warnings
 
 
 def _engine(state: Mapping[str, Any]) -> str:
