@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from math import log
 
 from dreambooth.core.errors import UserError
-from dreambooth.core.settings import Pictures
+from dreambooth.core.settings.dataset import Pictures
 
 
 @dataclass(frozen=True, order=True)

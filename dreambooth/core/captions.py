@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dreambooth.core.errors import UserError
-from dreambooth.core.settings import Captions, Concept
+from dreambooth.core.settings.dataset import Captions, Concept
 
 FILEWORDS = "[filewords]"
 # The suffixes of picture files.

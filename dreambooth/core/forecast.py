@@ -23,7 +23,8 @@ from dreambooth.core.buckets import Bucket
 from dreambooth.core.budget import Budget
 from dreambooth.core.checkpoint import UNET, VAE
 from dreambooth.core.model_file import Header, Tensor
-from dreambooth.core.settings import Lora, Settings
+from dreambooth.core.settings import Settings
+from dreambooth.core.settings.training import Lora
 
 KEPT = 2.2  # values kept for backward, for each value that a layer puts out
 KEPT_CHECKPOINTED = 0.3  # of those

@@ -11,7 +11,8 @@ from typing import Any
 from dreambooth import __version__
 from dreambooth.core import schema
 from dreambooth.core.project import Folders, Project
-from dreambooth.core.settings import Settings, to_flat
+from dreambooth.core.schema import to_flat
+from dreambooth.core.settings import Settings
 from dreambooth.engine.checkpoints import lora, names, original, webui_yaml
 from dreambooth.engine.checkpoints.entry import Entry
 from dreambooth.engine.checkpoints.source import Source

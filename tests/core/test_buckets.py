@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from dreambooth.core.buckets import Bucket, Grid, grid
 from dreambooth.core.errors import UserError
-from dreambooth.core.settings import Pictures
+from dreambooth.core.settings.dataset import Pictures
 
 SIDES = st.integers(1, 6000)
 RESOLUTIONS = st.integers(1, 20).map(lambda n: 64 * n)

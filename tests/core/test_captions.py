@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from dreambooth.core import captions
 from dreambooth.core.errors import UserError
 from dreambooth.core.schema import from_flat
-from dreambooth.core.settings import Captions, Concept
+from dreambooth.core.settings.dataset import Captions, Concept
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "captions.md"
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
 from dreambooth.core.buckets import Bucket, grid
-from dreambooth.core.settings import Pictures
+from dreambooth.core.settings.dataset import Pictures
 from dreambooth.engine.data import focus, framing
 from dreambooth.engine.data.framing import Cut, apply, cuts
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dreambooth.core import settings
 from dreambooth.core.errors import UserError
-from dreambooth.core.settings import Objective
+from dreambooth.core.settings.objective import Objective
 from dreambooth.engine import families
 from dreambooth.engine.families.model import Model
 from dreambooth.engine.sampling import make_scheduler

@@ -15,7 +15,8 @@ from dreambooth.core.errors import UserError
 from dreambooth.core.layout import SUBJECT_PICTURES
 from dreambooth.core.project import Folders, Project
 from dreambooth.core.run import Job
-from dreambooth.core.settings import Optimizer, parse
+from dreambooth.core.settings import parse
+from dreambooth.core.settings.course import Optimizer
 from dreambooth.engine import worker
 from dreambooth.engine.training import optimizers, rounding
 from dreambooth.engine.training.adapters import Trained

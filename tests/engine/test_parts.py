@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dreambooth.core.layout import MINIATURE
-from dreambooth.core.settings import Objective
+from dreambooth.core.settings.objective import Objective
 from dreambooth.engine import families
 from dreambooth.engine.checkpoints.source import open_source
 from dreambooth.engine.sampling import make_scheduler

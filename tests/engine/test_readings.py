@@ -14,7 +14,7 @@ from dreambooth.core import project, settings
 from dreambooth.core.layout import MINIATURE
 from dreambooth.core.project import Folders, Project
 from dreambooth.core.run import Job
-from dreambooth.core.settings import Captions
+from dreambooth.core.settings.dataset import Captions
 from dreambooth.engine import worker
 from dreambooth.engine.data.readings import Readings
 from dreambooth.engine.training import preview

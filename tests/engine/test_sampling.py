@@ -11,7 +11,8 @@ import pytest
 from dreambooth.core import project, settings
 from dreambooth.core.errors import UserError
 from dreambooth.core.project import Folders
-from dreambooth.core.settings import Previews, parse
+from dreambooth.core.settings import parse
+from dreambooth.core.settings.results import Previews
 from dreambooth.engine import families, sampling_choice, worker
 from dreambooth.engine.families.model import Model
 from dreambooth.engine.sampling import SCHEDULERS, draw

@@ -24,7 +24,8 @@ from dreambooth.core.buckets import Bucket
 from dreambooth.core.errors import UserError
 from dreambooth.core.project import Project
 from dreambooth.core.schema import to_flat
-from dreambooth.core.settings import Captions, Concept, Settings
+from dreambooth.core.settings import Settings
+from dreambooth.core.settings.dataset import Captions, Concept
 from dreambooth.engine.data import pictures
 from dreambooth.engine.data.pictures import Example
 from dreambooth.engine.sampling_choice import Sampling

@@ -11,7 +11,7 @@ from math import cos, radians, sin
 from PIL import Image, ImageEnhance
 
 from dreambooth.core.buckets import Bucket
-from dreambooth.core.settings import Pictures
+from dreambooth.core.settings.dataset import Pictures
 from dreambooth.engine.data import focus
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom, in pixels of the upright picture

@@ -10,7 +10,8 @@ from pathlib import Path
 from dreambooth.core import captions
 from dreambooth.core.buckets import grid
 from dreambooth.core.errors import UserError
-from dreambooth.core.settings import Concept, Settings
+from dreambooth.core.settings import Settings
+from dreambooth.core.settings.dataset import Concept
 from dreambooth.engine.data import framing, masks, survey
 from dreambooth.engine.data.decoding import SUFFIXES
 from dreambooth.engine.data.framing import Cut

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dreambooth.core import captions
-from dreambooth.core.settings import Captions
+from dreambooth.core.settings.dataset import Captions
 
 
 class Readings:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from dreambooth.core.settings import Objective
+from dreambooth.core.settings.objective import Objective
 
 
 def shaped(eps: Tensor, choice: Objective) -> Tensor:

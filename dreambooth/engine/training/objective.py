@@ -6,7 +6,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dreambooth.core.settings import TIMESTEPS, Objective, Settings
+from dreambooth.core.settings import Settings
+from dreambooth.core.settings.objective import TIMESTEPS, Objective
 
 LEAST_SNR = 1e-3  # debiased weights grow without end towards pure noise; below this they stay as they are
 

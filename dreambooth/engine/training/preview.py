@@ -10,7 +10,8 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from dreambooth.core import captions
-from dreambooth.core.settings import Captions, Concept, Settings
+from dreambooth.core.settings import Settings
+from dreambooth.core.settings.dataset import Captions, Concept
 from dreambooth.engine.data.pictures import Picture, find
 from dreambooth.engine.families.model import Model
 from dreambooth.engine.sampling import decoding, draw

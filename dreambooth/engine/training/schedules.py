@@ -11,7 +11,8 @@ from collections.abc import Callable
 from typing import Any
 
 from dreambooth.core.budget import Budget
-from dreambooth.core.settings import LearningRate, Settings, learning_rates
+from dreambooth.core.settings import Settings, learning_rates
+from dreambooth.core.settings.course import LearningRate
 
 _ONE_CYCLE_START = 1 / 25  # of the full rate; both as in PyTorch's OneCycleLR, after arXiv 1708.07120
 _ONE_CYCLE_RISE = 0.3  # of the run

@@ -13,6 +13,7 @@ from dreambooth.core.errors import UserError
 from dreambooth.core.project import Folders, Project
 from dreambooth.core.run import Job, Request
 from dreambooth.core.schema import to_flat
+from dreambooth.core.settings.dataset import Concept
 from dreambooth.host.base import Host
 from dreambooth.service import environment, launcher, models, queue, runs
 from dreambooth.ui.page import views
@@ -67,7 +68,7 @@ def concept_names(flat: Mapping[str, Any]) -> list[str]:
 def add_concept(opened: Project) -> int:
     """Adds a concept with its defaults. Returns its row."""
     parsed = settings.parse(opened.settings())
-    parsed.concepts.append(settings.Concept())
+    parsed.concepts.append(Concept())
     _write(opened, parsed)
     return len(parsed.concepts) - 1
 

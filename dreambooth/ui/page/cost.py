@@ -15,7 +15,8 @@ from dreambooth.core.errors import UserError
 from dreambooth.core.project import Project
 from dreambooth.core.quantities import duration, size
 from dreambooth.core.schema import to_flat
-from dreambooth.core.settings import Concept, Settings
+from dreambooth.core.settings import Settings
+from dreambooth.core.settings.dataset import Concept
 
 _SAME_PACE = (
     "general.method",

@@ -13,7 +13,8 @@ from dreambooth.core import project
 from dreambooth.core.errors import UserError
 from dreambooth.core.layout import MINIATURE
 from dreambooth.core.schema import Leaf, from_flat, leaves, to_flat
-from dreambooth.core.settings import Concept, Settings
+from dreambooth.core.settings import Settings
+from dreambooth.core.settings.dataset import Concept
 from dreambooth.host.standalone import Standalone
 from dreambooth.ui.page import build
 from dreambooth.ui.page.controls import Form, elem_id, make, to_page

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import ipaddress
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
+
+from dreambooth.core.addresses import is_private
 
 if TYPE_CHECKING:
     from dreambooth.core.settings import Settings
@@ -13,8 +14,8 @@ PRODIGY_LEAST_RATE = 0.01
 _NO_EPSILON = ("lion", "lion_8bit", "paged_lion_8bit")
 
 
-def training(settings: Settings) -> list[str]:
-    """Every problem of the optimizer, the memory, the previews and the reports; one sentence each."""
+def found(settings: Settings) -> list[str]:
+    """Every problem of settings that are each right by themselves; one sentence each."""
     return [
         *_optimizer(settings),
         *_prodigy(settings),
@@ -22,6 +23,10 @@ def training(settings: Settings) -> list[str]:
         *_bf16_weights(settings),
         *_previews_and_rests(settings),
         *_webhook(settings.reporting.webhook_url),
+        *_sizes(settings),
+        *_class_pictures(settings),
+        *_what_is_trained(settings),
+        *_name(settings.saving.custom_model_name),
     ]
 
 
@@ -100,6 +105,62 @@ def _previews_and_rests(settings: Settings) -> list[str]:
     return problems
 
 
+def _sizes(settings: Settings) -> list[str]:
+    problems = []
+    if settings.general.resolution % 64:
+        problems.append(f"general.resolution: {settings.general.resolution} is not a multiple of 64 (or 0).")
+    step = settings.pictures.bucket_step
+    for name in ("bucket_min_side", "bucket_max_side"):
+        if getattr(settings.pictures, name) % step:
+            problems.append(f"pictures.{name}: {getattr(settings.pictures, name)} is not a multiple of {step} (or 0).")
+    return problems
+
+
+def _class_pictures(settings: Settings) -> list[str]:
+    problems = []
+    for number, concept in enumerate(settings.concepts):
+        key = f"concepts.{number}"
+        if concept.class_mode == "fill" and concept.num_class_images_per and not concept.class_prompt.strip():
+            problems.append(
+                f"{key}.class_prompt: it is empty, but num_class_images_per asks for class pictures; "
+                "say what they show or set num_class_images_per to 0."
+            )
+        if concept.class_mode == "folder" and not concept.class_prompt.strip():
+            problems.append(f"{key}.class_prompt: it is empty; say what the pictures of the class folder show.")
+        if concept.class_mode == "folder" and not concept.class_data_dir.strip():
+            problems.append(f"{key}.class_data_dir: it is empty; class_mode folder needs a folder, or choose fill.")
+    return problems
+
+
+def _what_is_trained(settings: Settings) -> list[str]:
+    problems = []
+    tuning, objective, lora = settings.tuning, settings.objective, settings.lora
+    if not tuning.train_unet and tuning.text_encoder_ratio < 1:
+        problems.append(
+            "tuning.train_unet: without the UNet only the text encoder is trained, for the whole run; "
+            "set tuning.text_encoder_ratio to 1 or train the UNet."
+        )
+    if objective.timestep_min > objective.timestep_max:
+        problems.append(
+            f"objective.timestep_min: {objective.timestep_min} is above objective.timestep_max, "
+            f"{objective.timestep_max}; no step is left to train."
+        )
+    if objective.prior_loss_scale and objective.prior_loss_weight_min > tuning.prior_loss_weight:
+        problems.append(
+            f"objective.prior_loss_weight_min: {objective.prior_loss_weight_min:g} is above tuning.prior_loss_weight, "
+            f"{tuning.prior_loss_weight:g}; it must not be, as the weight falls to it."
+        )
+    if settings.is_lora and lora.kind in ("loha", "lokr") and lora.dropout:
+        problems.append(f"lora.dropout: {lora.kind} has no input to drop; set it to 0 or choose lora or dora.")
+    return problems
+
+
+def _name(name: str) -> list[str]:
+    if name and (name.strip(" .") != name or any(c in '<>:"/\\|?*' or ord(c) < 32 for c in name)):
+        return [f"saving.custom_model_name: {name!r} cannot be a file's name."]
+    return []
+
+
 def _webhook(url: str) -> list[str]:
     """What is wrong with the address, without showing it."""
     if not url:
@@ -116,13 +177,3 @@ def _webhook(url: str) -> list[str]:
     if is_private(host) or "." not in host.strip("."):
         return ["reporting.webhook_url: it leads to this machine or its own network; name an address of the internet."]
     return []
-
-
-def is_private(host: str) -> bool:
-    """Whether an address in numbers is not one of the open internet; a name is judged where it leads, later."""
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        return host == "localhost" or host.endswith((".localhost", ".local", ".internal"))
-    mapped = getattr(address, "ipv4_mapped", None)
-    return not (mapped or address).is_global or address.is_multicast

@@ -1,0 +1,86 @@
+"""Every setting of a training run, each declared once: a file for each part of the page."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dreambooth.core.errors import UserError
+from dreambooth.core.schema import flatten, from_flat, group, table, to_flat
+from dreambooth.core.settings import conflicts
+from dreambooth.core.settings.course import Batching, General, Intervals, LearningRate, Optimizer
+from dreambooth.core.settings.dataset import Captions, Concept, Pictures
+from dreambooth.core.settings.objective import Objective
+from dreambooth.core.settings.results import Previews, Reporting, Saving
+from dreambooth.core.settings.training import Lora, Memory, Tuning
+
+
+@dataclass
+class Settings:
+    general: General = group(General)
+    concepts: list[Concept] = table(Concept)
+    captions: Captions = group(Captions)
+    pictures: Pictures = group(Pictures)
+    intervals: Intervals = group(Intervals)
+    batching: Batching = group(Batching)
+    learning: LearningRate = group(LearningRate)
+    optimizer: Optimizer = group(Optimizer)
+    tuning: Tuning = group(Tuning)
+    objective: Objective = group(Objective)
+    memory: Memory = group(Memory)
+    lora: Lora = group(Lora)
+    previews: Previews = group(Previews)
+    saving: Saving = group(Saving)
+    reporting: Reporting = group(Reporting)
+
+    @property
+    def is_lora(self) -> bool:
+        return self.general.method == "lora"
+
+
+# Settings that were called otherwise once: {old key: new key}. What was saved under the old ones is still understood.
+RENAMED = {
+    "tuning.weight_decay": "optimizer.weight_decay",
+    "tuning.max_grad_norm": "optimizer.max_grad_norm",
+}
+
+
+def carried_over(flat: dict[str, Any]) -> dict[str, Any]:
+    """What an earlier version saved, under today's keys."""
+    return {RENAMED.get(key, key): value for key, value in flat.items()}
+
+
+def parse(flat: dict[str, Any]) -> Settings:
+    """Checked settings from dotted keys. Raises UserError with every problem at once."""
+    settings = from_flat(Settings, flat)
+    problems = conflicts.found(settings)
+    if problems:
+        raise UserError(problems)
+    return settings
+
+
+def read_file(path: Path) -> dict[str, Any]:
+    """A settings file as dotted keys, not yet checked. Raises UserError for a file that is none."""
+    try:
+        nested = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: the settings file cannot be read ({error.strerror}).") from None
+    except ValueError as error:
+        raise UserError(f"{path}: the settings file is not JSON ({error}).") from None
+    if not isinstance(nested, dict):
+        raise UserError(f"{path}: the settings file must hold one JSON object.")
+    return carried_over(flatten(nested))
+
+
+def to_json(settings: Settings) -> str:
+    return json.dumps(to_flat(settings), indent=1, ensure_ascii=False)
+
+
+def learning_rates(settings: Settings) -> tuple[float, float]:
+    """The UNet's and the text encoder's learning rate under the chosen method."""
+    rates = settings.learning
+    if settings.is_lora:
+        return rates.lora_learning_rate, rates.lora_text_encoder_learning_rate
+    return rates.learning_rate, rates.text_encoder_learning_rate

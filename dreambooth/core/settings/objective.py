@@ -1,0 +1,119 @@
+"""What training minimises."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from dreambooth.core.schema import setting
+
+TIMESTEPS = 1000  # that a picture becomes noise in
+
+
+@dataclass
+class Objective:
+    """What training minimises."""
+
+    loss: Literal["mse", "huber"] = setting(
+        "mse", "Loss", "The square of the error, or the pseudo-Huber loss, which lets odd pictures count less."
+    )
+    huber_delta: float = setting(
+        0.1,
+        "Huber Delta",
+        "Errors well above this count by their size only, not by its square.",
+        min=0.001,
+        max=10,
+        advanced=True,
+    )
+    huber_schedule: Literal["constant", "exponential", "snr"] = setting(
+        "snr",
+        "Huber Schedule",
+        "Whether delta is the same at all timesteps, or 1 at little noise and falling to its value at much.",
+        advanced=True,
+    )
+    weighting: Literal["none", "min_snr", "debiased"] = setting(
+        "none",
+        "Timestep Weighting",
+        "min_snr lets steps of little noise count less, as the paper of that name has it; debiased lets steps of much "
+        "noise count more.",
+    )
+    min_snr_gamma: float = setting(
+        5.0,
+        "Min SNR Gamma",
+        "With min_snr: steps whose signal is more than so many times their noise count less; smaller is stronger.",
+        min=0.1,
+        max=100,
+    )
+    prior_loss_scale: bool = setting(
+        False, "Scale Prior Loss", "The weight of the class pictures falls evenly to its minimum over the run's epochs."
+    )
+    prior_loss_target: int = setting(
+        100, "Prior Loss Target", "The epoch at which it has fallen to its minimum.", min=1, max=100_000
+    )
+    prior_loss_weight_min: float = setting(
+        0.1, "Minimum Prior Loss Weight", "What the weight of the class pictures falls to.", min=0, max=10
+    )
+    offset_noise: float = setting(
+        0.0,
+        "Offset Noise",
+        "Shifts whole channels of the noise at random, for darker and lighter pictures than the model makes; the shift "
+        "goes both ways, so that the sign makes no difference.",
+        min=-1,
+        max=1,
+    )
+    multires_noise_levels: int = setting(
+        0,
+        "Multi-Resolution Noise Levels",
+        "Adds so many coarser layers to the noise, for large areas of light and dark; 0 adds none.",
+        min=0,
+        max=10,
+        advanced=True,
+    )
+    multires_noise_discount: float = setting(
+        0.3,
+        "Multi-Resolution Noise Discount",
+        "How strong each is beside the one before.",
+        min=0.01,
+        max=1,
+        advanced=True,
+    )
+    input_perturbation: float = setting(
+        0.0,
+        "Input Perturbation",
+        "Adds so much noise that is not to be predicted, against the errors that sampling adds up; 0.1 is usual.",
+        min=0,
+        max=1,
+        advanced=True,
+    )
+    timesteps: Literal["uniform", "logit_normal", "cubic"] = setting(
+        "uniform",
+        "Timestep Sampling",
+        "Which steps are drawn: all alike, those in the middle more often, or those of much noise more often.",
+        advanced=True,
+    )
+    timestep_min: int = setting(
+        0, "Lowest Timestep", "Steps of less noise are not trained.", min=0, max=TIMESTEPS - 1, advanced=True
+    )
+    timestep_max: int = setting(
+        TIMESTEPS - 1,
+        "Highest Timestep",
+        "Steps of more noise are not trained.",
+        min=0,
+        max=TIMESTEPS - 1,
+        advanced=True,
+    )
+    logit_mean: float = setting(
+        0.0, "Logit-Normal Mean", "Above 0 the middle moves to steps of more noise.", min=-5, max=5, advanced=True
+    )
+    logit_std: float = setting(
+        1.0, "Logit-Normal Width", "How far around the middle steps are drawn.", min=0.01, max=5, advanced=True
+    )
+    masked: bool = setting(
+        False,
+        "Masked Training",
+        "Only what is white in NAME-mask.png beside a picture, or in masks/NAME.png, counts in full; a picture without "
+        "such a file takes its transparency, if it has any.",
+    )
+    unmasked_weight: float = setting(
+        0.1, "Unmasked Weight", "How much the rest of a masked picture counts.", min=0, max=1
+    )

@@ -1,0 +1,80 @@
+"""What a run shows and writes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from dreambooth.core.schema import setting
+
+
+@dataclass
+class Previews:
+    prompts: str = setting(
+        "",
+        "Sample Image Prompt",
+        "What previews show, separated by semicolons; empty takes the instance and class prompts.",
+    )
+    negative_prompt: str = setting("", "Sample Negative Prompt", "What previews must not show.")
+    count: int = setting(
+        1, "Number of Samples to Generate", "Pictures for each prompt; 0 makes no previews.", min=0, max=64
+    )
+    seed: int = setting(
+        420420, "Sample Seed", "Previews keep their seed, so that only the training changes them.", min=0, max=2**31 - 1
+    )
+    guidance_scale: float = setting(
+        7.5, "Sample CFG Scale", "How strictly previews follow their prompt.", min=1, max=30
+    )
+    steps: int = setting(20, "Sample Steps", "Sampling steps for each preview.", min=1, max=200)
+    scheduler: Literal[
+        "dpm++",
+        "dpm++_karras",
+        "dpm++_sde",
+        "dpm++_sde_karras",
+        "dpm++_single",
+        "ddim",
+        "ddpm",
+        "euler",
+        "euler_karras",
+        "euler_a",
+        "heun",
+        "kdpm2",
+        "kdpm2_a",
+        "deis",
+        "unipc",
+        "sa",
+        "lms",
+        "lms_karras",
+        "pndm",
+    ] = setting("dpm++", "Image Generation Scheduler", "How previews are drawn.")
+    width: int = setting(0, "Sample Width", "In pixels; 0 is the size of training.", min=0, max=4096)
+    height: int = setting(0, "Sample Height", "In pixels; 0 is the size of training.", min=0, max=4096)
+
+
+@dataclass
+class Saving:
+    custom_model_name: str = setting("", "Custom Model Name", "The name of what is written; empty takes the model's.")
+    half_model: bool = setting(True, "Half Model", "Half precision: half the size, the same pictures.")
+    checkpoint_format: Literal["safetensors", "ckpt"] = setting(
+        "safetensors", "Checkpoint Format", "The file that full fine-tuning writes; ckpt is for old programs."
+    )
+    weights: Literal["average", "raw"] = setting(
+        "average",
+        "Weights to Save",
+        "With EMA on: the running average, or the weights as they are. Previews show what is saved.",
+        advanced=True,
+    )
+
+
+@dataclass
+class Reporting:
+    tensorboard: bool = setting(
+        False, "TensorBoard", "Losses, rates and gradients also go into the run's folder as TensorBoard reads them."
+    )
+    webhook_url: str = setting(
+        "",
+        "Notification Webhook",
+        "An https address, of Discord or Slack for one, that is told when a run has ended. It is kept secret.",
+        advanced=True,
+        secret=True,
+    )

@@ -1,0 +1,137 @@
+"""What of the model is trained, and how it is held in memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from dreambooth.core.schema import setting
+
+
+@dataclass
+class Tuning:
+    train_unet: bool = setting(
+        True, "Train UNET", "Off leaves the UNet as it is and trains only the text encoder.", advanced=True
+    )
+    text_encoder_ratio: float = setting(
+        0.0,
+        "Step Ratio of Text Encoder Training",
+        "The share of the run that trains the text encoder too; 0 leaves it alone, which is quicker and drifts less.",
+        min=0,
+        max=1,
+    )
+    freeze_clip_normalization: bool = setting(
+        False,
+        "Freeze CLIP Normalization Layers",
+        "Full fine-tuning of the text encoder leaves its normalisation layers alone; a LoRA never trains them.",
+        advanced=True,
+    )
+    max_token_length: Literal[75, 150, 225] = setting(
+        75,
+        "Max Token Length",
+        "Longer prompts are read in two or three pieces of 75 tokens, as the WebUI does; what is still longer is cut.",
+    )
+    clip_skip: int = setting(
+        1,
+        "Clip Skip",
+        "As in the WebUI: 2 reads the last block but one of SD 1's text encoder. Draw with the same.",
+        min=1,
+        max=12,
+    )
+    pad_tokens: bool = setting(
+        True,
+        "Pad Tokens",
+        "Short prompts are filled up as WebUIs fill them; off reads their words alone, which no WebUI does.",
+        advanced=True,
+    )
+    mixed_precision: Literal["auto", "no", "fp16", "bf16"] = setting(
+        "auto",
+        "Mixed Precision",
+        "Half precision is quicker on a GPU; auto takes the safest that this device is quick at.",
+    )
+    use_ema: bool = setting(
+        False, "Use EMA", "A running average of the weights is saved and previewed: steadier, a little behind."
+    )
+    ema_decay: float = setting(
+        0.99,
+        "EMA Decay",
+        "How long the average remembers; it starts short and grows to this.",
+        min=0,
+        max=0.99999,
+        advanced=True,
+    )
+    prior_loss_weight: float = setting(
+        0.75, "Prior Loss Weight", "How much the class pictures count beside yours.", min=0, max=10
+    )
+    deterministic: bool = setting(
+        False,
+        "Deterministic",
+        "Only computations that repeat bit for bit on a GPU, at some cost of speed; what cannot repeat is refused.",
+        advanced=True,
+    )
+
+
+@dataclass
+class Memory:
+    attention: Literal["sdpa", "sliced", "xformers"] = setting(
+        "sdpa",
+        "Memory Attention",
+        "sdpa is the quickest on nearly every device, sliced takes the least memory, xformers needs that package.",
+        advanced=True,
+    )
+    bf16_weights: bool = setting(
+        False,
+        "Weights in bf16",
+        "Full fine-tuning in half the memory: the weights are held in bf16 and each change is rounded at random, so "
+        "that small ones are not lost.",
+    )
+    vae_decoding: Literal["whole", "sliced", "tiled"] = setting(
+        "sliced",
+        "Decoding of Pictures",
+        "Previews and class pictures are decoded all at once, one at a time, or large ones in overlapping tiles.",
+        advanced=True,
+    )
+
+
+@dataclass
+class Lora:
+    kind: Literal["lora", "dora", "loha", "lokr"] = setting(
+        "lora",
+        "Lora Kind",
+        "The usual LoRA; DoRA, which also learns how strong inputs are; LoHa; or LoKr, whose files are the smallest.",
+    )
+    rank: int = setting(16, "Lora Rank", "Larger learns more and makes a larger file.", min=1, max=512)
+    alpha: float = setting(
+        16.0,
+        "Lora Alpha",
+        "The LoRA's strength is alpha divided by rank, in training and in every WebUI.",
+        min=0.01,
+        max=1024,
+    )
+    dropout: float = setting(
+        0.0,
+        "Lora Dropout",
+        "The share of the LoRA's input that is left out at random while training.",
+        min=0,
+        max=0.9,
+        advanced=True,
+    )
+    layers: Literal["attention", "transformer", "convolutions"] = setting(
+        "transformer",
+        "Lora Layers",
+        "Which layers of the UNet get a LoRA: attention only; the whole transformer blocks; or the convolutions too.",
+    )
+    lokr_factor: int = setting(
+        0,
+        "LoKr Factor",
+        "The sides of a LoKr's first factor, where they divide the layer's; 0 makes both factors about as large.",
+        min=0,
+        max=512,
+        advanced=True,
+    )
+    start_file: str = setting(
+        "",
+        "Lora Model",
+        "A LoRA file to go on from, of any trainer; kind, rank, alpha and layers are then that file's.",
+        path=True,
+    )
