@@ -25,6 +25,8 @@ from tests.engine import tiny
 
 GOLDEN = Path(__file__).with_name("golden.json")
 STEPS = 8
+# SD 1 is the miniature's; its tiny model with random weights doubles every rounding of a processor at each step.
+KINDS = ("miniature", *(kind for kind in tiny.FAMILIES if kind != "sd1"))
 METHODS = {
     "full": {"general.method": "full", "learning.learning_rate": 1e-4},
     "lora": {"learning.lora_learning_rate": 1e-2},
@@ -58,7 +60,7 @@ def losses(kind: str, method: str, folder: Path) -> list[float]:
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("kind", ["miniature", *tiny.FAMILIES])
+@pytest.mark.parametrize("kind", KINDS)
 def test_the_first_losses_are_as_they_were(
     kind: str, method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -69,9 +71,8 @@ def test_the_first_losses_are_as_they_were(
 
 if __name__ == "__main__":
     pulse.REPORT_SECONDS = -1.0
-    kinds = ["miniature", *tiny.FAMILIES]
     found: dict[str, dict[str, list[float]]] = {}
-    for one in kinds:
+    for one in KINDS:
         with tempfile.TemporaryDirectory() as place:
             found[one] = {method: losses(one, method, Path(place) / method) for method in METHODS}
     GOLDEN.write_text(json.dumps(found, indent=1) + "\n")
