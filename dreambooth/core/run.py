@@ -22,15 +22,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal
 
-from dreambooth.core import atomic, lock
+from dreambooth.core import atomic, lock, story
 from dreambooth.core.errors import UserError
 from dreambooth.core.project import Folders, Project, names, open_project
 from dreambooth.core.settings import carried_over
+from dreambooth.core.story import Story
 
 Request = Literal["start", "pause", "stop", "discard", "save", "preview"]
 Status = Literal["new", "queued", "running", "paused", "stopped", "done", "failed", "lost"]
-
-_ENDINGS: dict[str, Status] = {"paused": "paused", "stopped": "stopped", "done": "done", "failed": "failed"}
 
 
 @dataclass(frozen=True)
@@ -123,17 +122,15 @@ class Job:
             return "running"
         if "start" in self.requests():
             return "queued"
-        last: Status = "new"
-        for event in self.events()[0]:
-            if event["event"] == "started":
-                last = "lost"
-            last = _ENDINGS.get(event["event"], last)
-        return last
+        return self.story().status
 
     def progress(self) -> dict[str, Any]:
         """The fields of the last step that was reported; empty before the first."""
-        steps = [event for event in self.events()[0] if event["event"] == "step"]
-        return steps[-1] if steps else {}
+        return self.story().step
+
+    def story(self) -> Story:
+        """What the events come to."""
+        return story.read(self.folder / "events.jsonl")
 
 
 def create(parent: Path, job: dict[str, Any], settings_json: str) -> Job:

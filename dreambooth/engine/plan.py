@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from dreambooth.core import abilities, captions, checkpoint, forecast, run
+from dreambooth.core import abilities, captions, checkpoint, forecast, run, schedules
 from dreambooth.core.budget import Budget, budget
 from dreambooth.core.errors import UserError
 from dreambooth.core.run import Job
@@ -17,7 +17,6 @@ from dreambooth.engine import contact_sheet, sampling_choice
 from dreambooth.engine.data import class_pictures, masks, pictures, survey
 from dreambooth.engine.data.framing import Cut
 from dreambooth.engine.data.pictures import Example, Gathered
-from dreambooth.engine.training import schedules
 from dreambooth.engine.work import Work
 
 _KEPT = 0.6  # a crop that keeps less of a picture than this is worth a warning

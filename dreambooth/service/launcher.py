@@ -89,8 +89,7 @@ def follow(job: Job, process: subprocess.Popen[bytes], on_event: OnEvent, offset
 
 def result(job: Job) -> dict[str, Any]:
     """How the job ended. Raises UserError with its problems if it failed or was lost."""
-    events, _ = job.events()
-    last = next((e for e in reversed(events) if e["event"] in ("done", "paused", "stopped", "failed", "started")), None)
+    last = job.story().ending
     if last is None or last["event"] == "started":
         raise UserError(_lost(job))
     if last["event"] == "failed":

@@ -30,9 +30,8 @@ DRAWING: dict[str, tuple[Any, Any, Any]] = {
 
 def summary(job: Job) -> dict[str, Any]:
     """What the page and the command line show of a run, from its folder alone."""
-    events, offset = job.events()
-    last: dict[str, Any] = next((event for event in reversed(events) if event["event"] == "step"), {})
-    status = job.status()
+    story, status = job.story(), job.status()
+    last = story.step
     return {
         "run": job.name,
         "number": int(job.folder.name),
@@ -42,11 +41,11 @@ def summary(job: Job) -> dict[str, Any]:
         "steps": last.get("steps", 0),
         "loss": last.get("loss"),
         "seconds_left": last.get("seconds_left"),
-        "outputs": [event["path"] for event in events if event["event"] == "saved"],
+        "outputs": [event["path"] for event in story.saved],
         "previews": str(job.folder / "previews.png") if (job.folder / "previews.png").exists() else None,
         "created": job.read().get("created"),
         "resumable": status in ("new", "paused", "failed", "lost"),
-        "offset": offset,
+        "offset": story.offset,
         "folder": str(job.folder),
     }
 
@@ -64,19 +63,17 @@ def problems(job: Job, status: str) -> list[str]:
 
 def outcome(job: Job) -> dict[str, Any]:
     """An errand's status, how far it is, and its answer once it is done."""
-    events, offset = job.events()
-    status = job.status()
-    stage = next((event for event in reversed(events) if event["event"] == "stage"), None)
-    ending = next((event for event in reversed(events) if event["event"] == "done"), None)
+    story, status = job.story(), job.status()
+    ending = story.ending if story.status == "done" else None
     return {
         "errand": job.name,
         "number": int(job.folder.name),
         "kind": job.read()["kind"],
         "status": status,
         "problems": problems(job, status),
-        "stage": stage,
+        "stage": story.stage,
         "result": {key: value for key, value in (ending or {}).items() if key not in ("event", "time")},
-        "offset": offset,
+        "offset": story.offset,
     }
 
 
@@ -125,7 +122,7 @@ def _newest_output(opened: Project) -> Path | None:
 
 
 def _outputs(job: Job) -> list[str]:
-    return [event["path"] for event in job.events()[0] if event["event"] == "saved"]
+    return [event["path"] for event in job.story().saved]
 
 
 def settings_of(opened: Project, file: Path | None) -> Settings:
@@ -184,9 +181,8 @@ def outputs(opened: Project) -> list[dict[str, Any]]:
     """The files that a model's runs have written and that are still there, newest first."""
     found = []
     for job in reversed(run.runs(opened)):
-        for event in reversed(job.events()[0]):
-            path = Path(event["path"]) if event["event"] == "saved" else None
-            if path and path.exists():
+        for event in reversed(job.story().saved):
+            if (path := Path(event["path"])).exists():
                 found.append({"run": job.name, "path": str(path), "kind": event["kind"], "images": event["images"],
                               "bytes": event["bytes"]})  # fmt: skip
     return found

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from dreambooth.core.budget import budget
+from dreambooth.core.schedules import curve, rate_factor
 from dreambooth.core.settings import parse
 from dreambooth.core.settings.course import LearningRate
-from dreambooth.engine.training.schedules import curve, rate_factor
 
 STEPS = 100
 

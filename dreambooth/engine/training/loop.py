@@ -8,9 +8,10 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
+from dreambooth.core import schedules
 from dreambooth.core.settings import learning_rates
 from dreambooth.engine.sampling import make_scheduler
-from dreambooth.engine.training import gradients, optimizers, schedules
+from dreambooth.engine.training import gradients, optimizers
 from dreambooth.engine.training.loss import batch_losses
 from dreambooth.engine.training.pulse import Pulse
 from dreambooth.engine.training.session import Session

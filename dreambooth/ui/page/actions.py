@@ -16,7 +16,7 @@ from dreambooth.core.schema import to_flat
 from dreambooth.core.settings.dataset import Concept
 from dreambooth.host.base import Host
 from dreambooth.service import environment, launcher, models, queue, runs
-from dreambooth.ui.page import views
+from dreambooth.ui.page.errand_view import newest_errand
 
 Values = dict[str, Any]
 
@@ -180,7 +180,7 @@ def export(host: Host, opened: Project, wanted: Values) -> None:
 
 def _new_errand(host: Host, opened: Project, kind: str, chosen: settings.Settings, **fields: Any) -> Job:
     """A new short job that takes the place of the last of its kind, which must have ended."""
-    before = views.newest_errand(opened, kind)
+    before = newest_errand(opened, kind)
     if before and before.status() in ("running", "queued"):
         raise UserError("One is at work already; wait for it.")
     if before:

@@ -19,8 +19,10 @@ from dreambooth.core.project import Project, open_project
 from dreambooth.core.settings import parse
 from dreambooth.host.base import Host
 from dreambooth.service import installation
-from dreambooth.ui.page import actions, concepts, cost, dialect, generate, model, run_column, settings, views
+from dreambooth.ui.page import actions, concepts, cost, dialect, generate, model, run_column, settings
 from dreambooth.ui.page.controls import Form
+from dreambooth.ui.page.fragments import SAVED, good, live, problem_list
+from dreambooth.ui.page.model_view import import_report, model_view
 
 Values = Mapping[Any, Any]
 Shown = dict[Any, Any]
@@ -106,7 +108,7 @@ class Page:
             try:
                 return {place: "", **do(*values)}
             except UserError as error:
-                return {place: views.problem_list(error.problems)}
+                return {place: problem_list(error.problems)}
 
         return tell
 
@@ -135,7 +137,7 @@ class Page:
             self.row: row,
             self.said: said,
             self.run.said: "",
-            self.run.run: views.live("run", name),
+            self.run.run: live("run", name),
         }
         for place, view in (
             (self.concepts.plan, "check"),
@@ -143,7 +145,7 @@ class Page:
             (self.generate.drawn, "generate"),
             (self.generate.exported, "export"),
         ):
-            shown[place] = views.live(view, name) if name else ""
+            shown[place] = live(view, name) if name else ""
         if not name:
             first = "Choose a checkpoint, give the model a name, press Create; then the pictures, in Concepts."
             shown[self.about] = '<p class="db-quiet">No model yet.</p>'
@@ -156,7 +158,7 @@ class Page:
         return {
             **shown,
             self.about: self._about(opened, flat),
-            self.model_tab.about: views.model_view(opened),
+            self.model_tab.about: model_view(opened),
             self.concepts.chosen: gr.update(choices=labels, value=labels[row]),
             self.generate.weights: gr.update(choices=[label for label, _ in results], value=results[0][0]),
             **self.form.show(flat, row),
@@ -164,7 +166,7 @@ class Page:
 
     def _about(self, opened: Project, flat: Mapping[str, Any]) -> str:
         costs = cost.estimate(opened, parse(dict(flat))).words()
-        problem = views.problem_list([opened.problem]) if opened.problem else ""
+        problem = problem_list([opened.problem]) if opened.problem else ""
         return (
             f'<p class="db-about">{escape(actions.about(opened))}</p>'
             f'<p class="db-cost">{" · ".join(map(escape, costs))}</p>{problem}'
@@ -178,7 +180,7 @@ class Page:
             return {}
         opened = self.opened(values)
         flat = self._save(opened, values)
-        return {self.said: views.SAVED, self.about: self._about(opened, flat), self.run.said: ""}
+        return {self.said: SAVED, self.about: self._about(opened, flat), self.run.said: ""}
 
     def _save(self, opened: Project, values: Values) -> dict[str, Any]:
         return actions.save(opened, self.form.read(values, int(values[self.row])))
@@ -188,7 +190,7 @@ class Page:
             try:
                 self._save(self.opened(values), values)
             except UserError as error:
-                return {self.choice: values[self.model], self.said: views.problem_list(error.problems)}
+                return {self.choice: values[self.model], self.said: problem_list(error.problems)}
         return self.show(values[self.choice] or "")
 
     def _bind_model(self, tab: model.Model) -> None:
@@ -202,7 +204,7 @@ class Page:
         origin = {key.removeprefix("origin."): value for key, value in self.origin.read(values).items()}
         made = actions.create(self.host, values[tab.name] or "", str(values[tab.source] or ""), origin)
         return {
-            **self.show(made.name, said=views.good(f"Created {made.name}. Next: the pictures, in Concepts.")),
+            **self.show(made.name, said=good(f"Created {made.name}. Next: the pictures, in Concepts.")),
             tab.name: "",
         }
 
@@ -213,7 +215,7 @@ class Page:
     def import_settings(self, values: Values) -> Shown:
         opened = self.opened(values)
         kind, report = actions.import_settings(opened, values[self.model_tab.import_from] or "")
-        return {**self.show(opened.name), self.model_tab.imported: views.import_report(kind, report)}
+        return {**self.show(opened.name), self.model_tab.imported: import_report(kind, report)}
 
     def _bind_concepts(self, spots: concepts.Concepts) -> None:
         whole = self.of_model
@@ -244,13 +246,13 @@ class Page:
         opened, row = self.opened(values), int(values[self.row])
         folder = actions.take_pictures(opened, row, dialect.uploaded(values[self.concepts.drop]))
         actions.save(opened, {**self.form.read(values, row), f"concepts.{row}.instance_data_dir": folder})
-        return {**self.show(opened.name, row, views.good(f"The pictures are in {folder}.")), self.concepts.drop: None}
+        return {**self.show(opened.name, row, good(f"The pictures are in {folder}.")), self.concepts.drop: None}
 
     def _preset(self, name: str) -> Callable[[Values], Shown]:
         def apply(values: Values) -> Shown:
             opened, row = self.opened(values), int(values[self.row])
             said = actions.apply_preset(opened, self.form.read(values, row), name)
-            return self.show(opened.name, row, views.good(said))
+            return self.show(opened.name, row, good(said))
 
         return apply
 
@@ -286,7 +288,7 @@ class Page:
         opened = self.opened(values)
         self._save(opened, values)
         actions.train(self.host, opened)
-        return {self.said: views.SAVED}
+        return {self.said: SAVED}
 
     def _on_run(self, do: Callable[[Host, str], Any]) -> Callable[[Values], Shown]:
         def act(values: Values) -> Shown:
@@ -303,7 +305,7 @@ class Page:
         labels = [*(label for label, _ in actions.results(opened)), generate.BASE]
         return {
             self.about: self._about(opened, opened.settings()),
-            self.model_tab.about: views.model_view(opened),
+            self.model_tab.about: model_view(opened),
             self.generate.weights: gr.update(choices=labels, value=labels[0]),
         }
 

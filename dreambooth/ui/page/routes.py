@@ -13,14 +13,14 @@ from dreambooth.core.errors import UserError
 from dreambooth.core.project import Folders
 from dreambooth.host.base import Host
 from dreambooth.service.api import guarded
-from dreambooth.ui.page import views
+from dreambooth.ui.page import errand_view, run_view
 
 _VIEWS: dict[str, Callable[[Folders, str], str]] = {
-    "run": views.run_view,
-    "check": lambda folders, model: views.errand_view(folders, model, "check"),
-    "generate": lambda folders, model: views.errand_view(folders, model, "generate"),
-    "class-images": lambda folders, model: views.errand_view(folders, model, "class-images"),
-    "export": lambda folders, model: views.errand_view(folders, model, "export"),
+    "run": run_view.run_view,
+    "check": lambda folders, model: errand_view.errand_view(folders, model, "check"),
+    "generate": lambda folders, model: errand_view.errand_view(folders, model, "generate"),
+    "class-images": lambda folders, model: errand_view.errand_view(folders, model, "class-images"),
+    "export": lambda folders, model: errand_view.errand_view(folders, model, "export"),
 }
 
 

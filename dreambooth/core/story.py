@@ -1,0 +1,159 @@
+"""What a job's events come to. The page looks every second at runs that may last for days, so a look reads only what
+was added since the last one, and what is kept stays small however long the job.
+
+Of a long file that is read for the first time only some steps are read, evenly spread; all other events are.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any, Literal
+
+Event = dict[str, Any]
+Ending = Literal["paused", "stopped", "done", "failed"]
+
+_ENDINGS: dict[str, Ending] = {"paused": "paused", "stopped": "stopped", "done": "done", "failed": "failed"}
+
+_STEP = b'{"event": "step"'  # how Job.report begins the line of a step
+_CHUNK_BYTES = 1 << 20
+_READ_IN_FULL_BYTES = 4_000_000
+_MOST_POINTS = 400
+_MOST_MOMENTS = 100
+_MOST_WARNINGS = 50
+_MOST_STORIES = 64
+_HEAD_BYTES = 120  # the first event's time is in them, so no two files begin alike
+
+
+@dataclass
+class Course:
+    """Loss and rate over the steps: at most so many points, each the mean of as many steps."""
+
+    points: list[tuple[int, float, float]] = field(default_factory=list)  # (last step, loss, rate)
+    _each: int = 1  # reported steps in a point
+    _open: list[tuple[int, float, float]] = field(default_factory=list)
+
+    def add(self, step: int, loss: float, rate: float) -> None:
+        self._open.append((step, loss, rate))
+        if len(self._open) < self._each:
+            return
+        self.points.append(_mean(self._open))
+        self._open = []
+        if len(self.points) >= _MOST_POINTS:
+            self.points = [_mean(self.points[at : at + 2]) for at in range(0, len(self.points), 2)]
+            self._each *= 2
+
+    def cut(self, step: int) -> None:
+        """Forgets what came after a step, from where a run was resumed."""
+        self.points = [point for point in self.points if point[0] <= step]
+        self._open = []
+
+
+def _mean(points: list[tuple[int, float, float]]) -> tuple[int, float, float]:
+    return points[-1][0], sum(p[1] for p in points) / len(points), sum(p[2] for p in points) / len(points)
+
+
+@dataclass
+class Story:
+    """A job as its events tell it."""
+
+    status: Literal["new", "lost"] | Ending = (
+        "new"  # of an engine that is not alive: lost where it ended without a word
+    )
+    ending: Event | None = None  # the last one, or the start of the engine that is at work
+    stage: Event | None = None  # of the engine that was started last; None while it trains
+    step: Event = field(default_factory=dict)
+    course: Course = field(default_factory=Course)
+    previews: dict[int, list[str]] = field(default_factory=dict)  # paths by images seen
+    saved: list[Event] = field(default_factory=list)
+    pictures: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    offset: int = 0
+    _head: bytes = b""
+
+    def catch_up(self, file: IO[bytes], size: int) -> None:
+        """Reads what was added. A half-written line is left for the next time."""
+        every = max(1, (size - self.offset) // _READ_IN_FULL_BYTES)
+        self._head = self._head or file.read(_HEAD_BYTES)
+        file.seek(self.offset)
+        rest, number, step = b"", 0, b""
+        while chunk := file.read(_CHUNK_BYTES):
+            lines = (rest + chunk).split(b"\n")
+            rest = lines.pop()
+            for line in lines:
+                self.offset += len(line) + 1
+                if line.startswith(_STEP):
+                    step, number = line, number + 1
+                    if number % every:
+                        continue
+                    step = b""
+                elif step:  # what happens then is told beside the step that it happened at
+                    self._take(step)
+                    step = b""
+                self._take(line)
+        if step:
+            self._take(step)
+
+    def is_of(self, head: bytes, size: int) -> bool:
+        """Whether this was read from a file that begins so; not if the job was made anew under the same number."""
+        return size >= self.offset and head[: len(self._head)] == self._head
+
+    def _take(self, line: bytes) -> None:
+        try:
+            event = dict(json.loads(line))
+            self._tell(event["event"], event)
+        except (ValueError, KeyError, TypeError):  # a line that a crash cut short, followed by a later run's
+            return
+
+    def _tell(self, kind: str, event: Event) -> None:
+        if kind == "step":
+            self.step, self.stage = event, None
+            self.course.add(event["step"], float(event["loss"]), float(event["rate"]))
+        elif kind == "stage":
+            self.stage = event
+        elif kind == "started":
+            self.status, self.ending = "lost", event
+            self.stage = {"event": "stage", "name": "starting", "done": 0, "total": 1}
+        elif ending := _ENDINGS.get(kind):
+            self.status, self.ending = ending, event
+        elif kind == "resumed":
+            self.course.cut(event["step"])
+        elif kind == "preview":
+            self.previews[event["images"]] = event["paths"]
+            if len(self.previews) > _MOST_MOMENTS:
+                moments = sorted(self.previews)
+                for images in moments[1:-1:2]:
+                    del self.previews[images]
+        elif kind == "saved":
+            self.saved.append(event)
+        elif kind == "picture":
+            self.pictures.append(event["path"])
+        elif kind == "warning" and event["text"] not in self.warnings:
+            self.warnings = [*self.warnings, event["text"]][-_MOST_WARNINGS:]
+
+
+_stories: OrderedDict[Path, Story] = OrderedDict()
+_lock = threading.Lock()
+
+
+def read(path: Path) -> Story:
+    """The story in an events file, which may not be there yet. What was read before is kept for the next look."""
+    with _lock:
+        try:
+            with open(path, "rb") as file:
+                size = file.seek(0, 2)
+                file.seek(0)
+                head = file.read(_HEAD_BYTES)
+                file.seek(0)
+                known = _stories.pop(path, None)
+                found = known if known and known.is_of(head, size) else Story()
+                found.catch_up(file, size)
+        except FileNotFoundError:
+            return Story()
+        _stories[path] = found
+        if len(_stories) > _MOST_STORIES:
+            _stories.popitem(last=False)
+        return found

@@ -1,0 +1,65 @@
+"""What the page shows of a short job: its progress, then its result."""
+
+from __future__ import annotations
+
+from html import escape
+from pathlib import Path
+
+from dreambooth.core import run
+from dreambooth.core.project import Folders, Project, open_project
+from dreambooth.core.run import Job
+from dreambooth.core.story import Story
+from dreambooth.service import runs
+from dreambooth.ui.page.fragments import Event, bar, image, root, sentence_list
+from dreambooth.ui.page.run_view import stage
+
+_STARTING = {"name": "starting", "share": None, "note": ""}
+
+
+def errand_view(folders: Folders, model: str, kind: str) -> str:
+    """The newest short job of a kind: its progress, then its result."""
+    project = open_project(folders, model)
+    job = newest_errand(project, kind)
+    if job is None:
+        return root("none", [("result", "")])
+    story, status = job.story(), job.status()
+    if status in ("running", "new", "queued"):
+        return root("running", [("head", bar(stage(story) or _STARTING)), ("result", _pictures(project, story))])
+    if status in ("failed", "lost"):
+        return root("failed", [("head", sentence_list(runs.problems(job, status))), ("result", "")])
+    assert story.ending is not None  # or it would be lost
+    return root("done", [("result", _RESULTS[kind](project, job, story, story.ending))])
+
+
+def newest_errand(project: Project, kind: str) -> Job | None:
+    return next((job for job in reversed(run.errands(project)) if job.read()["kind"] == kind), None)
+
+
+def _pictures(project: Project, story: Story) -> str:
+    made = map(Path, story.pictures)
+    shown = "".join(image(project, path, path.stem) for path in made)
+    return f'<div class="db-pictures">{shown}</div>' if shown else ""
+
+
+def _generated(project: Project, job: Job, story: Story, done: Event) -> str:
+    folder = job.read().get("out", str(project.class_pictures))
+    return _pictures(project, story) + f'<p class="db-quiet">In {escape(str(folder))}</p>'
+
+
+def _exported(project: Project, job: Job, story: Story, done: Event) -> str:
+    return f'<p class="db-good">Written: {escape(done["path"])}</p>'
+
+
+def _plan(project: Project, job: Job, story: Story, done: Event) -> str:
+    """What the check found: the sentences that would stop a run, and the sheet of all pictures."""
+    problems = done["problems"]
+    verdict = sentence_list(problems) or '<p class="db-good">Nothing stands in the way.</p>'
+    sheet = Path(done["sheet"])
+    try:
+        document = sheet.read_text(encoding="utf-8")
+    except OSError:
+        return verdict
+    return f'{verdict}<iframe class="db-plan" title="Every picture with its crop" srcdoc="{escape(document)}"></iframe>'
+
+
+_RESULTS = {"check": _plan, "generate": _generated, "class-images": _generated, "export": _exported}

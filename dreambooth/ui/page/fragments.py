@@ -1,0 +1,95 @@
+"""Pieces of HTML that the page's views are made of, and sentences to a person."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from html import escape
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlencode
+
+from dreambooth.core.project import Project
+from dreambooth.core.schema import general, leaves
+from dreambooth.core.settings import Settings
+
+SAVED = '<p class="db-saved" data-db-problems="[]">Saved</p>'
+_KEY = re.compile(r"([a-z_]+(?:\.[a-z0-9_]+)+): ")
+_LEAVES = {leaf.key: leaf for leaf in leaves(Settings)}
+
+Event = dict[str, Any]
+
+
+def live(view: str, model: str) -> str:
+    """A place that the browser keeps current."""
+    return f'<div class="db-live" data-db-live="{escape(view)}" data-db-model="{escape(model)}"></div>'
+
+
+def root(state: str, sections: list[tuple[str, str]]) -> str:
+    body = "".join(f'<section data-db-part="{name}">{inner}</section>' for name, inner in sections)
+    return f'<div data-db-state="{state}">{body}</div>'
+
+
+def picture_address(project: Project, path: Path) -> str:
+    """Where the browser finds a picture of a model's folder; changes when the file does. Empty if it is elsewhere."""
+    try:
+        inside = path.resolve().relative_to(project.folder.resolve()).as_posix()
+        changed = path.stat().st_mtime_ns
+    except (ValueError, OSError):
+        return ""
+    return f"dreambooth/models/{quote(project.name)}/picture?{urlencode({'file': inside, 'changed': changed})}"
+
+
+def image(project: Project, path: Path | None, words: str) -> str:
+    address = picture_address(project, path) if path else ""
+    if not address:
+        return ""
+    return (
+        f'<a data-db-src="{escape(address)}" target="_blank"><img data-db-src="{escape(address)}" '
+        f'alt="{escape(words)}" title="{escape(words)}"></a>'
+    )
+
+
+def problem_list(problems: list[str]) -> str:
+    """Sentences about what a person can mend now; the browser puts those about a setting at its control too."""
+    return sentence_list(problems, f' data-db-problems="{problems_data(problems)}"')
+
+
+def problems_data(problems: Iterable[str]) -> str:
+    """Sentences as an attribute from which the browser marks the controls that they name."""
+    return escape(json.dumps(list(problems), ensure_ascii=False))
+
+
+def sentence_list(problems: list[str], data: str = "") -> str:
+    """Sentences in which a setting is called by its label."""
+    items = "".join(f"<li>{escape(_by_label(one))}</li>" for one in problems)
+    return f'<ul class="db-problems"{data}>{items}</ul>' if problems else ""
+
+
+def good(sentence: str) -> str:
+    return f'<p class="db-good" data-db-problems="[]">{escape(sentence)}</p>'
+
+
+def _by_label(problem: str) -> str:
+    """`Lora Rank: 0 is below the minimum.` for `lora.rank: 0 is below the minimum.`"""
+    match = _KEY.match(problem)
+    leaf = _LEAVES.get(general(match[1])) if match else None
+    if not match or leaf is None:
+        return problem
+    row = next((int(part) + 1 for part in match[1].split(".") if part.isdigit()), None)
+    return f"{f'Concept {row}, ' if row else ''}{leaf.spec.label}: {problem[match.end() :]}"
+
+
+def bar(stage: Event) -> str:
+    share, name = stage["share"], stage.get("name", "")
+    value = "" if share is None else f' aria-valuenow="{share * 100:.0f}"'
+    width = "" if share is None else f' style="width:{share * 100:.1f}%"'
+    percent = "" if share is None else f"<b>{share:.0%}</b>"
+    waits = " db-waits" if share is None else ""
+    said = f"<span>{escape(name)}</span>" if name and name != "training" else ""
+    return (
+        f'<div class="db-bar{waits}" role="progressbar" aria-valuemin="0" aria-valuemax="100"{value}>'
+        f"<i{width}></i></div>"
+        f'<p class="db-facts">{said}{percent}<span>{escape(stage["note"])}</span></p>'
+    )

@@ -1,0 +1,173 @@
+"""The newest run of a model, as HTML made from its folder alone: a reload, a second browser or a restart of the WebUI
+sees the same. The browser fetches it anew (routes.py); each `section` is replaced only when it changed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from html import escape
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+from dreambooth.core import run
+from dreambooth.core.project import Folders, Project, open_project
+from dreambooth.core.quantities import duration, size
+from dreambooth.core.run import Job
+from dreambooth.core.story import Course, Story
+from dreambooth.service import installation, runs
+from dreambooth.ui.page.curves import curve
+from dreambooth.ui.page.fragments import Event, bar, image, root, sentence_list
+
+LOG_LINES = 40
+_LOG_BYTES = 20_000
+_MOST_COLUMNS = 6
+_MOST_WRITTEN = 12
+_PREVIEW = re.compile(r"(\d+)-(\d+)-(\d+)\.png")
+WORDS = {
+    "new": "not started",
+    "queued": "waiting for its turn",
+    "running": "training",
+    "paused": "paused",
+    "stopped": "stopped",
+    "done": "done",
+    "failed": "failed",
+    "lost": "lost its engine",
+}
+
+
+def newest_run(folders: Folders, model: str) -> Job | None:
+    found = run.runs(open_project(folders, model)) if model else []
+    return found[-1] if found else None
+
+
+def run_view(folders: Folders, model: str) -> str:
+    """The newest run of a model: how it is, how far, its curves, previews, files and log."""
+    engine = installation.state()
+    if not engine["ready"]:
+        return root("working" if engine["working"] else "unready", [("head", _engine(engine))])
+    elsewhere = _elsewhere(folders, model)
+    job = newest_run(folders, model)
+    if job is None:
+        words = "Runs are shown here as they go." if model else "Make a model first; its runs are shown here."
+        return root("none", [("head", f'{elsewhere}<p class="db-quiet">{words}</p>')])
+    project, story, status = open_project(folders, model), job.story(), job.status()
+    sections = [
+        ("head", elsewhere + _head(job, story, status)),
+        ("notes", _notes(job, story, status)),
+        ("curves", _curves(story.course, story.step)),
+        ("previews", _previews(project, story)),
+        ("outputs", _outputs(story.saved)),
+        ("log", _log(job)),
+    ]
+    return root(_state(job, status), sections)
+
+
+def _state(job: Job, status: str) -> str:
+    """What the buttons go by: an engine that broke can be resumed only from a state."""
+    if status in ("failed", "lost"):
+        return "resumable" if job.state.is_dir() and any(job.state.iterdir()) else "failed"
+    return status
+
+
+def _elsewhere(folders: Folders, model: str) -> str:
+    others = [job.name for job in run.all_runs(folders) if job.is_alive() and job.name.rpartition("/")[0] != model]
+    return f'<p class="db-note">{escape(", ".join(others))} is training now.</p>' if others else ""
+
+
+def _head(job: Job, story: Story, status: str) -> str:
+    last, before = story.step, stage(story)
+    words = before["name"] if status == "running" and before else WORDS[status]
+    head = f'<h3>Run {int(job.folder.name)} <span class="db-status db-{status}">{escape(words)}</span></h3>'
+    if status == "running" and before:
+        return head + bar(before)
+    if not last:
+        return head
+    share = last["step"] / last["steps"]
+    left = f"{duration(last['seconds_left'])} left" if status == "running" else ""
+    facts = [f"step {last['step']:,} of {last['steps']:,}", f"{last['steps_per_second']:.2f} it/s"]
+    if last.get("memory_bytes"):
+        facts.append(size(last["memory_bytes"]))
+    return head + bar({"share": share, "note": left}) + f'<p class="db-facts">{" · ".join(facts)}</p>'
+
+
+def stage(story: Story) -> Event | None:
+    """What is going on before, between or after the steps; None while it trains."""
+    if story.stage is None:
+        return None
+    done, total = story.stage["done"], story.stage["total"]
+    note = f"{done:,} of {total:,}" if total > 1 else ""
+    return {"name": story.stage["name"], "share": done / total if total > 1 else None, "note": note}
+
+
+def _notes(job: Job, story: Story, status: str) -> str:
+    warnings = "".join(f'<p class="db-note">{escape(text)}</p>' for text in story.warnings)
+    return sentence_list(runs.problems(job, status)) + warnings
+
+
+def _engine(state: Mapping[str, Any]) -> str:
+    """What the engine's environment wants, before anything can run."""
+    if state["working"]:
+        said = f'<p class="db-note">Setting the engine up: {escape(state["said"])}</p>'
+        return said + bar({"share": None, "note": ""})
+    return f'<p class="db-note">{escape(state["problem"])}</p>'
+
+
+def _curves(course: Course, last: Event) -> str:
+    points = [point for point in course.points if isfinite(point[1])]
+    if len(points) < 2:
+        return ""
+    whole = last["steps"]
+    loss = curve("Loss", [(step, loss) for step, loss, _ in points], whole, "loss")
+    rate = curve("Learning rate", [(step, rate) for step, _, rate in points], whole, "rate")
+    return f'<div class="db-curves">{loss}{rate}</div>'
+
+
+def _previews(project: Project, story: Story) -> str:
+    """The previews as a sheet that grows to the right: a row for each prompt, a column for each moment."""
+    cells: dict[tuple[int, int], dict[int, Path]] = {}
+    for paths in story.previews.values():
+        for path in paths:
+            if match := _PREVIEW.fullmatch(Path(path).name):
+                images, prompt, number = map(int, match.groups())
+                cells.setdefault((prompt, number), {})[images] = Path(path)
+    if not cells:
+        return ""
+    moments = _thinned(sorted({images for row in cells.values() for images in row}))
+    head = "".join(f"<th>{f'{images:,}' if images else 'before'}</th>" for images in moments)
+    rows = []
+    for key in sorted(cells):
+        shown = ((cells[key].get(images), images) for images in moments)
+        rows.append("<tr>" + "".join(f"<td>{image(project, path, f'{n:,} images seen')}</td>" for path, n in shown))
+    return (
+        '<h4>Previews <small>by pictures seen</small></h4><div class="db-sheet">'
+        f"<table><tr>{head}</tr>{''.join(rows)}</table></div>"
+    )
+
+
+def _thinned(moments: list[int]) -> list[int]:
+    """The first, the last and some between, at most so many columns."""
+    if len(moments) <= _MOST_COLUMNS:
+        return moments
+    return [moments[round(i * (len(moments) - 1) / (_MOST_COLUMNS - 1))] for i in range(_MOST_COLUMNS)]
+
+
+def _outputs(saved: list[Event]) -> str:
+    rows = []
+    for event in saved[: -_MOST_WRITTEN - 1 : -1]:
+        path = Path(event["path"])
+        gone = "" if path.exists() else " (gone)"
+        rows.append(
+            f'<li title="{escape(str(path))}"><b>{escape(path.name)}</b> {size(event["bytes"])} · '
+            f"{event['images']:,} images seen{gone}</li>"
+        )
+    return f'<h4>Written</h4><ul class="db-files">{"".join(rows)}</ul>' if rows else ""
+
+
+def _log(job: Job) -> str:
+    lines = installation.tail(job.log, _LOG_BYTES).splitlines()[-LOG_LINES:]
+    if not any(line.strip() for line in lines):
+        return ""
+    text = escape("\n".join(lines))
+    return f'<details><summary>Log</summary><pre title="{escape(str(job.log))}">{text}</pre></details>'

@@ -1,0 +1,93 @@
+"""What a job's events come to: the same whether they are read at once or as they come, and small however many."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dreambooth.core import story
+
+
+def step(number: int, loss: float = 0.5) -> dict[str, Any]:
+    return {
+        "event": "step",
+        "time": number,
+        "step": number,
+        "steps": 10_000,
+        "images": number,
+        "loss": loss,
+        "rate": 1e-4,
+    }
+
+
+def write(path: Path, *events: dict[str, Any], end: str = "\n") -> None:
+    with open(path, "a", encoding="utf-8") as file:
+        file.write("\n".join(json.dumps(event) for event in events) + end)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "events.jsonl"
+
+
+def test_no_file_is_a_new_job(path: Path) -> None:
+    assert story.read(path).status == "new"
+
+
+def test_only_what_was_added_is_read(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(path, {"event": "started", "time": 0}, *(step(n) for n in range(1, 101)))
+    assert story.read(path).step["step"] == 100
+    read: list[bytes] = []
+    take = story.Story._take
+    monkeypatch.setattr(story.Story, "_take", lambda self, line: (read.append(line), take(self, line))[1])
+    write(path, step(101), {"event": "paused", "time": 5})
+    found = story.read(path)
+    assert len(read) == 2
+    assert (found.status, found.step["step"], found.offset) == ("paused", 101, path.stat().st_size)
+
+
+def test_a_half_written_line_waits_for_its_other_half(path: Path) -> None:
+    line = json.dumps(step(7))
+    path.write_text(line[:40])
+    assert story.read(path).step == {}
+    path.write_text(line + "\n")
+    assert story.read(path).step["step"] == 7
+
+
+def test_a_job_made_anew_under_the_same_number_is_read_anew(path: Path) -> None:
+    write(path, {"event": "started", "time": 1}, step(5))
+    assert story.read(path).status == "lost"
+    path.unlink()
+    write(path, {"event": "started", "time": 2}, step(1), step(2), {"event": "done", "time": 3})
+    found = story.read(path)
+    assert (found.status, found.step["step"]) == ("done", 2)
+
+
+def test_of_a_long_file_everything_but_steps_is_read_and_what_is_kept_is_small(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(story, "_READ_IN_FULL_BYTES", 20_000)
+    events: list[dict[str, Any]] = [{"event": "started", "time": 0}]
+    for number in range(1, 10_001):
+        events.append(step(number, loss=number / 10_000))
+        if number % 50 == 0:
+            events.append({"event": "preview", "images": number, "paths": [f"{number}-0-0.png"]})
+        if number % 1000 == 0:
+            events.append({"event": "saved", "path": f"{number}.safetensors", "images": number})
+    write(path, *events)
+    found = story.read(path)
+    assert found.step["step"] == 10_000
+    assert len(found.saved) == 10
+    assert len(found.previews) <= 101 and {50, 10_000} <= set(found.previews)
+    points = found.course.points
+    assert len(points) <= 400 and points[-1][0] > 9_000
+    assert points[0][1] < 0.1 and points[-1][1] > 0.9
+
+
+def test_what_came_after_the_state_that_was_resumed_is_forgotten(path: Path) -> None:
+    write(path, {"event": "started", "time": 0}, step(1), step(2), step(3), {"event": "started", "time": 9},
+          {"event": "resumed", "step": 2}, step(3, 0.1))  # fmt: skip
+    assert [point[:2] for point in story.read(path).course.points] == [(1, 0.5), (2, 0.5), (3, 0.1)]
