@@ -64,7 +64,9 @@ _ERRANDS = {
     "export": ("export", "run"),
     "tokens": ("tokens", "run"),
     "download": ("download", "run"),
-    "bench": ("bench.files", "run"),
+    "bench-files": ("bench.files", "run"),
+    "bench-training": ("bench.training", "measure"),
+    "bench-sweep": ("bench.sweep", "run"),
     "measure": ("miniature.measure", "run"),
 }
 

@@ -112,9 +112,22 @@ def _add_tools(add: Callable[..., Any]) -> None:
     add("settings", commands.show_settings, "List every setting.", lambda _: schema.markdown(Settings).rstrip())
     add("presets", preparing.show_presets, "List the presets.", describe.presets)
     sub = add(
-        "bench", commands.bench, "Measure speed and memory on this machine, with full-size models.", describe.bench
+        "bench",
+        commands.bench,
+        "Measure speed and memory on this machine, or what each option teaches.",
+        describe.bench,
     )
-    sub.add_argument("--out", metavar="DIR", help="a new folder for the models it makes (25 GB); removed at the end")
+    sub.add_argument(
+        "part",
+        nargs="?",
+        choices=commands.BENCHES,
+        default="training",
+        help="training: steps, memory, time to the first step (the default); files: creating, loading and exporting; "
+        "sweep: what each option does to likeness, prompt following and the class (an hour; goes on where it was)",
+    )
+    sub.add_argument("--large", action="store_true", help="training: full-size models with random weights, on a GPU")
+    sub.add_argument("--peer", metavar="DIR", help="training: a checkout of diffusers, whose scripts run side by side")
+    sub.add_argument("--out", metavar="DIR", help="a new folder to work in, removed at the end; the sweep's is kept")
 
 
 def _add_models(add: Callable[..., Any]) -> None:

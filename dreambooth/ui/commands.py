@@ -106,16 +106,24 @@ def export(options: argparse.Namespace, terminal: Terminal) -> Result:
     return errand(options, terminal, "export", settings.parse({}), **fields)
 
 
+BENCHES = ("training", "files", "sweep")
+
+
 def bench(options: argparse.Namespace, terminal: Terminal) -> Result:
-    python = environment.ensure(terminal.show)
-    out = Path(options.out or "bench").expanduser().resolve()
-    if out.exists():
+    out = Path(options.out or f"bench-{options.part}").expanduser().resolve()
+    if options.part != "training" and (options.large or options.peer):
+        raise UserError("--large, --peer: these belong to bench training.")
+    if out.exists() and options.part != "sweep":
         raise UserError(
             f"{out}: the benchmark fills and removes a folder of its own; name one that does not exist yet."
         )
-    job = run.create(out.with_name(f".{out.name}-job"), {"kind": "bench", "out": str(out)}, "{}")
+    python = environment.ensure(terminal.show)
+    asked = {"out": str(out), "large": options.large}
+    if options.peer:
+        asked["peer"] = str(Path(options.peer).expanduser().resolve())
+    job = run.create(out.with_name(f".{out.name}-job"), {"kind": f"bench-{options.part}", **asked}, "{}")
     try:
-        return _work(job, python, terminal)
+        return {"part": options.part, **_work(job, python, terminal)}
     finally:
         shutil.rmtree(job.folder.parent, ignore_errors=True)
 

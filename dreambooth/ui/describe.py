@@ -164,11 +164,48 @@ def exported(result: Result) -> str:
 
 
 def bench(result: Result) -> str:
+    return _BENCHES[result["part"]](result)
+
+
+def _file_bench(result: Result) -> str:
     rows = [["model", "file", "work", "seconds", "peak memory"]]
     for one in result["rows"]:
         family, file = FAMILIES[one["family"]], size(one["file_bytes"])
         rows.append([family, file, one["work"], f"{one['seconds']:.2f}", size(one["peak_bytes"])])
     return table(rows)
+
+
+def _training_bench(result: Result) -> str:
+    head = ["model", "method", "batch", "size", "who", "step (ms)", "images/s", "overhead (ms)", "first step (s)"]
+    rows = [[*head, "peak memory", "of the card's peak"]]
+    for one in result["rows"]:
+        share = "" if one["share_of_peak"] is None else f"{one['share_of_peak']:.0%}"
+        rows.append(
+            [
+                FAMILIES[one["family"]],
+                one["method"],
+                str(one["batch"]),
+                str(one["resolution"]),
+                one["who"],
+                f"{1000 * one['step_seconds']:.1f}",
+                f"{one['images_per_second']:.1f}",
+                f"{1000 * one['overhead_seconds']:.1f}",
+                f"{one['first_step_seconds']:.1f}",
+                size(one["device_peak_bytes"] or one["peak_bytes"]),
+                share,
+            ]
+        )
+    versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
+    return f"{table(rows)}\n\n{versions}"
+
+
+def _sweep(result: Result) -> str:
+    rows = [["", *FIGURES.values()]]
+    rows += [[one["name"], *(f"{one[key]:.2f}" for key in FIGURES)] for one in result["rows"]]
+    return f"{table(rows)}\n\n{table([['plot', result['plot']]])}"
+
+
+_BENCHES = {"training": _training_bench, "files": _file_bench, "sweep": _sweep}
 
 
 def demo(result: Result) -> str:
