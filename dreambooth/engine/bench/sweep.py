@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import shutil
 import statistics
+import subprocess
+import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,10 +19,10 @@ from typing import Any
 from dreambooth.core import atomic, project, settings
 from dreambooth.core import run as runs
 from dreambooth.core.errors import UserError
-from dreambooth.core.layout import MINIATURE, SUBJECT_PICTURES
+from dreambooth.core.layout import MINIATURE, PROJECT, SUBJECT_PICTURES
 from dreambooth.core.project import Folders, Project
 from dreambooth.core.run import Job
-from dreambooth.engine import families, worker
+from dreambooth.engine import families
 from dreambooth.engine.bench import sweep_plot
 from dreambooth.engine.generate import load
 from dreambooth.engine.miniature import measure
@@ -189,7 +191,13 @@ def _taught(star: Project, option: Option, seed: int) -> measure.Figures:
     about = {"kind": "train", "model": star.name, "models": str(star.folder.parents[1])}
     made = runs.create(star.runs, about, settings.to_json(chosen))
     began = time.monotonic()
-    worker.run(made)
+    command = [
+        sys.executable,
+        "-m",
+        "dreambooth.engine",
+        str(made.folder),
+    ]  # one run leaves nothing behind for the next
+    subprocess.run(command, cwd=PROJECT, check=True, capture_output=True)
     seconds = time.monotonic() - began
     output = Path(next(event["path"] for event in made.events()[0] if event["event"] == "saved"))
     figures = measure.measure(load(star, str(output)), PICTURES)

@@ -44,6 +44,7 @@ def write_folder(to: Path, pipeline: Any, own: Mapping[str, Entry]) -> None:
 def _write_part(folder: Path, name: str, part: nn.Module, own: Mapping[str, Entry]) -> None:
     is_text = name.startswith("text_encoder")
     if is_text:
+        part.config.architectures = [type(part).__name__]  # which class reads it: trainers of others ask for this
         part.config.save_pretrained(folder)
     else:
         part.save_config(folder)

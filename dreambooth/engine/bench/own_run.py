@@ -1,0 +1,22 @@
+"""A training job under watch: `python -m dreambooth.engine.bench.own_run ABOUT`, ABOUT a JSON file."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from dreambooth.engine import __main__ as engine
+from dreambooth.engine.bench import watch
+
+
+def main(about_file: Path) -> int:
+    about = json.loads(about_file.read_text(encoding="utf-8"))
+    watched = watch.begin(about)
+    code = engine.main([about["job"]])
+    watch.tell(watched, Path(about["out"]))
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))

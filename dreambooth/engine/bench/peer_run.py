@@ -1,0 +1,32 @@
+"""A training script of diffusers under watch: `python -m dreambooth.engine.bench.peer_run ABOUT`, ABOUT a JSON file.
+
+Its packages are those of the Python that starts it. torchvision, of which these scripts use five transforms, need not
+be there: a stand-in on Pillow does the same work.
+"""
+
+from __future__ import annotations
+
+import json
+import runpy
+import sys
+from pathlib import Path
+
+from dreambooth.engine.bench import torchvision_stand_in, watch
+
+
+def main(about_file: Path) -> None:
+    about = json.loads(about_file.read_text(encoding="utf-8"))
+    import diffusers.utils
+    import transformers
+
+    diffusers.utils.check_min_version = lambda version: None  # the scripts ask for the version of their own checkout
+    watched = watch.begin(about)
+    if not transformers.utils.is_torchvision_available():  # asked once and remembered, so nobody else takes it for real
+        torchvision_stand_in.install()
+    sys.argv = [about["script"], *about["arguments"]]
+    runpy.run_path(about["script"], run_name="__main__")
+    watch.tell(watched, Path(about["out"]))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

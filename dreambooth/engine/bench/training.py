@@ -1,0 +1,216 @@
+"""Speed and memory of training: families x methods x batches x resolutions, each measurement a process of its own, and
+beside them diffusers' own scripts on the same pictures for as many steps.
+
+Without a GPU the models are the bundled miniatures; with one and `large`, full-size models of random weights. Who is
+compared takes turns; the figures are medians over the turns.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from dreambooth.core import project, run as runs
+from dreambooth.core.errors import UserError
+from dreambooth.core.layout import MINIATURES, PROJECT, SUBJECT_PICTURES
+from dreambooth.core.project import Folders
+from dreambooth.core.run import Job
+from dreambooth.core.settings import parse, to_json
+from dreambooth.engine.bench import peers
+
+PROMPT = "a photo of sks star"
+PEAK_TFLOPS = {  # dense bf16 of the cards, without sparsity, as their makers say
+    "H200": 989,
+    "H100": 989,
+    "A100": 312,
+    "L40S": 362,
+    "L4": 121,
+    "4090": 165,
+    "3090": 71,
+    "A10": 125,
+    "T4": 65,
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One combination that is measured."""
+
+    family: str
+    method: str  # lora or full
+    batch: int
+    resolution: int  # pixels
+    steps: int
+    rank: int = 4
+
+    @property
+    def title(self) -> str:
+        return f"{self.family} {self.method} batch {self.batch} at {self.resolution}"
+
+
+SMALL = [
+    *(Case(family, method, 1, 128, 60) for family in MINIATURES for method in ("full", "lora")),
+    *(Case("sd1", method, 4, 128, 30) for method in ("full", "lora")),
+    *(Case("sd1", method, 1, 256, 30) for method in ("full", "lora")),
+]
+LARGE = [
+    *(Case("sd1", method, batch, 512, 40) for method in ("full", "lora") for batch in (1, 4)),
+    *(Case("sdxl", method, batch, 1024, 30) for method in ("full", "lora") for batch in (1, 4)),
+]
+
+
+def measure(job: Job) -> dict[str, Any]:
+    """Measures in the folder that job.json names, and removes it. Returns a row for each case and who did it.
+
+    Raises UserError for a peer's folder that does not hold its scripts, before anything is measured.
+    """
+    asked = job.read()
+    folder, peer = Path(asked["out"]), asked.get("peer", "")
+    scripts = peers.scripts(Path(peer)) if peer else None
+    cases = LARGE if asked.get("large") else SMALL
+    if scripts:
+        cases = [case for case in cases if case.family == "sd1"]
+    try:
+        return {"rows": _rows(job, folder, cases, scripts, asked), "versions": _versions()}
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _rows(job: Job, folder: Path, cases: list[Case], scripts: peers.Scripts | None, asked: Any) -> list[dict[str, Any]]:
+    bench, turns = _Bench(job, folder, asked), int(asked.get("repeats") or (3 if scripts else 1))
+    who = ["ours", "diffusers"] if scripts else ["ours"]
+    rows, done = [], 0
+    for case in cases:
+        taken: dict[str, list[dict[str, Any]]] = {one: [] for one in who}
+        for _ in range(turns):
+            for one in who:
+                if job.requests() & {"stop", "discard", "pause"}:
+                    raise UserError("Stopped as asked; nothing was measured to the end.")
+                job.report("stage", name=f"{one}: {case.title}", done=done, total=len(cases) * turns * len(who))
+                taken[one].append(bench.ours(case) if one == "ours" else bench.peer(case, scripts))
+                done += 1
+        rows += [_row(case, one, taken[one]) for one in who]
+    return rows
+
+
+def _row(case: Case, who: str, taken: list[dict[str, Any]]) -> dict[str, Any]:
+    def middle(key: str) -> float:
+        return statistics.median(one[key] for one in taken)
+
+    step = middle("step_seconds")
+    row = {
+        **asdict(case),
+        "who": who,
+        "step_seconds": step,
+        "images_per_second": case.batch / step,
+        "first_step_seconds": middle("first_step_seconds"),
+        "overhead_seconds": statistics.median(one["mean_step_seconds"] - one["model_seconds"] for one in taken),
+        "peak_bytes": int(middle("peak_bytes")),
+        "device_peak_bytes": int(middle("device_peak_bytes")),
+        "flops": taken[0]["flops"],
+        "losses": taken[0]["losses"],
+        "share_of_peak": None,
+    }
+    if peak := _peak_flops():
+        row["share_of_peak"] = taken[0]["flops"] / step / peak
+    return row
+
+
+class _Bench:
+    """The folder in which the measured processes work."""
+
+    def __init__(self, job: Job, folder: Path, asked: dict[str, Any]) -> None:
+        self.job, self.folder, self.asked = job, folder, asked
+        self.models = Folders(folder / "models")
+        self.pictures = folder / "pictures"  # alone, without captions: diffusers' scripts open every file
+        self.pictures.mkdir(parents=True)
+        for path in SUBJECT_PICTURES.glob("*.png"):
+            shutil.copy(path, self.pictures)
+        self.count = 0
+
+    def ours(self, case: Case) -> dict[str, Any]:
+        settings = parse(
+            {
+                "general.method": case.method,
+                "general.resolution": case.resolution,
+                "concepts.0.instance_data_dir": str(self.pictures),
+                "concepts.0.instance_prompt": PROMPT,
+                "intervals.max_train_steps": case.steps,
+                "intervals.save_preview_every": 0,
+                "intervals.save_state_every": 0,
+                "batching.train_batch_size": case.batch,
+                "lora.rank": case.rank,
+                "lora.alpha": float(case.rank),
+                "lora.layers": "attention",  # as diffusers' script
+                "previews.count": 0,
+                "pictures.buckets": False,
+                **self.asked.get("settings", {}),
+            }
+        )
+        made = project.create(self.models, f"m{self.count}", self._source(case.family))
+        work = runs.create(
+            made.runs, {"kind": "train", "model": made.name, "models": str(self.models.models)}, to_json(settings)
+        )
+        found = self._measured("own_run", sys.executable, case, job=str(work.folder))
+        shutil.rmtree(made.folder)
+        return found
+
+    def peer(self, case: Case, scripts: peers.Scripts | None) -> dict[str, Any]:
+        assert scripts is not None
+        model, out = self.folder / f"{case.family}-folder", self.folder / "peer-output"
+        if not model.exists():
+            peers.write_model(model, self._source(case.family))
+        arguments = peers.arguments(case, model, self.pictures, PROMPT, out)
+        python = self.asked.get("peer_python") or sys.executable
+        found = self._measured("peer_run", python, case, script=str(scripts[case.method]), arguments=arguments)
+        shutil.rmtree(out, ignore_errors=True)
+        return found
+
+    def _source(self, family: str) -> Path:
+        if not self.asked.get("large"):
+            return MINIATURES[family]
+        path = self.folder / f"{family}.safetensors"
+        if not path.exists():
+            import torch
+
+            from dreambooth.engine.bench.random_model import write_random
+
+            write_random(path, family, torch.float16)
+        return path
+
+    def _measured(self, module: str, python: str, case: Case, **about: Any) -> dict[str, Any]:
+        """One process, timed from the moment at which it is started. Raises UserError with its last line if it fails."""
+        self.count += 1
+        told, out, log = (self.folder / f"{self.count}.{end}" for end in ("about.json", "out.json", "log"))
+        told.write_text(json.dumps({**about, "out": str(out), "steps": case.steps, "started": time.time()}))
+        command = [python, "-m", f"dreambooth.engine.bench.{module}", str(told)]
+        with open(log, "w", encoding="utf-8") as file:
+            code = subprocess.call(command, cwd=PROJECT, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=file, stderr=file)
+        if code or not out.exists():
+            lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() or [f"exit code {code}"]
+            raise UserError(f"{case.title}: the measured process failed: {lines[-1]}")
+        return dict(json.loads(out.read_text(encoding="utf-8")))
+
+
+def _peak_flops() -> float:
+    """What the card could do each second in bf16; 0 where it is not known."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return 0.0
+    name = torch.cuda.get_device_name()
+    return next((1e12 * peak for card, peak in PEAK_TFLOPS.items() if card in name), 0.0)
+
+
+def _versions() -> dict[str, str]:
+    from importlib.metadata import version
+
+    return {name: version(name) for name in ("torch", "diffusers", "transformers", "accelerate", "peft")}

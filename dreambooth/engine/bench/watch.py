@@ -1,0 +1,139 @@
+"""What is seen of a training process from within: when each step ended, what of it was the UNet's forward and
+backward, the losses, the arithmetic of a step, and the most memory. The same instrument for us and for others: it takes
+hold of diffusers' UNet, accelerate's `backward` and torch's optimizers, not of our own code.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+WARM_STEPS = 5  # the first ones allocate and tune; they are left out of the median
+
+
+class Watch:
+    """Counts a step at each step of an optimizer. `flops` has the arithmetic of the last step, which is not timed."""
+
+    def __init__(self, steps: int, started: float) -> None:
+        self.steps, self.started = steps, started
+        self.ends: list[Any] = []
+        self.spans: list[tuple[Any, Any]] = []  # of forward and backward
+        self.losses: list[Any] = []
+        self.first_step_seconds = 0.0
+        self.flops = 0
+        self._counter: Any = None
+
+    def install(self) -> None:
+        """Takes hold of the libraries; they must not be in use yet."""
+        import accelerate
+        from diffusers import UNet2DConditionModel
+        from torch.optim.optimizer import register_optimizer_step_post_hook
+
+        UNet2DConditionModel.forward = self._timed(UNet2DConditionModel.forward)
+        backward = self._timed(accelerate.Accelerator.backward)
+
+        @functools.wraps(backward)
+        def told(accelerator: Any, loss: Any, **more: Any) -> None:
+            self.losses.append(loss.detach())
+            backward(accelerator, loss, **more)
+
+        accelerate.Accelerator.backward = told  # type: ignore[method-assign]
+        register_optimizer_step_post_hook(lambda *_: self.step_ended())
+
+    def step_ended(self) -> None:
+        """The device is waited for once, after the first step."""
+        if self._counter:
+            self.flops = self._counter.get_total_flops()
+            self._counter.__exit__(None, None, None)
+            self._counter = None
+            return
+        if not self.ends:
+            _wait()
+            self.first_step_seconds = time.time() - self.started
+        self.ends.append(_now())
+        if len(self.ends) == self.steps - 1:
+            from torch.utils.flop_counter import FlopCounterMode
+
+            self._counter = FlopCounterMode(display=False)
+            self._counter.__enter__()
+
+    def found(self) -> dict[str, Any]:
+        """Everything that was seen, as JSON; the process is about to end."""
+        _wait()
+        steps = [_seconds(a, b) for a, b in zip(self.ends, self.ends[1:])][WARM_STEPS - 1 :]
+        inside = [_seconds(a, b) for a, b in self.spans[2 * WARM_STEPS : 2 * len(self.ends)]]
+        return {
+            "first_step_seconds": self.first_step_seconds,
+            "step_seconds": statistics.median(steps),
+            "model_seconds": sum(inside) / len(steps) if steps else 0.0,
+            "mean_step_seconds": sum(steps) / len(steps),
+            "flops": self.flops,
+            "losses": [round(float(loss), 6) for loss in self.losses[:8]],
+            "peak_bytes": peak_bytes(),
+            "device_peak_bytes": _device_peak_bytes(),
+        }
+
+    def _timed(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def timed(*arguments: Any, **more: Any) -> Any:
+            began = _now()
+            result = function(*arguments, **more)
+            self.spans.append((began, _now()))
+            return result
+
+        return timed
+
+
+def begin(about: dict[str, Any]) -> Watch:
+    watch = Watch(about["steps"], about["started"])
+    watch.install()
+    return watch
+
+
+def peak_bytes() -> int:
+    """The most memory that this process has held at once; mapped parts of files count too."""
+    if sys.platform == "win32":
+        import psutil
+
+        return int(psutil.Process().memory_info().peak_wset)
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def tell(watch: Watch, out: Path) -> None:
+    out.write_text(json.dumps(watch.found()), encoding="utf-8")
+
+
+def _now() -> Any:
+    """A moment: of the processor's clock, or on a GPU an event in its queue, which nobody waits for."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return time.perf_counter()
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
+
+
+def _seconds(began: Any, ended: Any) -> float:
+    return ended - began if isinstance(began, float) else began.elapsed_time(ended) / 1000
+
+
+def _wait() -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def _device_peak_bytes() -> int:
+    import torch
+
+    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
