@@ -18,7 +18,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from dreambooth.core import project, run as runs
+from dreambooth.core import project
+from dreambooth.core import run as runs
 from dreambooth.core.errors import UserError
 from dreambooth.core.layout import MINIATURES, PROJECT, SUBJECT_PICTURES
 from dreambooth.core.project import Folders
@@ -193,7 +194,9 @@ class _Bench:
         told.write_text(json.dumps({**about, "out": str(out), "steps": case.steps, "started": time.time()}))
         command = [python, "-m", f"dreambooth.engine.bench.{module}", str(told)]
         with open(log, "w", encoding="utf-8") as file:
-            code = subprocess.call(command, cwd=PROJECT, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=file, stderr=file)
+            code = subprocess.call(
+                command, cwd=PROJECT, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=file, stderr=file
+            )
         if code or not out.exists():
             lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() or [f"exit code {code}"]
             raise UserError(f"{case.title}: the measured process failed: {lines[-1]}")
