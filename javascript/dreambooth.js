@@ -73,8 +73,8 @@ const dreamboothPage = (() => {
     }
 
     async function refresh(place) {
-        const {dbLive: view, dbModel: model} = place.dataset;
-        const query = new URLSearchParams({view, model});
+        const {dbLive: view, dbModel: model, dbRow: row = 0, dbShown: shown} = place.dataset;
+        const query = new URLSearchParams({view, model, row, ...(shown && {shown})});
         let answer;
         try {
             answer = await fetch(`dreambooth/page/live?${query}`, {headers: {"X-Dreambooth-Token": token()}});
@@ -118,6 +118,9 @@ const dreamboothPage = (() => {
             if (old.dbText === text) {
                 continue;
             }
+            if (old.contains(document.activeElement) && document.activeElement.matches("textarea")) {
+                continue; // somebody writes there; the next look draws it
+            }
             old.dbText = text;
             const open = old.querySelector("details")?.open;
             for (const picture of section.querySelectorAll("[data-db-src]")) {
@@ -142,6 +145,10 @@ const dreamboothPage = (() => {
             }
         }
         const state = fresh.dataset.dbState;
+        if (place.dataset.dbLive === "download" && place.dbWas === "running" && state === "done") {
+            find("button#db_create, #db_create button")?.click(); // the model can be made now
+        }
+        place.dbWas = state;
         if (place.dataset.dbLive === "run") {
             ran(place.dataset.dbModel, state);
         }
@@ -201,9 +208,42 @@ const dreamboothPage = (() => {
         }
     }
 
-    /* Stopping without keeping destroys work, so it takes a second press. */
-    function confirmDiscard(event) {
-        const button = event.target.closest?.("#db_discard");
+    /* Asks the API for a change. Throws what a person can mend. */
+    async function send(address, method, body) {
+        const headers = {"X-Dreambooth-Token": token(), "Content-Type": "application/json"};
+        const answer = await fetch(address, {method, headers, body: JSON.stringify(body)});
+        if (!answer.ok) {
+            throw new Error((await answer.json()).problems.join(" "));
+        }
+    }
+
+    /* A caption was changed under its picture: it is written at once. */
+    async function captioned({target}) {
+        const {dbCaption: file, dbAddress: address} = target.dataset || {};
+        if (!file) {
+            return;
+        }
+        try {
+            await send(address, "PUT", {file, text: target.value});
+            target.blur();
+            look();
+        } catch (error) {
+            silent(target.closest(".db-live"), error.message);
+        }
+    }
+
+    function showMore(event) {
+        const button = event.target.closest?.("#db_page [data-db-more]");
+        if (button) {
+            const place = button.closest(".db-live");
+            place.dataset.dbShown = place.querySelectorAll(".db-tile").length + Number(button.dataset.dbMore);
+            look();
+        }
+    }
+
+    /* What destroys or hides work takes a second press. */
+    function confirmTwice(event) {
+        const button = event.target.closest?.("#db_discard, #db_delete");
         if (!button || button.dataset.dbSure) {
             return;
         }
@@ -211,7 +251,7 @@ const dreamboothPage = (() => {
         event.preventDefault();
         const label = button.textContent;
         button.dataset.dbSure = "yes";
-        button.textContent = "Press again to discard";
+        button.textContent = `Press again: ${label.trim().toLowerCase()}`;
         setTimeout(() => {
             delete button.dataset.dbSure;
             button.textContent = label;
@@ -227,7 +267,9 @@ const dreamboothPage = (() => {
 
     function start() {
         document.addEventListener("input", typed, true);
-        document.addEventListener("click", confirmDiscard, true);
+        document.addEventListener("change", captioned, true);
+        document.addEventListener("click", confirmTwice, true);
+        document.addEventListener("click", showMore, true);
         document.addEventListener("visibilitychange", look);
         new MutationObserver((changes) => {
             for (const {target, addedNodes} of changes) {

@@ -90,3 +90,11 @@ def nearest(width: int, height: int, among: tuple[Bucket, ...]) -> Bucket:
     """The bucket whose ratio of width to height is nearest; of equally near ones the largest."""
     wanted = log(width / height)
     return min(among, key=lambda one: (abs(log(one.width / one.height) - wanted), -one.area, one))
+
+
+def widest(size: tuple[int, int], bucket: Bucket) -> tuple[float, float]:
+    """The largest part of a picture that has the bucket's shape: width and height in pixels."""
+    ratio = bucket.width / bucket.height
+    if size[0] / size[1] >= ratio:
+        return ratio * size[1], float(size[1])
+    return float(size[0]), size[0] / ratio

@@ -22,7 +22,7 @@ from fastapi.routing import APIRoute
 
 from dreambooth.core.errors import UserError
 from dreambooth.service import pictures
-from dreambooth.service.routes import Answer, Door, Jobs, Machine, Models, Route, Routes
+from dreambooth.service.routes import Answer, Door, Jobs, Machine, Models, Route, Routes, text
 
 MOST_BODY_BYTES = 4_000_000
 
@@ -111,23 +111,34 @@ class _Pictures(Routes):
         return [
             ("GET", "/models/{name}/concepts/{concept}/pictures", self.listing),
             ("GET", "/models/{name}/concepts/{concept}/picture", self.picture),
+            ("PUT", "/models/{name}/concepts/{concept}/caption", self.write_caption),
             ("GET", "/models/{name}/picture", self.drawn),
         ]
 
     def listing(self, name: str, concept: int, kind: str = "instance", offset: int = 0, limit: int = 100) -> Answer:
         return pictures.listing(pictures.concept_folder(self.open(name), concept, kind), offset, limit)
 
-    def picture(self, name: str, concept: int, file: str, kind: str = "instance", side: int = 0) -> Response:
-        return _picture(pictures.concept_folder(self.open(name), concept, kind), file, side)
+    def picture(
+        self, name: str, concept: int, file: str, kind: str = "instance", side: int = 0, changed: str = ""
+    ) -> Response:
+        """A picture of a concept. `changed` is anything that differs when the file does: then it is kept for a day."""
+        return _picture(pictures.concept_folder(self.open(name), concept, kind), file, side, changed)
 
-    def drawn(self, name: str, file: str, side: int = 0) -> Response:
+    def write_caption(self, name: str, concept: int, body: dict[str, Any]) -> Answer:
+        """Writes the caption `text` beside the picture `file`; without a word the file's name is the caption again."""
+        path = pictures.confined(pictures.concept_folder(self.open(name), concept, "instance"), text(body, "file"))
+        pictures.write_caption(path, text(body, "text", optional=True))
+        return {"file": str(body["file"]), "caption": pictures.caption(path)}
+
+    def drawn(self, name: str, file: str, side: int = 0, changed: str = "") -> Response:
         """A picture in the model's own folder: previews, class pictures, sheets, generated ones."""
-        return _picture(self.open(name).folder, file, side)
+        return _picture(self.open(name).folder, file, side, changed)
 
 
-def _picture(folder: Path, file: str, side: int) -> Response:
+def _picture(folder: Path, file: str, side: int, changed: str) -> Response:
     path = pictures.confined(folder, file)
-    headers = {"Cache-Control": "private, max-age=60", "X-Content-Type-Options": "nosniff"}
+    seconds = 86_400 if changed else 60
+    headers = {"Cache-Control": f"private, max-age={seconds}", "X-Content-Type-Options": "nosniff"}
     if side:
         return Response(pictures.thumbnail(path, side), media_type="image/jpeg", headers=headers)
     return FileResponse(str(path), headers=headers)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import shutil
+import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -72,8 +76,50 @@ def rename(folders: Folders, name: str, new_name: str) -> dict[str, Any]:
     return summary(renamed)
 
 
+def duplicate(folders: Folders, name: str, new_name: str) -> dict[str, Any]:
+    """A new model with the settings, the pictures and the class pictures of another, and no runs.
+
+    Raises UserError for a taken name, or where it cannot be written.
+    """
+    opened = project.open_project(folders, name)
+    target = project.check_new(folders, new_name)
+    staged = Path(tempfile.mkdtemp(prefix=".copying-", dir=folders.projects))
+    left_out = (opened.runs, opened.errands, opened.latents)
+
+    def own(folder: str, found: list[str]) -> list[str]:
+        return [one for one in found if Path(folder) / one in left_out]
+
+    try:
+        shutil.copytree(opened.folder, staged, ignore=own, dirs_exist_ok=True)
+        flat = {key: _moved(value, opened.folder, target) for key, value in opened.settings().items()}
+        atomic.write_text(staged / "settings.json", settings.to_json(settings.parse(flat)))
+        staged.rename(target)
+    except OSError as error:
+        shutil.rmtree(staged, ignore_errors=True)
+        raise UserError(f"{target}: the model cannot be copied ({error.strerror}).") from None
+    return summary(project.open_project(folders, new_name))
+
+
+def _moved(value: Any, before: Path, after: Path) -> Any:
+    """A path in one folder as the same in another; anything else as it is."""
+    if isinstance(value, str) and value and Path(value).is_relative_to(before):
+        return str(after / Path(value).relative_to(before))
+    return value
+
+
+def bytes_of(folder: Path) -> int:
+    """What a folder takes on the disk."""
+    total = 0
+    for place, _, files in os.walk(folder):
+        for name in files:
+            with contextlib.suppress(OSError):
+                total += (Path(place) / name).lstat().st_size
+    return total
+
+
 def delete(folders: Folders, name: str) -> dict[str, Any]:
-    """Moves a model's folder to the trash beside the models; its checkpoints and LoRAs stay where they are.
+    """Moves a model's folder to the trash beside the models; its checkpoints and LoRAs stay where they are. The answer
+    says how many bytes emptying the trash of it would free.
 
     Raises UserError while an engine is at work on it.
     """
@@ -88,7 +134,7 @@ def delete(folders: Folders, name: str) -> dict[str, Any]:
         opened.folder.rename(target)
     except OSError as error:
         raise UserError(f"{opened.folder}: it cannot be moved to the trash ({error.strerror}).") from None
-    return {"name": name, "trash": str(target)}
+    return {"name": name, "trash": str(target), "bytes": bytes_of(target)}
 
 
 def write_settings(opened: Project, flat: Mapping[str, Any]) -> dict[str, Any]:

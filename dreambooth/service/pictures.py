@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from dreambooth.core import settings
+from dreambooth.core import atomic, captions, settings
 from dreambooth.core.captions import PICTURES
 from dreambooth.core.errors import UserError
 from dreambooth.core.project import Project
@@ -17,6 +18,8 @@ MOST_LISTED = 500
 MOST_WALKED = 20_000
 MOST_PIXELS = 120_000_000
 THUMBNAIL_SIDES = (32, 768)
+MOST_CAPTION_CHARACTERS = 20_000
+_ORIENTATION = 0x0112  # of EXIF
 
 
 def concept_folder(opened: Project, concept: int, kind: str) -> Path:
@@ -43,7 +46,7 @@ def concept_folder(opened: Project, concept: int, kind: str) -> Path:
 def listing(folder: Path, offset: int = 0, limit: int = 100) -> dict[str, Any]:
     """Pictures in a folder and the folders in it, by name; `limit` of them from `offset` on, with their captions."""
     limit = max(0, min(limit, MOST_LISTED))
-    found = sorted(_walk(folder))
+    found = names(folder)
     shown = found[max(0, offset) : max(0, offset) + limit]
     return {
         "folder": str(folder),
@@ -51,6 +54,55 @@ def listing(folder: Path, offset: int = 0, limit: int = 100) -> dict[str, Any]:
         "cut": len(found) >= MOST_WALKED,
         "pictures": [_entry(folder, name) for name in shown],
     }
+
+
+def names(folder: Path) -> list[str]:
+    """The pictures of a folder and of the folders in it, as relative paths, by name."""
+    return sorted(_walk(folder))
+
+
+def size(path: Path) -> tuple[int, int]:
+    """Width and height in pixels, turned as the camera says. Raises UserError for what cannot be read."""
+    try:
+        return _size(path, path.stat().st_mtime_ns)
+    except OSError as error:
+        raise UserError(f"{path}: the picture cannot be read ({error.strerror or error}).") from None
+
+
+@lru_cache(maxsize=20_000)
+def _size(path: Path, changed: int) -> tuple[int, int]:
+    from PIL import Image
+
+    try:
+        with Image.open(path) as opened:
+            turned = opened.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
+            return (opened.height, opened.width) if turned else (opened.width, opened.height)
+    except Exception as error:  # noqa: BLE001  (Pillow raises nearly anything on a damaged file)
+        raise UserError(f"{path}: the picture cannot be read ({str(error)[:100] or type(error).__name__}).") from None
+
+
+def caption(picture: Path) -> str | None:
+    """The text of a picture's caption file; None where it has none."""
+    file = captions.beside(picture)
+    return file.read_text(encoding="utf-8-sig", errors="replace") if file else None
+
+
+def write_caption(picture: Path, text: str) -> Path | None:
+    """Writes a picture's caption file. Without a word it is removed, and the file's name is the caption again.
+
+    Raises UserError if it cannot be written.
+    """
+    file = captions.beside(picture) or picture.with_suffix(captions.BESIDE[0])
+    if len(text) > MOST_CAPTION_CHARACTERS:
+        raise UserError(f"{file.name}: a caption has at most {MOST_CAPTION_CHARACTERS:,} characters.")
+    try:
+        if text.strip():
+            atomic.write_text(file, text.strip() + "\n")
+            return file
+        file.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"{file}: the caption cannot be written ({error.strerror}).") from None
+    return None
 
 
 def _walk(folder: Path) -> Iterator[str]:

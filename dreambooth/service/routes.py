@@ -105,7 +105,7 @@ class Machine(Routes):
         return self.checkpoints()
 
     def inspect(self, body: dict[str, Any]) -> Answer:
-        return models.inspect(Path(_text(body, "path")))
+        return models.inspect(Path(text(body, "path")))
 
 
 class Models(Routes):
@@ -118,6 +118,7 @@ class Models(Routes):
             ("GET", "/models/{name}", self.one),
             ("DELETE", "/models/{name}", self.delete),
             ("POST", "/models/{name}/rename", self.rename),
+            ("POST", "/models/{name}/duplicate", self.duplicate),
             ("GET", "/models/{name}/settings", self.settings),
             ("PUT", "/models/{name}/settings", self.replace_settings),
             ("PATCH", "/models/{name}/settings", self.change_settings),
@@ -131,10 +132,10 @@ class Models(Routes):
 
     def create(self, body: dict[str, Any]) -> Answer:
         flat = models.changed({}, _object(body, "settings"))
-        if preset := _text(body, "preset", optional=True):
+        if preset := text(body, "preset", optional=True):
             flat = models.with_preset(preset, {}, flat)
-        source = Path(_text(body, "source"))
-        return models.create(self.folders, _text(body, "name"), source, flat, _object(body, "origin"))
+        source = Path(text(body, "source"))
+        return models.create(self.folders, text(body, "name"), source, flat, _object(body, "origin"))
 
     def one(self, name: str) -> Answer:
         return models.summary(self.open(name))
@@ -143,7 +144,10 @@ class Models(Routes):
         return models.delete(self.folders, name)
 
     def rename(self, name: str, body: dict[str, Any]) -> Answer:
-        return models.rename(self.folders, name, _text(body, "to"))
+        return models.rename(self.folders, name, text(body, "to"))
+
+    def duplicate(self, name: str, body: dict[str, Any]) -> Answer:
+        return models.duplicate(self.folders, name, text(body, "to"))
 
     def settings(self, name: str) -> Answer:
         return {"settings": self.open(name).settings()}
@@ -161,12 +165,12 @@ class Models(Routes):
         """A preset over the model's settings, and those of the body above both."""
         opened = self.open(name)
         over = models.changed({}, _object(body, "settings"))
-        flat = models.with_preset(_text(body, "preset"), opened.settings(), over)
+        flat = models.with_preset(text(body, "preset"), opened.settings(), over)
         return {"settings": models.write_settings(opened, flat)}
 
     def take_over(self, name: str, body: dict[str, Any]) -> Answer:
         opened = self.open(name)
-        kind, flat, report = models.imported(opened, Path(_text(body, "path")), environment.python())
+        kind, flat, report = models.imported(opened, Path(text(body, "path")), environment.python())
         return {"kind": kind, "settings": models.write_settings(opened, flat), "report": report}
 
     def outputs(self, name: str) -> Answer:
@@ -227,13 +231,13 @@ class Jobs(Routes):
         return self._submit(job, runs.summary)
 
     def request(self, name: str, number: int, body: dict[str, Any]) -> Answer:
-        what = _text(body, "request")
+        what = text(body, "request")
         if what not in REQUESTS:
             raise UserError(f"request: {what!r} is none of {', '.join(REQUESTS)}.")
         return runs.ask(self._run(name, number), what)  # type: ignore[arg-type]
 
     def begin_errand(self, name: str, body: dict[str, Any]) -> Answer:
-        opened, kind = self.open(name), _text(body, "kind")
+        opened, kind = self.open(name), text(body, "kind")
         chosen, fields = runs.errand(opened, kind, body, self._settings(opened, body))
         job = launcher.new_errand(self.folders, opened, kind, chosen, **fields)
         return self._submit(job, runs.outcome)
@@ -249,11 +253,11 @@ class Jobs(Routes):
 
     def download(self, body: dict[str, Any]) -> Answer:
         """Fetches a model of the hub; its result's path is a source for a new model of the name."""
-        source = _text(body, "source")
-        model = models.hub_model(self.folders, _text(body, "name"), source)
+        source = text(body, "source")
+        model = models.hub_model(self.folders, text(body, "name"), source)
         if model is None:
             raise UserError(f"source: {source!r} is no model of the hub, which are called owner/name.")
-        revision = _text(body, "revision", optional=True)
+        revision = text(body, "revision", optional=True)
         return self._submit(launcher.new_download(self.folders, model, revision), runs.outcome)
 
     def downloaded(self, number: int) -> Answer:
@@ -292,7 +296,7 @@ def _numbered(jobs: list[Job], number: int, what: str) -> Job:
     raise UserError(f"There is no {what} {number} here.")
 
 
-def _text(body: Answer, key: str, *, optional: bool = False) -> str:
+def text(body: Answer, key: str, *, optional: bool = False) -> str:
     value = body.get(key, "")
     if not isinstance(value, str) or "\x00" in value:
         raise UserError(f"{key}: it is not text.")

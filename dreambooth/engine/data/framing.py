@@ -10,7 +10,7 @@ from math import cos, radians, sin
 
 from PIL import Image, ImageEnhance
 
-from dreambooth.core.buckets import Bucket
+from dreambooth.core.buckets import Bucket, widest
 from dreambooth.core.settings.dataset import Pictures
 from dreambooth.engine.data import focus
 
@@ -50,7 +50,7 @@ def cuts(
 
     The first is only cropped. `look` gives the picture, small, and is asked only where the crop depends on it.
     """
-    width, height = _widest(size, bucket)
+    width, height = widest(size, bucket)
     place = (0.5, 0.5)
     if choice.crop == "smart":
         small = look()
@@ -68,7 +68,7 @@ def centred(size: tuple[int, int], bucket: Bucket) -> Cut:
 def variants(choice: Pictures, size: tuple[int, int], bucket: Bucket) -> int:
     """How many variants a picture has: 1 where nothing that is chosen could tell them apart."""
     chosen = choice.hflip or choice.rotation or choice.brightness or choice.colour or choice.crop_jitter
-    moves = choice.crop == "random" and _widest(size, bucket) != size
+    moves = choice.crop == "random" and widest(size, bucket) != size
     return choice.variants if chosen or moves else 1
 
 
@@ -103,7 +103,7 @@ def _variant(
 
 def _placed(size: tuple[int, int], bucket: Bucket, place: tuple[float, float]) -> Cut:
     """The largest cut, at a place from 0 (left, top) to 1 (right, bottom)."""
-    width, height = _widest(size, bucket)
+    width, height = widest(size, bucket)
     left, top = (size[0] - width) * place[0], (size[1] - height) * place[1]
     return Cut(bucket, (left, top, min(size[0], left + width), min(size[1], top + height)), size)
 
@@ -128,14 +128,6 @@ def shape(image: Image.Image, cut: Cut) -> Image.Image:
     if cut.mirrored:
         made = made.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     return made
-
-
-def _widest(size: tuple[int, int], bucket: Bucket) -> tuple[float, float]:
-    """The largest part of a picture that has the bucket's shape: width and height in pixels."""
-    ratio = bucket.width / bucket.height
-    if size[0] / size[1] >= ratio:
-        return ratio * size[1], float(size[1])
-    return float(size[0]), size[0] / ratio
 
 
 def _turned(image: Image.Image, cut: Cut) -> Image.Image:

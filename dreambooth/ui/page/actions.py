@@ -10,7 +10,9 @@ from typing import Any
 from dreambooth.core import captions, presets, project, run, settings
 from dreambooth.core.checkpoint import FAMILIES
 from dreambooth.core.errors import UserError
+from dreambooth.core.hub import HubModel
 from dreambooth.core.project import Folders, Project
+from dreambooth.core.quantities import size
 from dreambooth.core.run import Job, Request
 from dreambooth.core.schema import to_flat
 from dreambooth.core.settings.dataset import Concept
@@ -41,17 +43,40 @@ def about(opened: Project) -> str:
     return " · ".join([*parts, f"{runs} run{'' if runs == 1 else 's'}"])
 
 
-def source_of(host: Host, chosen: str) -> Path:
-    """The checkpoint that a person chose from the list or named by its path."""
-    if not chosen.strip():
+def source_of(host: Host, name: str, chosen: str) -> Path | None:
+    """The checkpoint that a person chose from the list, named by its path or by its id on the hub; None for a model of
+    the hub that is being fetched."""
+    wanted = chosen.strip().strip('"')
+    if not wanted:
         raise UserError("Source Checkpoint: it is empty; choose one, or give the path of a file or Diffusers folder.")
-    return dict(host.checkpoints()).get(chosen, Path(chosen.strip().strip('"')))
+    if found := dict(host.checkpoints()).get(chosen):
+        return found
+    hub_model = models.hub_model(host.folders(), name, wanted)
+    return _downloaded(host.folders(), hub_model) if hub_model else Path(wanted)
 
 
-def create(host: Host, name: str, chosen: str, origin: Values) -> Project:
+def _downloaded(folders: Folders, wanted: HubModel) -> Path | None:
+    """A model of the hub where it was fetched to; None where the fetching goes on, or begins now."""
+    for job in reversed(run.downloads(folders)):
+        said = job.read()
+        if (said["repository"], said["file"]) != (wanted.repository, wanted.file):
+            continue
+        if (status := job.status()) == "running":
+            return None
+        path = Path((job.story().ending or {}).get("path", "")) if status == "done" else None
+        if path and path.exists():
+            return path
+        break
+    queue.submit(launcher.new_download(folders, wanted, ""))
+    return None
+
+
+def create(host: Host, name: str, chosen: str, origin: Values) -> Project | None:
+    """A new model; None while its source is being fetched from the hub."""
     if not name.strip():
         raise UserError("Name: it is empty; give the new model a name.")
-    return project.create(host.folders(), name.strip(), source_of(host, chosen), {}, origin)
+    source = source_of(host, name.strip(), chosen)
+    return project.create(host.folders(), name.strip(), source, {}, origin) if source else None
 
 
 def save(opened: Project, shown: Mapping[str, Any]) -> Values:
@@ -110,6 +135,29 @@ def take_pictures(opened: Project, row: int, files: list[str]) -> str:
             target, number = folder / f"{file.stem}-{number}{file.suffix}", number + 1
         shutil.copyfile(file, target)
     return str(folder)
+
+
+def rename(host: Host, opened: Project, new_name: str) -> str:
+    return str(models.rename(host.folders(), opened.name, _new_name(new_name))["name"])
+
+
+def duplicate(host: Host, opened: Project, new_name: str) -> str:
+    return str(models.duplicate(host.folders(), opened.name, _new_name(new_name))["name"])
+
+
+def _new_name(text: str) -> str:
+    if not text.strip():
+        raise UserError("New Name: it is empty.")
+    return text.strip()
+
+
+def delete(host: Host, opened: Project) -> str:
+    """Moves the model to the trash. Returns what became of it, for people."""
+    gone = models.delete(host.folders(), opened.name)
+    return (
+        f"{opened.name} is in the trash; delete {gone['trash']} to free its {size(gone['bytes'])}. "
+        "Its checkpoints and LoRAs stay where they are."
+    )
 
 
 def import_settings(opened: Project, file: str) -> tuple[str, list[dict[str, Any]]]:

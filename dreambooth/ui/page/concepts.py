@@ -26,6 +26,7 @@ class Concepts:
     remove: Any
     drop: Any
     presets: dict[str, Any]
+    pictures: Any
     check: Any
     plan: Any
     class_pictures: Any
@@ -65,6 +66,7 @@ def build(form: Form) -> Concepts:
             form.add_all(own.values())
         class_pictures = gr.Button("Generate Class Images", elem_id="db_class_images", size="sm")
         class_pictures_made = gr.HTML("", elem_id="db_class_images_made")
+    pictures = gr.HTML("", elem_id="db_pictures")
     check = gr.Button("Check the pictures", elem_id="db_check")
     plan = gr.HTML("", elem_id="db_plan")
-    return Concepts(chosen, add, remove, drop, buttons, check, plan, class_pictures, class_pictures_made)
+    return Concepts(chosen, add, remove, drop, buttons, pictures, check, plan, class_pictures, class_pictures_made)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from dreambooth.core import run
 from dreambooth.core.project import Folders, Project, open_project
+from dreambooth.core.quantities import size
 from dreambooth.core.run import Job
 from dreambooth.core.story import Story
 from dreambooth.service import runs
@@ -29,6 +30,21 @@ def errand_view(folders: Folders, model: str, kind: str) -> str:
         return root("failed", [("head", sentence_list(runs.problems(job, status))), ("result", "")])
     assert story.ending is not None  # or it would be lost
     return root("done", [("result", _RESULTS[kind](project, job, story, story.ending))])
+
+
+def download_view(folders: Folders) -> str:
+    """The newest download from the hub."""
+    job = next(reversed(run.downloads(folders)), None)
+    if job is None:
+        return root("none", [("head", "")])
+    status = job.status()
+    if status in ("failed", "lost"):
+        return root("failed", [("head", sentence_list(runs.problems(job, status)))])
+    if status != "running":
+        return root("done", [("head", "")])
+    now = dict(stage(job.story()) or _STARTING)
+    now["note"] = f"{size((job.story().stage or {}).get('total', 0))} from the hub" if now["share"] else ""
+    return root("running", [("head", bar(now))])
 
 
 def newest_errand(project: Project, kind: str) -> Job | None:

@@ -21,9 +21,10 @@ _LEAVES = {leaf.key: leaf for leaf in leaves(Settings)}
 Event = dict[str, Any]
 
 
-def live(view: str, model: str) -> str:
-    """A place that the browser keeps current."""
-    return f'<div class="db-live" data-db-live="{escape(view)}" data-db-model="{escape(model)}"></div>'
+def live(view: str, model: str, **more: int) -> str:
+    """A place that the browser keeps current; `more` is what the view asks for besides."""
+    asked = "".join(f' data-db-{name}="{number}"' for name, number in more.items())
+    return f'<div class="db-live" data-db-live="{escape(view)}" data-db-model="{escape(model)}"{asked}></div>'
 
 
 def root(state: str, sections: list[tuple[str, str]]) -> str:
@@ -46,7 +47,8 @@ def image(project: Project, path: Path | None, words: str) -> str:
     if not address:
         return ""
     return (
-        f'<a data-db-src="{escape(address)}" target="_blank"><img data-db-src="{escape(address)}" '
+        f'<a data-db-src="{escape(address)}" target="_blank">'
+        f'<img loading="lazy" data-db-src="{escape(address)}&amp;side=512" '
         f'alt="{escape(words)}" title="{escape(words)}"></a>'
     )
 

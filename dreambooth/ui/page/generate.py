@@ -7,7 +7,10 @@ from typing import Any
 
 import gradio as gr
 
-SCHEDULERS = ("dpm++", "ddim", "euler", "euler_a", "lms", "pndm")  # those of the engine's sampling.py
+from dreambooth.core.schema import leaves
+from dreambooth.core.settings import Settings
+
+_SCHEDULER = next(leaf for leaf in leaves(Settings) if leaf.key == "previews.scheduler")
 BASE = "The model before training"
 
 
@@ -48,7 +51,10 @@ def build() -> Generate:
             "lora_weight": gr.Slider(-2, 2, 1, step=0.05, label="Lora Weight", elem_id="db_lora_weight"),
             "seed": gr.Number(420420, label="Sample Seed", elem_id="db_seed"),
             "scheduler": gr.Dropdown(
-                list(SCHEDULERS), value="dpm++", label="Image Generation Scheduler", elem_id="db_scheduler"
+                list(_SCHEDULER.choices),
+                value=_SCHEDULER.default,
+                label="Image Generation Scheduler",
+                elem_id="db_scheduler",
             ),
             "width": gr.Slider(0, 2048, 0, step=8, label="Sample Width (0: the model's)", elem_id="db_width"),
             "height": gr.Slider(0, 2048, 0, step=8, label="Sample Height (0: the model's)", elem_id="db_height"),

@@ -25,6 +25,12 @@ class Model:
     import_from: Any
     import_button: Any
     imported: Any
+    downloaded: Any
+    new_name: Any
+    rename: Any
+    duplicate: Any
+    delete: Any
+    changed: Any
 
 
 def build(origin: Form) -> Model:
@@ -38,7 +44,7 @@ def build(origin: Form) -> Model:
             source = gr.Dropdown(
                 [],
                 label="Source Checkpoint",
-                info="What to start from: one of the WebUI's, or the path of a file or Diffusers folder.",
+                info="One of the list, the path of a file or Diffusers folder, or owner/name of the hub.",
                 allow_custom_value=True,
                 elem_id="db_new_source",
             )
@@ -51,6 +57,7 @@ def build(origin: Form) -> Model:
             create = gr.Button("Create", elem_id="db_create", variant="primary")
             refresh = gr.Button("Look for new checkpoints", elem_id="db_refresh_checkpoints", size="sm")
         said = gr.HTML("", elem_id="db_create_said")
+        downloaded = gr.HTML("", elem_id="db_downloaded")
     with gr.Accordion("Import settings", open=False, elem_id="db_import_section"):
         import_from = gr.Textbox(
             label="File or Folder",
@@ -59,4 +66,18 @@ def build(origin: Form) -> Model:
         )
         import_button = gr.Button("Import", elem_id="db_import", size="sm")
         imported = gr.HTML("", elem_id="db_imported")
-    return Model(name, source, refresh, create, said, about, import_from, import_button, imported)
+    with gr.Accordion("Rename, duplicate, delete", open=False, elem_id="db_change_section"):
+        new_name = gr.Textbox(
+            label="New Name",
+            info="For this model, or for a copy with its settings and pictures.",
+            elem_id="db_other_name",
+        )
+        with gr.Row(elem_id="db_change_buttons", elem_classes=["db-line"]):
+            rename = gr.Button("Rename", elem_id="db_rename", size="sm")
+            duplicate = gr.Button("Duplicate", elem_id="db_duplicate", size="sm")
+            delete = gr.Button("Move to the trash", elem_id="db_delete", size="sm")
+        changed = gr.HTML("", elem_id="db_changed")
+    return Model(
+        name, source, refresh, create, said, about, import_from, import_button, imported, downloaded, new_name, rename,
+        duplicate, delete, changed,
+    )  # fmt: skip

@@ -79,7 +79,14 @@ class Page:
     def bind(self, blocks: gr.Blocks) -> None:
         tab, spots, on = self.model_tab, self.concepts, dialect.on
         self.of_model = [self.choice, self.model, self.row, self.about, self.said, self.run.run, self.run.said]
-        self.of_model += [spots.chosen, spots.plan, spots.class_pictures_made, tab.about, self.generate.weights]
+        self.of_model += [
+            spots.chosen,
+            spots.pictures,
+            spots.plan,
+            spots.class_pictures_made,
+            tab.about,
+            self.generate.weights,
+        ]
         self.of_model += [self.generate.drawn, self.generate.exported, *self.form.controls.values()]
         self.everything = {self.model, self.row, *self.form.controls.values()}
 
@@ -146,6 +153,7 @@ class Page:
             (self.generate.exported, "export"),
         ):
             shown[place] = live(view, name) if name else ""
+        shown[self.concepts.pictures] = live("pictures", name, row=row) if name else ""
         if not name:
             first = "Choose a checkpoint, give the model a name, press Create; then the pictures, in Concepts."
             shown[self.about] = '<p class="db-quiet">No model yet.</p>'
@@ -195,7 +203,12 @@ class Page:
 
     def _bind_model(self, tab: model.Model) -> None:
         inputs = [tab.name, tab.source, *self.origin.controls.values()]
-        self.act(tab.create.click, self.create, inputs, [*self.of_model, tab.name], tab.said)
+        self.act(tab.create.click, self.create, inputs, [*self.of_model, tab.name, tab.downloaded], tab.said)
+        for button, do in ((tab.rename, actions.rename), (tab.duplicate, actions.duplicate)):
+            self.act(
+                button.click, self._under_new_name(do), [tab.new_name], [*self.of_model, tab.new_name], tab.changed
+            )
+        self.act(tab.delete.click, self.delete, [], self.of_model, tab.changed)
         dialect.on(tab.refresh.click, self.told(self.list_checkpoints, tab.said), None, [tab.source, tab.said])
         self.act(tab.import_button.click, self.import_settings, [tab.import_from], self.of_model, tab.imported)
 
@@ -203,10 +216,26 @@ class Page:
         tab = self.model_tab
         origin = {key.removeprefix("origin."): value for key, value in self.origin.read(values).items()}
         made = actions.create(self.host, values[tab.name] or "", str(values[tab.source] or ""), origin)
+        if made is None:
+            return {tab.downloaded: live("download", "")}
         return {
             **self.show(made.name, said=good(f"Created {made.name}. Next: the pictures, in Concepts.")),
             tab.name: "",
+            tab.downloaded: "",
         }
+
+    def _under_new_name(self, do: Callable[[Host, Project, str], str]) -> Callable[[Values], Shown]:
+        def act(values: Values) -> Shown:
+            opened = self.opened(values)
+            self._save(opened, values)
+            name = do(self.host, opened, values[self.model_tab.new_name] or "")
+            return {**self.show(name, said=good(f"This is {name}.")), self.model_tab.new_name: ""}
+
+        return act
+
+    def delete(self, values: Values) -> Shown:
+        said = actions.delete(self.host, self.opened(values))
+        return self.show(actions.model_to_show(self.host.folders()), said=good(said))
 
     def list_checkpoints(self) -> Shown:
         self.host.refresh()

@@ -13,24 +13,30 @@ from dreambooth.core.errors import UserError
 from dreambooth.core.project import Folders
 from dreambooth.host.base import Host
 from dreambooth.service.api import guarded
-from dreambooth.ui.page import errand_view, run_view
+from dreambooth.ui.page import concept_view, errand_view, run_view
 
-_VIEWS: dict[str, Callable[[Folders, str], str]] = {
-    "run": run_view.run_view,
-    "check": lambda folders, model: errand_view.errand_view(folders, model, "check"),
-    "generate": lambda folders, model: errand_view.errand_view(folders, model, "generate"),
-    "class-images": lambda folders, model: errand_view.errand_view(folders, model, "class-images"),
-    "export": lambda folders, model: errand_view.errand_view(folders, model, "export"),
+_View = Callable[[Folders, str, int, int], str]
+
+
+def _errand(kind: str) -> _View:
+    return lambda folders, model, row, shown: errand_view.errand_view(folders, model, kind)
+
+
+_VIEWS: dict[str, _View] = {
+    "run": lambda folders, model, row, shown: run_view.run_view(folders, model),
+    "pictures": concept_view.concept_view,
+    "download": lambda folders, model, row, shown: errand_view.download_view(folders),
+    **{kind: _errand(kind) for kind in ("check", "generate", "class-images", "export")},
 }
 
 
 def router(host: Host) -> APIRouter:
     """The page's own address, for the WebUI's application or ours, beside the API's router."""
 
-    def live(view: str, model: str = "") -> HTMLResponse:
+    def live(view: str, model: str = "", row: int = 0, shown: int = concept_view.SHOWN) -> HTMLResponse:
         if view not in _VIEWS:
             raise UserError(f"view: {view!r} is none of {', '.join(_VIEWS)}.")
-        return HTMLResponse(_VIEWS[view](host.folders(), model), headers={"Cache-Control": "no-store"})
+        return HTMLResponse(_VIEWS[view](host.folders(), model, row, shown), headers={"Cache-Control": "no-store"})
 
     made = APIRouter(prefix="/dreambooth/page", route_class=guarded(host))
     made.add_api_route("/live", live, methods=["GET"], include_in_schema=False, response_model=None)

@@ -80,6 +80,20 @@ def test_dropped_pictures_lie_with_the_model(hands: Hands, data: Path) -> None:
     hands.see("#db_about", "5 pictures")
 
 
+def test_the_pictures_are_shown_at_once_and_their_captions_change_in_place(hands: Hands, data: Path) -> None:
+    hands.write("db_concepts_N_instance_prompt", "a photo of [filewords]")
+    hands.see("#db_pictures textarea")
+    pictures = hands.page.locator("#db_pictures .db-tile img")
+    assert pictures.count() == 5
+    until(lambda: pictures.first.evaluate("image => image.complete && image.naturalWidth > 0"))
+    field = hands.page.locator("#db_pictures textarea").first
+    name = field.get_attribute("data-db-caption")
+    field.fill("a sks star")
+    field.blur()
+    file = (Path(settings(data)["concepts.0.instance_data_dir"]) / str(name)).with_suffix(".txt")
+    until(lambda: file.is_file() and file.read_text() == "a sks star\n")
+
+
 def test_what_is_written_is_saved_by_itself(hands: Hands, data: Path) -> None:
     hands.write("db_concepts_N_instance_prompt", "a photo of [filewords]")
     hands.write("db_concepts_N_class_prompt", "a photo of a star")
@@ -230,6 +244,26 @@ def test_discarding_takes_a_second_press(hands: Hands, data: Path) -> None:
     hands.press("db_discard")
     hands.state("stopped", TRAINING_MS)
     assert sorted((data / "Lora").iterdir()) == before
+
+
+def test_duplicate_rename_and_the_trash(hands: Hands, data: Path) -> None:
+    hands.tab("Model")
+    hands.unfold("db_change_section")
+    hands.write("db_other_name", "copy")
+    hands.press("db_duplicate")
+    hands.see("#db_said", "This is copy.")
+    copy = open_project(Folders(data), "copy")
+    assert run.runs(copy) == []
+    assert Path(copy.settings()["concepts.0.instance_data_dir"]).is_relative_to(copy.folder)
+    hands.write("db_other_name", "other")
+    hands.press("db_rename")
+    hands.see("#db_said", "This is other.")
+    hands.press("db_delete")
+    hands.see("#db_delete", "Press again")
+    hands.press("db_delete")
+    hands.see("#db_said", "other is in the trash")
+    until(lambda: hands.value("db_model") == NAME)
+    assert not (Folders(data).projects / "other").exists()
 
 
 def test_the_script_had_no_errors(hands: Hands) -> None:

@@ -1,0 +1,130 @@
+"""A concept's pictures as they lie in its folder: each with the part that training sees and the words that it is
+trained on, which can be changed in place.
+"""
+
+from __future__ import annotations
+
+from html import escape
+from pathlib import Path
+from urllib.parse import quote, urlencode
+
+from dreambooth.core import captions, settings
+from dreambooth.core.buckets import Bucket, Grid, grid, widest
+from dreambooth.core.errors import UserError
+from dreambooth.core.project import Folders, Project, open_project
+from dreambooth.core.settings import Settings
+from dreambooth.service import pictures
+from dreambooth.ui.page.errand_view import newest_errand
+from dreambooth.ui.page.fragments import root, sentence_list
+
+SHOWN = 48  # pictures at first, and with each "Show more"
+_THUMBNAIL_SIDE = 256
+
+Box = tuple[float, float, float, float]  # left, top, right, bottom, in pixels of the upright picture
+
+
+def concept_view(folders: Folders, model: str, row: int, shown: int) -> str:
+    project = open_project(folders, model)
+    own = settings.parse(project.settings())
+    if not 0 <= row < len(own.concepts):  # it was removed just now
+        return root("none", [("pictures", "")])
+    if not own.concepts[row].instance_data_dir.strip():
+        words = "The pictures are shown here: name their folder, or drop them."
+        return root("none", [("pictures", f'<p class="db-quiet">{words}</p>')])
+    try:
+        folder = pictures.concept_folder(project, row, "instance")
+        listed = pictures.names(folder)
+        shapes = grid(own.pictures, own.general.resolution or project.resolution)
+    except UserError as error:
+        return root("none", [("pictures", sentence_list(error.problems))])
+    if not listed:
+        return root("none", [("pictures", f'<p class="db-quiet">No pictures are in {escape(str(folder))} yet.</p>')])
+    checked = _crops_of_last_check(project, own)
+    tiles = "".join(_tile(project, own, row, folder, name, shapes, checked) for name in listed[:shown])
+    more = len(listed) - shown
+    button = f'<button type="button" class="db-more" data-db-more="{SHOWN}">Show more ({more:,})</button>'
+    head = f"<h4>{len(listed):,} picture{'' if len(listed) == 1 else 's'} <small>{_about_words(own, row)}</small></h4>"
+    return root("some", [("pictures", f'{head}<div class="db-tiles">{tiles}</div>{button if more > 0 else ""}')])
+
+
+def _about_words(own: Settings, row: int) -> str:
+    if captions.FILEWORDS in own.concepts[row].instance_prompt:
+        return "the caption under each can be changed"
+    return "all are trained on the Instance Prompt; with [filewords] in it, each on a caption of its own"
+
+
+def _tile(
+    project: Project, own: Settings, row: int, folder: Path, name: str, shapes: Grid, checked: dict[str, Box]
+) -> str:
+    path = folder / name
+    try:
+        size = pictures.size(path)
+    except UserError as error:
+        return f'<figure class="db-tile">{sentence_list(error.problems)}</figure>'
+    address = f"dreambooth/models/{quote(project.name)}/concepts/{row}/picture?" + urlencode(
+        {"file": name, "changed": path.stat().st_mtime_ns}
+    )
+    frame = (
+        f'<a class="db-frame" data-db-src="{escape(address)}" target="_blank" '
+        f'style="aspect-ratio:{size[0]}/{size[1]}"><img loading="lazy" alt="{escape(name)}" title="{escape(name)}" '
+        f'data-db-src="{escape(address)}&amp;side={_THUMBNAIL_SIDE}">{_shade(path, size, own, shapes, checked)}</a>'
+    )
+    return f'<figure class="db-tile">{frame}{_words(project, own, row, path, name)}</figure>'
+
+
+def _shade(path: Path, size: tuple[int, int], own: Settings, shapes: Grid, checked: dict[str, Box]) -> str:
+    """What is cut off, dimmed; nothing where that is known only after a check."""
+    bucket = shapes.bucket(*size)
+    if own.pictures.crop == "centre":
+        box = _centred(size, bucket)
+    elif (found := checked.get(str(path))) is None:
+        return ""
+    else:
+        box = found
+    left, top = box[0] / size[0] * 100, box[1] / size[1] * 100
+    width, height = (box[2] - box[0]) / size[0] * 100, (box[3] - box[1]) / size[1] * 100
+    title = f"trained at {bucket}"
+    return (
+        f'<i title="{title}" style="left:{left:.2f}%;top:{top:.2f}%;width:{width:.2f}%;height:{height:.2f}%"></i>'
+        if width * height < 9_980
+        else ""
+    )
+
+
+def _centred(size: tuple[int, int], bucket: Bucket) -> Box:
+    width, height = widest(size, bucket)
+    left, top = (size[0] - width) / 2, (size[1] - height) / 2
+    return left, top, left + width, top + height
+
+
+def _crops_of_last_check(project: Project, own: Settings) -> dict[str, Box]:
+    """Where the last check cut each picture; empty where the cut was chosen otherwise then."""
+    job = newest_errand(project, "check") if own.pictures.crop != "centre" else None
+    done = job.story() if job else None
+    if job is None or done is None or done.status != "done" or done.ending is None:
+        return {}
+    then = settings.parse(job.settings())
+    if then.pictures != own.pictures or then.general.resolution != own.general.resolution:
+        return {}
+    return {one["path"]: tuple(one["crops"][0]) for one in done.ending.get("pictures", []) if one.get("crops")}
+
+
+def _words(project: Project, own: Settings, row: int, path: Path, name: str) -> str:
+    concept = own.concepts[row]
+    try:
+        trained = captions.variants(captions.instance_words(concept, path), own.captions, own.general.seed)[0]
+    except UserError as error:
+        trained, problem = "", sentence_list(error.problems)
+    else:
+        problem = ""
+    if captions.FILEWORDS not in concept.instance_prompt:
+        return problem or f"<figcaption>{escape(trained)}</figcaption>"
+    own_words = pictures.caption(path)
+    shown = captions.name_words(path.stem) if own_words is None else own_words
+    address = f"dreambooth/models/{quote(project.name)}/concepts/{row}/caption"
+    field = (
+        f'<textarea rows="2" aria-label="Caption of {escape(name)}" data-db-caption="{escape(name)}" '
+        f'data-db-address="{escape(address)}">{escape(shown)}</textarea>'
+    )
+    note = "" if trained == shown else f"<figcaption>trained as: {escape(trained)}</figcaption>"
+    return field + (problem or note)
