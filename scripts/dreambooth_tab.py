@@ -109,7 +109,7 @@ def add_page_address(_demo, app):
 
 
 def add_settings():
-    WEBUI.add_settings(gr.Checkbox)
+    WEBUI.add_settings(gr.Checkbox, gr.Number)
 
 
 WEBUI = HOST = None

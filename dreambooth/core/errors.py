@@ -2,15 +2,61 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+# A setting's key, a flag or a file in front of what is said of it, as every sentence about one has it.
+_PLACE = re.compile(r"(--[a-z][\w-]*|[a-z_]+(?:\.\w+)+|[A-Z]:[\\/][^\n]*?|/[^\n]*?): ")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is wrong, in the one form that events, the API, the command line and the page share."""
+
+    what: str  # a sentence
+    where: str = ""  # the setting or file
+    do: str = ""  # what to do about it
+    log: str = ""  # the log's last lines, where an engine broke
+
+    @classmethod
+    def of(cls, sentence: str) -> Problem:
+        """A sentence of the house: `PLACE: what is wrong; what to do.`"""
+        place = _PLACE.match(sentence)
+        return cls(sentence, place[1] if place else "", _advice(sentence))
+
+    @property
+    def sentence(self) -> str:
+        return self.what if self.do.rstrip(".").lower() in self.what.lower() else f"{self.what} {self.do}"
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
 
 
 class UserError(Exception):
     """One sentence for the person: what is wrong, with which setting or file, and what to do.
 
-    `problems` holds several sentences when several things are wrong; all are reported at once.
+    `problems` holds several sentences when several things are wrong; all are reported at once. `errors` are the same,
+    taken apart.
     """
 
-    def __init__(self, problems: str | Iterable[str]) -> None:
-        self.problems = [problems] if isinstance(problems, str) else list(problems)
+    def __init__(self, problems: str | Problem | Iterable[str | Problem]) -> None:
+        several = [problems] if isinstance(problems, (str, Problem)) else list(problems)
+        self.errors = [one if isinstance(one, Problem) else Problem.of(one) for one in several]
+        self.problems = [one.sentence for one in self.errors]
         super().__init__("\n".join(self.problems))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.errors,)
+
+    def as_json(self) -> dict[str, Any]:
+        return {"problems": self.problems, "errors": [one.as_json() for one in self.errors]}
+
+
+def _advice(sentence: str) -> str:
+    """What stands behind the last semicolon, outside of brackets."""
+    whole, mark, advice = sentence.rpartition("; ")
+    if not mark or whole.count("(") > whole.count(")"):
+        return ""
+    return f"{advice[:1].upper()}{advice[1:]}"

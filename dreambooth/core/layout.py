@@ -7,6 +7,8 @@ from pathlib import Path
 PROJECT = Path(__file__).resolve().parents[2]
 ENGINE = PROJECT / ".engine"  # the engine's Python environment
 STAMP = ENGINE / "stamp.json"  # that it is complete, from which locks, and what was found to work
+ENGINE_USERS = PROJECT / ".engine.users"  # a locked file for each process that works with the environment
+SETTING_UP = PROJECT / ".engine.lock"  # held by the process that sets the environment up
 LOCK = PROJECT / "engine-lock.txt"
 PAGE = PROJECT / ".page"  # the page's Python environment, where there is no WebUI
 PAGE_LOCK = PROJECT / "page-lock.txt"

@@ -3,9 +3,12 @@
     job.json       what to do (written once, before the engine starts)
     settings.json  the settings, frozen
     events.jsonl   what happened, one JSON object a line (only the engine writes)
-    requests/      what a person asks for: an empty file named pause, stop, discard, save or preview; start asks the
-                   queue to start the engine as soon as no other is at work
+    requests/      what a person asks for: a file named pause, stop, discard, save or preview; start asks the queue to
+                   start the engine as soon as no other is at work
     alive          locked by the engine as long as it lives
+    waiter         locked by the command that waits for the run's turn, as long as it waits
+    watched        touched now and then by whoever looks after the run
+    exit.json      how the engine's process ended, where somebody was there to see it
     state/  previews/  log.txt
 
 A training run is a job that can be resumed: starting the engine on the same folder again goes on
@@ -29,6 +32,8 @@ from dreambooth.core.settings import carried_over
 from dreambooth.core.story import Story
 
 Request = Literal["start", "pause", "stop", "discard", "save", "preview"]
+REQUESTS = ("discard", "save", "stop", "pause", "preview")  # the engine's, in the order in which it answers them
+DEVICE_KINDS = ("train", "class-images", "generate", "tokens", "measure")  # jobs that need the device to themselves
 Status = Literal["new", "queued", "running", "paused", "stopped", "done", "failed", "lost"]
 
 
@@ -56,23 +61,26 @@ class Job:
         return self.folder / "log.txt"
 
     def read(self) -> dict[str, Any]:
-        """What to do, from job.json."""
-        return dict(json.loads((self.folder / "job.json").read_text(encoding="utf-8")))
+        """What to do, from job.json. Raises UserError if that is gone or damaged."""
+        job = read_object(self.folder / "job.json")
+        if not isinstance(job.get("kind"), str):
+            raise UserError(f"{self.folder / 'job.json'}: the file is damaged; start a new run.")
+        return job
 
     def settings(self) -> dict[str, Any]:
-        """The frozen settings as dotted keys."""
-        return carried_over(json.loads((self.folder / "settings.json").read_text(encoding="utf-8")))
+        """The frozen settings as dotted keys. Raises UserError if they are gone or damaged."""
+        return carried_over(read_object(self.folder / "settings.json"))
+
+    @property
+    def needs_device(self) -> bool:
+        try:
+            return self.read()["kind"] in DEVICE_KINDS
+        except UserError:
+            return False
 
     def hold(self) -> IO[bytes] | None:
-        """Marks the job as alive for as long as the returned file is open; None if it is already.
-
-        Somebody who only looks holds the lock for a moment, so this tries for a second.
-        """
-        for _ in range(20):
-            if held := lock.acquire(self.folder / "alive"):
-                return held
-            time.sleep(0.05)
-        return None
+        """Marks the job as alive for as long as the returned file is open; None if it is already."""
+        return lock.acquire(self.folder / "alive", seconds=1)
 
     def is_alive(self) -> bool:
         return lock.is_held(self.folder / "alive")
@@ -80,9 +88,10 @@ class Job:
     def report(self, event: str, **fields: Any) -> None:
         """Appends one event. Only the engine calls this."""
         line = json.dumps({"event": event, "time": round(time.time(), 3), **fields}, ensure_ascii=False)
-        # A file's name need not be Unicode; what is not is written as JSON escapes it.
-        with open(self.folder / "events.jsonl", "a", encoding="utf-8", errors="backslashreplace") as file:
-            file.write(line + "\n")
+        # A file's name need not be Unicode; what is not is written as JSON escapes it. A line is written at once, as
+        # the engine has two threads that report.
+        with open(self.folder / "events.jsonl", "ab", buffering=0) as file:
+            file.write(f"{line}\n".encode(errors="backslashreplace"))
 
     def events(self, offset: int = 0) -> tuple[list[dict[str, Any]], int]:
         """The events after byte `offset`, and the offset for the next call. A half-written line is left for it."""
@@ -96,21 +105,24 @@ class Job:
         events = []
         for line in whole.splitlines():
             try:
-                events.append(dict(json.loads(line)))
-            except ValueError:  # a line that a crash cut short, followed by a later run's
+                event = json.loads(line)
+            except (ValueError, RecursionError):  # a line that a crash cut short, followed by a later run's
                 continue
+            if isinstance(event, dict) and isinstance(event.get("event"), str):
+                events.append(event)
         return events, offset + len(whole)
 
-    def request(self, what: Request) -> None:
+    def request(self, what: Request, note: str = "") -> None:
         """Asks the engine for something; it answers with an event."""
         folder = self.folder / "requests"
         folder.mkdir(exist_ok=True)
-        (folder / what).touch()
+        (folder / what).write_text(note, encoding="utf-8")
 
     def requests(self) -> set[str]:
+        """What is asked for. Other files that may lie there, such as a file manager's, ask for nothing."""
         try:
-            return set(os.listdir(self.folder / "requests"))
-        except FileNotFoundError:
+            return set(os.listdir(self.folder / "requests")) & {"start", *REQUESTS}
+        except (FileNotFoundError, NotADirectoryError):
             return set()
 
     def clear_request(self, what: str) -> None:
@@ -124,6 +136,10 @@ class Job:
             return "queued"
         return self.story().status
 
+    def watch(self) -> None:
+        """Says that somebody looks after the run."""
+        (self.folder / "watched").touch()
+
     def progress(self) -> dict[str, Any]:
         """The fields of the last step that was reported; empty before the first."""
         return self.story().step
@@ -131,6 +147,19 @@ class Job:
     def story(self) -> Story:
         """What the events come to."""
         return story.read(self.folder / "events.jsonl")
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """A file's JSON object. Raises UserError if the file is gone or holds anything else."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(content, dict):
+            return content
+    except OSError as error:
+        raise UserError(f"{path}: the file cannot be read ({error.strerror}).") from None
+    except (ValueError, RecursionError):
+        pass
+    raise UserError(f"{path}: the file is damaged; start a new run.")
 
 
 def create(parent: Path, job: dict[str, Any], settings_json: str) -> Job:

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import faulthandler
 import importlib
 import json
 import os
@@ -12,10 +14,13 @@ import sys
 import traceback
 from pathlib import Path
 
+from dreambooth.core import device, lock, machine, occupancy
 from dreambooth.core.errors import UserError
+from dreambooth.core.layout import ENGINE, ENGINE_USERS, SETTING_UP
 from dreambooth.core.run import Job
+from dreambooth.engine.listener import Listener, asked_to_end, take_signals
 
-DONE, BROKEN, REFUSED = 0, 1, 2
+DONE, BROKEN, REFUSED, BUSY = 0, 1, 2, 3
 
 
 def main(arguments: list[str]) -> int:
@@ -26,21 +31,64 @@ def main(arguments: list[str]) -> int:
         return DONE
     if arguments[0] == "toml":  # for Python 3.10, whose own library cannot read it
         return _print_toml(Path(arguments[1]))
-    job = Job(Path(arguments[0]))
+    return _work(Job(Path(arguments[0])))
+
+
+def _work(job: Job) -> int:
+    """The job from its beginning to its last event. Its locks are held until then, or until the process is no more."""
+    faulthandler.enable()  # a crash of native code leaves its place in the log
+    with contextlib.ExitStack() as held:
+        if busy := _take_locks(job, held):
+            return busy
+        job.clear_request("start")
+        take_signals(job)
+        listener = Listener(job)
+        listener.let_end("pause", "stop", "discard")
+        kind = job.read()["kind"]
+        job.report("started", kind=kind, pid=os.getpid(), boot=machine.boot(), memory_kills=machine.memory_kills())
+        listener.start()
+        return _report_ending(job, kind, listener)
+
+
+def _take_locks(job: Job, held: contextlib.ExitStack) -> int:
+    """The job, the engine's packages and the device for this process. Returns the exit code if one is taken."""
     alive = job.hold()
     if alive is None:
         print(f"{job.folder}: another engine is at work on this job already", file=sys.stderr)
         return REFUSED
-    job.report("started", kind=job.read()["kind"], pid=os.getpid())
+    held.enter_context(alive)
+    if Path(sys.prefix) == ENGINE:
+        held.enter_context(occupancy.enter(ENGINE_USERS))
+        if lock.is_held(SETTING_UP):
+            print(f"{job.folder}: the engine's packages are being changed", file=sys.stderr)
+            return BUSY
+    if job.needs_device:
+        on_device = device.hold(job)
+        if on_device is None:
+            print(f"{job.folder}: another engine is at work on the device", file=sys.stderr)
+            return BUSY
+        held.enter_context(on_device)
+    return 0
+
+
+def _report_ending(job: Job, kind: str, listener: Listener) -> int:
     try:
-        ending, fields = _do(job)
+        ending, fields = _do(job, kind, listener)
     except UserError as error:
         job.report("failed", problems=error.problems, refused=True)
         return REFUSED
     except BaseException as error:  # noqa: BLE001  (the process ends here; it becomes an event)
-        traceback.print_exc()
-        job.report("failed", problems=[_explain(error, job)], refused=False)
-        return BROKEN
+        ending, fields = (asked_to_end(job) if listener.has_ended else ""), {}
+        if not ending:
+            traceback.print_exc()
+            job.report("failed", problems=[_explain(error, job)], refused=False)
+            return BROKEN
+    if ending == "paused" and kind not in ("train", "class-images"):  # only these can go on
+        ending = "stopped"
+    if ending == "discarded":
+        ending, fields = "stopped", {"discarded": True}
+    for request in job.requests():
+        job.clear_request(request)
     job.report(ending, **fields)
     return DONE
 
@@ -71,14 +119,12 @@ _ERRANDS = {
 }
 
 
-def _do(job: Job) -> tuple[str, dict[str, object]]:
+def _do(job: Job, kind: str, listener: Listener) -> tuple[str, dict[str, object]]:
     """The job's ending and what it has to say."""
-    kind = job.read()["kind"]
     if kind == "train":
         from dreambooth.engine import worker
 
-        ending = worker.run(job)
-        return ("stopped", {"discarded": True}) if ending == "discarded" else (ending, {})
+        return worker.run(job, listener.let_end), {}
     if kind == "class-images":
         from dreambooth.engine import class_images
 

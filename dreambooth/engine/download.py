@@ -32,8 +32,6 @@ def run(job: Job) -> dict[str, Any]:
     work = _Work(model, wanted["revision"], chosen, out)
     work.start()
     while work.is_alive():
-        if job.requests() & {"stop", "discard", "pause"}:
-            raise UserError("Stopped as asked; the same command goes on from here.")
         job.report("stage", name="downloading", done=min(_downloaded(out), total), total=total, unit="bytes")
         work.join(POLL_SECONDS)
     if work.error is not None:

@@ -38,9 +38,7 @@ def run(job: Job) -> dict[str, Any]:
     for start in range(0, count, batch):
         job.report("stage", name="drawing", done=start, total=count)
         seeds = [wanted["seed"] + n for n in range(start, min(count, start + batch))]
-        for seed, picture in zip(
-            seeds, draw(model, [wanted["prompt"]] * len(seeds), seeds, sampling, on_step=_stop(job))
-        ):
+        for seed, picture in zip(seeds, draw(model, [wanted["prompt"]] * len(seeds), seeds, sampling)):
             path = folder / f"{len(list(folder.glob('*.png'))):05}-{seed}.png"
             picture.save(path)
             paths.append(str(path))
@@ -59,11 +57,3 @@ def load(project: Project, weights: str, lora_weight: float = 1.0) -> Model:
     lora.add(path, layers, model.parts, lora_weight)
     model.to(accelerator.device)
     return model
-
-
-def _stop(job: Job) -> Any:
-    def stop() -> None:
-        if job.requests() & {"stop", "discard", "pause"}:
-            raise UserError("Stopped as asked; the pictures that were finished are kept.")
-
-    return stop

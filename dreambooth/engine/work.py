@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,6 +11,7 @@ from dreambooth.core import settings as settings_module
 from dreambooth.core.project import Folders, Project, open_project
 from dreambooth.core.run import Job
 from dreambooth.core.settings import Settings
+from dreambooth.engine.listener import ENDINGS
 
 if TYPE_CHECKING:
     from dreambooth.engine.training.loop import Ending
@@ -30,16 +32,27 @@ class Work:
     folders: Folders
     project: Project
     settings: Settings
+    let_end: Callable[..., None] = lambda *requests: None  # which requests may end it wherever it is, as a listener has
 
     @classmethod
-    def open(cls, job: Job) -> Work:
+    def open(cls, job: Job, let_end: Callable[..., None] | None = None) -> Work:
         folders = Folders(Path(job.read()["models"]))
-        return cls(job, folders, open_project(folders, job.read()["model"]), settings_module.parse(job.settings()))
+        project = open_project(folders, job.read()["model"])
+        work = cls(job, folders, project, settings_module.parse(job.settings()))
+        work.let_end = let_end or work.let_end
+        return work
 
     @property
     def size(self) -> int:
         """The side of the training pictures, in pixels."""
         return self.settings.general.resolution or self.project.resolution
+
+    @property
+    def ends_now(self) -> tuple[str, ...]:
+        """The requests that end the job before training begins. What a run learned before is not thrown away: stopping
+        it goes on to where its result is written."""
+        has_learned = self.job.state.is_dir() and any(self.job.state.iterdir())
+        return ("pause", "discard") if has_learned else ("pause", "stop", "discard")
 
     def stage(self, name: str, done: int, total: int) -> None:
         """Reports how far a stage is, and ends the job if a person asked for it."""
@@ -47,8 +60,7 @@ class Work:
         self.stop_if_asked()
 
     def stop_if_asked(self) -> None:
-        endings: dict[str, Ending] = {"pause": "paused", "stop": "stopped", "discard": "discarded"}
-        for request, ending in endings.items():
-            if request in self.job.requests():
-                self.job.clear_request(request)
-                raise Asked(ending)
+        asked = self.job.requests()
+        for request in self.ends_now if asked else ():
+            if request in asked:
+                raise Asked(ENDINGS[request])  # type: ignore[arg-type]

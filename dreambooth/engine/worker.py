@@ -6,6 +6,7 @@ pictures -> model -> class pictures -> cache -> training -> outputs
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from dreambooth.engine.data.order import Order, Slot
 from dreambooth.engine.data.pictures import Example
 from dreambooth.engine.data.readings import Readings
 from dreambooth.engine.families.model import Model
+from dreambooth.engine.listener import asked_to_end
 from dreambooth.engine.sampling import decoding
 from dreambooth.engine.tensorboard import EventFile, curves
 from dreambooth.engine.training import adapters, attention, optimizers, precision, preview, state
@@ -40,41 +42,49 @@ from dreambooth.engine.work import Asked, Work
 CLASS_SHEET = "class-pictures.png"  # in the model's folder
 
 
-def run(job: Job) -> Ending:
-    """Does a training job, or goes on with it. Raises UserError for what a person can mend."""
-    work = Work.open(job)
+def run(job: Job, let_end: Callable[..., None] | None = None) -> Ending:
+    """Does a training job, or goes on with it. Raises UserError for what a person can mend.
+
+    `let_end` says which requests may end it by a KeyboardInterrupt from now on, wherever it is.
+    """
+    work = Work.open(job, let_end)
+    work.let_end(*work.ends_now)
     try:
         ending = _run(work)
+    except (Asked, KeyboardInterrupt):
+        ending = asked_to_end(job)
+        if not ending:
+            raise
     except BaseException:
         notices.tell_of_end(work, "failed")
         raise
+    if ending != "paused":
+        shutil.rmtree(job.state, ignore_errors=True)
     notices.tell_of_end(work, ending)
     return ending
 
 
 def _run(work: Work) -> Ending:
-    job = work.job
-    try:
-        check_abilities(work)
-        gathered = pictures.gather(work.settings.concepts, partial(work.stage, "looking at pictures"))
-        found = gathered.usable()
-        instances = pictures.examples(gathered, work.settings, work.size)
-        length = budget(work.settings, pictures.seen_each_epoch(found, work.settings.concepts))
-        source = open_model(work.project)
-        _check_disk(work, source, length)
-        if problem := masks.problem(work.settings, (picture.path for picture in found)):
-            raise UserError(problem)
-        start = start_file.layers(work.settings, source)
-        model, accelerator = load(work, source)
-        priors = _class_pictures(work, model, instances)
-        session = _prepare(work, model, accelerator, length, instances, priors, start)
-        ending = train(session, Hooks(work, session, source))
-    except Asked as asked:
-        return asked.ending
+    check_abilities(work)
+    gathered = pictures.gather(work.settings.concepts, partial(work.stage, "looking at pictures"))
+    found = gathered.usable()
+    instances = pictures.examples(gathered, work.settings, work.size)
+    length = budget(work.settings, pictures.seen_each_epoch(found, work.settings.concepts))
+    source = open_model(work.project)
+    _check_disk(work, source, length)
+    if problem := masks.problem(work.settings, (picture.path for picture in found)):
+        raise UserError(problem)
+    start = start_file.layers(work.settings, source)
+    model, accelerator = load(work, source)
+    priors = _class_pictures(work, model, instances)
+    session = _prepare(work, model, accelerator, length, instances, priors, start)
+    work.let_end()  # from here on the loop looks, at every step
+    ending = train(session, Hooks(work, session, source))
+    if "discard" in work.job.requests():
+        return "discarded"
     if ending in ("done", "stopped"):
+        work.let_end("discard")
         _finish(work, session, source)
-    if ending != "paused":
-        shutil.rmtree(job.state, ignore_errors=True)
     return ending
 
 
@@ -206,6 +216,10 @@ def _slot(variants: list[Example], settings: Settings) -> Slot:
     return Slot(picture.concept, bucket, len(variants), settings.concepts[picture.concept].repeats)
 
 
+class _Interrupted(Exception):
+    """A person asks for something while previews are drawn."""
+
+
 class Hooks:
     """How the loop reaches the world: the job's folder and the WebUI's folders."""
 
@@ -227,15 +241,31 @@ class Hooks:
     def cooling(self, seconds: int) -> None:
         self.work.job.report("cooling", seconds=seconds)
 
-    def preview(self, images: int) -> None:
+    def preview(self, images: int, check: Callable[[], None]) -> None:
         work, session = self.work, self.session
         if not work.settings.previews.count:
             return
-        with session.accelerator.autocast(), session.shown():
-            paths = preview.make(session.model, work.settings, work.job.previews, images, work.size)
+        paths: list[Path] = []
+        while True:
+            try:
+                with session.accelerator.autocast(), session.shown():
+                    folder, size = work.job.previews, work.size
+                    preview.make(session.model, work.settings, folder, images, size, paths=paths, on_step=self._look)
+                break
+            except _Interrupted:
+                if work.job.requests() & {"pause", "stop", "discard"}:
+                    return  # what is drawn stays; the loop does what was asked
+                self.answered("save")
+                check()
+                self.save_model(images)
         target = work.job.folder / "previews.png"
         preview.contact_sheet(work.job.previews, work.settings, target)
         work.job.report("preview", images=images, paths=[str(path) for path in paths], sheet=str(target))
+
+    def _look(self) -> None:
+        """Between two steps of a preview: whether something is asked that cannot wait for its end."""
+        if self.work.job.requests() & {"pause", "stop", "discard", "save"}:
+            raise _Interrupted
 
     def save_model(self, images: int) -> None:
         _save_output(self.work, self.session, self.source, images)

@@ -14,6 +14,11 @@ from dreambooth.core.project import Folders
 PAGE_TOKEN = secrets.token_urlsafe(24)
 
 
+# Long enough for a WebUI to be updated and started again; short enough that a forgotten engine does not keep the GPU
+# for a night.
+ALONE_MINUTES = 60.0
+
+
 class Host(Protocol):
     """A WebUI, or nothing but ourselves. Nothing here imports torch or waits for a model to load."""
 
@@ -22,6 +27,8 @@ class Host(Protocol):
     version: str  # the WebUI's, as it says it; empty where it says none
     sends_to_txt2img: bool  # whether there is a txt2img tab that a prompt can be sent to
     is_dark: bool | None  # the theme that was forced by a flag; None where the browser decides
+
+    alone_minutes: float  # an engine whose host has been gone for so long saves its state and pauses; 0: it never does
 
     def folders(self) -> Folders:
         """Where models, checkpoints and LoRAs lie."""

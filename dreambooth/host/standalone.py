@@ -9,7 +9,7 @@ from dreambooth import __version__
 from dreambooth.core.layout import PROJECT
 from dreambooth.core.model_file import SUFFIXES
 from dreambooth.core.project import Folders
-from dreambooth.host.base import PAGE_TOKEN
+from dreambooth.host.base import ALONE_MINUTES, PAGE_TOKEN
 
 
 def folders(data: str | None = None) -> Folders:
@@ -31,8 +31,9 @@ class Standalone:
     sends_to_txt2img = False
     is_dark: bool | None = None
 
-    def __init__(self, data: str | None = None) -> None:
+    def __init__(self, data: str | None = None, *, alone_minutes: float = ALONE_MINUTES) -> None:
         self._folders = folders(data)
+        self.alone_minutes = alone_minutes
 
     def folders(self) -> Folders:
         return self._folders

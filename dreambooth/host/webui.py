@@ -18,10 +18,11 @@ from typing import Any
 from modules import call_queue, devices, fifo_lock, launch_utils, paths, progress, sd_models, shared, ui_extra_networks
 
 from dreambooth.core.project import Folders
-from dreambooth.host.base import PAGE_TOKEN
+from dreambooth.host.base import ALONE_MINUTES, PAGE_TOKEN
 
 SECTION = ("dreambooth", "Dreambooth")
 LEND = "dreambooth_lend_gpu"
+ALONE = "dreambooth_alone_minutes"
 REFUSAL = (
     "Dreambooth has the GPU: a training or another job of its tab is running. Pause or stop it on the Dreambooth tab, "
     "or wait until it is done."
@@ -63,6 +64,13 @@ class WebUI:
                 loras=_flag("lora_models_path") or _flag("lora_dir"),
             )
         return self._folders
+
+    @property
+    def alone_minutes(self) -> float:
+        try:
+            return max(0.0, float(shared.opts.data.get(ALONE, ALONE_MINUTES)))
+        except (TypeError, ValueError):  # the field was emptied
+            return ALONE_MINUTES
 
     def checkpoints(self) -> list[tuple[str, Path]]:
         return [(info.title, Path(info.filename)) for info in list(sd_models.checkpoints_list.values())]
@@ -108,8 +116,17 @@ class WebUI:
         return any(secrets.compare_digest(_basic(headers).encode(), pair.encode()) for pair in accounts)
 
 
-def add_settings(checkbox: Any) -> None:
-    """Our section of the WebUI's settings. `checkbox` is gradio's class."""
+def add_settings(checkbox: Any, number: Any) -> None:
+    """Our section of the WebUI's settings. `checkbox` and `number` are gradio's classes."""
+    shared.opts.add_option(
+        ALONE,
+        shared.OptionInfo(
+            ALONE_MINUTES,
+            "Pause a run, with its state saved, when the WebUI has been closed for so many minutes (0: never)",
+            number,
+            section=SECTION,
+        ),
+    )
     shared.opts.add_option(
         LEND,
         shared.OptionInfo(

@@ -18,13 +18,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from dreambooth.core import atomic, lock
+from dreambooth.core import atomic, lock, occupancy
 from dreambooth.core.errors import UserError
-from dreambooth.core.layout import DEVELOPMENT_LOCK, ENGINE, LOCK, PROJECT, STAMP
+from dreambooth.core.layout import DEVELOPMENT_LOCK, ENGINE, ENGINE_USERS, LOCK, PROJECT, SETTING_UP, STAMP
 from dreambooth.service import torch_build
 
 PIP = "pip==26.3"
-SETTING_UP = PROJECT / ".engine.lock"  # held by the process that sets up
 VARIABLE = "DREAMBOOTH_ENGINE_PYTHON"
 
 Progress = Callable[[str], None]
@@ -75,6 +74,7 @@ def set_up(progress: Progress, *, development: bool = False) -> None:
     """Makes the environment or repairs it; running it again after a failure goes on where it stopped."""
     _check_host()
     with _only_one(progress):
+        _wait_for_engines(progress)
         development = development or _stamp_has("development")
         STAMP.unlink(missing_ok=True)
         machine = torch_build.look()
@@ -144,6 +144,13 @@ def _check_host() -> None:
         raise UserError(
             f"{PROJECT}: the engine's environment needs about {needed} GB of free disk (there: {free / 10**9:.1f} GB)."
         )
+
+
+def _wait_for_engines(progress: Progress) -> None:
+    """Packages are not changed under an engine that works with them; while the set-up's lock is held none starts."""
+    while count := occupancy.users(ENGINE_USERS):
+        progress(f"Waiting for {count} job{'s' * (count > 1)} to end; pause what is running to go on at once")
+        time.sleep(1)
 
 
 class _only_one:

@@ -3,9 +3,13 @@ watcher can come and go."""
 
 from __future__ import annotations
 
+import contextlib
+import os
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +22,7 @@ from dreambooth.core.layout import PROJECT
 from dreambooth.core.project import Folders, Project
 from dreambooth.core.run import Job
 from dreambooth.core.settings import Settings, to_json
-from dreambooth.service import environment
+from dreambooth.service import endings, environment
 
 POLL_SECONDS = 0.1
 
@@ -50,50 +54,70 @@ def new_download(folders: Folders, model: HubModel, revision: str) -> Job:
     return run.create(folders.download_errands, job, "{}")
 
 
-def start(job: Job, python: Path) -> subprocess.Popen[bytes]:
+def start(job: Job, python: Path, alone_seconds: float = 0) -> subprocess.Popen[bytes]:
     """Starts the engine on a job. It lives on without the caller; its output goes to the job's log.
 
-    Raises UserError if an engine is at work on the job already.
+    With `alone_seconds` it pauses when for so long nobody has looked after it (`Job.watch`). Raises UserError if an
+    engine is at work on the job already.
     """
     if job.is_alive():
         raise UserError(f"The run {job.name} is running already.")
-    for request in job.requests() - {"start"}:  # that one the queue takes back when the engine is up
+    for request in job.requests() - {"start"}:  # that one the engine takes back when it has the device
         job.clear_request(request)
     flags: dict[str, Any] = {"start_new_session": True}
     if sys.platform == "win32":
         flags = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP | subprocess.CREATE_NO_WINDOW}
     with open(job.log, "ab") as log:
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [str(python), "-m", "dreambooth.engine", str(job.folder)],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
             cwd=PROJECT,
-            env=environment.engine_variables(),
+            env={**environment.engine_variables(), "DREAMBOOTH_ALONE_SECONDS": str(alone_seconds)},
             **flags,
         )
+    threading.Thread(target=endings.note, args=(job, process), daemon=True).start()
+    return process
 
 
-def follow(job: Job, process: subprocess.Popen[bytes], on_event: OnEvent, offset: int = 0) -> None:
-    """Tells `on_event` of everything that happens until the engine ends. Ends early only by an exception."""
+def follow(job: Job, process: subprocess.Popen[bytes] | None, on_event: OnEvent, offset: int = 0) -> None:
+    """Tells `on_event` of everything that happens until the engine ends. Ends early only by an exception.
+
+    `process` is None for an engine that somebody else has started, and that is at work.
+    """
     while True:
-        ended = process.poll() is not None
+        ended = not job.is_alive() if process is None else process.poll() is not None
         events, offset = job.events(offset)
         for event in events:
             on_event(event)
         if ended and not events:
+            if process:
+                endings.note(job, process)
             return
+        if not ended:
+            job.watch()
         if not events:
             time.sleep(POLL_SECONDS)
 
 
+def kill(job: Job) -> None:
+    """Ends a job's engine at once. Its number is its own as long as the job's lock is held."""
+    started: dict[str, Any] = next((event for event in reversed(job.events()[0]) if event["event"] == "started"), {})
+    if job.is_alive() and isinstance(started.get("pid"), int):
+        with contextlib.suppress(OSError):
+            os.kill(started["pid"], signal.SIGTERM if sys.platform == "win32" else signal.SIGKILL)
+
+
 def result(job: Job) -> dict[str, Any]:
-    """How the job ended. Raises UserError with its problems if it failed or was lost."""
+    """How the job ended. Raises UserError with its problems if it failed or was lost, or was an errand and stopped."""
     last = job.story().ending
     if last is None or last["event"] == "started":
-        raise UserError(_lost(job))
+        raise UserError(endings.loss(job))
     if last["event"] == "failed":
-        raise UserError(last["problems"])
+        raise UserError(endings.failure(job, last))
+    if last["event"] == "stopped" and job.folder.parent.name != "runs" and job.read()["kind"] != "class-images":
+        raise UserError("Stopped as asked; what was finished is kept.")
     return dict(last)
 
 
@@ -113,16 +137,3 @@ def forget(job: Job) -> None:
     """Removes a job that could not be started, unless it did something before."""
     if not job.events()[0] and job.status() == "new":
         shutil.rmtree(job.folder, ignore_errors=True)
-
-
-def _lost(job: Job) -> str:
-    """One sentence about an engine that ended without an event."""
-    try:
-        lines = job.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    except OSError:
-        lines = []
-    last = f" The last line of its log ({job.log}): {lines[-1]}" if lines else ""
-    return (
-        "The engine ended without a word, as it does when a person or a system that runs out of memory ends it; resume "
-        f"goes on from the last state.{last}"
-    )

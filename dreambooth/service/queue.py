@@ -1,27 +1,30 @@
 """One engine at a time on the device: what waits is started in its turn, and the WebUI lends its GPU meanwhile.
 
 Everything that is known lies in the jobs' folders (requests/start is a job that waits), so the queue survives the
-process that looks after it, and two processes that look after one models folder agree by a lock.
+process that looks after it. Two processes that look after one models folder agree by a lock, and the engine itself has
+the device by another (core/device.py), so whatever they do, two engines are never at work.
 """
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import subprocess
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
-from dreambooth.core import lock, run
+from dreambooth.core import device, lock, run
 from dreambooth.core.errors import UserError
 from dreambooth.core.project import Folders, names, open_project
 from dreambooth.core.run import Job
 from dreambooth.service import environment, launcher
 
-DEVICE_KINDS = ("train", "class-images", "generate", "tokens", "measure")
 POLL_SECONDS = 1.0
+WAITS_ON = (2, 3)  # exit codes of an engine that found another one on this job or on the device
+WAITER = "a command waits"  # in a start request: it counts only as long as that command lives
 KEPT_SECONDS = 24 * 3600  # an errand that has ended
 
 
@@ -33,8 +36,11 @@ class Lender(Protocol):
     def lend_gpu(self) -> None: ...
     def take_gpu_back(self) -> None: ...
 
+    @property
+    def alone_minutes(self) -> float: ...
 
-def submit(job: Job) -> dict[str, Any]:
+
+def submit(job: Job, *, note: str = "") -> dict[str, Any]:
     """Puts a job in the queue, or starts it at once where it needs no device.
 
     Raises UserError if the engine is not set up, or the job is at work or waits already.
@@ -43,16 +49,50 @@ def submit(job: Job) -> dict[str, Any]:
         raise UserError("The engine is not set up yet; press Set up on the Dreambooth tab, or run setup.")
     if (status := job.status()) in ("running", "queued"):
         raise UserError(f"The run {job.name} is {status} already.")
-    if job.read()["kind"] in DEVICE_KINDS:
-        job.request("start")
+    if job.needs_device:
+        job.request("start", note)
     else:
-        _reap(launcher.start(job, environment.python()))
+        launcher.start(job, environment.python())
     return {"job": job.name, "status": job.status()}
 
 
-def _reap(process: subprocess.Popen[bytes]) -> None:
-    """Waits for a process beside the caller, so that none is left behind as a zombie."""
-    threading.Thread(target=process.wait, daemon=True).start()
+def take_turn(job: Job, host: Lender, say: Callable[[str], None]) -> None:
+    """Waits in the queue, and looks after it meanwhile, until the job's engine is at work. Says what it waits for.
+
+    Ending it by an exception takes the job out of the queue, and so does the caller's death. Raises UserError if the
+    job leaves the queue without an engine.
+    """
+    said, held, before = "", lock.acquire(job.folder / "waiter", seconds=1), job.events()[1]
+    try:
+        submit(job, note=WAITER)
+        looked = Queue(host)
+        while "start" in job.requests():
+            looked.tick()
+            if (ahead := _ahead(job, host.folders())) and ahead != said:
+                said = ahead
+                say(ahead)
+            time.sleep(0.2)
+    except BaseException:
+        job.clear_request("start")
+        raise
+    finally:
+        if held:
+            held.close()
+    if job.events()[1] == before and not job.is_alive():
+        raise UserError(
+            f"The run {job.name} left the queue before its engine was at work: somebody took it out, or the engine "
+            f"could not be started (its log, {job.log}, says why then)."
+        )
+
+
+def _ahead(job: Job, folders: Folders) -> str:
+    """What a job waits for, in a sentence; empty if it is its turn."""
+    at_work, names = device.holder(folders), waiting(folders)
+    if at_work == job or (at_work is None and names[:1] == [job.name]):
+        return ""
+    before = names.index(job.name) if job.name in names else 0
+    sentence = f"Waiting: {at_work.name if at_work else 'another job'} is at work"
+    return f"{sentence}, and {before} more come first. Ctrl-C gives up." if before else f"{sentence}. Ctrl-C gives up."
 
 
 def all_jobs(folders: Folders) -> Iterator[Job]:
@@ -69,53 +109,45 @@ class Queue:
     def __init__(self, host: Lender) -> None:
         self.host = host
         self.starting: dict[Job, subprocess.Popen[bytes]] = {}
-        self.at_work: set[Job] = set()
-        self.looked_at = 0.0
+        self.at_work: Job | None = None
 
     def tick(self) -> None:
         """Looks once: gives back what has ended, starts what comes next."""
         self._settle_starting()
-        was_at_work, since = self.at_work, self.looked_at
-        self.looked_at = time.time()
-        candidates = [job for job in all_jobs(self.host.folders()) if self._may_be_alive(job, since)]
-        self.at_work = {job for job in candidates if job.is_alive()}
-        if was_at_work - self.at_work:
+        folders = self.host.folders()
+        busy, before, self.at_work = device.is_busy(folders), self.at_work, device.holder(folders)
+        if before and before != self.at_work:
             self.host.refresh()
-        if self.at_work or self.starting:
+        if busy or self.starting:
             self.host.lend_gpu()
-            return
-        if waiting := _waiting(self.host.folders()):
+            if self.at_work:
+                with contextlib.suppress(OSError):  # its folder may be on its way to the trash
+                    self.at_work.watch()
+        elif waiting := _waiting(folders):
             self._start(waiting[0])
         else:
             self.host.take_gpu_back()
 
-    def _may_be_alive(self, job: Job, since: float) -> bool:
-        """Only jobs that said something lately are asked, so that many old runs cost nothing."""
-        if not since or job in self.at_work:
-            return _needs_device(job)
-        try:
-            return (job.folder / "events.jsonl").stat().st_mtime > since - 10 and _needs_device(job)
-        except OSError:
-            return False
-
     def _settle_starting(self) -> None:
+        """Forgets engines that are at work by now, or ended before they were; one that was too early waits on."""
         for job, process in list(self.starting.items()):
-            ended = process.poll() is not None
-            if ended or job.is_alive():
+            code = process.poll()
+            if code is None and "start" in job.requests():
+                continue
+            if code not in (None, *WAITS_ON):
                 job.clear_request("start")
-                del self.starting[job]
-                self.at_work.add(job)
-                if not ended:
-                    _reap(process)
+            del self.starting[job]
 
     def _start(self, job: Job) -> None:
+        if environment.is_being_set_up() or not environment.is_current():
+            return  # it waits for that too
         held = lock.acquire(self.host.folders().projects / ".queue")
         if held is None:  # another process is starting something
             return
         try:
-            if job.status() == "queued":
+            if job.status() == "queued" and not device.is_busy(self.host.folders()):
                 self.host.lend_gpu()
-                self.starting[job] = launcher.start(job, environment.python())
+                self.starting[job] = launcher.start(job, environment.python(), 60 * self.host.alone_minutes)
                 time.sleep(0.2)
         except (UserError, OSError) as error:
             job.clear_request("start")
@@ -133,18 +165,16 @@ def waiting(folders: Folders) -> list[str]:
 def _waiting(folders: Folders) -> list[Job]:
     found = []
     for job in all_jobs(folders):
+        request = job.folder / "requests" / "start"
         try:
-            found.append(((job.folder / "requests" / "start").stat().st_mtime_ns, job))
+            asked, note = request.stat().st_mtime_ns, request.read_text(encoding="utf-8", errors="replace")
         except OSError:
             continue
+        if note == WAITER and not lock.is_held(job.folder / "waiter"):
+            job.clear_request("start")  # the command that waited is gone
+        else:
+            found.append((asked, job))
     return [job for _, job in sorted(found, key=lambda pair: pair[0]) if job.status() == "queued"]
-
-
-def _needs_device(job: Job) -> bool:
-    try:
-        return job.read()["kind"] in DEVICE_KINDS
-    except (OSError, ValueError, KeyError):
-        return False
 
 
 def tidy(folders: Folders) -> None:

@@ -17,7 +17,7 @@ from dreambooth.core.project import Folders
 from dreambooth.core.run import Job
 from dreambooth.core.settings import Settings
 from dreambooth.host import standalone
-from dreambooth.service import demo, environment, installation, launcher, models, page_environment
+from dreambooth.service import demo, environment, installation, launcher, models, page_environment, queue
 from dreambooth.service import runs as service_runs
 from dreambooth.ui.terminal import Terminal
 
@@ -196,9 +196,15 @@ def errand(options: argparse.Namespace, terminal: Terminal, kind: str, chosen: S
 
 
 def _work(job: Job, python: Path, terminal: Terminal) -> Result:
-    """Starts a job and shows it to its end. Ctrl-C asks it to pause; the state is saved, and resume goes on from it."""
-    offset = job.events()[1]
-    process = launcher.start(job, python)
+    """Starts a job in its turn and shows it to its end.
+
+    Ctrl-C gives up waiting; later it asks to pause: the state is saved, and resume goes on from it.
+    """
+    offset, process = job.events()[1], None
+    if job.needs_device:
+        _take_turn(job, terminal)
+    else:
+        process = launcher.start(job, python)
     while True:
         try:
             launcher.follow(job, process, terminal.event, offset)
@@ -206,7 +212,7 @@ def _work(job: Job, python: Path, terminal: Terminal) -> Result:
         except KeyboardInterrupt:
             offset = job.events()[1]
             if "pause" in job.requests():
-                process.kill()
+                launcher.kill(job)
                 raise
             job.request("pause")
             terminal.say("Pausing; press Ctrl-C again to end at once.")
@@ -217,6 +223,22 @@ def _work(job: Job, python: Path, terminal: Terminal) -> Result:
     finally:
         launcher.tidy(job)
     return {**summary, **{key: value for key, value in ending.items() if key not in ("event", "time")}}
+
+
+def _take_turn(job: Job, terminal: Terminal) -> None:
+    host = standalone.Standalone(job.read()["models"], alone_minutes=0)  # who closes a terminal may want it to go on
+    try:
+        queue.take_turn(job, host, terminal.say)
+    except KeyboardInterrupt:
+        if job.is_alive():  # its turn has just come
+            job.request("pause")
+            return
+        terminal.say("Taken out of the queue.")
+        launcher.forget(job)
+        raise
+    except UserError:
+        launcher.forget(job)
+        raise
 
 
 def _ask(options: argparse.Namespace, what: run.Request) -> Result:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
 
 from dreambooth.core import schedules
+from dreambooth.core.run import REQUESTS
 from dreambooth.core.settings import learning_rates
 from dreambooth.engine.sampling import make_scheduler
 from dreambooth.engine.training import gradients, optimizers
@@ -22,13 +24,13 @@ Ending = Literal["done", "paused", "stopped", "discarded"]
 
 
 class Hooks(Protocol):
-    """What the loop asks of the world around it."""
+    """What the loop asks of the world around it. `check` raises for weights that must not be saved."""
 
     def requests(self) -> set[str]: ...
     def answered(self, request: str) -> None: ...
     def report(self, **fields: Any) -> None: ...
     def cooling(self, seconds: int) -> None: ...
-    def preview(self, images: int) -> None: ...
+    def preview(self, images: int, check: Callable[[], None]) -> None: ...
     def save_model(self, images: int) -> None: ...
     def save_state(self, step: int, weights: dict[str, Tensor], rest: dict[str, Any]) -> None: ...
 
@@ -42,7 +44,7 @@ def train(session: Session, hooks: Hooks) -> Ending:
     session.model.unet.train()
     optimizers.set_mode(session.optimizer, training=True)
     if session.step == 0:
-        hooks.preview(0)
+        hooks.preview(0, pulse.check)
 
     while session.step < budget.steps:
         if ending := _serve_requests(session, hooks, pulse):
@@ -64,16 +66,16 @@ def train(session: Session, hooks: Hooks) -> Ending:
         pulse.report_if_due(hooks)
         _do_what_is_due(session, hooks, pulse)
 
-    hooks.preview(budget.images)
+    hooks.preview(budget.images, pulse.check)
     return "done"
 
 
 def _serve_requests(session: Session, hooks: Hooks, pulse: Pulse) -> Ending | None:
     """Does what somebody asked for; returns how the run ends if that was asked."""
-    for request in sorted(hooks.requests()):
+    for request in sorted(hooks.requests(), key=REQUESTS.index):
         hooks.answered(request)
         if request == "preview":
-            hooks.preview(session.images)
+            hooks.preview(session.images, pulse.check)
         elif request == "save":
             pulse.check()
             hooks.save_model(session.images)
@@ -97,7 +99,7 @@ def _do_what_is_due(session: Session, hooks: Hooks, pulse: Pulse) -> None:
     """Previews, saves and rests on the way."""
     intervals, budget, step = session.settings.intervals, session.budget, session.step
     if budget.is_due(intervals.save_preview_every, step, intervals.save_preview_every_steps):
-        hooks.preview(session.images)
+        hooks.preview(session.images, pulse.check)
     if budget.is_due(intervals.save_model_every, step, intervals.save_model_every_steps):
         pulse.check()
         hooks.save_model(session.images)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -45,28 +46,51 @@ def _first_words(concept: Concept, settings: Settings) -> list[str]:
     return words
 
 
-def make(model: Model, settings: Settings, folder: Path, images: int, size: int) -> list[Path]:
-    """Draws the previews of this moment and saves them; the model is left in the mode it was in."""
-    wanted = [(p, n) for p in range(len(prompts(settings))) for n in range(settings.previews.count)]
-    choice = settings.previews
+def make(
+    model: Model,
+    settings: Settings,
+    folder: Path,
+    images: int,
+    size: int,
+    *,
+    paths: list[Path] | None = None,
+    on_step: Callable[[], None] | None = None,
+) -> list[Path]:
+    """Draws the previews of this moment and saves them; the model is left in the mode it was in.
+
+    `on_step` may end it by an exception. Each picture that is done is added to `paths`, and with the same list again it
+    goes on from there.
+    """
+    paths = [] if paths is None else paths
+    words, choice = prompts(settings), settings.previews
+    wanted = [(p, n) for p in range(len(words)) for n in range(choice.count)]
     width, height = choice.width or size, choice.height or size
     sampling = Sampling(width, height, choice.steps, choice.guidance_scale, choice.negative_prompt, choice.scheduler)
-    words, batch, paths = prompts(settings), settings.batching.class_batch_size, []
+    batch = settings.batching.class_batch_size
     folder.mkdir(exist_ok=True)
-    modes = [(part, part.training) for part in model.parts.values()]
-    for part, _ in modes:
-        part.eval()
-    with torch.random.fork_rng(), decoding(model, settings.memory.vae_decoding):
-        for start in range(0, len(wanted), batch):
+    with torch.random.fork_rng(), decoding(model, settings.memory.vae_decoding), _evaluated(model):
+        for start in range(len(paths), len(wanted), batch):
             some = wanted[start : start + batch]
-            drawn = draw(model, [words[p] for p, _ in some], [choice.seed + n for _, n in some], sampling)
+            seeds = [choice.seed + n for _, n in some]
+            drawn = draw(model, [words[p] for p, _ in some], seeds, sampling, on_step)
             for (prompt, number), picture in zip(some, drawn):
                 path = folder / _NAME.format(images=images, prompt=prompt, number=number)
                 picture.save(path)
                 paths.append(path)
-    for part, training in modes:
-        part.train(training)
     return paths
+
+
+@contextlib.contextmanager
+def _evaluated(model: Model) -> Iterator[None]:
+    """Within it, nothing in the model behaves as in training."""
+    modes = [(part, part.training) for part in model.parts.values()]
+    for part, _ in modes:
+        part.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.train(training)
 
 
 def found(folder: Path) -> dict[int, dict[tuple[int, int], Path]]:

@@ -1,0 +1,40 @@
+"""The device that training and drawing need to themselves: one engine at a time for all of a models folder.
+
+The engine locks a file for as long as it lives, so that two programs which look after one folder never start two, and a
+dead engine is off the device whatever became of it.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import IO
+
+from dreambooth.core import lock
+from dreambooth.core.errors import UserError
+from dreambooth.core.project import Folders
+from dreambooth.core.run import Job, read_object
+
+
+def hold(job: Job) -> IO[bytes] | None:
+    """The device for the calling process, as long as the returned file is open; None if another engine has it."""
+    projects = Folders(Path(job.read()["models"])).projects
+    projects.mkdir(parents=True, exist_ok=True)
+    held = lock.acquire(projects / ".device", seconds=1)
+    if held:
+        (projects / ".device.json").write_text(json.dumps({"folder": str(job.folder)}), encoding="utf-8")
+    return held
+
+
+def is_busy(folders: Folders) -> bool:
+    return lock.is_held(folders.projects / ".device")
+
+
+def holder(folders: Folders) -> Job | None:
+    """The job whose engine is on the device; None if it is free, or has just been taken and not signed yet."""
+    if not is_busy(folders):
+        return None
+    try:
+        return Job(Path(str(read_object(folders.projects / ".device.json")["folder"])))
+    except (UserError, KeyError):
+        return None

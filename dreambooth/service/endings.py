@@ -1,0 +1,110 @@
+"""How engines ended: what they said themselves, and where they said nothing, what can be known of the cause."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+from typing import Any
+
+from dreambooth.core import atomic, machine
+from dreambooth.core.errors import Problem, UserError
+from dreambooth.core.run import Job, read_object
+
+LOG_LINES, LOG_LENGTH = 8, 2000
+_ENDINGS = ("done", "paused", "stopped", "failed", "started")
+_CRASHES = ("SIGSEGV", "SIGBUS", "SIGABRT", "SIGFPE", "SIGILL", "SIGTRAP")
+
+
+def note(job: Job, process: subprocess.Popen[bytes]) -> None:
+    """Waits for an engine and writes down how its process ended, for whoever asks later."""
+    code = process.wait()
+    try:
+        atomic.write_text(job.folder / "exit.json", json.dumps({"pid": process.pid, "code": code}))
+    except OSError:  # the folder is gone, as an errand's is, or the disk is full
+        return
+
+
+def last_of(events: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """The last event that says how a job stands."""
+    return next((event for event in reversed(events) if event["event"] in _ENDINGS), None)
+
+
+def failure(job: Job, event: dict[str, Any]) -> list[Problem]:
+    """What an engine said of its own failure; with the log where it broke."""
+    said = event.get("problems")
+    sentences = [str(one) for one in said] if isinstance(said, list) and said else ["The engine failed."]
+    log = "" if event.get("refused") else log_excerpt(job)
+    found = [Problem.of(sentence) for sentence in sentences]
+    return [Problem(one.what, one.where, one.do, log) for one in found]
+
+
+def loss(job: Job) -> Problem:
+    """Why an engine that said nothing is gone, as far as can be known, and what to do."""
+    events = job.events()[0]
+    started: dict[str, Any] = next((event for event in reversed(events) if event["event"] == "started"), {})
+    return Problem(f"{_cause(job, started)}.", str(job.log), _advice(job, events), log_excerpt(job))
+
+
+def _cause(job: Job, started: dict[str, Any]) -> str:
+    if not started:
+        code = _exit_code(job, None)
+        how = "" if code is None else f" (code {code})"
+        return f"The engine ended before it began{how}; its log says why"
+    if started.get("boot") and machine.boot() and started["boot"] != machine.boot():
+        return "The computer was restarted, or lost its power, while the engine was at work"
+    code, kills = _exit_code(job, started.get("pid")), started.get("memory_kills")
+    ran_out = isinstance(kills, int) and machine.memory_kills() > kills
+    if code is None:
+        if ran_out:
+            return "The computer's memory ran out, and the system has most likely ended the engine for it"
+        return "The engine ended without a word, as it does when a person or the system ends it"
+    if code >= 0:
+        return f"The engine ended with the code {_code(code)} and said nothing"
+    name = _signal(-code)
+    if name == "SIGKILL" and ran_out:
+        return "The computer's memory ran out, and the system ended the engine"
+    if name in _CRASHES:
+        return f"The engine crashed (signal {-code}, {name}); its log says where"
+    return f"The engine was ended from outside (signal {-code}, {name})"
+
+
+def _advice(job: Job, events: list[dict[str, Any]]) -> str:
+    if job.folder.parent.name != "runs":
+        return "Start it again."
+    saved = [event for event in events if event["event"] == "state"]
+    if saved:
+        return f"Resume goes on from its last state, at step {saved[-1].get('step')}."
+    return "No state was saved yet; resume begins anew."
+
+
+def _exit_code(job: Job, pid: Any) -> int | None:
+    """How the process with this number ended; None if nobody saw it."""
+    try:
+        said = read_object(job.folder / "exit.json")
+    except UserError:
+        return None
+    code = said.get("code")
+    return code if isinstance(code, int) and (pid is None or said.get("pid") == pid) else None
+
+
+def _code(code: int) -> str:
+    return f"0x{code:08X}" if code > 255 else str(code)  # Windows names its own in hexadecimal
+
+
+def _signal(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return "unknown"
+
+
+def log_excerpt(job: Job) -> str:
+    """The last lines of the log."""
+    try:
+        with open(job.log, "rb") as file:
+            file.seek(max(0, job.log.stat().st_size - 4 * LOG_LENGTH))
+            text = file.read().decode("utf-8", errors="replace")
+    except OSError:
+        return ""
+    return "\n".join(text.strip().splitlines()[-LOG_LINES:])[-LOG_LENGTH:]
