@@ -123,7 +123,7 @@ def test_what_is_previewed_is_what_is_saved(star: Project, monkeypatch: pytest.M
     for which in ("average", "raw"):
         shown: list[torch.Tensor] = []
         monkeypatch.setattr(
-            worker.preview, "make", lambda model, *_, s=shown: s.append(model.unet.conv_in.weight.clone()) or []
+            worker.preview, "make", lambda model, *_, s=shown, **__: s.append(model.unet.conv_in.weight.clone()) or []
         )
         changes = {"tuning.use_ema": True, "saving.weights": which, "previews.count": 1}
         job = train(star, **changes, **{"intervals.num_train_epochs": 3})

@@ -94,7 +94,8 @@ def test_the_settings_section(webui: StandIn) -> None:
     (add,) = webui.callbacks["ui_settings"]
     add()
     options = webui.module("shared").opts.labels
-    assert {key: info.section for key, info in options.items()} == {"dreambooth_lend_gpu": ("dreambooth", "Dreambooth")}
+    assert options.keys() == {"dreambooth_lend_gpu", "dreambooth_alone_minutes"}
+    assert {info.section for info in options.values()} == {("dreambooth", "Dreambooth")}
 
 
 def test_the_script_leaves_the_search_path_as_it_was(webui: StandIn) -> None:

@@ -154,3 +154,53 @@ def test_old_errands_go_and_runs_stay(host: Host, star: Project) -> None:
         os.utime(job.folder, (0, 0))
     queue.tidy(host.models)
     assert kept.folder.exists() and young.folder.exists() and not old.folder.exists()
+
+
+def wait(until: Callable[[], bool], seconds: float = 120) -> float:
+    """The seconds until something was so."""
+    began = time.monotonic()
+    while not until():
+        assert time.monotonic() < began + seconds, "it took too long"
+        time.sleep(0.05)
+    return time.monotonic() - began
+
+
+def said(job: Job, kind: str) -> bool:
+    return any(event["event"] == kind for event in job.events()[0])
+
+
+def test_an_engine_left_alone_saves_its_state_and_pauses(host: Host, star: Project) -> None:
+    job = new_run(host, star, **{"intervals.max_train_steps": 40_000})
+    process = launcher.start(job, Path(sys.executable), alone_seconds=3)
+    while not said(job, "step"):  # as long as somebody looks after it, it goes on
+        assert not said(job, "alone") and process.poll() is None
+        job.watch()
+        time.sleep(0.1)
+    assert wait(lambda: process.poll() is not None, 60) >= 2
+    assert said(job, "alone") and said(job, "state") and job.status() == "paused"
+
+
+# In each phase before training a stop or a pause is heard and ends the job; nothing was learned that could be lost.
+@pytest.mark.parametrize(
+    ("phase", "request_", "ending"),
+    [
+        ("started", "stop", "stopped"),
+        ("loading the model", "pause", "paused"),
+        ("encoding pictures", "discard", "stopped"),
+    ],
+)
+def test_a_request_is_honoured_in_each_phase(
+    host: Host, star: Project, phase: str, request_: runs.Request, ending: str
+) -> None:
+    job = new_run(host, star, **{"intervals.max_train_steps": 40_000})
+    process = launcher.start(job, Path(sys.executable))
+
+    def reached() -> bool:
+        return any(phase in (event["event"], event.get("name")) for event in job.events()[0])
+
+    wait(reached)
+    job.request(request_)
+    wait(lambda: said(job, "heard") or process.poll() is not None, 20)
+    wait(lambda: process.poll() is not None, 60)
+    assert job.status() == ending
+    assert not said(job, "failed") and not job.requests()

@@ -39,3 +39,7 @@ class Button(_Component):
 
 class Checkbox(_Component):
     pass
+
+
+class Number(_Component):
+    pass
