@@ -50,8 +50,8 @@ def test_what_was_measured_is_kept_and_the_rest_follows(tmp_path: Path, monkeypa
     ElementTree.parse(again["plot"])
 
 
-def _row(name: str, low: float, high: float) -> dict[str, Any]:
-    row: dict[str, Any] = {"name": name}
+def _row(name: str, low: float, high: float, seeds: int = 2) -> dict[str, Any]:
+    row: dict[str, Any] = {"name": name, "seeds": seeds}
     for key, _, _ in sweep_plot.COLUMNS:
         row |= {key: (low + high) / 2, f"{key}_span": (low, high)}
     return row
@@ -59,9 +59,11 @@ def _row(name: str, low: float, high: float) -> dict[str, Any]:
 
 def test_better_and_worse_are_only_those_beyond_the_seeds() -> None:
     base = _row("LoRA", 0.4, 0.5)
-    drawn = sweep_plot.draw([base, _row("LoRA: up", 0.6, 0.7), _row("LoRA: alike", 0.45, 0.6)])
+    drawn = sweep_plot.draw(
+        [base, _row("LoRA: up", 0.6, 0.7), _row("LoRA: alike", 0.45, 0.6), _row("LoRA: once", 0.7, 0.7, seeds=1)]
+    )
     circles = [part for part in drawn.splitlines() if part.startswith("<circle")]
     kinds = [part.split('"')[1] for part in circles]
     assert kinds[:5] == ["alike"] * 5
     assert kinds[5:10] == ["better"] * 4 + ["worse"]  # less class drift is better
-    assert kinds[10:] == ["alike"] * 5
+    assert kinds[10:] == ["alike"] * 10  # within the seeds, or of one seed alone

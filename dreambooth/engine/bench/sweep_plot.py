@@ -67,7 +67,9 @@ def _row(row: dict[str, Any], base: dict[str, Any] | None, label: str, y: int) -
 
 
 def _kind(row: dict[str, Any], base: dict[str, Any], key: str, more: bool) -> str:
-    """Better or worse only where the seeds of the two do not overlap."""
+    """Better or worse only where the two were measured with several seeds, and those do not overlap."""
+    if min(row["seeds"], base["seeds"]) < 2:
+        return "alike"
     (low, high), (base_low, base_high) = row[f"{key}_span"], base[f"{key}_span"]
     if low > base_high:
         return "better" if more else "worse"
