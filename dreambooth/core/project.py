@@ -110,6 +110,10 @@ class Project:
     def class_pictures(self) -> Path:
         return self.folder / "class"
 
+    def embedding(self, result: Path) -> Path:
+        """Where the text lies that Imagic has fitted to the picture of a result."""
+        return self.folder / "embeddings" / f"{result.name}.safetensors"
+
     @property
     def latents(self) -> Path:
         return self.folder / "latents"

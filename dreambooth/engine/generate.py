@@ -5,14 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from dreambooth.core import checkpoint, settings
 from dreambooth.core.errors import UserError
 from dreambooth.core.project import Folders, Project, open_project
 from dreambooth.core.run import Job
-from dreambooth.engine import families
+from dreambooth.engine import families, imagic
 from dreambooth.engine.checkpoints import lora
 from dreambooth.engine.checkpoints.source import open_model
-from dreambooth.engine.families.model import Model
+from dreambooth.engine.families.model import Model, Text
 from dreambooth.engine.sampling import SCHEDULERS, draw
 from dreambooth.engine.sampling_choice import Sampling
 from dreambooth.engine.training import precision
@@ -34,11 +36,13 @@ def run(job: Job) -> dict[str, Any]:
     )
     folder, count, batch = Path(wanted["out"]), wanted["count"], wanted["batch"]
     folder.mkdir(parents=True, exist_ok=True)
+    text = _text(model, project, wanted)
     paths: list[str] = []
     for start in range(0, count, batch):
         job.report("stage", name="drawing", done=start, total=count)
         seeds = [wanted["seed"] + n for n in range(start, min(count, start + batch))]
-        for seed, picture in zip(seeds, draw(model, [wanted["prompt"]] * len(seeds), seeds, sampling)):
+        many = text[torch.zeros(len(seeds), dtype=torch.long)]
+        for seed, picture in zip(seeds, draw(model, many, seeds, sampling)):
             path = folder / f"{len(list(folder.glob('*.png'))):05}-{seed}.png"
             picture.save(path)
             paths.append(str(path))
@@ -57,3 +61,17 @@ def load(project: Project, weights: str, lora_weight: float = 1.0) -> Model:
     lora.add(path, layers, model.parts, lora_weight)
     model.to(accelerator.device)
     return model
+
+
+@torch.no_grad()
+def _text(model: Model, project: Project, wanted: dict[str, Any]) -> Text:
+    """What is read, (1, ...): the prompt, for a result of Imagic blended with the text that was fitted to its picture.
+
+    Raises UserError where that is asked for and cannot be.
+    """
+    prompt, eta, result = wanted["prompt"], wanted.get("eta"), Path(wanted["weights"])
+    if eta is None and imagic.words(project, result) is not None:
+        eta = imagic.ETA
+    if eta is not None:
+        return imagic.text(model, project, result, prompt, eta)
+    return model.encode_text([prompt])

@@ -38,6 +38,8 @@ def report(job: Job) -> dict[str, Any]:
     readable = [picture.path for picture, seen in zip(gathered.pictures, gathered.looks) if not seen.error]
     if problem := masks.problem(work.settings, readable):
         problems.append(problem)
+    if problem := pictures.imagic_problem(work.settings, len(readable)):
+        problems.append(problem)
     problems += _unable(work)
     plans = []
     if not work.project.problem:
@@ -66,7 +68,8 @@ def report(job: Job) -> dict[str, Any]:
         "steps": length.steps,
         **_forecast(work, examples, length),
         "rates": schedules.curve(work.settings, length),
-        "seconds": _seconds(work, length.steps),
+        "seconds": _seconds(work, length.steps + _steps_before(work.settings)),
+        "steps_before": _steps_before(work.settings),
         "output_folder": str(work.folders.loras if work.settings.is_lora else work.folders.checkpoints),
         "problems": problems,
         "sheet": job.read().get("sheet", ""),
@@ -165,6 +168,11 @@ def _buckets(examples: list[list[Example]]) -> list[dict[str, Any]]:
     """What falls into each bucket that is used, the fullest first."""
     counts = Counter(variants[0].cut.bucket for variants in examples if variants)
     return [{"width": b.width, "height": b.height, "pictures": count} for b, count in counts.most_common()]
+
+
+def _steps_before(settings: Settings) -> int:
+    """Steps that Imagic takes to fit its words, before those of the model."""
+    return settings.imagic.embedding_steps if settings.imagic.enabled else 0
 
 
 def _seconds(work: Work, steps: int) -> float | None:

@@ -46,9 +46,14 @@ SCHEDULERS: dict[str, tuple[type, dict[str, Any]]] = {
 
 @torch.no_grad()
 def draw(
-    model: Model, prompts: list[str], seeds: list[int], sampling: Sampling, on_step: Callable[[], None] | None = None
+    model: Model,
+    prompts: list[str] | Text,
+    seeds: list[int],
+    sampling: Sampling,
+    on_step: Callable[[], None] | None = None,
 ) -> list[Image.Image]:
-    """One RGB picture for each prompt, each from its own seed, so that a batch changes nothing.
+    """One RGB picture for each prompt, given as words or as what the UNet reads, each from its own seed, so that a
+    batch changes nothing.
 
     `on_step` is called before each sampling step and may raise to stop. Raises UserError for a scheduler that does not
     go with this model.
@@ -59,10 +64,10 @@ def draw(
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     latents = torch.stack([torch.randn(shape, generator=g) for g in generators]).to(model.device)
     latents = latents * scheduler.init_noise_sigma
-    text = model.encode_text(prompts)
+    text = prompts if isinstance(prompts, Text) else model.encode_text(prompts)
     guided = sampling.guidance_scale > 1
     if guided:
-        text = Text.cat([model.encode_negative(sampling.negative_prompt, len(prompts)), text])
+        text = Text.cat([model.encode_negative(sampling.negative_prompt, len(seeds)), text])
     text = text.to(model.unet.dtype)
     sizes = torch.tensor([whole_picture(sampling.width, sampling.height)] * len(text.hidden), device=model.device)
     noise = {"generator": generators} if "generator" in inspect.signature(scheduler.step).parameters else {}

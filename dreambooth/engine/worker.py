@@ -18,7 +18,7 @@ from dreambooth.core.errors import UserError
 from dreambooth.core.forecast import disk_bytes
 from dreambooth.core.run import Job
 from dreambooth.core.settings import Settings
-from dreambooth.engine import families, notices, outputs, sampling_choice, start_file
+from dreambooth.engine import families, imagic, notices, outputs, sampling_choice, start_file
 from dreambooth.engine.checkpoints import lora
 from dreambooth.engine.checkpoints.lora_layers import AnyLayer
 from dreambooth.engine.checkpoints.source import Source, open_model
@@ -60,6 +60,7 @@ def run(job: Job, let_end: Callable[..., None] | None = None) -> Ending:
         raise
     if ending != "paused":
         shutil.rmtree(job.state, ignore_errors=True)
+        imagic.forget(work)
     notices.tell_of_end(work, ending)
     return ending
 
@@ -74,12 +75,17 @@ def _run(work: Work) -> Ending:
     _check_disk(work, source, length)
     if problem := masks.problem(work.settings, (picture.path for picture in found)):
         raise UserError(problem)
+    if problem := pictures.imagic_problem(work.settings, len(found)):
+        raise UserError(problem)
     start = start_file.layers(work.settings, source)
     model, accelerator = load(work, source)
     priors = _class_pictures(work, model, instances)
     session = _prepare(work, model, accelerator, length, instances, priors, start)
-    work.let_end()  # from here on the loop looks, at every step
-    ending = train(session, Hooks(work, session, source))
+    work.let_end()  # from here on the loops look, at every step
+    hooks = Hooks(work, session, source)
+    if work.settings.imagic.enabled:
+        imagic.fit_words(work, session, hooks)
+    ending = train(session, hooks)
     if "discard" in work.job.requests():
         return "discarded"
     if ending in ("done", "stopped"):
@@ -246,11 +252,11 @@ class Hooks:
         if not work.settings.previews.count:
             return
         paths: list[Path] = []
+        draw = partial(preview.make, session.model, work.settings, work.job.previews, images, work.size)
         while True:
             try:
                 with session.accelerator.autocast(), session.shown():
-                    folder, size = work.job.previews, work.size
-                    preview.make(session.model, work.settings, folder, images, size, paths=paths, on_step=self._look)
+                    draw(fitted=imagic.text_of(session), paths=paths, on_step=self._look)
                 break
             except _Interrupted:
                 if work.job.requests() & {"pause", "stop", "discard"}:
@@ -283,6 +289,7 @@ def _finish(work: Work, session: Session, source: Source) -> None:
 def _save_output(work: Work, session: Session, source: Source, images: int) -> None:
     with session.shown():
         path = outputs.save(work.folders, work.project, work.settings, session.model, source, session.trained, images)
+    imagic.keep(work.project, path, session)
     kind = "lora" if work.settings.is_lora else "checkpoint"
     work.job.report("saved", kind=kind, path=str(path), bytes=path.stat().st_size, images=images)
 

@@ -148,10 +148,18 @@ def drawing(opened: Project, wanted: Mapping[str, Any], *, label: str = "{}") ->
     texts = {
         key: wanted.get(key, default) for key, default in (("prompt", ""), ("negative", ""), ("scheduler", "dpm++"))
     }
+    texts["prompt"] = "" if texts["prompt"] is None else texts["prompt"]
     problems += [f"{label.format(key)}: it is not text." for key, value in texts.items() if not isinstance(value, str)]
+    if problem := _eta_problem(wanted.get("eta")):
+        problems.append(f"{label.format('eta')}: {problem}")
     if problems:
         raise UserError(problems)
     file = weights(opened, str(wanted.get("weights") or ""), base=bool(wanted.get("base")))
+    edits = file is not None and opened.embedding(file).exists()
+    if wanted.get("prompt", "") is None and not edits:
+        raise UserError(f"{label.format('prompt')}: it is missing; say what to draw.")
+    if wanted.get("eta") is not None and not edits:
+        raise UserError(f"{label.format('eta')}: only a result of Imagic (imagic.enabled) is drawn with it.")
     out = wanted.get("out")
     return settings_of(opened, file), {
         "prompt": texts["prompt"],
@@ -159,9 +167,16 @@ def drawing(opened: Project, wanted: Mapping[str, Any], *, label: str = "{}") ->
         "scheduler": texts["scheduler"],
         "guidance_scale": values.pop("cfg"),
         **values,
+        "eta": wanted.get("eta"),
         "weights": str(file or ""),
         "out": str(Path(out).expanduser().resolve() if out else opened.folder / "generated"),
     }
+
+
+def _eta_problem(eta: Any) -> str:
+    if eta is None or (isinstance(eta, (int, float)) and not isinstance(eta, bool) and 0 <= eta <= 2):
+        return ""
+    return f"it must be a number from 0, the picture, to 2, with 1 for the prompt (it is {eta!r})."
 
 
 def _drawing_problem(key: str, value: Any) -> str:

@@ -211,7 +211,8 @@ def _add_results(add: Callable[..., Any]) -> None:
 def _add_generate(add: Callable[..., Any]) -> None:
     sub = add("generate", commands.generate, "Draw pictures with the newest result of a model.", describe.pictures)
     sub.add_argument("name", metavar="NAME")
-    sub.add_argument("--prompt", required=True)
+    sub.add_argument("--prompt", help="what to draw; a result of Imagic has a prompt of its own")
+    sub.add_argument("--eta", type=float, help="of a result of Imagic: 0 draws the picture, 1 the prompt (0.7)")
     sub.add_argument("--negative", default="", metavar="PROMPT")
     sub.add_argument("--count", type=int, default=1)
     sub.add_argument("--seed", type=int, default=420420)

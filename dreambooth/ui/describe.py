@@ -83,7 +83,8 @@ def plan(result: Result) -> str:
         lines.append(f"Class pictures: {counts} in {one['folder']}")
     time = f", about {duration(result['seconds'])}" if result["seconds"] else ""
     images = f"{result['images_each_epoch']} pictures x {result['epochs']:g} epochs = {result['images']:,} images"
-    lines.append(f"{images} in {result['steps']:,} steps{time}")
+    before = f", after {result['steps_before']:,} that fit the words" if result["steps_before"] else ""
+    lines.append(f"{images} in {result['steps']:,} steps{before}{time}")
     if result["memory"]:
         lines.append(f"Needs about {size(result['memory']['total'])} of a GPU's memory (an estimate, not measured)")
         saves = f"{result['saves']} x {size(result['save_bytes'])}" if result["saves"] > 1 else "the result"

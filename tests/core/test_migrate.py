@@ -128,6 +128,21 @@ def test_what_the_predecessor_minimised() -> None:
     assert not flat(upside_down)["objective.prior_loss_scale"]
 
 
+def test_imagic_comes_along_without_what_does_not_go_with_it() -> None:
+    assert not flat(predecessor.config(CONFIG_OF_2023_03, look))["imagic.enabled"]
+    migration = predecessor.config({**CONFIG_OF_2023_03, "train_imagic": True}, look)
+    ours = flat(migration)  # it is refused where something does not go together
+    assert (ours["imagic.enabled"], ours["tuning.text_encoder_ratio"], ours["captions.shuffle_tags"]) == (
+        True,
+        0,
+        False,
+    )
+    assert ours["concepts.0.class_mode"] == "off"
+    told = {line.theirs for line in migration.lines if line.fate == "changed"}
+    assert {"stop_text_encoder", "shuffle_tags", "concept 0: num_class_images_per"} <= told
+    assert settings.parse(predecessor.config({"train_imagic": True}, look).settings).imagic.enabled
+
+
 def test_a_concepts_list_says_how_many_class_pictures_in_several_ways() -> None:
     one = {"instance_prompt": "photo of zwx dog", "class_prompt": "photo of a dog", "instance_data_dir": "/data/zwx"}
     full = {**one, "class_data_dir": "/data/dog"}

@@ -1,7 +1,8 @@
 """Faults that other trainers have or had, none of which this one may have.
 
 HELD names those that a test elsewhere holds; each of the others is the test below that bears its name. "Predecessor" is
-sd_dreambooth_extension, "kohya" is sd-scripts. Each of these tests was seen to fail with the fault put into our code.
+sd_dreambooth_extension, "kohya" is sd-scripts. Each test of this file was seen to fail with its fault put into our code;
+for those elsewhere that HELD names this was not tried.
 """
 
 # ruff: noqa: E501

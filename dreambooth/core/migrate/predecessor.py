@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from math import ceil
+from math import ceil, isfinite
 from typing import Any
 
 from dreambooth.core.migrate.report import Look, Migration, number, side
@@ -75,7 +75,7 @@ _BOOKKEEPING = {
     "prior_loss_weight_min", "freeze_clip_normalization", "train_unet",
     "full_mixed_precision", "dream_detail_preservation", "save_ema", "adaptation_beta1",
     "adaptation_beta2", "adaptation_d0", "adaptation_eps", "disable_logging", "optimizer", "epoch_pause_frequency",
-    "epoch_pause_time",
+    "epoch_pause_time", "train_imagic",
 }  # fmt: skip
 _SCHEDULERS = {  # ours, and why it is not the same
     "constant_with_warmup": ("constant", ""),
@@ -127,6 +127,7 @@ def config(theirs: Mapping[str, Any], look: Look) -> Migration:
         _lora(theirs, into)
     _rates(theirs, listed, look, into)
     _training(theirs, into)
+    _imagic(theirs, into)
     _optimizer(theirs, into)
     _saving(theirs, into)
     if str(theirs.get("sanity_prompt") or "").strip():
@@ -179,7 +180,7 @@ def _class_pictures(row: int, one: Mapping[str, Any], look: Look, into: Migratio
         return
     total, mine = number(one.get("num_class_images")), look(str(one["instance_data_dir"])).pictures
     ours = f"concepts.{row}.num_class_images_per"
-    if total and mine:
+    if mine and isfinite(total) and total:
         why = f"{total:g} in all for {mine} pictures"
         into.take(f"concept {row}: num_class_images", ours, ceil(total / mine), why)
     elif one.get("class_data_dir") and look(str(one["class_data_dir"])).pictures:
@@ -213,6 +214,20 @@ def _training(theirs: Mapping[str, Any], into: Migration) -> None:
         into.take("prior_loss_scale", "objective.prior_loss_scale", True)
         into.take("prior_loss_target", "objective.prior_loss_target", number(theirs.get("prior_loss_target"), 100))
         into.take("prior_loss_weight_min", "objective.prior_loss_weight_min", least)
+
+
+def _imagic(theirs: Mapping[str, Any], into: Migration) -> None:
+    """It edits one picture; what it trained beside that, or left out, does not go with it here."""
+    if theirs.get("train_imagic") is not True:
+        return
+    into.take("train_imagic", "imagic.enabled", True)
+    into.take("stop_text_encoder", "tuning.text_encoder_ratio", 0.0, "Imagic fits the text itself")
+    if theirs.get("shuffle_tags"):
+        into.take("shuffle_tags", "captions.shuffle_tags", False, "Imagic reads its picture with one text")
+    rows = {key.split(".")[1] for key in into.settings if key.startswith("concepts.")}
+    for row in sorted(rows):
+        why = "Imagic has no pictures of a class"
+        into.take(f"concept {row}: num_class_images_per", f"concepts.{row}.class_mode", "off", why)
 
 
 def _rates(theirs: Mapping[str, Any], listed: Sequence[Any], look: Look, into: Migration) -> None:

@@ -14,7 +14,7 @@ from dreambooth.core.settings.course import Batching, General, Intervals, Learni
 from dreambooth.core.settings.dataset import Captions, Concept, Pictures
 from dreambooth.core.settings.objective import Objective
 from dreambooth.core.settings.results import Previews, Reporting, Saving
-from dreambooth.core.settings.training import Lora, Memory, Tuning
+from dreambooth.core.settings.training import Imagic, Lora, Memory, Tuning
 
 
 @dataclass
@@ -31,6 +31,7 @@ class Settings:
     objective: Objective = group(Objective)
     memory: Memory = group(Memory)
     lora: Lora = group(Lora)
+    imagic: Imagic = group(Imagic)
     previews: Previews = group(Previews)
     saving: Saving = group(Saving)
     reporting: Reporting = group(Reporting)

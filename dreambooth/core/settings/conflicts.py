@@ -26,6 +26,7 @@ def found(settings: Settings) -> list[str]:
         *_sizes(settings),
         *_class_pictures(settings),
         *_what_is_trained(settings),
+        *_imagic(settings),
         *_name(settings.saving.custom_model_name),
     ]
 
@@ -152,6 +153,27 @@ def _what_is_trained(settings: Settings) -> list[str]:
         )
     if settings.is_lora and lora.kind in ("loha", "lokr") and lora.dropout:
         problems.append(f"lora.dropout: {lora.kind} has no input to drop; set it to 0 or choose lora or dora.")
+    return problems
+
+
+def _imagic(settings: Settings) -> list[str]:
+    """It has one picture, read with one text that nothing else may change."""
+    if not settings.imagic.enabled:
+        return []
+    problems = []
+    if len(settings.concepts) > 1:
+        problems.append("imagic.enabled: it edits one picture; leave one concept.")
+    concept = settings.concepts[0]
+    if concept.class_mode == "folder" or (concept.class_mode == "fill" and concept.num_class_images_per):
+        problems.append(
+            "imagic.enabled: it has no pictures of a class; set concepts.0.num_class_images_per to 0 and class_mode to "
+            "fill or off."
+        )
+    if settings.tuning.text_encoder_ratio:
+        problems.append("tuning.text_encoder_ratio: with imagic.enabled the text itself is trained; set it to 0.")
+    for name in ("shuffle_tags", "dropout"):
+        if getattr(settings.captions, name):
+            problems.append(f"captions.{name}: with imagic.enabled the picture is read with one text; turn it off.")
     return problems
 
 

@@ -94,6 +94,29 @@ class Memory:
 
 
 @dataclass
+class Imagic:
+    """Editing one picture by a text."""
+
+    enabled: bool = setting(
+        False,
+        "Train Imagic Only",
+        "For one picture and a prompt that says what to make of it: the prompt is fitted to the picture, then the "
+        "model; pictures are drawn anywhere between the two.",
+    )
+    embedding_steps: int = setting(
+        500,
+        "Imagic Text Steps",
+        "Steps that fit the prompt to the picture; the steps of the run fit the model.",
+        min=1,
+        max=100_000,
+        advanced=True,
+    )
+    embedding_learning_rate: float = setting(
+        1e-3, "Imagic Text Learning Rate", "Of the prompt's embedding.", min=0, max=1, advanced=True
+    )
+
+
+@dataclass
 class Lora:
     kind: Literal["lora", "dora", "loha", "lokr"] = setting(
         "lora",

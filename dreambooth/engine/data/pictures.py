@@ -87,6 +87,13 @@ def gather(concepts: list[Concept], on_look: Callable[[int, int], None] = lambda
     return Gathered(pictures, looks, problems + [seen.error for seen in looks if seen.error])
 
 
+def imagic_problem(settings: Settings, count: int) -> str:
+    """What is wrong with so many pictures for Imagic; empty if nothing is."""
+    if not settings.imagic.enabled or count == 1:
+        return ""
+    return f"imagic.enabled: it edits one picture, but there are {count}; leave one in the folder."
+
+
 def seen_each_epoch(some: list[Picture], concepts: list[Concept]) -> int:
     """How many pictures an epoch sees: each as often as its concept's repeats."""
     return sum(concepts[picture.concept].repeats for picture in some)

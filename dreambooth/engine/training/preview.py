@@ -14,9 +14,10 @@ from dreambooth.core import captions
 from dreambooth.core.settings import Settings
 from dreambooth.core.settings.dataset import Captions, Concept
 from dreambooth.engine.data.pictures import Picture, find
-from dreambooth.engine.families.model import Model
+from dreambooth.engine.families.model import Model, Text
 from dreambooth.engine.sampling import decoding, draw
 from dreambooth.engine.sampling_choice import Sampling
+from dreambooth.engine.training import imagic
 
 _NAME = "{images:08}-{prompt:02}-{number:02}.png"
 _PATTERN = re.compile(r"(\d{8})-(\d{2})-(\d{2})\.png")
@@ -32,6 +33,12 @@ def prompts(settings: Settings) -> list[str]:
         for concept in settings.concepts:
             chosen += _first_words(concept, settings)
     return list(dict.fromkeys(chosen))
+
+
+def shown(settings: Settings) -> list[tuple[str, float | None]]:
+    """What is drawn: each prompt, for Imagic at several places between the picture (0) and the prompt (1)."""
+    etas: tuple[float | None, ...] = imagic.SHOWN if settings.imagic.enabled else (None,)
+    return [(prompt, eta) for prompt in prompts(settings) for eta in etas]
 
 
 def _first_words(concept: Concept, settings: Settings) -> list[str]:
@@ -53,17 +60,18 @@ def make(
     images: int,
     size: int,
     *,
+    fitted: Text | None = None,
     paths: list[Path] | None = None,
     on_step: Callable[[], None] | None = None,
 ) -> list[Path]:
     """Draws the previews of this moment and saves them; the model is left in the mode it was in.
 
-    `on_step` may end it by an exception. Each picture that is done is added to `paths`, and with the same list again it
-    goes on from there.
+    `fitted` is the text that Imagic has fitted to its picture. `on_step` may end it by an exception. Each picture that
+    is done is added to `paths`, and with the same list again it goes on from there.
     """
     paths = [] if paths is None else paths
-    words, choice = prompts(settings), settings.previews
-    wanted = [(p, n) for p in range(len(words)) for n in range(choice.count)]
+    what, choice = shown(settings), settings.previews
+    wanted = [(p, n) for p in range(len(what)) for n in range(choice.count)]
     width, height = choice.width or size, choice.height or size
     sampling = Sampling(width, height, choice.steps, choice.guidance_scale, choice.negative_prompt, choice.scheduler)
     batch = settings.batching.class_batch_size
@@ -71,13 +79,21 @@ def make(
     with torch.random.fork_rng(), decoding(model, settings.memory.vae_decoding), _evaluated(model):
         for start in range(len(paths), len(wanted), batch):
             some = wanted[start : start + batch]
-            seeds = [choice.seed + n for _, n in some]
-            drawn = draw(model, [words[p] for p, _ in some], seeds, sampling, on_step)
+            text = _text(model, [what[p] for p, _ in some], fitted)
+            drawn = draw(model, text, [choice.seed + n for _, n in some], sampling, on_step)
             for (prompt, number), picture in zip(some, drawn):
                 path = folder / _NAME.format(images=images, prompt=prompt, number=number)
                 picture.save(path)
                 paths.append(path)
     return paths
+
+
+@torch.no_grad()
+def _text(model: Model, some: list[tuple[str, float | None]], fitted: Text | None) -> Text:
+    text = model.encode_text([prompt for prompt, _ in some])
+    if fitted is None:
+        return text
+    return Text.cat([imagic.blended(text[n : n + 1], fitted, eta or 0.0) for n, (_, eta) in enumerate(some)])
 
 
 @contextlib.contextmanager
@@ -105,7 +121,8 @@ def found(folder: Path) -> dict[int, dict[tuple[int, int], Path]]:
 
 def rows(settings: Settings) -> list[tuple[str, tuple[int, int]]]:
     """The rows of a sheet: the prompt, and which preview of it."""
-    return [(word, (p, n)) for p, word in enumerate(prompts(settings)) for n in range(settings.previews.count)]
+    labels = [prompt if eta is None else f"{eta:g} of the way to: {prompt}" for prompt, eta in shown(settings)]
+    return [(label, (p, n)) for p, label in enumerate(labels) for n in range(settings.previews.count)]
 
 
 def contact_sheet(folder: Path, settings: Settings, target: Path, *, most_columns: int = 8) -> None:

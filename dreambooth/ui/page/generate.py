@@ -49,6 +49,9 @@ def build() -> Generate:
             "steps": gr.Slider(1, 150, 20, step=1, label="Sample Steps", elem_id="db_steps"),
             "cfg": gr.Slider(1, 30, 7.5, step=0.5, label="Sample CFG Scale", elem_id="db_cfg"),
             "lora_weight": gr.Slider(-2, 2, 1, step=0.05, label="Lora Weight", elem_id="db_lora_weight"),
+            "eta": gr.Slider(
+                0, 1.5, 0.7, step=0.05, label="Imagic: from the picture (0) to the prompt (1)", elem_id="db_eta"
+            ),
             "seed": gr.Number(420420, label="Sample Seed", elem_id="db_seed"),
             "scheduler": gr.Dropdown(
                 list(_SCHEDULER.choices),

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import partial
 from html import escape
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -351,7 +352,10 @@ class Page:
     def draw(self, values: Values) -> Shown:
         opened = self.opened(values)
         wanted = {name: values[field] for name, field in self.generate.fields.items()}
-        actions.generate(self.host, opened, {**wanted, **self._weights(values, opened)})
+        weights = self._weights(values, opened)
+        if not opened.embedding(Path(weights.get("weights", "none"))).exists():
+            wanted.pop("eta")  # only results of Imagic are drawn with it
+        actions.generate(self.host, opened, {**wanted, **weights})
         return {}
 
     def export(self, values: Values) -> Shown:

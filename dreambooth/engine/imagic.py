@@ -1,0 +1,139 @@
+"""Imagic around its training: the words are fitted before the model is trained, and kept for drawing.
+
+The fitted text of a result lies in `embeddings/` of the model's folder, under the result's name: a WebUI would take it
+for a LoRA or a checkpoint where those are.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from dreambooth.core import checkpoint
+from dreambooth.core.errors import UserError
+from dreambooth.core.project import Project
+from dreambooth.engine.checkpoints.write import write_tensors
+from dreambooth.engine.families.model import Model, Text
+from dreambooth.engine.training import imagic
+from dreambooth.engine.training.imagic import ETA, text_of
+from dreambooth.engine.training.loop import Hooks
+from dreambooth.engine.training.session import Session
+from dreambooth.engine.work import Asked, Work
+
+__all__ = ["ETA", "fit_words", "forget", "keep", "text", "text_of", "words"]
+
+_STATE = "words.pt"  # in the run's folder, until it ends
+_SAVE_STEPS, _REPORT_SECONDS = 50, 0.5
+
+
+def fit_words(work: Work, session: Session, hooks: Hooks) -> None:
+    """Fits the text to the picture, or goes on with it, and has the session read its picture with it.
+
+    Looks at every step for what a person asks. Raises Asked where the run is to end; what was done so far is kept for
+    going on. Raises UserError if the text's numbers are no longer finite.
+    """
+    fitting, file = imagic.Fitting(session), work.job.folder / _STATE
+    if file.exists():
+        fitting.restore(torch.load(file, map_location="cpu", weights_only=True))
+    told, check = 0.0, partial(_check, fitting, file)
+    with fitting.model_resting():
+        while fitting.step < fitting.steps:
+            if time.monotonic() > told + _REPORT_SECONDS:
+                told = time.monotonic()
+                work.job.report("stage", name="fitting the words", done=fitting.step, total=fitting.steps)
+            try:
+                work.stop_if_asked()
+            except Asked:
+                _save(file, fitting.state())
+                raise
+            _serve(session, hooks, check)
+            fitting.take_step()
+            if fitting.step % _SAVE_STEPS == 0 or fitting.step == fitting.steps:
+                _save(file, fitting.state())
+    fitting.finish()
+    check()
+
+
+def _serve(session: Session, hooks: Hooks, check: Callable[[], None]) -> None:
+    """Does at once what is asked for that does not end the run: a result and previews of the text so far."""
+    asked = hooks.requests()
+    if "save" in asked:
+        hooks.answered("save")
+        check()
+        hooks.save_model(session.images)
+    if "preview" in asked:
+        hooks.answered("preview")
+        hooks.preview(session.images, check)
+
+
+def _check(fitting: imagic.Fitting, file: Path) -> None:
+    """Raises UserError, before anything is saved, if the text cannot be drawn with any more."""
+    if torch.isfinite(fitting.fitted.text.hidden).all():
+        return
+    file.unlink(missing_ok=True)
+    raise UserError(
+        "imagic.embedding_learning_rate: the words could not be fitted to the picture, as their numbers grew beyond "
+        "bounds; lower it."
+    )
+
+
+def forget(work: Work) -> None:
+    """Removes what going on would have needed."""
+    (work.job.folder / _STATE).unlink(missing_ok=True)
+
+
+def keep(project: Project, result: Path, session: Session) -> None:
+    """Keeps the fitted text for drawing with a result; nothing in a run of another kind."""
+    text = imagic.text_of(session)
+    if text is None:
+        return
+    tensors = {"hidden": text.hidden} | ({} if text.pooled is None else {"pooled": text.pooled})
+    plain = {name: tensor.detach().float().cpu().contiguous() for name, tensor in tensors.items()}
+    about = {"dreambooth.imagic_words": imagic.target_words(session), "dreambooth.imagic_result": result.name}
+    place = project.embedding(result)
+    place.unlink(missing_ok=True)  # of a result that is gone: no two that are there have one name
+    write_tensors(place, plain, about)
+
+
+def words(project: Project, result: Path) -> str | None:
+    """The target text of a result of Imagic; None for another."""
+    place = project.embedding(result)
+    return checkpoint.read_header(place).metadata.get("dreambooth.imagic_words", "") if place.exists() else None
+
+
+def text(model: Model, project: Project, result: Path, prompt: str, eta: float) -> Text:
+    """What to draw with a result of Imagic: the prompt, or its target text, blended with the fitted text.
+
+    Raises UserError for a result that has none, or whose text was made for prompts of another length.
+    """
+    if (own := words(project, result)) is None:
+        raise UserError("--eta: these weights have no fitted text; only a run of Imagic (imagic.enabled) makes one.")
+    found: dict[str, Tensor] = load_file(project.embedding(result))
+    fitted = Text(found["hidden"], found.get("pooled"))
+    target = model.encode_text([prompt.strip() or own])
+    if fitted.hidden.shape != target.hidden.shape:
+        raise UserError(
+            "tuning.max_token_length: the text was fitted at another length or for another model; draw with the "
+            "settings of its run."
+        )
+    fitted.hidden = fitted.hidden.to(target.hidden.device)
+    return imagic.blended(target, fitted, eta)
+
+
+def _save(file: Path, state: dict[str, Any]) -> None:
+    staged = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+    try:
+        torch.save(state, staged)
+        os.replace(staged, file)
+    except OSError as error:
+        raise UserError(f"{file}: the fitted words cannot be saved ({error.strerror}).") from None
+    finally:
+        staged.unlink(missing_ok=True)
