@@ -132,8 +132,17 @@ def latent_bytes(buckets: Iterable[Bucket]) -> int:
 
 
 def disk_bytes(header: Header, settings: Settings, length: Budget) -> int:
-    """The most that a run takes at once: what it writes, and its state, which is there twice while it changes."""
-    return save_bytes(header, settings) * saves(settings, length) + 2 * state_bytes(header, settings)
+    """The most that a run takes at once: what it writes, its states, and one more while it is written."""
+    at_once = states_kept(settings, length) + 1
+    return save_bytes(header, settings) * saves(settings, length) + at_once * state_bytes(header, settings)
+
+
+def states_kept(settings: Settings, length: Budget) -> int:
+    """How many states a run keeps at most: the newest, and one for each so many epochs."""
+    intervals = settings.intervals
+    kept = intervals.states_kept + length.times_due(intervals.states_kept_every)
+    saved = length.times_due(intervals.save_state_every, intervals.save_state_every_steps)
+    return max(1, min(kept, saved))
 
 
 def outputs(header: Header) -> float:

@@ -2,6 +2,7 @@
 
     job.json       what to do (written once, before the engine starts)
     settings.json  the settings, frozen
+    changes.json   what of them the engine has changed since, as dotted keys
     events.jsonl   what happened, one JSON object a line (only the engine writes)
     requests/      what a person asks for: a file named pause, stop, discard, save or preview; start asks the queue to
                    start the engine as soon as no other is at work
@@ -17,6 +18,7 @@ from the last state.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import time
@@ -35,6 +37,9 @@ Request = Literal["start", "pause", "stop", "discard", "save", "preview"]
 REQUESTS = ("discard", "save", "stop", "pause", "preview")  # the engine's, in the order in which it answers them
 DEVICE_KINDS = ("train", "class-images", "generate", "tokens", "measure")  # jobs that need the device to themselves
 Status = Literal["new", "queued", "running", "paused", "stopped", "done", "failed", "lost"]
+
+
+_DISK_FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
 
 @dataclass(frozen=True)
@@ -68,8 +73,18 @@ class Job:
         return job
 
     def settings(self) -> dict[str, Any]:
-        """The frozen settings as dotted keys. Raises UserError if they are gone or damaged."""
-        return carried_over(read_object(self.folder / "settings.json"))
+        """The frozen settings as dotted keys, with what has been changed since. Raises UserError if they are gone or
+        damaged."""
+        return carried_over({**read_object(self.folder / "settings.json"), **self.changes()})
+
+    def changes(self) -> dict[str, Any]:
+        """What has been changed of the settings since the run began, as dotted keys. Raises UserError if damaged."""
+        path = self.folder / "changes.json"
+        return read_object(path) if path.exists() else {}
+
+    def change(self, flat: dict[str, Any]) -> None:
+        """Changes settings from now on."""
+        atomic.write_text(self.folder / "changes.json", json.dumps({**self.changes(), **flat}, indent=1))
 
     @property
     def needs_device(self) -> bool:
@@ -86,12 +101,19 @@ class Job:
         return lock.is_held(self.folder / "alive")
 
     def report(self, event: str, **fields: Any) -> None:
-        """Appends one event. Only the engine calls this."""
+        """Appends one event. Only the engine calls this. On a full disk what cannot be written is left out."""
         line = json.dumps({"event": event, "time": round(time.time(), 3), **fields}, ensure_ascii=False)
         # A file's name need not be Unicode; what is not is written as JSON escapes it. A line is written at once, as
         # the engine has two threads that report.
-        with open(self.folder / "events.jsonl", "ab", buffering=0) as file:
-            file.write(f"{line}\n".encode(errors="backslashreplace"))
+        data = f"{line}\n".encode(errors="backslashreplace")
+        try:
+            with open(self.folder / "events.jsonl", "ab+", buffering=0) as file:
+                if file.tell() and file.seek(-1, os.SEEK_END) >= 0 and file.read(1) != b"\n":
+                    data = b"\n" + data  # a kill or a full disk has cut the last line short
+                file.write(data)
+        except OSError as error:
+            if error.errno not in _DISK_FULL:
+                raise
 
     def events(self, offset: int = 0) -> tuple[list[dict[str, Any]], int]:
         """The events after byte `offset`, and the offset for the next call. A half-written line is left for it."""

@@ -68,7 +68,7 @@ def _serve(session: Session, hooks: Hooks, check: Callable[[], None]) -> None:
     if "save" in asked:
         hooks.answered("save")
         check()
-        hooks.save_model(session.images)
+        hooks.save_model(session.images, asked=True)
     if "preview" in asked:
         hooks.answered("preview")
         hooks.preview(session.images, check)

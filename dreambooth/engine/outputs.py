@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from dreambooth import __version__
 from dreambooth.core import schema
@@ -16,7 +19,7 @@ from dreambooth.core.settings import Settings
 from dreambooth.engine.checkpoints import lora, names, original, webui_yaml
 from dreambooth.engine.checkpoints.entry import Entry
 from dreambooth.engine.checkpoints.source import Source
-from dreambooth.engine.checkpoints.write import free_name, write, write_tensors
+from dreambooth.engine.checkpoints.write import PARTIAL, free_name, write, write_tensors
 from dreambooth.engine.families.model import Model
 from dreambooth.engine.training.adapters import Trained
 
@@ -53,6 +56,16 @@ def save(
     write(target, entries, metadata(project, settings, target.stem, ""))
     webui_yaml.write_beside(target, source, model)
     return target
+
+
+def remove_abandoned(folders: Folders) -> None:
+    """Removes half-written files of engines that were killed; those of living ones stay."""
+    for folder in (folders.checkpoints, folders.loras):
+        for path in folder.glob(f".*{PARTIAL}.*") if folder.is_dir() else ():
+            number = path.name.split(".")[1]
+            if number.isdigit() and not psutil.pid_exists(int(number)):
+                with contextlib.suppress(OSError):
+                    path.unlink()
 
 
 def metadata(project: Project, settings: Settings, title: str, kind: str) -> dict[str, str]:

@@ -33,6 +33,7 @@ class Work:
     project: Project
     settings: Settings
     let_end: Callable[..., None] = lambda *requests: None  # which requests may end it wherever it is, as a listener has
+    phase: str = ""  # what it is at, in the words of the last stage
 
     @classmethod
     def open(cls, job: Job, let_end: Callable[..., None] | None = None) -> Work:
@@ -56,6 +57,7 @@ class Work:
 
     def stage(self, name: str, done: int, total: int) -> None:
         """Reports how far a stage is, and ends the job if a person asked for it."""
+        self.phase = name
         self.job.report("stage", name=name, done=done, total=total)
         self.stop_if_asked()
 

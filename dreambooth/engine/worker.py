@@ -11,14 +11,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from dreambooth.core.budget import Budget, budget
 from dreambooth.core.errors import UserError
 from dreambooth.core.forecast import disk_bytes
 from dreambooth.core.run import Job
 from dreambooth.core.settings import Settings
-from dreambooth.engine import families, imagic, notices, outputs, sampling_choice, start_file
+from dreambooth.engine import families, imagic, notices, outputs, resuming, sampling_choice, start_file, trouble
 from dreambooth.engine.checkpoints import lora
 from dreambooth.engine.checkpoints.lora_layers import AnyLayer
 from dreambooth.engine.checkpoints.source import Source, open_model
@@ -29,12 +27,13 @@ from dreambooth.engine.data.order import Order, Slot
 from dreambooth.engine.data.pictures import Example
 from dreambooth.engine.data.readings import Readings
 from dreambooth.engine.families.model import Model
+from dreambooth.engine.hooks import Hooks, already_written, save_output
 from dreambooth.engine.listener import asked_to_end
 from dreambooth.engine.sampling import decoding
-from dreambooth.engine.tensorboard import EventFile, curves
-from dreambooth.engine.training import adapters, attention, optimizers, precision, preview, state
+from dreambooth.engine.training import adapters, attention, optimizers, precision, preview
 from dreambooth.engine.training.ema import Ema
 from dreambooth.engine.training.loop import Ending, train
+from dreambooth.engine.training.pulse import Diverged
 from dreambooth.engine.training.session import Session
 from dreambooth.engine.training.text import Texts
 from dreambooth.engine.work import Asked, Work
@@ -48,9 +47,8 @@ def run(job: Job, let_end: Callable[..., None] | None = None) -> Ending:
     `let_end` says which requests may end it by a KeyboardInterrupt from now on, wherever it is.
     """
     work = Work.open(job, let_end)
-    work.let_end(*work.ends_now)
     try:
-        ending = _run(work)
+        ending = _persist(work)
     except (Asked, KeyboardInterrupt):
         ending = asked_to_end(job)
         if not ending:
@@ -65,7 +63,36 @@ def run(job: Job, let_end: Callable[..., None] | None = None) -> Ending:
     return ending
 
 
+def _persist(work: Work) -> Ending:
+    """Tries, and where memory is short or training runs away, tries again from the last state."""
+    turns_back = 0
+    while True:
+        phase = ""
+        try:
+            return _run(work)
+        except Diverged as error:
+            diverged, said = True, str(error)
+        except (RuntimeError, MemoryError) as error:
+            if not trouble.is_out_of_memory(error):
+                raise
+            diverged, said, phase = False, trouble.needed(error), work.phase
+        # The error is forgotten here, and with it everything that it held.
+        trouble.free_memory()
+        if diverged:
+            changes, text = trouble.diverged(work.settings, said, turns_back)
+            turns_back += 1
+        else:
+            changes, text = trouble.out_of_memory(work.settings, phase, said)
+        work.job.change(changes)
+        work.job.report("warning", text=text)
+        work.settings = Work.open(work.job).settings
+
+
 def _run(work: Work) -> Ending:
+    work.let_end(*work.ends_now)
+    if ending := resuming.ended_before(work.job):
+        return ending
+    outputs.remove_abandoned(work.folders)
     check_abilities(work)
     gathered = pictures.gather(work.settings.concepts, partial(work.stage, "looking at pictures"))
     found = gathered.usable()
@@ -82,15 +109,19 @@ def _run(work: Work) -> Ending:
     priors = _class_pictures(work, model, instances)
     session = _prepare(work, model, accelerator, length, instances, priors, start)
     work.let_end()  # from here on the loops look, at every step
+    work.phase = trouble.TRAINING
     hooks = Hooks(work, session, source)
-    if work.settings.imagic.enabled:
-        imagic.fit_words(work, session, hooks)
-    ending = train(session, hooks)
+    try:
+        if work.settings.imagic.enabled:
+            imagic.fit_words(work, session, hooks)
+        ending = train(session, hooks)
+    finally:
+        hooks.close()
     if "discard" in work.job.requests():
         return "discarded"
     if ending in ("done", "stopped"):
         work.let_end("discard")
-        _finish(work, session, source)
+        ending = _finish(work, hooks, ending)
     return ending
 
 
@@ -181,13 +212,9 @@ def _prepare(
         accelerator.prepare(optimizers.make(trained, settings)),
         Ema(trained.named(), settings.tuning.ema_decay) if settings.tuning.use_ema else None,
     )
-    saved = state.load_newest(work.job.state)
-    if saved:
-        weights, rest, warnings = saved
-        for warning in warnings:
-            work.job.report("warning", text=warning)
-        session.restore(weights, rest)
-        work.job.report("resumed", step=session.step)
+    session.about = resuming.about(work, own, priors)
+    session.files = ([str(one.picture.path) for one in own], [str(one.picture.path) for one in priors])
+    resuming.restore(work, session)
     return session
 
 
@@ -222,76 +249,21 @@ def _slot(variants: list[Example], settings: Settings) -> Slot:
     return Slot(picture.concept, bucket, len(variants), settings.concepts[picture.concept].repeats)
 
 
-class _Interrupted(Exception):
-    """A person asks for something while previews are drawn."""
-
-
-class Hooks:
-    """How the loop reaches the world: the job's folder and the WebUI's folders."""
-
-    def __init__(self, work: Work, session: Session, source: Source) -> None:
-        self.work, self.session, self.source = work, session, source
-        self.board = EventFile(work.job.folder / "tensorboard") if work.settings.reporting.tensorboard else None
-
-    def requests(self) -> set[str]:
-        return self.work.job.requests()
-
-    def answered(self, request: str) -> None:
-        self.work.job.clear_request(request)
-
-    def report(self, **fields: Any) -> None:
-        self.work.job.report("step", **fields)
-        if self.board:
-            self.board.add(fields["step"], curves(fields))
-
-    def cooling(self, seconds: int) -> None:
-        self.work.job.report("cooling", seconds=seconds)
-
-    def preview(self, images: int, check: Callable[[], None]) -> None:
-        work, session = self.work, self.session
-        if not work.settings.previews.count:
-            return
-        paths: list[Path] = []
-        draw = partial(preview.make, session.model, work.settings, work.job.previews, images, work.size)
-        while True:
-            try:
-                with session.accelerator.autocast(), session.shown():
-                    draw(fitted=imagic.text_of(session), paths=paths, on_step=self._look)
-                break
-            except _Interrupted:
-                if work.job.requests() & {"pause", "stop", "discard"}:
-                    return  # what is drawn stays; the loop does what was asked
-                self.answered("save")
-                check()
-                self.save_model(images)
-        target = work.job.folder / "previews.png"
-        preview.contact_sheet(work.job.previews, work.settings, target)
-        work.job.report("preview", images=images, paths=[str(path) for path in paths], sheet=str(target))
-
-    def _look(self) -> None:
-        """Between two steps of a preview: whether something is asked that cannot wait for its end."""
-        if self.work.job.requests() & {"pause", "stop", "discard", "save"}:
-            raise _Interrupted
-
-    def save_model(self, images: int) -> None:
-        _save_output(self.work, self.session, self.source, images)
-
-    def save_state(self, step: int, weights: dict[str, Tensor], rest: dict[str, Any]) -> None:
-        path = state.save(self.work.job.state, step, weights, rest)
-        self.work.job.report("state", step=step, path=str(path))
-
-
-def _finish(work: Work, session: Session, source: Source) -> None:
+def _finish(work: Work, hooks: Hooks, ending: Ending) -> Ending:
+    """Writes the result. Where that is not possible, the state is saved instead and the run pauses."""
+    session, images = hooks.session, hooks.session.images
     work.job.report("stage", name="writing the result", done=0, total=1)
-    _save_output(work, session, source, session.budget.images_seen(session.step))
-
-
-def _save_output(work: Work, session: Session, source: Source, images: int) -> None:
-    with session.shown():
-        path = outputs.save(work.folders, work.project, work.settings, session.model, source, session.trained, images)
-    imagic.keep(work.project, path, session)
-    kind = "lora" if work.settings.is_lora else "checkpoint"
-    work.job.report("saved", kind=kind, path=str(path), bytes=path.stat().st_size, images=images)
+    try:
+        if not (ending == "done" and already_written(work, images)):
+            save_output(work, session, hooks.source, images)
+    except UserError as error:
+        if not hooks.save_state(wait=True):
+            raise
+        hooks.warn(f"{error} What was learned is in the run's state: make room and resume the run.")
+        return "paused"
+    work.let_end()
+    work.job.report("result", ending=ending)  # from here on there is nothing left to do but to tidy up
+    return ending
 
 
 def _check_disk(work: Work, source: Source, length: Budget) -> None:

@@ -138,8 +138,8 @@ def run_asked(job: Job, phase: str, step: int, *requests: str) -> str:
     owner, name = PHASES[phase]
     take = getattr(owner, name)
 
-    def ask(self: Any) -> None:
-        take(self)
+    def ask(self: Any, **more: Any) -> None:
+        take(self, **more)
         if self.step == step:
             for request in requests:
                 job.request(request)

@@ -72,9 +72,9 @@ def at_each_step(monkeypatch: pytest.MonkeyPatch, look: Callable[[Session], None
     """Has `look` see the session before the weights change."""
     change = Session.change_weights
 
-    def looked_at(session: Session) -> None:
+    def looked_at(session: Session, **more: Any) -> None:
         look(session)
-        change(session)
+        change(session, **more)
 
     monkeypatch.setattr(Session, "change_weights", looked_at)
 
@@ -374,7 +374,8 @@ def test_a_pause_never_saves_a_spoilt_state(star: Project, monkeypatch: pytest.M
     """A loss that is no number was only looked at twice a second; a state in between must not be kept either."""
     monkeypatch.setattr(loss.objective, "error", lambda predicted, *_: predicted * float("nan"))
     monkeypatch.setattr(worker.Hooks, "requests", lambda hooks: {"pause"} if hooks.session.step else set())
-    job = launcher.new_run(Folders(star.folder.parents[1]), star, parse({**SHORT, "intervals.num_train_epochs": 5}))
-    with pytest.raises(UserError, match="The loss is not a number"):
+    strict = {"intervals.num_train_epochs": 5, "tuning.nonfinite_steps": 1}
+    job = launcher.new_run(Folders(star.folder.parents[1]), star, parse({**SHORT, **strict}))
+    with pytest.raises(UserError, match="The loss was not a number"):
         worker.run(job)
     assert not list(Path(job.state).glob("0*"))

@@ -76,6 +76,22 @@ class Intervals:
     save_state_every_steps: int = setting(
         0, "Save State Frequency (Steps)", "A state also every so many steps.", min=0, max=10_000_000, advanced=True
     )
+    states_kept: int = setting(
+        1,
+        "States Kept",
+        "So many of the newest states stay; should the newest be damaged, the one before it is taken.",
+        min=1,
+        max=100,
+        advanced=True,
+    )
+    states_kept_every: int = setting(
+        0,
+        "States Kept Every (Epochs)",
+        "Beside the newest, the first state of each so many epochs stays until the run ends; 0 keeps none of them.",
+        min=0,
+        max=100_000,
+        advanced=True,
+    )
     epoch_pause_frequency: int = setting(
         0,
         "Pause After N Epochs",

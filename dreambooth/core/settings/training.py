@@ -69,6 +69,15 @@ class Tuning:
         "Only computations that repeat bit for bit on a GPU, at some cost of speed; what cannot repeat is refused.",
         advanced=True,
     )
+    nonfinite_steps: int = setting(
+        5,
+        "Steps Left Out at Most",
+        "A step whose loss is not a number is left out. After so many in a row the run goes back to its last state, "
+        "with half the learning rate.",
+        min=1,
+        max=1000,
+        advanced=True,
+    )
 
 
 @dataclass
@@ -89,6 +98,13 @@ class Memory:
         "sliced",
         "Decoding of Pictures",
         "Previews and class pictures are decoded all at once, one at a time, or large ones in overlapping tiles.",
+        advanced=True,
+    )
+    on_out_of_memory: Literal["retreat", "stop"] = setting(
+        "retreat",
+        "Out of Memory",
+        "retreat goes on from the last state with what takes less memory: checkpointing, smaller batches added up to "
+        "the same step, sliced attention. stop ends the run and says what would help.",
         advanced=True,
     )
 

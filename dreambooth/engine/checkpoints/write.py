@@ -15,6 +15,7 @@ from dreambooth.engine.checkpoints import write_pickle
 from dreambooth.engine.checkpoints.entry import Entry
 from dreambooth.engine.checkpoints.source import DTYPES
 
+PARTIAL = ".partial"  # in the name of a file that is being written, after the number of the process
 _SPELLED = {dtype: name for name, dtype in DTYPES.items()}
 
 
@@ -28,7 +29,7 @@ def write(target: Path, entries: dict[str, Entry], metadata: dict[str, str]) -> 
 
     Raises UserError if it cannot be written, or if there is a file of this name: none is ever overwritten.
     """
-    staged = target.with_name(f".{os.getpid()}.{target.stem}.partial{target.suffix}")
+    staged = target.with_name(f".{os.getpid()}.{target.stem}{PARTIAL}{target.suffix}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with open(staged, "wb") as file:

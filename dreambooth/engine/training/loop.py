@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Any, Literal, Protocol
 
 import torch
-from torch import Tensor
 
 from dreambooth.core import schedules
 from dreambooth.core.run import REQUESTS
@@ -30,9 +29,11 @@ class Hooks(Protocol):
     def answered(self, request: str) -> None: ...
     def report(self, **fields: Any) -> None: ...
     def cooling(self, seconds: int) -> None: ...
+    def left_out(self, steps: list[int]) -> None: ...
     def preview(self, images: int, check: Callable[[], None]) -> None: ...
-    def save_model(self, images: int) -> None: ...
-    def save_state(self, step: int, weights: dict[str, Tensor], rest: dict[str, Any]) -> None: ...
+    def save_model(self, images: int, *, asked: bool) -> None: ...
+    def save_state(self, *, wait: bool) -> bool: ...
+    def tend_states(self) -> bool: ...
 
 
 def train(session: Session, hooks: Hooks) -> Ending:
@@ -40,7 +41,7 @@ def train(session: Session, hooks: Hooks) -> Ending:
     budget = session.budget
     alpha_bar = make_scheduler("ddim", session.model).alphas_cumprod.to(session.model.device)
     text_images = session.settings.tuning.text_encoder_ratio * budget.images
-    pulse = Pulse(session)
+    pulse = Pulse(session, hooks)
     session.model.unet.train()
     optimizers.set_mode(session.optimizer, training=True)
     if session.step == 0:
@@ -59,13 +60,13 @@ def train(session: Session, hooks: Hooks) -> Ending:
             session.accelerator.backward(losses[0] / budget.accumulation)
             pulse.add_losses(losses)
 
-        # Change the weights.
-        pulse.add_norms(gradients.clip(session))
-        session.change_weights()
+        # Change the weights, unless the step is not sound; the device knows.
+        session.change_weights(left_out_if=pulse.end_step(gradients.clip(session)))
 
-        pulse.report_if_due(hooks)
+        pulse.report_if_due()
         _do_what_is_due(session, hooks, pulse)
 
+    pulse.check()
     hooks.preview(budget.images, pulse.check)
     return "done"
 
@@ -73,16 +74,16 @@ def train(session: Session, hooks: Hooks) -> Ending:
 def _serve_requests(session: Session, hooks: Hooks, pulse: Pulse) -> Ending | None:
     """Does what somebody asked for; returns how the run ends if that was asked."""
     for request in sorted(hooks.requests(), key=REQUESTS.index):
+        if request in ("save", "pause", "stop"):
+            pulse.check()  # before it is answered: a run that goes back to its last state is still asked
         hooks.answered(request)
         if request == "preview":
             hooks.preview(session.images, pulse.check)
         elif request == "save":
-            pulse.check()
-            hooks.save_model(session.images)
+            hooks.save_model(session.images, asked=True)
         elif request == "pause":
-            pulse.check()
-            hooks.save_state(session.step, *session.state())
-            return "paused"
+            if hooks.save_state(wait=True):
+                return "paused"  # otherwise it has said why, and nothing is lost as long as the run goes on
         else:
             return "stopped" if request == "stop" else "discarded"
     return None
@@ -102,10 +103,11 @@ def _do_what_is_due(session: Session, hooks: Hooks, pulse: Pulse) -> None:
         hooks.preview(session.images, pulse.check)
     if budget.is_due(intervals.save_model_every, step, intervals.save_model_every_steps):
         pulse.check()
-        hooks.save_model(session.images)
-    if budget.is_due(intervals.save_state_every, step, intervals.save_state_every_steps):
+        hooks.save_model(session.images, asked=False)
+    overdue = hooks.tend_states()
+    if budget.is_due(intervals.save_state_every, step, intervals.save_state_every_steps) or overdue:
         pulse.check()
-        hooks.save_state(step, *session.state())
+        hooks.save_state(wait=False)
     if budget.is_due(intervals.epoch_pause_frequency, step):
         hooks.cooling(intervals.epoch_pause_time)
         pulse.rested(_rest(intervals.epoch_pause_time, hooks))

@@ -3,7 +3,6 @@ only time that the device is waited for."""
 
 from __future__ import annotations
 
-import math
 import time
 from typing import TYPE_CHECKING
 
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from dreambooth.core.errors import UserError
+from dreambooth.engine.training import skipping, state
 from dreambooth.engine.training.session import Session
 
 if TYPE_CHECKING:
@@ -20,35 +20,58 @@ REPORT_SECONDS = 0.5
 _LOSSES = ("loss", "subject_loss", "prior_loss")
 
 
-class Pulse:
-    """Means of the losses and of the gradients' norms since the last report."""
+class Diverged(UserError):
+    """Training no longer leads anywhere; nothing of it has been saved."""
 
-    def __init__(self, session: Session) -> None:
-        self.session = session
+
+class Pulse:
+    """Means of the losses and of the gradients' norms since the last report, and the steps that were left out."""
+
+    def __init__(self, session: Session, hooks: Hooks) -> None:
+        self.session, self.hooks = session, hooks
         device = session.model.device
+        self.batches = torch.zeros(len(_LOSSES), device=device)  # the losses of the step that is under way
         self.losses = torch.zeros(len(_LOSSES), device=device)
         self.norms = torch.zeros(len(session.trained.parts), device=device)
-        self.steps, self.first_step = 0, session.step
+        self.counted = torch.zeros(1, device=device)  # sound steps
+        self.bad: list[Tensor] = []  # whether each step since the last reading was left out
+        self.bad_in_a_row = 0
+        self.means = [0.0] * (len(self.losses) + len(self.norms))  # as they were read last
+        self.first_step = session.step
         self.reported = self.started = time.monotonic()
 
     def add_losses(self, losses: tuple[Tensor, ...]) -> None:
         """The losses of one batch."""
-        self.losses += torch.stack(losses).detach() / self.session.budget.accumulation
+        self.batches += torch.stack(losses).detach() / self.session.budget.accumulation
 
-    def add_norms(self, norms: Tensor) -> None:
-        """The gradients' norms of one step, which ends the step."""
-        self.norms += norms
-        self.steps += 1
+    def end_step(self, norms: Tensor) -> Tensor:
+        """The gradients' norms of one step. Returns whether it must be left out, a truth on the device.
+
+        With a scaler (fp16) single gradients may overflow: it leaves those steps out itself.
+        """
+        overflown = ~torch.isfinite(norms).all()
+        bad = ~torch.isfinite(self.batches).all()
+        if not self.session.accelerator.scaler:
+            bad = bad | overflown
+        sound = ~(bad | overflown)
+        self.losses += torch.where(sound, self.batches, 0)
+        self.norms += torch.where(sound, norms, 0)
+        self.counted += sound
+        self.batches.zero_()
+        self.bad.append(bad)
+        return bad
 
     def rested(self, seconds: float) -> None:
         """Leaves a rest out of the pace."""
         self.started += seconds
 
     def check(self) -> None:
-        """Waits for the device. Raises UserError if losses or gradients are not finite, before anything is saved."""
+        """Waits for the device. Raises Diverged if what would be saved now is spoilt."""
         self._read()
+        if not skipping.all_finite(list(state.tensors(self.session.state()))):
+            raise Diverged(f"The weights are no numbers any more at step {self.session.step}.")
 
-    def report_if_due(self, hooks: Hooks) -> None:
+    def report_if_due(self) -> None:
         """Tells the means every half second and after the last step."""
         session, now = self.session, time.monotonic()
         if now - self.reported <= REPORT_SECONDS and session.step < session.budget.steps:
@@ -56,7 +79,7 @@ class Pulse:
         losses, norms = self._read()
         pace = max(1e-6, now - self.started) / (session.step - self.first_step)  # seconds a step; clocks may be coarse
         rates = [group["lr"] for group in session.optimizer.param_groups]
-        hooks.report(
+        self.hooks.report(
             step=session.step,
             steps=session.budget.steps,
             images=session.images,
@@ -68,21 +91,36 @@ class Pulse:
             seconds_left=round(pace * (session.budget.steps - session.step), 1),
             memory_bytes=_memory(session.model.device),
         )
-        self.losses.zero_()
-        self.norms.zero_()
-        self.steps, self.reported = 0, now
+        for total in (self.losses, self.norms, self.counted):
+            total.zero_()
+        self.reported = now
 
     def _read(self) -> tuple[list[float], list[float]]:
-        """The mean losses and norms. With a scaler (fp16) single gradients may overflow: it leaves those steps out."""
-        values: list[float] = (torch.cat([self.losses, self.norms]) / max(1, self.steps)).tolist()
-        losses, norms = values[: len(_LOSSES)], values[len(_LOSSES) :]
-        counted = losses if self.session.accelerator.scaler else values
-        if not all(map(math.isfinite, counted)):
-            raise UserError(
-                f"The loss is not a number at step {self.session.step}, so these weights are spoilt and were not "
-                "saved. Lower the learning rate, or set tuning.mixed_precision to no."
-            )
-        return losses, norms
+        """The mean losses and norms of the sound steps. Raises Diverged if too many in a row were left out."""
+        sums = torch.cat([self.losses, self.norms, self.counted])
+        values: list[float] = torch.cat([sums, *(flag[None].to(sums) for flag in self.bad)]).tolist()
+        counted = int(values[len(sums) - 1])
+        if counted:
+            self.means = [value / counted for value in values[: len(sums) - 1]]
+        self._judge([bool(flag) for flag in values[len(sums) :]])
+        return self.means[: len(_LOSSES)], self.means[len(_LOSSES) :]
+
+    def _judge(self, bad: list[bool]) -> None:
+        """Tells which steps were left out since the last reading, the newest of which is the session's."""
+        self.bad.clear()
+        session, most = self.session, self.session.settings.tuning.nonfinite_steps
+        first = session.step - len(bad) + 1
+        left_out = [first + n for n, one in enumerate(bad) if one]
+        for one in bad:
+            self.bad_in_a_row = self.bad_in_a_row + 1 if one else 0
+            if self.bad_in_a_row >= most:
+                break
+        if left_out:
+            self.hooks.left_out(left_out)
+        if self.bad_in_a_row >= most:
+            raise Diverged(f"The loss was not a number in {most} steps in a row, the last of them {left_out[-1]}.")
+        if (scaler := session.accelerator.scaler) and scaler.get_scale() < 1:
+            raise Diverged(f"The gradients no longer fit into half precision at step {session.step}.")
 
 
 def _memory(device: torch.device) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from dreambooth.engine.data.cache import Encoded
 from dreambooth.engine.data.order import Order
 from dreambooth.engine.data.readings import Readings
 from dreambooth.engine.families.model import Model
-from dreambooth.engine.training import optimizers, rounding
+from dreambooth.engine.training import optimizers, rounding, skipping
 from dreambooth.engine.training.adapters import Trained
 from dreambooth.engine.training.ema import Ema
 from dreambooth.engine.training.text import Texts
@@ -41,18 +41,32 @@ class Session:
     optimizer: Any
     ema: Ema | None
     step: int = 0
+    about: dict[str, str] = field(default_factory=dict)  # what the run works on, known again when it goes on
+    files: tuple[list[str], list[str]] = ([], [])  # of each example, yours and the class's
 
     @property
     def images(self) -> int:
         """Images of the subject seen so far."""
         return self.budget.images_seen(self.step)
 
-    def change_weights(self) -> None:
+    def batch_files(self, step: int) -> list[str]:
+        """The pictures whose batches made this step, which counts from 1."""
+        first, size, found = (step - 1) * self.budget.images_per_step, self.budget.batch, []
+        for position in range(first, first + self.budget.images_per_step, size):
+            for files, numbers in zip(self.files, self.order.batch(position, size)):
+                found += [files[number] for number in numbers.tolist()]
+        return list(dict.fromkeys(found))
+
+    def change_weights(self, left_out_if: Tensor) -> None:
         """One step of the optimizer with the gradients that are there, and of the average."""
-        if self.settings.memory.bf16_weights:
-            rounding.step(self.optimizer)
-        else:
-            self.optimizer.step()
+        sound = (
+            contextlib.nullcontext() if self.accelerator.scaler else skipping.skipped_if(self.optimizer, left_out_if)
+        )
+        with sound:
+            if self.settings.memory.bf16_weights:
+                rounding.step(self.optimizer)
+            else:
+                self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
         if self.ema:
@@ -87,6 +101,7 @@ class Session:
             "optimizer": self.optimizer.state_dict(),
             "ema_updates": self.ema.updates if self.ema else 0,
             "scaler": scaler.state_dict() if scaler else None,
+            "about": self.about,
         }
         return weights, rest
 

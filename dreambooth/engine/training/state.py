@@ -1,7 +1,7 @@
 """Saving and loading everything that resuming needs, so that a crash at any moment leaves a whole state.
 
-A state is written under a temporary name; its manifest, with the size and hash of each file, is written last;
-then the folder is renamed. Older states go only after the new one has been read back.
+A state is a folder named after its step. It is written under another name, read back from the disk, and renamed; its
+manifest, with size and hash, is written last. Older states go only after that.
 """
 
 from __future__ import annotations
@@ -9,83 +9,194 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import pickle
 import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dreambooth.core import atomic
 from dreambooth.core.errors import UserError
 
-_MANIFEST = "manifest.json"
+VERSION = 2
+_MANIFEST, _CONTENT, _STAGED, _REMOVED = "manifest.json", "state.pt", ".saving", ".removed"
+_BLOCK = 1 << 20
+
+Content = dict[str, Any]  # {"weights": {name: tensor}, "rest": whatever torch saves}
+Kept = Callable[[list[int]], set[int]]  # the steps of all states, in order -> those that stay
 
 
-def save(folder: Path, position: int, weights: dict[str, Tensor], rest: dict[str, Any]) -> Path:
-    """Writes the state at `position` and removes older ones. `rest` is anything that torch saves."""
-    folder.mkdir(parents=True, exist_ok=True)
-    staged, final = folder / f".saving-{os.getpid()}", folder / f"{position:09}"
-    shutil.rmtree(staged, ignore_errors=True)
-    staged.mkdir()
+@dataclass
+class Loaded:
+    """A whole state, and what is to be said of damaged ones that were passed over."""
+
+    content: Content
+    warnings: list[str] = field(default_factory=list)
+
+
+class NotSaved(UserError):
+    """A state could not be written; those before it are as they were."""
+
+
+def save(folder: Path, step: int, content: Content, kept: Kept = lambda steps: set(steps[-1:])) -> Path:
+    """Writes a state, reads it back and removes older ones that are not to be kept.
+
+    Raises NotSaved if it cannot be written or read back.
+    """
+    staged, final = folder / _STAGED, folder / f"{step:09}"
+    if final.exists() and not _damage(final):  # a pause where a state has just been saved
+        return final
     try:
-        save_file({name: w.detach().cpu().contiguous() for name, w in weights.items()}, staged / "weights.safetensors")
-        torch.save(rest, staged / "rest.pt")
-        files = {path.name: [path.stat().st_size, _hash(path)] for path in sorted(staged.iterdir())}
-        atomic.write_text(staged / _MANIFEST, json.dumps({"position": position, "files": files}))
-        for path in staged.iterdir():
-            with open(path, "rb+") as file:
-                os.fsync(file.fileno())
-        if final.exists():  # a damaged one of the same position: loading it was refused
-            shutil.rmtree(final)
+        folder.mkdir(parents=True, exist_ok=True)
+        _sweep(folder)
+        _check_room(folder, content)
+        staged.mkdir()
+        size, digest = _write(staged / _CONTENT, content)
+        if (size, digest) != _read_back(staged / _CONTENT):
+            raise OSError(None, "what was written could not be read back")
+        manifest = {"version": VERSION, "step": step, "bytes": size, "sha256": digest}
+        atomic.write_text(staged / _MANIFEST, json.dumps(manifest))
+        atomic.sync_folder(staged)
+        if final.exists():  # damaged: loading it was refused
+            _remove(final)
         staged.rename(final)
         atomic.sync_folder(folder)
     except OSError as error:
         shutil.rmtree(staged, ignore_errors=True)
-        raise UserError(f"{final}: the state cannot be saved ({error.strerror}); the one before it is kept.") from None
-    for older in _states(folder):
-        if older != final:
-            shutil.rmtree(older)
+        raise NotSaved(
+            f"{final}: the state cannot be saved ({error.strerror}); what was saved before is kept."
+        ) from None
+    _prune(folder, step, kept)
     return final
 
 
-def load_newest(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any], list[str]] | None:
-    """The newest whole state as (weights, rest, warnings about damaged ones); None if there is none.
-
-    Raises UserError if there are states but all are damaged.
-    """
+def load_newest(folder: Path) -> Loaded | None:
+    """The newest whole state; None if there is none. Raises UserError if there are states but all are damaged."""
     warnings: list[str] = []
     for state in reversed(_states(folder)):
         problem = _damage(state)
         if not problem:
-            rest = torch.load(state / "rest.pt", map_location="cpu", weights_only=True)
-            return load_file(state / "weights.safetensors"), rest, warnings
+            try:
+                content = torch.load(state / _CONTENT, map_location="cpu", weights_only=True)
+                return Loaded({"weights": content["weights"], "rest": content["rest"]}, warnings)
+            except (OSError, RuntimeError, pickle.UnpicklingError, KeyError, TypeError):
+                problem = "it cannot be read"
         warnings.append(f"{state}: {problem}; the state before it is taken.")
     if warnings:
         raise UserError(f"{folder}: every saved state is damaged; start a new run.")
     return None
 
 
+def tensors(value: Any) -> Iterator[Tensor]:
+    """Every tensor in nested dictionaries and lists."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, dict):
+        for one in value.values():
+            yield from tensors(one)
+    elif isinstance(value, (list, tuple)):
+        for one in value:
+            yield from tensors(one)
+
+
+def content_bytes(content: Content) -> int:
+    return sum(tensor.nbytes for tensor in tensors(content))
+
+
 def _states(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("*") if path.name.isdigit()) if folder.is_dir() else []
+
+
+def _check_room(folder: Path, content: Content) -> None:
+    needed, free = content_bytes(content), shutil.disk_usage(folder).free
+    if needed > free:
+        raise OSError(None, f"it takes {needed / 1e6:,.0f} MB, and {free / 1e6:,.0f} MB of disk are free")
+
+
+class _Hashing:
+    """A file that is hashed while it is written. Its first error is kept until the end: torch's writer takes none."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.digest, self.size = file, hashlib.sha256(), 0
+        self.error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        view = memoryview(data)
+        if self.error is None:
+            try:
+                self.file.write(view)
+                self.digest.update(view)
+                self.size += view.nbytes
+            except OSError as error:
+                self.error = error
+        return view.nbytes
+
+    def flush(self) -> None:
+        pass  # at the end
+
+
+def _write(path: Path, content: Content) -> tuple[int, str]:
+    """The size and the hash of what is then on the disk."""
+    with open(path, "wb", buffering=0) as file:
+        hashing = _Hashing(file)
+        torch.save(content, hashing)
+        if hashing.error:
+            raise hashing.error
+        os.fsync(file.fileno())
+    return hashing.size, hashing.digest.hexdigest()
+
+
+def _read_back(path: Path) -> tuple[int, str]:
+    """Size and hash, read from the disk rather than from the system's memory of it, where that can be asked for."""
+    digest, size = hashlib.sha256(), 0
+    with open(path, "rb", buffering=0) as file:
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        while block := file.read(_BLOCK):
+            digest.update(block)
+            size += len(block)
+    return size, digest.hexdigest()
 
 
 def _damage(state: Path) -> str:
     try:
         manifest = json.loads((state / _MANIFEST).read_text(encoding="utf-8"))
-        for name, (size, digest) in manifest["files"].items():
-            path = state / name
-            if path.stat().st_size != size or _hash(path) != digest:
-                return f"{name} has been altered or cut short"
+        if manifest["version"] != VERSION:
+            return "it is of another version"
+        if (state / _CONTENT).stat().st_size != manifest["bytes"]:
+            return "it has been altered or cut short"
+        if _read_back(state / _CONTENT)[1] != manifest["sha256"]:
+            return "it has been altered or cut short"
     except (OSError, ValueError, KeyError, TypeError):
         return "it is incomplete"
     return ""
 
 
-def _hash(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+def _prune(folder: Path, step: int, kept: Kept) -> None:
+    """Removes what is not to be kept, and what lies after this step: the run has gone on from before it."""
+    states = {int(path.name): path for path in _states(folder)}
+    stay = kept([one for one in states if one <= step]) | {step}
+    for one, path in states.items():
+        if one not in stay:
+            _remove(path)
+
+
+def _remove(state: Path) -> None:
+    """Takes a state away at once, so that half a one is never left; what cannot be removed is tried again later."""
+    gone = state.with_name(f"{_REMOVED}-{state.name}")
+    try:
+        shutil.rmtree(gone, ignore_errors=True)
+        state.rename(gone)
+    except OSError:
+        return
+    shutil.rmtree(gone, ignore_errors=True)
+
+
+def _sweep(folder: Path) -> None:
+    """Removes what an engine that was killed has left half done."""
+    for path in [*folder.glob(f"{_STAGED}*"), *folder.glob(f"{_REMOVED}-*")]:
+        shutil.rmtree(path, ignore_errors=True)

@@ -1,0 +1,183 @@
+"""How the training loop reaches the world: the run's folder and the WebUI's folders. What fails there is said, and the
+training goes on wherever it can."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from dreambooth.core import settings as settings_module
+from dreambooth.core.errors import UserError
+from dreambooth.engine import imagic, outputs, trouble
+from dreambooth.engine.checkpoints.source import Source
+from dreambooth.engine.tensorboard import EventFile, curves
+from dreambooth.engine.training import preview, state_writer
+from dreambooth.engine.training.session import Session
+from dreambooth.engine.training.state_writer import Written
+from dreambooth.engine.work import Work
+
+RETRY_SECONDS = 60.0  # after a state that could not be saved
+_NAMED = 6  # pictures of a step that was left out
+
+
+class _Interrupted(Exception):
+    """A person asks for something while previews are drawn."""
+
+
+class Hooks:
+    """What the loop asks for, done."""
+
+    def __init__(self, work: Work, session: Session, source: Source) -> None:
+        self.work, self.session, self.source = work, session, source
+        self.board = EventFile(work.job.folder / "tensorboard") if work.settings.reporting.tensorboard else None
+        intervals = session.settings.intervals
+        kept = state_writer.keeping(session.budget, intervals.states_kept, intervals.states_kept_every)
+        self.states = state_writer.Writer(work.job.state, kept)
+        self.state_failed_at: float | None = None
+
+    def requests(self) -> set[str]:
+        return self.work.job.requests()
+
+    def answered(self, request: str) -> None:
+        self.work.job.clear_request(request)
+
+    def report(self, **fields: Any) -> None:
+        self.work.job.report("step", **fields)
+        if self.board:
+            try:
+                self.board.add(fields["step"], curves(fields))
+            except OSError as error:
+                self.warn(f"{self.board.path}: the curves cannot be written ({error.strerror}); they end here.")
+                self.board = None
+
+    def warn(self, text: str) -> None:
+        self.work.job.report("warning", text=text)
+
+    def cooling(self, seconds: int) -> None:
+        self.work.job.report("cooling", seconds=seconds)
+
+    def left_out(self, steps: list[int]) -> None:
+        """Says which steps had no sound loss, and which pictures were in the first of them."""
+        files = self.session.batch_files(steps[0])
+        named = ", ".join(files[:_NAMED]) + (f" and {len(files) - _NAMED} more" if len(files) > _NAMED else "")
+        which = f"step {steps[0]}" if len(steps) == 1 else f"steps {steps[0]} to {steps[-1]}"
+        self.warn(
+            f"The loss was not a number at {which}, which {'were' if len(steps) > 1 else 'was'} left out. "
+            f"The pictures of step {steps[0]}: {named}."
+        )
+
+    def preview(self, images: int, check: Callable[[], None]) -> None:
+        """Draws previews, until a person asks for something that cannot wait. `check` raises for weights that must not
+        be saved."""
+        work, paths = self.work, list[Path]()
+        while work.settings.previews.count:
+            try:
+                return self._draw(images, paths)
+            except _Interrupted:
+                if work.job.requests() & {"pause", "stop", "discard"}:
+                    return None  # what is drawn stays; the loop does what was asked
+                check()
+                self.answered("save")
+                self.save_model(images, asked=True)
+                continue
+            except OSError as error:
+                said = error.strerror or error
+                return self.warn(f"{work.job.previews}: previews cannot be written ({said}); the run goes on.")
+            except (RuntimeError, MemoryError) as error:
+                if not trouble.is_out_of_memory(error):
+                    raise
+                said = trouble.needed(error)
+            trouble.free_memory()
+            if not self._draw_smaller(said):
+                return None
+        return None
+
+    def _draw(self, images: int, paths: list[Path]) -> None:
+        work, session = self.work, self.session
+        folder, size = work.job.previews, work.size
+        with session.accelerator.autocast(), session.shown():
+            preview.make(
+                session.model,
+                work.settings,
+                folder,
+                images,
+                size,
+                fitted=imagic.text_of(session),
+                paths=paths,
+                on_step=self._look,
+            )
+        target = work.job.folder / "previews.png"
+        preview.contact_sheet(folder, work.settings, target)
+        work.job.report("preview", images=images, paths=[str(path) for path in paths], sheet=str(target))
+
+    def _look(self) -> None:
+        """Between two steps of a preview: whether something is asked that cannot wait for its end."""
+        if self.work.job.requests() & {"pause", "stop", "discard", "save"}:
+            raise _Interrupted
+
+    def _draw_smaller(self, said: str) -> bool:
+        """Has previews take less memory from now on, if they can; the training has lost nothing."""
+        step = trouble.smaller(self.work.settings, "previews")
+        if step is None or self.work.settings.memory.on_out_of_memory == "stop":
+            self.warn(f"The memory was not enough for previews: {said}. They were left out; the run goes on.")
+            return False
+        changes, name = step
+        self.work.job.change(changes)
+        self.work.settings = settings_module.parse(self.work.job.settings())
+        self.warn(f"The memory was not enough for previews: {said}. They go on with {name}.")
+        return True
+
+    def save_model(self, images: int, *, asked: bool) -> None:
+        """Writes the model as it is. Where it cannot be written, this is said and the run goes on.
+
+        What has been written on the way before the run was killed and went on is not written once more.
+        """
+        if not asked and already_written(self.work, images):
+            return
+        try:
+            save_output(self.work, self.session, self.source, images)
+        except UserError as error:
+            self.warn(f"{error} The run goes on.")
+
+    def save_state(self, *, wait: bool) -> bool:
+        """Begins to save a state, and waits until it is written if asked. Returns whether it was, as far as is known;
+        if not, it has been said and is tried again."""
+        weights, rest = self.session.state()
+        self.states.begin(self.session.step, {"weights": weights, "rest": rest}, self._state_written)
+        if wait:
+            self.states.finish(self._state_written)
+        return self.state_failed_at is None
+
+    def tend_states(self) -> bool:
+        """Tells of states that have been written. Returns whether one that failed is to be tried again."""
+        self.states.poll(self._state_written)
+        return self.state_failed_at is not None and time.monotonic() > self.state_failed_at + RETRY_SECONDS
+
+    def close(self) -> None:
+        """Waits for the state that is being written."""
+        self.states.finish(self._state_written)
+
+    def _state_written(self, written: Written) -> None:
+        if written.problem:
+            self.state_failed_at = time.monotonic()
+            self.warn(f"{written.problem} The run goes on, and it is tried again.")
+            return
+        self.state_failed_at = None
+        seconds, stalled = round(written.seconds, 3), round(written.stalled, 3)
+        self.work.job.report("state", step=written.step, path=str(written.path), seconds=seconds, stalled=stalled)
+
+
+def already_written(work: Work, images: int) -> bool:
+    """Whether this run has written the model of this moment before it was killed, and it is still there."""
+    return any(event.get("images") == images and Path(event["path"]).is_file() for event in work.job.story().saved)
+
+
+def save_output(work: Work, session: Session, source: Source, images: int) -> None:
+    """Writes the model as it is now. Raises UserError if it cannot be written."""
+    with session.shown():
+        path = outputs.save(work.folders, work.project, work.settings, session.model, source, session.trained, images)
+    imagic.keep(work.project, path, session)
+    kind = "lora" if work.settings.is_lora else "checkpoint"
+    work.job.report("saved", kind=kind, path=str(path), bytes=path.stat().st_size, images=images)

@@ -1,0 +1,57 @@
+"""Going on with a run: from the newest state, on the same checkpoint and pictures."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+from dreambooth.core import checkpoint
+from dreambooth.core.errors import UserError
+from dreambooth.core.run import Job
+from dreambooth.engine.data.pictures import Example
+from dreambooth.engine.training import state
+from dreambooth.engine.training.loop import Ending
+from dreambooth.engine.training.session import Session
+from dreambooth.engine.work import Work
+
+
+def ended_before(job: Job) -> Ending | None:
+    """How the run ended, if it was killed after its result had been written and before it could say so."""
+    for event in job.events()[0]:
+        if event["event"] == "result":
+            return event["ending"]
+    return None
+
+
+def restore(work: Work, session: Session) -> None:
+    """Goes on from the newest state, if there is one."""
+    saved = state.load_newest(work.job.state)
+    if saved is None:
+        return
+    weights, rest = saved.content["weights"], saved.content["rest"]
+    changed = {name for name, known in rest["about"].items() if session.about.get(name) != known}
+    if "source" in changed:
+        raise UserError(
+            f"{work.project.source}: the checkpoint has changed since this run began; put the former one back, or "
+            "start a new run."
+        )
+    if "pictures" in changed:
+        saved.warnings.append("The pictures or their captions have changed since the last state; these go on with it.")
+    for warning in saved.warnings:
+        work.job.report("warning", text=warning)
+    session.restore(weights, rest)
+    if session.step > session.budget.steps:
+        raise UserError(
+            f"intervals: the run has made {session.step} steps already, more than the {session.budget.steps} that it "
+            "is to have now; make it longer."
+        )
+    work.job.report("resumed", step=session.step)
+
+
+def about(work: Work, own: list[Example], priors: list[Example]) -> dict[str, str]:
+    """What the run works on, so that a change is noticed when it goes on."""
+    marks = {example.picture.path: "" for example in (*own, *priors)}
+    marks = {path: checkpoint.fingerprint(path) for path in marks}
+    seen = [[marks[one.picture.path], one.picture.prompt, one.cut.conditions] for one in (*own, *priors)]
+    pictures_mark = hashlib.sha256(json.dumps(seen).encode()).hexdigest()
+    return {"source": checkpoint.fingerprint(work.project.source), "pictures": pictures_mark}

@@ -1,0 +1,42 @@
+"""Leaving a step out on the device itself, so that nobody waits for the device to know whether the step is sound."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@contextlib.contextmanager
+def skipped_if(optimizer: Any, bad: Tensor) -> Iterator[None]:
+    """Within it a step of the optimizer is left out where `bad` (a truth on the device) says so.
+
+    PyTorch's fused optimizers know this from mixed precision (`found_inf`) and leave everything as it is. The others
+    take a step of no gradient: what they remember fades a little, and nothing that is not finite reaches them.
+    """
+    inner = getattr(optimizer, "optimizer", optimizer)  # accelerate's wrapping
+    if getattr(inner, "_step_supports_amp_scaling", False):
+        inner.grad_scale, inner.found_inf = None, bad.float()
+        try:
+            yield
+        finally:
+            del inner.grad_scale, inner.found_inf
+        return
+    for group in inner.param_groups:
+        for weight in group["params"]:
+            if weight.grad is not None:
+                weight.grad.masked_fill_(bad.to(weight.grad.device), 0)
+    yield
+
+
+@torch.no_grad()
+def all_finite(tensors: list[Tensor]) -> bool:
+    """Whether every value is a number. Waits for the device."""
+    floats = [tensor for tensor in tensors if tensor.is_floating_point() and tensor.numel()]
+    sound: dict[torch.device, list[Tensor]] = {}
+    for tensor in floats:
+        sound.setdefault(tensor.device, []).append(torch.isfinite(tensor).all())
+    return all(bool(torch.stack(some).all()) for some in sound.values())

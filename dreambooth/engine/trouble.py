@@ -1,0 +1,123 @@
+"""What is done when training fails for want of memory or runs away: which settings it goes on with from its last state.
+
+Nothing here changes what is learned but the learning rate, and that only where training has diverged.
+"""
+
+from __future__ import annotations
+
+import gc
+import re
+from typing import Any
+
+import torch
+
+from dreambooth.core.errors import UserError
+from dreambooth.core.settings import Settings
+from dreambooth.core.settings.conflicts import rate_keys
+
+TRAINING = "training"
+MOST_TURNS_BACK = 3  # after divergence, in one run
+_DRAWING = ("class pictures", "previews")
+
+Changes = dict[str, Any]
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """PyTorch has a class of its own for a GPU; on a processor it raises a RuntimeError that says so."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and bool(re.search("out of memory|can't allocate memory", str(error)))
+
+
+def needed(error: BaseException) -> str:
+    """How much was asked for, and how much there was, as far as PyTorch says."""
+    text = str(error)
+    if asked := re.search(r"[Tt]ried to allocate ([\d.]+ ?\w+)", text):
+        wanted = _spelled(asked[1])
+        if there := re.search(r"total capacity of ([\d.]+ \w+) of which ([\d.]+ \w+) is free", text):
+            return f"{wanted} more were needed, {there[2]} of {there[1]} were free"
+        return f"{wanted} more were needed"
+    return "how much more was needed is not known"
+
+
+def _spelled(amount: str) -> str:
+    value, unit = re.fullmatch(r"([\d.]+) ?(\w+)", amount).groups()  # type: ignore[union-attr]
+    return f"{float(value) / 2**20:,.1f} MiB" if unit == "bytes" else f"{value} {unit}"
+
+
+def smaller(settings: Settings, phase: str) -> tuple[Changes, str] | None:
+    """The next thing that takes less memory in this phase, with its name; None where nothing is left."""
+    if phase in _DRAWING:
+        return _smaller_drawing(settings)
+    return _smaller_training(settings) if phase == TRAINING else None
+
+
+def _smaller_drawing(settings: Settings) -> tuple[Changes, str] | None:
+    batch, decoding = settings.batching.class_batch_size, settings.memory.vae_decoding
+    if batch > 1:
+        return {"batching.class_batch_size": batch // 2}, f"{batch // 2} pictures drawn at a time"
+    if decoding != "tiled":
+        return {"memory.vae_decoding": "tiled"}, "pictures decoded in tiles"
+    return None
+
+
+def _smaller_training(settings: Settings) -> tuple[Changes, str] | None:
+    batching = settings.batching
+    if not batching.gradient_checkpointing:
+        return {"batching.gradient_checkpointing": True}, "gradient checkpointing"
+    batch, parts = batching.train_batch_size, batching.gradient_accumulation_steps
+    if batch > 1:
+        fewer = batch // 2 if batch % 2 == 0 else 1
+        changes = {
+            "batching.train_batch_size": fewer,
+            "batching.gradient_accumulation_steps": parts * (batch // fewer),
+        }
+        return changes, f"batches of {fewer}, {parts * (batch // fewer)} of them added up"
+    if settings.memory.attention != "sliced":
+        return {"memory.attention": "sliced"}, "sliced attention"
+    return None
+
+
+def out_of_memory(settings: Settings, phase: str, said: str) -> tuple[Changes, str]:
+    """What to change so that it goes on, and the sentence that says so.
+
+    Raises UserError where nothing is left to change, or the person wants the run to stop.
+    """
+    begin = f"The memory was not enough while {_doing(phase)}: {said}."
+    step = smaller(settings, phase)
+    if step is None:
+        raise UserError(
+            f"{begin} Take a smaller general.resolution, train a LoRA of a smaller rank, choose an 8-bit optimizer, or "
+            "close other programs that use the memory; what was saved before is kept."
+        )
+    changes, name = step
+    how = ", ".join(f"{key} {value}" for key, value in changes.items())
+    if settings.memory.on_out_of_memory == "stop":
+        raise UserError(f"{begin} Go on with {name}: resume the run with {how}. What was saved before is kept.")
+    return changes, f"{begin} The run goes on from its last state with {name} ({how})."
+
+
+def diverged(settings: Settings, said: str, turns_back: int) -> tuple[Changes, str]:
+    """The same for a training that has run away, `turns_back` times before."""
+    unet, text = rate_keys(settings)
+    rates = {key: getattr(settings.learning, key.split(".")[1]) for key in (unet, text)}
+    if turns_back >= MOST_TURNS_BACK:
+        raise UserError(
+            f"{said} It has gone back {turns_back} times to no avail; what was saved before is sound and kept. Look at "
+            f"the pictures that were named, lower {unet}, or set tuning.mixed_precision to no."
+        )
+    changes = {key: rate / 2 for key, rate in rates.items()}
+    return changes, f"{said} The run goes back to its last state and on from there with half the learning rate."
+
+
+def _doing(phase: str) -> str:
+    return {"loading the model": "loading the model", TRAINING: "training", "previews": "drawing previews"}.get(
+        phase, phase or "preparing the run"
+    )
+
+
+def free_memory() -> None:
+    """Gives back what the failed attempt held; nothing must refer to it any more."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

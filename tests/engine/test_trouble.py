@@ -1,0 +1,152 @@
+"""What a run does about losses that are no numbers and about too little memory, and which states it keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from dreambooth.core.errors import UserError
+from dreambooth.core.project import Project
+from dreambooth.core.run import Job
+from dreambooth.core.settings import parse
+from dreambooth.engine import hooks, trouble, worker
+from dreambooth.engine.training import loop, loss
+from tests.engine.runs import new_run, output, saved, told, train
+from tests.engine.runs import same as same_weights
+from tests.engine.runs import tiny_project as make_project
+
+EACH_STEP = {"intervals.num_train_epochs": 6, "intervals.save_state_every_steps": 1}  # a step is an epoch
+RATE = "learning.learning_rate"
+
+
+@pytest.fixture(scope="module")
+def star(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    return make_project(tmp_path_factory.mktemp("trouble"))
+
+
+def at_batches(monkeypatch: pytest.MonkeyPatch, numbers: set[int], do: Callable[[Any], Any]) -> None:
+    """Has `do` make something else of the losses of these batches, counted from 1 over all attempts."""
+    count = 0
+
+    def changed(*arguments: Any, **more: Any) -> Any:
+        nonlocal count
+        count += 1
+        losses = loss.batch_losses(*arguments, **more)
+        return do(losses) if count in numbers else losses
+
+    monkeypatch.setattr(loop, "batch_losses", changed)
+
+
+def spoilt(losses: Any) -> Any:
+    return tuple(one * float("nan") for one in losses)
+
+
+def out_of_memory(losses: Any) -> Any:
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 96.00 MiB. GPU 0 has a total capacity of ...")
+
+
+def warnings(job: Job) -> list[str]:
+    return [event["text"] for event in told(job, "warning")]
+
+
+@pytest.mark.parametrize(
+    ("kept", "there"),
+    [
+        ({}, [5]),
+        ({"intervals.states_kept": 3}, [3, 4, 5]),
+        ({"intervals.states_kept_every": 2}, [2, 4, 5]),
+    ],
+)
+def test_the_states_that_are_asked_for_stay(
+    star: Project, monkeypatch: pytest.MonkeyPatch, kept: dict[str, int], there: list[int]
+) -> None:
+    job = new_run(star, **EACH_STEP, **kept)
+    monkeypatch.setattr(worker.Hooks, "requests", lambda hooks: {"pause"} if hooks.session.step == 5 else set())
+    assert worker.run(job) == "paused"
+    assert sorted(int(path.name) for path in job.state.iterdir()) == there
+    assert [event["step"] for event in told(job, "state")] == [1, 2, 3, 4, 5, 5]  # the pause finds its state there
+
+
+def test_a_step_that_is_no_number_is_left_out(star: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    at_batches(monkeypatch, {2, 3}, spoilt)
+    job = train(star, **EACH_STEP, **{"tuning.nonfinite_steps": 3})
+    assert all(torch.isfinite(weight).all() for weight in output(job).values() if weight.is_floating_point())
+    assert told(job, "resumed") == []
+    assert len(warnings(job)) == 2  # a state is saved at each step, and each time it is looked
+    assert "at step 2" in warnings(job)[0]
+    assert "left out" in warnings(job)[0]
+    assert ".png" in warnings(job)[0]
+
+
+def test_after_so_many_the_run_goes_back_with_half_the_rate(star: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    at_batches(monkeypatch, {3, 4}, spoilt)
+    every = {"intervals.num_train_epochs": 6, "intervals.save_state_every_steps": 2}
+    job = train(star, **every, **{"tuning.nonfinite_steps": 2})
+    assert [event["step"] for event in told(job, "resumed")] == [2]
+    assert job.changes()[RATE] == parse(job.settings()).learning.learning_rate == 5e-4
+    assert "half the learning rate" in warnings(job)[-1]
+    assert told(job, "step")[-1]["step"] == 6
+
+
+def test_a_run_that_keeps_running_away_ends(star: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    at_batches(monkeypatch, set(range(2, 1000)), spoilt)
+    job = new_run(star, **EACH_STEP, **{"tuning.nonfinite_steps": 1})
+    with pytest.raises(UserError, match=f"gone back {trouble.MOST_TURNS_BACK} times.*lower {RATE}"):
+        worker.run(job)
+    assert [path.name for path in job.state.iterdir()] == ["000000001"]
+    assert saved(job) == []
+
+
+def test_with_too_little_memory_it_goes_on_with_less(star: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = train(star, **EACH_STEP)
+    at_batches(monkeypatch, {4}, out_of_memory)
+    job = train(star, **EACH_STEP)
+    assert job.changes() == {"batching.gradient_checkpointing": True}
+    assert [event["step"] for event in told(job, "resumed")] == [3]
+    assert "96.00 MiB more were needed" in warnings(job)[0]
+    assert same_weights(output(whole), output(job)), "checkpointing changes no bit"
+
+
+def test_each_retreat_takes_less_and_then_it_is_refused(star: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    at_batches(monkeypatch, set(range(2, 1000)), out_of_memory)
+    job = new_run(star, **EACH_STEP, **{"batching.train_batch_size": 4})
+    with pytest.raises(UserError, match=r"smaller general\.resolution"):
+        worker.run(job)
+    assert job.changes() == {
+        "batching.gradient_checkpointing": True,
+        "batching.train_batch_size": 1,
+        "batching.gradient_accumulation_steps": 4,
+        "memory.attention": "sliced",
+    }
+    assert len(warnings(job)) == 4
+
+
+def test_stop_changes_nothing_and_says_what_would_help(star: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    at_batches(monkeypatch, {2}, out_of_memory)
+    job = new_run(star, **EACH_STEP, **{"memory.on_out_of_memory": "stop"})
+    with pytest.raises(UserError, match=r"batching\.gradient_checkpointing True"):
+        worker.run(job)
+    assert job.changes() == {}
+    assert worker.run(job) == "done"
+
+
+def test_previews_without_memory_are_drawn_smaller_and_cost_no_training(
+    star: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make, failed = hooks.preview.make, []
+
+    def short(model: Any, settings: Any, *rest: Any, **more: Any) -> Any:
+        if settings.memory.vae_decoding != "tiled":
+            failed.append(settings.batching.class_batch_size)
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return make(model, settings, *rest, **more)
+
+    monkeypatch.setattr(hooks.preview, "make", short)
+    previews = {"previews.count": 1, "previews.steps": 1, "batching.class_batch_size": 2}
+    job = train(star, **previews)
+    assert failed == [2, 1]
+    assert [event["images"] for event in told(job, "preview")] == [0, 5]
+    assert told(job, "resumed") == []
