@@ -30,14 +30,13 @@ from typing import IO, Any, Literal
 from dreambooth.core import atomic, lock, story
 from dreambooth.core.errors import UserError
 from dreambooth.core.project import Folders, Project, names, open_project
-from dreambooth.core.settings import carried_over
+from dreambooth.core.settings import Settings, carried_over, to_json
 from dreambooth.core.story import Story
 
 Request = Literal["start", "pause", "stop", "discard", "save", "preview"]
 REQUESTS = ("discard", "save", "stop", "pause", "preview")  # the engine's, in the order in which it answers them
 DEVICE_KINDS = ("train", "class-images", "generate", "tokens", "measure")  # jobs that need the device to themselves
 Status = Literal["new", "queued", "running", "paused", "stopped", "done", "failed", "lost"]
-
 
 _DISK_FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
@@ -182,6 +181,12 @@ def read_object(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError):
         pass
     raise UserError(f"{path}: the file is damaged; start a new run.")
+
+
+def new_run(folders: Folders, project: Project, settings: Settings) -> Job:
+    """A new training run with its settings frozen; not started yet."""
+    job = {"kind": "train", "model": project.name, "models": str(folders.models)}
+    return create(project.runs, job, to_json(settings))
 
 
 def create(parent: Path, job: dict[str, Any], settings_json: str) -> Job:

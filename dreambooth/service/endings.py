@@ -12,7 +12,6 @@ from dreambooth.core.errors import Problem, UserError
 from dreambooth.core.run import Job, read_object
 
 LOG_LINES, LOG_LENGTH = 8, 2000
-_ENDINGS = ("done", "paused", "stopped", "failed", "started")
 _CRASHES = ("SIGSEGV", "SIGBUS", "SIGABRT", "SIGFPE", "SIGILL", "SIGTRAP")
 
 
@@ -23,11 +22,6 @@ def note(job: Job, process: subprocess.Popen[bytes]) -> None:
         atomic.write_text(job.folder / "exit.json", json.dumps({"pid": process.pid, "code": code}))
     except OSError:  # the folder is gone, as an errand's is, or the disk is full
         return
-
-
-def last_of(events: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """The last event that says how a job stands."""
-    return next((event for event in reversed(events) if event["event"] in _ENDINGS), None)
 
 
 def failure(job: Job, event: dict[str, Any]) -> list[Problem]:

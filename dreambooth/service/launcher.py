@@ -21,18 +21,13 @@ from dreambooth.core.hub import HubModel
 from dreambooth.core.layout import PROJECT
 from dreambooth.core.project import Folders, Project
 from dreambooth.core.run import Job
+from dreambooth.core.run import new_run as new_run
 from dreambooth.core.settings import Settings, to_json
 from dreambooth.service import endings, environment
 
 POLL_SECONDS = 0.1
 
 OnEvent = Callable[[dict[str, Any]], None]
-
-
-def new_run(folders: Folders, project: Project, settings: Settings) -> Job:
-    """A new training run with its settings frozen; not started yet."""
-    job = {"kind": "train", "model": project.name, "models": str(folders.models)}
-    return run.create(project.runs, job, to_json(settings))
 
 
 def new_errand(folders: Folders, project: Project, kind: str, settings: Settings, **fields: Any) -> Job:

@@ -19,6 +19,7 @@ from dreambooth.core.errors import UserError
 from dreambooth.core.layout import PROJECT
 from dreambooth.core.project import Folders, open_project
 from dreambooth.core.run import Job
+from dreambooth.engine.bench.watch import peak_bytes
 
 FAMILIES = ("sd1", "sdxl")
 REPEATS = 3
@@ -137,18 +138,7 @@ def main(folder: Path, work: str, family: str) -> None:
     (_make if work == "make" else WORKS[work])(folder, family)
     seconds = time.perf_counter() - started
     (folder / "out.safetensors").unlink(missing_ok=True)
-    print(json.dumps({"seconds": seconds, "peak_bytes": _peak_bytes()}))
-
-
-def _peak_bytes() -> int:
-    """The most memory that this process has held at once; mapped parts of files count too."""
-    if sys.platform == "win32":
-        import psutil
-
-        return int(psutil.Process().memory_info().peak_wset)
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    print(json.dumps({"seconds": seconds, "peak_bytes": peak_bytes()}))
 
 
 if __name__ == "__main__":

@@ -17,11 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from dreambooth.core import atomic, project, settings
-from dreambooth.core import run as runs
 from dreambooth.core.errors import UserError
 from dreambooth.core.layout import MINIATURE, PROJECT, SUBJECT_PICTURES
 from dreambooth.core.project import Folders, Project
-from dreambooth.core.run import Job
+from dreambooth.core.run import Job, new_run
 from dreambooth.engine import families
 from dreambooth.engine.bench import sweep_plot
 from dreambooth.engine.generate import load
@@ -188,8 +187,7 @@ def _project(folders: Folders) -> Project:
 def _taught(star: Project, option: Option, seed: int) -> measure.Figures:
     """One run and its pictures; with the seconds that the run took."""
     chosen = settings.parse({**star.settings(), **option.settings(seed)})
-    about = {"kind": "train", "model": star.name, "models": str(star.folder.parents[1])}
-    made = runs.create(star.runs, about, settings.to_json(chosen))
+    made = new_run(Folders(star.folder.parents[1]), star, chosen)
     began = time.monotonic()
     command = [
         sys.executable,

@@ -19,12 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from dreambooth.core import project
-from dreambooth.core import run as runs
 from dreambooth.core.errors import UserError
 from dreambooth.core.layout import MINIATURES, PROJECT, SUBJECT_PICTURES
 from dreambooth.core.project import Folders
-from dreambooth.core.run import Job
-from dreambooth.core.settings import parse, to_json
+from dreambooth.core.run import Job, new_run
+from dreambooth.core.settings import parse
 from dreambooth.engine.bench import peers
 
 PROMPT = "a photo of sks star"
@@ -157,9 +156,7 @@ class _Bench:
             }
         )
         made = project.create(self.models, f"m{self.count}", self._source(case.family))
-        work = runs.create(
-            made.runs, {"kind": "train", "model": made.name, "models": str(self.models.models)}, to_json(settings)
-        )
+        work = new_run(self.models, made, settings)
         found = self._measured("own_run", sys.executable, case, job=str(work.folder))
         shutil.rmtree(made.folder)
         return found
