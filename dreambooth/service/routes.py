@@ -225,9 +225,10 @@ class Jobs(Routes):
     def run_settings(self, name: str, number: int) -> Answer:
         return {"settings": self._run(name, number).settings()}
 
-    def resume(self, name: str, number: int) -> Answer:
+    def resume(self, name: str, number: int, body: dict[str, Any] | None = None) -> Answer:
+        """Puts a run in the queue again; `settings` that may change then are taken, others refused."""
         job = self._run(name, number)
-        runs.check_resumable(job)
+        runs.change_settings(job, schema.flatten(_object(body or {}, "settings")))
         return self._submit(job, runs.summary)
 
     def request(self, name: str, number: int, body: dict[str, Any]) -> Answer:

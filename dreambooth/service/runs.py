@@ -10,7 +10,7 @@ from dreambooth.core import checkpoint, run, settings
 from dreambooth.core.errors import UserError
 from dreambooth.core.project import Project
 from dreambooth.core.run import Job, Request
-from dreambooth.core.settings import Settings
+from dreambooth.core.settings import Settings, on_resume
 from dreambooth.service import launcher
 
 ENDED = ("done", "stopped")
@@ -82,6 +82,20 @@ def check_resumable(job: Job) -> None:
     status = job.status()
     if status in (*ENDED, "running", "queued"):
         raise UserError(f"The run {job.name} cannot be resumed: it is {status}.")
+
+
+def change_settings(job: Job, given: dict[str, Any]) -> dict[str, Any]:
+    """Has a run go on with other settings than it began with. Returns those that differ, as dotted keys.
+
+    Raises UserError, and changes nothing, for a run that cannot go on and for settings that must stay as they are.
+    """
+    check_resumable(job)
+    changed = on_resume.changes(job.settings(), given)
+    if changed and any(event["event"] == "result" for event in job.events()[0]):
+        raise UserError(f"The run {job.name} has written its result already; resume it as it is.")
+    if changed:
+        job.change(changed)
+    return changed
 
 
 def ask(job: Job, what: Request) -> dict[str, Any]:

@@ -79,12 +79,14 @@ def _parser() -> argparse.ArgumentParser:
         show: Callable[[Result], str],
         *,
         takes_settings: bool = False,
+        presets: bool = True,
     ) -> Any:
         sub = subparsers.add_parser(name, help=help, description=help, allow_abbrev=False)
         sub.add_argument("--data", metavar="DIR", help="the models folder (default: the WebUI's, or ./models)")
         sub.add_argument("--json", action="store_true", help="print the answer as JSON")
-        if takes_settings:
+        if takes_settings and presets:
             sub.add_argument("--preset", metavar="NAME", help="person, object or native; see presets")
+        if takes_settings:
             sub.add_argument(
                 "--settings", metavar="FILE", help="a JSON file of settings; flags such as --lora.rank 8 win over it"
             )
@@ -190,9 +192,15 @@ def _add_training(add: Callable[..., Any]) -> None:
     add("pause", commands.pause, "Save a run's state and end its engine.", describe.asked).add_argument(
         "run", metavar="RUN"
     )
-    add("resume", commands.resume, "Go on with a run that was paused or lost.", describe.finished).add_argument(
-        "run", metavar="RUN"
-    )
+    add(
+        "resume",
+        commands.resume,
+        "Go on with a run that was paused or lost; settings that may change then are flags, such as "
+        "--intervals.max_train_steps 3000.",
+        describe.finished,
+        takes_settings=True,
+        presets=False,
+    ).add_argument("run", metavar="RUN")
     sub = add("stop", commands.stop, "End a run and keep what it has learned.", describe.asked)
     sub.add_argument("run", metavar="RUN")
     sub.add_argument("--discard", action="store_true", help="keep nothing")

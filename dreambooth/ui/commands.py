@@ -78,7 +78,8 @@ def train(options: argparse.Namespace, terminal: Terminal) -> Result:
 
 def resume(options: argparse.Namespace, terminal: Terminal) -> Result:
     job = run.find(folders(options), options.run)
-    service_runs.check_resumable(job)
+    for key, value in service_runs.change_settings(job, given_settings(options)).items():
+        terminal.say(f"From here on: {key} {value}")
     return _work(job, environment.ensure(terminal.show), terminal)
 
 
