@@ -1,7 +1,8 @@
 """The HTTP API under /dreambooth: what the page shows and does, for scripts and for the page itself.
 
-Bodies are JSON objects; what is wrong with one is answered with status 400 and {"problems": [sentence, ...]}. Requests
-pass the WebUI's login (an extension's routes do not, by themselves), and those of other origins are refused.
+Bodies are JSON objects; what is wrong with one is answered with status 400 and {"problems": [sentence, ...], "errors":
+[{"what", "where", "do", "log"}, ...]}, the same taken apart. Requests pass the WebUI's login (an extension's routes do
+not, by themselves), and those of other origins are refused.
 Works with FastAPI 0.94 on pydantic 1.10 as with today's on pydantic 2, so it declares no models of its own.
 """
 
@@ -20,7 +21,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse
 from fastapi.routing import APIRoute
 
-from dreambooth.core.errors import UserError
+from dreambooth.core.errors import Problem, UserError
 from dreambooth.service import pictures
 from dreambooth.service.routes import Answer, Door, Jobs, Machine, Models, Route, Routes, text
 
@@ -67,41 +68,49 @@ def guarded(host: Door) -> type[APIRoute]:
                 try:
                     return await handle(request)
                 except UserError as error:
-                    return _problems(400, error.problems)
+                    return _refused(400, error)
                 except RequestValidationError as error:
-                    return _problems(400, [f"{_place(one)}: {one['msg']}." for one in error.errors()])
+                    return _refused(400, UserError(_of_pydantic(one) for one in error.errors()))
                 except (OSError, UnicodeError) as error:
-                    return _problems(400, [f"The request cannot be done: {error}."])
+                    return _refused(400, UserError(f"The request cannot be done: {error}."))
 
             return answer
 
     return Guarded
 
 
-def _problems(status: int, problems: list[str], **headers: str) -> JSONResponse:
-    return _Json({"problems": problems}, status_code=status, headers=headers)
+def _refused(status: int, error: UserError, **headers: str) -> JSONResponse:
+    return _Json(error.as_json(), status_code=status, headers=headers)
 
 
-def _place(problem: Any) -> str:
-    return ".".join(part for part in problem["loc"][1:] if isinstance(part, str)) or "body"
+def _of_pydantic(problem: Any) -> Problem:
+    place = ".".join(part for part in problem["loc"][1:] if isinstance(part, str)) or "body"
+    return Problem(f"{place}: {problem['msg']}.", place)
 
 
 def _refusal(host: Door, request: Request) -> Response | None:
     """Why a request may not pass; None if it may."""
     origin = request.headers.get("origin")
-    if (origin and origin != "null" and urlsplit(origin).netloc != request.headers.get("host")) or origin == "null":
-        return _problems(403, ["Requests from other sites are refused."])
-    if request.headers.get("sec-fetch-site") == "cross-site":
-        return _problems(403, ["Requests from other sites are refused."])
+    elsewhere = origin and (origin == "null" or _netloc(origin) != request.headers.get("host"))
+    if elsewhere or request.headers.get("sec-fetch-site") in ("cross-site", "same-site"):
+        return _refused(403, UserError("Requests from other sites are refused."))
     length = request.headers.get("content-length", "")
     if length.isdigit() and int(length) > MOST_BODY_BYTES:
-        return _problems(413, [f"The request is larger than {MOST_BODY_BYTES:,} bytes."])
+        return _refused(413, UserError(f"The request is larger than {MOST_BODY_BYTES:,} bytes."))
     token = request.headers.get("x-dreambooth-token") or request.query_params.get("token") or ""
     if secrets.compare_digest(token.encode(), host.token.encode()):
         return None
     if host.admits(request.headers, request.cookies):
         return None
-    return _problems(401, ["Log in first: the WebUI asks for a name and a password."], **{"WWW-Authenticate": "Basic"})
+    login = UserError("Log in first: the WebUI asks for a name and a password.")
+    return _refused(401, login, **{"WWW-Authenticate": "Basic"})
+
+
+def _netloc(origin: str) -> str:
+    try:
+        return urlsplit(origin).netloc
+    except ValueError:  # no address, so no page of ours
+        return ""
 
 
 class _Pictures(Routes):

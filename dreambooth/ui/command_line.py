@@ -42,9 +42,11 @@ def main(arguments: Sequence[str]) -> int:
     except UserError as error:
         terminal.end()
         if options.json:
-            print(json.dumps({"problems": error.problems}, ensure_ascii=False, indent=1))
-        for problem in error.problems:
-            print(problem, file=sys.stderr)
+            print(json.dumps(error.as_json(), ensure_ascii=False, indent=1))
+        for problem in error.errors:
+            print(problem.sentence, file=sys.stderr)
+        for log in dict.fromkeys(problem.log for problem in error.errors if problem.log):
+            print("\n".join(["The log ends with:", *(f"    {line}" for line in log.splitlines())]), file=sys.stderr)
         return REFUSED
     except KeyboardInterrupt:
         terminal.say("Interrupted.")

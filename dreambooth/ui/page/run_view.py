@@ -18,7 +18,7 @@ from dreambooth.core.run import Job
 from dreambooth.core.story import Course, Story
 from dreambooth.service import installation, runs
 from dreambooth.ui.page.curves import curve
-from dreambooth.ui.page.fragments import Event, bar, image, root, sentence_list
+from dreambooth.ui.page.fragments import Event, bar, failure_list, image, root
 
 LOG_LINES = 40
 _LOG_BYTES = 20_000
@@ -103,7 +103,7 @@ def stage(story: Story) -> Event | None:
 
 def _notes(job: Job, story: Story, status: str) -> str:
     warnings = "".join(f'<p class="db-note">{escape(text)}</p>' for text in story.warnings)
-    return sentence_list(runs.problems(job, status)) + warnings
+    return failure_list(runs.errors(job, status)) + warnings
 
 
 def _engine(state: Mapping[str, Any]) -> str:
