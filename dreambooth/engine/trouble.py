@@ -17,10 +17,7 @@ from dreambooth.core.settings.conflicts import rate_keys
 TRAINING = "training"
 MOST_TURNS_BACK = 3  # after divergence, in one run
 _DRAWING = ("class pictures", "previews")
-_TRAIN_LESS = (
-    "Take a smaller general.resolution, train a LoRA of a smaller rank, choose an "
-    "8-bit optimizer"
-)
+_TRAIN_LESS = "Take a smaller general.resolution, train a LoRA of a smaller rank, choose an 8-bit optimizer"
 _DRAW_LESS = "Draw fewer pictures at a time, or smaller ones"
 _CLOSE = "close other programs that use the memory"
 

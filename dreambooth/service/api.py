@@ -14,7 +14,7 @@ import secrets
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from fastapi import APIRouter, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -22,8 +22,9 @@ from fastapi.responses import FileResponse, JSONResponse
 from fastapi.routing import APIRoute
 
 from dreambooth.core.errors import Problem, UserError
-from dreambooth.service import pictures
-from dreambooth.service.routes import Answer, Door, Jobs, Machine, Models, Route, Routes, text
+from dreambooth.core.run import runs as runs_of
+from dreambooth.service import pictures, report
+from dreambooth.service.routes import Answer, Door, Jobs, Machine, Models, Route, Routes, numbered, text
 
 MOST_BODY_BYTES = 4_000_000
 
@@ -31,7 +32,7 @@ MOST_BODY_BYTES = 4_000_000
 def router(host: Door) -> APIRouter:
     """All routes, for the app of a WebUI or our own."""
     made = APIRouter(prefix="/dreambooth", route_class=guarded(host), tags=["dreambooth"], default_response_class=_Json)
-    for routes in (Machine(host), Models(host), _Pictures(host), Jobs(host)):
+    for routes in (Machine(host), Models(host), _Pictures(host), _Reports(host), Jobs(host)):
         for method, path, endpoint in routes.table():
             made.add_api_route(path, endpoint, methods=[method], response_model=None)
     return made
@@ -142,6 +143,18 @@ class _Pictures(Routes):
     def drawn(self, name: str, file: str, side: int = 0, changed: str = "") -> Response:
         """A picture in the model's own folder: previews, class pictures, sheets, generated ones."""
         return _picture(self.open(name).folder, file, side, changed)
+
+
+class _Reports(Routes):
+    """What tells of a run that went wrong, as one file to download."""
+
+    def table(self) -> list[Route]:
+        return [("GET", "/models/{name}/report", self.report)]
+
+    def report(self, name: str, run: int) -> Response:
+        job = numbered(runs_of(self.open(name)), run, "run")
+        headers = {"Content-Disposition": f"attachment; filename*=UTF-8''{quote(report.name(job), safe='')}"}
+        return Response(report.build(job), media_type="application/zip", headers=headers)
 
 
 def _picture(folder: Path, file: str, side: int, changed: str) -> Response:

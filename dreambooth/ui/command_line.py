@@ -95,7 +95,7 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(command=command, describe=show, takes_settings=takes_settings)
         return sub
 
-    for group in (_add_tools, _add_models, _add_training, _add_results):
+    for group in (_add_tools, _add_models, _add_training, _add_report, _add_results):
         group(add)
     return parser
 
@@ -206,6 +206,17 @@ def _add_training(add: Callable[..., Any]) -> None:
     sub = add("stop", commands.stop, "End a run and keep what it has learned.", describe.asked)
     sub.add_argument("run", metavar="RUN")
     sub.add_argument("--discard", action="store_true", help="keep nothing")
+
+
+def _add_report(add: Callable[..., Any]) -> None:
+    sub = add(
+        "report",
+        commands.report,
+        "Collect what tells of a run that went wrong in one .zip file: no pictures, no secrets.",
+        lambda result: f"Written: {result['path']}",
+    )
+    sub.add_argument("run", metavar="RUN")
+    sub.add_argument("--to", metavar="FILE", help="a new file (default: NAME-3-report.zip, here)")
 
 
 def _add_results(add: Callable[..., Any]) -> None:
