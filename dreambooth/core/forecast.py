@@ -39,6 +39,7 @@ OPTIMIZER_BYTES = {  # kept for each trained value
     "lion_8bit": 1.0,
     "paged_lion_8bit": 1.0,
     "adafactor": 0.1,  # a row and a column of each matrix; the sizes of SD 1's UNet
+    "came": 4.1,  # a mean, and two rows and columns
     "prodigy": 16.0,
     "adamw_schedule_free": 8.0,
 }
@@ -167,6 +168,8 @@ def _lora_values(layer: Tensor, lora: Lora) -> int:
     """How many values a LoRA of some kind has for a layer."""
     out, inputs = layer.shape[0], layer.values // layer.shape[0]
     plain = lora.rank * (out + inputs)
+    if lora.kind == "oft":
+        return out * max(n for n in range(1, min(lora.rank, out) + 1) if out % n == 0)
     if lora.kind == "lokr":
         pixels = inputs // layer.shape[1]
         (a, b), (c, d) = _split(out, lora.lokr_factor), _split(layer.shape[1], lora.lokr_factor)

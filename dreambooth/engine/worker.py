@@ -212,7 +212,7 @@ def _prepare(
         accelerator.prepare(optimizers.make(trained, settings)),
         Ema(trained.named(), settings.tuning.ema_decay) if settings.tuning.use_ema else None,
     )
-    session.about = resuming.about(work, own, priors)
+    session.about = resuming.about(work, length, own, priors)
     session.files = ([str(one.picture.path) for one in own], [str(one.picture.path) for one in priors])
     resuming.restore(work, session)
     return session

@@ -35,7 +35,7 @@ def test_the_trained_values_are_those_that_training_trains(layers: str, text: fl
 
 
 @pytest.mark.parametrize("rank", [2, 40])
-@pytest.mark.parametrize("kind", ["dora", "loha", "lokr"])
+@pytest.mark.parametrize("kind", ["dora", "loha", "lokr", "oft"])
 def test_the_values_of_each_kind_of_lora_are_counted(kind: str, rank: int) -> None:
     for factor in (0, 4, 5):
         chosen = {"lora.kind": kind, "lora.rank": rank, "lora.lokr_factor": factor, "lora.layers": "convolutions"}

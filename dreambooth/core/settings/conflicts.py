@@ -151,8 +151,10 @@ def _what_is_trained(settings: Settings) -> list[str]:
             f"objective.prior_loss_weight_min: {objective.prior_loss_weight_min:g} is above tuning.prior_loss_weight, "
             f"{tuning.prior_loss_weight:g}; it must not be, as the weight falls to it."
         )
-    if settings.is_lora and lora.kind in ("loha", "lokr") and lora.dropout:
+    if settings.is_lora and lora.kind in ("loha", "lokr", "oft") and lora.dropout:
         problems.append(f"lora.dropout: {lora.kind} has no input to drop; set it to 0 or choose lora or dora.")
+    if settings.is_lora and lora.kind == "oft" and lora.rank < 2:
+        problems.append("lora.rank: 1 leaves oft nothing to turn; set it to 2 or more.")
     return problems
 
 

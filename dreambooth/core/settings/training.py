@@ -134,12 +134,15 @@ class Imagic:
 
 @dataclass
 class Lora:
-    kind: Literal["lora", "dora", "loha", "lokr"] = setting(
+    kind: Literal["lora", "dora", "loha", "lokr", "oft"] = setting(
         "lora",
         "Lora Kind",
-        "The usual LoRA; DoRA, which also learns how strong inputs are; LoHa; or LoKr, whose files are the smallest.",
+        "The usual LoRA; DoRA, which also learns how strong inputs are; LoHa; LoKr, whose files are the smallest; or "
+        "OFT, which turns what the layers say, but which Forge does not read.",
     )
-    rank: int = setting(16, "Lora Rank", "Larger learns more and makes a larger file.", min=1, max=512)
+    rank: int = setting(
+        16, "Lora Rank", "Larger learns more and makes a larger file; of OFT the side of its blocks.", min=1, max=512
+    )
     alpha: float = setting(
         16.0,
         "Lora Alpha",

@@ -14,7 +14,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from dreambooth.core.settings import Settings
-from dreambooth.engine import dora
+from dreambooth.engine import dora, oft
 from dreambooth.engine.dora import ADAPTER
 from dreambooth.engine.families.model import Model
 
@@ -34,7 +34,7 @@ TEXT_ENCODER_LAYERS = r".*encoder\.layers\.\d+\.(self_attn\.(q_proj|k_proj|v_pro
 class Layer(Protocol):
     """A layer that somebody has trained."""
 
-    kind: ClassVar[str]  # lora, loha or lokr
+    kind: ClassVar[str]  # lora, loha, lokr or oft
     magnitude: Tensor | None  # of a DoRA
 
     @property
@@ -72,7 +72,7 @@ def prepare(model: Model, settings: Settings, start: Mapping[str, Mapping[str, L
             _inject_trained(module, settings, kind, start[part])
         elif settings.is_lora:
             layers = UNET_LAYERS[settings.lora.layers] if part == "unet" else TEXT_ENCODER_LAYERS
-            _inject(module, kind, _config(settings, kind, target_modules=layers))
+            _inject(module, settings, kind, layers)
         else:
             module.requires_grad_(True)
             if part != "unet" and settings.tuning.freeze_clip_normalization:
@@ -102,8 +102,24 @@ def _config(settings: Settings, kind: str, **more: Any) -> PeftConfig:
     return LoraConfig(r=chosen.rank, lora_alpha=chosen.alpha, lora_dropout=chosen.dropout, **more)
 
 
-def _inject(module: nn.Module, kind: str, config: PeftConfig) -> list[Any]:
-    """Puts adapters in. Returns peft's layers."""
+def _inject(
+    module: nn.Module, settings: Settings, kind: str, layers: str, start: Mapping[str, Layer] | None = None
+) -> None:
+    """Puts adapters on every layer whose path matches; those to go on from each with its own rank and alpha."""
+    if kind == "oft":
+        oft.inject(module, layers, settings.lora.rank, settings.lora.alpha)
+    else:
+        own = {re.escape(path): layer for path, layer in (start or {}).items()}
+        ranks = {path: layer.rank or 1 for path, layer in own.items()}
+        alphas = {path: layer.alpha for path, layer in own.items()}
+        config = _config(settings, kind, target_modules=layers, rank_pattern=ranks, alpha_pattern=alphas)
+        _inject_pefts(module, kind, config)
+    for parameter in module.parameters():
+        if parameter.requires_grad:  # what is trained is held in full precision, whatever the model around it is
+            parameter.data = parameter.data.float()
+
+
+def _inject_pefts(module: nn.Module, kind: str, config: PeftConfig) -> None:
     inject_adapter_in_model(config, module)
     layers = [layer for layer in module.modules() if isinstance(layer, BaseTunerLayer)]
     for layer in layers:
@@ -111,24 +127,12 @@ def _inject(module: nn.Module, kind: str, config: PeftConfig) -> list[Any]:
             dora.attach(layer)
         if kind == "lokr" and ADAPTER in layer.lokr_w1 and ADAPTER in layer.lokr_w2:
             layer.scaling[ADAPTER] = 1.0  # without a rank there is no alpha over rank: readers take 1
-    for parameter in module.parameters():
-        if parameter.requires_grad:  # what is trained is held in full precision, whatever the model around it is
-            parameter.data = parameter.data.float()
-    return layers
 
 
 @torch.no_grad()
 def _inject_trained(module: nn.Module, settings: Settings, kind: str, start: Mapping[str, Layer]) -> None:
-    """Layers to go on from, each with its own rank and alpha."""
-    exact = {re.escape(path): layer for path, layer in start.items()}
-    config = _config(
-        settings,
-        kind,
-        target_modules=list(start),
-        rank_pattern={path: layer.rank or 1 for path, layer in exact.items()},
-        alpha_pattern={path: layer.alpha for path, layer in exact.items()},
-    )
-    _inject(module, kind, config)
+    """Layers to go on from."""
+    _inject(module, settings, kind, "|".join(re.escape(path) for path in start), start)
     for path, layer in start.items():
         if kind in ("lora", "dora"):
             _fill_lora(module.get_submodule(path), layer)

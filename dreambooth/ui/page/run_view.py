@@ -10,6 +10,7 @@ from html import escape
 from math import isfinite
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from dreambooth.core import run
 from dreambooth.core.project import Folders, Project, open_project
@@ -18,7 +19,7 @@ from dreambooth.core.run import Job
 from dreambooth.core.story import Course, Story
 from dreambooth.service import installation, runs
 from dreambooth.ui.page.curves import curve
-from dreambooth.ui.page.fragments import Event, bar, image, root, sentence_list
+from dreambooth.ui.page.fragments import Event, bar, failure_list, image, root
 
 LOG_LINES = 40
 _LOG_BYTES = 20_000
@@ -103,7 +104,16 @@ def stage(story: Story) -> Event | None:
 
 def _notes(job: Job, story: Story, status: str) -> str:
     warnings = "".join(f'<p class="db-note">{escape(text)}</p>' for text in story.warnings)
-    return sentence_list(runs.problems(job, status)) + warnings
+    return failure_list(runs.errors(job, status)) + _report(job, status) + warnings
+
+
+def _report(job: Job, status: str) -> str:
+    """Where a run went wrong: everything that tells of it, to download and show to somebody."""
+    if status not in ("failed", "lost"):
+        return ""
+    model, _, number = job.name.rpartition("/")
+    address = f"dreambooth/models/{quote(model)}/report?run={number}"
+    return f'<p><a class="db-report" data-db-src="{escape(address)}" download>Report as a file</a></p>'
 
 
 def _engine(state: Mapping[str, Any]) -> str:
