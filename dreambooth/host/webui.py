@@ -120,8 +120,7 @@ class WebUI:
         # Pictures are drawn again only when the model is where they expect it; else the queue's next look tries again.
         fifo_lock.FIFOLock.acquire(queue)
         try:
-            model = sd_models.model_data.sd_model
-            if getattr(model, "used_config", None) is not None:  # AUTOMATIC1111's own; Forge loads when it draws
+            if (model := sd_models.model_data.sd_model) and not _memory_manager():
                 sd_models.send_model_to_device(model)
             queue.__class__ = fifo_lock.FIFOLock
         finally:
@@ -170,12 +169,17 @@ def _flag(name: str) -> Path | None:
 def _unload() -> None:
     with getattr(sd_models.model_data, "lock", contextlib.nullcontext()):
         pass  # the model that the WebUI loads at its start is there now
-    loaded = getattr(sd_models.model_data, "loaded_sd_models", None)
-    if loaded is None:  # Forge
-        sd_models.unload_model_weights()
-    for model in loaded or []:  # AUTOMATIC1111: to the main memory
-        sd_models.send_model_to_cpu(model)
+    if manager := _memory_manager():
+        manager.unload_all_models()
+    else:
+        for model in sd_models.model_data.loaded_sd_models:  # to the main memory
+            sd_models.send_model_to_cpu(model)
     devices.torch_gc()
+
+
+def _memory_manager() -> Any:
+    """Forge's and reForge's own, which loads what it needs when it draws; None in AUTOMATIC1111."""
+    return sys.modules.get("backend.memory_management") or sys.modules.get("ldm_patched.modules.model_management")
 
 
 def _basic(headers: Mapping[str, str]) -> str:

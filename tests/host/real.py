@@ -44,11 +44,13 @@ class WebUI:
             self.port = free.getsockname()[1]
         self.address = f"http://127.0.0.1:{self.port}"
         self.process: subprocess.Popen[bytes] | None = None
+        self.has_engine = True
 
     def start(self, *flags: str) -> float:
         """Returns the seconds until it answers."""
         on_processor = ["--always-cpu"] if self.is_forge else ["--use-cpu", "all", "--no-half"]
-        own = ["--data-dir", str(self.data), "--port", str(self.port)]
+        # Forge serves its own scripts only from allowed folders, and --data-dir takes its own folder off them.
+        own = ["--data-dir", str(self.data), "--port", str(self.port), "--gradio-allowed-path", str(self.folder)]
         began = time.monotonic()
         with open(self.log, "ab") as log:
             self.process = subprocess.Popen(
@@ -60,11 +62,13 @@ class WebUI:
         return time.monotonic() - began
 
     def variables(self) -> dict[str, str]:
-        """The WebUI's environment variables: nothing of this process's Python, no network, our engine."""
-        kept = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
+        """The WebUI's environment variables: nothing of this process's Python, no network, and our engine or none."""
+        kept = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", environment.VARIABLE))}
+        engine = {environment.VARIABLE: str(environment.python())}
+        no_network = {"PIP_CONFIG_FILE": os.devnull, "PIP_INDEX_URL": "http://127.0.0.1:9/simple", "PIP_RETRIES": "0"}
         return {
             **kept,
-            environment.VARIABLE: str(environment.python()),
+            **(engine if self.has_engine else no_network),
             "OMP_NUM_THREADS": "1",
             "GRADIO_ANALYTICS_ENABLED": "False",
             "HF_HUB_OFFLINE": "1",
@@ -143,6 +147,12 @@ class Visitor(Hands):
         self.page.locator("#txt2img_prompt").first.wait_for(state="visible", timeout=LONG_MS)
         self.enter("Dreambooth")
         self.see("#db_page[data-db-state]", wait_ms=LONG_MS)
+
+    def used(self) -> str:
+        """Presses the button beside the newest result. Returns the prompt that is in txt2img then, and in view."""
+        self.see("#db_run .db-use").click()
+        field = self.see("#txt2img_prompt textarea")
+        return str(field.input_value())
 
     def enter(self, tab: str) -> None:
         """Opens one of the WebUI's own tabs."""

@@ -29,6 +29,7 @@ EXTENSION = "a dream-booth of any name"
 RUNS = "/dreambooth/models/a%20star/runs"
 OURS = {"dreambooth_lend_gpu", "dreambooth_alone_minutes"}
 PROMPT = "a photo of a red star on a blue background"
+TAUGHT = "a photo of " + (SUBJECT_PICTURES / "1.txt").read_text().strip()
 SHORT = {"intervals.max_train_steps": 4, "previews.count": 0, "lora.rank": 2, "general.resolution": 64}
 
 
@@ -44,9 +45,13 @@ def webui(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     (data / "models" / "Lora").mkdir(parents=True)
     (data / "extensions").mkdir()
     made = WebUI(folder, python, data)
-    kind = "full-size" if made.is_forge else "miniature"
-    models = [str(environment.python()), "-m", "tests.host.real_models", kind, str(data / "models")]
-    subprocess.run(models, cwd=ROOT, check=True, env=environment.engine_variables())
+    if checkpoint := request.config.getoption("--webui-checkpoint"):
+        (data / "models" / "Stable-diffusion").mkdir()
+        (data / "models" / "Stable-diffusion" / Path(checkpoint).name).symlink_to(Path(checkpoint).resolve())
+    else:
+        kind = "full-size" if made.is_forge else "miniature"
+        models = [str(environment.python()), "-m", "tests.host.real_models", kind, str(data / "models")]
+        subprocess.run(models, cwd=ROOT, check=True, env=environment.engine_variables())
     yield made
     made.kill()
     shutil.rmtree(data, ignore_errors=True)
@@ -105,6 +110,29 @@ def test_installed_on_the_extensions_page(webui: WebUI, browser: Any, tmp_path: 
     assert webui.wait(lambda: webui.ask("/dreambooth/status"), 20)["engine"]["ready"]
 
 
+def test_without_a_network_the_tab_says_why_there_is_no_engine(webui: WebUI, browser: Any) -> None:
+    webui.kill()
+    webui.has_engine = False
+    took, said = webui.install_as_at_start(webui.data / "extensions" / EXTENSION)
+    assert "being set up in the background" in said and took < 5
+    webui.start()
+    failed = webui.wait(lambda: webui.ask("/dreambooth/status")["engine"]["problem"])
+    assert "pip could not be installed" in failed
+    visitor = Visitor(browser, webui.address)
+    visitor.state("unready")
+    visitor.see("#db_run .db-note", "pip could not be installed")
+    visitor.press("db_set_up")
+    webui.wait(lambda: webui.ask("/dreambooth/status")["engine"]["working"])
+    webui.wait(lambda: not webui.ask("/dreambooth/status")["engine"]["working"])
+    visitor.see("#db_run .db-note", "pip could not be installed")
+    visitor.page.close()
+    webui.kill()
+    webui.has_engine = True
+    assert webui.install_as_at_start(webui.data / "extensions" / EXTENSION)[1] == ""
+    webui.start()
+    webui.wait(lambda: webui.ask("/dreambooth/status"))
+
+
 def test_a_model_is_made_and_taught_on_the_tab(webui: WebUI, visitor: Visitor) -> None:
     visitor.tab("Model")
     visitor.write("db_new_name", NAME)
@@ -131,6 +159,12 @@ def test_the_lora_is_listed_and_used_at_once(webui: WebUI, before: dict[str, Any
     assert webui.draw(f"{PROMPT} <lora:{written.stem}:1>")[0] != before["picture"]
 
 
+def test_one_press_puts_prompt_and_lora_into_txt2img(webui: WebUI, visitor: Visitor) -> None:
+    written = Path(run_is(webui, "done")["outputs"][-1])
+    assert visitor.used() == f"{TAUGHT} <lora:{written.stem}:1>"
+    assert visitor.errors == []
+
+
 def test_the_checkpoint_is_listed_and_used_at_once(webui: WebUI, before: dict[str, Any]) -> None:
     """A whole model from a run where the model is small, from an export where it is of full size."""
     if webui.is_forge:
@@ -145,6 +179,16 @@ def test_the_checkpoint_is_listed_and_used_at_once(webui: WebUI, before: dict[st
     webui.wait(lambda: written.stem in titles(), 300)
     drawn, said = webui.draw(PROMPT, override_settings={"sd_model_checkpoint": written.stem})
     assert f"Model: {written.stem}" in said and drawn != before["picture"]
+
+
+def test_one_press_chooses_the_checkpoint(webui: WebUI, visitor: Visitor) -> None:
+    if webui.is_forge:
+        pytest.skip("no run has written a checkpoint of full size")
+    written = Path(run_is(webui, "done")["outputs"][-1])
+    assert visitor.used() == TAUGHT
+    webui.wait(lambda: written.name in webui.ask("/sdapi/v1/options")["sd_model_checkpoint"], 30)
+    assert f"Model: {written.stem}" in webui.draw(PROMPT)[1]
+    webui.ask("/sdapi/v1/options", {"sd_model_checkpoint": "miniature"})
 
 
 def test_the_webui_is_used_while_it_trains(webui: WebUI, before: dict[str, Any]) -> None:
@@ -199,7 +243,7 @@ def test_the_gpu_is_lent_and_comes_back_even_after_a_crash(webui: WebUI, before:
     webui.ask(f"{RUNS}/{number(webui)}/resume", {})
     webui.wait(lambda: len(events(webui, "started")) > 2 and run_is(webui, "running"))
     lent = webui.ask("/probe/model")
-    assert lent["moved"][-1] == ("unload_model_weights" if webui.is_forge else "send_model_to_cpu")
+    assert lent["moved"][-1] == ("unload_all_models" if webui.is_forge else "send_model_to_cpu")
     if webui.is_forge:
         assert (full["models"] > 0, lent["models"]) == (True, 0)
     with pytest.raises(Refused, match="Dreambooth has the GPU"):

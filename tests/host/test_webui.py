@@ -126,6 +126,20 @@ def test_a_model_that_does_not_come_back_is_tried_again(
         pass
 
 
+@pytest.mark.parametrize("manager", ["backend.memory_management", "ldm_patched.modules.model_management"])
+def test_forge_and_reforge_unload_by_their_own_manager_and_load_when_they_draw(
+    host: Any, webui: StandIn, monkeypatch: pytest.MonkeyPatch, manager: str
+) -> None:
+    unloaded: list[bool] = []
+    monkeypatch.setitem(sys.modules, manager, SimpleNamespace(unload_all_models=lambda: unloaded.append(True)))
+    monkeypatch.setattr(webui.module("sd_models"), "send_model_to_device", None)  # theirs does nothing
+    host.lend_gpu()
+    assert unloaded
+    host.take_gpu_back()
+    with webui.module("call_queue").queue_lock:
+        pass
+
+
 def test_forge_shows_the_refusal_and_not_an_older_error(
     host: Any, webui: StandIn, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from modules import devices, script_callbacks, sd_models
 
 moved = []
+manager = sys.modules.get("backend.memory_management") or sys.modules.get("ldm_patched.modules.model_management")
 
 
 def noting(name, call):
@@ -20,19 +21,16 @@ def noting(name, call):
 
 def models_there():
     """How many models the WebUI holds ready for drawing."""
-    if hasattr(sd_models.model_data, "loaded_sd_models"):  # AUTOMATIC1111
-        return int(sd_models.model_data.sd_model is not None)
-    from backend import memory_management
-
-    return len(memory_management.current_loaded_models)
+    return len(manager.current_loaded_models) if manager else int(sd_models.model_data.sd_model is not None)
 
 
 def pretend(_demo, app):
     webui = sys.modules["dreambooth.host.webui"]
     if not hasattr(webui, "really"):
         webui.really = webui.devices
-        for name in ("send_model_to_cpu", "send_model_to_device", "unload_model_weights"):
-            setattr(sd_models, name, noting(name, getattr(sd_models, name)))
+        where = manager or sd_models
+        for name in ("unload_all_models",) if manager else ("send_model_to_cpu", "send_model_to_device"):
+            setattr(where, name, noting(name, getattr(where, name)))
 
     def gpu(there: bool):
         pretended = SimpleNamespace(device=SimpleNamespace(type="cuda"), torch_gc=devices.torch_gc)
