@@ -10,6 +10,7 @@ import binascii
 import contextlib
 import importlib.util
 import secrets
+import sys
 import traceback
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any
 
 from modules import call_queue, devices, fifo_lock, launch_utils, paths, progress, sd_models, shared, ui_extra_networks
 
+from dreambooth.core import device
 from dreambooth.core.project import Folders
 from dreambooth.host.base import ALONE_MINUTES, PAGE_TOKEN
 
@@ -37,6 +39,9 @@ class _Refusing(fifo_lock.FIFOLock):  # type: ignore[misc]
         if not blocking:
             return False
         progress.pending_tasks.clear()  # what is refused would be counted as waiting for ever
+        forge: Any = sys.modules.get("modules_forge.main_thread")
+        if forge:
+            forge.last_exception = None  # Forge would show its last error in place of this one
         raise RuntimeError(REFUSAL)
 
     __enter__ = acquire
@@ -80,9 +85,23 @@ class WebUI:
             if page.name in ("checkpoints", "lora"):
                 page.refresh()
 
+    def start_lean(self) -> None:
+        """Where the WebUI starts while an engine has the GPU, no model is loaded beside it; the first picture loads it.
+
+        Called while the WebUI loads its extensions, before it would load its model.
+        """
+        if self._lends() and device.is_busy(self.folders()):
+            shared.cmd_opts.skip_load_model_at_start = True
+
+    def _lends(self) -> bool:
+        return devices.device.type != "cpu" and bool(shared.opts.data.get(LEND, True))
+
     def lend_gpu(self) -> None:
+        if not self._lends():
+            self.take_gpu_back()  # it was lent when the setting was changed
+            return
         queue = call_queue.queue_lock
-        if isinstance(queue, _Refusing) or devices.device.type == "cpu" or not shared.opts.data.get(LEND, True):
+        if isinstance(queue, _Refusing):
             return
         # What is asked from now on is refused; what was asked before is finished first.
         queue.__class__ = _Refusing
@@ -98,11 +117,14 @@ class WebUI:
         queue = call_queue.queue_lock
         if not isinstance(queue, _Refusing):
             return
-        queue.__class__ = fifo_lock.FIFOLock
-        model = sd_models.model_data.sd_model
-        if getattr(model, "used_config", None) is not None:  # AUTOMATIC1111's own; Forge loads when it draws
-            with queue:
+        # Pictures are drawn again only when the model is where they expect it; else the queue's next look tries again.
+        fifo_lock.FIFOLock.acquire(queue)
+        try:
+            if (model := sd_models.model_data.sd_model) and not _memory_manager():
                 sd_models.send_model_to_device(model)
+            queue.__class__ = fifo_lock.FIFOLock
+        finally:
+            queue.release()
 
     def admits(self, headers: Mapping[str, str], cookies: Mapping[str, str]) -> bool:
         """By the page's login cookie or by --api-auth's name and password; everybody where neither is asked for."""
@@ -147,12 +169,17 @@ def _flag(name: str) -> Path | None:
 def _unload() -> None:
     with getattr(sd_models.model_data, "lock", contextlib.nullcontext()):
         pass  # the model that the WebUI loads at its start is there now
-    loaded = getattr(sd_models.model_data, "loaded_sd_models", None)
-    if loaded is None:  # Forge
-        sd_models.unload_model_weights()
-    for model in loaded or []:  # AUTOMATIC1111: to the main memory
-        sd_models.send_model_to_cpu(model)
+    if manager := _memory_manager():
+        manager.unload_all_models()
+    else:
+        for model in sd_models.model_data.loaded_sd_models:  # to the main memory
+            sd_models.send_model_to_cpu(model)
     devices.torch_gc()
+
+
+def _memory_manager() -> Any:
+    """Forge's and reForge's own, which loads what it needs when it draws; None in AUTOMATIC1111."""
+    return sys.modules.get("backend.memory_management") or sys.modules.get("ldm_patched.modules.model_management")
 
 
 def _basic(headers: Mapping[str, str]) -> str:
