@@ -57,6 +57,30 @@ def test_the_text_encoder_learns_only_when_asked(star: Project) -> None:
     assert changed(train(star, **{"tuning.text_encoder_ratio": 1.0})) == {"model", "cond_stage_model"}
 
 
+def test_the_text_encoder_stops_at_a_step(star: Project) -> None:
+    """The same weights as with the share of the run that the step is, whatever the share says."""
+    length = {"intervals.max_train_steps": 4, "general.method": "full"}
+    stopped = load_file(saved(train(star, **length, **{"tuning.text_encoder_steps": 2}))[-1])
+    ratios = (load_file(saved(train(star, **length, **{"tuning.text_encoder_ratio": r}))[-1]) for r in (0.5, 0.75))
+    same = [all(torch.equal(stopped[name], other[name]) for name in stopped) for other in ratios]
+    assert same == [True, False]
+
+
+@pytest.mark.parametrize("layers", ["all", "attention", "cross_attention"])
+def test_only_the_layers_that_are_unfrozen_change(star: Project, layers: str) -> None:
+    after, before = load_file(saved(train(star, **{"tuning.unet_layers": layers}))[-1]), load_file(MINIATURE)
+    moved = {name for name in before if not torch.equal(before[name].float(), after[name].float())}
+    kinds = {"attn1" in name or ("other" if "attn2" not in name else "attn2") for name in moved}
+    assert (
+        kinds == {"all": {True, "attn2", "other"}, "attention": {True, "attn2"}, "cross_attention": {"attn2"}}[layers]
+    )
+    widths = [before[name].shape for name in moved if name.endswith("attn2.to_k.weight")]
+    assert widths and all(
+        shape[1] == before["cond_stage_model.transformer.text_model.final_layer_norm.weight"].shape[0]
+        for shape in widths
+    )
+
+
 def test_each_part_has_its_own_learning_rate(star: Project) -> None:
     rates = {"tuning.text_encoder_ratio": 1.0, "optimizer.weight_decay": 0.0}
     assert changed(train(star, **rates, **{"learning.learning_rate": 0.0})) == {"cond_stage_model"}

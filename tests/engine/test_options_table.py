@@ -82,6 +82,8 @@ PROOFS = {
     "optimizer.epsilon": "engine/test_optimizers.py::test_betas_and_epsilon_reach_every_optimizer_that_has_them",
     "tuning.train_unet": "engine/test_objective_runs.py::test_train_unet_off_leaves_the_unet_of_the_file_alone",
     "tuning.text_encoder_ratio": "engine/test_options.py::test_the_text_encoder_learns_only_when_asked",
+    "tuning.text_encoder_steps": "engine/test_options.py::test_the_text_encoder_stops_at_a_step",
+    "tuning.unet_layers": "engine/test_options.py::test_only_the_layers_that_are_unfrozen_change",
     "tuning.freeze_clip_normalization": "engine/test_adapters.py::test_freezing_clip_normalization_freezes_those_layers_and_no_others",
     "tuning.max_token_length": "engine/test_long_prompts.py::test_what_comes_late_in_a_prompt_counts_only_where_it_is_read",
     "tuning.clip_skip": "engine/test_long_prompts.py::test_clip_skip_reads_an_earlier_block_with_the_last_normalization",
