@@ -13,14 +13,14 @@ from tests.conftest import ROOT
 
 PROOFS = {
     "general.method": "engine/test_training.py::test_full_fine_tuning_learns_the_subject",
-    "general.resolution": "ui/test_command_line.py::test_check_shows_the_plan",
+    "general.resolution": "engine/test_options.py::test_pictures_are_cut_to_the_resolution",
     "general.seed": "engine/test_resume.py::test_pausing_at_any_step_changes_no_bit",
-    "concepts.N.instance_data_dir": "core/test_captions.py::test_documented_captions",
-    "concepts.N.instance_prompt": "core/test_captions.py::test_documented_captions",
+    "concepts.N.instance_data_dir": "engine/test_options.py::test_the_pictures_are_those_of_the_folder",
+    "concepts.N.instance_prompt": "engine/test_options.py::test_the_prompt_is_what_the_pictures_are_learned_under",
     "concepts.N.class_prompt": "engine/test_class_pictures.py::test_what_is_drawn_depends_on_the_prompt_and_the_seed_alone",
     "concepts.N.instance_token": "core/test_captions.py::test_documented_tokens",
     "concepts.N.class_token": "core/test_captions.py::test_documented_tokens",
-    "concepts.N.repeats": "engine/test_order.py::test_an_epoch_sees_a_picture_as_often_as_it_repeats",
+    "concepts.N.repeats": "engine/test_options.py::test_repeats_make_an_epoch_longer",
     "concepts.N.class_mode": "engine/test_class_pictures.py::test_a_folder_as_it_is",
     "concepts.N.class_data_dir": "engine/test_class_pictures.py::test_a_folder_of_ones_own_is_filled_up",
     "concepts.N.num_class_images_per": "core/test_presets.py::test_steps_and_class_pictures",
