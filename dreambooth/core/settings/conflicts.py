@@ -155,6 +155,10 @@ def _what_is_trained(settings: Settings) -> list[str]:
         problems.append(f"lora.dropout: {lora.kind} has no input to drop; set it to 0 or choose lora or dora.")
     if settings.is_lora and lora.kind == "oft" and lora.rank < 2:
         problems.append("lora.rank: 1 leaves oft nothing to turn; set it to 2 or more.")
+    if settings.memory.attention == "flash" and not tuning.pad_tokens:
+        problems.append(
+            "tuning.pad_tokens: flash attention cannot leave padding out; turn it on or set memory.attention to sdpa."
+        )
     return problems
 
 

@@ -82,10 +82,11 @@ class Tuning:
 
 @dataclass
 class Memory:
-    attention: Literal["sdpa", "sliced", "xformers"] = setting(
+    attention: Literal["sdpa", "flash", "sliced", "xformers"] = setting(
         "sdpa",
         "Memory Attention",
-        "sdpa is the quickest on nearly every device, sliced takes the least memory, xformers needs that package.",
+        "sdpa takes the quickest kernel for each layer on nearly every device; flash that one alone; sliced takes the "
+        "least memory; xformers needs that package.",
         advanced=True,
     )
     bf16_weights: bool = setting(
