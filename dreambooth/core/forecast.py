@@ -24,7 +24,7 @@ from dreambooth.core.budget import Budget
 from dreambooth.core.checkpoint import UNET, VAE
 from dreambooth.core.model_file import Header, Tensor
 from dreambooth.core.settings import Settings
-from dreambooth.core.settings.training import Lora
+from dreambooth.core.settings.training import UNET_LAYERS, Lora
 
 KEPT = 2.2  # values kept for backward, for each value that a layer puts out
 KEPT_CHECKPOINTED = 0.3  # of those
@@ -156,9 +156,10 @@ def outputs(header: Header) -> float:
 def _trained(header: Header, settings: Settings) -> int:
     """How many values are trained."""
     unet = _part(header, _UNET_PREFIXES) if settings.tuning.train_unet else {}
-    text = _part(header, _TEXT_PREFIXES) if settings.tuning.text_encoder_ratio > 0 else {}
+    text = _part(header, _TEXT_PREFIXES) if settings.tuning.text_encoder_learns else {}
     if not settings.is_lora:
-        return sum(t.values for t in (*unet.values(), *text.values()))
+        learning = [t for name, t in unet.items() if re.search(UNET_LAYERS[settings.tuning.unet_layers], name)]
+        return sum(t.values for t in (*learning, *text.values()))
     layers = [t for name, t in unet.items() if re.search(rf"({_LORA_LAYERS[settings.lora.layers]})\.weight$", name)]
     layers += [t for name, t in text.items() if re.search(_TEXT_LAYERS, name)]
     return sum(_lora_values(t, settings.lora) for t in layers if len(t.shape) > 1)
@@ -189,7 +190,7 @@ def _split(side: int, factor: int) -> tuple[int, int]:
 def _untrained(header: Header, settings: Settings) -> list[Tensor]:
     """The tensors that full fine-tuning leaves as they are in the file."""
     trained: tuple[str, ...] = _UNET_PREFIXES if settings.tuning.train_unet else ()
-    trained += _TEXT_PREFIXES if settings.tuning.text_encoder_ratio > 0 else ()
+    trained += _TEXT_PREFIXES if settings.tuning.text_encoder_learns else ()
     return [tensor for name, tensor in header.tensors.items() if not name.startswith(trained)]
 
 

@@ -45,6 +45,14 @@ def test_the_values_of_each_kind_of_lora_are_counted(kind: str, rank: int) -> No
         assert forecast.state_bytes(HEADER, settings) == 12 * count
 
 
+@pytest.mark.parametrize("layers", ["attention", "cross_attention"])
+def test_layers_that_rest_are_not_counted(layers: str) -> None:
+    settings = parse({"general.method": "full", "tuning.unet_layers": layers})
+    trained = adapters.prepare(families.load_file(MINIATURE), settings)
+    count = sum(parameter.numel() for parameter in trained.named().values())
+    assert forecast.state_bytes(HEADER, settings) == 12 * count
+
+
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_the_text_encoder_alone_is_counted_alone(method: str) -> None:
     settings = parse({"general.method": method, "tuning.text_encoder_ratio": 1.0, "tuning.train_unet": False})

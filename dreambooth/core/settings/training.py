@@ -7,6 +7,9 @@ from typing import Literal
 
 from dreambooth.core.schema import setting
 
+# What full fine-tuning trains of the UNet: the names that are in both layouts of a model.
+UNET_LAYERS = {"all": "", "attention": r"\.attn[12]\.", "cross_attention": r"\.attn2\."}
+
 
 @dataclass
 class Tuning:
@@ -19,6 +22,21 @@ class Tuning:
         "The share of the run that trains the text encoder too; 0 leaves it alone, which is quicker and drifts less.",
         min=0,
         max=1,
+    )
+    text_encoder_steps: int = setting(
+        0,
+        "Stop Text Encoder at Step",
+        "The text encoder is trained until this step, in place of a share of the run; 0 goes by the share.",
+        min=0,
+        max=10_000_000,
+        advanced=True,
+    )
+    unet_layers: Literal["all", "attention", "cross_attention"] = setting(
+        "all",
+        "Unfreeze Layers of the UNET",
+        "What full fine-tuning trains: everything; the attention layers, a tenth of SD 1.5 and a third of SDXL; or "
+        "those alone that read the prompt, a twentieth and a fifth.",
+        advanced=True,
     )
     freeze_clip_normalization: bool = setting(
         False,
@@ -78,6 +96,10 @@ class Tuning:
         max=1000,
         advanced=True,
     )
+
+    @property
+    def text_encoder_learns(self) -> bool:
+        return self.text_encoder_ratio > 0 or self.text_encoder_steps > 0
 
 
 @dataclass

@@ -14,6 +14,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from dreambooth.core.settings import Settings
+from dreambooth.core.settings.training import UNET_LAYERS
 from dreambooth.engine import dora, oft
 from dreambooth.engine.dora import ADAPTER
 from dreambooth.engine.families.model import Model
@@ -23,7 +24,7 @@ _ATTENTION = r"transformer_blocks\.\d+\.attn[12]\.(to_q|to_k|to_v|to_out\.0)"
 _TRANSFORMER = rf"{_ATTENTION}|transformer_blocks\.\d+\.ff\.net\.(0\.proj|2)|proj_in|proj_out"
 # And what LoCon adds: everything else inside the residual blocks and between them.
 _CONVOLUTIONS = r"resnets\.\d+\.(conv1|conv2|conv_shortcut|time_emb_proj)|(down|up)samplers\.0\.conv"
-UNET_LAYERS = {
+LORA_LAYERS = {
     "attention": rf".*\.attentions\.\d+\.({_ATTENTION})",
     "transformer": rf".*\.attentions\.\d+\.({_TRANSFORMER})",
     "convolutions": rf".*\.(attentions\.\d+\.({_TRANSFORMER})|{_CONVOLUTIONS})",
@@ -62,7 +63,7 @@ def prepare(model: Model, settings: Settings, start: Mapping[str, Mapping[str, L
 
     `start` holds layers to go on from, by part and path; the LoRA then has just these layers, each with its own rank.
     """
-    with_text = settings.tuning.text_encoder_ratio > 0
+    with_text = settings.tuning.text_encoder_learns
     kind = _kind(start) if start else settings.lora.kind
     torch.manual_seed(settings.general.seed)  # the LoRA's first layers start at random
     learning: dict[str, nn.Module] = {"unet": model.unet} if settings.tuning.train_unet else {}
@@ -71,13 +72,18 @@ def prepare(model: Model, settings: Settings, start: Mapping[str, Mapping[str, L
         if settings.is_lora and start and part in start:
             _inject_trained(module, settings, kind, start[part])
         elif settings.is_lora:
-            layers = UNET_LAYERS[settings.lora.layers] if part == "unet" else TEXT_ENCODER_LAYERS
+            layers = LORA_LAYERS[settings.lora.layers] if part == "unet" else TEXT_ENCODER_LAYERS
             _inject(module, settings, kind, layers)
         else:
-            module.requires_grad_(True)
+            _unfreeze(module, UNET_LAYERS[settings.tuning.unet_layers] if part == "unet" else "")
             if part != "unet" and settings.tuning.freeze_clip_normalization:
                 _freeze_normalization(module)
     return Trained({part: _trainable(module) for part, module in learning.items()})
+
+
+def _unfreeze(module: nn.Module, layers: str) -> None:
+    for name, parameter in module.named_parameters():
+        parameter.requires_grad_(re.search(layers, name) is not None)
 
 
 def _freeze_normalization(module: nn.Module) -> None:
