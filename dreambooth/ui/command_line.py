@@ -123,11 +123,16 @@ def _add_tools(add: Callable[..., Any]) -> None:
         choices=commands.BENCHES,
         default="training",
         help="training: steps, memory, time to the first step (the default); files: creating, loading and exporting; "
-        "sweep: what each option does to likeness, prompt following and the class (an hour; goes on where it was)",
+        "sweep: what each option does to likeness, prompt following and the class (an hour; goes on where it was); "
+        "memory: the table that the planner reads, counted on full-size models without a card (half an hour)",
     )
     sub.add_argument("--large", action="store_true", help="training: full-size models with random weights, on a GPU")
     sub.add_argument("--peer", metavar="DIR", help="training: a checkout of diffusers, whose scripts run side by side")
-    sub.add_argument("--out", metavar="DIR", help="a new folder to work in, removed at the end; the sweep's is kept")
+    sub.add_argument(
+        "--out",
+        metavar="DIR",
+        help="a new folder to work in, removed at the end; the sweep's is kept, memory's is its file",
+    )
 
 
 def _add_models(add: Callable[..., Any]) -> None:
@@ -164,6 +169,15 @@ def _add_models(add: Callable[..., Any]) -> None:
     )
     sub.add_argument("name", metavar="NAME")
     sub.add_argument("file", metavar="FILE|DIR", help="concepts_list.json, db_config.json, a dataset .toml, a folder")
+    sub = add(
+        "performance",
+        preparing.performance,
+        "Say which settings fit a card, and why; without a model, for every family and card.",
+        describe.performance,
+        takes_settings=True,
+    )
+    sub.add_argument("name", metavar="NAME", nargs="?", help="a model; its own settings are taken")
+    sub.add_argument("--card", metavar="8GB", help="the card's memory (default: this machine's)")
     sub = add("tokens", preparing.tokens, "Say what the words of a prompt are to a model.", describe.tokens)
     sub.add_argument("name", metavar="NAME")
     sub.add_argument("prompt", metavar="PROMPT", help="such as 'sks dog'")
