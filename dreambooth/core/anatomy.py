@@ -13,7 +13,7 @@ from typing import Any
 from dreambooth.core.checkpoint import UNET, VAE
 from dreambooth.core.model_file import Header, Tensor
 from dreambooth.core.settings import Settings
-from dreambooth.core.settings.training import Lora
+from dreambooth.core.settings.training import UNET_LAYERS, Lora
 
 _UNET_PREFIXES, _VAE_PREFIXES = (UNET, "unet/"), (VAE, "vae/")
 _TEXT_PREFIXES = ("cond_stage_model.", "conditioner.", "text_encoder")
@@ -36,30 +36,23 @@ Layer = tuple[int, int, int, int]  # rows, columns, pixels of the kernel, how ma
 
 @dataclass(frozen=True)
 class Anatomy:
-    """How many values each part has and its UNet's layers put out for each latent pixel, and the layers that a LoRA is
-    put into: {where: layers}."""
+    """How many values each part has and its UNet's layers put out for each latent pixel, those of the UNet's layers
+    that can be trained alone, and the layers that a LoRA is put into: {where: layers}."""
 
     unet: int
     text: int
     vae: int
     outputs: float
+    alone: Mapping[str, int]
     layers: Mapping[str, list[Layer]]
 
     def trained(self, settings: Settings) -> int:
         """How many values are trained."""
-        unet, text = settings.tuning.train_unet, settings.tuning.text_encoder_ratio > 0
+        unet, text = settings.tuning.train_unet, settings.tuning.text_encoder_learns
         if not settings.is_lora:
-            return self.unet * unet + self.text * text
+            return self.alone.get(settings.tuning.unet_layers, self.unet) * unet + self.text * text
         some = self.layers[settings.lora.layers] if unet else []
         return sum(_lora_values(layer, settings.lora) for layer in [*some, *(self.layers[_TEXT] if text else [])])
-
-    def trained_text(self, settings: Settings) -> int:
-        """How many of them are the text encoders'."""
-        if settings.tuning.text_encoder_ratio == 0:
-            return 0
-        if not settings.is_lora:
-            return self.text
-        return sum(_lora_values(layer, settings.lora) for layer in self.layers[_TEXT])
 
 
 def of(header: Header) -> Anatomy:
@@ -68,7 +61,12 @@ def of(header: Header) -> Anatomy:
     layers = {name: _grouped(_lora_layers(unet, pattern)) for name, pattern in LORA_LAYERS.items()}
     layers[_TEXT] = _grouped([shape for name, t in text.items() for shape in _text_layers(name, t)])
     vae = _part(header, _VAE_PREFIXES)
-    return Anatomy(_values(unet), _values(text), _values(vae), outputs(header), layers)
+    alone = {
+        name: sum(t.values for key, t in unet.items() if re.search(pattern, key))
+        for name, pattern in UNET_LAYERS.items()
+        if pattern
+    }
+    return Anatomy(_values(unet), _values(text), _values(vae), outputs(header), alone, layers)
 
 
 def of_shapes(shapes: Mapping[str, Mapping[str, tuple[int, ...]]]) -> Anatomy:
@@ -85,13 +83,14 @@ def as_json(anatomy: Anatomy) -> dict[str, Any]:
     return {
         "values": {"unet": anatomy.unet, "text": anatomy.text, "vae": anatomy.vae},
         "outputs": anatomy.outputs,
+        "alone": anatomy.alone,
         "layers": anatomy.layers,
     }
 
 
 def from_json(kept: Mapping[str, Any]) -> Anatomy:
     values = kept["values"]
-    return Anatomy(values["unet"], values["text"], values["vae"], kept["outputs"], kept["layers"])
+    return Anatomy(values["unet"], values["text"], values["vae"], kept["outputs"], kept["alone"], kept["layers"])
 
 
 def outputs(header: Header) -> float:
@@ -104,7 +103,7 @@ def outputs(header: Header) -> float:
 def untrained(header: Header, settings: Settings) -> list[Tensor]:
     """The tensors that full fine-tuning leaves as they are in the file."""
     trained: tuple[str, ...] = _UNET_PREFIXES if settings.tuning.train_unet else ()
-    trained += _TEXT_PREFIXES if settings.tuning.text_encoder_ratio > 0 else ()
+    trained += _TEXT_PREFIXES if settings.tuning.text_encoder_learns else ()
     return [tensor for name, tensor in header.tensors.items() if not name.startswith(trained)]
 
 
@@ -133,6 +132,8 @@ def _lora_values(layer: Layer, lora: Lora) -> int:
     """How many values a LoRA of some kind has for layers of a shape."""
     out, columns, pixels, count = layer
     plain = lora.rank * (out + columns * pixels)
+    if lora.kind == "oft":
+        return count * out * max(n for n in range(1, min(lora.rank, out) + 1) if out % n == 0)
     if lora.kind == "lokr":
         (a, b), (c, d) = _split(out, lora.lokr_factor), _split(columns, lora.lokr_factor)
         second = b * d * pixels if lora.rank >= max(b, d) / 2 else lora.rank * (b + d * pixels)

@@ -35,6 +35,7 @@ OPTIMIZER_BYTES = {  # kept for each trained value
     "lion_8bit": 1.0,
     "paged_lion_8bit": 1.0,
     "adafactor": 0.1,  # a row and a column of each matrix; the sizes of SD 1's UNet
+    "came": 4.1,  # a mean, and two rows and columns
     "prodigy": 16.0,
     "adamw_schedule_free": 8.0,
 }
@@ -115,7 +116,7 @@ def _on_device(settings: Settings, model: Anatomy) -> int:
     """The weights of the model that stay on the card: the UNet's, and those of text encoders that learn."""
     half = 2 if settings.tuning.mixed_precision != "no" else 4
     own = half if settings.is_lora else _own_bytes(settings)
-    return (model.unet + (model.text if settings.tuning.text_encoder_ratio > 0 else 0)) * own
+    return (model.unet + (model.text if settings.tuning.text_encoder_learns else 0)) * own
 
 
 def _step_peak(settings: Settings, model: Anatomy, family: str, area: int, gradients: int) -> int:
@@ -167,7 +168,7 @@ def _peak(row: Mapping[str, Any], batch: int, pixels: int, rank: int) -> float:
 
 def _text_bytes(settings: Settings, family: str, batch: int) -> float:
     """What the text encoders hold while they learn."""
-    if settings.tuning.text_encoder_ratio == 0:
+    if not settings.tuning.text_encoder_learns:
         return 0.0
     method = "lora" if settings.is_lora else "full"
     end = "checkpointed" if settings.batching.gradient_checkpointing else "whole"

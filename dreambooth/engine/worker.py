@@ -134,9 +134,10 @@ def check_abilities(work: Work) -> None:
     if reason := sampling_choice.problem(settings.previews.scheduler, zero_terminal_snr=about["zero_terminal_snr"]):
         raise UserError(f"previews.scheduler: {reason}.")
     precision.set_deterministic(settings.tuning.deterministic)
-    device = precision.of(settings).device
+    accelerator = precision.of(settings)
+    device = accelerator.device
     optimizers.check(settings, device)
-    attention.check(settings.memory.attention, device)
+    attention.check(settings.memory.attention, device, precision.compute_dtype(accelerator))
 
 
 def load(work: Work, source: Source) -> tuple[Model, Any]:
@@ -145,7 +146,7 @@ def load(work: Work, source: Source) -> tuple[Model, Any]:
     model = families.load(source, precision.weights_dtype(accelerator, work.settings))
     attention.use(model.unet, work.settings.memory.attention)
     model.read_prompts(tuning.max_token_length, tuning.clip_skip, tuning.pad_tokens)
-    learning = tuning.text_encoder_ratio > 0
+    learning = tuning.text_encoder_learns
     model.to(accelerator.device, aside=["vae", *([] if learning else model.text_encoders)])
     return model, accelerator
 
@@ -216,7 +217,7 @@ def _prepare(
         accelerator.prepare(optimizers.make(trained, settings)),
         Ema(trained.named(), settings.tuning.ema_decay) if settings.tuning.use_ema else None,
     )
-    session.about = resuming.about(work, own, priors)
+    session.about = resuming.about(work, length, own, priors)
     session.files = ([str(one.picture.path) for one in own], [str(one.picture.path) for one in priors])
     resuming.restore(work, session)
     return session

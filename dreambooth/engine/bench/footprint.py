@@ -108,7 +108,7 @@ def steps(family: str) -> Iterator[Step]:
             for layers in ("attention", "convolutions"):
                 yield Step(family, "lora", layers, "mixed", checkpointed)
             yield Step(family, "lora", "transformer", "no", checkpointed)
-            for kind in ("dora", "loha", "lokr"):
+            for kind in ("dora", "loha", "lokr", "oft"):
                 yield Step(family, kind, "transformer", "mixed", checkpointed)
 
 

@@ -62,7 +62,7 @@ def _take_steps(
 ) -> Ending | None:
     """Returns how the run ends if somebody asks for its end."""
     budget = session.budget
-    text_images = session.settings.tuning.text_encoder_ratio * budget.images
+    text_images = schedules.text_encoder_images(session.settings, budget)
     while session.step < budget.steps:
         if ending := _serve_requests(session, hooks, pulse):
             return ending
