@@ -140,6 +140,34 @@ def test_forge_and_reforge_unload_by_their_own_manager_and_load_when_they_draw(
         pass
 
 
+def test_sdnext_has_another_lock_other_names_and_folders_in_its_settings(
+    webui: StandIn, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    models, unloaded = webui.module("sd_models"), []
+    monkeypatch.setitem(sys.modules, "modules.launch_utils", None)
+    monkeypatch.setitem(sys.modules, "installer", SimpleNamespace(get_version=lambda: {"updated": "2026-07-23"}))
+    program = SimpleNamespace(queue_lock=threading.Lock())
+    monkeypatch.setitem(sys.modules, "webui", program)
+    webui.module("call_queue").queue_lock = program.queue_lock
+    monkeypatch.setattr(models, "model_data", SimpleNamespace(sd_model=models.model))
+    monkeypatch.setattr(models, "unload_model_weights", lambda: unloaded.append(True), raising=False)
+    webui.module("shared").opts.data["lora_dir"] = str(tmp_path / "theirs")
+    webui.module("shared").cmd_opts.auth = "anna:1"
+    host = webui.load_script().HOST
+    assert (host.name, host.version) == ("SD.Next", "2026-07-23")
+    assert host.folders().loras == tmp_path / "theirs"
+    assert host.admits(_basic("anna:1"), {}) and not host.admits({}, {})
+    for _ in range(2):
+        host.lend_gpu()
+        assert unloaded
+        with pytest.raises(RuntimeError, match="Dreambooth has the GPU"), program.queue_lock:
+            pass
+        host.take_gpu_back()
+        with program.queue_lock:
+            assert program.queue_lock.locked() and not program.queue_lock.acquire(False)
+    assert webui.module("call_queue").queue_lock is program.queue_lock
+
+
 def test_forge_shows_the_refusal_and_not_an_older_error(
     host: Any, webui: StandIn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
