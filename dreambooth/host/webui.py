@@ -1,4 +1,5 @@
-"""The WebUI around us, AUTOMATIC1111's, Forge, reForge or SD.Next: the only file that imports its `modules`.
+"""The WebUI around us, AUTOMATIC1111's, Forge, reForge or SD.Next. Besides `describing.py` no other file imports its
+`modules`.
 
 Where they differ the difference is one line here, and says so.
 """
@@ -21,6 +22,7 @@ from modules import call_queue, devices, paths, progress, sd_models, shared, ui_
 
 from dreambooth.core import device
 from dreambooth.core.project import Folders
+from dreambooth.host import describing
 from dreambooth.host.base import ALONE_MINUTES, PAGE_TOKEN
 
 SECTION = ("dreambooth", "Dreambooth")
@@ -107,6 +109,13 @@ class WebUI:
 
     def checkpoints(self) -> list[tuple[str, Path]]:
         return [(info.title, Path(info.filename)) for info in list(sd_models.checkpoints_list.values())]
+
+    @property
+    def captioners(self) -> tuple[str, ...]:
+        return describing.captioners()
+
+    def describe(self, picture: Path, captioner: str) -> str:
+        return describing.describe(picture, captioner)
 
     def refresh(self) -> None:
         for page in ui_extra_networks.extra_pages:

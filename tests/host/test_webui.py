@@ -5,13 +5,16 @@ from __future__ import annotations
 import base64
 import sys
 import threading
+from importlib.machinery import ModuleSpec
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from dreambooth.core import lock
+from dreambooth.core.errors import UserError
 from tests.host.conftest import StandIn
 
 
@@ -192,6 +195,39 @@ def test_a_webui_that_starts_beside_an_engine_loads_no_model(webui: StandIn, tmp
 
 def _basic(text: str) -> dict[str, str]:
     return {"authorization": "Basic " + base64.b64encode(text.encode()).decode()}
+
+
+def test_pictures_are_described_by_the_webuis_models_in_its_queue(
+    host: Any, webui: StandIn, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    picture, queue, held = tmp_path / "a.png", webui.module("call_queue").queue_lock, []
+    Image.new("RGB", (8, 8)).save(picture)
+    assert host.captioners == (), "this WebUI has neither"
+    with pytest.raises(UserError, match=r"no 'BLIP' .*it has: none"):
+        host.describe(picture, "BLIP")
+
+    def say(image: Any) -> str:
+        held.append(not queue.acquire(False))
+        return f" a picture of {image.width} pixels\n"
+
+    blip = SimpleNamespace(load=lambda: None, unload=lambda: held.append("unloaded"), generate_caption=say)
+    monkeypatch.setattr(webui.module("shared"), "interrogator", blip, raising=False)
+    deepbooru = ModuleType("modules.deepbooru")
+    deepbooru.__spec__ = ModuleSpec("modules.deepbooru", None)
+    deepbooru.model = SimpleNamespace(tag=say)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "modules.deepbooru", deepbooru)
+    monkeypatch.setattr(sys.modules["modules"], "deepbooru", deepbooru, raising=False)
+    assert host.captioners == ("BLIP", "DeepDanbooru")
+    for captioner in host.captioners:
+        assert host.describe(picture, captioner) == "a picture of 8 pixels"
+    assert held == [True, "unloaded", True]
+    host.lend_gpu()
+    with pytest.raises(UserError, match=r"BLIP cannot describe a\.png: Dreambooth has the GPU"):
+        host.describe(picture, "BLIP")
+    host.take_gpu_back()
+    picture.write_bytes(b"no picture")
+    with pytest.raises(UserError, match="cannot be read"):
+        host.describe(picture, "BLIP")
 
 
 def test_who_is_admitted(host: Any, webui: StandIn) -> None:
