@@ -33,7 +33,11 @@ def describe(picture: Path, captioner: str) -> str:
     try:
         with call_queue.queue_lock:
             return str(_blip(image) if captioner == "BLIP" else _deepdanbooru(image)).strip()
-    except Exception as error:  # noqa: BLE001  (a download that failed, weights that do not load, too little memory)
+    except IndexError:  # the WebUI takes the first of the files it found, and says nothing of a download that failed
+        raise UserError(
+            f"The WebUI's {captioner} has no weights yet, and they could not be fetched; the WebUI's console says more."
+        ) from None
+    except Exception as error:  # noqa: BLE001  (weights that do not load, too little memory, the GPU is lent)
         said = str(error).strip().splitlines() or [type(error).__name__]
         raise UserError(f"The WebUI's {captioner} cannot describe {picture.name}: {said[0][:200]}") from None
 

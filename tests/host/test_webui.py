@@ -149,14 +149,17 @@ def test_sdnext_has_another_lock_other_names_and_folders_in_its_settings(
     models, unloaded = webui.module("sd_models"), []
     monkeypatch.setitem(sys.modules, "modules.launch_utils", None)
     monkeypatch.setitem(sys.modules, "installer", SimpleNamespace(get_version=lambda: {"updated": "2026-07-23"}))
-    program = SimpleNamespace(queue_lock=threading.Lock())
-    monkeypatch.setitem(sys.modules, "webui", program)
-    webui.module("call_queue").queue_lock = program.queue_lock
+    plain = threading.Lock()
+    drawing = SimpleNamespace(queue_lock=plain)
+    program = SimpleNamespace(queue_lock=plain, generate=drawing)
+    monkeypatch.setattr(webui.module("shared"), "api", program, raising=False)
+    webui.module("call_queue").queue_lock = plain
     monkeypatch.setattr(models, "model_data", SimpleNamespace(sd_model=models.model))
     monkeypatch.setattr(models, "unload_model_weights", lambda: unloaded.append(True), raising=False)
     webui.module("shared").opts.data["lora_dir"] = str(tmp_path / "theirs")
     webui.module("shared").cmd_opts.auth = "anna:1"
     host = webui.load_script().HOST
+    host.started(None)
     assert (host.name, host.version) == ("SD.Next", "2026-07-23")
     assert host.folders().loras == tmp_path / "theirs"
     assert host.admits(_basic("anna:1"), {}) and not host.admits({}, {})
@@ -168,7 +171,7 @@ def test_sdnext_has_another_lock_other_names_and_folders_in_its_settings(
         host.take_gpu_back()
         with program.queue_lock:
             assert program.queue_lock.locked() and not program.queue_lock.acquire(False)
-    assert webui.module("call_queue").queue_lock is program.queue_lock
+    assert webui.module("call_queue").queue_lock is program.queue_lock is drawing.queue_lock is not plain
 
 
 def test_forge_shows_the_refusal_and_not_an_older_error(
