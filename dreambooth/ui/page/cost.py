@@ -10,7 +10,7 @@ from pathlib import Path
 
 from dreambooth.core import captions, checkpoint, forecast, run
 from dreambooth.core.buckets import Bucket
-from dreambooth.core.budget import budget
+from dreambooth.core.budget import Budget, budget
 from dreambooth.core.errors import UserError
 from dreambooth.core.project import Project
 from dreambooth.core.quantities import duration, size
@@ -31,15 +31,15 @@ class Cost:
     """Seconds are None before a first run of the kind; bytes are 0 where the model's file is gone."""
 
     pictures: int
-    steps: int
+    length: Budget | None  # None without pictures
     seconds: float | None
     memory_bytes: int
     disk_bytes: int
 
     def words(self) -> list[str]:
-        if not self.pictures:
+        if self.length is None:
             return ["No pictures yet"]
-        said = [f"{self.pictures:,} pictures", f"{self.steps:,} steps"]
+        said = [f"{self.pictures:,} pictures", f"{self.length.steps:,} steps"]
         if self.seconds:
             said.append(f"≈ {duration(self.seconds)}")
         if self.memory_bytes:
@@ -52,7 +52,7 @@ def estimate(project: Project, settings: Settings) -> Cost:
     found = [(concept, len(pictures(concept))) for concept in settings.concepts]
     seen = sum(count * concept.repeats for concept, count in found)
     if not seen:
-        return Cost(0, 0, None, 0, 0)
+        return Cost(0, None, None, 0, 0)
     length = budget(settings, seen)
     memory = disk = 0
     try:
@@ -63,7 +63,7 @@ def estimate(project: Project, settings: Settings) -> Cost:
     except UserError:  # the model's own line says what is wrong with its file
         pass
     pace = _pace(project, settings)
-    return Cost(sum(n for _, n in found), length.steps, length.steps / pace if pace else None, memory, disk)
+    return Cost(sum(n for _, n in found), length, length.steps / pace if pace else None, memory, disk)
 
 
 def pictures(concept: Concept) -> list[Path]:
