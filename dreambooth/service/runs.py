@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dreambooth.core import checkpoint, run, settings
+from dreambooth.core import checkpoint, paths, run, settings
 from dreambooth.core.errors import UserError
 from dreambooth.core.project import Project
 from dreambooth.core.run import Job, Request
@@ -104,7 +104,7 @@ def weights(opened: Project, file: str, *, base: bool) -> Path | None:
     if file and base:
         raise UserError("weights, base: these exclude each other; name one.")
     if file:
-        path = Path(file).expanduser().resolve()
+        path = paths.named(file, "weights")
         about = checkpoint.describe(checkpoint.read_header(path))
         if about.kind not in ("checkpoint", "lora"):
             raise UserError(f"{path}: this is neither a checkpoint nor a LoRA.")
@@ -169,7 +169,7 @@ def drawing(opened: Project, wanted: Mapping[str, Any], *, label: str = "{}") ->
         **values,
         "eta": wanted.get("eta"),
         "weights": str(file or ""),
-        "out": str(Path(out).expanduser().resolve() if out else opened.folder / "generated"),
+        "out": str(paths.named(str(out), label.format("out")) if out else opened.folder / "generated"),
     }
 
 
@@ -245,7 +245,7 @@ def exporting(opened: Project, wanted: Mapping[str, Any], *, label: str = "{}") 
     target = wanted.get("to")
     if not isinstance(target, str) or not target.strip():
         raise UserError(f"{label.format('to')}: it is empty; name a file or folder to write.")
-    to = Path(target).expanduser().resolve()
+    to = paths.named(target, label.format("to"))
     if to.exists():
         raise UserError(f"{to}: it exists already; name another file or folder.")
     return {"weights": str(file or ""), "to": str(to), "merge": merge, "half": bool(wanted.get("half"))}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +20,7 @@ from dreambooth.core.settings.dataset import Concept
 from dreambooth.host.base import Host
 from dreambooth.service import environment, launcher, models, queue, runs
 from dreambooth.ui.page.errand_view import newest_errand
+from dreambooth.ui.page.fragments import key_of
 
 Values = dict[str, Any]
 
@@ -82,6 +84,20 @@ def create(host: Host, name: str, chosen: str, origin: Values) -> Project | None
 def save(opened: Project, shown: Mapping[str, Any]) -> Values:
     """Makes what the page shows the model's own settings; concepts that it does not show stay. Returns all of them."""
     return models.write_settings(opened, {**opened.settings(), **shown})
+
+
+def save_draft(opened: Project, shown: Mapping[str, Any]) -> Values:
+    """Saves what is right of what the page shows; a value that is wrong by itself stays on the page alone.
+
+    Raises UserError with every problem, after the rest was saved.
+    """
+    try:
+        return save(opened, shown)
+    except UserError as error:
+        wrong = {key for one in error.problems if (key := key_of(one))}
+        with contextlib.suppress(UserError):  # settings that do not go together: none is saved until they do
+            save(opened, {key: value for key, value in shown.items() if key not in wrong})
+        raise
 
 
 def concept_names(flat: Mapping[str, Any]) -> list[str]:

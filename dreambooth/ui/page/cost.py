@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from dreambooth.core import captions, checkpoint, forecast, run
+from dreambooth.core import checkpoint, forecast, run
 from dreambooth.core.buckets import Bucket
 from dreambooth.core.budget import Budget, budget
 from dreambooth.core.errors import UserError
@@ -17,6 +17,7 @@ from dreambooth.core.quantities import duration, size
 from dreambooth.core.schema import to_flat
 from dreambooth.core.settings import Settings
 from dreambooth.core.settings.dataset import Concept
+from dreambooth.service import pictures
 
 _SAME_PACE = (
     "general.method",
@@ -49,7 +50,7 @@ class Cost:
 
 def estimate(project: Project, settings: Settings) -> Cost:
     """About what a run with these settings takes; every picture counts as one of the full size."""
-    found = [(concept, len(pictures(concept))) for concept in settings.concepts]
+    found = [(concept, _count(concept)) for concept in settings.concepts]
     seen = sum(count * concept.repeats for concept, count in found)
     if not seen:
         return Cost(0, None, None, 0, 0)
@@ -66,13 +67,10 @@ def estimate(project: Project, settings: Settings) -> Cost:
     return Cost(sum(n for _, n in found), length, length.steps / pace if pace else None, memory, disk)
 
 
-def pictures(concept: Concept) -> list[Path]:
-    """The picture files of a concept's folder; empty where there is no folder."""
+def _count(concept: Concept) -> int:
+    """How many pictures lie in a concept's folder; none where there is no folder."""
     folder = Path(concept.instance_data_dir).expanduser()
-    if not concept.instance_data_dir.strip() or not folder.is_dir():
-        return []
-    hidden = (path for path in folder.rglob("*") if path.suffix.lower() in captions.PICTURES)
-    return [p for p in hidden if p.is_file() and not any(s.startswith(".") for s in p.relative_to(folder).parts)]
+    return len(pictures.names(folder)) if concept.instance_data_dir.strip() and folder.is_dir() else 0
 
 
 def _pace(project: Project, settings: Settings) -> float:

@@ -170,7 +170,10 @@ class Page:
         if not values[self.model]:
             return {}
         opened = self.opened(values)
-        flat = self.keep(opened, values)
+        try:
+            flat = actions.save_draft(opened, self.form.read(values, int(values[self.row])))
+        except UserError as error:  # what Train said is older
+            return {self.said: problem_list(error.problems), self.run_column.said: ""}
         return {self.said: SAVED, self.run_column.said: "", **self.moving(opened, flat)}
 
     def keep(self, opened: Project, values: Values) -> dict[str, Any]:
