@@ -158,7 +158,8 @@ const dreamboothPage = (() => {
 
     /* The buttons follow the state of the run; when it ends, what hangs on its results is read anew. */
     function ran(model, state) {
-        mark("state", model ? state : "nothing");
+        const engineFirst = state === "unready" || state === "working"; // with or without a model
+        mark("state", model || engineFirst ? state : "nothing");
         const now = `${model} ${state}`;
         if (lastState === `${model} running` && lastState !== now) {
             find("button#db_look_again, #db_look_again button")?.click();

@@ -118,6 +118,7 @@ try:
     WEBUI = import_host()
     HOST = WEBUI.WebUI()
     HOST.folders()
+    HOST.start_lean()
 except Clash as error:
     PROBLEM = str(error)
 except Exception as error:  # noqa: BLE001  (the tab says it)

@@ -1,29 +1,49 @@
-"""Writing so that a crash leaves either the old file or the new one, never half of one."""
+"""Writing so that a crash or a full disk leaves either the old file or the new one, never half of one."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
+from collections.abc import Iterator
 from pathlib import Path
+
+STAGED = ".tmp"  # how the name of a file ends that is being written; it begins with a dot
+
+
+@contextlib.contextmanager
+def staged(path: Path) -> Iterator[Path]:
+    """A name to write a file under. When the block ends, the file is on the disk and takes the place of `path`; when it
+    ends by an exception, `path` is as it was and nothing else is left.
+    """
+    name = path.with_name(f".{path.name[:150]}.{os.getpid()}-{threading.get_ident()}{STAGED}")
+    try:
+        yield name
+        _sync(name)
+        os.replace(name, path)
+    finally:
+        with contextlib.suppress(OSError):  # what went wrong is told, not that it could not be tidied up
+            name.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
-    staged = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
-    try:
-        with open(staged, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(staged, path)
-    finally:
-        staged.unlink(missing_ok=True)
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    with staged(path) as name:
+        name.write_bytes(data)
 
 
 def sync_folder(folder: Path) -> None:
     """Makes the folder's own entries durable (Windows does this by itself)."""
-    if os.name == "nt":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
+    if os.name != "nt":
+        _sync(folder)
+
+
+def _sync(path: Path) -> None:
+    """Windows syncs only what is open for writing, and no folders."""
+    descriptor = os.open(path, os.O_RDWR | getattr(os, "O_BINARY", 0) if path.is_file() else os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -26,6 +26,14 @@ class Problem:
         place = _PLACE.match(sentence)
         return cls(sentence, place[1] if place else "", _advice(sentence))
 
+    @classmethod
+    def read(cls, said: Any) -> Problem:
+        """As `as_json` has it, and an event or an answer brought it. Raises ValueError for anything else."""
+        if not isinstance(said, dict) or not isinstance(said.get("what"), str):
+            raise ValueError("no problem")
+        fields = {key: said[key] for key in ("where", "do", "log") if isinstance(said.get(key), str)}
+        return cls(said["what"], **fields)
+
     @property
     def sentence(self) -> str:
         return self.what if self.do.rstrip(".").lower() in self.what.lower() else f"{self.what} {self.do}"

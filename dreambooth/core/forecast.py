@@ -24,7 +24,7 @@ from dreambooth.core.budget import Budget
 from dreambooth.core.checkpoint import UNET, VAE
 from dreambooth.core.model_file import Header, Tensor
 from dreambooth.core.settings import Settings
-from dreambooth.core.settings.training import Lora
+from dreambooth.core.settings.training import UNET_LAYERS, Lora
 
 KEPT = 2.2  # values kept for backward, for each value that a layer puts out
 KEPT_CHECKPOINTED = 0.3  # of those
@@ -39,6 +39,7 @@ OPTIMIZER_BYTES = {  # kept for each trained value
     "lion_8bit": 1.0,
     "paged_lion_8bit": 1.0,
     "adafactor": 0.1,  # a row and a column of each matrix; the sizes of SD 1's UNet
+    "came": 4.1,  # a mean, and two rows and columns
     "prodigy": 16.0,
     "adamw_schedule_free": 8.0,
 }
@@ -155,9 +156,10 @@ def outputs(header: Header) -> float:
 def _trained(header: Header, settings: Settings) -> int:
     """How many values are trained."""
     unet = _part(header, _UNET_PREFIXES) if settings.tuning.train_unet else {}
-    text = _part(header, _TEXT_PREFIXES) if settings.tuning.text_encoder_ratio > 0 else {}
+    text = _part(header, _TEXT_PREFIXES) if settings.tuning.text_encoder_learns else {}
     if not settings.is_lora:
-        return sum(t.values for t in (*unet.values(), *text.values()))
+        learning = [t for name, t in unet.items() if re.search(UNET_LAYERS[settings.tuning.unet_layers], name)]
+        return sum(t.values for t in (*learning, *text.values()))
     layers = [t for name, t in unet.items() if re.search(rf"({_LORA_LAYERS[settings.lora.layers]})\.weight$", name)]
     layers += [t for name, t in text.items() if re.search(_TEXT_LAYERS, name)]
     return sum(_lora_values(t, settings.lora) for t in layers if len(t.shape) > 1)
@@ -167,6 +169,8 @@ def _lora_values(layer: Tensor, lora: Lora) -> int:
     """How many values a LoRA of some kind has for a layer."""
     out, inputs = layer.shape[0], layer.values // layer.shape[0]
     plain = lora.rank * (out + inputs)
+    if lora.kind == "oft":
+        return out * max(n for n in range(1, min(lora.rank, out) + 1) if out % n == 0)
     if lora.kind == "lokr":
         pixels = inputs // layer.shape[1]
         (a, b), (c, d) = _split(out, lora.lokr_factor), _split(layer.shape[1], lora.lokr_factor)
@@ -186,7 +190,7 @@ def _split(side: int, factor: int) -> tuple[int, int]:
 def _untrained(header: Header, settings: Settings) -> list[Tensor]:
     """The tensors that full fine-tuning leaves as they are in the file."""
     trained: tuple[str, ...] = _UNET_PREFIXES if settings.tuning.train_unet else ()
-    trained += _TEXT_PREFIXES if settings.tuning.text_encoder_ratio > 0 else ()
+    trained += _TEXT_PREFIXES if settings.tuning.text_encoder_learns else ()
     return [tensor for name, tensor in header.tensors.items() if not name.startswith(trained)]
 
 

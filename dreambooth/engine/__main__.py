@@ -15,9 +15,10 @@ import traceback
 from pathlib import Path
 
 from dreambooth.core import device, lock, machine, occupancy
-from dreambooth.core.errors import UserError
+from dreambooth.core.errors import Problem, UserError
 from dreambooth.core.layout import ENGINE, ENGINE_USERS, SETTING_UP
 from dreambooth.core.run import Job
+from dreambooth.engine import trouble
 from dreambooth.engine.listener import Listener, asked_to_end, take_signals
 
 DONE, BROKEN, REFUSED, BUSY = 0, 1, 2, 3
@@ -75,13 +76,13 @@ def _report_ending(job: Job, kind: str, listener: Listener) -> int:
     try:
         ending, fields = _do(job, kind, listener)
     except UserError as error:
-        job.report("failed", problems=error.problems, refused=True)
+        job.report("failed", **error.as_json(), refused=True)
         return REFUSED
     except BaseException as error:  # noqa: BLE001  (the process ends here; it becomes an event)
         ending, fields = (asked_to_end(job) if listener.has_ended else ""), {}
         if not ending:
             traceback.print_exc()
-            job.report("failed", problems=[_explain(error, job)], refused=False)
+            job.report("failed", **UserError(_explain(error, job, kind)).as_json(), refused=False)
             return BROKEN
     if ending == "paused" and kind not in ("train", "class-images"):  # only these can go on
         ending = "stopped"
@@ -135,15 +136,16 @@ def _do(job: Job, kind: str, listener: Listener) -> tuple[str, dict[str, object]
     return "done", getattr(importlib.import_module(f"dreambooth.engine.{module}"), function)(job)
 
 
-def _explain(error: BaseException, job: Job) -> str:
-    """One sentence for what is no person's fault, with what to do."""
+def _explain(error: BaseException, job: Job, kind: str) -> Problem:
+    """What is no person's fault, with what to do."""
+    if trouble.is_out_of_memory(error):
+        return trouble.explained(error, "", draws=kind != "train")
     text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    if "out of memory" in str(error).lower() or isinstance(error, MemoryError):
-        return (
-            "The memory was not enough. Turn gradient checkpointing on, take a smaller batch or resolution, or train a "
-            f"LoRA; what was saved before is kept. ({text})"
-        )
-    return f"The engine stopped on an error of its own: {text} (the whole report is in {job.log})."
+    return Problem(
+        f"The engine stopped on an error of its own: {text} (the whole report is in {job.log}).",
+        str(job.log),
+        "Try again; if it comes back, tell of it with what `report` collects.",
+    )
 
 
 if __name__ == "__main__":

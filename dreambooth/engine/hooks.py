@@ -10,6 +10,7 @@ from typing import Any
 
 from dreambooth.core import settings as settings_module
 from dreambooth.core.errors import UserError
+from dreambooth.core.settings import on_resume
 from dreambooth.engine import imagic, outputs, trouble
 from dreambooth.engine.checkpoints.source import Source
 from dreambooth.engine.tensorboard import EventFile, curves
@@ -170,8 +171,15 @@ class Hooks:
 
 
 def already_written(work: Work, images: int) -> bool:
-    """Whether this run has written the model of this moment before it was killed, and it is still there."""
-    return any(event.get("images") == images and Path(event["path"]).is_file() for event in work.job.story().saved)
+    """Whether this run has written the model of this moment before it was killed, and it is still there.
+
+    What it wrote with other settings than it has now does not count.
+    """
+    changes = on_resume.of_the_result(work.job.changes())
+    return any(
+        event.get("images") == images and event.get("changes", {}) == changes and Path(event["path"]).is_file()
+        for event in work.job.story().saved
+    )
 
 
 def save_output(work: Work, session: Session, source: Source, images: int) -> None:
@@ -180,4 +188,6 @@ def save_output(work: Work, session: Session, source: Source, images: int) -> No
         path = outputs.save(work.folders, work.project, work.settings, session.model, source, session.trained, images)
     imagic.keep(work.project, path, session)
     kind = "lora" if work.settings.is_lora else "checkpoint"
-    work.job.report("saved", kind=kind, path=str(path), bytes=path.stat().st_size, images=images)
+    changes = on_resume.of_the_result(work.job.changes())
+    changed = {"changes": changes} if changes else {}
+    work.job.report("saved", kind=kind, path=str(path), bytes=path.stat().st_size, images=images, **changed)

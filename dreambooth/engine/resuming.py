@@ -6,8 +6,10 @@ import hashlib
 import json
 
 from dreambooth.core import checkpoint
+from dreambooth.core.budget import Budget
 from dreambooth.core.errors import UserError
 from dreambooth.core.run import Job
+from dreambooth.core.settings import Settings
 from dreambooth.engine.data.pictures import Example
 from dreambooth.engine.training import state
 from dreambooth.engine.training.loop import Ending
@@ -35,6 +37,11 @@ def restore(work: Work, session: Session) -> None:
             f"{work.project.source}: the checkpoint has changed since this run began; put the former one back, or "
             "start a new run."
         )
+    if "length" in changed and (following := _what_follows_the_length(work.settings)):
+        saved.warnings.append(
+            f"The run has another length now, and {' and '.join(following)} go by it: from here on as in a run of this "
+            "length, before as in one of the former."
+        )
     if "pictures" in changed:
         saved.warnings.append("The pictures or their captions have changed since the last state; these go on with it.")
     for warning in saved.warnings:
@@ -48,10 +55,21 @@ def restore(work: Work, session: Session) -> None:
     work.job.report("resumed", step=session.step)
 
 
-def about(work: Work, own: list[Example], priors: list[Example]) -> dict[str, str]:
-    """What the run works on, so that a change is noticed when it goes on."""
+def _what_follows_the_length(settings: Settings) -> list[str]:
+    found = {
+        "learning.scheduler": settings.learning.scheduler != "constant",
+        "learning.warmup": settings.learning.warmup > 0,
+        "tuning.text_encoder_ratio": not settings.tuning.text_encoder_steps
+        and 0 < settings.tuning.text_encoder_ratio < 1,
+    }
+    return [key for key, follows in found.items() if follows]
+
+
+def about(work: Work, length: Budget, own: list[Example], priors: list[Example]) -> dict[str, str]:
+    """What the run works on and how long, so that a change is noticed when it goes on."""
     marks = {example.picture.path: "" for example in (*own, *priors)}
     marks = {path: checkpoint.fingerprint(path) for path in marks}
     seen = [[marks[one.picture.path], one.picture.prompt, one.cut.conditions] for one in (*own, *priors)]
     pictures_mark = hashlib.sha256(json.dumps(seen).encode()).hexdigest()
-    return {"source": checkpoint.fingerprint(work.project.source), "pictures": pictures_mark}
+    source = checkpoint.fingerprint(work.project.source)
+    return {"source": source, "pictures": pictures_mark, "length": str(length.images)}

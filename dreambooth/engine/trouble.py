@@ -7,26 +7,34 @@ from __future__ import annotations
 
 import gc
 import re
+import sys
 from typing import Any
 
-import torch
-
-from dreambooth.core.errors import UserError
+from dreambooth.core.errors import Problem, UserError
 from dreambooth.core.settings import Settings
 from dreambooth.core.settings.conflicts import rate_keys
 
 TRAINING = "training"
 MOST_TURNS_BACK = 3  # after divergence, in one run
 _DRAWING = ("class pictures", "previews")
+_TRAIN_LESS = "Take a smaller general.resolution, train a LoRA of a smaller rank, choose an 8-bit optimizer"
+_DRAW_LESS = "Draw fewer pictures at a time, or smaller ones"
+_CLOSE = "close other programs that use the memory"
 
 Changes = dict[str, Any]
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """PyTorch has a class of its own for a GPU; on a processor it raises a RuntimeError that says so."""
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+    """PyTorch has a class of its own for a GPU, a RuntimeError; on a processor it raises one that says so."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
     return isinstance(error, RuntimeError) and bool(re.search("out of memory|can't allocate memory", str(error)))
+
+
+def explained(error: BaseException, phase: str, *, draws: bool) -> Problem:
+    """Too little memory where nothing is tried again: what happened, and what to do. `draws` is of a job that draws."""
+    do = _DRAW_LESS if draws else _TRAIN_LESS
+    return Problem(_said(phase, needed(error)), do=f"{do}, or {_CLOSE}; what was saved before is kept.")
 
 
 def needed(error: BaseException) -> str:
@@ -83,17 +91,16 @@ def out_of_memory(settings: Settings, phase: str, said: str) -> tuple[Changes, s
 
     Raises UserError where nothing is left to change, or the person wants the run to stop.
     """
-    begin = f"The memory was not enough while {_doing(phase)}: {said}."
+    begin = _said(phase, said)
     step = smaller(settings, phase)
     if step is None:
-        raise UserError(
-            f"{begin} Take a smaller general.resolution, train a LoRA of a smaller rank, choose an 8-bit optimizer, or "
-            "close other programs that use the memory; what was saved before is kept."
-        )
+        do = f"{_TRAIN_LESS}, or {_CLOSE}; what was saved before is kept."
+        raise UserError(Problem(begin, "general.resolution", do))
     changes, name = step
     how = ", ".join(f"{key} {value}" for key, value in changes.items())
     if settings.memory.on_out_of_memory == "stop":
-        raise UserError(f"{begin} Go on with {name}: resume the run with {how}. What was saved before is kept.")
+        do = f"Go on with {name}: resume the run with {how}. What was saved before is kept."
+        raise UserError(Problem(begin, "memory.on_out_of_memory", do))
     return changes, f"{begin} The run goes on from its last state with {name} ({how})."
 
 
@@ -110,14 +117,19 @@ def diverged(settings: Settings, said: str, turns_back: int) -> tuple[Changes, s
     return changes, f"{said} The run goes back to its last state and on from there with half the learning rate."
 
 
+def _said(phase: str, said: str) -> str:
+    return f"The memory was not enough while {_doing(phase)}: {said}."
+
+
 def _doing(phase: str) -> str:
     return {"loading the model": "loading the model", TRAINING: "training", "previews": "drawing previews"}.get(
-        phase, phase or "preparing the run"
+        phase, phase or "preparing"
     )
 
 
 def free_memory() -> None:
     """Gives back what the failed attempt held; nothing must refer to it any more."""
     gc.collect()
-    if torch.cuda.is_available():
+    torch = sys.modules.get("torch")
+    if torch and torch.cuda.is_available():
         torch.cuda.empty_cache()

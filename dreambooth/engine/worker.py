@@ -131,9 +131,10 @@ def check_abilities(work: Work) -> None:
     if reason := sampling_choice.problem(settings.previews.scheduler, zero_terminal_snr=about["zero_terminal_snr"]):
         raise UserError(f"previews.scheduler: {reason}.")
     precision.set_deterministic(settings.tuning.deterministic)
-    device = precision.of(settings).device
+    accelerator = precision.of(settings)
+    device = accelerator.device
     optimizers.check(settings, device)
-    attention.check(settings.memory.attention, device)
+    attention.check(settings.memory.attention, device, precision.compute_dtype(accelerator))
 
 
 def load(work: Work, source: Source) -> tuple[Model, Any]:
@@ -212,7 +213,7 @@ def _prepare(
         accelerator.prepare(optimizers.make(trained, settings)),
         Ema(trained.named(), settings.tuning.ema_decay) if settings.tuning.use_ema else None,
     )
-    session.about = resuming.about(work, own, priors)
+    session.about = resuming.about(work, length, own, priors)
     session.files = ([str(one.picture.path) for one in own], [str(one.picture.path) for one in priors])
     resuming.restore(work, session)
     return session

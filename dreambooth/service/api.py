@@ -1,7 +1,8 @@
 """The HTTP API under /dreambooth: what the page shows and does, for scripts and for the page itself.
 
-Bodies are JSON objects; what is wrong with one is answered with status 400 and {"problems": [sentence, ...]}. Requests
-pass the WebUI's login (an extension's routes do not, by themselves), and those of other origins are refused.
+Bodies are JSON objects; what is wrong with one is answered with status 400 and {"problems": [sentence, ...], "errors":
+[{"what", "where", "do", "log"}, ...]}, the same taken apart. Requests pass the WebUI's login (an extension's routes do
+not, by themselves), and those of other origins are refused.
 Works with FastAPI 0.94 on pydantic 1.10 as with today's on pydantic 2, so it declares no models of its own.
 """
 
@@ -13,16 +14,17 @@ import secrets
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from fastapi import APIRouter, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse
 from fastapi.routing import APIRoute
 
-from dreambooth.core.errors import UserError
-from dreambooth.service import pictures
-from dreambooth.service.routes import Answer, Door, Jobs, Machine, Models, Route, Routes, text
+from dreambooth.core.errors import Problem, UserError
+from dreambooth.core.run import runs as runs_of
+from dreambooth.service import pictures, report
+from dreambooth.service.routes import Answer, Door, Jobs, Machine, Models, Route, Routes, numbered, text
 
 MOST_BODY_BYTES = 4_000_000
 
@@ -30,7 +32,7 @@ MOST_BODY_BYTES = 4_000_000
 def router(host: Door) -> APIRouter:
     """All routes, for the app of a WebUI or our own."""
     made = APIRouter(prefix="/dreambooth", route_class=guarded(host), tags=["dreambooth"], default_response_class=_Json)
-    for routes in (Machine(host), Models(host), _Pictures(host), Jobs(host)):
+    for routes in (Machine(host), Models(host), _Pictures(host), _Reports(host), Jobs(host)):
         for method, path, endpoint in routes.table():
             made.add_api_route(path, endpoint, methods=[method], response_model=None)
     return made
@@ -67,41 +69,49 @@ def guarded(host: Door) -> type[APIRoute]:
                 try:
                     return await handle(request)
                 except UserError as error:
-                    return _problems(400, error.problems)
+                    return _refused(400, error)
                 except RequestValidationError as error:
-                    return _problems(400, [f"{_place(one)}: {one['msg']}." for one in error.errors()])
+                    return _refused(400, UserError(_of_pydantic(one) for one in error.errors()))
                 except (OSError, UnicodeError) as error:
-                    return _problems(400, [f"The request cannot be done: {error}."])
+                    return _refused(400, UserError(f"The request cannot be done: {error}."))
 
             return answer
 
     return Guarded
 
 
-def _problems(status: int, problems: list[str], **headers: str) -> JSONResponse:
-    return _Json({"problems": problems}, status_code=status, headers=headers)
+def _refused(status: int, error: UserError, **headers: str) -> JSONResponse:
+    return _Json(error.as_json(), status_code=status, headers=headers)
 
 
-def _place(problem: Any) -> str:
-    return ".".join(part for part in problem["loc"][1:] if isinstance(part, str)) or "body"
+def _of_pydantic(problem: Any) -> Problem:
+    place = ".".join(part for part in problem["loc"][1:] if isinstance(part, str)) or "body"
+    return Problem(f"{place}: {problem['msg']}.", place)
 
 
 def _refusal(host: Door, request: Request) -> Response | None:
     """Why a request may not pass; None if it may."""
     origin = request.headers.get("origin")
-    if (origin and origin != "null" and urlsplit(origin).netloc != request.headers.get("host")) or origin == "null":
-        return _problems(403, ["Requests from other sites are refused."])
-    if request.headers.get("sec-fetch-site") == "cross-site":
-        return _problems(403, ["Requests from other sites are refused."])
+    elsewhere = origin and (origin == "null" or _netloc(origin) != request.headers.get("host"))
+    if elsewhere or request.headers.get("sec-fetch-site") in ("cross-site", "same-site"):
+        return _refused(403, UserError("Requests from other sites are refused."))
     length = request.headers.get("content-length", "")
     if length.isdigit() and int(length) > MOST_BODY_BYTES:
-        return _problems(413, [f"The request is larger than {MOST_BODY_BYTES:,} bytes."])
+        return _refused(413, UserError(f"The request is larger than {MOST_BODY_BYTES:,} bytes."))
     token = request.headers.get("x-dreambooth-token") or request.query_params.get("token") or ""
     if secrets.compare_digest(token.encode(), host.token.encode()):
         return None
     if host.admits(request.headers, request.cookies):
         return None
-    return _problems(401, ["Log in first: the WebUI asks for a name and a password."], **{"WWW-Authenticate": "Basic"})
+    login = UserError("Log in first: the WebUI asks for a name and a password.")
+    return _refused(401, login, **{"WWW-Authenticate": "Basic"})
+
+
+def _netloc(origin: str) -> str:
+    try:
+        return urlsplit(origin).netloc
+    except ValueError:  # no address, so no page of ours
+        return ""
 
 
 class _Pictures(Routes):
@@ -133,6 +143,18 @@ class _Pictures(Routes):
     def drawn(self, name: str, file: str, side: int = 0, changed: str = "") -> Response:
         """A picture in the model's own folder: previews, class pictures, sheets, generated ones."""
         return _picture(self.open(name).folder, file, side, changed)
+
+
+class _Reports(Routes):
+    """What tells of a run that went wrong, as one file to download."""
+
+    def table(self) -> list[Route]:
+        return [("GET", "/models/{name}/report", self.report)]
+
+    def report(self, name: str, run: int) -> Response:
+        job = numbered(runs_of(self.open(name)), run, "run")
+        headers = {"Content-Disposition": f"attachment; filename*=UTF-8''{quote(report.name(job), safe='')}"}
+        return Response(report.build(job), media_type="application/zip", headers=headers)
 
 
 def _picture(folder: Path, file: str, side: int, changed: str) -> Response:

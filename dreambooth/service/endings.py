@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
+from dataclasses import replace
 from typing import Any
 
 from dreambooth.core import atomic, machine
@@ -26,11 +27,20 @@ def note(job: Job, process: subprocess.Popen[bytes]) -> None:
 
 def failure(job: Job, event: dict[str, Any]) -> list[Problem]:
     """What an engine said of its own failure; with the log where it broke."""
+    log = "" if event.get("refused") else log_excerpt(job)
+    return [replace(one, log=log) for one in _said(event)]
+
+
+def _said(event: dict[str, Any]) -> list[Problem]:
+    """The event's problems; one of an earlier version has sentences alone."""
+    try:
+        if found := [Problem.read(one) for one in event.get("errors", [])]:
+            return found
+    except (ValueError, TypeError):
+        pass
     said = event.get("problems")
     sentences = [str(one) for one in said] if isinstance(said, list) and said else ["The engine failed."]
-    log = "" if event.get("refused") else log_excerpt(job)
-    found = [Problem.of(sentence) for sentence in sentences]
-    return [Problem(one.what, one.where, one.do, log) for one in found]
+    return [Problem.of(sentence) for sentence in sentences]
 
 
 def loss(job: Job) -> Problem:

@@ -225,9 +225,10 @@ class Jobs(Routes):
     def run_settings(self, name: str, number: int) -> Answer:
         return {"settings": self._run(name, number).settings()}
 
-    def resume(self, name: str, number: int) -> Answer:
+    def resume(self, name: str, number: int, body: dict[str, Any] | None = None) -> Answer:
+        """Puts a run in the queue again; `settings` that may change then are taken, others refused."""
         job = self._run(name, number)
-        runs.check_resumable(job)
+        runs.change_settings(job, schema.flatten(_object(body or {}, "settings")))
         return self._submit(job, runs.summary)
 
     def request(self, name: str, number: int, body: dict[str, Any]) -> Answer:
@@ -261,19 +262,19 @@ class Jobs(Routes):
         return self._submit(launcher.new_download(self.folders, model, revision), runs.outcome)
 
     def downloaded(self, number: int) -> Answer:
-        return runs.outcome(_numbered(run.downloads(self.folders), number, "download"))
+        return runs.outcome(numbered(run.downloads(self.folders), number, "download"))
 
     def stop_download(self, number: int) -> Answer:
-        return runs.ask(_numbered(run.downloads(self.folders), number, "download"), "stop")
+        return runs.ask(numbered(run.downloads(self.folders), number, "download"), "stop")
 
     def _settings(self, opened: Project, body: Answer) -> Settings:
         return settings.parse(models.changed(opened.settings(), _object(body, "settings")))
 
     def _run(self, name: str, number: int) -> Job:
-        return _numbered(run.runs(self.open(name)), number, "run")
+        return numbered(run.runs(self.open(name)), number, "run")
 
     def _errand(self, name: str, number: int) -> Job:
-        return _numbered(run.errands(self.open(name)), number, "errand")
+        return numbered(run.errands(self.open(name)), number, "errand")
 
     def _submit(self, job: Job, show: Callable[[Job], Answer]) -> Answer:
         try:
@@ -289,7 +290,7 @@ def _events(job: Job, offset: int) -> Answer:
     return {"events": events, "offset": offset, "status": job.status()}
 
 
-def _numbered(jobs: list[Job], number: int, what: str) -> Job:
+def numbered(jobs: list[Job], number: int, what: str) -> Job:
     for job in jobs:
         if int(job.folder.name) == number:
             return job

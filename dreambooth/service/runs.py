@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from dreambooth.core import checkpoint, paths, run, settings
-from dreambooth.core.errors import UserError
+from dreambooth.core.errors import Problem, UserError
 from dreambooth.core.project import Project
 from dreambooth.core.run import Job, Request
-from dreambooth.core.settings import Settings
+from dreambooth.core.settings import Settings, on_resume
 from dreambooth.service import launcher
 
 ENDED = ("done", "stopped")
+
+Answer = dict[str, Any]
 
 # What a request may say about pictures to draw: default, lowest and highest.
 DRAWING: dict[str, tuple[Any, Any, Any]] = {
@@ -36,7 +38,7 @@ def summary(job: Job) -> dict[str, Any]:
         "run": job.name,
         "number": int(job.folder.name),
         "status": status,
-        "problems": problems(job, status),
+        **_said(errors(job, status)),
         "step": last.get("step", 0),
         "steps": last.get("steps", 0),
         "loss": last.get("loss"),
@@ -50,15 +52,20 @@ def summary(job: Job) -> dict[str, Any]:
     }
 
 
-def problems(job: Job, status: str) -> list[str]:
+def errors(job: Job, status: str) -> list[Problem]:
     """Why a run failed or was lost; empty where nothing is wrong."""
     if status not in ("failed", "lost"):
         return []
     try:
         launcher.result(job)
     except UserError as error:
-        return error.problems
+        return error.errors
     return []
+
+
+def _said(found: list[Problem]) -> Answer:
+    """Problems as answers hold them; none of them is no error."""
+    return UserError(found).as_json()
 
 
 def outcome(job: Job) -> dict[str, Any]:
@@ -70,7 +77,7 @@ def outcome(job: Job) -> dict[str, Any]:
         "number": int(job.folder.name),
         "kind": job.read()["kind"],
         "status": status,
-        "problems": problems(job, status),
+        **_said(errors(job, status)),
         "stage": story.stage,
         "result": {key: value for key, value in (ending or {}).items() if key not in ("event", "time")},
         "offset": story.offset,
@@ -82,6 +89,20 @@ def check_resumable(job: Job) -> None:
     status = job.status()
     if status in (*ENDED, "running", "queued"):
         raise UserError(f"The run {job.name} cannot be resumed: it is {status}.")
+
+
+def change_settings(job: Job, given: dict[str, Any]) -> dict[str, Any]:
+    """Has a run go on with other settings than it began with. Returns those that differ, as dotted keys.
+
+    Raises UserError, and changes nothing, for a run that cannot go on and for settings that must stay as they are.
+    """
+    check_resumable(job)
+    changed = on_resume.changes(job.settings(), given)
+    if changed and any(event["event"] == "result" for event in job.events()[0]):
+        raise UserError(f"The run {job.name} has written its result already; resume it as it is.")
+    if changed:
+        job.change(changed)
+    return changed
 
 
 def ask(job: Job, what: Request) -> dict[str, Any]:

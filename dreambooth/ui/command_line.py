@@ -42,9 +42,11 @@ def main(arguments: Sequence[str]) -> int:
     except UserError as error:
         terminal.end()
         if options.json:
-            print(json.dumps({"problems": error.problems}, ensure_ascii=False, indent=1))
-        for problem in error.problems:
-            print(problem, file=sys.stderr)
+            print(json.dumps(error.as_json(), ensure_ascii=False, indent=1))
+        for problem in error.errors:
+            print(problem.sentence, file=sys.stderr)
+        for log in dict.fromkeys(problem.log for problem in error.errors if problem.log):
+            print("\n".join(["The log ends with:", *(f"    {line}" for line in log.splitlines())]), file=sys.stderr)
         return REFUSED
     except KeyboardInterrupt:
         terminal.say("Interrupted.")
@@ -79,19 +81,21 @@ def _parser() -> argparse.ArgumentParser:
         show: Callable[[Result], str],
         *,
         takes_settings: bool = False,
+        presets: bool = True,
     ) -> Any:
         sub = subparsers.add_parser(name, help=help, description=help, allow_abbrev=False)
         sub.add_argument("--data", metavar="DIR", help="the models folder (default: the WebUI's, or ./models)")
         sub.add_argument("--json", action="store_true", help="print the answer as JSON")
-        if takes_settings:
+        if takes_settings and presets:
             sub.add_argument("--preset", metavar="NAME", help="person, object or native; see presets")
+        if takes_settings:
             sub.add_argument(
                 "--settings", metavar="FILE", help="a JSON file of settings; flags such as --lora.rank 8 win over it"
             )
         sub.set_defaults(command=command, describe=show, takes_settings=takes_settings)
         return sub
 
-    for group in (_add_tools, _add_models, _add_training, _add_results):
+    for group in (_add_tools, _add_models, _add_training, _add_report, _add_results):
         group(add)
     return parser
 
@@ -190,12 +194,29 @@ def _add_training(add: Callable[..., Any]) -> None:
     add("pause", commands.pause, "Save a run's state and end its engine.", describe.asked).add_argument(
         "run", metavar="RUN"
     )
-    add("resume", commands.resume, "Go on with a run that was paused or lost.", describe.finished).add_argument(
-        "run", metavar="RUN"
-    )
+    add(
+        "resume",
+        commands.resume,
+        "Go on with a run that was paused or lost; settings that may change then are flags, such as "
+        "--intervals.max_train_steps 3000.",
+        describe.finished,
+        takes_settings=True,
+        presets=False,
+    ).add_argument("run", metavar="RUN")
     sub = add("stop", commands.stop, "End a run and keep what it has learned.", describe.asked)
     sub.add_argument("run", metavar="RUN")
     sub.add_argument("--discard", action="store_true", help="keep nothing")
+
+
+def _add_report(add: Callable[..., Any]) -> None:
+    sub = add(
+        "report",
+        commands.report,
+        "Collect what tells of a run that went wrong in one .zip file: no pictures, no secrets.",
+        lambda result: f"Written: {result['path']}",
+    )
+    sub.add_argument("run", metavar="RUN")
+    sub.add_argument("--to", metavar="FILE", help="a new file (default: NAME-3-report.zip, here)")
 
 
 def _add_results(add: Callable[..., Any]) -> None:

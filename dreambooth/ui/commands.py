@@ -18,6 +18,7 @@ from dreambooth.core.run import Job
 from dreambooth.core.settings import Settings
 from dreambooth.host import standalone
 from dreambooth.service import demo, environment, installation, launcher, models, page_environment, queue
+from dreambooth.service import report as service_report
 from dreambooth.service import runs as service_runs
 from dreambooth.ui.terminal import Terminal
 
@@ -78,7 +79,8 @@ def train(options: argparse.Namespace, terminal: Terminal) -> Result:
 
 def resume(options: argparse.Namespace, terminal: Terminal) -> Result:
     job = run.find(folders(options), options.run)
-    service_runs.check_resumable(job)
+    for key, value in service_runs.change_settings(job, given_settings(options)).items():
+        terminal.say(f"From here on: {key} {value}")
     return _work(job, environment.ensure(terminal.show), terminal)
 
 
@@ -92,6 +94,12 @@ def pause(options: argparse.Namespace, terminal: Terminal) -> Result:
 
 def stop(options: argparse.Namespace, terminal: Terminal) -> Result:
     return _ask(options, "discard" if options.discard else "stop")
+
+
+def report(options: argparse.Namespace, terminal: Terminal) -> Result:
+    job = run.find(folders(options), options.run)
+    to = Path(options.to or service_report.name(job)).expanduser().resolve()
+    return {"run": job.name, "path": str(service_report.write(job, to))}
 
 
 def generate(options: argparse.Namespace, terminal: Terminal) -> Result:

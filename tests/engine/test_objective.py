@@ -346,6 +346,13 @@ def test_every_option_draws_the_same_again_from_the_same_seed(one_of_each: Model
         ({"objective.prior_loss_scale": True, "objective.prior_loss_weight_min": 2}, "prior_loss_weight_min"),
         ({"tuning.train_unet": False}, "text_encoder_ratio to 1"),
         ({"lora.kind": "loha", "lora.dropout": 0.1}, "lora.dropout"),
+        ({"lora.kind": "oft", "lora.rank": 1}, "lora.rank: 1 leaves oft nothing"),
+        ({"tuning.unet_layers": "attention"}, "tuning.unet_layers: it is attention, but lora.layers says"),
+        (
+            {"tuning.train_unet": False, "tuning.text_encoder_ratio": 1.0, "tuning.text_encoder_steps": 9},
+            "tuning.text_encoder_steps: without the UNet",
+        ),
+        ({"imagic.enabled": True, "tuning.text_encoder_steps": 9}, "tuning.text_encoder_steps: with imagic.enabled"),
     ],
 )
 def test_what_cannot_work_is_refused_with_the_mend(changes: dict[str, Any], said: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from dreambooth.core.project import Folders, Project
 from dreambooth.core.run import Job
 from dreambooth.engine import families, worker
 from dreambooth.engine.data import class_pictures, pictures
+from dreambooth.engine.families.model import Model
 from dreambooth.service import launcher
 
 SHORT = {
@@ -55,6 +57,65 @@ def changed(job: Job) -> set[str]:
 def test_the_text_encoder_learns_only_when_asked(star: Project) -> None:
     assert changed(train(star)) == {"model"}
     assert changed(train(star, **{"tuning.text_encoder_ratio": 1.0})) == {"model", "cond_stage_model"}
+
+
+def test_pictures_are_cut_to_the_resolution(star: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    sides: set[tuple[int, ...]] = set()
+    encode = Model.encode_pictures
+
+    def watched(model: Model, pixels: torch.Tensor, *rest: Any) -> Any:
+        sides.add(tuple(pixels.shape[-2:]))
+        return encode(model, pixels, *rest)
+
+    monkeypatch.setattr(Model, "encode_pictures", watched)
+    train(star, **{"general.resolution": 128, "pictures.buckets": False})
+    assert sides == {(128, 128)}
+
+
+def test_the_prompt_is_what_the_pictures_are_learned_under(star: Project) -> None:
+    one, other, again = (
+        load_file(saved(train(star, **{"concepts.0.instance_prompt": prompt}))[-1])
+        for prompt in ("a photo of sks star", "a photo of a cat", "a photo of sks star")
+    )
+    assert all(torch.equal(one[name], again[name]) for name in one)
+    assert not all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_the_pictures_are_those_of_the_folder(star: Project, tmp_path: Path) -> None:
+    for picture in sorted(SUBJECT_PICTURES.glob("*.png"))[:2]:
+        shutil.copy(picture, tmp_path)
+    job = train(star, **{"concepts.0.instance_data_dir": str(tmp_path), "batching.train_batch_size": 1})
+    assert [event["images"] for event in job.events()[0] if event["event"] == "saved"] == [2]
+
+
+def test_repeats_make_an_epoch_longer(star: Project) -> None:
+    runs = [train(star, **{"concepts.0.repeats": repeats}) for repeats in (1, 3)]
+    lengths = [event["images"] for job in runs for event in job.events()[0] if event["event"] == "saved"]
+    assert lengths == [5, 15]
+
+
+def test_the_text_encoder_stops_at_a_step(star: Project) -> None:
+    """The same weights as with the share of the run that the step is, whatever the share says."""
+    length = {"intervals.max_train_steps": 4, "general.method": "full"}
+    stopped = load_file(saved(train(star, **length, **{"tuning.text_encoder_steps": 2}))[-1])
+    ratios = (load_file(saved(train(star, **length, **{"tuning.text_encoder_ratio": r}))[-1]) for r in (0.5, 0.75))
+    same = [all(torch.equal(stopped[name], other[name]) for name in stopped) for other in ratios]
+    assert same == [True, False]
+
+
+@pytest.mark.parametrize("layers", ["all", "attention", "cross_attention"])
+def test_only_the_layers_that_are_unfrozen_change(star: Project, layers: str) -> None:
+    after, before = load_file(saved(train(star, **{"tuning.unet_layers": layers}))[-1]), load_file(MINIATURE)
+    moved = {name for name in before if not torch.equal(before[name].float(), after[name].float())}
+    kinds = {"attn1" in name or ("other" if "attn2" not in name else "attn2") for name in moved}
+    assert (
+        kinds == {"all": {True, "attn2", "other"}, "attention": {True, "attn2"}, "cross_attention": {"attn2"}}[layers]
+    )
+    widths = [before[name].shape for name in moved if name.endswith("attn2.to_k.weight")]
+    assert widths and all(
+        shape[1] == before["cond_stage_model.transformer.text_model.final_layer_norm.weight"].shape[0]
+        for shape in widths
+    )
 
 
 def test_each_part_has_its_own_learning_rate(star: Project) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import sys
 import threading
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from dreambooth.core import lock
 from tests.host.conftest import StandIn
 
 
@@ -91,6 +93,73 @@ def test_nothing_is_lent_where_there_is_no_need(host: Any, webui: StandIn, why: 
     host.lend_gpu()
     with webui.module("call_queue").queue_lock:
         assert webui.module("sd_models").model.place == "cuda"
+
+
+def test_a_loan_ends_when_the_setting_is_turned_off(host: Any, webui: StandIn) -> None:
+    host.lend_gpu()
+    webui.module("shared").opts.data["dreambooth_lend_gpu"] = False
+    host.lend_gpu()
+    assert webui.module("sd_models").model.place == "cuda"
+    with webui.module("call_queue").queue_lock:
+        pass
+
+
+def test_a_model_that_does_not_come_back_is_tried_again(
+    host: Any, webui: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the model elsewhere, a picture would end in an error about devices."""
+    queue, models = webui.module("call_queue").queue_lock, webui.module("sd_models")
+    host.lend_gpu()
+
+    def full(model: Any) -> None:
+        raise MemoryError("somebody else is on the GPU")
+
+    with monkeypatch.context() as changed:
+        changed.setattr(models, "send_model_to_device", full)
+        with pytest.raises(MemoryError):
+            host.take_gpu_back()
+    with pytest.raises(RuntimeError, match="Dreambooth has the GPU"), queue:
+        pass
+    host.take_gpu_back()
+    assert models.model.place == "cuda"
+    with queue:
+        pass
+
+
+@pytest.mark.parametrize("manager", ["backend.memory_management", "ldm_patched.modules.model_management"])
+def test_forge_and_reforge_unload_by_their_own_manager_and_load_when_they_draw(
+    host: Any, webui: StandIn, monkeypatch: pytest.MonkeyPatch, manager: str
+) -> None:
+    unloaded: list[bool] = []
+    monkeypatch.setitem(sys.modules, manager, SimpleNamespace(unload_all_models=lambda: unloaded.append(True)))
+    monkeypatch.setattr(webui.module("sd_models"), "send_model_to_device", None)  # theirs does nothing
+    host.lend_gpu()
+    assert unloaded
+    host.take_gpu_back()
+    with webui.module("call_queue").queue_lock:
+        pass
+
+
+def test_forge_shows_the_refusal_and_not_an_older_error(
+    host: Any, webui: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    thread = SimpleNamespace(last_exception=ValueError("of an hour ago"))
+    monkeypatch.setitem(sys.modules, "modules_forge.main_thread", thread)
+    host.lend_gpu()
+    with pytest.raises(RuntimeError, match="Dreambooth has the GPU"), webui.module("call_queue").queue_lock:
+        pass
+    assert thread.last_exception is None
+
+
+@pytest.mark.parametrize("busy", [True, False])
+def test_a_webui_that_starts_beside_an_engine_loads_no_model(webui: StandIn, tmp_path: Path, busy: bool) -> None:
+    folder = webui.models / "dreambooth"
+    folder.mkdir()
+    engine = lock.acquire(folder / ".device") if busy else None
+    webui.load_script()
+    assert webui.module("shared").cmd_opts.skip_load_model_at_start is busy
+    if engine:
+        engine.close()
 
 
 def _basic(text: str) -> dict[str, str]:

@@ -56,7 +56,7 @@ def _prodigy(settings: Settings) -> list[str]:
         return [
             f"{unet_key}: it is {unet:g}, but prodigy finds the rate itself and takes this as a factor; set it to 1."
         ]
-    if settings.tuning.text_encoder_ratio and text not in (unet, 0):
+    if settings.tuning.text_encoder_learns and text not in (unet, 0):
         return [f"{text_key}: prodigy has one factor for both parts; set it to {unet:g} as well, or to 0."]
     if settings.memory.bf16_weights:
         return [
@@ -137,6 +137,13 @@ def _class_pictures(settings: Settings) -> list[str]:
 def _what_is_trained(settings: Settings) -> list[str]:
     problems = []
     tuning, objective, lora = settings.tuning, settings.objective, settings.lora
+    if not tuning.train_unet and tuning.text_encoder_steps:
+        problems.append(
+            "tuning.text_encoder_steps: without the UNet the text encoder is trained for the whole run; set it to 0."
+        )
+    if tuning.unet_layers != "all" and (settings.is_lora or not tuning.train_unet):
+        mend = "lora.layers says which layers a LoRA has" if settings.is_lora else "tuning.train_unet is off"
+        problems.append(f"tuning.unet_layers: it is {tuning.unet_layers}, but {mend}; set it to all.")
     if not tuning.train_unet and tuning.text_encoder_ratio < 1:
         problems.append(
             "tuning.train_unet: without the UNet only the text encoder is trained, for the whole run; "
@@ -152,8 +159,14 @@ def _what_is_trained(settings: Settings) -> list[str]:
             f"objective.prior_loss_weight_min: {objective.prior_loss_weight_min:g} is above tuning.prior_loss_weight, "
             f"{tuning.prior_loss_weight:g}; it must not be, as the weight falls to it."
         )
-    if settings.is_lora and lora.kind in ("loha", "lokr") and lora.dropout:
+    if settings.is_lora and lora.kind in ("loha", "lokr", "oft") and lora.dropout:
         problems.append(f"lora.dropout: {lora.kind} has no input to drop; set it to 0 or choose lora or dora.")
+    if settings.is_lora and lora.kind == "oft" and lora.rank < 2:
+        problems.append("lora.rank: 1 leaves oft nothing to turn; set it to 2 or more.")
+    if settings.memory.attention == "flash" and not tuning.pad_tokens:
+        problems.append(
+            "tuning.pad_tokens: flash attention cannot leave padding out; turn it on or set memory.attention to sdpa."
+        )
     return problems
 
 
@@ -170,8 +183,9 @@ def _imagic(settings: Settings) -> list[str]:
             "imagic.enabled: it has no pictures of a class; set concepts.0.num_class_images_per to 0 and class_mode to "
             "fill or off."
         )
-    if settings.tuning.text_encoder_ratio:
-        problems.append("tuning.text_encoder_ratio: with imagic.enabled the text itself is trained; set it to 0.")
+    for name in ("text_encoder_ratio", "text_encoder_steps"):
+        if getattr(settings.tuning, name):
+            problems.append(f"tuning.{name}: with imagic.enabled the text itself is trained; set it to 0.")
     for name in ("shuffle_tags", "dropout"):
         if getattr(settings.captions, name):
             problems.append(f"captions.{name}: with imagic.enabled the picture is read with one text; turn it off.")

@@ -40,7 +40,7 @@ def train(session: Session, hooks: Hooks) -> Ending:
     """Trains from the session's step to the end of its budget, or until somebody asks to stop."""
     budget = session.budget
     alpha_bar = make_scheduler("ddim", session.model).alphas_cumprod.to(session.model.device)
-    text_images = session.settings.tuning.text_encoder_ratio * budget.images
+    text_images = schedules.text_encoder_images(session.settings, budget)
     pulse = Pulse(session, hooks)
     session.model.unet.train()
     optimizers.set_mode(session.optimizer, training=True)

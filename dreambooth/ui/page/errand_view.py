@@ -11,7 +11,7 @@ from dreambooth.core.quantities import size
 from dreambooth.core.run import Job
 from dreambooth.core.story import Story
 from dreambooth.service import runs
-from dreambooth.ui.page.fragments import Event, bar, image, root, sentence_list
+from dreambooth.ui.page.fragments import Event, bar, failure_list, image, root, sentence_list
 from dreambooth.ui.page.run_view import stage
 
 _STARTING = {"name": "starting", "share": None, "note": ""}
@@ -27,7 +27,7 @@ def errand_view(folders: Folders, model: str, kind: str) -> str:
     if status in ("running", "new", "queued"):
         return root("running", [("head", bar(stage(story) or _STARTING)), ("result", _pictures(project, story))])
     if status in ("failed", "lost"):
-        return root("failed", [("head", sentence_list(runs.problems(job, status))), ("result", "")])
+        return root("failed", [("head", failure_list(runs.errors(job, status))), ("result", "")])
     assert story.ending is not None  # or it would be lost
     return root("done", [("result", _RESULTS[kind](project, job, story, story.ending))])
 
@@ -39,7 +39,7 @@ def download_view(folders: Folders) -> str:
         return root("none", [("head", "")])
     status = job.status()
     if status in ("failed", "lost"):
-        return root("failed", [("head", sentence_list(runs.problems(job, status)))])
+        return root("failed", [("head", failure_list(runs.errors(job, status)))])
     if status != "running":
         return root("done", [("head", "")])
     now = dict(stage(job.story()) or _STARTING)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
 
+from dreambooth.core.errors import Problem
 from dreambooth.core.project import Project
 from dreambooth.core.schema import general, leaves
 from dreambooth.core.settings import Settings
@@ -67,6 +68,13 @@ def sentence_list(problems: list[str], data: str = "") -> str:
     """Sentences in which a setting is called by its label."""
     items = "".join(f"<li>{escape(_by_label(one))}</li>" for one in problems)
     return f'<ul class="db-problems"{data}>{items}</ul>' if problems else ""
+
+
+def failure_list(errors: list[Problem]) -> str:
+    """Why a job failed, with the end of its log where an engine broke."""
+    logs = dict.fromkeys(one.log for one in errors if one.log)
+    shown = (f"<details><summary>What it said last</summary><pre>{escape(log)}</pre></details>" for log in logs)
+    return sentence_list([one.sentence for one in errors]) + "".join(shown)
 
 
 def good(sentence: str) -> str:

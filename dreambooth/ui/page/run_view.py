@@ -10,15 +10,16 @@ from html import escape
 from math import isfinite
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from dreambooth.core import run
 from dreambooth.core.project import Folders, Project, open_project
 from dreambooth.core.quantities import duration, size
 from dreambooth.core.run import Job
 from dreambooth.core.story import Course, Story
-from dreambooth.service import installation, runs
+from dreambooth.service import hot_use, installation, runs
 from dreambooth.ui.page.curves import curve
-from dreambooth.ui.page.fragments import Event, bar, image, root, sentence_list
+from dreambooth.ui.page.fragments import Event, bar, failure_list, image, root
 
 LOG_LINES = 40
 _LOG_BYTES = 20_000
@@ -58,7 +59,7 @@ def run_view(folders: Folders, model: str) -> str:
         ("notes", _notes(job, story, status)),
         ("curves", _curves(story.course, story.step)),
         ("previews", _previews(project, story)),
-        ("outputs", _outputs(story.saved)),
+        ("outputs", _outputs(folders, job, story.saved)),
         ("log", _log(job)),
     ]
     return root(_state(job, status), sections)
@@ -103,7 +104,16 @@ def stage(story: Story) -> Event | None:
 
 def _notes(job: Job, story: Story, status: str) -> str:
     warnings = "".join(f'<p class="db-note">{escape(text)}</p>' for text in story.warnings)
-    return sentence_list(runs.problems(job, status)) + warnings
+    return failure_list(runs.errors(job, status)) + _report(job, status) + warnings
+
+
+def _report(job: Job, status: str) -> str:
+    """Where a run went wrong: everything that tells of it, to download and show to somebody."""
+    if status not in ("failed", "lost"):
+        return ""
+    model, _, number = job.name.rpartition("/")
+    address = f"dreambooth/models/{quote(model)}/report?run={number}"
+    return f'<p><a class="db-report" data-db-src="{escape(address)}" download>Report as a file</a></p>'
 
 
 def _engine(state: Mapping[str, Any]) -> str:
@@ -153,16 +163,27 @@ def _thinned(moments: list[int]) -> list[int]:
     return [moments[round(i * (len(moments) - 1) / (_MOST_COLUMNS - 1))] for i in range(_MOST_COLUMNS)]
 
 
-def _outputs(saved: list[Event]) -> str:
+def _outputs(folders: Folders, job: Job, saved: list[Event]) -> str:
     rows = []
     for event in saved[: -_MOST_WRITTEN - 1 : -1]:
         path = Path(event["path"])
-        gone = "" if path.exists() else " (gone)"
+        after = _to_txt2img(folders, job, path) if path.exists() else " (gone)"
         rows.append(
             f'<li title="{escape(str(path))}"><b>{escape(path.name)}</b> {size(event["bytes"])} · '
-            f"{event['images']:,} images seen{gone}</li>"
+            f"{event['images']:,} images seen{after}</li>"
         )
     return f'<h4>Written</h4><ul class="db-files">{"".join(rows)}</ul>' if rows else ""
+
+
+def _to_txt2img(folders: Folders, job: Job, path: Path) -> str:
+    """The button that fills the WebUI's txt2img tab (javascript/hot_use.js); style.css hides it where there is none."""
+    use = hot_use.use(folders, job, path)
+    if use is None:
+        return ""
+    return (
+        f' <button type="button" class="db-use" data-db-use data-db-prompt="{escape(use.prompt)}" '
+        f'data-db-checkpoint="{escape(use.checkpoint)}">Use in txt2img</button>'
+    )
 
 
 def _log(job: Job) -> str:

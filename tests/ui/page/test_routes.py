@@ -87,3 +87,16 @@ def test_a_thousand_steps_make_a_short_curve(folders: Folders) -> None:
     shown = client(folders).get("/dreambooth/page/live?view=run&model=star").text
     assert 'data-db-state="done"' in shown
     assert len(shown) < 10_000
+
+
+def test_a_run_that_failed_shows_why_with_its_log_and_a_report(folders: Folders) -> None:
+    failed = {"event": "failed", "problems": ["It broke."], "refused": False}
+    made = job(folders, {"event": "started"}, failed)
+    made.log.write_text("the <last> line\n")
+    shown = client(folders).get("/dreambooth/page/live?view=run&model=star").text
+    assert "It broke." in shown
+    assert "the &lt;last&gt; line" in shown
+    assert "dreambooth/models/star/report?run=1" in shown
+    with open(made.folder / "events.jsonl", "a") as file:
+        file.write('{"event": "paused"}\n')
+    assert "report?run" not in client(folders).get("/dreambooth/page/live?view=run&model=star").text

@@ -1,0 +1,97 @@
+"""Which settings may change when a run goes on, and why the others may not.
+
+What a run has saved is weights, what its optimizer remembers, and a place in an order of pictures. A setting that one
+of these was made with stays; one that only says how long, how often, how fast or where to is taken from there on.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dreambooth.core.errors import UserError
+from dreambooth.core.schema import from_flat, general, to_flat
+from dreambooth.core.settings import Settings, conflicts
+
+MAY = ""
+_WEIGHTS = "the weights in its state have the shape that this gave them"
+_OPTIMIZER = "what its optimizer remembers was made with this"
+_ORDER = "this says which picture comes when, and the order is half gone through"
+_SHOWN = "what it has learned so far was learned from pictures and captions read in this way"
+_TAUGHT = "it says what is learned, and half of it is learned already"
+
+# By the whole key, or else by its group: MAY, or why it must stay.
+RULES: dict[str, str] = {
+    "general": _WEIGHTS,
+    "general.resolution": _SHOWN,
+    "general.seed": _ORDER,
+    "concepts": _SHOWN,
+    "concepts.N.instance_data_dir": MAY,  # the folder may have moved; pictures that differ are noticed and said
+    "concepts.N.class_data_dir": MAY,
+    "concepts.N.repeats": _ORDER,
+    "concepts.N.loss_weight": _TAUGHT,
+    "captions": _SHOWN,
+    "pictures": _SHOWN,
+    "pictures.cache_on_disk": MAY,
+    "intervals": MAY,
+    "batching": _ORDER,  # but see _same_step
+    "batching.gradient_checkpointing": MAY,
+    "batching.class_batch_size": MAY,
+    "learning": MAY,
+    "optimizer": _OPTIMIZER,
+    "optimizer.max_grad_norm": MAY,
+    "optimizer.text_encoder_max_grad_norm": MAY,
+    "tuning": _TAUGHT,
+    "tuning.mixed_precision": MAY,
+    "tuning.deterministic": MAY,
+    "tuning.nonfinite_steps": MAY,
+    "tuning.ema_decay": MAY,
+    "tuning.use_ema": "its state holds an average only if there was one from the beginning",
+    "tuning.max_token_length": _SHOWN,
+    "tuning.clip_skip": _SHOWN,
+    "tuning.pad_tokens": _SHOWN,
+    "tuning.train_unet": _WEIGHTS,
+    "objective": _TAUGHT,
+    "memory": MAY,
+    "memory.bf16_weights": _WEIGHTS,
+    "lora": _WEIGHTS,
+    "imagic": _TAUGHT,
+    "previews": MAY,
+    "saving": MAY,
+    "reporting": MAY,
+}
+_STEP = ("batching.train_batch_size", "batching.gradient_accumulation_steps")
+
+
+def why_not(key: str) -> str:
+    """Why the setting must stay as it is when a run goes on; empty where it may change."""
+    whole = general(key)
+    return RULES[whole] if whole in RULES else RULES[whole.split(".")[0]]
+
+
+def changes(now: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """What of `given` differs from the run's settings, as dotted keys.
+
+    Raises UserError with a sentence for each setting that does not exist, will not do, or must stay as it is.
+    """
+    settings = from_flat(Settings, {**now, **given})
+    before, after = to_flat(from_flat(Settings, now)), to_flat(settings)
+    changed = {key: value for key, value in after.items() if key not in before or before[key] != value}
+    one_step = _images_per_step(before) == _images_per_step(after)
+    problems = [
+        f"{key}: it cannot change when a run goes on, as {reason}; leave it, or start a new run."
+        for key in changed
+        if (reason := why_not(key)) and not (key in _STEP and one_step)
+    ]
+    if problems := problems or conflicts.found(settings):
+        raise UserError(problems)
+    return changed
+
+
+def of_the_result(changed: dict[str, Any]) -> dict[str, Any]:
+    """Those changes that can make another result."""
+    return {key: value for key, value in changed.items() if key.split(".")[0] not in ("previews", "reporting")}
+
+
+def _images_per_step(flat: dict[str, Any]) -> int:
+    """The same number of images in a step, in smaller batches that are added up, is the same step."""
+    return int(flat[_STEP[0]]) * int(flat[_STEP[1]])

@@ -1,0 +1,106 @@
+"""How a run that failed tells of it: to programs, to a terminal, in the API and on the page, always in one form."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+
+from dreambooth.core import project, run
+from dreambooth.core.errors import UserError
+from dreambooth.core.layout import MINIATURE, SUBJECT_PICTURES
+from dreambooth.core.project import Folders
+from dreambooth.core.run import Job
+from dreambooth.core.settings import parse
+from dreambooth.engine import __main__ as engine
+from dreambooth.host.standalone import Standalone
+from dreambooth.service import api, runs
+from dreambooth.ui import command_line, commands
+from tests.conftest import Run
+
+WRONG = ("what", "where", "do", "log")
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> Folders:
+    made = Folders(tmp_path / "models")
+    project.create(made, "star", MINIATURE)
+    return made
+
+
+def broken(folders: Folders, error: BaseException, monkeypatch: pytest.MonkeyPatch) -> Job:
+    """A run whose engine met this."""
+    opened = project.open_project(folders, "star")
+    job = run.new_run(folders, opened, parse({"concepts.0.instance_data_dir": str(SUBJECT_PICTURES)}))
+    job.log.write_text("before\nTraceback (most recent call last):\nthe last line\n")
+
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(engine, "_do", fail)
+    monkeypatch.setattr(engine, "take_signals", lambda job: None)
+    monkeypatch.setattr(engine.Listener, "start", lambda listener: None)
+    assert engine.main([str(job.folder)]) == engine.BROKEN
+    return job
+
+
+def test_an_error_of_the_engines_own_is_told_with_its_log(
+    folders: Folders, monkeypatch: pytest.MonkeyPatch, dreambooth: Run
+) -> None:
+    job = broken(folders, ZeroDivisionError("division by zero"), monkeypatch)
+    event = job.events()[0][-1]
+    assert event["event"] == "failed"
+    assert event["errors"][0]["where"] == str(job.log)
+    (error,) = runs.summary(job)["errors"]
+    assert tuple(error) == WRONG
+    assert "division by zero" in error["what"]
+    assert error["do"]
+    assert error["log"].endswith("the last line")
+    app = FastAPI()
+    app.include_router(api.router(Standalone(str(folders.models))))
+    asked = TestClient(app, base_url="http://here")
+    assert asked.get("/dreambooth/models/star/runs/1").json()["errors"] == [error]
+    refused = asked.post("/dreambooth/models/star/runs/1/resume", json={"settings": {"lora.rank": 3}})
+    assert refused.status_code == 400
+    assert [(one["where"], one["do"]) for one in refused.json()["errors"]] == [
+        ("lora.rank", "Leave it, or start a new run.")
+    ]
+    assert asked.post("/dreambooth/models/star/runs/x/resume").json()["errors"][0]["where"] == "number"
+    said = dreambooth("resume", "star/1", "--lora.rank", 3, "--data", folders.models)
+    assert (said.code, said.answer["errors"]) == (2, refused.json()["errors"])
+
+
+def test_too_little_memory_is_told_alike_in_every_job(folders: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
+    (error,) = runs.errors(broken(folders, MemoryError(), monkeypatch), "failed")
+    assert error.what.startswith("The memory was not enough while preparing")
+    assert "general.resolution" in error.do
+
+
+def test_a_terminal_shows_the_sentence_and_the_end_of_the_log(
+    folders: Folders, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    job = broken(folders, ZeroDivisionError("division by zero"), monkeypatch)
+    capfd.readouterr()
+
+    def told(*_: object) -> None:
+        raise UserError(runs.errors(job, "failed"))
+
+    monkeypatch.setattr(commands, "runs", told)
+    assert command_line.main(["runs", "--data", str(folders.models)]) == command_line.REFUSED
+    shown = capfd.readouterr().err
+    assert "division by zero" in shown
+    assert "The log ends with:" in shown
+    assert "    the last line" in shown
+
+
+def test_events_of_earlier_versions_and_damaged_ones_are_still_told(folders: Folders) -> None:
+    job = run.new_run(folders, project.open_project(folders, "star"), parse({}))
+    for fields, sentence in (
+        ({"problems": ["lora.rank: it is 0; set it to 1."]}, "lora.rank: it is 0; set it to 1."),
+        ({"problems": ["A"], "errors": [3]}, "A"),
+        ({"problems": None, "errors": None}, "The engine failed."),
+    ):
+        job.report("failed", refused=True, **fields)
+        assert [one.sentence for one in runs.errors(job, "failed")] == [sentence]
