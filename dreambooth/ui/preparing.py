@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from dreambooth.core import project, settings
-from dreambooth.service import environment, models, runs
+from dreambooth.service import environment, errands, models
 from dreambooth.ui import commands
 from dreambooth.ui.commands import Result
 from dreambooth.ui.terminal import Terminal
@@ -26,6 +26,6 @@ def import_settings(options: argparse.Namespace, terminal: Terminal) -> Result:
 
 def tokens(options: argparse.Namespace, terminal: Terminal) -> Result:
     """What the words of a prompt are to the model."""
-    fields = runs.words(options.prompt, options.candidates, label="--{}")
+    fields = errands.words(options.prompt, options.candidates, label="--{}")
     chosen = settings.parse(project.open_project(commands.folders(options), options.name).settings())
     return commands.errand(options, terminal, "tokens", chosen, **fields)

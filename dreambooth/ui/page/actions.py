@@ -18,7 +18,7 @@ from dreambooth.core.run import Job, Request
 from dreambooth.core.schema import to_flat
 from dreambooth.core.settings.dataset import Concept
 from dreambooth.host.base import Host
-from dreambooth.service import environment, launcher, models, queue, runs
+from dreambooth.service import environment, errands, launcher, models, queue, runs
 from dreambooth.ui.page.errand_view import newest_errand
 from dreambooth.ui.page.fragments import key_of
 
@@ -225,10 +225,11 @@ def generate(host: Host, opened: Project, wanted: Values) -> None:
     if not (wanted["prompt"] or "").strip():
         raise UserError("Sample Prompt: it is empty; say what to draw.")
     whole = {
-        key: _whole(value) if isinstance(runs.DRAWING.get(key, ("",))[0], int) else value
+        key: _whole(value) if isinstance(errands.DRAWING.get(key, ("",))[0], int) else value
         for key, value in wanted.items()
     }
-    chosen, fields = runs.drawing(opened, whole, label="{}")
+    ask = errands.sheet if "sheet" in whole else errands.drawing
+    chosen, fields = ask(opened, whole, label="{}")
     queue.submit(_new_errand(host, opened, "generate", chosen, **fields))
 
 
@@ -237,8 +238,16 @@ def _whole(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
+def lora_weights(text: str) -> list[float]:
+    """`0, 0.5, 1` -> [0.0, 0.5, 1.0]. Raises UserError for what are no numbers."""
+    try:
+        return [float(word) for word in text.replace(";", ",").split(",") if word.strip()]
+    except ValueError:
+        raise UserError(f"Lora Weights: {text[:40]!r} are no numbers with commas between them; 0.5, 1 are.") from None
+
+
 def export(host: Host, opened: Project, wanted: Values) -> None:
-    fields = runs.exporting(opened, wanted, label="{}")
+    fields = errands.exporting(opened, wanted, label="{}")
     queue.submit(_new_errand(host, opened, "export", settings.parse({}), **fields))
 
 

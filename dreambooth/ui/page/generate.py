@@ -35,11 +35,30 @@ class GenerateTab:
             elem_id="db_weights",
         )
         self.fields = _fields()
+        with gr.Accordion("Sheet: results × weights", open=False, elem_id="db_sheet_section"):
+            self._lay_out_sheet()
         self.draw = gr.Button("Generate", elem_id="db_draw")
         self.said = gr.HTML("", elem_id="db_draw_said")
         self.drawn = gr.HTML("", elem_id="db_drawn")
         with gr.Accordion("Export", open=False, elem_id="db_export_section"):
             self._lay_out_export()
+
+    def _lay_out_sheet(self) -> None:
+        with gr.Row(elem_id="db_sheet_row", elem_classes=["db-fields"]):
+            self.sheet_rows = gr.Dropdown(
+                [BASE],
+                label="Rows",
+                info="Results to set side by side; one picture of each, with the prompt and the seed above.",
+                multiselect=True,
+                elem_id="db_sheet_rows",
+            )
+            self.sheet_columns = gr.Textbox(
+                "0.6, 0.8, 1",
+                label="Lora Weights",
+                info="The columns, with commas between them; a checkpoint has none.",
+                elem_id="db_sheet_columns",
+            )
+        self.draw_sheet = gr.Button("Generate a sheet", elem_id="db_draw_sheet", size="sm")
 
     def _lay_out_export(self) -> None:
         self.to = gr.Textbox(
@@ -62,7 +81,7 @@ class GenerateTab:
         self.exported = gr.HTML("", elem_id="db_exported")
 
     def places(self) -> list[Any]:
-        return [self.weights, self.drawn, self.exported]
+        return [self.weights, self.sheet_rows, self.drawn, self.exported]
 
     def show(self, opened: Project | None, row: int) -> Shown:
         if opened is None:
@@ -70,6 +89,7 @@ class GenerateTab:
         labels = [*(label for label, _ in actions.results(opened)), BASE]
         return {
             self.weights: gr.update(choices=labels, value=labels[0]),
+            self.sheet_rows: gr.update(choices=labels, value=labels[:-1][:4]),
             self.drawn: live("generate", opened.name),
             self.exported: live("export", opened.name),
         }
@@ -77,6 +97,8 @@ class GenerateTab:
     def bind(self) -> None:
         act = self.page.act
         act(self.draw.click, self._draw, [self.weights, *self.fields.values()], [], self.said)
+        drawn = [self.sheet_rows, self.sheet_columns, *self.fields.values()]
+        act(self.draw_sheet.click, self._draw_sheet, drawn, [], self.said)
         export = [self.weights, self.to, self.merge, self.half, self.fields["lora_weight"]]
         act(self.export.click, self._export, export, [], self.export_said)
 
@@ -91,6 +113,17 @@ class GenerateTab:
         if not opened.embedding(Path(weights.get("weights", "none"))).exists():
             wanted.pop("eta")  # only results of Imagic are drawn with it
         actions.generate(self.page.host, opened, {**wanted, **weights})
+        return {}
+
+    def _draw_sheet(self, values: Values) -> Shown:
+        opened = self.page.opened(values)
+        files = dict(actions.results(opened))
+        sheet = {
+            "weights": [files.get(label, "") for label in values[self.sheet_rows] or []],
+            "lora_weights": actions.lora_weights(values[self.sheet_columns] or ""),
+        }
+        wanted = {name: values[field] for name, field in self.fields.items() if name not in ("eta", "count")}
+        actions.generate(self.page.host, opened, {**wanted, "sheet": sheet})
         return {}
 
     def _export(self, values: Values) -> Shown:
