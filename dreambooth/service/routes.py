@@ -15,7 +15,7 @@ from dreambooth.core.origin import Origin
 from dreambooth.core.project import Folders, Project
 from dreambooth.core.run import Job
 from dreambooth.core.settings import Settings
-from dreambooth.service import environment, installation, launcher, models, queue, runs
+from dreambooth.service import environment, errands, installation, launcher, models, queue, runs
 
 REQUESTS = ("pause", "stop", "discard", "save", "preview")
 
@@ -240,7 +240,7 @@ class Jobs(Routes):
 
     def begin_errand(self, name: str, body: dict[str, Any]) -> Answer:
         opened, kind = self.open(name), text(body, "kind")
-        chosen, fields = runs.errand(opened, kind, body, self._settings(opened, body))
+        chosen, fields = errands.errand(opened, kind, body, self._settings(opened, body))
         job = launcher.new_errand(self.folders, opened, kind, chosen, **fields)
         return self._submit(job, runs.outcome)
 

@@ -81,14 +81,20 @@ def good(sentence: str) -> str:
     return f'<p class="db-good" data-db-problems="[]">{escape(sentence)}</p>'
 
 
+def key_of(problem: str) -> str:
+    """The setting that a sentence begins with; empty where it is about none."""
+    match = _KEY.match(problem)
+    return match[1] if match and general(match[1]) in _LEAVES else ""
+
+
 def _by_label(problem: str) -> str:
     """`Lora Rank: 0 is below the minimum.` for `lora.rank: 0 is below the minimum.`"""
-    match = _KEY.match(problem)
-    leaf = _LEAVES.get(general(match[1])) if match else None
-    if not match or leaf is None:
+    key = key_of(problem)
+    if not key:
         return problem
-    row = next((int(part) + 1 for part in match[1].split(".") if part.isdigit()), None)
-    return f"{f'Concept {row}, ' if row else ''}{leaf.spec.label}: {problem[match.end() :]}"
+    row = next((int(part) + 1 for part in key.split(".") if part.isdigit()), None)
+    label = _LEAVES[general(key)].spec.label
+    return f"{f'Concept {row}, ' if row else ''}{label}{problem[len(key) :]}"
 
 
 def bar(stage: Event) -> str:
