@@ -85,6 +85,32 @@ def test_the_prompt_is_what_the_pictures_are_learned_under(star: Project) -> Non
     assert not all(torch.equal(one[name], other[name]) for name in one)
 
 
+LONG = "a photo of sks star, " + "red, " * 60
+
+
+@pytest.mark.parametrize(
+    ("changes", "prompt"),
+    [
+        ({"tuning.max_token_length": 150}, LONG),
+        ({"tuning.clip_skip": 2}, "a photo of sks star"),
+        ({"tuning.pad_tokens": False}, "a photo of sks star"),
+    ],
+    ids=["length", "clip skip", "padding"],
+)
+def test_how_prompts_are_read_changes_what_is_learned(star: Project, changes: dict[str, Any], prompt: str) -> None:
+    one, other = (
+        load_file(saved(train(star, **{"concepts.0.instance_prompt": prompt}, **some))[-1]) for some in ({}, changes)
+    )
+    assert not all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_short_memory_of_the_average_is_nearer_to_the_weights(star: Project) -> None:
+    longer, name = {"intervals.num_train_epochs": 10}, "model.diffusion_model.input_blocks.0.0.weight"
+    averages = [{}, *({"tuning.use_ema": True, "tuning.ema_decay": decay} for decay in (0.1, 0.9))]
+    plain, short, long = (load_file(saved(train(star, **longer, **average))[-1])[name] for average in averages)
+    assert 0 < (short - plain).norm() < (long - plain).norm()
+
+
 def test_the_pictures_are_those_of_the_folder(star: Project, tmp_path: Path) -> None:
     for picture in sorted(SUBJECT_PICTURES.glob("*.png"))[:2]:
         shutil.copy(picture, tmp_path)
