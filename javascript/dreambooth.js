@@ -233,6 +233,20 @@ const dreamboothPage = (() => {
         }
     }
 
+    /* A run goes on from one of its states. */
+    async function resumed(event) {
+        const button = event.target.closest?.("#db_page [data-db-resume]");
+        if (!button) {
+            return;
+        }
+        try {
+            await send(button.dataset.dbResume, "POST", {from_step: Number(button.dataset.dbStep)});
+            look();
+        } catch (error) {
+            silent(button.closest(".db-live"), error.message);
+        }
+    }
+
     function showMore(event) {
         const button = event.target.closest?.("#db_page [data-db-more]");
         if (button) {
@@ -244,7 +258,7 @@ const dreamboothPage = (() => {
 
     /* What destroys or hides work takes a second press. */
     function confirmTwice(event) {
-        const button = event.target.closest?.("#db_discard, #db_delete");
+        const button = event.target.closest?.("#db_discard, #db_delete, #db_page [data-db-twice]");
         if (!button || button.dataset.dbSure) {
             return;
         }
@@ -271,6 +285,7 @@ const dreamboothPage = (() => {
         document.addEventListener("change", captioned, true);
         document.addEventListener("click", confirmTwice, true);
         document.addEventListener("click", showMore, true);
+        document.addEventListener("click", resumed);
         document.addEventListener("visibilitychange", look);
         new MutationObserver((changes) => {
             for (const {target, addedNodes} of changes) {

@@ -96,7 +96,7 @@ class Page:
         self.act(self.draft.click, self.save, [], [self.said, self.run_column.said, *self._moving_places()])
         for part in self.parts:
             part.bind()
-        changed = [self.about, *self.generate_tab.places(), *self.model_tab.places()]
+        changed = [self.about, *self.generate_tab.places()]
         self.act(self.look_again.click, self.look, [], changed)
 
     def act(self, event: Any, do: Callable[..., Shown], more: list[Any], outputs: list[Any], at: Any = None) -> None:
@@ -193,6 +193,5 @@ class Page:
         if not values[self.model]:
             return {}
         opened = self.opened(values)
-        row = int(values[self.row])
         about = self.moving(opened, opened.settings())[self.about]
-        return {self.about: about, **self.model_tab.show(opened, row), **self.generate_tab.show(opened, row)}
+        return {self.about: about, **self.generate_tab.show(opened, int(values[self.row]))}
