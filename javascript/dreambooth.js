@@ -247,6 +247,25 @@ const dreamboothPage = (() => {
         }
     }
 
+    /* The WebUI's own model says what the pictures show; each caption appears as it is written. */
+    async function described(event) {
+        const button = event.target.closest?.("#db_page [data-db-describe]");
+        if (!button) {
+            return;
+        }
+        const said = button.parentElement.querySelector("span");
+        button.disabled = true;
+        said.textContent = " describing them …";
+        try {
+            await send(button.dataset.dbAddress, "POST", {with: button.dataset.dbDescribe});
+            said.textContent = " done";
+            look();
+        } catch (error) {
+            said.textContent = ` ${error.message}`;
+        }
+        button.disabled = false;
+    }
+
     function showMore(event) {
         const button = event.target.closest?.("#db_page [data-db-more]");
         if (button) {
@@ -286,6 +305,7 @@ const dreamboothPage = (() => {
         document.addEventListener("click", confirmTwice, true);
         document.addEventListener("click", showMore, true);
         document.addEventListener("click", resumed);
+        document.addEventListener("click", described, true);
         document.addEventListener("visibilitychange", look);
         new MutationObserver((changes) => {
             for (const {target, addedNodes} of changes) {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
@@ -104,6 +104,19 @@ def write_caption(picture: Path, text: str) -> Path | None:
     except OSError as error:
         raise UserError(f"{file}: the caption cannot be written ({error.strerror}).") from None
     return None
+
+
+def describe(folder: Path, words_of: Callable[[Path], str], *, over: bool = False) -> int:
+    """Writes what each picture shows into its caption file; a picture that has one keeps it, unless `over` is asked.
+
+    Returns how many were described. Raises UserError at the first that cannot be; those before keep theirs.
+    """
+    count = 0
+    for name in names(folder):
+        if over or captions.beside(folder / name) is None:
+            write_caption(folder / name, words_of(folder / name))
+            count += 1
+    return count
 
 
 def _walk(folder: Path) -> Iterator[str]:

@@ -22,6 +22,7 @@ def found(settings: Settings) -> list[str]:
         *_prodigy(settings),
         *_schedule_free(settings),
         *_bf16_weights(settings),
+        *_step_in_backward(settings),
         *_previews_and_rests(settings),
         *_webhook(settings.reporting.webhook_url),
         *_sizes(settings),
@@ -87,6 +88,22 @@ def _bf16_weights(settings: Settings) -> list[str]:
         chosen = settings.tuning.mixed_precision
         return [f"tuning.mixed_precision: it is {chosen}, but memory.bf16_weights computes in bf16; set it to bf16."]
     return []
+
+
+def _step_in_backward(settings: Settings) -> list[str]:
+    if not settings.memory.step_in_backward:
+        return []
+    key, problems = "memory.step_in_backward", []
+    if settings.batching.gradient_accumulation_steps > 1:
+        problems.append(
+            f"{key}: gradients are gone before the next batch could be added to them; set "
+            "batching.gradient_accumulation_steps to 1."
+        )
+    if settings.optimizer.name in ("prodigy", "adamw_schedule_free"):
+        problems.append(f"{key}: {settings.optimizer.name} looks at all gradients at once; choose another optimizer.")
+    if settings.tuning.mixed_precision == "fp16":
+        problems.append(f"{key}: fp16 must see all gradients before any is applied; choose bf16 or no mixed precision.")
+    return problems
 
 
 def _previews_and_rests(settings: Settings) -> list[str]:

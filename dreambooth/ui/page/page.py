@@ -12,7 +12,7 @@ from typing import Any
 
 import gradio as gr
 
-from dreambooth.core import project
+from dreambooth.core import abilities, project
 from dreambooth.core.errors import UserError
 from dreambooth.core.project import Project, open_project
 from dreambooth.core.settings import parse
@@ -20,6 +20,7 @@ from dreambooth.host.base import Host
 from dreambooth.ui.page import actions, cost, dialect
 from dreambooth.ui.page.concepts import ConceptsTab
 from dreambooth.ui.page.controls import Form
+from dreambooth.ui.page.cost_view import cost_view
 from dreambooth.ui.page.fragments import SAVED, problem_list
 from dreambooth.ui.page.generate import GenerateTab
 from dreambooth.ui.page.model import ModelTab
@@ -154,10 +155,8 @@ class Page:
         own = parse(dict(flat))
         costs = cost.estimate(opened, own)
         problem = problem_list([opened.problem]) if opened.problem else ""
-        about = (
-            f'<p class="db-about">{escape(actions.about(opened))}</p>'
-            f'<p class="db-cost">{" · ".join(map(escape, costs.words()))}</p>{problem}'
-        )
+        costs_shown = cost_view(costs, abilities.card_bytes())
+        about = f'<p class="db-about">{escape(actions.about(opened))}</p>{costs_shown}{problem}'
         return {self.about: about, **self.settings_tab.moving(own, costs)}
 
     def _moving_places(self) -> list[Any]:
