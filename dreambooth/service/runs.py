@@ -7,7 +7,7 @@ from typing import Any
 
 from dreambooth.core import checkpoint, paths, run, settings
 from dreambooth.core.errors import Problem, UserError
-from dreambooth.core.project import Project
+from dreambooth.core.project import Folders, Project
 from dreambooth.core.run import Job, Request
 from dreambooth.core.settings import Settings, on_resume
 from dreambooth.service import launcher
@@ -90,6 +90,39 @@ def change_settings(job: Job, given: dict[str, Any]) -> dict[str, Any]:
     if changed:
         job.change(changed)
     return changed
+
+
+def states(job: Job) -> list[int]:
+    """The steps after which a state was saved that is still there, the earliest first."""
+    return sorted(int(path.name) for path in job.state.glob("*") if path.name.isdigit()) if job.state.is_dir() else []
+
+
+def go_back(folders: Folders, job: Job, step: int) -> None:
+    """Has a run go on from an earlier state when it is resumed: the later ones are moved to the trash.
+
+    Raises UserError, and moves nothing, for a run that cannot go on or a step without a state.
+    """
+    check_resumable(job)
+    there = states(job)
+    if step not in there:
+        known = ", ".join(map(str, there)) or "none"
+        raise UserError(f"from_step: the run {job.name} has no state after step {step} (there: {known}).")
+    later = [one for one in there if one > step]
+    if later and any(event["event"] == "result" for event in job.events()[0]):
+        raise UserError(f"The run {job.name} has written its result already; resume it as it is.")
+    for one in reversed(later):
+        _to_trash(folders, job, job.state / f"{one:09}")
+
+
+def _to_trash(folders: Folders, job: Job, state: Path) -> None:
+    name, number = f"{job.name.replace('/', ' run ')} state {state.name}", 1
+    while (target := folders.trash / f"{name}{f' {number}' if number > 1 else ''}").exists():
+        number += 1
+    try:
+        folders.trash.mkdir(exist_ok=True)
+        state.rename(target)
+    except OSError as error:
+        raise UserError(f"{state}: it cannot be moved to the trash ({error.strerror}).") from None
 
 
 def ask(job: Job, what: Request) -> dict[str, Any]:

@@ -81,6 +81,8 @@ def resume(options: argparse.Namespace, terminal: Terminal) -> Result:
     job = run.find(folders(options), options.run)
     for key, value in service_runs.change_settings(job, given_settings(options)).items():
         terminal.say(f"From here on: {key} {value}")
+    if options.from_step is not None:
+        service_runs.go_back(folders(options), job, options.from_step)
     return _work(job, environment.ensure(terminal.show), terminal)
 
 

@@ -8,10 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dreambooth.core import captions, presets, project, run, settings
+from dreambooth.core import anatomy, captions, checkpoint, planner, presets, project, run, settings
 from dreambooth.core.checkpoint import FAMILIES
 from dreambooth.core.errors import UserError
 from dreambooth.core.hub import HubModel
+from dreambooth.core.planner import Plan
 from dreambooth.core.project import Folders, Project
 from dreambooth.core.quantities import size
 from dreambooth.core.run import Job, Request
@@ -19,6 +20,7 @@ from dreambooth.core.schema import to_flat
 from dreambooth.core.settings.dataset import Concept
 from dreambooth.host.base import Host
 from dreambooth.service import environment, errands, launcher, models, queue, runs
+from dreambooth.ui.page import cost
 from dreambooth.ui.page.errand_view import newest_errand
 from dreambooth.ui.page.fragments import key_of
 
@@ -135,6 +137,18 @@ def apply_preset(opened: Project, shown: Mapping[str, Any], name: str) -> str:
     models.write_settings(opened, after)
     changed = sum(before.get(key) != value for key, value in after.items())
     return f"{presets.find(name).label}: {changed} setting{'' if changed == 1 else 's'} changed."
+
+
+def performance(opened: Project, shown: Mapping[str, Any], card_bytes: int) -> Plan:
+    """Puts what fits this machine's card over what the page shows."""
+    if not card_bytes:
+        raise UserError("Performance: no card is known here, so nothing was changed; there is nothing to fit.")
+    before = {**opened.settings(), **shown}
+    own = settings.parse(before)
+    model = anatomy.of(checkpoint.read_header(opened.source))
+    made = planner.plan(own, model, opened.about["family"], cost.area(opened, own), card_bytes)
+    models.write_settings(opened, {**before, **made.changes})
+    return made
 
 
 def take_pictures(opened: Project, row: int, files: list[str]) -> str:

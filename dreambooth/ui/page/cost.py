@@ -8,12 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from dreambooth.core import checkpoint, forecast, run
-from dreambooth.core.buckets import Bucket
+from dreambooth.core import anatomy, checkpoint, footprint, forecast, run
 from dreambooth.core.budget import Budget, budget
 from dreambooth.core.errors import UserError
 from dreambooth.core.project import Project
-from dreambooth.core.quantities import duration, size
 from dreambooth.core.schema import to_flat
 from dreambooth.core.settings import Settings
 from dreambooth.core.settings.dataset import Concept
@@ -37,34 +35,27 @@ class Cost:
     memory_bytes: int
     disk_bytes: int
 
-    def words(self) -> list[str]:
-        if self.length is None:
-            return ["No pictures yet"]
-        said = [f"{self.pictures:,} pictures", f"{self.length.steps:,} steps"]
-        if self.seconds:
-            said.append(f"≈ {duration(self.seconds)}")
-        if self.memory_bytes:
-            said += [f"≈ {size(self.memory_bytes)} memory", f"{size(self.disk_bytes)} disk"]
-        return said
-
 
 def estimate(project: Project, settings: Settings) -> Cost:
     """About what a run with these settings takes; every picture counts as one of the full size."""
     found = [(concept, _count(concept)) for concept in settings.concepts]
     seen = sum(count * concept.repeats for concept, count in found)
-    if not seen:
-        return Cost(0, None, None, 0, 0)
-    length = budget(settings, seen)
+    length = budget(settings, seen) if seen else None
     memory = disk = 0
     try:
         header = checkpoint.read_header(project.source)
-        side = settings.general.resolution or project.resolution
-        memory = forecast.memory(header, settings, Bucket(side, side)).total
-        disk = forecast.disk_bytes(header, settings, length)
+        memory = footprint.needs(settings, anatomy.of(header), project.about["family"], area(project, settings)).total
+        disk = forecast.disk_bytes(header, settings, length) if length else 0
     except UserError:  # the model's own line says what is wrong with its file
         pass
     pace = _pace(project, settings)
-    return Cost(sum(n for _, n in found), length, length.steps / pace if pace else None, memory, disk)
+    seconds = length.steps / pace if length and pace else None
+    return Cost(sum(n for _, n in found), length, seconds, memory, disk)
+
+
+def area(project: Project, settings: Settings) -> int:
+    """The pixels of each training picture, as far as the settings say; buckets have about the same."""
+    return int((settings.general.resolution or project.resolution) ** 2)
 
 
 def _count(concept: Concept) -> int:

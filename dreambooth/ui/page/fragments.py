@@ -11,9 +11,11 @@ from typing import Any
 from urllib.parse import quote, urlencode
 
 from dreambooth.core.errors import Problem
-from dreambooth.core.project import Project
+from dreambooth.core.project import Folders, Project
+from dreambooth.core.run import Job
 from dreambooth.core.schema import general, leaves
 from dreambooth.core.settings import Settings
+from dreambooth.service import hot_use
 
 SAVED = '<p class="db-saved" data-db-problems="[]">Saved</p>'
 _KEY = re.compile(r"([a-z_]+(?:\.[a-z0-9_]+)+): ")
@@ -75,6 +77,17 @@ def failure_list(errors: list[Problem]) -> str:
     logs = dict.fromkeys(one.log for one in errors if one.log)
     shown = (f"<details><summary>What it said last</summary><pre>{escape(log)}</pre></details>" for log in logs)
     return sentence_list([one.sentence for one in errors]) + "".join(shown)
+
+
+def to_txt2img(folders: Folders, job: Job, path: Path) -> str:
+    """The button that fills the WebUI's txt2img tab (javascript/hot_use.js); style.css hides it where there is none."""
+    use = hot_use.use(folders, job, path)
+    if use is None:
+        return ""
+    return (
+        f' <button type="button" class="db-use" data-db-use data-db-prompt="{escape(use.prompt)}" '
+        f'data-db-checkpoint="{escape(use.checkpoint)}">Use in txt2img</button>'
+    )
 
 
 def good(sentence: str) -> str:

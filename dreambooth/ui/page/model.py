@@ -14,7 +14,7 @@ from dreambooth.host.base import Host
 from dreambooth.ui.page import actions, dialect
 from dreambooth.ui.page.controls import Form
 from dreambooth.ui.page.fragments import good, live
-from dreambooth.ui.page.model_view import import_report, model_view
+from dreambooth.ui.page.model_view import import_report
 
 if TYPE_CHECKING:
     from dreambooth.ui.page.page import Page, Shown, Values
@@ -78,7 +78,7 @@ class ModelTab:
         return [self.about]
 
     def show(self, opened: Project | None, row: int) -> Shown:
-        return {self.about: model_view(opened) if opened else f'<p class="db-quiet">{_FIRST}</p>'}
+        return {self.about: live("model", opened.name) if opened else f'<p class="db-quiet">{_FIRST}</p>'}
 
     def sources(self, *, choose: bool) -> Any:
         """The list of checkpoints; with `choose` the first is chosen."""

@@ -12,7 +12,7 @@ from typing import Any
 
 import gradio as gr
 
-from dreambooth.core import project
+from dreambooth.core import abilities, project
 from dreambooth.core.errors import UserError
 from dreambooth.core.project import Project, open_project
 from dreambooth.core.settings import parse
@@ -20,6 +20,7 @@ from dreambooth.host.base import Host
 from dreambooth.ui.page import actions, cost, dialect
 from dreambooth.ui.page.concepts import ConceptsTab
 from dreambooth.ui.page.controls import Form
+from dreambooth.ui.page.cost_view import cost_view
 from dreambooth.ui.page.fragments import SAVED, problem_list
 from dreambooth.ui.page.generate import GenerateTab
 from dreambooth.ui.page.model import ModelTab
@@ -96,7 +97,7 @@ class Page:
         self.act(self.draft.click, self.save, [], [self.said, self.run_column.said, *self._moving_places()])
         for part in self.parts:
             part.bind()
-        changed = [self.about, *self.generate_tab.places(), *self.model_tab.places()]
+        changed = [self.about, *self.generate_tab.places()]
         self.act(self.look_again.click, self.look, [], changed)
 
     def act(self, event: Any, do: Callable[..., Shown], more: list[Any], outputs: list[Any], at: Any = None) -> None:
@@ -154,10 +155,8 @@ class Page:
         own = parse(dict(flat))
         costs = cost.estimate(opened, own)
         problem = problem_list([opened.problem]) if opened.problem else ""
-        about = (
-            f'<p class="db-about">{escape(actions.about(opened))}</p>'
-            f'<p class="db-cost">{" · ".join(map(escape, costs.words()))}</p>{problem}'
-        )
+        costs_shown = cost_view(costs, abilities.card_bytes())
+        about = f'<p class="db-about">{escape(actions.about(opened))}</p>{costs_shown}{problem}'
         return {self.about: about, **self.settings_tab.moving(own, costs)}
 
     def _moving_places(self) -> list[Any]:
@@ -193,6 +192,5 @@ class Page:
         if not values[self.model]:
             return {}
         opened = self.opened(values)
-        row = int(values[self.row])
         about = self.moving(opened, opened.settings())[self.about]
-        return {self.about: about, **self.model_tab.show(opened, row), **self.generate_tab.show(opened, row)}
+        return {self.about: about, **self.generate_tab.show(opened, int(values[self.row]))}

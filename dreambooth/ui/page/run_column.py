@@ -8,12 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
+from dreambooth.core import abilities
 from dreambooth.core.project import Project
 from dreambooth.core.run import Request
+from dreambooth.core.schema import to_flat
+from dreambooth.core.settings import parse
 from dreambooth.host.base import Host
 from dreambooth.service import installation
 from dreambooth.ui.page import actions, dialect
 from dreambooth.ui.page.fragments import SAVED, live
+from dreambooth.ui.page.plan_view import plan_view
 
 if TYPE_CHECKING:
     from dreambooth.ui.page.page import Page, Shown, Values
@@ -37,6 +41,7 @@ class RunColumn:
             self.train = gr.Button("Train", elem_id="db_train", variant="primary")
             self.resume = gr.Button("Resume", elem_id="db_resume", variant="primary")
             self.requests = {what: gr.Button(label, elem_id=name) for name, label, what in REQUESTS}
+            self.performance = gr.Button("Performance", elem_id="db_performance")
             self.set_up = gr.Button("Set Up", elem_id="db_set_up", variant="primary")
             self.train_anew = gr.Button("Train anew", elem_id="db_train_anew")
         self.said = gr.HTML("", elem_id="db_run_said")
@@ -51,6 +56,7 @@ class RunColumn:
     def bind(self) -> None:
         page = self.page
         dialect.on(self.set_up.click, page.told(self._set_up, self.said), None, [self.said])
+        page.act(self.performance.click, self._performance, [], page.of_model, self.said)
         for button in (self.train, self.train_anew):
             page.act(button.click, self._train, [], [page.said], self.said)
         page.act(self.resume.click, self._on_run(actions.resume), [], [], self.said)
@@ -67,6 +73,14 @@ class RunColumn:
         self.page.keep(opened, values)
         actions.train(self.page.host, opened)
         return {self.page.said: SAVED}
+
+    def _performance(self, values: Values) -> Shown:
+        """Sets what fits this machine's card, and says what it changed and why."""
+        page = self.page
+        opened, row = page.opened(values), int(values[page.row])
+        before = to_flat(parse({**opened.settings(), **page.form.read(values, row)}))
+        made = actions.performance(opened, before, abilities.card_bytes())
+        return {**page.show(opened.name, row), self.said: plan_view(made, before)}
 
     def _on_run(self, do: Callable[[Host, str], Any]) -> Callable[[Values], Shown]:
         def act(values: Values) -> Shown:
