@@ -16,6 +16,7 @@ from dreambooth.core.project import Project
 
 MOST_LISTED = 500
 MOST_WALKED = 20_000
+MOST_LOOKED_AT = 60_000  # files of any kind; somebody may have named a whole disk
 MOST_PIXELS = 120_000_000
 THUMBNAIL_SIDES = (32, 768)
 MOST_CAPTION_CHARACTERS = 20_000
@@ -120,8 +121,11 @@ def describe(folder: Path, words_of: Callable[[Path], str], *, over: bool = Fals
 
 def _walk(folder: Path) -> Iterator[str]:
     """Relative paths of the pictures, at most MOST_WALKED; links to folders are not followed."""
-    count = 0
+    count = looked = 0
     for place, folders, files in os.walk(folder):
+        looked += len(files) + len(folders)
+        if looked > MOST_LOOKED_AT:
+            return
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in files:
             if name.startswith(".") or Path(name).suffix.lower() not in PICTURES:

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from dreambooth.core.settings import Settings
 
 PRODIGY_LEAST_RATE = 0.01
+LONGEST_NAME = 80  # as of a model; steps and endings follow
 _NO_EPSILON = ("lion", "lion_8bit", "paged_lion_8bit")
 
 
@@ -21,6 +22,7 @@ def found(settings: Settings) -> list[str]:
         *_prodigy(settings),
         *_schedule_free(settings),
         *_bf16_weights(settings),
+        *_step_in_backward(settings),
         *_previews_and_rests(settings),
         *_webhook(settings.reporting.webhook_url),
         *_sizes(settings),
@@ -86,6 +88,22 @@ def _bf16_weights(settings: Settings) -> list[str]:
         chosen = settings.tuning.mixed_precision
         return [f"tuning.mixed_precision: it is {chosen}, but memory.bf16_weights computes in bf16; set it to bf16."]
     return []
+
+
+def _step_in_backward(settings: Settings) -> list[str]:
+    if not settings.memory.step_in_backward:
+        return []
+    key, problems = "memory.step_in_backward", []
+    if settings.batching.gradient_accumulation_steps > 1:
+        problems.append(
+            f"{key}: gradients are gone before the next batch could be added to them; set "
+            "batching.gradient_accumulation_steps to 1."
+        )
+    if settings.optimizer.name in ("prodigy", "adamw_schedule_free"):
+        problems.append(f"{key}: {settings.optimizer.name} looks at all gradients at once; choose another optimizer.")
+    if settings.tuning.mixed_precision == "fp16":
+        problems.append(f"{key}: fp16 must see all gradients before any is applied; choose bf16 or no mixed precision.")
+    return problems
 
 
 def _previews_and_rests(settings: Settings) -> list[str]:
@@ -194,6 +212,8 @@ def _imagic(settings: Settings) -> list[str]:
 def _name(name: str) -> list[str]:
     if name and (name.strip(" .") != name or any(c in '<>:"/\\|?*' or ord(c) < 32 for c in name)):
         return [f"saving.custom_model_name: {name!r} cannot be a file's name."]
+    if len(name) > LONGEST_NAME:
+        return [f"saving.custom_model_name: it has {len(name)} characters; leave at most {LONGEST_NAME}."]
     return []
 
 

@@ -107,8 +107,8 @@ class Memory:
     attention: Literal["sdpa", "flash", "sliced", "xformers"] = setting(
         "sdpa",
         "Memory Attention",
-        "sdpa takes the quickest kernel for each layer on nearly every device; flash that one alone; sliced takes the "
-        "least memory; xformers needs that package.",
+        "sdpa takes the quickest kernel for each layer on nearly every device, and the least memory wherever it has "
+        "one; flash that one alone; sliced takes less only where it has none; xformers needs that package.",
         advanced=True,
     )
     bf16_weights: bool = setting(
@@ -116,6 +116,13 @@ class Memory:
         "Weights in bf16",
         "Full fine-tuning in half the memory: the weights are held in bf16 and each change is rounded at random, so "
         "that small ones are not lost.",
+    )
+    step_in_backward: bool = setting(
+        False,
+        "Step in the Backward Pass",
+        "Each gradient is applied and freed as soon as it is there, so that full fine-tuning holds hardly any; each is "
+        "then clipped by its own norm.",
+        advanced=True,
     )
     vae_decoding: Literal["whole", "sliced", "tiled"] = setting(
         "sliced",
@@ -127,7 +134,7 @@ class Memory:
         "retreat",
         "Out of Memory",
         "retreat goes on from the last state with what takes less memory: checkpointing, smaller batches added up to "
-        "the same step, sliced attention. stop ends the run and says what would help.",
+        "the same step. stop ends the run and says what would help.",
         advanced=True,
     )
 
