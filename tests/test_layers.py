@@ -26,7 +26,7 @@ STANDARD_LIBRARY_ONLY = {"core", "host", "service", "ui"}
 # What a file of these rooms may import besides; the WebUI brings all of it.
 BESIDES = {
     "host/webui.py": {"modules"},
-    "service/api.py": {"fastapi"},
+    "service/api.py": {"fastapi", "starlette"},  # fastapi is made of it
     "service/pictures.py": {"PIL"},
     "ui/page/alone.py": {"fastapi", "uvicorn"},  # only where there is no WebUI, from page-lock.txt
     "ui/page/concepts.py": {"gradio"},

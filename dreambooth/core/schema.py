@@ -229,6 +229,8 @@ def _typed(raw: Any, kind: type) -> Any:
     if kind is str:
         if not isinstance(raw, str):
             raise ValueError(f"{raw!r} is not text.")
+        if "\x00" in raw or any("\ud800" <= letter <= "\udfff" for letter in raw):
+            raise ValueError("it holds what is no text; rename the file, or type it anew.")
         return raw
     return _number(raw, kind)
 
