@@ -92,7 +92,7 @@ def add_tab():
 
 
 def add_api(_demo, app):
-    HOST.app = app
+    HOST.started(app)
     if any(getattr(route, "path", "").startswith("/dreambooth/") for route in app.routes):
         return
     from dreambooth.service import api, queue
@@ -118,6 +118,7 @@ try:
     WEBUI = import_host()
     HOST = WEBUI.WebUI()
     HOST.folders()
+    HOST.start_lean()
 except Clash as error:
     PROBLEM = str(error)
 except Exception as error:  # noqa: BLE001  (the tab says it)

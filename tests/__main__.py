@@ -4,6 +4,7 @@ python -m tests                 lint, types, tests
 python -m tests -m large        the full-size proofs (8 to 16 GB of memory)
 python -m tests -m faults       a run killed two hundred times (a quarter of an hour)
 python -m tests tests/core      one part
+python -m tests tests/host --webui DIR      in a real WebUI's folder, with a browser (five minutes)
 """
 
 from __future__ import annotations
@@ -32,13 +33,18 @@ def main(options: list[str]) -> int:
     # One thread: small models gain nothing from a second, and lose everything when a core is busy.
     variables = {**environment.engine_variables(), "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
     steps = [["ruff", "check", "."], ["ruff", "format", "--check", "."], ["mypy"]] if not options else []
-    only_page = bool(options) and options[0].startswith("tests/ui/page")
+    only_page = bool(options) and (options[0].startswith("tests/ui/page") or _names_webui(options))
     for step in [] if only_page else [*steps, ["pytest", *options]]:
         code = subprocess.run([python, "-m", *step], cwd=ROOT, env=variables).returncode
         if code:
             print(f"{' '.join(step)} failed", file=sys.stderr)
             return code
     return _test_page(variables, options or ["tests/ui/page"]) if only_page or not options else 0
+
+
+def _names_webui(options: list[str]) -> bool:
+    """A real WebUI is looked at with a browser, which only the page's environment can drive."""
+    return any(option.split("=")[0] == "--webui" for option in options)
 
 
 def _test_page(variables: dict[str, str], options: list[str]) -> int:
@@ -49,7 +55,7 @@ def _test_page(variables: dict[str, str], options: list[str]) -> int:
     variables = {**variables, environment.VARIABLE: str(environment.python())}
     code = subprocess.run([str(python), "-m", "pytest", *options], cwd=ROOT, env=variables).returncode
     if code:
-        print("pytest tests/ui/page failed", file=sys.stderr)
+        print(f"pytest {' '.join(options)} failed", file=sys.stderr)
     return code
 
 

@@ -19,6 +19,9 @@ Run = Callable[..., "Said"]
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--webui", metavar="DIR", help="a WebUI's folder (AUTOMATIC1111, Forge) to try the extension in")
+    parser.addoption(
+        "--webui-checkpoint", metavar="FILE", help="what is taught there (default: one with random weights)"
+    )
     parser.addoption("--webui-python", metavar="FILE", help="its Python (default: that of the venv in its folder)")
 
 

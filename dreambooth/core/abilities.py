@@ -10,6 +10,14 @@ from dreambooth.core.layout import STAMP
 FAULTS = "faults"  # in the check's report: {setting: {choice: reason}}
 
 
+def card_bytes(stamp: Path = STAMP) -> int:
+    """The memory of this machine's card; 0 without one, or where nothing is known."""
+    try:
+        return int(json.loads(stamp.read_text(encoding="utf-8"))["report"]["memory_bytes"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0
+
+
 def fault(key: str, choice: str, stamp: Path = STAMP) -> str:
     """Why a choice of a setting does not work in the engine's environment; empty if it does or nothing is known."""
     try:

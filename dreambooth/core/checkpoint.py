@@ -34,9 +34,12 @@ _OTHERS = (
     (r"^(down_blocks|up_blocks)\.\d.*effnet|^clip_txt_mapper", "it is Stable Cascade"),
     (r"control_model\.|^input_hint_block|^controlnet_", "it is a ControlNet, not a whole model"),
     (r"^(emb_params|string_to_param|\*$)|^clip_[gl]$", "it is a textual-inversion embedding, not a model"),
-    (r"\.oft_(blocks|diag)", "it is a LyCORIS file, not a whole model; name the checkpoint it belongs to"),
+    (r"\.(oft_diag|oft_R)", "it is a LyCORIS file, not a whole model; name the checkpoint it belongs to"),
 )
-_LORA = re.compile(r"\.lora_(down|up|A|B)\.|\.lora\.(down|up)\.|_lora\.(down|up)\.|\.(hada|lokr)_w[12](_[ab])?$")
+_LORA = re.compile(
+    r"\.lora_(down|up|A|B)\.|\.lora\.(down|up)\.|_lora\.(down|up)\.|\.(hada|lokr)_w[12](_[ab])?$|\.oft_blocks$"
+)
+_LORA_BASES = {"sd_v1": "sd1", "sd_v2": "sd2", "sdxl_base_v1-0": "sdxl"}  # as trainers write them beside their LoRAs
 
 
 @dataclass
@@ -117,7 +120,8 @@ def describe(header: Header, origin: Origin | None = None) -> About:
     other = next((what for pattern, what in _OTHERS if any(re.search(pattern, name) for name in tensors)), "")
     if any(_LORA.search(name) for name in tensors):
         about.kind = "lora"
-        about.family = lora_family(tensors)
+        said = _LORA_BASES.get(header.metadata.get("ss_base_model_version", ""), "unknown")
+        about.family = said if (known := lora_family(tensors)) == "unknown" else known
         about.reason = "this is a LoRA, not a whole model; name the checkpoint that it belongs to"
     elif other:
         about.reason = f"{other}; Stable Diffusion 1, 2 and SDXL can be trained"

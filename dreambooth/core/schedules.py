@@ -28,14 +28,21 @@ def rate_factor(rates: LearningRate, progress: float) -> float:
     return rates.minimum + (1 - rates.minimum) * _SHAPES[rates.scheduler](rates, rest)
 
 
+def text_encoder_images(settings: Settings, budget: Budget) -> float:
+    """How many images are seen before the text encoder stops learning."""
+    if stop := settings.tuning.text_encoder_steps:
+        return budget.images_seen(stop)
+    return settings.tuning.text_encoder_ratio * budget.images
+
+
 def curve(settings: Settings, budget: Budget, points: int = 101) -> list[dict[str, float]]:
     """The rates over a whole run, for drawing: images seen, and the rates of the UNet and of the text encoder."""
     unet, text = learning_rates(settings)
-    drawn = []
+    drawn, text_images = [], text_encoder_images(settings, budget)
     for point in range(points):
         progress = point / (points - 1)
         factor = rate_factor(settings.learning, progress)
-        learns = progress < settings.tuning.text_encoder_ratio
+        learns = progress * budget.images < text_images
         images = round(progress * budget.images)
         drawn.append({"images": images, "unet": unet * factor, "text_encoder": text * factor if learns else 0.0})
     return drawn

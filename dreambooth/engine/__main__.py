@@ -115,6 +115,7 @@ _ERRANDS = {
     "download": ("download", "run"),
     "bench-files": ("bench.files", "run"),
     "bench-training": ("bench.training", "measure"),
+    "bench-memory": ("bench.footprint", "run"),
     "bench-sweep": ("bench.sweep", "run"),
     "measure": ("miniature.measure", "run"),
 }

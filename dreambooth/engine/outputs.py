@@ -109,5 +109,6 @@ def _module(tensors: Mapping[str, Any]) -> dict[str, str]:
     elif "weight" in endings:
         return {"ss_network_module": "networks.lora"}
     else:
-        said = {"algo": "loha" if "hada_w1_a" in endings else "lokr"}
+        algorithms = {"hada_w1_a": "loha", "oft_blocks": "diag-oft"}
+        said = {"algo": next((name for ending, name in algorithms.items() if ending in endings), "lokr")}
     return {"ss_network_module": "lycoris.kohya", "ss_network_args": json.dumps(said)}

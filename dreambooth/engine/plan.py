@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from dreambooth.core import abilities, captions, checkpoint, forecast, run, schedules
+from dreambooth.core import abilities, anatomy, captions, checkpoint, footprint, forecast, planner, run, schedules
 from dreambooth.core.budget import Budget, budget
 from dreambooth.core.errors import UserError
 from dreambooth.core.run import Job
@@ -151,12 +151,14 @@ def _forecast(work: Work, examples: list[list[Example]], length: Budget) -> dict
     """What the run takes, as far as the model's file tells; without it nothing is known."""
     used = [variants[0].cut.bucket for variants in examples if variants]
     if work.project.problem or not used:
-        return {"memory": None, "disk_bytes": 0, "save_bytes": 0, "saves": 0, "state_bytes": 0}
+        return {"memory": None, "advice": "", "disk_bytes": 0, "save_bytes": 0, "saves": 0, "state_bytes": 0}
     header, settings = checkpoint.read_header(work.project.source), work.settings
-    memory = forecast.memory(header, settings, max(used, key=lambda bucket: bucket.area))
+    made, family, area = anatomy.of(header), work.project.about["family"], max(bucket.area for bucket in used)
+    memory, card = footprint.needs(settings, made, family, area), abilities.card_bytes()
     kept = forecast.latent_bytes(one.cut.bucket for variants in examples for one in variants)
     return {
         "memory": {**asdict(memory), "total": memory.total},
+        "advice": planner.advice(planner.plan(settings, made, family, area, card)) if card else "",
         "disk_bytes": forecast.disk_bytes(header, settings, length) + kept * settings.pictures.cache_on_disk,
         "save_bytes": forecast.save_bytes(header, settings),
         "saves": forecast.saves(settings, length),

@@ -59,7 +59,8 @@ def _what_follows_the_length(settings: Settings) -> list[str]:
     found = {
         "learning.scheduler": settings.learning.scheduler != "constant",
         "learning.warmup": settings.learning.warmup > 0,
-        "tuning.text_encoder_ratio": 0 < settings.tuning.text_encoder_ratio < 1,
+        "tuning.text_encoder_ratio": not settings.tuning.text_encoder_steps
+        and 0 < settings.tuning.text_encoder_ratio < 1,
     }
     return [key for key, follows in found.items() if follows]
 

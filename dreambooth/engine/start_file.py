@@ -7,7 +7,7 @@ from pathlib import Path
 from dreambooth.core.errors import UserError
 from dreambooth.core.settings import Settings
 from dreambooth.engine.checkpoints import lora
-from dreambooth.engine.checkpoints.lora_layers import AnyLayer, Layer
+from dreambooth.engine.checkpoints.lora_layers import AnyLayer, Layer, Orthogonal
 from dreambooth.engine.checkpoints.source import Source
 
 
@@ -36,9 +36,11 @@ def objection(start: dict[str, AnyLayer], settings: Settings) -> str:
         return "mixes layers of several kinds, which cannot be gone on from."
     if kinds & {("loha", True), ("lokr", True)}:
         return "puts DoRA on LoHa or LoKr, which cannot be gone on from."
+    if any(isinstance(layer, Orthogonal) and layer.alpha for layer in start.values()):
+        return "is an OFT that may turn only so far (COFT), which cannot be gone on from."
     if not kinds & {("lora", False), ("lora", True)} and settings.lora.dropout:
-        return "is a LoHa or LoKr, which has no input to drop; set lora.dropout to 0."
-    if False in on_unet and not settings.tuning.text_encoder_ratio:
+        return "is a LoHa, LoKr or OFT, which has no input to drop; set lora.dropout to 0."
+    if False in on_unet and not settings.tuning.text_encoder_learns:
         return "also teaches the text encoder; set tuning.text_encoder_ratio above 0 to go on."
     if True in on_unet and not settings.tuning.train_unet:
         return "also teaches the UNet; set tuning.train_unet to true to go on."

@@ -10,6 +10,7 @@ import re
 import sys
 from typing import Any
 
+from dreambooth.core import planner
 from dreambooth.core.errors import Problem, UserError
 from dreambooth.core.settings import Settings
 from dreambooth.core.settings.conflicts import rate_keys
@@ -57,7 +58,7 @@ def smaller(settings: Settings, phase: str) -> tuple[Changes, str] | None:
     """The next thing that takes less memory in this phase, with its name; None where nothing is left."""
     if phase in _DRAWING:
         return _smaller_drawing(settings)
-    return _smaller_training(settings) if phase == TRAINING else None
+    return planner.smaller(settings) if phase == TRAINING else None
 
 
 def _smaller_drawing(settings: Settings) -> tuple[Changes, str] | None:
@@ -66,23 +67,6 @@ def _smaller_drawing(settings: Settings) -> tuple[Changes, str] | None:
         return {"batching.class_batch_size": batch // 2}, f"{batch // 2} pictures drawn at a time"
     if decoding != "tiled":
         return {"memory.vae_decoding": "tiled"}, "pictures decoded in tiles"
-    return None
-
-
-def _smaller_training(settings: Settings) -> tuple[Changes, str] | None:
-    batching = settings.batching
-    if not batching.gradient_checkpointing:
-        return {"batching.gradient_checkpointing": True}, "gradient checkpointing"
-    batch, parts = batching.train_batch_size, batching.gradient_accumulation_steps
-    if batch > 1:
-        fewer = batch // 2 if batch % 2 == 0 else 1
-        changes = {
-            "batching.train_batch_size": fewer,
-            "batching.gradient_accumulation_steps": parts * (batch // fewer),
-        }
-        return changes, f"batches of {fewer}, {parts * (batch // fewer)} of them added up"
-    if settings.memory.attention != "sliced":
-        return {"memory.attention": "sliced"}, "sliced attention"
     return None
 
 

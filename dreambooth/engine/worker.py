@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from dreambooth.core import footprint
 from dreambooth.core.budget import Budget, budget
 from dreambooth.core.errors import UserError
 from dreambooth.core.forecast import disk_bytes
@@ -26,6 +27,7 @@ from dreambooth.engine.data.latent_store import Store
 from dreambooth.engine.data.order import Order, Slot
 from dreambooth.engine.data.pictures import Example
 from dreambooth.engine.data.readings import Readings
+from dreambooth.engine.families import aside
 from dreambooth.engine.families.model import Model
 from dreambooth.engine.hooks import Hooks, already_written, save_output
 from dreambooth.engine.listener import asked_to_end
@@ -38,6 +40,7 @@ from dreambooth.engine.training.session import Session
 from dreambooth.engine.training.text import Texts
 from dreambooth.engine.work import Asked, Work
 
+_ROOM = 1.3  # of what encoding is known to take, for the VAE itself and gaps
 CLASS_SHEET = "class-pictures.png"  # in the model's folder
 
 
@@ -131,9 +134,10 @@ def check_abilities(work: Work) -> None:
     if reason := sampling_choice.problem(settings.previews.scheduler, zero_terminal_snr=about["zero_terminal_snr"]):
         raise UserError(f"previews.scheduler: {reason}.")
     precision.set_deterministic(settings.tuning.deterministic)
-    device = precision.of(settings).device
+    accelerator = precision.of(settings)
+    device = accelerator.device
     optimizers.check(settings, device)
-    attention.check(settings.memory.attention, device)
+    attention.check(settings.memory.attention, device, precision.compute_dtype(accelerator))
 
 
 def load(work: Work, source: Source) -> tuple[Model, Any]:
@@ -142,7 +146,8 @@ def load(work: Work, source: Source) -> tuple[Model, Any]:
     model = families.load(source, precision.weights_dtype(accelerator, work.settings))
     attention.use(model.unet, work.settings.memory.attention)
     model.read_prompts(tuning.max_token_length, tuning.clip_skip, tuning.pad_tokens)
-    model.to(accelerator.device)
+    learning = tuning.text_encoder_learns
+    model.to(accelerator.device, aside=["vae", *([] if learning else model.text_encoders)])
     return model, accelerator
 
 
@@ -237,10 +242,12 @@ def _encode(
     """Your pictures and those of the class as latents, from the disk where they are known already."""
     store = Store(work.project.latents, model) if work.settings.pictures.cache_on_disk else None
     count, total = partial(work.stage, "encoding pictures"), len(own) + len(priors)
-    encoded = cache.encode(model, own, prompts, lambda done: count(done, total), store)
+    needed = _ROOM * footprint.encoding_bytes(max((one.cut.bucket.area for one in [*own, *priors]), default=0))
     encoded_priors = None
-    if priors:
-        encoded_priors = cache.encode(model, priors, prompts, lambda done: count(len(own) + done, total), store)
+    with aside.room_for(int(needed), model.unet):
+        encoded = cache.encode(model, own, prompts, lambda done: count(done, total), store)
+        if priors:
+            encoded_priors = cache.encode(model, priors, prompts, lambda done: count(len(own) + done, total), store)
     if store:
         store.prune()
         if store.problem:

@@ -1,6 +1,7 @@
-"""The WebUI around us, AUTOMATIC1111's or Forge: the only file that imports its `modules`.
+"""The WebUI around us, AUTOMATIC1111's, Forge, reForge or SD.Next. Besides `describing.py` no other file imports its
+`modules`.
 
-Where the two differ the difference is one line here, and says so.
+Where they differ the difference is one line here, and says so.
 """
 
 from __future__ import annotations
@@ -10,14 +11,18 @@ import binascii
 import contextlib
 import importlib.util
 import secrets
+import sys
+import threading
 import traceback
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from modules import call_queue, devices, fifo_lock, launch_utils, paths, progress, sd_models, shared, ui_extra_networks
+from modules import call_queue, devices, paths, progress, sd_models, shared, ui_extra_networks
 
+from dreambooth.core import device
 from dreambooth.core.project import Folders
+from dreambooth.host import describing
 from dreambooth.host.base import ALONE_MINUTES, PAGE_TOKEN
 
 SECTION = ("dreambooth", "Dreambooth")
@@ -29,7 +34,33 @@ REFUSAL = (
 )
 
 
-class _Refusing(fifo_lock.FIFOLock):  # type: ignore[misc]
+class _Lock:
+    """A lock whose class can be changed, which a plain one's cannot. SD.Next has a plain one."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+
+    def acquire(self, blocking: bool = True) -> bool:
+        return self._lock.acquire(blocking)
+
+    def release(self) -> None:
+        self._lock.release()
+
+    def locked(self) -> bool:
+        return self._lock.locked()
+
+    def __enter__(self) -> bool:
+        return self.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+
+_PLAIN = type(threading.Lock())
+_Usual: Any = _Lock if isinstance(call_queue.queue_lock, _PLAIN) else type(call_queue.queue_lock)
+
+
+class _Refusing(_Usual):  # type: ignore[misc]
     """The WebUI's queue while the GPU is lent. Everything that would use the GPU takes the WebUI's one queue lock
     first, so a refusal there reaches the page and the API alike, and nothing runs out of memory."""
 
@@ -37,6 +68,9 @@ class _Refusing(fifo_lock.FIFOLock):  # type: ignore[misc]
         if not blocking:
             return False
         progress.pending_tasks.clear()  # what is refused would be counted as waiting for ever
+        forge: Any = sys.modules.get("modules_forge.main_thread")
+        if forge:
+            forge.last_exception = None  # Forge would show its last error in place of this one
         raise RuntimeError(REFUSAL)
 
     __enter__ = acquire
@@ -49,10 +83,9 @@ class WebUI:
     sends_to_txt2img = True
 
     def __init__(self) -> None:
-        self.name = "Forge" if importlib.util.find_spec("modules_forge") else "AUTOMATIC1111"
-        self.version = str(launch_utils.git_tag())
+        self.name, self.version = _name(), _version()
         self.is_dark: bool | None = {"dark": True, "light": False}.get(shared.cmd_opts.theme or "")
-        self.app: Any = None
+        self.app: Any = None  # the web application, once it has started
         self._folders: Folders | None = None
 
     def folders(self) -> Folders:
@@ -60,8 +93,8 @@ class WebUI:
         if self._folders is None:
             self._folders = Folders(Path(paths.models_path).absolute()).moved(
                 projects=_flag("dreambooth_models_path"),
-                checkpoints=_flag("ckpt_dir"),
-                loras=_flag("lora_models_path") or _flag("lora_dir"),
+                checkpoints=_flag("ckpt_dir") or _setting("ckpt_dir"),
+                loras=_flag("lora_models_path") or _flag("lora_dir") or _setting("lora_dir"),
             )
         return self._folders
 
@@ -75,18 +108,49 @@ class WebUI:
     def checkpoints(self) -> list[tuple[str, Path]]:
         return [(info.title, Path(info.filename)) for info in list(sd_models.checkpoints_list.values())]
 
+    @property
+    def captioners(self) -> tuple[str, ...]:
+        return describing.captioners()
+
+    def describe(self, picture: Path, captioner: str) -> str:
+        return describing.describe(picture, captioner)
+
     def refresh(self) -> None:
         for page in ui_extra_networks.extra_pages:
-            if page.name in ("checkpoints", "lora"):
+            if page.name in ("checkpoints", "model", "lora"):  # "model" is SD.Next's
                 page.refresh()
 
+    def started(self, app: Any) -> None:
+        """The web application is there; no picture has been asked for yet."""
+        self.app = app
+        plain = call_queue.queue_lock
+        if isinstance(plain, _PLAIN):  # SD.Next's, which its API has too
+            lock, api = _Lock(), getattr(shared, "api", None)
+            for holder in (call_queue, api, *vars(api or self).values()):
+                if getattr(holder, "queue_lock", None) is plain:
+                    holder.queue_lock = lock
+
+    def start_lean(self) -> None:
+        """Where the WebUI starts while an engine has the GPU, no model is loaded beside it; the first picture loads it.
+
+        Called while the WebUI loads its extensions, before it would load its model.
+        """
+        if self._lends() and device.is_busy(self.folders()):
+            shared.cmd_opts.skip_load_model_at_start = True
+
+    def _lends(self) -> bool:
+        return getattr(devices.device, "type", "cpu") != "cpu" and bool(shared.opts.data.get(LEND, True))
+
     def lend_gpu(self) -> None:
+        if not self._lends():
+            self.take_gpu_back()  # it was lent when the setting was changed
+            return
         queue = call_queue.queue_lock
-        if isinstance(queue, _Refusing) or devices.device.type == "cpu" or not shared.opts.data.get(LEND, True):
+        if isinstance(queue, _Refusing):
             return
         # What is asked from now on is refused; what was asked before is finished first.
         queue.__class__ = _Refusing
-        fifo_lock.FIFOLock.acquire(queue)
+        _Usual.acquire(queue)
         try:
             _unload()
         except Exception:  # noqa: BLE001  (what stays on the GPU leaves less room, no more)
@@ -98,15 +162,19 @@ class WebUI:
         queue = call_queue.queue_lock
         if not isinstance(queue, _Refusing):
             return
-        queue.__class__ = fifo_lock.FIFOLock
-        model = sd_models.model_data.sd_model
-        if getattr(model, "used_config", None) is not None:  # AUTOMATIC1111's own; Forge loads when it draws
-            with queue:
+        # Pictures are drawn again only when the model is where they expect it; else the queue's next look tries again.
+        _Usual.acquire(queue)
+        try:
+            if (model := sd_models.model_data.sd_model) and _keeps_models():
                 sd_models.send_model_to_device(model)
+            queue.__class__ = _Usual
+        finally:
+            queue.release()
 
     def admits(self, headers: Mapping[str, str], cookies: Mapping[str, str]) -> bool:
         """By the page's login cookie or by --api-auth's name and password; everybody where neither is asked for."""
-        accounts = [pair for pair in (shared.cmd_opts.api_auth or "").split(",") if pair]
+        asked = shared.cmd_opts.api_auth or getattr(shared.cmd_opts, "auth", None) or ""  # SD.Next has one for both
+        accounts = [pair.strip() for pair in asked.split(",") if pair.strip()]
         page_login = getattr(self.app, "auth", None)
         if not accounts and not page_login:
             return True
@@ -144,15 +212,47 @@ def _flag(name: str) -> Path | None:
     return Path(value).expanduser().absolute() if value else None
 
 
+def _setting(name: str) -> Path | None:
+    """A folder that one of SD.Next's settings names; the others have no settings of folders."""
+    value = shared.opts.data.get(name)
+    return Path(value).expanduser().absolute() if value and isinstance(value, str) else None
+
+
+def _name() -> str:
+    if importlib.util.find_spec("modules_forge"):
+        return "reForge" if importlib.util.find_spec("ldm_patched") else "Forge"
+    return "AUTOMATIC1111" if importlib.util.find_spec("modules.launch_utils") else "SD.Next"
+
+
+def _version() -> str:
+    try:
+        from modules import launch_utils
+    except ImportError:  # SD.Next
+        return str(sys.modules["installer"].get_version().get("updated", ""))
+    return str(launch_utils.git_tag())
+
+
 def _unload() -> None:
     with getattr(sd_models.model_data, "lock", contextlib.nullcontext()):
         pass  # the model that the WebUI loads at its start is there now
-    loaded = getattr(sd_models.model_data, "loaded_sd_models", None)
-    if loaded is None:  # Forge
+    if manager := _memory_manager():
+        manager.unload_all_models()
+    elif _keeps_models():
+        for model in sd_models.model_data.loaded_sd_models:  # to the main memory
+            sd_models.send_model_to_cpu(model)
+    else:
         sd_models.unload_model_weights()
-    for model in loaded or []:  # AUTOMATIC1111: to the main memory
-        sd_models.send_model_to_cpu(model)
     devices.torch_gc()
+
+
+def _memory_manager() -> Any:
+    """Forge's and reForge's own, which loads what it needs when it draws."""
+    return sys.modules.get("backend.memory_management") or sys.modules.get("ldm_patched.modules.model_management")
+
+
+def _keeps_models() -> bool:
+    """Whether a model has to be brought back before it can draw: only in AUTOMATIC1111."""
+    return not _memory_manager() and hasattr(sd_models.model_data, "loaded_sd_models")
 
 
 def _basic(headers: Mapping[str, str]) -> str:

@@ -26,6 +26,7 @@ POLL_SECONDS = 1.0
 WAITS_ON = (2, 3)  # exit codes of an engine that found another one on this job or on the device
 WAITER = "a command waits"  # in a start request: it counts only as long as that command lives
 KEPT_SECONDS = 24 * 3600  # an errand that has ended
+WRITES_BESIDE = ("export", "download")  # need no device, and may write a checkpoint
 
 
 class Lender(Protocol):
@@ -52,7 +53,9 @@ def submit(job: Job, *, note: str = "") -> dict[str, Any]:
     if job.needs_device:
         job.request("start", note)
     else:
-        launcher.start(job, environment.python())
+        process = launcher.start(job, environment.python())
+        if _watcher and job.read()["kind"] in WRITES_BESIDE:
+            _watcher.queue.beside.append(process)
     return {"job": job.name, "status": job.status()}
 
 
@@ -110,14 +113,16 @@ class Queue:
         self.host = host
         self.starting: dict[Job, subprocess.Popen[bytes]] = {}
         self.at_work: Job | None = None
+        self.written: tuple[Job | None, int] = (None, 0)
+        self.beside: list[subprocess.Popen[bytes]] = []  # engines off the device that write files for the WebUI's lists
 
     def tick(self) -> None:
         """Looks once: gives back what has ended, starts what comes next."""
         self._settle_starting()
+        self._settle_beside()
         folders = self.host.folders()
-        busy, before, self.at_work = device.is_busy(folders), self.at_work, device.holder(folders)
-        if before and before != self.at_work:
-            self.host.refresh()
+        busy, self.at_work = device.is_busy(folders), device.holder(folders)
+        self._show_what_is_written()
         if busy or self.starting:
             self.host.lend_gpu()
             if self.at_work:
@@ -137,6 +142,18 @@ class Queue:
             if code not in (None, *WAITS_ON):
                 job.clear_request("start")
             del self.starting[job]
+
+    def _show_what_is_written(self) -> None:
+        """Refreshes the WebUI's lists when the job at work has written a file, and when it ends."""
+        before, self.written = self.written, (self.at_work, len(self.at_work.story().saved) if self.at_work else 0)
+        if before != self.written and (before[0] or self.written[1]):
+            self.host.refresh()
+
+    def _settle_beside(self) -> None:
+        working = [process for process in self.beside if process.poll() is None]
+        if len(working) < len(self.beside):
+            self.beside = working
+            self.host.refresh()
 
     def _start(self, job: Job) -> None:
         if environment.is_being_set_up() or not environment.is_current():

@@ -25,7 +25,7 @@ def main(arguments: Sequence[str]) -> int:
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a file's name need not be what the terminal can show
     parser = _parser()
-    options, extra = parser.parse_known_args(arguments)
+    options, extra = parser.parse_known_args(_joined(arguments))
     terminal = Terminal()
     try:
         options.overrides = _overrides(extra, allowed=options.takes_settings)
@@ -58,6 +58,18 @@ def _of_the_disk(error: OSError) -> UserError:
     """What the system refused, such as writing into a folder that may only be read."""
     place = f"{error.filename2 or error.filename}: " if error.filename else ""
     return UserError(f"{place}the system refused it ({error.strerror or error}); mend that and try again.")
+
+
+def _joined(arguments: Sequence[str]) -> list[str]:
+    """A setting's flag and its value as one word, so that no value is taken for a name that may be left out."""
+    words: list[str] = []
+    for word in arguments:
+        is_value = words and not word.startswith("--")
+        if is_value and words[-1].startswith("--") and "." in words[-1] and "=" not in words[-1]:
+            words[-1] += f"={word}"
+        else:
+            words.append(word)
+    return words
 
 
 def _overrides(extra: list[str], *, allowed: bool) -> dict[str, Any]:
@@ -134,11 +146,16 @@ def _add_tools(add: Callable[..., Any]) -> None:
         choices=commands.BENCHES,
         default="training",
         help="training: steps, memory, time to the first step (the default); files: creating, loading and exporting; "
-        "sweep: what each option does to likeness, prompt following and the class (an hour; goes on where it was)",
+        "sweep: what each option does to likeness, prompt following and the class (an hour; goes on where it was); "
+        "memory: the table that the planner reads, counted on full-size models without a card (half an hour)",
     )
     sub.add_argument("--large", action="store_true", help="training: full-size models with random weights, on a GPU")
     sub.add_argument("--peer", metavar="DIR", help="training: a checkout of diffusers, whose scripts run side by side")
-    sub.add_argument("--out", metavar="DIR", help="a new folder to work in, removed at the end; the sweep's is kept")
+    sub.add_argument(
+        "--out",
+        metavar="DIR",
+        help="a new folder to work in, removed at the end; the sweep's is kept, memory's is its file",
+    )
 
 
 def _add_models(add: Callable[..., Any]) -> None:
@@ -175,6 +192,15 @@ def _add_models(add: Callable[..., Any]) -> None:
     )
     sub.add_argument("name", metavar="NAME")
     sub.add_argument("file", metavar="FILE|DIR", help="concepts_list.json, db_config.json, a dataset .toml, a folder")
+    sub = add(
+        "performance",
+        preparing.performance,
+        "Say which settings fit a card, and why; without a model, for every family and card.",
+        describe.performance,
+        takes_settings=True,
+    )
+    sub.add_argument("name", metavar="NAME", nargs="?", help="a model; its own settings are taken")
+    sub.add_argument("--card", metavar="8GB", help="the card's memory (default: this machine's)")
     sub = add("tokens", preparing.tokens, "Say what the words of a prompt are to a model.", describe.tokens)
     sub.add_argument("name", metavar="NAME")
     sub.add_argument("prompt", metavar="PROMPT", help="such as 'sks dog'")
@@ -201,7 +227,7 @@ def _add_training(add: Callable[..., Any]) -> None:
     add("pause", commands.pause, "Save a run's state and end its engine.", describe.asked).add_argument(
         "run", metavar="RUN"
     )
-    add(
+    sub = add(
         "resume",
         commands.resume,
         "Go on with a run that was paused or lost; settings that may change then are flags, such as "
@@ -209,7 +235,9 @@ def _add_training(add: Callable[..., Any]) -> None:
         describe.finished,
         takes_settings=True,
         presets=False,
-    ).add_argument("run", metavar="RUN")
+    )
+    sub.add_argument("run", metavar="RUN")
+    sub.add_argument("--from-step", type=int, metavar="N", help="go back to the state that was saved after this step")
     sub = add("stop", commands.stop, "End a run and keep what it has learned.", describe.asked)
     sub.add_argument("run", metavar="RUN")
     sub.add_argument("--discard", action="store_true", help="keep nothing")

@@ -62,6 +62,17 @@ def presets(result: Result) -> str:
     return "\n".join([*lines, "Take one with: train NAME --preset person. Flags win over it."])
 
 
+def performance(result: Result) -> str:
+    if "plans" not in result:
+        return "\n".join([result["why"], *result["flags"]])
+    rows = [["model", "method", "card", "needs", "settings"]]
+    for one in result["plans"]:
+        changes = ", ".join(one["flags"]) or "as they are"
+        needs = f"{size(one['needs']['total'])}{'' if one['fits'] else ', too much'}"
+        rows.append([FAMILIES[one["family"]], one["method"], f"{one['card_bytes'] / 2**30:g} GB", needs, changes])
+    return table(rows)
+
+
 def _family(about: Result) -> str:
     return FAMILIES.get(about["family"], "unknown kind")
 
@@ -87,6 +98,8 @@ def plan(result: Result) -> str:
     lines.append(f"{images} in {result['steps']:,} steps{before}{time}")
     if result["memory"]:
         lines.append(f"Needs about {size(result['memory']['total'])} of a GPU's memory (an estimate, not measured)")
+        if result["advice"]:
+            lines.append(result["advice"])
         saves = f"{result['saves']} x {size(result['save_bytes'])}" if result["saves"] > 1 else "the result"
         lines.append(
             f"Takes {size(result['disk_bytes'])} of disk at most: {saves} in {result['output_folder']}, "
@@ -206,7 +219,11 @@ def _sweep(result: Result) -> str:
     return f"{table(rows)}\n\n{table([['plot', result['plot']]])}"
 
 
-_BENCHES = {"training": _training_bench, "files": _file_bench, "sweep": _sweep}
+def _memory_bench(result: Result) -> str:
+    return f"Written: {result['path']}, {result['steps']} kinds of steps"
+
+
+_BENCHES = {"memory": _memory_bench, "training": _training_bench, "files": _file_bench, "sweep": _sweep}
 
 
 def demo(result: Result) -> str:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
-from dreambooth.core import project, settings
-from dreambooth.service import environment, models, runs
+from dreambooth.core import abilities, anatomy, checkpoint, footprint, planner, project, settings
+from dreambooth.core.errors import UserError
+from dreambooth.core.planner import Plan
+from dreambooth.service import environment, errands, models
 from dreambooth.ui import commands
 from dreambooth.ui.commands import Result
 from dreambooth.ui.terminal import Terminal
@@ -26,6 +30,42 @@ def import_settings(options: argparse.Namespace, terminal: Terminal) -> Result:
 
 def tokens(options: argparse.Namespace, terminal: Terminal) -> Result:
     """What the words of a prompt are to the model."""
-    fields = runs.words(options.prompt, options.candidates, label="--{}")
+    fields = errands.words(options.prompt, options.candidates, label="--{}")
     chosen = settings.parse(project.open_project(commands.folders(options), options.name).settings())
     return commands.errand(options, terminal, "tokens", chosen, **fields)
+
+
+def performance(options: argparse.Namespace, terminal: Terminal) -> Result:
+    """What to set for a card, and why."""
+    card = planner.card_size(options.card) if options.card else abilities.card_bytes()
+    if options.name:
+        if not card:
+            raise UserError("--card: no card is known here; say how much memory it has, such as --card 8GB.")
+        return _plan_of_model(options, card)
+    chosen, plans = settings.parse(commands.settings_over({}, options)), []
+    for family in footprint.FAMILIES:
+        for method in ("lora", "full"):
+            some = planner.with_changes(chosen, {"general.method": method})
+            for size in [card] if card else planner.CARDS:
+                made = planner.for_family(some, family, size)
+                plans.append({"family": family, "method": method, "card_bytes": size, **_as_json(made)})
+    return {"plans": plans}
+
+
+def _plan_of_model(options: argparse.Namespace, card: int) -> Result:
+    opened, chosen = project.open_project(commands.folders(options), options.name), commands.merged_settings(options)
+    header, side = checkpoint.read_header(opened.source), chosen.general.resolution or opened.resolution
+    made = planner.plan(chosen, anatomy.of(header), opened.about["family"], side**2, card)
+    return {"name": opened.name, "card_bytes": card, **_as_json(made)}
+
+
+def _as_json(made: Plan) -> dict[str, Any]:
+    before = {**asdict(made.needed_before), "total": made.needed_before.total}
+    return {
+        "fits": made.fits,
+        "why": made.why,
+        "changes": made.changes,
+        "flags": [f"--{key} {str(value).lower()}" for key, value in made.changes.items()],
+        "needs": {**asdict(made.needs), "total": made.needs.total},
+        "needed_before": before,
+    }

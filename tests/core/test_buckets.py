@@ -70,6 +70,22 @@ def test_bounds_that_leave_out_the_square_are_refused(name: str, value: int) -> 
         grid(Pictures(**{name: value}), 512)
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "size", "expected"),
+    [
+        ("bucket_step", 16, (900, 500), "672x384"),
+        ("bucket_min_side", 448, (2000, 400), "576x448"),
+        ("bucket_max_side", 640, (2000, 400), "640x256"),
+        ("no_upscale", True, (400, 300), "384x256"),
+    ],
+)
+def test_each_setting_changes_where_a_picture_lands(
+    name: str, value: int, size: tuple[int, int], expected: str
+) -> None:
+    plain, chosen = (str(grid(Pictures(**changes), 512).bucket(*size)) for changes in ({}, {name: value}))
+    assert chosen == expected != plain
+
+
 def test_without_buckets_every_picture_is_cut_square() -> None:
     assert {grid(Pictures(buckets=False), 512).bucket(*size) for size in ((2000, 400), (512, 512), (300, 900))} == {
         Bucket(512, 512)

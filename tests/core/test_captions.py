@@ -84,6 +84,12 @@ def test_any_text_has_variants(text: str, shuffle: bool, seed: int) -> None:
         assert "\n" not in one
 
 
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_there_are_as_many_variants_as_are_asked_for(count: int) -> None:
+    found = captions.variants("a star, red, large, alone", Captions(shuffle_tags=True, variants=count), 1)
+    assert len(set(found)) == len(found) == count
+
+
 @given(A_TAG, A_TAG, TAGS)
 def test_the_subject_is_in_every_caption_and_never_in_a_class_prompt(subject: str, kind: str, some: list[str]) -> None:
     concept = Concept(instance_prompt="[filewords]", class_prompt="[filewords]")

@@ -24,16 +24,18 @@ from dreambooth.engine.checkpoints import lora
 from dreambooth.engine.checkpoints.source import open_source
 from dreambooth.engine.checkpoints.write import write_tensors
 from dreambooth.engine.families.model import Model
+from dreambooth.engine.oft import OftLayer
 from dreambooth.engine.training import adapters
 from tests.engine import tiny
 from tests.engine.batches import losses, session
 
-KINDS = ("lora", "dora", "loha", "lokr")
+KINDS = ("lora", "dora", "loha", "lokr", "oft")
 CHANGES: dict[str, dict[str, Any]] = {
     "lora": {},
     "dora": {},
     "loha": {},
     "lokr": {"lora.rank": 2, "lora.lokr_factor": 4},  # at rank 3 most second factors would be whole
+    "oft": {"lora.rank": 8},
     "lokr in halves": {"lora.rank": 3, "lora.kind": "lokr"},
 }
 
@@ -83,7 +85,7 @@ def adapted(model: Model) -> dict[str, Any]:
         f"{part}/{path}": layer
         for part, module in model.parts.items()
         for path, layer in module.named_modules()
-        if isinstance(layer, (LoraLayer, LycorisLayer))
+        if isinstance(layer, (LoraLayer, LycorisLayer, OftLayer))
     }
 
 
@@ -91,6 +93,11 @@ def webui_change(found: dict[str, Tensor], weight: Tensor) -> Tensor:
     """What the WebUIs' readers make of a layer's tensors, at weight 1, in float64."""
     of = {name: tensor.double() for name, tensor in found.items()}
     dim = None
+    if "oft_blocks" in of:
+        blocks, whole = of["oft_blocks"], weight.double()
+        skew, one = blocks - blocks.transpose(1, 2), torch.eye(blocks.shape[1], dtype=torch.float64)
+        rotation = torch.block_diag(*((one + each) @ (one - each).inverse() for each in skew))
+        return (rotation.T @ whole.flatten(1)).reshape(whole.shape) - whole
     if "lora_up.weight" in of:
         dim = of["lora_down.weight"].shape[0]
         change = of["lora_up.weight"].flatten(1) @ of["lora_down.weight"].flatten(1)
@@ -207,7 +214,7 @@ def test_doras_gradient_takes_the_norm_for_a_constant() -> None:
     """DoRA (arXiv 2402.09353), section 4.3 and equations 6 and 11, on one layer by hand."""
     torch.manual_seed(0)
     model = nn.ModuleDict({"q": nn.Linear(5, 4, bias=False)})
-    adapters._inject(model, "dora", adapters._config(chosen("dora"), "dora", target_modules=["q"]))
+    adapters._inject(model, chosen("dora"), "dora", "q")
     layer: Any = model["q"]
     weight = layer.get_base_layer().weight.detach()
     down, up, length = (layer.lora_A["default"].weight, layer.lora_B["default"].weight, layer.dora.weight)
@@ -230,14 +237,27 @@ def tensors(base: Path, family: str, **changes: Any) -> dict[str, Tensor]:
     return lora.lora_tensors(model.parts, family, half=False)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "oft"])
 def test_the_rank_is_that_of_every_layer_and_alpha_the_files(kind: str, base: Path, family: str) -> None:
     changes = {"lora.kind": kind, "lora.rank": 3, "lora.alpha": 1.5, "lora.lokr_factor": 2}
     found = tensors(base, family, **changes)
-    inner = {"lora": "lora_down.weight", "dora": "lora_down.weight", "loha": "hada_w1_b", "lokr": "lokr_w2_b"}[kind]
+    inner = {"loha": "hada_w1_b", "lokr": "lokr_w2_b"}.get(kind, "lora_down.weight")
     ranks = {tensor.shape[0] for name, tensor in found.items() if name.endswith(inner)}
     assert ranks == {3}
     assert {tensor.item() for name, tensor in found.items() if name.endswith("alpha")} == {1.5}
+
+
+def test_ofts_rank_is_its_blocks_side_and_alpha_how_strongly_they_count(base: Path, family: str) -> None:
+    found = tensors(base, family, **{"lora.kind": "oft", "lora.rank": 12})
+    assert {name.rpartition(".")[2] for name in found} == {"oft_blocks"}
+    assert {tuple(tensor.shape[1:]) for tensor in found.values()} == {(8, 8)}  # 12 divides no side of the tiny models
+    sizes = []
+    for alpha in (8.0, 16.0):
+        model = families.load_file(base)
+        for parameter in adapters.prepare(model, chosen("oft", **{"lora.alpha": alpha})).named().values():
+            parameter.data.fill_(0.01)
+        sizes.append(max(tensor.max().item() for tensor in lora.lora_tensors(model.parts, family, half=False).values()))
+    assert sizes == pytest.approx([0.01, 0.02])
 
 
 @pytest.mark.parametrize("factor", [2, 4, 8])

@@ -92,6 +92,12 @@ def test_each_augmentation_changes_the_variants_but_not_the_first(name: str) -> 
     assert changed == ([True, False, True] if name == "hflip" else [True] * 3)
 
 
+@pytest.mark.parametrize("count", [1, 2, 6])
+def test_there_are_as_many_variants_as_are_asked_for(count: int) -> None:
+    assert framing.variants(Pictures(hflip=True, variants=count), (64, 64), SQUARE) == count
+    assert framing.variants(Pictures(variants=count), (64, 64), SQUARE) == 1  # with nothing to vary
+
+
 def test_a_flip_mirrors() -> None:
     picture = noise(64, 64)
     made = apply(picture, Cut(SQUARE, (0, 0, 64, 64), (64, 64), mirrored=True))

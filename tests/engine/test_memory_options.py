@@ -11,6 +11,7 @@ import torch
 from accelerate.state import AcceleratorState
 from diffusers.models.attention_processor import Attention
 from safetensors.torch import load_file
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from dreambooth.core import project
 from dreambooth.core.errors import UserError
@@ -224,6 +225,29 @@ def test_sliced_attention_is_the_same_with_smaller_pieces(
     assert all(torch.allclose(plain[name], sliced[name], atol=2e-3) for name in plain)
     start = load_file(star.source)
     assert not torch.equal(start[WEIGHT], sliced[WEIGHT])
+
+
+def test_flash_attention_is_the_same_by_that_kernel_alone(star: Project) -> None:
+    def kernels(name: str) -> set[str]:
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
+            flash = output(train(star, **{"memory.attention": name}))
+        assert all(torch.allclose(plain[key], flash[key], atol=2e-3) for key in plain)
+        return {event.key for event in seen.key_averages()}
+
+    plain = output(train(star))
+    with sdpa_kernel(SDPBackend.MATH):  # what SDPA would take here
+        assert "aten::_scaled_dot_product_flash_attention_for_cpu" not in kernels("sdpa")
+        assert "aten::_scaled_dot_product_flash_attention_for_cpu" in kernels("flash")
+
+
+def test_flash_attention_is_refused_where_it_cannot_be(star: Project) -> None:
+    gpu = torch.device("cuda")
+    with pytest.raises(UserError, match=r"memory\.attention: flash does not work here"):
+        attention.check("flash", torch.device("privateuseone"), torch.float16)
+    assert attention._has_flash(gpu, torch.bfloat16)
+    assert not attention._has_flash(gpu, torch.float32)
+    with pytest.raises(UserError, match=r"tuning\.pad_tokens: flash"):
+        parse({"memory.attention": "flash", "tuning.pad_tokens": False})
 
 
 def test_xformers_is_refused_where_it_does_not_work(star: Project) -> None:

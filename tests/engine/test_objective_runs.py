@@ -67,7 +67,7 @@ def train(star: Project, **changes: Any) -> Job:
     return job
 
 
-@pytest.mark.parametrize("kind", ["lora", "dora", "loha", "lokr"])
+@pytest.mark.parametrize("kind", ["lora", "dora", "loha", "lokr", "oft"])
 def test_pausing_changes_no_bit_with_every_option_on(star: Project, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     changes = {**EVERYTHING, "lora.kind": kind, "lora.rank": 2}
     whole, stopped = train(star, **changes), new_run(star, **changes)
@@ -81,7 +81,7 @@ def test_pausing_changes_no_bit_with_every_option_on(star: Project, kind: str, m
 
 
 @pytest.mark.parametrize("half", [True, False])
-@pytest.mark.parametrize("kind", ["dora", "loha", "lokr"])
+@pytest.mark.parametrize("kind", ["dora", "loha", "lokr", "oft"])
 def test_the_file_of_each_kind_draws_the_last_preview(star: Project, kind: str, half: bool) -> None:
     shown = {"previews.count": 1, "previews.steps": 3, "previews.prompts": "a photo of sks star"}
     changes = {"lora.kind": kind, "lora.rank": 4, "lora.layers": "convolutions", "saving.half_model": half}
@@ -96,7 +96,7 @@ def test_the_file_of_each_kind_draws_the_last_preview(star: Project, kind: str, 
     assert np.abs(pixels[1] - pixels[0]).max() > 10
     said = checkpoint.read_header(saved(job)).metadata
     assert said["ss_network_module"] == "lycoris.kohya"
-    assert f'"algo": "{"lora" if kind == "dora" else kind}"' in said["ss_network_args"]
+    assert f'"algo": "{ {"dora": "lora", "oft": "diag-oft"}.get(kind, kind) }"' in said["ss_network_args"]
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])
@@ -122,7 +122,7 @@ def test_frozen_norms_are_those_of_the_source_in_the_checkpoint(star: Project) -
     assert [name for name in text if "norm" in name and not torch.equal(before[name].float(), thawed[name].float())]
 
 
-@pytest.mark.parametrize("kind", ["dora", "loha", "lokr"])
+@pytest.mark.parametrize("kind", ["dora", "loha", "lokr", "oft"])
 def test_a_run_goes_on_from_a_file_of_each_kind(star: Project, kind: str) -> None:
     first = saved(train(star, **{"lora.kind": kind, "lora.rank": 2}))
     still = {"lora.start_file": str(first), "learning.lora_learning_rate": 0.0}

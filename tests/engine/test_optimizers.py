@@ -157,6 +157,36 @@ def test_lion_is_the_published_algorithm() -> None:
     assert torch.allclose(moved("lion", weight_decay=0.1), expected, atol=1e-5)
 
 
+def test_came_is_the_published_algorithm() -> None:
+    """Algorithm 2 of arXiv 2307.02047, with the products of rows and columns written out."""
+    weight, target = problem()
+    expected, mean = weight.detach().double(), torch.zeros(64, 128).double()
+    spread, disagreement = ([torch.zeros(64).double(), torch.zeros(128).double()] for _ in range(2))
+
+    def follow(kept: list[torch.Tensor], values: torch.Tensor, beta: float) -> torch.Tensor:
+        for side, means in enumerate((values.mean(1), values.mean(0))):
+            kept[side] = beta * kept[side] + (1 - beta) * means
+        return torch.outer(kept[0], kept[1]) / kept[0].mean()
+
+    for _ in range(3):
+        gradient = 2 * (expected - target.double())
+        step = gradient / follow(spread, gradient**2 + 1e-30, 0.999).sqrt()
+        step = step / max(1.0, step.square().mean().sqrt().item())
+        mean = 0.9 * mean + 0.1 * step
+        instability = follow(disagreement, (step - mean) ** 2 + 1e-16, 0.9999)
+        expected = expected - 1e-2 * (mean / instability.sqrt() + 0.1 * expected)
+    assert torch.allclose(moved("came", weight_decay=0.1).double(), expected, atol=1e-5)
+
+
+def test_came_keeps_a_mean_and_rows_and_columns() -> None:
+    for shape, factors in (((64, 128), 2 * (64 + 128)), ((8, 4, 3, 3), 2 * (8 + 36)), ((16,), 2 * 16)):
+        weight = nn.Parameter(torch.ones(shape))
+        optimizer = made("came", weight)
+        weight.grad = torch.randn(shape)
+        optimizer.step()
+        assert sum(value.numel() for value in optimizer.state[weight].values()) == weight.numel() + factors
+
+
 @pytest.mark.parametrize("name", [name for name in WORKING if name.endswith("8bit")])
 def test_an_8_bit_optimizer_keeps_bytes_and_does_nearly_the_same(name: str) -> None:
     weight, target = problem()
@@ -295,7 +325,10 @@ def test_rounding_is_right_on_the_average() -> None:
     assert torch.equal(rounding.rounded(kept).float(), kept)
 
 
-@pytest.mark.parametrize("name", [name for name in WORKING if name not in ("prodigy", "adamw_schedule_free")])
+OWN_STEPS = ("prodigy", "adamw_schedule_free", "came")  # whose size is not the rate: CAME's grow where gradients agree
+
+
+@pytest.mark.parametrize("name", [name for name in WORKING if name not in OWN_STEPS])
 def test_small_changes_of_bf16_weights_are_not_lost(name: str) -> None:
     """Steps of 1e-5 on weights of 1: bf16 alone cannot take even one, rounding at random goes as far as float32."""
 

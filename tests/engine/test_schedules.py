@@ -109,8 +109,9 @@ def test_batch_accumulation_and_class_pictures_do_not_move_a_curve(change: dict[
     assert rate_factor(settings.learning, seen) == pytest.approx(0.5 * (1 + math.cos(math.pi * seen)))
 
 
-def test_the_curve_shows_where_the_text_encoder_ends() -> None:
-    settings = parse({"tuning.text_encoder_ratio": 0.5})
+@pytest.mark.parametrize("until", [{"tuning.text_encoder_ratio": 0.5}, {"tuning.text_encoder_steps": 500}])
+def test_the_curve_shows_where_the_text_encoder_ends(until: dict[str, float]) -> None:
+    settings = parse(until)
     drawn = curve(settings, budget(settings, 10))
     assert [point["text_encoder"] for point in drawn] == [5e-5] * 50 + [0.0] * 51
     assert {point["unet"] for point in drawn} == {1e-4}

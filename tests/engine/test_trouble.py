@@ -119,9 +119,8 @@ def test_each_retreat_takes_less_and_then_it_is_refused(star: Project, monkeypat
         "batching.gradient_checkpointing": True,
         "batching.train_batch_size": 1,
         "batching.gradient_accumulation_steps": 4,
-        "memory.attention": "sliced",
     }
-    assert len(warnings(job)) == 4
+    assert len(warnings(job)) == 3
 
 
 def test_stop_changes_nothing_and_says_what_would_help(star: Project, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,166 +1,283 @@
-"""The extension in a real WebUI: `python -m tests tests/host --webui DIR`. Nothing in DIR is changed but for a link.
+"""The extension in a real WebUI, from its installation to its removal: `python -m tests tests/host --webui DIR`.
 
-The WebUI runs on the processor, with models and settings of its own in a temporary folder.
+The WebUI runs on the processor and keeps everything that it writes in a temporary folder (--data-dir), so that DIR is
+as it was. A browser presses the buttons. The tests are one story, in this order.
 """
 
 from __future__ import annotations
 
-import json
 import os
+import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from dreambooth.core.layout import MINIATURE, SUBJECT_PICTURES
+from dreambooth.core.layout import SUBJECT_PICTURES
+from dreambooth.service import environment
 from tests.conftest import ROOT
+from tests.host.real import LONG_MS, Refused, Visitor, WebUI, install_from_page, snapshot
+from tests.ui.page.conftest import browser as browser
 
+NAME = "a star"
 EXTENSION = "a dream-booth of any name"
-FLAGS = [
-    "--skip-prepare-environment", "--skip-install", "--skip-torch-cuda-test", "--skip-version-check",
-    "--skip-python-version-check", "--no-download-sd-model", "--skip-load-model-at-start", "--no-hashing", "--api",
-]  # fmt: skip
-CREATE = {
-    "name": "a star",
-    "source": str(MINIATURE),
-    "settings": {
-        "concepts": [{"instance_data_dir": str(SUBJECT_PICTURES), "instance_prompt": "a photo of [filewords]"}],
-        "intervals.max_train_steps": 10,
-        "intervals.save_state_every": 1,
-        "previews.count": 0,
-        "lora.rank": 2,
-    },
-}
 RUNS = "/dreambooth/models/a%20star/runs"
-
-
-class Server:
-    """A WebUI that runs, asked over HTTP."""
-
-    def __init__(self, address: str) -> None:
-        self.address = address
-
-    def ask(self, path: str, body: Any = None) -> Any:
-        request = urllib.request.Request(self.address + path, headers={"Content-Type": "application/json"})
-        data = None if body is None else json.dumps(body).encode()
-        with urllib.request.urlopen(request, data, timeout=120) as answer:
-            return json.loads(answer.read())
-
-    def wait(self, until: Callable[[], Any], seconds: float = 300) -> Any:
-        end = time.monotonic() + seconds
-        while time.monotonic() < end:
-            try:
-                if said := until():
-                    return said
-            except (urllib.error.URLError, ConnectionError):
-                pass  # it starts, or reloads
-            time.sleep(0.5)
-        raise AssertionError("it took too long")
-
-    def run_is(self, number: int, *statuses: str) -> Any:
-        def reached() -> Any:
-            said = self.ask(f"{RUNS}/{number}")
-            return said if said["status"] in statuses else None
-
-        return self.wait(reached)
-
-    def tabs(self) -> list[str]:
-        found = [
-            part["props"].get("elem_id") for part in self.ask("/config")["components"] if part["type"] == "tabitem"
-        ]
-        return [name for name in found if name]
-
-    def reload_page(self) -> None:
-        """Presses "Reload UI"."""
-        config = self.ask("/config")
-        button = next(p["id"] for p in config["components"] if p["props"].get("elem_id") == "settings_restart_gradio")
-        press = next(
-            number
-            for number, handler in enumerate(config["dependencies"])
-            if any((target[0] if isinstance(target, list) else target) == button for target in handler["targets"])
-        )
-        self.ask("/run/predict", {"fn_index": press, "data": [], "session_hash": "x"})
-        time.sleep(3)
-        self.wait(lambda: self.ask("/dreambooth/status"))
+# What "Apply and quit" writes itself, and our settings, as a WebUI forgets none that it was ever told.
+KEPT = {"disabled_extensions", "disable_all_extensions", "dreambooth_lend_gpu", "dreambooth_alone_minutes"}
+PROMPT = "a photo of a red star on a blue background"
+TAUGHT = "a photo of " + (SUBJECT_PICTURES / "1.txt").read_text().strip()
+SHORT = {"intervals.max_train_steps": 4, "previews.count": 0, "lora.rank": 2, "general.resolution": 64}
 
 
 @pytest.fixture(scope="module")
-def folder(request: pytest.FixtureRequest) -> Path:
+def webui(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebUI]:
     named = request.config.getoption("--webui")
     if not named:
         pytest.skip("no real WebUI was named; --webui DIR does")
-    return Path(named).resolve()
-
-
-@pytest.fixture(scope="module")
-def python(request: pytest.FixtureRequest, folder: Path) -> str:
+    folder = Path(named).resolve()
     inside = "venv/Scripts/python.exe" if os.name == "nt" else "venv/bin/python"
-    return str(request.config.getoption("--webui-python") or folder / inside)
+    python = str(request.config.getoption("--webui-python") or folder / inside)
+    data = tmp_path_factory.mktemp("webui")
+    (data / "models" / "Lora").mkdir(parents=True)
+    (data / "extensions").mkdir()
+    made = WebUI(folder, python, data)
+    if checkpoint := request.config.getoption("--webui-checkpoint"):
+        (data / "models" / "Stable-diffusion").mkdir()
+        (data / "models" / "Stable-diffusion" / Path(checkpoint).name).symlink_to(Path(checkpoint).resolve())
+    else:
+        kind = "full-size" if made.is_forge else "miniature"
+        models = [str(environment.python()), "-m", "tests.host.real_models", kind, str(data / "models")]
+        subprocess.run(models, cwd=ROOT, check=True, env=environment.engine_variables())
+    yield made
+    made.kill()
+    shutil.rmtree(data, ignore_errors=True)
 
 
 @pytest.fixture(scope="module")
-def server(folder: Path, python: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    base = tmp_path_factory.mktemp("webui")
-    (base / "models" / "Lora").mkdir(parents=True)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    on_processor = ["--always-cpu"] if (folder / "modules_forge").exists() else ["--use-cpu", "all", "--no-half"]
-    own = ["--models-dir", base / "models", "--ui-settings-file", base / "c.json", "--ui-config-file", base / "u.json"]
-    variables = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
-    link = folder / "extensions" / EXTENSION
-    link.symlink_to(ROOT, target_is_directory=True)
-    try:
-        with open(base / "log", "wb") as log:
-            process = subprocess.Popen(
-                list(map(str, [python, "launch.py", *FLAGS, *on_processor, *own, "--port", port])),
-                cwd=folder, stdout=log, stderr=log, stdin=subprocess.DEVNULL,
-                env={**variables, "DREAMBOOTH_ENGINE_PYTHON": sys.executable, "OMP_NUM_THREADS": "1"},
-            )  # fmt: skip
-        running = Server(f"http://127.0.0.1:{port}")
-        try:
-            answers = running.wait(lambda: process.poll() is not None or running.ask("/dreambooth/status"))
-            assert answers is not True, (base / "log").read_text(errors="replace")[-3000:]
-            yield running
-        finally:
-            process.kill()
-            process.wait()
-    finally:
-        link.unlink()
+def before() -> dict[str, Any]:
+    """What the WebUI was before the extension came."""
+    return {}
 
 
-def _packages(python: str) -> str:
-    return subprocess.run([python, "-m", "pip", "freeze"], capture_output=True, text=True, check=True).stdout
+@pytest.fixture
+def visitor(webui: WebUI, browser: Any) -> Iterator[Visitor]:
+    opened = Visitor(browser, webui.address)
+    yield opened
+    opened.page.close()
 
 
-def test_a_model_is_taught_in_a_real_webui(server: Server, python: str) -> None:
-    packages = _packages(python)
-    assert "tab_dreambooth" in server.tabs()
-    assert server.ask("/dreambooth/models", CREATE)["about"]["family"] == "sd1"
-    first = server.ask(RUNS, {})["number"]
-    second = server.ask(RUNS, {"settings": {"intervals.max_train_steps": 3000}})["number"]
-    written = Path(server.run_is(first, "done", "failed", "lost")["outputs"][-1])
-    server.wait(lambda: written.stem in [one["name"] for one in server.ask("/sdapi/v1/loras")], seconds=10)
+def number(webui: WebUI) -> int:
+    return int(webui.ask(RUNS)["runs"][-1]["number"])
 
-    def said(what: str) -> list[Any]:
-        return [event for event in server.ask(f"{RUNS}/{second}/events")["events"] if event["event"] == what]
 
-    server.wait(lambda: said("state"))
-    os.kill(said("started")[0]["pid"], signal.SIGKILL)
-    assert "ended without a word" in server.run_is(second, "lost")["problems"][0]
-    server.ask(f"{RUNS}/{second}/resume", {})
-    server.wait(lambda: said("resumed"))
-    server.reload_page()
-    assert server.tabs().count("tab_dreambooth") == 1
-    assert server.ask(f"{RUNS}/{second}")["status"] == "running", "the run does not mind"
-    server.ask(f"{RUNS}/{second}/request", {"request": "pause"})
-    server.run_is(second, "paused")
-    assert _packages(python) == packages
+def run_is(webui: WebUI, *statuses: str, seconds: float = 600) -> Any:
+    def reached() -> Any:
+        newest = webui.ask(RUNS)["runs"][-1]
+        return newest if newest["status"] in statuses else None
+
+    return webui.wait(reached, seconds)
+
+
+def events(webui: WebUI, what: str) -> list[Any]:
+    said = webui.ask(f"{RUNS}/{number(webui)}/events")["events"]
+    return [event for event in said if event["event"] == what]
+
+
+def begin(webui: WebUI, **settings: Any) -> None:
+    """A run over the API, with the engine at work when this returns."""
+    webui.ask(RUNS, {"settings": {**SHORT, **settings}})
+    webui.wait(lambda: events(webui, "step"), 600)
+
+
+def test_the_webui_without_the_extension(webui: WebUI, before: dict[str, Any]) -> None:
+    webui.start()
+    before.update(packages=webui.packages(), files=webui.settings_files(), picture=webui.draw(PROMPT)[0])
+
+
+def test_installed_on_the_extensions_page(webui: WebUI, browser: Any, tmp_path: Path) -> None:
+    install_from_page(webui, browser, snapshot(ROOT, tmp_path / "published"), EXTENSION)
+    installed = webui.data / "extensions" / EXTENSION
+    assert (installed / "install.py").is_file()
+    took, said = webui.install_as_at_start(installed)
+    assert not said, "with an engine at hand there is nothing to say"
+    print(f"install.py: {took:.3f} s")
+    shutil.copytree(ROOT / "tests" / "host" / "probe", webui.data / "extensions" / "probe")
+    print(f"start: {webui.start():.1f} s")
+    assert webui.wait(lambda: webui.ask("/dreambooth/status"), 20)["engine"]["ready"]
+
+
+def test_without_a_network_the_tab_says_why_there_is_no_engine(webui: WebUI, browser: Any) -> None:
+    webui.kill()
+    webui.has_engine = False
+    took, said = webui.install_as_at_start(webui.data / "extensions" / EXTENSION)
+    assert "being set up in the background" in said and took < 5
+    webui.start()
+    failed = webui.wait(lambda: webui.ask("/dreambooth/status")["engine"]["problem"])
+    assert "pip could not be installed" in failed
+    visitor = Visitor(browser, webui.address)
+    visitor.state("unready")
+    visitor.see("#db_run .db-note", "pip could not be installed")
+    visitor.press("db_set_up")
+    webui.wait(lambda: webui.ask("/dreambooth/status")["engine"]["working"])
+    webui.wait(lambda: not webui.ask("/dreambooth/status")["engine"]["working"])
+    visitor.see("#db_run .db-note", "pip could not be installed")
+    visitor.page.close()
+    webui.kill()
+    webui.has_engine = True
+    assert webui.install_as_at_start(webui.data / "extensions" / EXTENSION)[1] == ""
+    webui.start()
+    webui.wait(lambda: webui.ask("/dreambooth/status"))
+
+
+def test_a_model_is_made_and_taught_on_the_tab(webui: WebUI, visitor: Visitor) -> None:
+    visitor.tab("Model")
+    visitor.write("db_new_name", NAME)
+    visitor.press("db_create")
+    visitor.state("none")
+    visitor.see("#db_about", "Stable Diffusion 1")
+    visitor.tab("Concepts")
+    visitor.drop("db_drop", [str(file) for file in sorted(SUBJECT_PICTURES.iterdir())])
+    visitor.see("#db_about", "5 pictures")
+    visitor.write("db_concepts_N_instance_prompt", "a photo of [filewords]")
+    visitor.saved()
+    webui.ask_to("PATCH", "/dreambooth/models/a%20star/settings", {"settings": SHORT})
+    visitor.open()
+    visitor.press("db_train")
+    visitor.state("done", LONG_MS)
+    assert visitor.errors == []
+
+
+def test_the_lora_is_listed_and_used_at_once(webui: WebUI, before: dict[str, Any]) -> None:
+    written = Path(run_is(webui, "done")["outputs"][-1])
+    assert written.parent == webui.data / "models" / "Lora"
+    webui.wait(lambda: written.stem in [one["name"] for one in webui.ask("/sdapi/v1/loras")], 10)
+    assert webui.draw(PROMPT)[0] == before["picture"]
+    assert webui.draw(f"{PROMPT} <lora:{written.stem}:1>")[0] != before["picture"]
+
+
+def test_one_press_puts_prompt_and_lora_into_txt2img(webui: WebUI, visitor: Visitor) -> None:
+    written = Path(run_is(webui, "done")["outputs"][-1])
+    assert visitor.used() == f"{TAUGHT} <lora:{written.stem}:1>"
+    assert visitor.errors == []
+
+
+def test_the_checkpoint_is_listed_and_used_at_once(webui: WebUI, before: dict[str, Any]) -> None:
+    """A whole model from a run where the model is small, from an export where it is of full size."""
+    if webui.is_forge:
+        written = webui.data / "models" / "Stable-diffusion" / "a merged star.safetensors"
+        webui.ask(
+            "/dreambooth/models/a%20star/errands", {"kind": "export", "to": str(written), "merge": 1, "half": True}
+        )
+    else:
+        begin(webui, **{"general.method": "full"})
+        written = Path(run_is(webui, "done")["outputs"][-1])
+    titles = lambda: [one["model_name"] for one in webui.ask("/sdapi/v1/sd-models")]  # noqa: E731
+    webui.wait(lambda: written.stem in titles(), 300)
+    drawn, said = webui.draw(PROMPT, override_settings={"sd_model_checkpoint": written.stem})
+    assert f"Model: {written.stem}" in said and drawn != before["picture"]
+
+
+def test_one_press_chooses_the_checkpoint(webui: WebUI, visitor: Visitor) -> None:
+    if webui.is_forge:
+        pytest.skip("no run has written a checkpoint of full size")
+    written = Path(run_is(webui, "done")["outputs"][-1])
+    assert visitor.used() == TAUGHT
+    webui.wait(lambda: written.name in webui.ask("/sdapi/v1/options")["sd_model_checkpoint"], 30)
+    assert f"Model: {written.stem}" in webui.draw(PROMPT)[1]
+    webui.ask("/sdapi/v1/options", {"sd_model_checkpoint": "miniature"})
+
+
+def test_the_webuis_own_deepdanbooru_describes_pictures(webui: WebUI, tmp_path: Path, visitor: Visitor) -> None:
+    webui.ask("/probe/deepdanbooru")
+    model = "/dreambooth/models/a%20star"
+    folder = Path(webui.ask(f"{model}/settings")["settings"]["concepts.0.instance_data_dir"])
+    (folder / "2.txt").unlink()
+    visitor.tab("Concepts")
+    visitor.see("[data-db-describe=DeepDanbooru]").click()
+    webui.wait((folder / "2.txt").exists)
+    assert (folder / "2.txt").read_text() == "star\n"
+    assert (folder / "1.txt").read_text() == (SUBJECT_PICTURES / "1.txt").read_text(), "what had a caption keeps it"
+    with pytest.raises(Refused, match="BLIP has no weights yet"):  # its weights are not there, and no network is
+        webui.ask(f"{model}/concepts/0/describe", {"with": "BLIP", "over": True})
+    assert (folder / "2.txt").read_text() == "star\n"
+
+
+def test_the_webui_is_used_while_it_trains(webui: WebUI, before: dict[str, Any]) -> None:
+    begin(webui, **{"intervals.max_train_steps": 100_000, "intervals.save_state_every_steps": 2})
+    began = time.monotonic()
+    assert webui.draw(PROMPT)[0] == before["picture"]
+    print(f"a picture while it trains: {time.monotonic() - began:.1f} s")
+    assert run_is(webui, "running")
+
+
+def test_an_engine_that_was_killed_is_resumed_with_the_button(webui: WebUI, visitor: Visitor) -> None:
+    webui.wait(lambda: events(webui, "state"))
+    os.kill(events(webui, "started")[-1]["pid"], signal.SIGTERM if sys.platform == "win32" else signal.SIGKILL)
+    visitor.state("resumable")
+    assert "SIGKILL" in visitor.see("#db_run .db-problems").inner_text()
+    visitor.press("db_resume")
+    visitor.state("running")
+    webui.wait(lambda: events(webui, "resumed"))
+    assert visitor.errors == []
+
+
+def test_the_page_is_reloaded_in_the_webui(webui: WebUI, visitor: Visitor) -> None:
+    visitor.enter("Settings")
+    visitor.page.locator("button#settings_restart_gradio, #settings_restart_gradio button").first.click()
+    time.sleep(3)
+    webui.wait(lambda: webui.ask("/dreambooth/status"))
+    visitor.open()
+    visitor.state("running")
+    assert visitor.page.locator("#tab_dreambooth").count() == 1
+    assert visitor.errors == []
+
+
+def test_a_webui_that_was_killed_finds_its_run_again(webui: WebUI, browser: Any) -> None:
+    engine = events(webui, "started")[-1]["pid"]
+    webui.kill()
+    webui.start()
+    visitor = Visitor(browser, webui.address)
+    visitor.state("running")
+    at = run_is(webui, "running")["step"]
+    webui.wait(lambda: run_is(webui, "running")["step"] > at, 300)
+    assert events(webui, "started")[-1]["pid"] == engine
+    visitor.press("db_pause")
+    visitor.state("paused", LONG_MS)
+    assert visitor.errors == []
+    visitor.page.close()
+
+
+def test_the_gpu_is_lent_and_comes_back_even_after_a_crash(webui: WebUI, before: dict[str, Any]) -> None:
+    assert webui.draw(PROMPT)[0] == before["picture"]
+    webui.ask("/probe/gpu?there=true")
+    full = webui.ask("/probe/model")
+    webui.ask(f"{RUNS}/{number(webui)}/resume", {})
+    webui.wait(lambda: len(events(webui, "started")) > 2 and run_is(webui, "running"))
+    lent = webui.ask("/probe/model")
+    assert lent["moved"][-1] == ("unload_all_models" if webui.is_forge else "send_model_to_cpu")
+    if webui.is_forge:
+        assert (full["models"] > 0, lent["models"]) == (True, 0)
+    with pytest.raises(Refused, match="Dreambooth has the GPU"):
+        webui.draw(PROMPT)
+    os.kill(events(webui, "started")[-1]["pid"], signal.SIGTERM if sys.platform == "win32" else signal.SIGKILL)
+    webui.wait(lambda: webui.draw(PROMPT)[0] == before["picture"], 60)
+    print(f"resident: {full['resident_bytes'] / 1e9:.2f} GB, lent {lent['resident_bytes'] / 1e9:.2f} GB")
+
+
+def test_removed_without_a_trace(webui: WebUI, before: dict[str, Any]) -> None:
+    webui.kill()
+    assert webui.packages() == before["packages"]
+    shutil.rmtree(webui.data / "extensions" / EXTENSION)
+    shutil.rmtree(webui.data / "extensions" / "probe")
+    webui.start()
+    after = webui.settings_files()
+    assert after["ui-config.json"] == before["files"]["ui-config.json"]
+    left = {key: value for key, value in after["config.json"].items() if key not in KEPT}
+    assert left == {key: value for key, value in before["files"]["config.json"].items() if key not in KEPT}
+    print("kept in config.json:", KEPT & set(after["config.json"]))
+    assert webui.draw(PROMPT)[0] == before["picture"]

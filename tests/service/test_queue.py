@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from dreambooth.core.errors import UserError
 from dreambooth.core.layout import MINIATURE, SUBJECT_PICTURES
 from dreambooth.core.project import Folders, Project
 from dreambooth.core.run import Job
-from dreambooth.service import launcher, queue, runs
+from dreambooth.service import errands, launcher, queue, runs
 
 SHORT = {
     "concepts.0.instance_data_dir": str(SUBJECT_PICTURES),
@@ -93,7 +94,7 @@ def test_two_runs_follow_each_other_and_the_gpu_comes_back(host: Host, star: Pro
 
     look(looked, both_done)
     assert not any(together)
-    assert host.said[0] == "lend" and host.said[-1] == "take back" and host.said.count("refresh") == 2
+    assert host.said[0] == "lend" and host.said[-1] == "take back" and host.said.count("refresh") >= 2
     with pytest.raises(UserError, match="cannot be resumed: it is done"):
         runs.check_resumable(first)
 
@@ -116,6 +117,26 @@ def test_a_killed_engine_is_lost_with_its_cause_and_resumes(host: Host, star: Pr
     runs.ask(job, "discard")
     look(after, lambda: not host.lent)
     assert job.status() == "stopped"
+
+
+def test_what_a_run_writes_is_listed_before_it_ends(host: Host, star: Project) -> None:
+    job = new_run(host, star, **{"intervals.max_train_steps": 4000, "intervals.save_model_every": 1})
+    queue.submit(job)
+    looked = queue.Queue(host)
+    look(looked, lambda: "refresh" in host.said)
+    assert job.status() == "running"
+    runs.ask(job, "discard")
+    look(looked, lambda: not host.lent)
+
+
+def test_an_exported_file_is_listed(host: Host, star: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked = queue.Queue(host)
+    monkeypatch.setattr(queue, "_watcher", SimpleNamespace(queue=looked))
+    target = host.models.checkpoints / "copy.safetensors"
+    fields = errands.exporting(star, {"base": True, "to": str(target)})
+    queue.submit(launcher.new_errand(host.models, star, "export", settings.parse({}), **fields))
+    look(looked, lambda: bool(host.said))
+    assert host.said == ["refresh"] and target.exists()
 
 
 def test_what_waits_can_be_taken_out(host: Host, star: Project) -> None:

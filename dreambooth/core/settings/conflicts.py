@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from dreambooth.core.settings import Settings
 
 PRODIGY_LEAST_RATE = 0.01
+LONGEST_NAME = 80  # as of a model; steps and endings follow
 _NO_EPSILON = ("lion", "lion_8bit", "paged_lion_8bit")
 
 
@@ -21,6 +22,7 @@ def found(settings: Settings) -> list[str]:
         *_prodigy(settings),
         *_schedule_free(settings),
         *_bf16_weights(settings),
+        *_step_in_backward(settings),
         *_previews_and_rests(settings),
         *_webhook(settings.reporting.webhook_url),
         *_sizes(settings),
@@ -55,7 +57,7 @@ def _prodigy(settings: Settings) -> list[str]:
         return [
             f"{unet_key}: it is {unet:g}, but prodigy finds the rate itself and takes this as a factor; set it to 1."
         ]
-    if settings.tuning.text_encoder_ratio and text not in (unet, 0):
+    if settings.tuning.text_encoder_learns and text not in (unet, 0):
         return [f"{text_key}: prodigy has one factor for both parts; set it to {unet:g} as well, or to 0."]
     if settings.memory.bf16_weights:
         return [
@@ -86,6 +88,22 @@ def _bf16_weights(settings: Settings) -> list[str]:
         chosen = settings.tuning.mixed_precision
         return [f"tuning.mixed_precision: it is {chosen}, but memory.bf16_weights computes in bf16; set it to bf16."]
     return []
+
+
+def _step_in_backward(settings: Settings) -> list[str]:
+    if not settings.memory.step_in_backward:
+        return []
+    key, problems = "memory.step_in_backward", []
+    if settings.batching.gradient_accumulation_steps > 1:
+        problems.append(
+            f"{key}: gradients are gone before the next batch could be added to them; set "
+            "batching.gradient_accumulation_steps to 1."
+        )
+    if settings.optimizer.name in ("prodigy", "adamw_schedule_free"):
+        problems.append(f"{key}: {settings.optimizer.name} looks at all gradients at once; choose another optimizer.")
+    if settings.tuning.mixed_precision == "fp16":
+        problems.append(f"{key}: fp16 must see all gradients before any is applied; choose bf16 or no mixed precision.")
+    return problems
 
 
 def _previews_and_rests(settings: Settings) -> list[str]:
@@ -136,6 +154,13 @@ def _class_pictures(settings: Settings) -> list[str]:
 def _what_is_trained(settings: Settings) -> list[str]:
     problems = []
     tuning, objective, lora = settings.tuning, settings.objective, settings.lora
+    if not tuning.train_unet and tuning.text_encoder_steps:
+        problems.append(
+            "tuning.text_encoder_steps: without the UNet the text encoder is trained for the whole run; set it to 0."
+        )
+    if tuning.unet_layers != "all" and (settings.is_lora or not tuning.train_unet):
+        mend = "lora.layers says which layers a LoRA has" if settings.is_lora else "tuning.train_unet is off"
+        problems.append(f"tuning.unet_layers: it is {tuning.unet_layers}, but {mend}; set it to all.")
     if not tuning.train_unet and tuning.text_encoder_ratio < 1:
         problems.append(
             "tuning.train_unet: without the UNet only the text encoder is trained, for the whole run; "
@@ -151,8 +176,14 @@ def _what_is_trained(settings: Settings) -> list[str]:
             f"objective.prior_loss_weight_min: {objective.prior_loss_weight_min:g} is above tuning.prior_loss_weight, "
             f"{tuning.prior_loss_weight:g}; it must not be, as the weight falls to it."
         )
-    if settings.is_lora and lora.kind in ("loha", "lokr") and lora.dropout:
+    if settings.is_lora and lora.kind in ("loha", "lokr", "oft") and lora.dropout:
         problems.append(f"lora.dropout: {lora.kind} has no input to drop; set it to 0 or choose lora or dora.")
+    if settings.is_lora and lora.kind == "oft" and lora.rank < 2:
+        problems.append("lora.rank: 1 leaves oft nothing to turn; set it to 2 or more.")
+    if settings.memory.attention == "flash" and not tuning.pad_tokens:
+        problems.append(
+            "tuning.pad_tokens: flash attention cannot leave padding out; turn it on or set memory.attention to sdpa."
+        )
     return problems
 
 
@@ -169,8 +200,9 @@ def _imagic(settings: Settings) -> list[str]:
             "imagic.enabled: it has no pictures of a class; set concepts.0.num_class_images_per to 0 and class_mode to "
             "fill or off."
         )
-    if settings.tuning.text_encoder_ratio:
-        problems.append("tuning.text_encoder_ratio: with imagic.enabled the text itself is trained; set it to 0.")
+    for name in ("text_encoder_ratio", "text_encoder_steps"):
+        if getattr(settings.tuning, name):
+            problems.append(f"tuning.{name}: with imagic.enabled the text itself is trained; set it to 0.")
     for name in ("shuffle_tags", "dropout"):
         if getattr(settings.captions, name):
             problems.append(f"captions.{name}: with imagic.enabled the picture is read with one text; turn it off.")
@@ -180,6 +212,8 @@ def _imagic(settings: Settings) -> list[str]:
 def _name(name: str) -> list[str]:
     if name and (name.strip(" .") != name or any(c in '<>:"/\\|?*' or ord(c) < 32 for c in name)):
         return [f"saving.custom_model_name: {name!r} cannot be a file's name."]
+    if len(name) > LONGEST_NAME:
+        return [f"saving.custom_model_name: it has {len(name)} characters; leave at most {LONGEST_NAME}."]
     return []
 
 

@@ -181,13 +181,15 @@ class Optimizer:
         "lion_8bit",
         "paged_lion_8bit",
         "adafactor",
+        "came",
         "prodigy",
         "adamw_schedule_free",
     ] = setting(
         "adamw",
         "Optimizer",
-        "8bit ones take a quarter of AdamW's memory, paged ones lend it from the computer's; Lion wants a rate five "
-        "times lower; Prodigy finds the rate, set it to 1; schedule-free needs no schedule.",
+        "8bit ones take a quarter of AdamW's memory, paged ones lend it from the computer's; Adafactor takes next to "
+        "none, CAME half; Lion and CAME want a rate five times lower; Prodigy finds the rate, set it to 1; "
+        "schedule-free needs no schedule.",
     )
     weight_decay: float = setting(
         0.01, "Weight Decay", "Pulls the UNet's weights gently towards zero.", min=0, max=1, advanced=True
@@ -225,7 +227,7 @@ class Optimizer:
     epsilon: float = setting(
         0.0,
         "Epsilon",
-        "Keeps small gradients from large steps; 0 is 1e-8, of Adafactor 1e-30.",
+        "Keeps small gradients from large steps; 0 is 1e-8, of Adafactor and CAME 1e-30.",
         min=0,
         max=1,
         advanced=True,

@@ -7,6 +7,9 @@ from typing import Literal
 
 from dreambooth.core.schema import setting
 
+# What full fine-tuning trains of the UNet: the names that are in both layouts of a model.
+UNET_LAYERS = {"all": "", "attention": r"\.attn[12]\.", "cross_attention": r"\.attn2\."}
+
 
 @dataclass
 class Tuning:
@@ -19,6 +22,21 @@ class Tuning:
         "The share of the run that trains the text encoder too; 0 leaves it alone, which is quicker and drifts less.",
         min=0,
         max=1,
+    )
+    text_encoder_steps: int = setting(
+        0,
+        "Stop Text Encoder at Step",
+        "The text encoder is trained until this step, in place of a share of the run; 0 goes by the share.",
+        min=0,
+        max=10_000_000,
+        advanced=True,
+    )
+    unet_layers: Literal["all", "attention", "cross_attention"] = setting(
+        "all",
+        "Unfreeze Layers of the UNET",
+        "What full fine-tuning trains: everything; the attention layers, a tenth of SD 1.5 and a third of SDXL; or "
+        "those alone that read the prompt, a twentieth and a fifth.",
+        advanced=True,
     )
     freeze_clip_normalization: bool = setting(
         False,
@@ -79,13 +97,18 @@ class Tuning:
         advanced=True,
     )
 
+    @property
+    def text_encoder_learns(self) -> bool:
+        return self.text_encoder_ratio > 0 or self.text_encoder_steps > 0
+
 
 @dataclass
 class Memory:
-    attention: Literal["sdpa", "sliced", "xformers"] = setting(
+    attention: Literal["sdpa", "flash", "sliced", "xformers"] = setting(
         "sdpa",
         "Memory Attention",
-        "sdpa is the quickest on nearly every device, sliced takes the least memory, xformers needs that package.",
+        "sdpa takes the quickest kernel for each layer on nearly every device, and the least memory wherever it has "
+        "one; flash that one alone; sliced takes less only where it has none; xformers needs that package.",
         advanced=True,
     )
     bf16_weights: bool = setting(
@@ -93,6 +116,13 @@ class Memory:
         "Weights in bf16",
         "Full fine-tuning in half the memory: the weights are held in bf16 and each change is rounded at random, so "
         "that small ones are not lost.",
+    )
+    step_in_backward: bool = setting(
+        False,
+        "Step in the Backward Pass",
+        "Each gradient is applied and freed as soon as it is there, so that full fine-tuning holds hardly any; each is "
+        "then clipped by its own norm.",
+        advanced=True,
     )
     vae_decoding: Literal["whole", "sliced", "tiled"] = setting(
         "sliced",
@@ -104,7 +134,7 @@ class Memory:
         "retreat",
         "Out of Memory",
         "retreat goes on from the last state with what takes less memory: checkpointing, smaller batches added up to "
-        "the same step, sliced attention. stop ends the run and says what would help.",
+        "the same step. stop ends the run and says what would help.",
         advanced=True,
     )
 
@@ -134,12 +164,15 @@ class Imagic:
 
 @dataclass
 class Lora:
-    kind: Literal["lora", "dora", "loha", "lokr"] = setting(
+    kind: Literal["lora", "dora", "loha", "lokr", "oft"] = setting(
         "lora",
         "Lora Kind",
-        "The usual LoRA; DoRA, which also learns how strong inputs are; LoHa; or LoKr, whose files are the smallest.",
+        "The usual LoRA; DoRA, which also learns how strong inputs are; LoHa; LoKr, whose files are the smallest; or "
+        "OFT, which turns what the layers say, but which Forge does not read.",
     )
-    rank: int = setting(16, "Lora Rank", "Larger learns more and makes a larger file.", min=1, max=512)
+    rank: int = setting(
+        16, "Lora Rank", "Larger learns more and makes a larger file; of OFT the side of its blocks.", min=1, max=512
+    )
     alpha: float = setting(
         16.0,
         "Lora Alpha",

@@ -2,7 +2,7 @@
 
 Written: a layer's key is `lora_unet_`, `lora_te_` (SDXL: `lora_te1_`, `lora_te2_`) and the layer's diffusers path with
 `_` for `.`; under it lie `lora_down.weight` (rank, in), `lora_up.weight` (out, rank) and `alpha`, of a DoRA also
-`dora_scale` (1, in), of LoHa and LoKr the tensors that LyCORIS names `hada_*` and `lokr_*`.
+`dora_scale` (1, in), of LoHa and LoKr the tensors that LyCORIS names `hada_*` and `lokr_*`; of OFT `oft_blocks` alone.
 Readers scale by alpha / rank, which is exactly how the layer was trained.
 """
 
@@ -24,9 +24,10 @@ from dreambooth.core.errors import UserError
 from dreambooth.core.model_file import Header
 from dreambooth.engine import dora
 from dreambooth.engine.checkpoints import lora_layers, names
-from dreambooth.engine.checkpoints.lora_layers import LOHA, LOKR, AnyLayer
+from dreambooth.engine.checkpoints.lora_layers import LOHA, LOKR, OFT, AnyLayer
 from dreambooth.engine.checkpoints.source import Files
 from dreambooth.engine.dora import ADAPTER
+from dreambooth.engine.oft import OftLayer
 
 _PREFIXES = {
     "sd1": {"unet": "lora_unet_", "text_encoder": "lora_te_text_model_"},
@@ -49,9 +50,9 @@ _ENDINGS = (
     (r"_lora\.up\.weight", "up"),
     (r"\.lora_A(\.\w+)?\.weight", "down"),
     (r"\.lora_B(\.\w+)?\.weight", "up"),
-    *((rf"\.{name}", name) for name in (*LOHA, *LOKR, "dora_scale")),
+    *((rf"\.{name}", name) for name in (*LOHA, *LOKR, *OFT, "dora_scale")),
 )
-_OTHER_KINDS = re.compile(r"\.(oft|boft|ia3|diff|lora_magnitude|on_input)")
+_OTHER_KINDS = re.compile(r"\.(oft_diag|oft_R|rescale|boft|ia3|diff|lora_magnitude|on_input)")
 
 
 def lora_tensors(parts: Mapping[str, nn.Module], family: str, *, half: bool) -> dict[str, Tensor]:
@@ -60,7 +61,7 @@ def lora_tensors(parts: Mapping[str, nn.Module], family: str, *, half: bool) -> 
     tensors: dict[str, Tensor] = {}
     for part, prefix in _PREFIXES[family].items():
         for path, layer in parts[part].named_modules():
-            if isinstance(layer, (LoraLayer, LycorisLayer)):
+            if isinstance(layer, (LoraLayer, LycorisLayer, OftLayer)):
                 key = prefix + names.canonical_key(part, path).replace(".", "_")
                 for name, tensor in _peft_tensors(layer).items():
                     kept = torch.float32 if name == "dora_scale" else dtype  # it scales whole columns, and is small
@@ -75,7 +76,7 @@ def read(path: Path, weights: Iterable[str], family: str) -> dict[str, AnyLayer]
     """
     header = checkpoint.read_header(path)
     if other := next((name for name in header.tensors if _OTHER_KINDS.search(name)), None):
-        raise UserError(f"{path}: this LyCORIS file ({other}) cannot be read; only LoRA, DoRA, LoHa and LoKr can.")
+        raise UserError(f"{path}: this LyCORIS file ({other}) cannot be read; only LoRA, DoRA, LoHa, LoKr and OFT can.")
     if checkpoint.describe(header).kind != "lora":
         raise UserError(f"{path}: this is not a LoRA file.")
     places, files = _spellings(weights, family), Files()
@@ -90,7 +91,8 @@ def read(path: Path, weights: Iterable[str], family: str) -> dict[str, AnyLayer]
             raise UserError(f"{path}: its layer {key} has no place in this model; it belongs to another kind.")
         parts = {what: files.read(header.tensors[name]) for what, name in found.items()}
         own_rank = lora_layers.rank({what: tensor.shape for what, tensor in parts.items()})
-        alpha = parts["alpha"].item() if "alpha" in parts else _alpha_beside(header, key, own_rank)
+        assumed = 0.0 if "oft_blocks" in parts else _alpha_beside(header, key, own_rank)
+        alpha = parts["alpha"].item() if "alpha" in parts else assumed
         layer = lora_layers.of(parts, float(alpha))
         if layer is None:
             raise UserError(f"{path}: its layer {key} is incomplete; the file is damaged.")
@@ -136,6 +138,8 @@ def fitting_change(path: Path, name: str, layer: AnyLayer, weight: Tensor) -> Te
 
 def _peft_tensors(layer: Any) -> dict[str, Tensor]:
     """The tensors of one of peft's layers by the names that they have in files."""
+    if isinstance(layer, OftLayer):  # readers take alpha for the most that it may turn
+        return {"oft_blocks": layer.blocks()}
     if not isinstance(layer, LoraLayer):
         held = {name: getattr(layer, name) for name in layer.adapter_layer_names}
         found = {name: tensors[ADAPTER] for name, tensors in held.items() if ADAPTER in tensors}

@@ -9,8 +9,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from dreambooth.engine import dora
+from dreambooth.engine import dora, oft
 
+_LEAST = 1e-8
+OFT = ("oft_blocks",)
 LOHA = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2")
 LOKR = ("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2")
 
@@ -120,7 +122,32 @@ class Kronecker(Change):
         return torch.kron(first.view(*first.shape, *[1] * (second.dim() - 2)), second) * self.scale
 
 
-AnyLayer = Layer | Hadamard | Kronecker
+@dataclass(frozen=True)
+class Orthogonal(Change):
+    """An OFT: the weight's outputs turned in blocks, no further than `alpha` (of the outputs) where it is not 0."""
+
+    tensors: Mapping[str, Tensor]
+    alpha: float
+    magnitude: Tensor | None = None
+
+    kind = "oft"
+    scale = 1.0
+
+    @property
+    def rank(self) -> int:
+        return self.tensors["oft_blocks"].shape[-1]
+
+    def change(self, weight: Tensor) -> Tensor:
+        blocks = self.tensors["oft_blocks"].float()
+        if blocks.shape[0] * blocks.shape[1] != weight.shape[0]:
+            raise ValueError(tuple(blocks.shape))
+        if self.alpha:
+            length = (blocks - blocks.transpose(-1, -2)).norm()
+            blocks = blocks * (length.clamp(max=self.alpha * weight.shape[0]) / length.clamp(min=_LEAST))
+        return oft.turned(weight.float(), oft.rotations(blocks)) - weight.float()
+
+
+AnyLayer = Layer | Hadamard | Kronecker | Orthogonal
 
 
 def of(found: Mapping[str, Tensor], alpha: float) -> AnyLayer | None:
@@ -132,6 +159,8 @@ def of(found: Mapping[str, Tensor], alpha: float) -> AnyLayer | None:
         return Hadamard(_only(LOHA, found), alpha, magnitude)
     if all(side in found or {f"{side}_a", f"{side}_b"} <= found.keys() for side in ("lokr_w1", "lokr_w2")):
         return Kronecker(_only(LOKR, found), alpha, magnitude)
+    if set(OFT) <= found.keys() and found["oft_blocks"].dim() == 3 and magnitude is None:
+        return Orthogonal(_only(OFT, found), alpha)
     return None
 
 

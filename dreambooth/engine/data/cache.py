@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dreambooth.core.buckets import Bucket
 from dreambooth.core.errors import UserError
-from dreambooth.core.forecast import pictures_at_once
+from dreambooth.core.footprint import pictures_at_once
 from dreambooth.engine.data import decoding, framing, masks
 from dreambooth.engine.data.latent_store import Store
 from dreambooth.engine.data.pictures import Example
@@ -73,6 +73,14 @@ def encode(
     Of the pictures, one batch is in memory at a time. Raises UserError naming a picture whose latents are not finite.
     """
     encoded = _empty(model, examples, prompts)
+    with model.present("vae"):
+        _encode_all(model, examples, encoded, on_batch, store)
+    return encoded
+
+
+def _encode_all(
+    model: Model, examples: list[Example], encoded: Encoded, on_batch: Callable[[int], None], store: Store | None
+) -> None:
     done = 0
     for chunk in _chunks(examples):
         missing = []
@@ -87,7 +95,6 @@ def encode(
             _place(encoded, n, mean, std)
         done += len(chunk)
         on_batch(done)
-    return encoded
 
 
 def add_masks(encoded: Encoded, examples: list[Example]) -> None:
@@ -167,7 +174,7 @@ def _chunks(examples: list[Example]) -> Iterator[list[int]]:
     buckets = list(dict.fromkeys(example.cut.bucket for example in examples))
     numbers = sorted(range(len(examples)), key=lambda n: buckets.index(examples[n].cut.bucket))
     for bucket, some in groupby(numbers, key=lambda n: examples[n].cut.bucket):
-        alike, size = list(some), pictures_at_once(bucket)
+        alike, size = list(some), pictures_at_once(bucket.area)
         for start in range(0, len(alike), size):
             yield alike[start : start + size]
 

@@ -6,8 +6,9 @@ A family is one file beside this one. It says how its parts are built and how it
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
@@ -19,6 +20,7 @@ from typing_extensions import Self
 from dreambooth.core.errors import UserError
 from dreambooth.engine import chunks
 from dreambooth.engine.checkpoints.source import Source
+from dreambooth.engine.families.aside import Aside
 
 LATENT_CHANNELS = 4
 LATENT_FACTOR = 8  # pixels a latent, along each side
@@ -72,6 +74,8 @@ class Model(ABC):
     pieces: int = 1  # of 75 tokens, that a prompt is read in
     clip_skip: int = 1
     pad_tokens: bool = True
+    place: torch.device | None = None  # where it works; None where the UNet is
+    aside: Aside = field(default_factory=Aside)  # what is on the device only while it is used
 
     family: ClassVar[str]
     has_clip_skip: ClassVar[bool] = False
@@ -97,7 +101,7 @@ class Model(ABC):
 
     @property
     def device(self) -> torch.device:
-        return self.unet.device
+        return self.place or self.unet.device
 
     @property
     def latent_scale(self) -> float:
@@ -112,9 +116,18 @@ class Model(ABC):
             **({"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"} if self.zero_terminal_snr else {}),
         }
 
-    def to(self, device: torch.device) -> None:
-        for part in self.parts.values():
-            part.to(device)
+    def to(self, device: torch.device, aside: Iterable[str] = ()) -> None:
+        """Moves the parts to the device, but those `aside`, which come there whenever they are used."""
+        self.place = device
+        for name, part in self.parts.items():
+            if name in aside and device.type != "cpu":
+                self.aside.put(name, part)
+            else:
+                part.to(device)
+
+    def present(self, *names: str) -> AbstractContextManager[None]:
+        """Within it these parts stay on the device."""
+        return self.aside.present(names, self.device)
 
     def read_prompts(self, max_token_length: int, clip_skip: int, pad_tokens: bool = True) -> None:
         """Sets how prompts are read from now on: in pieces of 75 tokens, up to so many tokens in all; at the text
@@ -171,7 +184,8 @@ class Model(ABC):
     def encode_text(self, prompts: Sequence[str]) -> Text:
         """Prompts -> what the UNet reads, in float32."""
         tokens = [numbers.to(self.device) for numbers in self.tokenize(prompts)]
-        return self.encode_tokens(tokens).to(torch.float32)
+        with self.present(*self.text_encoders):
+            return self.encode_tokens(tokens).to(torch.float32)
 
     def encode_negative(self, prompt: str, count: int) -> Text:
         """What the UNet reads for the other side of classifier-free guidance, `count` times."""
@@ -179,7 +193,7 @@ class Model(ABC):
 
     def encode_pictures(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Pictures (B, 3, H, W) in [-1, 1] -> mean and standard deviation of their latents (B, 4, H/8, W/8), scaled."""
-        with torch.autocast(self.vae.device.type, enabled=False):
+        with self.present("vae"), torch.autocast(self.device.type, enabled=False):
             posterior = self.vae.encode(pixels.to(self.vae.device, self.vae.dtype)).latent_dist
         return posterior.mean.float() * self.latent_scale, posterior.std.float() * self.latent_scale
 
@@ -188,8 +202,8 @@ class Model(ABC):
 
         Never in half precision, whatever is around it: SDXL's VAE overflows in fp16, and pictures come out black.
         """
-        scaled = (latents / self.latent_scale).to(self.vae.device, self.vae.dtype)
-        with torch.autocast(self.vae.device.type, enabled=False):
+        scaled = (latents / self.latent_scale).to(self.device, self.vae.dtype)
+        with self.present("vae"), torch.autocast(self.device.type, enabled=False):
             return self.vae.decode(scaled).sample.float().clamp(-1, 1)
 
 

@@ -14,7 +14,8 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from dreambooth.core.settings import Settings
-from dreambooth.engine import dora
+from dreambooth.core.settings.training import UNET_LAYERS
+from dreambooth.engine import dora, oft
 from dreambooth.engine.dora import ADAPTER
 from dreambooth.engine.families.model import Model
 
@@ -23,7 +24,7 @@ _ATTENTION = r"transformer_blocks\.\d+\.attn[12]\.(to_q|to_k|to_v|to_out\.0)"
 _TRANSFORMER = rf"{_ATTENTION}|transformer_blocks\.\d+\.ff\.net\.(0\.proj|2)|proj_in|proj_out"
 # And what LoCon adds: everything else inside the residual blocks and between them.
 _CONVOLUTIONS = r"resnets\.\d+\.(conv1|conv2|conv_shortcut|time_emb_proj)|(down|up)samplers\.0\.conv"
-UNET_LAYERS = {
+LORA_LAYERS = {
     "attention": rf".*\.attentions\.\d+\.({_ATTENTION})",
     "transformer": rf".*\.attentions\.\d+\.({_TRANSFORMER})",
     "convolutions": rf".*\.(attentions\.\d+\.({_TRANSFORMER})|{_CONVOLUTIONS})",
@@ -34,7 +35,7 @@ TEXT_ENCODER_LAYERS = r".*encoder\.layers\.\d+\.(self_attn\.(q_proj|k_proj|v_pro
 class Layer(Protocol):
     """A layer that somebody has trained."""
 
-    kind: ClassVar[str]  # lora, loha or lokr
+    kind: ClassVar[str]  # lora, loha, lokr or oft
     magnitude: Tensor | None  # of a DoRA
 
     @property
@@ -62,7 +63,7 @@ def prepare(model: Model, settings: Settings, start: Mapping[str, Mapping[str, L
 
     `start` holds layers to go on from, by part and path; the LoRA then has just these layers, each with its own rank.
     """
-    with_text = settings.tuning.text_encoder_ratio > 0
+    with_text = settings.tuning.text_encoder_learns
     kind = _kind(start) if start else settings.lora.kind
     torch.manual_seed(settings.general.seed)  # the LoRA's first layers start at random
     learning: dict[str, nn.Module] = {"unet": model.unet} if settings.tuning.train_unet else {}
@@ -71,13 +72,18 @@ def prepare(model: Model, settings: Settings, start: Mapping[str, Mapping[str, L
         if settings.is_lora and start and part in start:
             _inject_trained(module, settings, kind, start[part])
         elif settings.is_lora:
-            layers = UNET_LAYERS[settings.lora.layers] if part == "unet" else TEXT_ENCODER_LAYERS
-            _inject(module, kind, _config(settings, kind, target_modules=layers))
+            layers = LORA_LAYERS[settings.lora.layers] if part == "unet" else TEXT_ENCODER_LAYERS
+            _inject(module, settings, kind, layers)
         else:
-            module.requires_grad_(True)
+            _unfreeze(module, UNET_LAYERS[settings.tuning.unet_layers] if part == "unet" else "")
             if part != "unet" and settings.tuning.freeze_clip_normalization:
                 _freeze_normalization(module)
     return Trained({part: _trainable(module) for part, module in learning.items()})
+
+
+def _unfreeze(module: nn.Module, layers: str) -> None:
+    for name, parameter in module.named_parameters():
+        parameter.requires_grad_(re.search(layers, name) is not None)
 
 
 def _freeze_normalization(module: nn.Module) -> None:
@@ -102,8 +108,24 @@ def _config(settings: Settings, kind: str, **more: Any) -> PeftConfig:
     return LoraConfig(r=chosen.rank, lora_alpha=chosen.alpha, lora_dropout=chosen.dropout, **more)
 
 
-def _inject(module: nn.Module, kind: str, config: PeftConfig) -> list[Any]:
-    """Puts adapters in. Returns peft's layers."""
+def _inject(
+    module: nn.Module, settings: Settings, kind: str, layers: str, start: Mapping[str, Layer] | None = None
+) -> None:
+    """Puts adapters on every layer whose path matches; those to go on from each with its own rank and alpha."""
+    if kind == "oft":
+        oft.inject(module, layers, settings.lora.rank, settings.lora.alpha)
+    else:
+        own = {re.escape(path): layer for path, layer in (start or {}).items()}
+        ranks = {path: layer.rank or 1 for path, layer in own.items()}
+        alphas = {path: layer.alpha for path, layer in own.items()}
+        config = _config(settings, kind, target_modules=layers, rank_pattern=ranks, alpha_pattern=alphas)
+        _inject_pefts(module, kind, config)
+    for parameter in module.parameters():
+        if parameter.requires_grad:  # what is trained is held in full precision, whatever the model around it is
+            parameter.data = parameter.data.float()
+
+
+def _inject_pefts(module: nn.Module, kind: str, config: PeftConfig) -> None:
     inject_adapter_in_model(config, module)
     layers = [layer for layer in module.modules() if isinstance(layer, BaseTunerLayer)]
     for layer in layers:
@@ -111,24 +133,12 @@ def _inject(module: nn.Module, kind: str, config: PeftConfig) -> list[Any]:
             dora.attach(layer)
         if kind == "lokr" and ADAPTER in layer.lokr_w1 and ADAPTER in layer.lokr_w2:
             layer.scaling[ADAPTER] = 1.0  # without a rank there is no alpha over rank: readers take 1
-    for parameter in module.parameters():
-        if parameter.requires_grad:  # what is trained is held in full precision, whatever the model around it is
-            parameter.data = parameter.data.float()
-    return layers
 
 
 @torch.no_grad()
 def _inject_trained(module: nn.Module, settings: Settings, kind: str, start: Mapping[str, Layer]) -> None:
-    """Layers to go on from, each with its own rank and alpha."""
-    exact = {re.escape(path): layer for path, layer in start.items()}
-    config = _config(
-        settings,
-        kind,
-        target_modules=list(start),
-        rank_pattern={path: layer.rank or 1 for path, layer in exact.items()},
-        alpha_pattern={path: layer.alpha for path, layer in exact.items()},
-    )
-    _inject(module, kind, config)
+    """Layers to go on from."""
+    _inject(module, settings, kind, "|".join(re.escape(path) for path in start), start)
     for path, layer in start.items():
         if kind in ("lora", "dora"):
             _fill_lora(module.get_submodule(path), layer)

@@ -1,26 +1,33 @@
-"""How the UNet works out attention: PyTorch's own (SDPA, which takes the device's quickest kernel, flash attention
-where there is one), in slices, or with xformers where that works."""
+"""How the UNet works out attention: PyTorch's own (SDPA, which takes the quickest kernel that the device has for each
+layer), its flash attention and nothing else, in slices, or with xformers where that works."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
+from diffusers.models.attention_processor import AttnProcessor2_0
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import scaled_dot_product_attention
 
 from dreambooth.core.errors import UserError
 
-KINDS = ("sdpa", "sliced", "xformers")
+KINDS = ("sdpa", "flash", "sliced", "xformers")
 
 
 def fault(name: str, device: torch.device) -> str:
     """Why a kind of attention does not work on this device, found by trying; empty if it does."""
-    if name != "xformers":
-        return ""
+    half = torch.float32 if device.type == "cpu" else torch.float16
     try:
-        from xformers.ops import memory_efficient_attention
+        query = torch.randn(1, 2, 16, 8, device=device, dtype=half, requires_grad=True)
+        if name == "flash":
+            with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+                scaled_dot_product_attention(query, query, query).sum().backward()
+        elif name == "xformers":
+            from xformers.ops import memory_efficient_attention
 
-        query = torch.randn(1, 16, 2, 8, device=device, requires_grad=True)
-        memory_efficient_attention(query, query, query).sum().backward()
+            memory_efficient_attention(query, query, query).sum().backward()
     except ModuleNotFoundError:
         return "the package is not installed in the engine's environment"
     except Exception as error:  # noqa: BLE001  (it fails in many ways where it was built for another PyTorch)
@@ -28,10 +35,14 @@ def fault(name: str, device: torch.device) -> str:
     return ""
 
 
-def check(name: str, device: torch.device) -> None:
-    """Raises UserError if this kind of attention does not work on this device."""
+def check(name: str, device: torch.device, dtype: torch.dtype) -> None:
+    """Raises UserError if this kind of attention does not work on this device, or not in this precision."""
     if reason := fault(name, device):
         raise UserError(f"memory.attention: {name} does not work here ({reason}); choose sdpa or sliced.")
+    if name == "flash" and not _has_flash(device, dtype):
+        raise UserError(
+            "tuning.mixed_precision: it is no, but memory.attention flash needs half precision; choose auto."
+        )
 
 
 def use(unet: Any, name: str) -> None:
@@ -40,3 +51,23 @@ def use(unet: Any, name: str) -> None:
         unet.set_attention_slice("max")
     elif name == "xformers":
         unet.enable_xformers_memory_efficient_attention()
+    elif name == "flash":
+        unet.set_attn_processor(_Flash())
+
+
+class _Flash(AttnProcessor2_0):  # type: ignore[misc]
+    """Flash attention or an error. Previews in full precision, which it does not have on a GPU, take SDPA's choice."""
+
+    def __call__(self, attn: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if torch.is_autocast_enabled(hidden_states.device.type):
+            dtype = torch.get_autocast_dtype(hidden_states.device.type)
+        else:
+            dtype = hidden_states.dtype
+        if not _has_flash(hidden_states.device, dtype):
+            return super().__call__(attn, hidden_states, *args, **kwargs)  # type: ignore[no-any-return]
+        with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+            return super().__call__(attn, hidden_states, *args, **kwargs)  # type: ignore[no-any-return]
+
+
+def _has_flash(device: torch.device, dtype: torch.dtype) -> bool:
+    return device.type == "cpu" or dtype in (torch.float16, torch.bfloat16)

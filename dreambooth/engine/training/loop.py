@@ -7,12 +7,14 @@ from collections.abc import Callable
 from typing import Any, Literal, Protocol
 
 import torch
+from torch import Tensor
 
 from dreambooth.core import schedules
 from dreambooth.core.run import REQUESTS
 from dreambooth.core.settings import learning_rates
 from dreambooth.engine.sampling import make_scheduler
 from dreambooth.engine.training import gradients, optimizers
+from dreambooth.engine.training.in_backward import StepInBackward, stepping
 from dreambooth.engine.training.loss import batch_losses
 from dreambooth.engine.training.pulse import Pulse
 from dreambooth.engine.training.session import Session
@@ -40,13 +42,27 @@ def train(session: Session, hooks: Hooks) -> Ending:
     """Trains from the session's step to the end of its budget, or until somebody asks to stop."""
     budget = session.budget
     alpha_bar = make_scheduler("ddim", session.model).alphas_cumprod.to(session.model.device)
-    text_images = session.settings.tuning.text_encoder_ratio * budget.images
     pulse = Pulse(session, hooks)
     session.model.unet.train()
     optimizers.set_mode(session.optimizer, training=True)
     if session.step == 0:
         hooks.preview(0, pulse.check)
 
+    with stepping(session) as in_backward:
+        ending = _take_steps(session, hooks, pulse, alpha_bar, in_backward)
+    if ending:
+        return ending
+    pulse.check()
+    hooks.preview(budget.images, pulse.check)
+    return "done"
+
+
+def _take_steps(
+    session: Session, hooks: Hooks, pulse: Pulse, alpha_bar: Tensor, in_backward: StepInBackward | None
+) -> Ending | None:
+    """Returns how the run ends if somebody asks for its end."""
+    budget = session.budget
+    text_images = schedules.text_encoder_images(session.settings, budget)
     while session.step < budget.steps:
         if ending := _serve_requests(session, hooks, pulse):
             return ending
@@ -57,18 +73,18 @@ def train(session: Session, hooks: Hooks) -> Ending:
             position = (session.step * budget.accumulation + part) * budget.batch
             torch.manual_seed((session.settings.general.seed * 1_000_003 + position) % 2**63)
             losses = batch_losses(session, position, alpha_bar, text_learns=session.images < text_images)
+            if in_backward:
+                in_backward.begin(losses)
             session.accelerator.backward(losses[0] / budget.accumulation)
             pulse.add_losses(losses)
 
         # Change the weights, unless the step is not sound; the device knows.
-        session.change_weights(left_out_if=pulse.end_step(gradients.clip(session)))
+        norms = in_backward.finish() if in_backward else gradients.clip(session)
+        session.change_weights(left_out_if=pulse.end_step(norms), changed=in_backward is not None)
 
         pulse.report_if_due()
         _do_what_is_due(session, hooks, pulse)
-
-    pulse.check()
-    hooks.preview(budget.images, pulse.check)
-    return "done"
+    return None
 
 
 def _serve_requests(session: Session, hooks: Hooks, pulse: Pulse) -> Ending | None:

@@ -21,6 +21,7 @@ Groups = list[dict[str, Any]]
 
 _ADAM_BETAS, _LION_BETAS, _EPSILON = (0.9, 0.999), (0.9, 0.99), 1e-8
 _ADAFACTOR_EPSILONS = (1e-30, 1e-3)  # of the squared gradient and of the size of the weights
+_CAME_BETA3, _CAME_EPSILONS = 0.9999, (1e-30, 1e-16)  # of the steps' disagreement; of the squared gradient and of that
 _PACKED = "__bnb_optimizer_quant_state__"  # where bitsandbytes' state_dict puts its 8-bit values
 
 
@@ -156,6 +157,13 @@ def _adafactor(groups: Groups, chosen: Chosen) -> torch.optim.Optimizer:
     )
 
 
+def _came(groups: Groups, chosen: Chosen) -> torch.optim.Optimizer:
+    from dreambooth.engine.training.came import CAME
+
+    epsilons = chosen.epsilon or _CAME_EPSILONS[0], _CAME_EPSILONS[1]
+    return CAME(groups, betas=(*_betas(chosen, _ADAM_BETAS), _CAME_BETA3), eps=epsilons)
+
+
 def _prodigy(groups: Groups, chosen: Chosen) -> torch.optim.Optimizer:
     """With the bias correction and the safeguard that its authors advise for diffusion models and warm-up."""
     from prodigyopt import Prodigy
@@ -185,6 +193,7 @@ RECIPES: dict[str, Callable[[Groups, Chosen], torch.optim.Optimizer]] = {
     "lion_8bit": _lion_8bit,
     "paged_lion_8bit": _paged_lion_8bit,
     "adafactor": _adafactor,
+    "came": _came,
     "prodigy": _prodigy,
     "adamw_schedule_free": _adamw_schedule_free,
 }

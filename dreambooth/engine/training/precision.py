@@ -29,8 +29,14 @@ def accelerator(mixed_precision: str = "auto", *, bf16_weights: bool = False) ->
 
 
 def of(settings: Settings) -> Accelerator:
-    """The accelerator that these settings ask for."""
-    return accelerator(settings.tuning.mixed_precision, bf16_weights=settings.memory.bf16_weights)
+    """The accelerator that these settings ask for. Raises UserError where the device cannot do it."""
+    made = accelerator(settings.tuning.mixed_precision, bf16_weights=settings.memory.bf16_weights)
+    if made.scaler and settings.memory.step_in_backward:
+        raise UserError(
+            "memory.step_in_backward: this GPU would train in fp16, which must see all gradients before any "
+            "is applied; turn it off, or set tuning.mixed_precision to no."
+        )
+    return made
 
 
 def compute_dtype(accelerator: Accelerator) -> torch.dtype:

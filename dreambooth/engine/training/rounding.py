@@ -6,7 +6,9 @@ rounded away. Rounded up with the probability of what is cut off, they are right
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,18 +20,21 @@ _VALUES_AT_ONCE = 2**25  # in full precision for the moment of their step: 128 M
 def step(optimizer: torch.optim.Optimizer) -> None:
     """The optimizer's step on weights in bf16, some of them at a time. What it keeps stays in full precision."""
     inner = getattr(optimizer, "optimizer", optimizer)  # accelerate's wrapping
-    groups = inner.param_groups
+    for group in inner.param_groups:
+        for some in _portions([weight for weight in group["params"] if weight.grad is not None]):
+            with only(inner, group, some):
+                step_all(inner, some)
+
+
+@contextlib.contextmanager
+def only(optimizer: Any, group: dict[str, Any], some: list[nn.Parameter]) -> Iterator[None]:
+    """Within it an optimizer knows of some weights of one of its groups alone."""
+    groups, weights = optimizer.param_groups, group["params"]
+    optimizer.param_groups, group["params"] = [group], some
     try:
-        for group in groups:
-            inner.param_groups, weights = [group], group["params"]
-            try:
-                for some in _portions([weight for weight in weights if weight.grad is not None]):
-                    group["params"] = some
-                    _step_some(inner, some)
-            finally:
-                group["params"] = weights
+        yield
     finally:
-        inner.param_groups = groups
+        optimizer.param_groups, group["params"] = groups, weights
 
 
 def rounded(exact: Tensor) -> Tensor:
@@ -39,7 +44,8 @@ def rounded(exact: Tensor) -> Tensor:
     return (bits + chance).bitwise_and_(-(1 << 16)).view(torch.float32).bfloat16()
 
 
-def _step_some(optimizer: torch.optim.Optimizer, some: list[nn.Parameter]) -> None:
+def step_all(optimizer: torch.optim.Optimizer, some: list[nn.Parameter]) -> None:
+    """The step on these weights at once, all that the optimizer knows of."""
     held = [weight.data for weight in some]
     for weight in some:
         gradient, weight.grad = weight.grad, None

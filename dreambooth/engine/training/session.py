@@ -57,8 +57,18 @@ class Session:
                 found += [files[number] for number in numbers.tolist()]
         return list(dict.fromkeys(found))
 
-    def change_weights(self, left_out_if: Tensor) -> None:
-        """One step of the optimizer with the gradients that are there, and of the average."""
+    def change_weights(self, left_out_if: Tensor, *, changed: bool = False) -> None:
+        """One step of the optimizer with the gradients that are there, and of the average.
+
+        With `changed` the optimizer has taken its step already.
+        """
+        if not changed:
+            self._step(left_out_if)
+        self.step += 1
+        if self.ema:
+            self.ema.update(self.trained.named())
+
+    def _step(self, left_out_if: Tensor) -> None:
         sound = (
             contextlib.nullcontext() if self.accelerator.scaler else skipping.skipped_if(self.optimizer, left_out_if)
         )
@@ -68,9 +78,6 @@ class Session:
             else:
                 self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        self.step += 1
-        if self.ema:
-            self.ema.update(self.trained.named())
 
     @contextlib.contextmanager
     def shown(self) -> Iterator[None]:

@@ -35,8 +35,9 @@ class Texts:
     @torch.no_grad()
     def _all(self) -> Text:
         parts = [self.prompts[n : n + _BATCH] for n in range(0, len(self.prompts), _BATCH)]
-        text = Text.cat([self.model.encode_text(part) for part in parts])
-        return self._emptied(text, torch.tensor([self.nothing])) if self.nothing >= 0 else text
+        with self.model.present(*self.model.text_encoders):
+            text = Text.cat([self.model.encode_text(part) for part in parts])
+            return self._emptied(text, torch.tensor([self.nothing])) if self.nothing >= 0 else text
 
     def _emptied(self, text: Text, rows: Tensor) -> Text:
         """The text with nothing in some of its rows."""

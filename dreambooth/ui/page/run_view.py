@@ -19,7 +19,7 @@ from dreambooth.core.run import Job
 from dreambooth.core.story import Course, Story
 from dreambooth.service import installation, runs
 from dreambooth.ui.page.curves import curve
-from dreambooth.ui.page.fragments import Event, bar, failure_list, image, root
+from dreambooth.ui.page.fragments import Event, bar, failure_list, image, root, to_txt2img
 
 LOG_LINES = 40
 _LOG_BYTES = 20_000
@@ -59,7 +59,7 @@ def run_view(folders: Folders, model: str) -> str:
         ("notes", _notes(job, story, status)),
         ("curves", _curves(story.course, story.step)),
         ("previews", _previews(project, story)),
-        ("outputs", _outputs(story.saved)),
+        ("outputs", _outputs(folders, job, story.saved)),
         ("log", _log(job)),
     ]
     return root(_state(job, status), sections)
@@ -163,14 +163,14 @@ def _thinned(moments: list[int]) -> list[int]:
     return [moments[round(i * (len(moments) - 1) / (_MOST_COLUMNS - 1))] for i in range(_MOST_COLUMNS)]
 
 
-def _outputs(saved: list[Event]) -> str:
+def _outputs(folders: Folders, job: Job, saved: list[Event]) -> str:
     rows = []
     for event in saved[: -_MOST_WRITTEN - 1 : -1]:
         path = Path(event["path"])
-        gone = "" if path.exists() else " (gone)"
+        after = to_txt2img(folders, job, path) if path.exists() else " (gone)"
         rows.append(
             f'<li title="{escape(str(path))}"><b>{escape(path.name)}</b> {size(event["bytes"])} · '
-            f"{event['images']:,} images seen{gone}</li>"
+            f"{event['images']:,} images seen{after}</li>"
         )
     return f'<h4>Written</h4><ul class="db-files">{"".join(rows)}</ul>' if rows else ""
 

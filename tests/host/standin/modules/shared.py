@@ -1,6 +1,6 @@
 from types import SimpleNamespace
 
-cmd_opts = SimpleNamespace(theme=None, api_auth=None, ckpt_dir=None, lora_dir=None)
+cmd_opts = SimpleNamespace(theme=None, api_auth=None, ckpt_dir=None, lora_dir=None, skip_load_model_at_start=False)
 
 
 class OptionInfo:

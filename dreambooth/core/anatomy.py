@@ -1,0 +1,181 @@
+"""What a model is made of, as far as memory and disk depend on it: told from its file's table of contents."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from dreambooth.core.checkpoint import UNET, VAE
+from dreambooth.core.model_file import Header, Tensor
+from dreambooth.core.settings import Settings
+from dreambooth.core.settings.training import UNET_LAYERS, Lora
+
+_UNET_PREFIXES, _VAE_PREFIXES = (UNET, "unet/"), (VAE, "vae/")
+_TEXT_PREFIXES = ("cond_stage_model.", "conditioner.", "text_encoder")
+_ATTENTION = r"attn[12]\.(to_q|to_k|to_v|to_out\.0)"
+_TRANSFORMER = rf"{_ATTENTION}|ff\.net\.(0\.proj|2)|\.proj_in|\.proj_out"
+_CONVOLUTIONS = (
+    r"in_layers\.2|out_layers\.3|emb_layers\.1|skip_connection|\.op|\d\.conv"  # original names
+    r"|conv1|conv2|conv_shortcut|time_emb_proj|samplers\.0\.conv"  # diffusers' names
+)
+LORA_LAYERS = {
+    "attention": _ATTENTION,
+    "transformer": _TRANSFORMER,
+    "convolutions": f"{_TRANSFORMER}|{_CONVOLUTIONS}",
+}
+_TEXT_LAYERS = r"(q_proj|k_proj|v_proj|out_proj|fc1|fc2|c_fc|c_proj|in_proj_weight)(\.weight)?$"
+_TEXT = "text"  # the key of the text encoders' layers
+
+Layer = tuple[int, int, int, int]  # rows, columns, pixels of the kernel, how many such
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """How many values each part has and its UNet's layers put out for each latent pixel, those of the UNet's layers
+    that can be trained alone, and the layers that a LoRA is put into: {where: layers}."""
+
+    unet: int
+    text: int
+    vae: int
+    outputs: float
+    alone: Mapping[str, int]
+    layers: Mapping[str, list[Layer]]
+
+    def trained(self, settings: Settings) -> int:
+        """How many values are trained."""
+        unet, text = settings.tuning.train_unet, settings.tuning.text_encoder_learns
+        if not settings.is_lora:
+            return self.alone.get(settings.tuning.unet_layers, self.unet) * unet + self.text * text
+        some = self.layers[settings.lora.layers] if unet else []
+        return sum(_lora_values(layer, settings.lora) for layer in [*some, *(self.layers[_TEXT] if text else [])])
+
+
+def of(header: Header) -> Anatomy:
+    """The anatomy of a checkpoint or Diffusers folder."""
+    unet, text = _part(header, _UNET_PREFIXES), _part(header, _TEXT_PREFIXES)
+    layers = {name: _grouped(_lora_layers(unet, pattern)) for name, pattern in LORA_LAYERS.items()}
+    layers[_TEXT] = _grouped([shape for name, t in text.items() for shape in _text_layers(name, t)])
+    vae = _part(header, _VAE_PREFIXES)
+    alone = {
+        name: sum(t.values for key, t in unet.items() if re.search(pattern, key))
+        for name, pattern in UNET_LAYERS.items()
+        if pattern
+    }
+    return Anatomy(_values(unet), _values(text), _values(vae), outputs(header), alone, layers)
+
+
+def of_shapes(shapes: Mapping[str, Mapping[str, tuple[int, ...]]]) -> Anatomy:
+    """The anatomy of a model that lies in no file: {part: {diffusers' name: shape}}."""
+    tensors = {
+        f"{part}/{name}": Tensor("F32", tuple(shape), Path(), 0, 0)
+        for part, named in shapes.items()
+        for name, shape in named.items()
+    }
+    return of(Header(Path(), tensors))
+
+
+def as_json(anatomy: Anatomy) -> dict[str, Any]:
+    return {
+        "values": {"unet": anatomy.unet, "text": anatomy.text, "vae": anatomy.vae},
+        "outputs": anatomy.outputs,
+        "alone": anatomy.alone,
+        "layers": anatomy.layers,
+    }
+
+
+def from_json(kept: Mapping[str, Any]) -> Anatomy:
+    values = kept["values"]
+    return Anatomy(values["unet"], values["text"], values["vae"], kept["outputs"], kept["alone"], kept["layers"])
+
+
+def outputs(header: Header) -> float:
+    """How many values all layers of the UNet put out for each latent pixel."""
+    unet = {name: t for name, t in _part(header, _UNET_PREFIXES).items() if _is_layer(name, t)}
+    levels = {name: _level(name, unet) for name in unet}
+    return sum(t.shape[0] * 0.25 ** levels[name] for name, t in unet.items())
+
+
+def untrained(header: Header, settings: Settings) -> list[Tensor]:
+    """The tensors that full fine-tuning leaves as they are in the file."""
+    trained: tuple[str, ...] = _UNET_PREFIXES if settings.tuning.train_unet else ()
+    trained += _TEXT_PREFIXES if settings.tuning.text_encoder_learns else ()
+    return [tensor for name, tensor in header.tensors.items() if not name.startswith(trained)]
+
+
+def _lora_layers(unet: dict[str, Tensor], pattern: str) -> list[tuple[int, ...]]:
+    found = [t.shape for name, t in unet.items() if re.search(rf"({pattern})\.weight$", name)]
+    return [shape for shape in found if len(shape) > 1]
+
+
+def _values(part: dict[str, Tensor]) -> int:
+    return sum(tensor.values for tensor in part.values())
+
+
+def _text_layers(name: str, tensor: Tensor) -> list[tuple[int, ...]]:
+    """The shapes of the layers that a weight of a text encoder is: OpenCLIP keeps three of attention's as one."""
+    if not re.search(_TEXT_LAYERS, name):
+        return []
+    return [(tensor.shape[0] // 3, *tensor.shape[1:])] * 3 if "in_proj_weight" in name else [tensor.shape]
+
+
+def _grouped(shapes: list[tuple[int, ...]]) -> list[Layer]:
+    counted = Counter((shape[0], shape[1], prod(shape[2:])) for shape in shapes if len(shape) > 1)
+    return [(*shape, count) for shape, count in sorted(counted.items())]
+
+
+def _lora_values(layer: Layer, lora: Lora) -> int:
+    """How many values a LoRA of some kind has for layers of a shape."""
+    out, columns, pixels, count = layer
+    plain = lora.rank * (out + columns * pixels)
+    if lora.kind == "oft":
+        return count * out * max(n for n in range(1, min(lora.rank, out) + 1) if out % n == 0)
+    if lora.kind == "lokr":
+        (a, b), (c, d) = _split(out, lora.lokr_factor), _split(columns, lora.lokr_factor)
+        second = b * d * pixels if lora.rank >= max(b, d) / 2 else lora.rank * (b + d * pixels)
+        return count * (a * c + second)
+    return count * {"lora": plain, "dora": plain + columns, "loha": 2 * plain}[lora.kind]
+
+
+def _split(side: int, factor: int) -> tuple[int, int]:
+    """A side as the product that a LoKr splits it into."""
+    if factor and side % factor == 0:
+        return factor, side // factor
+    below = [n for n in range(1, int(side**0.5) + 1) if side % n == 0 and (not factor or n <= factor)]
+    return below[-1], side // below[-1]
+
+
+def _is_layer(name: str, tensor: Tensor) -> bool:
+    """Whether a weight works on every pixel: not on the words, the timestep or the size."""
+    words_or_time = r"attn2\.to_[kv]|emb_layers|time_emb|time_embed|label_emb|add_embedding|norm"
+    return name.endswith(".weight") and len(tensor.shape) > 1 and not re.search(words_or_time, name)
+
+
+def _level(name: str, unet: dict[str, Tensor]) -> int:
+    """How often the picture has been halved where a layer of the UNet puts out."""
+    down = {int(m[1]) for n in unet if (m := re.match(r"input_blocks\.(\d+)\.0\.op\.", n))}
+    up = {int(m[1]) for n in unet if (m := re.match(r"output_blocks\.(\d+)\.\d\.conv\.", n))}
+    blocks = len({n.split(".")[1] for n in unet if n.startswith("down_blocks.")})
+    if found := re.match(r"input_blocks\.(\d+)\.", name):
+        return sum(at <= int(found[1]) for at in down)
+    if found := re.match(r"output_blocks\.(\d+)\.(\d\.conv\.)?", name):
+        return len(down) - sum(at < int(found[1]) or (at == int(found[1]) and bool(found[2])) for at in up)
+    if found := re.match(r"down_blocks\.(\d+)\.(downsamplers)?", name):
+        return int(found[1]) + bool(found[2])
+    if found := re.match(r"up_blocks\.(\d+)\.(upsamplers)?", name):
+        return blocks - 1 - int(found[1]) - bool(found[2])
+    return max(len(down), blocks - 1) if name.startswith(("middle_block.", "mid_block.")) else 0
+
+
+def _part(header: Header, prefixes: tuple[str, ...]) -> dict[str, Tensor]:
+    """One part's tensors, their names without the part's prefix."""
+    return {
+        name[len(prefix) :]: tensor
+        for prefix in prefixes
+        for name, tensor in header.tensors.items()
+        if name.startswith(prefix)
+    }

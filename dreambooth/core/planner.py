@@ -1,0 +1,248 @@
+"""Which settings make a training fit a card, and why: the quickest that fits, from the table of footprint.
+
+What changes nothing of what is learned comes first, then what costs time, then another optimizer. A batch is halved
+only with twice as many halves added up to the same step. Nothing here lowers the resolution: that is said, not done.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from dreambooth.core import abilities, footprint
+from dreambooth.core.anatomy import Anatomy
+from dreambooth.core.errors import UserError
+from dreambooth.core.footprint import SPARE, Memory
+from dreambooth.core.quantities import size
+from dreambooth.core.settings import Settings, conflicts
+
+CARDS = tuple(gigabytes * 2**30 for gigabytes in (4, 6, 8, 12, 16, 24))
+QUICKEST: dict[str, Any] = {"batching.gradient_checkpointing": False, "memory.attention": "sdpa"}
+
+Changes = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Lever:
+    """One thing that takes less memory. `pull` gives what it changes, or None where it has nothing left to give.
+
+    `keeps` is true where a run can go on with it from its last state and learns the same.
+    """
+
+    name: str
+    costs: str
+    pull: Callable[[Settings], Changes | None]
+    keeps: bool = False
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to set for a card: `changes` to the settings that were given, what is then needed, and the reasons."""
+
+    changes: Changes
+    needs: Memory
+    needed_before: Memory
+    usable: int
+    fits: bool
+    reasons: list[str]
+
+    @property
+    def why(self) -> str:
+        return " ".join(self.reasons)
+
+
+def plan(settings: Settings, model: Anatomy, family: str, area: int, card_bytes: int) -> Plan:
+    """The quickest way to train that fits a card of so many bytes, or the smallest where none does."""
+    usable = int(card_bytes * (1 - SPARE))
+
+    def needed(some: Settings) -> Memory:
+        return footprint.needs(some, model, family, area)
+
+    def fits(some: Settings) -> bool:
+        return needed(some).total <= usable
+
+    chosen, pulled = with_changes(settings, QUICKEST), list[tuple[Lever, Changes]]()
+    while not fits(chosen) and (step := _next(chosen, LEVERS, needed)):
+        pulled.append(step)
+        chosen = with_changes(chosen, step[1])
+    chosen, pulled = _without_the_needless(settings, pulled, fits) if fits(chosen) else (chosen, pulled)
+    changes = difference(settings, chosen)
+    after, before = needed(chosen), needed(settings)
+    reasons = _reasons(pulled, changes, after, card_bytes, fits=after.total <= usable)
+    return Plan(changes, after, before, usable, after.total <= usable, reasons)
+
+
+def for_family(settings: Settings, family: str, card_bytes: int) -> Plan:
+    """The same for a model of full size of a family, from the settings alone."""
+    side = settings.general.resolution or footprint.OWN_RESOLUTION[family]
+    return plan(settings, footprint.full_size(family), family, side**2, card_bytes)
+
+
+def advice(made: Plan) -> str:
+    """What to say of settings that do not fit as they are; empty where they do."""
+    if made.needed_before.total <= made.usable:
+        return ""
+    flags = " ".join(f"--{key} {value}" for key, value in made.changes.items())
+    begin = f"As it is set, it needs more than this machine's card can give, {size(made.usable)}."
+    return f"{begin} With {flags}: {made.why}" if made.fits else f"{begin} {made.why}"
+
+
+def smaller(settings: Settings) -> tuple[Changes, str] | None:
+    """The next thing that takes less memory with which a run can go on from its last state; None where none is left."""
+    for lever in LEVERS:
+        if lever.keeps and (changes := lever.pull(settings)) and not conflicts.found(with_changes(settings, changes)):
+            return changes, _named(lever, changes)
+    return None
+
+
+def card_size(text: str) -> int:
+    """'8GB', '8 GiB', '8' -> bytes. Cards are sold in powers of two. Raises UserError for anything else."""
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(?:gi?b?)?\s*", text, re.IGNORECASE)
+    if not found or not 1 <= float(found[1]) <= 1024:
+        raise UserError(f"--card: {text!r} is no size of a card; give it in gigabytes, such as 8GB.")
+    return int(float(found[1]) * 2**30)
+
+
+def with_changes(settings: Settings, changes: Changes) -> Settings:
+    """The settings with some of them changed, by their dotted keys; the others are shared."""
+    for key, value in changes.items():
+        group, name = key.split(".")
+        settings = replace(settings, **{group: replace(getattr(settings, group), **{name: value})})
+    return settings
+
+
+def difference(before: Settings, after: Settings) -> Changes:
+    """What of the settings that levers turn is another."""
+    keys = (*QUICKEST, *_TURNED)
+    old, new = ({key: _value(some, key) for key in keys} for some in (before, after))
+    return {key: value for key, value in new.items() if value != old[key]}
+
+
+def _next(
+    settings: Settings, levers: Sequence[Lever], needed: Callable[[Settings], Memory]
+) -> tuple[Lever, Changes] | None:
+    """The first lever that gives something here."""
+    total = needed(settings).total
+    for lever in levers:
+        changes = lever.pull(settings)
+        if not changes:
+            continue
+        then = with_changes(settings, changes)
+        if needed(then).total < total and not conflicts.found(then):
+            return lever, changes
+    return None
+
+
+def _without_the_needless(
+    settings: Settings, pulled: list[tuple[Lever, Changes]], fits: Callable[[Settings], bool]
+) -> tuple[Settings, list[tuple[Lever, Changes]]]:
+    """Takes back what is not needed any more after later levers, the dearest in time first."""
+    for at in reversed(range(len(pulled))):
+        fewer = pulled[:at] + pulled[at + 1 :]
+        chosen = _all(settings, fewer)
+        if fits(chosen) and not conflicts.found(chosen):
+            pulled = fewer
+    return _all(settings, pulled), pulled
+
+
+def _all(settings: Settings, pulled: list[tuple[Lever, Changes]]) -> Settings:
+    chosen = with_changes(settings, QUICKEST)
+    for _, changes in pulled:
+        chosen = with_changes(chosen, changes)
+    return chosen
+
+
+def _reasons(
+    pulled: list[tuple[Lever, Changes]], changes: Changes, after: Memory, card_bytes: int, *, fits: bool
+) -> list[str]:
+    card = f"a card of {card_bytes / 2**30:g} GB"
+    reasons = []
+    last = {lever.name: (lever, done) for lever, done in pulled}
+    for lever, done in last.values():
+        reasons.append(f"{_named(lever, done).capitalize()}{f': {lever.costs}' if lever.costs else ''}.")
+    if not pulled and "batching.gradient_checkpointing" in changes:
+        reasons.append("Gradient checkpointing off: there is room, and it would cost a third more time.")
+    if fits:
+        return [f"Needs about {size(after.total)}, which {card} has.", *reasons]
+    most = max(vars(after).items(), key=lambda part: part[1])[0]
+    return [
+        f"Needs about {size(after.total)} even so, more than {card} can give; most of it are the {most}. Take a larger "
+        "card, a LoRA of a smaller rank, or a smaller general.resolution.",
+        *reasons,
+    ]
+
+
+def _named(lever: Lever, changes: Changes) -> str:
+    return lever.name.format(**{key.split(".")[1]: value for key, value in changes.items()})
+
+
+def _value(settings: Settings, key: str) -> Any:
+    group, name = key.split(".")
+    return getattr(getattr(settings, group), name)
+
+
+def _eight_bits(settings: Settings) -> Changes | None:
+    wanted = {"adamw": "adamw_8bit", "lion": "lion_8bit"}.get(settings.optimizer.name)
+    if wanted is None or abilities.fault("optimizer.name", wanted):
+        return None
+    return {"optimizer.name": wanted}
+
+
+def _checkpointing(settings: Settings) -> Changes | None:
+    return None if settings.batching.gradient_checkpointing else {"batching.gradient_checkpointing": True}
+
+
+def _bf16(settings: Settings) -> Changes | None:
+    return None if settings.is_lora or settings.memory.bf16_weights else {"memory.bf16_weights": True}
+
+
+def _in_backward(settings: Settings) -> Changes | None:
+    return None if settings.is_lora or settings.memory.step_in_backward else {"memory.step_in_backward": True}
+
+
+def _half_batches(settings: Settings) -> Changes | None:
+    batch, parts = settings.batching.train_batch_size, settings.batching.gradient_accumulation_steps
+    if batch == 1:
+        return None
+    fewer = batch // 2 if batch % 2 == 0 else 1
+    return {
+        "batching.train_batch_size": fewer,
+        "batching.gradient_accumulation_steps": parts * (batch // fewer),
+    }
+
+
+def _tiles(settings: Settings) -> Changes | None:
+    return None if settings.memory.vae_decoding == "tiled" else {"memory.vae_decoding": "tiled"}
+
+
+def _adafactor(settings: Settings) -> Changes | None:
+    chosen = settings.optimizer
+    if settings.is_lora or chosen.name == "adafactor" or chosen.beta2:
+        return None
+    return {"optimizer.name": "adafactor"}
+
+
+LEVERS = (
+    Lever("pictures decoded in tiles", "previews and class pictures alone", _tiles),
+    Lever("the optimizer's state in 8 bits", "its steps are hardly others", _eight_bits),
+    Lever("gradient checkpointing", "about a third more time", _checkpointing, keeps=True),
+    Lever("weights held in bf16", "each change is rounded at random", _bf16),
+    Lever("the optimizer's step in the backward pass", "each gradient is clipped by itself", _in_backward),
+    Lever(
+        "batches of {train_batch_size}, {gradient_accumulation_steps} of them added up",
+        "the same steps, a little slower",
+        _half_batches,
+        keeps=True,
+    ),
+    Lever("adafactor", "it keeps next to nothing, and learns a little differently", _adafactor),
+)
+_TURNED = (
+    "memory.vae_decoding",
+    "optimizer.name",
+    "memory.bf16_weights",
+    "memory.step_in_backward",
+    "batching.train_batch_size",
+    "batching.gradient_accumulation_steps",
+)

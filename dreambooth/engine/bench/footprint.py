@@ -1,0 +1,256 @@
+"""What a training step of each kind holds, on models of full size and without a card: the table that the planner reads.
+
+`python -m dreambooth bench memory` counts every tensor of a step (see live.py) for families x what is trained x
+precision x gradient checkpointing, at a few batches, sizes and ranks each, and keeps the plane through them:
+
+    bytes = a + b batch + c batch x latent pixels + d rank + e batch x latent pixels x rank
+
+Attention is counted as it is on a card, where its matrix is never held; norms in half precision are widened there.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from dreambooth.core import anatomy, atomic, settings
+from dreambooth.core.run import Job
+from dreambooth.engine.bench import random_model
+from dreambooth.engine.bench.live import Live, norms_as_on_a_card
+from dreambooth.engine.training import adapters
+
+SIDES = {"sd1": 64, "sd2": 96, "sdxl": 128}  # of a picture's latents
+PRECISIONS = {"mixed": (torch.float32, True), "bf16": (torch.bfloat16, True), "no": (torch.float32, False)}
+MOMENTS = 12  # of the backward pass
+MADE_BY = "python -m dreambooth bench memory --out dreambooth/core/footprint.json"
+_POOLED = 1280  # of SDXL's second text encoder
+
+
+@dataclass(frozen=True)
+class Step:
+    """One kind of step. `kind` is full, or a kind of LoRA on some layers."""
+
+    family: str
+    kind: str
+    layers: str
+    precision: str
+    checkpointed: bool
+
+    @property
+    def name(self) -> str:
+        return "/".join([self.kind, self.layers, self.precision, "checkpointed" if self.checkpointed else "whole"])
+
+
+@dataclass(frozen=True)
+class Point:
+    """Where a kind of step is counted."""
+
+    batch: int
+    side: int
+    rank: int = 0
+
+    @property
+    def features(self) -> list[float]:
+        pixels = self.batch * self.side**2
+        return [1, self.batch, pixels, *([self.rank, pixels * self.rank] if self.rank else [])]
+
+
+def run(job: Job) -> dict[str, Any]:
+    """Writes the table to the file that job.json names."""
+    made, path = measure(job), Path(job.read()["out"])
+    atomic.write_text(path, as_text(made))
+    return {"path": str(path), "steps": sum(len(family["steps"]) for family in made["families"].values())}
+
+
+def as_text(table: dict[str, Any]) -> str:
+    """JSON with a line for each list of numbers."""
+    text = json.dumps(table, indent=1)
+    return re.sub(r"\[\s+([-\d.,\se]+?)\s+\]", lambda m: "[" + re.sub(r"\s+", " ", m[1]) + "]", text) + "\n"
+
+
+def measure(job: Job) -> dict[str, Any]:
+    """The table of all families, as it is shipped."""
+    families, done, kinds = {}, 0, {family: list(steps(family)) for family in SIDES}
+    total = sum(map(len, kinds.values()))
+    for family, some in kinds.items():
+        rows = {}
+        for step in some:
+            job.report("stage", name=f"{family} {step.name}", done=done, total=total)
+            rows[step.name] = row(step)
+            done += 1
+        families[family] = {**shape(family), "steps": rows, "text": texts(family)}
+    return {
+        "made_by": MADE_BY,
+        "versions": {name: version(name) for name in ("torch", "diffusers", "transformers", "peft")},
+        "vae": vae(),
+        "families": families,
+    }
+
+
+def steps(family: str) -> Iterator[Step]:
+    """The kinds of steps that are counted: all on SD 1, and on the others what their shape changes most."""
+    everything = family == "sd1"
+    for checkpointed in (False, True):
+        for precision in PRECISIONS if everything else ("mixed", "bf16"):
+            yield Step(family, "full", "all", precision, checkpointed)
+        yield Step(family, "lora", "transformer", "mixed", checkpointed)
+        if everything:
+            for layers in ("attention", "convolutions"):
+                yield Step(family, "lora", layers, "mixed", checkpointed)
+            yield Step(family, "lora", "transformer", "no", checkpointed)
+            for kind in ("dora", "loha", "lokr", "oft"):
+                yield Step(family, kind, "transformer", "mixed", checkpointed)
+
+
+def points(step: Step) -> list[Point]:
+    side = SIDES[step.family]
+    if step.kind == "full":
+        return [Point(1, side), Point(2, side), Point(1, side // 2)]
+    return [Point(1, side, 4), Point(1, side, 64), Point(2, side, 16), Point(1, side // 2, 4), Point(1, side // 2, 64)]
+
+
+def row(step: Step) -> dict[str, Any]:
+    """What one kind of step holds: for each moment of the backward pass the plane through what was counted."""
+    where = points(step)
+    counted = [count(step, point) for point in where]
+    planes = torch.linalg.solve(
+        torch.tensor([point.features for point in where], dtype=torch.float64),
+        torch.tensor([live.moments for live in counted], dtype=torch.float64),
+    ).T
+    last = counted[-1]
+    return {
+        "gradients": [round(then / last.gradients, 4) for then in last.gradients_then],
+        "bytes": [[float(f"{value:.7g}") for value in plane] for plane in planes.tolist()],
+    }
+
+
+def count(step: Step, point: Point, *, fake: bool = True) -> Live:
+    """One step of the UNet at a point. Not `fake`, it is really done."""
+    unet, flat = random_model.modules(step.family)["unet"].requires_grad_(False), {"general.method": "full"}
+    if step.kind != "full":
+        alpha = float(point.rank)
+        flat = {"lora.kind": step.kind, "lora.layers": step.layers, "lora.rank": point.rank, "lora.alpha": alpha}
+    adapters.prepare(SimpleNamespace(unet=unet, text_encoders={}), settings.parse(flat))  # type: ignore[arg-type]
+    if step.checkpointed:
+        unet.enable_gradient_checkpointing()
+    with FakeTensorMode(allow_non_fake_inputs=True) if fake else torch.random.fork_rng():
+        # As while learning: there is no dropout, and in that mode peft asks for random numbers, which are not there.
+        _fill(unet.eval(), step.precision, trains_all=step.kind == "full")
+        inputs = _inputs(unet, step.family, point)
+        target = torch.randn(point.batch, 4, point.side, point.side)
+
+        def forward() -> Tensor:
+            return (unet(**inputs).sample.float() - target).square().mean()
+
+        return _counted(unet, forward, mixed=PRECISIONS[step.precision][1])
+
+
+def _counted(module: nn.Module, forward: Any, *, mixed: bool) -> Live:
+    held = [*module.parameters(), *module.buffers()]
+    undo = norms_as_on_a_card()
+    try:
+        with Live(module.parameters(), held, parts=MOMENTS) as live:
+            with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+                loss = forward()
+            live.is_backward = True
+            loss.backward()
+    finally:
+        undo()
+    return live
+
+
+def _fill(module: nn.Module, precision: str, *, trains_all: bool) -> None:
+    """Gives a module of no weights such that lie in memory; a LoRA's in full precision, what is around it in half."""
+    dtype, mixed = PRECISIONS[precision]
+    rests = dtype if trains_all or not mixed else torch.bfloat16
+    for part in module.modules():
+        for name, weight in part._parameters.items():
+            if weight is not None:
+                kept = dtype if weight.requires_grad else rests
+                values = torch.randn(weight.shape).to(kept) * 0.02
+                part._parameters[name] = nn.Parameter(values, requires_grad=weight.requires_grad)
+        for name, buffer in part._buffers.items():
+            if buffer is not None:
+                part._buffers[name] = torch.zeros(buffer.shape, dtype=buffer.dtype)
+
+
+def _inputs(unet: nn.Module, family: str, point: Point) -> dict[str, Any]:
+    inputs: dict[str, Any] = {
+        "sample": torch.randn(point.batch, 4, point.side, point.side),
+        "timestep": torch.zeros(point.batch, dtype=torch.long),
+        "encoder_hidden_states": torch.randn(point.batch, 77, unet.config.cross_attention_dim),
+    }
+    if family == "sdxl":
+        pooled, sizes = torch.randn(point.batch, _POOLED), torch.ones(point.batch, 6)
+        inputs["added_cond_kwargs"] = {"text_embeds": pooled, "time_ids": sizes}
+    return inputs
+
+
+def texts(family: str) -> dict[str, list[float]]:
+    """What the text encoders hold while they learn, (a, b): a + b for each 75 tokens of a prompt of the batch."""
+    found = {}
+    for method, precision in (("full", "mixed"), ("full", "bf16"), ("full", "no"), ("lora", "mixed"), ("lora", "no")):
+        for checkpointed in (False, True):
+            first, eighth = (_text_peak(family, method, precision, checkpointed, batch) for batch in (1, 8))
+            each = (eighth - first) / 7
+            name = "/".join([method, precision, "checkpointed" if checkpointed else "whole"])
+            found[name] = [float(round(first - each)), float(round(each))]
+    return found
+
+
+def _text_peak(family: str, method: str, precision: str, checkpointed: bool, batch: int) -> int:
+    parts, peak = random_model.modules(family), 0
+    encoders: Any = {name: part.requires_grad_(False) for name, part in parts.items() if name.startswith("text")}
+    chosen = settings.parse({"general.method": method, "tuning.text_encoder_ratio": 1.0})
+    adapters.prepare(SimpleNamespace(unet=parts["unet"], text_encoders=encoders), chosen)  # type: ignore[arg-type]
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        for encoder in encoders.values():
+            _fill(encoder.train(), precision, trains_all=method == "full")
+            if checkpointed:
+                encoder.gradient_checkpointing_enable()
+            tokens = torch.zeros(batch, 77, dtype=torch.long)
+
+            def forward(encoder: Any = encoder, tokens: Tensor = tokens) -> Tensor:
+                read = encoder(tokens, output_hidden_states=True)
+                return torch.stack([state.float().sum() for state in read.hidden_states]).sum()
+
+            peak += max(_counted(encoder, forward, mixed=PRECISIONS[precision][1]).moments)
+    return peak
+
+
+def shape(family: str) -> dict[str, Any]:
+    """How many values each part of a model has, what its UNet's layers put out, and the layers that a LoRA is put into:
+    (rows, columns, pixels of the kernel, how many such)."""
+    parts = random_model.modules(family).items()
+    shapes = {name: {key: tuple(t.shape) for key, t in module.state_dict().items()} for name, module in parts}
+    return anatomy.as_json(anatomy.of_shapes(shapes))
+
+
+def vae() -> dict[str, list[float]]:
+    """What encoding and decoding a picture hold, (a, b): a + b for each pixel, in full precision."""
+    found, sides = {}, (512, 1024)
+    for what in ("encode", "decode"):
+        small, large = (_vae_peak(what, side) for side in sides)
+        each = (large - small) / (sides[1] ** 2 - sides[0] ** 2)
+        found[what] = [round(small - each * sides[0] ** 2, 1), round(each, 4)]
+    return found
+
+
+def _vae_peak(what: str, side: int) -> int:
+    module = random_model.modules("sd1")["vae"].requires_grad_(False)
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+        _fill(module, "no", trains_all=True)
+        given = torch.zeros(1, 3, side, side) if what == "encode" else torch.zeros(1, 4, side // 8, side // 8)
+        with Live((), [*module.parameters(), *module.buffers()]) as live:
+            getattr(module, what)(given)
+    return live.peak

@@ -1,0 +1,74 @@
+"""Parts of a model that lie in the computer's own memory and are on the device only while they are used.
+
+Nothing in them is trained, so that what comes to the device is a copy, and leaves it without being copied back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+Places = list[tuple[dict[str, Tensor | None], str, Tensor]]  # of each weight: its module's table, its name, itself
+
+
+@contextlib.contextmanager
+def room_for(needed: int, part: nn.Module) -> Iterator[None]:
+    """Within it a part has left its device, if so many bytes would not be free there otherwise."""
+    device = next(part.parameters()).device
+    if free_bytes(device) >= needed:
+        yield
+        return
+    part.to("cpu")
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    try:
+        yield
+    finally:
+        part.to(device)
+
+
+def free_bytes(device: torch.device) -> float:
+    """How much of a device is free, with what PyTorch keeps there for later."""
+    if device.type != "cuda":
+        return float("inf")
+    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + kept
+
+
+class Aside:
+    """The parts that were put aside, by name."""
+
+    def __init__(self) -> None:
+        self._places: dict[str, Places] = {}
+        self._present: set[str] = set()
+
+    def put(self, name: str, part: nn.Module) -> None:
+        """Puts a part aside. It must lie in the computer's memory, and nothing in it may be trained."""
+        self._places[name] = [
+            (table, key, tensor)  # type: ignore[misc]
+            for module in part.modules()
+            for table in (module._parameters, module._buffers)
+            for key, tensor in table.items()
+            if tensor is not None
+        ]
+
+    @contextlib.contextmanager
+    def present(self, names: Iterable[str], device: torch.device) -> Iterator[None]:
+        """Within it these parts are on the device, as far as they were put aside; within itself it does nothing."""
+        fetched = [name for name in names if name in self._places and name not in self._present]
+        self._present.update(fetched)
+        try:
+            for name in fetched:
+                for table, key, tensor in self._places[name]:
+                    copy = tensor.detach().to(device, non_blocking=True)
+                    is_weight = isinstance(tensor, nn.Parameter)
+                    table[key] = nn.Parameter(copy, requires_grad=False) if is_weight else copy
+            yield
+        finally:
+            self._present.difference_update(fetched)
+            for name in fetched:
+                for table, key, tensor in self._places[name]:
+                    table[key] = tensor

@@ -1,0 +1,76 @@
+"""OFT (Qiu et al. 2023, arXiv 2306.07280): a weight's outputs are turned, in blocks, and nothing is added to it.
+
+R = (I + Q)(I - Q)^-1 with Q = B - B^T (the Cayley transform, equation 4 there) and W' = R^T W, block by block over the
+outputs. So it stands in `oft_blocks` files, which AUTOMATIC1111, SD.Next and ComfyUI read; peft turns inputs instead,
+which no WebUI draws. Since W' x + b = R^T (W x + b) + (b - R^T b), the layer turns what the plain layer puts out.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+
+from dreambooth.engine.dora import ADAPTER
+
+
+class OftLayer(nn.Module, BaseTunerLayer):
+    """A linear layer or convolution whose outputs are turned; it holds B as (blocks, side, side)."""
+
+    adapter_layer_names = ("oft_blocks",)
+
+    def __init__(self, base: nn.Module, rank: int, alpha: float) -> None:
+        """The blocks' side is the largest that divides the outputs and is at most `rank`; B counts times alpha/rank."""
+        super().__init__()
+        self.base_layer = base
+        outputs = self.get_base_layer().weight.shape[0]
+        side = max(n for n in range(1, min(rank, outputs) + 1) if outputs % n == 0)
+        self.oft_blocks = nn.ParameterDict({ADAPTER: torch.zeros(outputs // side, side, side)})
+        self.r, self.alpha, self.scaling = {ADAPTER: rank}, {ADAPTER: alpha}, {ADAPTER: alpha / rank}
+
+    def blocks(self) -> Tensor:
+        """B as files have it, where there is no alpha."""
+        return self.oft_blocks[ADAPTER] * self.scaling[ADAPTER]
+
+    def get_delta_weight(self, adapter_name: str = ADAPTER) -> Tensor:
+        weight = self.get_base_layer().weight.float()
+        return turned(weight, rotations(self.blocks())) - weight
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        layer = self.get_base_layer()
+        plain = layer(x, *args, **kwargs)
+        rotation = rotations(self.blocks())
+        outputs = plain.dim() - 1 if isinstance(layer, nn.Linear) else 1
+        result = turned(plain, rotation.to(plain.dtype), outputs)
+        if layer.bias is not None:
+            still = layer.bias - turned(layer.bias, rotation.to(layer.bias.dtype))
+            result = result + still.to(result.dtype).view(-1, *[1] * (plain.dim() - 1 - outputs))
+        return result
+
+
+def inject(module: nn.Module, pattern: str, rank: int, alpha: float) -> None:
+    """Puts OFT on every layer whose path matches, and freezes all else."""
+    module.requires_grad_(False)
+    for path, layer in [(path, layer) for path, layer in module.named_modules() if re.fullmatch(pattern, path)]:
+        parent, _, name = path.rpartition(".")
+        adapted = OftLayer(layer, rank, alpha).to(layer.weight.device)
+        adapted.train(layer.training)
+        setattr(module.get_submodule(parent), name, adapted)
+
+
+def rotations(blocks: Tensor) -> Tensor:
+    """B (k, n, n) -> R (k, n, n), float32."""
+    with torch.autocast(blocks.device.type, enabled=False):
+        skew = blocks.float() - blocks.float().transpose(-1, -2)
+        whole = torch.eye(skew.shape[-1], device=skew.device)
+        # I - Q has an inverse whatever Q is, so nothing needs to be checked, for which the device would be waited for.
+        return torch.linalg.solve_ex(whole - skew, whole + skew)[0]
+
+
+def turned(values: Tensor, rotation: Tensor, dim: int = 0) -> Tensor:
+    """R^T values, block by block along a dimension of k * n."""
+    blocks = values.movedim(dim, -1).unflatten(-1, rotation.shape[:2])
+    return torch.einsum("...kn,knm->...km", blocks, rotation).flatten(-2).movedim(-1, dim)

@@ -1,0 +1,106 @@
+"""The optimizer's step fused into the backward pass: a gradient is applied and freed as soon as it is there.
+
+So at most `PORTION_BYTES` of gradients (and the one that fills them) are held at once, in place of all of them. Lv et
+al. 2023, "Full Parameter Fine-tuning for Large Language Models with Limited Resources" (arXiv 2306.09782), do so for
+plain descent; here it is any optimizer that treats each weight by itself. The same numbers come out, but that each
+gradient is clipped by its own norm, as that of all is only known at the end, and that of a step whose gradients are
+not finite only those portions are left out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dreambooth.core.footprint import GRADIENTS_AT_ONCE
+from dreambooth.engine.training import rounding, skipping
+from dreambooth.engine.training.session import Session
+
+PORTION_BYTES = GRADIENTS_AT_ONCE
+
+
+class StepInBackward:
+    """Changes the weights of a session while its gradients are worked out. `begin` comes before each backward pass."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self.inner: Any = getattr(session.optimizer, "optimizer", session.optimizer)  # accelerate's wrapping
+        self.parts = list(session.trained.parts)
+        self.bad = torch.zeros((), dtype=torch.bool, device=session.model.device)
+        self.squares = torch.zeros(len(self.parts), device=session.model.device)
+        self.waiting: dict[int, list[nn.Parameter]] = {n: [] for n in range(len(self.parts))}
+        self.bytes = 0
+        self._hooks = [
+            weight.register_post_accumulate_grad_hook(lambda weight, number=number: self._arrived(weight, number))
+            for number, parameters in enumerate(session.trained.parts.values())
+            for weight in parameters.values()
+        ]
+
+    def begin(self, losses: tuple[Tensor, ...]) -> None:
+        """What comes is left out where a loss is no number."""
+        self.bad = ~torch.isfinite(torch.stack(losses).detach()).all()
+        self.squares.zero_()
+
+    def finish(self) -> Tensor:
+        """Applies the gradients that still wait. Returns the norms of each part's gradients, (parts,)."""
+        self._apply()
+        return self.squares.sqrt()
+
+    def close(self) -> None:
+        for hook in self._hooks:
+            hook.remove()
+
+    def _arrived(self, weight: nn.Parameter, number: int) -> None:
+        if weight.grad is None:
+            return
+        self.waiting[number].append(weight)
+        self.bytes += weight.grad.numel() * weight.grad.element_size()
+        if self.bytes >= PORTION_BYTES:
+            self._apply()
+
+    @torch.no_grad()
+    def _apply(self) -> None:
+        self.bytes = 0
+        for number, some in self.waiting.items():
+            if some:
+                self.waiting[number] = []
+                self._apply_some(number, some)
+
+    def _apply_some(self, number: int, some: list[nn.Parameter]) -> None:
+        gradients = [weight.grad for weight in some if weight.grad is not None]
+        norms = torch.stack(torch._foreach_norm(gradients)).float()
+        self.squares[number] += norms.square().sum()
+        chosen = self.session.settings.optimizer
+        most = chosen.max_grad_norm if self.parts[number] == "unet" else chosen.text_encoder_max_grad_norm
+        if most:
+            shares = (most / (norms + 1e-6)).clamp(max=1)  # as PyTorch's clip_grad_norm_ has it
+            torch._foreach_mul_(gradients, list(shares.to(gradients[0].dtype)))
+        bad = self.bad | ~torch.isfinite(norms).all()
+        group = self.inner.param_groups[number]
+        # Weights that are parts of one mapped file count their changes together, so that one's change would make
+        # autograd refuse the others'; every use of these here is over.
+        unseen = torch.autograd._unsafe_preserve_version_counter(tuple(some))
+        with rounding.only(self.inner, group, some), skipping.skipped_if(self.inner, bad), unseen:
+            if self.session.settings.memory.bf16_weights:
+                rounding.step_all(self.inner, some)
+            else:
+                self.inner.step()
+        for weight in some:
+            weight.grad = None
+
+
+@contextlib.contextmanager
+def stepping(session: Session) -> Iterator[StepInBackward | None]:
+    """Within it the session's steps are taken in the backward pass, where its settings ask for that."""
+    if not session.settings.memory.step_in_backward:
+        yield None
+        return
+    made = StepInBackward(session)
+    try:
+        yield made
+    finally:
+        made.close()

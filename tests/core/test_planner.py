@@ -1,0 +1,110 @@
+"""The planner: what fits a card, what it changes for it, and that it is quick enough to be asked at every move."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+
+from dreambooth.core import footprint, planner
+from dreambooth.core.errors import UserError
+from dreambooth.core.settings import Settings, conflicts, parse, to_json
+from dreambooth.core.settings.conflicts import found
+
+GB = 2**30
+
+
+def settings(method: str = "lora", **flat: Any) -> Settings:
+    return parse({"general.method": method, **flat})
+
+
+@pytest.mark.parametrize("family", footprint.FAMILIES)
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_every_plan_keeps_its_word(family: str, method: str) -> None:
+    for card in planner.CARDS:
+        start = settings(method, **{"batching.train_batch_size": 2})
+        made = planner.for_family(start, family, card)
+        then = planner.with_changes(start, made.changes)
+        assert not conflicts.found(then)
+        assert footprint.family_needs(then, family) == made.needs
+        assert made.fits == (made.needs.total <= made.usable <= card)
+        assert all(
+            value != getattr(getattr(start, key.split(".")[0]), key.split(".")[1])
+            for key, value in made.changes.items()
+        )
+        batching = then.batching
+        assert batching.train_batch_size * batching.gradient_accumulation_steps == 2, "the same step"
+
+
+@pytest.mark.parametrize(
+    ("family", "method", "gigabytes"),
+    [("sd1", "lora", 4), ("sd1", "full", 8), ("sd2", "lora", 4), ("sdxl", "lora", 8), ("sdxl", "full", 16)],
+)
+def test_cards_that_are_large_enough(family: str, method: str, gigabytes: int) -> None:
+    assert planner.for_family(settings(method), family, gigabytes * GB).fits
+
+
+def test_a_large_card_takes_what_is_quickest_and_a_small_one_what_is_smallest() -> None:
+    start = settings(**{"batching.gradient_checkpointing": True})
+    assert planner.for_family(start, "sd1", 24 * GB).changes == {"batching.gradient_checkpointing": False}
+    assert planner.for_family(start, "sdxl", 8 * GB).changes.get("batching.gradient_checkpointing", True)
+    hopeless = planner.for_family(settings("full"), "sdxl", 4 * GB)
+    assert not hopeless.fits
+    assert "larger card" in hopeless.why
+
+
+def test_nothing_is_given_up_that_is_not_needed() -> None:
+    for family in footprint.FAMILIES:
+        for card in planner.CARDS:
+            start = settings("full")
+            made = planner.for_family(start, family, card)
+            if not made.fits or not made.changes.get("batching.gradient_checkpointing"):
+                continue
+            fewer = {key: value for key, value in made.changes.items() if key != "batching.gradient_checkpointing"}
+            assert footprint.family_needs(planner.with_changes(start, fewer), family).total > made.usable
+
+
+def test_an_optimizer_that_does_not_work_here_is_not_proposed(monkeypatch: pytest.MonkeyPatch) -> None:
+    card = 12 * GB
+    assert planner.for_family(settings("full"), "sd1", card).changes["optimizer.name"] == "adamw_8bit"
+    monkeypatch.setattr("dreambooth.core.abilities.fault", lambda key, choice: "no bitsandbytes")
+    assert planner.for_family(settings("full"), "sd1", card).changes.get("optimizer.name") != "adamw_8bit"
+
+
+def test_settings_of_ones_own_stay() -> None:
+    start = settings("full", **{"optimizer.name": "lion", "lora.rank": 4})
+    made = planner.for_family(start, "sd1", 6 * GB)
+    assert {key.split(".")[0] for key in made.changes} <= {"batching", "memory", "optimizer"}
+    assert to_json(start) == to_json(settings("full", **{"optimizer.name": "lion", "lora.rank": 4}))
+
+
+def test_what_a_run_can_go_on_with_changes_nothing_of_what_is_learned() -> None:
+    some, names = settings(**{"batching.train_batch_size": 6}), []
+    while step := planner.smaller(some):
+        some = planner.with_changes(some, step[0])
+        names.append(step[1])
+    assert names[0] == "gradient checkpointing"
+    assert some.batching.train_batch_size * some.batching.gradient_accumulation_steps == 6
+    assert some.optimizer == settings().optimizer
+    assert not found(some)
+
+
+def test_it_is_quick_enough_for_every_move_of_a_control() -> None:
+    some = settings()
+    footprint.family_needs(some, "sdxl")  # reads the table
+    began = time.process_time()
+    for _ in range(20):
+        footprint.family_needs(some, "sdxl")
+    assert (time.process_time() - began) / 20 < 0.005
+
+
+@pytest.mark.parametrize(("text", "gigabytes"), [("8GB", 8), ("8", 8), (" 12 gib ", 12), ("11.5GB", 11.5)])
+def test_sizes_of_cards(text: str, gigabytes: float) -> None:
+    assert planner.card_size(text) == int(gigabytes * GB)
+
+
+@pytest.mark.parametrize("text", ["", "large", "0", "-8GB", "8 TB", "8e3"])
+def test_what_is_no_size(text: str) -> None:
+    with pytest.raises(UserError, match="--card"):
+        planner.card_size(text)

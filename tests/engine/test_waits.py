@@ -1,0 +1,103 @@
+"""Between two reports nobody waits for the card."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from dreambooth.core.project import Project
+from dreambooth.engine.training import loop, pulse
+from dreambooth.engine.training.session import Session
+from tests.engine.runs import LORA, tiny_project, train
+from tests.engine.waits import Waits
+
+KINDS: dict[str, dict[str, Any]] = {
+    "full": {},
+    "lora": LORA,
+    "dora": {**LORA, "lora.kind": "dora"},
+    "text": {"tuning.text_encoder_ratio": 1.0, "captions.dropout": 0.5},
+    "average": {"tuning.use_ema": True, "batching.gradient_accumulation_steps": 2},
+    "in backward": {"memory.step_in_backward": True},
+    "bf16": {"memory.bf16_weights": True, "tuning.mixed_precision": "bf16"},
+    "lion": {"optimizer.name": "lion"},
+    "objective": {
+        "objective.weighting": "min_snr",
+        "objective.offset_noise": 0.1,
+        "objective.input_perturbation": 0.1,
+        "objective.timesteps": "logit_normal",
+        "concepts.0.loss_weight": 2.0,
+    },
+    "masked": {"objective.masked": True},
+    "checkpointed": {"batching.gradient_checkpointing": True},
+}
+
+
+@pytest.fixture(scope="module")
+def projects(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Project]:
+    folder = tmp_path_factory.mktemp("waits")
+    return {family: tiny_project(folder, family) for family in ("sd1", "sdxl")}
+
+
+def waits(made: Project, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> list[str]:
+    """Who waits in the second to the fourth step of a run of five."""
+    monkeypatch.setattr(pulse, "REPORT_SECONDS", 1e9)
+    seen: list[Waits] = []
+    set_rates, do_what_is_due = loop._set_rates, loop._do_what_is_due
+
+    def first(session: Session) -> None:
+        if session.step == 1:
+            seen.append(Waits(on_card(session)))
+            seen[0].__enter__()
+        set_rates(session)
+
+    def last(session: Session, *arguments: Any) -> None:
+        do_what_is_due(session, *arguments)
+        if session.step == 4:
+            seen[0].__exit__(None, None, None)
+
+    monkeypatch.setattr(loop, "_set_rates", first)
+    monkeypatch.setattr(loop, "_do_what_is_due", last)
+    train(made, **{"batching.train_batch_size": 1, "intervals.max_train_steps": 5, **changes})
+    return seen[0].found
+
+
+def on_card(session: Session) -> Iterator[torch.Tensor]:
+    """What lies on the card when a step begins."""
+    for part in session.model.parts.values():
+        yield from part.state_dict().values()
+    for some in filter(None, (session.instances, session.priors)):
+        yield from (*some.mean, *some.std, *(some.mask or []))
+    yield from session.texts.tokens
+    if table := session.texts.table:
+        yield from (one for one in (table.hidden, table.pooled, table.mask) if one is not None)
+    if session.ema:
+        yield from session.ema.average.values()
+    for kept in session.optimizer.state.values():
+        yield from (value for value in kept.values() if isinstance(value, torch.Tensor))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_between_reports_nobody_waits_for_the_card(
+    kind: str, projects: dict[str, Project], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert waits(projects["sd1"], monkeypatch, **KINDS[kind]) == []
+
+
+def test_nor_with_sdxl(projects: dict[str, Project], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert waits(projects["sdxl"], monkeypatch, **LORA) == []
+
+
+def test_who_waits_is_seen(projects: dict[str, Project], monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = pulse.Pulse.add_losses
+
+    def reads(self: pulse.Pulse, losses: tuple[torch.Tensor, ...]) -> None:
+        losses[0].item()
+        torch.zeros(3).to(self.session.model.device)
+        plain(self, losses)
+
+    monkeypatch.setattr(pulse.Pulse, "add_losses", reads)
+    found = waits(projects["sd1"], monkeypatch)
+    assert [one.split(" at ")[0] for one in found[:2]] == ["_local_scalar_dense", "to(device)"]

@@ -1,0 +1,199 @@
+"""A WebUI for real: started in a folder that a person names, ended, asked over HTTP, and looked at with a browser."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import os
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from dreambooth.service import environment
+from tests.ui.page.hands import Hands
+
+FLAGS = [
+    "--skip-prepare-environment", "--skip-install", "--skip-torch-cuda-test", "--skip-version-check",
+    "--skip-python-version-check", "--no-download-sd-model", "--no-hashing", "--api",
+]  # fmt: skip
+START_SECONDS = 300
+LONG_MS = 600_000
+
+
+class Refused(Exception):
+    """The WebUI's answer was an error; what it said is the text."""
+
+
+class WebUI:
+    """The WebUI in `folder`, on the processor, with everything that it writes in `data`."""
+
+    def __init__(self, folder: Path, python: str, data: Path, *flags: str) -> None:
+        self.folder, self.python, self.data, self.flags = folder, python, data, flags
+        self.is_forge = (folder / "modules_forge").exists()
+        self.log = data / "log"
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.address = f"http://127.0.0.1:{self.port}"
+        self.process: subprocess.Popen[bytes] | None = None
+        self.has_engine = True
+
+    def start(self, *flags: str) -> float:
+        """Returns the seconds until it answers."""
+        on_processor = ["--always-cpu"] if self.is_forge else ["--use-cpu", "all", "--no-half"]
+        # Forge serves its own scripts only from allowed folders, and --data-dir takes its own folder off them.
+        own = ["--data-dir", str(self.data), "--port", str(self.port), "--gradio-allowed-path", str(self.folder)]
+        began = time.monotonic()
+        with open(self.log, "ab") as log:
+            self.process = subprocess.Popen(
+                [self.python, "launch.py", *FLAGS, *on_processor, *own, *self.flags, *flags],
+                cwd=self.folder, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=self.variables(),
+            )  # fmt: skip
+        self.wait(lambda: self.has_ended() or self.ask("/sdapi/v1/sd-models") is not None, START_SECONDS)
+        assert not self.has_ended(), self.said()
+        return time.monotonic() - began
+
+    def variables(self) -> dict[str, str]:
+        """The WebUI's environment variables: nothing of this process's Python, no network, and our engine or none."""
+        kept = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", environment.VARIABLE))}
+        engine = {environment.VARIABLE: str(environment.python())}
+        no_network = {"PIP_CONFIG_FILE": os.devnull, "PIP_INDEX_URL": "http://127.0.0.1:9/simple", "PIP_RETRIES": "0"}
+        return {
+            **kept,
+            **(engine if self.has_engine else no_network),
+            "OMP_NUM_THREADS": "1",
+            "GRADIO_ANALYTICS_ENABLED": "False",
+            "HF_HUB_OFFLINE": "1",
+        }
+
+    def install_as_at_start(self, extension: Path) -> tuple[float, str]:
+        """Runs install.py as launch.py does at each start. Returns its seconds and what it said."""
+        variables = {**self.variables(), "PYTHONPATH": str(self.folder)}
+        began = time.monotonic()
+        command = [self.python, str(extension / "install.py")]
+        said = subprocess.run(command, cwd=self.folder, env=variables, capture_output=True, text=True)
+        assert said.returncode == 0, said.stderr
+        return time.monotonic() - began, said.stdout + said.stderr
+
+    def has_ended(self) -> bool:
+        return self.process is None or self.process.poll() is not None
+
+    def wait_for_end(self) -> None:
+        assert self.process
+        self.process.wait(60)
+
+    def kill(self) -> None:
+        if self.process:
+            self.process.kill()
+            self.process.wait()
+
+    def said(self) -> str:
+        return self.log.read_text(errors="replace")[-4000:]
+
+    def packages(self) -> str:
+        return subprocess.run([self.python, "-m", "pip", "freeze"], capture_output=True, text=True, check=True).stdout
+
+    def ask(self, path: str, body: Any = None) -> Any:
+        return self.ask_to("GET" if body is None else "POST", path, body)
+
+    def ask_to(self, method: str, path: str, body: Any) -> Any:
+        headers = {"Content-Type": "application/json"}
+        request = urllib.request.Request(self.address + path, headers=headers, method=method)
+        data = None if body is None else json.dumps(body).encode()
+        try:
+            with urllib.request.urlopen(request, data, timeout=600) as answer:
+                return json.loads(answer.read())
+        except urllib.error.HTTPError as error:
+            raise Refused(error.read().decode(errors="replace")) from None
+
+    def wait(self, until: Callable[[], Any], seconds: float = 120) -> Any:
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            try:
+                if said := until():
+                    return said
+            except (OSError, Refused):
+                pass  # it starts, or reloads
+            time.sleep(0.3)
+        raise AssertionError(f"it took too long; the WebUI says: {self.said()}")
+
+    def draw(self, prompt: str, steps: int = 2, **more: Any) -> tuple[bytes, str]:
+        """A picture by the WebUI: its pixels, and what the WebUI says that it drew it with."""
+        wanted = {"prompt": prompt, "steps": steps, "width": 64, "height": 64, "seed": 7, "sampler_name": "Euler"}
+        answer = self.ask("/sdapi/v1/txt2img", {**wanted, **more})
+        with Image.open(io.BytesIO(base64.b64decode(answer["images"][0]))) as picture:
+            return picture.convert("RGB").tobytes(), json.loads(answer["info"])["infotexts"][0]
+
+    def settings_files(self) -> dict[str, Any]:
+        """What the WebUI keeps between starts, written now."""
+        self.ask("/sdapi/v1/options", {"samples_save": False})
+        names = ("config.json", "ui-config.json")
+        return {name: json.loads((self.data / name).read_text()) for name in names}
+
+
+class Visitor(Hands):
+    """A person with the WebUI's page open, on the Dreambooth tab."""
+
+    def open(self) -> None:
+        self.page.goto(self.address)
+        self.page.locator("#txt2img_prompt").first.wait_for(state="visible", timeout=LONG_MS)
+        self.enter("Dreambooth")
+        self.see("#db_page[data-db-state]", wait_ms=LONG_MS)
+
+    def used(self) -> str:
+        """Presses the button beside the newest result. Returns the prompt that is in txt2img then, and in view."""
+        self.see("#db_run .db-use").click()
+        field = self.see("#txt2img_prompt textarea")
+        return str(field.input_value())
+
+    def enter(self, tab: str) -> None:
+        """Opens one of the WebUI's own tabs."""
+        bar = self.page.locator("#tabs > .tab-nav button, #tabs > .tab-wrapper button[role=tab]")
+        bar.filter(has_text=tab).first.click()
+
+
+def install_from_page(webui: WebUI, browser: Any, repository: Path, name: str) -> None:
+    """Installs an extension as a person does, and ends the WebUI with the button there."""
+    page = browser.new_page()
+    page.set_default_timeout(LONG_MS)
+    page.goto(webui.address)
+    page.locator("#txt2img_prompt").first.wait_for(state="visible")
+    page.locator("#tabs > .tab-nav button, #tabs > .tab-wrapper button[role=tab]").filter(
+        has_text="Extensions"
+    ).first.click()
+    page.locator("#tabs_extensions button", has_text="Install from URL").first.click()
+    page.get_by_label("URL for extension's git repository").fill(repository.as_uri())
+    page.get_by_label("Local directory name").fill(name)
+    page.locator("#tab_extensions button", has_text="Install").locator("visible=true").last.click()
+    page.locator("#extension_install_result", has_text="Installed into").first.wait_for()
+    page.locator("#tabs_extensions button", has_text="Installed").first.click()
+    page.locator("#tab_extensions button", has_text="Apply and").first.click()
+    webui.wait_for_end()
+    page.close()
+
+
+def snapshot(source: Path, target: Path) -> Path:
+    """The working tree as a git repository of its own, as it would be published."""
+
+    def git(*arguments: str, cwd: Path) -> str:
+        options = ["-c", "user.name=test", "-c", "user.email=test@example.org"]
+        done = subprocess.run(["git", *options, *arguments], cwd=cwd, capture_output=True, text=True, check=True)
+        return done.stdout
+
+    target.mkdir()
+    for name in git("ls-files", "-co", "--exclude-standard", cwd=source).splitlines():
+        if (source / name).is_file():
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            (target / name).write_bytes((source / name).read_bytes())
+    git("init", "-q", cwd=target)
+    git("add", "-A", cwd=target)
+    git("commit", "-qm", "as it is now", cwd=target)
+    return target
