@@ -27,7 +27,7 @@ STANDARD_LIBRARY_ONLY = {"core", "host", "service", "ui"}
 BESIDES = {
     "host/describing.py": {"modules", "PIL"},
     "host/webui.py": {"modules"},
-    "service/api.py": {"fastapi"},
+    "service/api.py": {"fastapi", "starlette"},  # fastapi is made of it
     "service/pictures.py": {"PIL"},
     "ui/page/alone.py": {"fastapi", "uvicorn"},  # only where there is no WebUI, from page-lock.txt
     "ui/page/concepts.py": {"gradio"},

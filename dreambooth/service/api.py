@@ -20,6 +20,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse
 from fastapi.routing import APIRoute
+from starlette.exceptions import HTTPException
 
 from dreambooth.core import schema
 from dreambooth.core.errors import Problem, UserError
@@ -87,6 +88,8 @@ def guarded(host: Door) -> type[APIRoute]:
                     return _refused(400, error)
                 except RequestValidationError as error:
                     return _refused(400, UserError(_of_pydantic(one) for one in error.errors()))
+                except HTTPException as error:  # a body that is no JSON
+                    return _refused(error.status_code, UserError(f"{error.detail}."))
                 except (OSError, UnicodeError) as error:
                     return _refused(400, UserError(f"The request cannot be done: {error}."))
 

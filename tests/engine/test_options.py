@@ -85,6 +85,32 @@ def test_the_prompt_is_what_the_pictures_are_learned_under(star: Project) -> Non
     assert not all(torch.equal(one[name], other[name]) for name in one)
 
 
+LONG = "a photo of sks star, " + "red, " * 60
+
+
+@pytest.mark.parametrize(
+    ("changes", "prompt"),
+    [
+        ({"tuning.max_token_length": 150}, LONG),
+        ({"tuning.clip_skip": 2}, "a photo of sks star"),
+        ({"tuning.pad_tokens": False}, "a photo of sks star"),
+    ],
+    ids=["length", "clip skip", "padding"],
+)
+def test_how_prompts_are_read_changes_what_is_learned(star: Project, changes: dict[str, Any], prompt: str) -> None:
+    one, other = (
+        load_file(saved(train(star, **{"concepts.0.instance_prompt": prompt}, **some))[-1]) for some in ({}, changes)
+    )
+    assert not all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_short_memory_of_the_average_is_nearer_to_the_weights(star: Project) -> None:
+    longer, name = {"intervals.num_train_epochs": 10}, "model.diffusion_model.input_blocks.0.0.weight"
+    averages = [{}, *({"tuning.use_ema": True, "tuning.ema_decay": decay} for decay in (0.1, 0.9))]
+    plain, short, long = (load_file(saved(train(star, **longer, **average))[-1])[name] for average in averages)
+    assert 0 < (short - plain).norm() < (long - plain).norm()
+
+
 def test_the_pictures_are_those_of_the_folder(star: Project, tmp_path: Path) -> None:
     for picture in sorted(SUBJECT_PICTURES.glob("*.png"))[:2]:
         shutil.copy(picture, tmp_path)
@@ -103,6 +129,11 @@ def test_previews_come_every_so_many_epochs(star: Project) -> None:
     shown = {"previews.count": 1, "previews.steps": 1, "intervals.num_train_epochs": 4}
     job = train(star, **shown, **{"intervals.save_preview_every": 2})
     assert [event["images"] for event in job.events()[0] if event["event"] == "preview"] == [0, 10, 20]
+
+
+def test_states_are_saved_every_so_many_epochs(star: Project) -> None:
+    job = train(star, **{"intervals.num_train_epochs": 6, "intervals.save_state_every": 2})
+    assert [event["step"] for event in job.events()[0] if event["event"] == "state"] == [2, 4]
 
 
 @pytest.mark.parametrize(("batch", "accumulation", "expected"), [(1, 1, (5, 5)), (5, 1, (1, 1)), (1, 5, (5, 1))])

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 
 import pytest
 
@@ -51,7 +53,7 @@ PROOFS = {
     "intervals.max_train_steps": "core/test_budget.py::test_total_steps_take_the_place_of_epochs",
     "intervals.save_preview_every": "engine/test_options.py::test_previews_come_every_so_many_epochs",
     "intervals.save_model_every": "engine/test_options.py::test_models_are_written_on_the_way_under_names_of_their_own",
-    "intervals.save_state_every": "engine/test_resume.py::test_a_killed_engine_is_seen_as_lost_and_goes_on",
+    "intervals.save_state_every": "engine/test_options.py::test_states_are_saved_every_so_many_epochs",
     "intervals.save_preview_every_steps": "engine/test_memory_options.py::test_things_are_done_every_so_many_steps",
     "intervals.save_model_every_steps": "engine/test_memory_options.py::test_things_are_done_every_so_many_steps",
     "intervals.save_state_every_steps": "engine/test_memory_options.py::test_things_are_done_every_so_many_steps",
@@ -72,7 +74,7 @@ PROOFS = {
     "learning.minimum": "engine/test_schedules.py::test_a_falling_rate_ends_at_its_least",
     "learning.cycles": "engine/test_schedules.py::test_cycles_and_power_do_what_they_say",
     "learning.power": "engine/test_schedules.py::test_cycles_and_power_do_what_they_say",
-    "optimizer.name": "engine/test_optimizers.py::test_a_pause_changes_no_bit",
+    "optimizer.name": "engine/test_optimizers.py::test_lion_is_the_published_algorithm",
     "optimizer.weight_decay": "engine/test_optimizers.py::test_weight_decay_pulls_with_every_optimizer",
     "optimizer.text_encoder_weight_decay": "engine/test_optimizers.py::test_the_text_encoder_has_its_own_weight_decay",
     "optimizer.max_grad_norm": "engine/test_memory_options.py::test_each_part_is_clipped_to_its_own_norm",
@@ -85,17 +87,17 @@ PROOFS = {
     "tuning.text_encoder_steps": "engine/test_options.py::test_the_text_encoder_stops_at_a_step",
     "tuning.unet_layers": "engine/test_options.py::test_only_the_layers_that_are_unfrozen_change",
     "tuning.freeze_clip_normalization": "engine/test_adapters.py::test_freezing_clip_normalization_freezes_those_layers_and_no_others",
-    "tuning.max_token_length": "engine/test_long_prompts.py::test_what_comes_late_in_a_prompt_counts_only_where_it_is_read",
-    "tuning.clip_skip": "engine/test_long_prompts.py::test_clip_skip_reads_an_earlier_block_with_the_last_normalization",
-    "tuning.pad_tokens": "engine/test_long_prompts.py::test_without_padding_the_unet_reads_the_words_and_their_marks_alone",
+    "tuning.max_token_length": "engine/test_options.py::test_how_prompts_are_read_changes_what_is_learned",
+    "tuning.clip_skip": "engine/test_options.py::test_how_prompts_are_read_changes_what_is_learned",
+    "tuning.pad_tokens": "engine/test_options.py::test_how_prompts_are_read_changes_what_is_learned",
     "tuning.mixed_precision": "engine/test_memory_options.py::test_a_precision_is_what_the_layers_compute_in",
     "tuning.use_ema": "engine/test_options.py::test_the_average_lags_behind_the_weights",
-    "tuning.ema_decay": "engine/test_parts.py::test_ema_starts_short_and_keeps_to_its_decay",
+    "tuning.ema_decay": "engine/test_options.py::test_a_short_memory_of_the_average_is_nearer_to_the_weights",
     "tuning.prior_loss_weight": "engine/test_objective.py::test_the_weight_of_the_class_falls_over_the_epochs",
     "tuning.deterministic": "engine/test_memory_options.py::test_deterministic_refuses_what_does_not_repeat",
     "tuning.nonfinite_steps": "engine/test_trouble.py::test_after_so_many_the_run_goes_back_with_half_the_rate",
     "objective.loss": "engine/test_objective.py::test_huber",
-    "objective.huber_delta": "engine/test_objective.py::test_huber_forgives_outliers_and_is_the_square_for_small_errors",
+    "objective.huber_delta": "engine/test_objective.py::test_huber",
     "objective.huber_schedule": "engine/test_objective.py::test_huber",
     "objective.weighting": "engine/test_objective.py::test_timestep_weights_are_each_pictures_own_with_class_pictures_too",
     "objective.min_snr_gamma": "engine/test_objective.py::test_min_snr_for_v_is_over_snr_plus_one_and_not_plus_one_after",
@@ -103,8 +105,8 @@ PROOFS = {
     "objective.prior_loss_target": "engine/test_objective.py::test_the_weight_of_the_class_falls_over_the_epochs",
     "objective.prior_loss_weight_min": "engine/test_objective.py::test_the_weight_of_the_class_falls_over_the_epochs",
     "objective.offset_noise": "engine/test_objective.py::test_offset_noise_shifts_whole_channels_and_is_predicted",
-    "objective.multires_noise_levels": "engine/test_objective.py::test_multi_resolution_noise_follows_its_equation_level_by_level",
-    "objective.multires_noise_discount": "engine/test_objective.py::test_multi_resolution_noise_is_coarser_and_of_unit_variance",
+    "objective.multires_noise_levels": "engine/test_objective.py::test_the_settings_of_multi_resolution_noise_reach_what_the_unet_sees",
+    "objective.multires_noise_discount": "engine/test_objective.py::test_the_settings_of_multi_resolution_noise_reach_what_the_unet_sees",
     "objective.input_perturbation": "engine/test_objective.py::test_input_perturbation_is_seen_by_the_unet_and_not_predicted",
     "objective.timesteps": "engine/test_objective.py::test_cubic_timesteps",
     "objective.timestep_min": "engine/test_objective.py::test_timesteps_stay_within_their_range",
@@ -116,15 +118,15 @@ PROOFS = {
     "memory.attention": "engine/test_memory_options.py::test_sliced_attention_is_the_same_with_smaller_pieces",
     "memory.bf16_weights": "engine/test_memory_options.py::test_weights_in_bf16_take_half_and_learn",
     "memory.step_in_backward": "engine/test_in_backward.py::test_hardly_any_gradient_is_held",
-    "memory.vae_decoding": "engine/test_memory_options.py::test_pictures_are_decoded_as_asked",
+    "memory.vae_decoding": "engine/test_memory_options.py::test_previews_and_class_pictures_are_decoded_as_asked",
     "memory.on_out_of_memory": "engine/test_trouble.py::test_stop_changes_nothing_and_says_what_would_help",
-    "lora.kind": "engine/test_adapters.py::test_a_webui_makes_of_the_file_what_the_layer_computed",
+    "lora.kind": "engine/test_objective_runs.py::test_the_file_of_each_kind_draws_the_last_preview",
     "lora.rank": "engine/test_adapters.py::test_the_rank_is_that_of_every_layer_and_alpha_the_files",
-    "lora.alpha": "engine/test_adapters.py::test_a_webui_makes_of_the_file_what_the_layer_computed",
+    "lora.alpha": "engine/test_adapters.py::test_the_rank_is_that_of_every_layer_and_alpha_the_files",
     "lora.dropout": "engine/test_adapters.py::test_dropout_acts_in_training_and_not_in_drawing",
     "lora.layers": "engine/test_options.py::test_a_lora_has_the_layers_that_are_chosen",
     "lora.lokr_factor": "engine/test_adapters.py::test_the_factor_is_the_first_ones_sides",
-    "lora.start_file": "engine/test_adapters.py::test_going_on_starts_where_the_file_ends",
+    "lora.start_file": "engine/test_families_training.py::test_going_on_from_a_lora_file_starts_from_what_it_knows",
     "imagic.enabled": "engine/test_imagic.py::test_first_the_text_moves_and_then_the_model_with_the_text_held_still",
     "imagic.embedding_steps": "engine/test_imagic.py::test_the_model_is_trained_on_the_fitted_text",
     "imagic.embedding_learning_rate": "engine/test_imagic.py::test_the_embedding_is_moved_as_adam_moves_it",
@@ -158,3 +160,10 @@ def test_the_tests_of_the_rows_exist(file: str) -> None:
     there = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
     wanted = {proof.split("::")[1] for proof in PROOFS.values() if proof.startswith(f"{file}::")}
     assert wanted - there == set()
+
+
+@pytest.mark.rows
+@pytest.mark.parametrize("key", PROOFS)
+def test_a_rows_test_fails_where_the_setting_is_ignored(key: str) -> None:
+    ended = subprocess.run([sys.executable, "-m", "tests.engine.nailed", key], cwd=ROOT, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stdout
