@@ -221,7 +221,8 @@ def test_a_run_goes_on_from_the_state_that_was_chosen(hands: Hands, data: Path) 
     hands.state("paused", TRAINING_MS)
     step = newest(data).progress()["step"]
     hands.tab("Model")
-    hands.see("#db_model_about [data-db-resume]", f"{step:,}").click()
+    hands.see("#db_model_about [data-db-resume]")
+    hands.page.locator("#db_model_about [data-db-resume]").last.click()
     hands.state("running", TRAINING_MS)
     until(lambda: newest(data).progress()["step"] > step, 180)
 
