@@ -28,7 +28,9 @@ class Texts:
             if self.table is None:
                 self.table = self._all()
             return self.table[numbers.to(self.model.device, non_blocking=True)]
-        text = self.model.encode_tokens([tokens[numbers.to(tokens.device, non_blocking=True)] for tokens in self.tokens])
+        text = self.model.encode_tokens(
+            [tokens[numbers.to(tokens.device, non_blocking=True)] for tokens in self.tokens]
+        )
         emptied = (numbers == self.nothing).nonzero().flatten()
         return self._emptied(text, emptied) if len(emptied) else text
 
