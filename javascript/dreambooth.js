@@ -233,6 +233,39 @@ const dreamboothPage = (() => {
         }
     }
 
+    /* A run goes on from one of its states. */
+    async function resumed(event) {
+        const button = event.target.closest?.("#db_page [data-db-resume]");
+        if (!button) {
+            return;
+        }
+        try {
+            await send(button.dataset.dbResume, "POST", {from_step: Number(button.dataset.dbStep)});
+            look();
+        } catch (error) {
+            silent(button.closest(".db-live"), error.message);
+        }
+    }
+
+    /* The WebUI's own model says what the pictures show; each caption appears as it is written. */
+    async function described(event) {
+        const button = event.target.closest?.("#db_page [data-db-describe]");
+        if (!button) {
+            return;
+        }
+        const said = button.parentElement.querySelector("span");
+        button.disabled = true;
+        said.textContent = " describing them …";
+        try {
+            await send(button.dataset.dbAddress, "POST", {with: button.dataset.dbDescribe});
+            said.textContent = " done";
+            look();
+        } catch (error) {
+            said.textContent = ` ${error.message}`;
+        }
+        button.disabled = false;
+    }
+
     function showMore(event) {
         const button = event.target.closest?.("#db_page [data-db-more]");
         if (button) {
@@ -244,7 +277,7 @@ const dreamboothPage = (() => {
 
     /* What destroys or hides work takes a second press. */
     function confirmTwice(event) {
-        const button = event.target.closest?.("#db_discard, #db_delete");
+        const button = event.target.closest?.("#db_discard, #db_delete, #db_page [data-db-twice]");
         if (!button || button.dataset.dbSure) {
             return;
         }
@@ -271,6 +304,8 @@ const dreamboothPage = (() => {
         document.addEventListener("change", captioned, true);
         document.addEventListener("click", confirmTwice, true);
         document.addEventListener("click", showMore, true);
+        document.addEventListener("click", resumed);
+        document.addEventListener("click", described, true);
         document.addEventListener("visibilitychange", look);
         new MutationObserver((changes) => {
             for (const {target, addedNodes} of changes) {

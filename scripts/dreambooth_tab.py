@@ -92,7 +92,7 @@ def add_tab():
 
 
 def add_api(_demo, app):
-    HOST.app = app
+    HOST.started(app)
     if any(getattr(route, "path", "").startswith("/dreambooth/") for route in app.routes):
         return
     from dreambooth.service import api, queue

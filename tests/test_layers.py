@@ -25,6 +25,7 @@ STRANGERS = [("training", "checkpoints")]
 STANDARD_LIBRARY_ONLY = {"core", "host", "service", "ui"}
 # What a file of these rooms may import besides; the WebUI brings all of it.
 BESIDES = {
+    "host/describing.py": {"modules", "PIL"},
     "host/webui.py": {"modules"},
     "service/api.py": {"fastapi"},
     "service/pictures.py": {"PIL"},

@@ -13,13 +13,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from dreambooth.core import atomic, checkpoint
+from dreambooth.core import atomic, checkpoint, paths
 from dreambooth.core.errors import UserError
 from dreambooth.core.origin import Origin
 from dreambooth.core.schema import from_flat, to_flat
 from dreambooth.core.settings import carried_over, parse, to_json
 
-_NAME = re.compile(r"[^<>:\"/\\|?*\x00-\x1f]{1,80}")
+_NAME = re.compile(r"[^<>:\"/\\|?*\x00-\x1f\ud800-\udfff]{1,80}")
 _WINDOWS_DEVICES = {"con", "prn", "aux", "nul", *(f"com{i}" for i in range(10)), *(f"lpt{i}" for i in range(10))}
 
 _USUAL = {"projects": "dreambooth", "checkpoints": "Stable-diffusion", "loras": "Lora"}
@@ -176,12 +176,12 @@ def create(
     Raises UserError for a bad or taken name, a source that cannot be trained from, or bad settings.
     """
     folder = check_new(folders, name)
-    source = source.expanduser().resolve()
+    source = paths.named(str(source), "source")
     if not source.exists():
         raise UserError(f"{source}: there is no such file.")
     chosen = from_flat(Origin, origin or {})
     if chosen.vae:
-        chosen.vae = str(Path(chosen.vae).expanduser().resolve())
+        chosen.vae = str(paths.named(chosen.vae, "vae"))
         checkpoint.read_vae(Path(chosen.vae))
     about = checkpoint.describe(checkpoint.read_header(source), chosen)
     if about.reason:

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
+from dreambooth.core import paths
 from dreambooth.core.errors import UserError
 
 T = TypeVar("T")
@@ -200,8 +201,10 @@ def _unknown(key: str, known: Mapping[str, Leaf]) -> str:
 
 def _convert(raw: Any, leaf: Leaf) -> Any:
     value = _typed(raw, leaf.kind)
+    if leaf.spec.path and (reason := paths.problem(value)):
+        raise ValueError(reason)
     if leaf.choices and value not in leaf.choices:
-        raise ValueError(f"{value!r} is not one of {', '.join(map(str, leaf.choices))}.")
+        raise ValueError(f"{str(value)[:40]!r} is not one of {', '.join(map(str, leaf.choices))}.")
     if leaf.spec.min is not None and value < leaf.spec.min:
         raise ValueError(f"{_plain(value)} is below the minimum, {_plain(leaf.spec.min)}.")
     if leaf.spec.max is not None and value > leaf.spec.max:
@@ -227,10 +230,21 @@ def _typed(raw: Any, kind: type) -> Any:
             return words[str(raw).lower()]
         raise ValueError(f"{raw!r} is not true or false.")
     if kind is str:
-        if not isinstance(raw, str):
-            raise ValueError(f"{raw!r} is not text.")
-        return raw
+        return _text(raw)
     return _number(raw, kind)
+
+
+def _text(raw: Any) -> str:
+    """Text that can be written into a file and read again."""
+    if not isinstance(raw, str):
+        raise ValueError(f"{raw!r} is not text.")
+    try:
+        raw.encode()
+    except UnicodeEncodeError:
+        raise ValueError("it holds what is no character; write it anew.") from None
+    if "\x00" in raw:
+        raise ValueError("it holds a character without a meaning (NUL); write it anew.")
+    return raw
 
 
 def _number(raw: Any, kind: type) -> Any:

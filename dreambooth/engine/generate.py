@@ -11,7 +11,7 @@ from dreambooth.core import checkpoint, settings
 from dreambooth.core.errors import UserError
 from dreambooth.core.project import Folders, Project, open_project
 from dreambooth.core.run import Job
-from dreambooth.engine import families, imagic
+from dreambooth.engine import families, imagic, sheet
 from dreambooth.engine.checkpoints import lora
 from dreambooth.engine.checkpoints.source import open_model
 from dreambooth.engine.families.model import Model, Text
@@ -26,14 +26,16 @@ def run(job: Job) -> dict[str, Any]:
     project = open_project(Folders(Path(wanted["models"])), wanted["model"])
     if wanted["scheduler"] not in SCHEDULERS:
         raise UserError(f"scheduler: {wanted['scheduler']!r} is not one of {', '.join(SCHEDULERS)}.")
-    job.report("stage", name="loading the model", done=0, total=1)
-    model = load(project, wanted["weights"], wanted["lora_weight"])
-    tuning = settings.parse(job.settings()).tuning
-    model.read_prompts(tuning.max_token_length, tuning.clip_skip, tuning.pad_tokens)
     width, height = wanted["width"] or project.resolution, wanted["height"] or project.resolution
     sampling = Sampling(
         width, height, wanted["steps"], wanted["guidance_scale"], wanted["negative_prompt"], wanted["scheduler"]
     )
+    job.report("stage", name="loading the model", done=0, total=1)
+    if "rows" in wanted:
+        return sheet.draw_sheet(job, project, sampling)
+    model = load(project, wanted["weights"], wanted["lora_weight"])
+    tuning = settings.parse(job.settings()).tuning
+    model.read_prompts(tuning.max_token_length, tuning.clip_skip, tuning.pad_tokens)
     folder, count, batch = Path(wanted["out"]), wanted["count"], wanted["batch"]
     folder.mkdir(parents=True, exist_ok=True)
     text = _text(model, project, wanted)

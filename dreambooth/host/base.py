@@ -28,6 +28,7 @@ class Host(Protocol):
     sends_to_txt2img: bool  # whether there is a txt2img tab that a prompt can be sent to
     is_dark: bool | None  # the theme that was forced by a flag; None where the browser decides
 
+    captioners: tuple[str, ...]  # what can describe pictures; empty where nothing can
     alone_minutes: float  # an engine whose host has been gone for so long saves its state and pauses; 0: it never does
 
     def folders(self) -> Folders:
@@ -38,6 +39,9 @@ class Host(Protocol):
 
     def refresh(self) -> None:
         """Makes files that were just written appear in the WebUI's lists."""
+
+    def describe(self, picture: Path, captioner: str) -> str:
+        """What a picture shows, in words. Raises UserError where that cannot be said."""
 
     def lend_gpu(self) -> None:
         """Empties the GPU for the engine and refuses pictures meanwhile, with a sentence. Waits for the picture that

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from dreambooth import __version__
+from dreambooth.core.errors import UserError
 from dreambooth.core.layout import PROJECT
 from dreambooth.core.model_file import SUFFIXES
 from dreambooth.core.project import Folders
@@ -30,6 +31,7 @@ class Standalone:
     token = PAGE_TOKEN
     sends_to_txt2img = False
     is_dark: bool | None = None
+    captioners: tuple[str, ...] = ()
 
     def __init__(self, data: str | None = None, *, alone_minutes: float = ALONE_MINUTES) -> None:
         self._folders = folders(data)
@@ -46,6 +48,9 @@ class Standalone:
 
     def refresh(self) -> None:
         """Every list is read from the disk when it is shown."""
+
+    def describe(self, picture: Path, captioner: str) -> str:
+        raise UserError("with: only a WebUI's own models describe pictures; here is none.")
 
     def lend_gpu(self) -> None:
         """Nobody else is on it."""

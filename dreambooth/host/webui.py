@@ -1,4 +1,5 @@
-"""The WebUI around us, AUTOMATIC1111's, Forge, reForge or SD.Next: the only file that imports its `modules`.
+"""The WebUI around us, AUTOMATIC1111's, Forge, reForge or SD.Next. Besides `describing.py` no other file imports its
+`modules`.
 
 Where they differ the difference is one line here, and says so.
 """
@@ -21,6 +22,7 @@ from modules import call_queue, devices, paths, progress, sd_models, shared, ui_
 
 from dreambooth.core import device
 from dreambooth.core.project import Folders
+from dreambooth.host import describing
 from dreambooth.host.base import ALONE_MINUTES, PAGE_TOKEN
 
 SECTION = ("dreambooth", "Dreambooth")
@@ -54,10 +56,8 @@ class _Lock:
         self.release()
 
 
-if isinstance(call_queue.queue_lock, type(threading.Lock())):
-    call_queue.queue_lock = sys.modules["webui"].queue_lock = _Lock()  # type: ignore[attr-defined]
-
-_Usual: Any = type(call_queue.queue_lock)
+_PLAIN = type(threading.Lock())
+_Usual: Any = _Lock if isinstance(call_queue.queue_lock, _PLAIN) else type(call_queue.queue_lock)
 
 
 class _Refusing(_Usual):  # type: ignore[misc]
@@ -85,7 +85,7 @@ class WebUI:
     def __init__(self) -> None:
         self.name, self.version = _name(), _version()
         self.is_dark: bool | None = {"dark": True, "light": False}.get(shared.cmd_opts.theme or "")
-        self.app: Any = None
+        self.app: Any = None  # the web application, once it has started
         self._folders: Folders | None = None
 
     def folders(self) -> Folders:
@@ -108,10 +108,27 @@ class WebUI:
     def checkpoints(self) -> list[tuple[str, Path]]:
         return [(info.title, Path(info.filename)) for info in list(sd_models.checkpoints_list.values())]
 
+    @property
+    def captioners(self) -> tuple[str, ...]:
+        return describing.captioners()
+
+    def describe(self, picture: Path, captioner: str) -> str:
+        return describing.describe(picture, captioner)
+
     def refresh(self) -> None:
         for page in ui_extra_networks.extra_pages:
             if page.name in ("checkpoints", "model", "lora"):  # "model" is SD.Next's
                 page.refresh()
+
+    def started(self, app: Any) -> None:
+        """The web application is there; no picture has been asked for yet."""
+        self.app = app
+        plain = call_queue.queue_lock
+        if isinstance(plain, _PLAIN):  # SD.Next's, which its API has too
+            lock, api = _Lock(), getattr(shared, "api", None)
+            for holder in (call_queue, api, *vars(api or self).values()):
+                if getattr(holder, "queue_lock", None) is plain:
+                    holder.queue_lock = lock
 
     def start_lean(self) -> None:
         """Where the WebUI starts while an engine has the GPU, no model is loaded beside it; the first picture loads it.

@@ -122,6 +122,7 @@ class _Pictures(Routes):
             ("GET", "/models/{name}/concepts/{concept}/pictures", self.listing),
             ("GET", "/models/{name}/concepts/{concept}/picture", self.picture),
             ("PUT", "/models/{name}/concepts/{concept}/caption", self.write_caption),
+            ("POST", "/models/{name}/concepts/{concept}/describe", self.describe),
             ("GET", "/models/{name}/picture", self.drawn),
         ]
 
@@ -139,6 +140,14 @@ class _Pictures(Routes):
         path = pictures.confined(pictures.concept_folder(self.open(name), concept, "instance"), text(body, "file"))
         pictures.write_caption(path, text(body, "text", optional=True))
         return {"file": str(body["file"]), "caption": pictures.caption(path)}
+
+    def describe(self, name: str, concept: int, body: dict[str, Any]) -> Answer:
+        """Captions by the WebUI's BLIP or DeepDanbooru (`with`) for pictures that have none; for all with `over`."""
+        folder, captioner = pictures.concept_folder(self.open(name), concept, "instance"), text(body, "with")
+        described = pictures.describe(
+            folder, lambda picture: self.host.describe(picture, captioner), over=bool(body.get("over"))
+        )
+        return {"described": described}
 
     def drawn(self, name: str, file: str, side: int = 0, changed: str = "") -> Response:
         """A picture in the model's own folder: previews, class pictures, sheets, generated ones."""

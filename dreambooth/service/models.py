@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from dreambooth.core import atomic, checkpoint, hub, presets, project, run, schema, settings
+from dreambooth.core import atomic, checkpoint, hub, paths, presets, project, run, schema, settings
 from dreambooth.core.errors import UserError
 from dreambooth.core.hub import HubModel
 from dreambooth.core.project import Folders, Project
@@ -44,13 +44,13 @@ def listing(folders: Folders) -> list[dict[str, Any]]:
 
 def inspect(path: Path) -> dict[str, Any]:
     """What a checkpoint or LoRA is, from its header. Raises UserError for what cannot be read."""
-    path = path.expanduser().resolve()
+    path = paths.named(str(path), "path")
     return {"path": str(path), **checkpoint.describe(checkpoint.read_header(path)).as_json()}
 
 
 def hub_model(folders: Folders, name: str, source: str) -> HubModel | None:
     """The model of the hub that `source` names; None where it is a path. Raises UserError if `name` will not do."""
-    model = None if Path(source).expanduser().exists() else hub.parse(source)
+    model = None if paths.named(source, "source").exists() else hub.parse(source)
     if model:
         project.check_new(folders, name)
     return model
@@ -185,7 +185,7 @@ def imported(opened: Project, path: Path, python: Path) -> tuple[str, dict[str, 
     Its concepts take the place of the model's. Writes nothing. `python` is the engine's. Raises UserError for what
     cannot be read.
     """
-    kind, migration = foreign.read(path.expanduser().resolve(), python)
+    kind, migration = foreign.read(paths.named(str(path), "path"), python)
     own = opened.settings()
     if any(key.startswith("concepts.") for key in migration.settings):
         own = {key: value for key, value in own.items() if not key.startswith("concepts.")}

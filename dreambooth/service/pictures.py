@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
@@ -16,6 +16,7 @@ from dreambooth.core.project import Project
 
 MOST_LISTED = 500
 MOST_WALKED = 20_000
+MOST_LOOKED_AT = 60_000  # files of any kind; somebody may have named a whole disk
 MOST_PIXELS = 120_000_000
 THUMBNAIL_SIDES = (32, 768)
 MOST_CAPTION_CHARACTERS = 20_000
@@ -105,10 +106,26 @@ def write_caption(picture: Path, text: str) -> Path | None:
     return None
 
 
+def describe(folder: Path, words_of: Callable[[Path], str], *, over: bool = False) -> int:
+    """Writes what each picture shows into its caption file; a picture that has one keeps it, unless `over` is asked.
+
+    Returns how many were described. Raises UserError at the first that cannot be; those before keep theirs.
+    """
+    count = 0
+    for name in names(folder):
+        if over or captions.beside(folder / name) is None:
+            write_caption(folder / name, words_of(folder / name))
+            count += 1
+    return count
+
+
 def _walk(folder: Path) -> Iterator[str]:
     """Relative paths of the pictures, at most MOST_WALKED; links to folders are not followed."""
-    count = 0
+    count = looked = 0
     for place, folders, files in os.walk(folder):
+        looked += len(files) + len(folders)
+        if looked > MOST_LOOKED_AT:
+            return
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in files:
             if name.startswith(".") or Path(name).suffix.lower() not in PICTURES:

@@ -15,7 +15,7 @@ from dreambooth.core.origin import Origin
 from dreambooth.core.project import Folders, Project
 from dreambooth.core.run import Job
 from dreambooth.core.settings import Settings
-from dreambooth.service import environment, installation, launcher, models, queue, runs
+from dreambooth.service import environment, errands, installation, launcher, models, queue, runs
 
 REQUESTS = ("pause", "stop", "discard", "save", "preview")
 
@@ -33,6 +33,7 @@ class Door(Protocol):
     def folders(self) -> Folders: ...
     def checkpoints(self) -> list[tuple[str, Path]]: ...
     def refresh(self) -> None: ...
+    def describe(self, picture: Path, captioner: str) -> str: ...
     def admits(self, headers: Mapping[str, str], cookies: Mapping[str, str]) -> bool: ...
 
 
@@ -226,9 +227,15 @@ class Jobs(Routes):
         return {"settings": self._run(name, number).settings()}
 
     def resume(self, name: str, number: int, body: dict[str, Any] | None = None) -> Answer:
-        """Puts a run in the queue again; `settings` that may change then are taken, others refused."""
-        job = self._run(name, number)
-        runs.change_settings(job, schema.flatten(_object(body or {}, "settings")))
+        """Puts a run in the queue again, from its newest state, or from that of `from_step`; `settings` that may change
+        then are taken, others refused."""
+        job, body = self._run(name, number), body or {}
+        runs.check_resumable(job)
+        runs.change_settings(job, schema.flatten(_object(body, "settings")))
+        if (step := body.get("from_step")) is not None:
+            if isinstance(step, bool) or not isinstance(step, int):
+                raise UserError(f"from_step: it must be a whole number (it is {step!r}).")
+            runs.go_back(self.folders, job, step)
         return self._submit(job, runs.summary)
 
     def request(self, name: str, number: int, body: dict[str, Any]) -> Answer:
@@ -239,7 +246,7 @@ class Jobs(Routes):
 
     def begin_errand(self, name: str, body: dict[str, Any]) -> Answer:
         opened, kind = self.open(name), text(body, "kind")
-        chosen, fields = runs.errand(opened, kind, body, self._settings(opened, body))
+        chosen, fields = errands.errand(opened, kind, body, self._settings(opened, body))
         job = launcher.new_errand(self.folders, opened, kind, chosen, **fields)
         return self._submit(job, runs.outcome)
 

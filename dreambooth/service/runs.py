@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dreambooth.core import checkpoint, run, settings
+from dreambooth.core import checkpoint, paths, run, settings
 from dreambooth.core.errors import Problem, UserError
-from dreambooth.core.project import Project
+from dreambooth.core.project import Folders, Project
 from dreambooth.core.run import Job, Request
 from dreambooth.core.settings import Settings, on_resume
 from dreambooth.service import launcher
@@ -16,18 +15,6 @@ from dreambooth.service import launcher
 ENDED = ("done", "stopped")
 
 Answer = dict[str, Any]
-
-# What a request may say about pictures to draw: default, lowest and highest.
-DRAWING: dict[str, tuple[Any, Any, Any]] = {
-    "count": (1, 1, 1000),
-    "steps": (20, 1, 500),
-    "cfg": (7.5, 1, 30),
-    "seed": (420420, 0, 2**31),
-    "batch": (4, 1, 64),
-    "lora_weight": (1.0, -4, 4),
-    "width": (0, 64, 2048),
-    "height": (0, 64, 2048),
-}
 
 
 def summary(job: Job) -> dict[str, Any]:
@@ -105,6 +92,39 @@ def change_settings(job: Job, given: dict[str, Any]) -> dict[str, Any]:
     return changed
 
 
+def states(job: Job) -> list[int]:
+    """The steps after which a state was saved that is still there, the earliest first."""
+    return sorted(int(path.name) for path in job.state.glob("*") if path.name.isdigit()) if job.state.is_dir() else []
+
+
+def go_back(folders: Folders, job: Job, step: int) -> None:
+    """Has a run go on from an earlier state when it is resumed: the later ones are moved to the trash.
+
+    Raises UserError, and moves nothing, for a run that cannot go on or a step without a state.
+    """
+    check_resumable(job)
+    there = states(job)
+    if step not in there:
+        known = ", ".join(map(str, there)) or "none"
+        raise UserError(f"from_step: the run {job.name} has no state after step {step} (there: {known}).")
+    later = [one for one in there if one > step]
+    if later and any(event["event"] == "result" for event in job.events()[0]):
+        raise UserError(f"The run {job.name} has written its result already; resume it as it is.")
+    for one in reversed(later):
+        _to_trash(folders, job, job.state / f"{one:09}")
+
+
+def _to_trash(folders: Folders, job: Job, state: Path) -> None:
+    name, number = f"{job.name.replace('/', ' run ')} state {state.name}", 1
+    while (target := folders.trash / f"{name}{f' {number}' if number > 1 else ''}").exists():
+        number += 1
+    try:
+        folders.trash.mkdir(exist_ok=True)
+        state.rename(target)
+    except OSError as error:
+        raise UserError(f"{state}: it cannot be moved to the trash ({error.strerror}).") from None
+
+
 def ask(job: Job, what: Request) -> dict[str, Any]:
     """Asks a running engine for something. A run that waits to start is taken out of the queue by pause, stop and
     discard. Raises UserError if the run is neither."""
@@ -125,7 +145,7 @@ def weights(opened: Project, file: str, *, base: bool) -> Path | None:
     if file and base:
         raise UserError("weights, base: these exclude each other; name one.")
     if file:
-        path = Path(file).expanduser().resolve()
+        path = paths.named(file, "weights")
         about = checkpoint.describe(checkpoint.read_header(path))
         if about.kind not in ("checkpoint", "lora"):
             raise UserError(f"{path}: this is neither a checkpoint nor a LoRA.")
@@ -155,64 +175,6 @@ def settings_of(opened: Project, file: Path | None) -> Settings:
     return settings.parse(opened.settings())
 
 
-def drawing(opened: Project, wanted: Mapping[str, Any], *, label: str = "{}") -> tuple[Settings, dict[str, Any]]:
-    """The settings and the job's fields for pictures to be drawn. `label` shows a person a key's name, as --{} does.
-
-    Raises UserError with every value that will not do.
-    """
-    values = {key: wanted.get(key, default) for key, (default, _, _) in DRAWING.items()}
-    problems = [
-        f"{label.format(key.replace('_', '-'))}: {problem}"
-        for key, value in values.items()
-        if (problem := _drawing_problem(key, value))
-    ]
-    texts = {
-        key: wanted.get(key, default) for key, default in (("prompt", ""), ("negative", ""), ("scheduler", "dpm++"))
-    }
-    texts["prompt"] = "" if texts["prompt"] is None else texts["prompt"]
-    problems += [f"{label.format(key)}: it is not text." for key, value in texts.items() if not isinstance(value, str)]
-    if problem := _eta_problem(wanted.get("eta")):
-        problems.append(f"{label.format('eta')}: {problem}")
-    if problems:
-        raise UserError(problems)
-    file = weights(opened, str(wanted.get("weights") or ""), base=bool(wanted.get("base")))
-    edits = file is not None and opened.embedding(file).exists()
-    if wanted.get("prompt", "") is None and not edits:
-        raise UserError(f"{label.format('prompt')}: it is missing; say what to draw.")
-    if wanted.get("eta") is not None and not edits:
-        raise UserError(f"{label.format('eta')}: only a result of Imagic (imagic.enabled) is drawn with it.")
-    out = wanted.get("out")
-    return settings_of(opened, file), {
-        "prompt": texts["prompt"],
-        "negative_prompt": texts["negative"],
-        "scheduler": texts["scheduler"],
-        "guidance_scale": values.pop("cfg"),
-        **values,
-        "eta": wanted.get("eta"),
-        "weights": str(file or ""),
-        "out": str(Path(out).expanduser().resolve() if out else opened.folder / "generated"),
-    }
-
-
-def _eta_problem(eta: Any) -> str:
-    if eta is None or (isinstance(eta, (int, float)) and not isinstance(eta, bool) and 0 <= eta <= 2):
-        return ""
-    return f"it must be a number from 0, the picture, to 2, with 1 for the prompt (it is {eta!r})."
-
-
-def _drawing_problem(key: str, value: Any) -> str:
-    default, low, high = DRAWING[key]
-    whole = isinstance(default, int)
-    if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
-        return f"it must be a {'whole ' if whole else ''}number (it is {value!r})."
-    if key in ("width", "height"):
-        if value and (value % 8 or not low <= value <= high):
-            return f"it must be a multiple of 8 from {low} to {high}, or 0 (it is {value})."
-    elif not low <= value <= high:
-        return f"it must be from {low} to {high} (it is {value})."
-    return ""
-
-
 def outputs(opened: Project) -> list[dict[str, Any]]:
     """The files that a model's runs have written and that are still there, newest first."""
     found = []
@@ -222,51 +184,3 @@ def outputs(opened: Project) -> list[dict[str, Any]]:
                 found.append({"run": job.name, "path": str(path), "kind": event["kind"], "images": event["images"],
                               "bytes": event["bytes"]})  # fmt: skip
     return found
-
-
-def errand(opened: Project, kind: str, wanted: Mapping[str, Any], chosen: Settings) -> tuple[Settings, dict[str, Any]]:
-    """The settings and fields of a short job. `chosen` are the model's settings with what the request changes.
-
-    Raises UserError for a kind that does not exist, or values that will not do.
-    """
-    if kind == "check":
-        return chosen, {"sheet": ""}
-    if kind == "class-images":
-        return chosen, {}
-    if kind == "generate":
-        return drawing(opened, wanted)
-    if kind == "export":
-        return settings.parse({}), exporting(opened, wanted)
-    if kind == "tokens":
-        return chosen, words(wanted.get("prompt"), wanted.get("candidates", 24), label="{}")
-    raise UserError(f"kind: {kind!r} is none of check, class-images, generate, export, tokens.")
-
-
-def words(prompt: Any, candidates: Any, *, label: str) -> dict[str, Any]:
-    """The fields of a job that says what words are to a model. Raises UserError for no words, or a bad number."""
-    if not isinstance(prompt, str) or not prompt.strip():
-        raise UserError("PROMPT: it is empty; give the words that you mean to use, such as 'sks dog'.")
-    if isinstance(candidates, bool) or not isinstance(candidates, int) or not 0 <= candidates <= 400:
-        raise UserError(f"{label.format('candidates')}: it must be from 0 to 400 (it is {candidates}).")
-    return {"prompt": prompt, "candidates": candidates}
-
-
-def exporting(opened: Project, wanted: Mapping[str, Any], *, label: str = "{}") -> dict[str, Any]:
-    """The job's fields for an export. Raises UserError for what cannot be exported, or to where."""
-    base = bool(wanted.get("base"))
-    file = weights(opened, str(wanted.get("weights") or ""), base=base)
-    if file is None and not base:
-        raise UserError(
-            f"The model {opened.name!r} has no finished run to export ({label.format('base')} exports the model that "
-            "it was made from)."
-        )
-    merge = wanted.get("merge")
-    if merge is not None and (not isinstance(merge, (int, float)) or not -4 <= merge <= 4):
-        raise UserError(f"{label.format('merge')}: it must be from -4 to 4 (it is {merge}).")
-    target = wanted.get("to")
-    if not isinstance(target, str) or not target.strip():
-        raise UserError(f"{label.format('to')}: it is empty; name a file or folder to write.")
-    to = Path(target).expanduser().resolve()
-    if to.exists():
-        raise UserError(f"{to}: it exists already; name another file or folder.")
-    return {"weights": str(file or ""), "to": str(to), "merge": merge, "half": bool(wanted.get("half"))}

@@ -220,7 +220,7 @@ def _add_training(add: Callable[..., Any]) -> None:
     add("pause", commands.pause, "Save a run's state and end its engine.", describe.asked).add_argument(
         "run", metavar="RUN"
     )
-    add(
+    sub = add(
         "resume",
         commands.resume,
         "Go on with a run that was paused or lost; settings that may change then are flags, such as "
@@ -228,7 +228,9 @@ def _add_training(add: Callable[..., Any]) -> None:
         describe.finished,
         takes_settings=True,
         presets=False,
-    ).add_argument("run", metavar="RUN")
+    )
+    sub.add_argument("run", metavar="RUN")
+    sub.add_argument("--from-step", type=int, metavar="N", help="go back to the state that was saved after this step")
     sub = add("stop", commands.stop, "End a run and keep what it has learned.", describe.asked)
     sub.add_argument("run", metavar="RUN")
     sub.add_argument("--discard", action="store_true", help="keep nothing")

@@ -17,7 +17,7 @@ from dreambooth.core.project import Folders
 from dreambooth.core.run import Job
 from dreambooth.core.settings import Settings
 from dreambooth.host import standalone
-from dreambooth.service import demo, environment, installation, launcher, models, page_environment, queue
+from dreambooth.service import demo, environment, errands, installation, launcher, models, page_environment, queue
 from dreambooth.service import report as service_report
 from dreambooth.service import runs as service_runs
 from dreambooth.ui.terminal import Terminal
@@ -81,6 +81,8 @@ def resume(options: argparse.Namespace, terminal: Terminal) -> Result:
     job = run.find(folders(options), options.run)
     for key, value in service_runs.change_settings(job, given_settings(options)).items():
         terminal.say(f"From here on: {key} {value}")
+    if options.from_step is not None:
+        service_runs.go_back(folders(options), job, options.from_step)
     return _work(job, environment.ensure(terminal.show), terminal)
 
 
@@ -104,13 +106,13 @@ def report(options: argparse.Namespace, terminal: Terminal) -> Result:
 
 def generate(options: argparse.Namespace, terminal: Terminal) -> Result:
     opened = project.open_project(folders(options), options.name)
-    chosen, fields = service_runs.drawing(opened, vars(options), label="--{}")
+    chosen, fields = errands.drawing(opened, vars(options), label="--{}")
     return errand(options, terminal, "generate", chosen, **fields)
 
 
 def export(options: argparse.Namespace, terminal: Terminal) -> Result:
     opened = project.open_project(folders(options), options.name)
-    fields = service_runs.exporting(opened, vars(options), label="--{}")
+    fields = errands.exporting(opened, vars(options), label="--{}")
     return errand(options, terminal, "export", settings.parse({}), **fields)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from dreambooth.core import abilities, anatomy, checkpoint, footprint, planner, project, settings
 from dreambooth.core.errors import UserError
 from dreambooth.core.planner import Plan
-from dreambooth.service import environment, models, runs
+from dreambooth.service import environment, errands, models
 from dreambooth.ui import commands
 from dreambooth.ui.commands import Result
 from dreambooth.ui.terminal import Terminal
@@ -30,7 +30,7 @@ def import_settings(options: argparse.Namespace, terminal: Terminal) -> Result:
 
 def tokens(options: argparse.Namespace, terminal: Terminal) -> Result:
     """What the words of a prompt are to the model."""
-    fields = runs.words(options.prompt, options.candidates, label="--{}")
+    fields = errands.words(options.prompt, options.candidates, label="--{}")
     chosen = settings.parse(project.open_project(commands.folders(options), options.name).settings())
     return commands.errand(options, terminal, "tokens", chosen, **fields)
 

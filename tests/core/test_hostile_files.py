@@ -250,7 +250,7 @@ case("Flux", of_tensors(("model.diffusion_model.double_blocks.0.img_attn.qkv.wei
 case("SD 3", of_tensors(("model.diffusion_model.joint_blocks.0.x", [1])), "Stable Diffusion 3")
 case("a ControlNet", of_tensors(("control_model.input_blocks.0.0.weight", [1])), "ControlNet")
 case("an embedding", of_tensors(("emb_params", [1, 768])), "embedding")
-case("LyCORIS", of_tensors(("lora_unet_x.oft_blocks", [1])), "LyCORIS")
+case("LyCORIS", of_tensors(("lora_unet_x.oft_diag", [1])), "LyCORIS")
 case("a LoHa", of_tensors(("lora_unet_x.hada_w1_a", [1])), "a LoRA")
 case("a LoKr", of_tensors(("lora_unet_x.lokr_w1", [1])), "a LoRA")
 case("a refiner", of_tensors((TO_K, [1, 1280]), ("conditioner.embedders.0.model.x", [1])), "refiner")

@@ -26,7 +26,7 @@ from dreambooth.engine.families.model import Text
 from dreambooth.engine.miniature import reading, world
 from dreambooth.engine.training import imagic, preview
 from dreambooth.engine.training.session import Session
-from dreambooth.service import runs
+from dreambooth.service import errands
 from tests.engine.runs import new_run, output, same, saved, tiny_project, told, train
 
 EDIT = {"imagic.enabled": True, "imagic.embedding_steps": 6, "intervals.max_train_steps": 4}
@@ -213,7 +213,7 @@ def test_previews_are_a_row_for_each_eta(star: Project, picture: Path) -> None:
 
 
 def drawn(star: Project, folder: Path, weights: Path, **more: Any) -> list[np.ndarray]:
-    chosen, fields = runs.drawing(star, {"weights": str(weights), "out": str(folder), "steps": 2, **more})
+    chosen, fields = errands.drawing(star, {"weights": str(weights), "out": str(folder), "steps": 2, **more})
     wanted = {"kind": "generate", "models": str(star.folder.parents[1]), "model": star.name, **fields}
     job = run.create(folder, wanted, "{}")
     (job.folder / "settings.json").write_text("{}")

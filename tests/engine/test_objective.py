@@ -169,13 +169,24 @@ def test_huber_forgives_outliers_and_is_the_square_for_small_errors() -> None:
 
 def test_the_weight_of_the_class_falls_over_the_epochs(one_of_each: Model) -> None:
     changes = {"objective.prior_loss_scale": True, "objective.prior_loss_target": 10, "tuning.prior_loss_weight": 0.9}
-    chosen = session(one_of_each, **changes, **{"objective.prior_loss_weight_min": 0.1})
-    for epoch, weight in ((0, 0.9), (5, 0.5), (10, 0.1), (50, 0.1)):
+    chosen = session(one_of_each, **changes, **{"objective.prior_loss_weight_min": 0.2})
+    for epoch, weight in ((0, 0.9), (5, 0.55), (10, 0.2), (50, 0.2)):
         total, subject, prior = (part.item() for part in losses(chosen, position=epoch * 6))
         assert total == pytest.approx(subject + weight * prior, abs=1e-5)
     still = session(one_of_each, **{"tuning.prior_loss_weight": 0.9})
     total, subject, prior = (part.item() for part in losses(still, position=300))
     assert total == pytest.approx(subject + 0.9 * prior, abs=1e-5)
+
+
+@pytest.mark.parametrize(("key", "value"), [("multires_noise_levels", 1), ("multires_noise_discount", 0.9)])
+def test_the_settings_of_multi_resolution_noise_reach_what_the_unet_sees(
+    one_of_each: Model, key: str, value: float
+) -> None:
+    plain = {"objective.multires_noise_levels": 4}
+    seen = [watched(session(one_of_each, **plain, **more))[1].x_t for more in ({}, {})]
+    other = watched(session(one_of_each, **{**plain, f"objective.{key}": value}))[1].x_t
+    assert torch.equal(*seen)
+    assert not torch.allclose(seen[0], other, atol=1e-3)
 
 
 def test_a_concept_counts_by_its_weight(one_of_each: Model) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from diffusers.models.resnet import ResnetBlock2D
 from safetensors.torch import load_file
 
 from dreambooth.core import project, settings
@@ -18,6 +20,8 @@ from dreambooth.core.run import Job
 from dreambooth.engine import families, worker
 from dreambooth.engine.data import class_pictures, pictures
 from dreambooth.engine.families.model import Model
+from dreambooth.engine.training import loop
+from dreambooth.engine.training.session import Session
 from dreambooth.service import launcher
 
 SHORT = {
@@ -81,6 +85,32 @@ def test_the_prompt_is_what_the_pictures_are_learned_under(star: Project) -> Non
     assert not all(torch.equal(one[name], other[name]) for name in one)
 
 
+LONG = "a photo of sks star, " + "red, " * 60
+
+
+@pytest.mark.parametrize(
+    ("changes", "prompt"),
+    [
+        ({"tuning.max_token_length": 150}, LONG),
+        ({"tuning.clip_skip": 2}, "a photo of sks star"),
+        ({"tuning.pad_tokens": False}, "a photo of sks star"),
+    ],
+    ids=["length", "clip skip", "padding"],
+)
+def test_how_prompts_are_read_changes_what_is_learned(star: Project, changes: dict[str, Any], prompt: str) -> None:
+    one, other = (
+        load_file(saved(train(star, **{"concepts.0.instance_prompt": prompt}, **some))[-1]) for some in ({}, changes)
+    )
+    assert not all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_short_memory_of_the_average_is_nearer_to_the_weights(star: Project) -> None:
+    longer, name = {"intervals.num_train_epochs": 10}, "model.diffusion_model.input_blocks.0.0.weight"
+    averages = [{}, *({"tuning.use_ema": True, "tuning.ema_decay": decay} for decay in (0.1, 0.9))]
+    plain, short, long = (load_file(saved(train(star, **longer, **average))[-1])[name] for average in averages)
+    assert 0 < (short - plain).norm() < (long - plain).norm()
+
+
 def test_the_pictures_are_those_of_the_folder(star: Project, tmp_path: Path) -> None:
     for picture in sorted(SUBJECT_PICTURES.glob("*.png"))[:2]:
         shutil.copy(picture, tmp_path)
@@ -88,10 +118,74 @@ def test_the_pictures_are_those_of_the_folder(star: Project, tmp_path: Path) -> 
     assert [event["images"] for event in job.events()[0] if event["event"] == "saved"] == [2]
 
 
-def test_repeats_make_an_epoch_longer(star: Project) -> None:
-    runs = [train(star, **{"concepts.0.repeats": repeats}) for repeats in (1, 3)]
+@pytest.mark.parametrize("key", ["concepts.0.repeats", "intervals.num_train_epochs"])
+def test_more_repeats_or_epochs_see_more_pictures(star: Project, key: str) -> None:
+    runs = [train(star, **{key: count}) for count in (1, 3)]
     lengths = [event["images"] for job in runs for event in job.events()[0] if event["event"] == "saved"]
     assert lengths == [5, 15]
+
+
+def test_previews_come_every_so_many_epochs(star: Project) -> None:
+    shown = {"previews.count": 1, "previews.steps": 1, "intervals.num_train_epochs": 4}
+    job = train(star, **shown, **{"intervals.save_preview_every": 2})
+    assert [event["images"] for event in job.events()[0] if event["event"] == "preview"] == [0, 10, 20]
+
+
+@pytest.mark.parametrize(("batch", "accumulation", "expected"), [(1, 1, (5, 5)), (5, 1, (1, 1)), (1, 5, (5, 1))])
+def test_a_step_is_a_batch_or_several_added_up(
+    star: Project, batch: int, accumulation: int, expected: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """How often the model is asked and how often its weights change, for five pictures."""
+    counts = {"asked": 0, "changed": 0}
+
+    def counted(name: str, what: Callable[..., Any]) -> Callable[..., Any]:
+        def count(*given: Any, **more: Any) -> Any:
+            counts[name] += 1
+            return what(*given, **more)
+
+        return count
+
+    monkeypatch.setattr(loop, "batch_losses", counted("asked", loop.batch_losses))
+    monkeypatch.setattr(Session, "change_weights", counted("changed", Session.change_weights))
+    train(star, **{"batching.train_batch_size": batch, "batching.gradient_accumulation_steps": accumulation})
+    assert (counts["asked"], counts["changed"]) == expected
+
+
+def test_checkpointing_works_out_the_blocks_again(star: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    forward = ResnetBlock2D.forward
+
+    def counted(block: ResnetBlock2D, *given: Any, **more: Any) -> Any:
+        calls.append(block)
+        return forward(block, *given, **more)
+
+    monkeypatch.setattr(ResnetBlock2D, "forward", counted)
+    counts = []
+    for checkpointed in (False, True):
+        calls.clear()
+        train(star, **{"batching.gradient_checkpointing": checkpointed})
+        unet = [block for block in calls if block.time_emb_proj is not None]  # the VAE's know no time
+        counts.append(len(unet))
+    assert 1.5 * counts[0] < counts[1] <= 2 * counts[0]  # the first of the middle is kept by diffusers
+
+
+@pytest.mark.parametrize("half", [True, False])
+def test_results_are_written_in_half_or_whole(star: Project, half: bool) -> None:
+    written = load_file(saved(train(star, **{"saving.half_model": half}))[-1])
+    unet = {tensor.dtype for name, tensor in written.items() if name.startswith("model.diffusion_model.")}
+    assert unet == {torch.float16 if half else torch.float32}
+
+
+def test_a_lora_has_the_layers_that_are_chosen(star: Project) -> None:
+    found = []
+    for layers in ("attention", "transformer", "convolutions"):
+        written = load_file(saved(train(star, **{"general.method": "lora", "lora.layers": layers}))[-1])
+        found.append({name.rpartition("_")[0] for name in written if name.endswith("lora_up.weight")})
+    assert found[0] < found[1] < found[2]
+    assert all("attn" in name for name in found[0])
+    assert any("ff_net" in name for name in found[1])
+    assert any("resnets" in name for name in found[2])
+    assert not any("resnets" in name for name in found[1])
 
 
 def test_the_text_encoder_stops_at_a_step(star: Project) -> None:

@@ -16,6 +16,7 @@ import dreambooth.host
 STANDIN = Path(__file__).with_name("standin")
 ROOT = Path(__file__).resolve().parents[2]
 THEIRS = ("modules", "gradio")
+OURS = ("dreambooth.host.webui", "dreambooth.host.describing")  # hold the modules of the WebUI that they met first
 
 
 class StandIn:
@@ -49,16 +50,17 @@ class StandIn:
 def webui(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:
     """A WebUI that has just been started, with nothing of ours loaded yet."""
     hidden = {name: module for name, module in sys.modules.items() if name.split(".")[0] in THEIRS}
-    _forget([*hidden, "dreambooth.host.webui"])
+    _forget([*hidden, *OURS])
     monkeypatch.syspath_prepend(str(STANDIN))
     from modules import call_queue, devices, progress, sd_models, shared, ui_extra_networks  # noqa: F401
 
     yield StandIn(tmp_path)
-    _forget([*(one for one in sys.modules if one.split(".")[0] in THEIRS), "dreambooth.host.webui"])
+    _forget([*(one for one in sys.modules if one.split(".")[0] in THEIRS), *OURS])
     sys.modules.update(hidden)
 
 
 def _forget(names: list[str]) -> None:
     for name in names:
         sys.modules.pop(name, None)
-    vars(dreambooth.host).pop("webui", None)
+    for name in OURS:
+        vars(dreambooth.host).pop(name.rpartition(".")[2], None)

@@ -24,8 +24,9 @@ SHOWN = {
     **demo.METHODS["LoRA"],
     "concepts.0.instance_data_dir": "~/pictures",
     "concepts.0.instance_prompt": "a photo of [filewords]",
-    "intervals.num_train_epochs": 60,
-    "intervals.save_preview_every": 12,
+    "concepts.0.num_class_images_per": 0,
+    "intervals.num_train_epochs": 150,
+    "intervals.save_preview_every": 30,
     "previews.count": 1,
     "previews.prompts": "a photo of sks star on a purple background",
 }

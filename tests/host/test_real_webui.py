@@ -27,7 +27,8 @@ from tests.ui.page.conftest import browser as browser
 NAME = "a star"
 EXTENSION = "a dream-booth of any name"
 RUNS = "/dreambooth/models/a%20star/runs"
-OURS = {"dreambooth_lend_gpu", "dreambooth_alone_minutes"}
+# What "Apply and quit" writes itself, and our settings, as a WebUI forgets none that it was ever told.
+KEPT = {"disabled_extensions", "disable_all_extensions", "dreambooth_lend_gpu", "dreambooth_alone_minutes"}
 PROMPT = "a photo of a red star on a blue background"
 TAUGHT = "a photo of " + (SUBJECT_PICTURES / "1.txt").read_text().strip()
 SHORT = {"intervals.max_train_steps": 4, "previews.count": 0, "lora.rank": 2, "general.resolution": 64}
@@ -191,6 +192,21 @@ def test_one_press_chooses_the_checkpoint(webui: WebUI, visitor: Visitor) -> Non
     webui.ask("/sdapi/v1/options", {"sd_model_checkpoint": "miniature"})
 
 
+def test_the_webuis_own_deepdanbooru_describes_pictures(webui: WebUI, tmp_path: Path, visitor: Visitor) -> None:
+    webui.ask("/probe/deepdanbooru")
+    model = "/dreambooth/models/a%20star"
+    folder = Path(webui.ask(f"{model}/settings")["settings"]["concepts.0.instance_data_dir"])
+    (folder / "2.txt").unlink()
+    visitor.tab("Concepts")
+    visitor.see("[data-db-describe=DeepDanbooru]").click()
+    webui.wait((folder / "2.txt").exists)
+    assert (folder / "2.txt").read_text() == "star\n"
+    assert (folder / "1.txt").read_text() == (SUBJECT_PICTURES / "1.txt").read_text(), "what had a caption keeps it"
+    with pytest.raises(Refused, match="BLIP has no weights yet"):  # its weights are not there, and no network is
+        webui.ask(f"{model}/concepts/0/describe", {"with": "BLIP", "over": True})
+    assert (folder / "2.txt").read_text() == "star\n"
+
+
 def test_the_webui_is_used_while_it_trains(webui: WebUI, before: dict[str, Any]) -> None:
     begin(webui, **{"intervals.max_train_steps": 100_000, "intervals.save_state_every_steps": 2})
     began = time.monotonic()
@@ -261,6 +277,7 @@ def test_removed_without_a_trace(webui: WebUI, before: dict[str, Any]) -> None:
     webui.start()
     after = webui.settings_files()
     assert after["ui-config.json"] == before["files"]["ui-config.json"]
-    left = {key: value for key, value in after["config.json"].items() if key not in OURS}
-    assert left == before["files"]["config.json"], "but for two keys: a WebUI forgets no setting that it was ever told"
+    left = {key: value for key, value in after["config.json"].items() if key not in KEPT}
+    assert left == {key: value for key, value in before["files"]["config.json"].items() if key not in KEPT}
+    print("kept in config.json:", KEPT & set(after["config.json"]))
     assert webui.draw(PROMPT)[0] == before["picture"]

@@ -5,13 +5,16 @@ from __future__ import annotations
 import base64
 import sys
 import threading
+from importlib.machinery import ModuleSpec
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from dreambooth.core import lock
+from dreambooth.core.errors import UserError
 from tests.host.conftest import StandIn
 
 
@@ -140,6 +143,37 @@ def test_forge_and_reforge_unload_by_their_own_manager_and_load_when_they_draw(
         pass
 
 
+def test_sdnext_has_another_lock_other_names_and_folders_in_its_settings(
+    webui: StandIn, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    models, unloaded = webui.module("sd_models"), []
+    monkeypatch.setitem(sys.modules, "modules.launch_utils", None)
+    monkeypatch.setitem(sys.modules, "installer", SimpleNamespace(get_version=lambda: {"updated": "2026-07-23"}))
+    plain = threading.Lock()
+    drawing = SimpleNamespace(queue_lock=plain)
+    program = SimpleNamespace(queue_lock=plain, generate=drawing)
+    monkeypatch.setattr(webui.module("shared"), "api", program, raising=False)
+    webui.module("call_queue").queue_lock = plain
+    monkeypatch.setattr(models, "model_data", SimpleNamespace(sd_model=models.model))
+    monkeypatch.setattr(models, "unload_model_weights", lambda: unloaded.append(True), raising=False)
+    webui.module("shared").opts.data["lora_dir"] = str(tmp_path / "theirs")
+    webui.module("shared").cmd_opts.auth = "anna:1"
+    host = webui.load_script().HOST
+    host.started(None)
+    assert (host.name, host.version) == ("SD.Next", "2026-07-23")
+    assert host.folders().loras == tmp_path / "theirs"
+    assert host.admits(_basic("anna:1"), {}) and not host.admits({}, {})
+    for _ in range(2):
+        host.lend_gpu()
+        assert unloaded
+        with pytest.raises(RuntimeError, match="Dreambooth has the GPU"), program.queue_lock:
+            pass
+        host.take_gpu_back()
+        with program.queue_lock:
+            assert program.queue_lock.locked() and not program.queue_lock.acquire(False)
+    assert webui.module("call_queue").queue_lock is program.queue_lock is drawing.queue_lock is not plain
+
+
 def test_forge_shows_the_refusal_and_not_an_older_error(
     host: Any, webui: StandIn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -164,6 +198,39 @@ def test_a_webui_that_starts_beside_an_engine_loads_no_model(webui: StandIn, tmp
 
 def _basic(text: str) -> dict[str, str]:
     return {"authorization": "Basic " + base64.b64encode(text.encode()).decode()}
+
+
+def test_pictures_are_described_by_the_webuis_models_in_its_queue(
+    host: Any, webui: StandIn, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    picture, queue, held = tmp_path / "a.png", webui.module("call_queue").queue_lock, []
+    Image.new("RGB", (8, 8)).save(picture)
+    assert host.captioners == (), "this WebUI has neither"
+    with pytest.raises(UserError, match=r"no 'BLIP' .*it has: none"):
+        host.describe(picture, "BLIP")
+
+    def say(image: Any) -> str:
+        held.append(not queue.acquire(False))
+        return f" a picture of {image.width} pixels\n"
+
+    blip = SimpleNamespace(load=lambda: None, unload=lambda: held.append("unloaded"), generate_caption=say)
+    monkeypatch.setattr(webui.module("shared"), "interrogator", blip, raising=False)
+    deepbooru = ModuleType("modules.deepbooru")
+    deepbooru.__spec__ = ModuleSpec("modules.deepbooru", None)
+    deepbooru.model = SimpleNamespace(tag=say)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "modules.deepbooru", deepbooru)
+    monkeypatch.setattr(sys.modules["modules"], "deepbooru", deepbooru, raising=False)
+    assert host.captioners == ("BLIP", "DeepDanbooru")
+    for captioner in host.captioners:
+        assert host.describe(picture, captioner) == "a picture of 8 pixels"
+    assert held == [True, "unloaded", True]
+    host.lend_gpu()
+    with pytest.raises(UserError, match=r"BLIP cannot describe a\.png: Dreambooth has the GPU"):
+        host.describe(picture, "BLIP")
+    host.take_gpu_back()
+    picture.write_bytes(b"no picture")
+    with pytest.raises(UserError, match="cannot be read"):
+        host.describe(picture, "BLIP")
 
 
 def test_who_is_admitted(host: Any, webui: StandIn) -> None:

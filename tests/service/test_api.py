@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, given, strategies
 from hypothesis import settings as hypothesis_settings
 from PIL import Image
 
+from dreambooth.core.errors import UserError
 from dreambooth.core.layout import MINIATURE, SUBJECT_PICTURES
 from dreambooth.host.base import PAGE_TOKEN
 from dreambooth.host.standalone import Standalone
@@ -54,6 +55,40 @@ def test_a_model_is_made_listed_renamed_and_put_into_the_trash(asked: TestClient
         create(asked, "a b")
     asked.delete("/dreambooth/models/a%20b")
     assert asked.get("/dreambooth/models").json() == {"models": []}
+
+
+def test_pictures_without_a_caption_are_described_and_the_others_kept(tmp_path: Path) -> None:
+    class Describing(Standalone):
+        def describe(self, picture: Path, captioner: str) -> str:
+            if picture.stem == "c" and captioner != "BLIP":
+                raise UserError("it cannot")
+            return f"{picture.stem} by {captioner}"
+
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for name in "abc":
+        Image.new("RGB", (64, 64)).save(folder / f"{name}.png")
+    (folder / "a.txt").write_text("mine")
+    asked = client(tmp_path / "models", Describing(str(tmp_path / "models")))
+    create(asked, concepts=[{"instance_data_dir": str(folder), "instance_prompt": "[filewords]"}])
+    place = "/dreambooth/models/star/concepts/0/describe"
+    stopped = asked.post(place, json={"with": "DeepDanbooru"})
+    assert stopped.status_code == 400 and stopped.json()["problems"] == ["it cannot"]
+    assert (folder / "b.txt").read_text() == "b by DeepDanbooru\n", "what was said before is kept"
+    assert asked.post(place, json={"with": "BLIP"}).json() == {"described": 1}
+    assert [(folder / f"{name}.txt").read_text().strip() for name in "abc"] == [
+        "mine",
+        "b by DeepDanbooru",
+        "c by BLIP",
+    ]
+    assert asked.post(place, json={"with": "BLIP", "over": True}).json() == {"described": 3}
+    assert (folder / "a.txt").read_text() == "a by BLIP\n"
+    assert "only a WebUI" in create_without_webui(tmp_path).json()["problems"][0]
+
+
+def create_without_webui(tmp_path: Path) -> Any:
+    (tmp_path / "pictures" / "a.txt").unlink()
+    return client(tmp_path / "models").post("/dreambooth/models/star/concepts/0/describe", json={"with": "BLIP"})
 
 
 def test_settings_are_read_changed_and_refused_whole(asked: TestClient) -> None:

@@ -18,7 +18,7 @@ from dreambooth.core.errors import UserError
 from dreambooth.core.layout import MINIATURE, SUBJECT_PICTURES
 from dreambooth.core.project import Folders, Project
 from dreambooth.core.run import Job
-from dreambooth.service import launcher, queue, runs
+from dreambooth.service import errands, launcher, queue, runs
 
 SHORT = {
     "concepts.0.instance_data_dir": str(SUBJECT_PICTURES),
@@ -133,7 +133,7 @@ def test_an_exported_file_is_listed(host: Host, star: Project, monkeypatch: pyte
     looked = queue.Queue(host)
     monkeypatch.setattr(queue, "_watcher", SimpleNamespace(queue=looked))
     target = host.models.checkpoints / "copy.safetensors"
-    fields = runs.exporting(star, {"base": True, "to": str(target)})
+    fields = errands.exporting(star, {"base": True, "to": str(target)})
     queue.submit(launcher.new_errand(host.models, star, "export", settings.parse({}), **fields))
     look(looked, lambda: bool(host.said))
     assert host.said == ["refresh"] and target.exists()

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from dreambooth.core.settings import Settings
 
 PRODIGY_LEAST_RATE = 0.01
+LONGEST_NAME = 80  # as of a model; steps and endings follow
 _NO_EPSILON = ("lion", "lion_8bit", "paged_lion_8bit")
 
 
@@ -229,6 +230,8 @@ def _imagic(settings: Settings) -> list[str]:
 def _name(name: str) -> list[str]:
     if name and (name.strip(" .") != name or any(c in '<>:"/\\|?*' or ord(c) < 32 for c in name)):
         return [f"saving.custom_model_name: {name!r} cannot be a file's name."]
+    if len(name) > LONGEST_NAME:
+        return [f"saving.custom_model_name: it has {len(name)} characters; leave at most {LONGEST_NAME}."]
     return []
 
 

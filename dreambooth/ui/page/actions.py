@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dreambooth.core import captions, presets, project, run, settings
+from dreambooth.core import anatomy, captions, checkpoint, planner, presets, project, run, settings
 from dreambooth.core.checkpoint import FAMILIES
 from dreambooth.core.errors import UserError
 from dreambooth.core.hub import HubModel
+from dreambooth.core.planner import Plan
 from dreambooth.core.project import Folders, Project
 from dreambooth.core.quantities import size
 from dreambooth.core.run import Job, Request
 from dreambooth.core.schema import to_flat
 from dreambooth.core.settings.dataset import Concept
 from dreambooth.host.base import Host
-from dreambooth.service import environment, launcher, models, queue, runs
+from dreambooth.service import environment, errands, launcher, models, queue, runs
+from dreambooth.ui.page import cost
 from dreambooth.ui.page.errand_view import newest_errand
+from dreambooth.ui.page.fragments import key_of
 
 Values = dict[str, Any]
 
@@ -84,6 +88,20 @@ def save(opened: Project, shown: Mapping[str, Any]) -> Values:
     return models.write_settings(opened, {**opened.settings(), **shown})
 
 
+def save_draft(opened: Project, shown: Mapping[str, Any]) -> Values:
+    """Saves what is right of what the page shows; a value that is wrong by itself stays on the page alone.
+
+    Raises UserError with every problem, after the rest was saved.
+    """
+    try:
+        return save(opened, shown)
+    except UserError as error:
+        wrong = {key for one in error.problems if (key := key_of(one))}
+        with contextlib.suppress(UserError):  # settings that do not go together: none is saved until they do
+            save(opened, {key: value for key, value in shown.items() if key not in wrong})
+        raise
+
+
 def concept_names(flat: Mapping[str, Any]) -> list[str]:
     """What the page calls each concept."""
     rows = sorted({int(key.split(".")[1]) for key in flat if key.startswith(_CONCEPT)})
@@ -119,6 +137,18 @@ def apply_preset(opened: Project, shown: Mapping[str, Any], name: str) -> str:
     models.write_settings(opened, after)
     changed = sum(before.get(key) != value for key, value in after.items())
     return f"{presets.find(name).label}: {changed} setting{'' if changed == 1 else 's'} changed."
+
+
+def performance(opened: Project, shown: Mapping[str, Any], card_bytes: int) -> Plan:
+    """Puts what fits this machine's card over what the page shows."""
+    if not card_bytes:
+        raise UserError("Performance: no card is known here, so nothing was changed; there is nothing to fit.")
+    before = {**opened.settings(), **shown}
+    own = settings.parse(before)
+    model = anatomy.of(checkpoint.read_header(opened.source))
+    made = planner.plan(own, model, opened.about["family"], cost.area(opened, own), card_bytes)
+    models.write_settings(opened, {**before, **made.changes})
+    return made
 
 
 def take_pictures(opened: Project, row: int, files: list[str]) -> str:
@@ -209,10 +239,11 @@ def generate(host: Host, opened: Project, wanted: Values) -> None:
     if not (wanted["prompt"] or "").strip():
         raise UserError("Sample Prompt: it is empty; say what to draw.")
     whole = {
-        key: _whole(value) if isinstance(runs.DRAWING.get(key, ("",))[0], int) else value
+        key: _whole(value) if isinstance(errands.DRAWING.get(key, ("",))[0], int) else value
         for key, value in wanted.items()
     }
-    chosen, fields = runs.drawing(opened, whole, label="{}")
+    ask = errands.sheet if "sheet" in whole else errands.drawing
+    chosen, fields = ask(opened, whole, label="{}")
     queue.submit(_new_errand(host, opened, "generate", chosen, **fields))
 
 
@@ -221,8 +252,16 @@ def _whole(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
+def lora_weights(text: str) -> list[float]:
+    """`0, 0.5, 1` -> [0.0, 0.5, 1.0]. Raises UserError for what are no numbers."""
+    try:
+        return [float(word) for word in text.replace(";", ",").split(",") if word.strip()]
+    except ValueError:
+        raise UserError(f"Lora Weights: {text[:40]!r} are no numbers with commas between them; 0.5, 1 are.") from None
+
+
 def export(host: Host, opened: Project, wanted: Values) -> None:
-    fields = runs.exporting(opened, wanted, label="{}")
+    fields = errands.exporting(opened, wanted, label="{}")
     queue.submit(_new_errand(host, opened, "export", settings.parse({}), **fields))
 
 

@@ -23,7 +23,7 @@ _THUMBNAIL_SIDE = 256
 Box = tuple[float, float, float, float]  # left, top, right, bottom, in pixels of the upright picture
 
 
-def concept_view(folders: Folders, model: str, row: int, shown: int) -> str:
+def concept_view(folders: Folders, model: str, row: int, shown: int, captioners: tuple[str, ...] = ()) -> str:
     project = open_project(folders, model)
     own = settings.parse(project.settings())
     if not 0 <= row < len(own.concepts):  # it was removed just now
@@ -44,7 +44,19 @@ def concept_view(folders: Folders, model: str, row: int, shown: int) -> str:
     more = len(listed) - shown
     button = f'<button type="button" class="db-more" data-db-more="{SHOWN}">Show more ({more:,})</button>'
     head = f"<h4>{len(listed):,} picture{'' if len(listed) == 1 else 's'} <small>{_about_words(own, row)}</small></h4>"
-    return root("some", [("pictures", f'{head}<div class="db-tiles">{tiles}</div>{button if more > 0 else ""}')])
+    tail = f"{button if more > 0 else ''}{_describers(project, row, captioners)}"
+    return root("some", [("pictures", f'{head}<div class="db-tiles">{tiles}</div>{tail}')])
+
+
+def _describers(project: Project, row: int, captioners: tuple[str, ...]) -> str:
+    """A button for each of the WebUI's models that can say what pictures show."""
+    address = f"dreambooth/models/{quote(project.name)}/concepts/{row}/describe"
+    buttons = "".join(
+        f'<button type="button" class="db-more" data-db-describe="{escape(name)}" data-db-address="{escape(address)}">'
+        f"Describe with {escape(name)}</button> "
+        for name in captioners
+    )
+    return f'<p class="db-quiet">Pictures without a caption: {buttons}<span></span></p>' if buttons else ""
 
 
 def _about_words(own: Settings, row: int) -> str:

@@ -2,71 +2,136 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
+from dreambooth.core.errors import UserError
 from dreambooth.core.presets import PRESETS
+from dreambooth.core.project import Project
 from dreambooth.core.schema import leaves
 from dreambooth.core.settings import Settings
-from dreambooth.ui.page.controls import Form
+from dreambooth.ui.page import actions, dialect
+from dreambooth.ui.page.fragments import good, live
+
+if TYPE_CHECKING:
+    from dreambooth.ui.page.page import Page, Shown, Values
 
 ABOUT_PICTURES = "instance_data_dir"
 IN_FRONT = ("instance_prompt", "class_prompt", "num_class_images_per")
 TOKENS = ("instance_token", "class_token", "repeats")
 
 
-@dataclass
-class Concepts:
-    """What the page binds of this tab."""
+class ConceptsTab:
+    def __init__(self, page: Page) -> None:
+        self.page = page
 
-    chosen: Any
-    add: Any
-    remove: Any
-    drop: Any
-    presets: dict[str, Any]
-    pictures: Any
-    check: Any
-    plan: Any
-    class_pictures: Any
-    class_pictures_made: Any
+    def lay_out(self) -> None:
+        """Adds the controls of one concept to the page's form, which fills them with the one that is chosen."""
+        prefix, form = "concepts.N.", self.page.form
+        own = {leaf.key.removeprefix(prefix): leaf for leaf in leaves(Settings) if leaf.key.startswith(prefix)}
+        with gr.Row(elem_id="db_concept_row", elem_classes=["db-line"]):
+            self.chosen = gr.Radio(
+                ["Concept 1"], value="Concept 1", show_label=False, elem_id="db_concept", container=False
+            )
+            self.add = gr.Button("Add a concept", elem_id="db_concept_add", size="sm")
+            self.remove = gr.Button("Remove this one", elem_id="db_concept_remove", size="sm")
+        with gr.Row(elem_id="db_pictures_row", elem_classes=["db-fields"]):
+            form.add(own.pop(ABOUT_PICTURES))
+            self.drop = gr.File(
+                label="Drop pictures here (and captions: a .txt for each)",
+                file_count="multiple",
+                elem_id="db_drop",
+                height=140,
+            )
+        with gr.Row(elem_id="db_prompts_row", elem_classes=["db-fields"]):
+            form.add_all(own.pop(name) for name in IN_FRONT)
+        with gr.Row(elem_id="db_presets_row", elem_classes=["db-line"]):
+            gr.HTML("<span>Start from:</span>", elem_id="db_presets_label")
+            self.presets = {
+                preset.name: gr.Button(preset.label, elem_id=f"db_preset_{preset.name}", size="sm")
+                for preset in PRESETS.values()
+            }
+        with (
+            gr.Accordion("Tokens and Repeats", open=False, elem_id="db_section_tokens"),
+            gr.Row(elem_id="db_fields_tokens", elem_classes=["db-fields"]),
+        ):
+            form.add_all(own.pop(name) for name in TOKENS)
+        with gr.Accordion("Class Pictures", open=False, elem_id="db_section_class"):
+            with gr.Row(elem_id="db_fields_class", elem_classes=["db-fields"]):
+                form.add_all(own.values())
+            self.class_pictures = gr.Button("Generate Class Images", elem_id="db_class_images", size="sm")
+            self.class_pictures_made = gr.HTML("", elem_id="db_class_images_made")
+        self.pictures = gr.HTML("", elem_id="db_pictures")
+        self.check = gr.Button("Check the pictures", elem_id="db_check")
+        self.plan = gr.HTML("", elem_id="db_plan")
 
+    def places(self) -> list[Any]:
+        return [self.chosen, self.pictures, self.plan, self.class_pictures_made]
 
-def build(form: Form) -> Concepts:
-    """Adds the controls of one concept to `form`; the page fills them with the one that is chosen."""
-    own = {leaf.key.removeprefix("concepts.N."): leaf for leaf in leaves(Settings) if leaf.key.startswith("concepts.")}
-    with gr.Row(elem_id="db_concept_row", elem_classes=["db-line"]):
-        chosen = gr.Radio(["Concept 1"], value="Concept 1", show_label=False, elem_id="db_concept", container=False)
-        add = gr.Button("Add a concept", elem_id="db_concept_add", size="sm")
-        remove = gr.Button("Remove this one", elem_id="db_concept_remove", size="sm")
-    with gr.Row(elem_id="db_pictures_row", elem_classes=["db-fields"]):
-        form.add(own.pop(ABOUT_PICTURES))
-        drop = gr.File(
-            label="Drop pictures here (and captions: a .txt for each)",
-            file_count="multiple",
-            elem_id="db_drop",
-            height=140,
-        )
-    with gr.Row(elem_id="db_prompts_row", elem_classes=["db-fields"]):
-        form.add_all(own.pop(name) for name in IN_FRONT)
-    with gr.Row(elem_id="db_presets_row", elem_classes=["db-line"]):
-        gr.HTML("<span>Start from:</span>", elem_id="db_presets_label")
-        buttons = {
-            preset.name: gr.Button(preset.label, elem_id=f"db_preset_{preset.name}", size="sm")
-            for preset in PRESETS.values()
+    def show(self, opened: Project | None, row: int) -> Shown:
+        if opened is None:
+            return {self.pictures: "", self.plan: "", self.class_pictures_made: ""}
+        labels = actions.concept_names(opened.settings())
+        return {
+            self.chosen: gr.update(choices=labels, value=labels[row]),
+            self.pictures: live("pictures", opened.name, row=row),
+            self.plan: live("check", opened.name),
+            self.class_pictures_made: live("class-images", opened.name),
         }
-    with (
-        gr.Accordion("Tokens and Repeats", open=False, elem_id="db_section_tokens"),
-        gr.Row(elem_id="db_fields_tokens", elem_classes=["db-fields"]),
-    ):
-        form.add_all(own.pop(name) for name in TOKENS)
-    with gr.Accordion("Class Pictures", open=False, elem_id="db_section_class"):
-        with gr.Row(elem_id="db_fields_class", elem_classes=["db-fields"]):
-            form.add_all(own.values())
-        class_pictures = gr.Button("Generate Class Images", elem_id="db_class_images", size="sm")
-        class_pictures_made = gr.HTML("", elem_id="db_class_images_made")
-    pictures = gr.HTML("", elem_id="db_pictures")
-    check = gr.Button("Check the pictures", elem_id="db_check")
-    plan = gr.HTML("", elem_id="db_plan")
-    return Concepts(chosen, add, remove, drop, buttons, pictures, check, plan, class_pictures, class_pictures_made)
+
+    def bind(self) -> None:
+        act, whole = self.page.act, self.page.of_model
+        act(self.chosen.input, self._choose, [self.chosen], whole)
+        act(self.add.click, self._add, [], whole)
+        act(self.remove.click, self._remove, [], whole)
+        act(self.drop.upload, self._take_pictures, [self.drop], [*whole, self.drop])
+        for name, button in self.presets.items():
+            act(button.click, self._preset(name), [], whole)
+        act(self.check.click, self._check, [], [])
+        act(self.class_pictures.click, self._make_class_pictures, [], [])
+
+    def _choose(self, values: Values) -> Shown:
+        opened = self.page.opened(values)
+        flat = self.page.keep(opened, values)
+        return self.page.show(opened.name, actions.concept_names(flat).index(values[self.chosen]))
+
+    def _add(self, values: Values) -> Shown:
+        opened = self.page.opened(values)
+        self.page.keep(opened, values)
+        return self.page.show(opened.name, actions.add_concept(opened))
+
+    def _remove(self, values: Values) -> Shown:
+        opened = self.page.opened(values)
+        return self.page.show(opened.name, actions.remove_concept(opened, self._row(values)))
+
+    def _take_pictures(self, values: Values) -> Shown:
+        opened, row = self.page.opened(values), self._row(values)
+        folder = actions.take_pictures(opened, row, dialect.uploaded(values[self.drop]))
+        actions.save(opened, {**self.page.form.read(values, row), f"concepts.{row}.instance_data_dir": folder})
+        return {**self.page.show(opened.name, row, good(f"The pictures are in {folder}.")), self.drop: None}
+
+    def _preset(self, name: str) -> Callable[[Values], Shown]:
+        def apply(values: Values) -> Shown:
+            opened, row = self.page.opened(values), self._row(values)
+            said = actions.apply_preset(opened, self.page.form.read(values, row), name)
+            return self.page.show(opened.name, row, good(said))
+
+        return apply
+
+    def _check(self, values: Values) -> Shown:
+        opened = self.page.opened(values)
+        self.page.keep(opened, values)
+        if problems := actions.check(self.page.host, opened):
+            raise UserError(problems)
+        return {}
+
+    def _make_class_pictures(self, values: Values) -> Shown:
+        opened = self.page.opened(values)
+        self.page.keep(opened, values)
+        actions.make_class_pictures(self.page.host, opened)
+        return {}
+
+    def _row(self, values: Values) -> int:
+        return int(values[self.page.row])

@@ -8,15 +8,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from dreambooth.core import captions, checkpoint, forecast, run
-from dreambooth.core.buckets import Bucket
-from dreambooth.core.budget import budget
+from dreambooth.core import anatomy, checkpoint, footprint, forecast, run
+from dreambooth.core.budget import Budget, budget
 from dreambooth.core.errors import UserError
 from dreambooth.core.project import Project
-from dreambooth.core.quantities import duration, size
 from dreambooth.core.schema import to_flat
 from dreambooth.core.settings import Settings
 from dreambooth.core.settings.dataset import Concept
+from dreambooth.service import pictures
 
 _SAME_PACE = (
     "general.method",
@@ -31,48 +30,38 @@ class Cost:
     """Seconds are None before a first run of the kind; bytes are 0 where the model's file is gone."""
 
     pictures: int
-    steps: int
+    length: Budget | None  # None without pictures
     seconds: float | None
     memory_bytes: int
     disk_bytes: int
 
-    def words(self) -> list[str]:
-        if not self.pictures:
-            return ["No pictures yet"]
-        said = [f"{self.pictures:,} pictures", f"{self.steps:,} steps"]
-        if self.seconds:
-            said.append(f"≈ {duration(self.seconds)}")
-        if self.memory_bytes:
-            said += [f"≈ {size(self.memory_bytes)} memory", f"{size(self.disk_bytes)} disk"]
-        return said
-
 
 def estimate(project: Project, settings: Settings) -> Cost:
     """About what a run with these settings takes; every picture counts as one of the full size."""
-    found = [(concept, len(pictures(concept))) for concept in settings.concepts]
+    found = [(concept, _count(concept)) for concept in settings.concepts]
     seen = sum(count * concept.repeats for concept, count in found)
-    if not seen:
-        return Cost(0, 0, None, 0, 0)
-    length = budget(settings, seen)
+    length = budget(settings, seen) if seen else None
     memory = disk = 0
     try:
         header = checkpoint.read_header(project.source)
-        side = settings.general.resolution or project.resolution
-        memory = forecast.memory(header, settings, Bucket(side, side)).total
-        disk = forecast.disk_bytes(header, settings, length)
+        memory = footprint.needs(settings, anatomy.of(header), project.about["family"], area(project, settings)).total
+        disk = forecast.disk_bytes(header, settings, length) if length else 0
     except UserError:  # the model's own line says what is wrong with its file
         pass
     pace = _pace(project, settings)
-    return Cost(sum(n for _, n in found), length.steps, length.steps / pace if pace else None, memory, disk)
+    seconds = length.steps / pace if length and pace else None
+    return Cost(sum(n for _, n in found), length, seconds, memory, disk)
 
 
-def pictures(concept: Concept) -> list[Path]:
-    """The picture files of a concept's folder; empty where there is no folder."""
+def area(project: Project, settings: Settings) -> int:
+    """The pixels of each training picture, as far as the settings say; buckets have about the same."""
+    return int((settings.general.resolution or project.resolution) ** 2)
+
+
+def _count(concept: Concept) -> int:
+    """How many pictures lie in a concept's folder; none where there is no folder."""
     folder = Path(concept.instance_data_dir).expanduser()
-    if not concept.instance_data_dir.strip() or not folder.is_dir():
-        return []
-    hidden = (path for path in folder.rglob("*") if path.suffix.lower() in captions.PICTURES)
-    return [p for p in hidden if p.is_file() and not any(s.startswith(".") for s in p.relative_to(folder).parts)]
+    return len(pictures.names(folder)) if concept.instance_data_dir.strip() and folder.is_dir() else 0
 
 
 def _pace(project: Project, settings: Settings) -> float:

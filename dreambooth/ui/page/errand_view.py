@@ -25,7 +25,7 @@ def errand_view(folders: Folders, model: str, kind: str) -> str:
         return root("none", [("result", "")])
     story, status = job.story(), job.status()
     if status in ("running", "new", "queued"):
-        return root("running", [("head", bar(stage(story) or _STARTING)), ("result", _pictures(project, story))])
+        return root("running", [("head", bar(stage(story) or _STARTING)), ("result", _pictures(project, job, story))])
     if status in ("failed", "lost"):
         return root("failed", [("head", failure_list(runs.errors(job, status))), ("result", "")])
     assert story.ending is not None  # or it would be lost
@@ -51,15 +51,33 @@ def newest_errand(project: Project, kind: str) -> Job | None:
     return next((job for job in reversed(run.errands(project)) if job.read()["kind"] == kind), None)
 
 
-def _pictures(project: Project, story: Story) -> str:
+def _pictures(project: Project, job: Job, story: Story) -> str:
+    if "rows" in (asked := job.read()):
+        return _sheet(project, asked, story)
     made = map(Path, story.pictures)
     shown = "".join(image(project, path, path.stem) for path in made)
     return f'<div class="db-pictures">{shown}</div>' if shown else ""
 
 
+def _sheet(project: Project, asked: Event, story: Story) -> str:
+    """Results in rows, LoRA weights in columns; what is not drawn yet is an empty cell, so that nothing jumps."""
+    made = {Path(path).stem: Path(path) for path in story.pictures}
+    head = "".join(f'<th scope="col">{weight:g}</th>' for weight in asked["columns"])
+    lines = []
+    for row, one in enumerate(asked["rows"]):
+        label = one["label"]
+        shown = [(made.get(f"{row:02}-{column:02}"), weight) for column, weight in enumerate(asked["columns"])]
+        cells = "".join(f"<td>{image(project, path, f'{label} at {weight:g}')}</td>" for path, weight in shown)
+        lines.append(f'<tr><th scope="row">{escape(label)}</th>{cells}</tr>')
+    return (
+        f'<div class="db-sheet db-grid"><table><tr><th scope="col">Lora Weight</th>{head}</tr>{"".join(lines)}'
+        "</table></div>"
+    )
+
+
 def _generated(project: Project, job: Job, story: Story, done: Event) -> str:
     folder = job.read().get("out", str(project.class_pictures))
-    return _pictures(project, story) + f'<p class="db-quiet">In {escape(str(folder))}</p>'
+    return _pictures(project, job, story) + f'<p class="db-quiet">In {escape(str(folder))}</p>'
 
 
 def _exported(project: Project, job: Job, story: Story, done: Event) -> str:

@@ -11,9 +11,11 @@ from typing import Any
 from urllib.parse import quote, urlencode
 
 from dreambooth.core.errors import Problem
-from dreambooth.core.project import Project
+from dreambooth.core.project import Folders, Project
+from dreambooth.core.run import Job
 from dreambooth.core.schema import general, leaves
 from dreambooth.core.settings import Settings
+from dreambooth.service import hot_use
 
 SAVED = '<p class="db-saved" data-db-problems="[]">Saved</p>'
 _KEY = re.compile(r"([a-z_]+(?:\.[a-z0-9_]+)+): ")
@@ -77,18 +79,35 @@ def failure_list(errors: list[Problem]) -> str:
     return sentence_list([one.sentence for one in errors]) + "".join(shown)
 
 
+def to_txt2img(folders: Folders, job: Job, path: Path) -> str:
+    """The button that fills the WebUI's txt2img tab (javascript/hot_use.js); style.css hides it where there is none."""
+    use = hot_use.use(folders, job, path)
+    if use is None:
+        return ""
+    return (
+        f' <button type="button" class="db-use" data-db-use data-db-prompt="{escape(use.prompt)}" '
+        f'data-db-checkpoint="{escape(use.checkpoint)}">Use in txt2img</button>'
+    )
+
+
 def good(sentence: str) -> str:
     return f'<p class="db-good" data-db-problems="[]">{escape(sentence)}</p>'
 
 
+def key_of(problem: str) -> str:
+    """The setting that a sentence begins with; empty where it is about none."""
+    match = _KEY.match(problem)
+    return match[1] if match and general(match[1]) in _LEAVES else ""
+
+
 def _by_label(problem: str) -> str:
     """`Lora Rank: 0 is below the minimum.` for `lora.rank: 0 is below the minimum.`"""
-    match = _KEY.match(problem)
-    leaf = _LEAVES.get(general(match[1])) if match else None
-    if not match or leaf is None:
+    key = key_of(problem)
+    if not key:
         return problem
-    row = next((int(part) + 1 for part in match[1].split(".") if part.isdigit()), None)
-    return f"{f'Concept {row}, ' if row else ''}{leaf.spec.label}: {problem[match.end() :]}"
+    row = next((int(part) + 1 for part in key.split(".") if part.isdigit()), None)
+    label = _LEAVES[general(key)].spec.label
+    return f"{f'Concept {row}, ' if row else ''}{label}{problem[len(key) :]}"
 
 
 def bar(stage: Event) -> str:

@@ -2,47 +2,147 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
+from dreambooth.core.project import Project
 from dreambooth.core.schema import leaves
 from dreambooth.core.settings import Settings
+from dreambooth.ui.page import actions
+from dreambooth.ui.page.fragments import live
+
+if TYPE_CHECKING:
+    from dreambooth.ui.page.page import Page, Shown, Values
 
 _SCHEDULER = next(leaf for leaf in leaves(Settings) if leaf.key == "previews.scheduler")
 BASE = "The model before training"
 
 
-@dataclass
-class Generate:
-    """What the page binds of this tab; `fields` are the job's fields by name."""
+class GenerateTab:
+    """`fields` are the job's fields by name."""
 
-    weights: Any
-    fields: dict[str, Any]
-    draw: Any
-    said: Any
-    drawn: Any
-    export_to: Any
-    export_merge: Any
-    export_half: Any
-    export: Any
-    export_said: Any
-    exported: Any
+    def __init__(self, page: Page) -> None:
+        self.page = page
+
+    def lay_out(self) -> None:
+        self.weights = gr.Dropdown(
+            [BASE],
+            value=BASE,
+            label="Draw with",
+            info="A result of this model's runs, the newest first.",
+            elem_id="db_weights",
+        )
+        self.fields = _fields()
+        with gr.Accordion("Sheet: results × weights", open=False, elem_id="db_sheet_section"):
+            self._lay_out_sheet()
+        self.draw = gr.Button("Generate", elem_id="db_draw")
+        self.said = gr.HTML("", elem_id="db_draw_said")
+        self.drawn = gr.HTML("", elem_id="db_drawn")
+        with gr.Accordion("Export", open=False, elem_id="db_export_section"):
+            self._lay_out_export()
+
+    def _lay_out_sheet(self) -> None:
+        with gr.Row(elem_id="db_sheet_row", elem_classes=["db-fields"]):
+            self.sheet_rows = gr.Dropdown(
+                [BASE],
+                label="Rows",
+                info="Results to set side by side; one picture of each, with the prompt and the seed above.",
+                multiselect=True,
+                elem_id="db_sheet_rows",
+            )
+            self.sheet_columns = gr.Textbox(
+                "0.6, 0.8, 1",
+                label="Lora Weights",
+                info="The columns, with commas between them; a checkpoint has none.",
+                elem_id="db_sheet_columns",
+            )
+        self.draw_sheet = gr.Button("Generate a sheet", elem_id="db_draw_sheet", size="sm")
+
+    def _lay_out_export(self) -> None:
+        self.to = gr.Textbox(
+            label="Export to",
+            info="A .safetensors or .ckpt file, or a new folder for the Diffusers layout.",
+            elem_id="db_export_to",
+        )
+        with gr.Row(elem_id="db_export_row", elem_classes=["db-fields"]):
+            self.merge = gr.Checkbox(
+                False,
+                label="Merge the Lora",
+                info="Into its checkpoint, at the weight above.",
+                elem_id="db_export_merge",
+            )
+            self.half = gr.Checkbox(
+                False, label="Half Model", info="Half precision, half the size.", elem_id="db_export_half"
+            )
+        self.export = gr.Button("Generate Ckpt", elem_id="db_export")
+        self.export_said = gr.HTML("", elem_id="db_export_said")
+        self.exported = gr.HTML("", elem_id="db_exported")
+
+    def places(self) -> list[Any]:
+        return [self.weights, self.sheet_rows, self.drawn, self.exported]
+
+    def show(self, opened: Project | None, row: int) -> Shown:
+        if opened is None:
+            return {self.drawn: "", self.exported: ""}
+        labels = [*(label for label, _ in actions.results(opened)), BASE]
+        return {
+            self.weights: gr.update(choices=labels, value=labels[0]),
+            self.sheet_rows: gr.update(choices=labels, value=labels[:-1][:4]),
+            self.drawn: live("generate", opened.name),
+            self.exported: live("export", opened.name),
+        }
+
+    def bind(self) -> None:
+        act = self.page.act
+        act(self.draw.click, self._draw, [self.weights, *self.fields.values()], [], self.said)
+        drawn = [self.sheet_rows, self.sheet_columns, *self.fields.values()]
+        act(self.draw_sheet.click, self._draw_sheet, drawn, [], self.said)
+        export = [self.weights, self.to, self.merge, self.half, self.fields["lora_weight"]]
+        act(self.export.click, self._export, export, [], self.export_said)
+
+    def _weights(self, values: Values, opened: Project) -> dict[str, Any]:
+        file = dict(actions.results(opened)).get(values[self.weights], "")
+        return {"weights": file} if file else {"base": True}
+
+    def _draw(self, values: Values) -> Shown:
+        opened = self.page.opened(values)
+        wanted = {name: values[field] for name, field in self.fields.items()}
+        weights = self._weights(values, opened)
+        if not opened.embedding(Path(weights.get("weights", "none"))).exists():
+            wanted.pop("eta")  # only results of Imagic are drawn with it
+        actions.generate(self.page.host, opened, {**wanted, **weights})
+        return {}
+
+    def _draw_sheet(self, values: Values) -> Shown:
+        opened = self.page.opened(values)
+        files = dict(actions.results(opened))
+        sheet = {
+            "weights": [files.get(label, "") for label in values[self.sheet_rows] or []],
+            "lora_weights": actions.lora_weights(values[self.sheet_columns] or ""),
+        }
+        wanted = {name: values[field] for name, field in self.fields.items() if name not in ("eta", "count")}
+        actions.generate(self.page.host, opened, {**wanted, "sheet": sheet})
+        return {}
+
+    def _export(self, values: Values) -> Shown:
+        opened = self.page.opened(values)
+        wanted = {
+            "to": values[self.to],
+            "half": values[self.half],
+            "merge": values[self.fields["lora_weight"]] if values[self.merge] else None,
+        }
+        actions.export(self.page.host, opened, {**wanted, **self._weights(values, opened)})
+        return {}
 
 
-def build() -> Generate:
-    weights = gr.Dropdown(
-        [BASE],
-        value=BASE,
-        label="Draw with",
-        info="A result of this model's runs, the newest first.",
-        elem_id="db_weights",
-    )
+def _fields() -> dict[str, Any]:
+    """The controls of what is drawn, by the names that a job's fields have."""
     prompt = gr.Textbox(label="Sample Prompt", info="What to draw.", lines=2, elem_id="db_prompt")
     negative = gr.Textbox(label="Sample Negative Prompt", info="What not to draw.", elem_id="db_negative")
     with gr.Row(elem_id="db_sampling_row", elem_classes=["db-fields"]):
-        fields = {
+        return {
             "prompt": prompt,
             "negative": negative,
             "count": gr.Slider(1, 64, 4, step=1, label="Number of Samples to Generate", elem_id="db_count"),
@@ -63,26 +163,3 @@ def build() -> Generate:
             "height": gr.Slider(0, 2048, 0, step=8, label="Sample Height (0: the model's)", elem_id="db_height"),
             "batch": gr.Slider(1, 64, 4, step=1, label="Sample Batch Size", elem_id="db_batch"),
         }
-    draw = gr.Button("Generate", elem_id="db_draw")
-    said = gr.HTML("", elem_id="db_draw_said")
-    drawn = gr.HTML("", elem_id="db_drawn")
-    with gr.Accordion("Export", open=False, elem_id="db_export_section"):
-        to = gr.Textbox(
-            label="Export to",
-            info="A .safetensors or .ckpt file, or a new folder for the Diffusers layout.",
-            elem_id="db_export_to",
-        )
-        with gr.Row(elem_id="db_export_row", elem_classes=["db-fields"]):
-            merge = gr.Checkbox(
-                False,
-                label="Merge the Lora",
-                info="Into its checkpoint, at the weight above.",
-                elem_id="db_export_merge",
-            )
-            half = gr.Checkbox(
-                False, label="Half Model", info="Half precision, half the size.", elem_id="db_export_half"
-            )
-        export = gr.Button("Generate Ckpt", elem_id="db_export")
-        export_said = gr.HTML("", elem_id="db_export_said")
-        exported = gr.HTML("", elem_id="db_exported")
-    return Generate(weights, fields, draw, said, drawn, to, merge, half, export, export_said, exported)

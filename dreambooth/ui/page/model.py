@@ -1,47 +1,62 @@
-"""The Model tab: making a model from a checkpoint, and taking settings over from other trainers."""
+"""The Model tab: making a model from a checkpoint, what became of it, and taking settings over from other trainers."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
 from dreambooth.core.origin import Origin
+from dreambooth.core.project import Project
 from dreambooth.core.schema import leaves
+from dreambooth.host.base import Host
+from dreambooth.ui.page import actions, dialect
 from dreambooth.ui.page.controls import Form
+from dreambooth.ui.page.fragments import good, live
+from dreambooth.ui.page.model_view import import_report
+
+if TYPE_CHECKING:
+    from dreambooth.ui.page.page import Page, Shown, Values
+
+_FIRST = "Choose a checkpoint, give the model a name, press Create; then the pictures, in Concepts."
 
 
-@dataclass
-class Model:
-    """What the page binds of this tab."""
+class ModelTab:
+    def __init__(self, page: Page) -> None:
+        self.page = page
+        self.origin = Form()  # how a file is to be read
 
-    name: Any
-    source: Any
-    refresh: Any
-    create: Any
-    said: Any
-    about: Any
-    import_from: Any
-    import_button: Any
-    imported: Any
-    downloaded: Any
-    new_name: Any
-    rename: Any
-    duplicate: Any
-    delete: Any
-    changed: Any
+    def lay_out(self) -> None:
+        self.about = gr.HTML("", elem_id="db_model_about")
+        with gr.Accordion("Create a model", open=True, elem_id="db_create_section"):
+            self._lay_out_creation()
+        with gr.Accordion("Import settings", open=False, elem_id="db_import_section"):
+            self.import_from = gr.Textbox(
+                label="File or Folder",
+                info="A concepts_list.json or db_config.json of the predecessor, kohya's dataset .toml, or its folder.",
+                elem_id="db_import_from",
+            )
+            self.import_button = gr.Button("Import", elem_id="db_import", size="sm")
+            self.imported = gr.HTML("", elem_id="db_imported")
+        with gr.Accordion("Rename, duplicate, delete", open=False, elem_id="db_change_section"):
+            self.new_name = gr.Textbox(
+                label="New Name",
+                info="For this model, or for a copy with its settings and pictures.",
+                elem_id="db_other_name",
+            )
+            with gr.Row(elem_id="db_change_buttons", elem_classes=["db-line"]):
+                self.rename = gr.Button("Rename", elem_id="db_rename", size="sm")
+                self.duplicate = gr.Button("Duplicate", elem_id="db_duplicate", size="sm")
+                self.delete = gr.Button("Move to the trash", elem_id="db_delete", size="sm")
+            self.changed = gr.HTML("", elem_id="db_changed")
 
-
-def build(origin: Form) -> Model:
-    """Adds the controls of how a file is to be read to `origin`."""
-    about = gr.HTML("", elem_id="db_model_about")
-    with gr.Accordion("Create a model", open=True, elem_id="db_create_section"):
+    def _lay_out_creation(self) -> None:
         with gr.Row(elem_id="db_create_row", elem_classes=["db-fields"]):
-            name = gr.Textbox(
+            self.name = gr.Textbox(
                 label="Name", info="Of the new model and of what it writes, such as anna-dog.", elem_id="db_new_name"
             )
-            source = gr.Dropdown(
+            self.source = gr.Dropdown(
                 [],
                 label="Source Checkpoint",
                 info="One of the list, the path of a file or Diffusers folder, or owner/name of the hub.",
@@ -52,32 +67,64 @@ def build(origin: Form) -> Model:
             gr.Accordion("How to read it", open=False, elem_id="db_origin_section"),
             gr.Row(elem_id="db_fields_origin", elem_classes=["db-fields"]),
         ):
-            origin.add_all(leaves(Origin, prefix="origin."))
+            self.origin.add_all(leaves(Origin, prefix="origin."))
         with gr.Row(elem_id="db_create_buttons", elem_classes=["db-line"]):
-            create = gr.Button("Create", elem_id="db_create", variant="primary")
-            refresh = gr.Button("Look for new checkpoints", elem_id="db_refresh_checkpoints", size="sm")
-        said = gr.HTML("", elem_id="db_create_said")
-        downloaded = gr.HTML("", elem_id="db_downloaded")
-    with gr.Accordion("Import settings", open=False, elem_id="db_import_section"):
-        import_from = gr.Textbox(
-            label="File or Folder",
-            info="A concepts_list.json or db_config.json of the predecessor, kohya's dataset .toml, or its folder.",
-            elem_id="db_import_from",
-        )
-        import_button = gr.Button("Import", elem_id="db_import", size="sm")
-        imported = gr.HTML("", elem_id="db_imported")
-    with gr.Accordion("Rename, duplicate, delete", open=False, elem_id="db_change_section"):
-        new_name = gr.Textbox(
-            label="New Name",
-            info="For this model, or for a copy with its settings and pictures.",
-            elem_id="db_other_name",
-        )
-        with gr.Row(elem_id="db_change_buttons", elem_classes=["db-line"]):
-            rename = gr.Button("Rename", elem_id="db_rename", size="sm")
-            duplicate = gr.Button("Duplicate", elem_id="db_duplicate", size="sm")
-            delete = gr.Button("Move to the trash", elem_id="db_delete", size="sm")
-        changed = gr.HTML("", elem_id="db_changed")
-    return Model(
-        name, source, refresh, create, said, about, import_from, import_button, imported, downloaded, new_name, rename,
-        duplicate, delete, changed,
-    )  # fmt: skip
+            self.create = gr.Button("Create", elem_id="db_create", variant="primary")
+            self.refresh = gr.Button("Look for new checkpoints", elem_id="db_refresh_checkpoints", size="sm")
+        self.said = gr.HTML("", elem_id="db_create_said")
+        self.downloaded = gr.HTML("", elem_id="db_downloaded")
+
+    def places(self) -> list[Any]:
+        return [self.about]
+
+    def show(self, opened: Project | None, row: int) -> Shown:
+        return {self.about: live("model", opened.name) if opened else f'<p class="db-quiet">{_FIRST}</p>'}
+
+    def sources(self, *, choose: bool) -> Any:
+        """The list of checkpoints; with `choose` the first is chosen."""
+        titles = [title for title, _ in self.page.host.checkpoints()]
+        return gr.update(choices=titles, value=titles[0] if titles else None) if choose else gr.update(choices=titles)
+
+    def bind(self) -> None:
+        act, whole = self.page.act, self.page.of_model
+        inputs = [self.name, self.source, *self.origin.controls.values()]
+        act(self.create.click, self._create, inputs, [*whole, self.name, self.downloaded], self.said)
+        for button, do in ((self.rename, actions.rename), (self.duplicate, actions.duplicate)):
+            act(button.click, self._under_new_name(do), [self.new_name], [*whole, self.new_name], self.changed)
+        act(self.delete.click, self._delete, [], whole, self.changed)
+        listed = self.page.told(self._list_checkpoints, self.said)
+        dialect.on(self.refresh.click, listed, None, [self.source, self.said])
+        act(self.import_button.click, self._import_settings, [self.import_from], whole, self.imported)
+
+    def _create(self, values: Values) -> Shown:
+        origin = {key.removeprefix("origin."): value for key, value in self.origin.read(values).items()}
+        made = actions.create(self.page.host, values[self.name] or "", str(values[self.source] or ""), origin)
+        if made is None:
+            return {self.downloaded: live("download", "")}
+        return {
+            **self.page.show(made.name, said=good(f"Created {made.name}. Next: the pictures, in Concepts.")),
+            self.name: "",
+            self.downloaded: "",
+        }
+
+    def _under_new_name(self, do: Callable[[Host, Project, str], str]) -> Callable[[Values], Shown]:
+        def act(values: Values) -> Shown:
+            opened = self.page.opened(values)
+            self.page.keep(opened, values)
+            name = do(self.page.host, opened, values[self.new_name] or "")
+            return {**self.page.show(name, said=good(f"This is {name}.")), self.new_name: ""}
+
+        return act
+
+    def _delete(self, values: Values) -> Shown:
+        said = actions.delete(self.page.host, self.page.opened(values))
+        return self.page.show(actions.model_to_show(self.page.host.folders()), said=good(said))
+
+    def _list_checkpoints(self) -> Shown:
+        self.page.host.refresh()
+        return {self.source: self.sources(choose=False)}
+
+    def _import_settings(self, values: Values) -> Shown:
+        opened = self.page.opened(values)
+        kind, report = actions.import_settings(opened, values[self.import_from] or "")
+        return {**self.page.show(opened.name), self.imported: import_report(kind, report)}

@@ -1,20 +1,40 @@
-"""What the page shows of a model: what it was made from, and its runs."""
+"""What the page shows of a model: what it was made from, its runs with the points they can go on from, and what they
+wrote, each result with a picture that was drawn at that moment.
+"""
 
 from __future__ import annotations
 
+import re
 from html import escape
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from dreambooth.core import run
 from dreambooth.core.checkpoint import FAMILIES
-from dreambooth.core.project import Project
-from dreambooth.ui.page.fragments import good
+from dreambooth.core.project import Folders, Project, open_project
+from dreambooth.core.quantities import size
+from dreambooth.core.run import Job
+from dreambooth.core.story import Story
+from dreambooth.service import runs
+from dreambooth.ui.page.fragments import good, image, root, to_txt2img
 from dreambooth.ui.page.run_view import WORDS
 
+MOST_RESULTS = 24
 
-def model_view(project: Project) -> str:
-    """What a model was made from, and its runs."""
+
+def model_view(folders: Folders, model: str) -> str:
+    project = open_project(folders, model)
+    jobs = list(reversed(run.runs(project)))
+    sections = [
+        ("facts", _facts(project)),
+        ("results", _results(folders, project, jobs)),
+        ("runs", _run_table(jobs)),
+    ]
+    return root("some", sections)
+
+
+def _facts(project: Project) -> str:
     about = project.about
     facts = [
         ("From", str(project.source)),
@@ -22,20 +42,62 @@ def model_view(project: Project) -> str:
         ("Folder", str(project.folder)),
     ]
     rows = "".join(f"<dt>{what}</dt><dd>{escape(value)}</dd>" for what, value in facts)
-    return f"<dl>{rows}</dl>{_run_table(project)}"
+    return f"<dl>{rows}</dl>"
 
 
-def _run_table(project: Project) -> str:
-    rows = []
-    for job in reversed(run.runs(project)):
+def _results(folders: Folders, project: Project, jobs: list[Job]) -> str:
+    """The newest files that are still there."""
+    tiles: list[str] = []
+    for job in jobs:
         story = job.story()
+        for event in reversed(story.saved):
+            path = Path(event["path"])
+            if len(tiles) < MOST_RESULTS and path.exists():
+                tiles.append(_result(folders, project, job, story, event))
+    return f'<h4>Results</h4><div class="db-tiles">{"".join(tiles)}</div>' if tiles else ""
+
+
+def _result(folders: Folders, project: Project, job: Job, story: Story, event: dict[str, Any]) -> str:
+    path, images = Path(event["path"]), event["images"]
+    shown = image(project, _preview(story, images), f"{path.name}, after {images:,} images")
+    return (
+        f'<figure class="db-tile" title="{escape(str(path))}">{shown}<figcaption><b>{escape(path.stem)}</b> '
+        f"run {int(job.folder.name)} · {size(event['bytes'])}{to_txt2img(folders, job, path)}</figcaption></figure>"
+    )
+
+
+def _preview(story: Story, images: int) -> Path | None:
+    """The first preview that was drawn when so many images had been seen."""
+    for path in story.previews.get(images, []):
+        if re.fullmatch(rf"0*{images}-0+-\d+\.png", Path(path).name):
+            return Path(path)
+    return None
+
+
+def _run_table(jobs: list[Job]) -> str:
+    rows = []
+    for job in jobs:
+        story, status = job.story(), job.status()
         last, written = story.step, [Path(event["path"]).name for event in story.saved]
         steps = f"{last['step']:,} of {last['steps']:,}" if last else ""
-        status = job.status()
         cells = [str(int(job.folder.name)), WORDS[status], steps, written[-1] if written else ""]
-        rows.append("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>")
-    head = "<tr><th>Run</th><th></th><th>Steps</th><th>Written</th></tr>"
+        shown = "".join(f"<td>{escape(cell)}</td>" for cell in cells)
+        rows.append(f"<tr>{shown}<td>{_points(job, status)}</td></tr>")
+    head = "<tr><th>Run</th><th></th><th>Steps</th><th>Written</th><th>Resume from step</th></tr>"
     return f'<table class="db-runs">{head}{"".join(rows)}</table>' if rows else ""
+
+
+def _points(job: Job, status: str) -> str:
+    """A button for each state; going back to an earlier one takes a second press, as it sets the later ones aside."""
+    if status not in ("paused", "failed", "lost"):
+        return ""
+    model, _, number = job.name.rpartition("/")
+    address, steps = f"dreambooth/models/{quote(model)}/runs/{number}/resume", runs.states(job)
+    return " ".join(
+        f'<button type="button" class="db-use" data-db-resume="{escape(address)}" data-db-step="{step}"'
+        f"{'' if step == steps[-1] else ' data-db-twice'}>{step:,}</button>"
+        for step in steps
+    )
 
 
 def import_report(kind: str, report: list[dict[str, Any]]) -> str:

@@ -1,4 +1,4 @@
-"""The page as a whole: where the tabs and the run stand, and what happens when a person does something.
+"""The page as a whole: where the tabs and the run stand, and how an event reaches what is done about it.
 
 The page holds nothing of its own. What it shows comes from the models' folders; the hidden fields `model` and `row` say
 in the browser whose settings the controls show, so that nothing is ever written to another model or concept.
@@ -7,23 +7,25 @@ in the browser whose settings the controls show, so that nothing is ever written
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import partial
 from html import escape
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
-from dreambooth.core import project
+from dreambooth.core import abilities, project
 from dreambooth.core.errors import UserError
 from dreambooth.core.project import Project, open_project
 from dreambooth.core.settings import parse
 from dreambooth.host.base import Host
-from dreambooth.service import installation
-from dreambooth.ui.page import actions, concepts, cost, dialect, generate, model, run_column, settings
+from dreambooth.ui.page import actions, cost, dialect
+from dreambooth.ui.page.concepts import ConceptsTab
 from dreambooth.ui.page.controls import Form
-from dreambooth.ui.page.fragments import SAVED, good, live, problem_list
-from dreambooth.ui.page.model_view import import_report, model_view
+from dreambooth.ui.page.cost_view import cost_view
+from dreambooth.ui.page.fragments import SAVED, problem_list
+from dreambooth.ui.page.generate import GenerateTab
+from dreambooth.ui.page.model import ModelTab
+from dreambooth.ui.page.run_column import RunColumn
+from dreambooth.ui.page.settings import SettingsTab
 
 Values = Mapping[Any, Any]
 Shown = dict[Any, Any]
@@ -46,7 +48,11 @@ def build(host: Host) -> Any:
 class Page:
     def __init__(self, host: Host) -> None:
         self.host = host
-        self.form, self.origin = Form(), Form()
+        self.form = Form()
+        self.model_tab, self.settings_tab = ModelTab(self), SettingsTab(self)
+        self.concepts_tab, self.generate_tab = ConceptsTab(self), GenerateTab(self)
+        self.run_column = RunColumn(self)
+        self.parts = (self.model_tab, self.settings_tab, self.concepts_tab, self.generate_tab, self.run_column)
 
     def lay_out(self) -> None:
         gr.HTML(f'<div data-db-token="{self.host.token}"></div>', elem_id="db_token", visible=True)
@@ -58,7 +64,7 @@ class Page:
             with gr.Column(scale=3, elem_id="db_tabs_column"):
                 self._tabs()
             with gr.Column(scale=2, elem_id="db_run_column"):
-                self.run = run_column.build()
+                self.run_column.lay_out()
         with gr.Row(elem_id="db_hidden"):
             self.model = gr.Textbox("", elem_id="db_shown_model", label="shown model")
             self.row = gr.Number(0, elem_id="db_shown_row", label="shown concept")
@@ -69,37 +75,30 @@ class Page:
         self.said = gr.HTML("", elem_id="db_said")
         with gr.Tabs(elem_id="db_tabs"):
             with gr.Tab("Model", elem_id="db_model_tab", id="model"):
-                self.model_tab = model.build(self.origin)
+                self.model_tab.lay_out()
             with gr.Tab("Settings", elem_id="db_settings_tab", id="settings"):
-                settings.build(self.form)
+                self.settings_tab.lay_out()
             with gr.Tab("Concepts", elem_id="db_concepts_tab", id="concepts"):
-                self.concepts = concepts.build(self.form)
+                self.concepts_tab.lay_out()
             with gr.Tab("Generate", elem_id="db_generate_tab", id="generate"):
-                self.generate = generate.build()
+                self.generate_tab.lay_out()
 
     def bind(self, blocks: gr.Blocks) -> None:
-        tab, spots, on = self.model_tab, self.concepts, dialect.on
-        self.of_model = [self.choice, self.model, self.row, self.about, self.said, self.run.run, self.run.said]
-        self.of_model += [
-            spots.chosen,
-            spots.pictures,
-            spots.plan,
-            spots.class_pictures_made,
-            tab.about,
-            self.generate.weights,
-        ]
-        self.of_model += [self.generate.drawn, self.generate.exported, *self.form.controls.values()]
+        self.of_model = [self.choice, self.model, self.row, self.about, self.said, *self.form.controls.values()]
+        for part in self.parts:
+            self.of_model += part.places()
         self.everything = {self.model, self.row, *self.form.controls.values()}
 
-        on(blocks.load, self.told(self.open), None, [*self.of_model, tab.source])
-        on(self.refresh.click, self.told(self.open), None, [*self.of_model, tab.source])
+        on = dialect.on
+        on(blocks.load, self.told(self.open), None, [*self.of_model, self.model_tab.source])
+        on(self.refresh.click, self.told(self.open), None, [*self.of_model, self.model_tab.source])
         self.act(self.choice.input, self.select, [self.choice], self.of_model)
         self.form.watch(lambda event: on(event, None, js=_CHANGED))
-        self.act(self.draft.click, self.save, [], [self.said, self.about, self.run.said])
-        self._bind_model(tab)
-        self._bind_concepts(spots)
-        self._bind_run()
-        self._bind_generate()
+        self.act(self.draft.click, self.save, [], [self.said, self.run_column.said, *self._moving_places()])
+        for part in self.parts:
+            part.bind()
+        changed = [self.about, *self.generate_tab.places()]
+        self.act(self.look_again.click, self.look, [], changed)
 
     def act(self, event: Any, do: Callable[..., Shown], more: list[Any], outputs: list[Any], at: Any = None) -> None:
         """Binds a handler that reads the whole page by name; what is wrong is told at `at`."""
@@ -124,11 +123,8 @@ class Page:
 
     def open(self) -> Shown:
         """A page that was just loaded, by whichever browser."""
-        sources = [title for title, _ in self.host.checkpoints()]
-        return {
-            **self.show(actions.model_to_show(self.host.folders())),
-            self.model_tab.source: gr.update(choices=sources, value=sources[0] if sources else None),
-        }
+        shown = self.show(actions.model_to_show(self.host.folders()))
+        return {**shown, self.model_tab.source: self.model_tab.sources(choose=True)}
 
     def opened(self, values: Values) -> Project:
         """The model whose settings the controls show."""
@@ -144,42 +140,27 @@ class Page:
             self.model: name,
             self.row: row,
             self.said: said,
-            self.run.said: "",
-            self.run.run: live("run", name),
+            self.about: '<p class="db-quiet">No model yet.</p>',
         }
-        for place, view in (
-            (self.concepts.plan, "check"),
-            (self.concepts.class_pictures_made, "class-images"),
-            (self.generate.drawn, "generate"),
-            (self.generate.exported, "export"),
-        ):
-            shown[place] = live(view, name) if name else ""
-        shown[self.concepts.pictures] = live("pictures", name, row=row) if name else ""
-        if not name:
-            first = "Choose a checkpoint, give the model a name, press Create; then the pictures, in Concepts."
-            shown[self.about] = '<p class="db-quiet">No model yet.</p>'
-            shown[self.model_tab.about] = f'<p class="db-quiet">{first}</p>'
+        opened = open_project(self.host.folders(), name) if name else None
+        for part in self.parts:
+            shown |= part.show(opened, row)
+        if opened is None:
             return shown
-        opened = open_project(self.host.folders(), name)
         flat = opened.settings()
-        labels = actions.concept_names(flat)
-        results = [*actions.results(opened), (generate.BASE, "")]
-        return {
-            **shown,
-            self.about: self._about(opened, flat),
-            self.model_tab.about: model_view(opened),
-            self.concepts.chosen: gr.update(choices=labels, value=labels[row]),
-            self.generate.weights: gr.update(choices=[label for label, _ in results], value=results[0][0]),
-            **self.form.show(flat, row),
-        }
+        return {**shown, **self.moving(opened, flat), **self.form.show(flat, row)}
 
-    def _about(self, opened: Project, flat: Mapping[str, Any]) -> str:
-        costs = cost.estimate(opened, parse(dict(flat))).words()
+    def moving(self, opened: Project, flat: Mapping[str, Any]) -> Shown:
+        """What moves with every control."""
+        own = parse(dict(flat))
+        costs = cost.estimate(opened, own)
         problem = problem_list([opened.problem]) if opened.problem else ""
-        return (
-            f'<p class="db-about">{escape(actions.about(opened))}</p>'
-            f'<p class="db-cost">{" · ".join(map(escape, costs))}</p>{problem}'
-        )
+        costs_shown = cost_view(costs, abilities.card_bytes())
+        about = f'<p class="db-about">{escape(actions.about(opened))}</p>{costs_shown}{problem}'
+        return {self.about: about, **self.settings_tab.moving(own, costs)}
+
+    def _moving_places(self) -> list[Any]:
+        return [self.about, *self.settings_tab.moving_places()]
 
     # What a person does
 
@@ -188,182 +169,28 @@ class Page:
         if not values[self.model]:
             return {}
         opened = self.opened(values)
-        flat = self._save(opened, values)
-        return {self.said: SAVED, self.about: self._about(opened, flat), self.run.said: ""}
+        try:
+            flat = actions.save_draft(opened, self.form.read(values, int(values[self.row])))
+        except UserError as error:  # what Train said is older
+            return {self.said: problem_list(error.problems), self.run_column.said: ""}
+        return {self.said: SAVED, self.run_column.said: "", **self.moving(opened, flat)}
 
-    def _save(self, opened: Project, values: Values) -> dict[str, Any]:
+    def keep(self, opened: Project, values: Values) -> dict[str, Any]:
+        """Writes what the page shows into the model's settings, and returns all of them."""
         return actions.save(opened, self.form.read(values, int(values[self.row])))
 
     def select(self, values: Values) -> Shown:
         if values[self.model]:
             try:
-                self._save(self.opened(values), values)
+                self.keep(self.opened(values), values)
             except UserError as error:
                 return {self.choice: values[self.model], self.said: problem_list(error.problems)}
         return self.show(values[self.choice] or "")
-
-    def _bind_model(self, tab: model.Model) -> None:
-        inputs = [tab.name, tab.source, *self.origin.controls.values()]
-        self.act(tab.create.click, self.create, inputs, [*self.of_model, tab.name, tab.downloaded], tab.said)
-        for button, do in ((tab.rename, actions.rename), (tab.duplicate, actions.duplicate)):
-            self.act(
-                button.click, self._under_new_name(do), [tab.new_name], [*self.of_model, tab.new_name], tab.changed
-            )
-        self.act(tab.delete.click, self.delete, [], self.of_model, tab.changed)
-        dialect.on(tab.refresh.click, self.told(self.list_checkpoints, tab.said), None, [tab.source, tab.said])
-        self.act(tab.import_button.click, self.import_settings, [tab.import_from], self.of_model, tab.imported)
-
-    def create(self, values: Values) -> Shown:
-        tab = self.model_tab
-        origin = {key.removeprefix("origin."): value for key, value in self.origin.read(values).items()}
-        made = actions.create(self.host, values[tab.name] or "", str(values[tab.source] or ""), origin)
-        if made is None:
-            return {tab.downloaded: live("download", "")}
-        return {
-            **self.show(made.name, said=good(f"Created {made.name}. Next: the pictures, in Concepts.")),
-            tab.name: "",
-            tab.downloaded: "",
-        }
-
-    def _under_new_name(self, do: Callable[[Host, Project, str], str]) -> Callable[[Values], Shown]:
-        def act(values: Values) -> Shown:
-            opened = self.opened(values)
-            self._save(opened, values)
-            name = do(self.host, opened, values[self.model_tab.new_name] or "")
-            return {**self.show(name, said=good(f"This is {name}.")), self.model_tab.new_name: ""}
-
-        return act
-
-    def delete(self, values: Values) -> Shown:
-        said = actions.delete(self.host, self.opened(values))
-        return self.show(actions.model_to_show(self.host.folders()), said=good(said))
-
-    def list_checkpoints(self) -> Shown:
-        self.host.refresh()
-        return {self.model_tab.source: gr.update(choices=[title for title, _ in self.host.checkpoints()])}
-
-    def import_settings(self, values: Values) -> Shown:
-        opened = self.opened(values)
-        kind, report = actions.import_settings(opened, values[self.model_tab.import_from] or "")
-        return {**self.show(opened.name), self.model_tab.imported: import_report(kind, report)}
-
-    def _bind_concepts(self, spots: concepts.Concepts) -> None:
-        whole = self.of_model
-        self.act(spots.chosen.input, self.choose_concept, [spots.chosen], whole)
-        self.act(spots.add.click, self.add_concept, [], whole)
-        self.act(spots.remove.click, self.remove_concept, [], whole)
-        self.act(spots.drop.upload, self.take_pictures, [spots.drop], [*whole, spots.drop])
-        for name, button in spots.presets.items():
-            self.act(button.click, self._preset(name), [], whole)
-        self.act(spots.check.click, self.check, [], [])
-        self.act(spots.class_pictures.click, self.make_class_pictures, [], [])
-
-    def choose_concept(self, values: Values) -> Shown:
-        opened = self.opened(values)
-        flat = self._save(opened, values)
-        return self.show(opened.name, actions.concept_names(flat).index(values[self.concepts.chosen]))
-
-    def add_concept(self, values: Values) -> Shown:
-        opened = self.opened(values)
-        self._save(opened, values)
-        return self.show(opened.name, actions.add_concept(opened))
-
-    def remove_concept(self, values: Values) -> Shown:
-        opened = self.opened(values)
-        return self.show(opened.name, actions.remove_concept(opened, int(values[self.row])))
-
-    def take_pictures(self, values: Values) -> Shown:
-        opened, row = self.opened(values), int(values[self.row])
-        folder = actions.take_pictures(opened, row, dialect.uploaded(values[self.concepts.drop]))
-        actions.save(opened, {**self.form.read(values, row), f"concepts.{row}.instance_data_dir": folder})
-        return {**self.show(opened.name, row, good(f"The pictures are in {folder}.")), self.concepts.drop: None}
-
-    def _preset(self, name: str) -> Callable[[Values], Shown]:
-        def apply(values: Values) -> Shown:
-            opened, row = self.opened(values), int(values[self.row])
-            said = actions.apply_preset(opened, self.form.read(values, row), name)
-            return self.show(opened.name, row, good(said))
-
-        return apply
-
-    def check(self, values: Values) -> Shown:
-        opened = self.opened(values)
-        self._save(opened, values)
-        if problems := actions.check(self.host, opened):
-            raise UserError(problems)
-        return {}
-
-    def make_class_pictures(self, values: Values) -> Shown:
-        opened = self.opened(values)
-        self._save(opened, values)
-        actions.make_class_pictures(self.host, opened)
-        return {}
-
-    def _bind_run(self) -> None:
-        run = self.run
-        dialect.on(run.set_up.click, self.told(self.set_up, run.said), None, [run.said])
-        for button in (run.train, run.train_anew):
-            self.act(button.click, self.train, [], [self.said], run.said)
-        self.act(run.resume.click, self._on_run(actions.resume), [], [], run.said)
-        for what, button in run.requests.items():
-            self.act(button.click, self._on_run(partial(actions.ask, what=what)), [], [], run.said)
-        self.act(self.look_again.click, self.look, [], [self.about, self.generate.weights, self.model_tab.about])
-
-    def set_up(self) -> Shown:
-        installation.begin()
-        return {}
-
-    def train(self, values: Values) -> Shown:
-        """Freezes exactly what the page shows."""
-        opened = self.opened(values)
-        self._save(opened, values)
-        actions.train(self.host, opened)
-        return {self.said: SAVED}
-
-    def _on_run(self, do: Callable[[Host, str], Any]) -> Callable[[Values], Shown]:
-        def act(values: Values) -> Shown:
-            do(self.host, self.opened(values).name)
-            return {}
-
-        return act
 
     def look(self, values: Values) -> Shown:
         """What a run that ended has changed beside the controls: called by the browser."""
         if not values[self.model]:
             return {}
         opened = self.opened(values)
-        labels = [*(label for label, _ in actions.results(opened)), generate.BASE]
-        return {
-            self.about: self._about(opened, opened.settings()),
-            self.model_tab.about: model_view(opened),
-            self.generate.weights: gr.update(choices=labels, value=labels[0]),
-        }
-
-    def _bind_generate(self) -> None:
-        tab = self.generate
-        self.act(tab.draw.click, self.draw, [tab.weights, *tab.fields.values()], [], tab.said)
-        export = [tab.weights, tab.export_to, tab.export_merge, tab.export_half, tab.fields["lora_weight"]]
-        self.act(tab.export.click, self.export, export, [], tab.export_said)
-
-    def _weights(self, values: Values, opened: Project) -> dict[str, Any]:
-        file = dict(actions.results(opened)).get(values[self.generate.weights], "")
-        return {"weights": file} if file else {"base": True}
-
-    def draw(self, values: Values) -> Shown:
-        opened = self.opened(values)
-        wanted = {name: values[field] for name, field in self.generate.fields.items()}
-        weights = self._weights(values, opened)
-        if not opened.embedding(Path(weights.get("weights", "none"))).exists():
-            wanted.pop("eta")  # only results of Imagic are drawn with it
-        actions.generate(self.host, opened, {**wanted, **weights})
-        return {}
-
-    def export(self, values: Values) -> Shown:
-        opened, tab = self.opened(values), self.generate
-        wanted = {
-            "to": values[tab.export_to],
-            "half": values[tab.export_half],
-            "merge": values[tab.fields["lora_weight"]] if values[tab.export_merge] else None,
-        }
-        actions.export(self.host, opened, {**wanted, **self._weights(values, opened)})
-        return {}
+        about = self.moving(opened, opened.settings())[self.about]
+        return {self.about: about, **self.generate_tab.show(opened, int(values[self.row]))}

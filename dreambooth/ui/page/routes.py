@@ -13,7 +13,7 @@ from dreambooth.core.errors import UserError
 from dreambooth.core.project import Folders
 from dreambooth.host.base import Host
 from dreambooth.service.api import guarded
-from dreambooth.ui.page import concept_view, errand_view, run_view
+from dreambooth.ui.page import concept_view, errand_view, model_view, run_view
 
 _View = Callable[[Folders, str, int, int], str]
 
@@ -24,7 +24,7 @@ def _errand(kind: str) -> _View:
 
 _VIEWS: dict[str, _View] = {
     "run": lambda folders, model, row, shown: run_view.run_view(folders, model),
-    "pictures": concept_view.concept_view,
+    "model": lambda folders, model, row, shown: model_view.model_view(folders, model),
     "download": lambda folders, model, row, shown: errand_view.download_view(folders),
     **{kind: _errand(kind) for kind in ("check", "generate", "class-images", "export")},
 }
@@ -34,9 +34,13 @@ def router(host: Host) -> APIRouter:
     """The page's own address, for the WebUI's application or ours, beside the API's router."""
 
     def live(view: str, model: str = "", row: int = 0, shown: int = concept_view.SHOWN) -> HTMLResponse:
-        if view not in _VIEWS:
-            raise UserError(f"view: {view!r} is none of {', '.join(_VIEWS)}.")
-        return HTMLResponse(_VIEWS[view](host.folders(), model, row, shown), headers={"Cache-Control": "no-store"})
+        if view not in (*_VIEWS, "pictures"):
+            raise UserError(f"view: {view!r} is none of {', '.join((*_VIEWS, 'pictures'))}.")
+        if view == "pictures":
+            drawn = concept_view.concept_view(host.folders(), model, row, shown, host.captioners)
+        else:
+            drawn = _VIEWS[view](host.folders(), model, row, shown)
+        return HTMLResponse(drawn, headers={"Cache-Control": "no-store"})
 
     made = APIRouter(prefix="/dreambooth/page", route_class=guarded(host))
     made.add_api_route("/live", live, methods=["GET"], include_in_schema=False, response_model=None)

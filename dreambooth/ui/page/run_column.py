@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
+from dreambooth.core import abilities
+from dreambooth.core.project import Project
 from dreambooth.core.run import Request
+from dreambooth.core.schema import to_flat
+from dreambooth.core.settings import parse
+from dreambooth.host.base import Host
+from dreambooth.service import installation
+from dreambooth.ui.page import actions, dialect
+from dreambooth.ui.page.fragments import SAVED, live
+from dreambooth.ui.page.plan_view import plan_view
+
+if TYPE_CHECKING:
+    from dreambooth.ui.page.page import Page, Shown, Values
 
 # (id, label, what the engine is asked for). style.css shows those that fit the state of the run.
 REQUESTS: tuple[tuple[str, str, Request], ...] = (
@@ -19,26 +32,59 @@ REQUESTS: tuple[tuple[str, str, Request], ...] = (
 )
 
 
-@dataclass
 class RunColumn:
-    """What the page binds of this column."""
+    def __init__(self, page: Page) -> None:
+        self.page = page
 
-    train: Any
-    train_anew: Any
-    resume: Any
-    requests: dict[Request, Any]
-    said: Any
-    run: Any
-    set_up: Any
+    def lay_out(self) -> None:
+        with gr.Row(elem_id="db_run_buttons", elem_classes=["db-line"]):
+            self.train = gr.Button("Train", elem_id="db_train", variant="primary")
+            self.resume = gr.Button("Resume", elem_id="db_resume", variant="primary")
+            self.requests = {what: gr.Button(label, elem_id=name) for name, label, what in REQUESTS}
+            self.performance = gr.Button("Performance", elem_id="db_performance")
+            self.set_up = gr.Button("Set Up", elem_id="db_set_up", variant="primary")
+            self.train_anew = gr.Button("Train anew", elem_id="db_train_anew")
+        self.said = gr.HTML("", elem_id="db_run_said")
+        self.run = gr.HTML("", elem_id="db_run")
 
+    def places(self) -> list[Any]:
+        return [self.run, self.said]
 
-def build() -> RunColumn:
-    with gr.Row(elem_id="db_run_buttons", elem_classes=["db-line"]):
-        train = gr.Button("Train", elem_id="db_train", variant="primary")
-        resume = gr.Button("Resume", elem_id="db_resume", variant="primary")
-        requests = {what: gr.Button(label, elem_id=name) for name, label, what in REQUESTS}
-        set_up = gr.Button("Set Up", elem_id="db_set_up", variant="primary")
-        train_anew = gr.Button("Train anew", elem_id="db_train_anew")
-    said = gr.HTML("", elem_id="db_run_said")
-    run = gr.HTML("", elem_id="db_run")
-    return RunColumn(train, train_anew, resume, requests, said, run, set_up)
+    def show(self, opened: Project | None, row: int) -> Shown:
+        return {self.said: "", self.run: live("run", opened.name if opened else "")}
+
+    def bind(self) -> None:
+        page = self.page
+        dialect.on(self.set_up.click, page.told(self._set_up, self.said), None, [self.said])
+        page.act(self.performance.click, self._performance, [], page.of_model, self.said)
+        for button in (self.train, self.train_anew):
+            page.act(button.click, self._train, [], [page.said], self.said)
+        page.act(self.resume.click, self._on_run(actions.resume), [], [], self.said)
+        for what, button in self.requests.items():
+            page.act(button.click, self._on_run(partial(actions.ask, what=what)), [], [], self.said)
+
+    def _set_up(self) -> Shown:
+        installation.begin()
+        return {}
+
+    def _train(self, values: Values) -> Shown:
+        """Freezes exactly what the page shows."""
+        opened = self.page.opened(values)
+        self.page.keep(opened, values)
+        actions.train(self.page.host, opened)
+        return {self.page.said: SAVED}
+
+    def _performance(self, values: Values) -> Shown:
+        """Sets what fits this machine's card, and says what it changed and why."""
+        page = self.page
+        opened, row = page.opened(values), int(values[page.row])
+        before = to_flat(parse({**opened.settings(), **page.form.read(values, row)}))
+        made = actions.performance(opened, before, abilities.card_bytes())
+        return {**page.show(opened.name, row), self.said: plan_view(made, before)}
+
+    def _on_run(self, do: Callable[[Host, str], Any]) -> Callable[[Values], Shown]:
+        def act(values: Values) -> Shown:
+            do(self.page.host, self.page.opened(values).name)
+            return {}
+
+        return act

@@ -17,9 +17,9 @@ from dreambooth.core.project import Folders, Project, open_project
 from dreambooth.core.quantities import duration, size
 from dreambooth.core.run import Job
 from dreambooth.core.story import Course, Story
-from dreambooth.service import hot_use, installation, runs
+from dreambooth.service import installation, runs
 from dreambooth.ui.page.curves import curve
-from dreambooth.ui.page.fragments import Event, bar, failure_list, image, root
+from dreambooth.ui.page.fragments import Event, bar, failure_list, image, root, to_txt2img
 
 LOG_LINES = 40
 _LOG_BYTES = 20_000
@@ -167,23 +167,12 @@ def _outputs(folders: Folders, job: Job, saved: list[Event]) -> str:
     rows = []
     for event in saved[: -_MOST_WRITTEN - 1 : -1]:
         path = Path(event["path"])
-        after = _to_txt2img(folders, job, path) if path.exists() else " (gone)"
+        after = to_txt2img(folders, job, path) if path.exists() else " (gone)"
         rows.append(
             f'<li title="{escape(str(path))}"><b>{escape(path.name)}</b> {size(event["bytes"])} · '
             f"{event['images']:,} images seen{after}</li>"
         )
     return f'<h4>Written</h4><ul class="db-files">{"".join(rows)}</ul>' if rows else ""
-
-
-def _to_txt2img(folders: Folders, job: Job, path: Path) -> str:
-    """The button that fills the WebUI's txt2img tab (javascript/hot_use.js); style.css hides it where there is none."""
-    use = hot_use.use(folders, job, path)
-    if use is None:
-        return ""
-    return (
-        f' <button type="button" class="db-use" data-db-use data-db-prompt="{escape(use.prompt)}" '
-        f'data-db-checkpoint="{escape(use.checkpoint)}">Use in txt2img</button>'
-    )
 
 
 def _log(job: Job) -> str:

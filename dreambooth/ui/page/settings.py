@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from itertools import groupby
+from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
+from dreambooth.core.project import Project
 from dreambooth.core.schema import Leaf, leaves
 from dreambooth.core.settings import Settings
 from dreambooth.ui.page import dialect
 from dreambooth.ui.page.controls import Form
+from dreambooth.ui.page.cost import Cost
+from dreambooth.ui.page.schedule_view import schedule_view
+
+if TYPE_CHECKING:
+    from dreambooth.ui.page.page import Page, Shown
 
 # What people call a section; the sections that stand open.
 TITLES = {
@@ -22,6 +29,7 @@ TITLES = {
     "captions": "Captions",
     "pictures": "Image Processing",
     "tuning": "Tuning",
+    "imagic": "Imagic",
     "objective": "Objective",
     "memory": "Memory",
     "previews": "Previews",
@@ -35,20 +43,44 @@ ONLY_LORA = ("lora.", "learning.lora_")
 ONLY_FULL = ("learning.learning_rate", "learning.text_encoder_learning_rate", "saving.checkpoint_format")
 
 
-def build(form: Form) -> None:
-    """Adds the controls of all settings but the concepts to `form`."""
-    with gr.Row(elem_id="db_settings_head"):
-        advanced = gr.Checkbox(False, label="Show advanced settings", elem_id="db_show_advanced", container=False)
-    dialect.on(advanced.change, None, [advanced], js="(on) => { dreamboothPage.mark('advanced', on); return []; }")
-    own = [leaf for leaf in leaves(Settings) if not leaf.key.startswith("concepts.")]
-    by_section = {name: list(some) for name, some in groupby(own, key=lambda leaf: leaf.key.split(".")[0])}
-    for name in sorted(by_section, key=_place):
-        title = TITLES.get(name, name.title())
-        classes = ["db-only-lora"] if name == "lora" else []
-        with gr.Accordion(title, open=name in OPEN, elem_id=f"db_section_{name}", elem_classes=classes):
-            _section(form, by_section[name])
-    method = form.controls["general.method"]
-    dialect.on(method.change, None, [method], js="(name) => { dreamboothPage.mark('method', name); return []; }")
+class SettingsTab:
+    def __init__(self, page: Page) -> None:
+        self.page = page
+
+    def lay_out(self) -> None:
+        """Adds the controls of all settings but the concepts to the page's form."""
+        with gr.Row(elem_id="db_settings_head"):
+            self.advanced = gr.Checkbox(
+                False, label="Show advanced settings", elem_id="db_show_advanced", container=False
+            )
+        own = [leaf for leaf in leaves(Settings) if not leaf.key.startswith("concepts.")]
+        by_section = {name: list(some) for name, some in groupby(own, key=lambda leaf: leaf.key.split(".")[0])}
+        for name in sorted(by_section, key=_place):
+            title = TITLES.get(name, name.title())
+            classes = ["db-only-lora"] if name == "lora" else []
+            with gr.Accordion(title, open=name in OPEN, elem_id=f"db_section_{name}", elem_classes=classes):
+                _section(self.page.form, by_section[name])
+                if name == "learning":
+                    self.schedule = gr.HTML("", elem_id="db_schedule")
+
+    def places(self) -> list[Any]:
+        return self.moving_places()
+
+    def show(self, opened: Project | None, row: int) -> Shown:
+        return {} if opened else {self.schedule: ""}
+
+    def moving_places(self) -> list[Any]:
+        return [self.schedule]
+
+    def moving(self, own: Settings, costs: Cost) -> Shown:
+        """What moves with the controls: the rates over the whole run."""
+        return {self.schedule: schedule_view(own, costs.length)}
+
+    def bind(self) -> None:
+        marks = ((self.advanced, "advanced"), (self.page.form.controls["general.method"], "method"))
+        for control, word in marks:
+            js = f"(value) => {{ dreamboothPage.mark('{word}', value); return []; }}"
+            dialect.on(control.change, None, [control], js=js)
 
 
 def _section(form: Form, own: list[Leaf]) -> None:

@@ -159,6 +159,16 @@ def test_only_what_the_method_knows_is_shown(hands: Hands, data: Path) -> None:
     until(lambda: settings(data)["general.method"] == "lora")
 
 
+def test_the_schedule_moves_with_the_controls(hands: Hands, data: Path) -> None:
+    hands.see("#db_schedule svg")  # a flat line by itself has no height
+    line = hands.page.locator("#db_schedule polyline.db-of-unet").first
+    flat = line.get_attribute("points")
+    hands.choose("db_learning_scheduler", "rex")
+    until(lambda: line.get_attribute("points") != flat)
+    hands.choose("db_learning_scheduler", "constant")
+    until(lambda: settings(data)["learning.scheduler"] == "constant")
+
+
 def test_train_freezes_what_the_page_shows(hands: Hands, data: Path) -> None:
     hands.write("db_intervals_num_train_epochs", "3000")
     hands.write("db_intervals_save_preview_every", "20")

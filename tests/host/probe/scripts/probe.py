@@ -3,8 +3,10 @@ what became of the WebUI's model."""
 
 import os
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
+import torch
 from modules import devices, script_callbacks, sd_models
 
 moved = []
@@ -42,6 +44,23 @@ def pretend(_demo, app):
             resident = int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
         return {"moved": moved, "models": models_there(), "resident_bytes": resident}
 
+    def deepdanbooru():
+        """Weights that see a star and nothing else in every picture."""
+        from modules import deepbooru_model, paths
+
+        model = deepbooru_model.DeepDanbooruModel()
+        last = model.n_Conv_178
+        torch.nn.init.zeros_(last.weight)
+        torch.nn.init.constant_(last.bias, -10)
+        last.bias.data[0] = 10
+        state = {name: tensor.half() for name, tensor in model.state_dict().items()}
+        state["tags"] = ["star", *(f"thing_{number}" for number in range(1, last.out_channels))]
+        folder = Path(paths.models_path) / "torch_deepdanbooru"
+        folder.mkdir(exist_ok=True)
+        torch.save(state, folder / "probe.pt")
+        return {}
+
+    app.add_api_route("/probe/deepdanbooru", deepdanbooru, methods=["GET"])
     app.add_api_route("/probe/gpu", gpu, methods=["GET"])
     app.add_api_route("/probe/model", model, methods=["GET"])
 

@@ -1,0 +1,33 @@
+"""Paths as people write them, into a field, a flag or a settings file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dreambooth.core.errors import UserError
+
+_LONGEST_NAME, _LONGEST_PATH = 255, 4000  # bytes; what every file system here takes
+
+
+def problem(text: str) -> str:
+    """Why a text can be no path; empty if it can."""
+    try:
+        encoded = text.encode()
+    except UnicodeEncodeError:
+        return "it holds what is no character; write it anew, or rename the folder or file."
+    if b"\x00" in encoded:
+        return "it holds a character without a meaning (NUL); write it anew."
+    if len(encoded) > _LONGEST_PATH or any(len(part.encode()) > _LONGEST_NAME for part in Path(text).parts):
+        return f"it is too long for a folder or file ({len(text):,} characters); write it anew."
+    try:
+        Path(text).expanduser()
+    except RuntimeError:
+        return f"there is no home of {Path(text).parts[0]!r}; write the whole path."
+    return ""
+
+
+def named(text: str, what: str) -> Path:
+    """The absolute path that is meant. Raises UserError, naming `what`, for a text that can be no path."""
+    if reason := problem(text):
+        raise UserError(f"{what}: {reason}")
+    return Path(text).expanduser().resolve()

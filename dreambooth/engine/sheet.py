@@ -1,0 +1,94 @@
+"""One prompt with several results at several weights: a picture for each, as the rows and columns of a sheet."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dreambooth.core import settings
+from dreambooth.core.project import Project
+from dreambooth.core.run import Job
+from dreambooth.engine import families
+from dreambooth.engine.checkpoints import lora, names
+from dreambooth.engine.checkpoints.source import Source, open_model
+from dreambooth.engine.families.model import Model
+from dreambooth.engine.sampling import draw
+from dreambooth.engine.sampling_choice import Sampling
+from dreambooth.engine.training import precision
+
+
+def draw_sheet(job: Job, project: Project, sampling: Sampling) -> dict[str, Any]:
+    """Draws the sheet that job.json asks for, row by row. A picture is called by its row and column: 02-01.png.
+
+    The base model is read once for all LoRAs; a checkpoint has no weight and fills the first column only.
+    """
+    wanted = job.read()
+    rows, columns = wanted["rows"], wanted["columns"]
+    cells = [(row, column) for row, one in enumerate(rows) for column in range(len(columns) if _is_lora(one) else 1)]
+    folder = _free_folder(Path(wanted["out"]))
+    tuning = settings.parse(job.settings()).tuning
+    model, source, loaded, paths = None, None, None, list[str]()
+    for done, (row, column) in enumerate(cells):
+        job.report("stage", name="drawing", done=done, total=len(cells))
+        file = "" if _is_lora(rows[row]) else rows[row]["weights"]
+        if model is None or source is None or loaded != file:
+            model = source = None  # before the next is read: two would not fit
+            source, model = _load(project, file)
+            model.read_prompts(tuning.max_token_length, tuning.clip_skip, tuning.pad_tokens)
+            loaded = file
+        with _at_weight(model, source, rows[row], columns[column]), torch.no_grad():
+            text = model.encode_text([wanted["prompt"]])
+            [picture] = draw(model, text, [wanted["seed"]], sampling)
+        path = folder / f"{row:02}-{column:02}.png"
+        picture.save(path)
+        paths.append(str(path))
+        job.report("picture", path=str(path), kind="generated")
+    return {"pictures": paths}
+
+
+def _is_lora(row: dict[str, str]) -> bool:
+    return row["kind"] == "lora"
+
+
+def _free_folder(out: Path) -> Path:
+    number = 1
+    while (folder := out / f"sheet-{number:03}").exists():
+        number += 1
+    folder.mkdir(parents=True)
+    return folder
+
+
+def _load(project: Project, file: str) -> tuple[Source, Model]:
+    """A checkpoint, or the base model where `file` is empty, on the device."""
+    accelerator = precision.accelerator("auto")
+    source = open_model(project, Path(file) if file else None)
+    model = families.load(source, precision.compute_dtype(accelerator))
+    model.to(accelerator.device)
+    return source, model
+
+
+@contextmanager
+def _at_weight(model: Model, source: Source, row: dict[str, str], weight: float) -> Iterator[None]:
+    """The model with a row's LoRA in it for a while; afterwards its weights are the very same as before."""
+    if not _is_lora(row):
+        yield
+        return
+    path = Path(row["weights"])
+    layers = lora.read(path, source.tensors, source.about.family)
+    kept = {
+        parameter: parameter.detach().clone()
+        for part, module in model.parts.items()
+        for key, parameter in module.named_parameters()
+        if f"{part}/{names.canonical_key(part, key)}" in layers
+    }
+    try:
+        lora.add(path, layers, model.parts, weight)
+        yield
+    finally:
+        with torch.no_grad():
+            for parameter, before in kept.items():
+                parameter.copy_(before)

@@ -1,0 +1,168 @@
+"""The short jobs beside the runs: what may be asked of each, and the fields of its folder that come of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dreambooth.core import checkpoint, paths, settings
+from dreambooth.core.errors import UserError
+from dreambooth.core.project import Project
+from dreambooth.core.settings import Settings
+from dreambooth.service import runs
+
+# What a request may say about pictures to draw: default, lowest and highest.
+DRAWING: dict[str, tuple[Any, Any, Any]] = {
+    "count": (1, 1, 1000),
+    "steps": (20, 1, 500),
+    "cfg": (7.5, 1, 30),
+    "seed": (420420, 0, 2**31),
+    "batch": (4, 1, 64),
+    "lora_weight": (1.0, -4, 4),
+    "width": (0, 64, 2048),
+    "height": (0, 64, 2048),
+}
+MOST_ON_A_SHEET = 200  # pictures
+
+
+def errand(opened: Project, kind: str, wanted: Mapping[str, Any], chosen: Settings) -> tuple[Settings, dict[str, Any]]:
+    """The settings and fields of a short job. `chosen` are the model's settings with what the request changes.
+
+    Raises UserError for a kind that does not exist, or values that will not do.
+    """
+    if kind == "check":
+        return chosen, {"sheet": ""}
+    if kind == "class-images":
+        return chosen, {}
+    if kind == "generate":
+        return (sheet if wanted.get("sheet") else drawing)(opened, wanted)
+    if kind == "export":
+        return settings.parse({}), exporting(opened, wanted)
+    if kind == "tokens":
+        return chosen, words(wanted.get("prompt"), wanted.get("candidates", 24), label="{}")
+    raise UserError(f"kind: {kind!r} is none of check, class-images, generate, export, tokens.")
+
+
+def words(prompt: Any, candidates: Any, *, label: str) -> dict[str, Any]:
+    """The fields of a job that says what words are to a model. Raises UserError for no words, or a bad number."""
+    if not isinstance(prompt, str) or not prompt.strip():
+        raise UserError("PROMPT: it is empty; give the words that you mean to use, such as 'sks dog'.")
+    if isinstance(candidates, bool) or not isinstance(candidates, int) or not 0 <= candidates <= 400:
+        raise UserError(f"{label.format('candidates')}: it must be from 0 to 400 (it is {candidates}).")
+    return {"prompt": prompt, "candidates": candidates}
+
+
+def exporting(opened: Project, wanted: Mapping[str, Any], *, label: str = "{}") -> dict[str, Any]:
+    """The job's fields for an export. Raises UserError for what cannot be exported, or to where."""
+    base = bool(wanted.get("base"))
+    file = runs.weights(opened, str(wanted.get("weights") or ""), base=base)
+    if file is None and not base:
+        raise UserError(
+            f"The model {opened.name!r} has no finished run to export ({label.format('base')} exports the model that "
+            "it was made from)."
+        )
+    merge = wanted.get("merge")
+    if merge is not None and (not isinstance(merge, (int, float)) or not -4 <= merge <= 4):
+        raise UserError(f"{label.format('merge')}: it must be from -4 to 4 (it is {merge}).")
+    target = wanted.get("to")
+    if not isinstance(target, str) or not target.strip():
+        raise UserError(f"{label.format('to')}: it is empty; name a file or folder to write.")
+    to = paths.named(target, label.format("to"))
+    if to.exists():
+        raise UserError(f"{to}: it exists already; name another file or folder.")
+    return {"weights": str(file or ""), "to": str(to), "merge": merge, "half": bool(wanted.get("half"))}
+
+
+def drawing(opened: Project, wanted: Mapping[str, Any], *, label: str = "{}") -> tuple[Settings, dict[str, Any]]:
+    """The settings and the job's fields for pictures to be drawn. `label` shows a person a key's name, as --{} does.
+
+    Raises UserError with every value that will not do.
+    """
+    values = {key: wanted.get(key, default) for key, (default, _, _) in DRAWING.items()}
+    problems = [
+        f"{label.format(key.replace('_', '-'))}: {problem}"
+        for key, value in values.items()
+        if (problem := _drawing_problem(key, value))
+    ]
+    texts = {
+        key: wanted.get(key, default) for key, default in (("prompt", ""), ("negative", ""), ("scheduler", "dpm++"))
+    }
+    texts["prompt"] = "" if texts["prompt"] is None else texts["prompt"]
+    problems += [f"{label.format(key)}: it is not text." for key, value in texts.items() if not isinstance(value, str)]
+    if problem := _eta_problem(wanted.get("eta")):
+        problems.append(f"{label.format('eta')}: {problem}")
+    if problems:
+        raise UserError(problems)
+    file = runs.weights(opened, str(wanted.get("weights") or ""), base=bool(wanted.get("base")))
+    edits = file is not None and opened.embedding(file).exists()
+    if wanted.get("prompt", "") is None and not edits:
+        raise UserError(f"{label.format('prompt')}: it is missing; say what to draw.")
+    if wanted.get("eta") is not None and not edits:
+        raise UserError(f"{label.format('eta')}: only a result of Imagic (imagic.enabled) is drawn with it.")
+    out = wanted.get("out")
+    return runs.settings_of(opened, file), {
+        "prompt": texts["prompt"],
+        "negative_prompt": texts["negative"],
+        "scheduler": texts["scheduler"],
+        "guidance_scale": values.pop("cfg"),
+        **values,
+        "eta": wanted.get("eta"),
+        "weights": str(file or ""),
+        "out": str(paths.named(str(out), label.format("out")) if out else opened.folder / "generated"),
+    }
+
+
+def _eta_problem(eta: Any) -> str:
+    if eta is None or (isinstance(eta, (int, float)) and not isinstance(eta, bool) and 0 <= eta <= 2):
+        return ""
+    return f"it must be a number from 0, the picture, to 2, with 1 for the prompt (it is {eta!r})."
+
+
+def _drawing_problem(key: str, value: Any) -> str:
+    default, low, high = DRAWING[key]
+    whole = isinstance(default, int)
+    if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
+        return f"it must be a {'whole ' if whole else ''}number (it is {value!r})."
+    if key in ("width", "height"):
+        if value and (value % 8 or not low <= value <= high):
+            return f"it must be a multiple of 8 from {low} to {high}, or 0 (it is {value})."
+    elif not low <= value <= high:
+        return f"it must be from {low} to {high} (it is {value})."
+    return ""
+
+
+def sheet(opened: Project, wanted: Mapping[str, Any], *, label: str = "{}") -> tuple[Settings, dict[str, Any]]:
+    """The settings and the job's fields for one picture of each result at each weight. `wanted["sheet"]` has `weights`,
+    the files (empty for the base model), and `lora_weights`; a checkpoint has no weight and is drawn once.
+
+    Raises UserError with every value that will not do.
+    """
+    asked = wanted["sheet"]
+    if not isinstance(asked, Mapping):
+        raise UserError(f"{label.format('sheet')}: it must be a JSON object with weights and lora_weights.")
+    files, columns = asked.get("weights"), asked.get("lora_weights", [1.0])
+    if not isinstance(files, list) or not files or not all(isinstance(file, str) for file in files):
+        raise UserError(f"{label.format('sheet.weights')}: name at least one result.")
+    low, high = DRAWING["lora_weight"][1:]
+    if not isinstance(columns, list) or not columns or not all(_is_number(one, low, high) for one in columns):
+        raise UserError(f"{label.format('sheet.lora-weights')}: they must be numbers from {low} to {high}.")
+    if len(files) * len(columns) > MOST_ON_A_SHEET:
+        raise UserError(f"{label.format('sheet')}: it has more than {MOST_ON_A_SHEET} pictures; leave some out.")
+    own = {key: value for key, value in wanted.items() if key not in ("weights", "base", "eta")}
+    first = {"weights": files[0]} if files[0] else {"base": True}
+    chosen, fields = drawing(opened, {**own, "count": 1, **first}, label=label)
+    rows = [_row(opened, file) for file in files]
+    return chosen, {**fields, "rows": rows, "columns": [float(one) for one in columns]}
+
+
+def _row(opened: Project, file: str) -> dict[str, str]:
+    if not file:
+        return {"kind": "base", "weights": "", "label": "before"}
+    path = runs.weights(opened, file, base=False)
+    kind = checkpoint.describe(checkpoint.read_header(Path(file))).kind
+    return {"kind": kind, "weights": str(path), "label": Path(file).stem}
+
+
+def _is_number(value: Any, low: float, high: float) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value <= high

@@ -1,0 +1,44 @@
+"""What a run will cost, as the page's head shows it: in words, and as a bar of the card's memory that moves with every
+control.
+"""
+
+from __future__ import annotations
+
+from html import escape
+
+from dreambooth.core.footprint import SPARE
+from dreambooth.core.quantities import duration, size
+from dreambooth.ui.page.cost import Cost
+
+_GB = 2**30  # as cards are sold
+
+
+def cost_view(costs: Cost, card_bytes: int) -> str:
+    """`card_bytes` is 0 where no card is known; then the memory is said without a bar."""
+    needs = _needs(costs.memory_bytes, card_bytes) if costs.memory_bytes else ""
+    return f'<p class="db-cost">{escape(" · ".join(_words(costs)))}</p>{needs}'
+
+
+def _words(costs: Cost) -> list[str]:
+    if costs.length is None:
+        return ["No pictures yet"]
+    said = [f"{costs.pictures:,} pictures", f"{costs.length.steps:,} steps"]
+    if costs.seconds:
+        said.append(f"≈ {duration(costs.seconds)}")
+    if costs.disk_bytes:
+        said.append(f"{size(costs.disk_bytes)} disk")
+    return said
+
+
+def _needs(needed: int, card: int) -> str:
+    if not card:
+        return f'<p class="db-needs">Needs about {size(needed)} of memory</p>'
+    fits = needed <= card * (1 - SPARE)
+    said = f"Needs about {needed / _GB:.1f} of {card / _GB:.1f} GB"
+    after = "" if fits else ", more than the card can give; Performance sets what fits"
+    percent = min(100.0, needed / card * 100)
+    return (
+        f'<div class="db-needs{"" if fits else " db-too-much"}"><span>{said}{after}</span>'
+        f'<div class="db-bar" role="meter" aria-label="{said}" aria-valuemin="0" aria-valuemax="100" '
+        f'aria-valuenow="{percent:.0f}"><i style="width:{percent:.1f}%"></i></div></div>'
+    )

@@ -1,0 +1,30 @@
+"""What Performance has set, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from html import escape
+from typing import Any
+
+from dreambooth.core.planner import Plan
+from dreambooth.core.schema import leaves
+from dreambooth.core.settings import Settings
+
+_LABELS = {leaf.key: leaf.spec.label for leaf in leaves(Settings)}
+
+
+def plan_view(made: Plan, before: Mapping[str, Any]) -> str:
+    """The changes as labels with their old and new values, then the planner's reasons."""
+    rows = "".join(
+        f"<li><b>{escape(_LABELS[key])}</b> {_said(before[key])} → {_said(value)}</li>"
+        for key, value in made.changes.items()
+    )
+    changed = f"<ul>{rows}</ul>" if rows else "<p>Nothing had to be changed.</p>"
+    kind = "db-good" if made.fits else "db-problems"
+    first, *reasons = made.reasons
+    why = "".join(f"<p>{escape(reason)}</p>" for reason in reasons)
+    return f'<div class="db-plan-made" data-db-problems="[]"><p class="{kind}">{escape(first)}</p>{changed}{why}</div>'
+
+
+def _said(value: Any) -> str:
+    return escape({True: "on", False: "off"}.get(value, str(value)) if isinstance(value, bool) else str(value))

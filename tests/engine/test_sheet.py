@@ -1,0 +1,74 @@
+"""A sheet of results at weights: each cell is what a single picture with that result at that weight would be."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dreambooth.core import project
+from dreambooth.core.errors import UserError
+from dreambooth.core.project import Folders, Project
+from dreambooth.core.settings import parse
+from dreambooth.engine import families, generate
+from dreambooth.engine.checkpoints import lora
+from dreambooth.engine.checkpoints.write import write_tensors
+from dreambooth.engine.training import adapters
+from dreambooth.service import errands, launcher
+from tests.engine import tiny
+
+PROMPT = {"prompt": "a red star", "steps": 3, "width": 64, "height": 64, "seed": 7}
+
+
+@pytest.fixture(scope="module")
+def star(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A tiny model, with a LoRA of it."""
+    place = tmp_path_factory.mktemp("sheet")
+    base = tiny.write_original(place / "base.safetensors", "sd1")
+    made = project.create(Folders(place / "models"), "star", base)
+    model = families.load_file(base)
+    torch.manual_seed(3)
+    for parameter in adapters.prepare(model, parse({})).named().values():
+        parameter.data = torch.randn_like(parameter) * 0.1
+    write_tensors(made.folder / "taught.safetensors", lora.lora_tensors(model.parts, model.family, half=False), {})
+    return made
+
+
+def pixels(path: str | Path) -> np.ndarray:
+    return np.asarray(Image.open(path))
+
+
+def drawn(star: Project, ask: object, **wanted: object) -> list[str]:
+    chosen, fields = ask(star, {**PROMPT, **wanted})  # type: ignore[operator]
+    job = launcher.new_errand(Folders(star.folder.parents[1]), star, "generate", chosen, **fields)
+    return list(generate.run(job)["pictures"])
+
+
+def test_each_cell_is_the_picture_of_its_result_at_its_weight(star: Project) -> None:
+    taught = str(star.folder / "taught.safetensors")
+    made = drawn(star, errands.sheet, sheet={"weights": [taught, "", taught], "lora_weights": [0, 1]})
+    assert [Path(path).stem for path in made] == ["00-00", "00-01", "01-00", "02-00", "02-01"]
+    [base] = drawn(star, errands.drawing, base=True)
+    [full] = drawn(star, errands.drawing, weights=taught)
+    nothing, whole, before, again_nothing, again_whole = map(pixels, made)
+    assert (nothing == pixels(base)).all() and (before == pixels(base)).all()
+    assert (whole == pixels(full)).all() and (whole != nothing).any()
+    assert (again_nothing == nothing).all() and (again_whole == whole).all()
+
+
+@pytest.mark.parametrize(
+    ("sheet", "said"),
+    [
+        ("all", "must be a JSON object"),
+        ({"weights": []}, "name at least one result"),
+        ({"weights": [""], "lora_weights": ["much"]}, "must be numbers from -4 to 4"),
+        ({"weights": [""], "lora_weights": [9]}, "must be numbers from -4 to 4"),
+        ({"weights": [""] * 21, "lora_weights": [0] * 10}, "more than 200 pictures"),
+    ],
+)
+def test_what_cannot_be_a_sheet_is_refused(star: Project, sheet: object, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        errands.sheet(star, {**PROMPT, "sheet": sheet})

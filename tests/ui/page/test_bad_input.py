@@ -1,0 +1,226 @@
+"""Bad input in every field: one sentence about each, where it was written, and nothing that was right is lost."""
+
+from __future__ import annotations
+
+import html
+import json
+import math
+import re
+import time
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+import pytest
+
+from dreambooth.core import project, run
+from dreambooth.core.errors import UserError
+from dreambooth.core.layout import MINIATURE, SUBJECT_PICTURES
+from dreambooth.core.project import Folders, Project, open_project
+from dreambooth.core.schema import Leaf, leaves
+from dreambooth.core.settings import Settings
+from dreambooth.host.standalone import Standalone
+from dreambooth.ui.page import actions
+from dreambooth.ui.page.controls import elem_id, make
+from dreambooth.ui.page.page import Page
+from tests.ui.page.conftest import Server
+from tests.ui.page.hands import Hands
+
+LEAVES = list(leaves(Settings))
+NO_PATHS = ["a\x00b", "\ud800", "x" * 5000, "x" * 300, "~nobody-has-this-name/x"]
+
+
+def bad_values(leaf: Leaf) -> list[Any]:
+    """What a control, a script or a broken browser could send for a setting."""
+    if leaf.choices:
+        return [None, "nothing", 7, [], "x" * 5000]
+    if leaf.kind is bool:
+        return [None, "maybe", 3, []]
+    if leaf.kind is str:
+        return [["a"], 7, *(NO_PATHS if leaf.spec.path else NO_PATHS[:2])]
+    beyond = [leaf.spec.min - 1] if leaf.spec.min is not None else []
+    beyond += [leaf.spec.max + 1] if leaf.spec.max is not None else []
+    part = [leaf.default + 0.5] if leaf.kind is int else []
+    return [None, "", math.nan, math.inf, "many", "1e999", [], True, *beyond, *part]
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Page:
+    host = Standalone(str(tmp_path_factory.mktemp("bad") / "models"))
+    made = Page(host)
+    with gr.Blocks() as blocks:
+        made.lay_out()
+        made.bind(blocks)
+    project.create(host.folders(), "star", MINIATURE)
+    return made
+
+
+def opened(page: Page) -> Project:
+    return open_project(page.host.folders(), "star")
+
+
+def shown(page: Page) -> dict[Any, Any]:
+    everything = page.show("star")
+    return {
+        **{control: everything[control] for control in page.form.controls.values()},
+        page.model: "star",
+        page.row: 0,
+    }
+
+
+def saved(page: Page, values: dict[Any, Any]) -> list[str]:
+    """Saves a draft; returns the problems that the page tells."""
+    told = re.search(r"data-db-problems='?\"?([^\"']*)", page.save(values)[page.said])
+    assert told
+    return list(json.loads(html.unescape(told[1])))
+
+
+@pytest.mark.parametrize("leaf", LEAVES, ids=lambda leaf: leaf.key)
+def test_a_bad_value_is_one_sentence_and_the_rest_is_saved(page: Page, leaf: Leaf) -> None:
+    before, right = opened(page).settings(), shown(page)
+    key = leaf.key.replace(".N.", ".0.")
+    other = "previews.negative_prompt" if key != "previews.negative_prompt" else "captions.prefix"
+    for number, bad in enumerate(bad_values(leaf)):
+        words = f"kept {number}"
+        said = saved(page, {**right, page.form.controls[leaf.key]: bad, page.form.controls[other]: words})
+        assert len(said) == 1
+        assert said[0].startswith(f"{key}: ")
+        assert said[0].endswith(".")
+        assert len(said[0]) < 300
+        assert opened(page).settings() == {**before, other: words}
+
+
+def test_settings_that_do_not_go_together_are_saved_only_when_they_do(page: Page) -> None:
+    before, right = opened(page).settings(), shown(page)
+    control = page.form.controls
+    said = saved(page, {**right, control["optimizer.name"]: "prodigy"})
+    assert [one.split(":")[0] for one in said] == ["learning.lora_learning_rate"]
+    assert opened(page).settings() == before
+    page.save({**right, control["optimizer.name"]: "prodigy", control["learning.lora_learning_rate"]: 1})
+    assert opened(page).settings()["optimizer.name"] == "prodigy"
+    page.save(right)
+
+
+@pytest.mark.parametrize("bad", ["", " ", *NO_PATHS, "/", "../../etc", '"', "nowhere/at/all/really/x"])
+def test_what_is_no_setting_is_refused_with_a_sentence_too(page: Page, bad: str) -> None:
+    for do in (
+        lambda: actions.create(page.host, bad, str(MINIATURE), {}),
+        lambda: actions.create(page.host, "new", bad, {}),
+        lambda: actions.import_settings(opened(page), bad),
+        lambda: actions.duplicate(page.host, opened(page), bad),
+        lambda: actions.rename(page.host, opened(page), bad),
+    ):
+        with pytest.raises(UserError) as told:
+            do()
+        assert len(told.value.problems) == 1
+        assert told.value.problems[0].endswith(".")
+    if bad in NO_PATHS or not bad.strip():
+        with pytest.raises(UserError):
+            actions.export(page.host, opened(page), {"to": bad, "base": True})
+    assert project.names(page.host.folders()) == ["star"]
+
+
+# The same with a browser, in every field for a number at once.
+
+
+@pytest.fixture(scope="module")
+def hands(browser: Any, server: Server, data: Path) -> Iterator[Hands]:
+    own = {"concepts.0.instance_data_dir": str(SUBJECT_PICTURES), "concepts.0.instance_prompt": "a sks star"}
+    project.create(Folders(data), "star", MINIATURE, own)
+    started = Hands(browser, server.address)
+    started.tab("Settings")
+    started.page.locator("#db_show_advanced input").first.check()
+    yield started
+
+
+@cache
+def fields() -> list[Leaf]:
+    """The settings with a field that takes any number; a slider holds none but its own."""
+    with gr.Blocks():
+        return [leaf for leaf in LEAVES if isinstance(make(leaf), gr.Number)]
+
+
+WRITE = """(values) => {
+    const set = Object.getOwnPropertyDescriptor(HTMLInputElement.prototype, "value").set;
+    const written = [];
+    for (const [id, value] of Object.entries(values)) {
+        const field = document.querySelector(`#${id} input[type=number]`);
+        if (field) {
+            set.call(field, value);
+            field.dispatchEvent(new Event("input", {bubbles: true}));
+            written.push(id);
+        }
+    }
+    return written;
+}"""
+
+
+def open_all(hands: Hands) -> None:
+    """What is folded may not be there yet."""
+    for tab in ("Settings", "Concepts"):
+        hands.tab(tab)
+        folded = hands.page.locator(f"#db_{tab.lower()}_tab .label-wrap:not(.open)")
+        while folded.count():
+            folded.first.click()
+
+
+def write_all(hands: Hands, some: list[Leaf], value: Any) -> set[str]:
+    """Writes what `value` says of each setting, as quickly as a paste; returns the fields that took it."""
+    return set(hands.page.evaluate(WRITE, {elem_id(leaf.key): value(leaf) for leaf in some}))
+
+
+def sentences(hands: Hands) -> dict[str, str]:
+    told = """fields => fields.map(field => [field.id, field.querySelector(".db-sentence").textContent])"""
+    return dict(hands.page.eval_on_selector_all("#db_page .db-wrong", told))
+
+
+def test_every_number_field_says_what_is_wrong_with_it(hands: Hands, data: Path) -> None:
+    before = open_project(Folders(data), "star").settings()
+    open_all(hands)
+    some = [leaf for leaf in fields() if leaf.spec.min is not None]
+    expected = write_all(hands, some, lambda leaf: f"{leaf.spec.min - 1:g}")
+    assert expected == {elem_id(leaf.key) for leaf in some}
+    told: dict[str, str] = {}
+    until = time.monotonic() + 30
+    while set(told) != expected and time.monotonic() < until:
+        time.sleep(0.3)
+        told = sentences(hands)
+    assert set(told) == expected
+    assert all("below the minimum" in sentence for sentence in told.values())
+    assert open_project(Folders(data), "star").settings() == before
+
+
+def test_train_refuses_with_the_same_sentences(hands: Hands, data: Path) -> None:
+    hands.press("db_train")
+    hands.see("#db_run_said .db-problems", "Seed: -1 is below the minimum, 0.")
+    assert run.runs(open_project(Folders(data), "star")) == []
+
+
+def test_emptied_fields_are_told_and_mending_them_saves(hands: Hands, data: Path) -> None:
+    write_all(hands, fields(), lambda leaf: "")
+    hands.tab("Settings")
+    hands.see("#db_general_seed .db-sentence", "it is empty; give a whole number.")
+    write_all(hands, fields(), lambda leaf: f"{leaf.default:.12g}")
+    hands.page.wait_for_function("document.querySelectorAll('#db_page .db-wrong').length === 0", timeout=60_000)
+    hands.saved()
+    assert open_project(Folders(data), "star").settings()["general.seed"] == 420420
+
+
+def test_one_bad_field_loses_nothing_of_the_others(hands: Hands, data: Path) -> None:
+    hands.tab("Settings")
+    hands.write("db_general_seed", "-3")
+    hands.write("db_captions_prefix", "kept")
+    hands.see("#db_said .db-problems", "Seed: -3 is below the minimum")
+    while open_project(Folders(data), "star").settings()["captions.prefix"] != "kept":
+        time.sleep(0.2)
+    hands.open()  # a reload
+    hands.tab("Settings")
+    hands.unfold("db_section_captions")
+    assert hands.value("db_captions_prefix") == "kept"
+    assert hands.value("db_general_seed") == "420420"
+
+
+def test_the_script_had_no_errors(hands: Hands) -> None:
+    assert hands.errors == []

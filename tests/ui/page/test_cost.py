@@ -1,0 +1,105 @@
+"""What a run costs, said while settings move; and Performance, which sets what fits the card."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+import pytest
+
+from dreambooth.core import abilities, project
+from dreambooth.core.errors import UserError
+from dreambooth.core.layout import MINIATURE, SUBJECT_PICTURES
+from dreambooth.core.schema import to_flat
+from dreambooth.core.settings import parse
+from dreambooth.host.standalone import Standalone
+from dreambooth.ui.page import actions, cost
+from dreambooth.ui.page.cost_view import cost_view
+from dreambooth.ui.page.page import Page
+
+GB = 2**30
+
+
+@pytest.fixture
+def page(tmp_path: Path) -> Page:
+    host = Standalone(str(tmp_path / "models"))
+    made = Page(host)
+    with gr.Blocks() as blocks:
+        made.lay_out()
+        made.bind(blocks)
+    own = {"concepts.0.instance_data_dir": str(SUBJECT_PICTURES), "concepts.0.instance_prompt": "a sks star"}
+    project.create(host.folders(), "star", MINIATURE, own)
+    return made
+
+
+def opened(page: Page) -> Any:
+    return project.open_project(page.host.folders(), "star")
+
+
+def values(page: Page, **changed: Any) -> dict[Any, Any]:
+    shown = page.show("star")
+    read = {control: shown[control] for control in page.form.controls.values()}
+    by_key = {page.form.controls[key.replace("__", ".")]: value for key, value in changed.items()}
+    return {**read, page.model: "star", page.row: 0, **by_key}
+
+
+def percent(html: str) -> float:
+    found = re.search(r'aria-valuenow="(\d+)"', html)
+    assert found
+    return float(found[1])
+
+
+def test_the_bar_moves_with_the_controls(page: Page, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(abilities, "card_bytes", lambda: GB)
+    before = page.save(values(page))[page.about]
+    after = page.save(values(page, batching__train_batch_size=64))[page.about]
+    assert percent(after) > percent(before) + 5
+    assert re.search(r"Needs about 0\.\d of 1\.0 GB<", before)
+    assert "5 pictures · 500 steps" in before
+
+
+def test_what_does_not_fit_is_said_with_the_mend(page: Page, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(abilities, "card_bytes", lambda: GB // 2)
+    shown = page.save(values(page, batching__train_batch_size=64))[page.about]
+    assert "db-too-much" in shown and "Performance sets what fits" in shown
+    assert percent(shown) == 100
+
+
+def test_without_a_card_or_pictures_nothing_is_made_up(page: Page) -> None:
+    own = parse({})
+    costs = cost.estimate(opened(page), own)
+    assert (costs.pictures, costs.length, costs.seconds) == (0, None, None)
+    shown = cost_view(costs, 0)
+    assert "No pictures yet" in shown and "of memory" in shown and "db-bar" not in shown
+
+
+def test_performance_sets_what_fits_and_says_what_and_why(page: Page, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = values(page, batching__train_batch_size=64, previews__negative_prompt="kept")
+    needed = cost.estimate(opened(page), parse({"batching.train_batch_size": 64})).memory_bytes
+    monkeypatch.setattr(abilities, "card_bytes", lambda: int(needed * 0.97))
+    shown = page.run_column._performance(asked)
+    said, flat = shown[page.run_column.said], opened(page).settings()
+    before = to_flat(parse(page.form.read(asked, 0)))
+    changed = {key: value for key, value in flat.items() if value != before[key]}
+    assert changed and set(changed) <= {"batching.gradient_checkpointing", "batching.train_batch_size",
+                                        "batching.gradient_accumulation_steps", "memory.vae_decoding",
+                                        "optimizer.name"}  # fmt: skip
+    for key in changed:
+        label = page.form.leaves[key].spec.label
+        assert f"<b>{label}</b>" in said
+        assert shown[page.form.controls[key]] == changed[key]
+    assert "Needs about" in said and flat["previews.negative_prompt"] == "kept"
+    after = cost.estimate(opened(page), parse(flat)).memory_bytes
+    assert after < needed * 0.97
+
+
+def test_performance_without_a_card_changes_nothing(page: Page, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(abilities, "card_bytes", lambda: 0)
+    before = opened(page).settings()
+    with pytest.raises(UserError, match="no card is known here"):
+        page.run_column._performance(values(page))
+    assert opened(page).settings() == before
+    with pytest.raises(UserError):
+        actions.performance(opened(page), before, 0)
