@@ -36,8 +36,8 @@ Layer = tuple[int, int, int, int]  # rows, columns, pixels of the kernel, how ma
 
 @dataclass(frozen=True)
 class Anatomy:
-    """How many values each part has and its UNet's layers put out for each latent pixel, those of the UNet's layers
-    that can be trained alone, those of its transformer and residual blocks and of the largest one, and the layers that a LoRA is put into: {where: layers}."""
+    """How many values each part has, the UNet's layers that can be trained alone, its transformer and residual blocks
+    and the largest of these; what its layers put out for each latent pixel; the layers that a LoRA is put into."""
 
     unet: int
     text: int
