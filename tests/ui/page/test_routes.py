@@ -133,3 +133,35 @@ def test_a_run_that_failed_shows_why_with_its_log_and_a_report(folders: Folders)
     with open(made.folder / "events.jsonl", "a") as file:
         file.write('{"event": "paused"}\n')
     assert "report?run" not in client(folders).get("/dreambooth/page/live?view=run&model=star").text
+
+
+def test_a_download_that_waits_is_shown_as_one(folders: Folders) -> None:
+    made = run.create(
+        folders.download_errands, {"kind": "download", "repository": "a/b", "file": ""}, to_json(Settings())
+    )
+    asked = client(folders)
+    assert 'role="progressbar"' in asked.get("/dreambooth/page/live?view=download").text
+    (made.folder / "events.jsonl").write_text(
+        '{"event": "started", "time": 0}\n{"event": "failed", "time": 0, "problems": ["The hub cannot be reached."]}\n'
+    )
+    assert "The hub cannot be reached." in asked.get("/dreambooth/page/live?view=download").text
+
+
+def test_a_models_results_have_the_pictures_that_were_drawn_at_them(folders: Folders) -> None:
+    opened = project.open_project(folders, "star")
+    written = folders.loras / "star_5.safetensors"
+    written.parent.mkdir(parents=True)
+    written.write_bytes(b"0" * 1000)
+    made = job(folders, {"event": "started"}, STEP)
+    picture = made.previews / "000000005-00-0.png"
+    picture.parent.mkdir()
+    picture.write_bytes(b"")
+    made.report("preview", images=5, paths=[str(picture)])
+    made.report("saved", path=str(written), images=5, bytes=1000, kind="lora")
+    made.report("paused")
+    for step in (3, 5):
+        (made.state / f"{step:09}").mkdir(parents=True)
+    shown = client(folders).get(f"/dreambooth/page/live?view=model&model={opened.name}").text
+    assert "000000005-00-0.png" in shown and "star_5" in shown
+    assert shown.count("data-db-resume") == 2
+    assert shown.count("data-db-twice") == 1  # going back sets later states aside; going on does not
