@@ -12,6 +12,7 @@ from typing import Any
 
 import uvicorn
 from fastapi import FastAPI, Request
+from fastapi.middleware.trustedhost import TrustedHostMiddleware
 from fastapi.responses import FileResponse, Response, StreamingResponse
 
 from dreambooth.core.layout import PROJECT
@@ -32,6 +33,8 @@ _HEAD = (
 def application(host: Host) -> Any:
     """The page, its addresses, and its files, as one web application."""
     app = FastAPI(openapi_url=None)
+    # A name of somebody's own that leads here would make his page one of ours.
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=[ADDRESS, "localhost", "[::1]"])
     app.include_router(api.router(host))
     app.include_router(routes.router(host))
 
