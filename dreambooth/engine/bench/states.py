@@ -30,7 +30,8 @@ REPEATS = 5
 # Values that are trained; a state holds each with the two that AdamW remembers of it, in full precision.
 SIZES = {"LoRA, rank 16, SD 1": 3_200_000, "LoRA, rank 128, SD 1": 25_500_000, "a tenth of SD 1's UNet": 86_000_000}
 _TENSORS = 200
-_STEPS, _EVERY = 60, 5
+_STEPS, _EVERY = 40, 5
+_TRAININGS = 3  # of each kind
 _SHARED: dict[str, Any] = {
     "concepts.0.instance_data_dir": str(SUBJECT_PICTURES),
     "concepts.0.instance_prompt": "a photo of sks star",
@@ -102,7 +103,7 @@ def _training(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
     made = project.create(Folders(folder / "models"), f"star-{settings['general.method']}", MINIATURE)
     seconds: dict[int, list[float]] = {0: [], _EVERY: []}
     stalls: list[float] = []
-    for _ in range(REPEATS):
+    for _ in range(_TRAININGS):
         for every, taken in seconds.items():
             chosen = {**_SHARED, **settings, "intervals.save_state_every_steps": every}
             job = runs.new_run(Folders(folder / "models"), made, parse(chosen))
