@@ -36,6 +36,7 @@ BESIDES = {
     "ui/page/generate.py": {"gradio"},
     "ui/page/model.py": {"gradio"},
     "ui/page/page.py": {"gradio"},
+    "ui/page/reference.py": {"gradio"},
     "ui/page/routes.py": {"fastapi"},
     "ui/page/run_column.py": {"gradio"},
     "ui/page/settings.py": {"gradio"},

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 
 import pytest
 
@@ -51,7 +53,7 @@ PROOFS = {
     "intervals.max_train_steps": "core/test_budget.py::test_total_steps_take_the_place_of_epochs",
     "intervals.save_preview_every": "engine/test_options.py::test_previews_come_every_so_many_epochs",
     "intervals.save_model_every": "engine/test_options.py::test_models_are_written_on_the_way_under_names_of_their_own",
-    "intervals.save_state_every": "engine/test_resume.py::test_a_killed_engine_is_seen_as_lost_and_goes_on",
+    "intervals.save_state_every": "engine/test_options.py::test_states_are_saved_every_so_many_epochs",
     "intervals.save_preview_every_steps": "engine/test_memory_options.py::test_things_are_done_every_so_many_steps",
     "intervals.save_model_every_steps": "engine/test_memory_options.py::test_things_are_done_every_so_many_steps",
     "intervals.save_state_every_steps": "engine/test_memory_options.py::test_things_are_done_every_so_many_steps",
@@ -115,6 +117,7 @@ PROOFS = {
     "objective.unmasked_weight": "engine/test_objective.py::test_masks_are_not_made_for_pictures_of_the_class",
     "memory.attention": "engine/test_memory_options.py::test_sliced_attention_is_the_same_with_smaller_pieces",
     "memory.bf16_weights": "engine/test_memory_options.py::test_weights_in_bf16_take_half_and_learn",
+    "memory.base_weights": "engine/test_base_weights.py::test_streamed_weights_learn_the_same",
     "memory.step_in_backward": "engine/test_in_backward.py::test_hardly_any_gradient_is_held",
     "memory.vae_decoding": "engine/test_memory_options.py::test_previews_and_class_pictures_are_decoded_as_asked",
     "memory.on_out_of_memory": "engine/test_trouble.py::test_stop_changes_nothing_and_says_what_would_help",
@@ -158,3 +161,10 @@ def test_the_tests_of_the_rows_exist(file: str) -> None:
     there = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
     wanted = {proof.split("::")[1] for proof in PROOFS.values() if proof.startswith(f"{file}::")}
     assert wanted - there == set()
+
+
+@pytest.mark.rows
+@pytest.mark.parametrize("key", PROOFS)
+def test_a_rows_test_fails_where_the_setting_is_ignored(key: str) -> None:
+    ended = subprocess.run([sys.executable, "-m", "tests.engine.nailed", key], cwd=ROOT, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stdout
