@@ -27,7 +27,7 @@ STANDARD_LIBRARY_ONLY = {"core", "host", "service", "ui"}
 BESIDES = {
     "host/describing.py": {"modules", "PIL"},
     "host/webui.py": {"modules"},
-    "service/api.py": {"fastapi"},
+    "service/api.py": {"fastapi", "starlette"},  # fastapi is made of it
     "service/pictures.py": {"PIL"},
     "ui/page/alone.py": {"fastapi", "uvicorn"},  # only where there is no WebUI, from page-lock.txt
     "ui/page/concepts.py": {"gradio"},
@@ -36,6 +36,7 @@ BESIDES = {
     "ui/page/generate.py": {"gradio"},
     "ui/page/model.py": {"gradio"},
     "ui/page/page.py": {"gradio"},
+    "ui/page/reference.py": {"gradio"},
     "ui/page/routes.py": {"fastapi"},
     "ui/page/run_column.py": {"gradio"},
     "ui/page/settings.py": {"gradio"},

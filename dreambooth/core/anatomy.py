@@ -119,7 +119,8 @@ def from_json(kept: Mapping[str, Any]) -> Anatomy:
 def outputs(header: Header) -> float:
     """How many values all layers of the UNet put out for each latent pixel."""
     unet = {name: t for name, t in _part(header, _UNET_PREFIXES).items() if _is_layer(name, t)}
-    levels = {name: _level(name, unet) for name in unet}
+    halved = _halvings(unet)
+    levels = {name: _level(name, *halved) for name in unet}
     return sum(t.shape[0] * 0.25 ** levels[name] for name, t in unet.items())
 
 
@@ -190,11 +191,15 @@ def _is_layer(name: str, tensor: Tensor) -> bool:
     return name.endswith(".weight") and len(tensor.shape) > 1 and not re.search(words_or_time, name)
 
 
-def _level(name: str, unet: dict[str, Tensor]) -> int:
-    """How often the picture has been halved where a layer of the UNet puts out."""
+def _halvings(unet: dict[str, Tensor]) -> tuple[set[int], set[int], int]:
+    """The blocks that halve and that double, by the original names; how many blocks go down, by diffusers' names."""
     down = {int(m[1]) for n in unet if (m := re.match(r"input_blocks\.(\d+)\.0\.op\.", n))}
     up = {int(m[1]) for n in unet if (m := re.match(r"output_blocks\.(\d+)\.\d\.conv\.", n))}
-    blocks = len({n.split(".")[1] for n in unet if n.startswith("down_blocks.")})
+    return down, up, len({n.split(".")[1] for n in unet if n.startswith("down_blocks.")})
+
+
+def _level(name: str, down: set[int], up: set[int], blocks: int) -> int:
+    """How often the picture has been halved where a layer of the UNet puts out."""
     if found := re.match(r"input_blocks\.(\d+)\.", name):
         return sum(at <= int(found[1]) for at in down)
     if found := re.match(r"output_blocks\.(\d+)\.(\d\.conv\.)?", name):

@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 STAGED = ".tmp"  # how the name of a file ends that is being written; it begins with a dot
+_ABANDONED_SECONDS = 3600
 
 
 @contextlib.contextmanager
@@ -24,6 +26,15 @@ def staged(path: Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):  # what went wrong is told, not that it could not be tidied up
             name.unlink(missing_ok=True)
+
+
+def sweep(folder: Path) -> None:
+    """Removes what writers that were killed have left in a folder an hour ago or longer."""
+    before = time.time() - _ABANDONED_SECONDS
+    for path in folder.glob(f".*{STAGED}") if folder.is_dir() else ():
+        with contextlib.suppress(OSError):
+            if path.stat().st_mtime < before:
+                path.unlink()
 
 
 def write_text(path: Path, text: str) -> None:

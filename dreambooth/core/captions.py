@@ -53,7 +53,8 @@ def name_words(stem: str) -> str:
     >>> name_words("00012-sks_dog on grass (3)")
     'sks dog on grass'
     """
-    bare = _COUNTER_AFTER.sub("", _COUNTER_BEFORE.sub("", stem.strip()))
+    text = stem.encode(errors="ignore").decode()  # a file's name need not be Unicode
+    bare = _COUNTER_AFTER.sub("", _COUNTER_BEFORE.sub("", text.strip()))
     return "" if bare.strip().isdigit() or bare.lower() in _CAMERAS else _squeeze(bare.replace("_", " "))
 
 
@@ -88,10 +89,15 @@ def variants(text: str, options: Captions, seed: int) -> tuple[str, ...]:
         return (_draw(text, options, random.Random(0)),)
     found: dict[str, None] = {}
     for number in range(options.variants * _DRAWS_PER_VARIANT):
-        found.setdefault(_draw(text, options, random.Random(f"{seed} {number} {text}")))
+        found.setdefault(_draw(text, options, _random(f"{seed} {number} {text}")))
         if len(found) == options.variants:
             break
     return tuple(found)
+
+
+def _random(words: str) -> random.Random:
+    """As Random(words), also for words that are no Unicode."""
+    return random.Random(words.encode(errors="surrogatepass"))
 
 
 def pick(count: int, seed: int, place: int) -> int:

@@ -6,14 +6,16 @@ dead engine is off the device whatever became of it.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import IO
 
-from dreambooth.core import lock
+from dreambooth.core import atomic, lock
 from dreambooth.core.errors import UserError
+from dreambooth.core.json_file import read_object
 from dreambooth.core.project import Folders
-from dreambooth.core.run import Job, read_object
+from dreambooth.core.run import Job
 
 
 def hold(job: Job) -> IO[bytes] | None:
@@ -22,7 +24,8 @@ def hold(job: Job) -> IO[bytes] | None:
     projects.mkdir(parents=True, exist_ok=True)
     held = lock.acquire(projects / ".device", seconds=1)
     if held:
-        (projects / ".device.json").write_text(json.dumps({"folder": str(job.folder)}), encoding="utf-8")
+        with contextlib.suppress(OSError):  # on a full disk nobody can see who has the device, but one has it
+            atomic.write_text(projects / ".device.json", json.dumps({"folder": str(job.folder)}))
     return held
 
 

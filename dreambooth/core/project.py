@@ -15,6 +15,7 @@ from typing import Any
 
 from dreambooth.core import atomic, checkpoint, paths
 from dreambooth.core.errors import UserError
+from dreambooth.core.json_file import read_object
 from dreambooth.core.origin import Origin
 from dreambooth.core.schema import from_flat, to_flat
 from dreambooth.core.settings import carried_over, parse, to_json
@@ -65,10 +66,15 @@ class Folders:
     @cached_property
     def _moved(self) -> dict[str, Path]:
         try:
-            said = json.loads((self.models / "dreambooth" / "folders.json").read_text(encoding="utf-8"))
-            return {key: Path(value) for key, value in said.items()}
-        except (OSError, ValueError, AttributeError, TypeError):
+            said = read_object(self.models / "dreambooth" / "folders.json")
+        except UserError:
             return {}
+        # A place that is none would put everything wherever the program was started.
+        return {
+            key: Path(value)
+            for key, value in said.items()
+            if key in _USUAL and isinstance(value, str) and "\x00" not in value and Path(value).is_absolute()
+        }
 
     def moved(self, **places: Path | None) -> Folders:
         """The same models folder with `projects`, `checkpoints` or `loras` in these places from now on; None means
@@ -141,9 +147,9 @@ class Project:
         )
 
     def settings(self) -> dict[str, Any]:
-        """The model's own settings as dotted keys."""
-        values = json.loads((self.folder / "settings.json").read_text(encoding="utf-8"))
-        return carried_over(values)
+        """The model's own settings as dotted keys. Raises UserError if the file is gone or damaged."""
+        mend = "remove it and write the settings anew, or put a copy of it back"
+        return carried_over(read_object(self.folder / "settings.json", mend))
 
 
 def check_name(name: str) -> None:
@@ -211,14 +217,33 @@ def open_project(folders: Folders, name: str) -> Project:
     """The model named `name`. Raises UserError if there is none."""
     check_name(name)
     folder = folders.projects / name
-    try:
-        record = json.loads((folder / "model.json").read_text(encoding="utf-8"))
-        return Project(folder, Path(record["source"]), from_flat(Origin, record.get("origin", {})), record["about"])
-    except FileNotFoundError:
+    if not (folder / "model.json").exists():
         known = ", ".join(names(folders)) or "none"
-        raise UserError(f"There is no model named {name!r} in {folders.projects} (there: {known}).") from None
-    except (ValueError, KeyError):
+        raise UserError(f"There is no model named {name!r} in {folders.projects} (there: {known}).")
+    record = read_object(folder / "model.json", "create the model again")
+    try:
+        source, about = _path(record["source"]), _about(record["about"])
+        return Project(folder, source, from_flat(Origin, dict(record.get("origin", {}))), about)
+    except (ValueError, KeyError, TypeError):
         raise UserError(f"{folder / 'model.json'}: the file is damaged; create the model again.") from None
+
+
+def _path(said: Any) -> Path:
+    if not isinstance(said, str) or not said or "\x00" in said:
+        raise ValueError("no path")
+    said.encode(errors="surrogateescape")  # what no file system can name
+    return Path(said)
+
+
+def _about(said: Any) -> dict[str, Any]:
+    """What a model is, as it was found out when it was created."""
+    texts = [said[key] for key in ("family", "prediction_type")]
+    side, zero = said["resolution"], said["zero_terminal_snr"]
+    if not all(isinstance(text, str) for text in texts) or not isinstance(zero, bool):
+        raise ValueError("nothing about a model")
+    if isinstance(side, bool) or not isinstance(side, int) or not 0 < side <= 2**16:
+        raise ValueError("no resolution")
+    return dict(said)
 
 
 def write_settings(project: Project, flat: dict[str, Any]) -> None:

@@ -29,6 +29,7 @@ from typing import IO, Any, Literal
 
 from dreambooth.core import atomic, lock, story
 from dreambooth.core.errors import UserError
+from dreambooth.core.json_file import read_object
 from dreambooth.core.project import Folders, Project, names, open_project
 from dreambooth.core.settings import Settings, carried_over, to_json
 from dreambooth.core.story import Story
@@ -168,19 +169,6 @@ class Job:
     def story(self) -> Story:
         """What the events come to."""
         return story.read(self.folder / "events.jsonl")
-
-
-def read_object(path: Path) -> dict[str, Any]:
-    """A file's JSON object. Raises UserError if the file is gone or holds anything else."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(content, dict):
-            return content
-    except OSError as error:
-        raise UserError(f"{path}: the file cannot be read ({error.strerror}).") from None
-    except (ValueError, RecursionError):
-        pass
-    raise UserError(f"{path}: the file is damaged; start a new run.")
 
 
 def new_run(folders: Folders, project: Project, settings: Settings) -> Job:

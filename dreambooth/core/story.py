@@ -18,12 +18,29 @@ Ending = Literal["paused", "stopped", "done", "failed"]
 
 _ENDINGS: dict[str, Ending] = {"paused": "paused", "stopped": "stopped", "done": "done", "failed": "failed"}
 
+_NUMBER = (int, float)
+_HOLDS: dict[str, dict[str, type | tuple[type, ...]]] = {
+    "step": {
+        "step": int,
+        "steps": int,
+        "loss": _NUMBER,
+        "rate": _NUMBER,
+    },
+    "stage": {"name": str, "done": _NUMBER, "total": _NUMBER},
+    "resumed": {"step": int},
+    "preview": {"images": int, "paths": list},
+    "saved": {"kind": str, "path": str, "bytes": int, "images": int},
+    "picture": {"path": str},
+    "warning": {"text": str},
+}
+
 _STEP = b'{"event": "step"'  # how Job.report begins the line of a step
 _CHUNK_BYTES = 1 << 20
 _READ_IN_FULL_BYTES = 4_000_000
 _MOST_POINTS = 400
 _MOST_MOMENTS = 100
 _MOST_WARNINGS = 50
+_MOST_PICTURES = 1000  # as many as can be drawn at once
 _MOST_STORIES = 64
 _HEAD_BYTES = 120  # the first event's time is in them, so no two files begin alike
 
@@ -52,6 +69,16 @@ class Course:
         self._open = []
 
 
+def _is_whole(kind: str, event: Event) -> bool:
+    """Whether an event holds what its kind says; one of a damaged file may hold anything."""
+    wanted = _HOLDS.get(kind, {})
+    if not all(isinstance(event.get(key), types) and not isinstance(event[key], bool) for key, types in wanted.items()):
+        return False
+    if "\x00" in event.get("path", "") or (kind == "step" and event["steps"] < 1):
+        return False
+    return kind != "preview" or all(isinstance(path, str) and "\x00" not in path for path in event["paths"])
+
+
 def _mean(points: list[tuple[int, float, float]]) -> tuple[int, float, float]:
     return points[-1][0], sum(p[1] for p in points) / len(points), sum(p[2] for p in points) / len(points)
 
@@ -60,9 +87,8 @@ def _mean(points: list[tuple[int, float, float]]) -> tuple[int, float, float]:
 class Story:
     """A job as its events tell it."""
 
-    status: Literal["new", "lost"] | Ending = (
-        "new"  # of an engine that is not alive: lost where it ended without a word
-    )
+    # Of an engine that is not alive: lost where it ended without a word.
+    status: Literal["new", "lost"] | Ending = "new"
     ending: Event | None = None  # the last one, or the start of the engine that is at work
     stage: Event | None = None  # of the engine that was started last; None while it trains
     step: Event = field(default_factory=dict)
@@ -105,10 +131,18 @@ class Story:
         try:
             event = dict(json.loads(line))
             self._tell(event["event"], event)
-        except (ValueError, KeyError, TypeError):  # a line that a crash cut short, followed by a later run's
+        except (
+            ValueError,
+            KeyError,
+            TypeError,
+            OverflowError,
+            RecursionError,
+        ):  # a line that a crash cut short, followed by a later run's
             return
 
     def _tell(self, kind: str, event: Event) -> None:
+        if not _is_whole(kind, event):
+            return
         if kind == "step":
             self.step, self.stage = event, None
             self.course.add(event["step"], float(event["loss"]), float(event["rate"]))
@@ -130,7 +164,7 @@ class Story:
         elif kind == "saved":
             self.saved.append(event)
         elif kind == "picture":
-            self.pictures.append(event["path"])
+            self.pictures = [*self.pictures, event["path"]][-_MOST_PICTURES:]
         elif kind == "warning" and event["text"] not in self.warnings:
             self.warnings = [*self.warnings, event["text"]][-_MOST_WARNINGS:]
 

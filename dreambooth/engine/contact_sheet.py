@@ -13,6 +13,7 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
+from dreambooth.core import atomic
 from dreambooth.core.errors import UserError
 from dreambooth.core.quantities import duration, size
 
@@ -33,17 +34,13 @@ def write(path: Path, name: str, report: Report, thumbnails: list[bytes]) -> Non
     try:
         if path.exists() and MARK.encode() not in path.read_bytes()[:2000]:
             raise UserError(f"--sheet: {path} exists already and is no contact sheet; name another file.")
-        staged = path.with_name(f".{path.name}.tmp")
-        try:
+        with atomic.staged(path) as staged:
             if path.suffix.lower() == ".html":
                 staged.write_text(page(name, report, thumbnails), encoding="utf-8", errors="backslashreplace")
             else:
                 about = PngInfo()
                 about.add_text("Software", MARK)
                 picture(name, report, thumbnails).save(staged, format="PNG", pnginfo=about)
-            staged.replace(path)
-        finally:
-            staged.unlink(missing_ok=True)
     except OSError as error:
         raise UserError(f"--sheet: {path} cannot be written ({error.strerror}).") from None
 

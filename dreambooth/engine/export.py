@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from dreambooth.core import checkpoint, settings
+from dreambooth.core import atomic, checkpoint, settings
 from dreambooth.core.errors import UserError
 from dreambooth.core.model_file import PICKLES
 from dreambooth.core.project import Folders, Project, open_project
@@ -63,8 +63,8 @@ def _write(to: Path, source: Source, changed: dict[str, Entry], project: Project
     model = families.skeleton(source)
     if to.suffix in (".safetensors", ".ckpt"):
         about = outputs.metadata(project, settings.parse({}), to.stem, "") if changed else dict(source.header.metadata)
-        write(to, original.trained_entries(source, changed, model.family, half=half), about)
-        webui_yaml.write_beside(to, source, model)
+        with webui_yaml.beside(to, source, model):
+            write(to, original.trained_entries(source, changed, model.family, half=half), about)
     elif to.suffix in PICKLES or to.suffix in (".yaml", ".json", ".zip"):
         raise UserError(f"{to}: name a .safetensors or .ckpt file, or a folder for the Diffusers layout.")
     else:
@@ -77,12 +77,9 @@ def _copy_lora(weights: Path, to: Path) -> None:
             f"{to}: this model was trained as a LoRA, which is one .safetensors file; name one, or merge the LoRA into "
             "its checkpoint with --merge 1."
         )
-    staged = to.with_name(f".{to.name}.tmp")
     try:
-        shutil.copyfile(weights, staged)
-        checkpoint.read_header(weights)
-        staged.rename(to)
+        with atomic.staged(to) as staged:
+            shutil.copyfile(weights, staged)
+            checkpoint.read_header(weights)
     except OSError as error:
         raise UserError(f"{to}: the file cannot be written ({error.strerror}).") from None
-    finally:
-        staged.unlink(missing_ok=True)

@@ -14,6 +14,7 @@ from dreambooth.core.run import Job
 from dreambooth.engine import families, imagic, sheet
 from dreambooth.engine.checkpoints import lora
 from dreambooth.engine.checkpoints.source import open_model
+from dreambooth.engine.data import png
 from dreambooth.engine.families.model import Model, Text
 from dreambooth.engine.sampling import SCHEDULERS, draw
 from dreambooth.engine.sampling_choice import Sampling
@@ -46,7 +47,7 @@ def run(job: Job) -> dict[str, Any]:
         many = text[torch.zeros(len(seeds), dtype=torch.long)]
         for seed, picture in zip(seeds, draw(model, many, seeds, sampling)):
             path = folder / f"{len(list(folder.glob('*.png'))):05}-{seed}.png"
-            picture.save(path)
+            png.write_or_refuse(picture, path, "those before it are kept")
             paths.append(str(path))
             job.report("picture", path=str(path), kind="generated")
     return {"pictures": paths}

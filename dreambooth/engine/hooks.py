@@ -184,6 +184,10 @@ def already_written(work: Work, images: int) -> bool:
 
 def save_output(work: Work, session: Session, source: Source, images: int) -> None:
     """Writes the model as it is now. Raises UserError if it cannot be written."""
+    if (changed := source.files.overwritten()) is not None:
+        raise UserError(
+            f"{changed}: the checkpoint was overwritten while the run works with it; put the former one back."
+        )
     with session.shown():
         path = outputs.save(work.folders, work.project, work.settings, session.model, source, session.trained, images)
     imagic.keep(work.project, path, session)

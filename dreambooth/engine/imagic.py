@@ -6,7 +6,7 @@ for a LoRA or a checkpoint where those are.
 
 from __future__ import annotations
 
-import os
+import io
 import time
 from collections.abc import Callable
 from functools import partial
@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from dreambooth.core import checkpoint
+from dreambooth.core import atomic, checkpoint
 from dreambooth.core.errors import UserError
 from dreambooth.core.project import Project
 from dreambooth.engine.checkpoints.write import write_tensors
@@ -129,11 +129,9 @@ def text(model: Model, project: Project, result: Path, prompt: str, eta: float) 
 
 
 def _save(file: Path, state: dict[str, Any]) -> None:
-    staged = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+    content = io.BytesIO()  # torch's own writer turns a full disk into an error of another kind
+    torch.save(state, content)
     try:
-        torch.save(state, staged)
-        os.replace(staged, file)
+        atomic.write_bytes(file, content.getvalue())
     except OSError as error:
         raise UserError(f"{file}: the fitted words cannot be saved ({error.strerror}).") from None
-    finally:
-        staged.unlink(missing_ok=True)

@@ -53,8 +53,8 @@ def save(
         for key, parameter in parameters.items()
     }
     entries = original.trained_entries(source, changed, model.family, half=half)
-    write(target, entries, metadata(project, settings, target.stem, ""))
-    webui_yaml.write_beside(target, source, model)
+    with webui_yaml.beside(target, source, model):
+        write(target, entries, metadata(project, settings, target.stem, ""))
     return target
 
 

@@ -174,7 +174,11 @@ def make_class_pictures(work: Work, model: Model, plans: list[class_pictures.Pla
 
     with decoding(model, work.settings.memory.vae_decoding):
         class_pictures.make(model, plans, work.settings.batching.class_batch_size, on_batch, work.stop_if_asked)
-    preview.class_sheet(class_pictures.prior_pictures(plans), work.project.folder / CLASS_SHEET)
+    sheet = work.project.folder / CLASS_SHEET
+    try:
+        preview.class_sheet(class_pictures.prior_pictures(plans), sheet)
+    except OSError as error:
+        work.job.report("warning", text=f"{sheet}: the sheet cannot be written ({error.strerror or error}).")
 
 
 def _prepare(
@@ -267,7 +271,7 @@ def _finish(work: Work, hooks: Hooks, ending: Ending) -> Ending:
     except UserError as error:
         if not hooks.save_state(wait=True):
             raise
-        hooks.warn(f"{error} What was learned is in the run's state: make room and resume the run.")
+        hooks.warn(f"{error} What was learned is in the run's state: mend that and resume the run.")
         return "paused"
     work.let_end()
     work.job.report("result", ending=ending)  # from here on there is nothing left to do but to tidy up

@@ -20,13 +20,28 @@ from fastapi import APIRouter, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse
 from fastapi.routing import APIRoute
+from starlette.exceptions import HTTPException
 
+from dreambooth.core import schema
 from dreambooth.core.errors import Problem, UserError
 from dreambooth.core.run import runs as runs_of
+from dreambooth.core.settings import Settings
 from dreambooth.service import pictures, report
 from dreambooth.service.routes import Answer, Door, Jobs, Machine, Models, Route, Routes, numbered, text
 
 MOST_BODY_BYTES = 4_000_000
+
+# Requests whose body may have settings; the schema of each is in the API's own.
+_WITH_SETTINGS = {
+    ("POST", "/settings/check"),
+    ("POST", "/models"),
+    ("PUT", "/models/{name}/settings"),
+    ("PATCH", "/models/{name}/settings"),
+    ("POST", "/models/{name}/runs"),
+    ("POST", "/models/{name}/runs/{number}/resume"),
+}
+_BODY = {"type": "object", "properties": {"settings": schema.json_schema(Settings)}}
+_BODIES = {"requestBody": {"content": {"application/json": {"schema": _BODY}}}}
 
 
 def router(host: Door) -> APIRouter:
@@ -34,7 +49,8 @@ def router(host: Door) -> APIRouter:
     made = APIRouter(prefix="/dreambooth", route_class=guarded(host), tags=["dreambooth"], default_response_class=_Json)
     for routes in (Machine(host), Models(host), _Pictures(host), _Reports(host), Jobs(host)):
         for method, path, endpoint in routes.table():
-            made.add_api_route(path, endpoint, methods=[method], response_model=None)
+            extra = _BODIES if (method, path) in _WITH_SETTINGS else None
+            made.add_api_route(path, endpoint, methods=[method], response_model=None, openapi_extra=extra)
     return made
 
 
@@ -72,6 +88,8 @@ def guarded(host: Door) -> type[APIRoute]:
                     return _refused(400, error)
                 except RequestValidationError as error:
                     return _refused(400, UserError(_of_pydantic(one) for one in error.errors()))
+                except HTTPException as error:  # a body that is no JSON
+                    return _refused(error.status_code, UserError(f"{error.detail}."))
                 except (OSError, UnicodeError) as error:
                     return _refused(400, UserError(f"The request cannot be done: {error}."))
 
@@ -127,6 +145,7 @@ class _Pictures(Routes):
         ]
 
     def listing(self, name: str, concept: int, kind: str = "instance", offset: int = 0, limit: int = 100) -> Answer:
+        """The pictures of a concept, with their captions; `kind` is instance or class."""
         return pictures.listing(pictures.concept_folder(self.open(name), concept, kind), offset, limit)
 
     def picture(
@@ -161,6 +180,7 @@ class _Reports(Routes):
         return [("GET", "/models/{name}/report", self.report)]
 
     def report(self, name: str, run: int) -> Response:
+        """What tells of a run that went wrong, as a .zip file without pictures and secrets."""
         job = numbered(runs_of(self.open(name)), run, "run")
         headers = {"Content-Disposition": f"attachment; filename*=UTF-8''{quote(report.name(job), safe='')}"}
         return Response(report.build(job), media_type="application/zip", headers=headers)

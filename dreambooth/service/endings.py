@@ -10,7 +10,8 @@ from typing import Any
 
 from dreambooth.core import atomic, machine
 from dreambooth.core.errors import Problem, UserError
-from dreambooth.core.run import Job, read_object
+from dreambooth.core.json_file import read_object
+from dreambooth.core.run import Job
 
 LOG_LINES, LOG_LENGTH = 8, 2000
 _CRASHES = ("SIGSEGV", "SIGBUS", "SIGABRT", "SIGFPE", "SIGILL", "SIGTRAP")

@@ -127,10 +127,12 @@ def _walk(folder: Path) -> Iterator[str]:
         if looked > MOST_LOOKED_AT:
             return
         folders[:] = sorted(name for name in folders if not name.startswith("."))
+        inside = Path(place).relative_to(folder).as_posix()
+        before = "" if inside == "." else f"{inside}/"
         for name in files:
-            if name.startswith(".") or Path(name).suffix.lower() not in PICTURES:
+            if name.startswith(".") or not name.lower().endswith(PICTURES):
                 continue
-            yield (Path(place) / name).relative_to(folder).as_posix()
+            yield before + name
             count += 1
             if count >= MOST_WALKED:
                 return

@@ -22,9 +22,10 @@ from typing import Any
 from dreambooth import __version__
 from dreambooth.core import atomic, schema
 from dreambooth.core.errors import UserError
+from dreambooth.core.json_file import read_object
 from dreambooth.core.layout import STAMP
 from dreambooth.core.privacy import Cleaner, is_secret
-from dreambooth.core.run import Job, read_object
+from dreambooth.core.run import Job
 from dreambooth.core.settings import Settings
 from dreambooth.service import environment, installation, runs
 
@@ -96,7 +97,7 @@ def _about(job: Job) -> dict[str, Any]:
 def _machine(job: Job) -> dict[str, Any]:
     pages = getattr(os, "sysconf_names", {}).keys() >= {"SC_PHYS_PAGES", "SC_PAGE_SIZE"}
     return {
-        "system": platform.platform(),
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "processors": os.cpu_count(),
         "memory_bytes": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if pages else None,
         "free_disk_bytes": shutil.disk_usage(job.folder).free,

@@ -69,6 +69,7 @@ class Machine(Routes):
         ]
 
     def status(self) -> Answer:
+        """The host, where models lie, how the engine is, and what runs and waits."""
         running = [job.name for job in queue.all_jobs(self.folders) if job.is_alive()]
         return {
             "host": self.host.name,
@@ -80,32 +81,41 @@ class Machine(Routes):
         }
 
     def set_up(self) -> Answer:
+        """Sets the engine's environment up in the background, or mends it."""
         installation.begin()
         return installation.state()
 
     def log(self) -> Answer:
+        """The end of what setting it up has said."""
         return {"log": installation.engine_log()}
 
     def check(self) -> Answer:
+        """The engine's self-check: its packages and the device."""
         return environment.check()
 
     def settings(self) -> Answer:
+        """The JSON schema of every setting, and of how a checkpoint is to be read."""
         return {"settings": schema.json_schema(Settings), "origin": schema.json_schema(Origin)}
 
     def check_settings(self, body: dict[str, Any]) -> Answer:
+        """Every reason why `settings` would be refused; nothing is written."""
         return {"problems": models.problems(models.changed({}, _object(body, "settings")))}
 
     def presets(self) -> Answer:
+        """The presets, with a reason for each value."""
         return {"presets": models.preset_list()}
 
     def checkpoints(self) -> Answer:
+        """The checkpoints that a model can be made from."""
         return {"checkpoints": [{"title": title, "path": str(path)} for title, path in self.host.checkpoints()]}
 
     def refresh(self) -> Answer:
+        """The same after looking anew, in the WebUI's lists too."""
         self.host.refresh()
         return self.checkpoints()
 
     def inspect(self, body: dict[str, Any]) -> Answer:
+        """What the checkpoint or LoRA at `path` is, from its header."""
         return models.inspect(Path(text(body, "path")))
 
 
@@ -129,9 +139,11 @@ class Models(Routes):
         ]
 
     def all(self) -> Answer:
+        """All models."""
         return {"models": models.listing(self.folders)}
 
     def create(self, body: dict[str, Any]) -> Answer:
+        """A new model: `name`, `source` (a file or Diffusers folder); if wanted `preset`, `settings` and `origin`."""
         flat = models.changed({}, _object(body, "settings"))
         if preset := text(body, "preset", optional=True):
             flat = models.with_preset(preset, {}, flat)
@@ -139,25 +151,32 @@ class Models(Routes):
         return models.create(self.folders, text(body, "name"), source, flat, _object(body, "origin"))
 
     def one(self, name: str) -> Answer:
+        """One model."""
         return models.summary(self.open(name))
 
     def delete(self, name: str) -> Answer:
+        """Moves a model to the trash; what it wrote stays. Says how many bytes emptying the trash would free."""
         return models.delete(self.folders, name)
 
     def rename(self, name: str, body: dict[str, Any]) -> Answer:
+        """Renames a model: `to`."""
         return models.rename(self.folders, name, text(body, "to"))
 
     def duplicate(self, name: str, body: dict[str, Any]) -> Answer:
+        """A copy called `to`, with settings and pictures and without runs."""
         return models.duplicate(self.folders, name, text(body, "to"))
 
     def settings(self, name: str) -> Answer:
+        """A model's settings, by dotted key."""
         return {"settings": self.open(name).settings()}
 
     def replace_settings(self, name: str, body: dict[str, Any]) -> Answer:
+        """Makes `settings` the model's own; what is left out takes its default."""
         given = models.changed({}, _object(body, "settings"))
         return {"settings": models.write_settings(self.open(name), given)}
 
     def change_settings(self, name: str, body: dict[str, Any]) -> Answer:
+        """Changes those of the model's settings that `settings` has."""
         opened = self.open(name)
         changed = models.changed(opened.settings(), _object(body, "settings"))
         return {"settings": models.write_settings(opened, changed)}
@@ -170,11 +189,13 @@ class Models(Routes):
         return {"settings": models.write_settings(opened, flat)}
 
     def take_over(self, name: str, body: dict[str, Any]) -> Answer:
+        """Takes over another trainer's settings from the file or folder `path`; tells the fate of each."""
         opened = self.open(name)
         kind, flat, report = models.imported(opened, Path(text(body, "path")), environment.python())
         return {"kind": kind, "settings": models.write_settings(opened, flat), "report": report}
 
     def outputs(self, name: str) -> Answer:
+        """What the model's runs wrote and is still there, newest first."""
         return {"outputs": runs.outputs(self.open(name))}
 
 
@@ -203,9 +224,11 @@ class Jobs(Routes):
         ]
 
     def all_runs(self) -> Answer:
+        """The runs of all models."""
         return {"runs": [runs.summary(job) for job in run.all_runs(self.folders)]}
 
     def runs(self, name: str) -> Answer:
+        """The runs of a model, oldest first."""
         return {"runs": [runs.summary(job) for job in run.runs(self.open(name))]}
 
     def start(self, name: str, body: dict[str, Any] | None = None) -> Answer:
@@ -215,15 +238,19 @@ class Jobs(Routes):
         return self._submit(job, runs.summary)
 
     def run(self, name: str, number: int) -> Answer:
+        """How a run is."""
         return runs.summary(self._run(name, number))
 
     def run_events(self, name: str, number: int, offset: int = 0) -> Answer:
+        """What happened since `offset`, as the run's folder has it, and the offset to ask with next."""
         return _events(self._run(name, number), offset)
 
     def run_log(self, name: str, number: int) -> Answer:
+        """The end of the engine's log."""
         return {"log": installation.tail(self._run(name, number).log, 50_000)}
 
     def run_settings(self, name: str, number: int) -> Answer:
+        """The settings that the run was started with, and what has been changed since."""
         return {"settings": self._run(name, number).settings()}
 
     def resume(self, name: str, number: int, body: dict[str, Any] | None = None) -> Answer:
@@ -239,24 +266,29 @@ class Jobs(Routes):
         return self._submit(job, runs.summary)
 
     def request(self, name: str, number: int, body: dict[str, Any]) -> Answer:
+        """Asks a run that is at work: `request` is pause, stop, discard, save or preview."""
         what = text(body, "request")
         if what not in REQUESTS:
             raise UserError(f"request: {what!r} is none of {', '.join(REQUESTS)}.")
         return runs.ask(self._run(name, number), what)  # type: ignore[arg-type]
 
     def begin_errand(self, name: str, body: dict[str, Any]) -> Answer:
+        """A short job: `kind` is check, class-images, generate, export or tokens, with its own fields beside it."""
         opened, kind = self.open(name), text(body, "kind")
         chosen, fields = errands.errand(opened, kind, body, self._settings(opened, body))
         job = launcher.new_errand(self.folders, opened, kind, chosen, **fields)
         return self._submit(job, runs.outcome)
 
     def errand(self, name: str, number: int) -> Answer:
+        """How a short job is, and its result once it is done."""
         return runs.outcome(self._errand(name, number))
 
     def errand_events(self, name: str, number: int, offset: int = 0) -> Answer:
+        """The same of a short job as of a run."""
         return _events(self._errand(name, number), offset)
 
     def stop_errand(self, name: str, number: int) -> Answer:
+        """Asks a short job to stop."""
         return runs.ask(self._errand(name, number), "stop")
 
     def download(self, body: dict[str, Any]) -> Answer:
@@ -269,9 +301,11 @@ class Jobs(Routes):
         return self._submit(launcher.new_download(self.folders, model, revision), runs.outcome)
 
     def downloaded(self, number: int) -> Answer:
+        """How a download is; its result has the path."""
         return runs.outcome(numbered(run.downloads(self.folders), number, "download"))
 
     def stop_download(self, number: int) -> Answer:
+        """Asks a download to stop."""
         return runs.ask(numbered(run.downloads(self.folders), number, "download"), "stop")
 
     def _settings(self, opened: Project, body: Answer) -> Settings:

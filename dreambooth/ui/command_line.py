@@ -39,8 +39,9 @@ def main(arguments: Sequence[str]) -> int:
         for problem in problems:
             print(problem, file=sys.stderr)
         return REFUSED if problems else DONE
-    except UserError as error:
+    except (UserError, OSError) as found:
         terminal.end()
+        error = found if isinstance(found, UserError) else _of_the_disk(found)
         if options.json:
             print(json.dumps(error.as_json(), ensure_ascii=False, indent=1))
         for problem in error.errors:
@@ -51,6 +52,12 @@ def main(arguments: Sequence[str]) -> int:
     except KeyboardInterrupt:
         terminal.say("Interrupted.")
         return INTERRUPTED
+
+
+def _of_the_disk(error: OSError) -> UserError:
+    """What the system refused, such as writing into a folder that may only be read."""
+    place = f"{error.filename2 or error.filename}: " if error.filename else ""
+    return UserError(f"{place}the system refused it ({error.strerror or error}); mend that and try again.")
 
 
 def _joined(arguments: Sequence[str]) -> list[str]:

@@ -76,7 +76,8 @@ def test_of_a_long_file_everything_but_steps_is_read_and_what_is_kept_is_small(
         if number % 50 == 0:
             events.append({"event": "preview", "images": number, "paths": [f"{number}-0-0.png"]})
         if number % 1000 == 0:
-            events.append({"event": "saved", "path": f"{number}.safetensors", "images": number})
+            saved = {"event": "saved", "kind": "lora", "path": f"{number}.safetensors", "images": number, "bytes": 5}
+            events.append(saved)
     write(path, *events)
     found = story.read(path)
     assert found.step["step"] == 10_000
@@ -91,3 +92,27 @@ def test_what_came_after_the_state_that_was_resumed_is_forgotten(path: Path) -> 
     write(path, {"event": "started", "time": 0}, step(1), step(2), step(3), {"event": "started", "time": 9},
           {"event": "resumed", "step": 2}, step(3, 0.1))  # fmt: skip
     assert [point[:2] for point in story.read(path).course.points] == [(1, 0.5), (2, 0.5), (3, 0.1)]
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        {"event": "saved", "kind": "lora", "path": None, "images": 1, "bytes": 5},
+        {"event": "saved", "images": 1},
+        {"event": "step", "step": 1, "steps": 0, "loss": 0.1, "rate": 0.1},
+        {"event": "step", "step": True, "steps": 5, "loss": 0.1, "rate": 0.1},
+        {"event": "preview", "images": 5, "paths": ["a", 3]},
+        {"event": "picture", "path": "a\x00b"},
+        {"event": "warning", "text": ["a"]},
+    ],
+)
+def test_an_event_that_does_not_hold_what_its_kind_says_is_passed_over(path: Path, damaged: dict[str, Any]) -> None:
+    write(path, {"event": "started", "time": 0}, damaged, {"event": "paused"})
+    found = story.read(path)
+    assert (found.status, found.step) == ("paused", {})
+    assert not (found.saved or found.previews or found.pictures or found.warnings)
+
+
+def test_only_so_many_pictures_are_kept(path: Path) -> None:
+    write(path, *({"event": "picture", "path": f"{number}.png"} for number in range(1500)))
+    assert story.read(path).pictures == [f"{number}.png" for number in range(500, 1500)]

@@ -1,4 +1,4 @@
-"""Which rows of the table of settings prove nothing: `python -m tests.engine.nailed [KEY ...]`.
+"""Which rows of the table of settings prove nothing: `python -m tests -m rows`, or this module with some keys.
 
 For each setting its test is run with the setting nailed to its default, whatever is asked of it, as in a program that
 shows a control and ignores it. A test that passes all the same proves nothing of the setting.

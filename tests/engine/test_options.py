@@ -131,6 +131,11 @@ def test_previews_come_every_so_many_epochs(star: Project) -> None:
     assert [event["images"] for event in job.events()[0] if event["event"] == "preview"] == [0, 10, 20]
 
 
+def test_states_are_saved_every_so_many_epochs(star: Project) -> None:
+    job = train(star, **{"intervals.num_train_epochs": 6, "intervals.save_state_every": 2})
+    assert [event["step"] for event in job.events()[0] if event["event"] == "state"] == [2, 4]
+
+
 @pytest.mark.parametrize(("batch", "accumulation", "expected"), [(1, 1, (5, 5)), (5, 1, (1, 1)), (1, 5, (5, 1))])
 def test_a_step_is_a_batch_or_several_added_up(
     star: Project, batch: int, accumulation: int, expected: tuple[int, int], monkeypatch: pytest.MonkeyPatch

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 
 import pytest
 
@@ -51,7 +53,7 @@ PROOFS = {
     "intervals.max_train_steps": "core/test_budget.py::test_total_steps_take_the_place_of_epochs",
     "intervals.save_preview_every": "engine/test_options.py::test_previews_come_every_so_many_epochs",
     "intervals.save_model_every": "engine/test_options.py::test_models_are_written_on_the_way_under_names_of_their_own",
-    "intervals.save_state_every": "engine/test_resume.py::test_a_killed_engine_is_seen_as_lost_and_goes_on",
+    "intervals.save_state_every": "engine/test_options.py::test_states_are_saved_every_so_many_epochs",
     "intervals.save_preview_every_steps": "engine/test_memory_options.py::test_things_are_done_every_so_many_steps",
     "intervals.save_model_every_steps": "engine/test_memory_options.py::test_things_are_done_every_so_many_steps",
     "intervals.save_state_every_steps": "engine/test_memory_options.py::test_things_are_done_every_so_many_steps",
@@ -159,3 +161,10 @@ def test_the_tests_of_the_rows_exist(file: str) -> None:
     there = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
     wanted = {proof.split("::")[1] for proof in PROOFS.values() if proof.startswith(f"{file}::")}
     assert wanted - there == set()
+
+
+@pytest.mark.rows
+@pytest.mark.parametrize("key", PROOFS)
+def test_a_rows_test_fails_where_the_setting_is_ignored(key: str) -> None:
+    ended = subprocess.run([sys.executable, "-m", "tests.engine.nailed", key], cwd=ROOT, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stdout

@@ -46,13 +46,13 @@ class Part:
 def dataset(theirs: Mapping[str, Any], look: Look) -> Migration:
     """The settings of a dataset .toml, as a nested dictionary: [general], [[datasets]], [[datasets.subsets]]."""
     into, parts = Migration(), list[Part]()
-    general = theirs.get("general") or {}
-    for place, one in enumerate(theirs.get("datasets") or []):
+    general = _table(theirs.get("general"))
+    for place, one in enumerate(map(_table, _list(theirs.get("datasets")))):
         inherited = {**general, **{key: value for key, value in one.items() if key != "subsets"}}
         _shared(f"datasets {place}", inherited, into)
         if "enable_bucket" not in inherited:
             into.take(f"datasets {place}: enable_bucket", "pictures.buckets", False, "off there unless it is asked for")
-        for row, subset in enumerate(one.get("subsets") or []):
+        for row, subset in enumerate(map(_table, _list(one.get("subsets")))):
             where = f"datasets {place}, subset {row}"
             own = {**inherited, **subset}
             if not str(own.get("image_dir") or "").strip():
@@ -79,6 +79,14 @@ def folders(train: Iterable[tuple[str, str]], of_class: Iterable[tuple[str, str]
                 parts.append(Part(name, path, words, int(match[1]), (".txt", ".caption"), is_class))
     _arrange(parts, look, into)
     return into
+
+
+def _table(said: Any) -> Mapping[str, Any]:
+    return said if isinstance(said, Mapping) else {}
+
+
+def _list(said: Any) -> list[Any]:
+    return said if isinstance(said, list) else []
 
 
 def _part(where: str, own: Mapping[str, Any]) -> Part:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from math import inf
+from math import inf, isfinite
 from typing import Any, Literal
 
 from dreambooth.core.errors import UserError
@@ -61,8 +61,9 @@ class Migration:
 def number(value: Any, otherwise: float = 0.0) -> float:
     """A foreign value as a number; `otherwise` for what is none."""
     try:
-        return float(value)
-    except (TypeError, ValueError):
+        found = float(value)
+        return found if isfinite(found) else otherwise
+    except (TypeError, ValueError, OverflowError):
         return otherwise
 
 

@@ -80,8 +80,13 @@ def read(path: Path, weights: Iterable[str], family: str) -> dict[str, AnyLayer]
     if checkpoint.describe(header).kind != "lora":
         raise UserError(f"{path}: this is not a LoRA file.")
     places, files = _spellings(weights, family), Files()
-    layers = {}
-    for key, found in _collected(header).items():
+    layers, (collected, unknown) = {}, _collected(header)
+    if unknown:
+        raise UserError(
+            f"{path}: its tensor {unknown[0]} is of a kind that is not known here, and without it the file would do "
+            "something else than it was made for; take another file."
+        )
+    for key, found in collected.items():
         if key not in places:
             raise UserError(f"{path}: its layer {key} has no place in this model; it belongs to another kind.")
         parts = {what: files.read(header.tensors[name]) for what, name in found.items()}
@@ -150,16 +155,20 @@ def _peft_tensors(layer: Any) -> dict[str, Tensor]:
     return found
 
 
-def _collected(header: Header) -> dict[str, dict[str, str]]:
-    """{layer as the file spells it: {down, up, alpha, mid, or LyCORIS' name of it: tensor's name}}."""
+def _collected(header: Header) -> tuple[dict[str, dict[str, str]], list[str]]:
+    """{layer as the file spells it: {down, up, alpha, mid, or LyCORIS' name of it: tensor's name}}, and the tensors
+    whose ending is none of these."""
     layers: dict[str, dict[str, str]] = {}
+    unknown: list[str] = []
     for name in header.tensors:
         for ending, what in _ENDINGS:
             if match := re.fullmatch(rf"(.+?){ending}", name):
                 key = re.sub(r"\.processor\.(to_[qkv]|to_out)$", r".\1", match[1])
                 layers.setdefault(re.sub(r"\.to_out$", ".to_out.0", key), {})[what] = name
                 break
-    return layers
+        else:
+            unknown.append(name)
+    return layers, unknown
 
 
 def _spellings(weights: Iterable[str], family: str) -> dict[str, str]:

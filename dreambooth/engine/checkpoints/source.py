@@ -3,6 +3,8 @@ the file's EMA weights, a VAE of another file. Nothing is read before it is aske
 
 from __future__ import annotations
 
+import contextlib
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -53,10 +55,12 @@ class Files:
 
     def __init__(self) -> None:
         self._mapped: dict[Path, torch.Tensor] = {}
+        self._known: dict[Path, os.stat_result] = {}
 
     def read(self, tensor: Tensor) -> torch.Tensor:
         if tensor.file not in self._mapped:
-            size = tensor.file.stat().st_size
+            self._known[tensor.file] = tensor.file.stat()
+            size = self._known[tensor.file].st_size
             storage = torch.UntypedStorage.from_file(str(tensor.file), shared=False, nbytes=size)
             self._mapped[tensor.file] = torch.tensor([], dtype=torch.uint8).set_(storage, 0, (size,))
         part = self._mapped[tensor.file][tensor.start : tensor.end]
@@ -65,6 +69,19 @@ class Files:
             part = part.clone()
         values = part.view(dtype)
         return values.view(tensor.shape) if tensor.stride is None else values.as_strided(tensor.shape, tensor.stride)
+
+    def overwritten(self) -> Path | None:
+        """A file that holds something else than when it was opened. One that is gone, or in whose place another was
+        put, is still there for whoever has it open."""
+        for path, known in self._known.items():
+            with contextlib.suppress(OSError):
+                now = path.stat()
+                if os.path.samestat(known, now) and (known.st_size, known.st_mtime_ns) != (
+                    now.st_size,
+                    now.st_mtime_ns,
+                ):
+                    return path
+        return None
 
 
 def open_source(path: Path, origin: Origin | None = None) -> Source:

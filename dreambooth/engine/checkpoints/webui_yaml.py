@@ -6,26 +6,51 @@ of classes and parameters are those of Stability's two code bases, which A1111 b
 
 from __future__ import annotations
 
+import contextlib
 import json
-import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from dreambooth.core import atomic
+from dreambooth.core.errors import UserError
 from dreambooth.engine.checkpoints.source import Source
 
 _SD2_HEAD = 64
 
 
-def write_beside(checkpoint: Path, source: Source, model: Any) -> Path | None:
-    """Writes the file if the WebUI needs one; a file beside the source is taken over. Returns its path."""
-    target, own = checkpoint.with_suffix(".yaml"), source.header.path.with_suffix(".yaml")
+@contextlib.contextmanager
+def beside(checkpoint: Path, source: Source, model: Any) -> Iterator[None]:
+    """Within it a checkpoint is written; its .yaml, if the WebUI needs one, lies there before it, and not without it.
+
+    A file beside the source is taken over. Raises UserError if it cannot be written.
+    """
+    target, content = checkpoint.with_suffix(".yaml"), _content(source, model)
+    if content is None:
+        yield
+        return
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        atomic.write_bytes(target, content)
+    except OSError as error:
+        raise UserError(f"{target}: the file cannot be written ({error.strerror}).") from None
+    try:
+        yield
+    except BaseException:
+        target.unlink(missing_ok=True)
+        raise
+
+
+def _content(source: Source, model: Any) -> bytes | None:
+    own = source.header.path.with_suffix(".yaml")
     if own.is_file():
-        shutil.copyfile(own, target)
-    elif model.family == "sd2" or model.prediction_type == "v_prediction":
-        target.write_text(json.dumps(layout(model), indent=1), encoding="utf-8")  # JSON is YAML too
-    else:
-        return None
-    return target
+        try:
+            return own.read_bytes()
+        except OSError as error:
+            raise UserError(f"{own}: the file cannot be read ({error.strerror}).") from None
+    if model.family == "sd2" or model.prediction_type == "v_prediction":
+        return json.dumps(layout(model), indent=1).encode()  # JSON is YAML too
+    return None
 
 
 def layout(model: Any, clip: str | None = None) -> dict[str, Any]:

@@ -12,21 +12,21 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from dreambooth.core import captions, checkpoint
+from dreambooth.core import atomic, captions, checkpoint
 from dreambooth.core.buckets import Bucket
 from dreambooth.core.errors import UserError
 from dreambooth.core.project import Project
 from dreambooth.core.schema import to_flat
 from dreambooth.core.settings import Settings
 from dreambooth.core.settings.dataset import Captions, Concept
-from dreambooth.engine.data import pictures
+from dreambooth.engine.data import pictures, png
 from dreambooth.engine.data.pictures import Example
 from dreambooth.engine.sampling_choice import Sampling
 
@@ -54,6 +54,7 @@ class Plan:
     there: list[pictures.Picture]
     to_make: list[Wanted]
     sampling: Sampling
+    drawn_together: list[Wanted] = field(default_factory=list)  # with those that are there; in turn, batch by batch
 
     @property
     def wanted(self) -> int:
@@ -89,18 +90,27 @@ def plan(project: Project, settings: Settings, instances: list[list[Example]], s
 def make(
     model: Model, plans: list[Plan], batch: int, on_batch: Callable[[int, int, Path], None], on_step: Callable[[], None]
 ) -> None:
-    """Makes what is missing; `on_batch(done, total, last)` hears of each batch; both callbacks may stop it."""
+    """Makes what is missing; `on_batch(done, total, last)` hears of each batch; both callbacks may stop it.
+
+    How many are drawn at a time shows in the last bits of a picture. So that one which is made after a kill is the one
+    that would have been made without, those that are there are drawn again with those that were to come beside them.
+    """
     from dreambooth.engine.sampling import draw  # loads torch, which a plan does not need
 
     total, done = sum(p.missing for p in plans), 0
     for one in plans:
-        for start in range(0, one.missing, batch):
-            some = one.to_make[start : start + batch]
+        atomic.sweep(one.folder)
+        missing, together = {wanted.path for wanted in one.to_make}, one.drawn_together or one.to_make
+        for start in range(0, len(together), batch):
+            some = together[start : start + batch]
+            if missing.isdisjoint(wanted.path for wanted in some):
+                continue
             drawn = draw(model, [w.prompt for w in some], [w.seed for w in some], one.sampling, on_step)
-            for wanted, picture in zip(some, drawn):
+            new = [(picture, wanted) for picture, wanted in zip(drawn, some) if wanted.path in missing]
+            for picture, wanted in new:
                 _save(picture, wanted)
-            done += len(some)
-            on_batch(done, total, some[-1].path)
+            done += len(new)
+            on_batch(done, total, new[-1][1].path)
 
 
 def prior_pictures(plans: list[Plan]) -> list[pictures.Picture]:
@@ -141,7 +151,7 @@ def _drawn(project: Project, settings: Settings, number: int, own: list[Example]
     folder = _folder(project, settings, concept, sampling)
     all_wanted = _numbered(folder, prompts, concept, seed)
     there = [pictures.Picture(w.path, w.prompt, number) for w in all_wanted if w.path.exists()]
-    return Plan(number, folder, there, [w for w in all_wanted if not w.path.exists()], sampling)
+    return Plan(number, folder, there, [w for w in all_wanted if not w.path.exists()], sampling, all_wanted)
 
 
 def _prompts(concept: Concept, own: list[Example], options: Captions, seed: int) -> list[str]:
@@ -206,10 +216,7 @@ def _made_with(path: Path) -> str:
 def _save(picture: Image.Image, wanted: Wanted) -> None:
     words = PngInfo()
     words.add_itxt(_PROMPT, wanted.prompt)
-    wanted.path.parent.mkdir(parents=True, exist_ok=True)
-    staged = wanted.path.with_suffix(".tmp")
-    picture.save(staged, format="PNG", pnginfo=words)
-    staged.replace(wanted.path)
+    png.write_or_refuse(picture, wanted.path, "those that are there are kept", words)
 
 
 def _sampling(concept: Concept, bucket: Bucket) -> Sampling:

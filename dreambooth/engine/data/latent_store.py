@@ -6,7 +6,6 @@ the encoder. A changed picture or VAE is thereby another entry, and the old one 
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
 import json
@@ -20,6 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from dreambooth.core import atomic
 from dreambooth.engine.data.pictures import Example
 from dreambooth.engine.families.model import Model
 
@@ -53,14 +53,11 @@ class Store:
 
     def write(self, example: Example, mean: Tensor, std: Tensor) -> None:
         path = self._path(example)
-        staged = path.with_suffix(".tmp")
         try:
-            save_file({"mean": mean.cpu().contiguous(), "std": std.cpu().contiguous()}, staged)
-            staged.replace(path)
+            with atomic.staged(path) as staged:
+                save_file({"mean": mean.cpu().contiguous(), "std": std.cpu().contiguous()}, staged)
         except (OSError, SafetensorError) as error:
             self.problem = str(error)
-            with contextlib.suppress(OSError):
-                staged.unlink(missing_ok=True)
 
     def prune(self) -> None:
         """Removes what nobody has used for some time, and beyond that the oldest of what is too much."""

@@ -10,9 +10,10 @@ from pathlib import Path
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from dreambooth.core import captions
+from dreambooth.core import atomic, captions
 from dreambooth.core.settings import Settings
 from dreambooth.core.settings.dataset import Captions, Concept
+from dreambooth.engine.data import png
 from dreambooth.engine.data.pictures import Picture, find
 from dreambooth.engine.families.model import Model, Text
 from dreambooth.engine.sampling import decoding, draw
@@ -76,6 +77,7 @@ def make(
     sampling = Sampling(width, height, choice.steps, choice.guidance_scale, choice.negative_prompt, choice.scheduler)
     batch = settings.batching.class_batch_size
     folder.mkdir(exist_ok=True)
+    atomic.sweep(folder)
     with torch.random.fork_rng(), decoding(model, settings.memory.vae_decoding), _evaluated(model):
         for start in range(len(paths), len(wanted), batch):
             some = wanted[start : start + batch]
@@ -83,7 +85,7 @@ def make(
             drawn = draw(model, text, [choice.seed + n for _, n in some], sampling, on_step)
             for (prompt, number), picture in zip(some, drawn):
                 path = folder / _NAME.format(images=images, prompt=prompt, number=number)
-                picture.save(path)
+                png.write(picture, path)
                 paths.append(path)
     return paths
 
@@ -130,7 +132,7 @@ def contact_sheet(folder: Path, settings: Settings, target: Path, *, most_column
     there = found(folder)
     moments = _thinned(sorted(there), most_columns)
     columns = [(f"{images:,} images seen" if images else "before", there[images]) for images in moments]
-    sheet(columns, rows(settings)).save(target)
+    png.write(sheet(columns, rows(settings)), target)
 
 
 def sheet(
@@ -166,7 +168,7 @@ def class_sheet(pictures: Iterable[Picture], target: Path) -> None:
             if place % _CLASS_COLUMNS == 0:
                 lines.append((prompt, key))
             columns[place % _CLASS_COLUMNS][key] = path
-    sheet([("", column) for column in columns if column], lines[:_CLASS_LINES]).save(target)
+    png.write(sheet([("", column) for column in columns if column], lines[:_CLASS_LINES]), target)
 
 
 def _thinned(moments: list[int], most: int) -> list[int]:

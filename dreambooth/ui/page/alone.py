@@ -14,6 +14,7 @@ import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.responses import FileResponse, Response, StreamingResponse
 
+from dreambooth import __version__
 from dreambooth.core.layout import PROJECT
 from dreambooth.host.base import Host
 from dreambooth.host.standalone import Standalone
@@ -25,13 +26,16 @@ ADDRESS = "127.0.0.1"
 _FILES = {"style.css": PROJECT / "style.css", "dreambooth.js": PROJECT / "javascript" / "dreambooth.js"}
 _HEAD = (
     '<link rel="stylesheet" href="dreambooth/files/style.css">'
-    '<script src="dreambooth/files/dreambooth.js"></script></head>'
+    '<script src="dreambooth/files/dreambooth.js"></script><style>footer { display: none !important; }</style></head>'
 )
 
 
 def application(host: Host) -> Any:
     """The page, its addresses, and its files, as one web application."""
-    app = FastAPI(openapi_url=None)
+    # FastAPI's own pages of the schema would fetch their scripts from the network.
+    app = FastAPI(
+        title="Dreambooth", version=__version__, openapi_url="/dreambooth/openapi.json", docs_url=None, redoc_url=None
+    )
     app.include_router(api.router(host))
     app.include_router(routes.router(host))
 

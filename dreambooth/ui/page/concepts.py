@@ -12,7 +12,7 @@ from dreambooth.core.presets import PRESETS
 from dreambooth.core.project import Project
 from dreambooth.core.schema import leaves
 from dreambooth.core.settings import Settings
-from dreambooth.ui.page import actions, dialect
+from dreambooth.ui.page import actions, dialect, jobs
 from dreambooth.ui.page.fragments import good, live
 
 if TYPE_CHECKING:
@@ -123,14 +123,14 @@ class ConceptsTab:
     def _check(self, values: Values) -> Shown:
         opened = self.page.opened(values)
         self.page.keep(opened, values)
-        if problems := actions.check(self.page.host, opened):
+        if problems := jobs.check(self.page.host, opened):
             raise UserError(problems)
         return {}
 
     def _make_class_pictures(self, values: Values) -> Shown:
         opened = self.page.opened(values)
         self.page.keep(opened, values)
-        actions.make_class_pictures(self.page.host, opened)
+        jobs.make_class_pictures(self.page.host, opened)
         return {}
 
     def _row(self, values: Values) -> int:

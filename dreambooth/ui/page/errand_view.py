@@ -40,7 +40,7 @@ def download_view(folders: Folders) -> str:
     status = job.status()
     if status in ("failed", "lost"):
         return root("failed", [("head", failure_list(runs.errors(job, status)))])
-    if status != "running":
+    if status not in ("new", "queued", "running"):
         return root("done", [("head", "")])
     now = dict(stage(job.story()) or _STARTING)
     now["note"] = f"{size((job.story().stage or {}).get('total', 0))} from the hub" if now["share"] else ""

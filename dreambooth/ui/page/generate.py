@@ -10,7 +10,7 @@ import gradio as gr
 from dreambooth.core.project import Project
 from dreambooth.core.schema import leaves
 from dreambooth.core.settings import Settings
-from dreambooth.ui.page import actions
+from dreambooth.ui.page import jobs
 from dreambooth.ui.page.fragments import live
 
 if TYPE_CHECKING:
@@ -81,16 +81,19 @@ class GenerateTab:
         self.exported = gr.HTML("", elem_id="db_exported")
 
     def places(self) -> list[Any]:
-        return [self.weights, self.sheet_rows, self.drawn, self.exported]
+        return [self.weights, self.sheet_rows, self.fields["eta"], self.drawn, self.exported]
 
     def show(self, opened: Project | None, row: int) -> Shown:
         if opened is None:
             return {self.drawn: "", self.exported: ""}
-        labels = [*(label for label, _ in actions.results(opened)), BASE]
+        results = jobs.results(opened)
+        labels = [*(label for label, _ in results), BASE]
+        edited = any(opened.embedding(Path(file)).exists() for _, file in results)  # by Imagic
         return {
             self.weights: gr.update(choices=labels, value=labels[0]),
             self.sheet_rows: gr.update(choices=labels, value=labels[:-1][:4]),
             self.drawn: live("generate", opened.name),
+            self.fields["eta"]: gr.update(visible=edited),
             self.exported: live("export", opened.name),
         }
 
@@ -103,7 +106,7 @@ class GenerateTab:
         act(self.export.click, self._export, export, [], self.export_said)
 
     def _weights(self, values: Values, opened: Project) -> dict[str, Any]:
-        file = dict(actions.results(opened)).get(values[self.weights], "")
+        file = dict(jobs.results(opened)).get(values[self.weights], "")
         return {"weights": file} if file else {"base": True}
 
     def _draw(self, values: Values) -> Shown:
@@ -112,18 +115,18 @@ class GenerateTab:
         weights = self._weights(values, opened)
         if not opened.embedding(Path(weights.get("weights", "none"))).exists():
             wanted.pop("eta")  # only results of Imagic are drawn with it
-        actions.generate(self.page.host, opened, {**wanted, **weights})
+        jobs.generate(self.page.host, opened, {**wanted, **weights})
         return {}
 
     def _draw_sheet(self, values: Values) -> Shown:
         opened = self.page.opened(values)
-        files = dict(actions.results(opened))
+        files = dict(jobs.results(opened))
         sheet = {
             "weights": [files.get(label, "") for label in values[self.sheet_rows] or []],
-            "lora_weights": actions.lora_weights(values[self.sheet_columns] or ""),
+            "lora_weights": jobs.lora_weights(values[self.sheet_columns] or ""),
         }
         wanted = {name: values[field] for name, field in self.fields.items() if name not in ("eta", "count")}
-        actions.generate(self.page.host, opened, {**wanted, "sheet": sheet})
+        jobs.generate(self.page.host, opened, {**wanted, "sheet": sheet})
         return {}
 
     def _export(self, values: Values) -> Shown:
@@ -133,7 +136,7 @@ class GenerateTab:
             "half": values[self.half],
             "merge": values[self.fields["lora_weight"]] if values[self.merge] else None,
         }
-        actions.export(self.page.host, opened, {**wanted, **self._weights(values, opened)})
+        jobs.export(self.page.host, opened, {**wanted, **self._weights(values, opened)})
         return {}
 
 

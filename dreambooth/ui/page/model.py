@@ -29,7 +29,8 @@ class ModelTab:
 
     def lay_out(self) -> None:
         self.about = gr.HTML("", elem_id="db_model_about")
-        with gr.Accordion("Create a model", open=True, elem_id="db_create_section"):
+        self.creation = gr.Accordion("Create a model", open=True, elem_id="db_create_section")
+        with self.creation:
             self._lay_out_creation()
         with gr.Accordion("Import settings", open=False, elem_id="db_import_section"):
             self.import_from = gr.Textbox(
@@ -75,10 +76,11 @@ class ModelTab:
         self.downloaded = gr.HTML("", elem_id="db_downloaded")
 
     def places(self) -> list[Any]:
-        return [self.about]
+        return [self.about, self.creation]
 
     def show(self, opened: Project | None, row: int) -> Shown:
-        return {self.about: live("model", opened.name) if opened else f'<p class="db-quiet">{_FIRST}</p>'}
+        about = live("model", opened.name) if opened else f'<p class="db-quiet">{_FIRST}</p>'
+        return {self.about: about, self.creation: gr.update(open=opened is None)}
 
     def sources(self, *, choose: bool) -> Any:
         """The list of checkpoints; with `choose` the first is chosen."""

@@ -94,7 +94,7 @@ def _points(job: Job, status: str) -> str:
     model, _, number = job.name.rpartition("/")
     address, steps = f"dreambooth/models/{quote(model)}/runs/{number}/resume", runs.states(job)
     return " ".join(
-        f'<button type="button" class="db-use" data-db-resume="{escape(address)}" data-db-step="{step}"'
+        f'<button type="button" class="db-point" data-db-resume="{escape(address)}" data-db-step="{step}"'
         f"{'' if step == steps[-1] else ' data-db-twice'}>{step:,}</button>"
         for step in steps
     )

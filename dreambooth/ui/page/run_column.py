@@ -15,7 +15,7 @@ from dreambooth.core.schema import to_flat
 from dreambooth.core.settings import parse
 from dreambooth.host.base import Host
 from dreambooth.service import installation
-from dreambooth.ui.page import actions, dialect
+from dreambooth.ui.page import actions, dialect, jobs
 from dreambooth.ui.page.fragments import SAVED, live
 from dreambooth.ui.page.plan_view import plan_view
 
@@ -59,9 +59,9 @@ class RunColumn:
         page.act(self.performance.click, self._performance, [], page.of_model, self.said)
         for button in (self.train, self.train_anew):
             page.act(button.click, self._train, [], [page.said], self.said)
-        page.act(self.resume.click, self._on_run(actions.resume), [], [], self.said)
+        page.act(self.resume.click, self._on_run(jobs.resume), [], [], self.said)
         for what, button in self.requests.items():
-            page.act(button.click, self._on_run(partial(actions.ask, what=what)), [], [], self.said)
+            page.act(button.click, self._on_run(partial(jobs.ask, what=what)), [], [], self.said)
 
     def _set_up(self) -> Shown:
         installation.begin()
@@ -71,7 +71,7 @@ class RunColumn:
         """Freezes exactly what the page shows."""
         opened = self.page.opened(values)
         self.page.keep(opened, values)
-        actions.train(self.page.host, opened)
+        jobs.train(self.page.host, opened)
         return {self.page.said: SAVED}
 
     def _performance(self, values: Values) -> Shown:

@@ -22,7 +22,7 @@ def schedule_view(own: Settings, length: Budget | None) -> str:
     A pure function of the settings, so it moves with every control.
     """
     drawn = curve(own, length or budget(own, 1), _POINTS)
-    learns = {"unet": own.tuning.train_unet, "text_encoder": own.tuning.text_encoder_ratio > 0}
+    learns = {"unet": own.tuning.train_unet, "text_encoder": own.tuning.text_encoder_learns}
     lines = [(part, [point[part] for point in drawn]) for part, on in learns.items() if on]
     highest = max((max(rates) for _, rates in lines), default=0.0)
     what = "Factor of the rate that Prodigy finds" if own.optimizer.name == "prodigy" else "Learning rate over the run"

@@ -55,6 +55,9 @@ def draw_all(browser: Any, server: Server, data: Path) -> None:
         "concepts.0.num_class_images_per": 2,
         "intervals.num_train_epochs": 400,
         "intervals.save_preview_every": 8,
+        "intervals.save_model_every": 8,
+        "learning.scheduler": "cosine",
+        "learning.warmup": 0.1,
         "previews.count": 1,
         "previews.prompts": "a photo of sks star on a purple background; a photo of a star",
     }
@@ -71,9 +74,11 @@ def draw_all(browser: Any, server: Server, data: Path) -> None:
     hands.press("db_stop")
     hands.state("stopped", 240_000)
     hands.tab("Generate")
+    hands.unfold("db_sheet_section")
     hands.write("db_prompt", "a photo of sks star on a purple background")
-    hands.press("db_draw")
-    hands.see("#db_drawn img >> nth=3", wait_ms=240_000)
+    hands.write("db_sheet_columns", "0, 0.5, 1")
+    hands.press("db_draw_sheet")
+    hands.see("#db_drawn img >> nth=5", wait_ms=240_000)
     shoot(browser, server, "results", ["Model", "Generate"])
     hands.page.close()
     shoot(browser, server, "error", ["Settings"], mistake=True)
@@ -86,6 +91,8 @@ def shoot(browser: Any, server: Server, name: str, tabs: list[str], *, mistake: 
             hands = Hands(browser, server.address, width, 860, dark=dark)
             for tab in tabs if not dark else tabs[-1:]:
                 hands.tab(tab)
+                if tab == "Settings" and not mistake:
+                    hands.unfold("db_section_learning")
                 if mistake:
                     hands.write("db_general_seed", "-3")
                     hands.see("#db_general_seed .db-sentence")

@@ -22,7 +22,7 @@ from dreambooth.core.project import Folders, Project, open_project
 from dreambooth.core.schema import Leaf, leaves
 from dreambooth.core.settings import Settings
 from dreambooth.host.standalone import Standalone
-from dreambooth.ui.page import actions
+from dreambooth.ui.page import actions, jobs
 from dreambooth.ui.page.controls import elem_id, make
 from dreambooth.ui.page.page import Page
 from tests.ui.page.conftest import Server
@@ -118,7 +118,7 @@ def test_what_is_no_setting_is_refused_with_a_sentence_too(page: Page, bad: str)
         assert told.value.problems[0].endswith(".")
     if bad in NO_PATHS or not bad.strip():
         with pytest.raises(UserError):
-            actions.export(page.host, opened(page), {"to": bad, "base": True})
+            jobs.export(page.host, opened(page), {"to": bad, "base": True})
     assert project.names(page.host.folders()) == ["star"]
 
 

@@ -216,6 +216,17 @@ def test_pause_and_resume(hands: Hands, data: Path) -> None:
     until(lambda: newest(data).progress()["step"] > step, 180)
 
 
+def test_a_run_goes_on_from_the_state_that_was_chosen(hands: Hands, data: Path) -> None:
+    hands.press("db_pause")
+    hands.state("paused", TRAINING_MS)
+    step = newest(data).progress()["step"]
+    hands.tab("Model")
+    hands.see("#db_model_about [data-db-resume]")
+    hands.page.locator("#db_model_about [data-db-resume]").last.click()
+    hands.state("running", TRAINING_MS)
+    until(lambda: newest(data).progress()["step"] > step, 180)
+
+
 def test_stopping_keeps_the_result_and_offers_it(hands: Hands, data: Path) -> None:
     hands.press("db_stop")
     hands.state("stopped", TRAINING_MS)
@@ -233,6 +244,21 @@ def test_generate(hands: Hands, data: Path) -> None:
     hands.press("db_draw")
     until(lambda: hands.page.locator("#db_drawn img").count() == 2, 180)
     assert len(list((open_project(Folders(data), NAME).folder / "generated").glob("*.png"))) == 2
+
+
+def test_a_sheet_of_results_at_weights(hands: Hands, data: Path) -> None:
+    hands.unfold("db_sheet_section")
+    hands.write("db_sheet_columns", "0, much")
+    hands.press("db_draw_sheet")
+    hands.see("#db_draw_said", "Lora Weights: '0, much' are no numbers")
+    hands.write("db_sheet_columns", "0, 1")
+    hands.press("db_draw_sheet")
+    until(lambda: hands.page.locator("#db_drawn .db-grid img").count() == 2, 180)
+    heads = hands.page.locator("#db_drawn .db-grid th")
+    assert heads.all_inner_texts()[:3] == ["Lora Weight", "0", "1"]
+    hands.tab("Model")
+    hands.see("#db_model_about .db-tile", "star")
+    hands.tab("Generate")
 
 
 def test_export(hands: Hands, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from fastapi import FastAPI
+from PIL import Image
 from starlette.testclient import TestClient
 
 from dreambooth.core import project, run
@@ -64,6 +65,38 @@ def test_a_view_or_model_that_does_not_exist(folders: Folders) -> None:
     assert "no model named 'sun'" in answer.json()["problems"][0]
 
 
+def test_a_result_is_offered_to_txt2img_as_long_as_it_is_there(folders: Folders) -> None:
+    lora = folders.loras / 'a "star" 4.safetensors'
+    lora.parent.mkdir(parents=True)
+    lora.touch()
+    saved = {"event": "saved", "kind": "lora", "path": str(lora), "bytes": 1, "images": 5}
+    job(folders, {"event": "started"}, STEP, saved)
+    address = "/dreambooth/page/live?view=run&model=star"
+    assert 'data-db-prompt="&lt;lora:a &quot;star&quot; 4:1&gt;"' in client(folders).get(address).text
+    lora.unlink()
+    assert "data-db-use" not in client(folders).get(address).text
+
+
+class Describing(Standalone):
+    captioners = ("BLIP",)
+
+
+def test_describing_is_offered_for_pictures_without_a_caption_where_something_can(
+    folders: Folders, tmp_path: Path
+) -> None:
+    Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
+    project.write_settings(
+        project.open_project(folders, "star"),
+        {"concepts.0.instance_data_dir": str(tmp_path), "concepts.0.instance_prompt": "[filewords]"},
+    )
+    address = "/dreambooth/page/live?view=pictures&model=star"
+    offer = 'data-db-describe="BLIP" data-db-address="dreambooth/models/star/concepts/0/describe"'
+    assert offer in client(folders, Describing).get(address).text
+    assert "data-db-describe" not in client(folders).get(address).text
+    (tmp_path / "a.txt").write_text("a star")
+    assert "data-db-describe" not in client(folders, Describing).get(address).text
+
+
 def test_a_run_without_an_engine_is_shown_as_lost_not_as_done(folders: Folders) -> None:
     made = job(folders, {"event": "started"}, STEP, {**STEP, "step": 6})
     shown = client(folders).get("/dreambooth/page/live?view=run&model=star").text
@@ -100,3 +133,35 @@ def test_a_run_that_failed_shows_why_with_its_log_and_a_report(folders: Folders)
     with open(made.folder / "events.jsonl", "a") as file:
         file.write('{"event": "paused"}\n')
     assert "report?run" not in client(folders).get("/dreambooth/page/live?view=run&model=star").text
+
+
+def test_a_download_that_waits_is_shown_as_one(folders: Folders) -> None:
+    made = run.create(
+        folders.download_errands, {"kind": "download", "repository": "a/b", "file": ""}, to_json(Settings())
+    )
+    asked = client(folders)
+    assert 'role="progressbar"' in asked.get("/dreambooth/page/live?view=download").text
+    (made.folder / "events.jsonl").write_text(
+        '{"event": "started", "time": 0}\n{"event": "failed", "time": 0, "problems": ["The hub cannot be reached."]}\n'
+    )
+    assert "The hub cannot be reached." in asked.get("/dreambooth/page/live?view=download").text
+
+
+def test_a_models_results_have_the_pictures_that_were_drawn_at_them(folders: Folders) -> None:
+    opened = project.open_project(folders, "star")
+    written = folders.loras / "star_5.safetensors"
+    written.parent.mkdir(parents=True)
+    written.write_bytes(b"0" * 1000)
+    made = job(folders, {"event": "started"}, STEP)
+    picture = made.previews / "000000005-00-0.png"
+    picture.parent.mkdir()
+    picture.write_bytes(b"")
+    made.report("preview", images=5, paths=[str(picture)])
+    made.report("saved", path=str(written), images=5, bytes=1000, kind="lora")
+    made.report("paused")
+    for step in (3, 5):
+        (made.state / f"{step:09}").mkdir(parents=True)
+    shown = client(folders).get(f"/dreambooth/page/live?view=model&model={opened.name}").text
+    assert "000000005-00-0.png" in shown and "star_5" in shown
+    assert shown.count("data-db-resume") == 2
+    assert shown.count("data-db-twice") == 1  # going back sets later states aside; going on does not

@@ -1,0 +1,28 @@
+"""Writing pictures so that half of one is never found."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from dreambooth.core import atomic
+from dreambooth.core.errors import UserError
+
+
+def write(picture: Image.Image, path: Path, about: PngInfo | None = None) -> None:
+    """Raises OSError if it cannot be written; what was there before is there then."""
+    with atomic.staged(path) as staged:
+        picture.save(staged, format="PNG", pnginfo=about)
+
+
+def write_or_refuse(picture: Image.Image, path: Path, kept: str, about: PngInfo | None = None) -> None:
+    """The same for a picture without which the job cannot go on. Raises UserError, which says what is `kept`."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(picture, path, about)
+    except OSError as error:
+        raise UserError(
+            f"{path}: the picture cannot be written ({error.strerror or error}); mend that and start again, {kept}."
+        ) from None

@@ -1,0 +1,108 @@
+"""What the page's buttons do with jobs: runs, and the short ones beside them. All raise UserError for what a person can
+mend.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from dreambooth.core import run, settings
+from dreambooth.core.errors import UserError
+from dreambooth.core.project import Project
+from dreambooth.core.run import Job, Request
+from dreambooth.host.base import Host
+from dreambooth.service import environment, errands, launcher, queue, runs
+from dreambooth.ui.page.errand_view import newest_errand
+
+Values = dict[str, Any]
+
+
+def check(host: Host, opened: Project) -> list[str]:
+    """Looks at all pictures with the model's settings and waits for it. Returns what would stop a run."""
+    job = _new_errand(host, opened, "check", settings.parse(opened.settings()), sheet=str(opened.folder / "check.html"))
+    process = launcher.start(job, engine())
+    launcher.follow(job, process, lambda event: None)
+    return list(launcher.result(job)["problems"])
+
+
+def train(host: Host, opened: Project) -> Job:
+    """Checks, then queues a run with exactly the model's settings. Raises UserError with all that stands in the way."""
+    for job in run.runs(opened):
+        if (status := job.status()) in ("running", "queued"):
+            raise UserError(f"The run {job.name} is {status}; pause or stop it first.")
+    if problems := check(host, opened):
+        raise UserError(problems)
+    job = launcher.new_run(host.folders(), opened, settings.parse(opened.settings()))
+    queue.submit(job)
+    return job
+
+
+def resume(host: Host, name: str) -> None:
+    job = run.find(host.folders(), name)
+    runs.check_resumable(job)
+    queue.submit(job)
+
+
+def ask(host: Host, name: str, what: Request) -> None:
+    """Asks the newest run of a model for something."""
+    runs.ask(run.find(host.folders(), name), what)
+
+
+def make_class_pictures(host: Host, opened: Project) -> None:
+    queue.submit(_new_errand(host, opened, "class-images", settings.parse(opened.settings())))
+
+
+def generate(host: Host, opened: Project, wanted: Values) -> None:
+    """Draws pictures with a result of the model, or without one."""
+    if not (wanted["prompt"] or "").strip():
+        raise UserError("Sample Prompt: it is empty; say what to draw.")
+    whole = {
+        key: _whole(value) if isinstance(errands.DRAWING.get(key, ("",))[0], int) else value
+        for key, value in wanted.items()
+    }
+    ask = errands.sheet if "sheet" in whole else errands.drawing
+    chosen, fields = ask(opened, whole, label="{}")
+    queue.submit(_new_errand(host, opened, "generate", chosen, **fields))
+
+
+def _whole(value: Any) -> Any:
+    """A control's number, which gradio may give as 4.0."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def lora_weights(text: str) -> list[float]:
+    """`0, 0.5, 1` -> [0.0, 0.5, 1.0]. Raises UserError for what are no numbers."""
+    try:
+        return [float(word) for word in text.replace(";", ",").split(",") if word.strip()]
+    except ValueError:
+        raise UserError(f"Lora Weights: {text[:40]!r} are no numbers with commas between them; 0.5, 1 are.") from None
+
+
+def export(host: Host, opened: Project, wanted: Values) -> None:
+    fields = errands.exporting(opened, wanted, label="{}")
+    queue.submit(_new_errand(host, opened, "export", settings.parse({}), **fields))
+
+
+def _new_errand(host: Host, opened: Project, kind: str, chosen: settings.Settings, **fields: Any) -> Job:
+    """A new short job that takes the place of the last of its kind, which must have ended."""
+    before = newest_errand(opened, kind)
+    if before and before.status() in ("running", "queued"):
+        raise UserError("One is at work already; wait for it.")
+    if before:
+        shutil.rmtree(before.folder, ignore_errors=True)
+    return launcher.new_errand(host.folders(), opened, kind, chosen, **fields)
+
+
+def results(opened: Project) -> list[tuple[str, str]]:
+    """The files that runs of this model wrote and that are still there, the newest first: (name, path)."""
+    return [
+        (f"{Path(one['path']).name} (run {one['run'].rpartition('/')[2]})", one["path"]) for one in runs.outputs(opened)
+    ]
+
+
+def engine() -> Path:
+    if not environment.is_current():
+        raise UserError("The engine is not set up yet; press Set Up beside the tabs.")
+    return environment.python()

@@ -1,0 +1,85 @@
+"""What is written out of the page and the API themselves, with the page's Python:
+
+    python -m dreambooth.ui.page.reference api > docs/api.md     every route of the HTTP API
+    python -m dreambooth.ui.page.reference texts > MINE.json     a WebUI's localisation file to fill in
+
+A translation is a file of the WebUI's `localizations` folder: {"a text of the page": "the same in your language"}.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import sys
+import tempfile
+from typing import Any
+
+import gradio as gr
+
+from dreambooth.host.base import Host
+from dreambooth.host.standalone import Standalone
+from dreambooth.service import api
+from dreambooth.ui.page.page import build
+from dreambooth.ui.page.run_view import WORDS
+
+_HEAD = """# The HTTP API
+
+Under `/dreambooth` of the WebUI (listed in its `/docs`), or of `python -m dreambooth ui`, where the whole schema is at
+`/dreambooth/openapi.json`. It asks for the same login as the WebUI. Bodies and answers are JSON; what is wrong with a
+request is answered with status 400 and `{"problems": ["a sentence", ...]}`. Settings are dotted keys
+([all of them](settings.md)) or nested objects.
+
+    curl http://127.0.0.1:7860/dreambooth/models/anna-dog/runs -H "Content-Type: application/json" \\
+        -d '{"settings": {"lora.rank": 8}}'
+
+| request | does |
+|---|---|
+"""
+
+
+def api_reference(host: Host) -> str:
+    """docs/api.md, from the routes' own docstrings."""
+    rows = []
+    for route in api.router(host).routes:
+        found: Any = route
+        words = " ".join(inspect.cleandoc(found.endpoint.__doc__ or "").split())
+        rows.append(f"| `{min(found.methods)} {found.path}` | {words} |")
+    return _HEAD + "\n".join(rows) + "\n"
+
+
+def texts(host: Host) -> list[str]:
+    """Every text of the page that is always the same, each once, in the order of the page."""
+    found: list[str] = []
+    for block in build(host).blocks.values():
+        hidden = (getattr(block, "elem_id", None) or "") in _HIDDEN
+        for name in () if hidden else ("label", "info", "placeholder"):
+            found.append(getattr(block, name, None) or "")
+        if isinstance(block, gr.Button) and not hidden:
+            found.append(block.value)
+        found += [str(choice[0]) if isinstance(choice, tuple) else str(choice) for choice in _choices(block)]
+    found += WORDS.values()
+    return list(dict.fromkeys(text for text in found if text and not text.isnumeric()))
+
+
+_HIDDEN = ("db_shown_model", "db_shown_row", "db_save_draft", "db_look_again")
+
+
+def _choices(block: Any) -> list[Any]:
+    return list(getattr(block, "choices", None) or [])
+
+
+def main(arguments: list[str]) -> int:
+    with tempfile.TemporaryDirectory() as place:
+        host = Standalone(place)
+        if arguments == ["api"]:
+            print(api_reference(host), end="")
+        elif arguments == ["texts"]:
+            print(json.dumps(dict.fromkeys(texts(host), ""), ensure_ascii=False, indent=1))
+        else:
+            print(__doc__, file=sys.stderr)
+            return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

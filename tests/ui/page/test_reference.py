@@ -1,0 +1,48 @@
+"""What is written out of the page and the API: complete, and as it lies in docs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from fastapi import FastAPI
+
+from dreambooth.core.layout import PROJECT
+from dreambooth.core.schema import leaves
+from dreambooth.core.settings import Settings
+from dreambooth.host.standalone import Standalone
+from dreambooth.service import api
+from dreambooth.ui.page import reference
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Standalone:
+    return Standalone(str(tmp_path))
+
+
+def test_the_api_is_documented(host: Standalone) -> None:
+    written = (PROJECT / "docs" / "api.md").read_text(encoding="utf-8")
+    assert written == reference.api_reference(host), "run: python -m dreambooth.ui.page.reference api > docs/api.md"
+
+
+def test_every_route_is_in_the_schema_with_a_description(host: Standalone) -> None:
+    app = FastAPI()
+    app.include_router(api.router(host))
+    paths = app.openapi()["paths"]
+    assert len(paths) > 30
+    for path, methods in paths.items():
+        for method, operation in methods.items():
+            assert operation.get("description"), f"{method} {path}"
+    body = paths["/dreambooth/models/{name}/settings"]["patch"]["requestBody"]["content"]["application/json"]["schema"]
+    known = body["properties"]["settings"]["properties"]
+    assert set(known) == {leaf.key for leaf in leaves(Settings)}
+    assert known["lora.rank"]["title"] == "Lora Rank"
+
+
+def test_a_localisation_file_has_every_label_and_help(host: Standalone) -> None:
+    found = reference.texts(host)
+    assert len(found) == len(set(found))
+    for leaf in leaves(Settings):
+        assert leaf.spec.label in found and leaf.spec.help in found
+    assert {"Train", "Performance", "Concepts", "Create a model", "paused", "cosine_with_restarts"} <= set(found)
+    assert not {"save", "shown model"} & set(found)
