@@ -27,7 +27,9 @@ ADDRESS = "127.0.0.1"
 _FILES = {"style.css": PROJECT / "style.css", "dreambooth.js": PROJECT / "javascript" / "dreambooth.js"}
 _HEAD = (
     '<link rel="stylesheet" href="dreambooth/files/style.css">'
-    '<script src="dreambooth/files/dreambooth.js"></script><style>footer { display: none !important; }</style></head>'
+    '<script src="dreambooth/files/dreambooth.js"></script>'
+    # Gradio 6 hides what flows over, and nothing can stick in what does: the run would scroll away.
+    "<style>footer { display: none !important; } .gradio-container { overflow: clip !important; }</style></head>"
 )
 
 
