@@ -36,14 +36,16 @@ Layer = tuple[int, int, int, int]  # rows, columns, pixels of the kernel, how ma
 
 @dataclass(frozen=True)
 class Anatomy:
-    """How many values each part has and its UNet's layers put out for each latent pixel, those of the UNet's layers
-    that can be trained alone, and the layers that a LoRA is put into: {where: layers}."""
+    """How many values each part has, the UNet's layers that can be trained alone, its transformer and residual blocks
+    and the largest of these; what its layers put out for each latent pixel; the layers that a LoRA is put into."""
 
     unet: int
     text: int
     vae: int
     outputs: float
     alone: Mapping[str, int]
+    blocks: int
+    largest_block: int
     layers: Mapping[str, list[Layer]]
 
     def trained(self, settings: Settings) -> int:
@@ -66,7 +68,17 @@ def of(header: Header) -> Anatomy:
         for name, pattern in UNET_LAYERS.items()
         if pattern
     }
-    return Anatomy(_values(unet), _values(text), _values(vae), outputs(header), alone, layers)
+    blocks = _blocks(unet)
+    return Anatomy(
+        _values(unet),
+        _values(text),
+        _values(vae),
+        outputs(header),
+        alone,
+        sum(blocks),
+        max(blocks, default=0),
+        layers,
+    )
 
 
 def of_shapes(shapes: Mapping[str, Mapping[str, tuple[int, ...]]]) -> Anatomy:
@@ -84,13 +96,24 @@ def as_json(anatomy: Anatomy) -> dict[str, Any]:
         "values": {"unet": anatomy.unet, "text": anatomy.text, "vae": anatomy.vae},
         "outputs": anatomy.outputs,
         "alone": anatomy.alone,
+        "blocks": [anatomy.blocks, anatomy.largest_block],
         "layers": anatomy.layers,
     }
 
 
 def from_json(kept: Mapping[str, Any]) -> Anatomy:
     values = kept["values"]
-    return Anatomy(values["unet"], values["text"], values["vae"], kept["outputs"], kept["alone"], kept["layers"])
+    blocks, largest = kept["blocks"]
+    return Anatomy(
+        values["unet"],
+        values["text"],
+        values["vae"],
+        kept["outputs"],
+        kept["alone"],
+        blocks,
+        largest,
+        kept["layers"],
+    )
 
 
 def outputs(header: Header) -> float:
@@ -115,6 +138,18 @@ def _lora_layers(unet: dict[str, Tensor], pattern: str) -> list[tuple[int, ...]]
 
 def _values(part: dict[str, Tensor]) -> int:
     return sum(tensor.values for tensor in part.values())
+
+
+def _blocks(unet: dict[str, Tensor]) -> list[int]:
+    """The values of the large weights of each transformer block and each residual block."""
+    counted: Counter[str] = Counter()
+    for name, tensor in unet.items():
+        found = re.match(r"(.*\.(?:transformer_blocks|resnets)\.\d+\.)", name) or re.match(
+            r"(.*\.)(?:in_layers|out_layers|emb_layers|skip_connection)\.", name
+        )
+        if found and len(tensor.shape) > 1:
+            counted[found[1]] += tensor.values
+    return list(counted.values())
 
 
 def _text_layers(name: str, tensor: Tensor) -> list[tuple[int, ...]]:

@@ -116,7 +116,13 @@ def _on_device(settings: Settings, model: Anatomy) -> int:
     """The weights of the model that stay on the card: the UNet's, and those of text encoders that learn."""
     half = 2 if settings.tuning.mixed_precision != "no" else 4
     own = half if settings.is_lora else _own_bytes(settings)
-    return (model.unet + (model.text if settings.tuning.text_encoder_learns else 0)) * own
+    text = model.text * own if settings.tuning.text_encoder_learns else 0
+    lying = settings.memory.base_weights
+    if lying == "whole":
+        return model.unet * own + text
+    # One block at a time has its weights, of which one is in full precision on its way from 8 bits.
+    awake = model.largest_block * (own + 4 * (lying == "int8"))
+    return (model.unet - model.blocks) * own + model.blocks * (lying == "int8") + awake + text
 
 
 def _step_peak(settings: Settings, model: Anatomy, family: str, area: int, gradients: int) -> int:

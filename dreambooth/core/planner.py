@@ -213,6 +213,20 @@ def _half_batches(settings: Settings) -> Changes | None:
     }
 
 
+def _eight_bit_model(settings: Settings) -> Changes | None:
+    return _lying(settings, ("whole",), "int8")
+
+
+def _streamed_model(settings: Settings) -> Changes | None:
+    return _lying(settings, ("whole", "int8"), "streamed")
+
+
+def _lying(settings: Settings, before: tuple[str, ...], after: str) -> Changes | None:
+    if not settings.is_lora or settings.lora.kind != "lora" or settings.memory.base_weights not in before:
+        return None
+    return {"memory.base_weights": after}
+
+
 def _tiles(settings: Settings) -> Changes | None:
     return None if settings.memory.vae_decoding == "tiled" else {"memory.vae_decoding": "tiled"}
 
@@ -228,6 +242,8 @@ LEVERS = (
     Lever("pictures decoded in tiles", "previews and class pictures alone", _tiles),
     Lever("the optimizer's state in 8 bits", "its steps are hardly others", _eight_bits),
     Lever("gradient checkpointing", "about a third more time", _checkpointing, keeps=True),
+    Lever("the model under the LoRA in 8 bits", "each block is unpacked for its turn", _eight_bit_model),
+    Lever("the model under the LoRA in the computer's memory", "each block is fetched for its turn", _streamed_model),
     Lever("weights held in bf16", "each change is rounded at random", _bf16),
     Lever("the optimizer's step in the backward pass", "each gradient is clipped by itself", _in_backward),
     Lever(
@@ -242,6 +258,7 @@ _TURNED = (
     "memory.vae_decoding",
     "optimizer.name",
     "memory.bf16_weights",
+    "memory.base_weights",
     "memory.step_in_backward",
     "batching.train_batch_size",
     "batching.gradient_accumulation_steps",

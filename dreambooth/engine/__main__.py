@@ -18,13 +18,14 @@ from dreambooth.core import device, lock, machine, occupancy
 from dreambooth.core.errors import Problem, UserError
 from dreambooth.core.layout import ENGINE, ENGINE_USERS, SETTING_UP
 from dreambooth.core.run import Job
-from dreambooth.engine import trouble
+from dreambooth.engine import imports, trouble
 from dreambooth.engine.listener import Listener, asked_to_end, take_signals
 
 DONE, BROKEN, REFUSED, BUSY = 0, 1, 2, 3
 
 
 def main(arguments: list[str]) -> int:
+    imports.put_off()
     if arguments == ["selfcheck"]:
         from dreambooth.engine import selfcheck
 
@@ -117,6 +118,7 @@ _ERRANDS = {
     "bench-training": ("bench.training", "measure"),
     "bench-memory": ("bench.footprint", "run"),
     "bench-sweep": ("bench.sweep", "run"),
+    "bench-states": ("bench.states", "measure"),
     "measure": ("miniature.measure", "run"),
 }
 

@@ -15,6 +15,7 @@ from dreambooth.core.run import Job
 from dreambooth.engine import families
 from dreambooth.engine.checkpoints import lora, names
 from dreambooth.engine.checkpoints.source import Source, open_model
+from dreambooth.engine.data import png
 from dreambooth.engine.families.model import Model
 from dreambooth.engine.sampling import draw
 from dreambooth.engine.sampling_choice import Sampling
@@ -44,7 +45,7 @@ def draw_sheet(job: Job, project: Project, sampling: Sampling) -> dict[str, Any]
             text = model.encode_text([wanted["prompt"]])
             [picture] = draw(model, text, [wanted["seed"]], sampling)
         path = folder / f"{row:02}-{column:02}.png"
-        picture.save(path)
+        png.write_or_refuse(picture, path, "the pictures before it are kept")
         paths.append(str(path))
         job.report("picture", path=str(path), kind="generated")
     return {"pictures": paths}

@@ -27,7 +27,7 @@ from dreambooth.engine.data.latent_store import Store
 from dreambooth.engine.data.order import Order, Slot
 from dreambooth.engine.data.pictures import Example
 from dreambooth.engine.data.readings import Readings
-from dreambooth.engine.families import aside
+from dreambooth.engine.families import aside, base_weights
 from dreambooth.engine.families.model import Model
 from dreambooth.engine.hooks import Hooks, already_written, save_output
 from dreambooth.engine.listener import asked_to_end
@@ -147,6 +147,7 @@ def load(work: Work, source: Source) -> tuple[Model, Any]:
     attention.use(model.unet, work.settings.memory.attention)
     model.read_prompts(tuning.max_token_length, tuning.clip_skip, tuning.pad_tokens)
     learning = tuning.text_encoder_learns
+    base_weights.lay(model.unet, work.settings.memory.base_weights, accelerator.device)
     model.to(accelerator.device, aside=["vae", *([] if learning else model.text_encoders)])
     return model, accelerator
 

@@ -117,6 +117,7 @@ PROOFS = {
     "objective.unmasked_weight": "engine/test_objective.py::test_masks_are_not_made_for_pictures_of_the_class",
     "memory.attention": "engine/test_memory_options.py::test_sliced_attention_is_the_same_with_smaller_pieces",
     "memory.bf16_weights": "engine/test_memory_options.py::test_weights_in_bf16_take_half_and_learn",
+    "memory.base_weights": "engine/test_base_weights.py::test_streamed_weights_learn_the_same",
     "memory.step_in_backward": "engine/test_in_backward.py::test_hardly_any_gradient_is_held",
     "memory.vae_decoding": "engine/test_memory_options.py::test_previews_and_class_pictures_are_decoded_as_asked",
     "memory.on_out_of_memory": "engine/test_trouble.py::test_stop_changes_nothing_and_says_what_would_help",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from dreambooth.core import file_names
 from dreambooth.core.addresses import is_private
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ def found(settings: Settings) -> list[str]:
         *_schedule_free(settings),
         *_bf16_weights(settings),
         *_step_in_backward(settings),
+        *_base_weights(settings),
         *_previews_and_rests(settings),
         *_webhook(settings.reporting.webhook_url),
         *_sizes(settings),
@@ -103,6 +105,23 @@ def _step_in_backward(settings: Settings) -> list[str]:
         problems.append(f"{key}: {settings.optimizer.name} looks at all gradients at once; choose another optimizer.")
     if settings.tuning.mixed_precision == "fp16":
         problems.append(f"{key}: fp16 must see all gradients before any is applied; choose bf16 or no mixed precision.")
+    return problems
+
+
+def _base_weights(settings: Settings) -> list[str]:
+    chosen, problems = settings.memory.base_weights, []
+    if chosen == "whole":
+        return []
+    key = f"memory.base_weights: it is {chosen}"
+    if not settings.is_lora:
+        return [f"{key}, but full fine-tuning changes the model's weights; set it to whole."]
+    if not settings.batching.gradient_checkpointing:
+        problems.append(
+            f"{key}, which saves nothing while each block's weights are kept for the way back; turn "
+            "batching.gradient_checkpointing on."
+        )
+    if settings.lora.kind != "lora":
+        problems.append(f"{key}, but {settings.lora.kind} looks at the model's whole weights; set it to whole.")
     return problems
 
 
@@ -210,7 +229,7 @@ def _imagic(settings: Settings) -> list[str]:
 
 
 def _name(name: str) -> list[str]:
-    if name and (name.strip(" .") != name or any(c in '<>:"/\\|?*' or ord(c) < 32 for c in name)):
+    if name and not file_names.is_sound(name):
         return [f"saving.custom_model_name: {name!r} cannot be a file's name."]
     if len(name) > LONGEST_NAME:
         return [f"saving.custom_model_name: it has {len(name)} characters; leave at most {LONGEST_NAME}."]

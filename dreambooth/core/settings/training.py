@@ -117,6 +117,13 @@ class Memory:
         "Full fine-tuning in half the memory: the weights are held in bf16 and each change is rounded at random, so "
         "that small ones are not lost.",
     )
+    base_weights: Literal["whole", "int8", "streamed"] = setting(
+        "whole",
+        "Model under the LoRA",
+        "How the UNet lies that a LoRA is trained on: whole; in 8 bits, which halves it and changes it a little; or in "
+        "the computer's memory, from where each block is fetched for its turn. Both need gradient checkpointing.",
+        advanced=True,
+    )
     step_in_backward: bool = setting(
         False,
         "Step in the Backward Pass",

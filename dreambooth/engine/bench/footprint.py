@@ -25,6 +25,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dreambooth.core import anatomy, atomic, settings
 from dreambooth.core.run import Job
+from dreambooth.core.settings import Settings
 from dreambooth.engine.bench import random_model
 from dreambooth.engine.bench.live import Live, norms_as_on_a_card
 from dreambooth.engine.training import adapters
@@ -140,7 +141,7 @@ def count(step: Step, point: Point, *, fake: bool = True) -> Live:
     if step.kind != "full":
         alpha = float(point.rank)
         flat = {"lora.kind": step.kind, "lora.layers": step.layers, "lora.rank": point.rank, "lora.alpha": alpha}
-    adapters.prepare(SimpleNamespace(unet=unet, text_encoders={}), settings.parse(flat))  # type: ignore[arg-type]
+    _prepare(settings.parse(flat), unet=unet)
     if step.checkpointed:
         unet.enable_gradient_checkpointing()
     with FakeTensorMode(allow_non_fake_inputs=True) if fake else torch.random.fork_rng():
@@ -153,6 +154,12 @@ def count(step: Step, point: Point, *, fake: bool = True) -> Live:
             return (unet(**inputs).sample.float() - target).square().mean()
 
         return _counted(unet, forward, mixed=PRECISIONS[step.precision][1])
+
+
+def _prepare(chosen: Settings, **parts: Any) -> None:
+    """Marks what is trained, in parts that have no weights yet."""
+    model: Any = SimpleNamespace(**{"text_encoders": {}, "device": torch.device("meta"), **parts})
+    adapters.prepare(model, chosen)
 
 
 def _counted(module: nn.Module, forward: Any, *, mixed: bool) -> Live:
@@ -212,7 +219,7 @@ def _text_peak(family: str, method: str, precision: str, checkpointed: bool, bat
     parts, peak = random_model.modules(family), 0
     encoders: Any = {name: part.requires_grad_(False) for name, part in parts.items() if name.startswith("text")}
     chosen = settings.parse({"general.method": method, "tuning.text_encoder_ratio": 1.0})
-    adapters.prepare(SimpleNamespace(unet=parts["unet"], text_encoders=encoders), chosen)  # type: ignore[arg-type]
+    _prepare(chosen, unet=parts["unet"], text_encoders=encoders)
     with FakeTensorMode(allow_non_fake_inputs=True):
         for encoder in encoders.values():
             _fill(encoder.train(), precision, trains_all=method == "full")

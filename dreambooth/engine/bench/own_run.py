@@ -7,10 +7,12 @@ import sys
 from pathlib import Path
 
 from dreambooth.engine import __main__ as engine
+from dreambooth.engine import imports
 from dreambooth.engine.bench import watch
 
 
 def main(about_file: Path) -> int:
+    imports.put_off()  # as the engine does, before the watch takes hold of diffusers
     about = json.loads(about_file.read_text(encoding="utf-8"))
     watched = watch.begin(about)
     code = engine.main([about["job"]])

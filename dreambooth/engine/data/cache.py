@@ -48,8 +48,8 @@ class Encoded:
     def sample(self, index: Tensor) -> Tensor:
         """A fresh draw of the latents of the examples at `index` (B,), all of one bucket -> (B, 4, h, w)."""
         number = int(self.bucket[index[0]])
-        rows = self.row[index].to(self.mean[number].device)
-        mean, std = (some[number][rows].to(self.device) for some in (self.mean, self.std))
+        rows = self.row[index].to(self.mean[number].device, non_blocking=True)
+        mean, std = (some[number][rows].to(self.device, non_blocking=True) for some in (self.mean, self.std))
         return mean + std * torch.randn_like(mean)
 
     def masks(self, index: Tensor) -> Tensor | None:
@@ -57,7 +57,7 @@ class Encoded:
         if self.mask is None:
             return None
         mask = self.mask[int(self.bucket[index[0]])]
-        return mask[self.row[index].to(mask.device)].to(self.device)
+        return mask[self.row[index].to(mask.device, non_blocking=True)].to(self.device, non_blocking=True)
 
 
 @torch.no_grad()

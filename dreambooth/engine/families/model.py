@@ -183,7 +183,7 @@ class Model(ABC):
 
     def encode_text(self, prompts: Sequence[str]) -> Text:
         """Prompts -> what the UNet reads, in float32."""
-        tokens = [numbers.to(self.device) for numbers in self.tokenize(prompts)]
+        tokens = [numbers.to(self.device, non_blocking=True) for numbers in self.tokenize(prompts)]
         with self.present(*self.text_encoders):
             return self.encode_tokens(tokens).to(torch.float32)
 

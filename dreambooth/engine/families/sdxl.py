@@ -37,7 +37,7 @@ class Sdxl(Model):
         return Text(torch.zeros_like(text.hidden), torch.zeros_like(text.pooled), text.mask)
 
     def denoise(self, x_t: Tensor, t: Tensor, text: Text, sizes: Tensor) -> Tensor:
-        added = {"text_embeds": text.pooled, "time_ids": sizes.to(x_t.device)}
+        added = {"text_embeds": text.pooled, "time_ids": sizes.to(x_t.device, non_blocking=True)}
         return self.unet(x_t, t, text.hidden, encoder_attention_mask=text.mask, added_cond_kwargs=added).sample
 
 

@@ -13,6 +13,7 @@ from peft import LoHaConfig, LoKrConfig, LoraConfig, PeftConfig, inject_adapter_
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
+from dreambooth.core.errors import UserError
 from dreambooth.core.settings import Settings
 from dreambooth.core.settings.training import UNET_LAYERS
 from dreambooth.engine import dora, oft
@@ -61,10 +62,13 @@ class Trained:
 def prepare(model: Model, settings: Settings, start: Mapping[str, Mapping[str, Layer]] | None = None) -> Trained:
     """Marks what is trained, after putting LoRA layers in where that is the method.
 
+    Raises UserError for a kind of LoRA that does not go with how the model's weights lie.
     `start` holds layers to go on from, by part and path; the LoRA then has just these layers, each with its own rank.
     """
     with_text = settings.tuning.text_encoder_learns
     kind = _kind(start) if start else settings.lora.kind
+    if settings.is_lora and settings.memory.base_weights != "whole" and kind != "lora":
+        raise UserError(f"memory.base_weights: {kind} looks at the model's whole weights; set it to whole.")
     torch.manual_seed(settings.general.seed)  # the LoRA's first layers start at random
     learning: dict[str, nn.Module] = {"unet": model.unet} if settings.tuning.train_unet else {}
     learning |= model.text_encoders if with_text else {}
@@ -78,6 +82,10 @@ def prepare(model: Model, settings: Settings, start: Mapping[str, Mapping[str, L
             _unfreeze(module, UNET_LAYERS[settings.tuning.unet_layers] if part == "unet" else "")
             if part != "unet" and settings.tuning.freeze_clip_normalization:
                 _freeze_normalization(module)
+    for module in learning.values():
+        for parameter in module.parameters():
+            if parameter.requires_grad:  # a LoRA is made where its layer's weights lie, which may be elsewhere
+                parameter.data = parameter.data.to(model.device)
     return Trained({part: _trainable(module) for part, module in learning.items()})
 
 

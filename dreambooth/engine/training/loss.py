@@ -57,4 +57,4 @@ def batch_losses(
 def _concept_weights(session: Session, instances: Tensor) -> Tensor:
     """How much each picture of yours counts by its concept, (B,)."""
     weights = torch.tensor([concept.loss_weight for concept in session.settings.concepts])
-    return weights[session.instances.concept[instances]].to(session.model.device)
+    return weights[session.instances.concept[instances]].to(session.model.device, non_blocking=True)

@@ -27,8 +27,10 @@ class Texts:
         if not learning:
             if self.table is None:
                 self.table = self._all()
-            return self.table[numbers.to(self.model.device)]
-        text = self.model.encode_tokens([tokens[numbers.to(tokens.device)] for tokens in self.tokens])
+            return self.table[numbers.to(self.model.device, non_blocking=True)]
+        text = self.model.encode_tokens(
+            [tokens[numbers.to(tokens.device, non_blocking=True)] for tokens in self.tokens]
+        )
         emptied = (numbers == self.nothing).nonzero().flatten()
         return self._emptied(text, emptied) if len(emptied) else text
 
@@ -41,7 +43,7 @@ class Texts:
 
     def _emptied(self, text: Text, rows: Tensor) -> Text:
         """The text with nothing in some of its rows."""
-        nothing, rows = self.model.encode_negative("", len(rows)), rows.to(text.hidden.device)
+        nothing, rows = self.model.encode_negative("", len(rows)), rows.to(text.hidden.device, non_blocking=True)
         pooled = mask = None
         hidden = text.hidden.index_copy(0, rows, nothing.hidden.to(text.hidden.dtype))
         if text.pooled is not None and nothing.pooled is not None:

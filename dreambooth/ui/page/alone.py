@@ -12,6 +12,7 @@ from typing import Any
 
 import uvicorn
 from fastapi import FastAPI, Request
+from fastapi.middleware.trustedhost import TrustedHostMiddleware
 from fastapi.responses import FileResponse, Response, StreamingResponse
 
 from dreambooth import __version__
@@ -38,6 +39,8 @@ def application(host: Host) -> Any:
     app = FastAPI(
         title="Dreambooth", version=__version__, openapi_url="/dreambooth/openapi.json", docs_url=None, redoc_url=None
     )
+    # A name of somebody's own that leads here would make his page one of ours.
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=[ADDRESS, "localhost", "[::1]"])
     app.include_router(api.router(host))
     app.include_router(routes.router(host))
 

@@ -44,7 +44,9 @@ def concept_view(folders: Folders, model: str, row: int, shown: int, captioners:
     more = len(listed) - shown
     button = f'<button type="button" class="db-more" data-db-more="{SHOWN}">Show more ({more:,})</button>'
     head = f"<h4>{len(listed):,} picture{'' if len(listed) == 1 else 's'} <small>{_about_words(own, row)}</small></h4>"
-    tail = f"{button if more > 0 else ''}{_describers(project, row, captioners)}"
+    bare = any(captions.beside(folder / name) is None for name in listed[:shown])
+    describers = _describers(project, row, captioners) if bare else ""
+    tail = f"{button if more > 0 else ''}{describers}"
     return root("some", [("pictures", f'{head}<div class="db-tiles">{tiles}</div>{tail}')])
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from fastapi import FastAPI
+from PIL import Image
 from starlette.testclient import TestClient
 
 from dreambooth.core import project, run
@@ -14,7 +15,7 @@ from dreambooth.core.layout import MINIATURE
 from dreambooth.core.project import Folders
 from dreambooth.core.settings import Settings, to_json
 from dreambooth.host.standalone import Standalone
-from dreambooth.ui.page import routes
+from dreambooth.ui.page import alone, routes
 
 
 class Locked(Standalone):
@@ -64,6 +65,38 @@ def test_a_view_or_model_that_does_not_exist(folders: Folders) -> None:
     assert "no model named 'sun'" in answer.json()["problems"][0]
 
 
+def test_a_result_is_offered_to_txt2img_as_long_as_it_is_there(folders: Folders) -> None:
+    lora = folders.loras / 'a "star" 4.safetensors'
+    lora.parent.mkdir(parents=True)
+    lora.touch()
+    saved = {"event": "saved", "kind": "lora", "path": str(lora), "bytes": 1, "images": 5}
+    job(folders, {"event": "started"}, STEP, saved)
+    address = "/dreambooth/page/live?view=run&model=star"
+    assert 'data-db-prompt="&lt;lora:a &quot;star&quot; 4:1&gt;"' in client(folders).get(address).text
+    lora.unlink()
+    assert "data-db-use" not in client(folders).get(address).text
+
+
+class Describing(Standalone):
+    captioners = ("BLIP",)
+
+
+def test_describing_is_offered_for_pictures_without_a_caption_where_something_can(
+    folders: Folders, tmp_path: Path
+) -> None:
+    Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
+    project.write_settings(
+        project.open_project(folders, "star"),
+        {"concepts.0.instance_data_dir": str(tmp_path), "concepts.0.instance_prompt": "[filewords]"},
+    )
+    address = "/dreambooth/page/live?view=pictures&model=star"
+    offer = 'data-db-describe="BLIP" data-db-address="dreambooth/models/star/concepts/0/describe"'
+    assert offer in client(folders, Describing).get(address).text
+    assert "data-db-describe" not in client(folders).get(address).text
+    (tmp_path / "a.txt").write_text("a star")
+    assert "data-db-describe" not in client(folders, Describing).get(address).text
+
+
 def test_a_run_without_an_engine_is_shown_as_lost_not_as_done(folders: Folders) -> None:
     made = job(folders, {"event": "started"}, STEP, {**STEP, "step": 6})
     shown = client(folders).get("/dreambooth/page/live?view=run&model=star").text
@@ -100,6 +133,19 @@ def test_a_run_that_failed_shows_why_with_its_log_and_a_report(folders: Folders)
     with open(made.folder / "events.jsonl", "a") as file:
         file.write('{"event": "paused"}\n')
     assert "report?run" not in client(folders).get("/dreambooth/page/live?view=run&model=star").text
+
+
+def test_a_name_of_somebodys_own_that_leads_here_is_refused(folders: Folders) -> None:
+    """Else a page at that name could read and ask everything (DNS rebinding)."""
+    app = alone.application(Standalone(str(folders.models)))
+    for name, code in (
+        ("127.0.0.1:7870", 200),
+        ("localhost", 200),
+        ("evil.example:7870", 400),
+        ("127.0.0.1.evil", 400),
+    ):
+        asked = TestClient(app, base_url=f"http://{name}")
+        assert asked.get("/dreambooth/models").status_code == code, name
 
 
 def test_a_download_that_waits_is_shown_as_one(folders: Folders) -> None:

@@ -56,7 +56,7 @@ def pretend(_demo, app):
         state["tags"] = ["star", *(f"thing_{number}" for number in range(1, last.out_channels))]
         folder = Path(paths.models_path) / "torch_deepdanbooru"
         folder.mkdir(exist_ok=True)
-        torch.save(state, folder / "probe.pt")
+        torch.save(state, folder / "probe.pt", _use_new_zipfile_serialization=False)  # its unpickler knows no newer
         return {}
 
     app.add_api_route("/probe/deepdanbooru", deepdanbooru, methods=["GET"])
