@@ -45,8 +45,8 @@ class Writer:
 
         Where the memory does not hold a copy, it is written from where it is, and the loop waits.
         """
+        began = time.perf_counter()  # a wait for the one before is a wait of the training
         self.finish(on_written)
-        began = time.perf_counter()
         if state.content_bytes(content) + _SPARE > psutil.virtual_memory().available + state.content_bytes(self._copy):
             self._copy = None
             self._write(step, content, began, began)
