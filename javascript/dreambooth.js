@@ -61,6 +61,7 @@ const dreamboothPage = (() => {
         clearTimeout(lookTimer);
         let working = false;
         if (find("#db_page") && !document.hidden) {
+            nameFields();
             const states = await Promise.all(visible().map(refresh));
             working = states.some((state) => state === "running" || state === "queued");
         }
@@ -165,6 +166,16 @@ const dreamboothPage = (() => {
             find("button#db_look_again, #db_look_again button")?.click();
         }
         lastState = now;
+    }
+
+    /* The number beside a slider is not named in every release of gradio. */
+    function nameFields() {
+        for (const field of all("#db_page .block :is(input[type=number], input[type=range]):not([aria-label])")) {
+            const words = field.closest(".block").querySelector("label, [data-testid=block-info]")?.textContent.trim();
+            if (words && !Array.from(field.labels || []).some((label) => label.textContent.trim())) {
+                field.setAttribute("aria-label", words);
+            }
+        }
     }
 
     /* Puts each sentence about a setting under its control. */

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from dreambooth.core import schema
+from dreambooth.core.schema import HIDDEN
 from dreambooth.core.settings import Settings
 
-HIDDEN = "(hidden)"
 _SECRETIVE = re.compile(r"token|secret|passw|api_?key|auth|credential|cookie|webhook", re.IGNORECASE)
 # Characters of a secret that is looked for; shorter ones, and an environment's "false", would blot out half of a text.
 _LEAST, _LEAST_IN_ENVIRONMENT = 4, 8

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import tempfile
 import time
@@ -13,15 +12,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from dreambooth.core import atomic, checkpoint, paths
+from dreambooth.core import atomic, checkpoint, file_names, paths
 from dreambooth.core.errors import UserError
 from dreambooth.core.json_file import read_object
 from dreambooth.core.origin import Origin
 from dreambooth.core.schema import from_flat, to_flat
 from dreambooth.core.settings import carried_over, parse, to_json
 
-_NAME = re.compile(r"[^<>:\"/\\|?*\x00-\x1f\ud800-\udfff]{1,80}")
-_WINDOWS_DEVICES = {"con", "prn", "aux", "nul", *(f"com{i}" for i in range(10)), *(f"lpt{i}" for i in range(10))}
+LONGEST_NAME = 80
 
 _USUAL = {"projects": "dreambooth", "checkpoints": "Stable-diffusion", "loras": "Lora"}
 
@@ -154,7 +152,7 @@ class Project:
 
 def check_name(name: str) -> None:
     """Raises UserError unless `name` can be a folder's name on every system."""
-    if not _NAME.fullmatch(name) or name.strip(" .") != name or name.split(".")[0].lower() in _WINDOWS_DEVICES:
+    if not file_names.is_sound(name) or len(name) > LONGEST_NAME:
         raise UserError(
             f"{name!r} cannot be a model's name: use up to 80 letters, digits, spaces, dots, - and _, "
             "no slash, and no dot or space at either end."

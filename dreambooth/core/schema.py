@@ -148,6 +148,23 @@ def shareable(cls: type, flat: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in flat.items() if general(key) not in private}
 
 
+HIDDEN = "(hidden)"  # what is shown of a secret; given back, it stands for the secret that is there
+
+
+def without_secrets(cls: type, flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted keys with the secrets hidden."""
+    secret = {leaf.key for leaf in leaves(cls) if leaf.spec.secret}
+    return {key: HIDDEN if value and general(key) in secret else value for key, value in flat.items()}
+
+
+def with_secrets(cls: type, flat: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted keys in which a secret that was hidden is again what it is in `own`."""
+    secret = {leaf.key for leaf in leaves(cls) if leaf.spec.secret}
+    return {
+        key: own.get(key, "") if value == HIDDEN and general(key) in secret else value for key, value in flat.items()
+    }
+
+
 def json_schema(cls: type) -> dict[str, Any]:
     """A JSON schema of the flat form, for the API and for editors."""
     names = {bool: "boolean", int: "integer", float: "number", str: "string"}

@@ -168,35 +168,42 @@ class Models(Routes):
 
     def settings(self, name: str) -> Answer:
         """A model's settings, by dotted key."""
-        return {"settings": self.open(name).settings()}
+        return {"settings": schema.without_secrets(Settings, self.open(name).settings())}
 
     def replace_settings(self, name: str, body: dict[str, Any]) -> Answer:
         """Makes `settings` the model's own; what is left out takes its default."""
         given = models.changed({}, _object(body, "settings"))
-        return {"settings": models.write_settings(self.open(name), given)}
+        return {"settings": _written(self.open(name), given)}
 
     def change_settings(self, name: str, body: dict[str, Any]) -> Answer:
         """Changes those of the model's settings that `settings` has."""
         opened = self.open(name)
         changed = models.changed(opened.settings(), _object(body, "settings"))
-        return {"settings": models.write_settings(opened, changed)}
+        return {"settings": _written(opened, changed)}
 
     def preset(self, name: str, body: dict[str, Any]) -> Answer:
         """A preset over the model's settings, and those of the body above both."""
         opened = self.open(name)
         over = models.changed({}, _object(body, "settings"))
         flat = models.with_preset(text(body, "preset"), opened.settings(), over)
-        return {"settings": models.write_settings(opened, flat)}
+        return {"settings": _written(opened, flat)}
 
     def take_over(self, name: str, body: dict[str, Any]) -> Answer:
         """Takes over another trainer's settings from the file or folder `path`; tells the fate of each."""
         opened = self.open(name)
         kind, flat, report = models.imported(opened, Path(text(body, "path")), environment.python())
-        return {"kind": kind, "settings": models.write_settings(opened, flat), "report": report}
+        return {"kind": kind, "settings": _written(opened, flat), "report": report}
 
     def outputs(self, name: str) -> Answer:
         """What the model's runs wrote and is still there, newest first."""
         return {"outputs": runs.outputs(self.open(name))}
+
+
+def _written(opened: Project, flat: Mapping[str, Any]) -> Answer:
+    """Writes a model's settings; what is shown of them holds no secrets, and what was shown so is no new one."""
+    own = opened.settings() if schema.HIDDEN in flat.values() else {}
+    written = models.write_settings(opened, schema.with_secrets(Settings, flat, own))
+    return schema.without_secrets(Settings, written)
 
 
 class Jobs(Routes):
@@ -251,7 +258,7 @@ class Jobs(Routes):
 
     def run_settings(self, name: str, number: int) -> Answer:
         """The settings that the run was started with, and what has been changed since."""
-        return {"settings": self._run(name, number).settings()}
+        return {"settings": schema.without_secrets(Settings, self._run(name, number).settings())}
 
     def resume(self, name: str, number: int, body: dict[str, Any] | None = None) -> Answer:
         """Puts a run in the queue again, from its newest state, or from that of `from_step`; `settings` that may change
@@ -309,7 +316,8 @@ class Jobs(Routes):
         return runs.ask(numbered(run.downloads(self.folders), number, "download"), "stop")
 
     def _settings(self, opened: Project, body: Answer) -> Settings:
-        return settings.parse(models.changed(opened.settings(), _object(body, "settings")))
+        own = opened.settings()
+        return settings.parse(schema.with_secrets(Settings, models.changed(own, _object(body, "settings")), own))
 
     def _run(self, name: str, number: int) -> Job:
         return numbered(run.runs(self.open(name)), number, "run")

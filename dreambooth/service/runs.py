@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from dreambooth.core import checkpoint, paths, run, settings
+from dreambooth.core import checkpoint, paths, run, schema, settings
 from dreambooth.core.errors import Problem, UserError
 from dreambooth.core.project import Folders, Project
 from dreambooth.core.run import Job, Request
@@ -84,7 +84,8 @@ def change_settings(job: Job, given: dict[str, Any]) -> dict[str, Any]:
     Raises UserError, and changes nothing, for a run that cannot go on and for settings that must stay as they are.
     """
     check_resumable(job)
-    changed = on_resume.changes(job.settings(), given)
+    now = job.settings()
+    changed = on_resume.changes(now, schema.with_secrets(Settings, given, now))
     if changed and any(event["event"] == "result" for event in job.events()[0]):
         raise UserError(f"The run {job.name} has written its result already; resume it as it is.")
     if changed:

@@ -146,6 +146,7 @@ def _add_tools(add: Callable[..., Any]) -> None:
         choices=commands.BENCHES,
         default="training",
         help="training: steps, memory, time to the first step (the default); files: creating, loading and exporting; "
+        "states: what saving one costs; "
         "sweep: what each option does to likeness, prompt following and the class (an hour; goes on where it was); "
         "memory: the table that the planner reads, counted on full-size models without a card (half an hour)",
     )

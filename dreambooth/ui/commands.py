@@ -116,7 +116,7 @@ def export(options: argparse.Namespace, terminal: Terminal) -> Result:
     return errand(options, terminal, "export", settings.parse({}), **fields)
 
 
-BENCHES = ("training", "files", "sweep", "memory")
+BENCHES = ("training", "files", "states", "sweep", "memory")
 
 
 def bench(options: argparse.Namespace, terminal: Terminal) -> Result:

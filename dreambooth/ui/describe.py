@@ -223,7 +223,25 @@ def _memory_bench(result: Result) -> str:
     return f"Written: {result['path']}, {result['steps']} kinds of steps"
 
 
-_BENCHES = {"memory": _memory_bench, "training": _training_bench, "files": _file_bench, "sweep": _sweep}
+def _state_bench(result: Result) -> str:
+    rows = [["state", "size", "torch.save (s)", "ours (s)", "training waits (s)"]]
+    for one in result["saves"]:
+        seconds = [f"{one[key]:.3f}" for key in ("plain_seconds", "seconds", "stalled_seconds")]
+        rows.append([one["state"], size(one["bytes"]), *seconds])
+    lost = [["training", "a step (ms)", "waits for a save (ms)", "lost in all for a save (ms)"]]
+    for one in result["trainings"]:
+        spans = [f"{1000 * one[key]:.1f}" for key in ("step_seconds", "stalled_seconds", "lost_seconds")]
+        lost.append([one["method"], *spans])
+    return f"{table(rows)}\n\n{table(lost)}"
+
+
+_BENCHES = {
+    "memory": _memory_bench,
+    "training": _training_bench,
+    "files": _file_bench,
+    "states": _state_bench,
+    "sweep": _sweep,
+}
 
 
 def demo(result: Result) -> str:

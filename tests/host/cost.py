@@ -35,15 +35,11 @@ def measure(webui: WebUI) -> dict[str, float]:
         for line in (process / "smaps_rollup").read_text().splitlines()
         if line.startswith(("Private_Clean", "Private_Dirty"))
     )
-    profile = webui.ask("/internal/profile-startup")["records"]
-    ours = sum(value for key, value in profile.items() if "dreambooth" in key and key.count("/"))
     resident = int((process / "statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     webui.kill()
     return {
         "seconds": seconds,
         "processor_seconds": ticks / os.sysconf("SC_CLK_TCK"),
-        "told_seconds": sum(value for key, value in profile.items() if "/" not in key),
-        "ours_told_seconds": ours,
         "own_mb": own / 1000,
         "resident_mb": resident / 1e6,
     }

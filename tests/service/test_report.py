@@ -15,9 +15,10 @@ from hypothesis import given, strategies
 from dreambooth.core import project, run
 from dreambooth.core.errors import UserError
 from dreambooth.core.layout import MINIATURE, SUBJECT_PICTURES
-from dreambooth.core.privacy import HIDDEN, Cleaner
+from dreambooth.core.privacy import Cleaner
 from dreambooth.core.project import Folders
 from dreambooth.core.run import Job
+from dreambooth.core.schema import HIDDEN
 from dreambooth.core.settings import parse
 from dreambooth.host.standalone import Standalone
 from dreambooth.service import api, report

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from dreambooth.core import file_names
 from dreambooth.core.addresses import is_private
 
 if TYPE_CHECKING:
@@ -228,7 +229,7 @@ def _imagic(settings: Settings) -> list[str]:
 
 
 def _name(name: str) -> list[str]:
-    if name and (name.strip(" .") != name or any(c in '<>:"/\\|?*' or ord(c) < 32 for c in name)):
+    if name and not file_names.is_sound(name):
         return [f"saving.custom_model_name: {name!r} cannot be a file's name."]
     if len(name) > LONGEST_NAME:
         return [f"saving.custom_model_name: it has {len(name)} characters; leave at most {LONGEST_NAME}."]

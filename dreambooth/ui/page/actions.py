@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dreambooth.core import anatomy, captions, checkpoint, planner, presets, project, run, settings
+from dreambooth.core import anatomy, atomic, captions, checkpoint, planner, presets, project, run, settings
 from dreambooth.core.checkpoint import FAMILIES
 from dreambooth.core.errors import UserError
 from dreambooth.core.hub import HubModel
@@ -161,7 +161,8 @@ def take_pictures(opened: Project, row: int, files: list[str]) -> str:
         target, number = folder / file.name, 2
         while target.exists() and target.read_bytes() != file.read_bytes():
             target, number = folder / f"{file.stem}-{number}{file.suffix}", number + 1
-        shutil.copyfile(file, target)
+        with atomic.staged(target) as staged:
+            shutil.copyfile(file, staged)
     return str(folder)
 
 

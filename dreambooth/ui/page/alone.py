@@ -12,6 +12,7 @@ from typing import Any
 
 import uvicorn
 from fastapi import FastAPI, Request
+from fastapi.middleware.trustedhost import TrustedHostMiddleware
 from fastapi.responses import FileResponse, Response, StreamingResponse
 
 from dreambooth import __version__
@@ -26,7 +27,9 @@ ADDRESS = "127.0.0.1"
 _FILES = {"style.css": PROJECT / "style.css", "dreambooth.js": PROJECT / "javascript" / "dreambooth.js"}
 _HEAD = (
     '<link rel="stylesheet" href="dreambooth/files/style.css">'
-    '<script src="dreambooth/files/dreambooth.js"></script><style>footer { display: none !important; }</style></head>'
+    '<script src="dreambooth/files/dreambooth.js"></script>'
+    # Gradio 6 hides what flows over, and nothing can stick in what does: the run would scroll away.
+    "<style>footer { display: none !important; } .gradio-container { overflow: clip !important; }</style></head>"
 )
 
 
@@ -36,6 +39,8 @@ def application(host: Host) -> Any:
     app = FastAPI(
         title="Dreambooth", version=__version__, openapi_url="/dreambooth/openapi.json", docs_url=None, redoc_url=None
     )
+    # A name of somebody's own that leads here would make his page one of ours.
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=[ADDRESS, "localhost", "[::1]"])
     app.include_router(api.router(host))
     app.include_router(routes.router(host))
 

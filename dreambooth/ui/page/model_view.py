@@ -60,6 +60,7 @@ def _results(folders: Folders, project: Project, jobs: list[Job]) -> str:
 def _result(folders: Folders, project: Project, job: Job, story: Story, event: dict[str, Any]) -> str:
     path, images = Path(event["path"]), event["images"]
     shown = image(project, _preview(story, images), f"{path.name}, after {images:,} images")
+    shown = shown or '<span class="db-empty"></span>'
     return (
         f'<figure class="db-tile" title="{escape(str(path))}">{shown}<figcaption><b>{escape(path.stem)}</b> '
         f"run {int(job.folder.name)} · {size(event['bytes'])}{to_txt2img(folders, job, path)}</figcaption></figure>"

@@ -53,15 +53,15 @@ def draw_all(browser: Any, server: Server, data: Path) -> None:
         "concepts.0.instance_data_dir": "~/pictures",
         "concepts.0.instance_prompt": "a photo of [filewords]",
         "concepts.0.num_class_images_per": 2,
-        "intervals.num_train_epochs": 400,
-        "intervals.save_preview_every": 8,
-        "intervals.save_model_every": 8,
+        "intervals.num_train_epochs": 60,
+        "intervals.save_preview_every": 10,
+        "intervals.save_model_every": 10,
         "learning.scheduler": "cosine",
         "learning.warmup": 0.1,
         "previews.count": 1,
         "previews.prompts": "a photo of sks star on a purple background; a photo of a star",
     }
-    project.create(Folders(data), "sample-star", MINIATURE, own)
+    project.create(Folders(data), "sample-star", data / "Stable-diffusion" / "miniature.safetensors", own)
     hands = Hands(browser, server.address)
     hands.tab("Concepts")
     hands.press("db_check")
@@ -71,8 +71,7 @@ def draw_all(browser: Any, server: Server, data: Path) -> None:
     hands.state("running", 240_000)
     hands.see("#db_run .db-sheet th:nth-child(3)", wait_ms=240_000)
     shoot(browser, server, "training", ["Concepts"])
-    hands.press("db_stop")
-    hands.state("stopped", 240_000)
+    hands.state("done", 600_000)
     hands.tab("Generate")
     hands.unfold("db_sheet_section")
     hands.write("db_prompt", "a photo of sks star on a purple background")
@@ -96,6 +95,8 @@ def shoot(browser: Any, server: Server, name: str, tabs: list[str], *, mistake: 
                 if mistake:
                     hands.write("db_general_seed", "-3")
                     hands.see("#db_general_seed .db-sentence")
+                if name == "results" and tab == "Generate":
+                    hands.page.locator("#db_drawn").first.scroll_into_view_if_needed()
                 time.sleep(1.5)
                 label = f"{name}-{tab.lower()}-{width_name}{'-dark' if dark else ''}"
                 save(hands.page.screenshot(full_page=width < 700), TARGET / f"{label}.png")
@@ -107,7 +108,7 @@ def save(picture: bytes, path: Path) -> None:
     raw = path.with_suffix(".raw.png")
     raw.write_bytes(picture)
     with Image.open(raw) as image:
-        image.convert("RGB").quantize(128).save(path, optimize=True)
+        image.convert("RGB").quantize(256).save(path, optimize=True)
     raw.unlink()
 
 

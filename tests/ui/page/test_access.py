@@ -62,6 +62,16 @@ def test_what_has_no_name_or_is_too_wide_would_be_found(hands: Hands) -> None:
     hands.page.evaluate("document.querySelector('#db_nameless').remove()")
 
 
+def test_the_run_stays_in_view(hands: Hands) -> None:
+    """Beside the tabs where there is room; above them in a small window."""
+    hands.tab("Settings")
+    unfolded(hands, "Settings")
+    hands.page.evaluate("window.scrollTo(0, 1500)")
+    hands.page.wait_for_timeout(300)
+    top = hands.page.evaluate("document.querySelector('#db_run_column').getBoundingClientRect().top")
+    assert (0 <= top < 100) == (hands.page.viewport_size["width"] > 900)
+
+
 def test_the_keyboard_reaches_the_fields_and_presses_the_buttons(hands: Hands) -> None:
     hands.tab("Model")
     unfolded(hands, "Model")

@@ -15,7 +15,7 @@ from dreambooth.core.layout import MINIATURE
 from dreambooth.core.project import Folders
 from dreambooth.core.settings import Settings, to_json
 from dreambooth.host.standalone import Standalone
-from dreambooth.ui.page import routes
+from dreambooth.ui.page import alone, routes
 
 
 class Locked(Standalone):
@@ -133,6 +133,19 @@ def test_a_run_that_failed_shows_why_with_its_log_and_a_report(folders: Folders)
     with open(made.folder / "events.jsonl", "a") as file:
         file.write('{"event": "paused"}\n')
     assert "report?run" not in client(folders).get("/dreambooth/page/live?view=run&model=star").text
+
+
+def test_a_name_of_somebodys_own_that_leads_here_is_refused(folders: Folders) -> None:
+    """Else a page at that name could read and ask everything (DNS rebinding)."""
+    app = alone.application(Standalone(str(folders.models)))
+    for name, code in (
+        ("127.0.0.1:7870", 200),
+        ("localhost", 200),
+        ("evil.example:7870", 400),
+        ("127.0.0.1.evil", 400),
+    ):
+        asked = TestClient(app, base_url=f"http://{name}")
+        assert asked.get("/dreambooth/models").status_code == code, name
 
 
 def test_a_download_that_waits_is_shown_as_one(folders: Folders) -> None:

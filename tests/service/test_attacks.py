@@ -1,0 +1,193 @@
+"""What somebody may try who can name things, send requests, or hand over files: names that lead elsewhere, secrets that
+are asked for, code that is to be run.
+"""
+
+# ruff: noqa: E501
+from __future__ import annotations
+
+import ast
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+
+from dreambooth.core import file_names, project, run, settings
+from dreambooth.core.errors import UserError
+from dreambooth.core.layout import MINIATURE, PROJECT, SUBJECT_PICTURES
+from dreambooth.core.project import Folders
+from dreambooth.core.schema import HIDDEN
+from dreambooth.host.standalone import Standalone
+from dreambooth.service import api, models, runs
+
+WEBHOOK = "https://hooks.example.com/services/T0/k3y-that-nobody-sees"
+WEBHOOK_KEY = "reporting.webhook_url"
+ELSEWHERE = [
+    "..", ".", "../star", "../../star", "/etc/star", "a/b", "a\\b", "C:star", "C:\\star", "\\\\host\\share", "star\x00.png", "\x00",
+    "con", "CON", "nul.txt", "com1", "LPT9.json", "aux .x", " star", "star ", "star.", "", "a\nb", "a|b", "a?b", "a*b", "\ud800", "a" * 300,
+]  # fmt: skip
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> Iterator[Folders]:
+    """A models folder; afterwards nothing lies beside it."""
+    made = Folders(tmp_path / "inside" / "models")
+    project.create(
+        made, "star", MINIATURE, {"concepts.0.instance_data_dir": str(SUBJECT_PICTURES), WEBHOOK_KEY: WEBHOOK}
+    )
+    yield made
+    assert [path.name for path in tmp_path.iterdir()] == ["inside"]
+    assert [path.name for path in (tmp_path / "inside").iterdir()] == ["models"]
+
+
+def client(folders: Folders) -> TestClient:
+    app = FastAPI()
+    app.include_router(api.router(Standalone(str(folders.models))))
+    return TestClient(app, base_url="http://here")
+
+
+@pytest.mark.parametrize("name", ELSEWHERE, ids=repr)
+def test_no_name_leads_elsewhere(folders: Folders, name: str) -> None:
+    asked, before = client(folders), sorted(folders.projects.iterdir())
+    assert not file_names.is_sound(name) or len(name) > project.LONGEST_NAME
+    for do in (
+        lambda: project.create(folders, name, MINIATURE),
+        lambda: models.rename(folders, "star", name),
+        lambda: models.duplicate(folders, "star", name),
+        lambda: models.delete(folders, name),
+        lambda: run.find(folders, name),
+        lambda: run.find(folders, f"{name}/1"),
+    ):
+        with pytest.raises(UserError):
+            do()
+    if name:
+        with pytest.raises(UserError, match=r"saving\.custom_model_name"):
+            settings.parse({"saving.custom_model_name": name})
+    quoted = quote(name, safe="", errors="surrogatepass")
+    for method, place, body in (
+        ("POST", "models", {"name": name, "source": str(MINIATURE)}),
+        ("POST", "models/star/rename", {"to": name}),
+        ("POST", "models/star/duplicate", {"to": name}),
+        ("DELETE", f"models/{quoted}", None),
+        ("GET", f"models/{quoted}/runs", None),
+        ("GET", f"models/{quoted}/report?run=1", None),
+    ):
+        said = asked.request(method, f"/dreambooth/{place}", content=None if body is None else json.dumps(body))
+        assert said.status_code in (307, 400, 404, 405) or name in (".", ".."), (
+            place,
+            said.text,
+        )  # which a client takes out
+    assert sorted(folders.projects.iterdir()) == before
+
+
+@pytest.mark.parametrize("name", ["star", "Anna's dog 2.1", "猫", "a-b_c.d", "console", "c" * 80])
+def test_ordinary_names_are_taken(name: str) -> None:
+    assert file_names.is_sound(name)
+
+
+def test_a_link_in_a_dataset_leads_nowhere(folders: Folders, tmp_path: Path) -> None:
+    pictures = folders.models / "pictures"
+    pictures.mkdir()
+    (folders.models / "secret.png").write_bytes(b"secret")
+    (pictures / "link.png").symlink_to(folders.models / "secret.png")
+    (pictures / "linked").symlink_to(folders.models)
+    asked = client(folders)
+    asked.patch("/dreambooth/models/star/settings", json={"settings": {"concepts.0.instance_data_dir": str(pictures)}})
+    place = "/dreambooth/models/star/concepts/0"
+    for file in ("link.png", "linked/secret.png", "../secret.png", str(folders.models / "secret.png")):
+        assert asked.get(f"{place}/picture", params={"file": file}).status_code == 400, file
+        assert asked.put(f"{place}/caption", json={"file": file, "text": "x"}).status_code == 400, file
+    assert not (folders.models / "secret.txt").exists()
+
+
+def test_a_caption_that_is_written_over_a_link_replaces_the_link(folders: Folders) -> None:
+    pictures = folders.models / "pictures"
+    pictures.mkdir()
+    (pictures / "a.png").write_bytes((SUBJECT_PICTURES / "1.png").read_bytes())
+    kept = folders.models / "kept.txt"
+    kept.write_text("kept")
+    (pictures / "a.txt").symlink_to(kept)
+    asked = client(folders)
+    asked.patch("/dreambooth/models/star/settings", json={"settings": {"concepts.0.instance_data_dir": str(pictures)}})
+    said = asked.put("/dreambooth/models/star/concepts/0/caption", json={"file": "a.png", "text": "a star"})
+    assert said.status_code == 200
+    assert kept.read_text() == "kept"
+    assert (pictures / "a.txt").read_text() == "a star\n"
+
+
+def test_the_secret_of_a_webhook_is_shown_by_no_route_and_lost_by_none(
+    folders: Folders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DREAMBOOTH_ENGINE_PYTHON", sys.executable)
+    opened, asked = project.open_project(folders, "star"), client(folders)
+    job = run.new_run(folders, opened, settings.parse(opened.settings()))
+    job.report("started")
+    job.report("paused")
+    place = "/dreambooth/models/star"
+    shown = asked.get(f"{place}/settings").json()["settings"]
+    assert shown[WEBHOOK_KEY] == HIDDEN
+    answers = [
+        asked.get(f"{place}/runs/1/settings"),
+        asked.patch(f"{place}/settings", json={"settings": {"lora.rank": 3}}),
+        asked.put(f"{place}/settings", json={"settings": {**shown, "lora.rank": 5}}),
+        asked.post(f"{place}/preset", json={"preset": "person"}),
+        asked.post("/dreambooth/settings/check", json={"settings": {WEBHOOK_KEY: f"{WEBHOOK}\n"}}),
+        asked.patch(f"{place}/settings", json={"settings": {WEBHOOK_KEY: WEBHOOK.replace("https", "http")}}),
+        *(asked.get(f"/dreambooth/{path}") for path in ("models", "models/star", "runs", "models/star/runs/1/events")),
+        asked.get(f"{place}/report", params={"run": 1}),
+    ]
+    for said in answers:
+        assert b"k3y-that-nobody-sees" not in said.content, said.request.url
+    assert opened.settings()[WEBHOOK_KEY] == WEBHOOK, "what was hidden and given back is what it was"
+    assert opened.settings()["lora.rank"] == 5
+    assert runs.change_settings(job, {WEBHOOK_KEY: HIDDEN, "previews.count": 2}) == {"previews.count": 2}
+    assert asked.patch(f"{place}/settings", json={"settings": {WEBHOOK_KEY: ""}}).json()["settings"][WEBHOOK_KEY] == ""
+
+
+def test_other_sites_cannot_ask_whatever_they_send_along(folders: Folders) -> None:
+    asked = client(folders)
+    for headers in (
+        {"origin": "http://evil.example"}, {"origin": "http://here.evil.example"}, {"origin": "http://here:81"}, {"origin": "null"},
+        {"origin": "http://[broken"}, {"origin": "file://"}, {"sec-fetch-site": "cross-site"}, {"sec-fetch-site": "same-site"},
+        {"origin": "http://evil.example", "referer": "http://here/", "x-forwarded-host": "evil.example"},
+    ):  # fmt: skip
+        said = asked.delete("/dreambooth/models/star", headers=headers)
+        assert said.status_code == 403, headers
+        assert said.json()["errors"][0]["what"] == "Requests from other sites are refused."
+    assert project.open_project(folders, "star")
+
+
+def calls(tree: ast.AST) -> Iterator[tuple[str, ast.Call]]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            yield ast.unparse(node.func), node
+
+
+def test_nothing_in_the_code_runs_what_a_file_says() -> None:
+    """No pickle is loaded, no archive unpacked, no shell asked, no text executed."""
+    never = {
+        "eval",
+        "exec",
+        "os.system",
+        "os.popen",
+        "pickle.load",
+        "pickle.loads",
+        "marshal.loads",
+        "shutil.unpack_archive",
+        "yaml.load",
+    }
+    found: list[str] = []
+    for path in (PROJECT / "dreambooth").rglob("*.py"):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        for name, call in calls(tree):
+            options: dict[str | None, Any] = {one.arg: ast.unparse(one.value) for one in call.keywords}
+            of_ours = "miniature" in path.parts  # scripts that load what they have just written
+            unsafe = name == "torch.load" and options.get("weights_only") != "True" and not of_ours
+            if name in never or unsafe or options.get("shell") == "True" or name.endswith(".extractall"):
+                found.append(f"{path.name}: {name}")
+    assert found == []
