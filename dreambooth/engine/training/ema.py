@@ -19,5 +19,9 @@ class Ema:
     def update(self, weights: dict[str, Tensor]) -> None:
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        newest = [weights[name].detach().float() for name in self.average]
-        torch._foreach_lerp_(list(self.average.values()), newest, 1 - decay)
+        newest = [weights[name].detach() for name in self.average]
+        if all(weight.dtype == torch.float32 for weight in newest):
+            torch._foreach_lerp_(list(self.average.values()), newest, 1 - decay)
+            return
+        for average, weight in zip(self.average.values(), newest):  # one copy in full precision at a time, not all
+            average.lerp_(weight.float(), 1 - decay)

@@ -1,0 +1,60 @@
+"""`performance`: which settings fit a card, with a model and without."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dreambooth.core import abilities, planner, project
+from dreambooth.core.layout import MINIATURE
+from dreambooth.core.project import Folders
+from dreambooth.core.settings import parse
+from dreambooth.ui.command_line import main
+
+
+def asked(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, Any]:
+    code = main(["performance", "--json", *words])
+    return code, json.loads(capsys.readouterr().out)
+
+
+def test_without_a_model_every_family_and_method_has_a_plan(capsys: pytest.CaptureFixture[str]) -> None:
+    code, said = asked(capsys, "--card", "12GB", "--general.resolution", "512")
+    assert code == 0
+    assert {(one["family"], one["method"]) for one in said["plans"]} == {
+        (family, method) for family in ("sd1", "sd2", "sdxl") for method in ("lora", "full")
+    }
+    assert all(one["card_bytes"] == 12 * 2**30 for one in said["plans"])
+    sdxl = next(one for one in said["plans"] if one["family"] == "sdxl" and one["method"] == "lora")
+    _, larger = asked(capsys, "--card", "12GB", "--general.resolution", "1024")
+    at_1024 = next(one for one in larger["plans"] if one["family"] == "sdxl" and one["method"] == "lora")
+    assert sdxl["needed_before"]["total"] < at_1024["needed_before"]["total"], "the setting counts"
+
+
+def test_with_a_model_its_own_settings_count(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    project.create(Folders(tmp_path), "star", MINIATURE, {"batching.gradient_checkpointing": True})
+    code, said = asked(capsys, "star", "--data", str(tmp_path), "--card", "4")
+    assert code == 0
+    assert said["fits"]
+    assert said["changes"] == {"batching.gradient_checkpointing": False}
+    assert said["flags"] == ["--batching.gradient_checkpointing false"]
+    assert "cost a third more time" in said["why"]
+
+
+def test_no_card_no_plan_for_a_model(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(abilities, "card_bytes", lambda: 0)
+    project.create(Folders(tmp_path), "star", MINIATURE)
+    code, said = asked(capsys, "star", "--data", str(tmp_path))
+    assert code == 2
+    assert "--card 8GB" in str(said["problems"])
+
+
+def test_what_does_not_fit_is_said_with_the_mend() -> None:
+    settings = parse({"general.method": "full"})
+    small, large = (planner.for_family(settings, "sdxl", size * 2**30) for size in (16, 80))
+    assert "--optimizer.name adamw_8bit" in planner.advice(small)
+    assert planner.advice(large) == ""
