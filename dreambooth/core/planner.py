@@ -15,7 +15,7 @@ from dreambooth.core import abilities, footprint
 from dreambooth.core.anatomy import Anatomy
 from dreambooth.core.errors import UserError
 from dreambooth.core.footprint import SPARE, Memory
-from dreambooth.core.quantities import size
+from dreambooth.core.quantities import memory
 from dreambooth.core.settings import Settings, conflicts
 
 CARDS = tuple(gigabytes * 2**30 for gigabytes in (4, 6, 8, 12, 16, 24))
@@ -85,7 +85,7 @@ def advice(made: Plan) -> str:
     if made.needed_before.total <= made.usable:
         return ""
     flags = " ".join(f"--{key} {value}" for key, value in made.changes.items())
-    begin = f"As it is set, it needs more than this machine's card can give, {size(made.usable)}."
+    begin = f"As it is set, it needs more than this machine's card can give, {memory(made.usable)}."
     return f"{begin} With {flags}: {made.why}" if made.fits else f"{begin} {made.why}"
 
 
@@ -165,11 +165,11 @@ def _reasons(
     if not pulled and "batching.gradient_checkpointing" in changes:
         reasons.append("Gradient checkpointing off: there is room, and it would cost a third more time.")
     if fits:
-        return [f"Needs about {size(after.total)}, which {card} has.", *reasons]
+        return [f"Needs about {memory(after.total)}, which {card} has.", *reasons]
     most = max(vars(after).items(), key=lambda part: part[1])[0]
     return [
-        f"Needs about {size(after.total)} even so, more than {card} can give; most of it are the {most}. Take a larger "
-        "card, a LoRA of a smaller rank, or a smaller general.resolution.",
+        f"Needs about {memory(after.total)} even so, more than {card} can give; most of it are the {most}. Take a "
+        "larger card, a LoRA of a smaller rank, or a smaller general.resolution.",
         *reasons,
     ]
 

@@ -14,3 +14,8 @@ def duration(seconds: float) -> str:
 def size(count: float) -> str:
     """A number of bytes."""
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
+
+
+def memory(count: float) -> str:
+    """A number of bytes of memory, in powers of two, as cards are sold."""
+    return f"{count / 2**30:.1f} GB" if count >= 2**30 else f"{count / 2**20:.0f} MB"

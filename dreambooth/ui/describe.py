@@ -6,7 +6,7 @@ from typing import Any
 
 from dreambooth.core.abilities import FAULTS
 from dreambooth.core.checkpoint import FAMILIES
-from dreambooth.core.quantities import duration, size
+from dreambooth.core.quantities import duration, memory, size
 from dreambooth.service.demo import FIGURES
 from dreambooth.ui.terminal import table
 
@@ -68,7 +68,7 @@ def performance(result: Result) -> str:
     rows = [["model", "method", "card", "needs", "settings"]]
     for one in result["plans"]:
         changes = ", ".join(one["flags"]) or "as they are"
-        needs = f"{size(one['needs']['total'])}{'' if one['fits'] else ', too much'}"
+        needs = f"{memory(one['needs']['total'])}{'' if one['fits'] else ', too much'}"
         rows.append([FAMILIES[one["family"]], one["method"], f"{one['card_bytes'] / 2**30:g} GB", needs, changes])
     return table(rows)
 
@@ -97,7 +97,7 @@ def plan(result: Result) -> str:
     before = f", after {result['steps_before']:,} that fit the words" if result["steps_before"] else ""
     lines.append(f"{images} in {result['steps']:,} steps{before}{time}")
     if result["memory"]:
-        lines.append(f"Needs about {size(result['memory']['total'])} of a GPU's memory (an estimate, not measured)")
+        lines.append(f"Needs about {memory(result['memory']['total'])} of a GPU's memory (an estimate, not measured)")
         if result["advice"]:
             lines.append(result["advice"])
         saves = f"{result['saves']} x {size(result['save_bytes'])}" if result["saves"] > 1 else "the result"

@@ -7,10 +7,8 @@ from __future__ import annotations
 from html import escape
 
 from dreambooth.core.footprint import SPARE
-from dreambooth.core.quantities import duration, size
+from dreambooth.core.quantities import duration, memory, size
 from dreambooth.ui.page.cost import Cost
-
-_GB = 2**30  # as cards are sold
 
 
 def cost_view(costs: Cost, card_bytes: int) -> str:
@@ -32,9 +30,9 @@ def _words(costs: Cost) -> list[str]:
 
 def _needs(needed: int, card: int) -> str:
     if not card:
-        return f'<p class="db-needs">Needs about {size(needed)} of memory</p>'
+        return f'<p class="db-needs">Needs about {memory(needed)} of memory</p>'
     fits = needed <= card * (1 - SPARE)
-    said = f"Needs about {needed / _GB:.1f} of {card / _GB:.1f} GB"
+    said = f"Needs about {memory(needed)} of {memory(card)}"
     after = "" if fits else ", more than the card can give; Performance sets what fits"
     percent = min(100.0, needed / card * 100)
     return (
