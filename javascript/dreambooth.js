@@ -48,6 +48,7 @@ const dreamboothPage = (() => {
             mark("unsaved", false);
         }
         markProblems();
+        markChanged();
         look();
     }
 
@@ -62,6 +63,7 @@ const dreamboothPage = (() => {
         let working = false;
         if (find("#db_page") && !document.hidden) {
             nameFields();
+            markChanged();
             const states = await Promise.all(visible().map(refresh));
             working = states.some((state) => state === "running" || state === "queued");
         }
@@ -154,6 +156,7 @@ const dreamboothPage = (() => {
             ran(place.dataset.dbModel, state);
         }
         markProblems();
+        markChanged();
         return state;
     }
 
@@ -217,6 +220,72 @@ const dreamboothPage = (() => {
             if (told.textContent !== sentence) {
                 told.textContent = sentence;
             }
+        }
+    }
+
+    /* Marks each setting that is not at its default, with a button that puts it back. */
+    function markChanged() {
+        const list = find("#db_page [data-db-changed]");
+        const marks = list ? JSON.parse(list.dataset.dbChanged) : {};
+        for (const old of all("#db_page .db-changed")) {
+            if (!(old.id in marks)) {
+                old.classList.remove("db-changed");
+                old.querySelector(":scope > .db-reset")?.remove();
+            }
+        }
+        for (const [id, [key, standard]] of Object.entries(marks)) {
+            const field = find(`#${id}`);
+            if (!field || field.querySelector(":scope > .db-reset")) {
+                field?.classList.add("db-changed");
+                continue;
+            }
+            const button = document.createElement("button");
+            button.type = "button";
+            button.className = "db-reset";
+            button.textContent = "● reset";
+            button.title = `Changed. The default is ${standard}.`;
+            button.setAttribute("aria-label", `Reset to ${standard}`);
+            button.addEventListener("click", () => reset(key));
+            field.classList.add("db-changed");
+            field.append(button);
+        }
+    }
+
+    function reset(key) {
+        const field = find("#db_reset_key :is(textarea, input)");
+        field.value = key;
+        field.dispatchEvent(new Event("input", {bubbles: true}));
+        setTimeout(() => find("button#db_reset, #db_reset button")?.click(), 100);
+    }
+
+    /* Shows only the settings that have all the words; sections that are closed are opened meanwhile. */
+    function search(field) {
+        let opened = false;
+        const words = field.value.toLowerCase().split(/\s+/).filter(Boolean);
+        mark("searching", words.length > 0);
+        for (const [id, texts] of Object.entries(JSON.parse(field.dataset.dbWords))) {
+            const section = find(`#${id}`);
+            const found = new Set(Object.keys(texts).filter((one) => words.every((word) => texts[one].includes(word))));
+            section.classList.toggle("db-not-found", found.size === 0);
+            const head = section.querySelector("button.label-wrap, .label-wrap");
+            const open = head?.classList.contains("open");
+            if (words.length && found.size && !open) {
+                head?.click();
+                section.dataset.dbOpened = opened = "true";
+            } else if (!words.length && open && section.dataset.dbOpened) {
+                head.click();
+            }
+            if (!words.length) {
+                delete section.dataset.dbOpened;
+            }
+            for (const one of Object.keys(texts)) {
+                find(`#${one}`)?.classList.toggle("db-not-found", !found.has(one));
+            }
+        }
+        if (opened) { // some releases of gradio make what is in a section when it opens
+            setTimeout(search, 100, field);
+        } else {
+            markChanged();
         }
     }
 
@@ -307,6 +376,8 @@ const dreamboothPage = (() => {
     function typed(event) {
         if (event.target.closest?.("#db_page .db-setting")) {
             changed();
+        } else if (event.target.matches?.("#db_page .db-search")) {
+            search(event.target);
         }
     }
 

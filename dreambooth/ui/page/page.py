@@ -94,7 +94,7 @@ class Page:
         on(self.refresh.click, self.told(self.open), None, [*self.of_model, self.model_tab.source])
         self.act(self.choice.input, self.select, [self.choice], self.of_model)
         self.form.watch(lambda event: on(event, None, js=_CHANGED))
-        self.act(self.draft.click, self.save, [], [self.said, self.run_column.said, *self._moving_places()])
+        self.act(self.draft.click, self.save, [], [self.said, self.run_column.said, *self.moving_places()])
         for part in self.parts:
             part.bind()
         changed = [self.about, *self.generate_tab.places()]
@@ -159,7 +159,7 @@ class Page:
         about = f'<p class="db-about">{escape(actions.about(opened))}</p>{costs_shown}{problem}'
         return {self.about: about, **self.settings_tab.moving(own, costs)}
 
-    def _moving_places(self) -> list[Any]:
+    def moving_places(self) -> list[Any]:
         return [self.about, *self.settings_tab.moving_places()]
 
     # What a person does

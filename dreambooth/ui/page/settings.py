@@ -7,16 +7,18 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
+from dreambooth.core.errors import UserError
 from dreambooth.core.project import Project
-from dreambooth.core.schema import Leaf, leaves
+from dreambooth.core.schema import Leaf, leaves, to_flat
 from dreambooth.core.settings import Settings
 from dreambooth.ui.page import dialect
-from dreambooth.ui.page.controls import Form
+from dreambooth.ui.page.controls import Form, to_page
 from dreambooth.ui.page.cost import Cost
+from dreambooth.ui.page.finding import OWN, changed_view, search_field
 from dreambooth.ui.page.schedule_view import schedule_view
 
 if TYPE_CHECKING:
-    from dreambooth.ui.page.page import Page, Shown
+    from dreambooth.ui.page.page import Page, Shown, Values
 
 # What people call a section; the sections that stand open.
 TITLES = {
@@ -53,6 +55,11 @@ class SettingsTab:
             self.advanced = gr.Checkbox(
                 False, label="Show advanced settings", elem_id="db_show_advanced", container=False
             )
+            gr.HTML(search_field(TITLES), elem_id="db_search")
+            self.changed = gr.HTML("", elem_id="db_changed")
+        with gr.Row(elem_id="db_hidden_settings"):
+            self.reset_key = gr.Textbox("", elem_id="db_reset_key", label="setting to reset")
+            self.reset = gr.Button("reset", elem_id="db_reset")
         own = [leaf for leaf in leaves(Settings) if not leaf.key.startswith("concepts.")]
         by_section = {name: list(some) for name, some in groupby(own, key=lambda leaf: leaf.key.split(".")[0])}
         for name in sorted(by_section, key=_place):
@@ -67,20 +74,32 @@ class SettingsTab:
         return self.moving_places()
 
     def show(self, opened: Project | None, row: int) -> Shown:
-        return {} if opened else {self.schedule: ""}
+        return {} if opened else {self.schedule: "", self.changed: ""}
 
     def moving_places(self) -> list[Any]:
-        return [self.schedule]
+        return [self.schedule, self.changed]
 
     def moving(self, own: Settings, costs: Cost) -> Shown:
         """What moves with the controls: the rates over the whole run."""
-        return {self.schedule: schedule_view(own, costs.length)}
+        return {self.schedule: schedule_view(own, costs.length), self.changed: changed_view(to_flat(own))}
 
     def bind(self) -> None:
         marks = ((self.advanced, "advanced"), (self.page.form.controls["general.method"], "method"))
         for control, word in marks:
             js = f"(value) => {{ dreamboothPage.mark('{word}', value); return []; }}"
             dialect.on(control.change, None, [control], js=js)
+        controls = [control for key, control in self.page.form.controls.items() if key in OWN]
+        places = [*controls, self.page.run_column.said, *self.page.moving_places()]
+        self.page.act(self.reset.click, self._reset, [self.reset_key], places)
+
+    def _reset(self, values: Values) -> Shown:
+        """One setting back to its default: called by the browser with its key."""
+        leaf = OWN.get(values[self.reset_key])
+        if leaf is None:
+            raise UserError(f"{values[self.reset_key]!r} is no setting.")
+        control = self.page.form.controls[leaf.key]
+        shown = to_page(leaf, leaf.default)
+        return {**self.page.save({**values, control: shown}), control: shown}
 
 
 def _section(form: Form, own: list[Leaf]) -> None:
