@@ -15,8 +15,9 @@ import os
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import IO, cast
+from typing import IO
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -24,8 +25,6 @@ sys.path.insert(0, str(ROOT))
 from dreambooth.core.errors import UserError  # noqa: E402
 from dreambooth.service import environment, page_environment  # noqa: E402
 from dreambooth.ui.terminal import Terminal  # noqa: E402
-
-Check = subprocess.Popen[bytes]
 
 
 def main(options: list[str]) -> int:
@@ -38,21 +37,26 @@ def main(options: list[str]) -> int:
     terminal.end()
     # One thread: small models gain nothing from a second, and lose everything when a core is busy.
     variables = {**environment.engine_variables(), "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+    of_page = {**variables, environment.VARIABLE: python}
     if options and (options[0].startswith("tests/ui/page") or _names_webui(options)):
-        return _ended(_page_tests(variables, options))
+        return _run(str(_page_python()), ["pytest", *options], of_page)
     if options:
-        return _ended(_start(python, ["pytest", *options], variables))
-    with tempfile.TemporaryFile() as said:  # the page's tests take the other core meanwhile
-        page = _page_tests(variables, ["tests/ui/page"], said)
-        try:
-            checks = (["ruff", "check", "."], ["ruff", "format", "--check", "."], ["mypy"], ["pytest"])
-            code = next((code for check in checks if (code := _ended(_start(python, check, variables)))), 0)
-            page.wait()
-        finally:
-            page.kill()
+        return _run(python, ["pytest", *options], variables)
+    page = str(_page_python())
+
+    def others() -> int:
+        without_engine = _run(python, ["pytest", "--ignore=tests/engine"], variables, said)
+        return without_engine or _run(page, ["pytest", "tests/ui/page"], of_page, said)
+
+    with tempfile.TemporaryFile() as said, ThreadPoolExecutor(1) as beside:  # one core each
+        running = beside.submit(others)
+        checks = (["ruff", "check", "."], ["ruff", "format", "--check", "."], ["mypy"], ["pytest", "tests/engine"])
+        code = next((code for check in checks if (code := _run(python, check, variables))), 0)
+        code = running.result() or code
         said.seek(0)
         print(said.read().decode(errors="replace"))
-        return code or _ended(page)
+    print("Something failed." if code else "All is well.", file=sys.stderr)
+    return code
 
 
 def _names_webui(options: list[str]) -> bool:
@@ -60,23 +64,18 @@ def _names_webui(options: list[str]) -> bool:
     return any(option.split("=")[0] == "--webui" for option in options)
 
 
-def _page_tests(variables: dict[str, str], options: list[str], said: IO[bytes] | None = None) -> Check:
+def _page_python() -> Path:
     """The page's tests run with gradio, which the engine's environment does not have."""
     terminal = Terminal()
     python = page_environment.ensure(terminal.show, tests=True)
     terminal.end()
-    variables = {**variables, environment.VARIABLE: str(environment.python())}
-    return _start(str(python), ["pytest", *options], variables, said)
+    return python
 
 
-def _start(python: str, check: list[str], variables: dict[str, str], said: IO[bytes] | None = None) -> Check:
-    return subprocess.Popen([python, "-m", *check], cwd=ROOT, env=variables, stdout=said, stderr=said)
-
-
-def _ended(check: Check) -> int:
-    code = check.wait()
+def _run(python: str, check: list[str], variables: dict[str, str], said: IO[bytes] | None = None) -> int:
+    code = subprocess.run([python, "-m", *check], cwd=ROOT, env=variables, stdout=said, stderr=said).returncode
     if code:
-        print("failed:", *cast("list[str]", check.args)[2:], file=sys.stderr)
+        print("failed:", *check, file=sys.stderr)
     return code
 
 
