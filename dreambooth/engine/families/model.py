@@ -101,7 +101,7 @@ class Model(ABC):
 
     @property
     def device(self) -> torch.device:
-        return self.place or self.unet.device
+        return self.place or next(self.unet.parameters()).device  # diffusers looks through every module for it
 
     @property
     def latent_scale(self) -> float:

@@ -56,7 +56,7 @@ class SettingsTab:
                 False, label="Show advanced settings", elem_id="db_show_advanced", container=False
             )
             gr.HTML(search_field(TITLES), elem_id="db_search")
-            self.changed = gr.HTML("", elem_id="db_changed")
+            self.changed = gr.HTML("", elem_id="db_defaults")
         with gr.Row(elem_id="db_hidden_settings"):
             self.reset_key = gr.Textbox("", elem_id="db_reset_key", label="setting to reset")
             self.reset = gr.Button("reset", elem_id="db_reset")

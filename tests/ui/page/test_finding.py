@@ -52,7 +52,7 @@ def seen(hands: Hands, field: str) -> bool:
 
 def test_a_search_shows_what_has_the_words_even_in_closed_sections(hands: Hands) -> None:
     hands.tab("Settings")
-    hands.see("#db_changed", "All at their defaults")
+    hands.see("#db_defaults", "All at their defaults")
     words = hands.page.locator("#db_page .db-search").first
     words.fill("dropout")
     until(lambda: seen(hands, "db_lora_dropout") and seen(hands, "db_captions_dropout"))  # both are advanced
@@ -64,11 +64,11 @@ def test_a_search_shows_what_has_the_words_even_in_closed_sections(hands: Hands)
 
 def test_a_changed_setting_is_marked_and_put_back(hands: Hands, data: Path) -> None:
     hands.write("db_general_seed", "7")
-    hands.see("#db_changed", "1 changed from the defaults")
+    hands.see("#db_defaults", "1 changed from the defaults")
     reset = hands.page.locator("#db_general_seed .db-reset").first
     assert "420420" in str(reset.get_attribute("title"))
     reset.click()
     until(lambda: hands.value("db_general_seed") == "420420")
-    hands.see("#db_changed", "All at their defaults")
+    hands.see("#db_defaults", "All at their defaults")
     until(lambda: open_project(Folders(data), "star").settings()["general.seed"] == 420420)
     assert hands.page.locator(".db-reset").count() == 0
