@@ -63,7 +63,6 @@ const dreamboothPage = (() => {
         let working = false;
         if (find("#db_page") && !document.hidden) {
             nameFields();
-            markChanged();
             const states = await Promise.all(visible().map(refresh));
             working = states.some((state) => state === "running" || state === "queued");
         }

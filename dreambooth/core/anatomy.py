@@ -169,12 +169,17 @@ def _lora_values(layer: Layer, lora: Lora) -> int:
     out, columns, pixels, count = layer
     plain = lora.rank * (out + columns * pixels)
     if lora.kind == "oft":
-        return count * out * max(n for n in range(1, min(lora.rank, out) + 1) if out % n == 0)
+        return count * out * oft_side(out, lora.rank)
     if lora.kind == "lokr":
         (a, b), (c, d) = _split(out, lora.lokr_factor), _split(columns, lora.lokr_factor)
         second = b * d * pixels if lora.rank >= max(b, d) / 2 else lora.rank * (b + d * pixels)
         return count * (a * c + second)
     return count * {"lora": plain, "dora": plain + columns, "loha": 2 * plain}[lora.kind]
+
+
+def oft_side(outputs: int, rank: int) -> int:
+    """The side of an OFT's blocks: the largest that divides a layer's outputs and is at most the rank."""
+    return max(side for side in range(1, min(rank, outputs) + 1) if outputs % side == 0)
 
 
 def _split(side: int, factor: int) -> tuple[int, int]:

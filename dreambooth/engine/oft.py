@@ -14,6 +14,7 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
+from dreambooth.core.anatomy import oft_side
 from dreambooth.engine.dora import ADAPTER
 
 
@@ -23,11 +24,11 @@ class OftLayer(nn.Module, BaseTunerLayer):
     adapter_layer_names = ("oft_blocks",)
 
     def __init__(self, base: nn.Module, rank: int, alpha: float) -> None:
-        """The blocks' side is the largest that divides the outputs and is at most `rank`; B counts times alpha/rank."""
+        """B counts times alpha / rank."""
         super().__init__()
         self.base_layer = base
         outputs = self.get_base_layer().weight.shape[0]
-        side = max(n for n in range(1, min(rank, outputs) + 1) if outputs % n == 0)
+        side = oft_side(outputs, rank)
         self.oft_blocks = nn.ParameterDict({ADAPTER: torch.zeros(outputs // side, side, side)})
         self.r, self.alpha, self.scaling = {ADAPTER: rank}, {ADAPTER: alpha}, {ADAPTER: alpha / rank}
 

@@ -68,13 +68,17 @@ class Server:
         self.process.wait()
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def models_folder(place: Path) -> Path:
     """A models folder with the miniature among its checkpoints."""
-    folder = tmp_path_factory.mktemp("page") / "models"
+    folder = place / "models"
     (folder / "Stable-diffusion").mkdir(parents=True)
     shutil.copyfile(MINIATURE, folder / "Stable-diffusion" / "miniature.safetensors")
     return folder
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return models_folder(tmp_path_factory.mktemp("page"))
 
 
 @pytest.fixture(scope="module")

@@ -6,13 +6,12 @@ miniature among the checkpoints and five pictures on the disk, and ends with a p
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 import time
 from pathlib import Path
 
-from dreambooth.core.layout import MINIATURE, SUBJECT_PICTURES
-from tests.ui.page.conftest import Server, chromium
+from dreambooth.core.layout import SUBJECT_PICTURES
+from tests.ui.page.conftest import Server, chromium, models_folder
 from tests.ui.page.hands import Hands
 
 RUN_MS = 1_200_000
@@ -74,9 +73,7 @@ def main() -> None:
     from playwright.sync_api import sync_playwright
 
     with tempfile.TemporaryDirectory() as place, sync_playwright() as started:
-        data = Path(place) / "models"
-        (data / "Stable-diffusion").mkdir(parents=True)
-        shutil.copyfile(MINIATURE, data / "Stable-diffusion" / "miniature.safetensors")
+        data = models_folder(Path(place))
         server = Server(data)
         browser = started.chromium.launch(executable_path=chromium(), args=["--no-sandbox"])
         try:

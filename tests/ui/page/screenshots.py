@@ -17,10 +17,10 @@ from typing import Any
 from PIL import Image
 
 from dreambooth.core import project
-from dreambooth.core.layout import MINIATURE, PROJECT, SUBJECT_PICTURES
+from dreambooth.core.layout import PROJECT, SUBJECT_PICTURES
 from dreambooth.core.project import Folders
 from dreambooth.service import demo
-from tests.ui.page.conftest import Server, chromium
+from tests.ui.page.conftest import Server, chromium, models_folder
 from tests.ui.page.hands import Hands
 
 TARGET = PROJECT / "docs" / "screenshots"
@@ -34,9 +34,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="webui-") as place, sync_playwright() as started:
         os.environ["HOME"] = place  # so that the pictures show no folder of this machine's owner
         shutil.copytree(SUBJECT_PICTURES, Path(place) / "pictures")
-        data = Path(place) / "models"
-        (data / "Stable-diffusion").mkdir(parents=True)
-        shutil.copyfile(MINIATURE, data / "Stable-diffusion" / "miniature.safetensors")
+        data = models_folder(Path(place))
         server = Server(data)
         browser = started.chromium.launch(executable_path=chromium(), args=["--no-sandbox"])
         try:

@@ -21,12 +21,12 @@ from dreambooth.core.layout import MINIATURE, SUBJECT_PICTURES
 from dreambooth.core.project import Folders, Project, open_project
 from dreambooth.core.schema import Leaf, leaves
 from dreambooth.core.settings import Settings
-from dreambooth.host.standalone import Standalone
 from dreambooth.ui.page import actions, jobs
 from dreambooth.ui.page.controls import elem_id, make
 from dreambooth.ui.page.page import Page
 from tests.ui.page.conftest import Server
 from tests.ui.page.hands import Hands
+from tests.ui.page.laid_out import laid_out
 
 LEAVES = list(leaves(Settings))
 NO_PATHS = ["a\x00b", "\ud800", "x" * 5000, "x" * 300, "~nobody-has-this-name/x"]
@@ -48,13 +48,7 @@ def bad_values(leaf: Leaf) -> list[Any]:
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Page:
-    host = Standalone(str(tmp_path_factory.mktemp("bad") / "models"))
-    made = Page(host)
-    with gr.Blocks() as blocks:
-        made.lay_out()
-        made.bind(blocks)
-    project.create(host.folders(), "star", MINIATURE)
-    return made
+    return laid_out(tmp_path_factory.mktemp("bad") / "models")
 
 
 def opened(page: Page) -> Project:

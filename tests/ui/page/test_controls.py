@@ -10,7 +10,6 @@ import gradio as gr
 import pytest
 
 from dreambooth.core import project
-from dreambooth.core.layout import MINIATURE
 from dreambooth.core.schema import Leaf, from_flat, leaves, to_flat
 from dreambooth.core.settings import Settings
 from dreambooth.core.settings.dataset import Concept
@@ -18,6 +17,7 @@ from dreambooth.host.standalone import Standalone
 from dreambooth.ui.page import build
 from dreambooth.ui.page.controls import Form, elem_id, make, to_page
 from dreambooth.ui.page.page import Page
+from tests.ui.page.laid_out import laid_out
 
 LEAVES = list(leaves(Settings))
 
@@ -59,13 +59,7 @@ def test_a_value_survives_its_control(controls: dict[str, Any], leaf: Leaf) -> N
 
 @pytest.fixture
 def page(tmp_path: Path) -> Page:
-    host = Standalone(str(tmp_path / "models"))
-    made = Page(host)
-    with gr.Blocks() as blocks:
-        made.lay_out()
-        made.bind(blocks)
-    project.create(host.folders(), "star", MINIATURE)
-    return made
+    return laid_out(tmp_path / "models")
 
 
 def test_the_page_shows_every_setting_and_nothing_else(page: Page) -> None:

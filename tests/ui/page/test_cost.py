@@ -6,32 +6,25 @@ import re
 from pathlib import Path
 from typing import Any
 
-import gradio as gr
 import pytest
 
 from dreambooth.core import abilities, project
 from dreambooth.core.errors import UserError
-from dreambooth.core.layout import MINIATURE, SUBJECT_PICTURES
+from dreambooth.core.layout import SUBJECT_PICTURES
 from dreambooth.core.schema import to_flat
 from dreambooth.core.settings import parse
-from dreambooth.host.standalone import Standalone
 from dreambooth.ui.page import actions, cost
 from dreambooth.ui.page.cost_view import cost_view
 from dreambooth.ui.page.page import Page
+from tests.ui.page.laid_out import laid_out
 
 GB = 2**30
 
 
 @pytest.fixture
 def page(tmp_path: Path) -> Page:
-    host = Standalone(str(tmp_path / "models"))
-    made = Page(host)
-    with gr.Blocks() as blocks:
-        made.lay_out()
-        made.bind(blocks)
-    own = {"concepts.0.instance_data_dir": str(SUBJECT_PICTURES), "concepts.0.instance_prompt": "a sks star"}
-    project.create(host.folders(), "star", MINIATURE, own)
-    return made
+    own = {"concepts__0__instance_data_dir": str(SUBJECT_PICTURES), "concepts__0__instance_prompt": "a sks star"}
+    return laid_out(tmp_path / "models", **own)
 
 
 def opened(page: Page) -> Any:
