@@ -10,7 +10,7 @@ from dreambooth.core import checkpoint, paths, settings
 from dreambooth.core.errors import UserError
 from dreambooth.core.project import Project
 from dreambooth.core.settings import Settings
-from dreambooth.service import runs
+from dreambooth.service import exporting, runs
 
 # What a request may say about pictures to draw: default, lowest and highest.
 DRAWING: dict[str, tuple[Any, Any, Any]] = {
@@ -38,7 +38,7 @@ def errand(opened: Project, kind: str, wanted: Mapping[str, Any], chosen: Settin
     if kind == "generate":
         return (sheet if wanted.get("sheet") else drawing)(opened, wanted)
     if kind == "export":
-        return settings.parse({}), exporting(opened, wanted)
+        return settings.parse({}), exporting.fields(opened, wanted)
     if kind == "tokens":
         return chosen, words(wanted.get("prompt"), wanted.get("candidates", 24), label="{}")
     raise UserError(f"kind: {kind!r} is none of check, class-images, generate, export, tokens.")
@@ -51,27 +51,6 @@ def words(prompt: Any, candidates: Any, *, label: str) -> dict[str, Any]:
     if isinstance(candidates, bool) or not isinstance(candidates, int) or not 0 <= candidates <= 400:
         raise UserError(f"{label.format('candidates')}: it must be from 0 to 400 (it is {candidates}).")
     return {"prompt": prompt, "candidates": candidates}
-
-
-def exporting(opened: Project, wanted: Mapping[str, Any], *, label: str = "{}") -> dict[str, Any]:
-    """The job's fields for an export. Raises UserError for what cannot be exported, or to where."""
-    base = bool(wanted.get("base"))
-    file = runs.weights(opened, str(wanted.get("weights") or ""), base=base)
-    if file is None and not base:
-        raise UserError(
-            f"The model {opened.name!r} has no finished run to export ({label.format('base')} exports the model that "
-            "it was made from)."
-        )
-    merge = wanted.get("merge")
-    if merge is not None and (not isinstance(merge, (int, float)) or not -4 <= merge <= 4):
-        raise UserError(f"{label.format('merge')}: it must be from -4 to 4 (it is {merge}).")
-    target = wanted.get("to")
-    if not isinstance(target, str) or not target.strip():
-        raise UserError(f"{label.format('to')}: it is empty; name a file or folder to write.")
-    to = paths.named(target, label.format("to"))
-    if to.exists():
-        raise UserError(f"{to}: it exists already; name another file or folder.")
-    return {"weights": str(file or ""), "to": str(to), "merge": merge, "half": bool(wanted.get("half"))}
 
 
 def drawing(opened: Project, wanted: Mapping[str, Any], *, label: str = "{}") -> tuple[Settings, dict[str, Any]]:

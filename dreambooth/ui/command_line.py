@@ -238,6 +238,9 @@ def _add_training(add: Callable[..., Any]) -> None:
         presets=False,
     )
     sub.add_argument("run", metavar="RUN")
+    sub.add_argument(
+        "--model-settings", action="store_true", help="take the model's own settings where they may change then"
+    )
     sub.add_argument("--from-step", type=int, metavar="N", help="go back to the state that was saved after this step")
     sub = add("stop", commands.stop, "End a run and keep what it has learned.", describe.asked)
     sub.add_argument("run", metavar="RUN")
@@ -259,8 +262,14 @@ def _add_results(add: Callable[..., Any]) -> None:
     _add_generate(add)
     sub = add("export", commands.export, "Write the newest result as a file or a Diffusers folder.", describe.exported)
     sub.add_argument("name", metavar="NAME")
-    sub.add_argument("--to", required=True, metavar="FILE|DIR", help="a .safetensors or .ckpt file, or a new folder")
+    sub.add_argument(
+        "--to",
+        metavar="FILE|DIR",
+        help="a .safetensors or .ckpt file, or a new folder; --from-step can do without, as the run itself would",
+    )
     sub.add_argument("--merge", type=float, metavar="WEIGHT", help="merge a LoRA into its checkpoint, at this weight")
+    sub.add_argument("--from-step", type=int, metavar="N", help="what a run had learned by its state after this step")
+    sub.add_argument("--run", type=int, metavar="N", help="the run that the state is of (default: the newest)")
     sub.add_argument("--half", action="store_true", help="in half precision (default: as the file is)")
     _add_weights(sub)
 

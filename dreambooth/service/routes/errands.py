@@ -25,7 +25,8 @@ class Errands(Routes):
         ]
 
     def begin(self, name: str, body: dict[str, Any]) -> Answer:
-        """A short job: `kind` is check, class-images, generate, export or tokens, with its own fields beside it."""
+        """A short job: `kind` is check, class-images, generate, export or tokens, with its own fields beside it.
+        An export has `to`, and `weights`, `base`, or `run` and `from_step` for a state, which needs no `to`."""
         opened, kind = self.open(name), text(body, "kind")
         chosen, fields = errands.errand(opened, kind, body, self.asked(opened, body))
         job = launcher.new_errand(self.folders, opened, kind, chosen, **fields)

@@ -11,7 +11,7 @@ from dreambooth.core import run, schema
 from dreambooth.core.errors import UserError
 from dreambooth.core.run import Job
 from dreambooth.core.settings import Settings
-from dreambooth.service import installation, launcher, report, runs
+from dreambooth.service import going_on, installation, launcher, report, runs
 from dreambooth.service.routes.base import Answer, Route, Routes, an_object, events, numbered, text
 
 REQUESTS = ("pause", "stop", "discard", "save", "preview")
@@ -28,6 +28,7 @@ class Runs(Routes):
             ("GET", f"{one}/events", self.events),
             ("GET", f"{one}/log", self.log),
             ("GET", f"{one}/settings", self.settings),
+            ("GET", f"{one}/differences", self.differences),
             ("POST", f"{one}/resume", self.resume),
             ("POST", f"{one}/request", self.request),
             ("GET", "/models/{name}/report", self.report),
@@ -63,16 +64,27 @@ class Runs(Routes):
         """The settings that the run was started with, and what has been changed since."""
         return {"settings": schema.without_secrets(Settings, self._run(name, number).settings())}
 
+    def differences(self, name: str, number: int) -> Answer:
+        """How the model's own settings differ from the run's, with the reason (`why_not`) of each that must stay."""
+        return going_on.prospect(self._run(name, number), self.open(name))
+
     def resume(self, name: str, number: int, body: dict[str, Any] | None = None) -> Answer:
         """Puts a run in the queue again, from its newest state, or from that of `from_step`; `settings` that may change
-        then are taken, others refused."""
+        then are taken, others refused. With `model_settings` it takes the model's own where they may change, and keeps
+        the others."""
         job, body = self._run(name, number), body or {}
-        runs.check_resumable(job)
-        runs.change_settings(job, schema.flatten(an_object(body, "settings")))
+        going_on.check_resumable(job)
+        given = schema.flatten(an_object(body, "settings")) if body.get("settings") else {}
+        if body.get("model_settings"):
+            if given:
+                raise UserError("settings, model_settings: these exclude each other; give one.")
+            going_on.take_model_settings(job, self.open(name))
+        else:
+            going_on.change_settings(job, given)
         if (step := body.get("from_step")) is not None:
             if isinstance(step, bool) or not isinstance(step, int):
                 raise UserError(f"from_step: it must be a whole number (it is {step!r}).")
-            runs.go_back(self.folders, job, step)
+            going_on.go_back(self.folders, job, step)
         return self.submit(job, runs.summary)
 
     def request(self, name: str, number: int, body: dict[str, Any]) -> Answer:

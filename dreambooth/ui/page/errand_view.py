@@ -23,13 +23,23 @@ def errand_view(folders: Folders, model: str, kind: str) -> str:
     job = newest_errand(project, kind)
     if job is None:
         return root("none", [("result", "")])
+    return root(*_shown(project, job))
+
+
+def errand_sections(project: Project, job: Job) -> str:
+    """The same in one piece, for a view of something else."""
+    return "".join(inner for _, inner in _shown(project, job)[1])
+
+
+def _shown(project: Project, job: Job) -> tuple[str, list[tuple[str, str]]]:
     story, status = job.story(), job.status()
     if status in ("running", "new", "queued"):
-        return root("running", [("head", bar(stage(story) or _STARTING)), ("result", _pictures(project, job, story))])
+        return "running", [("head", bar(stage(story) or _STARTING)), ("result", _pictures(project, job, story))]
     if status in ("failed", "lost"):
-        return root("failed", [("head", failure_list(runs.errors(job, status))), ("result", "")])
-    assert story.ending is not None  # or it would be lost
-    return root("done", [("result", _RESULTS[kind](project, job, story, story.ending))])
+        return "failed", [("head", failure_list(runs.errors(job, status))), ("result", "")]
+    if story.ending is None or status == "stopped":
+        return "done", [("result", _pictures(project, job, story))]
+    return "done", [("result", _RESULTS[job.read()["kind"]](project, job, story, story.ending))]
 
 
 def download_view(folders: Folders) -> str:

@@ -103,11 +103,20 @@ def key_of(problem: str) -> str:
 def _by_label(problem: str) -> str:
     """`Lora Rank: 0 is below the minimum.` for `lora.rank: 0 is below the minimum.`"""
     key = key_of(problem)
-    if not key:
-        return problem
+    return f"{label_of(key)}{problem[len(key) :]}" if key else problem
+
+
+def label_of(key: str) -> str:
+    """What the page calls a setting: `Concept 1, Class Prompt` for concepts.0.class_prompt."""
     row = next((int(part) + 1 for part in key.split(".") if part.isdigit()), None)
-    label = _LEAVES[general(key)].spec.label
-    return f"{f'Concept {row}, ' if row else ''}{label}{problem[len(key) :]}"
+    return f"{f'Concept {row}, ' if row else ''}{_LEAVES[general(key)].spec.label}"
+
+
+def said(value: Any) -> str:
+    """A setting's value as a person reads it."""
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return "empty" if value == "" else str(value)
 
 
 def bar(stage: Event) -> str:

@@ -13,7 +13,7 @@ from dreambooth.core.errors import UserError
 from dreambooth.core.project import Project
 from dreambooth.core.run import Job, Request
 from dreambooth.host.base import Host
-from dreambooth.service import environment, errands, launcher, queue, runs
+from dreambooth.service import environment, errands, exporting, going_on, launcher, queue, runs
 from dreambooth.ui.page.errand_view import newest_errand
 
 Values = dict[str, Any]
@@ -41,7 +41,14 @@ def train(host: Host, opened: Project) -> Job:
 
 def resume(host: Host, name: str) -> None:
     job = run.find(host.folders(), name)
-    runs.check_resumable(job)
+    going_on.check_resumable(job)
+    queue.submit(job)
+
+
+def resume_with_page(host: Host, opened: Project) -> None:
+    """Goes on with the model's own settings, as far as a run that has begun can take them."""
+    job = run.find(host.folders(), opened.name)
+    going_on.take_model_settings(job, opened)
     queue.submit(job)
 
 
@@ -81,7 +88,7 @@ def lora_weights(text: str) -> list[float]:
 
 
 def export(host: Host, opened: Project, wanted: Values) -> None:
-    fields = errands.exporting(opened, wanted, label="{}")
+    fields = exporting.fields(opened, wanted, label="{}")
     queue.submit(_new_errand(host, opened, "export", settings.parse({}), **fields))
 
 

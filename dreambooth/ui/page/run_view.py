@@ -20,6 +20,7 @@ from dreambooth.core.story import Course, Story
 from dreambooth.service import installation, runs
 from dreambooth.ui.page.curves import curve
 from dreambooth.ui.page.fragments import Event, bar, failure_list, image, root, to_txt2img
+from dreambooth.ui.page.resume_view import resume_view
 
 LOG_LINES = 40
 _LOG_BYTES = 20_000
@@ -56,6 +57,7 @@ def run_view(folders: Folders, model: str) -> str:
     project, story, status = open_project(folders, model), job.story(), job.status()
     sections = [
         ("head", elsewhere + _head(job, story, status)),
+        ("resume", resume_view(job, project) if _state(job, status) in ("paused", "resumable") else ""),
         ("notes", _notes(job, story, status)),
         ("curves", _curves(story.course, story.step)),
         ("previews", _previews(project, story)),
