@@ -26,6 +26,7 @@ STANDARD_LIBRARY_ONLY = {"core", "host", "service", "ui"}
 # What a file of these rooms may import besides; the WebUI brings all of it.
 BESIDES = {
     "host/describing.py": {"modules", "PIL"},
+    "host/drawing.py": {"modules"},
     "host/lending.py": {"modules"},
     "host/webui.py": {"modules"},
     "service/api.py": {"fastapi", "starlette"},  # fastapi is made of it

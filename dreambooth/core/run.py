@@ -37,6 +37,7 @@ from dreambooth.core.story import Story
 Request = Literal["start", "pause", "stop", "discard", "save", "preview"]
 REQUESTS = ("discard", "save", "stop", "pause", "preview")  # the engine's, in the order in which it answers them
 DEVICE_KINDS = ("train", "class-images", "generate", "tokens", "measure")  # jobs that need the device to themselves
+BY_WEBUI = "txt2img"  # the kind of job that the WebUI itself works on, with its own way to draw
 Status = Literal["new", "queued", "running", "paused", "stopped", "done", "failed", "lost"]
 
 _DISK_FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
@@ -101,7 +102,7 @@ class Job:
         return lock.is_held(self.folder / "alive")
 
     def report(self, event: str, **fields: Any) -> None:
-        """Appends one event. Only the engine calls this. On a full disk what cannot be written is left out."""
+        """Appends one event. Only who works on the job calls this. On a full disk what does not fit is left out."""
         line = json.dumps({"event": event, "time": round(time.time(), 3), **fields}, ensure_ascii=False)
         # A file's name need not be Unicode; what is not is written as JSON escapes it. A line is written at once, as
         # the engine has two threads that report.

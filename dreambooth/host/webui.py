@@ -1,5 +1,5 @@
-"""The WebUI around us, AUTOMATIC1111's, Forge, reForge or SD.Next. Besides `lending.py` and
-`describing.py` no other file imports its `modules`.
+"""The WebUI around us, AUTOMATIC1111's, Forge, reForge or SD.Next. Besides `lending.py`,
+`drawing.py` and `describing.py` no other file imports its `modules`.
 
 Where they differ the difference is one line here, and says so.
 """
@@ -18,8 +18,9 @@ from typing import Any
 from modules import paths, sd_models, shared, ui_extra_networks
 
 from dreambooth.core import device
+from dreambooth.core.drawing import Drawing, Keep, Look
 from dreambooth.core.project import Folders
-from dreambooth.host import describing, lending
+from dreambooth.host import describing, drawing, lending
 from dreambooth.host.base import ALONE_MINUTES, PAGE_TOKEN
 
 SECTION = ("dreambooth", "Dreambooth")
@@ -64,6 +65,13 @@ class WebUI:
 
     def describe(self, picture: Path, captioner: str) -> str:
         return describing.describe(picture, captioner)
+
+    @property
+    def samplers(self) -> tuple[str, ...]:
+        return drawing.samplers() if self.name != "SD.Next" else ()  # its txt2img is another one
+
+    def draw(self, wanted: Drawing, look: Look, keep: Keep) -> None:
+        drawing.draw(wanted, look, keep)
 
     def refresh(self) -> None:
         for page in ui_extra_networks.extra_pages:

@@ -17,7 +17,7 @@ STANDIN = Path(__file__).with_name("standin")
 ROOT = Path(__file__).resolve().parents[2]
 THEIRS = ("modules", "gradio")
 # They hold the modules of the WebUI that they met first.
-OURS = ("dreambooth.host.webui", "dreambooth.host.describing", "dreambooth.host.lending")
+OURS = ("dreambooth.host.webui", "dreambooth.host.describing", "dreambooth.host.drawing", "dreambooth.host.lending")
 
 
 class StandIn:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from dreambooth.core import project, schema, settings
+from dreambooth.core.drawing import Drawing, Keep, Look
 from dreambooth.core.errors import UserError
 from dreambooth.core.project import Folders, Project
 from dreambooth.core.run import Job
@@ -26,11 +27,13 @@ class Door(Protocol):
     name: str
     version: str
     token: str
+    samplers: tuple[str, ...]
 
     def folders(self) -> Folders: ...
     def checkpoints(self) -> list[tuple[str, Path]]: ...
     def refresh(self) -> None: ...
     def describe(self, picture: Path, captioner: str) -> str: ...
+    def draw(self, wanted: Drawing, look: Look, keep: Keep) -> None: ...
     def admits(self, headers: Mapping[str, str], cookies: Mapping[str, str]) -> bool: ...
 
 

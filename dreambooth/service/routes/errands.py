@@ -7,7 +7,7 @@ from typing import Any
 from dreambooth.core import run
 from dreambooth.core.errors import UserError
 from dreambooth.core.run import Job
-from dreambooth.service import errands, launcher, models, runs
+from dreambooth.service import errands, launcher, models, runs, txt2img
 from dreambooth.service.routes.base import Answer, Route, Routes, events, numbered, text
 
 
@@ -26,8 +26,13 @@ class Errands(Routes):
 
     def begin(self, name: str, body: dict[str, Any]) -> Answer:
         """A short job: `kind` is check, class-images, generate, export or tokens, with its own fields beside it.
-        An export has `to`, and `weights`, `base`, or `run` and `from_step` for a state, which needs no `to`."""
+        An export has `to`, and `weights`, `base`, or `run` and `from_step` for a state, which needs no `to`.
+        Pictures are drawn by the WebUI's own txt2img where `library` is webui, with one of the `samplers` that /status
+        names as `sampler`."""
         opened, kind = self.open(name), text(body, "kind")
+        if kind == "generate" and txt2img.is_asked(body, self.host):
+            chosen, fields = txt2img.fields(opened, body, self.host)
+            return runs.outcome(txt2img.begin(self.folders, opened, chosen, fields, self.host))
         chosen, fields = errands.errand(opened, kind, body, self.asked(opened, body))
         job = launcher.new_errand(self.folders, opened, kind, chosen, **fields)
         return self.submit(job, runs.outcome)

@@ -30,11 +30,12 @@ class Machine(Routes):
         ]
 
     def status(self) -> Answer:
-        """The host, where models lie, how the engine is, and what runs and waits."""
+        """The host with its samplers, where models lie, how the engine is, and what runs and waits."""
         running = [job.name for job in queue.all_jobs(self.folders) if job.is_alive()]
         return {
             "host": self.host.name,
             "version": self.host.version,
+            "samplers": list(self.host.samplers),
             "models_folder": str(self.folders.projects),
             "engine": installation.state(),
             "running": running,

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from html import escape
 from pathlib import Path
+from urllib.parse import quote
 
 from dreambooth.core import run
 from dreambooth.core.project import Folders, Project, open_project
 from dreambooth.core.quantities import size
-from dreambooth.core.run import Job
+from dreambooth.core.run import BY_WEBUI, Job
 from dreambooth.core.story import Story
 from dreambooth.service import runs
 from dreambooth.ui.page.fragments import Event, bar, failure_list, image, root, sentence_list
@@ -34,12 +35,20 @@ def errand_sections(project: Project, job: Job) -> str:
 def _shown(project: Project, job: Job) -> tuple[str, list[tuple[str, str]]]:
     story, status = job.story(), job.status()
     if status in ("running", "new", "queued"):
-        return "running", [("head", bar(stage(story) or _STARTING)), ("result", _pictures(project, job, story))]
+        head = bar(stage(story) or _STARTING) + _stop(job)
+        return "running", [("head", head), ("result", _pictures(project, job, story))]
     if status in ("failed", "lost"):
         return "failed", [("head", failure_list(runs.errors(job, status))), ("result", "")]
     if story.ending is None or status == "stopped":
         return "done", [("result", _pictures(project, job, story))]
     return "done", [("result", _RESULTS[job.read()["kind"]](project, job, story, story.ending))]
+
+
+def _stop(job: Job) -> str:
+    """A button that ends the job; what is finished stays."""
+    model, _, number = job.name.rpartition("/")
+    address = f"dreambooth/models/{quote(model)}/errands/{number}/stop"
+    return f'<button type="button" class="db-stop" data-db-send="{escape(address)}" data-db-body="{{}}">Stop</button>'
 
 
 def download_view(folders: Folders) -> str:
@@ -58,7 +67,9 @@ def download_view(folders: Folders) -> str:
 
 
 def newest_errand(project: Project, kind: str) -> Job | None:
-    return next((job for job in reversed(run.errands(project)) if job.read()["kind"] == kind), None)
+    """The newest short job of a kind; the engine and the WebUI's txt2img draw in turn."""
+    kinds = (kind, BY_WEBUI) if kind == "generate" else (kind,)
+    return next((job for job in reversed(run.errands(project)) if job.read()["kind"] in kinds), None)
 
 
 def _pictures(project: Project, job: Job, story: Story) -> str:
@@ -106,4 +117,10 @@ def _plan(project: Project, job: Job, story: Story, done: Event) -> str:
     return f'{verdict}<iframe class="db-plan" title="Every picture with its crop" srcdoc="{escape(document)}"></iframe>'
 
 
-_RESULTS = {"check": _plan, "generate": _generated, "class-images": _generated, "export": _exported}
+_RESULTS = {
+    "check": _plan,
+    "generate": _generated,
+    "class-images": _generated,
+    "export": _exported,
+    BY_WEBUI: _generated,
+}

@@ -10,7 +10,7 @@ import gradio as gr
 from dreambooth.core.project import Project
 from dreambooth.core.schema import leaves
 from dreambooth.core.settings import Settings
-from dreambooth.ui.page import jobs
+from dreambooth.ui.page import dialect, jobs
 from dreambooth.ui.page.fragments import live
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 _SCHEDULER = next(leaf for leaf in leaves(Settings) if leaf.key == "previews.scheduler")
 BASE = "The model before training"
+DIFFUSERS = "Diffusers"
 
 
 class GenerateTab:
@@ -34,6 +35,22 @@ class GenerateTab:
             info="A result of this model's runs, the newest first.",
             elem_id="db_weights",
         )
+        host = self.page.host
+        with gr.Row(elem_id="db_library_row", elem_classes=["db-fields"], visible=bool(host.samplers)):
+            self.library = gr.Dropdown(
+                [DIFFUSERS, host.name],
+                value=DIFFUSERS,
+                label="Library",
+                info=f"{host.name} draws with its own txt2img, and its own samplers.",
+                elem_id="db_library",
+            )
+            self.sampler = gr.Dropdown(
+                list(host.samplers),
+                value=next(iter(host.samplers), None),
+                label="Sampling Method",
+                elem_id="db_sampler",
+                elem_classes=["db-only-webui"],
+            )
         self.fields = _fields()
         with gr.Accordion("Sheet: results × weights", open=False, elem_id="db_sheet_section"):
             self._lay_out_sheet()
@@ -48,7 +65,7 @@ class GenerateTab:
             self.sheet_rows = gr.Dropdown(
                 [BASE],
                 label="Rows",
-                info="Results to set side by side; one picture of each, with the prompt and the seed above.",
+                info="Results to set side by side, one picture of each with the prompt and seed above, by Diffusers.",
                 multiselect=True,
                 elem_id="db_sheet_rows",
             )
@@ -99,7 +116,11 @@ class GenerateTab:
 
     def bind(self) -> None:
         act = self.page.act
-        act(self.draw.click, self._draw, [self.weights, *self.fields.values()], [], self.said)
+        of_library = [self.library, self.sampler]
+        act(self.draw.click, self._draw, [self.weights, *of_library, *self.fields.values()], [], self.said)
+        library = f"value === '{DIFFUSERS}' ? 'diffusers' : 'webui'"
+        js = f"(value) => {{ dreamboothPage.mark('library', {library}); return []; }}"
+        dialect.on(self.library.change, None, [self.library], js=js)
         drawn = [self.sheet_rows, self.sheet_columns, *self.fields.values()]
         act(self.draw_sheet.click, self._draw_sheet, drawn, [], self.said)
         export = [self.weights, self.to, self.merge, self.half, self.fields["lora_weight"]]
@@ -115,6 +136,8 @@ class GenerateTab:
         weights = self._weights(values, opened)
         if not opened.embedding(Path(weights.get("weights", "none"))).exists():
             wanted.pop("eta")  # only results of Imagic are drawn with it
+        if values[self.library] != DIFFUSERS:
+            wanted |= {"library": "webui", "sampler": values[self.sampler]}
         jobs.generate(self.page.host, opened, {**wanted, **weights})
         return {}
 
@@ -161,6 +184,7 @@ def _fields() -> dict[str, Any]:
                 value=_SCHEDULER.default,
                 label="Image Generation Scheduler",
                 elem_id="db_scheduler",
+                elem_classes=["db-only-diffusers"],
             ),
             "width": gr.Slider(0, 2048, 0, step=8, label="Sample Width (0: the model's)", elem_id="db_width"),
             "height": gr.Slider(0, 2048, 0, step=8, label="Sample Height (0: the model's)", elem_id="db_height"),

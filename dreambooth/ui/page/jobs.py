@@ -13,7 +13,7 @@ from dreambooth.core.errors import UserError
 from dreambooth.core.project import Project
 from dreambooth.core.run import Job, Request
 from dreambooth.host.base import Host
-from dreambooth.service import environment, errands, exporting, going_on, launcher, queue, runs
+from dreambooth.service import environment, errands, exporting, going_on, launcher, queue, runs, txt2img
 from dreambooth.ui.page.errand_view import newest_errand
 
 Values = dict[str, Any]
@@ -69,6 +69,11 @@ def generate(host: Host, opened: Project, wanted: Values) -> None:
         key: _whole(value) if isinstance(errands.DRAWING.get(key, ("",))[0], int) else value
         for key, value in wanted.items()
     }
+    if txt2img.is_asked(whole, host):
+        chosen, fields = txt2img.fields(opened, whole, host)
+        _make_room(opened, "generate")
+        txt2img.begin(host.folders(), opened, chosen, fields, host)
+        return
     ask = errands.sheet if "sheet" in whole else errands.drawing
     chosen, fields = ask(opened, whole, label="{}")
     queue.submit(_new_errand(host, opened, "generate", chosen, **fields))
@@ -94,12 +99,16 @@ def export(host: Host, opened: Project, wanted: Values) -> None:
 
 def _new_errand(host: Host, opened: Project, kind: str, chosen: settings.Settings, **fields: Any) -> Job:
     """A new short job that takes the place of the last of its kind, which must have ended."""
+    _make_room(opened, kind)
+    return launcher.new_errand(host.folders(), opened, kind, chosen, **fields)
+
+
+def _make_room(opened: Project, kind: str) -> None:
     before = newest_errand(opened, kind)
     if before and before.status() in ("running", "queued"):
         raise UserError("One is at work already; wait for it.")
     if before:
         shutil.rmtree(before.folder, ignore_errors=True)
-    return launcher.new_errand(host.folders(), opened, kind, chosen, **fields)
 
 
 def results(opened: Project) -> list[tuple[str, str]]:

@@ -230,9 +230,8 @@ def test_a_run_goes_on_from_the_state_that_was_chosen(hands: Hands, data: Path) 
 def test_a_state_is_exported_while_the_run_rests(hands: Hands, data: Path) -> None:
     hands.press("db_pause")
     hands.state("paused", TRAINING_MS)
-    step, before = newest(data).progress()["step"], set((data / "Lora").glob("*.safetensors"))
-    export = hands.see(f'#db_model_about [aria-label="Export the state after step {step:,}"]')
-    export.click()
+    before = set((data / "Lora").glob("*.safetensors"))
+    hands.see('#db_model_about [aria-label^="Export the state after step"]').click()
     hands.see("#db_model_about .db-good", "Written: ", TRAINING_MS)
     (written,) = set((data / "Lora").glob("*.safetensors")) - before
     assert hands.see("#db_model_about .db-good").inner_text().endswith(written.name)
