@@ -112,7 +112,7 @@ def _draw(job: Job, painter: Painter) -> list[str]:
         done = len(drawn) * steps + round(share * steps * min(batch, count - len(drawn)))
         if done != last[0]:
             last[0] = done
-            job.report("stage", name=f"drawing with {painter.name}", done=done, total=count * steps)
+            job.report("stage", name=f"drawing with {painter.name}", done=done, total=count * steps, unit="steps")
         return "stop" in job.requests()
 
     def keep(picture: Any, seed: int, words: str) -> None:

@@ -11,8 +11,8 @@ from dreambooth.core.project import Folders, Project, open_project
 from dreambooth.core.quantities import size
 from dreambooth.core.run import BY_WEBUI, Job
 from dreambooth.core.story import Story
-from dreambooth.service import runs
-from dreambooth.ui.page.fragments import Event, bar, failure_list, image, root, sentence_list
+from dreambooth.service import hot_use, runs
+from dreambooth.ui.page.fragments import Event, bar, failure_list, image, root, sentence_list, use_button
 from dreambooth.ui.page.run_view import stage
 
 _STARTING = {"name": "starting", "share": None, "note": ""}
@@ -73,11 +73,29 @@ def newest_errand(project: Project, kind: str) -> Job | None:
 
 
 def _pictures(project: Project, job: Job, story: Story) -> str:
-    if "rows" in (asked := job.read()):
+    asked = job.read()
+    if "rows" in asked:
         return _sheet(project, asked, story)
-    made = map(Path, story.pictures)
-    shown = "".join(image(project, path, path.stem) for path in made)
+    uses = asked["kind"] in ("generate", BY_WEBUI)
+    shown = "".join(
+        f"<figure>{image(project, path, path.stem)}{_use(project, asked, path) if uses else ''}</figure>"
+        for path in map(Path, story.pictures)
+    )
     return f'<div class="db-pictures">{shown}</div>' if shown else ""
+
+
+def _use(project: Project, asked: Event, path: Path) -> str:
+    """The button that has the WebUI draw a picture again; its seed is in its name."""
+    seed = path.stem.rpartition("-")[2]
+    if not seed.isdigit():
+        return ""
+    return use_button(
+        hot_use.use_picture(_folders(asked), project, asked, int(seed), asked["weights"], asked["lora_weight"])
+    )
+
+
+def _folders(asked: Event) -> Folders:
+    return Folders(Path(asked["models"]))
 
 
 def _sheet(project: Project, asked: Event, story: Story) -> str:
@@ -88,12 +106,21 @@ def _sheet(project: Project, asked: Event, story: Story) -> str:
     for row, one in enumerate(asked["rows"]):
         label = one["label"]
         shown = [(made.get(f"{row:02}-{column:02}"), weight) for column, weight in enumerate(asked["columns"])]
-        cells = "".join(f"<td>{image(project, path, f'{label} at {weight:g}')}</td>" for path, weight in shown)
+        cells = "".join(
+            f"<td>{image(project, path, f'{label} at {weight:g}')}{_use_cell(project, asked, one, weight, path)}</td>"
+            for path, weight in shown
+        )
         lines.append(f'<tr><th scope="row">{escape(label)}</th>{cells}</tr>')
     return (
         f'<div class="db-sheet db-grid"><table><tr><th scope="col">Lora Weight</th>{head}</tr>{"".join(lines)}'
         "</table></div>"
     )
+
+
+def _use_cell(project: Project, asked: Event, row: Event, weight: float, path: Path | None) -> str:
+    if path is None:
+        return ""
+    return use_button(hot_use.use_picture(_folders(asked), project, asked, asked["seed"], row["weights"], weight))
 
 
 def _generated(project: Project, job: Job, story: Story, done: Event) -> str:

@@ -81,12 +81,16 @@ def failure_list(errors: list[Problem]) -> str:
 
 def to_txt2img(folders: Folders, job: Job, path: Path) -> str:
     """The button that fills the WebUI's txt2img tab (javascript/hot_use.js); style.css hides it where there is none."""
-    use = hot_use.use(folders, job, path)
+    return use_button(hot_use.use(folders, job, path))
+
+
+def use_button(use: hot_use.Use | None) -> str:
     if use is None:
         return ""
+    parameters = f' data-db-parameters="{escape(use.parameters)}"' if use.parameters else ""
     return (
         f' <button type="button" class="db-use" data-db-use data-db-prompt="{escape(use.prompt)}" '
-        f'data-db-checkpoint="{escape(use.checkpoint)}">Use in txt2img</button>'
+        f'data-db-checkpoint="{escape(use.checkpoint)}"{parameters}>Use in txt2img</button>'
     )
 
 

@@ -41,13 +41,14 @@ class GenerateTab:
                 [DIFFUSERS, host.name],
                 value=DIFFUSERS,
                 label="Library",
-                info=f"{host.name} draws with its own txt2img, and its own samplers.",
+                info=f"Who draws: our own engine, or {host.name}'s txt2img.",
                 elem_id="db_library",
             )
             self.sampler = gr.Dropdown(
                 list(host.samplers),
                 value=next(iter(host.samplers), None),
                 label="Sampling Method",
+                info=f"One of {host.name}'s samplers.",
                 elem_id="db_sampler",
                 elem_classes=["db-only-webui"],
             )

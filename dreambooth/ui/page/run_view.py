@@ -100,7 +100,8 @@ def stage(story: Story) -> Event | None:
     if story.stage is None:
         return None
     done, total = story.stage["done"], story.stage["total"]
-    note = f"{done:,} of {total:,}" if total > 1 else ""
+    unit = " steps" if story.stage.get("unit") == "steps" else ""
+    note = f"{done:,} of {total:,}{unit}" if total > 1 else ""
     return {"name": story.stage["name"], "share": done / total if total > 1 else None, "note": note}
 
 
