@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +16,7 @@ from dreambooth.core.errors import UserError
 from dreambooth.core.project import Project
 from dreambooth.core.run import Job
 from dreambooth.core.settings import Settings
-from dreambooth.engine import families, start_file
+from dreambooth.engine import families, outputs, start_file
 from dreambooth.engine.checkpoints import lora
 from dreambooth.engine.checkpoints.source import Source, open_model
 from dreambooth.engine.families.model import Model
@@ -33,6 +35,26 @@ class Learned:
     model: Model
     trained: Trained
     images: int  # of the subject seen by then
+
+
+@contextlib.contextmanager
+def as_file(project: Project, errand: Job, wanted: Mapping[str, Any]) -> Iterator[str]:
+    """The file to draw or to export with, as long as it is needed: `weights`, or one that is made of the state that
+    `run` and `from_step` name. Empty for the model before training."""
+    if wanted.get("from_step") is None:
+        yield wanted["weights"]
+        return
+    learned = read(project, Job(project.runs / f"{wanted['run']:04}"), wanted["from_step"])
+    learned.settings.saving.half_model = False
+    target = errand.folder / f"state-{wanted['run']}-{wanted['from_step']}.safetensors"
+    outputs.write(target, project, learned.settings, learned.model, learned.source, learned.trained)
+    del learned  # what is drawn with needs the memory
+    try:
+        yield str(target)
+    finally:
+        for path in errand.folder.glob(f"{target.stem}.*"):  # a .yaml may stand beside it
+            with contextlib.suppress(OSError):  # Windows keeps what is still mapped; it goes with the folder
+                path.unlink()
 
 
 def read(project: Project, job: Job, step: int) -> Learned:

@@ -19,7 +19,8 @@ from dreambooth.core.settings import Settings
 from dreambooth.engine.checkpoints import lora, names, original, webui_yaml
 from dreambooth.engine.checkpoints.entry import Entry
 from dreambooth.engine.checkpoints.source import Source
-from dreambooth.engine.checkpoints.write import PARTIAL, free_name, write, write_tensors
+from dreambooth.engine.checkpoints.write import PARTIAL, free_name, write_tensors
+from dreambooth.engine.checkpoints.write import write as write_file
 from dreambooth.engine.families.model import Model
 from dreambooth.engine.training.adapters import Trained
 
@@ -39,13 +40,18 @@ def save(
 ) -> Path:
     """Writes the model as it is now, under a name of its own; never over another file."""
     target = place(folders, project, settings, images)
+    write(target, project, settings, model, source, trained)
+    return target
+
+
+def write(target: Path, project: Project, settings: Settings, model: Model, source: Source, trained: Trained) -> None:
+    """Writes what was learned as the file of its kind. Raises UserError if it cannot be written."""
     if settings.is_lora:
         write_lora(target, project, settings, model)
-        return target
+        return
     entries = original.trained_entries(source, changed(trained), model.family, half=settings.saving.half_model)
     with webui_yaml.beside(target, source, model):
-        write(target, entries, metadata(project, settings, target.stem, ""))
-    return target
+        write_file(target, entries, metadata(project, settings, target.stem, ""))
 
 
 def place(folders: Folders, project: Project, settings: Settings, images: int) -> Path:

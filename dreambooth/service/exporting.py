@@ -9,6 +9,7 @@ from dreambooth.core import paths, run, settings
 from dreambooth.core.errors import UserError
 from dreambooth.core.project import Project
 from dreambooth.core.run import Job
+from dreambooth.core.settings import Settings
 from dreambooth.service import going_on, runs
 
 
@@ -18,7 +19,7 @@ def fields(opened: Project, wanted: Mapping[str, Any], *, label: str = "{}") -> 
     if merge is not None and (isinstance(merge, bool) or not isinstance(merge, (int, float)) or not -4 <= merge <= 4):
         raise UserError(f"{label.format('merge')}: it must be from -4 to 4 (it is {merge}).")
     if wanted.get("from_step") is not None:
-        what: dict[str, Any] = {**_state(opened, wanted, label), "weights": ""}
+        what: dict[str, Any] = {**state(opened, wanted, label=label)[1], "weights": ""}
     else:
         what = {"weights": _exported(opened, wanted, label)}
     to = _target(wanted.get("to"), label.format("to"), optional="from_step" in what)
@@ -37,8 +38,9 @@ def _target(named: Any, key: str, *, optional: bool) -> str:
     return str(to)
 
 
-def _state(opened: Project, wanted: Mapping[str, Any], label: str) -> dict[str, Any]:
-    """The state that is meant: of the run that is named, or else of the newest."""
+def state(opened: Project, wanted: Mapping[str, Any], *, label: str = "{}") -> tuple[Settings, dict[str, Any]]:
+    """The state that is meant by `from_step` and `run`, which is the newest where it is left out: the settings of its
+    run, and the fields for a job. Raises UserError for a state that is not there or holds no whole result."""
     if wanted.get("weights") or wanted.get("base"):
         others = " and ".join(label.format(key) for key in ("from-step", "weights", "base"))
         raise UserError(f"{others} exclude each other; name one.")
@@ -52,12 +54,13 @@ def _state(opened: Project, wanted: Mapping[str, Any], label: str) -> dict[str, 
         raise UserError(
             f"{label.format('from-step')}: the run {job.name} has no state after step {step} (there: {known})."
         )
-    if settings.parse(job.settings()).imagic.enabled:
+    chosen = settings.parse(job.settings())
+    if chosen.imagic.enabled:
         raise UserError(
             f"The run {job.name} is one of Imagic, whose pictures need the fitted text that only the run writes; "
             "resume it and press Save now, or stop it."
         )
-    return {"run": int(job.folder.name), "from_step": step}
+    return chosen, {"run": int(job.folder.name), "from_step": step}
 
 
 def _run(opened: Project, number: int | None, label: str) -> Job:

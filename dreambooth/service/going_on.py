@@ -15,6 +15,7 @@ from dreambooth.core.settings import Settings, on_resume
 from dreambooth.core.settings.on_resume import Difference
 
 ENDED = ("done", "stopped")
+RESTING = ("paused", "failed", "lost")  # and a state of it can be taken
 
 
 def check_resumable(job: Job) -> None:

@@ -36,6 +36,8 @@ def is_asked(wanted: Mapping[str, Any], painter: Painter) -> bool:
         raise UserError(f"library: {library!r} is none of {', '.join(LIBRARIES)}.")
     if library == "webui" and wanted.get("sheet"):
         raise UserError("library: a sheet is drawn with diffusers alone; leave it out.")
+    if library == "webui" and wanted.get("from_step") is not None:
+        raise UserError("library: a state has no file for the WebUI to load; export it, or draw with diffusers.")
     if library == "webui" and not painter.samplers:
         raise UserError("library: here is no WebUI whose txt2img could be asked; draw with diffusers.")
     return library == "webui"

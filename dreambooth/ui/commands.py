@@ -135,6 +135,19 @@ def generate(options: argparse.Namespace, terminal: Terminal) -> Result:
     return errand(options, terminal, "generate", chosen, **fields)
 
 
+def sheet(options: argparse.Namespace, terminal: Terminal) -> Result:
+    opened = project.open_project(folders(options), options.name)
+    if options.weights and options.from_step:
+        raise UserError("--weights, --from-step: these exclude each other; give one.")
+    states: list[Any] = [{"run": options.run, "from_step": step} for step in options.from_step or []]
+    files = [str(Path(file).expanduser().resolve()) for file in options.weights or []]
+    results = [] if states or files else [one["path"] for one in reversed(service_runs.outputs(opened))]
+    lines = [*([""] if options.base else []), *states, *files, *results]
+    asked = {**vars(options), "sheet": {"weights": lines, "lora_weights": options.lora_weights}}
+    chosen, fields = errands.sheet(opened, asked, label="--{}", within="")
+    return errand(options, terminal, "generate", chosen, **fields)
+
+
 def export(options: argparse.Namespace, terminal: Terminal) -> Result:
     opened = project.open_project(folders(options), options.name)
     if options.to is None and options.from_step is None:

@@ -7,14 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 from safetensors.torch import load_file
 
 from dreambooth.core.errors import UserError
 from dreambooth.core.project import Folders, Project
 from dreambooth.core.run import Job
 from dreambooth.core.settings import parse
-from dreambooth.engine import export, hooks, worker
-from dreambooth.service import exporting, launcher
+from dreambooth.engine import export, generate, hooks, worker
+from dreambooth.service import errands, exporting, launcher
 from tests.engine.runs import LORA, SHORT, new_run, same, saved, tiny_project
 
 STEP = 3
@@ -104,7 +105,7 @@ def test_what_cannot_be_exported_is_said_in_a_sentence(
         return str(error.value)
 
     assert refused(from_step=2).endswith(f"run sd1/{number} has no state after step 2 (there: 3).")
-    assert "has no run 99 (there: 1, " in refused(run=99)
+    assert "has no run 99 (there: 1" in refused(run=99)
     assert "exclude each other" in refused(base=True)
     assert "must be a whole number" in refused(from_step="three")
     assert "exists already" in refused(to=str(star.source))
@@ -118,3 +119,39 @@ def test_what_cannot_be_exported_is_said_in_a_sentence(
     assert "one of Imagic" in refused(run=int(other.folder.name))
     newest = launcher.new_run(Folders(star.folder.parents[1]), star, parse({**SHORT}))
     assert f"run {newest.name} has no state after step 3 (there: none" in refused(run=None)
+
+
+def test_pictures_of_a_state_are_those_of_its_export(
+    star: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders = Folders(star.folder.parents[1])
+    drawing = {"prompt": "a red star", "steps": 2, "width": 64, "height": 64, "seed": 7}
+    taught = paused(star, monkeypatch, **{**LORA, "saving.half_model": False})
+    whole = paused(star, monkeypatch)
+    states = [{"run": int(job.folder.name), "from_step": STEP} for job in (taught, whole)]
+    files = [exported(star, job, to=str(tmp_path / f"{n}.safetensors")) for n, job in enumerate((taught, whole))]
+
+    def drawn(**wanted: Any) -> dict[str, Any]:
+        make = errands.sheet if "sheet" in wanted else errands.drawing
+        chosen, fields = make(star, {**drawing, **wanted})
+        errand = launcher.new_errand(folders, star, "generate", chosen, **fields)
+        result = generate.run(errand)
+        assert not list(errand.folder.glob("state-*")), "what was made for it is gone"
+        return result
+
+    sheet = drawn(sheet={"weights": [*states, *map(str, files), ""], "lora_weights": [0.5, 1]})
+    names = [Path(path).stem for path in sheet["pictures"]]
+    assert names == ["00-00", "00-01", "01-00", "02-00", "02-01", "03-00", "04-00"]
+    cells = {name: Path(path).read_bytes() for name, path in zip(names, sheet["pictures"])}
+    assert cells["00-00"] == cells["02-00"] != cells["04-00"]
+    assert cells["00-01"] == cells["02-01"] != cells["00-00"]
+    assert cells["01-00"] == cells["03-00"] != cells["04-00"]
+    with Image.open(sheet["sheet"]) as all_of_them:
+        assert all_of_them.width > all_of_them.height / 5 > 64
+    single = drawn(**states[0], lora_weight=1)["pictures"]
+    with Image.open(single[0]) as one, Image.open(sheet["pictures"][1]) as cell:
+        assert one.tobytes() == cell.tobytes()
+    with pytest.raises(UserError, match="exclude each other"):
+        errands.drawing(star, {**drawing, **states[0], "base": True})
+    with pytest.raises(UserError, match=r"from_step: it is missing|from-step: it is missing"):
+        errands.sheet(star, {**drawing, "sheet": {"weights": [{"run": 1}]}})

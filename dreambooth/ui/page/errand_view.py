@@ -87,7 +87,7 @@ def _pictures(project: Project, job: Job, story: Story) -> str:
 def _use(project: Project, asked: Event, path: Path) -> str:
     """The button that has the WebUI draw a picture again; its seed is in its name."""
     seed = path.stem.rpartition("-")[2]
-    if not seed.isdigit():
+    if not seed.isdigit() or "from_step" in asked:  # no WebUI can load a state
         return ""
     return use_button(
         hot_use.use_picture(_folders(asked), project, asked, int(seed), asked["weights"], asked["lora_weight"])
@@ -118,7 +118,7 @@ def _sheet(project: Project, asked: Event, story: Story) -> str:
 
 
 def _use_cell(project: Project, asked: Event, row: Event, weight: float, path: Path | None) -> str:
-    if path is None:
+    if path is None or "from_step" in row:
         return ""
     return use_button(hot_use.use_picture(_folders(asked), project, asked, asked["seed"], row["weights"], weight))
 

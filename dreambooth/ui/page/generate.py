@@ -32,7 +32,7 @@ class GenerateTab:
             [BASE],
             value=BASE,
             label="Draw with",
-            info="A result of this model's runs, the newest first.",
+            info="A result of this model's runs, the newest first, or a state of a run that rests.",
             elem_id="db_weights",
         )
         host = self.page.host
@@ -105,8 +105,9 @@ class GenerateTab:
         if opened is None:
             return {self.drawn: "", self.exported: ""}
         results = jobs.results(opened)
-        labels = [*(label for label, _ in results), BASE]
-        edited = any(opened.embedding(Path(file)).exists() for _, file in results)  # by Imagic
+        labels = [*results, BASE]
+        files = [Path(one["weights"]) for one in results.values() if "weights" in one]
+        edited = any(opened.embedding(file).exists() for file in files)  # by Imagic
         return {
             self.weights: gr.update(choices=labels, value=labels[0]),
             self.sheet_rows: gr.update(choices=labels, value=labels[:-1][:4]),
@@ -128,8 +129,7 @@ class GenerateTab:
         act(self.export.click, self._export, export, [], self.export_said)
 
     def _weights(self, values: Values, opened: Project) -> dict[str, Any]:
-        file = dict(jobs.results(opened)).get(values[self.weights], "")
-        return {"weights": file} if file else {"base": True}
+        return jobs.results(opened).get(values[self.weights], {"base": True})
 
     def _draw(self, values: Values) -> Shown:
         opened = self.page.opened(values)
@@ -144,9 +144,10 @@ class GenerateTab:
 
     def _draw_sheet(self, values: Values) -> Shown:
         opened = self.page.opened(values)
-        files = dict(jobs.results(opened))
+        results = jobs.results(opened)
+        chosen = [results.get(label, {"weights": ""}) for label in values[self.sheet_rows] or []]
         sheet = {
-            "weights": [files.get(label, "") for label in values[self.sheet_rows] or []],
+            "weights": [one.get("weights", one) for one in chosen],
             "lora_weights": jobs.lora_weights(values[self.sheet_columns] or ""),
         }
         wanted = {name: values[field] for name, field in self.fields.items() if name not in ("eta", "count")}

@@ -111,11 +111,18 @@ def _make_room(opened: Project, kind: str) -> None:
         shutil.rmtree(before.folder, ignore_errors=True)
 
 
-def results(opened: Project) -> list[tuple[str, str]]:
-    """The files that runs of this model wrote and that are still there, the newest first: (name, path)."""
-    return [
-        (f"{Path(one['path']).name} (run {one['run'].rpartition('/')[2]})", one["path"]) for one in runs.outputs(opened)
-    ]
+def results(opened: Project) -> dict[str, Values]:
+    """What can be drawn with, by what the page calls it: the files that runs of this model wrote and that are still
+    there, the newest first, then the states of runs that rest. Each as a job asks for it."""
+    found: dict[str, Values] = {}
+    for one in runs.outputs(opened):
+        found[f"{Path(one['path']).name} (run {one['run'].rpartition('/')[2]})"] = {"weights": one["path"]}
+    for job in reversed(run.runs(opened)):
+        number = int(job.folder.name)
+        if job.status() in going_on.RESTING and not settings.parse(job.settings()).imagic.enabled:
+            for step in reversed(going_on.states(job)):
+                found[f"state after step {step:,} (run {number})"] = {"run": number, "from_step": step}
+    return found
 
 
 def engine() -> Path:

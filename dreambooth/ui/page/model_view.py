@@ -93,7 +93,7 @@ def _run_table(jobs: list[Job]) -> str:
 
 def _points(job: Job, status: str) -> str:
     """A button for each state; going back to an earlier one takes a second press, as it sets the later ones aside."""
-    if status not in ("paused", "failed", "lost"):
+    if status not in going_on.RESTING:
         return ""
     model, _, number = job.name.rpartition("/")
     address, steps = f"dreambooth/models/{quote(model)}", going_on.states(job)
