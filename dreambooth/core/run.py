@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 from dreambooth.core import atomic, lock, story
-from dreambooth.core.errors import UserError
+from dreambooth.core.errors import Problem, UserError
 from dreambooth.core.json_file import read_object
 from dreambooth.core.project import Folders, Project, names, open_project
 from dreambooth.core.settings import Settings, carried_over, to_json
@@ -115,6 +115,11 @@ class Job:
         except OSError as error:
             if error.errno not in _DISK_FULL:
                 raise
+
+    def warn(self, said: str | Problem) -> None:
+        """Reports something that does not end the job, in the form that failures have; `text` is all of it."""
+        problem = Problem.of(said) if isinstance(said, str) else said
+        self.report("warning", text=problem.sentence, **problem.as_json())
 
     def events(self, offset: int = 0) -> tuple[list[dict[str, Any]], int]:
         """The events after byte `offset`, and the offset for the next call. A half-written line is left for it."""

@@ -12,7 +12,7 @@ from dreambooth.core.quantities import size
 from dreambooth.core.run import BY_WEBUI, Job
 from dreambooth.core.story import Story
 from dreambooth.service import hot_use, runs
-from dreambooth.ui.page.fragments import Event, bar, failure_list, image, root, sentence_list, use_button
+from dreambooth.ui.page.fragments import Event, bar, failure_list, image, root, sentence_list, use_button, warning_list
 from dreambooth.ui.page.run_view import stage
 
 _STARTING = {"name": "starting", "share": None, "note": ""}
@@ -39,9 +39,10 @@ def _shown(project: Project, job: Job) -> tuple[str, list[tuple[str, str]]]:
         return "running", [("head", head), ("result", _pictures(project, job, story))]
     if status in ("failed", "lost"):
         return "failed", [("head", failure_list(runs.errors(job, status))), ("result", "")]
+    warned = warning_list(story.warnings)
     if story.ending is None or status == "stopped":
-        return "done", [("result", _pictures(project, job, story))]
-    return "done", [("result", _RESULTS[job.read()["kind"]](project, job, story, story.ending))]
+        return "done", [("result", warned + _pictures(project, job, story))]
+    return "done", [("result", warned + _RESULTS[job.read()["kind"]](project, job, story, story.ending))]
 
 
 def _stop(job: Job) -> str:

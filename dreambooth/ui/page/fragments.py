@@ -79,6 +79,11 @@ def failure_list(errors: list[Problem]) -> str:
     return sentence_list([one.sentence for one in errors]) + "".join(shown)
 
 
+def warning_list(warnings: list[Problem]) -> str:
+    """What a job says that goes on."""
+    return "".join(f'<p class="db-note">{escape(_by_label(one.sentence))}</p>' for one in warnings)
+
+
 def to_txt2img(folders: Folders, job: Job, path: Path) -> str:
     """The button that fills the WebUI's txt2img tab (javascript/hot_use.js); style.css hides it where there is none."""
     return use_button(hot_use.use(folders, job, path))

@@ -19,7 +19,7 @@ from dreambooth.core.run import Job
 from dreambooth.core.story import Course, Story
 from dreambooth.service import installation, runs
 from dreambooth.ui.page.curves import curve
-from dreambooth.ui.page.fragments import Event, bar, failure_list, image, root, to_txt2img
+from dreambooth.ui.page.fragments import Event, bar, failure_list, image, root, to_txt2img, warning_list
 from dreambooth.ui.page.resume_view import resume_view
 
 LOG_LINES = 40
@@ -106,8 +106,7 @@ def stage(story: Story) -> Event | None:
 
 
 def _notes(job: Job, story: Story, status: str) -> str:
-    warnings = "".join(f'<p class="db-note">{escape(text)}</p>' for text in story.warnings)
-    return failure_list(runs.errors(job, status)) + _report(job, status) + warnings
+    return failure_list(runs.errors(job, status)) + _report(job, status) + warning_list(story.warnings)
 
 
 def _report(job: Job, status: str) -> str:
