@@ -87,7 +87,7 @@ def _run_table(jobs: list[Job]) -> str:
         cells = [str(int(job.folder.name)), WORDS[status], steps, written[-1] if written else ""]
         shown = "".join(f"<td>{escape(cell)}</td>" for cell in cells)
         rows.append(f"<tr>{shown}<td>{_points(job, status)}</td></tr>")
-    head = "<tr><th>Run</th><th></th><th>Steps</th><th>Written</th><th>Resume from step</th></tr>"
+    head = "<tr><th>Run</th><th></th><th>Steps</th><th>Written</th><th>Resume from step, or export it</th></tr>"
     return f'<table class="db-runs">{head}{"".join(rows)}</table>' if rows else ""
 
 

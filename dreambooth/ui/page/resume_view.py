@@ -36,7 +36,7 @@ def resume_view(job: Job, opened: Project) -> str:
         parts.append(f"<p>The page's own cannot be taken over now:</p>{sentence_list(prospect['problems'])}")
     if kept:
         parts.append(f"<p>These stay as the run has them, or are for a new run:</p><ul>{_kept(kept)}</ul>")
-    return f'<div class="db-plan-made">{"".join(parts)}</div>'
+    return f'<div class="db-plan-made db-differs">{"".join(parts)}</div>'
 
 
 def _kept(kept: list[Difference]) -> str:
