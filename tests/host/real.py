@@ -47,17 +47,20 @@ class WebUI:
         self.has_engine = True
 
     def start(self, *flags: str) -> float:
-        """Returns the seconds until it answers."""
+        """Returns the seconds until it answers. Nothing is asked before it has started: AUTOMATIC1111 breaks off where a
+        request comes between its page and its API."""
         on_processor = ["--always-cpu"] if self.is_forge else ["--use-cpu", "all", "--no-half"]
         # Forge serves its own scripts only from allowed folders, and --data-dir takes its own folder off them.
         own = ["--data-dir", str(self.data), "--port", str(self.port), "--gradio-allowed-path", str(self.folder)]
         began = time.monotonic()
         with open(self.log, "ab") as log:
+            before = log.tell()
             self.process = subprocess.Popen(
                 [self.python, "launch.py", *FLAGS, *on_processor, *own, *self.flags, *flags],
                 cwd=self.folder, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=self.variables(),
             )  # fmt: skip
-        self.wait(lambda: self.has_ended() or self.ask("/sdapi/v1/sd-models") is not None, START_SECONDS)
+        self.wait(lambda: self.has_ended() or b"Startup time" in self.log.read_bytes()[before:], START_SECONDS)
+        self.wait(lambda: self.has_ended() or self.ask("/sdapi/v1/sd-models") is not None)
         assert not self.has_ended(), self.said()
         return time.monotonic() - began
 
