@@ -92,7 +92,7 @@ def _computed_in(x: Tensor) -> torch.dtype:
 
 
 class _Product(torch.autograd.Function):
-    """x (..., in), W (out, in), b (out,) or None, A (rank, in), B (out, rank) -> (..., out). W and b get no gradient."""
+    """x (..., in), W (out, in), b (out,) or None, A (rank, in), B (out, rank) -> (..., out); W and b rest."""
 
     @staticmethod
     def forward(

@@ -59,7 +59,7 @@ def plain_dtype(accelerator: Accelerator, settings: Settings) -> torch.dtype | N
     softmax of sliced attention, are done in what they are given.
     """
     computed, held = compute_dtype(accelerator), weights_dtype(accelerator, settings)
-    wide = settings.is_lora and settings.lora.kind in ("loha", "lokr") or settings.memory.attention == "sliced"
+    wide = (settings.is_lora and settings.lora.kind in ("loha", "lokr")) or settings.memory.attention == "sliced"
     return computed if computed == held and not (wide and computed != torch.float32) else None
 
 
