@@ -24,7 +24,7 @@ from dreambooth.engine.families.model import Model
 from dreambooth.engine.lora_layer import LoraConv2d, LoraLinear
 from dreambooth.engine.training import optimizers, precision, rounding, skipping
 from dreambooth.engine.training.adapters import Trained
-from dreambooth.engine.training.ema import Ema
+from dreambooth.engine.training.ema import IN_STATE, Ema
 from dreambooth.engine.training.text import Texts
 
 
@@ -113,7 +113,7 @@ class Session:
         """Everything resumable: the weights, and the rest in the form that torch saves."""
         weights = dict(self.trained.named())
         if self.ema:
-            weights.update({f"ema.{name}": average for name, average in self.ema.average.items()})
+            weights.update({f"{IN_STATE}{name}": average for name, average in self.ema.average.items()})
         scaler = self.accelerator.scaler
         rest = {
             "step": self.step,
