@@ -112,6 +112,7 @@ def _row(case: Case, who: str, taken: list[dict[str, Any]]) -> dict[str, Any]:
         "step_seconds": step,
         "images_per_second": case.batch / step,
         "first_step_seconds": middle("first_step_seconds"),
+        "first_step_processor_seconds": middle("first_step_processor_seconds"),
         "overhead_seconds": statistics.median(one["mean_step_seconds"] - one["model_seconds"] for one in taken),
         "peak_bytes": int(middle("peak_bytes")),
         "device_peak_bytes": int(middle("device_peak_bytes")),

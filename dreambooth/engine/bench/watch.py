@@ -25,7 +25,7 @@ class Watch:
         self.ends: list[Any] = []
         self.spans: list[tuple[Any, Any]] = []  # of forward and backward
         self.losses: list[Any] = []
-        self.first_step_seconds = 0.0
+        self.first_step_seconds = self.first_step_processor_seconds = 0.0
         self.flops = 0
         self._counter: Any = None
 
@@ -47,7 +47,10 @@ class Watch:
         register_optimizer_step_post_hook(lambda *_: self.step_ended())
 
     def step_ended(self) -> None:
-        """The device is waited for once, after the first step."""
+        """The device is waited for once, after the first step. What an optimizer does before anything of the UNet has
+        gone backward is no step of the training: we try ours on a small problem first."""
+        if not self.losses:
+            return
         if self._counter:
             self.flops = self._counter.get_total_flops()
             self._counter.__exit__(None, None, None)
@@ -56,6 +59,7 @@ class Watch:
         if not self.ends:
             _wait()
             self.first_step_seconds = time.time() - self.started
+            self.first_step_processor_seconds = time.process_time()
         self.ends.append(_now())
         if len(self.ends) == self.steps - 1:
             from torch.utils.flop_counter import FlopCounterMode
@@ -70,6 +74,7 @@ class Watch:
         inside = [_seconds(a, b) for a, b in self.spans[2 * WARM_STEPS : 2 * len(self.ends)]]
         return {
             "first_step_seconds": self.first_step_seconds,
+            "first_step_processor_seconds": self.first_step_processor_seconds,
             "step_seconds": statistics.median(steps),
             "model_seconds": sum(inside) / len(steps) if steps else 0.0,
             "mean_step_seconds": sum(steps) / len(steps),
