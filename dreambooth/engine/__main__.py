@@ -116,6 +116,7 @@ _ERRANDS = {
     "download": ("download", "run"),
     "bench-files": ("bench.files", "run"),
     "bench-training": ("bench.training", "measure"),
+    "bench-drawing": ("bench.drawing", "measure"),
     "bench-memory": ("bench.footprint", "run"),
     "bench-sweep": ("bench.sweep", "run"),
     "bench-states": ("bench.states", "measure"),

@@ -18,14 +18,16 @@ WARM_STEPS = 5  # the first ones allocate and tune; they are left out of the med
 
 
 class Watch:
-    """Counts a step at each step of an optimizer. `flops` has the arithmetic of the last step, which is not timed."""
+    """Counts a step at each step of an optimizer. `flops` has, with a card whose share is asked for, the arithmetic of the
+    last step, which is not timed."""
 
     def __init__(self, steps: int, started: float) -> None:
         self.steps, self.started = steps, started
         self.ends: list[Any] = []
+        self.processor: list[float] = []  # seconds of it until each step ended
         self.spans: list[tuple[Any, Any]] = []  # of forward and backward
         self.losses: list[Any] = []
-        self.first_step_seconds = self.first_step_processor_seconds = 0.0
+        self.first_step_seconds = 0.0
         self.flops = 0
         self._counter: Any = None
 
@@ -59,9 +61,9 @@ class Watch:
         if not self.ends:
             _wait()
             self.first_step_seconds = time.time() - self.started
-            self.first_step_processor_seconds = time.process_time()
         self.ends.append(_now())
-        if len(self.ends) == self.steps - 1:
+        self.processor.append(time.process_time())
+        if len(self.ends) == self.steps - 1 and _has_card():
             from torch.utils.flop_counter import FlopCounterMode
 
             self._counter = FlopCounterMode(display=False)
@@ -71,17 +73,19 @@ class Watch:
         """Everything that was seen, as JSON; the process is about to end."""
         _wait()
         steps = [_seconds(a, b) for a, b in zip(self.ends, self.ends[1:])][WARM_STEPS - 1 :]
+        worked = [b - a for a, b in zip(self.processor, self.processor[1:])][WARM_STEPS - 1 :]
         inside = [_seconds(a, b) for a, b in self.spans[2 * WARM_STEPS : 2 * len(self.ends)]]
         return {
             "first_step_seconds": self.first_step_seconds,
-            "first_step_processor_seconds": self.first_step_processor_seconds,
+            "first_step_processor_seconds": self.processor[0],
             "step_seconds": statistics.median(steps),
+            "step_processor_seconds": statistics.median(worked),
             "model_seconds": sum(inside) / len(steps) if steps else 0.0,
             "mean_step_seconds": sum(steps) / len(steps),
             "flops": self.flops,
             "losses": [round(float(loss), 6) for loss in self.losses[:8]],
             "peak_bytes": peak_bytes(),
-            "device_peak_bytes": _device_peak_bytes(),
+            "device_peak_bytes": device_peak_bytes(),
         }
 
     def _timed(self, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -116,11 +120,17 @@ def tell(watch: Watch, out: Path) -> None:
     out.write_text(json.dumps(watch.found()), encoding="utf-8")
 
 
+def _has_card() -> bool:
+    import torch
+
+    return bool(torch.cuda.is_available())
+
+
 def _now() -> Any:
     """A moment: of the processor's clock, or on a GPU an event in its queue, which nobody waits for."""
     import torch
 
-    if not torch.cuda.is_available():
+    if not _has_card():
         return time.perf_counter()
     event = torch.cuda.Event(enable_timing=True)
     event.record()
@@ -138,7 +148,8 @@ def _wait() -> None:
         torch.cuda.synchronize()
 
 
-def _device_peak_bytes() -> int:
+def device_peak_bytes() -> int:
+    """The most memory of a GPU that tensors have held at once; 0 without one."""
     import torch
 
     return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
