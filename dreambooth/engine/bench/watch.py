@@ -18,8 +18,8 @@ WARM_STEPS = 5  # the first ones allocate and tune; they are left out of the med
 
 
 class Watch:
-    """Counts a step at each step of an optimizer. `flops` has, with a card whose share is asked for, the arithmetic of the
-    last step, which is not timed."""
+    """Counts a step at each step of an optimizer. With a card, `flops` has the arithmetic of the last step, which is
+    not timed."""
 
     def __init__(self, steps: int, started: float) -> None:
         self.steps, self.started = steps, started
