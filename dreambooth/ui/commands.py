@@ -156,14 +156,14 @@ def export(options: argparse.Namespace, terminal: Terminal) -> Result:
     return errand(options, terminal, "export", settings.parse({}), **fields)
 
 
-BENCHES = ("training", "files", "states", "sweep", "memory")
+BENCHES = ("training", "drawing", "files", "states", "sweep", "memory")
 
 
 def bench(options: argparse.Namespace, terminal: Terminal) -> Result:
     default = f"bench-{options.part}{'.json' if options.part == 'memory' else ''}"
     out = Path(options.out or default).expanduser().resolve()
-    if options.part != "training" and (options.large or options.peer):
-        raise UserError("--large, --peer: these belong to bench training.")
+    if options.part not in ("training", "drawing") and (options.large or options.peer):
+        raise UserError("--large, --peer: these belong to bench training and bench drawing.")
     if out.exists() and options.part not in ("sweep", "memory"):
         raise UserError(
             f"{out}: the benchmark fills and removes a folder of its own; name one that does not exist yet."

@@ -67,7 +67,8 @@ def set_deterministic(on: bool) -> None:
     """Whether only computations that repeat bit for bit are allowed; torch refuses the others."""
     if on:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when the GPU is first used
-    torch.use_deterministic_algorithms(on)
+    if on != torch.are_deterministic_algorithms_enabled():  # to say so imports the compiler
+        torch.use_deterministic_algorithms(on)
     torch.backends.cudnn.benchmark = False
 
 
