@@ -27,7 +27,8 @@ NAME = "sample-star"
 KINDS = ("without", "with")
 
 # Runs before any script of the page's own. `loaded` is the WebUI's own word, said when txt2img is there; `filled`, that
-# the controls hold the model's settings; `run`, that the run beside them is drawn.
+# the controls hold the model's settings; `run`, that the run beside them is drawn; `quiet`, when the browser had
+# for the last time been busy for 50 ms at a stretch.
 WATCH = """
     window.seen = {};
     const note = (what) => { window.seen[what] ??= performance.now() / 1000; };
@@ -35,6 +36,9 @@ WATCH = """
         const found = document.querySelector(selector);
         return found && found.offsetParent !== null ? found : null;
     };
+    new PerformanceObserver((list) => {
+        for (const task of list.getEntries()) window.seen.quiet = (task.startTime + task.duration) / 1000;
+    }).observe({type: "longtask", buffered: true});
     let asked = false;
     setInterval(() => {
         if (!asked && typeof onUiLoaded === "function") {
@@ -62,6 +66,7 @@ def visit(browser: Any, webui: WebUI, last: str) -> dict[str, float]:
     page.add_init_script(WATCH)
     page.goto(webui.address, timeout=LONG_MS)
     page.wait_for_function("what => what in window.seen", arg=last, timeout=LONG_MS)
+    page.wait_for_function("performance.now() / 1000 - window.seen.quiet > 1")
     seen: dict[str, float] = page.evaluate("window.seen")
     sizes = "performance.getEntriesByType('resource').concat(performance.getEntriesByType('navigation'))"
     seen["fetched_mb"] = page.evaluate(f"{sizes}.reduce((sum, one) => sum + one.decodedBodySize, 0)") / 1e6

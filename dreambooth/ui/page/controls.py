@@ -105,6 +105,8 @@ class Form:
         }
 
     def watch(self, bind: Callable[[Any], Any]) -> None:
-        """Calls `bind` with the event of each control that a person changes."""
+        """Calls `bind` with the event of each control that can be changed without the browser telling of an input, which
+        the page's script hears by itself: every event costs the page's start."""
         for control in self.controls.values():
-            bind(control.input)
+            if isinstance(control, (gr.Dropdown, gr.Slider)):
+                bind(control.input)
