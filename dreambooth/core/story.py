@@ -28,6 +28,7 @@ _HOLDS: dict[str, dict[str, type | tuple[type, ...]]] = {
     },
     "stage": {"name": str, "done": _NUMBER, "total": _NUMBER},
     "resumed": {"step": int},
+    "state": {"step": int},
     "preview": {"images": int, "paths": list},
     "saved": {"kind": str, "path": str, "bytes": int, "images": int},
     "picture": {"path": str},
@@ -90,6 +91,9 @@ class Story:
     # Of an engine that is not alive: lost where it ended without a word.
     status: Literal["new", "lost"] | Ending = "new"
     ending: Event | None = None  # the last one, or the start of the engine that is at work
+    started: Event | None = None  # the last start of an engine
+    state: Event | None = None  # the last state that was saved
+    result: Event | None = None  # all is written, and only tidying is left
     stage: Event | None = None  # of the engine that was started last; None while it trains
     step: Event = field(default_factory=dict)
     course: Course = field(default_factory=Course)
@@ -149,12 +153,16 @@ class Story:
         elif kind == "stage":
             self.stage = event
         elif kind == "started":
-            self.status, self.ending = "lost", event
+            self.status, self.ending, self.started = "lost", event, event
             self.stage = {"event": "stage", "name": "starting", "done": 0, "total": 1}
         elif ending := _ENDINGS.get(kind):
             self.status, self.ending = ending, event
         elif kind == "resumed":
             self.course.cut(event["step"])
+        elif kind == "state":
+            self.state = event
+        elif kind == "result":
+            self.result = self.result or event
         elif kind == "preview":
             self.previews[event["images"]] = event["paths"]
             if len(self.previews) > _MOST_MOMENTS:

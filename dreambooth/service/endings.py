@@ -46,9 +46,8 @@ def _said(event: dict[str, Any]) -> list[Problem]:
 
 def loss(job: Job) -> Problem:
     """Why an engine that said nothing is gone, as far as can be known, and what to do."""
-    events = job.events()[0]
-    started: dict[str, Any] = next((event for event in reversed(events) if event["event"] == "started"), {})
-    return Problem(f"{_cause(job, started)}.", str(job.log), _advice(job, events), log_excerpt(job))
+    story = job.story()
+    return Problem(f"{_cause(job, story.started or {})}.", str(job.log), _advice(job, story.state), log_excerpt(job))
 
 
 def _cause(job: Job, started: dict[str, Any]) -> str:
@@ -74,12 +73,11 @@ def _cause(job: Job, started: dict[str, Any]) -> str:
     return f"The engine was ended from outside (signal {-code}, {name})"
 
 
-def _advice(job: Job, events: list[dict[str, Any]]) -> str:
+def _advice(job: Job, state: dict[str, Any] | None) -> str:
     if job.folder.parent.name != "runs":
         return "Start it again."
-    saved = [event for event in events if event["event"] == "state"]
-    if saved:
-        return f"Resume goes on from its last state, at step {saved[-1].get('step')}."
+    if state:
+        return f"Resume goes on from its last state, at step {state['step']}."
     return "No state was saved yet; resume begins anew."
 
 

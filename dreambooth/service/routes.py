@@ -17,6 +17,7 @@ from dreambooth.core.run import Job
 from dreambooth.core.settings import Settings
 from dreambooth.service import environment, errands, installation, launcher, models, queue, runs
 
+_MOST_EVENT_BYTES = 4_000_000  # of events in one answer
 REQUESTS = ("pause", "stop", "discard", "save", "preview")
 
 Answer = dict[str, Any]
@@ -249,7 +250,8 @@ class Jobs(Routes):
         return runs.summary(self._run(name, number))
 
     def run_events(self, name: str, number: int, offset: int = 0) -> Answer:
-        """What happened since `offset`, as the run's folder has it, and the offset to ask with next."""
+        """What happened since `offset`, as the run's folder has it, and the offset to ask with next; of much that
+        happened, the first part."""
         return _events(self._run(name, number), offset)
 
     def run_log(self, name: str, number: int) -> Answer:
@@ -335,7 +337,7 @@ class Jobs(Routes):
 
 
 def _events(job: Job, offset: int) -> Answer:
-    events, offset = job.events(max(0, offset))
+    events, offset = job.events(max(0, offset), _MOST_EVENT_BYTES)
     return {"events": events, "offset": offset, "status": job.status()}
 
 

@@ -86,7 +86,7 @@ def change_settings(job: Job, given: dict[str, Any]) -> dict[str, Any]:
     check_resumable(job)
     now = job.settings()
     changed = on_resume.changes(now, schema.with_secrets(Settings, given, now))
-    if changed and any(event["event"] == "result" for event in job.events()[0]):
+    if changed and job.story().result:
         raise UserError(f"The run {job.name} has written its result already; resume it as it is.")
     if changed:
         job.change(changed)
@@ -109,7 +109,7 @@ def go_back(folders: Folders, job: Job, step: int) -> None:
         known = ", ".join(map(str, there)) or "none"
         raise UserError(f"from_step: the run {job.name} has no state after step {step} (there: {known}).")
     later = [one for one in there if one > step]
-    if later and any(event["event"] == "result" for event in job.events()[0]):
+    if later and job.story().result:
         raise UserError(f"The run {job.name} has written its result already; resume it as it is.")
     for one in reversed(later):
         _to_trash(folders, job, job.state / f"{one:09}")

@@ -1,5 +1,6 @@
-"""How long a WebUI's page takes, and how soon after it ours can be worked in: `python -m tests.host.ready DIR [VISITS]`,
-with the page's Python (.page).
+"""How long a WebUI's page takes, and how soon after it ours can be worked in.
+
+The command is `python -m tests.host.ready DIR [VISITS]`, with the page's Python (.page).
 
 Two WebUIs stand side by side, with the extension and without it, and a browser that has never been there opens their
 pages in turn, so that a busy machine slows both. As soon as the WebUI says that its page is loaded the visitor goes to
@@ -45,8 +46,8 @@ WATCH = """
             asked = true;
             onUiLoaded(() => {
                 note("loaded");
-                const tabs = document.querySelectorAll("#tabs > .tab-nav button, #tabs > .tab-wrapper button[role=tab]");
-                [...tabs].find((one) => one.textContent.trim() === "Dreambooth")?.click();
+                const bar = document.querySelectorAll("#tabs > .tab-nav button, #tabs > .tab-wrapper [role=tab]");
+                [...bar].find((one) => one.textContent.trim() === "Dreambooth")?.click();
             });
         }
         if (shown("#txt2img_generate")) note("txt2img");
