@@ -1,7 +1,7 @@
 """A model of a hundred concepts with two hundred pictures each on the page: `python -m tests.ui.page.many_pictures`.
 
-With the page's Python (.page). Told are the seconds to open the page and the Concepts tab, to choose another concept, and
-to save a change, in turn with those of a model of one concept with two hundred pictures.
+With the page's Python (.page). Told are the seconds to open the page and the Concepts tab, to choose another concept,
+and to save a change, in turn with those of a model of one concept with two hundred pictures.
 """
 
 from __future__ import annotations
