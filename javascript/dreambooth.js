@@ -264,7 +264,8 @@ const dreamboothPage = (() => {
         mark("searching", words.length > 0);
         for (const [id, texts] of Object.entries(JSON.parse(field.dataset.dbWords))) {
             const section = find(`#${id}`);
-            const found = new Set(Object.keys(texts).filter((one) => words.every((word) => texts[one].includes(word))));
+            const said = (one) => `${texts[one]} ${find(`#${one}`)?.textContent.toLowerCase()}`; // in any language
+            const found = new Set(Object.keys(texts).filter((one) => words.every((word) => said(one).includes(word))));
             section.classList.toggle("db-not-found", found.size === 0);
             const head = section.querySelector("button.label-wrap, .label-wrap");
             const open = head?.classList.contains("open");
@@ -364,7 +365,8 @@ const dreamboothPage = (() => {
         event.preventDefault();
         const label = button.textContent;
         button.dataset.dbSure = "yes";
-        button.textContent = `Press again: ${label.trim().toLowerCase()}`;
+        const again = window.dreamboothWords?.translated("Press again:") ?? "Press again:";
+        button.textContent = `${again} ${label.trim().toLowerCase()}`;
         setTimeout(() => {
             delete button.dataset.dbSure;
             button.textContent = label;

@@ -38,7 +38,7 @@ class WebUI:
     def __init__(self, folder: Path, python: str, data: Path, *flags: str) -> None:
         self.folder, self.python, self.data, self.flags = folder, python, data, flags
         self.is_forge = (folder / "modules_forge").exists()
-        self.log = data / "log"
+        self.log, self.localizations = data / "log", data / "localizations"
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
@@ -51,6 +51,8 @@ class WebUI:
         on_processor = ["--always-cpu"] if self.is_forge else ["--use-cpu", "all", "--no-half"]
         # Forge serves its own scripts only from allowed folders, and --data-dir takes its own folder off them.
         own = ["--data-dir", str(self.data), "--port", str(self.port), "--gradio-allowed-path", str(self.folder)]
+        self.localizations.mkdir(exist_ok=True)
+        own += ["--localizations-dir", str(self.localizations)]
         began = time.monotonic()
         with open(self.log, "ab") as log:
             self.process = subprocess.Popen(
@@ -139,6 +141,23 @@ class WebUI:
         return {name: json.loads((self.data / name).read_text()) for name in names}
 
 
+# Texts of the page, and of what its elements say besides, that were not translated with «». Not what people write.
+UNTRANSLATED = """() => {
+    const page = document.querySelector("#db_page"), left = [];
+    const add = (text) => /[a-zA-Z]{2}/.test(text) && !text.includes("«") && left.push(text.trim());
+    const walk = document.createTreeWalker(page, NodeFilter.SHOW_TEXT);
+    while (walk.nextNode()) {
+        const own = "textarea, pre, script, style, figcaption, b, dd, li.option, #db_hidden, #db_hidden_settings";
+        walk.currentNode.parentElement.closest(own) || add(walk.currentNode.textContent);
+    }
+    for (const one of page.querySelectorAll("[title], [aria-label], [placeholder]")) {
+        one.closest("#db_hidden, #db_hidden_settings") ||
+            ["title", "aria-label", "placeholder"].forEach(name => add(one.getAttribute(name) || ""));
+    }
+    return [...new Set(left)];
+}"""
+
+
 class Visitor(Hands):
     """A person with the WebUI's page open, on the Dreambooth tab."""
 
@@ -147,6 +166,12 @@ class Visitor(Hands):
         self.page.locator("#txt2img_prompt").first.wait_for(state="visible", timeout=LONG_MS)
         self.enter("Dreambooth")
         self.see("#db_page[data-db-state]", wait_ms=LONG_MS)
+
+    def reload_ui(self) -> None:
+        """Presses the WebUI's own "Reload UI", and waits until the page is there again."""
+        self.enter("Settings")
+        self.page.locator("button#settings_restart_gradio, #settings_restart_gradio button").first.click()
+        self.page.wait_for_timeout(3000)
 
     def used(self) -> str:
         """Presses the button beside the newest result. Returns the prompt that is in txt2img then, and in view."""
