@@ -6,6 +6,7 @@ const dreamboothPage = (() => {
     const DRAFT_MS = 600; // quiet time after which a change is saved
     const RUNNING_MS = 1000;
     const IDLE_MS = 4000;
+    const SILENT_MS = 10000; // a WebUI that is starting is disturbed by requests
     const KEY = /^([a-z_]+(?:\.[a-z0-9_]+)+): /;
 
     let draftTimer = null;
@@ -66,7 +67,8 @@ const dreamboothPage = (() => {
             const states = await Promise.all(visible().map(refresh));
             working = states.some((state) => state === "running" || state === "queued");
         }
-        lookTimer = setTimeout(keepLooking, working ? RUNNING_MS : IDLE_MS);
+        const silent = all(".db-silent").length > 0;
+        lookTimer = setTimeout(keepLooking, silent ? SILENT_MS : working ? RUNNING_MS : IDLE_MS);
     }
 
     /* The places to fill: each once, though gradio 3 gives two elements the same id. */

@@ -25,6 +25,7 @@ FLAGS = [
     "--skip-python-version-check", "--no-download-sd-model", "--no-hashing", "--api",
 ]  # fmt: skip
 START_SECONDS = 300
+STARTED = b"Startup time: "  # what a WebUI says last
 LONG_MS = 600_000
 
 
@@ -55,12 +56,15 @@ class WebUI:
         own += ["--localizations-dir", str(self.localizations)]
         began = time.monotonic()
         with open(self.log, "ab") as log:
+            said = log.tell()
             self.process = subprocess.Popen(
                 [self.python, "launch.py", *FLAGS, *on_processor, *own, *self.flags, *flags],
                 cwd=self.folder, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=self.variables(),
             )  # fmt: skip
-        self.wait(lambda: self.has_ended() or self.ask("/sdapi/v1/sd-models") is not None, START_SECONDS)
+        # AUTOMATIC1111 breaks when it is asked for anything between gradio's start and its API's.
+        self.wait(lambda: self.has_ended() or STARTED in self.log.read_bytes()[said:], START_SECONDS)
         assert not self.has_ended(), self.said()
+        self.wait(lambda: self.ask("/sdapi/v1/sd-models") is not None, START_SECONDS)
         return time.monotonic() - began
 
     def variables(self) -> dict[str, str]:
@@ -72,6 +76,7 @@ class WebUI:
             **kept,
             **(engine if self.has_engine else no_network),
             "OMP_NUM_THREADS": "1",
+            "PYTHONUNBUFFERED": "1",
             "GRADIO_ANALYTICS_ENABLED": "False",
             "HF_HUB_OFFLINE": "1",
         }

@@ -20,7 +20,7 @@ _NO_VIEWS = ("reference.py", "wording.py", "alone.py", "routes.py", "dialect.py"
 _TAG = re.compile(r"<[^>]*>?|^[^<>]*>")
 _NAMED = re.compile(r'(?:title|aria-label|placeholder|alt)="([^"]*)"')
 _IN_SCRIPT = re.compile(r"""(?:"([^"\\\n]+)"|`([^`\n]+)`)""")
-_STAGE = re.compile(r"""(?:report\("stage", name=|stage\(|"name": )"([a-z ]+)\"""")
+_STAGE = re.compile(r"""(?:report\("stage", name=|stage\(|stage, |"name": )"([a-z ]+)\"""")
 _STAGES_OF = ("dreambooth/engine", "dreambooth/core/story.py")
 _HOLE = "\x00"  # where a value stands
 
