@@ -180,6 +180,24 @@ const dreamboothPage = (() => {
                 field.setAttribute("aria-label", words);
             }
         }
+        for (const group of all("#db_page fieldset:not([aria-label])")) {
+            group.setAttribute("aria-label", group.querySelector("[data-testid=block-info]")?.textContent.trim() || "");
+        }
+        for (const head of all("#db_page div.label-wrap")) { // gradio 3: no keyboard reaches it
+            head.tabIndex = 0;
+            head.setAttribute("role", "button");
+            head.setAttribute("aria-expanded", head.classList.contains("open"));
+        }
+    }
+
+    /* What stands in for a button is pressed like one. */
+    function pressed(event) {
+        const head = event.target.closest?.("#db_page div.label-wrap");
+        if (head === event.target && (event.key === "Enter" || event.key === " ")) {
+            event.preventDefault();
+            head.click();
+            setTimeout(nameFields, 50);
+        }
     }
 
     /* Puts each sentence about a setting under its control. */
@@ -387,6 +405,7 @@ const dreamboothPage = (() => {
     function start() {
         document.addEventListener("input", typed, true);
         document.addEventListener("change", captioned, true);
+        document.addEventListener("keydown", pressed);
         document.addEventListener("click", confirmTwice, true);
         document.addEventListener("click", showMore, true);
         document.addEventListener("click", resumed);

@@ -130,7 +130,9 @@ class WebUI:
             except (OSError, Refused):
                 pass  # it starts, or reloads
             time.sleep(0.3)
-        raise AssertionError(f"it took too long; the WebUI says: {self.said()}")
+        code = self.process.poll() if self.process else None
+        ended = "" if code is None else f" (it has ended with {code})"
+        raise AssertionError(f"it took too long{ended}; the WebUI says: {self.said()}")
 
     def draw(self, prompt: str, steps: int = 2, **more: Any) -> tuple[bytes, str]:
         """A picture by the WebUI: its pixels, and what the WebUI says that it drew it with."""
