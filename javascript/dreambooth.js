@@ -184,18 +184,28 @@ const dreamboothPage = (() => {
             group.setAttribute("aria-label", group.querySelector("[data-testid=block-info]")?.textContent.trim() || "");
         }
         for (const head of all("#db_page div.label-wrap")) { // gradio 3: no keyboard reaches it
-            head.tabIndex = 0;
-            head.setAttribute("role", "button");
+            asButton(head, head.textContent.trim());
             head.setAttribute("aria-expanded", head.classList.contains("open"));
         }
+        for (const field of all("#db_page input[type=file]")) { // nor this
+            if (!field.closest("button, [tabindex]")) {
+                asButton(field.parentElement, field.closest(".block").querySelector("label")?.textContent.trim() || "");
+            }
+        }
+    }
+
+    function asButton(element, words) {
+        element.tabIndex = 0;
+        element.dataset.dbPressed = "";
+        element.setAttribute("role", "button");
+        element.setAttribute("aria-label", words);
     }
 
     /* What stands in for a button is pressed like one. */
     function pressed(event) {
-        const head = event.target.closest?.("#db_page div.label-wrap");
-        if (head === event.target && (event.key === "Enter" || event.key === " ")) {
+        if (event.target.matches?.("#db_page [data-db-pressed]") && (event.key === "Enter" || event.key === " ")) {
             event.preventDefault();
-            head.click();
+            event.target.click();
             setTimeout(nameFields, 50);
         }
     }
