@@ -13,10 +13,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Literal
 
+from dreambooth.core.errors import Problem
+
 Event = dict[str, Any]
 Ending = Literal["paused", "stopped", "done", "failed"]
 
 _ENDINGS: dict[str, Ending] = {"paused": "paused", "stopped": "stopped", "done": "done", "failed": "failed"}
+
+_LASTING = ("started", "state", "result")  # an engine's start, a saved state, and that only tidying is left
 
 _NUMBER = (int, float)
 _HOLDS: dict[str, dict[str, type | tuple[type, ...]]] = {
@@ -80,6 +84,14 @@ def _is_whole(kind: str, event: Event) -> bool:
     return kind != "preview" or all(isinstance(path, str) and "\x00" not in path for path in event["paths"])
 
 
+def _warning(event: Event) -> Problem:
+    """What a warning says; one of an earlier version has a sentence alone."""
+    try:
+        return Problem.read(event)
+    except ValueError:
+        return Problem.of(event["text"])
+
+
 def _mean(points: list[tuple[int, float, float]]) -> tuple[int, float, float]:
     return points[-1][0], sum(p[1] for p in points) / len(points), sum(p[2] for p in points) / len(points)
 
@@ -91,16 +103,14 @@ class Story:
     # Of an engine that is not alive: lost where it ended without a word.
     status: Literal["new", "lost"] | Ending = "new"
     ending: Event | None = None  # the last one, or the start of the engine that is at work
-    started: Event | None = None  # the last start of an engine
-    state: Event | None = None  # the last state that was saved
-    result: Event | None = None  # all is written, and only tidying is left
+    last: dict[str, Event] = field(default_factory=dict)  # of each kind in _LASTING
     stage: Event | None = None  # of the engine that was started last; None while it trains
     step: Event = field(default_factory=dict)
     course: Course = field(default_factory=Course)
     previews: dict[int, list[str]] = field(default_factory=dict)  # paths by images seen
     saved: list[Event] = field(default_factory=list)
     pictures: list[str] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
+    warnings: list[Problem] = field(default_factory=list)
     offset: int = 0
     _head: bytes = b""
 
@@ -147,22 +157,20 @@ class Story:
     def _tell(self, kind: str, event: Event) -> None:
         if not _is_whole(kind, event):
             return
+        if kind in _LASTING:
+            self.last[kind] = event
         if kind == "step":
             self.step, self.stage = event, None
             self.course.add(event["step"], float(event["loss"]), float(event["rate"]))
         elif kind == "stage":
             self.stage = event
         elif kind == "started":
-            self.status, self.ending, self.started = "lost", event, event
+            self.status, self.ending = "lost", event
             self.stage = {"event": "stage", "name": "starting", "done": 0, "total": 1}
         elif ending := _ENDINGS.get(kind):
             self.status, self.ending = ending, event
         elif kind == "resumed":
             self.course.cut(event["step"])
-        elif kind == "state":
-            self.state = event
-        elif kind == "result":
-            self.result = self.result or event
         elif kind == "preview":
             self.previews[event["images"]] = event["paths"]
             if len(self.previews) > _MOST_MOMENTS:
@@ -173,8 +181,10 @@ class Story:
             self.saved.append(event)
         elif kind == "picture":
             self.pictures = [*self.pictures, event["path"]][-_MOST_PICTURES:]
-        elif kind == "warning" and event["text"] not in self.warnings:
-            self.warnings = [*self.warnings, event["text"]][-_MOST_WARNINGS:]
+        elif kind == "warning":
+            said = _warning(event)
+            if said not in self.warnings:
+                self.warnings = [*self.warnings, said][-_MOST_WARNINGS:]
 
 
 _stories: OrderedDict[Path, Story] = OrderedDict()

@@ -19,7 +19,7 @@ from dreambooth.engine.work import Work
 
 def ended_before(job: Job) -> Ending | None:
     """How the run ended, if it was killed after its result had been written and before it could say so."""
-    result = job.story().result
+    result = job.story().last.get("result")
     return result["ending"] if result else None
 
 
@@ -43,7 +43,7 @@ def restore(work: Work, session: Session) -> None:
     if "pictures" in changed:
         saved.warnings.append("The pictures or their captions have changed since the last state; these go on with it.")
     for warning in saved.warnings:
-        work.job.report("warning", text=warning)
+        work.job.warn(warning)
     session.restore(weights, rest)
     if session.step > session.budget.steps:
         raise UserError(

@@ -11,7 +11,7 @@ from typing import Any
 from dreambooth.core import atomic, machine
 from dreambooth.core.errors import Problem, UserError
 from dreambooth.core.json_file import read_object
-from dreambooth.core.run import Job
+from dreambooth.core.run import BY_WEBUI, Job
 
 LOG_LINES, LOG_LENGTH = 8, 2000
 _CRASHES = ("SIGSEGV", "SIGBUS", "SIGABRT", "SIGFPE", "SIGILL", "SIGTRAP")
@@ -46,8 +46,11 @@ def _said(event: dict[str, Any]) -> list[Problem]:
 
 def loss(job: Job) -> Problem:
     """Why an engine that said nothing is gone, as far as can be known, and what to do."""
-    story = job.story()
-    return Problem(f"{_cause(job, story.started or {})}.", str(job.log), _advice(job, story.state), log_excerpt(job))
+    if job.read()["kind"] == BY_WEBUI:
+        return Problem("The WebUI was closed or started anew while it drew.", "", "Start it again.")
+    last = job.story().last
+    cause, advice = _cause(job, last.get("started", {})), _advice(job, last.get("state"))
+    return Problem(f"{cause}.", str(job.log), advice, log_excerpt(job))
 
 
 def _cause(job: Job, started: dict[str, Any]) -> str:

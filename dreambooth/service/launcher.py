@@ -98,7 +98,7 @@ def follow(job: Job, process: subprocess.Popen[bytes] | None, on_event: OnEvent,
 
 def kill(job: Job) -> None:
     """Ends a job's engine at once. Its number is its own as long as the job's lock is held."""
-    started = job.story().started or {}
+    started = job.story().last.get("started", {})
     if job.is_alive() and isinstance(started.get("pid"), int):
         with contextlib.suppress(OSError):
             os.kill(started["pid"], signal.SIGTERM if sys.platform == "win32" else signal.SIGKILL)

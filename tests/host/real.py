@@ -170,15 +170,19 @@ class Visitor(Hands):
 
     def open(self) -> None:
         self.page.goto(self.address)
+        self.arrive()
+
+    def arrive(self) -> None:
         self.page.locator("#txt2img_prompt").first.wait_for(state="visible", timeout=LONG_MS)
         self.enter("Dreambooth")
         self.see("#db_page[data-db-state]", wait_ms=LONG_MS)
 
     def reload_ui(self) -> None:
-        """Presses the WebUI's own "Reload UI", and waits until the page is there again."""
+        """Presses the WebUI's own "Reload UI", which loads the page anew by itself once the WebUI is there again."""
         self.enter("Settings")
-        self.page.locator("button#settings_restart_gradio, #settings_restart_gradio button").first.click()
-        self.page.wait_for_timeout(3000)
+        with self.page.expect_event("load", timeout=LONG_MS):
+            self.page.locator("button#settings_restart_gradio, #settings_restart_gradio button").first.click()
+        self.arrive()
 
     def used(self) -> str:
         """Presses the button beside the newest result. Returns the prompt that is in txt2img then, and in view."""

@@ -155,9 +155,7 @@ class Keyboard:
         """Back to the row of tabs, and along it."""
         for _ in range(150):
             self.keys.press("Shift+Tab")
-            words = self.hands.page.evaluate(
-                "document.activeElement.matches('button') && document.activeElement.innerText"
-            )
+            words = self.hands.page.evaluate("document.activeElement.closest('button')?.innerText")
             if words and words.strip() == name:
                 self.keys.press("Enter")
                 self.hands.see(f"#db_{name.lower()}_tab")
