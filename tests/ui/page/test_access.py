@@ -39,6 +39,7 @@ TOO_WIDE = """() => [...document.querySelectorAll("#db_page *")]
 @pytest.fixture(scope="module", params=[1280, 400])
 def hands(request: pytest.FixtureRequest, browser: Any, server: Server, data: Path) -> Iterator[Hands]:
     own = {"concepts.0.instance_data_dir": str(SUBJECT_PICTURES), "concepts.0.instance_prompt": "a [filewords]"}
+    own["general.seed"] = 7  # marked as changed
     if "star" not in project.names(Folders(data)):
         project.create(Folders(data), "star", MINIATURE, own)
     yield Hands(browser, server.address, request.param)
