@@ -31,7 +31,7 @@ const dreamboothWords = (() => {
             return text.replace(said, () => known()[said]);
         }
         if (said.includes(PIECES)) {
-            return said.split(PIECES).map(translated).join(PIECES);
+            return text.replace(said, () => said.split(PIECES).map(translated).join(PIECES));
         }
         for (const [pattern, words] of holed()) {
             const found = said.match(pattern);

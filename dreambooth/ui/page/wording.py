@@ -69,4 +69,5 @@ def _is_said(text: str, marked: bool) -> bool:
     if not re.search(r"[A-Za-z]{2}", text) or re.search(r"[{}=;_\\]|db-|\w\.\w|://|--|^\W*$", text):
         return False
     sentence = text[0].isupper() or text[0] in "#●≈"
-    return marked or (sentence and " " in text) or (text.istitle() and text.isalpha()) or text.startswith("#")
+    phrase = "#" in text and re.fullmatch(r"[a-z#][a-z# ,]+", text) and " " in text
+    return bool(marked or phrase or (sentence and " " in text) or (text.istitle() and text.isalpha()))
