@@ -70,4 +70,5 @@ def _is_said(text: str, marked: bool) -> bool:
         return False
     sentence = text[0].isupper() or text[0] in "#●≈"
     phrase = "#" in text and re.fullmatch(r"[a-z#][a-z# ,]+", text) and " " in text
-    return bool(marked or phrase or (sentence and " " in text) or (text.istitle() and text.isalpha()))
+    words = text.count(" ") + 1
+    return bool(marked or phrase or words > 4 or (sentence and words > 1) or (text.istitle() and text.isalpha()))
