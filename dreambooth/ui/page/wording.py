@@ -66,7 +66,7 @@ def _texts(literal: str) -> Iterator[str]:
 
 def _is_said(text: str, marked: bool) -> bool:
     """Whether a text is for people: words, and not a name of the program's."""
-    if not re.search(r"[A-Za-z]{2}", text) or re.search(r"[{}=;_\\]|db-|\w\.\w|://|--|^\W*$", text):
+    if not re.search(r"[A-Za-z]{2}", text) or re.search(r"[{}=_\\]|db-|\w\.\w|://|--|^\W*$", text):
         return False
     sentence = text[0].isupper() or text[0] in "#●≈"
     phrase = "#" in text and re.fullmatch(r"[a-z#][a-z# ,]+", text) and " " in text
