@@ -251,7 +251,7 @@ def _work(job: Job, python: Path, terminal: Terminal) -> Result:
 
     Ctrl-C gives up waiting; later it asks to pause: the state is saved, and resume goes on from it.
     """
-    offset, process = job.events()[1], None
+    offset, process = job.story().offset, None
     if job.needs_device:
         _take_turn(job, terminal)
     else:
@@ -261,7 +261,7 @@ def _work(job: Job, python: Path, terminal: Terminal) -> Result:
             launcher.follow(job, process, terminal.event, offset)
             break
         except KeyboardInterrupt:
-            offset = job.events()[1]
+            offset = job.story().offset
             if "pause" in job.requests():
                 launcher.kill(job)
                 raise
