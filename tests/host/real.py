@@ -48,7 +48,8 @@ class WebUI:
         self.has_engine = True
 
     def start(self, *flags: str) -> float:
-        """Returns the seconds until it answers."""
+        """Returns the seconds until it answers. Nothing is asked before it has started: AUTOMATIC1111 breaks off where
+        a request comes between its page and its API."""
         on_processor = ["--always-cpu"] if self.is_forge else ["--use-cpu", "all", "--no-half"]
         # Forge serves its own scripts only from allowed folders, and --data-dir takes its own folder off them.
         own = ["--data-dir", str(self.data), "--port", str(self.port), "--gradio-allowed-path", str(self.folder)]
