@@ -116,6 +116,7 @@ _ERRANDS = {
     "download": ("download", "run"),
     "bench-files": ("bench.files", "run"),
     "bench-training": ("bench.training", "measure"),
+    "bench-drawing": ("bench.drawing", "measure"),
     "bench-memory": ("bench.footprint", "run"),
     "bench-sweep": ("bench.sweep", "run"),
     "bench-states": ("bench.states", "measure"),
@@ -128,15 +129,19 @@ def _do(job: Job, kind: str, listener: Listener) -> tuple[str, dict[str, object]
     if kind == "train":
         from dreambooth.engine import worker
 
+        imports.settle()
         return worker.run(job, listener.let_end), {}
     if kind == "class-images":
         from dreambooth.engine import class_images
 
+        imports.settle()
         return class_images.run(job)
     if kind not in _ERRANDS:
         raise UserError(f"{job.folder}: there is no kind of job called {kind!r}.")
     module, function = _ERRANDS[kind]
-    return "done", getattr(importlib.import_module(f"dreambooth.engine.{module}"), function)(job)
+    errand = getattr(importlib.import_module(f"dreambooth.engine.{module}"), function)
+    imports.settle()
+    return "done", errand(job)
 
 
 def _explain(error: BaseException, job: Job, kind: str) -> Problem:

@@ -16,7 +16,7 @@ from dreambooth.engine.checkpoints import lora
 from dreambooth.engine.checkpoints.source import open_model
 from dreambooth.engine.data import png
 from dreambooth.engine.families.model import Model, Text
-from dreambooth.engine.sampling import SCHEDULERS, draw
+from dreambooth.engine.sampling import SCHEDULERS, Read, draw
 from dreambooth.engine.sampling_choice import Sampling
 from dreambooth.engine.training import precision
 
@@ -40,13 +40,13 @@ def run(job: Job) -> dict[str, Any]:
     model.read_prompts(tuning.max_token_length, tuning.clip_skip, tuning.pad_tokens)
     folder, count, batch = Path(wanted["out"]), wanted["count"], wanted["batch"]
     folder.mkdir(parents=True, exist_ok=True)
-    text = _text(model, project, wanted)
+    text, read = _text(model, project, wanted), Read(model)
     paths: list[str] = []
     for start in range(0, count, batch):
         job.report("stage", name="drawing", done=start, total=count)
         seeds = [wanted["seed"] + n for n in range(start, min(count, start + batch))]
         many = text[torch.zeros(len(seeds), dtype=torch.long)]
-        for seed, picture in zip(seeds, draw(model, many, seeds, sampling)):
+        for seed, picture in zip(seeds, draw(model, many, seeds, sampling, read=read)):
             path = folder / f"{len(list(folder.glob('*.png'))):05}-{seed}.png"
             png.write_or_refuse(picture, path, "those before it are kept")
             paths.append(str(path))

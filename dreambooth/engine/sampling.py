@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from typing import Any
 
 import diffusers
@@ -16,6 +17,8 @@ from dreambooth.core.errors import UserError
 from dreambooth.engine import sampling_choice
 from dreambooth.engine.families.model import LATENT_CHANNELS, LATENT_FACTOR, Model, Text, whole_picture
 from dreambooth.engine.sampling_choice import Sampling
+
+_KEPT_PROMPTS = 256  # a prompt of SDXL takes 0.6 MB
 
 _KARRAS = {"use_karras_sigmas": True}
 _SDE = {"algorithm_type": "sde-dpmsolver++"}
@@ -51,12 +54,13 @@ def draw(
     seeds: list[int],
     sampling: Sampling,
     on_step: Callable[[], None] | None = None,
+    read: Read | None = None,
 ) -> list[Image.Image]:
     """One RGB picture for each prompt, given as words or as what the UNet reads, each from its own seed, so that a
     batch changes nothing.
 
-    `on_step` is called before each sampling step and may raise to stop. Raises UserError for a scheduler that does not
-    go with this model.
+    `on_step` is called before each sampling step and may raise to stop. With `read`, what was read for pictures before
+    is not read again. Raises UserError for a scheduler that does not go with this model.
     """
     scheduler = make_scheduler(sampling.scheduler, model)
     scheduler.set_timesteps(sampling.steps)
@@ -64,10 +68,11 @@ def draw(
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     latents = torch.stack([torch.randn(shape, generator=g) for g in generators]).to(model.device)
     latents = latents * scheduler.init_noise_sigma
-    text = prompts if isinstance(prompts, Text) else model.encode_text(prompts)
+    read = read or Read(model)
+    text = prompts if isinstance(prompts, Text) else read(prompts)
     guided = sampling.guidance_scale > 1
     if guided:
-        text = Text.cat([model.encode_negative(sampling.negative_prompt, len(seeds)), text])
+        text = Text.cat([read.negative(sampling.negative_prompt, len(seeds)), text])
     text = text.to(model.unet.dtype)
     sizes = torch.tensor([whole_picture(sampling.width, sampling.height)] * len(text.hidden), device=model.device)
     noise = {"generator": generators} if "generator" in inspect.signature(scheduler.step).parameters else {}
@@ -75,12 +80,46 @@ def draw(
         if on_step:
             on_step()
         x = scheduler.scale_model_input(torch.cat([latents, latents]) if guided else latents, t)
-        predicted = model.denoise(x.to(model.unet.dtype), t, text, sizes).float()
+        with _computing(model):
+            predicted = model.denoise(x.to(model.unet.dtype), t, text, sizes).float()
         if guided:
             without, with_prompt = predicted.chunk(2)
             predicted = without + sampling.guidance_scale * (with_prompt - without)
         latents = scheduler.step(predicted, t, latents, **noise).prev_sample
     return to_pictures(model.decode(latents))
+
+
+class Read:
+    """Prompts as a model reads them, each once; for as long as its text encoders do not change.
+
+    Each is read by itself, so that a picture does not depend on which others are drawn with it.
+    """
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        self._known: dict[str, Text] = {}
+        self._negative: dict[str, Text] = {}
+
+    def __call__(self, prompts: list[str]) -> Text:
+        if missing := [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._known]:
+            if len(self._known) + len(missing) > _KEPT_PROMPTS:
+                self._known = {prompt: text for prompt, text in self._known.items() if prompt in prompts}
+            with self.model.present(*self.model.text_encoders):
+                self._known.update({prompt: self.model.encode_text([prompt]) for prompt in missing})
+        return Text.cat([self._known[prompt] for prompt in prompts])
+
+    def negative(self, prompt: str, count: int) -> Text:
+        """The other side of classifier-free guidance, `count` times."""
+        if prompt not in self._negative:
+            self._negative = {prompt: self.model.encode_negative(prompt, 1)}
+        return self._negative[prompt][torch.zeros(count, dtype=torch.long, device=self.model.device)]
+
+
+def _computing(model: Model) -> AbstractContextManager[Any]:
+    dtype = model.drawn_in
+    if dtype is None or dtype == model.unet.dtype:
+        return contextlib.nullcontext()
+    return torch.autocast(model.device.type, dtype=dtype)
 
 
 def make_scheduler(name: str, model: Model) -> Any:

@@ -38,13 +38,18 @@ def _add_tools(add: Callable[..., Any]) -> None:
         nargs="?",
         choices=commands.BENCHES,
         default="training",
-        help="training: steps, memory, time to the first step (the default); files: creating, loading and exporting; "
+        help="training: steps, memory, time to the first step (the default); drawing: class pictures a second; "
+        "files: creating, loading and exporting; "
         "states: what saving one costs; "
         "sweep: what each option does to likeness, prompt following and the class (an hour; goes on where it was); "
         "memory: the table that the planner reads, counted on full-size models without a card (half an hour)",
     )
-    sub.add_argument("--large", action="store_true", help="training: full-size models with random weights, on a GPU")
-    sub.add_argument("--peer", metavar="DIR", help="training: a checkout of diffusers, whose scripts run side by side")
+    sub.add_argument(
+        "--large", action="store_true", help="training, drawing: full-size models with random weights, on a GPU"
+    )
+    sub.add_argument(
+        "--peer", metavar="DIR", help="training, drawing: a checkout of diffusers, whose scripts run side by side"
+    )
     sub.add_argument(
         "--out",
         metavar="DIR",

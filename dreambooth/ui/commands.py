@@ -120,14 +120,14 @@ def stop(options: argparse.Namespace, terminal: Terminal) -> Result:
     return _ask(options, "discard" if options.discard else "stop")
 
 
-BENCHES = ("training", "files", "states", "sweep", "memory")
+BENCHES = ("training", "drawing", "files", "states", "sweep", "memory")
 
 
 def bench(options: argparse.Namespace, terminal: Terminal) -> Result:
     default = f"bench-{options.part}{'.json' if options.part == 'memory' else ''}"
     out = Path(options.out or default).expanduser().resolve()
-    if options.part != "training" and (options.large or options.peer):
-        raise UserError("--large, --peer: these belong to bench training.")
+    if options.part not in ("training", "drawing") and (options.large or options.peer):
+        raise UserError("--large, --peer: these belong to bench training and bench drawing.")
     if out.exists() and options.part not in ("sweep", "memory"):
         raise UserError(
             f"{out}: the benchmark fills and removes a folder of its own; name one that does not exist yet."
@@ -215,7 +215,7 @@ def _work(job: Job, python: Path, terminal: Terminal) -> Result:
 
     Ctrl-C gives up waiting; later it asks to pause: the state is saved, and resume goes on from it.
     """
-    offset, process = job.events()[1], None
+    offset, process = job.story().offset, None
     if job.needs_device:
         _take_turn(job, terminal)
     else:
@@ -225,7 +225,7 @@ def _work(job: Job, python: Path, terminal: Terminal) -> Result:
             launcher.follow(job, process, terminal.event, offset)
             break
         except KeyboardInterrupt:
-            offset = job.events()[1]
+            offset = job.story().offset
             if "pause" in job.requests():
                 launcher.kill(job)
                 raise

@@ -194,8 +194,8 @@ def _file_bench(result: Result) -> str:
 
 
 def _training_bench(result: Result) -> str:
-    head = ["model", "method", "batch", "size", "who", "step (ms)", "images/s", "overhead (ms)", "first step (s)"]
-    rows = [[*head, "peak memory", "of the card's peak"]]
+    head = ["model", "method", "batch", "size", "who", "step (ms)", "processor (ms)", "images/s", "overhead (ms)"]
+    rows = [[*head, "first step (s)", "processor (s)", "peak memory", "of the card's peak"]]
     for one in result["rows"]:
         share = "" if one["share_of_peak"] is None else f"{one['share_of_peak']:.0%}"
         rows.append(
@@ -206,15 +206,27 @@ def _training_bench(result: Result) -> str:
                 str(one["resolution"]),
                 one["who"],
                 f"{1000 * one['step_seconds']:.1f}",
+                f"{1000 * one['step_processor_seconds']:.1f}",
                 f"{one['images_per_second']:.1f}",
                 f"{1000 * one['overhead_seconds']:.1f}",
                 f"{one['first_step_seconds']:.1f}",
+                f"{one['first_step_processor_seconds']:.1f}",
                 size(one["device_peak_bytes"] or one["peak_bytes"]),
                 share,
             ]
         )
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
     return f"{table(rows)}\n\n{versions}"
+
+
+def _drawing_bench(result: Result) -> str:
+    rows = [["who", "steps", "batch", "pictures/s", "processor, each (s)", "first picture (s)", "peak memory"]]
+    for one in result["rows"]:
+        seconds = [f"{one['pictures_per_second']:.2f}"]
+        seconds += [f"{one['processor_seconds_each']:.2f}", f"{one['first_picture_seconds']:.1f}"]
+        rows.append([one["who"], str(one["steps"]), str(one["batch"]), *seconds, size(one["peak_bytes"])])
+    versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
+    return f"{result['pictures']} pictures of {result['size']} pixels\n{table(rows)}\n\n{versions}"
 
 
 def _sweep(result: Result) -> str:
@@ -242,6 +254,7 @@ def _state_bench(result: Result) -> str:
 _BENCHES = {
     "memory": _memory_bench,
     "training": _training_bench,
+    "drawing": _drawing_bench,
     "files": _file_bench,
     "states": _state_bench,
     "sweep": _sweep,

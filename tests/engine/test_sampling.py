@@ -7,6 +7,7 @@ from typing import get_args, get_type_hints
 
 import numpy as np
 import pytest
+import torch
 
 from dreambooth.core import project, settings
 from dreambooth.core.errors import UserError
@@ -14,10 +15,12 @@ from dreambooth.core.project import Folders
 from dreambooth.core.settings import parse
 from dreambooth.core.settings.results import Previews
 from dreambooth.engine import families, sampling_choice, worker
+from dreambooth.engine.checkpoints.source import open_model
 from dreambooth.engine.families.model import Model
-from dreambooth.engine.sampling import SCHEDULERS, draw
+from dreambooth.engine.sampling import SCHEDULERS, Read, draw
 from dreambooth.engine.sampling_choice import NO_ZERO_TERMINAL_SNR, Sampling
 from dreambooth.engine.training import preview
+from dreambooth.engine.work import Work
 from dreambooth.service import launcher
 from tests.engine import tiny
 
@@ -109,3 +112,37 @@ def test_previews_have_their_own_sampling(model: Model, tmp_path: Path) -> None:
         assert not np.array_equal(plain, made(**{key: value})), key
     assert made(width=128, height=72).shape == (72, 128, 3)
     assert np.abs(made(count=2) - plain).max() <= 2
+
+
+def test_a_prompt_is_read_once_and_alone(model: Model) -> None:
+    """However many pictures are drawn of it, in however many batches; and a picture does not hang on its neighbours."""
+    sampling, batches = Sampling(64, 64, 2, 3.0, "blue", "ddim"), []
+    handle = model.text_encoders["text_encoder"].register_forward_hook(lambda *io: batches.append(len(io[1][0])))
+    read = Read(model)
+    try:
+        both = draw(model, ["a red star", "a moon"], [1, 2], sampling, read=read)
+        alone = draw(model, ["a moon", "a moon"], [2, 3], sampling, read=read)[0]
+    finally:
+        handle.remove()
+    assert batches == [1, 1, 1], "two prompts and what is not wanted"
+    assert np.abs(np.asarray(both[1], int) - np.asarray(alone, int)).max() <= 2
+
+
+def test_the_unet_draws_in_the_precision_of_the_training(model: Model, tmp_path: Path) -> None:
+    """Also where its weights are whole, as those of a model that is taught itself."""
+    inside: list[torch.dtype] = []
+    handle = model.unet.mid_block.register_forward_hook(lambda *io: inside.append(io[2].dtype))
+    try:
+        whole = drawn(model, "ddim", 4)
+        model.drawn_in = torch.bfloat16
+        half = drawn(model, "ddim", 4)
+    finally:
+        model.drawn_in = None
+        handle.remove()
+    assert inside == [torch.float32] * 4 + [torch.bfloat16] * 4
+    assert model.unet.dtype == torch.float32
+    assert 0 < np.abs(whole - half).mean() < 3
+    made = project.create(Folders(tmp_path), "m", tiny.write_original(tmp_path / "m.safetensors", "sd1"))
+    job = launcher.new_run(Folders(tmp_path), made, parse({"general.method": "full", "tuning.mixed_precision": "bf16"}))
+    work = Work.open(job)
+    assert worker.load(work, open_model(made))[0].drawn_in == torch.bfloat16

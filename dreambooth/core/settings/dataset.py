@@ -63,7 +63,7 @@ class Concept:
         advanced=True,
     )
     class_infer_steps: int = setting(
-        25, "Classification Steps", "Sampling steps for each class picture.", min=1, max=200, advanced=True
+        20, "Classification Steps", "Sampling steps for each class picture.", min=1, max=200, advanced=True
     )
     loss_weight: float = setting(
         1.0,

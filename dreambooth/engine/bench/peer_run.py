@@ -9,23 +9,29 @@ from __future__ import annotations
 import json
 import runpy
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from dreambooth.engine.bench import torchvision_stand_in, watch
 
 
 def main(about_file: Path) -> None:
-    about = json.loads(about_file.read_text(encoding="utf-8"))
+    about, watched = json.loads(about_file.read_text(encoding="utf-8")), []
+    run(about, lambda: watched.append(watch.begin(about)))
+    watch.tell(watched[0], Path(about["out"]))
+
+
+def run(about: dict[str, Any], begin_watch: Callable[[], None]) -> None:
     import diffusers.utils
     import transformers
 
     diffusers.utils.check_min_version = lambda version: None  # the scripts ask for the version of their own checkout
-    watched = watch.begin(about)
+    begin_watch()
     if not transformers.utils.is_torchvision_available():  # asked once and remembered, so nobody else takes it for real
         torchvision_stand_in.install()
     sys.argv = [about["script"], *about["arguments"]]
     runpy.run_path(about["script"], run_name="__main__")
-    watch.tell(watched, Path(about["out"]))
 
 
 if __name__ == "__main__":

@@ -79,13 +79,13 @@ def measure(job: Job) -> dict[str, Any]:
     if scripts:
         cases = [case for case in cases if case.family == "sd1"]
     try:
-        return {"rows": _rows(job, folder, cases, scripts, asked), "versions": _versions()}
+        return {"rows": _rows(job, folder, cases, scripts, asked), "versions": versions()}
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def _rows(job: Job, folder: Path, cases: list[Case], scripts: peers.Scripts | None, asked: Any) -> list[dict[str, Any]]:
-    bench, turns = _Bench(job, folder, asked), int(asked.get("repeats") or (3 if scripts else 1))
+    bench, turns = Bench(job, folder, asked), int(asked.get("repeats") or (3 if scripts else 1))
     who = ["ours", "diffusers"] if scripts else ["ours"]
     rows, done = [], 0
     for case in cases:
@@ -112,6 +112,8 @@ def _row(case: Case, who: str, taken: list[dict[str, Any]]) -> dict[str, Any]:
         "step_seconds": step,
         "images_per_second": case.batch / step,
         "first_step_seconds": middle("first_step_seconds"),
+        "step_processor_seconds": middle("step_processor_seconds"),
+        "first_step_processor_seconds": middle("first_step_processor_seconds"),
         "overhead_seconds": statistics.median(one["mean_step_seconds"] - one["model_seconds"] for one in taken),
         "peak_bytes": int(middle("peak_bytes")),
         "device_peak_bytes": int(middle("device_peak_bytes")),
@@ -124,7 +126,7 @@ def _row(case: Case, who: str, taken: list[dict[str, Any]]) -> dict[str, Any]:
     return row
 
 
-class _Bench:
+class Bench:
     """The folder in which the measured processes work."""
 
     def __init__(self, job: Job, folder: Path, asked: dict[str, Any]) -> None:
@@ -155,24 +157,28 @@ class _Bench:
                 **self.asked.get("settings", {}),
             }
         )
-        made = project.create(self.models, f"m{self.count}", self._source(case.family))
+        made = project.create(self.models, f"m{self.count}", self.source(case.family))
         work = new_run(self.models, made, settings)
-        found = self._measured("own_run", sys.executable, case, job=str(work.folder))
+        found = self.measured("own_run", case, job=str(work.folder))
         shutil.rmtree(made.folder)
         return found
 
     def peer(self, case: Case, scripts: peers.Scripts | None) -> dict[str, Any]:
         assert scripts is not None
-        model, out = self.folder / f"{case.family}-folder", self.folder / "peer-output"
-        if not model.exists():
-            peers.write_model(model, self._source(case.family))
-        arguments = peers.arguments(case, model, self.pictures, PROMPT, out)
-        python = self.asked.get("peer_python") or sys.executable
-        found = self._measured("peer_run", python, case, script=str(scripts[case.method]), arguments=arguments)
+        out = self.folder / "peer-output"
+        arguments = peers.arguments(case, self.peer_model(case.family), self.pictures, PROMPT, out)
+        found = self.measured("peer_run", case, script=str(scripts[case.method]), arguments=arguments)
         shutil.rmtree(out, ignore_errors=True)
         return found
 
-    def _source(self, family: str) -> Path:
+    def peer_model(self, family: str) -> Path:
+        """The model as diffusers' scripts read it."""
+        model = self.folder / f"{family}-folder"
+        if not model.exists():
+            peers.write_model(model, self.source(family))
+        return model
+
+    def source(self, family: str) -> Path:
         if not self.asked.get("large"):
             return MINIATURES[family]
         path = self.folder / f"{family}.safetensors"
@@ -184,12 +190,12 @@ class _Bench:
             write_random(path, family, torch.float16)
         return path
 
-    def _measured(self, module: str, python: str, case: Case, **about: Any) -> dict[str, Any]:
+    def measured(self, module: str, case: Case, **about: Any) -> dict[str, Any]:
         """One process, timed from its start. Raises UserError with its last line if it fails."""
         self.count += 1
         told, out, log = (self.folder / f"{self.count}.{end}" for end in ("about.json", "out.json", "log"))
         told.write_text(json.dumps({**about, "out": str(out), "steps": case.steps, "started": time.time()}))
-        command = [python, "-m", f"dreambooth.engine.bench.{module}", str(told)]
+        command = [sys.executable, "-m", f"dreambooth.engine.bench.{module}", str(told)]
         with open(log, "w", encoding="utf-8") as file:
             one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}
             code = subprocess.call(command, cwd=PROJECT, env=one_thread, stdout=file, stderr=file)
@@ -209,7 +215,7 @@ def _peak_flops() -> float:
     return next((1e12 * peak for card, peak in PEAK_TFLOPS.items() if card in name), 0.0)
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
     from importlib.metadata import version
 
     return {name: version(name) for name in ("torch", "diffusers", "transformers", "accelerate", "peft")}

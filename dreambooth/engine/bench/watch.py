@@ -18,11 +18,13 @@ WARM_STEPS = 5  # the first ones allocate and tune; they are left out of the med
 
 
 class Watch:
-    """Counts a step at each step of an optimizer. `flops` has the arithmetic of the last step, which is not timed."""
+    """Counts a step at each step of an optimizer. With a card, `flops` has the arithmetic of the last step, which is
+    not timed."""
 
     def __init__(self, steps: int, started: float) -> None:
         self.steps, self.started = steps, started
         self.ends: list[Any] = []
+        self.processor: list[float] = []  # seconds of it until each step ended
         self.spans: list[tuple[Any, Any]] = []  # of forward and backward
         self.losses: list[Any] = []
         self.first_step_seconds = 0.0
@@ -47,7 +49,10 @@ class Watch:
         register_optimizer_step_post_hook(lambda *_: self.step_ended())
 
     def step_ended(self) -> None:
-        """The device is waited for once, after the first step."""
+        """The device is waited for once, after the first step. What an optimizer does before anything of the UNet has
+        gone backward is no step of the training: we try ours on a small problem first."""
+        if not self.losses:
+            return
         if self._counter:
             self.flops = self._counter.get_total_flops()
             self._counter.__exit__(None, None, None)
@@ -57,7 +62,8 @@ class Watch:
             _wait()
             self.first_step_seconds = time.time() - self.started
         self.ends.append(_now())
-        if len(self.ends) == self.steps - 1:
+        self.processor.append(time.process_time())
+        if len(self.ends) == self.steps - 1 and _has_card():
             from torch.utils.flop_counter import FlopCounterMode
 
             self._counter = FlopCounterMode(display=False)
@@ -67,16 +73,19 @@ class Watch:
         """Everything that was seen, as JSON; the process is about to end."""
         _wait()
         steps = [_seconds(a, b) for a, b in zip(self.ends, self.ends[1:])][WARM_STEPS - 1 :]
+        worked = [b - a for a, b in zip(self.processor, self.processor[1:])][WARM_STEPS - 1 :]
         inside = [_seconds(a, b) for a, b in self.spans[2 * WARM_STEPS : 2 * len(self.ends)]]
         return {
             "first_step_seconds": self.first_step_seconds,
+            "first_step_processor_seconds": self.processor[0],
             "step_seconds": statistics.median(steps),
+            "step_processor_seconds": statistics.median(worked),
             "model_seconds": sum(inside) / len(steps) if steps else 0.0,
             "mean_step_seconds": sum(steps) / len(steps),
             "flops": self.flops,
             "losses": [round(float(loss), 6) for loss in self.losses[:8]],
             "peak_bytes": peak_bytes(),
-            "device_peak_bytes": _device_peak_bytes(),
+            "device_peak_bytes": device_peak_bytes(),
         }
 
     def _timed(self, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -111,11 +120,17 @@ def tell(watch: Watch, out: Path) -> None:
     out.write_text(json.dumps(watch.found()), encoding="utf-8")
 
 
+def _has_card() -> bool:
+    import torch
+
+    return bool(torch.cuda.is_available())
+
+
 def _now() -> Any:
     """A moment: of the processor's clock, or on a GPU an event in its queue, which nobody waits for."""
     import torch
 
-    if not torch.cuda.is_available():
+    if not _has_card():
         return time.perf_counter()
     event = torch.cuda.Event(enable_timing=True)
     event.record()
@@ -133,7 +148,8 @@ def _wait() -> None:
         torch.cuda.synchronize()
 
 
-def _device_peak_bytes() -> int:
+def device_peak_bytes() -> int:
+    """The most memory of a GPU that tensors have held at once; 0 without one."""
     import torch
 
     return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Iterator
 
 import torch
+from accelerate import init_empty_weights
 from torch import Tensor, nn
+from transformers.initialization import no_init_weights
 
 from dreambooth.core.errors import UserError
 from dreambooth.engine.checkpoints import names
 from dreambooth.engine.checkpoints.source import Source
+
+
+@contextlib.contextmanager
+def unfilled() -> Iterator[None]:
+    """Within it modules are built without weights, and no random numbers are drawn for them."""
+    with init_empty_weights(include_buffers=False), no_init_weights():
+        yield
 
 
 def fill(source: Source, part: str, module: nn.Module, dtype: torch.dtype) -> None:

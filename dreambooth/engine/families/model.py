@@ -75,6 +75,7 @@ class Model(ABC):
     clip_skip: int = 1
     pad_tokens: bool = True
     place: torch.device | None = None  # where it works; None where the UNet is
+    drawn_in: torch.dtype | None = None  # how the UNet computes while it draws; None: in the precision of its weights
     aside: Aside = field(default_factory=Aside)  # what is on the device only while it is used
 
     family: ClassVar[str]

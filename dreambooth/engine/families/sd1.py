@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from accelerate import init_empty_weights
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from dreambooth.engine.checkpoints.source import Source
 from dreambooth.engine.families import shapes
+from dreambooth.engine.families.loading import unfilled
 from dreambooth.engine.families.model import PIECE, Model, Text
 from dreambooth.engine.vocabulary import clip_tokenizer
 
@@ -35,7 +35,7 @@ class Sd1(Model):
 
 
 def build(source: Source) -> Sd1:
-    with init_empty_weights(include_buffers=False):
+    with unfilled():
         unet = UNet2DConditionModel(**shapes.unet_config(source))
         vae = AutoencoderKL(**shapes.vae_config(source, LATENT_SCALE))
         encoder = CLIPTextModel(CLIPTextConfig(**shapes.text_config(source, "text_encoder", activation="quick_gelu")))

@@ -4,12 +4,12 @@ noise, the other (768 pixels) v."""
 from __future__ import annotations
 
 import torch
-from accelerate import init_empty_weights
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from dreambooth.engine.checkpoints.source import Source
 from dreambooth.engine.families import shapes
+from dreambooth.engine.families.loading import unfilled
 from dreambooth.engine.families.model import LATENT_CHANNELS, Model
 from dreambooth.engine.families.sd1 import LATENT_SCALE, Sd1
 from dreambooth.engine.vocabulary import clip_tokenizer
@@ -25,7 +25,7 @@ class Sd2(Sd1):
 
 
 def build(source: Source) -> Sd2:
-    with init_empty_weights(include_buffers=False):
+    with unfilled():
         unet = UNet2DConditionModel(**shapes.unet_config(source))
         vae = AutoencoderKL(**shapes.vae_config(source, LATENT_SCALE))
         encoder = CLIPTextModel(CLIPTextConfig(**_text_config(source)))

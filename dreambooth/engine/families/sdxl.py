@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from accelerate import init_empty_weights
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from dreambooth.engine.checkpoints.source import Source
 from dreambooth.engine.families import shapes
+from dreambooth.engine.families.loading import unfilled
 from dreambooth.engine.families.model import PIECE, Model, Text
 from dreambooth.engine.vocabulary import clip_tokenizer
 
@@ -42,7 +42,7 @@ class Sdxl(Model):
 
 
 def build(source: Source) -> Sdxl:
-    with init_empty_weights(include_buffers=False):
+    with unfilled():
         unet = UNet2DConditionModel(**shapes.unet_config(source))
         vae = AutoencoderKL(**shapes.vae_config(source, LATENT_SCALE))
         first = CLIPTextModel(CLIPTextConfig(**shapes.text_config(source, "text_encoder", activation="quick_gelu")))

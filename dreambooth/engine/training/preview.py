@@ -16,7 +16,7 @@ from dreambooth.core.settings.dataset import Captions, Concept
 from dreambooth.engine.data import png
 from dreambooth.engine.data.pictures import Picture, find
 from dreambooth.engine.families.model import Model, Text
-from dreambooth.engine.sampling import decoding, draw
+from dreambooth.engine.sampling import Read, decoding, draw
 from dreambooth.engine.sampling_choice import Sampling
 from dreambooth.engine.training import imagic
 
@@ -78,11 +78,12 @@ def make(
     batch = settings.batching.class_batch_size
     folder.mkdir(exist_ok=True)
     atomic.sweep(folder)
+    read = Read(model)
     with torch.random.fork_rng(), decoding(model, settings.memory.vae_decoding), _evaluated(model):
         for start in range(len(paths), len(wanted), batch):
             some = wanted[start : start + batch]
-            text = _text(model, [what[p] for p, _ in some], fitted)
-            drawn = draw(model, text, [choice.seed + n for _, n in some], sampling, on_step)
+            text = _text(read, [what[p] for p, _ in some], fitted)
+            drawn = draw(model, text, [choice.seed + n for _, n in some], sampling, on_step, read)
             for (prompt, number), picture in zip(some, drawn):
                 path = folder / _NAME.format(images=images, prompt=prompt, number=number)
                 png.write(picture, path)
@@ -91,8 +92,8 @@ def make(
 
 
 @torch.no_grad()
-def _text(model: Model, some: list[tuple[str, float | None]], fitted: Text | None) -> Text:
-    text = model.encode_text([prompt for prompt, _ in some])
+def _text(read: Read, some: list[tuple[str, float | None]], fitted: Text | None) -> Text:
+    text = read([prompt for prompt, _ in some])
     if fitted is None:
         return text
     return Text.cat([imagic.blended(text[n : n + 1], fitted, eta or 0.0) for n, (_, eta) in enumerate(some)])
