@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import time
 from pathlib import Path
@@ -22,7 +23,8 @@ def _libraries(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a watch takes hold of is given back."""
     monkeypatch.setattr(UNet2DConditionModel, "forward", lambda self, sample: sample)
     monkeypatch.setattr(Accelerator, "backward", lambda self, loss: time.sleep(0.01))
-    monkeypatch.setattr("torch.optim.optimizer.register_optimizer_step_post_hook", lambda hook: None)
+    optimizer = importlib.import_module("torch.optim.optimizer")
+    monkeypatch.setattr(optimizer, "register_optimizer_step_post_hook", lambda hook: None)
 
 
 def unet() -> UNet2DConditionModel:
@@ -53,9 +55,7 @@ def test_drawing_is_timed_from_the_unets_first_work_to_the_last_file(tmp_path: P
     drawing = unet()
     drawing.__dict__["training"] = False
     for _ in range(2 * 5):
-        UNet2DConditionModel.forward(
-            drawing, torch.zeros(2 * 3)
-        )  # three pictures at once, with their prompt and without
+        UNet2DConditionModel.forward(drawing, torch.zeros(2 * 3))  # three pictures, with and without a prompt
     paths = [tmp_path / f"{n}.png" for n in range(6)]
     for n, path in enumerate(paths):
         path.touch()
