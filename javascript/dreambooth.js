@@ -6,6 +6,7 @@ const dreamboothPage = (() => {
     const DRAFT_MS = 600; // quiet time after which a change is saved
     const RUNNING_MS = 1000;
     const IDLE_MS = 4000;
+    const SILENT_MS = 10000; // a WebUI that is starting is disturbed by requests
     const KEY = /^([a-z_]+(?:\.[a-z0-9_]+)+): /;
 
     let draftTimer = null;
@@ -66,7 +67,8 @@ const dreamboothPage = (() => {
             const states = await Promise.all(visible().map(refresh));
             working = states.some((state) => state === "running" || state === "queued");
         }
-        lookTimer = setTimeout(keepLooking, working ? RUNNING_MS : IDLE_MS);
+        const silent = all(".db-silent").length > 0;
+        lookTimer = setTimeout(keepLooking, silent ? SILENT_MS : working ? RUNNING_MS : IDLE_MS);
     }
 
     /* The places to fill: each once, though gradio 3 gives two elements the same id. */
@@ -178,6 +180,34 @@ const dreamboothPage = (() => {
                 field.setAttribute("aria-label", words);
             }
         }
+        for (const group of all("#db_page fieldset:not([aria-label])")) {
+            group.setAttribute("aria-label", group.querySelector("[data-testid=block-info]")?.textContent.trim() || "");
+        }
+        for (const head of all("#db_page div.label-wrap")) { // gradio 3: no keyboard reaches it
+            asButton(head, head.textContent.trim());
+            head.setAttribute("aria-expanded", head.classList.contains("open"));
+        }
+        for (const field of all("#db_page input[type=file]")) { // nor this
+            if (!field.closest("button, [tabindex]")) {
+                asButton(field.parentElement, field.closest(".block").querySelector("label")?.textContent.trim() || "");
+            }
+        }
+    }
+
+    function asButton(element, words) {
+        element.tabIndex = 0;
+        element.dataset.dbPressed = "";
+        element.setAttribute("role", "button");
+        element.setAttribute("aria-label", words);
+    }
+
+    /* What stands in for a button is pressed like one. */
+    function pressed(event) {
+        if (event.target.matches?.("#db_page [data-db-pressed]") && (event.key === "Enter" || event.key === " ")) {
+            event.preventDefault();
+            event.target.click();
+            setTimeout(nameFields, 50);
+        }
     }
 
     /* Puts each sentence about a setting under its control. */
@@ -264,7 +294,8 @@ const dreamboothPage = (() => {
         mark("searching", words.length > 0);
         for (const [id, texts] of Object.entries(JSON.parse(field.dataset.dbWords))) {
             const section = find(`#${id}`);
-            const found = new Set(Object.keys(texts).filter((one) => words.every((word) => texts[one].includes(word))));
+            const said = (one) => `${texts[one]} ${find(`#${one}`)?.textContent.toLowerCase()}`; // in any language
+            const found = new Set(Object.keys(texts).filter((one) => words.every((word) => said(one).includes(word))));
             section.classList.toggle("db-not-found", found.size === 0);
             const head = section.querySelector("button.label-wrap, .label-wrap");
             const open = head?.classList.contains("open");
@@ -364,7 +395,8 @@ const dreamboothPage = (() => {
         event.preventDefault();
         const label = button.textContent;
         button.dataset.dbSure = "yes";
-        button.textContent = `Press again: ${label.trim().toLowerCase()}`;
+        const again = window.dreamboothWords?.translated("Press again:") ?? "Press again:";
+        button.textContent = `${again} ${label.trim().toLowerCase()}`;
         setTimeout(() => {
             delete button.dataset.dbSure;
             button.textContent = label;
@@ -383,6 +415,7 @@ const dreamboothPage = (() => {
     function start() {
         document.addEventListener("input", typed, true);
         document.addEventListener("change", captioned, true);
+        document.addEventListener("keydown", pressed);
         document.addEventListener("click", confirmTwice, true);
         document.addEventListener("click", showMore, true);
         document.addEventListener("click", asked);

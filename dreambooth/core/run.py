@@ -121,24 +121,17 @@ class Job:
         problem = Problem.of(said) if isinstance(said, str) else said
         self.report("warning", text=problem.sentence, **problem.as_json())
 
-    def events(self, offset: int = 0) -> tuple[list[dict[str, Any]], int]:
-        """The events after byte `offset`, and the offset for the next call. A half-written line is left for it."""
+    def events(self, offset: int = 0, most_bytes: int = -1) -> tuple[list[dict[str, Any]], int]:
+        """The events after byte `offset`, and the offset for the next call. A half-written line is left for it, and so
+        is what goes beyond about `most_bytes`: a run of some days tells gigabytes as Python holds them."""
         try:
             with open(self.folder / "events.jsonl", "rb") as file:
                 file.seek(offset)
-                data = file.read()
+                data = file.read(most_bytes) + (b"" if most_bytes < 0 else file.readline())
         except FileNotFoundError:
             return [], offset
         whole = data[: data.rfind(b"\n") + 1]
-        events = []
-        for line in whole.splitlines():
-            try:
-                event = json.loads(line)
-            except (ValueError, RecursionError):  # a line that a crash cut short, followed by a later run's
-                continue
-            if isinstance(event, dict) and isinstance(event.get("event"), str):
-                events.append(event)
-        return events, offset + len(whole)
+        return [event for line in whole.splitlines() if (event := event_of(line))], offset + len(whole)
 
     def request(self, what: Request, note: str = "") -> None:
         """Asks the engine for something; it answers with an event."""
@@ -175,6 +168,15 @@ class Job:
     def story(self) -> Story:
         """What the events come to."""
         return story.read(self.folder / "events.jsonl")
+
+
+def event_of(line: bytes) -> dict[str, Any] | None:
+    """The event in a line of events.jsonl; None for one that a crash cut short, followed by a later run's."""
+    try:
+        event = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return event if isinstance(event, dict) and isinstance(event.get("event"), str) else None
 
 
 def new_run(folders: Folders, project: Project, settings: Settings) -> Job:

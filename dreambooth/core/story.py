@@ -20,6 +20,8 @@ Ending = Literal["paused", "stopped", "done", "failed"]
 
 _ENDINGS: dict[str, Ending] = {"paused": "paused", "stopped": "stopped", "done": "done", "failed": "failed"}
 
+_LASTING = ("started", "state", "result")  # an engine's start, a saved state, and that only tidying is left
+
 _NUMBER = (int, float)
 _HOLDS: dict[str, dict[str, type | tuple[type, ...]]] = {
     "step": {
@@ -30,6 +32,7 @@ _HOLDS: dict[str, dict[str, type | tuple[type, ...]]] = {
     },
     "stage": {"name": str, "done": _NUMBER, "total": _NUMBER},
     "resumed": {"step": int},
+    "state": {"step": int},
     "preview": {"images": int, "paths": list},
     "saved": {"kind": str, "path": str, "bytes": int, "images": int},
     "picture": {"path": str},
@@ -100,6 +103,7 @@ class Story:
     # Of an engine that is not alive: lost where it ended without a word.
     status: Literal["new", "lost"] | Ending = "new"
     ending: Event | None = None  # the last one, or the start of the engine that is at work
+    last: dict[str, Event] = field(default_factory=dict)  # of each kind in _LASTING
     stage: Event | None = None  # of the engine that was started last; None while it trains
     step: Event = field(default_factory=dict)
     course: Course = field(default_factory=Course)
@@ -153,6 +157,8 @@ class Story:
     def _tell(self, kind: str, event: Event) -> None:
         if not _is_whole(kind, event):
             return
+        if kind in _LASTING:
+            self.last[kind] = event
         if kind == "step":
             self.step, self.stage = event, None
             self.course.add(event["step"], float(event["loss"]), float(event["rate"]))

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-ADAPTER = "default"
+from dreambooth.engine.lora_layer import ADAPTER
+
 _NAME = "dora"
 _LEAST_NORM = 1e-12
 

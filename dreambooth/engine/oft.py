@@ -15,7 +15,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from dreambooth.core.anatomy import oft_side
-from dreambooth.engine.dora import ADAPTER
+from dreambooth.engine.lora_layer import ADAPTER
 
 
 class OftLayer(nn.Module, BaseTunerLayer):

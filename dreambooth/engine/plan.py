@@ -10,7 +10,7 @@ from typing import Any
 
 from dreambooth.core import abilities, anatomy, captions, checkpoint, footprint, forecast, planner, run, schedules
 from dreambooth.core.budget import Budget, budget
-from dreambooth.core.errors import UserError
+from dreambooth.core.errors import Problem, UserError
 from dreambooth.core.run import Job
 from dreambooth.core.settings import Settings
 from dreambooth.engine import contact_sheet, sampling_choice
@@ -24,7 +24,8 @@ _ENLARGED = 1.05  # and so is growing by more than this
 
 
 def report(job: Job) -> dict[str, Any]:
-    """What a run with these settings will do, and in `problems` what would stop it.
+    """What a run with these settings will do, in `problems` (and taken apart in `errors`) what would stop it, and in
+    `warnings`, in the same form, what is to be known of pictures.
 
     Raises UserError where there is no picture to show.
     """
@@ -47,8 +48,9 @@ def report(job: Job) -> dict[str, Any]:
             plans = class_pictures.plan(work.project, work.settings, examples, work.size)
         except UserError as error:
             problems += error.problems
+    shown, warnings = _pictures(gathered, examples, work.settings)
     made = {
-        "pictures": _pictures(gathered, examples, work.settings),
+        "pictures": shown,
         "strangers": [str(path) for path in _strangers(work)],
         "buckets": _buckets(examples),
         "class_pictures": [
@@ -71,7 +73,8 @@ def report(job: Job) -> dict[str, Any]:
         "seconds": _seconds(work, length.steps + _steps_before(work.settings)),
         "steps_before": _steps_before(work.settings),
         "output_folder": str(work.folders.loras if work.settings.is_lora else work.folders.checkpoints),
-        "problems": problems,
+        **UserError(problems).as_json(),
+        "warnings": [one.as_json() for one in warnings],
         "sheet": job.read().get("sheet", ""),
     }
     if made["sheet"]:
@@ -96,8 +99,11 @@ def _looking(job: Job) -> Callable[[int, int], None]:
     return lambda done, total: job.report("stage", name="looking at pictures", done=done, total=total)
 
 
-def _pictures(gathered: Gathered, examples: list[list[Example]], settings: Settings) -> list[dict[str, Any]]:
-    twins, rows, seed = survey.twins(gathered.looks), [], settings.general.seed
+def _pictures(
+    gathered: Gathered, examples: list[list[Example]], settings: Settings
+) -> tuple[list[dict[str, Any]], list[Problem]]:
+    """Each picture, and what is to be known of any."""
+    twins, rows, problems, seed = survey.twins(gathered.looks), [], list[Problem](), settings.general.seed
     folders = [Path(concept.instance_data_dir).expanduser() for concept in settings.concepts]
     for number, (picture, seen, variants) in enumerate(zip(gathered.pictures, gathered.looks, examples)):
         folder, texts = folders[picture.concept], captions.variants(picture.prompt, settings.captions, seed)
@@ -116,28 +122,32 @@ def _pictures(gathered: Gathered, examples: list[list[Example]], settings: Setti
         cut = variants[0].cut
         warnings = _warnings(seen, cut)
         if number in twins:
-            warnings.append(f"looks the same as {gathered.pictures[twins[number]].path.name}")
+            warnings[f"looks the same as {gathered.pictures[twins[number]].path.name}"] = "Take one of them out."
+        problems += [Problem(f"{picture.path}: {what}.", str(picture.path), do) for what, do in warnings.items()]
         row.update(
             verdict="warning" if warnings else "ok",
-            warnings=warnings,
+            warnings=list(warnings),
             width=seen.width,
             height=seen.height,
             bucket=[cut.bucket.width, cut.bucket.height],
             crops=[[round(side, 1) for side in example.cut.box] for example in variants],
         )
-    return rows
+    return rows, problems
 
 
-def _warnings(seen: survey.Look, cut: Cut) -> list[str]:
-    warnings = []
+def _warnings(seen: survey.Look, cut: Cut) -> dict[str, str]:
+    """What is to be known of a picture, with what could be done about it."""
+    warnings = {}
     if seen.frames > 1:
-        warnings.append(f"only the first of its {seen.frames} pictures is used")
+        warnings[f"only the first of its {seen.frames} pictures is used"] = "Save the one that you mean by itself."
     if cut.enlarged > _ENLARGED:
-        warnings.append(f"smaller than {cut.bucket}; it is enlarged {cut.enlarged:.1f} times")
+        what = f"smaller than {cut.bucket}; it is enlarged {cut.enlarged:.1f} times"
+        warnings[what] = "Take a larger one, or a smaller general.resolution."
     left, top, right, bottom = cut.box
     kept = (right - left) * (bottom - top) / (seen.width * seen.height)
     if kept < _KEPT:
-        warnings.append(f"the crop keeps only {kept:.0%} of it")
+        what = f"the crop keeps only {kept:.0%} of it"
+        warnings[what] = "Cut it yourself, or let pictures.buckets and pictures.crop find a better one."
     return warnings
 
 

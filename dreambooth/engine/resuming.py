@@ -19,10 +19,8 @@ from dreambooth.engine.work import Work
 
 def ended_before(job: Job) -> Ending | None:
     """How the run ended, if it was killed after its result had been written and before it could say so."""
-    for event in job.events()[0]:
-        if event["event"] == "result":
-            return event["ending"]
-    return None
+    result = job.story().last.get("result")
+    return result["ending"] if result else None
 
 
 def restore(work: Work, session: Session) -> None:

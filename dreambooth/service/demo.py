@@ -138,7 +138,7 @@ def _measure(
 
 
 def _output(job: Job) -> str:
-    return str(next(event["path"] for event in reversed(job.events()[0]) if event["event"] == "saved"))
+    return str(job.story().saved[-1]["path"])
 
 
 def _slug(name: str) -> str:

@@ -48,9 +48,9 @@ def loss(job: Job) -> Problem:
     """Why an engine that said nothing is gone, as far as can be known, and what to do."""
     if job.read()["kind"] == BY_WEBUI:
         return Problem("The WebUI was closed or started anew while it drew.", "", "Start it again.")
-    events = job.events()[0]
-    started: dict[str, Any] = next((event for event in reversed(events) if event["event"] == "started"), {})
-    return Problem(f"{_cause(job, started)}.", str(job.log), _advice(job, events), log_excerpt(job))
+    last = job.story().last
+    cause, advice = _cause(job, last.get("started", {})), _advice(job, last.get("state"))
+    return Problem(f"{cause}.", str(job.log), advice, log_excerpt(job))
 
 
 def _cause(job: Job, started: dict[str, Any]) -> str:
@@ -76,12 +76,11 @@ def _cause(job: Job, started: dict[str, Any]) -> str:
     return f"The engine was ended from outside (signal {-code}, {name})"
 
 
-def _advice(job: Job, events: list[dict[str, Any]]) -> str:
+def _advice(job: Job, state: dict[str, Any] | None) -> str:
     if job.folder.parent.name != "runs":
         return "Start it again."
-    saved = [event for event in events if event["event"] == "state"]
-    if saved:
-        return f"Resume goes on from its last state, at step {saved[-1].get('step')}."
+    if state:
+        return f"Resume goes on from its last state, at step {state['step']}."
     return "No state was saved yet; resume begins anew."
 
 

@@ -77,7 +77,7 @@ def _shown(key: str, value: Any) -> Any:
 
 
 def _check_unfinished(job: Job) -> None:
-    if any(event["event"] == "result" for event in job.events()[0]):
+    if "result" in job.story().last:
         raise UserError(f"The run {job.name} has written its result already; resume it as it is.")
 
 

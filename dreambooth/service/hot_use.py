@@ -79,6 +79,9 @@ def use_picture(
 
 def _weights(folders: Folders, file: Path, weight: float) -> tuple[str, str] | None:
     """The LoRA's tag, or the checkpoint as the WebUI's list finds it; None for a file where the WebUI does not look."""
+    linked = folders.checkpoints / file.name  # a link there to a file elsewhere is what people keep large files with
+    if linked.exists() and linked.resolve() == file:
+        return "", file.name
     if file.is_relative_to(folders.checkpoints):
         return "", str(file.relative_to(folders.checkpoints))
     return (f" <lora:{file.stem}:{weight:g}>", "") if file.is_relative_to(folders.loras) else None

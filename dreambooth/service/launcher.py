@@ -98,7 +98,7 @@ def follow(job: Job, process: subprocess.Popen[bytes] | None, on_event: OnEvent,
 
 def kill(job: Job) -> None:
     """Ends a job's engine at once. Its number is its own as long as the job's lock is held."""
-    started: dict[str, Any] = next((event for event in reversed(job.events()[0]) if event["event"] == "started"), {})
+    started = job.story().last.get("started", {})
     if job.is_alive() and isinstance(started.get("pid"), int):
         with contextlib.suppress(OSError):
             os.kill(started["pid"], signal.SIGTERM if sys.platform == "win32" else signal.SIGKILL)
@@ -121,7 +121,7 @@ def tidy(job: Job) -> None:
 
     A job that broke keeps its folder, as its log says why.
     """
-    last: dict[str, Any] = next(reversed(job.events()[0]), {})
+    last = job.story().ending or {}
     is_run = job.folder.parent.name == "runs"
     refused = last.get("event") == "failed" and last["refused"] and not job.progress()
     if refused or (last.get("event") == "done" and not is_run):
@@ -130,5 +130,5 @@ def tidy(job: Job) -> None:
 
 def forget(job: Job) -> None:
     """Removes a job that could not be started, unless it did something before."""
-    if not job.events()[0] and job.status() == "new":
+    if not job.story().offset and job.status() == "new":
         shutil.rmtree(job.folder, ignore_errors=True)

@@ -65,7 +65,7 @@ def take_turn(job: Job, host: Lender, say: Callable[[str], None]) -> None:
     Ending it by an exception takes the job out of the queue, and so does the caller's death. Raises UserError if the
     job leaves the queue without an engine.
     """
-    said, held, before = "", lock.acquire(job.folder / "waiter", seconds=1), job.events()[1]
+    said, held, before = "", lock.acquire(job.folder / "waiter", seconds=1), job.story().offset
     try:
         submit(job, note=WAITER)
         looked = Queue(host)
@@ -81,7 +81,7 @@ def take_turn(job: Job, host: Lender, say: Callable[[str], None]) -> None:
     finally:
         if held:
             held.close()
-    if job.events()[1] == before and not job.is_alive():
+    if job.story().offset == before and not job.is_alive():
         raise UserError(
             f"The run {job.name} left the queue before its engine was at work: somebody took it out, or the engine "
             f"could not be started (its log, {job.log}, says why then)."

@@ -16,6 +16,7 @@ import platform
 import shutil
 import sys
 import zipfile
+from collections import deque
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +26,12 @@ from dreambooth.core.errors import UserError
 from dreambooth.core.json_file import read_object
 from dreambooth.core.layout import STAMP
 from dreambooth.core.privacy import Cleaner, is_secret
-from dreambooth.core.run import Job
+from dreambooth.core.run import Job, event_of
 from dreambooth.core.settings import Settings
 from dreambooth.service import environment, installation, runs
 
 _EVENTS, _LOG_BYTES = 500, 100_000
+_OFTEN = tuple(f'{{"event": "{kind}"'.encode() for kind in ("step", "stage", "picture"))  # as Job.report begins a line
 
 
 def name(job: Job) -> str:
@@ -150,7 +152,15 @@ def _states(job: Job) -> list[dict[str, Any]]:
 
 def _events(job: Job, clean: Cleaner) -> str:
     """The last events, and of those before them all that are no steps; a long run has more steps than anybody reads."""
-    events = job.events()[0]
-    told = [event for event in events[:-_EVENTS] if event["event"] not in ("step", "stage", "picture")][-_EVENTS:]
-    told += events[-_EVENTS:]
+    before: deque[bytes] = deque(maxlen=_EVENTS)
+    last: deque[bytes] = deque(maxlen=_EVENTS)
+    try:
+        with open(job.folder / "events.jsonl", "rb") as file:
+            for line in file:
+                if len(last) == _EVENTS and not last[0].startswith(_OFTEN):
+                    before.append(last[0])
+                last.append(line)
+    except FileNotFoundError:
+        pass
+    told = [event for line in (*before, *last) if (event := event_of(line))]
     return "".join(json.dumps(clean.value(event), ensure_ascii=False) + "\n" for event in told)

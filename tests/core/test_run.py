@@ -31,6 +31,20 @@ def test_a_half_written_event_is_left_for_the_next_read(job: Job) -> None:
     assert [event["event"] for event in job.events(offset)[0]] == ["step"]
 
 
+def test_many_events_come_in_parts_of_whole_lines(job: Job) -> None:
+    for number in range(100):
+        job.report("step", step=number)
+    parts: list[list[int]] = []
+    offset = 0
+    while True:
+        events, offset = job.events(offset, most_bytes=500)
+        if not events:
+            break
+        parts.append([event["step"] for event in events])
+    assert [step for part in parts for step in part] == list(range(100))
+    assert 5 < len(parts) < 20
+
+
 def test_a_line_cut_by_a_crash_does_not_hide_what_follows(job: Job) -> None:
     (job.folder / "events.jsonl").write_text('{"event": "st\n{"event": "done"}\n')
     assert [event["event"] for event in job.events()[0]] == ["done"]

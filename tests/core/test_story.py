@@ -113,6 +113,13 @@ def test_an_event_that_does_not_hold_what_its_kind_says_is_passed_over(path: Pat
     assert not (found.saved or found.previews or found.pictures or found.warnings)
 
 
+def test_the_last_start_state_and_result_are_kept(path: Path) -> None:
+    events = [{"event": "started", "pid": 2}, {"event": "state", "step": 7}, {"event": "result", "ending": "done"}]
+    write(path, {"event": "started", "pid": 1}, {"event": "state", "step": 5}, {"event": "paused"}, *events,
+          {"event": "state", "step": "x"})  # fmt: skip
+    assert list(story.read(path).last.values()) == events
+
+
 def test_only_so_many_pictures_are_kept(path: Path) -> None:
     write(path, *({"event": "picture", "path": f"{number}.png"} for number in range(1500)))
     assert story.read(path).pictures == [f"{number}.png" for number in range(500, 1500)]

@@ -25,6 +25,7 @@ FLAGS = [
     "--skip-python-version-check", "--no-download-sd-model", "--no-hashing", "--api",
 ]  # fmt: skip
 START_SECONDS = 300
+STARTED = b"Startup time: "  # what a WebUI says last
 LONG_MS = 600_000
 
 
@@ -38,7 +39,7 @@ class WebUI:
     def __init__(self, folder: Path, python: str, data: Path, *flags: str) -> None:
         self.folder, self.python, self.data, self.flags = folder, python, data, flags
         self.is_forge = (folder / "modules_forge").exists()
-        self.log = data / "log"
+        self.log, self.localizations = data / "log", data / "localizations"
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
@@ -47,18 +48,24 @@ class WebUI:
         self.has_engine = True
 
     def start(self, *flags: str) -> float:
-        """Returns the seconds until it answers."""
+        """Returns the seconds until it answers. Nothing is asked before it has started: AUTOMATIC1111 breaks off where
+        a request comes between its page and its API."""
         on_processor = ["--always-cpu"] if self.is_forge else ["--use-cpu", "all", "--no-half"]
         # Forge serves its own scripts only from allowed folders, and --data-dir takes its own folder off them.
         own = ["--data-dir", str(self.data), "--port", str(self.port), "--gradio-allowed-path", str(self.folder)]
+        self.localizations.mkdir(exist_ok=True)
+        own += ["--localizations-dir", str(self.localizations)]
         began = time.monotonic()
         with open(self.log, "ab") as log:
+            said = log.tell()
             self.process = subprocess.Popen(
                 [self.python, "launch.py", *FLAGS, *on_processor, *own, *self.flags, *flags],
                 cwd=self.folder, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=self.variables(),
             )  # fmt: skip
-        self.wait(lambda: self.has_ended() or self.ask("/sdapi/v1/sd-models") is not None, START_SECONDS)
+        # AUTOMATIC1111 breaks when it is asked for anything between gradio's start and its API's.
+        self.wait(lambda: self.has_ended() or STARTED in self.log.read_bytes()[said:], START_SECONDS)
         assert not self.has_ended(), self.said()
+        self.wait(lambda: self.ask("/sdapi/v1/sd-models") is not None, START_SECONDS)
         return time.monotonic() - began
 
     def variables(self) -> dict[str, str]:
@@ -70,6 +77,7 @@ class WebUI:
             **kept,
             **(engine if self.has_engine else no_network),
             "OMP_NUM_THREADS": "1",
+            "PYTHONUNBUFFERED": "1",  # what it says is waited for
             "GRADIO_ANALYTICS_ENABLED": "False",
             "HF_HUB_OFFLINE": "1",
         }
@@ -123,7 +131,9 @@ class WebUI:
             except (OSError, Refused):
                 pass  # it starts, or reloads
             time.sleep(0.3)
-        raise AssertionError(f"it took too long; the WebUI says: {self.said()}")
+        code = self.process.poll() if self.process else None
+        ended = "" if code is None else f" (it has ended with {code})"
+        raise AssertionError(f"it took too long{ended}; the WebUI says: {self.said()}")
 
     def draw(self, prompt: str, steps: int = 2, **more: Any) -> tuple[bytes, str]:
         """A picture by the WebUI: its pixels, and what the WebUI says that it drew it with."""
@@ -139,14 +149,41 @@ class WebUI:
         return {name: json.loads((self.data / name).read_text()) for name in names}
 
 
+# Texts of the page, and of what its elements say besides, that were not translated with «». Not what people write.
+UNTRANSLATED = """() => {
+    const page = document.querySelector("#db_page"), left = [];
+    const add = (text) => /[a-zA-Z]{2}/.test(text) && !text.includes("«") && left.push(text.trim());
+    const walk = document.createTreeWalker(page, NodeFilter.SHOW_TEXT);
+    while (walk.nextNode()) {
+        const own = "textarea, pre, script, style, figcaption, b, dd, li.option, #db_hidden, #db_hidden_settings";
+        walk.currentNode.parentElement.closest(own) || add(walk.currentNode.textContent);
+    }
+    for (const one of page.querySelectorAll("[title], [aria-label], [placeholder]")) {
+        one.closest("#db_hidden, #db_hidden_settings") ||
+            ["title", "aria-label", "placeholder"].forEach(name => add(one.getAttribute(name) || ""));
+    }
+    return [...new Set(left)];
+}"""
+
+
 class Visitor(Hands):
     """A person with the WebUI's page open, on the Dreambooth tab."""
 
     def open(self) -> None:
         self.page.goto(self.address)
+        self.arrive()
+
+    def arrive(self) -> None:
         self.page.locator("#txt2img_prompt").first.wait_for(state="visible", timeout=LONG_MS)
         self.enter("Dreambooth")
         self.see("#db_page[data-db-state]", wait_ms=LONG_MS)
+
+    def reload_ui(self) -> None:
+        """Presses the WebUI's own "Reload UI", which loads the page anew by itself once the WebUI is there again."""
+        self.enter("Settings")
+        with self.page.expect_event("load", timeout=LONG_MS):
+            self.page.locator("button#settings_restart_gradio, #settings_restart_gradio button").first.click()
+        self.arrive()
 
     def used(self) -> str:
         """Presses the button beside the newest result. Returns the prompt that is in txt2img then, and in view."""

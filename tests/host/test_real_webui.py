@@ -6,6 +6,7 @@ as it was. A browser presses the buttons. The tests are one story, in this order
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -22,7 +23,7 @@ from PIL import Image
 from dreambooth.core.layout import SUBJECT_PICTURES
 from dreambooth.service import environment
 from tests.conftest import ROOT
-from tests.host.real import LONG_MS, Refused, Visitor, WebUI, install_from_page, snapshot
+from tests.host.real import LONG_MS, UNTRANSLATED, Refused, Visitor, WebUI, install_from_page, snapshot
 from tests.ui.page.conftest import browser as browser
 
 NAME = "a star"
@@ -168,6 +169,30 @@ def test_one_press_puts_prompt_and_lora_into_txt2img(webui: WebUI, visitor: Visi
     assert visitor.errors == []
 
 
+def test_the_page_is_in_the_webuis_language(webui: WebUI, visitor: Visitor) -> None:
+    """Each text of the template is put in «», which shows what the page says besides."""
+    template = [sys.executable, "-m", "dreambooth.ui.page.reference", "texts"]
+    texts = json.loads(subprocess.run(template, cwd=ROOT, check=True, capture_output=True).stdout)
+    marked = {text: f"«{text}»" for text in texts}
+    (webui.localizations / "marked.json").write_text(json.dumps(marked), encoding="utf-8")
+    webui.ask("/sdapi/v1/options", {"localization": "marked"})
+    visitor.reload_ui()
+    visitor.see("#db_train", "«Train anew»" if visitor.page.locator("#db_train_anew").is_visible() else "«Train»")
+    visitor.see("#db_run h4", "«Written»")
+    visitor.see("#db_about", "«5 pictures» · «4 steps»")
+    for tab in ("Model", "Settings", "Concepts", "Generate"):
+        visitor.tab(tab)
+        visitor.page.wait_for_timeout(1500)
+    of_gradio = {"Radio", "or", "Drop File Here", "Click to Upload", "Clear", "Common.or", "file_upload.or"}
+    hints = {"fill it with colors of the image"}  # of the WebUI's own, for a choice that is called as one of its own
+    left = set(visitor.page.evaluate(UNTRANSLATED)) - of_gradio - hints
+    named = (NAME, ".safetensors", ".png", "/")
+    assert [text for text in left if not any(name in text for name in named)] == []
+    webui.ask("/sdapi/v1/options", {"localization": "None"})
+    visitor.reload_ui()
+    assert visitor.errors == []
+
+
 def test_the_webuis_own_sampler_draws_and_txt2img_draws_it_again(webui: WebUI, visitor: Visitor) -> None:
     written = Path(run_is(webui, "done")["outputs"][-1])
     visitor.tab("Generate")
@@ -254,11 +279,7 @@ def test_an_engine_that_was_killed_is_resumed_with_the_button(webui: WebUI, visi
 
 
 def test_the_page_is_reloaded_in_the_webui(webui: WebUI, visitor: Visitor) -> None:
-    visitor.enter("Settings")
-    visitor.page.locator("button#settings_restart_gradio, #settings_restart_gradio button").first.click()
-    time.sleep(3)
-    webui.wait(lambda: webui.ask("/dreambooth/status"))
-    visitor.open()
+    visitor.reload_ui()
     visitor.state("running")
     assert visitor.page.locator("#tab_dreambooth").count() == 1
     assert visitor.errors == []

@@ -90,6 +90,14 @@ def test_a_picture_is_told_as_the_webui_reads_it(folders: Folders, opened: Proje
     assert without and "Sampler" not in without.parameters, "the WebUI's own stays, as it has none like it"
 
 
+def test_a_checkpoint_that_is_linked_into_the_webuis_folder_is_known_there(folders: Folders) -> None:
+    folders.checkpoints.mkdir(parents=True)
+    (folders.checkpoints / MINIATURE.name).symlink_to(MINIATURE)
+    made = project.create(folders, "star", folders.checkpoints / MINIATURE.name)
+    said = hot_use.use_picture(folders, made, {**ASKED, "scheduler": "ddim"}, 9, "", 1.0)
+    assert said and said.checkpoint == MINIATURE.name
+
+
 def test_a_picture_that_the_webui_cannot_draw_is_not_offered(folders: Folders, opened: Project, tmp_path: Path) -> None:
     asked = {**ASKED, "scheduler": "ddim"}
     assert hot_use.use_picture(folders, opened, asked, 9, str(tmp_path / "elsewhere.safetensors"), 1.0) is None

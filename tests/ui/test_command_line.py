@@ -155,6 +155,11 @@ def test_check_shows_the_plan(data: Path, dreambooth: Run, pictures: Path) -> No
     assert said.answer["pictures"][0]["crops"] == [[0, 0, 80, 80]]
     assert said.answer["pictures"][0]["warnings"] == ["smaller than 128x128; it is enlarged 1.6 times"]
     assert said.answer["pictures"][1]["warnings"][1] == "looks the same as good.png"
+    first = said.answer["warnings"][0]
+    assert (first["where"], first["do"]) == (
+        said.answer["pictures"][0]["path"],
+        "Take a larger one, or a smaller general.resolution.",
+    )
     assert (said.answer["steps"], said.answer["images"], said.answer["class_pictures"][0]["missing"]) == (100, 200, 6)
 
 

@@ -26,7 +26,7 @@ from dreambooth.engine import dora
 from dreambooth.engine.checkpoints import lora_layers, names
 from dreambooth.engine.checkpoints.lora_layers import LOHA, LOKR, OFT, AnyLayer
 from dreambooth.engine.checkpoints.source import Files
-from dreambooth.engine.dora import ADAPTER
+from dreambooth.engine.lora_layer import ADAPTER
 from dreambooth.engine.oft import OftLayer
 
 _PREFIXES = {

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from dreambooth.core.errors import UserError
 from dreambooth.core.settings import Settings
 from dreambooth.core.settings.training import UNET_LAYERS
-from dreambooth.engine import dora, oft
-from dreambooth.engine.dora import ADAPTER
+from dreambooth.engine import dora, lora_layer, oft
 from dreambooth.engine.families.model import Model
+from dreambooth.engine.lora_layer import ADAPTER
 
 _ATTENTION = r"transformer_blocks\.\d+\.attn[12]\.(to_q|to_k|to_v|to_out\.0)"
 # What kohya's LoRA covers: attention, feed-forward and the projections around each transformer.
@@ -113,7 +113,8 @@ def _config(settings: Settings, kind: str, **more: Any) -> PeftConfig:
     if kind == "lokr":
         factor = chosen.lokr_factor or -1
         return LoKrConfig(r=chosen.rank, alpha=chosen.alpha, decompose_factor=factor, init_weights="lycoris", **more)
-    return LoraConfig(r=chosen.rank, lora_alpha=chosen.alpha, lora_dropout=chosen.dropout, **more)
+    config = LoraConfig(r=chosen.rank, lora_alpha=chosen.alpha, lora_dropout=chosen.dropout, **more)
+    return lora_layer.use_in(config)
 
 
 def _inject(

@@ -46,8 +46,10 @@ def check(name: str, device: torch.device, dtype: torch.dtype) -> None:
 
 
 def use(unet: Any, name: str) -> None:
-    """Sets the kind of attention of a UNet. SDPA is what it has from the start."""
-    if name == "sliced":
+    """Sets the kind of attention of a UNet."""
+    if name == "sdpa":
+        unet.set_attn_processor(_Sdpa())
+    elif name == "sliced":
         unet.set_attention_slice("max")
     elif name == "xformers":
         unet.enable_xformers_memory_efficient_attention()
@@ -55,7 +57,31 @@ def use(unet: Any, name: str) -> None:
         unet.set_attn_processor(_Flash())
 
 
-class _Flash(AttnProcessor2_0):  # type: ignore[misc]
+class _Sdpa(AttnProcessor2_0):  # type: ignore[misc]
+    """diffusers' processor without what a transformer block has no use for, such as a copy to divide by 1."""
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Tensor:
+        plain = attn.group_norm is attn.spatial_norm is attn.norm_q is attn.norm_cross is None
+        if not plain or attention_mask is not None or attn.residual_connection or attn.rescale_output_factor != 1:
+            return super().__call__(  # type: ignore[no-any-return]
+                attn, hidden_states, encoder_hidden_states, attention_mask, *args, **kwargs
+            )
+        context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+        inputs = zip((attn.to_q, attn.to_k, attn.to_v), (hidden_states, context, context))
+        query, key, value = (layer(x).unflatten(-1, (attn.heads, -1)).transpose(1, 2) for layer, x in inputs)
+        mixed = scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
+        return attn.to_out[1](attn.to_out[0](mixed))  # type: ignore[no-any-return]
+
+
+class _Flash(_Sdpa):
     """Flash attention or an error. Previews in full precision, which it does not have on a GPU, take SDPA's choice."""
 
     def __call__(self, attn: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:

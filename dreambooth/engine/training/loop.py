@@ -72,10 +72,11 @@ def _take_steps(
         for part in range(budget.accumulation):
             position = (session.step * budget.accumulation + part) * budget.batch
             torch.manual_seed((session.settings.general.seed * 1_000_003 + position) % 2**63)
-            losses = batch_losses(session, position, alpha_bar, text_learns=session.images < text_images)
-            if in_backward:
-                in_backward.begin(losses)
-            session.accelerator.backward(losses[0] / budget.accumulation)
+            with session.computing():
+                losses = batch_losses(session, position, alpha_bar, text_learns=session.images < text_images)
+                if in_backward:
+                    in_backward.begin(losses)
+                session.accelerator.backward(losses[0] / budget.accumulation)
             pulse.add_losses(losses)
 
         # Change the weights, unless the step is not sound; the device knows.

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from dreambooth.engine.training import noise, objective
+from dreambooth.engine.families.model import Text
+from dreambooth.engine.training import noise, objective, precision
 
 if TYPE_CHECKING:
     from dreambooth.engine.training.session import Session
@@ -40,7 +41,7 @@ def batch_losses(
     # Predict.
     with session.accelerator.autocast():
         text = session.texts.embeddings(texts, learning=text_learns)
-        predicted = model.denoise(x_t, t, text, sizes)
+    predicted = _predict(session, x_t, t, text, sizes)
 
     # Judge each picture, and weigh it before the subject's and the class's means are taken.
     wanted = objective.target(model.prediction_type, x_0, eps, alpha_bar_t)
@@ -52,6 +53,14 @@ def batch_losses(
         each[: len(instances)] *= _concept_weights(session, instances)
     prior_weight = objective.prior_weight(settings, position / session.budget.pictures)
     return objective.dreambooth_loss(each, len(instances), prior_weight)
+
+
+def _predict(session: Session, x_t: Tensor, t: Tensor, text: Text, sizes: Tensor) -> Tensor:
+    dtype = precision.plain_dtype(session.accelerator, session.settings)
+    if dtype is not None:
+        return session.model.denoise(x_t.to(dtype), t, text.to(dtype), sizes)
+    with session.accelerator.autocast():
+        return session.model.denoise(x_t, t, text, sizes)
 
 
 def _concept_weights(session: Session, instances: Tensor) -> Tensor:

@@ -50,6 +50,19 @@ def weights_dtype(accelerator: Accelerator, settings: Settings) -> torch.dtype:
     return torch.bfloat16 if settings.memory.bf16_weights else torch.float32
 
 
+def plain_dtype(accelerator: Accelerator, settings: Settings) -> torch.dtype | None:
+    """The one precision that the UNet computes in by itself, as all of it that rests is held in that; None where
+    autocast must choose for each operation.
+
+    The sums inside norms and attention are done in full precision either way; autocast would also widen what goes into
+    and comes out of norms, for nothing, as the next layer narrows it again. What peft's LoHa and LoKr add, and the
+    softmax of sliced attention, are done in what they are given.
+    """
+    computed, held = compute_dtype(accelerator), weights_dtype(accelerator, settings)
+    wide = (settings.is_lora and settings.lora.kind in ("loha", "lokr")) or settings.memory.attention == "sliced"
+    return computed if computed == held and not (wide and computed != torch.float32) else None
+
+
 def set_deterministic(on: bool) -> None:
     """Whether only computations that repeat bit for bit are allowed; torch refuses the others."""
     if on:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,11 +16,13 @@ from torch import Tensor
 from dreambooth.core.budget import Budget
 from dreambooth.core.errors import UserError
 from dreambooth.core.settings import Settings
+from dreambooth.engine import lora_layer
 from dreambooth.engine.data.cache import Encoded
 from dreambooth.engine.data.order import Order
 from dreambooth.engine.data.readings import Readings
 from dreambooth.engine.families.model import Model
-from dreambooth.engine.training import optimizers, rounding, skipping
+from dreambooth.engine.lora_layer import LoraConv2d, LoraLinear
+from dreambooth.engine.training import optimizers, precision, rounding, skipping
 from dreambooth.engine.training.adapters import Trained
 from dreambooth.engine.training.ema import IN_STATE, Ema
 from dreambooth.engine.training.text import Texts
@@ -48,6 +52,14 @@ class Session:
     def images(self) -> int:
         """Images of the subject seen so far."""
         return self.budget.images_seen(self.step)
+
+    @functools.cached_property
+    def lora_layers(self) -> list[LoraLinear | LoraConv2d]:
+        return lora_layer.of(self.model.parts[part] for part in self.trained.parts)
+
+    def computing(self) -> AbstractContextManager[None]:
+        """What a batch needs from its loss to its gradients."""
+        return lora_layer.cast_at_once(self.lora_layers, precision.compute_dtype(self.accelerator))
 
     def batch_files(self, step: int) -> list[str]:
         """The pictures whose batches made this step, which counts from 1."""

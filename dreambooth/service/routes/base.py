@@ -17,6 +17,8 @@ from dreambooth.core.run import Job
 from dreambooth.core.settings import Settings
 from dreambooth.service import launcher, models, queue
 
+_MOST_EVENT_BYTES = 4_000_000  # in one answer
+
 Answer = dict[str, Any]
 Route = tuple[str, str, Callable[..., Any]]
 
@@ -94,5 +96,5 @@ def an_object(body: Answer, key: str) -> Answer:
 
 def events(job: Job, offset: int) -> Answer:
     """What happened since `offset`, the offset to ask with next, and how the job is."""
-    found, offset = job.events(max(0, offset))
+    found, offset = job.events(max(0, offset), _MOST_EVENT_BYTES)
     return {"events": found, "offset": offset, "status": job.status()}

@@ -53,7 +53,8 @@ class Runs(Routes):
         return runs.summary(self._run(name, number))
 
     def events(self, name: str, number: int, offset: int = 0) -> Answer:
-        """What happened since `offset`, as the run's folder has it, and the offset to ask with next."""
+        """What happened since `offset`, as the run's folder has it, and the offset to ask with next; of much that
+        happened, the first part."""
         return events(self._run(name, number), offset)
 
     def log(self, name: str, number: int) -> Answer:

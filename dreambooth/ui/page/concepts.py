@@ -33,7 +33,12 @@ class ConceptsTab:
         own = {leaf.key.removeprefix(prefix): leaf for leaf in leaves(Settings) if leaf.key.startswith(prefix)}
         with gr.Row(elem_id="db_concept_row", elem_classes=["db-line"]):
             self.chosen = gr.Radio(
-                ["Concept 1"], value="Concept 1", show_label=False, elem_id="db_concept", container=False
+                ["Concept 1"],
+                label="Concept",
+                value="Concept 1",
+                show_label=False,
+                elem_id="db_concept",
+                container=False,
             )
             self.add = gr.Button("Add a concept", elem_id="db_concept_add", size="sm")
             self.remove = gr.Button("Remove this one", elem_id="db_concept_remove", size="sm")

@@ -105,6 +105,8 @@ class Form:
         }
 
     def watch(self, bind: Callable[[Any], Any]) -> None:
-        """Calls `bind` with the event of each control that a person changes."""
+        """Calls `bind` with the event of each control that can be changed without the browser telling of an input. The
+        page's script hears the others by itself, as every event makes the page's start longer."""
         for control in self.controls.values():
-            bind(control.input)
+            if isinstance(control, (gr.Dropdown, gr.Slider)):
+                bind(control.input)

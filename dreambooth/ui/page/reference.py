@@ -3,7 +3,8 @@
     python -m dreambooth.ui.page.reference api > docs/api.md     every route of the HTTP API
     python -m dreambooth.ui.page.reference texts > MINE.json     a WebUI's localisation file to fill in
 
-A translation is a file of the WebUI's `localizations` folder: {"a text of the page": "the same in your language"}.
+A translation is a file of the WebUI's `localizations` folder: {"a text of the page": "the same in your language"}; #
+stands for a number or a name.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from dreambooth.host.standalone import Standalone
 from dreambooth.service import api
 from dreambooth.ui.page.page import build
 from dreambooth.ui.page.run_view import WORDS
+from dreambooth.ui.page.wording import drawn_words
 
 _HEAD = """# The HTTP API
 
@@ -49,7 +51,8 @@ def api_reference(host: Host) -> str:
 
 
 def texts(host: Host) -> list[str]:
-    """Every text of the page that is always the same, each once, in the order of the page."""
+    """Every text of the page that is always the same but for numbers and names, each once: of its controls in the order
+    of the page, then of what is drawn besides."""
     found: list[str] = []
     for block in build(host).blocks.values():
         hidden = (getattr(block, "elem_id", None) or "") in _HIDDEN
@@ -58,7 +61,7 @@ def texts(host: Host) -> list[str]:
         if isinstance(block, gr.Button) and not hidden:
             found.append(block.value)
         found += [str(choice[0]) if isinstance(choice, tuple) else str(choice) for choice in _choices(block)]
-    found += WORDS.values()
+    found += [*WORDS.values(), *drawn_words()]
     return list(dict.fromkeys(text for text in found if text and not text.isnumeric()))
 
 

@@ -147,7 +147,7 @@ def _previews(project: Project, story: Story) -> str:
     if not cells:
         return ""
     moments = _thinned(sorted({images for row in cells.values() for images in row}))
-    head = "".join(f"<th>{f'{images:,}' if images else 'before'}</th>" for images in moments)
+    head = "".join(f"<th>{images:,}</th>" if images else "<th>before</th>" for images in moments)
     rows = []
     for key in sorted(cells):
         shown = ((cells[key].get(images), images) for images in moments)

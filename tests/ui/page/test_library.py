@@ -16,8 +16,11 @@ from dreambooth.core.drawing import Drawing, Keep, Look
 from dreambooth.core.layout import MINIATURE
 from dreambooth.core.project import Folders
 from dreambooth.core.run import BY_WEBUI
+from dreambooth.core.settings import Settings
 from dreambooth.host.standalone import Standalone
+from dreambooth.service import queue
 from dreambooth.ui.page.errand_view import errand_view
+from dreambooth.ui.page.generate import BASE
 from dreambooth.ui.page.page import Page
 
 
@@ -93,3 +96,35 @@ def test_what_is_at_work_shows_its_steps_and_can_be_stopped(folders: Folders) ->
         shown = errand_view(folders, "star", "generate")
     assert "12 of 36 steps" in shown
     assert 'data-db-send="dreambooth/models/star/errands/1/stop"' in shown
+
+
+def test_a_state_of_a_run_that_rests_is_drawn_with_like_a_result(
+    folders: Folders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = project.open_project(folders, "star")
+    paused = run.new_run(folders, opened, Settings())
+    for step in (1200, 2400):
+        (paused.state / f"{step:09}").mkdir(parents=True)
+    paused.report("started")
+    paused.report("paused")
+    submitted: list[run.Job] = []
+    monkeypatch.setattr(queue, "submit", submitted.append)
+    made = page(Standalone(str(folders.models)))
+    tab = made.generate_tab
+    shown = tab.show(opened, 0)[tab.weights]
+    assert shown["choices"] == ["state after step 2,400 (run 1)", "state after step 1,200 (run 1)", BASE]
+    assert shown["value"] == shown["choices"][0]
+    choice = values(made) | {tab.fields["prompt"]: "a star", tab.fields["negative"]: ""}
+    tab._draw({**choice, tab.weights: shown["choices"][1]})
+    (drawing,) = submitted
+    asked = drawing.read()
+    assert (asked["run"], asked["from_step"], asked["weights"]) == (1, 1200, "")
+    drawing.report("started")
+    drawing.report("done", pictures=[])
+    tab._draw_sheet({**choice, tab.sheet_rows: [shown["choices"][0], BASE], tab.sheet_columns: "0.5, 1"})
+    rows = submitted[1].read()["rows"]
+    assert [(row["label"], row.get("from_step")) for row in rows] == [("run 1, step 2400", 2400), ("before", None)]
+    assert "data-db-use" not in errand_view(folders, "star", "generate"), "no WebUI can load a state"
+    export = {tab.to: "", tab.half: False, tab.merge: False}
+    tab._export({**choice, **export, tab.weights: shown["choices"][0]})
+    assert (submitted[2].read()["from_step"], submitted[2].read()["to"]) == (2400, "")

@@ -1,0 +1,87 @@
+/* The WebUI's localisation for texts that hold numbers or names, which it leaves as they are: it knows whole texts only.
+   In a localisation file # stands for them, as in "# pictures" (ui/page/wording.py writes all of them). */
+"use strict";
+
+const dreamboothWords = (() => {
+    const NUMBER = "([^ ]*\\d[^ ]*(?: [A-Za-z]{1,3})?)"; // with its unit
+    const ANYTHING = "(.+?)";
+    const LONG = 9; // letters that say enough for anything to stand between them
+    const PIECES = " · ";
+
+    let patterns = null;
+
+    const known = () => window.localization || {};
+
+    function holed() {
+        patterns ??= Object.keys(known()).filter((key) => key.includes("#") && known()[key]).map((key) => {
+            const hole = key.replace(/[^A-Za-z]/g, "").length >= LONG ? ANYTHING : NUMBER;
+            const parts = key.split("#").map((part) => part.replace(/[.*+?^${}()|[\]\\]/g, "\\$&"));
+            return [new RegExp(`^${parts.join(hole)}$`), known()[key]];
+        });
+        return patterns;
+    }
+
+    /* A text in the WebUI's language; itself where no translation is known. */
+    function translated(text) {
+        const said = text.trim();
+        if (!said || !Object.keys(known()).length) {
+            return text;
+        }
+        if (known()[said]) {
+            return text.replace(said, () => known()[said]);
+        }
+        if (said.includes(PIECES)) {
+            return text.replace(said, () => said.split(PIECES).map(translated).join(PIECES));
+        }
+        for (const [pattern, words] of holed()) {
+            const found = said.match(pattern);
+            if (found) {
+                let at = 1;
+                return text.replace(said, () => words.replace(/#/g, () => translated(found[at++] ?? "")));
+            }
+        }
+        return text;
+    }
+
+    function translateUnder(node) {
+        const walk = document.createTreeWalker(node, NodeFilter.SHOW_TEXT);
+        for (let text = node.nodeType === 3 ? node : walk.nextNode(); text; text = walk.nextNode()) {
+            if (!text.parentElement?.closest("textarea, pre, script, style")) {
+                const words = translated(text.textContent);
+                if (words !== text.textContent) {
+                    text.textContent = words;
+                }
+            }
+        }
+        for (const element of node.nodeType === 1 ? [node, ...node.querySelectorAll("*")] : []) {
+            for (const name of ["title", "aria-label", "placeholder", "alt"]) {
+                const words = element.getAttribute(name);
+                if (words && translated(words) !== words) {
+                    element.setAttribute(name, translated(words));
+                }
+            }
+        }
+    }
+
+    function start() {
+        if (!Object.keys(known()).length) {
+            return;
+        }
+        new MutationObserver((changes) => {
+            for (const {addedNodes} of changes) {
+                for (const node of addedNodes) {
+                    const element = node.nodeType === 1 ? node : node.parentElement;
+                    if (element?.closest("#db_page")) {
+                        translateUnder(node);
+                    } else if (node.nodeType === 1 && node.querySelector("#db_page")) {
+                        translateUnder(node.querySelector("#db_page"));
+                    }
+                }
+            }
+        }).observe(document.body, {childList: true, subtree: true});
+    }
+
+    document.addEventListener("DOMContentLoaded", start);
+    return {translated};
+})();
+window.dreamboothWords = dreamboothWords;
