@@ -1,15 +1,18 @@
-"""The weights of a UNet that rests under a LoRA, smaller or elsewhere between two uses.
+"""How a UNet's weights lie between two uses: smaller, or elsewhere.
 
 In `int8` each row of a large weight lies in 8 bits with its own scale (round to nearest, of the row's greatest value,
 as in Dettmers et al. 2022, arXiv 2208.07339, section 2.1, without its outliers); `streamed` ones lie in the computer's
 memory. The blocks of the UNet, one transformer block or one residual block each, get them back in the precision of the
 computation while they work. With gradient checkpointing nothing of a block outlives that, so that the device holds the
 weights of one block at a time.
+
+Streamed weights may be trained: what a block computes with is then a copy, whose gradient goes to whoever waits for it
+(see training/in_backward.py), as ZeRO-Infinity has it (Rajbhandari et al. 2021, arXiv 2104.07857).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import torch
@@ -18,7 +21,7 @@ from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 
 LEAST_VALUES = 4096  # of a weight that is worth it
-_BLOCKS = (BasicTransformerBlock, ResnetBlock2D)
+BLOCKS = (BasicTransformerBlock, ResnetBlock2D)
 
 
 class Resting(Protocol):
@@ -28,13 +31,32 @@ class Resting(Protocol):
 
 
 class Streamed:
-    """It lies in the computer's memory, where a GPU can fetch it without the processor."""
+    """It lies in the computer's memory, where a GPU can fetch it without the processor.
+
+    `arrived` is told each gradient of a trained one, which lies on the device that the weight was fetched to.
+    """
 
     def __init__(self, weight: Tensor, device: torch.device) -> None:
-        self.kept = weight.pin_memory() if device.type == "cuda" else weight
+        self.kept = nn.Parameter(weight.pin_memory() if device.type == "cuda" else weight, requires_grad=False)
+        self.arrived: Callable[[Tensor], None] = lambda gradient: None
 
     def woken(self, device: torch.device) -> Tensor:
-        return self.kept.to(device, non_blocking=True, copy=True)
+        fetched: Tensor = _Fetched.apply(self.kept, self, device)
+        return fetched
+
+
+class _Fetched(torch.autograd.Function):
+    """A weight on the device. Its gradient does not follow it back to where the weight lies."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, streamed: Streamed, device: torch.device) -> Tensor:
+        ctx.streamed = streamed
+        return weight.to(device, non_blocking=True, copy=True)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, None, None]:
+        ctx.streamed.arrived(gradient)
+        return None, None, None
 
 
 class Int8:
@@ -53,23 +75,38 @@ class Int8:
 
 
 def lay(unet: nn.Module, kind: str, device: torch.device) -> None:
-    """Has the large weights of each block rest in one of these ways. Nothing of the UNet may be trained itself."""
+    """Has the large weights of each block rest in one of these ways. Nothing of the UNet may be trained as yet."""
     for block in unet.modules():
-        if kind != "whole" and isinstance(block, _BLOCKS):
+        if kind != "whole" and isinstance(block, BLOCKS):
             _lay_block(block, kind, device)
+
+
+def named_weights(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """As `named_parameters`, with those that are streamed as they lie in the computer's memory."""
+    lying = {f"{path}.weight": made.kept for path, made in streamed(module)}
+    for name, weight in module.named_parameters():
+        yield name, lying.get(name, weight)
+
+
+def streamed(module: nn.Module) -> Iterator[tuple[str, Streamed]]:
+    """The weights that lie in the computer's memory, by the path of their layer."""
+    for path, layer in module.named_modules():
+        if isinstance(made := getattr(layer, "resting", None), Streamed):
+            yield path, made
 
 
 def _lay_block(block: nn.Module, kind: str, device: torch.device) -> None:
     resting: list[tuple[nn.Module, Resting]] = []
     for layer, weight in large_weights(block):
         made: Resting = Streamed(weight.data, device) if kind == "streamed" else Int8(weight.data, device, layer)
+        layer.resting = made  # type: ignore[assignment]
         resting.append((layer, made))
     _fall_asleep(resting)
 
     def wake(module: nn.Module, inputs: Any) -> None:
         place = next(tensor.device for tensor in inputs if isinstance(tensor, Tensor))
         for layer, made in resting:
-            layer._parameters["weight"] = nn.Parameter(made.woken(place), requires_grad=False)
+            layer._parameters["weight"] = made.woken(place)  # type: ignore[assignment]
 
     block.register_forward_pre_hook(wake)
     block.register_forward_hook(lambda *_: _fall_asleep(resting), always_call=True)
@@ -82,7 +119,7 @@ def _fall_asleep(resting: list[tuple[nn.Module, Resting]]) -> None:
             layer._parameters["weight"] = nn.Parameter(weight.new_empty(0), requires_grad=False)
 
 
-def large_weights(block: nn.Module) -> Iterator[tuple[nn.Module, nn.Parameter]]:
+def large_weights(block: nn.Module) -> Iterator[tuple[nn.Module, Tensor]]:
     for layer in block.modules():
         weight = layer._parameters.get("weight")
         if isinstance(layer, (nn.Linear, nn.Conv2d)) and weight is not None and weight.numel() >= LEAST_VALUES:

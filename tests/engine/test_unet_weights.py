@@ -1,4 +1,4 @@
-"""A UNet under a LoRA in 8 bits or in the computer's memory: the same is learned, and little of it is held."""
+"""A UNet in 8 bits or in the computer's memory: the same is learned, and little of it is held."""
 
 from __future__ import annotations
 
@@ -8,24 +8,35 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from diffusers.models.attention import BasicTransformerBlock
 from safetensors.torch import load_file
 from torch import nn
 
+from dreambooth.core import footprint
 from dreambooth.core.errors import UserError
 from dreambooth.core.layout import MINIATURE
 from dreambooth.core.project import Project
-from dreambooth.core.settings import parse
-from dreambooth.engine import families
-from dreambooth.engine.families import base_weights
+from dreambooth.core.settings import carried_over, on_resume, parse
+from dreambooth.engine import families, worker
+from dreambooth.engine.bench import streaming
+from dreambooth.engine.bench.footprint import Point
+from dreambooth.engine.families import unet_weights
 from dreambooth.engine.families.model import whole_picture
+from dreambooth.engine.hooks import Hooks
 from dreambooth.engine.training import adapters, loop
 from dreambooth.engine.training.session import Session
 from tests.engine import tiny
-from tests.engine.runs import LORA, saved, tiny_project, train
+from tests.engine.runs import LORA, new_run, output, same, saved, tiny_project, train
 
 ON = {**LORA, "batching.gradient_checkpointing": True, "batching.train_batch_size": 1}
-STREAMED, INT8 = {**ON, "memory.base_weights": "streamed"}, {**ON, "memory.base_weights": "int8"}
+FULL = {
+    "general.method": "full",
+    "batching.gradient_checkpointing": True,
+    "memory.step_in_backward": True,
+    "batching.train_batch_size": 1,
+}
+STREAMED, INT8 = {**ON, "memory.unet_weights": "streamed"}, {**ON, "memory.unet_weights": "int8"}
 
 
 @pytest.fixture(scope="module", params=["sd1", "sdxl"])
@@ -33,19 +44,43 @@ def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return tiny_project(tmp_path_factory.mktemp("base-weights"), request.param)
 
 
-def test_streamed_weights_learn_the_same(made: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def _copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights in memory of their own. A file's pages are used as they lie, where the processor adds up in another
+    order."""
     load = families.load
 
     def loaded(*arguments: Any) -> Any:
-        """Without it the file's pages are used as they lie, and the processor adds up in another order."""
         model = load(*arguments)
         for weight in model.unet.parameters():
             weight.data = weight.data.clone()
         return model
 
     monkeypatch.setattr(families, "load", loaded)
+
+
+@pytest.mark.usefixtures("_copied")
+def test_streamed_weights_learn_the_same(made: Project) -> None:
     plain, streamed = (load_file(saved(train(made, **changes))[-1]) for changes in (ON, STREAMED))
     assert all(torch.equal(plain[name], streamed[name]) for name in plain)
+
+
+TRAINED_STREAMED: dict[str, dict[str, Any]] = {
+    "sd1, 8-bit states": {"optimizer.name": "adamw_8bit", "tuning.use_ema": True},
+    "sd1, bf16": {"optimizer.name": "came", "memory.bf16_weights": True, "tuning.mixed_precision": "bf16"},
+    "sdxl, text": {"tuning.text_encoder_ratio": 1.0, "optimizer.max_grad_norm": 0.01},
+    "sdxl, some layers": {"tuning.unet_layers": "attention", "optimizer.name": "adafactor"},
+}
+
+
+@pytest.mark.usefixtures("_copied")
+@pytest.mark.parametrize("kind", TRAINED_STREAMED)
+def test_streamed_weights_are_changed_as_whole_ones(kind: str, tmp_path: Path) -> None:
+    made = tiny_project(tmp_path, kind.split(",")[0])
+    changes = {**FULL, **TRAINED_STREAMED[kind], "intervals.max_train_steps": 3}
+    plain = output(train(made, **changes))
+    assert any(not torch.equal(plain[name], start) for name, start in load_file(made.source).items())
+    assert same(plain, output(train(made, **changes, **{"memory.unet_weights": "streamed"})))
 
 
 def test_weights_in_8_bits_give_nearly_the_same_gradients() -> None:
@@ -61,7 +96,7 @@ def test_weights_in_8_bits_give_nearly_the_same_gradients() -> None:
 def one_step(changes: dict[str, Any]) -> tuple[float, dict[str, torch.Tensor]]:
     """The loss on some noise, and the LoRA's gradients."""
     settings, model = parse(changes), families.load_file(MINIATURE)
-    base_weights.lay(model.unet, settings.memory.base_weights, torch.device("cpu"))
+    unet_weights.lay(model.unet, settings.memory.unet_weights, torch.device("cpu"))
     trained = adapters.prepare(model, settings)
     model.unet.enable_gradient_checkpointing()
     torch.manual_seed(0)
@@ -76,14 +111,16 @@ def one_step(changes: dict[str, Any]) -> tuple[float, dict[str, torch.Tensor]]:
 def test_8_bits_are_off_by_half_a_step_of_their_row_at_most(dtype: torch.dtype) -> None:
     weight = torch.randn(64, 128).to(dtype) * torch.logspace(-6, 2, 64)[:, None].to(dtype)
     weight[3] = 0
-    back = base_weights.Int8(weight, torch.device("cpu"), nn.Linear(1, 1)).woken(torch.device("cpu"))
+    back = unet_weights.Int8(weight, torch.device("cpu"), nn.Linear(1, 1)).woken(torch.device("cpu"))
     assert back.dtype == dtype
     step = weight.float().abs().amax(1, keepdim=True) / 127
     own_rounding = weight.float().abs() * (2**-8 if dtype == torch.bfloat16 else 1e-6)
     assert ((back.float() - weight.float()).abs() <= step / 2 * 1.001 + own_rounding).all()
 
 
-@pytest.mark.parametrize("changes", [STREAMED, INT8], ids=["streamed", "int8"])
+@pytest.mark.parametrize(
+    "changes", [STREAMED, INT8, {**FULL, "memory.unet_weights": "streamed"}], ids=["streamed", "int8", "trained"]
+)
 def test_one_block_is_awake_at_a_time(changes: dict[str, Any], made: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     """And none between two steps, after the pass backward has stopped half-way through a block's forward."""
     most, forward = [0], BasicTransformerBlock.forward
@@ -106,24 +143,55 @@ def test_one_block_is_awake_at_a_time(changes: dict[str, Any], made: Project, mo
 
 def awake(unet: nn.Module) -> int:
     """How many blocks have their weights."""
-    return sum(any(weight.numel() > 4096 for _, weight in base_weights.large_weights(block)) for block in blocks(unet))
+    return sum(any(weight.numel() > 4096 for _, weight in unet_weights.large_weights(block)) for block in blocks(unet))
 
 
 def blocks(unet: nn.Module) -> Iterator[nn.Module]:
-    return (module for module in unet.modules() if isinstance(module, base_weights._BLOCKS))
+    return (module for module in unet.modules() if isinstance(module, unet_weights.BLOCKS))
 
 
 def test_most_of_the_weights_rest(tmp_path: Path) -> None:
     unet = families.load_file(tiny.write_original(tmp_path / "x.safetensors", "sd1")).unet
     whole = sum(weight.numel() for weight in unet.parameters())
-    base_weights.lay(unet, "streamed", torch.device("cpu"))
+    unet_weights.lay(unet, "streamed", torch.device("cpu"))
     assert sum(weight.numel() for weight in unet.parameters()) < 0.3 * whole
+
+
+def test_a_run_goes_on_with_weights_that_lie_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it has saved is the same, so that streaming can be turned on and off on the way."""
+    made, last = tiny_project(tmp_path), {"intervals.max_train_steps": 3}
+    job = new_run(made, **FULL, **last)
+    monkeypatch.setattr(Hooks, "requests", lambda hooks: {"pause"} if hooks.session.step == 1 else set())
+    assert worker.run(job) == "paused"
+    monkeypatch.undo()
+    job.change(on_resume.changes(job.settings(), {"memory.unet_weights": "streamed"}))
+    AcceleratorState._reset_state(reset_partial_state=True)
+    assert worker.run(job) == "done"
+    whole = output(train(made, **FULL, **last))
+    assert all(torch.allclose(whole[name], values, atol=1e-5) for name, values in output(job).items())
+
+
+def test_the_setting_is_known_by_its_old_name() -> None:
+    assert carried_over({"memory.base_weights": "int8"}) == {"memory.unet_weights": "int8"}
+
+
+@pytest.mark.large
+@pytest.mark.parametrize("optimizer", ["adamw", "adafactor"])
+def test_what_streaming_holds_is_what_the_planner_says(optimizer: str) -> None:
+    """SD 1 at full size, counted; said is a little more, as what is largest is taken to come together."""
+    flat = {**FULL, "memory.unet_weights": "streamed", "memory.bf16_weights": True, "previews.count": 0}
+    settings = parse({**flat, "optimizer.name": optimizer})
+    counted = streaming.count(settings, "sd1", Point(1, 64))
+    told = footprint.passing_bytes(settings, footprint.full_size("sd1"), "sd1", 512**2)
+    assert counted * 0.97 < told < counted + 0.1 * footprint.family_needs(settings, "sd1").total
 
 
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"general.method": "full"}, "changes the model's weights"),
+        ({**FULL, "memory.unet_weights": "int8"}, "changes the model's weights"),
+        ({**FULL, "memory.step_in_backward": False}, "step_in_backward on"),
+        ({**FULL, "optimizer.name": "paged_adamw_8bit"}, "set it to adamw_8bit"),
         ({"batching.gradient_checkpointing": False}, "gradient_checkpointing on"),
         ({"lora.kind": "dora"}, "dora looks at"),
     ],
