@@ -41,6 +41,7 @@ OPTIMIZER_BYTES = {  # kept for each trained value
 }
 PIXELS_AT_ONCE = 2**19  # of pictures that are encoded together
 GRADIENTS_AT_ONCE = 2**25  # bytes of gradients that are applied together in the backward pass
+_RESTING_BYTES = {"int8": 1.0, "nf4": 0.5 + 4 / 64}  # of each value; the scales of 8 bits are few
 _ONE_WEIGHT = 0.6  # the largest weight's share of the largest block, and the middle block's, which has no checkpoint
 _LATENT = 8  # pixels a latent, along each side
 _ROUNDING_BYTES = 2 * 4 * 2**25  # weights and gradients in full precision while their change is rounded to bf16
@@ -86,7 +87,7 @@ def passing_bytes(settings: Settings, model: Anatomy, family: str, area: int) ->
         return peak
     own = _base_bytes(settings)
     if not _trains_streamed(settings):
-        # One block has its weights, one of them in full precision on its way from 8 bits, and the middle one's.
+        # One block has its weights, where in full precision on their way from 8 bits; and the middle one's.
         whole = own + 4 * (settings.memory.unet_weights == "int8")
         return peak + int(model.largest_block * (whole + own * _ONE_WEIGHT))
     # Where activations are large, blocks are small. The large ones have their weights and gradients, and one weight is
@@ -156,7 +157,7 @@ def _on_device(settings: Settings, model: Anatomy) -> int:
     lying = settings.memory.unet_weights
     if lying == "whole":
         return model.unet * own + text
-    return (model.unet - model.blocks) * own + model.blocks * (lying == "int8") + text
+    return int((model.unet - model.blocks) * own + model.blocks * _RESTING_BYTES.get(lying, 0) + text)
 
 
 def _gradients(settings: Settings, model: Anatomy) -> int:

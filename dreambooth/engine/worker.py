@@ -138,6 +138,7 @@ def check_abilities(work: Work) -> None:
     device = accelerator.device
     optimizers.check(settings, device)
     attention.check(settings.memory.attention, device, precision.compute_dtype(accelerator))
+    unet_weights.check(settings.memory.unet_weights, device)
 
 
 def load(work: Work, source: Source) -> tuple[Model, Any]:

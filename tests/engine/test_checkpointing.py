@@ -35,7 +35,7 @@ def test_only_the_chosen_blocks_are_worked_out_again(made: Project, monkeypatch:
         forward = kind.forward
 
         def counted(block: Any, *inputs: Any, forward: Any = forward, **more: Any) -> Any:
-            run[id(block)] += 1
+            run[id(block)] += torch.is_grad_enabled()  # not of the VAE
             return forward(block, *inputs, **more)
 
         monkeypatch.setattr(kind, "forward", counted)
@@ -46,7 +46,7 @@ def test_only_the_chosen_blocks_are_worked_out_again(made: Project, monkeypatch:
         on = {**ON, "batching.gradient_checkpointing": share > 0, "intervals.max_train_steps": 2}
         results[share] = output(train(made, **on, **flat))
         again[share] = sum(times == 4 for times in run.values())
-        assert set(run.values()) <= {2, 4}
+        assert set(run.values()) <= {0, 2, 4}
     assert 0 == again[0.0] < again[0.5] < again[1.0]
     assert same(results[0.0], results[0.5])
     assert same(results[0.0], results[1.0])

@@ -117,11 +117,12 @@ class Memory:
         "Full fine-tuning in half the memory: the weights are held in bf16 and each change is rounded at random, so "
         "that small ones are not lost.",
     )
-    unet_weights: Literal["whole", "int8", "streamed"] = setting(
+    unet_weights: Literal["whole", "int8", "nf4", "streamed"] = setting(
         "whole",
         "UNET's Weights",
-        "How the UNet lies: whole on the card; under a LoRA in 8 bits, which halves it and changes it a little; or in "
-        "the computer's memory, from where each block is fetched for its turn. Both need gradient checkpointing.",
+        "How the UNet lies: whole on the card; under a LoRA in 8 bits, which halves it and changes it a little, or in "
+        "4, which halves that and changes it more; or in the computer's memory, from where each block is fetched for "
+        "its turn. All but whole need gradient checkpointing.",
         advanced=True,
     )
     checkpointed_share: float = setting(
