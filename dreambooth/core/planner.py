@@ -212,7 +212,7 @@ def _some_checkpointing(settings: Settings) -> Changes | None:
     """A step more of the cheapest blocks."""
     now = settings.memory.checkpointed_share if settings.batching.gradient_checkpointing else 0.0
     more = next((share for share in SHARES if share > now), None)
-    return more and {"batching.gradient_checkpointing": True, "memory.checkpointed_share": more}
+    return {"batching.gradient_checkpointing": True, "memory.checkpointed_share": more} if more else None
 
 
 def _bf16(settings: Settings) -> Changes | None:
