@@ -312,14 +312,14 @@ const dreamboothPage = (() => {
         }
     }
 
-    /* A run goes on from one of its states. */
-    async function resumed(event) {
-        const button = event.target.closest?.("#db_page [data-db-resume]");
+    /* A button of a view that asks the API for one thing: to go on from a state, or to export it. */
+    async function asked(event) {
+        const button = event.target.closest?.("#db_page [data-db-send]");
         if (!button) {
             return;
         }
         try {
-            await send(button.dataset.dbResume, "POST", {from_step: Number(button.dataset.dbStep)});
+            await send(button.dataset.dbSend, "POST", JSON.parse(button.dataset.dbBody));
             look();
         } catch (error) {
             silent(button.closest(".db-live"), error.message);
@@ -385,7 +385,7 @@ const dreamboothPage = (() => {
         document.addEventListener("change", captioned, true);
         document.addEventListener("click", confirmTwice, true);
         document.addEventListener("click", showMore, true);
-        document.addEventListener("click", resumed);
+        document.addEventListener("click", asked);
         document.addEventListener("click", described, true);
         document.addEventListener("visibilitychange", look);
         new MutationObserver((changes) => {

@@ -1,5 +1,6 @@
 /* The WebUI's own txt2img tab, filled by one press on the Dreambooth tab: any element with data-db-use, with the prompt
-   in data-db-prompt and, where a checkpoint is to be chosen, its name in data-db-checkpoint (service/hot_use.py). */
+   in data-db-prompt and, where a checkpoint is to be chosen, its name in data-db-checkpoint. How a picture was drawn is
+   in data-db-parameters, which the WebUI reads from its prompt with a button of its own (service/hot_use.py). */
 "use strict";
 
 const dreamboothHotUse = (() => {
@@ -10,13 +11,18 @@ const dreamboothHotUse = (() => {
         field.dispatchEvent(new Event("input", {bubbles: true}));
     }
 
-    /* The prompt, and the checkpoint if one is named, in txt2img, which is shown then. False where there is none. */
-    function toTxt2img(prompt, checkpoint = "") {
+    const READ = "#tab_txt2img #paste, #txt2img_tools #paste, #txt2img_paste"; // the last is SD.Next's
+
+    /* The prompt, the checkpoint if one is named and what else is given, in txt2img, which is shown then. False where
+       there is none. */
+    function toTxt2img(prompt, checkpoint = "", parameters = "") {
         const field = gradioApp().querySelector("#txt2img_prompt textarea");
         if (!field) {
             return false;
         }
-        write(field, prompt);
+        const read = parameters && gradioApp().querySelector(READ);
+        write(field, read ? parameters : prompt);
+        read?.click();
         if (checkpoint) {
             selectCheckpoint(checkpoint);
         }
@@ -27,7 +33,7 @@ const dreamboothHotUse = (() => {
     document.addEventListener("click", (event) => {
         const button = event.target.closest?.("[data-db-use]");
         if (button) {
-            toTxt2img(button.dataset.dbPrompt, button.dataset.dbCheckpoint);
+            toTxt2img(button.dataset.dbPrompt, button.dataset.dbCheckpoint, button.dataset.dbParameters);
         }
     });
     return {toTxt2img};

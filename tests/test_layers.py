@@ -26,8 +26,12 @@ STANDARD_LIBRARY_ONLY = {"core", "host", "service", "ui"}
 # What a file of these rooms may import besides; the WebUI brings all of it.
 BESIDES = {
     "host/describing.py": {"modules", "PIL"},
+    "host/drawing.py": {"modules"},
+    "host/lending.py": {"modules"},
     "host/webui.py": {"modules"},
     "service/api.py": {"fastapi", "starlette"},  # fastapi is made of it
+    "service/routes/pictures.py": {"fastapi"},
+    "service/routes/runs.py": {"fastapi"},
     "service/pictures.py": {"PIL"},
     "ui/page/alone.py": {"fastapi", "uvicorn"},  # only where there is no WebUI, from page-lock.txt
     "ui/page/concepts.py": {"gradio"},

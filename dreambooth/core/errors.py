@@ -58,6 +58,11 @@ class UserError(Exception):
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.errors,)
 
+    def and_then(self, more: str) -> Problem:
+        """The first of them as a warning, with what becomes of the job or what to do besides."""
+        first = self.errors[0]
+        return Problem(str(self), first.where, more, first.log)
+
     def as_json(self) -> dict[str, Any]:
         return {"problems": self.problems, "errors": [one.as_json() for one in self.errors]}
 

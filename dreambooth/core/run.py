@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 from dreambooth.core import atomic, lock, story
-from dreambooth.core.errors import UserError
+from dreambooth.core.errors import Problem, UserError
 from dreambooth.core.json_file import read_object
 from dreambooth.core.project import Folders, Project, names, open_project
 from dreambooth.core.settings import Settings, carried_over, to_json
@@ -37,6 +37,7 @@ from dreambooth.core.story import Story
 Request = Literal["start", "pause", "stop", "discard", "save", "preview"]
 REQUESTS = ("discard", "save", "stop", "pause", "preview")  # the engine's, in the order in which it answers them
 DEVICE_KINDS = ("train", "class-images", "generate", "tokens", "measure")  # jobs that need the device to themselves
+BY_WEBUI = "txt2img"  # the kind of job that the WebUI itself works on, with its own way to draw
 Status = Literal["new", "queued", "running", "paused", "stopped", "done", "failed", "lost"]
 
 _DISK_FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
@@ -101,7 +102,7 @@ class Job:
         return lock.is_held(self.folder / "alive")
 
     def report(self, event: str, **fields: Any) -> None:
-        """Appends one event. Only the engine calls this. On a full disk what cannot be written is left out."""
+        """Appends one event. Only who works on the job calls this. On a full disk what does not fit is left out."""
         line = json.dumps({"event": event, "time": round(time.time(), 3), **fields}, ensure_ascii=False)
         # A file's name need not be Unicode; what is not is written as JSON escapes it. A line is written at once, as
         # the engine has two threads that report.
@@ -114,6 +115,11 @@ class Job:
         except OSError as error:
             if error.errno not in _DISK_FULL:
                 raise
+
+    def warn(self, said: str | Problem) -> None:
+        """Reports something that does not end the job, in the form that failures have; `text` is all of it."""
+        problem = Problem.of(said) if isinstance(said, str) else said
+        self.report("warning", text=problem.sentence, **problem.as_json())
 
     def events(self, offset: int = 0) -> tuple[list[dict[str, Any]], int]:
         """The events after byte `offset`, and the offset for the next call. A half-written line is left for it."""

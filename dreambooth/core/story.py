@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Literal
 
+from dreambooth.core.errors import Problem
+
 Event = dict[str, Any]
 Ending = Literal["paused", "stopped", "done", "failed"]
 
@@ -79,6 +81,14 @@ def _is_whole(kind: str, event: Event) -> bool:
     return kind != "preview" or all(isinstance(path, str) and "\x00" not in path for path in event["paths"])
 
 
+def _warning(event: Event) -> Problem:
+    """What a warning says; one of an earlier version has a sentence alone."""
+    try:
+        return Problem.read(event)
+    except ValueError:
+        return Problem.of(event["text"])
+
+
 def _mean(points: list[tuple[int, float, float]]) -> tuple[int, float, float]:
     return points[-1][0], sum(p[1] for p in points) / len(points), sum(p[2] for p in points) / len(points)
 
@@ -96,7 +106,7 @@ class Story:
     previews: dict[int, list[str]] = field(default_factory=dict)  # paths by images seen
     saved: list[Event] = field(default_factory=list)
     pictures: list[str] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
+    warnings: list[Problem] = field(default_factory=list)
     offset: int = 0
     _head: bytes = b""
 
@@ -165,8 +175,10 @@ class Story:
             self.saved.append(event)
         elif kind == "picture":
             self.pictures = [*self.pictures, event["path"]][-_MOST_PICTURES:]
-        elif kind == "warning" and event["text"] not in self.warnings:
-            self.warnings = [*self.warnings, event["text"]][-_MOST_WARNINGS:]
+        elif kind == "warning":
+            said = _warning(event)
+            if said not in self.warnings:
+                self.warnings = [*self.warnings, said][-_MOST_WARNINGS:]
 
 
 _stories: OrderedDict[Path, Story] = OrderedDict()

@@ -1,5 +1,6 @@
-"""Exporting what a run has learned: as a checkpoint, a LoRA file, a LoRA merged into its checkpoint, or a Diffusers
-folder. Weights go from file to file one at a time; none is rounded unless half precision is asked for."""
+"""Exporting what a run has learned, or has learned by one of its states: as a checkpoint, a LoRA file, a LoRA merged
+into its checkpoint, or a Diffusers folder. Weights go from file to file one at a time; none is rounded unless half
+precision is asked for."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ from dreambooth.core.errors import UserError
 from dreambooth.core.model_file import PICKLES
 from dreambooth.core.project import Folders, Project, open_project
 from dreambooth.core.run import Job
-from dreambooth.engine import families, outputs
+from dreambooth.engine import families, from_state, outputs
 from dreambooth.engine.checkpoints import lora, original, webui_yaml
 from dreambooth.engine.checkpoints.diffusers_folder import write_folder
 from dreambooth.engine.checkpoints.entry import Entry
@@ -28,19 +29,49 @@ def run(job: Job) -> dict[str, Any]:
     """Writes `to`: a .safetensors or .ckpt file, or a new folder in the Diffusers layout."""
     wanted = job.read()
     project = open_project(Folders(Path(wanted["models"])), wanted["model"])
-    weights, to, half = Path(wanted["weights"] or project.source), Path(wanted["to"]), bool(wanted["half"])
+    job.report("stage", name="exporting", done=0, total=1)
+    if wanted.get("from_step") is not None:
+        return {"path": str(_of_state(job, project, wanted))}
+    to = _free(wanted["to"])
+    _of_file(project, Path(wanted["weights"] or project.source), to, wanted["merge"], half=bool(wanted["half"]))
+    return {"path": str(to)}
+
+
+def _free(named: str) -> Path:
+    to = Path(named)
     if to.exists():
         raise UserError(f"{to}: it exists already; name another file or folder.")
-    job.report("stage", name="exporting", done=0, total=1)
     to.parent.mkdir(parents=True, exist_ok=True)
+    return to
+
+
+def _of_file(project: Project, weights: Path, to: Path, merge: float | None, *, half: bool) -> None:
     is_lora = checkpoint.describe(checkpoint.read_header(weights)).kind == "lora"
-    if is_lora and wanted["merge"] is None:
+    if is_lora and merge is None:
         _copy_lora(weights, to)
     else:
         source = open_model(project, None if is_lora else weights)
-        changed = merged(source, weights, wanted["merge"]) if is_lora else {}
-        _write(to, source, changed, project, half=half)
-    return {"path": str(to)}
+        changed = merged(source, weights, merge or 0.0) if is_lora else {}
+        _write(to, source, changed, project, settings.parse({}), half=half)
+
+
+def _of_state(job: Job, project: Project, wanted: dict[str, Any]) -> Path:
+    """Without a name the file lies where the run itself would have written it."""
+    learned = from_state.read(project, Job(project.runs / f"{wanted['run']:04}"), wanted["from_step"])
+    own = outputs.place(Folders(Path(wanted["models"])), project, learned.settings, learned.images)
+    to = _free(wanted["to"] or str(own))
+    half = bool(wanted["half"]) or learned.settings.saving.half_model
+    if not learned.settings.is_lora:
+        _write(to, learned.source, outputs.changed(learned.trained), project, learned.settings, half=half)
+        return to
+    learned.settings.saving.half_model = half
+    result = job.folder / own.name
+    outputs.write_lora(result, project, learned.settings, learned.model)
+    try:
+        _of_file(project, result, to, wanted["merge"], half=bool(wanted["half"]))
+    finally:
+        result.unlink()
+    return to
 
 
 def merged(source: Source, path: Path, weight: float) -> dict[str, Entry]:
@@ -59,10 +90,12 @@ def merged(source: Source, path: Path, weight: float) -> dict[str, Entry]:
     return {name: change(name, layer) for name, layer in layers.items()}
 
 
-def _write(to: Path, source: Source, changed: dict[str, Entry], project: Project, *, half: bool) -> None:
+def _write(
+    to: Path, source: Source, changed: dict[str, Entry], project: Project, chosen: settings.Settings, *, half: bool
+) -> None:
     model = families.skeleton(source)
     if to.suffix in (".safetensors", ".ckpt"):
-        about = outputs.metadata(project, settings.parse({}), to.stem, "") if changed else dict(source.header.metadata)
+        about = outputs.metadata(project, chosen, to.stem, "") if changed else dict(source.header.metadata)
         with webui_yaml.beside(to, source, model):
             write(to, original.trained_entries(source, changed, model.family, half=half), about)
     elif to.suffix in PICKLES or to.suffix in (".yaml", ".json", ".zip"):

@@ -11,7 +11,7 @@ from dreambooth.core import checkpoint, settings
 from dreambooth.core.errors import UserError
 from dreambooth.core.project import Folders, Project, open_project
 from dreambooth.core.run import Job
-from dreambooth.engine import families, imagic, sheet
+from dreambooth.engine import families, from_state, imagic, sheet
 from dreambooth.engine.checkpoints import lora
 from dreambooth.engine.checkpoints.source import open_model
 from dreambooth.engine.data import png
@@ -34,7 +34,8 @@ def run(job: Job) -> dict[str, Any]:
     job.report("stage", name="loading the model", done=0, total=1)
     if "rows" in wanted:
         return sheet.draw_sheet(job, project, sampling)
-    model = load(project, wanted["weights"], wanted["lora_weight"])
+    with from_state.as_file(project, job, wanted) as weights:
+        model = load(project, weights, wanted["lora_weight"])
     tuning = settings.parse(job.settings()).tuning
     model.read_prompts(tuning.max_token_length, tuning.clip_skip, tuning.pad_tokens)
     folder, count, batch = Path(wanted["out"]), wanted["count"], wanted["batch"]

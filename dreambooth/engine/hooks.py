@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from dreambooth.core import settings as settings_module
-from dreambooth.core.errors import UserError
+from dreambooth.core.errors import Problem, UserError
 from dreambooth.core.settings import on_resume
+from dreambooth.core.settings.conflicts import rate_keys
 from dreambooth.engine import imagic, outputs, trouble
 from dreambooth.engine.checkpoints.source import Source
 from dreambooth.engine.tensorboard import EventFile, curves
@@ -53,8 +54,8 @@ class Hooks:
                 self.warn(f"{self.board.path}: the curves cannot be written ({error.strerror}); they end here.")
                 self.board = None
 
-    def warn(self, text: str) -> None:
-        self.work.job.report("warning", text=text)
+    def warn(self, said: str | Problem) -> None:
+        self.work.job.warn(said)
 
     def cooling(self, seconds: int) -> None:
         self.work.job.report("cooling", seconds=seconds)
@@ -64,10 +65,12 @@ class Hooks:
         files = self.session.batch_files(steps[0])
         named = ", ".join(files[:_NAMED]) + (f" and {len(files) - _NAMED} more" if len(files) > _NAMED else "")
         which = f"step {steps[0]}" if len(steps) == 1 else f"steps {steps[0]} to {steps[-1]}"
-        self.warn(
+        said = (
             f"The loss was not a number at {which}, which {'were' if len(steps) > 1 else 'was'} left out. "
             f"The pictures of step {steps[0]}: {named}."
         )
+        do = f"If it comes again, look at these pictures, or lower {rate_keys(self.work.settings)[0]}."
+        self.warn(Problem(said, "tuning.nonfinite_steps", do))
 
     def preview(self, images: int, check: Callable[[], None]) -> None:
         """Draws previews, until a person asks for something that cannot wait. `check` raises for weights that must not
@@ -122,12 +125,15 @@ class Hooks:
         """Has previews take less memory from now on, if they can; the training has lost nothing."""
         step = trouble.smaller(self.work.settings, "previews")
         if step is None or self.work.settings.memory.on_out_of_memory == "stop":
-            self.warn(f"The memory was not enough for previews: {said}. They were left out; the run goes on.")
+            left_out = f"The memory was not enough for previews: {said}. They were left out; the run goes on."
+            self.warn(Problem(left_out, "previews.count", "Draw fewer or smaller ones."))
             return False
         changes, name = step
         self.work.job.change(changes)
         self.work.settings = settings_module.parse(self.work.job.settings())
-        self.warn(f"The memory was not enough for previews: {said}. They go on with {name}.")
+        self.warn(
+            Problem(f"The memory was not enough for previews: {said}. They go on with {name}.", next(iter(changes)))
+        )
         return True
 
     def save_model(self, images: int, *, asked: bool) -> None:
@@ -140,7 +146,7 @@ class Hooks:
         try:
             save_output(self.work, self.session, self.source, images)
         except UserError as error:
-            self.warn(f"{error} The run goes on.")
+            self.warn(error.and_then("The run goes on."))
 
     def save_state(self, *, wait: bool) -> bool:
         """Begins to save a state, and waits until it is written if asked. Returns whether it was, as far as is known;

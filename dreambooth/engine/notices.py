@@ -34,7 +34,7 @@ def tell_of_end(work: Work, ending: str) -> None:
     step = work.job.progress()
     far = f" at step {step['step']} of {step['steps']}" if step else ""
     if reason := post(url, f"DreamBooth: {work.job.name} is {ending}{far}."):
-        work.job.report("warning", text=f"reporting.webhook_url: the notice could not be sent ({reason}).")
+        work.job.warn(f"reporting.webhook_url: the notice could not be sent ({reason}); look at the address.")
 
 
 def post(url: str, text: str, allowed: Allowed = Allowed()) -> str:

@@ -19,7 +19,8 @@ from dreambooth.core.settings import Settings
 from dreambooth.engine.checkpoints import lora, names, original, webui_yaml
 from dreambooth.engine.checkpoints.entry import Entry
 from dreambooth.engine.checkpoints.source import Source
-from dreambooth.engine.checkpoints.write import PARTIAL, free_name, write, write_tensors
+from dreambooth.engine.checkpoints.write import PARTIAL, free_name, write_tensors
+from dreambooth.engine.checkpoints.write import write as write_file
 from dreambooth.engine.families.model import Model
 from dreambooth.engine.training.adapters import Trained
 
@@ -38,24 +39,43 @@ def save(
     folders: Folders, project: Project, settings: Settings, model: Model, source: Source, trained: Trained, images: int
 ) -> Path:
     """Writes the model as it is now, under a name of its own; never over another file."""
-    name = f"{settings.saving.custom_model_name or project.name}_{images}"
-    half = settings.saving.half_model
+    target = place(folders, project, settings, images)
+    write(target, project, settings, model, source, trained)
+    return target
+
+
+def write(target: Path, project: Project, settings: Settings, model: Model, source: Source, trained: Trained) -> None:
+    """Writes what was learned as the file of its kind. Raises UserError if it cannot be written."""
     if settings.is_lora:
-        target = free_name(folders.loras, name)
-        tensors = lora.lora_tensors(model.parts, model.family, half=half)
-        about = {**metadata(project, settings, target.stem, "/lora"), **_kohya(project, settings, model, target.stem)}
-        write_tensors(target, tensors, {**about, **_module(tensors)})
-        return target
-    target = free_name(folders.checkpoints, name, f".{settings.saving.checkpoint_format}")
-    changed = {
+        write_lora(target, project, settings, model)
+        return
+    entries = original.trained_entries(source, changed(trained), model.family, half=settings.saving.half_model)
+    with webui_yaml.beside(target, source, model):
+        write_file(target, entries, metadata(project, settings, target.stem, ""))
+
+
+def place(folders: Folders, project: Project, settings: Settings, images: int) -> Path:
+    """A free name where the WebUI looks for what a run writes after so many images."""
+    name = f"{settings.saving.custom_model_name or project.name}_{images}"
+    if settings.is_lora:
+        return free_name(folders.loras, name)
+    return free_name(folders.checkpoints, name, f".{settings.saving.checkpoint_format}")
+
+
+def write_lora(target: Path, project: Project, settings: Settings, model: Model) -> None:
+    """Writes the adapters of a model as a LoRA file."""
+    tensors = lora.lora_tensors(model.parts, model.family, half=settings.saving.half_model)
+    about = {**metadata(project, settings, target.stem, "/lora"), **_kohya(project, settings, model, target.stem)}
+    write_tensors(target, tensors, {**about, **_module(tensors)})
+
+
+def changed(trained: Trained) -> dict[str, Entry]:
+    """The weights that training has changed, by their own names."""
+    return {
         f"{part}/{names.canonical_key(part, key)}": Entry.of(parameter)
         for part, parameters in trained.parts.items()
         for key, parameter in parameters.items()
     }
-    entries = original.trained_entries(source, changed, model.family, half=half)
-    with webui_yaml.beside(target, source, model):
-        write(target, entries, metadata(project, settings, target.stem, ""))
-    return target
 
 
 def remove_abandoned(folders: Folders) -> None:

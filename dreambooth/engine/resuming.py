@@ -45,7 +45,7 @@ def restore(work: Work, session: Session) -> None:
     if "pictures" in changed:
         saved.warnings.append("The pictures or their captions have changed since the last state; these go on with it.")
     for warning in saved.warnings:
-        work.job.report("warning", text=warning)
+        work.job.warn(warning)
     session.restore(weights, rest)
     if session.step > session.budget.steps:
         raise UserError(

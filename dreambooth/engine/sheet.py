@@ -12,46 +12,61 @@ import torch
 from dreambooth.core import settings
 from dreambooth.core.project import Project
 from dreambooth.core.run import Job
-from dreambooth.engine import families
+from dreambooth.engine import families, from_state
 from dreambooth.engine.checkpoints import lora, names
 from dreambooth.engine.checkpoints.source import Source, open_model
 from dreambooth.engine.data import png
 from dreambooth.engine.families.model import Model
 from dreambooth.engine.sampling import draw
 from dreambooth.engine.sampling_choice import Sampling
-from dreambooth.engine.training import precision
+from dreambooth.engine.training import precision, preview
 
 
 def draw_sheet(job: Job, project: Project, sampling: Sampling) -> dict[str, Any]:
-    """Draws the sheet that job.json asks for, row by row. A picture is called by its row and column: 02-01.png.
+    """Draws the sheet that job.json asks for, row by row, and puts it all on sheet.png. A picture is called by its row
+    and column: 02-01.png.
 
     The base model is read once for all LoRAs; a checkpoint has no weight and fills the first column only.
     """
     wanted = job.read()
     rows, columns = wanted["rows"], wanted["columns"]
-    cells = [(row, column) for row, one in enumerate(rows) for column in range(len(columns) if _is_lora(one) else 1)]
+    total = sum(len(columns) if _is_lora(row) else 1 for row in rows)
     folder = _free_folder(Path(wanted["out"]))
     tuning = settings.parse(job.settings()).tuning
     model, source, loaded, paths = None, None, None, list[str]()
-    for done, (row, column) in enumerate(cells):
-        job.report("stage", name="drawing", done=done, total=len(cells))
-        file = "" if _is_lora(rows[row]) else rows[row]["weights"]
-        if model is None or source is None or loaded != file:
-            model = source = None  # before the next is read: two would not fit
-            source, model = _load(project, file)
-            model.read_prompts(tuning.max_token_length, tuning.clip_skip, tuning.pad_tokens)
-            loaded = file
-        with _at_weight(model, source, rows[row], columns[column]), torch.no_grad():
-            text = model.encode_text([wanted["prompt"]])
-            [picture] = draw(model, text, [wanted["seed"]], sampling)
-        path = folder / f"{row:02}-{column:02}.png"
-        png.write_or_refuse(picture, path, "the pictures before it are kept")
-        paths.append(str(path))
-        job.report("picture", path=str(path), kind="generated")
-    return {"pictures": paths}
+    for number, row in enumerate(rows):
+        with from_state.as_file(project, job, row) as file:
+            whole = "" if _is_lora(row) else file
+            for column, weight in enumerate(columns if _is_lora(row) else columns[:1]):
+                job.report("stage", name="drawing", done=len(paths), total=total)
+                if model is None or source is None or loaded != whole:
+                    model = source = None  # before the next is read: two would not fit
+                    source, model = _load(project, whole)
+                    model.read_prompts(tuning.max_token_length, tuning.clip_skip, tuning.pad_tokens)
+                    loaded = whole
+                lora_file = Path(file) if _is_lora(row) else None
+                with _at_weight(model, source, lora_file, weight), torch.no_grad():
+                    text = model.encode_text([wanted["prompt"]])
+                    [picture] = draw(model, text, [wanted["seed"]], sampling)
+                path = folder / f"{number:02}-{column:02}.png"
+                png.write_or_refuse(picture, path, "the pictures before it are kept")
+                paths.append(str(path))
+                job.report("picture", path=str(path), kind="generated")
+    return {"pictures": paths, "sheet": str(_on_one(folder, rows, columns))}
 
 
-def _is_lora(row: dict[str, str]) -> bool:
+def _on_one(folder: Path, rows: list[dict[str, Any]], columns: list[float]) -> Path:
+    """All of them as one labelled picture, beside them."""
+    shown = []
+    for column, weight in enumerate(columns):
+        cells = {(row, 0): folder / f"{row:02}-{column:02}.png" for row in range(len(rows))}
+        shown.append((f"{weight:g}", {key: path for key, path in cells.items() if path.exists()}))
+    made = preview.sheet(shown, [(str(one["label"]), (row, 0)) for row, one in enumerate(rows)])
+    png.write_or_refuse(made, folder / "sheet.png", "the pictures on it are kept")
+    return folder / "sheet.png"
+
+
+def _is_lora(row: dict[str, Any]) -> bool:
     return row["kind"] == "lora"
 
 
@@ -73,12 +88,11 @@ def _load(project: Project, file: str) -> tuple[Source, Model]:
 
 
 @contextmanager
-def _at_weight(model: Model, source: Source, row: dict[str, str], weight: float) -> Iterator[None]:
-    """The model with a row's LoRA in it for a while; afterwards its weights are the very same as before."""
-    if not _is_lora(row):
+def _at_weight(model: Model, source: Source, path: Path | None, weight: float) -> Iterator[None]:
+    """The model with a LoRA in it for a while; afterwards its weights are the very same as before."""
+    if path is None:
         yield
         return
-    path = Path(row["weights"])
     layers = lora.read(path, source.tensors, source.about.family)
     kept = {
         parameter: parameter.detach().clone()

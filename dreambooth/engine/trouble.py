@@ -70,8 +70,8 @@ def _smaller_drawing(settings: Settings) -> tuple[Changes, str] | None:
     return None
 
 
-def out_of_memory(settings: Settings, phase: str, said: str) -> tuple[Changes, str]:
-    """What to change so that it goes on, and the sentence that says so.
+def out_of_memory(settings: Settings, phase: str, said: str) -> tuple[Changes, Problem]:
+    """What to change so that it goes on, and what says so.
 
     Raises UserError where nothing is left to change, or the person wants the run to stop.
     """
@@ -85,10 +85,10 @@ def out_of_memory(settings: Settings, phase: str, said: str) -> tuple[Changes, s
     if settings.memory.on_out_of_memory == "stop":
         do = f"Go on with {name}: resume the run with {how}. What was saved before is kept."
         raise UserError(Problem(begin, "memory.on_out_of_memory", do))
-    return changes, f"{begin} The run goes on from its last state with {name} ({how})."
+    return changes, Problem(f"{begin} The run goes on from its last state with {name} ({how}).", next(iter(changes)))
 
 
-def diverged(settings: Settings, said: str, turns_back: int) -> tuple[Changes, str]:
+def diverged(settings: Settings, said: str, turns_back: int) -> tuple[Changes, Problem]:
     """The same for a training that has run away, `turns_back` times before."""
     unet, text = rate_keys(settings)
     rates = {key: getattr(settings.learning, key.split(".")[1]) for key in (unet, text)}
@@ -98,7 +98,8 @@ def diverged(settings: Settings, said: str, turns_back: int) -> tuple[Changes, s
             f"the pictures that were named, lower {unet}, or set tuning.mixed_precision to no."
         )
     changes = {key: rate / 2 for key, rate in rates.items()}
-    return changes, f"{said} The run goes back to its last state and on from there with half the learning rate."
+    goes_on = f"{said} The run goes back to its last state and on from there with half the learning rate."
+    return changes, Problem(goes_on, unet)
 
 
 def _said(phase: str, said: str) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 
 from dreambooth.core import footprint
 from dreambooth.core.budget import Budget, budget
-from dreambooth.core.errors import UserError
+from dreambooth.core.errors import Problem, UserError
 from dreambooth.core.forecast import disk_bytes
 from dreambooth.core.run import Job
 from dreambooth.core.settings import Settings
@@ -82,12 +82,12 @@ def _persist(work: Work) -> Ending:
         # The error is forgotten here, and with it everything that it held.
         trouble.free_memory()
         if diverged:
-            changes, text = trouble.diverged(work.settings, said, turns_back)
+            changes, warning = trouble.diverged(work.settings, said, turns_back)
             turns_back += 1
         else:
-            changes, text = trouble.out_of_memory(work.settings, phase, said)
+            changes, warning = trouble.out_of_memory(work.settings, phase, said)
         work.job.change(changes)
-        work.job.report("warning", text=text)
+        work.job.warn(warning)
         work.settings = Work.open(work.job).settings
 
 
@@ -179,7 +179,7 @@ def make_class_pictures(work: Work, model: Model, plans: list[class_pictures.Pla
     try:
         preview.class_sheet(class_pictures.prior_pictures(plans), sheet)
     except OSError as error:
-        work.job.report("warning", text=f"{sheet}: the sheet cannot be written ({error.strerror or error}).")
+        work.job.warn(f"{sheet}: the sheet cannot be written ({error.strerror or error}); the run goes on without it.")
 
 
 def _prepare(
@@ -234,8 +234,9 @@ def _warn_of_long_texts(work: Work, model: Model, texts: list[str]) -> None:
     if long:
         length = work.settings.tuning.max_token_length
         cut = f"{len(long)} of {len(texts)} captions are cut off after {length} tokens, such as: {long[0][:80]}..."
-        more = "; tuning.max_token_length can be up to 225" if length < 225 else ""
-        work.job.report("warning", text=cut + more)
+        key = "tuning.max_token_length"
+        do = f"{key} can be up to 225." if length < 225 else "Write shorter captions."
+        work.job.warn(Problem(cut, key, do))
 
 
 def _encode(
@@ -253,7 +254,8 @@ def _encode(
     if store:
         store.prune()
         if store.problem:
-            work.job.report("warning", text=f"The encoded pictures could not be kept on disk ({store.problem}).")
+            said = f"The encoded pictures could not be kept on disk ({store.problem})."
+            work.job.warn(Problem(said, "pictures.cache_on_disk", "Make room there, or switch it off."))
     return encoded, encoded_priors
 
 
@@ -272,7 +274,7 @@ def _finish(work: Work, hooks: Hooks, ending: Ending) -> Ending:
     except UserError as error:
         if not hooks.save_state(wait=True):
             raise
-        hooks.warn(f"{error} What was learned is in the run's state: mend that and resume the run.")
+        hooks.warn(error.and_then("Mend that and resume the run; what was learned is in its state."))
         return "paused"
     work.let_end()
     work.job.report("result", ending=ending)  # from here on there is nothing left to do but to tidy up

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
+from dreambooth.core.drawing import Drawing, Keep, Look
 from dreambooth.core.project import Folders
 
 # What the page's own requests carry (header X-Dreambooth-Token, or ?token= where a picture's address has no headers).
@@ -29,6 +30,7 @@ class Host(Protocol):
     is_dark: bool | None  # the theme that was forced by a flag; None where the browser decides
 
     captioners: tuple[str, ...]  # what can describe pictures; empty where nothing can
+    samplers: tuple[str, ...]  # of the WebUI's own txt2img, by its names; empty where it cannot be asked to draw
     alone_minutes: float  # an engine whose host has been gone for so long saves its state and pauses; 0: it never does
 
     def folders(self) -> Folders:
@@ -42,6 +44,11 @@ class Host(Protocol):
 
     def describe(self, picture: Path, captioner: str) -> str:
         """What a picture shows, in words. Raises UserError where that cannot be said."""
+
+    def draw(self, wanted: Drawing, look: Look, keep: Keep) -> None:
+        """Draws with the WebUI's own txt2img, in its turn of the WebUI's queue. A batch that is stopped is not kept.
+
+        Raises UserError where the WebUI cannot."""
 
     def lend_gpu(self) -> None:
         """Empties the GPU for the engine and refuses pictures meanwhile, with a sentence. Waits for the picture that

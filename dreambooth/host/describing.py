@@ -1,5 +1,5 @@
-"""What a picture shows, by the WebUI's own BLIP or DeepDanbooru: besides `webui.py` no other file imports its
-`modules`. The WebUI fetches their weights itself when they are first used.
+"""What a picture shows, by the WebUI's own BLIP or DeepDanbooru: one of the files that import its `modules` (see
+`webui.py`). The WebUI fetches their weights itself when they are first used.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from dreambooth import __version__
+from dreambooth.core.drawing import Drawing, Keep, Look
 from dreambooth.core.errors import UserError
 from dreambooth.core.layout import PROJECT
 from dreambooth.core.model_file import SUFFIXES
@@ -32,6 +33,7 @@ class Standalone:
     sends_to_txt2img = False
     is_dark: bool | None = None
     captioners: tuple[str, ...] = ()
+    samplers: tuple[str, ...] = ()
 
     def __init__(self, data: str | None = None, *, alone_minutes: float = ALONE_MINUTES) -> None:
         self._folders = folders(data)
@@ -51,6 +53,9 @@ class Standalone:
 
     def describe(self, picture: Path, captioner: str) -> str:
         raise UserError("with: only a WebUI's own models describe pictures; here is none.")
+
+    def draw(self, wanted: Drawing, look: Look, keep: Keep) -> None:
+        raise UserError("library: only a WebUI has a txt2img of its own; here is none. Draw with Diffusers.")
 
     def lend_gpu(self) -> None:
         """Nobody else is on it."""

@@ -1,5 +1,5 @@
-"""The WebUI around us, AUTOMATIC1111's, Forge, reForge or SD.Next. Besides `describing.py` no other file imports its
-`modules`.
+"""The WebUI around us, AUTOMATIC1111's, Forge, reForge or SD.Next. Besides `lending.py`,
+`drawing.py` and `describing.py` no other file imports its `modules`.
 
 Where they differ the difference is one line here, and says so.
 """
@@ -8,72 +8,23 @@ from __future__ import annotations
 
 import base64
 import binascii
-import contextlib
 import importlib.util
 import secrets
 import sys
-import threading
-import traceback
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from modules import call_queue, devices, paths, progress, sd_models, shared, ui_extra_networks
+from modules import paths, sd_models, shared, ui_extra_networks
 
 from dreambooth.core import device
+from dreambooth.core.drawing import Drawing, Keep, Look
 from dreambooth.core.project import Folders
-from dreambooth.host import describing
+from dreambooth.host import describing, drawing, lending
 from dreambooth.host.base import ALONE_MINUTES, PAGE_TOKEN
 
 SECTION = ("dreambooth", "Dreambooth")
-LEND = "dreambooth_lend_gpu"
 ALONE = "dreambooth_alone_minutes"
-REFUSAL = (
-    "Dreambooth has the GPU: a training or another job of its tab is running. Pause or stop it on the Dreambooth tab, "
-    "or wait until it is done."
-)
-
-
-class _Lock:
-    """A lock whose class can be changed, which a plain one's cannot. SD.Next has a plain one."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-
-    def acquire(self, blocking: bool = True) -> bool:
-        return self._lock.acquire(blocking)
-
-    def release(self) -> None:
-        self._lock.release()
-
-    def locked(self) -> bool:
-        return self._lock.locked()
-
-    def __enter__(self) -> bool:
-        return self.acquire()
-
-    def __exit__(self, *_: object) -> None:
-        self.release()
-
-
-_PLAIN = type(threading.Lock())
-_Usual: Any = _Lock if isinstance(call_queue.queue_lock, _PLAIN) else type(call_queue.queue_lock)
-
-
-class _Refusing(_Usual):  # type: ignore[misc]
-    """The WebUI's queue while the GPU is lent. Everything that would use the GPU takes the WebUI's one queue lock
-    first, so a refusal there reaches the page and the API alike, and nothing runs out of memory."""
-
-    def acquire(self, blocking: bool = True) -> bool:
-        if not blocking:
-            return False
-        progress.pending_tasks.clear()  # what is refused would be counted as waiting for ever
-        forge: Any = sys.modules.get("modules_forge.main_thread")
-        if forge:
-            forge.last_exception = None  # Forge would show its last error in place of this one
-        raise RuntimeError(REFUSAL)
-
-    __enter__ = acquire
 
 
 class WebUI:
@@ -115,6 +66,13 @@ class WebUI:
     def describe(self, picture: Path, captioner: str) -> str:
         return describing.describe(picture, captioner)
 
+    @property
+    def samplers(self) -> tuple[str, ...]:
+        return drawing.samplers() if self.name != "SD.Next" else ()  # its txt2img is another one
+
+    def draw(self, wanted: Drawing, look: Look, keep: Keep) -> None:
+        drawing.draw(wanted, look, keep)
+
     def refresh(self) -> None:
         for page in ui_extra_networks.extra_pages:
             if page.name in ("checkpoints", "model", "lora"):  # "model" is SD.Next's
@@ -123,53 +81,21 @@ class WebUI:
     def started(self, app: Any) -> None:
         """The web application is there; no picture has been asked for yet."""
         self.app = app
-        plain = call_queue.queue_lock
-        if isinstance(plain, _PLAIN):  # SD.Next's, which its API has too
-            lock, api = _Lock(), getattr(shared, "api", None)
-            for holder in (call_queue, api, *vars(api or self).values()):
-                if getattr(holder, "queue_lock", None) is plain:
-                    holder.queue_lock = lock
+        lending.prepare()
 
     def start_lean(self) -> None:
         """Where the WebUI starts while an engine has the GPU, no model is loaded beside it; the first picture loads it.
 
         Called while the WebUI loads its extensions, before it would load its model.
         """
-        if self._lends() and device.is_busy(self.folders()):
+        if lending.is_on() and device.is_busy(self.folders()):
             shared.cmd_opts.skip_load_model_at_start = True
 
-    def _lends(self) -> bool:
-        return getattr(devices.device, "type", "cpu") != "cpu" and bool(shared.opts.data.get(LEND, True))
-
     def lend_gpu(self) -> None:
-        if not self._lends():
-            self.take_gpu_back()  # it was lent when the setting was changed
-            return
-        queue = call_queue.queue_lock
-        if isinstance(queue, _Refusing):
-            return
-        # What is asked from now on is refused; what was asked before is finished first.
-        queue.__class__ = _Refusing
-        _Usual.acquire(queue)
-        try:
-            _unload()
-        except Exception:  # noqa: BLE001  (what stays on the GPU leaves less room, no more)
-            traceback.print_exc()
-        finally:
-            queue.release()
+        lending.lend()
 
     def take_gpu_back(self) -> None:
-        queue = call_queue.queue_lock
-        if not isinstance(queue, _Refusing):
-            return
-        # Pictures are drawn again only when the model is where they expect it; else the queue's next look tries again.
-        _Usual.acquire(queue)
-        try:
-            if (model := sd_models.model_data.sd_model) and _keeps_models():
-                sd_models.send_model_to_device(model)
-            queue.__class__ = _Usual
-        finally:
-            queue.release()
+        lending.take_back()
 
     def admits(self, headers: Mapping[str, str], cookies: Mapping[str, str]) -> bool:
         """By the page's login cookie or by --api-auth's name and password; everybody where neither is asked for."""
@@ -196,7 +122,7 @@ def add_settings(checkbox: Any, number: Any) -> None:
         ),
     )
     shared.opts.add_option(
-        LEND,
+        lending.SETTING,
         shared.OptionInfo(
             True,
             "Free the GPU while Dreambooth works (off: pictures can be drawn meanwhile, if memory is enough for both)",
@@ -230,29 +156,6 @@ def _version() -> str:
     except ImportError:  # SD.Next
         return str(sys.modules["installer"].get_version().get("updated", ""))
     return str(launch_utils.git_tag())
-
-
-def _unload() -> None:
-    with getattr(sd_models.model_data, "lock", contextlib.nullcontext()):
-        pass  # the model that the WebUI loads at its start is there now
-    if manager := _memory_manager():
-        manager.unload_all_models()
-    elif _keeps_models():
-        for model in sd_models.model_data.loaded_sd_models:  # to the main memory
-            sd_models.send_model_to_cpu(model)
-    else:
-        sd_models.unload_model_weights()
-    devices.torch_gc()
-
-
-def _memory_manager() -> Any:
-    """Forge's and reForge's own, which loads what it needs when it draws."""
-    return sys.modules.get("backend.memory_management") or sys.modules.get("ldm_patched.modules.model_management")
-
-
-def _keeps_models() -> bool:
-    """Whether a model has to be brought back before it can draw: only in AUTOMATIC1111."""
-    return not _memory_manager() and hasattr(sd_models.model_data, "loaded_sd_models")
 
 
 def _basic(headers: Mapping[str, str]) -> str:

@@ -12,22 +12,19 @@ import json
 import math
 import secrets
 from collections.abc import Callable, Coroutine
-from pathlib import Path
 from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import urlsplit
 
 from fastapi import APIRouter, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import FileResponse, JSONResponse
+from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 
 from dreambooth.core import schema
 from dreambooth.core.errors import Problem, UserError
-from dreambooth.core.run import runs as runs_of
 from dreambooth.core.settings import Settings
-from dreambooth.service import pictures, report
-from dreambooth.service.routes import Answer, Door, Jobs, Machine, Models, Route, Routes, numbered, text
+from dreambooth.service.routes import KINDS, Door
 
 MOST_BODY_BYTES = 4_000_000
 
@@ -47,8 +44,8 @@ _BODIES = {"requestBody": {"content": {"application/json": {"schema": _BODY}}}}
 def router(host: Door) -> APIRouter:
     """All routes, for the app of a WebUI or our own."""
     made = APIRouter(prefix="/dreambooth", route_class=guarded(host), tags=["dreambooth"], default_response_class=_Json)
-    for routes in (Machine(host), Models(host), _Pictures(host), _Reports(host), Jobs(host)):
-        for method, path, endpoint in routes.table():
+    for kind in KINDS:
+        for method, path, endpoint in kind(host).table():
             extra = _BODIES if (method, path) in _WITH_SETTINGS else None
             made.add_api_route(path, endpoint, methods=[method], response_model=None, openapi_extra=extra)
     return made
@@ -130,66 +127,3 @@ def _netloc(origin: str) -> str:
         return urlsplit(origin).netloc
     except ValueError:  # no address, so no page of ours
         return ""
-
-
-class _Pictures(Routes):
-    """Pictures of concepts, and those that runs have drawn. `side` asks for a thumbnail of at most so many pixels."""
-
-    def table(self) -> list[Route]:
-        return [
-            ("GET", "/models/{name}/concepts/{concept}/pictures", self.listing),
-            ("GET", "/models/{name}/concepts/{concept}/picture", self.picture),
-            ("PUT", "/models/{name}/concepts/{concept}/caption", self.write_caption),
-            ("POST", "/models/{name}/concepts/{concept}/describe", self.describe),
-            ("GET", "/models/{name}/picture", self.drawn),
-        ]
-
-    def listing(self, name: str, concept: int, kind: str = "instance", offset: int = 0, limit: int = 100) -> Answer:
-        """The pictures of a concept, with their captions; `kind` is instance or class."""
-        return pictures.listing(pictures.concept_folder(self.open(name), concept, kind), offset, limit)
-
-    def picture(
-        self, name: str, concept: int, file: str, kind: str = "instance", side: int = 0, changed: str = ""
-    ) -> Response:
-        """A picture of a concept. `changed` is anything that differs when the file does: then it is kept for a day."""
-        return _picture(pictures.concept_folder(self.open(name), concept, kind), file, side, changed)
-
-    def write_caption(self, name: str, concept: int, body: dict[str, Any]) -> Answer:
-        """Writes the caption `text` beside the picture `file`; without a word the file's name is the caption again."""
-        path = pictures.confined(pictures.concept_folder(self.open(name), concept, "instance"), text(body, "file"))
-        pictures.write_caption(path, text(body, "text", optional=True))
-        return {"file": str(body["file"]), "caption": pictures.caption(path)}
-
-    def describe(self, name: str, concept: int, body: dict[str, Any]) -> Answer:
-        """Captions by the WebUI's BLIP or DeepDanbooru (`with`) for pictures that have none; for all with `over`."""
-        folder, captioner = pictures.concept_folder(self.open(name), concept, "instance"), text(body, "with")
-        described = pictures.describe(
-            folder, lambda picture: self.host.describe(picture, captioner), over=bool(body.get("over"))
-        )
-        return {"described": described}
-
-    def drawn(self, name: str, file: str, side: int = 0, changed: str = "") -> Response:
-        """A picture in the model's own folder: previews, class pictures, sheets, generated ones."""
-        return _picture(self.open(name).folder, file, side, changed)
-
-
-class _Reports(Routes):
-    """What tells of a run that went wrong, as one file to download."""
-
-    def table(self) -> list[Route]:
-        return [("GET", "/models/{name}/report", self.report)]
-
-    def report(self, name: str, run: int) -> Response:
-        """What tells of a run that went wrong, as a .zip file without pictures and secrets."""
-        job = numbered(runs_of(self.open(name)), run, "run")
-        headers = {"Content-Disposition": f"attachment; filename*=UTF-8''{quote(report.name(job), safe='')}"}
-        return Response(report.build(job), media_type="application/zip", headers=headers)
-
-
-def _picture(folder: Path, file: str, side: int, changed: str) -> Response:
-    path = pictures.confined(folder, file)
-    seconds = 86_400 if changed else 60
-    headers = {"Cache-Control": f"private, max-age={seconds}", "X-Content-Type-Options": "nosniff"}
-    if side:
-        return Response(pictures.thumbnail(path, side), media_type="image/jpeg", headers=headers)
-    return FileResponse(str(path), headers=headers)

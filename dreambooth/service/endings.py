@@ -11,7 +11,7 @@ from typing import Any
 from dreambooth.core import atomic, machine
 from dreambooth.core.errors import Problem, UserError
 from dreambooth.core.json_file import read_object
-from dreambooth.core.run import Job
+from dreambooth.core.run import BY_WEBUI, Job
 
 LOG_LINES, LOG_LENGTH = 8, 2000
 _CRASHES = ("SIGSEGV", "SIGBUS", "SIGABRT", "SIGFPE", "SIGILL", "SIGTRAP")
@@ -46,6 +46,8 @@ def _said(event: dict[str, Any]) -> list[Problem]:
 
 def loss(job: Job) -> Problem:
     """Why an engine that said nothing is gone, as far as can be known, and what to do."""
+    if job.read()["kind"] == BY_WEBUI:
+        return Problem("The WebUI was closed or started anew while it drew.", "", "Start it again.")
     events = job.events()[0]
     started: dict[str, Any] = next((event for event in reversed(events) if event["event"] == "started"), {})
     return Problem(f"{_cause(job, started)}.", str(job.log), _advice(job, events), log_excerpt(job))

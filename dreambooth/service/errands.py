@@ -10,7 +10,7 @@ from dreambooth.core import checkpoint, paths, settings
 from dreambooth.core.errors import UserError
 from dreambooth.core.project import Project
 from dreambooth.core.settings import Settings
-from dreambooth.service import runs
+from dreambooth.service import exporting, runs
 
 # What a request may say about pictures to draw: default, lowest and highest.
 DRAWING: dict[str, tuple[Any, Any, Any]] = {
@@ -38,7 +38,7 @@ def errand(opened: Project, kind: str, wanted: Mapping[str, Any], chosen: Settin
     if kind == "generate":
         return (sheet if wanted.get("sheet") else drawing)(opened, wanted)
     if kind == "export":
-        return settings.parse({}), exporting(opened, wanted)
+        return settings.parse({}), exporting.fields(opened, wanted)
     if kind == "tokens":
         return chosen, words(wanted.get("prompt"), wanted.get("candidates", 24), label="{}")
     raise UserError(f"kind: {kind!r} is none of check, class-images, generate, export, tokens.")
@@ -51,27 +51,6 @@ def words(prompt: Any, candidates: Any, *, label: str) -> dict[str, Any]:
     if isinstance(candidates, bool) or not isinstance(candidates, int) or not 0 <= candidates <= 400:
         raise UserError(f"{label.format('candidates')}: it must be from 0 to 400 (it is {candidates}).")
     return {"prompt": prompt, "candidates": candidates}
-
-
-def exporting(opened: Project, wanted: Mapping[str, Any], *, label: str = "{}") -> dict[str, Any]:
-    """The job's fields for an export. Raises UserError for what cannot be exported, or to where."""
-    base = bool(wanted.get("base"))
-    file = runs.weights(opened, str(wanted.get("weights") or ""), base=base)
-    if file is None and not base:
-        raise UserError(
-            f"The model {opened.name!r} has no finished run to export ({label.format('base')} exports the model that "
-            "it was made from)."
-        )
-    merge = wanted.get("merge")
-    if merge is not None and (not isinstance(merge, (int, float)) or not -4 <= merge <= 4):
-        raise UserError(f"{label.format('merge')}: it must be from -4 to 4 (it is {merge}).")
-    target = wanted.get("to")
-    if not isinstance(target, str) or not target.strip():
-        raise UserError(f"{label.format('to')}: it is empty; name a file or folder to write.")
-    to = paths.named(target, label.format("to"))
-    if to.exists():
-        raise UserError(f"{to}: it exists already; name another file or folder.")
-    return {"weights": str(file or ""), "to": str(to), "merge": merge, "half": bool(wanted.get("half"))}
 
 
 def drawing(opened: Project, wanted: Mapping[str, Any], *, label: str = "{}") -> tuple[Settings, dict[str, Any]]:
@@ -94,23 +73,32 @@ def drawing(opened: Project, wanted: Mapping[str, Any], *, label: str = "{}") ->
         problems.append(f"{label.format('eta')}: {problem}")
     if problems:
         raise UserError(problems)
-    file = runs.weights(opened, str(wanted.get("weights") or ""), base=bool(wanted.get("base")))
-    edits = file is not None and opened.embedding(file).exists()
+    chosen, what = _weights(opened, wanted, label)
+    edits = bool(what["weights"]) and opened.embedding(Path(what["weights"])).exists()
     if wanted.get("prompt", "") is None and not edits:
         raise UserError(f"{label.format('prompt')}: it is missing; say what to draw.")
     if wanted.get("eta") is not None and not edits:
         raise UserError(f"{label.format('eta')}: only a result of Imagic (imagic.enabled) is drawn with it.")
     out = wanted.get("out")
-    return runs.settings_of(opened, file), {
+    return chosen, {
         "prompt": texts["prompt"],
         "negative_prompt": texts["negative"],
         "scheduler": texts["scheduler"],
         "guidance_scale": values.pop("cfg"),
         **values,
         "eta": wanted.get("eta"),
-        "weights": str(file or ""),
+        **what,
         "out": str(paths.named(str(out), label.format("out")) if out else opened.folder / "generated"),
     }
+
+
+def _weights(opened: Project, wanted: Mapping[str, Any], label: str) -> tuple[Settings, dict[str, Any]]:
+    """What is drawn with: a file, the model before training (no file), or what a run had learned by a state."""
+    if wanted.get("from_step") is not None:
+        chosen, of_state = exporting.state(opened, wanted, label=label)
+        return chosen, {**of_state, "weights": ""}
+    file = runs.weights(opened, str(wanted.get("weights") or ""), base=bool(wanted.get("base")))
+    return runs.settings_of(opened, file), {"weights": str(file or "")}
 
 
 def _eta_problem(eta: Any) -> str:
@@ -132,31 +120,43 @@ def _drawing_problem(key: str, value: Any) -> str:
     return ""
 
 
-def sheet(opened: Project, wanted: Mapping[str, Any], *, label: str = "{}") -> tuple[Settings, dict[str, Any]]:
+def sheet(
+    opened: Project, wanted: Mapping[str, Any], *, label: str = "{}", within: str = "sheet."
+) -> tuple[Settings, dict[str, Any]]:
     """The settings and the job's fields for one picture of each result at each weight. `wanted["sheet"]` has `weights`,
-    the files (empty for the base model), and `lora_weights`; a checkpoint has no weight and is drawn once.
+    the files (empty for the base model) and states ({"run", "from_step"}), and `lora_weights`; a checkpoint has no
+    weight and is drawn once. `within` stands before the names of these two in sentences.
 
     Raises UserError with every value that will not do.
     """
     asked = wanted["sheet"]
     if not isinstance(asked, Mapping):
         raise UserError(f"{label.format('sheet')}: it must be a JSON object with weights and lora_weights.")
-    files, columns = asked.get("weights"), asked.get("lora_weights", [1.0])
-    if not isinstance(files, list) or not files or not all(isinstance(file, str) for file in files):
-        raise UserError(f"{label.format('sheet.weights')}: name at least one result.")
+    lines, columns = asked.get("weights"), asked.get("lora_weights", [1.0])
+    if not isinstance(lines, list) or not lines or not all(isinstance(one, (str, Mapping)) for one in lines):
+        raise UserError(f"{label.format(f'{within}weights')}: name at least one result.")
     low, high = DRAWING["lora_weight"][1:]
     if not isinstance(columns, list) or not columns or not all(_is_number(one, low, high) for one in columns):
-        raise UserError(f"{label.format('sheet.lora-weights')}: they must be numbers from {low} to {high}.")
-    if len(files) * len(columns) > MOST_ON_A_SHEET:
-        raise UserError(f"{label.format('sheet')}: it has more than {MOST_ON_A_SHEET} pictures; leave some out.")
-    own = {key: value for key, value in wanted.items() if key not in ("weights", "base", "eta")}
-    first = {"weights": files[0]} if files[0] else {"base": True}
+        raise UserError(f"{label.format(f'{within}lora-weights')}: they must be numbers from {low} to {high}.")
+    if len(lines) * len(columns) > MOST_ON_A_SHEET:
+        raise UserError(f"The sheet has more than {MOST_ON_A_SHEET} pictures; leave some out.")
+    own = {key: value for key, value in wanted.items() if key not in ("weights", "base", "eta", "run", "from_step")}
+    rows = [_row(opened, one, label) for one in lines]
+    first = lines[0] if isinstance(lines[0], Mapping) else {"weights": lines[0]} if lines[0] else {"base": True}
     chosen, fields = drawing(opened, {**own, "count": 1, **first}, label=label)
-    rows = [_row(opened, file) for file in files]
-    return chosen, {**fields, "rows": rows, "columns": [float(one) for one in columns]}
+    fields = {key: value for key, value in fields.items() if key not in ("run", "from_step")}
+    return chosen, {**fields, "weights": "", "rows": rows, "columns": [float(one) for one in columns]}
 
 
-def _row(opened: Project, file: str) -> dict[str, str]:
+def _row(opened: Project, asked: str | Mapping[str, Any], label: str) -> dict[str, Any]:
+    if isinstance(asked, Mapping):
+        if asked.get("from_step") is None:
+            raise UserError(f"{label.format('from-step')}: it is missing; a state is one of a run's steps.")
+        chosen, of_state = exporting.state(opened, asked, label=label)
+        kind = "lora" if chosen.is_lora else "checkpoint"
+        name = f"run {of_state['run']}, step {of_state['from_step']}"
+        return {"kind": kind, "weights": "", "label": name, **of_state}
+    file = asked
     if not file:
         return {"kind": "base", "weights": "", "label": "before"}
     path = runs.weights(opened, file, base=False)

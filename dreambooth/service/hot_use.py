@@ -1,32 +1,87 @@
-"""What it takes to draw with a result in the WebUI: a prompt that was taught with the LoRA in it, or the checkpoint."""
+"""What it takes to draw with a result in the WebUI, or to draw a picture again there: a prompt with the LoRA in it, or
+the checkpoint, and how the picture was drawn.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from dreambooth.core import captions
 from dreambooth.core.errors import UserError
-from dreambooth.core.project import Folders
+from dreambooth.core.project import Folders, Project
 from dreambooth.core.run import Job
 from dreambooth.core.settings import Settings, parse
 from dreambooth.service import pictures
+
+# Diffusers' schedulers as the WebUIs' samplers and schedule types; what they do not have is not there.
+SAMPLERS = {
+    "dpm++": ("DPM++ 2M", "Uniform"),
+    "dpm++_karras": ("DPM++ 2M", "Karras"),
+    "dpm++_sde": ("DPM++ 2M SDE", "Uniform"),
+    "dpm++_sde_karras": ("DPM++ 2M SDE", "Karras"),
+    "ddim": ("DDIM", ""),
+    "euler": ("Euler", ""),
+    "euler_karras": ("Euler", "Karras"),
+    "euler_a": ("Euler a", ""),
+    "heun": ("Heun", ""),
+    "kdpm2": ("DPM2", "Uniform"),
+    "kdpm2_a": ("DPM2 a", "Uniform"),
+    "unipc": ("UniPC", ""),
+    "lms": ("LMS", ""),
+    "lms_karras": ("LMS", "Karras"),
+    "pndm": ("PLMS", ""),
+}
 
 
 @dataclass(frozen=True)
 class Use:
     prompt: str
     checkpoint: str  # as the WebUI's list finds it; empty where the one that is chosen there stays
+    parameters: str = ""  # how a picture was drawn, in the form that the WebUI writes into pictures and reads again
 
 
 def use(folders: Folders, job: Job, result: Path) -> Use | None:
     """How the WebUI draws with a file that a run wrote; None for a file where the WebUI does not look."""
     prompt = taught(parse(job.settings()))
-    if result.is_relative_to(folders.checkpoints):
-        return Use(prompt, str(result.relative_to(folders.checkpoints)))
-    if result.is_relative_to(folders.loras):
-        return Use(f"{prompt} <lora:{result.stem}:1>".lstrip(), "")
-    return None
+    found = _weights(folders, result, 1)
+    return Use(f"{prompt}{found[0]}".lstrip(), found[1]) if found else None
+
+
+def use_picture(
+    folders: Folders, opened: Project, asked: Mapping[str, Any], seed: int, result: str, weight: float
+) -> Use | None:
+    """How the WebUI draws a picture again that a job drew with `result` (a file; empty for the model before training).
+
+    `asked` is the job's folder's job.json. None for what the WebUI cannot draw, as it does not have the weights or they
+    are Imagic's.
+    """
+    weights = Path(result) if result else opened.source
+    found = _weights(folders, weights, weight)
+    if found is None or opened.embedding(weights).exists():
+        return None
+    prompt = f"{asked['prompt']}{found[0]}"
+    sampler, schedule = SAMPLERS.get(asked.get("scheduler", ""), (asked.get("sampler", ""), ""))
+    drawn = {
+        "Steps": asked["steps"],
+        "Sampler": sampler,
+        "Schedule type": schedule,
+        "CFG scale": f"{asked['guidance_scale']:g}",
+        "Seed": seed,
+        "Size": f"{asked['width'] or opened.resolution}x{asked['height'] or opened.resolution}",
+    }
+    lines = [prompt, f"Negative prompt: {negative}" if (negative := asked["negative_prompt"]) else ""]
+    lines.append(", ".join(f"{key}: {value}" for key, value in drawn.items() if value != ""))
+    return Use(prompt, found[1], "\n".join(line for line in lines if line))
+
+
+def _weights(folders: Folders, file: Path, weight: float) -> tuple[str, str] | None:
+    """The LoRA's tag, or the checkpoint as the WebUI's list finds it; None for a file where the WebUI does not look."""
+    if file.is_relative_to(folders.checkpoints):
+        return "", str(file.relative_to(folders.checkpoints))
+    return (f" <lora:{file.stem}:{weight:g}>", "") if file.is_relative_to(folders.loras) else None
 
 
 def taught(settings: Settings) -> str:

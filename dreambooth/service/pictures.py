@@ -164,6 +164,25 @@ def confined(folder: Path, name: str) -> Path:
     return path
 
 
+def keep(picture: Any, folder: Path, seed: int, words: str) -> Path:
+    """Writes one of Pillow's pictures as the engine names those that it draws, with how it was drawn inside, as the
+    WebUI reads it. Raises UserError if it cannot be written."""
+    from PIL.PngImagePlugin import PngInfo
+
+    told, content = PngInfo(), BytesIO()
+    told.add_text("parameters", words)
+    picture.save(content, "png", pnginfo=told)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"{len(list(folder.glob('*.png'))):05}-{seed}.png"
+        atomic.write_bytes(path, content.getvalue())
+    except OSError as error:
+        raise UserError(
+            f"{folder}: the picture cannot be written ({error.strerror}); those before it are kept."
+        ) from None
+    return path
+
+
 def thumbnail(path: Path, side: int) -> bytes:
     """A JPEG of at most `side` pixels, turned as the camera says. Raises UserError for what cannot be read."""
     # The WebUI brings Pillow; where the page is not, nobody asks for thumbnails.

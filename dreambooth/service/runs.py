@@ -5,14 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from dreambooth.core import checkpoint, paths, run, schema, settings
+from dreambooth.core import checkpoint, paths, run, settings
 from dreambooth.core.errors import Problem, UserError
-from dreambooth.core.project import Folders, Project
+from dreambooth.core.project import Project
 from dreambooth.core.run import Job, Request
-from dreambooth.core.settings import Settings, on_resume
+from dreambooth.core.settings import Settings
 from dreambooth.service import launcher
-
-ENDED = ("done", "stopped")
 
 Answer = dict[str, Any]
 
@@ -26,6 +24,7 @@ def summary(job: Job) -> dict[str, Any]:
         "number": int(job.folder.name),
         "status": status,
         **_said(errors(job, status)),
+        "warnings": [one.as_json() for one in story.warnings],
         "step": last.get("step", 0),
         "steps": last.get("steps", 0),
         "loss": last.get("loss"),
@@ -65,65 +64,11 @@ def outcome(job: Job) -> dict[str, Any]:
         "kind": job.read()["kind"],
         "status": status,
         **_said(errors(job, status)),
+        "warnings": [one.as_json() for one in story.warnings],
         "stage": story.stage,
         "result": {key: value for key, value in (ending or {}).items() if key not in ("event", "time")},
         "offset": story.offset,
     }
-
-
-def check_resumable(job: Job) -> None:
-    """Raises UserError for a run that has ended, runs, or waits to run."""
-    status = job.status()
-    if status in (*ENDED, "running", "queued"):
-        raise UserError(f"The run {job.name} cannot be resumed: it is {status}.")
-
-
-def change_settings(job: Job, given: dict[str, Any]) -> dict[str, Any]:
-    """Has a run go on with other settings than it began with. Returns those that differ, as dotted keys.
-
-    Raises UserError, and changes nothing, for a run that cannot go on and for settings that must stay as they are.
-    """
-    check_resumable(job)
-    now = job.settings()
-    changed = on_resume.changes(now, schema.with_secrets(Settings, given, now))
-    if changed and any(event["event"] == "result" for event in job.events()[0]):
-        raise UserError(f"The run {job.name} has written its result already; resume it as it is.")
-    if changed:
-        job.change(changed)
-    return changed
-
-
-def states(job: Job) -> list[int]:
-    """The steps after which a state was saved that is still there, the earliest first."""
-    return sorted(int(path.name) for path in job.state.glob("*") if path.name.isdigit()) if job.state.is_dir() else []
-
-
-def go_back(folders: Folders, job: Job, step: int) -> None:
-    """Has a run go on from an earlier state when it is resumed: the later ones are moved to the trash.
-
-    Raises UserError, and moves nothing, for a run that cannot go on or a step without a state.
-    """
-    check_resumable(job)
-    there = states(job)
-    if step not in there:
-        known = ", ".join(map(str, there)) or "none"
-        raise UserError(f"from_step: the run {job.name} has no state after step {step} (there: {known}).")
-    later = [one for one in there if one > step]
-    if later and any(event["event"] == "result" for event in job.events()[0]):
-        raise UserError(f"The run {job.name} has written its result already; resume it as it is.")
-    for one in reversed(later):
-        _to_trash(folders, job, job.state / f"{one:09}")
-
-
-def _to_trash(folders: Folders, job: Job, state: Path) -> None:
-    name, number = f"{job.name.replace('/', ' run ')} state {state.name}", 1
-    while (target := folders.trash / f"{name}{f' {number}' if number > 1 else ''}").exists():
-        number += 1
-    try:
-        folders.trash.mkdir(exist_ok=True)
-        state.rename(target)
-    except OSError as error:
-        raise UserError(f"{state}: it cannot be moved to the trash ({error.strerror}).") from None
 
 
 def ask(job: Job, what: Request) -> dict[str, Any]:

@@ -238,6 +238,9 @@ def _add_training(add: Callable[..., Any]) -> None:
         presets=False,
     )
     sub.add_argument("run", metavar="RUN")
+    sub.add_argument(
+        "--model-settings", action="store_true", help="take the model's own settings where they may change then"
+    )
     sub.add_argument("--from-step", type=int, metavar="N", help="go back to the state that was saved after this step")
     sub = add("stop", commands.stop, "End a run and keep what it has learned.", describe.asked)
     sub.add_argument("run", metavar="RUN")
@@ -257,10 +260,16 @@ def _add_report(add: Callable[..., Any]) -> None:
 
 def _add_results(add: Callable[..., Any]) -> None:
     _add_generate(add)
+    _add_sheet(add)
     sub = add("export", commands.export, "Write the newest result as a file or a Diffusers folder.", describe.exported)
     sub.add_argument("name", metavar="NAME")
-    sub.add_argument("--to", required=True, metavar="FILE|DIR", help="a .safetensors or .ckpt file, or a new folder")
+    sub.add_argument(
+        "--to",
+        metavar="FILE|DIR",
+        help="a .safetensors or .ckpt file, or a new folder; --from-step can do without, as the run itself would",
+    )
     sub.add_argument("--merge", type=float, metavar="WEIGHT", help="merge a LoRA into its checkpoint, at this weight")
+    _add_state(sub)
     sub.add_argument("--half", action="store_true", help="in half precision (default: as the file is)")
     _add_weights(sub)
 
@@ -270,18 +279,44 @@ def _add_generate(add: Callable[..., Any]) -> None:
     sub.add_argument("name", metavar="NAME")
     sub.add_argument("--prompt", help="what to draw; a result of Imagic has a prompt of its own")
     sub.add_argument("--eta", type=float, help="of a result of Imagic: 0 draws the picture, 1 the prompt (0.7)")
-    sub.add_argument("--negative", default="", metavar="PROMPT")
     sub.add_argument("--count", type=int, default=1)
+    sub.add_argument("--batch", type=int, default=4)
+    sub.add_argument("--lora-weight", type=float, default=1.0)
+    _add_drawing(sub)
+    _add_weights(sub)
+    _add_state(sub)
+
+
+def _add_sheet(add: Callable[..., Any]) -> None:
+    sub = add("sheet", commands.sheet, "Draw one prompt with several results at several weights.", describe.sheet)
+    sub.add_argument("name", metavar="NAME")
+    sub.add_argument("--prompt", required=True, help="what to draw")
+    sub.add_argument(
+        "--weights", nargs="+", metavar="FILE", help="the rows: checkpoints and LoRAs (default: all that runs wrote)"
+    )
+    sub.add_argument("--from-step", type=int, nargs="+", metavar="N", help="rows of a run's states instead")
+    sub.add_argument("--run", type=int, metavar="N", help="the run that the states are of (default: the newest)")
+    sub.add_argument("--base", action="store_true", help="a first row of the untrained model")
+    sub.add_argument(
+        "--lora-weights", type=float, nargs="+", default=[0.6, 0.8, 1.0], metavar="W", help="the columns (0.6 0.8 1)"
+    )
+    _add_drawing(sub)
+
+
+def _add_drawing(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--negative", default="", metavar="PROMPT")
     sub.add_argument("--seed", type=int, default=420420)
     sub.add_argument("--steps", type=int, default=20)
     sub.add_argument("--cfg", type=float, default=7.5)
     sub.add_argument("--width", type=int, default=0, help="pixels; 0 takes the model's own size")
     sub.add_argument("--height", type=int, default=0)
     sub.add_argument("--scheduler", default="dpm++", help="dpm++, ddim, euler, euler_a, lms or pndm")
-    sub.add_argument("--batch", type=int, default=4)
-    sub.add_argument("--lora-weight", type=float, default=1.0)
-    _add_weights(sub)
     sub.add_argument("--out", metavar="DIR", help="where to (default: the model's folder)")
+
+
+def _add_state(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--from-step", type=int, metavar="N", help="what a run had learned by its state after this step")
+    sub.add_argument("--run", type=int, metavar="N", help="the run that the state is of (default: the newest)")
 
 
 def _add_weights(sub: argparse.ArgumentParser) -> None:

@@ -17,7 +17,18 @@ from dreambooth.core.project import Folders
 from dreambooth.core.run import Job
 from dreambooth.core.settings import Settings
 from dreambooth.host import standalone
-from dreambooth.service import demo, environment, errands, installation, launcher, models, page_environment, queue
+from dreambooth.service import (
+    demo,
+    environment,
+    errands,
+    exporting,
+    going_on,
+    installation,
+    launcher,
+    models,
+    page_environment,
+    queue,
+)
 from dreambooth.service import report as service_report
 from dreambooth.service import runs as service_runs
 from dreambooth.ui.terminal import Terminal
@@ -79,11 +90,25 @@ def train(options: argparse.Namespace, terminal: Terminal) -> Result:
 
 def resume(options: argparse.Namespace, terminal: Terminal) -> Result:
     job = run.find(folders(options), options.run)
-    for key, value in service_runs.change_settings(job, given_settings(options)).items():
-        terminal.say(f"From here on: {key} {value}")
+    given = given_settings(options)
+    if options.model_settings:
+        if given:
+            raise UserError("--model-settings: it takes the model's own settings; give none beside it.")
+        _take_model_settings(job, project.open_project(folders(options), job.read()["model"]), terminal)
+    else:
+        for key, value in going_on.change_settings(job, given).items():
+            terminal.say(f"From here on: {key} {value}")
     if options.from_step is not None:
-        service_runs.go_back(folders(options), job, options.from_step)
+        going_on.go_back(folders(options), job, options.from_step)
     return _work(job, environment.ensure(terminal.show), terminal)
+
+
+def _take_model_settings(job: Job, opened: project.Project, terminal: Terminal) -> None:
+    for one in going_on.take_model_settings(job, opened):
+        if one.why_not:
+            terminal.say(f"Stays: {one.key} {one.now} (the model has {one.given}), as {one.why_not}")
+        else:
+            terminal.say(f"From here on: {one.key} {one.given}")
 
 
 def runs(options: argparse.Namespace, terminal: Terminal) -> Result:
@@ -110,9 +135,24 @@ def generate(options: argparse.Namespace, terminal: Terminal) -> Result:
     return errand(options, terminal, "generate", chosen, **fields)
 
 
+def sheet(options: argparse.Namespace, terminal: Terminal) -> Result:
+    opened = project.open_project(folders(options), options.name)
+    if options.weights and options.from_step:
+        raise UserError("--weights, --from-step: these exclude each other; give one.")
+    states: list[Any] = [{"run": options.run, "from_step": step} for step in options.from_step or []]
+    files = [str(Path(file).expanduser().resolve()) for file in options.weights or []]
+    results = [] if states or files else [one["path"] for one in reversed(service_runs.outputs(opened))]
+    lines = [*([""] if options.base else []), *states, *files, *results]
+    asked = {**vars(options), "sheet": {"weights": lines, "lora_weights": options.lora_weights}}
+    chosen, fields = errands.sheet(opened, asked, label="--{}", within="")
+    return errand(options, terminal, "generate", chosen, **fields)
+
+
 def export(options: argparse.Namespace, terminal: Terminal) -> Result:
     opened = project.open_project(folders(options), options.name)
-    fields = errands.exporting(opened, vars(options), label="--{}")
+    if options.to is None and options.from_step is None:
+        raise UserError("--to: it is missing; name a file or folder to write.")
+    fields = exporting.fields(opened, vars(options), label="--{}")
     return errand(options, terminal, "export", settings.parse({}), **fields)
 
 

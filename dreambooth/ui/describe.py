@@ -173,6 +173,10 @@ def pictures(result: Result) -> str:
     return "\n".join(result["pictures"])
 
 
+def sheet(result: Result) -> str:
+    return f"{pictures(result)}\nAll on {result['sheet']}"
+
+
 def exported(result: Result) -> str:
     return f"Written: {result['path']}"
 

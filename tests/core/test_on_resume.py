@@ -12,7 +12,7 @@ from dreambooth.core import run, schema
 from dreambooth.core.errors import UserError
 from dreambooth.core.run import Job
 from dreambooth.core.settings import Settings, on_resume, parse, to_json
-from dreambooth.service import runs
+from dreambooth.service import going_on
 
 NOW = schema.to_flat(parse({"concepts.0.instance_prompt": "sks star", "batching.train_batch_size": 4}))
 
@@ -47,6 +47,21 @@ def test_what_must_stay_is_refused_by_name_and_with_the_reason() -> None:
     assert refused({"intervals.epoch_pause_time": 5})[0].startswith("intervals.epoch_pause_frequency")
 
 
+def test_differences_tell_what_could_be_taken_and_leave_the_rest(tmp_path: Path) -> None:
+    own = parse({"concepts.0.instance_prompt": "zwx star", "concepts.1.instance_data_dir": str(tmp_path),
+                 "intervals.num_train_epochs": 200, "batching.train_batch_size": 2,
+                 "batching.gradient_accumulation_steps": 2})  # fmt: skip
+    found = {one.key: one for one in on_resume.differences(NOW, schema.to_flat(own))}
+    may = {key for key, one in found.items() if not one.why_not}
+    assert may == {"intervals.num_train_epochs", "batching.train_batch_size", "batching.gradient_accumulation_steps"}
+    prompt = found["concepts.0.instance_prompt"]
+    assert (prompt.now, prompt.given) == ("sks star", "zwx star") and prompt.why_not
+    folder = found["concepts.1.instance_data_dir"]  # may move by itself, but not bring a concept with it
+    assert folder.now is None and folder.why_not
+    back = {one.key: one for one in on_resume.differences(schema.to_flat(own), NOW)}
+    assert back["concepts.1.instance_data_dir"].given is None and back["concepts.1.instance_data_dir"].why_not
+
+
 def test_a_step_may_be_cut_into_smaller_batches_but_stays_as_large() -> None:
     smaller = {"batching.train_batch_size": 2, "batching.gradient_accumulation_steps": 2}
     assert on_resume.changes(NOW, smaller) == smaller
@@ -63,9 +78,9 @@ def job(tmp_path: Path) -> Job:
 
 
 def test_only_what_differs_is_written_down(job: Job) -> None:
-    assert runs.change_settings(job, {**NOW, "intervals.max_train_steps": 50}) == {"intervals.max_train_steps": 50}
+    assert going_on.change_settings(job, {**NOW, "intervals.max_train_steps": 50}) == {"intervals.max_train_steps": 50}
     assert json.loads((job.folder / "changes.json").read_text()) == {"intervals.max_train_steps": 50}
-    assert runs.change_settings(job, {"intervals.max_train_steps": 60}) == {"intervals.max_train_steps": 60}
+    assert going_on.change_settings(job, {"intervals.max_train_steps": 60}) == {"intervals.max_train_steps": 60}
     assert job.settings()["intervals.max_train_steps"] == 60
 
 
@@ -73,9 +88,9 @@ def test_a_run_that_cannot_go_on_is_not_changed(job: Job) -> None:
     job.report("started")
     job.report("result", ending="done")
     with pytest.raises(UserError, match="has written its result already"):
-        runs.change_settings(job, {"intervals.max_train_steps": 50})
-    assert runs.change_settings(job, {}) == {}
+        going_on.change_settings(job, {"intervals.max_train_steps": 50})
+    assert going_on.change_settings(job, {}) == {}
     job.report("done")
     with pytest.raises(UserError, match="it is done"):
-        runs.change_settings(job, {"previews.count": 3})
+        going_on.change_settings(job, {"previews.count": 3})
     assert job.changes() == {}

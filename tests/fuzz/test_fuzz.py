@@ -34,7 +34,7 @@ from dreambooth.core.run import Job
 from dreambooth.core.settings import Settings, on_resume
 from dreambooth.core.settings.dataset import Captions, Concept
 from dreambooth.host.standalone import Standalone
-from dreambooth.service import api, foreign, launcher, models, pictures, queue, report, runs
+from dreambooth.service import api, foreign, going_on, launcher, models, pictures, queue, report, runs
 from dreambooth.ui import command_line, commands
 from tests.fuzz.guard import confined
 from tests.fuzz.inputs import TEXTS, VALUES, damaged, dumped, json_bytes, nearly
@@ -188,11 +188,11 @@ def requests_and_files_of_a_run(base: Path, found: tuple[dict[str, bytes], dict[
 def look_at(job: Job) -> None:
     """Everything that is asked of a job's folder."""
     assert job.status() in ("new", "queued", "running", "paused", "stopped", "done", "failed", "lost")
-    for ask in (runs.summary, runs.outcome, launcher.result, report.build, Job.settings, runs.check_resumable):
+    for ask in (runs.summary, runs.outcome, launcher.result, report.build, Job.settings, going_on.check_resumable):
         with told():
             api._Json(None).render(ask(job) if ask is not report.build else len(report.build(job)))
     with told():
-        runs.change_settings(job, {"previews.count": 2})
+        going_on.change_settings(job, {"previews.count": 2})
     (job.folder / "changes.json").unlink(missing_ok=True)
 
 

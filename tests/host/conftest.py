@@ -16,7 +16,8 @@ import dreambooth.host
 STANDIN = Path(__file__).with_name("standin")
 ROOT = Path(__file__).resolve().parents[2]
 THEIRS = ("modules", "gradio")
-OURS = ("dreambooth.host.webui", "dreambooth.host.describing")  # hold the modules of the WebUI that they met first
+# They hold the modules of the WebUI that they met first.
+OURS = ("dreambooth.host.webui", "dreambooth.host.describing", "dreambooth.host.drawing", "dreambooth.host.lending")
 
 
 class StandIn:

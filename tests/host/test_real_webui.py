@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from dreambooth.core.layout import SUBJECT_PICTURES
 from dreambooth.service import environment
@@ -164,6 +165,31 @@ def test_the_lora_is_listed_and_used_at_once(webui: WebUI, before: dict[str, Any
 def test_one_press_puts_prompt_and_lora_into_txt2img(webui: WebUI, visitor: Visitor) -> None:
     written = Path(run_is(webui, "done")["outputs"][-1])
     assert visitor.used() == f"{TAUGHT} <lora:{written.stem}:1>"
+    assert visitor.errors == []
+
+
+def test_the_webuis_own_sampler_draws_and_txt2img_draws_it_again(webui: WebUI, visitor: Visitor) -> None:
+    written = Path(run_is(webui, "done")["outputs"][-1])
+    visitor.tab("Generate")
+    visitor.choose("db_library", webui.ask("/dreambooth/status")["host"])
+    visitor.choose("db_sampler", "Euler a")
+    for field, text in {"prompt": TAUGHT, "count": "2", "steps": "3", "cfg": "6.5", "lora_weight": "0.7"}.items():
+        visitor.write(f"db_{field}", text)
+    visitor.press("db_draw")
+    visitor.page.locator("#db_drawn .db-use").nth(1).wait_for(timeout=LONG_MS)
+    drawn = sorted((webui.data / "models" / "dreambooth" / NAME / "generated").glob("*.png"))
+    prompt = f"{TAUGHT} <lora:{written.stem}:0.7>"
+    side = webui.ask("/dreambooth/models/a%20star")["about"]["resolution"]
+    own = webui.draw(prompt, steps=3, width=side, height=side, seed=420420, sampler_name="Euler a", cfg_scale=6.5,
+                     batch_size=2)[0]  # fmt: skip
+    with Image.open(drawn[0]) as picture:
+        assert picture.convert("RGB").tobytes() == own, "the very picture that the WebUI itself draws"
+    visitor.page.locator("#db_drawn .db-use").nth(1).click()
+    field = visitor.see("#txt2img_prompt textarea")
+    webui.wait(lambda: field.input_value() == prompt, 30)
+    for name, value in {"steps": "3", "cfg_scale": "6.5", "seed": "420421", "width": str(side)}.items():
+        assert visitor.page.locator(f"#txt2img_{name} input").first.input_value() == value
+    assert visitor.page.locator("#txt2img_sampling input").first.input_value() == "Euler a"
     assert visitor.errors == []
 
 

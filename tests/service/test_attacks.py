@@ -23,7 +23,7 @@ from dreambooth.core.layout import MINIATURE, PROJECT, SUBJECT_PICTURES
 from dreambooth.core.project import Folders
 from dreambooth.core.schema import HIDDEN
 from dreambooth.host.standalone import Standalone
-from dreambooth.service import api, models, runs
+from dreambooth.service import api, going_on, models
 
 WEBHOOK = "https://hooks.example.com/services/T0/k3y-that-nobody-sees"
 WEBHOOK_KEY = "reporting.webhook_url"
@@ -145,7 +145,7 @@ def test_the_secret_of_a_webhook_is_shown_by_no_route_and_lost_by_none(
         assert b"k3y-that-nobody-sees" not in said.content, said.request.url
     assert opened.settings()[WEBHOOK_KEY] == WEBHOOK, "what was hidden and given back is what it was"
     assert opened.settings()["lora.rank"] == 5
-    assert runs.change_settings(job, {WEBHOOK_KEY: HIDDEN, "previews.count": 2}) == {"previews.count": 2}
+    assert going_on.change_settings(job, {WEBHOOK_KEY: HIDDEN, "previews.count": 2}) == {"previews.count": 2}
     assert asked.patch(f"{place}/settings", json={"settings": {WEBHOOK_KEY: ""}}).json()["settings"][WEBHOOK_KEY] == ""
 
 

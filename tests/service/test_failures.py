@@ -104,3 +104,27 @@ def test_events_of_earlier_versions_and_damaged_ones_are_still_told(folders: Fol
     ):
         job.report("failed", refused=True, **fields)
         assert [one.sentence for one in runs.errors(job, "failed")] == [sentence]
+
+
+def test_a_warning_has_the_form_of_a_failure_everywhere(folders: Folders, dreambooth: Run) -> None:
+    opened = project.open_project(folders, "star")
+    job = run.new_run(folders, opened, parse({}))
+    job.report("started")
+    job.warn("reporting.webhook_url: the notice could not be sent (no host); look at the address.")
+    job.warn(UserError("/disk/star.safetensors: the file cannot be written (full).").and_then("The run goes on."))
+    job.report("warning", text="tuning.ema_decay: as an earlier version said it.")
+    job.warn("reporting.webhook_url: the notice could not be sent (no host); look at the address.")  # once is enough
+    job.report("paused")
+    first, second, third = runs.summary(job)["warnings"]
+    assert tuple(first) == WRONG
+    assert (first["where"], first["do"]) == ("reporting.webhook_url", "Look at the address.")
+    assert (second["where"], second["do"]) == ("/disk/star.safetensors", "The run goes on.")
+    assert (third["where"], third["do"]) == ("tuning.ema_decay", "")
+    told = [event for event in job.events()[0] if event["event"] == "warning"]
+    assert told[1]["text"] == "/disk/star.safetensors: the file cannot be written (full). The run goes on."
+    assert {key: told[0][key] for key in WRONG} == first
+    app = FastAPI()
+    app.include_router(api.router(Standalone(str(folders.models))))
+    answer = TestClient(app, base_url="http://here").get("/dreambooth/models/star/runs/1").json()
+    listed = dreambooth("runs", "--data", folders.models).answer["runs"][0]
+    assert answer["warnings"] == listed["warnings"] == [first, second, third]

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from dreambooth.core import run
-from dreambooth.core.project import Folders
-from dreambooth.core.settings import parse, to_json
+from dreambooth.core import project, run
+from dreambooth.core.layout import MINIATURE
+from dreambooth.core.project import Folders, Project
+from dreambooth.core.schema import leaves
+from dreambooth.core.settings import Settings, parse, to_json
 from dreambooth.service import hot_use
 
 
@@ -54,3 +57,49 @@ def test_without_previews_it_is_what_the_first_picture_was_called(tmp_path: Path
     assert hot_use.taught(parse(concept)).startswith("a photo of"), "the file's name where there is no caption"
     (pictures / "b.png").unlink()
     hot_use.taught(parse(concept))  # no picture any more: no matter
+
+
+ASKED = {"prompt": "a star", "negative_prompt": "", "steps": 20, "guidance_scale": 7.5, "width": 0, "height": 128}
+
+
+@pytest.fixture
+def opened(folders: Folders) -> Project:
+    folders.checkpoints.mkdir(parents=True)
+    source = folders.checkpoints / "miniature.safetensors"
+    shutil.copyfile(MINIATURE, source)
+    return project.create(folders, "star", source)
+
+
+def test_a_picture_is_told_as_the_webui_reads_it(folders: Folders, opened: Project) -> None:
+    lora = str(folders.loras / "star_4.safetensors")
+    said = hot_use.use_picture(folders, opened, {**ASKED, "scheduler": "dpm++_karras"}, 9, lora, 0.8)
+    assert said == hot_use.Use(
+        "a star <lora:star_4:0.8>",
+        "",
+        "a star <lora:star_4:0.8>\n"
+        "Steps: 20, Sampler: DPM++ 2M, Schedule type: Karras, CFG scale: 7.5, Seed: 9, Size: 64x128",
+    )
+    by_webui = {**ASKED, "sampler": "Euler a", "negative_prompt": "blurry"}
+    said = hot_use.use_picture(folders, opened, by_webui, 9, "", 1.0)
+    assert said == hot_use.Use(
+        "a star",
+        "miniature.safetensors",
+        "a star\nNegative prompt: blurry\nSteps: 20, Sampler: Euler a, CFG scale: 7.5, Seed: 9, Size: 64x128",
+    )
+    without = hot_use.use_picture(folders, opened, {**ASKED, "scheduler": "sa"}, 9, "", 1.0)
+    assert without and "Sampler" not in without.parameters, "the WebUI's own stays, as it has none like it"
+
+
+def test_a_picture_that_the_webui_cannot_draw_is_not_offered(folders: Folders, opened: Project, tmp_path: Path) -> None:
+    asked = {**ASKED, "scheduler": "ddim"}
+    assert hot_use.use_picture(folders, opened, asked, 9, str(tmp_path / "elsewhere.safetensors"), 1.0) is None
+    lora = folders.loras / "star_4.safetensors"
+    fitted = opened.embedding(lora)
+    fitted.parent.mkdir(parents=True, exist_ok=True)
+    fitted.touch()
+    assert hot_use.use_picture(folders, opened, asked, 9, str(lora), 1.0) is None
+
+
+def test_every_scheduler_is_a_sampler_of_the_webuis_or_none_of_theirs() -> None:
+    known = next(leaf for leaf in leaves(Settings) if leaf.key == "previews.scheduler").choices
+    assert set(hot_use.SAMPLERS) == set(known) - {"dpm++_single", "ddpm", "deis", "sa"}

@@ -18,7 +18,7 @@ from dreambooth.core.errors import UserError
 from dreambooth.core.layout import MINIATURE, SUBJECT_PICTURES
 from dreambooth.core.project import Folders, Project
 from dreambooth.core.run import Job
-from dreambooth.service import errands, launcher, queue, runs
+from dreambooth.service import exporting, going_on, launcher, queue, runs
 
 SHORT = {
     "concepts.0.instance_data_dir": str(SUBJECT_PICTURES),
@@ -96,7 +96,7 @@ def test_two_runs_follow_each_other_and_the_gpu_comes_back(host: Host, star: Pro
     assert not any(together)
     assert host.said[0] == "lend" and host.said[-1] == "take back" and host.said.count("refresh") >= 2
     with pytest.raises(UserError, match="cannot be resumed: it is done"):
-        runs.check_resumable(first)
+        going_on.check_resumable(first)
 
 
 def test_a_killed_engine_is_lost_with_its_cause_and_resumes(host: Host, star: Project) -> None:
@@ -133,7 +133,7 @@ def test_an_exported_file_is_listed(host: Host, star: Project, monkeypatch: pyte
     looked = queue.Queue(host)
     monkeypatch.setattr(queue, "_watcher", SimpleNamespace(queue=looked))
     target = host.models.checkpoints / "copy.safetensors"
-    fields = errands.exporting(star, {"base": True, "to": str(target)})
+    fields = exporting.fields(star, {"base": True, "to": str(target)})
     queue.submit(launcher.new_errand(host.models, star, "export", settings.parse({}), **fields))
     look(looked, lambda: bool(host.said))
     assert host.said == ["refresh"] and target.exists()

@@ -200,6 +200,18 @@ def test_generate_and_export_refuse_what_they_cannot_do(data: Path, tmp_path: Pa
     )
 
 
+def test_a_sheet_and_a_state_refuse_what_they_cannot_do(data: Path, tmp_path: Path, dreambooth: Run) -> None:
+    sheet = ("sheet", "star", "--prompt", "x", "--data", data)
+    refused(dreambooth(*sheet), "--weights: name at least one result")
+    refused(dreambooth(*sheet, "--base", "--lora-weights", 9), "--lora-weights: they must be numbers from -4 to 4")
+    refused(dreambooth(*sheet, "--from-step", 3), "has no run")
+    refused(dreambooth(*sheet, "--from-step", 3, "--weights", "x"), "exclude each other")
+    refused(dreambooth("export", "star", "--data", data), "--to: it is missing")
+    refused(
+        dreambooth("export", "star", "--base", "--from-step", 3, "--data", data), "--from-step", "exclude each other"
+    )
+
+
 def test_runs_that_are_not_there(data: Path, dreambooth: Run) -> None:
     refused(dreambooth("pause", "star", "--data", data), "has no runs yet")
     refused(dreambooth("resume", "star/7", "--data", data), "no run 'star/7'")

@@ -96,6 +96,11 @@ def test_another_trainers_lora_is_merged_and_drawn_with(tmp_path: Path, dreamboo
         answer = dreambooth("generate", "it", "--prompt", "a star", "--steps", 2, *weights, *data).answer
         drawn[weights[0]] = Path(answer["pictures"][0]).read_bytes()
     assert drawn["--base"] != drawn["--weights"]
+    lines = ["--weights", lora, "--base", "--lora-weights", 0, 2, "--steps", 2]
+    sheet = dreambooth("sheet", "it", "--prompt", "a star", *lines, *data).answer
+    cells = {Path(path).stem: Path(path).read_bytes() for path in sheet["pictures"]}
+    assert cells["00-00"] == cells["01-00"] == drawn["--base"] and cells["01-01"] == drawn["--weights"]
+    assert Path(sheet["sheet"]).is_file()
     both = dreambooth("generate", "it", "--prompt", "a star", "--base", "--weights", lora, *data)
     assert both.code == 2 and "exclude each other" in both.errors
     far = dreambooth("export", "it", "--weights", lora, "--merge", 9, "--to", tmp_path / "y.safetensors", *data)

@@ -6,6 +6,7 @@ of these was made with stays; one that only says how long, how often, how fast o
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from dreambooth.core.errors import UserError
@@ -68,23 +69,45 @@ def why_not(key: str) -> str:
     return RULES[whole] if whole in RULES else RULES[whole.split(".")[0]]
 
 
+@dataclass(frozen=True)
+class Difference:
+    """A setting that differs; None stands for a concept's that is not there."""
+
+    key: str
+    now: Any
+    given: Any
+    why_not: str  # why it must stay as it is; empty where it may change
+
+
+def differences(now: dict[str, Any], given: dict[str, Any]) -> list[Difference]:
+    """How a run's settings differ from others, and which of them it could take; both as `to_flat` has them."""
+    one_step = _images_per_step(now) == _images_per_step(given)
+
+    def reason(key: str) -> str:
+        if key not in now or key not in given:
+            return _SHOWN
+        return MAY if key in _STEP and one_step else why_not(key)
+
+    keys = [*given, *(key for key in now if key not in given)]
+    found = [Difference(key, now.get(key), given.get(key), reason(key)) for key in keys]
+    return [one for one in found if one.now != one.given]
+
+
 def changes(now: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
     """What of `given` differs from the run's settings, as dotted keys.
 
     Raises UserError with a sentence for each setting that does not exist, will not do, or must stay as it is.
     """
     settings = from_flat(Settings, {**now, **given})
-    before, after = to_flat(from_flat(Settings, now)), to_flat(settings)
-    changed = {key: value for key, value in after.items() if key not in before or before[key] != value}
-    one_step = _images_per_step(before) == _images_per_step(after)
+    found = differences(to_flat(from_flat(Settings, now)), to_flat(settings))
     problems = [
-        f"{key}: it cannot change when a run goes on, as {reason}; leave it, or start a new run."
-        for key in changed
-        if (reason := why_not(key)) and not (key in _STEP and one_step)
+        f"{one.key}: it cannot change when a run goes on, as {one.why_not}; leave it, or start a new run."
+        for one in found
+        if one.why_not
     ]
     if problems := problems or conflicts.found(settings):
         raise UserError(problems)
-    return changed
+    return {one.key: one.given for one in found}
 
 
 def of_the_result(changed: dict[str, Any]) -> dict[str, Any]:

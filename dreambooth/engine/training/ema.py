@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+IN_STATE = "ema."  # before the names of averages in a saved state
+
 
 class Ema:
     """The average starts short and grows: after n updates the decay is min(decay, (1 + n) / (10 + n)),

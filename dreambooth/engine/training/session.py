@@ -20,7 +20,7 @@ from dreambooth.engine.data.readings import Readings
 from dreambooth.engine.families.model import Model
 from dreambooth.engine.training import optimizers, rounding, skipping
 from dreambooth.engine.training.adapters import Trained
-from dreambooth.engine.training.ema import Ema
+from dreambooth.engine.training.ema import IN_STATE, Ema
 from dreambooth.engine.training.text import Texts
 
 
@@ -101,7 +101,7 @@ class Session:
         """Everything resumable: the weights, and the rest in the form that torch saves."""
         weights = dict(self.trained.named())
         if self.ema:
-            weights.update({f"ema.{name}": average for name, average in self.ema.average.items()})
+            weights.update({f"{IN_STATE}{name}": average for name, average in self.ema.average.items()})
         scaler = self.accelerator.scaler
         rest = {
             "step": self.step,

@@ -78,17 +78,33 @@ def load_newest(folder: Path) -> Loaded | None:
     """The newest whole state; None if there is none. Raises UserError if there are states but all are damaged."""
     warnings: list[str] = []
     for state in reversed(_states(folder)):
-        problem = _damage(state)
-        if not problem:
-            try:
-                content = torch.load(state / _CONTENT, map_location="cpu", weights_only=True)
-                return Loaded({"weights": content["weights"], "rest": content["rest"]}, warnings)
-            except (OSError, RuntimeError, pickle.UnpicklingError, KeyError, TypeError):
-                problem = "it cannot be read"
+        content, problem = _read(state)
+        if content:
+            return Loaded(content, warnings)
         warnings.append(f"{state}: {problem}; the state before it is taken.")
     if warnings:
         raise UserError(f"{folder}: every saved state is damaged; start a new run.")
     return None
+
+
+def load(folder: Path, step: int) -> Content:
+    """The state of a step. Raises UserError if it is not there or damaged."""
+    state = folder / f"{step:09}"
+    content, problem = _read(state) if state.is_dir() else ({}, "it is not there any more")
+    if problem:
+        raise UserError(f"{state}: {problem}; take another state.")
+    return content
+
+
+def _read(state: Path) -> tuple[Content, str]:
+    """What a state holds, or why it cannot be taken."""
+    if problem := _damage(state):
+        return {}, problem
+    try:
+        content = torch.load(state / _CONTENT, map_location="cpu", weights_only=True)
+        return {"weights": content["weights"], "rest": content["rest"]}, ""
+    except (OSError, RuntimeError, pickle.UnpicklingError, KeyError, TypeError):
+        return {}, "it cannot be read"
 
 
 def tensors(value: Any) -> Iterator[Tensor]:

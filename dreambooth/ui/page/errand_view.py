@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from html import escape
 from pathlib import Path
+from urllib.parse import quote
 
 from dreambooth.core import run
 from dreambooth.core.project import Folders, Project, open_project
 from dreambooth.core.quantities import size
-from dreambooth.core.run import Job
+from dreambooth.core.run import BY_WEBUI, Job
 from dreambooth.core.story import Story
-from dreambooth.service import runs
-from dreambooth.ui.page.fragments import Event, bar, failure_list, image, root, sentence_list
+from dreambooth.service import hot_use, runs
+from dreambooth.ui.page.fragments import Event, bar, failure_list, image, root, sentence_list, use_button, warning_list
 from dreambooth.ui.page.run_view import stage
 
 _STARTING = {"name": "starting", "share": None, "note": ""}
@@ -23,13 +24,32 @@ def errand_view(folders: Folders, model: str, kind: str) -> str:
     job = newest_errand(project, kind)
     if job is None:
         return root("none", [("result", "")])
+    return root(*_shown(project, job))
+
+
+def errand_sections(project: Project, job: Job) -> str:
+    """The same in one piece, for a view of something else."""
+    return "".join(inner for _, inner in _shown(project, job)[1])
+
+
+def _shown(project: Project, job: Job) -> tuple[str, list[tuple[str, str]]]:
     story, status = job.story(), job.status()
     if status in ("running", "new", "queued"):
-        return root("running", [("head", bar(stage(story) or _STARTING)), ("result", _pictures(project, job, story))])
+        head = bar(stage(story) or _STARTING) + _stop(job)
+        return "running", [("head", head), ("result", _pictures(project, job, story))]
     if status in ("failed", "lost"):
-        return root("failed", [("head", failure_list(runs.errors(job, status))), ("result", "")])
-    assert story.ending is not None  # or it would be lost
-    return root("done", [("result", _RESULTS[kind](project, job, story, story.ending))])
+        return "failed", [("head", failure_list(runs.errors(job, status))), ("result", "")]
+    warned = warning_list(story.warnings)
+    if story.ending is None or status == "stopped":
+        return "done", [("result", warned + _pictures(project, job, story))]
+    return "done", [("result", warned + _RESULTS[job.read()["kind"]](project, job, story, story.ending))]
+
+
+def _stop(job: Job) -> str:
+    """A button that ends the job; what is finished stays."""
+    model, _, number = job.name.rpartition("/")
+    address = f"dreambooth/models/{quote(model)}/errands/{number}/stop"
+    return f'<button type="button" class="db-stop" data-db-send="{escape(address)}" data-db-body="{{}}">Stop</button>'
 
 
 def download_view(folders: Folders) -> str:
@@ -48,15 +68,35 @@ def download_view(folders: Folders) -> str:
 
 
 def newest_errand(project: Project, kind: str) -> Job | None:
-    return next((job for job in reversed(run.errands(project)) if job.read()["kind"] == kind), None)
+    """The newest short job of a kind; the engine and the WebUI's txt2img draw in turn."""
+    kinds = (kind, BY_WEBUI) if kind == "generate" else (kind,)
+    return next((job for job in reversed(run.errands(project)) if job.read()["kind"] in kinds), None)
 
 
 def _pictures(project: Project, job: Job, story: Story) -> str:
-    if "rows" in (asked := job.read()):
+    asked = job.read()
+    if "rows" in asked:
         return _sheet(project, asked, story)
-    made = map(Path, story.pictures)
-    shown = "".join(image(project, path, path.stem) for path in made)
+    uses = asked["kind"] in ("generate", BY_WEBUI)
+    shown = "".join(
+        f"<figure>{image(project, path, path.stem)}{_use(project, asked, path) if uses else ''}</figure>"
+        for path in map(Path, story.pictures)
+    )
     return f'<div class="db-pictures">{shown}</div>' if shown else ""
+
+
+def _use(project: Project, asked: Event, path: Path) -> str:
+    """The button that has the WebUI draw a picture again; its seed is in its name."""
+    seed = path.stem.rpartition("-")[2]
+    if not seed.isdigit() or "from_step" in asked:  # no WebUI can load a state
+        return ""
+    return use_button(
+        hot_use.use_picture(_folders(asked), project, asked, int(seed), asked["weights"], asked["lora_weight"])
+    )
+
+
+def _folders(asked: Event) -> Folders:
+    return Folders(Path(asked["models"]))
 
 
 def _sheet(project: Project, asked: Event, story: Story) -> str:
@@ -67,12 +107,21 @@ def _sheet(project: Project, asked: Event, story: Story) -> str:
     for row, one in enumerate(asked["rows"]):
         label = one["label"]
         shown = [(made.get(f"{row:02}-{column:02}"), weight) for column, weight in enumerate(asked["columns"])]
-        cells = "".join(f"<td>{image(project, path, f'{label} at {weight:g}')}</td>" for path, weight in shown)
+        cells = "".join(
+            f"<td>{image(project, path, f'{label} at {weight:g}')}{_use_cell(project, asked, one, weight, path)}</td>"
+            for path, weight in shown
+        )
         lines.append(f'<tr><th scope="row">{escape(label)}</th>{cells}</tr>')
     return (
         f'<div class="db-sheet db-grid"><table><tr><th scope="col">Lora Weight</th>{head}</tr>{"".join(lines)}'
         "</table></div>"
     )
+
+
+def _use_cell(project: Project, asked: Event, row: Event, weight: float, path: Path | None) -> str:
+    if path is None or "from_step" in row:
+        return ""
+    return use_button(hot_use.use_picture(_folders(asked), project, asked, asked["seed"], row["weights"], weight))
 
 
 def _generated(project: Project, job: Job, story: Story, done: Event) -> str:
@@ -96,4 +145,10 @@ def _plan(project: Project, job: Job, story: Story, done: Event) -> str:
     return f'{verdict}<iframe class="db-plan" title="Every picture with its crop" srcdoc="{escape(document)}"></iframe>'
 
 
-_RESULTS = {"check": _plan, "generate": _generated, "class-images": _generated, "export": _exported}
+_RESULTS = {
+    "check": _plan,
+    "generate": _generated,
+    "class-images": _generated,
+    "export": _exported,
+    BY_WEBUI: _generated,
+}

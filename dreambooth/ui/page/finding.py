@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from html import escape
 from typing import Any
 
-from dreambooth.core.schema import Leaf, leaves
+from dreambooth.core.schema import leaves
 from dreambooth.core.settings import Settings
 from dreambooth.ui.page.controls import elem_id
+from dreambooth.ui.page.fragments import said
 
 OWN = {leaf.key: leaf for leaf in leaves(Settings) if not leaf.key.startswith("concepts.")}
 
@@ -30,13 +31,6 @@ def search_field(titles: Mapping[str, str]) -> str:
 def changed_view(flat: Mapping[str, Any]) -> str:
     """Which settings differ from their defaults, each marked at its control by the browser, where a press resets it."""
     changed = {key: leaf for key, leaf in OWN.items() if flat[key] != leaf.default}
-    marks = {elem_id(key): [key, _said(leaf)] for key, leaf in changed.items()}
-    said = f"{len(changed)} changed from the defaults" if changed else "All at their defaults"
-    return f'<p class="db-quiet" data-db-changed="{escape(json.dumps(marks, ensure_ascii=False))}">{said}</p>'
-
-
-def _said(leaf: Leaf) -> str:
-    """A default as a person reads it."""
-    if leaf.kind is bool:
-        return "on" if leaf.default else "off"
-    return str(leaf.default) if leaf.default != "" else "empty"
+    marks = {elem_id(key): [key, said(leaf.default)] for key, leaf in changed.items()}
+    count = f"{len(changed)} changed from the defaults" if changed else "All at their defaults"
+    return f'<p class="db-quiet" data-db-changed="{escape(json.dumps(marks, ensure_ascii=False))}">{count}</p>'

@@ -79,14 +79,23 @@ def failure_list(errors: list[Problem]) -> str:
     return sentence_list([one.sentence for one in errors]) + "".join(shown)
 
 
+def warning_list(warnings: list[Problem]) -> str:
+    """What a job says that goes on."""
+    return "".join(f'<p class="db-note">{escape(_by_label(one.sentence))}</p>' for one in warnings)
+
+
 def to_txt2img(folders: Folders, job: Job, path: Path) -> str:
     """The button that fills the WebUI's txt2img tab (javascript/hot_use.js); style.css hides it where there is none."""
-    use = hot_use.use(folders, job, path)
+    return use_button(hot_use.use(folders, job, path))
+
+
+def use_button(use: hot_use.Use | None) -> str:
     if use is None:
         return ""
+    parameters = f' data-db-parameters="{escape(use.parameters)}"' if use.parameters else ""
     return (
         f' <button type="button" class="db-use" data-db-use data-db-prompt="{escape(use.prompt)}" '
-        f'data-db-checkpoint="{escape(use.checkpoint)}">Use in txt2img</button>'
+        f'data-db-checkpoint="{escape(use.checkpoint)}"{parameters}>Use in txt2img</button>'
     )
 
 
@@ -103,11 +112,20 @@ def key_of(problem: str) -> str:
 def _by_label(problem: str) -> str:
     """`Lora Rank: 0 is below the minimum.` for `lora.rank: 0 is below the minimum.`"""
     key = key_of(problem)
-    if not key:
-        return problem
+    return f"{label_of(key)}{problem[len(key) :]}" if key else problem
+
+
+def label_of(key: str) -> str:
+    """What the page calls a setting: `Concept 1, Class Prompt` for concepts.0.class_prompt."""
     row = next((int(part) + 1 for part in key.split(".") if part.isdigit()), None)
-    label = _LEAVES[general(key)].spec.label
-    return f"{f'Concept {row}, ' if row else ''}{label}{problem[len(key) :]}"
+    return f"{f'Concept {row}, ' if row else ''}{_LEAVES[general(key)].spec.label}"
+
+
+def said(value: Any) -> str:
+    """A setting's value as a person reads it."""
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return "empty" if value == "" else str(value)
 
 
 def bar(stage: Event) -> str:

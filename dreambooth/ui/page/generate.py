@@ -10,7 +10,7 @@ import gradio as gr
 from dreambooth.core.project import Project
 from dreambooth.core.schema import leaves
 from dreambooth.core.settings import Settings
-from dreambooth.ui.page import jobs
+from dreambooth.ui.page import dialect, jobs
 from dreambooth.ui.page.fragments import live
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 _SCHEDULER = next(leaf for leaf in leaves(Settings) if leaf.key == "previews.scheduler")
 BASE = "The model before training"
+DIFFUSERS = "Diffusers"
 
 
 class GenerateTab:
@@ -31,9 +32,26 @@ class GenerateTab:
             [BASE],
             value=BASE,
             label="Draw with",
-            info="A result of this model's runs, the newest first.",
+            info="A result of this model's runs, the newest first, or a state of a run that rests.",
             elem_id="db_weights",
         )
+        host = self.page.host
+        with gr.Row(elem_id="db_library_row", elem_classes=["db-fields"], visible=bool(host.samplers)):
+            self.library = gr.Dropdown(
+                [DIFFUSERS, host.name],
+                value=DIFFUSERS,
+                label="Library",
+                info=f"Who draws: our own engine, or {host.name}'s txt2img.",
+                elem_id="db_library",
+            )
+            self.sampler = gr.Dropdown(
+                list(host.samplers),
+                value=next(iter(host.samplers), None),
+                label="Sampling Method",
+                info=f"One of {host.name}'s samplers.",
+                elem_id="db_sampler",
+                elem_classes=["db-only-webui"],
+            )
         self.fields = _fields()
         with gr.Accordion("Sheet: results × weights", open=False, elem_id="db_sheet_section"):
             self._lay_out_sheet()
@@ -48,7 +66,7 @@ class GenerateTab:
             self.sheet_rows = gr.Dropdown(
                 [BASE],
                 label="Rows",
-                info="Results to set side by side; one picture of each, with the prompt and the seed above.",
+                info="Results to set side by side, one picture of each with the prompt and seed above, by Diffusers.",
                 multiselect=True,
                 elem_id="db_sheet_rows",
             )
@@ -87,8 +105,9 @@ class GenerateTab:
         if opened is None:
             return {self.drawn: "", self.exported: ""}
         results = jobs.results(opened)
-        labels = [*(label for label, _ in results), BASE]
-        edited = any(opened.embedding(Path(file)).exists() for _, file in results)  # by Imagic
+        labels = [*results, BASE]
+        files = [Path(one["weights"]) for one in results.values() if "weights" in one]
+        edited = any(opened.embedding(file).exists() for file in files)  # by Imagic
         return {
             self.weights: gr.update(choices=labels, value=labels[0]),
             self.sheet_rows: gr.update(choices=labels, value=labels[:-1][:4]),
@@ -99,15 +118,18 @@ class GenerateTab:
 
     def bind(self) -> None:
         act = self.page.act
-        act(self.draw.click, self._draw, [self.weights, *self.fields.values()], [], self.said)
+        of_library = [self.library, self.sampler]
+        act(self.draw.click, self._draw, [self.weights, *of_library, *self.fields.values()], [], self.said)
+        library = f"value === '{DIFFUSERS}' ? 'diffusers' : 'webui'"
+        js = f"(value) => {{ dreamboothPage.mark('library', {library}); return []; }}"
+        dialect.on(self.library.change, None, [self.library], js=js)
         drawn = [self.sheet_rows, self.sheet_columns, *self.fields.values()]
         act(self.draw_sheet.click, self._draw_sheet, drawn, [], self.said)
         export = [self.weights, self.to, self.merge, self.half, self.fields["lora_weight"]]
         act(self.export.click, self._export, export, [], self.export_said)
 
     def _weights(self, values: Values, opened: Project) -> dict[str, Any]:
-        file = dict(jobs.results(opened)).get(values[self.weights], "")
-        return {"weights": file} if file else {"base": True}
+        return jobs.results(opened).get(values[self.weights], {"base": True})
 
     def _draw(self, values: Values) -> Shown:
         opened = self.page.opened(values)
@@ -115,14 +137,17 @@ class GenerateTab:
         weights = self._weights(values, opened)
         if not opened.embedding(Path(weights.get("weights", "none"))).exists():
             wanted.pop("eta")  # only results of Imagic are drawn with it
+        if values[self.library] != DIFFUSERS:
+            wanted |= {"library": "webui", "sampler": values[self.sampler]}
         jobs.generate(self.page.host, opened, {**wanted, **weights})
         return {}
 
     def _draw_sheet(self, values: Values) -> Shown:
         opened = self.page.opened(values)
-        files = dict(jobs.results(opened))
+        results = jobs.results(opened)
+        chosen = [results.get(label, {"weights": ""}) for label in values[self.sheet_rows] or []]
         sheet = {
-            "weights": [files.get(label, "") for label in values[self.sheet_rows] or []],
+            "weights": [one.get("weights", one) for one in chosen],
             "lora_weights": jobs.lora_weights(values[self.sheet_columns] or ""),
         }
         wanted = {name: values[field] for name, field in self.fields.items() if name not in ("eta", "count")}
@@ -161,6 +186,7 @@ def _fields() -> dict[str, Any]:
                 value=_SCHEDULER.default,
                 label="Image Generation Scheduler",
                 elem_id="db_scheduler",
+                elem_classes=["db-only-diffusers"],
             ),
             "width": gr.Slider(0, 2048, 0, step=8, label="Sample Width (0: the model's)", elem_id="db_width"),
             "height": gr.Slider(0, 2048, 0, step=8, label="Sample Height (0: the model's)", elem_id="db_height"),

@@ -13,7 +13,7 @@ from dreambooth.core.errors import UserError
 from dreambooth.core.project import Project
 from dreambooth.core.run import Job, Request
 from dreambooth.host.base import Host
-from dreambooth.service import environment, errands, launcher, queue, runs
+from dreambooth.service import environment, errands, exporting, going_on, launcher, queue, runs, txt2img
 from dreambooth.ui.page.errand_view import newest_errand
 
 Values = dict[str, Any]
@@ -41,7 +41,14 @@ def train(host: Host, opened: Project) -> Job:
 
 def resume(host: Host, name: str) -> None:
     job = run.find(host.folders(), name)
-    runs.check_resumable(job)
+    going_on.check_resumable(job)
+    queue.submit(job)
+
+
+def resume_with_page(host: Host, opened: Project) -> None:
+    """Goes on with the model's own settings, as far as a run that has begun can take them."""
+    job = run.find(host.folders(), opened.name)
+    going_on.take_model_settings(job, opened)
     queue.submit(job)
 
 
@@ -62,6 +69,11 @@ def generate(host: Host, opened: Project, wanted: Values) -> None:
         key: _whole(value) if isinstance(errands.DRAWING.get(key, ("",))[0], int) else value
         for key, value in wanted.items()
     }
+    if txt2img.is_asked(whole, host):
+        chosen, fields = txt2img.fields(opened, whole, host)
+        _make_room(opened, "generate")
+        txt2img.begin(host.folders(), opened, chosen, fields, host)
+        return
     ask = errands.sheet if "sheet" in whole else errands.drawing
     chosen, fields = ask(opened, whole, label="{}")
     queue.submit(_new_errand(host, opened, "generate", chosen, **fields))
@@ -81,25 +93,36 @@ def lora_weights(text: str) -> list[float]:
 
 
 def export(host: Host, opened: Project, wanted: Values) -> None:
-    fields = errands.exporting(opened, wanted, label="{}")
+    fields = exporting.fields(opened, wanted, label="{}")
     queue.submit(_new_errand(host, opened, "export", settings.parse({}), **fields))
 
 
 def _new_errand(host: Host, opened: Project, kind: str, chosen: settings.Settings, **fields: Any) -> Job:
     """A new short job that takes the place of the last of its kind, which must have ended."""
+    _make_room(opened, kind)
+    return launcher.new_errand(host.folders(), opened, kind, chosen, **fields)
+
+
+def _make_room(opened: Project, kind: str) -> None:
     before = newest_errand(opened, kind)
     if before and before.status() in ("running", "queued"):
         raise UserError("One is at work already; wait for it.")
     if before:
         shutil.rmtree(before.folder, ignore_errors=True)
-    return launcher.new_errand(host.folders(), opened, kind, chosen, **fields)
 
 
-def results(opened: Project) -> list[tuple[str, str]]:
-    """The files that runs of this model wrote and that are still there, the newest first: (name, path)."""
-    return [
-        (f"{Path(one['path']).name} (run {one['run'].rpartition('/')[2]})", one["path"]) for one in runs.outputs(opened)
-    ]
+def results(opened: Project) -> dict[str, Values]:
+    """What can be drawn with, by what the page calls it: the files that runs of this model wrote and that are still
+    there, the newest first, then the states of runs that rest. Each as a job asks for it."""
+    found: dict[str, Values] = {}
+    for one in runs.outputs(opened):
+        found[f"{Path(one['path']).name} (run {one['run'].rpartition('/')[2]})"] = {"weights": one["path"]}
+    for job in reversed(run.runs(opened)):
+        number = int(job.folder.name)
+        if job.status() in going_on.RESTING and not settings.parse(job.settings()).imagic.enabled:
+            for step in reversed(going_on.states(job)):
+                found[f"state after step {step:,} (run {number})"] = {"run": number, "from_step": step}
+    return found
 
 
 def engine() -> Path:

@@ -4,6 +4,7 @@ wrote, each result with a picture that was drawn at that moment.
 
 from __future__ import annotations
 
+import json
 import re
 from html import escape
 from pathlib import Path
@@ -16,7 +17,8 @@ from dreambooth.core.project import Folders, Project, open_project
 from dreambooth.core.quantities import size
 from dreambooth.core.run import Job
 from dreambooth.core.story import Story
-from dreambooth.service import runs
+from dreambooth.service import going_on
+from dreambooth.ui.page.errand_view import errand_sections, newest_errand
 from dreambooth.ui.page.fragments import good, image, root, to_txt2img
 from dreambooth.ui.page.run_view import WORDS
 
@@ -30,6 +32,7 @@ def model_view(folders: Folders, model: str) -> str:
         ("facts", _facts(project)),
         ("results", _results(folders, project, jobs)),
         ("runs", _run_table(jobs)),
+        ("exported", _export(project)),
     ]
     return root("some", sections)
 
@@ -84,21 +87,36 @@ def _run_table(jobs: list[Job]) -> str:
         cells = [str(int(job.folder.name)), WORDS[status], steps, written[-1] if written else ""]
         shown = "".join(f"<td>{escape(cell)}</td>" for cell in cells)
         rows.append(f"<tr>{shown}<td>{_points(job, status)}</td></tr>")
-    head = "<tr><th>Run</th><th></th><th>Steps</th><th>Written</th><th>Resume from step</th></tr>"
+    head = "<tr><th>Run</th><th></th><th>Steps</th><th>Written</th><th>Resume from step, or export it</th></tr>"
     return f'<table class="db-runs">{head}{"".join(rows)}</table>' if rows else ""
 
 
 def _points(job: Job, status: str) -> str:
     """A button for each state; going back to an earlier one takes a second press, as it sets the later ones aside."""
-    if status not in ("paused", "failed", "lost"):
+    if status not in going_on.RESTING:
         return ""
     model, _, number = job.name.rpartition("/")
-    address, steps = f"dreambooth/models/{quote(model)}/runs/{number}/resume", runs.states(job)
+    address, steps = f"dreambooth/models/{quote(model)}", going_on.states(job)
     return " ".join(
-        f'<button type="button" class="db-point" data-db-resume="{escape(address)}" data-db-step="{step}"'
-        f"{'' if step == steps[-1] else ' data-db-twice'}>{step:,}</button>"
+        '<span class="db-points">'
+        f'<button type="button" class="db-point" data-db-send="{escape(address)}/runs/{number}/resume" '
+        f'data-db-body="{_json(from_step=step)}"{"" if step == steps[-1] else " data-db-twice"}>{step:,}</button>'
+        f'<button type="button" class="db-point" data-db-send="{escape(address)}/errands" '
+        f'data-db-body="{_json(kind="export", run=int(number), from_step=step)}" '
+        f'title="Write what it had learned after step {step:,} where it writes its results" '
+        f'aria-label="Export the state after step {step:,}">export</button></span>'
         for step in steps
     )
+
+
+def _json(**fields: Any) -> str:
+    return escape(json.dumps(fields))
+
+
+def _export(project: Project) -> str:
+    """What becomes of the state that is being exported, or was exported last."""
+    job = newest_errand(project, "export")
+    return errand_sections(project, job) if job and job.read().get("from_step") is not None else ""
 
 
 def import_report(kind: str, report: list[dict[str, Any]]) -> str:

@@ -7,16 +7,13 @@ from html import escape
 from typing import Any
 
 from dreambooth.core.planner import Plan
-from dreambooth.core.schema import leaves
-from dreambooth.core.settings import Settings
-
-_LABELS = {leaf.key: leaf.spec.label for leaf in leaves(Settings)}
+from dreambooth.ui.page.fragments import label_of, said
 
 
 def plan_view(made: Plan, before: Mapping[str, Any]) -> str:
     """The changes as labels with their old and new values, then the planner's reasons."""
     rows = "".join(
-        f"<li><b>{escape(_LABELS[key])}</b> {_said(before[key])} → {_said(value)}</li>"
+        f"<li><b>{escape(label_of(key))}</b> {escape(said(before[key]))} → {escape(said(value))}</li>"
         for key, value in made.changes.items()
     )
     changed = f"<ul>{rows}</ul>" if rows else "<p>Nothing had to be changed.</p>"
@@ -24,7 +21,3 @@ def plan_view(made: Plan, before: Mapping[str, Any]) -> str:
     first, *reasons = made.reasons
     why = "".join(f"<p>{escape(reason)}</p>" for reason in reasons)
     return f'<div class="db-plan-made" data-db-problems="[]"><p class="{kind}">{escape(first)}</p>{changed}{why}</div>'
-
-
-def _said(value: Any) -> str:
-    return escape({True: "on", False: "off"}.get(value, str(value)) if isinstance(value, bool) else str(value))

@@ -26,8 +26,9 @@ _HEAD = """# The HTTP API
 
 Under `/dreambooth` of the WebUI (listed in its `/docs`), or of `python -m dreambooth ui`, where the whole schema is at
 `/dreambooth/openapi.json`. It asks for the same login as the WebUI. Bodies and answers are JSON; what is wrong with a
-request is answered with status 400 and `{"problems": ["a sentence", ...]}`. Settings are dotted keys
-([all of them](settings.md)) or nested objects.
+request is answered with status 400 and `{"problems": ["a sentence", ...], "errors": [{"what", "where", "do", "log"},
+...]}`, the same taken apart; `errors` and `warnings` of runs and short jobs have that form too. Settings are dotted
+keys ([all of them](settings.md)) or nested objects.
 
     curl http://127.0.0.1:7860/dreambooth/models/anna-dog/runs -H "Content-Type: application/json" \\
         -d '{"settings": {"lora.rank": 8}}'

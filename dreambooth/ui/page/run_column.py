@@ -40,6 +40,7 @@ class RunColumn:
         with gr.Row(elem_id="db_run_buttons", elem_classes=["db-line"]):
             self.train = gr.Button("Train", elem_id="db_train", variant="primary")
             self.resume = gr.Button("Resume", elem_id="db_resume", variant="primary")
+            self.resume_with_page = gr.Button("Resume with the page's settings", elem_id="db_resume_with_page")
             self.requests = {what: gr.Button(label, elem_id=name) for name, label, what in REQUESTS}
             self.performance = gr.Button("Performance", elem_id="db_performance")
             self.set_up = gr.Button("Set Up", elem_id="db_set_up", variant="primary")
@@ -60,6 +61,7 @@ class RunColumn:
         for button in (self.train, self.train_anew):
             page.act(button.click, self._train, [], [page.said], self.said)
         page.act(self.resume.click, self._on_run(jobs.resume), [], [], self.said)
+        page.act(self.resume_with_page.click, self._resume_with_page, [], [page.said], self.said)
         for what, button in self.requests.items():
             page.act(button.click, self._on_run(partial(jobs.ask, what=what)), [], [], self.said)
 
@@ -72,6 +74,12 @@ class RunColumn:
         opened = self.page.opened(values)
         self.page.keep(opened, values)
         jobs.train(self.page.host, opened)
+        return {self.page.said: SAVED}
+
+    def _resume_with_page(self, values: Values) -> Shown:
+        opened = self.page.opened(values)
+        self.page.keep(opened, values)
+        jobs.resume_with_page(self.page.host, opened)
         return {self.page.said: SAVED}
 
     def _performance(self, values: Values) -> Shown:

@@ -19,7 +19,8 @@ from dreambooth.core.run import Job
 from dreambooth.core.story import Course, Story
 from dreambooth.service import installation, runs
 from dreambooth.ui.page.curves import curve
-from dreambooth.ui.page.fragments import Event, bar, failure_list, image, root, to_txt2img
+from dreambooth.ui.page.fragments import Event, bar, failure_list, image, root, to_txt2img, warning_list
+from dreambooth.ui.page.resume_view import resume_view
 
 LOG_LINES = 40
 _LOG_BYTES = 20_000
@@ -56,6 +57,7 @@ def run_view(folders: Folders, model: str) -> str:
     project, story, status = open_project(folders, model), job.story(), job.status()
     sections = [
         ("head", elsewhere + _head(job, story, status)),
+        ("resume", resume_view(job, project) if _state(job, status) in ("paused", "resumable") else ""),
         ("notes", _notes(job, story, status)),
         ("curves", _curves(story.course, story.step)),
         ("previews", _previews(project, story)),
@@ -98,13 +100,13 @@ def stage(story: Story) -> Event | None:
     if story.stage is None:
         return None
     done, total = story.stage["done"], story.stage["total"]
-    note = f"{done:,} of {total:,}" if total > 1 else ""
+    unit = " steps" if story.stage.get("unit") == "steps" else ""
+    note = f"{done:,} of {total:,}{unit}" if total > 1 else ""
     return {"name": story.stage["name"], "share": done / total if total > 1 else None, "note": note}
 
 
 def _notes(job: Job, story: Story, status: str) -> str:
-    warnings = "".join(f'<p class="db-note">{escape(text)}</p>' for text in story.warnings)
-    return failure_list(runs.errors(job, status)) + _report(job, status) + warnings
+    return failure_list(runs.errors(job, status)) + _report(job, status) + warning_list(story.warnings)
 
 
 def _report(job: Job, status: str) -> str:

@@ -221,10 +221,40 @@ def test_a_run_goes_on_from_the_state_that_was_chosen(hands: Hands, data: Path) 
     hands.state("paused", TRAINING_MS)
     step = newest(data).progress()["step"]
     hands.tab("Model")
-    hands.see("#db_model_about [data-db-resume]")
-    hands.page.locator("#db_model_about [data-db-resume]").last.click()
+    hands.see("#db_model_about [data-db-send$=resume]")
+    hands.page.locator("#db_model_about [data-db-send$=resume]").last.click()
     hands.state("running", TRAINING_MS)
     until(lambda: newest(data).progress()["step"] > step, 180)
+
+
+def test_a_state_is_exported_while_the_run_rests(hands: Hands, data: Path) -> None:
+    hands.press("db_pause")
+    hands.state("paused", TRAINING_MS)
+    hands.tab("Generate")
+    until(lambda: "state after step" in hands.value("db_weights"))
+    hands.tab("Model")
+    before = set((data / "Lora").glob("*.safetensors"))
+    hands.see('#db_model_about [aria-label^="Export the state after step"]').click()
+    hands.see("#db_model_about .db-good", "Written: ", TRAINING_MS)
+    (written,) = set((data / "Lora").glob("*.safetensors")) - before
+    assert hands.see("#db_model_about .db-good").inner_text().endswith(written.name)
+    assert newest(data).status() == "paused"
+
+
+def test_going_on_with_the_pages_settings_says_what_it_changes_and_what_stays(hands: Hands, data: Path) -> None:
+    assert not hands.page.locator("#db_resume_with_page").is_visible()
+    hands.tab("Settings")
+    hands.write("db_intervals_num_train_epochs", "2500")
+    hands.see("#db_run .db-takes", "Training Steps Per Image (Epochs) 3000 → 2500")
+    hands.write("db_general_seed", "8")
+    hands.see("#db_run .db-plan-made", "Seed (7, the page 8): this says which picture comes when")
+    step = newest(data).progress()["step"]
+    hands.press("db_resume_with_page")
+    hands.state("running", TRAINING_MS)
+    now = newest(data).settings()
+    assert (now["intervals.num_train_epochs"], now["general.seed"]) == (2500, 7)
+    until(lambda: newest(data).progress()["step"] > step, 180)
+    assert len(run.runs(open_project(Folders(data), NAME))) == 1
 
 
 def test_stopping_keeps_the_result_and_offers_it(hands: Hands, data: Path) -> None:

@@ -27,16 +27,16 @@ def models_there():
 
 
 def pretend(_demo, app):
-    webui = sys.modules["dreambooth.host.webui"]
-    if not hasattr(webui, "really"):
-        webui.really = webui.devices
+    lending = sys.modules["dreambooth.host.lending"]
+    if not hasattr(lending, "really"):
+        lending.really = lending.devices
         where = manager or sd_models
         for name in ("unload_all_models",) if manager else ("send_model_to_cpu", "send_model_to_device"):
             setattr(where, name, noting(name, getattr(where, name)))
 
     def gpu(there: bool):
         pretended = SimpleNamespace(device=SimpleNamespace(type="cuda"), torch_gc=devices.torch_gc)
-        webui.devices = pretended if there else webui.really
+        lending.devices = pretended if there else lending.really
         return {"there": there}
 
     def model():

@@ -11,6 +11,7 @@ class OptionInfo:
 class Options:
     def __init__(self):
         self.data, self.labels = {}, {}
+        self.outdir_txt2img_samples = self.outdir_txt2img_grids = ""
 
     def add_option(self, key, info):
         self.labels[key] = info
@@ -18,3 +19,23 @@ class Options:
 
 
 opts = Options()
+
+sd_model = None
+
+
+class State:
+    interrupted = skipped = False
+    sampling_step = 0
+    job = ""
+
+    def begin(self, job):
+        self.interrupted, self.sampling_step, self.job = False, 0, job
+
+    def end(self):
+        self.job = ""
+
+    def interrupt(self):
+        self.interrupted = True
+
+
+state = State()

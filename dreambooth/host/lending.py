@@ -1,0 +1,134 @@
+"""The GPU lent to the engine: while it is, the WebUI's model is off it and pictures are refused with a sentence.
+
+One of the files that import the WebUI's `modules` (see `webui.py`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import threading
+import traceback
+from typing import Any
+
+from modules import call_queue, devices, progress, sd_models, shared
+
+SETTING = "dreambooth_lend_gpu"
+REFUSAL = (
+    "Dreambooth has the GPU: a training or another job of its tab is running. Pause or stop it on the Dreambooth tab, "
+    "or wait until it is done."
+)
+
+
+class _Lock:
+    """A lock whose class can be changed, which a plain one's cannot. SD.Next has a plain one."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+
+    def acquire(self, blocking: bool = True) -> bool:
+        return self._lock.acquire(blocking)
+
+    def release(self) -> None:
+        self._lock.release()
+
+    def locked(self) -> bool:
+        return self._lock.locked()
+
+    def __enter__(self) -> bool:
+        return self.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+
+_PLAIN = type(threading.Lock())
+_Usual: Any = _Lock if isinstance(call_queue.queue_lock, _PLAIN) else type(call_queue.queue_lock)
+
+
+class _Refusing(_Usual):  # type: ignore[misc]
+    """The WebUI's queue while the GPU is lent. Everything that would use the GPU takes the WebUI's one queue lock
+    first, so a refusal there reaches the page and the API alike, and nothing runs out of memory."""
+
+    def acquire(self, blocking: bool = True) -> bool:
+        if not blocking:
+            return False
+        progress.pending_tasks.clear()  # what is refused would be counted as waiting for ever
+        forge: Any = sys.modules.get("modules_forge.main_thread")
+        if forge:
+            forge.last_exception = None  # Forge would show its last error in place of this one
+        raise RuntimeError(REFUSAL)
+
+    __enter__ = acquire
+
+
+def prepare() -> None:
+    """The WebUI has started, and no picture has been asked for yet."""
+    plain = call_queue.queue_lock
+    if isinstance(plain, _PLAIN):  # SD.Next's, which its API has too
+        lock, api = _Lock(), getattr(shared, "api", None)
+        for holder in (call_queue, api, *(vars(api).values() if api else ())):
+            if getattr(holder, "queue_lock", None) is plain:
+                holder.queue_lock = lock
+
+
+def is_on() -> bool:
+    """Whether the WebUI uses a GPU and is to give it up."""
+    return getattr(devices.device, "type", "cpu") != "cpu" and bool(shared.opts.data.get(SETTING, True))
+
+
+def lend() -> None:
+    """As `Host.lend_gpu` says."""
+    if not is_on():
+        take_back()  # it was lent when the setting was changed
+        return
+    queue = call_queue.queue_lock
+    if isinstance(queue, _Refusing):
+        return
+    # What is asked from now on is refused; what was asked before is finished first.
+    queue.__class__ = _Refusing
+    _Usual.acquire(queue)
+    try:
+        _unload()
+    except Exception:  # noqa: BLE001  (what stays on the GPU leaves less room, no more)
+        traceback.print_exc()
+    finally:
+        queue.release()
+
+
+def take_back() -> None:
+    """As `Host.take_gpu_back` says."""
+    queue = call_queue.queue_lock
+    if not isinstance(queue, _Refusing):
+        return
+    # Pictures are drawn again only when the model is where they expect it; else the queue's next look tries again.
+    _Usual.acquire(queue)
+    try:
+        if (model := sd_models.model_data.sd_model) and _keeps_models():
+            sd_models.send_model_to_device(model)
+        queue.__class__ = _Usual
+    finally:
+        queue.release()
+
+
+def _unload() -> None:
+    with getattr(sd_models.model_data, "lock", contextlib.nullcontext()):
+        pass  # the model that the WebUI loads at its start is there now
+    if manager := _memory_manager():
+        manager.unload_all_models()
+    elif _keeps_models():
+        for model in sd_models.model_data.loaded_sd_models:  # to the main memory
+            sd_models.send_model_to_cpu(model)
+    else:
+        sd_models.unload_model_weights()
+    devices.torch_gc()
+
+
+def _memory_manager() -> Any:
+    """Forge's and reForge's own, which loads what it needs when it draws."""
+    return sys.modules.get("backend.memory_management") or sys.modules.get("ldm_patched.modules.model_management")
+
+
+def _keeps_models() -> bool:
+    """Whether a model has to be brought back before it can draw: only in AUTOMATIC1111."""
+    return not _memory_manager() and hasattr(sd_models.model_data, "loaded_sd_models")

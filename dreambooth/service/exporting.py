@@ -1,0 +1,86 @@
+"""What may be exported, and to where: a result, the model before training, or what a run has learned by a state."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from dreambooth.core import paths, run, settings
+from dreambooth.core.errors import UserError
+from dreambooth.core.project import Project
+from dreambooth.core.run import Job
+from dreambooth.core.settings import Settings
+from dreambooth.service import going_on, runs
+
+
+def fields(opened: Project, wanted: Mapping[str, Any], *, label: str = "{}") -> dict[str, Any]:
+    """The job's fields for an export. Raises UserError for what cannot be exported, or to where."""
+    merge = wanted.get("merge")
+    if merge is not None and (isinstance(merge, bool) or not isinstance(merge, (int, float)) or not -4 <= merge <= 4):
+        raise UserError(f"{label.format('merge')}: it must be from -4 to 4 (it is {merge}).")
+    if wanted.get("from_step") is not None:
+        what: dict[str, Any] = {**state(opened, wanted, label=label)[1], "weights": ""}
+    else:
+        what = {"weights": _exported(opened, wanted, label)}
+    to = _target(wanted.get("to"), label.format("to"), optional="from_step" in what)
+    return {**what, "to": to, "merge": merge, "half": bool(wanted.get("half"))}
+
+
+def _target(named: Any, key: str, *, optional: bool) -> str:
+    """The file or folder to be written; empty where the engine is to choose."""
+    if optional and not named:
+        return ""
+    if not isinstance(named, str) or not named.strip():
+        raise UserError(f"{key}: it is empty; name a file or folder to write.")
+    to = paths.named(named, key)
+    if to.exists():
+        raise UserError(f"{to}: it exists already; name another file or folder.")
+    return str(to)
+
+
+def state(opened: Project, wanted: Mapping[str, Any], *, label: str = "{}") -> tuple[Settings, dict[str, Any]]:
+    """The state that is meant by `from_step` and `run`, which is the newest where it is left out: the settings of its
+    run, and the fields for a job. Raises UserError for a state that is not there or holds no whole result."""
+    if wanted.get("weights") or wanted.get("base"):
+        others = " and ".join(label.format(key) for key in ("from-step", "weights", "base"))
+        raise UserError(f"{others} exclude each other; name one.")
+    number, step = wanted.get("run"), wanted["from_step"]
+    for key, value in (("run", number), ("from_step", step)):
+        if (value is not None or key == "from_step") and (isinstance(value, bool) or not isinstance(value, int)):
+            raise UserError(f"{label.format(key.replace('_', '-'))}: it must be a whole number (it is {value!r}).")
+    job = _run(opened, number, label)
+    if step not in (there := going_on.states(job)):
+        known = ", ".join(map(str, there)) or "none; a run that has ended has its result"
+        raise UserError(
+            f"{label.format('from-step')}: the run {job.name} has no state after step {step} (there: {known})."
+        )
+    chosen = settings.parse(job.settings())
+    if chosen.imagic.enabled:
+        raise UserError(
+            f"The run {job.name} is one of Imagic, whose pictures need the fitted text that only the run writes; "
+            "resume it and press Save now, or stop it."
+        )
+    return chosen, {"run": int(job.folder.name), "from_step": step}
+
+
+def _run(opened: Project, number: int | None, label: str) -> Job:
+    found = run.runs(opened)
+    if number is None and found:
+        return found[-1]
+    for job in found:
+        if int(job.folder.name) == number:
+            return job
+    known = ", ".join(str(int(job.folder.name)) for job in found) or "none"
+    raise UserError(f"{label.format('run')}: the model {opened.name!r} has no run {number or ''} (there: {known}).")
+
+
+def _exported(opened: Project, wanted: Mapping[str, Any], label: str) -> str:
+    """The file that is meant; empty for the model that training began with."""
+    base = bool(wanted.get("base"))
+    file = runs.weights(opened, str(wanted.get("weights") or ""), base=base)
+    if file is None and not base:
+        raise UserError(
+            f"The model {opened.name!r} has no finished run to export ({label.format('base')} exports the model that "
+            "it was made from)."
+        )
+    return str(file or "")

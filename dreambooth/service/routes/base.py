@@ -1,0 +1,98 @@
+"""What the routes of every kind share: the host that they ask, and how a request's body is read.
+
+A parameter that is a dict is the request's JSON body, as FastAPI reads it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from dreambooth.core import project, schema, settings
+from dreambooth.core.drawing import Drawing, Keep, Look
+from dreambooth.core.errors import UserError
+from dreambooth.core.project import Folders, Project
+from dreambooth.core.run import Job
+from dreambooth.core.settings import Settings
+from dreambooth.service import launcher, models, queue
+
+Answer = dict[str, Any]
+Route = tuple[str, str, Callable[..., Any]]
+
+
+class Door(Protocol):
+    """What the API needs of the host."""
+
+    name: str
+    version: str
+    token: str
+    samplers: tuple[str, ...]
+
+    def folders(self) -> Folders: ...
+    def checkpoints(self) -> list[tuple[str, Path]]: ...
+    def refresh(self) -> None: ...
+    def describe(self, picture: Path, captioner: str) -> str: ...
+    def draw(self, wanted: Drawing, look: Look, keep: Keep) -> None: ...
+    def admits(self, headers: Mapping[str, str], cookies: Mapping[str, str]) -> bool: ...
+
+
+class Routes:
+    """Routes of one kind of thing. The folders are asked for anew each time: a flag or setting may have moved them."""
+
+    def __init__(self, host: Door) -> None:
+        self.host = host
+
+    def table(self) -> list[Route]:
+        """Method, path and what is done, in the order in which the documentation lists them."""
+        raise NotImplementedError
+
+    @property
+    def folders(self) -> Folders:
+        return self.host.folders()
+
+    def open(self, name: str) -> Project:
+        return project.open_project(self.folders, name)
+
+    def asked(self, opened: Project, body: Answer) -> Settings:
+        """A model's settings with those of a request over them."""
+        own = opened.settings()
+        return settings.parse(schema.with_secrets(Settings, models.changed(own, an_object(body, "settings")), own))
+
+    def submit(self, job: Job, show: Callable[[Job], Answer]) -> Answer:
+        """Puts a job into the queue; one that cannot be there leaves nothing behind."""
+        try:
+            queue.submit(job)
+        except UserError:
+            launcher.forget(job)
+            raise
+        return show(job)
+
+
+def numbered(jobs: list[Job], number: int, what: str) -> Job:
+    for job in jobs:
+        if int(job.folder.name) == number:
+            return job
+    raise UserError(f"There is no {what} {number} here.")
+
+
+def text(body: Answer, key: str, *, optional: bool = False) -> str:
+    value = body.get(key, "")
+    if not isinstance(value, str) or "\x00" in value:
+        raise UserError(f"{key}: it is not text.")
+    if not value.strip() and not optional:
+        raise UserError(f"{key}: it is missing.")
+    return value
+
+
+def an_object(body: Answer, key: str) -> Answer:
+    value = body.get(key) or {}
+    if not isinstance(value, dict):
+        raise UserError(f"{key}: it must be a JSON object.")
+    return value
+
+
+def events(job: Job, offset: int) -> Answer:
+    """What happened since `offset`, the offset to ask with next, and how the job is."""
+    found, offset = job.events(max(0, offset))
+    return {"events": found, "offset": offset, "status": job.status()}

@@ -1,0 +1,81 @@
+"""Routes that concern no model: the engine, the settings there are, the WebUI's checkpoints."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from dreambooth.core import schema
+from dreambooth.core.origin import Origin
+from dreambooth.core.settings import Settings
+from dreambooth.service import environment, installation, models, queue
+from dreambooth.service.routes.base import Answer, Route, Routes, an_object, text
+
+
+class Machine(Routes):
+    """What concerns no model: the engine, the settings there are, the WebUI's checkpoints."""
+
+    def table(self) -> list[Route]:
+        return [
+            ("GET", "/status", self.status),
+            ("POST", "/engine/setup", self.set_up),
+            ("GET", "/engine/log", self.log),
+            ("GET", "/engine/check", self.check),
+            ("GET", "/settings", self.settings),
+            ("POST", "/settings/check", self.check_settings),
+            ("GET", "/presets", self.presets),
+            ("GET", "/checkpoints", self.checkpoints),
+            ("POST", "/refresh", self.refresh),
+            ("POST", "/inspect", self.inspect),
+        ]
+
+    def status(self) -> Answer:
+        """The host with its samplers, where models lie, how the engine is, and what runs and waits."""
+        running = [job.name for job in queue.all_jobs(self.folders) if job.is_alive()]
+        return {
+            "host": self.host.name,
+            "version": self.host.version,
+            "samplers": list(self.host.samplers),
+            "models_folder": str(self.folders.projects),
+            "engine": installation.state(),
+            "running": running,
+            "waiting": queue.waiting(self.folders),
+        }
+
+    def set_up(self) -> Answer:
+        """Sets the engine's environment up in the background, or mends it."""
+        installation.begin()
+        return installation.state()
+
+    def log(self) -> Answer:
+        """The end of what setting it up has said."""
+        return {"log": installation.engine_log()}
+
+    def check(self) -> Answer:
+        """The engine's self-check: its packages and the device."""
+        return environment.check()
+
+    def settings(self) -> Answer:
+        """The JSON schema of every setting, and of how a checkpoint is to be read."""
+        return {"settings": schema.json_schema(Settings), "origin": schema.json_schema(Origin)}
+
+    def check_settings(self, body: dict[str, Any]) -> Answer:
+        """Every reason why `settings` would be refused; nothing is written."""
+        return {"problems": models.problems(models.changed({}, an_object(body, "settings")))}
+
+    def presets(self) -> Answer:
+        """The presets, with a reason for each value."""
+        return {"presets": models.preset_list()}
+
+    def checkpoints(self) -> Answer:
+        """The checkpoints that a model can be made from."""
+        return {"checkpoints": [{"title": title, "path": str(path)} for title, path in self.host.checkpoints()]}
+
+    def refresh(self) -> Answer:
+        """The same after looking anew, in the WebUI's lists too."""
+        self.host.refresh()
+        return self.checkpoints()
+
+    def inspect(self, body: dict[str, Any]) -> Answer:
+        """What the checkpoint or LoRA at `path` is, from its header."""
+        return models.inspect(Path(text(body, "path")))

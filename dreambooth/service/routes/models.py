@@ -1,0 +1,100 @@
+"""Routes of the models that are being taught, and their settings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dreambooth.core import schema
+from dreambooth.core.project import Project
+from dreambooth.core.settings import Settings
+from dreambooth.service import environment, models, runs
+from dreambooth.service.routes.base import Answer, Route, Routes, an_object, text
+
+
+class Models(Routes):
+    """Models and their settings."""
+
+    def table(self) -> list[Route]:
+        return [
+            ("GET", "/models", self.all),
+            ("POST", "/models", self.create),
+            ("GET", "/models/{name}", self.one),
+            ("DELETE", "/models/{name}", self.delete),
+            ("POST", "/models/{name}/rename", self.rename),
+            ("POST", "/models/{name}/duplicate", self.duplicate),
+            ("GET", "/models/{name}/settings", self.settings),
+            ("PUT", "/models/{name}/settings", self.replace_settings),
+            ("PATCH", "/models/{name}/settings", self.change_settings),
+            ("POST", "/models/{name}/preset", self.preset),
+            ("POST", "/models/{name}/import", self.take_over),
+            ("GET", "/models/{name}/outputs", self.outputs),
+        ]
+
+    def all(self) -> Answer:
+        """All models."""
+        return {"models": models.listing(self.folders)}
+
+    def create(self, body: dict[str, Any]) -> Answer:
+        """A new model: `name`, `source` (a file or Diffusers folder); if wanted `preset`, `settings` and `origin`."""
+        flat = models.changed({}, an_object(body, "settings"))
+        if preset := text(body, "preset", optional=True):
+            flat = models.with_preset(preset, {}, flat)
+        source = Path(text(body, "source"))
+        return models.create(self.folders, text(body, "name"), source, flat, an_object(body, "origin"))
+
+    def one(self, name: str) -> Answer:
+        """One model."""
+        return models.summary(self.open(name))
+
+    def delete(self, name: str) -> Answer:
+        """Moves a model to the trash; what it wrote stays. Says how many bytes emptying the trash would free."""
+        return models.delete(self.folders, name)
+
+    def rename(self, name: str, body: dict[str, Any]) -> Answer:
+        """Renames a model: `to`."""
+        return models.rename(self.folders, name, text(body, "to"))
+
+    def duplicate(self, name: str, body: dict[str, Any]) -> Answer:
+        """A copy called `to`, with settings and pictures and without runs."""
+        return models.duplicate(self.folders, name, text(body, "to"))
+
+    def settings(self, name: str) -> Answer:
+        """A model's settings, by dotted key."""
+        return {"settings": schema.without_secrets(Settings, self.open(name).settings())}
+
+    def replace_settings(self, name: str, body: dict[str, Any]) -> Answer:
+        """Makes `settings` the model's own; what is left out takes its default."""
+        given = models.changed({}, an_object(body, "settings"))
+        return {"settings": _written(self.open(name), given)}
+
+    def change_settings(self, name: str, body: dict[str, Any]) -> Answer:
+        """Changes those of the model's settings that `settings` has."""
+        opened = self.open(name)
+        changed = models.changed(opened.settings(), an_object(body, "settings"))
+        return {"settings": _written(opened, changed)}
+
+    def preset(self, name: str, body: dict[str, Any]) -> Answer:
+        """A preset over the model's settings, and those of the body above both."""
+        opened = self.open(name)
+        over = models.changed({}, an_object(body, "settings"))
+        flat = models.with_preset(text(body, "preset"), opened.settings(), over)
+        return {"settings": _written(opened, flat)}
+
+    def take_over(self, name: str, body: dict[str, Any]) -> Answer:
+        """Takes over another trainer's settings from the file or folder `path`; tells the fate of each."""
+        opened = self.open(name)
+        kind, flat, report = models.imported(opened, Path(text(body, "path")), environment.python())
+        return {"kind": kind, "settings": _written(opened, flat), "report": report}
+
+    def outputs(self, name: str) -> Answer:
+        """What the model's runs wrote and is still there, newest first."""
+        return {"outputs": runs.outputs(self.open(name))}
+
+
+def _written(opened: Project, flat: Mapping[str, Any]) -> Answer:
+    """Writes a model's settings; what is shown of them holds no secrets, and what was shown so is no new one."""
+    own = opened.settings() if schema.HIDDEN in flat.values() else {}
+    written = models.write_settings(opened, schema.with_secrets(Settings, flat, own))
+    return schema.without_secrets(Settings, written)

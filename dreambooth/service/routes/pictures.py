@@ -1,0 +1,62 @@
+"""Routes of pictures: those of concepts, with their captions, and those that were drawn."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from fastapi import Response
+from fastapi.responses import FileResponse
+
+from dreambooth.service import pictures
+from dreambooth.service.routes.base import Answer, Route, Routes, text
+
+
+class Pictures(Routes):
+    """Pictures of concepts, and those that runs have drawn. `side` asks for a thumbnail of at most so many pixels."""
+
+    def table(self) -> list[Route]:
+        return [
+            ("GET", "/models/{name}/concepts/{concept}/pictures", self.listing),
+            ("GET", "/models/{name}/concepts/{concept}/picture", self.picture),
+            ("PUT", "/models/{name}/concepts/{concept}/caption", self.write_caption),
+            ("POST", "/models/{name}/concepts/{concept}/describe", self.describe),
+            ("GET", "/models/{name}/picture", self.drawn),
+        ]
+
+    def listing(self, name: str, concept: int, kind: str = "instance", offset: int = 0, limit: int = 100) -> Answer:
+        """The pictures of a concept, with their captions; `kind` is instance or class."""
+        return pictures.listing(pictures.concept_folder(self.open(name), concept, kind), offset, limit)
+
+    def picture(
+        self, name: str, concept: int, file: str, kind: str = "instance", side: int = 0, changed: str = ""
+    ) -> Response:
+        """A picture of a concept. `changed` is anything that differs when the file does: then it is kept for a day."""
+        return _picture(pictures.concept_folder(self.open(name), concept, kind), file, side, changed)
+
+    def write_caption(self, name: str, concept: int, body: dict[str, Any]) -> Answer:
+        """Writes the caption `text` beside the picture `file`; without a word the file's name is the caption again."""
+        path = pictures.confined(pictures.concept_folder(self.open(name), concept, "instance"), text(body, "file"))
+        pictures.write_caption(path, text(body, "text", optional=True))
+        return {"file": str(body["file"]), "caption": pictures.caption(path)}
+
+    def describe(self, name: str, concept: int, body: dict[str, Any]) -> Answer:
+        """Captions by the WebUI's BLIP or DeepDanbooru (`with`) for pictures that have none; for all with `over`."""
+        folder, captioner = pictures.concept_folder(self.open(name), concept, "instance"), text(body, "with")
+        described = pictures.describe(
+            folder, lambda picture: self.host.describe(picture, captioner), over=bool(body.get("over"))
+        )
+        return {"described": described}
+
+    def drawn(self, name: str, file: str, side: int = 0, changed: str = "") -> Response:
+        """A picture in the model's own folder: previews, class pictures, sheets, generated ones."""
+        return _picture(self.open(name).folder, file, side, changed)
+
+
+def _picture(folder: Path, file: str, side: int, changed: str) -> Response:
+    path = pictures.confined(folder, file)
+    seconds = 86_400 if changed else 60
+    headers = {"Cache-Control": f"private, max-age={seconds}", "X-Content-Type-Options": "nosniff"}
+    if side:
+        return Response(pictures.thumbnail(path, side), media_type="image/jpeg", headers=headers)
+    return FileResponse(str(path), headers=headers)

@@ -1,0 +1,104 @@
+"""Routes of runs: starting them, looking at them, and what may be asked of them."""
+
+from __future__ import annotations
+
+from typing import Any
+from urllib.parse import quote
+
+from fastapi import Response
+
+from dreambooth.core import run, schema
+from dreambooth.core.errors import UserError
+from dreambooth.core.run import Job
+from dreambooth.core.settings import Settings
+from dreambooth.service import going_on, installation, launcher, report, runs
+from dreambooth.service.routes.base import Answer, Route, Routes, an_object, events, numbered, text
+
+REQUESTS = ("pause", "stop", "discard", "save", "preview")
+
+
+class Runs(Routes):
+    def table(self) -> list[Route]:
+        one = "/models/{name}/runs/{number}"
+        return [
+            ("GET", "/runs", self.all),
+            ("GET", "/models/{name}/runs", self.of_model),
+            ("POST", "/models/{name}/runs", self.start),
+            ("GET", one, self.one),
+            ("GET", f"{one}/events", self.events),
+            ("GET", f"{one}/log", self.log),
+            ("GET", f"{one}/settings", self.settings),
+            ("GET", f"{one}/differences", self.differences),
+            ("POST", f"{one}/resume", self.resume),
+            ("POST", f"{one}/request", self.request),
+            ("GET", "/models/{name}/report", self.report),
+        ]
+
+    def all(self) -> Answer:
+        """The runs of all models."""
+        return {"runs": [runs.summary(job) for job in run.all_runs(self.folders)]}
+
+    def of_model(self, name: str) -> Answer:
+        """The runs of a model, oldest first."""
+        return {"runs": [runs.summary(job) for job in run.runs(self.open(name))]}
+
+    def start(self, name: str, body: dict[str, Any] | None = None) -> Answer:
+        """A new run with the model's settings, and those of the body over them, in the queue."""
+        opened = self.open(name)
+        job = launcher.new_run(self.folders, opened, self.asked(opened, body or {}))
+        return self.submit(job, runs.summary)
+
+    def one(self, name: str, number: int) -> Answer:
+        """How a run is."""
+        return runs.summary(self._run(name, number))
+
+    def events(self, name: str, number: int, offset: int = 0) -> Answer:
+        """What happened since `offset`, as the run's folder has it, and the offset to ask with next."""
+        return events(self._run(name, number), offset)
+
+    def log(self, name: str, number: int) -> Answer:
+        """The end of the engine's log."""
+        return {"log": installation.tail(self._run(name, number).log, 50_000)}
+
+    def settings(self, name: str, number: int) -> Answer:
+        """The settings that the run was started with, and what has been changed since."""
+        return {"settings": schema.without_secrets(Settings, self._run(name, number).settings())}
+
+    def differences(self, name: str, number: int) -> Answer:
+        """How the model's own settings differ from the run's, with the reason (`why_not`) of each that must stay."""
+        return going_on.prospect(self._run(name, number), self.open(name))
+
+    def resume(self, name: str, number: int, body: dict[str, Any] | None = None) -> Answer:
+        """Puts a run in the queue again, from its newest state, or from that of `from_step`; `settings` that may change
+        then are taken, others refused. With `model_settings` it takes the model's own where they may change, and keeps
+        the others."""
+        job, body = self._run(name, number), body or {}
+        going_on.check_resumable(job)
+        given = schema.flatten(an_object(body, "settings")) if body.get("settings") else {}
+        if body.get("model_settings"):
+            if given:
+                raise UserError("settings, model_settings: these exclude each other; give one.")
+            going_on.take_model_settings(job, self.open(name))
+        else:
+            going_on.change_settings(job, given)
+        if (step := body.get("from_step")) is not None:
+            if isinstance(step, bool) or not isinstance(step, int):
+                raise UserError(f"from_step: it must be a whole number (it is {step!r}).")
+            going_on.go_back(self.folders, job, step)
+        return self.submit(job, runs.summary)
+
+    def request(self, name: str, number: int, body: dict[str, Any]) -> Answer:
+        """Asks a run that is at work: `request` is pause, stop, discard, save or preview."""
+        what = text(body, "request")
+        if what not in REQUESTS:
+            raise UserError(f"request: {what!r} is none of {', '.join(REQUESTS)}.")
+        return runs.ask(self._run(name, number), what)  # type: ignore[arg-type]
+
+    def report(self, name: str, run: int) -> Response:
+        """What tells of a run that went wrong, as a .zip file without pictures and secrets."""
+        job = self._run(name, run)
+        headers = {"Content-Disposition": f"attachment; filename*=UTF-8''{quote(report.name(job), safe='')}"}
+        return Response(report.build(job), media_type="application/zip", headers=headers)
+
+    def _run(self, name: str, number: int) -> Job:
+        return numbered(run.runs(self.open(name)), number, "run")

@@ -1,0 +1,139 @@
+"""Pictures by the WebUI's own txt2img instead of the engine: a job like any other, with the WebUI at work on it."""
+
+from __future__ import annotations
+
+import threading
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from dreambooth.core import checkpoint, run
+from dreambooth.core.drawing import Drawing, Keep, Look
+from dreambooth.core.errors import Problem, UserError
+from dreambooth.core.project import Folders, Project
+from dreambooth.core.run import BY_WEBUI, Job
+from dreambooth.core.settings import Settings, to_json
+from dreambooth.service import errands, pictures
+
+LIBRARIES = ("diffusers", "webui")
+
+
+class Painter(Protocol):
+    """What is asked of the host."""
+
+    name: str
+    samplers: tuple[str, ...]
+
+    def folders(self) -> Folders: ...
+    def draw(self, wanted: Drawing, look: Look, keep: Keep) -> None: ...
+
+
+def is_asked(wanted: Mapping[str, Any], painter: Painter) -> bool:
+    """Whether the WebUI is to draw. Raises UserError for a library that is none, or that is not here."""
+    library = wanted.get("library") or "diffusers"
+    if library not in LIBRARIES:
+        raise UserError(f"library: {library!r} is none of {', '.join(LIBRARIES)}.")
+    if library == "webui" and wanted.get("sheet"):
+        raise UserError("library: a sheet is drawn with diffusers alone; leave it out.")
+    if library == "webui" and wanted.get("from_step") is not None:
+        raise UserError("library: a state has no file for the WebUI to load; export it, or draw with diffusers.")
+    if library == "webui" and not painter.samplers:
+        raise UserError("library: here is no WebUI whose txt2img could be asked; draw with diffusers.")
+    return library == "webui"
+
+
+def fields(opened: Project, wanted: Mapping[str, Any], painter: Painter) -> tuple[Settings, dict[str, Any]]:
+    """The settings and fields of the job. Raises UserError for what the WebUI cannot draw, and bad values."""
+    sampler = wanted.get("sampler") or painter.samplers[0]
+    if sampler not in painter.samplers:
+        raise UserError(f"sampler: {sampler!r} is none of {painter.name}'s: {', '.join(painter.samplers)}.")
+    chosen, made = errands.drawing(opened, wanted)
+    made.pop("scheduler")
+    file = Path(made["weights"])
+    if made["weights"] and opened.embedding(file).exists():
+        raise UserError(f"{file}: this result of Imagic is drawn with a fitted text, which only diffusers can do.")
+    tag, source = "", opened.source
+    if made["weights"] and checkpoint.describe(checkpoint.read_header(file)).kind == "lora":
+        if not file.is_relative_to(painter.folders().loras):
+            raise UserError(
+                f"{file}: the WebUI looks for LoRAs in {painter.folders().loras}; put it there, or draw with diffusers."
+            )
+        tag = f" <lora:{file.stem}:{made['lora_weight']:g}>"
+    elif made["weights"]:
+        source = file
+    side = opened.resolution
+    return chosen, {
+        **made,
+        "sampler": sampler,
+        "tag": tag,
+        "checkpoint": str(source),
+        "width": made["width"] or side,
+        "height": made["height"] or side,
+    }
+
+
+def begin(folders: Folders, opened: Project, chosen: Settings, made: dict[str, Any], painter: Painter) -> Job:
+    """A new job that the WebUI draws from now on, in a thread of its own."""
+    job = run.create(
+        opened.errands, {"kind": BY_WEBUI, "model": opened.name, "models": str(folders.models), **made}, to_json(chosen)
+    )
+    started = threading.Event()
+    threading.Thread(target=_work, args=(job, painter, started), name="dreambooth-txt2img", daemon=True).start()
+    started.wait(5)
+    return job
+
+
+def _work(job: Job, painter: Painter, started: threading.Event) -> None:
+    held = job.hold()
+    if held is None:
+        return
+    with held:
+        job.report("started", kind=BY_WEBUI)
+        started.set()
+        try:
+            drawn = _draw(job, painter)
+        except UserError as error:
+            job.report("failed", **error.as_json(), refused=True)
+        except Exception as error:  # noqa: BLE001  (the thread ends here; it becomes an event)
+            traceback.print_exc()
+            said = f"Drawing with the WebUI broke off: {str(error)[:200] or type(error).__name__}."
+            problem = Problem(said, do="Look at the WebUI's console, which says more.")
+            job.report("failed", **UserError(problem).as_json(), refused=True)
+        else:
+            job.report("stopped" if "stop" in job.requests() else "done", pictures=drawn)
+
+
+def _draw(job: Job, painter: Painter) -> list[str]:
+    """Has all pictures drawn, and keeps each in its file. Returns the files."""
+    asked, drawn = job.read(), list[str]()
+    count, steps, batch = asked["count"], asked["steps"], asked["batch"]
+    folder, last = Path(asked["out"]), [-1]
+
+    def look(share: float) -> bool:
+        done = len(drawn) * steps + round(share * steps * min(batch, count - len(drawn)))
+        if done != last[0]:
+            last[0] = done
+            job.report("stage", name=f"drawing with {painter.name}", done=done, total=count * steps, unit="steps")
+        return "stop" in job.requests()
+
+    def keep(picture: Any, seed: int, words: str) -> None:
+        path = pictures.keep(picture, folder, seed, words)
+        drawn.append(str(path))
+        job.report("picture", path=str(path), kind="generated")
+
+    look(0.0)
+    wanted = Drawing(
+        prompt=asked["prompt"] + asked["tag"],
+        negative_prompt=asked["negative_prompt"],
+        sampler=asked["sampler"],
+        steps=steps,
+        guidance_scale=asked["guidance_scale"],
+        width=asked["width"],
+        height=asked["height"],
+        seeds=tuple(asked["seed"] + number for number in range(count)),
+        batch=batch,
+        checkpoint=Path(asked["checkpoint"]),
+    )
+    painter.draw(wanted, look, keep)
+    return drawn

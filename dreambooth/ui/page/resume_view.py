@@ -1,0 +1,55 @@
+"""What going on with a run comes to: where the page's settings have moved away from the run's since it began."""
+
+from __future__ import annotations
+
+from html import escape
+from typing import Any
+
+from dreambooth.core.errors import UserError
+from dreambooth.core.project import Project
+from dreambooth.core.run import Job
+from dreambooth.service import going_on
+from dreambooth.ui.page.fragments import label_of, said, sentence_list
+
+Difference = dict[str, Any]
+
+
+def resume_view(job: Job, opened: Project) -> str:
+    """Which settings differ, before anything starts; empty where none does. style.css offers to resume with the page's
+    where there is a list of those that may change and nothing stands in the way (db-takes)."""
+    try:
+        prospect = going_on.prospect(job, opened)
+    except UserError as error:  # settings that an older version wrote, and that do not go together any more
+        return sentence_list(error.problems)
+    found: list[Difference] = prospect["differences"]
+    if not found:
+        return ""
+    taken, kept = ([one for one in found if bool(one["why_not"]) is stays] for stays in (False, True))
+    parts = ["<p>The page shows other settings than this run has. <b>Resume</b> goes on with the run's own.</p>"]
+    if taken and not prospect["problems"]:
+        rows = "".join(
+            f"<li><b>{escape(label_of(one['key']))}</b> {escape(said(one['now']))} → {escape(said(one['given']))}</li>"
+            for one in taken
+        )
+        parts.append(f'<p><b>Resume with the page\'s settings</b> changes:</p><ul class="db-takes">{rows}</ul>')
+    elif taken:
+        parts.append(f"<p>The page's own cannot be taken over now:</p>{sentence_list(prospect['problems'])}")
+    if kept:
+        parts.append(f"<p>These stay as the run has them, or are for a new run:</p><ul>{_kept(kept)}</ul>")
+    return f'<div class="db-plan-made db-differs">{"".join(parts)}</div>'
+
+
+def _kept(kept: list[Difference]) -> str:
+    """Settings that stay, a line for each reason."""
+    labels: dict[str, dict[str, None]] = {}
+    for one in kept:
+        labels.setdefault(one["why_not"], {})[_kept_one(one)] = None
+    return "".join(f"<li>{', '.join(some)}: {escape(reason)}.</li>" for reason, some in labels.items())
+
+
+def _kept_one(one: Difference) -> str:
+    if one["now"] is None or one["given"] is None:
+        where = "on the page" if one["now"] is None else "in the run"
+        return f"<b>Concept {int(one['key'].split('.')[1]) + 1}</b> (only {where})"
+    there = f"{escape(said(one['now']))}, the page {escape(said(one['given']))}"
+    return f"<b>{escape(label_of(one['key']))}</b> ({there})"
