@@ -1,4 +1,4 @@
-"""A translation of the WebUI on what the page draws besides gradio's components (all of it in a real one: tests/host)."""
+"""A translation of the WebUI on what the page draws besides its components; tests/host has all of it in a real one."""
 
 from __future__ import annotations
 
