@@ -1,4 +1,4 @@
-"""The command line: which commands there are, what they take, and how they end."""
+"""The command line: how it is read, and how a command ends. Which commands there are is in arguments.py."""
 
 from __future__ import annotations
 
@@ -9,23 +9,20 @@ from collections.abc import Callable, Sequence
 from io import TextIOWrapper
 from typing import Any
 
-from dreambooth.core import schema
 from dreambooth.core.errors import UserError
-from dreambooth.core.origin import Origin
-from dreambooth.core.settings import Settings
-from dreambooth.ui import commands, describe, preparing
+from dreambooth.ui import arguments
 from dreambooth.ui.commands import Result
 from dreambooth.ui.terminal import Terminal
 
 DONE, REFUSED, INTERRUPTED = 0, 2, 130
 
 
-def main(arguments: Sequence[str]) -> int:
+def main(given: Sequence[str]) -> int:
     """Runs one command. Returns the exit code: 0 only if it did what it was asked, 2 for bad input."""
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a file's name need not be what the terminal can show
     parser = _parser()
-    options, extra = parser.parse_known_args(_joined(arguments))
+    options, extra = parser.parse_known_args(_joined(given))
     terminal = Terminal()
     try:
         options.overrides = _overrides(extra, allowed=options.takes_settings)
@@ -60,10 +57,10 @@ def _of_the_disk(error: OSError) -> UserError:
     return UserError(f"{place}the system refused it ({error.strerror or error}); mend that and try again.")
 
 
-def _joined(arguments: Sequence[str]) -> list[str]:
+def _joined(given: Sequence[str]) -> list[str]:
     """A setting's flag and its value as one word, so that no value is taken for a name that may be left out."""
     words: list[str] = []
-    for word in arguments:
+    for word in given:
         is_value = words and not word.startswith("--")
         if is_value and words[-1].startswith("--") and "." in words[-1] and "=" not in words[-1]:
             words[-1] += f"={word}"
@@ -114,216 +111,6 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(command=command, describe=show, takes_settings=takes_settings)
         return sub
 
-    for group in (_add_tools, _add_models, _add_training, _add_report, _add_results):
+    for group in arguments.GROUPS:
         group(add)
     return parser
-
-
-def _add_tools(add: Callable[..., Any]) -> None:
-    add("setup", commands.setup, "Make or repair the engine's environment.", describe.setup).add_argument(
-        "--development", action="store_true", help="with what the tests need"
-    )
-    add(
-        "demo", commands.run_demo, "The whole job on the bundled miniature model and pictures.", describe.demo
-    ).add_argument("--out", metavar="DIR", help="a new folder for everything that the demo makes (default: demo)")
-    add("ui", commands.open_page, "The page, without a WebUI.", lambda _: "").add_argument(
-        "--port", type=int, default=7870, metavar="N", help="default 7870"
-    )
-    add("inspect", commands.inspect, "Say what a checkpoint or LoRA is.", describe.about).add_argument(
-        "file", metavar="FILE"
-    )
-    add("settings", commands.show_settings, "List every setting.", lambda _: schema.markdown(Settings).rstrip())
-    add("presets", preparing.show_presets, "List the presets.", describe.presets)
-    sub = add(
-        "bench",
-        commands.bench,
-        "Measure speed and memory on this machine, or what each option teaches.",
-        describe.bench,
-    )
-    sub.add_argument(
-        "part",
-        nargs="?",
-        choices=commands.BENCHES,
-        default="training",
-        help="training: steps, memory, time to the first step (the default); drawing: class pictures a second; "
-        "files: creating, loading and exporting; "
-        "states: what saving one costs; "
-        "sweep: what each option does to likeness, prompt following and the class (an hour; goes on where it was); "
-        "memory: the table that the planner reads, counted on full-size models without a card (half an hour)",
-    )
-    sub.add_argument(
-        "--large", action="store_true", help="training, drawing: full-size models with random weights, on a GPU"
-    )
-    sub.add_argument(
-        "--peer", metavar="DIR", help="training, drawing: a checkout of diffusers, whose scripts run side by side"
-    )
-    sub.add_argument(
-        "--out",
-        metavar="DIR",
-        help="a new folder to work in, removed at the end; the sweep's is kept, memory's is its file",
-    )
-
-
-def _add_models(add: Callable[..., Any]) -> None:
-    """A model's folder, and what goes into it."""
-    sub = add(
-        "create", commands.create, "Make a model's folder from a checkpoint.", describe.created, takes_settings=True
-    )
-    sub.add_argument("name", metavar="NAME")
-    sub.add_argument(
-        "--source",
-        required=True,
-        metavar="FILE|DIR|HUB_ID",
-        help="the checkpoint, Diffusers folder or model of the Hugging Face hub to start from",
-    )
-    sub.add_argument("--revision", default="", metavar="NAME", help="of a model of the hub: branch, tag or commit")
-    for leaf in schema.leaves(Origin):
-        flag = f"--{leaf.key.replace('_', '-')}"
-        sub.add_argument(flag, dest=leaf.key, default=leaf.default, choices=leaf.choices or None, help=leaf.spec.help)
-    sub = add(
-        "check",
-        commands.check,
-        "Show the plan of a run: every picture with its crop and caption, steps, time, memory, disk.",
-        describe.plan,
-        takes_settings=True,
-    )
-    sub.add_argument("name", metavar="NAME")
-    sub.add_argument("--sheet", metavar="FILE", help="also write all pictures on one sheet, a .html or .png file")
-    sub = add(
-        "import",
-        preparing.import_settings,
-        "Take over the settings of the predecessor or of kohya's scripts.",
-        describe.imported,
-        takes_settings=True,
-    )
-    sub.add_argument("name", metavar="NAME")
-    sub.add_argument("file", metavar="FILE|DIR", help="concepts_list.json, db_config.json, a dataset .toml, a folder")
-    sub = add(
-        "performance",
-        preparing.performance,
-        "Say which settings fit a card, and why; without a model, for every family and card.",
-        describe.performance,
-        takes_settings=True,
-    )
-    sub.add_argument("name", metavar="NAME", nargs="?", help="a model; its own settings are taken")
-    sub.add_argument("--card", metavar="8GB", help="the card's memory (default: this machine's)")
-    sub = add("tokens", preparing.tokens, "Say what the words of a prompt are to a model.", describe.tokens)
-    sub.add_argument("name", metavar="NAME")
-    sub.add_argument("prompt", metavar="PROMPT", help="such as 'sks dog'")
-    sub.add_argument("--candidates", type=int, default=24, metavar="N", help="rare words to try (default 24)")
-
-
-def _add_training(add: Callable[..., Any]) -> None:
-    for name, command, meaning, show in (
-        (
-            "class-images",
-            commands.class_images,
-            "Make the class pictures that a run will need.",
-            describe.class_pictures,
-        ),
-        (
-            "train",
-            commands.train,
-            "Train; every setting is a flag, such as --lora.rank 8 (see docs/settings.md).",
-            describe.finished,
-        ),
-    ):
-        add(name, command, meaning, show, takes_settings=True).add_argument("name", metavar="NAME")
-    add("runs", commands.runs, "List all runs.", describe.run_list)
-    add("pause", commands.pause, "Save a run's state and end its engine.", describe.asked).add_argument(
-        "run", metavar="RUN"
-    )
-    sub = add(
-        "resume",
-        commands.resume,
-        "Go on with a run that was paused or lost; settings that may change then are flags, such as "
-        "--intervals.max_train_steps 3000.",
-        describe.finished,
-        takes_settings=True,
-        presets=False,
-    )
-    sub.add_argument("run", metavar="RUN")
-    sub.add_argument(
-        "--model-settings", action="store_true", help="take the model's own settings where they may change then"
-    )
-    sub.add_argument("--from-step", type=int, metavar="N", help="go back to the state that was saved after this step")
-    sub = add("stop", commands.stop, "End a run and keep what it has learned.", describe.asked)
-    sub.add_argument("run", metavar="RUN")
-    sub.add_argument("--discard", action="store_true", help="keep nothing")
-
-
-def _add_report(add: Callable[..., Any]) -> None:
-    sub = add(
-        "report",
-        commands.report,
-        "Collect what tells of a run that went wrong in one .zip file: no pictures, no secrets.",
-        lambda result: f"Written: {result['path']}",
-    )
-    sub.add_argument("run", metavar="RUN")
-    sub.add_argument("--to", metavar="FILE", help="a new file (default: NAME-3-report.zip, here)")
-
-
-def _add_results(add: Callable[..., Any]) -> None:
-    _add_generate(add)
-    _add_sheet(add)
-    sub = add("export", commands.export, "Write the newest result as a file or a Diffusers folder.", describe.exported)
-    sub.add_argument("name", metavar="NAME")
-    sub.add_argument(
-        "--to",
-        metavar="FILE|DIR",
-        help="a .safetensors or .ckpt file, or a new folder; --from-step can do without, as the run itself would",
-    )
-    sub.add_argument("--merge", type=float, metavar="WEIGHT", help="merge a LoRA into its checkpoint, at this weight")
-    _add_state(sub)
-    sub.add_argument("--half", action="store_true", help="in half precision (default: as the file is)")
-    _add_weights(sub)
-
-
-def _add_generate(add: Callable[..., Any]) -> None:
-    sub = add("generate", commands.generate, "Draw pictures with the newest result of a model.", describe.pictures)
-    sub.add_argument("name", metavar="NAME")
-    sub.add_argument("--prompt", help="what to draw; a result of Imagic has a prompt of its own")
-    sub.add_argument("--eta", type=float, help="of a result of Imagic: 0 draws the picture, 1 the prompt (0.7)")
-    sub.add_argument("--count", type=int, default=1)
-    sub.add_argument("--batch", type=int, default=4)
-    sub.add_argument("--lora-weight", type=float, default=1.0)
-    _add_drawing(sub)
-    _add_weights(sub)
-    _add_state(sub)
-
-
-def _add_sheet(add: Callable[..., Any]) -> None:
-    sub = add("sheet", commands.sheet, "Draw one prompt with several results at several weights.", describe.sheet)
-    sub.add_argument("name", metavar="NAME")
-    sub.add_argument("--prompt", required=True, help="what to draw")
-    sub.add_argument(
-        "--weights", nargs="+", metavar="FILE", help="the rows: checkpoints and LoRAs (default: all that runs wrote)"
-    )
-    sub.add_argument("--from-step", type=int, nargs="+", metavar="N", help="rows of a run's states instead")
-    sub.add_argument("--run", type=int, metavar="N", help="the run that the states are of (default: the newest)")
-    sub.add_argument("--base", action="store_true", help="a first row of the untrained model")
-    sub.add_argument(
-        "--lora-weights", type=float, nargs="+", default=[0.6, 0.8, 1.0], metavar="W", help="the columns (0.6 0.8 1)"
-    )
-    _add_drawing(sub)
-
-
-def _add_drawing(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("--negative", default="", metavar="PROMPT")
-    sub.add_argument("--seed", type=int, default=420420)
-    sub.add_argument("--steps", type=int, default=20)
-    sub.add_argument("--cfg", type=float, default=7.5)
-    sub.add_argument("--width", type=int, default=0, help="pixels; 0 takes the model's own size")
-    sub.add_argument("--height", type=int, default=0)
-    sub.add_argument("--scheduler", default="dpm++", help="dpm++, ddim, euler, euler_a, lms or pndm")
-    sub.add_argument("--out", metavar="DIR", help="where to (default: the model's folder)")
-
-
-def _add_state(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("--from-step", type=int, metavar="N", help="what a run had learned by its state after this step")
-    sub.add_argument("--run", type=int, metavar="N", help="the run that the state is of (default: the newest)")
-
-
-def _add_weights(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("--base", action="store_true", help="the untrained model, not the newest result")
-    sub.add_argument("--weights", metavar="FILE", help="this checkpoint or LoRA, not the newest result")

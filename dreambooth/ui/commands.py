@@ -20,8 +20,6 @@ from dreambooth.host import standalone
 from dreambooth.service import (
     demo,
     environment,
-    errands,
-    exporting,
     going_on,
     installation,
     launcher,
@@ -29,7 +27,6 @@ from dreambooth.service import (
     page_environment,
     queue,
 )
-from dreambooth.service import report as service_report
 from dreambooth.service import runs as service_runs
 from dreambooth.ui.terminal import Terminal
 
@@ -121,39 +118,6 @@ def pause(options: argparse.Namespace, terminal: Terminal) -> Result:
 
 def stop(options: argparse.Namespace, terminal: Terminal) -> Result:
     return _ask(options, "discard" if options.discard else "stop")
-
-
-def report(options: argparse.Namespace, terminal: Terminal) -> Result:
-    job = run.find(folders(options), options.run)
-    to = Path(options.to or service_report.name(job)).expanduser().resolve()
-    return {"run": job.name, "path": str(service_report.write(job, to))}
-
-
-def generate(options: argparse.Namespace, terminal: Terminal) -> Result:
-    opened = project.open_project(folders(options), options.name)
-    chosen, fields = errands.drawing(opened, vars(options), label="--{}")
-    return errand(options, terminal, "generate", chosen, **fields)
-
-
-def sheet(options: argparse.Namespace, terminal: Terminal) -> Result:
-    opened = project.open_project(folders(options), options.name)
-    if options.weights and options.from_step:
-        raise UserError("--weights, --from-step: these exclude each other; give one.")
-    states: list[Any] = [{"run": options.run, "from_step": step} for step in options.from_step or []]
-    files = [str(Path(file).expanduser().resolve()) for file in options.weights or []]
-    results = [] if states or files else [one["path"] for one in reversed(service_runs.outputs(opened))]
-    lines = [*([""] if options.base else []), *states, *files, *results]
-    asked = {**vars(options), "sheet": {"weights": lines, "lora_weights": options.lora_weights}}
-    chosen, fields = errands.sheet(opened, asked, label="--{}", within="")
-    return errand(options, terminal, "generate", chosen, **fields)
-
-
-def export(options: argparse.Namespace, terminal: Terminal) -> Result:
-    opened = project.open_project(folders(options), options.name)
-    if options.to is None and options.from_step is None:
-        raise UserError("--to: it is missing; name a file or folder to write.")
-    fields = exporting.fields(opened, vars(options), label="--{}")
-    return errand(options, terminal, "export", settings.parse({}), **fields)
 
 
 BENCHES = ("training", "drawing", "files", "states", "sweep", "memory")

@@ -76,7 +76,7 @@ class WebUI:
             **kept,
             **(engine if self.has_engine else no_network),
             "OMP_NUM_THREADS": "1",
-            "PYTHONUNBUFFERED": "1",
+            "PYTHONUNBUFFERED": "1",  # what it says is waited for
             "GRADIO_ANALYTICS_ENABLED": "False",
             "HF_HUB_OFFLINE": "1",
         }

@@ -38,7 +38,8 @@ def measure(job: Job) -> dict[str, Any]:
     asked = job.read()
     folder, peer = Path(asked["out"]), asked.get("peer", "")
     scripts = peers.scripts(Path(peer)) if peer else None
-    family, size, count = ("sd1", 512, 60) if asked.get("large") else ("sd1", 128, 20)
+    # The script draws in the model's own size.
+    family, size, count = ("sd1", 512, 60) if asked.get("large") else ("sd1", 64, 20)
     case = Case(family, "full", 1, size, 1)
     ways = [Way("ours"), Way("ours", PEER_STEPS, PEER_BATCH)]
     if scripts:

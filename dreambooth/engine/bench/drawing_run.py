@@ -20,11 +20,11 @@ from dreambooth.engine import imports
 from dreambooth.engine.bench import peer_run, watch
 
 
-class _Ended(Exception):
-    """The pictures are drawn."""
+class TrainingBegan(Exception):
+    """The script has drawn its class pictures and begins to train."""
 
 
-class _Watch:
+class DrawingWatch:
     """When the UNet began, and how many predictions it has made, of how many pictures at once."""
 
     def __init__(self) -> None:
@@ -38,7 +38,7 @@ class _Watch:
         @functools.wraps(forward)
         def watched(unet: Any, sample: Any, *arguments: Any, **more: Any) -> Any:
             if unet.training:
-                raise _Ended  # the script has begun to train
+                raise TrainingBegan
             if not self.began:
                 self.began, self.processor = time.time(), time.process_time()
             self.predictions, self.most = self.predictions + len(sample), max(self.most, len(sample))
@@ -62,14 +62,14 @@ class _Watch:
 
 
 def main(about_file: Path) -> int:
-    about, seen = json.loads(about_file.read_text(encoding="utf-8")), _Watch()
+    about, seen = json.loads(about_file.read_text(encoding="utf-8")), DrawingWatch()
     if "job" in about:
         imports.put_off()  # as the engine does, before the watch takes hold of diffusers
         seen.install()
         code = engine.main([about["job"]])
     else:
         code = 0
-        with contextlib.suppress(_Ended):
+        with contextlib.suppress(TrainingBegan):
             peer_run.run(about, seen.install)
     drawn = [path for path in Path(about["pictures"]).rglob("*") if path.suffix in (".png", ".jpg")]
     Path(about["out"]).write_text(json.dumps(seen.found(drawn, about["started"])), encoding="utf-8")

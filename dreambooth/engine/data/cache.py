@@ -156,11 +156,14 @@ def _place(encoded: Encoded, n: int, mean: Tensor, std: Tensor) -> None:
 
 
 def _encoded(model: Model, examples: list[Example], numbers: list[int]) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """Mean and deviation of a few examples of one bucket, encoded together."""
+    """Mean and deviation of a few examples of one bucket, encoded together; one by one on a processor, which takes as
+    long for that, with less memory."""
     if not numbers:
         return
     some = [examples[n] for n in numbers]
-    means, stds = model.encode_pictures(torch.stack([to_tensor(picture) for picture in _variants(some)]))
+    pixels = torch.stack([to_tensor(picture) for picture in _variants(some)])
+    parts = [model.encode_pictures(part) for part in pixels.split(1 if model.device.type == "cpu" else len(pixels))]
+    means, stds = (torch.cat(side) for side in zip(*parts))
     finite = torch.isfinite(means + stds).flatten(1).all(1).tolist()
     for n, mean, std, fine in zip(numbers, means, stds, finite):
         if not fine:

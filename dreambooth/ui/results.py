@@ -1,0 +1,49 @@
+"""The commands about what a run has made: pictures with it, writing it out, and telling of a run that went wrong."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from dreambooth.core import project, run, settings
+from dreambooth.core.errors import UserError
+from dreambooth.service import errands, exporting
+from dreambooth.service import report as report_file
+from dreambooth.service import runs as service_runs
+from dreambooth.ui import commands
+from dreambooth.ui.commands import Result
+from dreambooth.ui.terminal import Terminal
+
+
+def report(options: argparse.Namespace, terminal: Terminal) -> Result:
+    job = run.find(commands.folders(options), options.run)
+    to = Path(options.to or report_file.name(job)).expanduser().resolve()
+    return {"run": job.name, "path": str(report_file.write(job, to))}
+
+
+def generate(options: argparse.Namespace, terminal: Terminal) -> Result:
+    opened = project.open_project(commands.folders(options), options.name)
+    chosen, fields = errands.drawing(opened, vars(options), label="--{}")
+    return commands.errand(options, terminal, "generate", chosen, **fields)
+
+
+def sheet(options: argparse.Namespace, terminal: Terminal) -> Result:
+    opened = project.open_project(commands.folders(options), options.name)
+    if options.weights and options.from_step:
+        raise UserError("--weights, --from-step: these exclude each other; give one.")
+    states: list[Any] = [{"run": options.run, "from_step": step} for step in options.from_step or []]
+    files = [str(Path(file).expanduser().resolve()) for file in options.weights or []]
+    results = [] if states or files else [one["path"] for one in reversed(service_runs.outputs(opened))]
+    lines = [*([""] if options.base else []), *states, *files, *results]
+    asked = {**vars(options), "sheet": {"weights": lines, "lora_weights": options.lora_weights}}
+    chosen, fields = errands.sheet(opened, asked, label="--{}", within="")
+    return commands.errand(options, terminal, "generate", chosen, **fields)
+
+
+def export(options: argparse.Namespace, terminal: Terminal) -> Result:
+    opened = project.open_project(commands.folders(options), options.name)
+    if options.to is None and options.from_step is None:
+        raise UserError("--to: it is missing; name a file or folder to write.")
+    fields = exporting.fields(opened, vars(options), label="--{}")
+    return commands.errand(options, terminal, "export", settings.parse({}), **fields)
