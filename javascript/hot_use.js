@@ -20,7 +20,7 @@ const dreamboothHotUse = (() => {
         if (!field) {
             return false;
         }
-        const read = parameters && gradioApp().querySelector(READ);
+        const read = parameters ? gradioApp().querySelector(READ) : null;
         write(field, read ? parameters : prompt);
         read?.click();
         if (checkpoint) {
