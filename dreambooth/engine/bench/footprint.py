@@ -10,9 +10,10 @@ Attention is counted as it is on a card, where its matrix is never held; norms i
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -30,7 +31,7 @@ from dreambooth.engine import lora_layer
 from dreambooth.engine.bench import random_model
 from dreambooth.engine.bench.live import Live, norms_as_on_a_card
 from dreambooth.engine.lora_layer import cast_at_once
-from dreambooth.engine.training import adapters, checkpointing
+from dreambooth.engine.training import adapters, attention, checkpointing
 from dreambooth.engine.training.precision import AUTOCAST_KINDS
 
 SIDES = {"sd1": 64, "sd2": 96, "sdxl": 128}  # of a picture's latents
@@ -147,11 +148,21 @@ def row(step: Step) -> dict[str, Any]:
 
 def count(step: Step, point: Point, *, fake: bool = True, share: float = 1.0) -> Live:
     """One step of the UNet at a point. Not `fake`, it is really done. Checkpointed, so is this share of the blocks."""
+    with laid(step, point, fake=fake, share=share) as (unet, forward):
+        return _counted(unet, forward, mixed=PRECISIONS[step.precision][1], plain=step.is_plain)
+
+
+@contextlib.contextmanager
+def laid(
+    step: Step, point: Point, *, fake: bool = True, share: float = 1.0
+) -> Iterator[tuple[nn.Module, Callable[[], Tensor]]]:
+    """The UNet of a step, and what gives its loss."""
     unet, flat = random_model.modules(step.family)["unet"].requires_grad_(False), {"general.method": "full"}
     if step.kind != "full":
         alpha = float(point.rank)
         flat = {"lora.kind": step.kind, "lora.layers": step.layers, "lora.rank": point.rank, "lora.alpha": alpha}
     _prepare(settings.parse(flat), unet=unet)
+    attention.use(unet, "sdpa")
     if step.checkpointed:
         checkpointing.use(unet, share)
     with FakeTensorMode(allow_non_fake_inputs=True) if fake else torch.random.fork_rng():
@@ -161,11 +172,7 @@ def count(step: Step, point: Point, *, fake: bool = True, share: float = 1.0) ->
         target = torch.randn(point.batch, 4, point.side, point.side)
         if step.is_plain:
             given |= {name: given[name].bfloat16() for name in ("sample", "encoder_hidden_states")}
-
-        def forward() -> Tensor:
-            return (unet(**given).sample.float() - target).square().mean()
-
-        return _counted(unet, forward, mixed=PRECISIONS[step.precision][1], plain=step.is_plain)
+        yield unet, lambda: (unet(**given).sample.float() - target).square().mean()
 
 
 def _prepare(chosen: Settings, **parts: Any) -> None:
