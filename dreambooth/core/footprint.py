@@ -41,6 +41,8 @@ OPTIMIZER_BYTES = {  # kept for each trained value
 }
 PIXELS_AT_ONCE = 2**19  # of pictures that are encoded together
 GRADIENTS_AT_ONCE = 2**25  # bytes of gradients that are applied together in the backward pass
+_RESTING_BYTES = {"int8": 1.0, "nf4": 0.5 + 4 / 64}  # of each value; the scales of 8 bits are few
+_ONE_WEIGHT = 0.6  # the largest weight's share of the largest block, and the middle block's, which has no checkpoint
 _LATENT = 8  # pixels a latent, along each side
 _ROUNDING_BYTES = 2 * 4 * 2**25  # weights and gradients in full precision while their change is rounded to bf16
 _TILE = 512  # pixels; what is decoded at a time in tiles
@@ -66,17 +68,41 @@ def needs(settings: Settings, model: Anatomy, family: str, area: int) -> Memory:
     """About how much memory training takes; `area` is the pixels of the largest bucket in use."""
     trained, own = model.trained(settings), _own_bytes(settings)
     weights = _on_device(settings, model) + (trained * own if settings.is_lora else 0)
-    optimizer = int(trained * OPTIMIZER_BYTES[settings.optimizer.name])
-    averages = trained * 4 * settings.tuning.use_ema
-    held = trained * own  # gradients
-    if settings.memory.step_in_backward:
-        held = min(held, GRADIENTS_AT_ONCE)
-    peak = _step_peak(settings, model, family, area, held)
+    resident = trained - _lent(settings, model)
+    optimizer = int(resident * OPTIMIZER_BYTES[settings.optimizer.name])
+    averages = resident * 4 * settings.tuning.use_ema
+    held = _gradients(settings, model)
+    peak = passing_bytes(settings, model, family, area)
     lasting = weights + optimizer + averages
     drawing = lasting + model.vae * 4 + _drawing(settings, area) if settings.previews.count else 0
     encoding = model.vae * 4 + encoding_bytes(area)  # where room is short, the UNet comes to the device only later
     activations = max(lasting + peak, drawing, encoding) - lasting - held
     return Memory(weights, held, optimizer, averages, max(0, activations), DRIVER_BYTES)
+
+
+def passing_bytes(settings: Settings, model: Anatomy, family: str, area: int) -> int:
+    """The most that a step holds beside what always lies on the card: activations, gradients, what comes and goes."""
+    peak = _step_peak(settings, model, family, area, _gradients(settings, model))
+    if settings.memory.unet_weights == "whole":
+        return peak
+    own = _base_bytes(settings)
+    if not _trains_streamed(settings):
+        # One block has its weights, where in full precision on their way from 8 bits; and the middle one's.
+        whole = own + 4 * (settings.memory.unet_weights == "int8")
+        return peak + int(model.largest_block * (whole + own * _ONE_WEIGHT))
+    # Where activations are large, blocks are small. The large ones have their weights and gradients, and one weight is
+    # there once more with its states for its change.
+    changed = own + OPTIMIZER_BYTES[settings.optimizer.name] + 2 * 4 * settings.memory.bf16_weights
+    change = model.largest_block * (own * (2 + _ONE_WEIGHT) + changed * _ONE_WEIGHT)
+    return int(max(peak + model.largest_block * own * _ONE_WEIGHT, change))
+
+
+def computer_bytes(settings: Settings, model: Anatomy) -> int:
+    """How much of the computer's own memory streamed weights take there, with what belongs to trained ones."""
+    if settings.memory.unet_weights != "streamed":
+        return 0
+    each = OPTIMIZER_BYTES[settings.optimizer.name] + 4 * settings.tuning.use_ema
+    return int(model.blocks * _base_bytes(settings) + each * _lent(settings, model))
 
 
 def family_needs(settings: Settings, family: str, resolution: int = 0) -> Memory:
@@ -112,17 +138,39 @@ def _precision(settings: Settings) -> str:
     return "no" if settings.tuning.mixed_precision == "no" else "mixed"
 
 
+def _trains_streamed(settings: Settings) -> bool:
+    """Whether weights are trained that lie in the computer's memory."""
+    return settings.memory.unet_weights == "streamed" and not settings.is_lora and settings.tuning.train_unet
+
+
+def _lent(settings: Settings, model: Anatomy) -> int:
+    """How many trained values lie in the computer's memory, with what the optimizer keeps of them."""
+    if not _trains_streamed(settings):
+        return 0
+    return min(model.blocks, model.alone.get(settings.tuning.unet_layers, model.unet))
+
+
 def _on_device(settings: Settings, model: Anatomy) -> int:
     """The weights of the model that stay on the card: the UNet's, and those of text encoders that learn."""
-    half = 2 if settings.tuning.mixed_precision != "no" else 4
-    own = half if settings.is_lora else _own_bytes(settings)
+    own = _base_bytes(settings)
     text = model.text * own if settings.tuning.text_encoder_learns else 0
-    lying = settings.memory.base_weights
+    lying = settings.memory.unet_weights
     if lying == "whole":
         return model.unet * own + text
-    # One block at a time has its weights, of which one is in full precision on its way from 8 bits.
-    awake = model.largest_block * (own + 4 * (lying == "int8"))
-    return (model.unet - model.blocks) * own + model.blocks * (lying == "int8") + awake + text
+    return int((model.unet - model.blocks) * own + model.blocks * _RESTING_BYTES.get(lying, 0) + text)
+
+
+def _gradients(settings: Settings, model: Anatomy) -> int:
+    """The most gradients that are there at once beside those of streamed weights."""
+    held = (model.trained(settings) - _lent(settings, model)) * _own_bytes(settings)
+    return min(held, GRADIENTS_AT_ONCE) if settings.memory.step_in_backward else held
+
+
+def _base_bytes(settings: Settings) -> int:
+    """Bytes of each value of the model."""
+    if not settings.is_lora:
+        return _own_bytes(settings)
+    return 2 if settings.tuning.mixed_precision != "no" else 4
 
 
 def _step_peak(settings: Settings, model: Anatomy, family: str, area: int, gradients: int) -> int:
@@ -140,10 +188,25 @@ def _step_peak(settings: Settings, model: Anatomy, family: str, area: int, gradi
 
 def _moments(settings: Settings, model: Anatomy, family: str, batch: int, pixels: int) -> Sequence[tuple[float, float]]:
     """(share of the gradients that are there, bytes of everything else) at each moment of a step of the UNet."""
+    if not settings.batching.gradient_checkpointing:
+        return _counted(settings, model, family, batch, pixels, "whole")
+    all_checkpointed = _counted(settings, model, family, batch, pixels, "checkpointed")
+    share = settings.memory.checkpointed_share
+    if share == 1:
+        return all_checkpointed
+    whole = _counted(settings, model, family, batch, pixels, "whole")
+    return [(there, share * again + (1 - share) * kept) for (there, kept), (_, again) in zip(whole, all_checkpointed)]
+
+
+def _counted(
+    settings: Settings, model: Anatomy, family: str, batch: int, pixels: int, end: str
+) -> list[tuple[float, float]]:
+    """The same where all blocks are checkpointed, or none."""
     kind = settings.lora.kind if settings.is_lora else "full"
     layers = settings.lora.layers if settings.is_lora else "all"
-    end = "checkpointed" if settings.batching.gradient_checkpointing else "whole"
-    wanted = "/".join([kind, layers, _precision(settings), end])
+    # What autocast keeps of whole weights in full precision, it does not keep of copies that come and go.
+    precision = "bf16" if _precision(settings) == "mixed" and _trains_streamed(settings) else _precision(settings)
+    wanted = "/".join([kind, layers, precision, end])
     known = f"{'full' if kind == 'full' else 'lora'}/{'all' if kind == 'full' else 'transformer'}/mixed/{end}"
     family = family if family in FAMILIES else "sd1"
     steps, first = _table()[family]["steps"], _table()["sd1"]["steps"]

@@ -19,7 +19,12 @@ from dreambooth.core.quantities import memory
 from dreambooth.core.settings import Settings, conflicts
 
 CARDS = tuple(gigabytes * 2**30 for gigabytes in (4, 6, 8, 12, 16, 24))
-QUICKEST: dict[str, Any] = {"batching.gradient_checkpointing": False, "memory.attention": "sdpa"}
+QUICKEST: dict[str, Any] = {
+    "batching.gradient_checkpointing": False,
+    "memory.checkpointed_share": 1.0,
+    "memory.attention": "sdpa",
+}
+SHARES = (0.25, 0.5, 0.75)  # that may be checkpointed, before all is
 
 Changes = dict[str, Any]
 
@@ -28,13 +33,15 @@ Changes = dict[str, Any]
 class Lever:
     """One thing that takes less memory. `pull` gives what it changes, or None where it has nothing left to give.
 
-    `keeps` is true where a run can go on with it from its last state and learns the same.
+    `keeps` is true where a run can go on with it from its last state and learns the same; `lightens` where it also
+    makes less of what streamed training carries to the card and back.
     """
 
     name: str
     costs: str
     pull: Callable[[Settings], Changes | None]
     keeps: bool = False
+    lightens: bool = False
 
 
 @dataclass(frozen=True)
@@ -71,6 +78,8 @@ def plan(settings: Settings, model: Anatomy, family: str, area: int, card_bytes:
     changes = difference(settings, chosen)
     after, before = needed(chosen), needed(settings)
     reasons = _reasons(pulled, changes, after, card_bytes, fits=after.total <= usable)
+    if lying := footprint.computer_bytes(chosen, model):
+        reasons.append(f"What is streamed takes about {memory(lying)} of the computer's own memory.")
     return Plan(changes, after, before, usable, after.total <= usable, reasons)
 
 
@@ -140,6 +149,8 @@ def _without_the_needless(
 ) -> tuple[Settings, list[tuple[Lever, Changes]]]:
     """Takes back what is not needed any more after later levers, the dearest in time first."""
     for at in reversed(range(len(pulled))):
+        if pulled[at][0].lightens and _trains_streamed(_all(settings, pulled)):
+            continue
         fewer = pulled[:at] + pulled[at + 1 :]
         chosen = _all(settings, fewer)
         if fits(chosen) and not conflicts.found(chosen):
@@ -161,7 +172,8 @@ def _reasons(
     reasons = []
     last = {lever.name: (lever, done) for lever, done in pulled}
     for lever, done in last.values():
-        reasons.append(f"{_named(lever, done).capitalize()}{f': {lever.costs}' if lever.costs else ''}.")
+        named = _named(lever, done)
+        reasons.append(f"{named[:1].upper()}{named[1:]}{f': {lever.costs}' if lever.costs else ''}.")
     if not pulled and "batching.gradient_checkpointing" in changes:
         reasons.append("Gradient checkpointing off: there is room, and it would cost a third more time.")
     if fits:
@@ -191,7 +203,16 @@ def _eight_bits(settings: Settings) -> Changes | None:
 
 
 def _checkpointing(settings: Settings) -> Changes | None:
-    return None if settings.batching.gradient_checkpointing else {"batching.gradient_checkpointing": True}
+    """All blocks, at once where some are already."""
+    changes: Changes = {} if settings.batching.gradient_checkpointing else {"batching.gradient_checkpointing": True}
+    return changes | ({"memory.checkpointed_share": 1.0} if settings.memory.checkpointed_share < 1 else {}) or None
+
+
+def _some_checkpointing(settings: Settings) -> Changes | None:
+    """A step more of the cheapest blocks."""
+    now = settings.memory.checkpointed_share if settings.batching.gradient_checkpointing else 0.0
+    more = next((share for share in SHARES if share > now), None)
+    return {"batching.gradient_checkpointing": True, "memory.checkpointed_share": more} if more else None
 
 
 def _bf16(settings: Settings) -> Changes | None:
@@ -218,13 +239,26 @@ def _eight_bit_model(settings: Settings) -> Changes | None:
 
 
 def _streamed_model(settings: Settings) -> Changes | None:
-    return _lying(settings, ("whole", "int8"), "streamed")
+    return _lying(settings, ("whole", "int8", "nf4"), "streamed")
 
 
 def _lying(settings: Settings, before: tuple[str, ...], after: str) -> Changes | None:
-    if not settings.is_lora or settings.lora.kind != "lora" or settings.memory.base_weights not in before:
+    if not settings.is_lora or settings.lora.kind != "lora" or settings.memory.unet_weights not in before:
         return None
-    return {"memory.base_weights": after}
+    return {"memory.unet_weights": after}
+
+
+def _streamed_training(settings: Settings) -> Changes | None:
+    whole = settings.memory.unet_weights == "whole"
+    return {"memory.unet_weights": "streamed"} if whole and _could_stream(settings) else None
+
+
+def _could_stream(settings: Settings) -> bool:
+    return not settings.is_lora and settings.tuning.train_unet and settings.memory.step_in_backward
+
+
+def _trains_streamed(settings: Settings) -> bool:
+    return settings.memory.unet_weights == "streamed" and _could_stream(settings)
 
 
 def _tiles(settings: Settings) -> Changes | None:
@@ -238,13 +272,19 @@ def _adafactor(settings: Settings) -> Changes | None:
     return {"optimizer.name": "adafactor"}
 
 
+# A model in 4 bits is not among them: it changes gradients by a quarter, and streaming, which saves more, by nothing.
 LEVERS = (
     Lever("pictures decoded in tiles", "previews and class pictures alone", _tiles),
-    Lever("the optimizer's state in 8 bits", "its steps are hardly others", _eight_bits),
+    Lever("the optimizer's state in 8 bits", "its steps are hardly others", _eight_bits, lightens=True),
+    Lever(
+        "gradient checkpointing of {checkpointed_share:.0%} of what the blocks hold",
+        "the transformers first, which takes the least time",
+        _some_checkpointing,
+    ),
     Lever("gradient checkpointing", "about a third more time", _checkpointing, keeps=True),
     Lever("the model under the LoRA in 8 bits", "each block is unpacked for its turn", _eight_bit_model),
     Lever("the model under the LoRA in the computer's memory", "each block is fetched for its turn", _streamed_model),
-    Lever("weights held in bf16", "each change is rounded at random", _bf16),
+    Lever("weights held in bf16", "each change is rounded at random", _bf16, lightens=True),
     Lever("the optimizer's step in the backward pass", "each gradient is clipped by itself", _in_backward),
     Lever(
         "batches of {train_batch_size}, {gradient_accumulation_steps} of them added up",
@@ -253,12 +293,17 @@ LEVERS = (
         keeps=True,
     ),
     Lever("adafactor", "it keeps next to nothing, and learns a little differently", _adafactor),
+    Lever(
+        "the UNet in the computer's memory",
+        "each block and its states are fetched for their turn and go back changed",
+        _streamed_training,
+    ),
 )
 _TURNED = (
     "memory.vae_decoding",
     "optimizer.name",
     "memory.bf16_weights",
-    "memory.base_weights",
+    "memory.unet_weights",
     "memory.step_in_backward",
     "batching.train_batch_size",
     "batching.gradient_accumulation_steps",

@@ -118,6 +118,7 @@ _ERRANDS = {
     "bench-training": ("bench.training", "measure"),
     "bench-drawing": ("bench.drawing", "measure"),
     "bench-memory": ("bench.footprint", "run"),
+    "bench-operations": ("bench.operations", "run"),
     "bench-sweep": ("bench.sweep", "run"),
     "bench-states": ("bench.states", "measure"),
     "measure": ("miniature.measure", "run"),

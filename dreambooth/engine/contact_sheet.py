@@ -15,7 +15,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from dreambooth.core import atomic
 from dreambooth.core.errors import UserError
-from dreambooth.core.quantities import duration, size
+from dreambooth.core.quantities import duration, memory, size
 
 MARK = "dreambooth contact sheet"  # in every sheet, so that nothing else is ever overwritten
 MOST_ON_A_PICTURE = 400
@@ -50,15 +50,15 @@ def facts(report: Report) -> list[tuple[str, str, str]]:
     count, steps = len(report["pictures"]), f"{report['steps']:,}"
     images = f"{report['images_each_epoch']:,} pictures x {report['epochs']:g} epochs = {report['images']:,} images"
     time = f"about {duration(report['seconds'])}" if report["seconds"] else "known after a first run"
-    memory = report["memory"]
+    needed = report["memory"]
     shapes = ", ".join(f"{b['pictures']} at {b['width']}x{b['height']}" for b in report["buckets"])
     rows = [
         ("Pictures", f"{count:,}", shapes),
         ("Steps", steps, images),
         ("Time", time, "for the training steps, at the pace of the last run like it" if report["seconds"] else ""),
     ]
-    if memory:
-        rows.append(("Memory of a GPU", f"about {size(memory['total'])}", "an estimate, not measured"))
+    if needed:
+        rows.append(("Memory of a GPU", f"about {memory(needed['total'])}", "an estimate, not measured"))
         saves = f"{report['saves']} x {size(report['save_bytes'])}" if report["saves"] > 1 else "the result"
         rows.append(("Disk", size(report["disk_bytes"]), f"{saves}, and {size(report['state_bytes'])} a state"))
     if missing := sum(one["missing"] for one in report["class_pictures"]):

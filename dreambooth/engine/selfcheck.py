@@ -13,6 +13,7 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from dreambooth.core.abilities import FAULTS
+from dreambooth.engine.families import unet_weights
 from dreambooth.engine.training import attention, optimizers
 from dreambooth.engine.vocabulary import clip_tokenizer
 
@@ -55,6 +56,7 @@ def _faults(device: torch.device) -> dict[str, dict[str, str]]:
     found = {
         "optimizer.name": {name: optimizers.fault(name, device) for name in optimizers.RECIPES},
         "memory.attention": {name: attention.fault(name, device) for name in attention.KINDS},
+        "memory.unet_weights": {"nf4": unet_weights.fault("nf4", device)},
     }
     return {key: {name: reason for name, reason in some.items() if reason} for key, some in found.items()}
 

@@ -27,12 +27,12 @@ from dreambooth.engine.data.latent_store import Store
 from dreambooth.engine.data.order import Order, Slot
 from dreambooth.engine.data.pictures import Example
 from dreambooth.engine.data.readings import Readings
-from dreambooth.engine.families import aside, base_weights
+from dreambooth.engine.families import aside, unet_weights
 from dreambooth.engine.families.model import Model
 from dreambooth.engine.hooks import Hooks, already_written, save_output
 from dreambooth.engine.listener import asked_to_end
 from dreambooth.engine.sampling import decoding
-from dreambooth.engine.training import adapters, attention, optimizers, precision, preview
+from dreambooth.engine.training import adapters, attention, checkpointing, optimizers, precision, preview
 from dreambooth.engine.training.ema import Ema
 from dreambooth.engine.training.loop import Ending, train
 from dreambooth.engine.training.pulse import Diverged
@@ -138,6 +138,7 @@ def check_abilities(work: Work) -> None:
     device = accelerator.device
     optimizers.check(settings, device)
     attention.check(settings.memory.attention, device, precision.compute_dtype(accelerator))
+    unet_weights.check(settings.memory.unet_weights, device)
 
 
 def load(work: Work, source: Source) -> tuple[Model, Any]:
@@ -148,7 +149,7 @@ def load(work: Work, source: Source) -> tuple[Model, Any]:
     attention.use(model.unet, work.settings.memory.attention)
     model.read_prompts(tuning.max_token_length, tuning.clip_skip, tuning.pad_tokens)
     learning = tuning.text_encoder_learns
-    base_weights.lay(model.unet, work.settings.memory.base_weights, accelerator.device)
+    unet_weights.lay(model.unet, work.settings.memory.unet_weights, accelerator.device)
     model.to(accelerator.device, aside=["vae", *([] if learning else model.text_encoders)])
     return model, accelerator
 
@@ -206,7 +207,7 @@ def _prepare(
     prior_slots = [Slot(example.picture.concept, example.cut.bucket) for example in priors]
     trained = adapters.prepare(model, settings, lora.by_module(start, model.parts))
     if settings.batching.gradient_checkpointing:
-        model.unet.enable_gradient_checkpointing()
+        checkpointing.use(model.unet, settings.memory.checkpointed_share)
         for part in trained.text_encoders:
             model.text_encoders[part].gradient_checkpointing_enable()
     session = Session(

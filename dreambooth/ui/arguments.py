@@ -42,7 +42,8 @@ def _add_tools(add: Callable[..., Any]) -> None:
         "files: creating, loading and exporting; "
         "states: what saving one costs; "
         "sweep: what each option does to likeness, prompt following and the class (an hour; goes on where it was); "
-        "memory: the table that the planner reads, counted on full-size models without a card (half an hour)",
+        "memory: the table that the planner reads, counted on full-size models without a card (half an hour); "
+        "operations: how many a training step asks of a card, counted likewise",
     )
     sub.add_argument(
         "--large", action="store_true", help="training, drawing: full-size models with random weights, on a GPU"

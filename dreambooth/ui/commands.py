@@ -120,7 +120,7 @@ def stop(options: argparse.Namespace, terminal: Terminal) -> Result:
     return _ask(options, "discard" if options.discard else "stop")
 
 
-BENCHES = ("training", "drawing", "files", "states", "sweep", "memory")
+BENCHES = ("training", "drawing", "files", "states", "sweep", "memory", "operations")
 
 
 def bench(options: argparse.Namespace, terminal: Terminal) -> Result:

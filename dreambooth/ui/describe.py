@@ -251,6 +251,15 @@ def _state_bench(result: Result) -> str:
     return f"{table(rows)}\n\n{table(lost)}"
 
 
+def _operation_bench(result: Result) -> str:
+    rows = [["model", "method", "as usual, there", "back", "ours, there", "back", "ours to usual"]]
+    for one in result["rows"]:
+        usual, ours = one["usual"], one["ours"]
+        share = f"{sum(ours) / sum(usual):.2f}"
+        rows.append([FAMILIES[one["family"]], one["method"], *map(str, [*usual, *ours]), share])
+    return table(rows)
+
+
 _BENCHES = {
     "memory": _memory_bench,
     "training": _training_bench,
@@ -258,6 +267,7 @@ _BENCHES = {
     "files": _file_bench,
     "states": _state_bench,
     "sweep": _sweep,
+    "operations": _operation_bench,
 }
 
 

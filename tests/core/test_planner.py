@@ -49,7 +49,7 @@ def test_a_large_card_takes_what_is_quickest_and_a_small_one_what_is_smallest() 
     start = settings(**{"batching.gradient_checkpointing": True})
     assert planner.for_family(start, "sd1", 24 * GB).changes == {"batching.gradient_checkpointing": False}
     assert planner.for_family(start, "sdxl", 8 * GB).changes.get("batching.gradient_checkpointing", True)
-    hopeless = planner.for_family(settings("full"), "sdxl", 4 * GB)
+    hopeless = planner.for_family(settings("full"), "sdxl", 2 * GB)
     assert not hopeless.fits
     assert "larger card" in hopeless.why
 
@@ -63,6 +63,32 @@ def test_nothing_is_given_up_that_is_not_needed() -> None:
                 continue
             fewer = {key: value for key, value in made.changes.items() if key != "batching.gradient_checkpointing"}
             assert footprint.family_needs(planner.with_changes(start, fewer), family).total > made.usable
+
+
+def test_a_small_card_trains_a_large_model_from_the_computers_memory() -> None:
+    made = planner.for_family(settings("full"), "sdxl", 4 * GB)
+    then = planner.with_changes(settings("full"), made.changes)
+    assert made.fits
+    assert then.memory.unet_weights == "streamed"
+    assert then.memory.bf16_weights, "half of what is carried to the card and back"
+    told = footprint.computer_bytes(then, footprint.full_size("sdxl"))
+    assert 2 * footprint.full_size("sdxl").blocks < told < 12e9
+    assert "the computer's own memory" in made.why
+    on_eight = planner.for_family(settings("full"), "sdxl", 8 * GB)
+    assert on_eight.fits
+    assert "memory.unet_weights" not in on_eight.changes, "a card that has the room is quicker without"
+
+
+def test_what_streams_is_not_on_the_card() -> None:
+    flat = {"batching.gradient_checkpointing": True, "memory.step_in_backward": True, "previews.count": 0}
+    for more in ({}, {"memory.bf16_weights": True, "optimizer.name": "adafactor"}, {"tuning.use_ema": True}):
+        whole, streamed = (
+            footprint.family_needs(settings("full", **flat, **more, **{"memory.unet_weights": lying}), "sdxl")
+            for lying in ("whole", "streamed")
+        )
+        assert streamed.weights < 0.05 * whole.weights
+        assert streamed.averages <= 0.05 * whole.averages
+        assert streamed.total < 0.55 * whole.total
 
 
 def test_an_optimizer_that_does_not_work_here_is_not_proposed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from dreambooth.core import settings
 from dreambooth.engine import lora_layer
+from dreambooth.engine.bench import operations
 from dreambooth.engine.bench.live import norms_as_on_a_card
 from dreambooth.engine.training import adapters, precision
 from tests.engine import tiny
@@ -196,3 +197,9 @@ def test_autocast_is_left_out_where_all_lies_in_one_precision(flat: dict[str, An
     AcceleratorState._reset_state(reset_partial_state=True)
     made: Accelerator = precision.of(chosen)
     assert precision.plain_dtype(made, chosen) == plain
+
+
+def test_a_step_asks_for_less_than_half_of_what_is_usual() -> None:
+    usual, ours = (operations.count("sd1", "lora", usual=usual) for usual in (True, False))
+    assert all(count > 1000 for count in (*usual, *ours))
+    assert sum(ours) < 0.5 * sum(usual)

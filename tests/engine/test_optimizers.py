@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -316,13 +317,23 @@ def test_rounding_is_right_on_the_average() -> None:
     torch.manual_seed(0)
     for value in (1.001, -0.3333, 1e-3, 257.7):
         exact = torch.full((40_000,), value)
-        drawn = rounding.rounded(exact)
+        drawn = rounding.rounded(exact, 3)
         assert drawn.dtype == torch.bfloat16
         assert len(drawn.unique()) == 2  # its neighbours, nothing farther
         gap = (drawn.max() - drawn.min()).float().item()
         assert abs(drawn.double().mean().item() - exact[0].item()) < 4 * gap / 2 / 40_000**0.5
     kept = torch.tensor([0.5, -2.0, 0.0, 3.0])
-    assert torch.equal(rounding.rounded(kept).float(), kept)
+    assert torch.equal(rounding.rounded(kept, 0).float(), kept)
+
+
+def test_the_chance_of_each_weight_and_step_is_its_own() -> None:
+    exact, seen = torch.full((1000,), 1.001), []
+    for step, number in ((0, 0), (0, 1), (1, 0), (0, 0)):
+        torch.manual_seed(step)
+        seen.append(rounding.rounded(exact, number))
+        torch.rand(7)  # what else is drawn in a step does not matter
+    assert torch.equal(seen[0], seen[3])
+    assert not any(torch.equal(one, other) for one, other in itertools.combinations(seen[:3], 2))
 
 
 OWN_STEPS = ("prodigy", "adamw_schedule_free", "came")  # whose size is not the rate: CAME's grow where gradients agree
@@ -337,7 +348,8 @@ def test_small_changes_of_bf16_weights_are_not_lost(name: str) -> None:
         weight = nn.Parameter(torch.ones(64, 128, dtype=dtype))
         optimizer = made(name, weight, weight_decay=0)
         optimizer.param_groups[0]["lr"] = 1e-5
-        for _ in range(60):
+        for step in range(60):
+            torch.manual_seed(step)  # as the loop does
             weight.grad = torch.ones_like(weight)
             rounding.step(optimizer) if at_random else optimizer.step()
         assert weight.dtype == dtype

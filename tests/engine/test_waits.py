@@ -30,6 +30,13 @@ KINDS: dict[str, dict[str, Any]] = {
         "objective.timesteps": "logit_normal",
         "concepts.0.loss_weight": 2.0,
     },
+    "streamed": {
+        "memory.unet_weights": "streamed",
+        "memory.step_in_backward": True,
+        "batching.gradient_checkpointing": True,
+        "memory.bf16_weights": True,
+        "tuning.mixed_precision": "bf16",
+    },
     "checkpointed": {"batching.gradient_checkpointing": True},
 }
 

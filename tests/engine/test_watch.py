@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -13,7 +15,8 @@ from accelerate import Accelerator
 from diffusers import UNet2DConditionModel
 
 from dreambooth.engine.bench.drawing_run import DrawingWatch, TrainingBegan
-from dreambooth.engine.bench.watch import WARM_STEPS, Watch
+from dreambooth.engine.bench.watch import WARM_STEPS, Watch, peak_bytes
+from tests.conftest import ROOT
 
 STEPS = WARM_STEPS + 3
 
@@ -67,3 +70,18 @@ def test_drawing_is_timed_from_the_unets_first_work_to_the_last_file(tmp_path: P
     drawing.__dict__["training"] = True
     with pytest.raises(TrainingBegan):
         UNet2DConditionModel.forward(drawing, torch.zeros(1))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the system counts")
+def test_memory_is_that_of_the_process_alone() -> None:
+    """Not that of the one which started it."""
+    held = torch.ones(2**27)  # 512 MiB
+    said = subprocess.run(
+        [sys.executable, "-c", "from dreambooth.engine.bench import watch; print(watch.peak_bytes())"],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=ROOT,
+    )
+    assert 2**20 < int(said.stdout) < 2**28
+    assert peak_bytes() > held.nbytes

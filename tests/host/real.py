@@ -62,7 +62,6 @@ class WebUI:
                 [self.python, "launch.py", *FLAGS, *on_processor, *own, *self.flags, *flags],
                 cwd=self.folder, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=self.variables(),
             )  # fmt: skip
-        # AUTOMATIC1111 breaks when it is asked for anything between gradio's start and its API's.
         self.wait(lambda: self.has_ended() or STARTED in self.log.read_bytes()[said:], START_SECONDS)
         assert not self.has_ended(), self.said()
         self.wait(lambda: self.ask("/sdapi/v1/sd-models") is not None, START_SECONDS)

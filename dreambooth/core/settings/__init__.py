@@ -45,6 +45,7 @@ class Settings:
 RENAMED = {
     "tuning.weight_decay": "optimizer.weight_decay",
     "tuning.max_grad_norm": "optimizer.max_grad_norm",
+    "memory.base_weights": "memory.unet_weights",
 }
 
 

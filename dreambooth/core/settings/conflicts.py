@@ -24,7 +24,8 @@ def found(settings: Settings) -> list[str]:
         *_schedule_free(settings),
         *_bf16_weights(settings),
         *_step_in_backward(settings),
-        *_base_weights(settings),
+        *_unet_weights(settings),
+        *_checkpointed_share(settings),
         *_previews_and_rests(settings),
         *_webhook(settings.reporting.webhook_url),
         *_sizes(settings),
@@ -108,21 +109,44 @@ def _step_in_backward(settings: Settings) -> list[str]:
     return problems
 
 
-def _base_weights(settings: Settings) -> list[str]:
-    chosen, problems = settings.memory.base_weights, []
-    if chosen == "whole":
+def _unet_weights(settings: Settings) -> list[str]:
+    memory, problems = settings.memory, []
+    if memory.unet_weights == "whole":
         return []
-    key = f"memory.base_weights: it is {chosen}"
-    if not settings.is_lora:
-        return [f"{key}, but full fine-tuning changes the model's weights; set it to whole."]
+    key = f"memory.unet_weights: it is {memory.unet_weights}"
     if not settings.batching.gradient_checkpointing:
         problems.append(
             f"{key}, which saves nothing while each block's weights are kept for the way back; turn "
             "batching.gradient_checkpointing on."
         )
-    if settings.lora.kind != "lora":
-        problems.append(f"{key}, but {settings.lora.kind} looks at the model's whole weights; set it to whole.")
+    if settings.is_lora:
+        if settings.lora.kind != "lora":
+            problems.append(f"{key}, but {settings.lora.kind} looks at the model's whole weights; set it to whole.")
+        return problems
+    if memory.unet_weights != "streamed":
+        return [f"{key}, but full fine-tuning changes the model's weights; set it to whole or streamed."]
+    if not memory.step_in_backward:
+        problems.append(
+            f"{key}, so that there is no room for all gradients of full fine-tuning; turn memory.step_in_backward on."
+        )
+    if settings.optimizer.name.startswith("paged_"):
+        plain = settings.optimizer.name.removeprefix("paged_")
+        problems.append(
+            f"optimizer.name: what it remembers comes and goes with streamed weights anyway; set it to {plain}."
+        )
     return problems
+
+
+def _checkpointed_share(settings: Settings) -> list[str]:
+    share, lying = settings.memory.checkpointed_share, settings.memory.unet_weights
+    if share == 1:
+        return []
+    key = f"memory.checkpointed_share: it is {share:g}"
+    if not settings.batching.gradient_checkpointing:
+        return [f"{key}, but nothing is checkpointed; turn batching.gradient_checkpointing on, or set it to 1."]
+    if lying != "whole":
+        return [f"{key}, but with weights that are {lying} every block must be; set it to 1."]
+    return []
 
 
 def _previews_and_rests(settings: Settings) -> list[str]:

@@ -117,11 +117,21 @@ class Memory:
         "Full fine-tuning in half the memory: the weights are held in bf16 and each change is rounded at random, so "
         "that small ones are not lost.",
     )
-    base_weights: Literal["whole", "int8", "streamed"] = setting(
+    unet_weights: Literal["whole", "int8", "nf4", "streamed"] = setting(
         "whole",
-        "Model under the LoRA",
-        "How the UNet lies that a LoRA is trained on: whole; in 8 bits, which halves it and changes it a little; or in "
-        "the computer's memory, from where each block is fetched for its turn. Both need gradient checkpointing.",
+        "UNET's Weights",
+        "How the UNet lies: whole on the card; under a LoRA in 8 bits, which halves it and changes it a little, or in "
+        "4, which halves that and changes it more; or in the computer's memory, from where each block is fetched for "
+        "its turn. All but whole need gradient checkpointing.",
+        advanced=True,
+    )
+    checkpointed_share: float = setting(
+        1.0,
+        "Share That Is Checkpointed",
+        "With gradient checkpointing: how much of what the UNet's blocks hold is worked out again, first what is "
+        "quickest; less than 1, which is all, takes less time and more memory. The result is the same.",
+        min=0.05,
+        max=1,
         advanced=True,
     )
     step_in_backward: bool = setting(

@@ -10,9 +10,10 @@ Attention is counted as it is on a card, where its matrix is never held; norms i
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -26,9 +27,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from dreambooth.core import anatomy, atomic, settings
 from dreambooth.core.run import Job
 from dreambooth.core.settings import Settings
+from dreambooth.engine import lora_layer
 from dreambooth.engine.bench import random_model
 from dreambooth.engine.bench.live import Live, norms_as_on_a_card
-from dreambooth.engine.training import adapters
+from dreambooth.engine.lora_layer import cast_at_once
+from dreambooth.engine.training import adapters, attention, checkpointing
+from dreambooth.engine.training.precision import AUTOCAST_KINDS
 
 SIDES = {"sd1": 64, "sd2": 96, "sdxl": 128}  # of a picture's latents
 PRECISIONS = {"mixed": (torch.float32, True), "bf16": (torch.bfloat16, True), "no": (torch.float32, False)}
@@ -50,6 +54,13 @@ class Step:
     @property
     def name(self) -> str:
         return "/".join([self.kind, self.layers, self.precision, "checkpointed" if self.checkpointed else "whole"])
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is done without autocast, as training/precision.py says."""
+        if self.kind == "full":
+            return self.precision == "bf16"
+        return self.precision == "mixed" and self.kind not in AUTOCAST_KINDS
 
 
 @dataclass(frozen=True)
@@ -135,25 +146,33 @@ def row(step: Step) -> dict[str, Any]:
     }
 
 
-def count(step: Step, point: Point, *, fake: bool = True) -> Live:
-    """One step of the UNet at a point. Not `fake`, it is really done."""
+def count(step: Step, point: Point, *, fake: bool = True, share: float = 1.0) -> Live:
+    """One step of the UNet at a point. Not `fake`, it is really done. Checkpointed, so is this share of the blocks."""
+    with laid(step, point, fake=fake, share=share) as (unet, forward):
+        return _counted(unet, forward, mixed=PRECISIONS[step.precision][1], plain=step.is_plain)
+
+
+@contextlib.contextmanager
+def laid(
+    step: Step, point: Point, *, fake: bool = True, share: float = 1.0
+) -> Iterator[tuple[nn.Module, Callable[[], Tensor]]]:
+    """The UNet of a step, and what gives its loss."""
     unet, flat = random_model.modules(step.family)["unet"].requires_grad_(False), {"general.method": "full"}
     if step.kind != "full":
         alpha = float(point.rank)
         flat = {"lora.kind": step.kind, "lora.layers": step.layers, "lora.rank": point.rank, "lora.alpha": alpha}
     _prepare(settings.parse(flat), unet=unet)
+    attention.use(unet, "sdpa")
     if step.checkpointed:
-        unet.enable_gradient_checkpointing()
+        checkpointing.use(unet, share)
     with FakeTensorMode(allow_non_fake_inputs=True) if fake else torch.random.fork_rng():
         # As while learning: there is no dropout, and in that mode peft asks for random numbers, which are not there.
-        _fill(unet.eval(), step.precision, trains_all=step.kind == "full")
-        inputs = _inputs(unet, step.family, point)
+        fill(unet.eval(), step.precision, trains_all=step.kind == "full")
+        given = inputs(unet, step.family, point)
         target = torch.randn(point.batch, 4, point.side, point.side)
-
-        def forward() -> Tensor:
-            return (unet(**inputs).sample.float() - target).square().mean()
-
-        return _counted(unet, forward, mixed=PRECISIONS[step.precision][1])
+        if step.is_plain:
+            given |= {name: given[name].bfloat16() for name in ("sample", "encoder_hidden_states")}
+        yield unet, lambda: (unet(**given).sample.float() - target).square().mean()
 
 
 def _prepare(chosen: Settings, **parts: Any) -> None:
@@ -162,12 +181,12 @@ def _prepare(chosen: Settings, **parts: Any) -> None:
     adapters.prepare(model, chosen)
 
 
-def _counted(module: nn.Module, forward: Any, *, mixed: bool) -> Live:
+def _counted(module: nn.Module, forward: Any, *, mixed: bool, plain: bool = False) -> Live:
     held = [*module.parameters(), *module.buffers()]
-    undo = norms_as_on_a_card()
+    undo, cast = norms_as_on_a_card(), torch.bfloat16 if mixed else torch.float32
     try:
-        with Live(module.parameters(), held, parts=MOMENTS) as live:
-            with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+        with Live(module.parameters(), held, parts=MOMENTS) as live, cast_at_once(lora_layer.of([module]), cast):
+            with torch.autocast("cpu", torch.bfloat16, enabled=mixed and not plain):
                 loss = forward()
             live.is_backward = True
             loss.backward()
@@ -176,7 +195,7 @@ def _counted(module: nn.Module, forward: Any, *, mixed: bool) -> Live:
     return live
 
 
-def _fill(module: nn.Module, precision: str, *, trains_all: bool) -> None:
+def fill(module: nn.Module, precision: str, *, trains_all: bool) -> None:
     """Gives a module of no weights such that lie in memory; a LoRA's in full precision, what is around it in half."""
     dtype, mixed = PRECISIONS[precision]
     rests = dtype if trains_all or not mixed else torch.bfloat16
@@ -191,7 +210,7 @@ def _fill(module: nn.Module, precision: str, *, trains_all: bool) -> None:
                 part._buffers[name] = torch.zeros(buffer.shape, dtype=buffer.dtype)
 
 
-def _inputs(unet: nn.Module, family: str, point: Point) -> dict[str, Any]:
+def inputs(unet: nn.Module, family: str, point: Point) -> dict[str, Any]:
     inputs: dict[str, Any] = {
         "sample": torch.randn(point.batch, 4, point.side, point.side),
         "timestep": torch.zeros(point.batch, dtype=torch.long),
@@ -222,7 +241,7 @@ def _text_peak(family: str, method: str, precision: str, checkpointed: bool, bat
     _prepare(chosen, unet=parts["unet"], text_encoders=encoders)
     with FakeTensorMode(allow_non_fake_inputs=True):
         for encoder in encoders.values():
-            _fill(encoder.train(), precision, trains_all=method == "full")
+            fill(encoder.train(), precision, trains_all=method == "full")
             if checkpointed:
                 encoder.gradient_checkpointing_enable()
             tokens = torch.zeros(batch, 77, dtype=torch.long)
@@ -256,7 +275,7 @@ def vae() -> dict[str, list[float]]:
 def _vae_peak(what: str, side: int) -> int:
     module = random_model.modules("sd1")["vae"].requires_grad_(False)
     with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
-        _fill(module, "no", trains_all=True)
+        fill(module, "no", trains_all=True)
         given = torch.zeros(1, 3, side, side) if what == "encode" else torch.zeros(1, 4, side // 8, side // 8)
         with Live((), [*module.parameters(), *module.buffers()]) as live:
             getattr(module, what)(given)

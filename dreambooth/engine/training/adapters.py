@@ -17,6 +17,7 @@ from dreambooth.core.errors import UserError
 from dreambooth.core.settings import Settings
 from dreambooth.core.settings.training import UNET_LAYERS
 from dreambooth.engine import dora, lora_layer, oft
+from dreambooth.engine.families import unet_weights
 from dreambooth.engine.families.model import Model
 from dreambooth.engine.lora_layer import ADAPTER
 
@@ -67,8 +68,8 @@ def prepare(model: Model, settings: Settings, start: Mapping[str, Mapping[str, L
     """
     with_text = settings.tuning.text_encoder_learns
     kind = _kind(start) if start else settings.lora.kind
-    if settings.is_lora and settings.memory.base_weights != "whole" and kind != "lora":
-        raise UserError(f"memory.base_weights: {kind} looks at the model's whole weights; set it to whole.")
+    if settings.is_lora and settings.memory.unet_weights != "whole" and kind != "lora":
+        raise UserError(f"memory.unet_weights: {kind} looks at the model's whole weights; set it to whole.")
     torch.manual_seed(settings.general.seed)  # the LoRA's first layers start at random
     learning: dict[str, nn.Module] = {"unet": model.unet} if settings.tuning.train_unet else {}
     learning |= model.text_encoders if with_text else {}
@@ -90,7 +91,7 @@ def prepare(model: Model, settings: Settings, start: Mapping[str, Mapping[str, L
 
 
 def _unfreeze(module: nn.Module, layers: str) -> None:
-    for name, parameter in module.named_parameters():
+    for name, parameter in unet_weights.named_weights(module):
         parameter.requires_grad_(re.search(layers, name) is not None)
 
 
@@ -177,4 +178,4 @@ def _fill_lycoris(target: Any, layer: Any) -> None:
 
 
 def _trainable(module: nn.Module) -> dict[str, nn.Parameter]:
-    return {name: p for name, p in module.named_parameters() if p.requires_grad}
+    return {name: p for name, p in unet_weights.named_weights(module) if p.requires_grad}

@@ -1,6 +1,6 @@
 """The optimizer's step fused into the backward pass: a gradient is applied and freed as soon as it is there.
 
-So at most `PORTION_BYTES` of gradients (and the one that fills them) are held at once, in place of all of them. Lv et
+So at most `PORTION_BYTES` of gradients (or one that is larger) are held at once, in place of all of them. Lv et
 al. 2023, "Full Parameter Fine-tuning for Large Language Models with Limited Resources" (arXiv 2306.09782), do so for
 plain descent; here it is any optimizer that treats each weight by itself. The same numbers come out, but that each
 gradient is clipped by its own norm, as that of all is only known at the end, and that of a step whose gradients are
@@ -10,17 +10,21 @@ not finite only those portions are left out.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dreambooth.core.footprint import GRADIENTS_AT_ONCE
-from dreambooth.engine.training import rounding, skipping
+from dreambooth.engine.families import unet_weights
+from dreambooth.engine.training import lent, rounding, skipping
 from dreambooth.engine.training.session import Session
 
 PORTION_BYTES = GRADIENTS_AT_ONCE
+
+
+Arrived = tuple[nn.Parameter, Tensor]  # a weight and its gradient
 
 
 class StepInBackward:
@@ -30,12 +34,15 @@ class StepInBackward:
         self.session = session
         self.inner: Any = getattr(session.optimizer, "optimizer", session.optimizer)  # accelerate's wrapping
         self.parts = list(session.trained.parts)
-        self.bad = torch.zeros((), dtype=torch.bool, device=session.model.device)
-        self.squares = torch.zeros(len(self.parts), device=session.model.device)
-        self.waiting: dict[int, list[nn.Parameter]] = {n: [] for n in range(len(self.parts))}
+        self.device = session.model.device
+        self.bad = torch.zeros((), dtype=torch.bool, device=self.device)
+        self.squares = torch.zeros(len(self.parts), device=self.device)
+        self.waiting: dict[int, list[Arrived]] = {n: [] for n in range(len(self.parts))}
         self.bytes = 0
+        self.numbers = rounding.numbered(self.inner)
+        self.streamed = {made.kept: made for _, made in unet_weights.streamed(session.model.unet)}
         self._hooks = [
-            weight.register_post_accumulate_grad_hook(lambda weight, number=number: self._arrived(weight, number))
+            self._listen(weight, number)
             for number, parameters in enumerate(session.trained.parts.values())
             for weight in parameters.values()
         ]
@@ -48,17 +55,33 @@ class StepInBackward:
     def finish(self) -> Tensor:
         """Applies the gradients that still wait. Returns the norms of each part's gradients, (parts,)."""
         self._apply()
+        if self.streamed:
+            lent.settle(self.device)
         return self.squares.sqrt()
 
     def close(self) -> None:
-        for hook in self._hooks:
-            hook.remove()
+        for stop in self._hooks:
+            stop()
 
-    def _arrived(self, weight: nn.Parameter, number: int) -> None:
-        if weight.grad is None:
+    def _listen(self, weight: nn.Parameter, number: int) -> Callable[[], None]:
+        """Has a weight's gradients arrive here. Returns what ends it."""
+        if made := self.streamed.get(weight):
+            before, made.arrived = (
+                made.arrived,
+                lambda gradient: self._arrived(weight, _laid_out_as(weight, gradient), number),
+            )
+            return lambda: setattr(made, "arrived", before)
+        hook = weight.register_post_accumulate_grad_hook(lambda weight: self._arrived(weight, weight.grad, number))
+        return hook.remove
+
+    def _arrived(self, weight: nn.Parameter, gradient: Tensor | None, number: int) -> None:
+        if gradient is None:
             return
-        self.waiting[number].append(weight)
-        self.bytes += weight.grad.numel() * weight.grad.element_size()
+        size = gradient.numel() * gradient.element_size()
+        if self.bytes + size > PORTION_BYTES:  # what waits first, so that a large one need not share the room
+            self._apply()
+        self.waiting[number].append((weight, gradient))
+        self.bytes += size
         if self.bytes >= PORTION_BYTES:
             self._apply()
 
@@ -70,8 +93,8 @@ class StepInBackward:
                 self.waiting[number] = []
                 self._apply_some(number, some)
 
-    def _apply_some(self, number: int, some: list[nn.Parameter]) -> None:
-        gradients = [weight.grad for weight in some if weight.grad is not None]
+    def _apply_some(self, number: int, some: list[Arrived]) -> None:
+        gradients = [gradient for _, gradient in some]
         norms = torch.stack(torch._foreach_norm(gradients)).float()
         self.squares[number] += norms.square().sum()
         chosen = self.session.settings.optimizer
@@ -79,18 +102,32 @@ class StepInBackward:
         if most:
             shares = (most / (norms + 1e-6)).clamp(max=1)  # as PyTorch's clip_grad_norm_ has it
             torch._foreach_mul_(gradients, list(shares.to(gradients[0].dtype)))
-        bad = self.bad | ~torch.isfinite(norms).all()
+        self._change(number, some, self.bad | ~torch.isfinite(norms).all())
+
+    def _change(self, number: int, some: list[Arrived], bad: Tensor) -> None:
+        weights = [weight for weight, _ in some]
+        elsewhere = [weight for weight in weights if weight in self.streamed]
         group = self.inner.param_groups[number]
         # Weights that are parts of one mapped file count their changes together, so that one's change would make
         # autograd refuse the others'; every use of these here is over.
-        unseen = torch.autograd._unsafe_preserve_version_counter(tuple(some))
-        with rounding.only(self.inner, group, some), skipping.skipped_if(self.inner, bad), unseen:
-            if self.session.settings.memory.bf16_weights:
-                rounding.step_all(self.inner, some)
-            else:
-                self.inner.step()
-        for weight in some:
+        unseen = torch.autograd._unsafe_preserve_version_counter(tuple(weights))
+        with lent.on_device(elsewhere, self.inner, self.device), rounding.only(self.inner, group, weights), unseen:
+            for weight, gradient in some:
+                weight.grad = gradient
+            with skipping.skipped_if(self.inner, bad):
+                if self.session.settings.memory.bf16_weights:
+                    rounding.step_all(self.inner, weights, self.numbers)
+                else:
+                    self.inner.step()
+        for weight in weights:
             weight.grad = None
+
+
+def _laid_out_as(weight: Tensor, gradient: Tensor) -> Tensor:
+    """A gradient in its weight's order in memory, as autograd itself would put it there."""
+    if gradient.stride() == weight.stride():
+        return gradient
+    return torch.empty_like(weight, device=gradient.device, requires_grad=False).copy_(gradient)
 
 
 @contextlib.contextmanager

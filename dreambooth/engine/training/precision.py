@@ -10,6 +10,8 @@ from accelerate import Accelerator
 from dreambooth.core.errors import UserError
 from dreambooth.core.settings import Settings
 
+AUTOCAST_KINDS = ("loha", "lokr")  # of LoRA
+
 
 def accelerator(mixed_precision: str = "auto", *, bf16_weights: bool = False) -> Accelerator:
     """The device's accelerator in the wanted precision. Raises UserError where the device cannot do it."""
@@ -59,7 +61,7 @@ def plain_dtype(accelerator: Accelerator, settings: Settings) -> torch.dtype | N
     softmax of sliced attention, are done in what they are given.
     """
     computed, held = compute_dtype(accelerator), weights_dtype(accelerator, settings)
-    wide = (settings.is_lora and settings.lora.kind in ("loha", "lokr")) or settings.memory.attention == "sliced"
+    wide = (settings.is_lora and settings.lora.kind in AUTOCAST_KINDS) or settings.memory.attention == "sliced"
     return computed if computed == held and not (wide and computed != torch.float32) else None
 
 

@@ -61,10 +61,11 @@ def texts(host: Host) -> list[str]:
         if isinstance(block, gr.Button) and not hidden:
             found.append(block.value)
         found += [str(choice[0]) if isinstance(choice, tuple) else str(choice) for choice in _choices(block)]
-    found += [*WORDS.values(), *drawn_words()]
+    found += [*WORDS.values(), *drawn_words(), *_OF_GRADIO]
     return list(dict.fromkeys(text for text in found if text and not text.isnumeric()))
 
 
+_OF_GRADIO = ("number input for #", "range slider for #", "file upload")  # what it tells a screen reader
 _HIDDEN = ("db_shown_model", "db_shown_row", "db_save_draft", "db_look_again")
 
 

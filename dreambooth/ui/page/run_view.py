@@ -14,7 +14,7 @@ from urllib.parse import quote
 
 from dreambooth.core import run
 from dreambooth.core.project import Folders, Project, open_project
-from dreambooth.core.quantities import duration, size
+from dreambooth.core.quantities import duration, memory, size
 from dreambooth.core.run import Job
 from dreambooth.core.story import Course, Story
 from dreambooth.service import installation, runs
@@ -91,7 +91,7 @@ def _head(job: Job, story: Story, status: str) -> str:
     left = f"{duration(last['seconds_left'])} left" if status == "running" else ""
     facts = [f"step {last['step']:,} of {last['steps']:,}", f"{last['steps_per_second']:.2f} it/s"]
     if last.get("memory_bytes"):
-        facts.append(size(last["memory_bytes"]))
+        facts.append(memory(last["memory_bytes"]))
     return head + bar({"share": share, "note": left}) + f'<p class="db-facts">{" · ".join(facts)}</p>'
 
 

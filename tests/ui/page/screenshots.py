@@ -75,7 +75,7 @@ def draw_all(browser: Any, server: Server, data: Path) -> None:
     hands.write("db_prompt", "a photo of sks star on a purple background")
     hands.write("db_sheet_columns", "0, 0.5, 1")
     hands.press("db_draw_sheet")
-    hands.see("#db_drawn img >> nth=5", wait_ms=240_000)
+    hands.see("#db_drawn img >> nth=11", wait_ms=240_000)
     shoot(browser, server, "results", ["Model", "Generate"])
     hands.page.close()
     shoot(browser, server, "error", ["Settings"], mistake=True)

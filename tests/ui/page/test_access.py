@@ -31,7 +31,7 @@ NAMELESS = """() => [...document.querySelectorAll("#db_page :is(input, textarea,
 
 # What sticks out to the right, but for what scrolls by itself.
 TOO_WIDE = """() => [...document.querySelectorAll("#db_page *")]
-    .filter(one => one.checkVisibility() && !one.closest(".db-sheet, pre, svg, .tab-container, .tab-nav"))
+    .filter(one => one.checkVisibility() && !one.closest(".db-sheet, .db-runs, pre, svg, .tab-container, .tab-nav"))
     .filter(one => one.getBoundingClientRect().right > window.innerWidth + 1)
     .map(one => one.outerHTML.slice(0, 160))"""
 

@@ -1,0 +1,53 @@
+"""Trained weights that lie in the computer's memory, and what the optimizer keeps of them: on the device for a step.
+
+Both come from where a GPU can fetch them without the processor and go back there, on one stream of work, so that
+nobody waits in between; `settle` waits for the last of them, before the processor reads any.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+@contextlib.contextmanager
+def on_device(weights: list[nn.Parameter], optimizer: Any, device: torch.device) -> Iterator[None]:
+    """Within it these weights and their states are on the device; afterwards what has changed is back."""
+    lying = {weight: weight.data for weight in weights}
+    kept = {weight: dict(optimizer.state.get(weight, {})) for weight in weights}
+    for weight in weights:
+        weight.data = _fetched(lying[weight], device)
+        for name, value in kept[weight].items():
+            if isinstance(value, Tensor):
+                optimizer.state[weight][name] = _fetched(value, device)
+    try:
+        yield
+    finally:
+        for weight in weights:
+            weight.grad = None
+            weight.data = _put_back(lying[weight], weight.data)
+            for name, value in optimizer.state.get(weight, {}).items():
+                if isinstance(value, Tensor):
+                    optimizer.state[weight][name] = _put_back(kept[weight].get(name), value)
+
+
+def settle(device: torch.device) -> None:
+    """Waits until what was put back is there."""
+    if device.type == "cuda":
+        torch.cuda.current_stream(device).synchronize()
+
+
+def _fetched(value: Tensor, device: torch.device) -> Tensor:
+    return value.to(device, non_blocking=True, copy=True)
+
+
+def _put_back(place: Tensor | None, value: Tensor) -> Tensor:
+    """The value in its place in the computer's memory, or in a new one where it had none that will do."""
+    pinned = value.is_cuda
+    if place is None or place.shape != value.shape or place.dtype != value.dtype or place.is_pinned() != pinned:
+        place = torch.empty_like(value, device="cpu", pin_memory=pinned)
+    return place.copy_(value, non_blocking=True)
