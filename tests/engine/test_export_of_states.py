@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from accelerate.state import AcceleratorState
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -29,6 +30,7 @@ def star(tmp_path_factory: pytest.TempPathFactory) -> Project:
 
 def paused(star: Project, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> Job:
     job = new_run(star, **{**FULL, **changes})
+    AcceleratorState._reset_state(reset_partial_state=True)  # each run has a process of its own
     with monkeypatch.context() as patch:
         patch.setattr(hooks.Hooks, "requests", lambda own: {"pause"} if own.session.step == STEP else set())
         assert worker.run(job) == "paused"
@@ -53,7 +55,12 @@ def stopped(job: Job, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 KINDS: dict[str, dict[str, Any]] = {
     "the whole model, its average": {"tuning.use_ema": True},
-    "a part of it": {"tuning.unet_layers": "attention", "tuning.text_encoder_ratio": 0, "memory.bf16_weights": True},
+    "a part of it": {
+        "tuning.unet_layers": "attention",
+        "tuning.text_encoder_ratio": 0,
+        "memory.bf16_weights": True,
+        "tuning.mixed_precision": "bf16",
+    },
     "without a schedule": {"optimizer.name": "adamw_schedule_free", "learning.learning_rate": 0.01},
     "a lora, its average in half": {**LORA, "tuning.use_ema": True, "saving.half_model": True},
     "dora": {**LORA, "lora.kind": "dora"},
