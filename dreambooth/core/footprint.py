@@ -45,6 +45,7 @@ _RESTING_BYTES = {"int8": 1.0, "nf4": 0.5 + 4 / 64}  # of each value; the scales
 _ONE_WEIGHT = 0.6  # the largest weight's share of the largest block, and the middle block's, which has no checkpoint
 _LATENT = 8  # pixels a latent, along each side
 _ROUNDING_BYTES = 2 * 4 * 2**25  # weights and gradients in full precision while their change is rounded to bf16
+_CHANGE_BYTES = 13  # of each value of a weight in bf16: itself, gradient and update in full precision, with adafactor
 _TILE = 512  # pixels; what is decoded at a time in tiles
 
 
@@ -182,7 +183,10 @@ def _step_peak(settings: Settings, model: Anatomy, family: str, area: int, gradi
     peak = 0.0
     for share, bytes_ in _moments(settings, model, family, batch, area // _LATENT**2):
         peak = max(peak, bytes_ + text + gradients * (1 if always_held else share))
-    at_the_change = gradients + _ROUNDING_BYTES * settings.memory.bf16_weights
+    rounding = _ROUNDING_BYTES
+    if settings.memory.step_in_backward:
+        rounding = max(rounding, int(model.largest_block * _ONE_WEIGHT * _CHANGE_BYTES) - gradients)
+    at_the_change = gradients + rounding * settings.memory.bf16_weights
     return int(max(peak, at_the_change))
 
 

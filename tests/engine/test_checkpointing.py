@@ -68,24 +68,18 @@ def test_transformers_come_first_and_of_each_kind_the_narrowest() -> None:
 
 
 @pytest.mark.large
-@pytest.mark.parametrize(
-    ("step", "point"),
-    [
-        (Step("sd1", "lora", "transformer", "mixed", True), Point(1, 64, 16)),
-        (Step("sdxl", "full", "all", "bf16", True), Point(1, 128)),
-    ],
-    ids=["sd1", "sdxl"],
-)
-@pytest.mark.parametrize("share", [0.25, 0.5, 0.75])
-def test_what_is_held_lies_between_all_and_nothing(step: Step, point: Point, share: float) -> None:
-    flat: dict[str, Any] = {"general.method": "full", "memory.bf16_weights": True}
-    if step.kind == "lora":
-        flat = {"lora.rank": point.rank, "lora.alpha": float(point.rank)}
-    settings = parse({**flat, "batching.gradient_checkpointing": True, "memory.checkpointed_share": share})
-    model, family = footprint.full_size(step.family), step.family
-    told = max(held for _, held in footprint._moments(settings, model, family, 1, point.side**2))
-    counted = max(counting.count(step, point, share=share).moments)
-    assert told == pytest.approx(counted, rel=0.1)
+@pytest.mark.parametrize(("family", "side"), [("sd1", 64), ("sdxl", 128)])
+def test_what_is_held_falls_with_the_share(family: str, side: int) -> None:
+    """Full size, counted: about as much less as the share says, which is what the planner takes for it."""
+
+    def most(checkpointed: bool, share: float = 1.0) -> int:
+        step = Step(family, "full", "all", "bf16", checkpointed)
+        return max(counting.count(step, Point(1, side), share=share).moments)
+
+    nothing, everything = most(False), most(True)
+    for share in (0.25, 0.5, 0.75):
+        kept = (most(True, share) - everything) / (nothing - everything)
+        assert kept == pytest.approx(1 - share, abs=0.07)
 
 
 @pytest.mark.parametrize(
