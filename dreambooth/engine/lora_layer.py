@@ -20,6 +20,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import conv2d
 
 ADAPTER = "default"
+AT_ONCE = 16  # layers: hardly more operations than all at once, and hardly more memory than one by one
 
 
 class LoraLinear(Linear):
@@ -65,16 +66,19 @@ def of(modules: Iterable[nn.Module]) -> list[LoraLinear | LoraConv2d]:
 
 @contextlib.contextmanager
 def cast_at_once(layers: list[LoraLinear | LoraConv2d], dtype: torch.dtype) -> Iterator[None]:
-    """Within it the layers have their matrices in this precision, cast together; gradients come back as exactly.
+    """Within it the layers have their matrices in this precision, some of them cast together; gradients come back as
+    exactly, and those of so many layers lie in this precision too until the last of them is there.
 
     It must last until the backward pass is done, as gradient checkpointing works the layers out again there.
     """
     if dtype == torch.float32 or not layers:
         yield
         return
-    cast = iter(_Cast.apply(dtype, *(matrix for layer in layers for matrix in _matrices(layer))))
-    for layer in layers:
-        layer.cast = next(cast), next(cast)
+    for start in range(0, len(layers), AT_ONCE):
+        some = layers[start : start + AT_ONCE]
+        cast = iter(_Cast.apply(dtype, *(matrix for layer in some for matrix in _matrices(layer))))
+        for layer in some:
+            layer.cast = next(cast), next(cast)
     try:
         yield
     finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from dreambooth.core import paths, run, settings
@@ -33,6 +34,8 @@ def _target(named: Any, key: str, *, optional: bool) -> str:
     if not isinstance(named, str) or not named.strip():
         raise UserError(f"{key}: it is empty; name a file or folder to write.")
     to = paths.named(named, key)
+    if not Path(named).expanduser().is_absolute():
+        raise UserError(f"{key}: {named} is a name without its folder; write the whole path.")
     if to.exists():
         raise UserError(f"{to}: it exists already; name another file or folder.")
     return str(to)

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from dreambooth.core import project, run, settings
+from dreambooth.core import paths, project, run, settings
 from dreambooth.core.errors import UserError
 from dreambooth.service import errands, exporting
 from dreambooth.service import report as report_file
@@ -45,5 +45,6 @@ def export(options: argparse.Namespace, terminal: Terminal) -> Result:
     opened = project.open_project(commands.folders(options), options.name)
     if options.to is None and options.from_step is None:
         raise UserError("--to: it is missing; name a file or folder to write.")
-    fields = exporting.fields(opened, vars(options), label="--{}")
+    to = paths.named(options.to, "--to") if options.to else ""  # from where the person is
+    fields = exporting.fields(opened, {**vars(options), "to": str(to)}, label="--{}")
     return commands.errand(options, terminal, "export", settings.parse({}), **fields)

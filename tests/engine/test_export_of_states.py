@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 from accelerate.state import AcceleratorState
-from PIL import Image
+from PIL import Image, ImageChops
 from safetensors.torch import load_file
 
 from dreambooth.core.errors import UserError
@@ -53,6 +54,7 @@ def stopped(job: Job, monkeypatch: pytest.MonkeyPatch) -> Path:
     return saved(job)[-1]
 
 
+BF16 = {"memory.bf16_weights": True, "tuning.mixed_precision": "bf16"}
 KINDS: dict[str, dict[str, Any]] = {
     "the whole model, its average": {"tuning.use_ema": True},
     "a part of it": {
@@ -128,6 +130,12 @@ def test_what_cannot_be_exported_is_said_in_a_sentence(
     assert f"run {newest.name} has no state after step 3 (there: none" in refused(run=None)
 
 
+def apart(one: bytes, other: bytes) -> int:
+    """By how many of 255 two pictures differ at most."""
+    first, second = (Image.open(io.BytesIO(data)).convert("RGB") for data in (one, other))
+    return max(high for _, high in ImageChops.difference(first, second).getextrema())
+
+
 def test_pictures_of_a_state_are_those_of_its_export(
     star: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -152,7 +160,8 @@ def test_pictures_of_a_state_are_those_of_its_export(
     cells = {name: Path(path).read_bytes() for name, path in zip(names, sheet["pictures"])}
     assert cells["00-00"] == cells["02-00"] != cells["04-00"]
     assert cells["00-01"] == cells["02-01"] != cells["00-00"]
-    assert cells["01-00"] == cells["03-00"] != cells["04-00"]
+    # A processor rounds by where values lie in memory, which for those of a mapped file hangs on its name's length.
+    assert apart(cells["01-00"], cells["03-00"]) <= 2 < apart(cells["01-00"], cells["04-00"])
     with Image.open(sheet["sheet"]) as all_of_them:
         assert all_of_them.width > all_of_them.height / 5 > 64
     single = drawn(**states[0], lora_weight=1)["pictures"]

@@ -81,7 +81,7 @@ class GenerateTab:
     def _lay_out_export(self) -> None:
         self.to = gr.Textbox(
             label="Export to",
-            info="A .safetensors or .ckpt file, or a new folder for the Diffusers layout.",
+            info="The whole path of a .safetensors or .ckpt file, or of a new folder for the Diffusers layout.",
             elem_id="db_export_to",
         )
         with gr.Row(elem_id="db_export_row", elem_classes=["db-fields"]):
