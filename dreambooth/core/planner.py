@@ -169,9 +169,10 @@ def _reasons(
     pulled: list[tuple[Lever, Changes]], changes: Changes, after: Memory, card_bytes: int, *, fits: bool
 ) -> list[str]:
     card = f"a card of {card_bytes / 2**30:g} GB"
-    reasons = []
-    last = {lever.name: (lever, done) for lever, done in pulled}
-    for lever, done in last.values():
+    reasons, final = [], dict(change for _, done in pulled for change in done.items())
+    for lever, done in pulled:
+        if any(final[key] != value for key, value in done.items()):
+            continue  # a later one went further
         named = _named(lever, done)
         reasons.append(f"{named[:1].upper()}{named[1:]}{f': {lever.costs}' if lever.costs else ''}.")
     if not pulled and "batching.gradient_checkpointing" in changes:

@@ -134,3 +134,15 @@ def test_sizes_of_cards(text: str, gigabytes: float) -> None:
 def test_what_is_no_size(text: str) -> None:
     with pytest.raises(UserError, match="--card"):
         planner.card_size(text)
+
+
+@pytest.mark.parametrize("family", ["sd1", "sd2", "sdxl"])
+@pytest.mark.parametrize("gigabytes", [4, 6, 8, 12, 16])
+def test_a_plan_tells_only_of_what_it_sets(family: str, gigabytes: int) -> None:
+    for method in ("lora", "full"):
+        made = planner.for_family(parse({"general.method": method}), family, gigabytes * 2**30)
+        share = made.changes.get("memory.checkpointed_share")
+        assert (f"checkpointing of {share or 1:.0%}" in made.why) == (share is not None), made.why
+        assert made.why.lower().count("gradient checkpointing") == bool(
+            made.changes.get("batching.gradient_checkpointing")
+        ), made.why
