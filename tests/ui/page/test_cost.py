@@ -78,7 +78,7 @@ def test_performance_sets_what_fits_and_says_what_and_why(page: Page, monkeypatc
     changed = {key: value for key, value in flat.items() if value != before[key]}
     assert changed and set(changed) <= {"batching.gradient_checkpointing", "batching.train_batch_size",
                                         "batching.gradient_accumulation_steps", "memory.vae_decoding",
-                                        "optimizer.name"}  # fmt: skip
+                                        "memory.checkpointed_share", "optimizer.name"}  # fmt: skip
     for key in changed:
         label = page.form.leaves[key].spec.label
         assert f"<b>{label}</b>" in said
