@@ -2,7 +2,7 @@
 
 peft widens what comes in, multiplies, scales and adds one after another: about eleven operations each way for each of
 the hundreds of small layers, and at a batch of one a GPU waits for most of them to be asked for. Here a layer takes
-three on the way there and five on the way back, and all matrices of a step are put into the precision of the
+three on the way there and five on the way back, and the matrices of many layers are put into the precision of the
 computation at once.
 """
 
