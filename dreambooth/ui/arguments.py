@@ -42,7 +42,8 @@ def _add_tools(add: Callable[..., Any]) -> None:
         "files: creating, loading and exporting; "
         "states: what saving one costs; "
         "sweep: what each option does to likeness, prompt following and the class (an hour; goes on where it was); "
-        "memory: the table that the planner reads, counted on full-size models without a card (half an hour); "
+        "memory: the table that the planner reads, counted on full-size models without a card (half an hour; a part "
+        "of it with --only); "
         "operations: how many a training step asks of a card, counted likewise",
     )
     sub.add_argument(
@@ -50,6 +51,11 @@ def _add_tools(add: Callable[..., Any]) -> None:
     )
     sub.add_argument(
         "--peer", metavar="DIR", help="training, drawing: a checkout of diffusers, whose scripts run side by side"
+    )
+    sub.add_argument(
+        "--only",
+        choices=commands.MEMORY_PARTS,
+        help="memory: what to count anew in the table that --out names: families (training steps), drawing, or vae",
     )
     sub.add_argument(
         "--out",
@@ -179,7 +185,7 @@ def _add_generate(add: Callable[..., Any]) -> None:
     sub.add_argument("--prompt", help="what to draw; a result of Imagic has a prompt of its own")
     sub.add_argument("--eta", type=float, help="of a result of Imagic: 0 draws the picture, 1 the prompt (0.7)")
     sub.add_argument("--count", type=int, default=1)
-    sub.add_argument("--batch", type=int, default=4)
+    sub.add_argument("--batch", type=int, default=0, help="pictures drawn at a time (0: as many as there is room for)")
     sub.add_argument("--lora-weight", type=float, default=1.0)
     _add_drawing(sub)
     _add_weights(sub)

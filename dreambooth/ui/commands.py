@@ -121,6 +121,7 @@ def stop(options: argparse.Namespace, terminal: Terminal) -> Result:
 
 
 BENCHES = ("training", "drawing", "files", "states", "sweep", "memory", "operations")
+MEMORY_PARTS = ("families", "drawing", "vae")  # of the table that bench memory counts
 
 
 def bench(options: argparse.Namespace, terminal: Terminal) -> Result:
@@ -128,12 +129,14 @@ def bench(options: argparse.Namespace, terminal: Terminal) -> Result:
     out = Path(options.out or default).expanduser().resolve()
     if options.part not in ("training", "drawing") and (options.large or options.peer):
         raise UserError("--large, --peer: these belong to bench training and bench drawing.")
+    if options.only and (options.part != "memory" or not out.exists()):
+        raise UserError("--only: it belongs to bench memory, with --out naming a table that is there.")
     if out.exists() and options.part not in ("sweep", "memory"):
         raise UserError(
             f"{out}: the benchmark fills and removes a folder of its own; name one that does not exist yet."
         )
     python = environment.ensure(terminal.show)
-    asked = {"out": str(out), "large": options.large}
+    asked = {"out": str(out), "large": options.large, "only": options.only or ""}
     if options.peer:
         asked["peer"] = str(Path(options.peer).expanduser().resolve())
     job = run.create(out.with_name(f".{out.name}-job"), {"kind": f"bench-{options.part}", **asked}, "{}")
