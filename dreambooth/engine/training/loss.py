@@ -56,7 +56,7 @@ def batch_losses(
 
 
 def _predict(session: Session, x_t: Tensor, t: Tensor, text: Text, sizes: Tensor) -> Tensor:
-    dtype = precision.plain_dtype(session.accelerator, session.settings)
+    dtype = precision.plain_dtype(session.accelerator, session.settings, session.trained.kind)
     if dtype is not None:
         return session.model.denoise(x_t.to(dtype), t, text.to(dtype), sizes)
     with session.accelerator.autocast():
