@@ -23,7 +23,8 @@ _DECODED_BYTES = 12  # of each pixel of a picture until all are there
 @dataclass(frozen=True)
 class Drawing:
     """What is drawn: by which UNet, how it computes (see `counted.prediction`), pictures of how many pixels, with
-    guidance or not, and decoded whole, sliced or tiled; and what the UNet fetches of its weights meanwhile."""
+    guidance or not, and decoded whole, sliced or tiled; the bytes of weights that the UNet fetches for a while, and of
+    those that autocast keeps in half precision too."""
 
     model: Anatomy
     family: str
@@ -31,13 +32,15 @@ class Drawing:
     area: int
     guided: bool = True
     decoding: str = "sliced"
-    fetched: int = 0  # bytes
+    fetched: int = 0
+    kept: int = 0
 
     def bytes(self, count: int) -> int:
         """What drawing so many together holds beside what lies on the device anyway; the VAE comes only to decode."""
         start, each = counted.prediction(self.how, self.model, self.family, self.area)
         predicting = start + each * count * (2 if self.guided else 1) + self.fetched
-        return int(max(predicting, self.model.vae * 4 + decoding_bytes(self.area, count, self.decoding)))
+        decoding = self.model.vae * 4 + decoding_bytes(self.area, count, self.decoding)
+        return int(max(predicting, decoding)) + self.kept
 
     def fitting(self, free: float, wanted: int, most: int, before: int = 0) -> int:
         """How many to draw together with so many bytes free: parts of about the same size of those that are wanted.

@@ -212,9 +212,6 @@ def _previews(settings: Settings, model: Anatomy, family: str, area: int) -> int
     if not choice.count:
         return 0
     how = {"no": "no", "bf16": "half/autocast", "mixed": "half/autocast" if settings.is_lora else "mixed"}
-    # Under autocast each weight that is trained in full precision is there in half precision too, once it was used.
-    kept = 0 if settings.is_lora else model.alone.get(settings.tuning.unet_layers, model.unet)
-    kept -= _lent(settings, model)
     drawn = Drawing(
         model,
         family,
@@ -223,11 +220,18 @@ def _previews(settings: Settings, model: Anatomy, family: str, area: int) -> int
         choice.guidance_scale > 1,
         settings.memory.vae_decoding,
         _fetched(settings, model),
+        _kept_by_autocast(settings, model),
     )
     prompts = choice.prompts.count(";") + 1 if choice.prompts.strip() else 2 * len(settings.concepts)
     together = min(choice.count * prompts, settings.batching.class_batch_size or 1)
-    kept_bytes = 2 * kept if settings.tuning.train_unet and _precision(settings) == "mixed" else 0
-    return drawn.bytes(together) + kept_bytes
+    return drawn.bytes(together)
+
+
+def _kept_by_autocast(settings: Settings, model: Anatomy) -> int:
+    """Each weight of the UNet that is trained in full precision is there in half precision too, once it was used."""
+    if settings.is_lora or not settings.tuning.train_unet or _precision(settings) != "mixed":
+        return 0
+    return 2 * (model.alone.get(settings.tuning.unet_layers, model.unet) - _lent(settings, model))
 
 
 def _class_pictures(settings: Settings, model: Anatomy, family: str, area: int) -> int:

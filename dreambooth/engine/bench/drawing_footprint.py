@@ -45,9 +45,9 @@ def count(family: str, how: str, point: Point, *, fake: bool = True) -> int:
         }
         undo, is_mixed = norms_as_on_a_card(), how in ("half/autocast", "mixed")
         try:
-            with Live((), [*unet.parameters(), *unet.buffers()]) as live:
-                with torch.autocast("cpu", torch.bfloat16, enabled=is_mixed):
-                    unet(**given).sample.float()
+            held = [*unet.parameters(), *unet.buffers()]
+            with Live((), held) as live, torch.autocast("cpu", torch.bfloat16, enabled=is_mixed):
+                unet(**given).sample.float()
         finally:
             undo()
     return live.peak

@@ -41,7 +41,7 @@ def run(job: Job) -> dict[str, Any]:
     if only:
         made = read_object(path)
         if made.get("versions") != _versions():
-            raise UserError(f"{path}: it was counted with other versions than are here; count all of it, without --only.")
+            raise UserError(f"{path}: it was counted with other versions than are here; count it all, without --only.")
     made |= {part: _COUNTS[part](job) for part in PARTS if only in ("", part)}
     atomic.write_text(path, as_text(made))
     return {"path": str(path), "steps": sum(len(family["steps"]) for family in made["families"].values())}
