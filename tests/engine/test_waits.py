@@ -107,7 +107,7 @@ def test_a_traced_step_waits_for_nothing_and_its_check_once(
     run = Program.__call__
     monkeypatch.setattr(Program, "__call__", lambda self, given: runs.append(self) or run(self, given))
     (found,) = waits(projects["sdxl"], monkeypatch, **changes)
-    assert found.startswith("cpu at traced.py")
+    assert found.startswith("tolist at traced.py")
     assert len(runs) == 4
 
 

@@ -9,6 +9,7 @@ first time that it is done again it is held against what PyTorch gives for the s
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
@@ -179,8 +180,8 @@ def _agrees(found: Tensor | None, wanted: Tensor) -> bool | None:
     is the one time that the device is waited for."""
     if found is None or found.shape != wanted.shape:
         return False
-    found, wanted = torch.stack([found, wanted]).cpu()
-    if not wanted.isfinite().all():
+    values, right = torch.stack([found, wanted]).tolist()
+    if not all(map(math.isfinite, right)):
         return None
-    room = CLOSE * wanted.abs().clamp(min=SMALL * float(wanted.abs().max()))
-    return bool(((found - wanted).abs() <= room).all())
+    least = SMALL * max(map(abs, right))
+    return all(abs(one - other) <= CLOSE * max(abs(other), least) for one, other in zip(values, right))
