@@ -152,6 +152,9 @@ const dreamboothPage = (() => {
         if (place.dataset.dbLive === "download" && place.dbWas === "running" && state === "done") {
             find("button#db_create, #db_create button")?.click(); // the model can be made now
         }
+        if (["model", "export"].includes(place.dataset.dbLive) && place.dbWas === "running" && state !== "running") {
+            lookAgain(); // a file was exported
+        }
         place.dbWas = state;
         if (place.dataset.dbLive === "run") {
             ran(place.dataset.dbModel, state);
@@ -167,9 +170,13 @@ const dreamboothPage = (() => {
         mark("state", model || engineFirst ? state : "nothing");
         const now = `${model} ${state}`;
         if (lastState === `${model} running` && lastState !== now) {
-            find("button#db_look_again, #db_look_again button")?.click();
+            lookAgain();
         }
         lastState = now;
+    }
+
+    function lookAgain() {
+        find("button#db_look_again, #db_look_again button")?.click();
     }
 
     /* The number beside a slider is not named in every release of gradio. */
