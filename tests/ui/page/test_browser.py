@@ -337,3 +337,14 @@ def test_duplicate_rename_and_the_trash(hands: Hands, data: Path) -> None:
 
 def test_the_script_had_no_errors(hands: Hands) -> None:
     assert hands.errors == []
+
+
+def test_nothing_is_asked_while_a_webui_reloads(hands: Hands) -> None:
+    """It puts words in the place of its page then, and a request at the wrong moment can break its start."""
+    asked: list[str] = []
+    hands.page.on("request", lambda request: asked.append(request.url))
+    hands.page.evaluate("() => { document.body.innerHTML = '<h1>Reloading...</h1>'; dreamboothPage.answered(); }")
+    hands.page.wait_for_timeout(1000)
+    assert not [address for address in asked if "/dreambooth/" in address]
+    hands.open()
+    assert [address for address in asked if "/dreambooth/page/live" in address]
