@@ -40,6 +40,7 @@ def run(job: Job) -> dict[str, Any]:
     chosen = settings.parse(job.settings())
     tuning = chosen.tuning
     model.read_prompts(tuning.max_token_length, tuning.clip_skip, tuning.pad_tokens)
+    model.traced = tuning.trace_steps
     folder, count, how = Path(wanted["out"]), wanted["count"], chosen.memory.vae_decoding
     folder.mkdir(parents=True, exist_ok=True)
     text, read = _text(model, project, wanted), Read(model)

@@ -81,6 +81,7 @@ class Model(ABC):
     pad_tokens: bool = True
     place: torch.device | None = None  # where it works; None where the UNet is
     drawn_in: torch.dtype | None = None  # how the UNet computes while it draws; None: in the precision of its weights
+    traced: bool = True  # whether its predictions may be, while it draws
     aside: Aside = field(default_factory=Aside)  # what is on the device only while it is used
     header: Header | None = None  # of the file that it was read from
 
