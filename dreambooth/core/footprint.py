@@ -84,7 +84,8 @@ def passing_bytes(settings: Settings, model: Anatomy, family: str, area: int) ->
         return peak + _fetched(settings, model)
     # Where activations are large, blocks are small. The large ones have their weights and gradients, and one weight is
     # there once more with its states for its change.
-    changed = own + OPTIMIZER_BYTES[settings.optimizer.name] + 2 * 4 * settings.memory.bf16_weights
+    is_bf16 = settings.memory.bf16_weights
+    changed = max(own + OPTIMIZER_BYTES[settings.optimizer.name] + 2 * 4 * is_bf16, _CHANGE_BYTES * is_bf16)
     change = model.largest_block * (own * (2 + _ONE_WEIGHT) + changed * _ONE_WEIGHT)
     return int(max(peak + model.largest_block * own * _ONE_WEIGHT, change))
 
