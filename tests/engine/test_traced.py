@@ -27,6 +27,7 @@ from tests.engine.runs import LORA, new_run, output, same, tiny_project, told, t
 
 STEPS = {"intervals.max_train_steps": 8, "batching.train_batch_size": 1}
 CHECKPOINTED = {"batching.gradient_checkpointing": True}
+BF16 = {"tuning.mixed_precision": "bf16"}
 LONGER = {"intervals.max_train_steps": 24}
 TRACED = 8 - traced.BEFORE - 2  # two are needed to write down and to check
 
@@ -174,25 +175,30 @@ def test_a_run_is_traced_only_where_that_is_asked_for(projects: dict[str, Projec
 
 
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
-    "full": ("sd1", {}),
-    "v": ("sd2-v", {"objective.weighting": "min_snr", "objective.offset_noise": 0.1}),
+    "full": ("sd2-v", {"objective.weighting": "min_snr", "objective.offset_noise": 0.1, "memory.attention": "sliced"}),
     "lora": ("sdxl", LORA),
-    "convolutions": ("sd1", {**LORA, "lora.layers": "convolutions"}),
-    "dropout": ("sd1", {**LORA, "lora.dropout": 0.3}),
+    "dropout": ("sd1", {**LORA, "lora.layers": "convolutions", "lora.dropout": 0.3}),
     "dora": ("sd1", {**LORA, "lora.kind": "dora"}),
     "oft": ("sd1", {**LORA, "lora.kind": "oft"}),
-    "half precision": ("sd1", {**LORA, "tuning.mixed_precision": "bf16"}),
-    "autocast": ("sd1", {"tuning.mixed_precision": "bf16"}),
-    "bf16 weights": ("sd1", {"memory.bf16_weights": True, "tuning.mixed_precision": "bf16"}),
+    "half precision": ("sd1", {**LORA, **BF16}),
+    "autocast": ("sd1", BF16),
+    "bf16 weights": ("sd1", {"memory.bf16_weights": True, **BF16}),
     "text encoders": ("sdxl", {"tuning.text_encoder_ratio": 1.0, "captions.dropout": 0.2, **LONGER}),
     "part of the run": ("sd1", {"tuning.text_encoder_ratio": 0.5, **LONGER}),
     "checkpointed": ("sd1", {**LORA, **CHECKPOINTED, "memory.checkpointed_share": 0.5}),
     "int8": ("sd1", {**LORA, "memory.unet_weights": "int8", **CHECKPOINTED}),
     "streamed": ("sd1", {**LORA, "memory.unet_weights": "streamed", **CHECKPOINTED}),
-    "added up": ("sd1", {"batching.gradient_accumulation_steps": 2}),
-    "average": ("sd1", {"tuning.use_ema": True, "optimizer.name": "lion"}),
-    "sliced": ("sd1", {"memory.attention": "sliced"}),
-    "huber": ("sd1", {"objective.loss": "huber", "objective.huber_schedule": "snr", "concepts.0.loss_weight": 2.0}),
+    "added up": (
+        "sd1",
+        {
+            "batching.gradient_accumulation_steps": 2,
+            "tuning.use_ema": True,
+            "optimizer.name": "lion",
+            "objective.loss": "huber",
+            "objective.huber_schedule": "snr",
+            "concepts.0.loss_weight": 2.0,
+        },
+    ),
 }
 
 
