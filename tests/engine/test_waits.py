@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from dreambooth.core.project import Project
-from dreambooth.engine.training import loop, pulse
+from dreambooth.engine.tracing.program import Program
+from dreambooth.engine.training import loop, pulse, traced
 from dreambooth.engine.training.session import Session
 from tests.engine.runs import LORA, tiny_project, train
 from tests.engine.waits import Waits
@@ -94,6 +95,20 @@ def test_between_reports_nobody_waits_for_the_card(
 
 def test_nor_with_sdxl(projects: dict[str, Project], monkeypatch: pytest.MonkeyPatch) -> None:
     assert waits(projects["sdxl"], monkeypatch, **LORA) == []
+
+
+@pytest.mark.parametrize("changes", [LORA, {"tuning.text_encoder_ratio": 1.0}])
+def test_a_traced_step_waits_for_nothing_and_its_check_once(
+    changes: dict[str, Any], projects: dict[str, Project], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(traced, "BEFORE", 0)
+    monkeypatch.setattr(traced, "WORTH", 1)
+    runs = []
+    run = Program.__call__
+    monkeypatch.setattr(Program, "__call__", lambda self, given: runs.append(self) or run(self, given))
+    (found,) = waits(projects["sdxl"], monkeypatch, **changes)
+    assert found.startswith("tolist at traced.py")
+    assert len(runs) == 4
 
 
 def test_who_waits_is_seen(projects: dict[str, Project], monkeypatch: pytest.MonkeyPatch) -> None:
