@@ -270,6 +270,7 @@ _BENCHES = {
     "sweep": _sweep,
     "operations": _operation_bench,
     "plans": describe_card.plans,
+    "card": describe_card.card,
 }
 
 

@@ -70,3 +70,40 @@ def measured(one: Result) -> Result | None:
     """What a whole run needed: of a plan that did not hold, that without a limit."""
     seen = one.get("without_limit", one)
     return seen if seen["ended"] == "held" else None
+
+
+def card(result: Result) -> str:
+    """The figures with their goals; what of them is reached."""
+    about, lines = [], [["", "", "measured", "goal", ""]]
+    for one in result["rows"]:
+        if isinstance(one["value"], str):
+            about.append(f"{one['what']}: {one['value']}")
+        else:
+            lines.append([one["piece"], one["what"], _value(one["value"], one["unit"]), *_goal(one)])
+    parts = [] if result["large"] else ["There is no card here: miniatures on the processor, which say nothing of one."]
+    parts += ["\n".join(about), table(lines)]
+    if result["plans"]:
+        parts += [plan_table(result["plans"]), plan_verdict(result["plans"])]
+    if result["left"]:
+        left = ", ".join(result["left"])
+        parts.append(f"Not ended: {left}. The same command goes on with these (why is in their logs).")
+    return "\n\n".join([*parts, f"Written: {result['path']}"])
+
+
+def _goal(one: Result) -> list[str]:
+    """What a figure is to be, and whether it is."""
+    most, least = one.get("goal"), one.get("at_least")
+    if most is None and least is None:
+        return ["", ""]
+    said = f"at most {_value(most, one['unit'])}" if least is None else f"at least {_value(least, one['unit'])}"
+    if one["value"] is None:
+        return [said, one.get("ended") or one.get("why") or "not measured"]
+    reached = one["value"] <= most if least is None else one["value"] >= least
+    return [said, "reached" if reached else "NOT REACHED"]
+
+
+def _value(value: Any, unit: str) -> str:
+    if value is None:
+        return ""
+    shown = f"{value:.4g}" if isinstance(value, float) else str(value)
+    return f"{shown} {unit}".rstrip()

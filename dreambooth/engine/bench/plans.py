@@ -86,7 +86,7 @@ def run(job: Job, models: Models) -> dict[str, Any]:
     ]
     until = time.monotonic() + 60 * asked["minutes"] if asked.get("minutes") else float("inf")
     rows = Rows(Path(asked["out"]))
-    with _work(asked) as work:
+    with working_folder(asked) as work:
         bench = Bench(work, models, rows)
         for done, one in enumerate(wanted):
             if job.requests() & {"stop", "discard", "pause"} or until - time.monotonic() < LEAST_SECONDS:
@@ -116,6 +116,11 @@ class Rows:
         """The newest row of a plan; none where the time was too short for it."""
         same = [row for row in self.found if {key: row[key] for key in one.key} == one.key]
         return same[-1] if same and same[-1]["ended"] != "out of time" else None
+
+    def newest(self) -> list[dict[str, Any]]:
+        """A row for each plan that is known."""
+        wanted = {Wanted(row["family"], row["method"], row["card_bytes"]): None for row in self.found}
+        return [row for one in wanted if (row := self.of(one))]
 
     def held(self, one: Wanted, changes: dict[str, Any]) -> dict[str, Any] | None:
         """A smaller card in which the very same settings have held."""
@@ -266,7 +271,7 @@ def _ended(job: Job, log: Path) -> str:
 
 
 @contextmanager
-def _work(asked: dict[str, Any]) -> Iterator[Path]:
+def working_folder(asked: dict[str, Any]) -> Iterator[Path]:
     """Where models are made: the folder that was named, which stays, or one that does not."""
     if asked.get("work"):
         folder = Path(asked["work"])
