@@ -15,7 +15,7 @@ from dreambooth.ui.commands import Result
 from dreambooth.ui.terminal import Terminal
 
 PARTS = ("training", "drawing", "files", "states", "sweep", "memory", "operations", "plans", "card")
-PIECES = ("ceilings", "steps", "full", "memory", "proofs", "first", "waiting", "drawing", "plans")  # of `card`
+PIECES = ("ceilings", "steps", "full", "memory", "waiting", "proofs", "first", "drawing", "plans")  # of `card`
 _OF = {  # each flag's parts
     "large": ("training", "drawing"),
     "peer": ("training", "drawing", "card"),

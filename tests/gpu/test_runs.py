@@ -34,7 +34,11 @@ RESUMED: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("kind", RESUMED)
+@pytest.mark.parametrize(
+    ("device", "kind"),
+    [("cpu", "full, little memory"), *(pytest.param("cuda", kind, marks=pytest.mark.gpu) for kind in RESUMED)],
+    indirect=["device"],  # the others are tested on the processor in tests/engine
+)
 def test_pausing_changes_no_bit(
     kind: str, device: torch.device, projects: dict[str, Project], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -155,7 +159,7 @@ def test_what_rests_leaves_the_card_and_comes_back(
 def test_too_little_memory_leads_to_less_of_it(device: torch.device, projects: dict[str, Project]) -> None:
     """A card that has less than a plain step takes, and more than a checkpointed one: the run goes on with
     checkpointing, to the losses of one that was checkpointed from the beginning."""
-    large = {"batching.train_batch_size": 5, "general.resolution": 128 if device.type == "cpu" else 768}
+    large = {"batching.train_batch_size": 4, "general.resolution": 128 if device.type == "cpu" else 768}
     large |= {"intervals.max_train_steps": 2, "pictures.cache_on_disk": True}
     train(projects["sd1"], **large)  # the pictures are encoded from here on
     with card(device) as its:
