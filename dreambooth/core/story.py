@@ -35,6 +35,7 @@ _HOLDS: dict[str, dict[str, type | tuple[type, ...]]] = {
     "state": {"step": int},
     "preview": {"images": int, "paths": list},
     "saved": {"kind": str, "path": str, "bytes": int, "images": int},
+    "exported": {"kind": str, "path": str, "bytes": int, "images": int, "step": int},
     "picture": {"path": str},
     "warning": {"text": str},
 }
@@ -109,6 +110,7 @@ class Story:
     course: Course = field(default_factory=Course)
     previews: dict[int, list[str]] = field(default_factory=dict)  # paths by images seen
     saved: list[Event] = field(default_factory=list)
+    exported: list[Event] = field(default_factory=list)  # what was written of its states
     pictures: list[str] = field(default_factory=list)
     warnings: list[Problem] = field(default_factory=list)
     offset: int = 0
@@ -177,8 +179,8 @@ class Story:
                 moments = sorted(self.previews)
                 for images in moments[1:-1:2]:
                     del self.previews[images]
-        elif kind == "saved":
-            self.saved.append(event)
+        elif kind in ("saved", "exported"):
+            (self.saved if kind == "saved" else self.exported).append(event)
         elif kind == "picture":
             self.pictures = [*self.pictures, event["path"]][-_MOST_PICTURES:]
         elif kind == "warning":

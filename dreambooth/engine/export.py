@@ -57,20 +57,25 @@ def _of_file(project: Project, weights: Path, to: Path, merge: float | None, *, 
 
 def _of_state(job: Job, project: Project, wanted: dict[str, Any]) -> Path:
     """Without a name the file lies where the run itself would have written it."""
-    learned = from_state.read(project, Job(project.runs / f"{wanted['run']:04}"), wanted["from_step"])
+    of_run, step = Job(project.runs / f"{wanted['run']:04}"), wanted["from_step"]
+    learned = from_state.read(project, of_run, step)
     own = outputs.place(Folders(Path(wanted["models"])), project, learned.settings, learned.images)
     to = _free(wanted["to"] or str(own))
     half = bool(wanted["half"]) or learned.settings.saving.half_model
     if not learned.settings.is_lora:
         _write(to, learned.source, outputs.changed(learned.trained), project, learned.settings, half=half)
-        return to
-    learned.settings.saving.half_model = half
-    result = job.folder / own.name
-    outputs.write_lora(result, project, learned.settings, learned.model)
-    try:
-        _of_file(project, result, to, wanted["merge"], half=bool(wanted["half"]))
-    finally:
-        result.unlink()
+    else:
+        learned.settings.saving.half_model = half
+        result = job.folder / own.name
+        outputs.write_lora(result, project, learned.settings, learned.model)
+        try:
+            _of_file(project, result, to, wanted["merge"], half=bool(wanted["half"]))
+        finally:
+            result.unlink()
+    if to.is_file():  # a folder is nothing that is drawn with
+        kind = "lora" if learned.settings.is_lora and wanted["merge"] is None else "checkpoint"
+        size = to.stat().st_size
+        of_run.report("exported", kind=kind, path=str(to), bytes=size, images=learned.images, step=step)
     return to
 
 

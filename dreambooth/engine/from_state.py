@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from dreambooth.core import checkpoint
 from dreambooth.core import settings as settings_module
+from dreambooth.core.budget import Budget
 from dreambooth.core.errors import UserError
 from dreambooth.core.project import Project
 from dreambooth.core.run import Job
@@ -74,8 +75,9 @@ def read(project: Project, job: Job, step: int) -> Learned:
     else:
         model, trained = families.skeleton(source), _of_the_whole_model(content["weights"])
     _fill(trained, settings, content)
-    images = step * settings.batching.train_batch_size * settings.batching.gradient_accumulation_steps
-    return Learned(settings, source, model, trained, min(images, int(about["length"])))
+    batching, images = settings.batching, int(about["length"])
+    length = Budget(images, 1, batching.train_batch_size, batching.gradient_accumulation_steps)
+    return Learned(settings, source, model, trained, length.images_seen(step))
 
 
 def _of_the_whole_model(weights: dict[str, Tensor]) -> Trained:

@@ -10,6 +10,7 @@ from dreambooth.core.errors import Problem, UserError
 from dreambooth.core.project import Project
 from dreambooth.core.run import Job, Request
 from dreambooth.core.settings import Settings
+from dreambooth.core.story import Event, Story
 from dreambooth.service import launcher
 
 Answer = dict[str, Any]
@@ -102,31 +103,33 @@ def weights(opened: Project, file: str, *, base: bool) -> Path | None:
 def _newest_output(opened: Project) -> Path | None:
     """The last file that a run of this model wrote and that is still there."""
     for job in reversed(run.runs(opened)):
-        for path in reversed(_outputs(job)):
-            if Path(path).exists():
-                return Path(path)
+        for event in reversed(job.story().saved):
+            if Path(event["path"]).exists():
+                return Path(event["path"])
     return None
-
-
-def _outputs(job: Job) -> list[str]:
-    return [event["path"] for event in job.story().saved]
 
 
 def settings_of(opened: Project, file: Path | None) -> Settings:
     """The settings of the run that wrote the weights, so that prompts are read as it read them; without weights those
     of the newest run, to compare with; else the model's own."""
     for job in reversed(run.runs(opened)):
-        if file is None or str(file) in _outputs(job):
+        if file is None or str(file) in (event["path"] for event in written(job.story())):
             return settings.parse(job.settings())
     return settings.parse(opened.settings())
 
 
+def written(story: Story) -> list[Event]:
+    """What there is of a run: its results, the newest first, then what was exported of its states, so that the first
+    is what the run itself has come to."""
+    return [*reversed(story.saved), *reversed(story.exported)]
+
+
 def outputs(opened: Project) -> list[dict[str, Any]]:
-    """The files that a model's runs have written and that are still there, newest first."""
-    found = []
-    for job in reversed(run.runs(opened)):
-        for event in reversed(job.story().saved):
-            if (path := Path(event["path"])).exists():
-                found.append({"run": job.name, "path": str(path), "kind": event["kind"], "images": event["images"],
-                              "bytes": event["bytes"]})  # fmt: skip
-    return found
+    """The files that there are of a model's runs and that are still there, those of the newest run first; `step` is of
+    the state that one was exported from, None for a run's own."""
+    return [
+        {"run": job.name, "step": event.get("step"), **{key: event[key] for key in ("path", "kind", "images", "bytes")}}
+        for job in reversed(run.runs(opened))
+        for event in written(job.story())
+        if Path(event["path"]).exists()
+    ]

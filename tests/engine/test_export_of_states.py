@@ -17,7 +17,7 @@ from dreambooth.core.project import Folders, Project
 from dreambooth.core.run import Job
 from dreambooth.core.settings import parse
 from dreambooth.engine import export, generate, hooks, worker
-from dreambooth.service import errands, exporting, launcher
+from dreambooth.service import errands, exporting, launcher, runs
 from tests.engine.runs import LORA, SHORT, new_run, same, saved, tiny_project
 
 STEP = 3
@@ -92,6 +92,23 @@ def test_a_lora_is_merged_and_a_checkpoint_named_otherwise(
     assert with_it.keys() == base.keys() and not same(base, with_it)
     whole = exported(star, paused(star, monkeypatch), to=str(tmp_path / "diffusers"), half=True)
     assert (whole / "unet").is_dir()
+
+
+def test_an_exported_file_is_among_the_results(star: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = paused(star, monkeypatch, **LORA)
+    early = exported(star, job)
+    merged = exported(star, job, to=str(tmp_path / "merged.safetensors"), merge=1.0)
+    exported(star, job, to=str(tmp_path / "diffusers"), merge=1.0)  # cannot be drawn with
+    late = stopped(job, monkeypatch)
+    there = [one for one in runs.outputs(star) if one["run"] == job.name]
+    known = {"run": job.name, "images": 2 * STEP}
+    assert there == [
+        {**known, "path": str(late), "kind": "lora", "bytes": late.stat().st_size, "step": None},
+        {**known, "path": str(merged), "kind": "checkpoint", "bytes": merged.stat().st_size, "step": STEP},
+        {**known, "path": str(early), "kind": "lora", "bytes": early.stat().st_size, "step": STEP},
+    ]
+    assert runs.weights(star, "", base=False) == late, "what is meant by the newest is what the run has come to"
+    assert runs.settings_of(star, early).lora.rank == LORA["lora.rank"] != parse({}).lora.rank
 
 
 def test_a_lora_that_went_on_from_a_file(star: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

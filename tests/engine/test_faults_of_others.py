@@ -142,14 +142,14 @@ def test_the_predecessor_showed_an_epochs_loss_divided_by_twice_the_batch(
 ) -> None:
     """predecessor.md 9: epoch_loss."""
     seen: list[float] = []
-    batch_losses = loss.batch_losses
+    losses = loss.losses
 
     def kept(*arguments: Any, **more: Any) -> Any:
-        found = batch_losses(*arguments, **more)
+        found = losses(*arguments, **more)
         seen.append(found[0].item())
         return found
 
-    monkeypatch.setattr(loop, "batch_losses", kept)
+    monkeypatch.setattr(loss, "losses", kept)
     monkeypatch.setattr(pulse, "REPORT_SECONDS", 1e9)  # only at the end
     changes = {"batching.train_batch_size": 2, "batching.gradient_accumulation_steps": 2}
     job = train(star, **changes, **{"intervals.max_train_steps": 3})

@@ -76,7 +76,7 @@ def test_hardly_any_gradient_is_held(star: Project, monkeypatch: pytest.MonkeyPa
 def watch(monkeypatch: pytest.MonkeyPatch, most: list[int], largest: list[int]) -> list[Any]:
     """Counts the gradients that are there whenever another arrives."""
     kept: list[Any] = []
-    plain = loss.batch_losses
+    plain = loss.losses
 
     def watched(session: Any, *arguments: Any, **more: Any) -> Any:
         own = list(session.trained.named().values())
@@ -94,7 +94,7 @@ def watch(monkeypatch: pytest.MonkeyPatch, most: list[int], largest: list[int]) 
             weight._post_accumulate_grad_hooks.update(earlier)
         return plain(session, *arguments, **more)
 
-    monkeypatch.setattr("dreambooth.engine.training.loop.batch_losses", watched)
+    monkeypatch.setattr("dreambooth.engine.training.loss.losses", watched)
     return kept
 
 
@@ -116,14 +116,14 @@ def test_each_gradient_is_clipped_by_its_own_norm(star: Project, monkeypatch: py
 
 
 def test_a_step_whose_loss_is_no_number_changes_nothing(star: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    plain, count = loss.batch_losses, [0]
+    plain, count = loss.losses, [0]
 
     def spoilt(*arguments: Any, **more: Any) -> Any:
         count[0] += 1
         losses = plain(*arguments, **more)
         return tuple(one * float("nan") for one in losses) if count[0] == 2 else losses
 
-    monkeypatch.setattr("dreambooth.engine.training.loop.batch_losses", spoilt)
+    monkeypatch.setattr("dreambooth.engine.training.loss.losses", spoilt)
     found = []
     for on in (False, True):
         count[0] = 0

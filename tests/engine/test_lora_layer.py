@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from dreambooth.engine import lora_layer
 from dreambooth.engine.bench import operations
 from dreambooth.engine.bench.live import norms_as_on_a_card
 from dreambooth.engine.training import adapters, precision
-from tests.engine import tiny
+from tests.engine import runs, tiny
 
 LAYERS: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
     "linear": (nn.Linear(12, 20), (2, 7, 12)),
@@ -167,7 +168,16 @@ def test_autocast_is_left_out_where_all_lies_in_one_precision(flat: dict[str, An
     chosen = settings.parse({"tuning.mixed_precision": "bf16", **flat})
     AcceleratorState._reset_state(reset_partial_state=True)
     made: Accelerator = precision.of(chosen)
-    assert precision.plain_dtype(made, chosen) == plain
+    assert precision.plain_dtype(made, chosen, chosen.lora.kind if chosen.is_lora else "full") == plain
+
+
+def test_the_layers_of_a_start_file_decide_whether_autocast_is_left_out(tmp_path: Path) -> None:
+    """Not the setting, which they overrule."""
+    made, mixed = runs.tiny_project(tmp_path), {**runs.LORA, "tuning.mixed_precision": "bf16"}
+    first = runs.saved(runs.train(made, **mixed, **{"lora.kind": "loha"}))[-1]
+    goes_on = {**mixed, "lora.start_file": str(first)}
+    said, other = (runs.output(runs.train(made, **goes_on, **{"lora.kind": kind})) for kind in ("loha", "lora"))
+    assert runs.same(said, other)
 
 
 def test_a_step_asks_for_less_than_half_of_what_is_usual() -> None:

@@ -20,7 +20,7 @@ from dreambooth.core.run import Job
 from dreambooth.engine import families, worker
 from dreambooth.engine.data import class_pictures, pictures
 from dreambooth.engine.families.model import Model
-from dreambooth.engine.training import loop
+from dreambooth.engine.training import loss
 from dreambooth.engine.training.session import Session
 from dreambooth.service import launcher
 
@@ -150,7 +150,7 @@ def test_a_step_is_a_batch_or_several_added_up(
 
         return count
 
-    monkeypatch.setattr(loop, "batch_losses", counted("asked", loop.batch_losses))
+    monkeypatch.setattr(loss, "losses", counted("asked", loss.losses))
     monkeypatch.setattr(Session, "change_weights", counted("changed", Session.change_weights))
     train(star, **{"batching.train_batch_size": batch, "batching.gradient_accumulation_steps": accumulation})
     assert (counts["asked"], counts["changed"]) == expected

@@ -94,6 +94,7 @@ PROOFS = {
     "tuning.use_ema": "engine/test_options.py::test_the_average_lags_behind_the_weights",
     "tuning.ema_decay": "engine/test_options.py::test_a_short_memory_of_the_average_is_nearer_to_the_weights",
     "tuning.prior_loss_weight": "engine/test_objective.py::test_the_weight_of_the_class_falls_over_the_epochs",
+    "tuning.trace_steps": "engine/test_traced.py::test_a_run_is_traced_only_where_that_is_asked_for",
     "tuning.deterministic": "engine/test_memory_options.py::test_deterministic_refuses_what_does_not_repeat",
     "tuning.nonfinite_steps": "engine/test_trouble.py::test_after_so_many_the_run_goes_back_with_half_the_rate",
     "objective.loss": "engine/test_objective.py::test_huber",

@@ -13,7 +13,7 @@ from dreambooth.core.project import Project
 from dreambooth.core.run import Job
 from dreambooth.core.settings import parse
 from dreambooth.engine import hooks, trouble, worker
-from dreambooth.engine.training import loop, loss
+from dreambooth.engine.training import loss
 from tests.engine.runs import new_run, output, saved, told, train
 from tests.engine.runs import same as same_weights
 from tests.engine.runs import tiny_project as make_project
@@ -29,15 +29,15 @@ def star(tmp_path_factory: pytest.TempPathFactory) -> Project:
 
 def at_batches(monkeypatch: pytest.MonkeyPatch, numbers: set[int], do: Callable[[Any], Any]) -> None:
     """Has `do` make something else of the losses of these batches, counted from 1 over all attempts."""
-    count = 0
+    count, plain = 0, loss.losses
 
     def changed(*arguments: Any, **more: Any) -> Any:
         nonlocal count
         count += 1
-        losses = loss.batch_losses(*arguments, **more)
+        losses = plain(*arguments, **more)
         return do(losses) if count in numbers else losses
 
-    monkeypatch.setattr(loop, "batch_losses", changed)
+    monkeypatch.setattr(loss, "losses", changed)
 
 
 def spoilt(losses: Any) -> Any:

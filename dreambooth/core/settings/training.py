@@ -87,6 +87,13 @@ class Tuning:
         "Only computations that repeat bit for bit on a GPU, at some cost of speed; what cannot repeat is refused.",
         advanced=True,
     )
+    trace_steps: bool = setting(
+        True,
+        "Trace Steps",
+        "After a few steps, do only the operations that a step comes down to, without the Python around them. Quicker, "
+        "with the same numbers; not for short runs, nor with Step in Backward.",
+        advanced=True,
+    )
     nonfinite_steps: int = setting(
         5,
         "Steps Left Out at Most",

@@ -32,7 +32,7 @@ from dreambooth.engine.bench import random_model
 from dreambooth.engine.bench.live import Live, norms_as_on_a_card
 from dreambooth.engine.lora_layer import cast_at_once
 from dreambooth.engine.training import adapters, attention, checkpointing
-from dreambooth.engine.training.precision import AUTOCAST_KINDS
+from dreambooth.engine.training.precision import is_plain
 
 SIDES = {"sd1": 64, "sd2": 96, "sdxl": 128}  # of a picture's latents
 PRECISIONS = {"mixed": (torch.float32, True), "bf16": (torch.bfloat16, True), "no": (torch.float32, False)}
@@ -56,11 +56,14 @@ class Step:
         return "/".join([self.kind, self.layers, self.precision, "checkpointed" if self.checkpointed else "whole"])
 
     @property
+    def computed(self) -> torch.dtype:
+        return torch.bfloat16 if PRECISIONS[self.precision][1] else torch.float32
+
+    @property
     def is_plain(self) -> bool:
-        """Whether it is done without autocast, as training/precision.py says."""
-        if self.kind == "full":
-            return self.precision == "bf16"
-        return self.precision == "mixed" and self.kind not in AUTOCAST_KINDS
+        """Whether it is done without autocast."""
+        held = PRECISIONS[self.precision][0] if self.kind == "full" else self.computed
+        return is_plain(self.computed, held, self.kind)
 
 
 @dataclass(frozen=True)
@@ -171,7 +174,7 @@ def laid(
         given = inputs(unet, step.family, point)
         target = torch.randn(point.batch, 4, point.side, point.side)
         if step.is_plain:
-            given |= {name: given[name].bfloat16() for name in ("sample", "encoder_hidden_states")}
+            given |= {name: given[name].to(step.computed) for name in ("sample", "encoder_hidden_states")}
         yield unet, lambda: (unet(**given).sample.float() - target).square().mean()
 
 

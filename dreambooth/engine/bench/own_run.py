@@ -15,6 +15,9 @@ def main(about_file: Path) -> int:
     imports.put_off()  # as the engine does, before the watch takes hold of diffusers
     about = json.loads(about_file.read_text(encoding="utf-8"))
     watched = watch.begin(about)
+    from dreambooth.engine.tracing.program import Program
+
+    Program.__call__ = watched.timed(Program.__call__)  # type: ignore[method-assign]
     code = engine.main([about["job"]])
     watch.tell(watched, Path(about["out"]))
     return code

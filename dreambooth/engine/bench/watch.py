@@ -25,7 +25,7 @@ class Watch:
         self.steps, self.started = steps, started
         self.ends: list[Any] = []
         self.processor: list[float] = []  # seconds of it until each step ended
-        self.spans: list[tuple[Any, Any]] = []  # of forward and backward
+        self.spans: list[tuple[int, Any, Any]] = []  # of forward and backward, with the steps that had ended before
         self.losses: list[Any] = []
         self.first_step_seconds = 0.0
         self.flops = 0
@@ -37,8 +37,8 @@ class Watch:
         from diffusers import UNet2DConditionModel
         from torch.optim.optimizer import register_optimizer_step_post_hook
 
-        UNet2DConditionModel.forward = self._timed(UNet2DConditionModel.forward)
-        backward = self._timed(accelerate.Accelerator.backward)
+        UNet2DConditionModel.forward = self.timed(UNet2DConditionModel.forward)
+        backward = self.timed(accelerate.Accelerator.backward)
 
         @functools.wraps(backward)
         def told(accelerator: Any, loss: Any, **more: Any) -> None:
@@ -74,7 +74,7 @@ class Watch:
         _wait()
         steps = [_seconds(a, b) for a, b in zip(self.ends, self.ends[1:])][WARM_STEPS - 1 :]
         worked = [b - a for a, b in zip(self.processor, self.processor[1:])][WARM_STEPS - 1 :]
-        inside = [_seconds(a, b) for a, b in self.spans[2 * WARM_STEPS : 2 * len(self.ends)]]
+        inside = [_seconds(a, b) for ended, a, b in self.spans if WARM_STEPS <= ended < len(self.ends)]
         return {
             "first_step_seconds": self.first_step_seconds,
             "first_step_processor_seconds": self.processor[0],
@@ -88,12 +88,12 @@ class Watch:
             "device_peak_bytes": device_peak_bytes(),
         }
 
-    def _timed(self, function: Callable[..., Any]) -> Callable[..., Any]:
+    def timed(self, function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)
         def timed(*arguments: Any, **more: Any) -> Any:
             began = _now()
             result = function(*arguments, **more)
-            self.spans.append((began, _now()))
+            self.spans.append((len(self.ends), began, _now()))
             return result
 
         return timed

@@ -51,6 +51,7 @@ class Trained:
     """The parameters that training changes, by part and name; a part that is left alone is not there."""
 
     parts: dict[str, dict[str, nn.Parameter]]
+    kind: str = "full"  # or the LoRA's: lora, dora, loha, lokr or oft
 
     @property
     def text_encoders(self) -> list[str]:
@@ -87,7 +88,8 @@ def prepare(model: Model, settings: Settings, start: Mapping[str, Mapping[str, L
         for parameter in module.parameters():
             if parameter.requires_grad:  # a LoRA is made where its layer's weights lie, which may be elsewhere
                 parameter.data = parameter.data.to(model.device)
-    return Trained({part: _trainable(module) for part, module in learning.items()})
+    trained = {part: _trainable(module) for part, module in learning.items()}
+    return Trained(trained, kind if settings.is_lora else "full")
 
 
 def _unfreeze(module: nn.Module, layers: str) -> None:

@@ -38,7 +38,7 @@ class Fitted:
     def __init__(self, text: Text) -> None:
         self.text = text
 
-    def embeddings(self, numbers: Tensor, *, learning: bool) -> Text:
+    def embeddings(self, numbers: Tensor) -> Text:
         return self.text[torch.zeros(len(numbers), dtype=torch.long, device=self.text.hidden.device)]
 
 

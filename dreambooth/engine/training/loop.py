@@ -10,14 +10,15 @@ import torch
 from torch import Tensor
 
 from dreambooth.core import schedules
+from dreambooth.core.errors import Problem
 from dreambooth.core.run import REQUESTS
 from dreambooth.core.settings import learning_rates
 from dreambooth.engine.sampling import make_scheduler
-from dreambooth.engine.training import gradients, optimizers
+from dreambooth.engine.training import gradients, loss, optimizers
 from dreambooth.engine.training.in_backward import StepInBackward, stepping
-from dreambooth.engine.training.loss import batch_losses
 from dreambooth.engine.training.pulse import Pulse
 from dreambooth.engine.training.session import Session
+from dreambooth.engine.training.traced import Passes
 
 COOLING_POLL_SECONDS = 0.2
 
@@ -30,6 +31,7 @@ class Hooks(Protocol):
     def requests(self) -> set[str]: ...
     def answered(self, request: str) -> None: ...
     def report(self, **fields: Any) -> None: ...
+    def warn(self, said: Problem) -> None: ...
     def cooling(self, seconds: int) -> None: ...
     def left_out(self, steps: list[int]) -> None: ...
     def preview(self, images: int, check: Callable[[], None]) -> None: ...
@@ -62,6 +64,7 @@ def _take_steps(
 ) -> Ending | None:
     """Returns how the run ends if somebody asks for its end."""
     budget = session.budget
+    passes = Passes(session, hooks, in_backward)
     text_images = schedules.text_encoder_images(session.settings, budget)
     while session.step < budget.steps:
         if ending := _serve_requests(session, hooks, pulse):
@@ -72,12 +75,8 @@ def _take_steps(
         for part in range(budget.accumulation):
             position = (session.step * budget.accumulation + part) * budget.batch
             torch.manual_seed((session.settings.general.seed * 1_000_003 + position) % 2**63)
-            with session.computing():
-                losses = batch_losses(session, position, alpha_bar, text_learns=session.images < text_images)
-                if in_backward:
-                    in_backward.begin(losses)
-                session.accelerator.backward(losses[0] / budget.accumulation)
-            pulse.add_losses(losses)
+            batch = loss.gathered(session, position, alpha_bar, text_learns=session.images < text_images)
+            pulse.add_losses(passes.run(batch))
 
         # Change the weights, unless the step is not sound; the device knows.
         norms = in_backward.finish() if in_backward else gradients.clip(session)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,10 +15,42 @@ if TYPE_CHECKING:
     from dreambooth.engine.training.session import Session
 
 
+@dataclass
+class Batch:
+    """What a batch's loss is worked out from. Whatever differs from batch to batch is a tensor.
+
+    B pictures, the subject's first. Of the text, either what the UNet reads or, where its encoders learn, `tokens`.
+    """
+
+    subjects: int  # how many are the subject's
+    x_t: Tensor  # (B, 4, h, w)
+    t: Tensor  # (B,)
+    wanted: Tensor  # (B, 4, h, w), of the UNet
+    alpha_bar_t: Tensor  # (B,)
+    sizes: Tensor  # (B, 6), as families.model.whole_picture has them
+    prior_weight: Tensor  # ()
+    mask: Tensor | None = None  # (B, 1, h, w)
+    concept_weights: Tensor | None = None  # (subjects,)
+    hidden: Tensor | None = None
+    pooled: Tensor | None = None
+    text_mask: Tensor | None = None
+    tokens: Tensor | None = None  # (text encoders, B, pieces x 77)
+    emptied: Tensor | None = None  # rows that nothing is read in
+
+    def tensors(self) -> dict[str, Tensor]:
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in values.items() if isinstance(value, Tensor)}
+
+
 def batch_losses(
     session: Session, position: int, alpha_bar: Tensor, *, text_learns: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The loss of the batch that starts at `position`, which counts images, with its subject's and its class's part."""
+    return losses(session, gathered(session, position, alpha_bar, text_learns=text_learns))
+
+
+def gathered(session: Session, position: int, alpha_bar: Tensor, *, text_learns: bool) -> Batch:
+    """The batch that starts at `position`, noised."""
     settings, model = session.settings, session.model
     instances, priors = session.order.batch(position, session.budget.batch)
     own = session.instances
@@ -38,29 +71,58 @@ def batch_losses(
     alpha_bar_t = alpha_bar[t]
     x_t = objective.add_noise(x_0, noise.perturbed(eps, choice.input_perturbation), alpha_bar_t)
 
-    # Predict.
-    with session.accelerator.autocast():
-        text = session.texts.embeddings(texts, learning=text_learns)
-    predicted = _predict(session, x_t, t, text, sizes)
+    prior_weight = objective.prior_weight(settings, position / session.budget.pictures)
+    batch = Batch(
+        subjects=len(instances),
+        x_t=x_t,
+        t=t,
+        wanted=objective.target(model.prediction_type, x_0, eps, alpha_bar_t),
+        alpha_bar_t=alpha_bar_t,
+        sizes=sizes,
+        prior_weight=torch.full((), prior_weight, device=x_0.device),
+        mask=mask,
+    )
+    if any(concept.loss_weight != 1 for concept in settings.concepts):
+        batch.concept_weights = _concept_weights(session, instances)
+    if text_learns:
+        batch.tokens, batch.emptied = session.texts.look_up(texts)
+    else:
+        with session.accelerator.autocast():
+            text = session.texts.embeddings(texts)
+        batch.hidden, batch.pooled, batch.text_mask = text.hidden, text.pooled, text.mask
+    return batch
+
+
+def losses(session: Session, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    """The loss of a batch, with its subject's and its class's part."""
+    settings, prediction_type = session.settings, session.model.prediction_type
+    predicted = _predict(session, batch)
 
     # Judge each picture, and weigh it before the subject's and the class's means are taken.
-    wanted = objective.target(model.prediction_type, x_0, eps, alpha_bar_t)
-    error = objective.error(predicted, wanted, choice, alpha_bar_t, t)
-    each = objective.picture_means(error, mask, choice.unmasked_weight)
+    choice, alpha_bar_t = settings.objective, batch.alpha_bar_t
+    error = objective.error(predicted, batch.wanted, choice, alpha_bar_t, batch.t)
+    each = objective.picture_means(error, batch.mask, choice.unmasked_weight)
     if choice.weighting != "none":
-        each = each * objective.timestep_weight(model.prediction_type, choice, alpha_bar_t)
-    if any(concept.loss_weight != 1 for concept in settings.concepts):
-        each[: len(instances)] *= _concept_weights(session, instances)
-    prior_weight = objective.prior_weight(settings, position / session.budget.pictures)
-    return objective.dreambooth_loss(each, len(instances), prior_weight)
+        each = each * objective.timestep_weight(prediction_type, choice, alpha_bar_t)
+    if batch.concept_weights is not None:
+        each[: batch.subjects] *= batch.concept_weights
+    return objective.dreambooth_loss(each, batch.subjects, batch.prior_weight)
 
 
-def _predict(session: Session, x_t: Tensor, t: Tensor, text: Text, sizes: Tensor) -> Tensor:
-    dtype = precision.plain_dtype(session.accelerator, session.settings)
-    if dtype is not None:
-        return session.model.denoise(x_t.to(dtype), t, text.to(dtype), sizes)
+def _predict(session: Session, batch: Batch) -> Tensor:
+    dtype = precision.plain_dtype(session.accelerator, session.settings, session.trained.kind)
     with session.accelerator.autocast():
-        return session.model.denoise(x_t, t, text, sizes)
+        text = _text(session, batch)
+        if dtype is None:
+            return session.model.denoise(batch.x_t, batch.t, text, batch.sizes)
+    return session.model.denoise(batch.x_t.to(dtype), batch.t, text.to(dtype), batch.sizes)
+
+
+def _text(session: Session, batch: Batch) -> Text:
+    if batch.tokens is not None:
+        return session.texts.read(batch.tokens, batch.emptied)
+    assert batch.hidden is not None
+    return Text(batch.hidden, batch.pooled, batch.text_mask)
 
 
 def _concept_weights(session: Session, instances: Tensor) -> Tensor:

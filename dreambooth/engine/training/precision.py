@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from dreambooth.core.errors import UserError
 from dreambooth.core.settings import Settings
 
-AUTOCAST_KINDS = ("loha", "lokr")  # of LoRA
+_AUTOCAST_KINDS = ("loha", "lokr")  # of LoRA
 
 
 def accelerator(mixed_precision: str = "auto", *, bf16_weights: bool = False) -> Accelerator:
@@ -52,17 +52,26 @@ def weights_dtype(accelerator: Accelerator, settings: Settings) -> torch.dtype:
     return torch.bfloat16 if settings.memory.bf16_weights else torch.float32
 
 
-def plain_dtype(accelerator: Accelerator, settings: Settings) -> torch.dtype | None:
-    """The one precision that the UNet computes in by itself, as all of it that rests is held in that; None where
-    autocast must choose for each operation.
+def plain_dtype(accelerator: Accelerator, settings: Settings, kind: str) -> torch.dtype | None:
+    """The one precision that the UNet of a run computes in by itself; None where it needs autocast.
+
+    `kind` is of what is really trained (`Trained.kind`): a run that goes on from a LoRA file has the file's.
+    """
+    computed, held = compute_dtype(accelerator), weights_dtype(accelerator, settings)
+    return computed if is_plain(computed, held, kind, settings.memory.attention) else None
+
+
+def is_plain(computed: torch.dtype, held: torch.dtype, kind: str, attention: str = "sdpa") -> bool:
+    """Whether a model computes in one precision by itself, as all of it that rests is held in that; else autocast must
+    choose for each operation. `kind` is full, or one of a LoRA.
 
     The sums inside norms and attention are done in full precision either way; autocast would also widen what goes into
     and comes out of norms, for nothing, as the next layer narrows it again. What peft's LoHa and LoKr add, and the
     softmax of sliced attention, are done in what they are given.
     """
-    computed, held = compute_dtype(accelerator), weights_dtype(accelerator, settings)
-    wide = (settings.is_lora and settings.lora.kind in AUTOCAST_KINDS) or settings.memory.attention == "sliced"
-    return computed if computed == held and not (wide and computed != torch.float32) else None
+    if computed == torch.float32:
+        return held == computed
+    return computed == held and kind not in _AUTOCAST_KINDS and attention != "sliced"
 
 
 def set_deterministic(on: bool) -> None:

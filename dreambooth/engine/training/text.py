@@ -20,19 +20,27 @@ class Texts:
         self.nothing = prompts.index("") if "" in prompts else -1
         self.table: Text | None = None
 
-    def embeddings(self, numbers: Tensor, *, learning: bool) -> Text:
-        """(B,) prompt numbers -> what the UNet reads. The table is made once the text encoders rest."""
-        for encoder in self.model.text_encoders.values():
-            encoder.train(learning)
-        if not learning:
-            if self.table is None:
-                self.table = self._all()
-            return self.table[numbers.to(self.model.device, non_blocking=True)]
-        text = self.model.encode_tokens(
-            [tokens[numbers.to(tokens.device, non_blocking=True)] for tokens in self.tokens]
-        )
+    def embeddings(self, numbers: Tensor) -> Text:
+        """(B,) prompt numbers -> what the UNet reads, from a table. It is made once, when the text encoders rest."""
+        if self.table is None:
+            for encoder in self.model.text_encoders.values():
+                encoder.eval()
+            self.table = self._all()
+        return self.table[numbers.to(self.model.device, non_blocking=True)]
+
+    def look_up(self, numbers: Tensor) -> tuple[Tensor, Tensor | None]:
+        """(B,) prompt numbers -> their tokens (text encoders, B, pieces x 77), and which rows are the empty prompt."""
+        on_device = numbers.to(self.model.device, non_blocking=True)
         emptied = (numbers == self.nothing).nonzero().flatten()
-        return self._emptied(text, emptied) if len(emptied) else text
+        tokens = torch.stack([some[on_device] for some in self.tokens])
+        return tokens, emptied.to(self.model.device, non_blocking=True) if len(emptied) else None
+
+    def read(self, tokens: Tensor, emptied: Tensor | None) -> Text:
+        """What was looked up -> what the UNet reads, for text encoders that learn."""
+        for encoder in self.model.text_encoders.values():
+            encoder.train()
+        text = self.model.encode_tokens(list(tokens))
+        return text if emptied is None else self._emptied(text, emptied)
 
     @torch.no_grad()
     def _all(self) -> Text:

@@ -24,12 +24,13 @@ from dreambooth.ui.page import dialect, routes
 from dreambooth.ui.page.page import build
 
 ADDRESS = "127.0.0.1"
-_FILES = {"style.css": PROJECT / "style.css", "dreambooth.js": PROJECT / "javascript" / "dreambooth.js"}
+_SCRIPTS = {file.name: file for file in sorted((PROJECT / "javascript").glob("dreambooth*.js"))}  # all are a WebUI's
+_FILES = {"style.css": PROJECT / "style.css", **_SCRIPTS}
 _HEAD = (
     '<link rel="stylesheet" href="dreambooth/files/style.css">'
-    '<script src="dreambooth/files/dreambooth.js"></script>'
+    + "".join(f'<script src="dreambooth/files/{name}"></script>' for name in _SCRIPTS)
     # Gradio 6 hides what flows over, and nothing can stick in what does: the run would scroll away.
-    "<style>footer { display: none !important; } .gradio-container { overflow: clip !important; }</style></head>"
+    + "<style>footer { display: none !important; } .gradio-container { overflow: clip !important; }</style></head>"
 )
 
 

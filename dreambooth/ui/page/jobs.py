@@ -112,11 +112,12 @@ def _make_room(opened: Project, kind: str) -> None:
 
 
 def results(opened: Project) -> dict[str, Values]:
-    """What can be drawn with, by what the page calls it: the files that runs of this model wrote and that are still
-    there, the newest first, then the states of runs that rest. Each as a job asks for it."""
+    """What can be drawn with, by what the page calls it: the files that there are of this model's runs, those of the
+    newest first, then the states of runs that rest. Each as a job asks for it."""
     found: dict[str, Values] = {}
     for one in runs.outputs(opened):
-        found[f"{Path(one['path']).name} (run {one['run'].rpartition('/')[2]})"] = {"weights": one["path"]}
+        origin = f"run {one['run'].rpartition('/')[2]}" + ("" if one["step"] is None else f", step {one['step']:,}")
+        found[f"{Path(one['path']).name} ({origin})"] = {"weights": one["path"]}
     for job in reversed(run.runs(opened)):
         number = int(job.folder.name)
         if job.status() in going_on.RESTING and not settings.parse(job.settings()).imagic.enabled:

@@ -17,7 +17,7 @@ from dreambooth.core.project import Folders, Project, open_project
 from dreambooth.core.quantities import size
 from dreambooth.core.run import Job
 from dreambooth.core.story import Story
-from dreambooth.service import going_on
+from dreambooth.service import going_on, runs
 from dreambooth.ui.page.errand_view import errand_sections, newest_errand
 from dreambooth.ui.page.fragments import good, image, root, to_txt2img
 from dreambooth.ui.page.run_view import WORDS
@@ -34,7 +34,8 @@ def model_view(folders: Folders, model: str) -> str:
         ("runs", _run_table(jobs)),
         ("exported", _export(project)),
     ]
-    return root("some", sections)
+    exporting = newest_errand(project, "export")
+    return root("running" if exporting and exporting.status() in ("new", "queued", "running") else "some", sections)
 
 
 def _facts(project: Project) -> str:
@@ -53,7 +54,7 @@ def _results(folders: Folders, project: Project, jobs: list[Job]) -> str:
     tiles: list[str] = []
     for job in jobs:
         story = job.story()
-        for event in reversed(story.saved):
+        for event in runs.written(story):
             path = Path(event["path"])
             if len(tiles) < MOST_RESULTS and path.exists():
                 tiles.append(_result(folders, project, job, story, event))
@@ -61,12 +62,14 @@ def _results(folders: Folders, project: Project, jobs: list[Job]) -> str:
 
 
 def _result(folders: Folders, project: Project, job: Job, story: Story, event: dict[str, Any]) -> str:
-    path, images = Path(event["path"]), event["images"]
+    path, images, of_run = Path(event["path"]), event["images"], f"run {int(job.folder.name)}"
+    if "step" in event:
+        of_run += f", step {event['step']:,}"
     shown = image(project, _preview(story, images), f"{path.name}, after {images:,} images")
     shown = shown or '<span class="db-empty"></span>'
     return (
         f'<figure class="db-tile" title="{escape(str(path))}">{shown}<figcaption><b>{escape(path.stem)}</b> '
-        f"run {int(job.folder.name)} · {size(event['bytes'])}{to_txt2img(folders, job, path)}</figcaption></figure>"
+        f"{of_run} · {size(event['bytes'])}{to_txt2img(folders, job, path)}</figcaption></figure>"
     )
 
 

@@ -61,7 +61,7 @@ def run_view(folders: Folders, model: str) -> str:
         ("notes", _notes(job, story, status)),
         ("curves", _curves(story.course, story.step)),
         ("previews", _previews(project, story)),
-        ("outputs", _outputs(folders, job, story.saved)),
+        ("outputs", _outputs(folders, job, story)),
         ("log", _log(job)),
     ]
     return root(_state(job, status), sections)
@@ -165,14 +165,14 @@ def _thinned(moments: list[int]) -> list[int]:
     return [moments[round(i * (len(moments) - 1) / (_MOST_COLUMNS - 1))] for i in range(_MOST_COLUMNS)]
 
 
-def _outputs(folders: Folders, job: Job, saved: list[Event]) -> str:
+def _outputs(folders: Folders, job: Job, story: Story) -> str:
     rows = []
-    for event in saved[: -_MOST_WRITTEN - 1 : -1]:
-        path = Path(event["path"])
+    for event in runs.written(story)[:_MOST_WRITTEN]:
+        path, of_state = Path(event["path"]), f" · exported from step {event['step']:,}" if "step" in event else ""
         after = to_txt2img(folders, job, path) if path.exists() else " (gone)"
         rows.append(
             f'<li title="{escape(str(path))}"><b>{escape(path.name)}</b> {size(event["bytes"])} · '
-            f"{event['images']:,} images seen{after}</li>"
+            f"{event['images']:,} images seen{of_state}{after}</li>"
         )
     return f'<h4>Written</h4><ul class="db-files">{"".join(rows)}</ul>' if rows else ""
 

@@ -239,6 +239,9 @@ def test_a_state_is_exported_while_the_run_rests(hands: Hands, data: Path) -> No
     (written,) = set((data / "Lora").glob("*.safetensors")) - before
     assert hands.see("#db_model_about .db-good").inner_text().endswith(written.name)
     assert newest(data).status() == "paused"
+    hands.see("#db_model_about .db-tile", written.stem)
+    hands.tab("Generate")
+    until(lambda: hands.value("db_weights").startswith(f"{written.name} (run 1, step "))
 
 
 def test_going_on_with_the_pages_settings_says_what_it_changes_and_what_stays(hands: Hands, data: Path) -> None:
@@ -262,7 +265,7 @@ def test_stopping_keeps_the_result_and_offers_it(hands: Hands, data: Path) -> No
     hands.state("stopped", TRAINING_MS)
     hands.see("#db_run .db-files", "star")
     hands.tab("Generate")
-    until(lambda: "run 1" in hands.value("db_weights"))
+    until(lambda: "(run 1)" in hands.value("db_weights"))
     assert list((data / "Lora").glob("star*.safetensors"))
 
 
@@ -283,7 +286,7 @@ def test_a_sheet_of_results_at_weights(hands: Hands, data: Path) -> None:
     hands.see("#db_draw_said", "Lora Weights: '0, much' are no numbers")
     hands.write("db_sheet_columns", "0, 1")
     hands.press("db_draw_sheet")
-    until(lambda: hands.page.locator("#db_drawn .db-grid img").count() == 2, 180)
+    until(lambda: hands.page.locator("#db_drawn .db-grid img").count() == 4, 180)  # the result and what was exported
     heads = hands.page.locator("#db_drawn .db-grid th")
     assert heads.all_inner_texts()[:3] == ["Lora Weight", "0", "1"]
     hands.tab("Model")
@@ -334,3 +337,14 @@ def test_duplicate_rename_and_the_trash(hands: Hands, data: Path) -> None:
 
 def test_the_script_had_no_errors(hands: Hands) -> None:
     assert hands.errors == []
+
+
+def test_nothing_is_asked_while_a_webui_reloads(hands: Hands) -> None:
+    """It puts words in the place of its page then, and a request at the wrong moment can break its start."""
+    asked: list[str] = []
+    hands.page.on("request", lambda request: asked.append(request.url))
+    hands.page.evaluate("() => { document.body.innerHTML = '<h1>Reloading...</h1>'; dreamboothPage.answered(); }")
+    hands.page.wait_for_timeout(1000)
+    assert not [address for address in asked if "/dreambooth/" in address]
+    hands.open()
+    assert [address for address in asked if "/dreambooth/page/live" in address]

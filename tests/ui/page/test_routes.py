@@ -15,7 +15,7 @@ from dreambooth.core.layout import MINIATURE
 from dreambooth.core.project import Folders
 from dreambooth.core.settings import Settings, to_json
 from dreambooth.host.standalone import Standalone
-from dreambooth.ui.page import alone, routes
+from dreambooth.ui.page import alone, jobs, routes
 
 
 class Locked(Standalone):
@@ -185,3 +185,17 @@ def test_a_models_results_have_the_pictures_that_were_drawn_at_them(folders: Fol
     assert "000000005-00-0.png" in shown and "star_5" in shown
     assert shown.count("/resume") == shown.count("&quot;kind&quot;: &quot;export&quot;") == 2
     assert shown.count("data-db-twice") == 1  # going back sets later states aside; going on does not
+
+
+def test_a_file_exported_from_a_state_is_shown_with_the_results(folders: Folders) -> None:
+    lora = folders.loras / "star_3.safetensors"
+    lora.parent.mkdir(parents=True)
+    lora.touch()
+    made = job(folders, {"event": "started"}, STEP, {"event": "paused"})
+    made.report("exported", kind="lora", path=str(lora), bytes=1, images=3, step=1500)
+    shown = {
+        view: client(folders).get(f"/dreambooth/page/live?view={view}&model=star").text for view in ("model", "run")
+    }
+    assert "run 1, step 1,500" in shown["model"] and "lora:star_3:1" in shown["model"]
+    assert "3 images seen · exported from step 1,500" in shown["run"] and "lora:star_3:1" in shown["run"]
+    assert list(jobs.results(project.open_project(folders, "star"))) == ["star_3.safetensors (run 1, step 1,500)"]

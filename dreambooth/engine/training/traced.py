@@ -1,0 +1,182 @@
+"""Forward and backward pass of a batch: as PyTorch does them, or, once it is known which operations they come down to,
+by these alone.
+
+At a batch of one much of a step's time goes into Python's modules and autograd. What they ask of the device is the same
+for each batch of a shape, so it is written down at the third batch of a shape and done again from the fourth on. The
+first time that it is done again it is held against what PyTorch gives for the same batch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from dreambooth.core.errors import Problem
+from dreambooth.engine import trouble
+from dreambooth.engine.tracing.program import NotTraceable, Program, record
+from dreambooth.engine.training import loss
+from dreambooth.engine.training.in_backward import StepInBackward
+from dreambooth.engine.training.loss import Batch
+from dreambooth.engine.training.session import Session
+
+if TYPE_CHECKING:
+    from dreambooth.engine.training.loop import Hooks
+
+BEFORE = 2  # batches of a shape that are done as PyTorch does them, while devices and libraries settle
+WORTH = 20  # batches of a shape that must still come: writing one down takes as long as a few
+CLOSE = 0.02  # norms may differ by this share: half precision on a card, where sums have no fixed order
+SMALL = 1e-3  # and those below this share of the largest by as much as that one's
+DIFFERS = Problem(
+    "A step done again from its record gave other gradients than PyTorch; this run goes on without records.",
+    "tuning.trace_steps",
+    "Nothing is wrong with what was learned; the steps take longer.",
+)
+
+Losses = tuple[Tensor, ...]
+
+
+@dataclass
+class _Shape:
+    """What is known of the batches of one shape."""
+
+    seen: int = 0
+    program: Program | None = None
+    learning: list[nn.Parameter] = field(default_factory=list)  # whose gradients the program gives
+    is_checked: bool = False
+    is_given_up: bool = False
+
+
+class Passes:
+    """Does the forward and the backward pass of a session's batches. Gradients are added to those that are there."""
+
+    def __init__(self, session: Session, hooks: Hooks, in_backward: StepInBackward | None) -> None:
+        self.session, self.hooks, self.in_backward = session, hooks, in_backward
+        self.weights = [weight for part in session.trained.parts.values() for weight in part.values()]
+        settings = session.settings
+        # Checkpoints put the random numbers of a dropout back, which is no operation; a step in the backward pass is
+        # more than gradients.
+        draws_again = settings.is_lora and settings.lora.dropout > 0 and settings.batching.gradient_checkpointing
+        self.is_on = settings.tuning.trace_steps and not in_backward and not draws_again
+        self._shapes: dict[Any, _Shape] = {}
+
+    def run(self, batch: Batch) -> Losses:
+        """The losses of a batch, whose gradients are there afterwards."""
+        if not self.is_on:
+            return self._plain(batch)
+        shape = self._shapes.setdefault(_shape_of(batch), _Shape())
+        shape.seen += 1
+        if shape.program and shape.is_checked:
+            with self._adding_gradients():
+                return self._again(shape, batch)
+        if shape.program:
+            return self._checked(shape, batch)
+        if shape.is_given_up or not self._is_worth(shape):
+            return self._plain(batch)
+        return self._written_down(shape, batch)
+
+    def _plain(self, batch: Batch) -> Losses:
+        session = self.session
+        with session.computing():
+            losses = loss.losses(session, batch)
+            if self.in_backward:
+                self.in_backward.begin(losses)
+            session.accelerator.backward(losses[0] / session.budget.accumulation)
+        return tuple(one.detach() for one in losses)
+
+    def _is_worth(self, shape: _Shape) -> bool:
+        """Whether enough of this shape is still to come, as far as can be told from how many came."""
+        budget, passed = self.session.budget, sum(other.seen for other in self._shapes.values())
+        to_come = (budget.steps - self.session.step) * budget.accumulation
+        return shape.seen > BEFORE and to_come * shape.seen / passed >= WORTH
+
+    def _written_down(self, shape: _Shape, batch: Batch) -> Losses:
+        """As PyTorch does them; afterwards the shape has its program, or is given up."""
+        tensors = batch.tensors()
+
+        def passes(given: list[Tensor]) -> list[Tensor]:
+            losses = self._plain(replace(batch, **dict(zip(tensors, given))))
+            shape.learning = [weight for weight in self.weights if weight.grad is not None]
+            return [*losses, *(weight.grad for weight in shape.learning if weight.grad is not None)]
+
+        with self._adding_gradients():
+            try:
+                with self._rewound():
+                    outputs, shape.program = record(passes, list(tensors.values()))
+                return tuple(outputs[: len(outputs) - len(shape.learning)])
+            except NotTraceable:
+                shape.is_given_up = True
+                for weight in self.weights:
+                    weight.grad = None
+                return self._plain(batch)
+
+    def _again(self, shape: _Shape, batch: Batch) -> Losses:
+        assert shape.program
+        found = shape.program(list(batch.tensors().values()))
+        split = len(found) - len(shape.learning)
+        for weight, gradient in zip(shape.learning, found[split:]):
+            weight.grad = gradient
+        return found[:split]
+
+    def _checked(self, shape: _Shape, batch: Batch) -> Losses:
+        """As PyTorch does them; the program is held against that, and all are given up where it differs."""
+        with self._adding_gradients():
+            try:
+                with self._rewound():
+                    found = self._size(self._again(shape, batch))
+            except RuntimeError as error:
+                if trouble.is_out_of_memory(error):
+                    raise
+                found = None
+            for weight in self.weights:
+                weight.grad = None
+            losses = self._plain(batch)
+            wanted = self._size(losses)
+        if found is None or not _is_close(found, wanted):
+            self.is_on = False
+            self._shapes.clear()
+            self.hooks.warn(DIFFERS)
+        else:
+            shape.is_checked = bool(torch.isfinite(wanted).all())  # of a step that is left out nothing can be said
+        return losses
+
+    def _size(self, losses: Losses) -> Tensor:
+        """The losses, and how large each gradient is, in two norms."""
+        gradients = [weight.grad for weight in self.weights if weight.grad is not None]
+        norms = [norm for order in (1, 2) for norm in torch._foreach_norm(gradients, order)]
+        return torch.stack([one.to(self.session.model.device).float() for one in (*losses, *norms)])
+
+    @contextlib.contextmanager
+    def _adding_gradients(self) -> Iterator[None]:
+        """Within it no weight has a gradient to begin with; those from before are added at its end."""
+        before = [(weight, weight.grad) for weight in self.weights if weight.grad is not None]
+        for weight, _ in before:
+            weight.grad = None
+        yield
+        if both := [(old, weight.grad) for weight, old in before if weight.grad is not None]:
+            torch._foreach_add_([old for old, _ in both], [new for _, new in both])
+        for weight, old in before:
+            weight.grad = old
+
+    def _rewound(self) -> AbstractContextManager[None]:
+        """After it random numbers come as if it had not been."""
+        device = self.session.model.device
+        return torch.random.fork_rng([device] if device.type == "cuda" else [])
+
+
+def _shape_of(batch: Batch) -> Any:
+    tensors = batch.tensors().items()
+    return batch.subjects, *((name, one.shape, one.stride(), one.dtype, one.device) for name, one in tensors)
+
+
+def _is_close(found: Tensor, wanted: Tensor) -> bool:
+    """Waits for the device. What is no number is left to others."""
+    if found.shape != wanted.shape:
+        return False
+    room = CLOSE * wanted.abs().clamp(min=SMALL * float(wanted.nan_to_num(0, 0, 0).abs().max()))
+    return bool(((found - wanted).abs() <= room).logical_or(~torch.isfinite(wanted)).all())

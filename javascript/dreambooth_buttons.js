@@ -1,0 +1,94 @@
+/* The buttons and captions of what is drawn on the Dreambooth page: each asks the API for one thing. */
+"use strict";
+
+(() => {
+    /* Asks the API for a change. Throws what a person can mend. */
+    async function send(address, method, body) {
+        const headers = {"X-Dreambooth-Token": dreamboothPage.token(), "Content-Type": "application/json"};
+        const answer = await fetch(address, {method, headers, body: JSON.stringify(body)});
+        if (!answer.ok) {
+            throw new Error((await answer.json()).problems.join(" "));
+        }
+    }
+
+    /* A caption was changed under its picture: it is written at once. */
+    async function captioned({target}) {
+        const {dbCaption: file, dbAddress: address} = target.dataset || {};
+        if (!file) {
+            return;
+        }
+        try {
+            await send(address, "PUT", {file, text: target.value});
+            target.blur();
+            dreamboothPage.look();
+        } catch (error) {
+            dreamboothPage.silent(target.closest(".db-live"), error.message);
+        }
+    }
+
+    /* A button of a view that asks the API for one thing: to go on from a state, or to export it. */
+    async function asked(event) {
+        const button = event.target.closest?.("#db_page [data-db-send]");
+        if (!button) {
+            return;
+        }
+        try {
+            await send(button.dataset.dbSend, "POST", JSON.parse(button.dataset.dbBody));
+            dreamboothPage.look();
+        } catch (error) {
+            dreamboothPage.silent(button.closest(".db-live"), error.message);
+        }
+    }
+
+    /* The WebUI's own model says what the pictures show; each caption appears as it is written. */
+    async function described(event) {
+        const button = event.target.closest?.("#db_page [data-db-describe]");
+        if (!button) {
+            return;
+        }
+        const said = button.parentElement.querySelector("span");
+        button.disabled = true;
+        said.textContent = " describing them …";
+        try {
+            await send(button.dataset.dbAddress, "POST", {with: button.dataset.dbDescribe});
+            said.textContent = " done";
+            dreamboothPage.look();
+        } catch (error) {
+            said.textContent = ` ${error.message}`;
+        }
+        button.disabled = false;
+    }
+
+    function showMore(event) {
+        const button = event.target.closest?.("#db_page [data-db-more]");
+        if (button) {
+            const place = button.closest(".db-live");
+            place.dataset.dbShown = place.querySelectorAll(".db-tile").length + Number(button.dataset.dbMore);
+            dreamboothPage.look();
+        }
+    }
+
+    /* What destroys or hides work takes a second press. */
+    function confirmTwice(event) {
+        const button = event.target.closest?.("#db_discard, #db_delete, #db_page [data-db-twice]");
+        if (!button || button.dataset.dbSure) {
+            return;
+        }
+        event.stopImmediatePropagation();
+        event.preventDefault();
+        const label = button.textContent;
+        button.dataset.dbSure = "yes";
+        const again = window.dreamboothWords?.translated("Press again:") ?? "Press again:";
+        button.textContent = `${again} ${label.trim().toLowerCase()}`;
+        setTimeout(() => {
+            delete button.dataset.dbSure;
+            button.textContent = label;
+        }, 4000);
+    }
+
+    document.addEventListener("change", captioned, true);
+    document.addEventListener("click", confirmTwice, true);
+    document.addEventListener("click", showMore, true);
+    document.addEventListener("click", asked);
+    document.addEventListener("click", described, true);
+})();
