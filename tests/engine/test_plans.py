@@ -18,6 +18,7 @@ from dreambooth.core.settings import parse
 from dreambooth.engine.bench import plans
 from dreambooth.engine.bench.card_memory import Cuda, Moments
 from dreambooth.engine.bench.plans import Bench, Full, Rows, Small, Wanted
+from dreambooth.engine.training.traced import BEFORE, WORTH
 from dreambooth.ui import describe
 from tests.engine import tiny
 
@@ -105,7 +106,7 @@ def test_what_is_outside_the_allocator_counts(
         about = json.loads(Path(command[-1]).read_text())
         assert about["cap_bytes"] == reserved
         found = {"allocated_bytes": reserved - 7, "reserved_bytes": reserved, "outside_bytes": outside + others}
-        Path(about["out"]).write_text(json.dumps({**found, "steps": plans.STEPS}))
+        Path(about["out"]).write_text(json.dumps({**found, "steps": 0}))
         Job(Path(about["job"])).report("done")
 
     monkeypatch.setattr(plans, "taken_by_others", lambda: others)
@@ -135,6 +136,12 @@ def test_models_of_full_size_are_what_performance_tells_of(tmp_path: Path, monke
         planner.for_family(parse({"general.method": "full"}), "sdxl", 6 * 2**30).needs
     ), "what is run is what the documented table is of"
     assert Full().cards == planner.CARDS
+
+
+def test_steps_are_enough_to_be_traced() -> None:
+    """Or as few as do, where they never are."""
+    assert Full().steps(parse({})) == plans.TRACED_STEPS > WORTH + BEFORE
+    assert Full().steps(parse({"general.method": "full", "memory.step_in_backward": True})) == plans.STEPS
 
 
 def test_without_a_card_it_says_so(tmp_path: Path) -> None:

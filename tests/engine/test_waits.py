@@ -40,6 +40,8 @@ KINDS: dict[str, dict[str, Any]] = {
     "checkpointed": {"batching.gradient_checkpointing": True},
 }
 
+TRACED_AFTER, TRACED = 6, {"intervals.max_train_steps": 30, "tuning.trace_steps": True}
+
 
 @pytest.fixture(scope="module")
 def projects(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Project]:
@@ -47,26 +49,26 @@ def projects(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Project]:
     return {family: tiny_project(folder, family) for family in ("sd1", "sdxl")}
 
 
-def waits(made: Project, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> list[str]:
-    """Who waits in the second to the fourth step of a run of five."""
+def waits(made: Project, monkeypatch: pytest.MonkeyPatch, after: int = 1, **changes: Any) -> list[str]:
+    """Who waits in the three steps that come after so many; with one more, the run is over."""
     monkeypatch.setattr(pulse, "REPORT_SECONDS", 1e9)
     seen: list[Waits] = []
     set_rates, do_what_is_due = loop._set_rates, loop._do_what_is_due
 
     def first(session: Session) -> None:
-        if session.step == 1:
+        if session.step == after:
             seen.append(Waits(on_card(session)))
             seen[0].__enter__()
         set_rates(session)
 
     def last(session: Session, *arguments: Any) -> None:
         do_what_is_due(session, *arguments)
-        if session.step == 4:
+        if session.step == after + 3:
             seen[0].__exit__(None, None, None)
 
     monkeypatch.setattr(loop, "_set_rates", first)
     monkeypatch.setattr(loop, "_do_what_is_due", last)
-    train(made, **{"batching.train_batch_size": 1, "intervals.max_train_steps": 5, **changes})
+    train(made, **{"batching.train_batch_size": 1, "intervals.max_train_steps": after + 4, **changes})
     return seen[0].found
 
 
@@ -94,6 +96,12 @@ def test_between_reports_nobody_waits_for_the_card(
 
 def test_nor_with_sdxl(projects: dict[str, Project], monkeypatch: pytest.MonkeyPatch) -> None:
     assert waits(projects["sdxl"], monkeypatch, **LORA) == []
+
+
+def test_nor_where_steps_are_done_again_from_their_record(
+    projects: dict[str, Project], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert waits(projects["sd1"], monkeypatch, TRACED_AFTER, **LORA, **TRACED) == []
 
 
 def test_who_waits_is_seen(projects: dict[str, Project], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,21 +13,19 @@ from typing import Any
 import pytest
 import torch
 
-from dreambooth.core import schema
 from dreambooth.core.project import Project
-from dreambooth.core.settings import Settings
 from dreambooth.engine.families import unet_weights
+from dreambooth.engine.tracing.program import Program
 from dreambooth.engine.training import attention, optimizers, pulse
 from dreambooth.engine.training.session import Session
 from tests.engine.runs import LORA
 from tests.gpu.conftest import losses
 
 STEPS = {"cpu": 5, "cuda": 20}
-TRACED_STEPS = 30
+LONG = {"intervals.max_train_steps": 30}  # a shorter run is not traced
 EXACT = 1e-3  # the same operations; on a card their sums have no fixed order
 HALF = 0.015  # half precision beside full precision, or done in another order
-CAN_TRACE = any(leaf.key == "tuning.trace_steps" for leaf in schema.leaves(Settings))
-UNTRACED = {"tuning.trace_steps": False} if CAN_TRACE else {}
+UNTRACED, TRACED = ({"tuning.trace_steps": on} for on in (False, True))
 CHECKPOINTED = {"batching.gradient_checkpointing": True}
 BF16, FP16 = {"tuning.mixed_precision": "bf16"}, {"tuning.mixed_precision": "fp16"}
 FUSED = {"memory.step_in_backward": True}
@@ -90,14 +88,10 @@ WAYS = {
         {"attention": "XFormersAttnProcessor"},
         True,
     ),
+    "lora, traced": Way("lora", {**LORA, **LONG, **TRACED}, EXACT, wants_card=True),
+    "lora, bf16, traced": Way("lora, bf16", {**LORA, **BF16, **LONG, **TRACED}, HALF),
+    "full, autocast to bf16, traced": Way("full", {**BF16, **LONG, **TRACED}, HALF, wants_card=True),
 }
-if CAN_TRACE:
-    TRACED = {"tuning.trace_steps": True, "intervals.max_train_steps": TRACED_STEPS}
-    WAYS |= {
-        "lora, traced": Way("lora", {**LORA, **TRACED}, EXACT),
-        "lora, bf16, traced": Way("lora, bf16", {**LORA, **BF16, **TRACED}, HALF),
-        "full, traced": Way("full", TRACED, EXACT),
-    }
 
 
 def off(ours: list[float], plain: list[float]) -> float:
@@ -123,14 +117,15 @@ def test_it_learns_as_the_plain_way(
 ) -> None:
     way = WAYS[name]
     if way.wants_card and device.type == "cpu":
-        pytest.skip("a processor has no such thing")
+        pytest.skip("done on a card alone")
     if (missing := missing_here(way, device)) and device.type == "cuda":
         pytest.skip(missing)
     steps = way.changes.get("intervals.max_train_steps", STEPS[device.type])
-    seen = watch(monkeypatch)
+    seen, again = watch(monkeypatch), traced(monkeypatch)
     ours = losses(projects["sd1"], **{"intervals.max_train_steps": steps, **UNTRACED, **way.changes})
     assert {key: seen[key] for key in way.seen} == way.seen, "the way was taken"
     assert seen["device"] == device.type
+    assert len(again) > 20 if way.changes.get("tuning.trace_steps") else not again
     apart = off(ours, plain(way.plain, device.type, steps))
     print(f"{name} on {device.type}: {apart:.6f} of {way.most}")
     assert apart <= way.most
@@ -172,6 +167,19 @@ def watch(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
     monkeypatch.setattr(pulse.Pulse, "end_step", looked)
     return seen
+
+
+def traced(monkeypatch: pytest.MonkeyPatch) -> list[Program]:
+    """Grows by one for each step that is done again from its record."""
+    again: list[Program] = []
+    call = Program.__call__
+
+    def counted(self: Program, *arguments: Any) -> Any:
+        again.append(self)
+        return call(self, *arguments)
+
+    monkeypatch.setattr(Program, "__call__", counted)
+    return again
 
 
 def about(session: Session) -> dict[str, Any]:

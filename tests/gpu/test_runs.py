@@ -85,16 +85,17 @@ class CardWaits:
         self.found += [f"{one.message} at {one.filename}:{one.lineno}" for one in said]
 
 
-@pytest.mark.gpu
-@pytest.mark.parametrize("kind", test_waits.KINDS)
+@pytest.mark.parametrize("device", [pytest.param("cuda", marks=pytest.mark.gpu)], indirect=True)
+@pytest.mark.parametrize("kind", [*test_waits.KINDS, "traced"])
 def test_nobody_waits_for_the_card(
     kind: str, device: torch.device, projects: dict[str, Project], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Streamed weights are settled once a step, as the processor reads what comes back."""
-    if device.type == "cuda":
-        monkeypatch.setattr(test_waits, "Waits", CardWaits)
-    found = test_waits.waits(projects["sd1"], monkeypatch, **test_waits.KINDS[kind])
-    assert len(found) <= (3 if kind == "streamed" and device.type == "cuda" else 0), found
+    monkeypatch.setattr(test_waits, "Waits", CardWaits)
+    changes = test_waits.KINDS.get(kind, {**LORA, **test_waits.TRACED})
+    after = test_waits.TRACED_AFTER if kind == "traced" else 1
+    found = test_waits.waits(projects["sd1"], monkeypatch, after, **changes)
+    assert len(found) <= (3 if kind == "streamed" else 0), found
 
 
 @pytest.mark.parametrize("on_card", [False, pytest.param(True, marks=pytest.mark.gpu)])

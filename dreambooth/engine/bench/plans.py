@@ -29,6 +29,7 @@ from dreambooth.core.run import Job, new_run
 from dreambooth.core.settings import Settings, parse
 
 STEPS = 6
+TRACED_STEPS = 26  # so many that a step is written down and done again, which may take another amount of memory
 OTHERS = SPARE / 2  # of a card: what other programs take; the rest of what the planner spares is for the gaps
 MOST_SECONDS = 300.0  # of one plan
 LEAST_SECONDS = 20.0  # that are left, for another plan to be begun
@@ -36,7 +37,6 @@ METHODS = ("lora", "full")
 _OWN: dict[str, Any] = {
     "concepts.0.instance_data_dir": str(SUBJECT_PICTURES),
     "concepts.0.instance_prompt": "a photo of sks star",
-    "intervals.max_train_steps": STEPS,
     "intervals.save_preview_every": 0,
     "intervals.save_state_every": 0,
     "previews.steps": 2,
@@ -144,6 +144,10 @@ class Models:
     def plan(self, settings: Settings, family: str, card_bytes: int) -> Plan:
         raise NotImplementedError
 
+    def steps(self, settings: Settings) -> int:
+        """How many each run takes. Steps in the backward pass are never traced."""
+        return STEPS if settings.memory.step_in_backward else TRACED_STEPS
+
 
 class Full(Models):
     """Models of full size with random weights, at the size of pictures that each was made for."""
@@ -167,6 +171,9 @@ class Small(Models):
 
     pretended = True
     cards = (630 * 2**20, 2**30)
+
+    def steps(self, settings: Settings) -> int:
+        return STEPS
 
     def source(self, family: str, work: Path) -> Path:
         return MINIATURES[family]
@@ -195,6 +202,7 @@ class Bench:
         if same := self.rows.held(one, plan.changes):
             return {**same, **row, "as_on": same["card_bytes"]}
         chosen = planner.with_changes(settings, plan.changes)
+        chosen = planner.with_changes(chosen, {"intervals.max_train_steps": self.models.steps(chosen)})
         tried = self.tried(one, chosen, until, capped=True)
         if tried["ended"] == "out of memory" and until - time.monotonic() > LEAST_SECONDS:
             tried["without_limit"] = self.tried(one, chosen, until, capped=False)
@@ -232,8 +240,9 @@ class Bench:
         context = found["outside_bytes"] - others
         measured = {**found, "cap_bytes": cap, "context_bytes": context, "others_bytes": others}
         measured["peak_bytes"] = found["allocated_bytes"] + context
-        if ended["ended"] == "held" and found["steps"] != STEPS:
-            ended["ended"] = f"it took {found['steps']} steps of {STEPS}"
+        wanted = job.settings()["intervals.max_train_steps"]
+        if ended["ended"] == "held" and found["steps"] != wanted:
+            ended["ended"] = f"it took {found['steps']} steps of {wanted}"
         if capped and ended["ended"] == "held" and cap + DRIVER_BYTES < found["reserved_bytes"] + context:
             ended["ended"] = "out of memory"  # what is outside the allocator takes more than was left for it
         return {**measured, **ended}
