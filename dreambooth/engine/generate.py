@@ -38,6 +38,7 @@ def run(job: Job) -> dict[str, Any]:
         model = load(project, weights, wanted["lora_weight"])
     tuning = settings.parse(job.settings()).tuning
     model.read_prompts(tuning.max_token_length, tuning.clip_skip, tuning.pad_tokens)
+    model.traced = tuning.trace_steps
     folder, count, batch = Path(wanted["out"]), wanted["count"], wanted["batch"]
     folder.mkdir(parents=True, exist_ok=True)
     text, read = _text(model, project, wanted), Read(model)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import inspect
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
 from typing import Any
 
 import diffusers
@@ -16,6 +15,7 @@ from PIL import Image
 from dreambooth.core.errors import UserError
 from dreambooth.engine import sampling_choice
 from dreambooth.engine.families.model import LATENT_CHANNELS, LATENT_FACTOR, Model, Text, whole_picture
+from dreambooth.engine.prediction import Predictions
 from dreambooth.engine.sampling_choice import Sampling
 
 _KEPT_PROMPTS = 256  # a prompt of SDXL takes 0.6 MB
@@ -80,8 +80,7 @@ def draw(
         if on_step:
             on_step()
         x = scheduler.scale_model_input(torch.cat([latents, latents]) if guided else latents, t)
-        with _computing(model):
-            predicted = model.denoise(x.to(model.unet.dtype), t, text, sizes).float()
+        predicted = read.predict(x.to(model.unet.dtype), t, text, sizes).float()
         if guided:
             without, with_prompt = predicted.chunk(2)
             predicted = without + sampling.guidance_scale * (with_prompt - without)
@@ -90,13 +89,14 @@ def draw(
 
 
 class Read:
-    """Prompts as a model reads them, each once; for as long as its text encoders do not change.
+    """Prompts as a model reads them, each once, and its predictions; for as long as the model does not change.
 
-    Each is read by itself, so that a picture does not depend on which others are drawn with it.
+    Each prompt is read by itself, so that a picture does not depend on which others are drawn with it.
     """
 
     def __init__(self, model: Model) -> None:
         self.model = model
+        self.predict = Predictions(model)
         self._known: dict[str, Text] = {}
         self._negative: dict[str, Text] = {}
 
@@ -113,13 +113,6 @@ class Read:
         if prompt not in self._negative:
             self._negative = {prompt: self.model.encode_negative(prompt, 1)}
         return self._negative[prompt][torch.zeros(count, dtype=torch.long, device=self.model.device)]
-
-
-def _computing(model: Model) -> AbstractContextManager[Any]:
-    dtype = model.drawn_in
-    if dtype is None or dtype == model.unet.dtype:
-        return contextlib.nullcontext()
-    return torch.autocast(model.device.type, dtype=dtype)
 
 
 def make_scheduler(name: str, model: Model) -> Any:

@@ -146,6 +146,7 @@ def load(work: Work, source: Source) -> tuple[Model, Any]:
     tuning, accelerator = work.settings.tuning, precision.of(work.settings)
     model = families.load(source, precision.weights_dtype(accelerator, work.settings))
     model.drawn_in = precision.compute_dtype(accelerator)
+    model.traced = tuning.trace_steps
     attention.use(model.unet, work.settings.memory.attention)
     model.read_prompts(tuning.max_token_length, tuning.clip_skip, tuning.pad_tokens)
     learning = tuning.text_encoder_learns

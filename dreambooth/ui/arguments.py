@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
-from dreambooth.core import schema
+from dreambooth.core import reference, schema
 from dreambooth.core.origin import Origin
 from dreambooth.core.settings import Settings
 from dreambooth.ui import benches, commands, describe, preparing, results
@@ -25,7 +25,7 @@ def _add_tools(add: Callable[..., Any]) -> None:
     add("inspect", commands.inspect, "Say what a checkpoint or LoRA is.", describe.about).add_argument(
         "file", metavar="FILE"
     )
-    add("settings", commands.show_settings, "List every setting.", lambda _: schema.markdown(Settings).rstrip())
+    add("settings", commands.show_settings, "List every setting.", lambda _: reference.markdown(Settings).rstrip())
     add("presets", preparing.show_presets, "List the presets.", describe.presets)
     benches.add(add)
 

@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from dreambooth.core import project, run, schema, settings
+from dreambooth.core import project, reference, run, schema, settings
 from dreambooth.core.errors import UserError
 from dreambooth.core.layout import PROJECT
 from dreambooth.core.origin import Origin
@@ -45,7 +45,7 @@ def inspect(options: argparse.Namespace, terminal: Terminal) -> Result:
 
 
 def show_settings(options: argparse.Namespace, terminal: Terminal) -> Result:
-    return schema.json_schema(Settings)
+    return reference.json_schema(Settings)
 
 
 def create(options: argparse.Namespace, terminal: Terminal) -> Result:

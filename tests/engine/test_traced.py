@@ -15,8 +15,12 @@ from torch import Tensor, nn
 
 from dreambooth.core.layout import SUBJECT_PICTURES
 from dreambooth.core.project import Project
-from dreambooth.engine import worker
+from dreambooth.engine import families, prediction, worker
 from dreambooth.engine.bench.live import Live
+from dreambooth.engine.checkpoints.source import open_model
+from dreambooth.engine.families.model import Model
+from dreambooth.engine.sampling import Read, draw
+from dreambooth.engine.sampling_choice import Sampling
 from dreambooth.engine.tracing.program import NotTraceable, Program, record
 from dreambooth.engine.training import traced
 from tests.engine.runs import LORA, new_run, output, same, tiny_project, told, train
@@ -281,3 +285,33 @@ def test_a_run_that_paused_ends_as_one_that_did_not(
     assert worker.run(job) == "done"
     assert counted["programs"] == at_once - traced.BEFORE - 1
     assert same(wanted, output(job))
+
+
+# ---- pictures
+
+
+@pytest.fixture(scope="module")
+def model(projects: dict[str, Project]) -> Model:
+    return families.load(open_model(projects["sdxl"]), torch.float32)
+
+
+def drawn(model: Model, *, traced: bool) -> list[bytes]:
+    model.traced = traced
+    read, sampling = Read(model), Sampling(64, 64, 20, 5.0)
+    return [draw(model, ["a star", "a cat"], [n, n + 9], sampling, read=read)[0].tobytes() for n in range(4)]
+
+
+def test_pictures_are_the_same_to_the_bit(model: Model, counted: dict[str, int]) -> None:
+    plain = drawn(model, traced=False)
+    assert counted == {"programs": 0, "unets": 80}
+    counted["unets"] = 0
+    assert drawn(model, traced=True) == plain
+    assert counted == {"programs": 80 - prediction.WORTH - 1, "unets": prediction.WORTH + 2}
+
+
+def test_a_wrong_program_draws_nothing(model: Model, counted: dict[str, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = drawn(model, traced=False)
+    run = Program.__call__
+    monkeypatch.setattr(Program, "__call__", lambda program, inputs: (run(program, inputs)[0] * 1.1,))
+    assert drawn(model, traced=True) == plain
+    assert counted["programs"] == 1

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from dreambooth.core.project import Project
-from dreambooth.engine.training import loop, pulse
+from dreambooth.engine.tracing.program import Program
+from dreambooth.engine.training import loop, pulse, traced
 from dreambooth.engine.training.session import Session
 from tests.engine.runs import LORA, tiny_project, train
 from tests.engine.waits import Waits
@@ -40,8 +41,6 @@ KINDS: dict[str, dict[str, Any]] = {
     "checkpointed": {"batching.gradient_checkpointing": True},
 }
 
-TRACED_AFTER, TRACED = 6, {"intervals.max_train_steps": 30, "tuning.trace_steps": True}
-
 
 @pytest.fixture(scope="module")
 def projects(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Project]:
@@ -49,26 +48,26 @@ def projects(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Project]:
     return {family: tiny_project(folder, family) for family in ("sd1", "sdxl")}
 
 
-def waits(made: Project, monkeypatch: pytest.MonkeyPatch, after: int = 1, **changes: Any) -> list[str]:
-    """Who waits in the three steps that come after so many; with one more, the run is over."""
+def waits(made: Project, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> list[str]:
+    """Who waits in the second to the fourth step of a run of five."""
     monkeypatch.setattr(pulse, "REPORT_SECONDS", 1e9)
     seen: list[Waits] = []
     set_rates, do_what_is_due = loop._set_rates, loop._do_what_is_due
 
     def first(session: Session) -> None:
-        if session.step == after:
+        if session.step == 1:
             seen.append(Waits(on_card(session)))
             seen[0].__enter__()
         set_rates(session)
 
     def last(session: Session, *arguments: Any) -> None:
         do_what_is_due(session, *arguments)
-        if session.step == after + 3:
+        if session.step == 4:
             seen[0].__exit__(None, None, None)
 
     monkeypatch.setattr(loop, "_set_rates", first)
     monkeypatch.setattr(loop, "_do_what_is_due", last)
-    train(made, **{"batching.train_batch_size": 1, "intervals.max_train_steps": after + 4, **changes})
+    train(made, **{"batching.train_batch_size": 1, "intervals.max_train_steps": 5, **changes})
     return seen[0].found
 
 
@@ -98,10 +97,18 @@ def test_nor_with_sdxl(projects: dict[str, Project], monkeypatch: pytest.MonkeyP
     assert waits(projects["sdxl"], monkeypatch, **LORA) == []
 
 
-def test_nor_where_steps_are_done_again_from_their_record(
-    projects: dict[str, Project], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("changes", [LORA, {"tuning.text_encoder_ratio": 1.0}])
+def test_a_traced_step_waits_for_nothing_and_its_check_once(
+    changes: dict[str, Any], projects: dict[str, Project], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert waits(projects["sd1"], monkeypatch, TRACED_AFTER, **LORA, **TRACED) == []
+    monkeypatch.setattr(traced, "BEFORE", 0)
+    monkeypatch.setattr(traced, "WORTH", 1)
+    runs = []
+    run = Program.__call__
+    monkeypatch.setattr(Program, "__call__", lambda self, given: runs.append(self) or run(self, given))
+    (found,) = waits(projects["sdxl"], monkeypatch, **changes)
+    assert found.startswith("tolist at traced.py")
+    assert len(runs) == 4
 
 
 def test_who_waits_is_seen(projects: dict[str, Project], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -76,6 +76,7 @@ class Model(ABC):
     pad_tokens: bool = True
     place: torch.device | None = None  # where it works; None where the UNet is
     drawn_in: torch.dtype | None = None  # how the UNet computes while it draws; None: in the precision of its weights
+    traced: bool = True  # whether its predictions may be, while it draws
     aside: Aside = field(default_factory=Aside)  # what is on the device only while it is used
 
     family: ClassVar[str]

@@ -42,6 +42,11 @@ def record(function: Callable[[list[Tensor]], list[Tensor]], inputs: Sequence[Te
     return outputs, Program(recorder, outputs)
 
 
+def signature(tensors: Sequence[Tensor]) -> tuple[Any, ...]:
+    """What of its inputs a program depends on."""
+    return tuple((one.shape, one.stride(), one.dtype, one.device) for one in tensors)
+
+
 def _function(recorder: Recorder, outputs: list[Made | Constant]) -> Callable[..., tuple[Tensor, ...]]:
     """Python's own compiler makes it: locals are the quickest names that there are."""
     source = _Source()
@@ -104,4 +109,4 @@ def _name(one: Made | Constant) -> str:
     return f"{'t' if isinstance(one, Made) else 'c'}{one.number}"
 
 
-__all__ = ["NotTraceable", "Program", "record"]
+__all__ = ["NotTraceable", "Program", "record", "signature"]

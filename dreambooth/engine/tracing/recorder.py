@@ -25,21 +25,21 @@ class NotTraceable(Exception):
     """What is done depends on more than the shapes of what is given."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Made:
     """A tensor that is given to the computation, or made in it."""
 
     number: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Constant:
     """A tensor that was there before; its values may change, its place may not."""
 
     number: int
 
 
-@dataclass
+@dataclass(slots=True)
 class Operation:
     """One operation. `results` are the tensors that are new with it, and None for others and for what is no tensor."""
 

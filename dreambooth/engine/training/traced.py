@@ -9,6 +9,7 @@ first time that it is done again it is held against what PyTorch gives for the s
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 
 from dreambooth.core.errors import Problem
 from dreambooth.engine import trouble
-from dreambooth.engine.tracing.program import NotTraceable, Program, record
+from dreambooth.engine.tracing.program import NotTraceable, Program, record, signature
 from dreambooth.engine.training import loss
 from dreambooth.engine.training.in_backward import StepInBackward
 from dreambooth.engine.training.loss import Batch
@@ -137,12 +138,12 @@ class Passes:
                 weight.grad = None
             losses = self._plain(batch)
             wanted = self._size(losses)
-        if found is None or not _is_close(found, wanted):
+        agrees = _agrees(found, wanted)
+        shape.is_checked = bool(agrees)
+        if agrees is False:
             self.is_on = False
             self._shapes.clear()
             self.hooks.warn(DIFFERS)
-        else:
-            shape.is_checked = bool(torch.isfinite(wanted).all())  # of a step that is left out nothing can be said
         return losses
 
     def _size(self, losses: Losses) -> Tensor:
@@ -170,13 +171,17 @@ class Passes:
 
 
 def _shape_of(batch: Batch) -> Any:
-    tensors = batch.tensors().items()
-    return batch.subjects, *((name, one.shape, one.stride(), one.dtype, one.device) for name, one in tensors)
+    tensors = batch.tensors()
+    return batch.subjects, *tensors, signature(list(tensors.values()))
 
 
-def _is_close(found: Tensor, wanted: Tensor) -> bool:
-    """Waits for the device. What is no number is left to others."""
-    if found.shape != wanted.shape:
+def _agrees(found: Tensor | None, wanted: Tensor) -> bool | None:
+    """Whether a program does what PyTorch does; None where that is no number, so that nothing can be said of it. This
+    is the one time that the device is waited for."""
+    if found is None or found.shape != wanted.shape:
         return False
-    room = CLOSE * wanted.abs().clamp(min=SMALL * float(wanted.nan_to_num(0, 0, 0).abs().max()))
-    return bool(((found - wanted).abs() <= room).logical_or(~torch.isfinite(wanted)).all())
+    values, right = torch.stack([found, wanted]).tolist()
+    if not all(map(math.isfinite, right)):
+        return None
+    least = SMALL * max(map(abs, right))
+    return all(abs(one - other) <= CLOSE * max(abs(other), least) for one, other in zip(values, right))
