@@ -1,5 +1,5 @@
 """One declaration per setting: from a dataclass field come the default, the checks, the command-line
-flag, the API schema and the documentation.
+flag, and what reference.py makes of it: the API schema and the documentation.
 
 Settings are nested dataclasses. A leaf's key is its dotted path (`lora.rank`, `concepts.0.class_prompt`),
 the same in Python, JSON, the command line and the documentation.
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import math
 import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from dreambooth.core import paths
 from dreambooth.core.errors import UserError
+from dreambooth.core.values import plain, typed
 
 T = TypeVar("T")
 
@@ -165,44 +165,6 @@ def with_secrets(cls: type, flat: Mapping[str, Any], own: Mapping[str, Any]) -> 
     }
 
 
-def json_schema(cls: type) -> dict[str, Any]:
-    """A JSON schema of the flat form, for the API and for editors."""
-    names = {bool: "boolean", int: "integer", float: "number", str: "string"}
-    properties = {}
-    for leaf in leaves(cls):
-        entry: dict[str, Any] = {"type": names[leaf.kind], "title": leaf.spec.label, "description": leaf.spec.help}
-        entry["default"] = leaf.default
-        if leaf.choices:
-            entry["enum"] = list(leaf.choices)
-        if leaf.spec.secret:
-            entry["writeOnly"] = True
-        for name, bound in (("minimum", leaf.spec.min), ("maximum", leaf.spec.max)):
-            if bound is not None:
-                entry[name] = bound
-        properties[leaf.key] = entry
-    return {"type": "object", "properties": properties, "additionalProperties": False}
-
-
-def markdown(cls: type) -> str:
-    """The reference of all settings, one table a group."""
-    lines: list[str] = []
-    current = None
-    for leaf in leaves(cls):
-        section = leaf.key.split(".")[0]
-        if section != current:
-            current = section
-            lines += [
-                "",
-                f"## {section}",
-                "",
-                "| setting | label | default | values | meaning |",
-                "|---|---|---|---|---|",
-            ]
-        default = "" if leaf.default == "" else f"`{_plain(leaf.default)}`"
-        lines.append(f"| `{leaf.key}` | {leaf.spec.label} | {default} | {_values(leaf)} | {leaf.spec.help} |")
-    return "\n".join(lines).strip() + "\n"
-
-
 def general(key: str) -> str:
     """A setting's key with N for row numbers, as `leaves` has it."""
     return ".".join("N" if part.isdigit() else part for part in key.split("."))
@@ -217,66 +179,16 @@ def _unknown(key: str, known: Mapping[str, Leaf]) -> str:
 
 
 def _convert(raw: Any, leaf: Leaf) -> Any:
-    value = _typed(raw, leaf.kind)
+    value = typed(raw, leaf.kind)
     if leaf.spec.path and (reason := paths.problem(value)):
         raise ValueError(reason)
     if leaf.choices and value not in leaf.choices:
         raise ValueError(f"{str(value)[:40]!r} is not one of {', '.join(map(str, leaf.choices))}.")
     if leaf.spec.min is not None and value < leaf.spec.min:
-        raise ValueError(f"{_plain(value)} is below the minimum, {_plain(leaf.spec.min)}.")
+        raise ValueError(f"{plain(value)} is below the minimum, {plain(leaf.spec.min)}.")
     if leaf.spec.max is not None and value > leaf.spec.max:
-        raise ValueError(f"{_plain(value)} is above the maximum, {_plain(leaf.spec.max)}.")
+        raise ValueError(f"{plain(value)} is above the maximum, {plain(leaf.spec.max)}.")
     return value
-
-
-def _typed(raw: Any, kind: type) -> Any:
-    if kind is bool:
-        words = {
-            "true": True,
-            "on": True,
-            "yes": True,
-            "1": True,
-            "false": False,
-            "off": False,
-            "no": False,
-            "0": False,
-        }
-        if isinstance(raw, bool):
-            return raw
-        if str(raw).lower() in words:
-            return words[str(raw).lower()]
-        raise ValueError(f"{raw!r} is not true or false.")
-    if kind is str:
-        return _text(raw)
-    return _number(raw, kind)
-
-
-def _text(raw: Any) -> str:
-    """Text that can be written into a file and read again."""
-    if not isinstance(raw, str):
-        raise ValueError(f"{raw!r} is not text.")
-    try:
-        raw.encode()
-    except UnicodeEncodeError:
-        raise ValueError("it holds what is no character; write it anew.") from None
-    if "\x00" in raw:
-        raise ValueError("it holds a character without a meaning (NUL); write it anew.")
-    return raw
-
-
-def _number(raw: Any, kind: type) -> Any:
-    wanted = "a whole number" if kind is int else "a number"
-    if isinstance(raw, bool) or not isinstance(raw, (int, float, str)):
-        raise ValueError(f"{raw!r} is not {wanted}.")
-    if raw == "":
-        raise ValueError(f"it is empty; give {wanted}.")
-    try:
-        value = int(raw) if kind is int and isinstance(raw, str) else float(raw)
-        if not math.isfinite(value) or (kind is int and value != int(value)):
-            raise ValueError
-    except (ValueError, OverflowError):
-        raise ValueError(f"{str(raw)[:40]!r} is not {wanted}.") from None
-    return kind(value)
 
 
 def _build(cls: type, given: Mapping[str, Any], prefix: str, problems: list[str]) -> Any:
@@ -300,20 +212,3 @@ def _build_rows(row: type, given: Mapping[str, Any], key: str, problems: list[st
         problems.append(f"{key}: the rows must be numbered from 0 without gaps (they are {sorted(numbers)}).")
         return []
     return [_build(row, given, f"{key}.{number}.", problems) for number in range(max(1, len(numbers)))]
-
-
-def _plain(value: Any) -> str:
-    if isinstance(value, bool):
-        return "on" if value else "off"
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _values(leaf: Leaf) -> str:
-    if leaf.choices:
-        return ", ".join(map(str, leaf.choices))
-    low, high = leaf.spec.min, leaf.spec.max
-    if low is not None and high is not None:
-        return f"{_plain(low)} to {_plain(high)}"
-    if low is not None:
-        return f"at least {_plain(low)}"
-    return {bool: "on, off", str: "text"}.get(leaf.kind, "")

@@ -21,7 +21,7 @@ from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 
-from dreambooth.core import schema
+from dreambooth.core import reference
 from dreambooth.core.errors import Problem, UserError
 from dreambooth.core.settings import Settings
 from dreambooth.service.routes import KINDS, Door
@@ -37,7 +37,7 @@ _WITH_SETTINGS = {
     ("POST", "/models/{name}/runs"),
     ("POST", "/models/{name}/runs/{number}/resume"),
 }
-_BODY = {"type": "object", "properties": {"settings": schema.json_schema(Settings)}}
+_BODY = {"type": "object", "properties": {"settings": reference.json_schema(Settings)}}
 _BODIES = {"requestBody": {"content": {"application/json": {"schema": _BODY}}}}
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dreambooth.core import schema
+from dreambooth.core import reference, schema
 from dreambooth.core.errors import UserError
 from dreambooth.core.settings import Settings, parse, read_file, to_json
 
@@ -100,12 +100,12 @@ def test_every_setting_explains_itself() -> None:
 
 
 def test_the_reference_is_up_to_date() -> None:
-    assert DOCS.read_text(encoding="utf-8") == schema.markdown(Settings), (
+    assert DOCS.read_text(encoding="utf-8") == reference.markdown(Settings), (
         "run: python -m dreambooth settings > docs/settings.md"
     )
 
 
 def test_the_json_schema_knows_every_setting() -> None:
-    properties = schema.json_schema(Settings)["properties"]
+    properties = reference.json_schema(Settings)["properties"]
     assert set(properties) == {leaf.key for leaf in schema.leaves(Settings)}
     assert properties["lora.rank"]["minimum"] == 1

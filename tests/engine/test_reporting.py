@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from safetensors import safe_open
 
-from dreambooth.core import project, schema
+from dreambooth.core import project, reference, schema
 from dreambooth.core.errors import UserError
 from dreambooth.core.layout import SUBJECT_PICTURES
 from dreambooth.core.project import Folders, Project
@@ -209,7 +209,7 @@ def test_a_failure_is_told_too(star: Project, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_secret_is_marked_for_the_page_and_the_api() -> None:
-    entry = schema.json_schema(Settings)["properties"]["reporting.webhook_url"]
+    entry = reference.json_schema(Settings)["properties"]["reporting.webhook_url"]
     assert entry["writeOnly"] is True
     flat = schema.to_flat(parse({"reporting.webhook_url": SECRET}))
     assert SECRET not in json.dumps(schema.shareable(Settings, flat))

@@ -36,13 +36,13 @@ def run(job: Job) -> dict[str, Any]:
     Raises UserError for a part of a table that was counted with other versions.
     """
     asked = job.read()
-    path, only = Path(asked["out"]), asked.get("only", "")
+    path, again = Path(asked["out"]), asked.get("again", "")
     made: dict[str, Any] = {"made_by": MADE_BY, "versions": _versions()}
-    if only:
+    if again:
         made = read_object(path)
         if made.get("versions") != _versions():
-            raise UserError(f"{path}: it was counted with other versions than are here; count it all, without --only.")
-    made |= {part: _COUNTS[part](job) for part in PARTS if only in ("", part)}
+            raise UserError(f"{path}: it was counted with other versions than are here; count it all, without --again.")
+    made |= {part: _COUNTS[part](job) for part in PARTS if again in ("", part)}
     atomic.write_text(path, as_text(made))
     return {"path": str(path), "steps": sum(len(family["steps"]) for family in made["families"].values())}
 

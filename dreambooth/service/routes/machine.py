@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from dreambooth.core import schema
+from dreambooth.core import reference
 from dreambooth.core.origin import Origin
 from dreambooth.core.settings import Settings
 from dreambooth.service import environment, installation, models, queue
@@ -57,7 +57,7 @@ class Machine(Routes):
 
     def settings(self) -> Answer:
         """The JSON schema of every setting, and of how a checkpoint is to be read."""
-        return {"settings": schema.json_schema(Settings), "origin": schema.json_schema(Origin)}
+        return {"settings": reference.json_schema(Settings), "origin": reference.json_schema(Origin)}
 
     def check_settings(self, body: dict[str, Any]) -> Answer:
         """Every reason why `settings` would be refused; nothing is written."""
