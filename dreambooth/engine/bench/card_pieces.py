@@ -30,6 +30,10 @@ MEMORY_GOALS = (
     ("sdxl", "full", 8e9, None),
     ("sdxl", "full", 5e9, None),
 )
+WAYS = {
+    "as a CUDA graph": {"tuning.cuda_graphs": True},
+    "untraced": {"tuning.trace_steps": False},
+}  # beside the default
 PICTURES = 20  # of which the start is measured
 
 
@@ -87,9 +91,12 @@ def ceilings(about: About) -> None:
 
 def steps(about: About) -> None:
     """LoRA at a batch of one: what waits most for Python."""
-    bench = Bench(about)
     for family in ("sd1", "sdxl"):
-        _case(about, bench, _lora(about, family), goal=STEP_GOALS[family])
+        _case(about, Bench(about), _lora(about, family), goal=STEP_GOALS[family])
+    for way, settings in WAYS.items():
+        if about.large or way != "as a CUDA graph":
+            for family in ("sd1", "sdxl"):
+                _tell(about, _lora(about, family), f"ours, {way}", Bench(about, **settings).ours(_lora(about, family)))
 
 
 def full(about: About) -> None:
@@ -192,14 +199,14 @@ def _case(about: About, bench: Bench, case: Case, goal: float | None = None) -> 
     _tell(about, case, "ours", bench.ours(case), goal)
     if about.scripts and case.family == "sd1":
         theirs = bench.peer(case, about.scripts)
-        _tell(about, case, "diffusers' script", theirs, None)
+        _tell(about, case, "diffusers' script", theirs)
         again = bench.ours(case)
         times = theirs["step_seconds"] / again["step_seconds"]
         at_least = {"at_least": PEER_IMAGES} if case.method == "full" else {}
         about.say(f"{case.title}: our images a second, times theirs", times, **at_least)
 
 
-def _tell(about: About, case: Case, who: str, found: dict[str, Any], goal: float | None) -> None:
+def _tell(about: About, case: Case, who: str, found: dict[str, Any], goal: float | None = None) -> None:
     step, what = found["step_seconds"], f"{case.title}, {who}"
     about.say(f"{what}: a step", step, "s", **({} if goal is None else {"goal": goal}), **found)
     about.say(f"{what}: images", case.batch / step, "a second")
