@@ -119,6 +119,8 @@ _ERRANDS = {
     "bench-drawing": ("bench.drawing", "measure"),
     "bench-memory": ("bench.footprint", "run"),
     "bench-operations": ("bench.operations", "run"),
+    "bench-plans": ("bench.plans", "measure"),
+    "bench-card": ("bench.card", "measure"),
     "bench-sweep": ("bench.sweep", "run"),
     "bench-states": ("bench.states", "measure"),
     "measure": ("miniature.measure", "run"),

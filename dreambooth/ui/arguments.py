@@ -9,7 +9,7 @@ from typing import Any
 from dreambooth.core import reference, schema
 from dreambooth.core.origin import Origin
 from dreambooth.core.settings import Settings
-from dreambooth.ui import commands, describe, preparing, results
+from dreambooth.ui import benches, commands, describe, preparing, results
 
 
 def _add_tools(add: Callable[..., Any]) -> None:
@@ -27,35 +27,7 @@ def _add_tools(add: Callable[..., Any]) -> None:
     )
     add("settings", commands.show_settings, "List every setting.", lambda _: reference.markdown(Settings).rstrip())
     add("presets", preparing.show_presets, "List the presets.", describe.presets)
-    sub = add(
-        "bench",
-        commands.bench,
-        "Measure speed and memory on this machine, or what each option teaches.",
-        describe.bench,
-    )
-    sub.add_argument(
-        "part",
-        nargs="?",
-        choices=commands.BENCHES,
-        default="training",
-        help="training: steps, memory, time to the first step (the default); drawing: class pictures a second; "
-        "files: creating, loading and exporting; "
-        "states: what saving one costs; "
-        "sweep: what each option does to likeness, prompt following and the class (an hour; goes on where it was); "
-        "memory: the table that the planner reads, counted on full-size models without a card (half an hour); "
-        "operations: how many a training step asks of a card, counted likewise",
-    )
-    sub.add_argument(
-        "--large", action="store_true", help="training, drawing: full-size models with random weights, on a GPU"
-    )
-    sub.add_argument(
-        "--peer", metavar="DIR", help="training, drawing: a checkout of diffusers, whose scripts run side by side"
-    )
-    sub.add_argument(
-        "--out",
-        metavar="DIR",
-        help="a new folder to work in, removed at the end; the sweep's is kept, memory's is its file",
-    )
+    benches.add(add)
 
 
 def _add_models(add: Callable[..., Any]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -63,7 +62,7 @@ def _source(options: argparse.Namespace, terminal: Terminal) -> Path:
     if model is None:
         return Path(options.source).expanduser()
     python = environment.ensure(terminal.show)
-    return Path(_work(launcher.new_download(folders(options), model, options.revision), python, terminal)["path"])
+    return Path(work(launcher.new_download(folders(options), model, options.revision), python, terminal)["path"])
 
 
 def check(options: argparse.Namespace, terminal: Terminal) -> Result:
@@ -82,7 +81,7 @@ def train(options: argparse.Namespace, terminal: Terminal) -> Result:
     python = environment.ensure(terminal.show)
     job = launcher.new_run(folders(options), opened, merged)
     terminal.say(f"Run {job.name}: {job.folder}")
-    return _work(job, python, terminal)
+    return work(job, python, terminal)
 
 
 def resume(options: argparse.Namespace, terminal: Terminal) -> Result:
@@ -97,7 +96,7 @@ def resume(options: argparse.Namespace, terminal: Terminal) -> Result:
             terminal.say(f"From here on: {key} {value}")
     if options.from_step is not None:
         going_on.go_back(folders(options), job, options.from_step)
-    return _work(job, environment.ensure(terminal.show), terminal)
+    return work(job, environment.ensure(terminal.show), terminal)
 
 
 def _take_model_settings(job: Job, opened: project.Project, terminal: Terminal) -> None:
@@ -118,29 +117,6 @@ def pause(options: argparse.Namespace, terminal: Terminal) -> Result:
 
 def stop(options: argparse.Namespace, terminal: Terminal) -> Result:
     return _ask(options, "discard" if options.discard else "stop")
-
-
-BENCHES = ("training", "drawing", "files", "states", "sweep", "memory", "operations")
-
-
-def bench(options: argparse.Namespace, terminal: Terminal) -> Result:
-    default = f"bench-{options.part}{'.json' if options.part == 'memory' else ''}"
-    out = Path(options.out or default).expanduser().resolve()
-    if options.part not in ("training", "drawing") and (options.large or options.peer):
-        raise UserError("--large, --peer: these belong to bench training and bench drawing.")
-    if out.exists() and options.part not in ("sweep", "memory"):
-        raise UserError(
-            f"{out}: the benchmark fills and removes a folder of its own; name one that does not exist yet."
-        )
-    python = environment.ensure(terminal.show)
-    asked = {"out": str(out), "large": options.large}
-    if options.peer:
-        asked["peer"] = str(Path(options.peer).expanduser().resolve())
-    job = run.create(out.with_name(f".{out.name}-job"), {"kind": f"bench-{options.part}", **asked}, "{}")
-    try:
-        return {"part": options.part, **_work(job, python, terminal)}
-    finally:
-        shutil.rmtree(job.folder.parent, ignore_errors=True)
 
 
 def run_demo(options: argparse.Namespace, terminal: Terminal) -> Result:
@@ -207,10 +183,10 @@ def errand(options: argparse.Namespace, terminal: Terminal, kind: str, chosen: S
     opened = project.open_project(folders(options), options.name)
     python = environment.ensure(terminal.show)
     job = launcher.new_errand(folders(options), opened, kind, chosen, **fields)
-    return {"name": opened.name, **_work(job, python, terminal)}
+    return {"name": opened.name, **work(job, python, terminal)}
 
 
-def _work(job: Job, python: Path, terminal: Terminal) -> Result:
+def work(job: Job, python: Path, terminal: Terminal) -> Result:
     """Starts a job in its turn and shows it to its end.
 
     Ctrl-C gives up waiting; later it asks to pause: the state is saved, and resume goes on from it.

@@ -8,6 +8,7 @@ from dreambooth.core.abilities import FAULTS
 from dreambooth.core.checkpoint import FAMILIES
 from dreambooth.core.quantities import duration, memory, size
 from dreambooth.service.demo import FIGURES
+from dreambooth.ui import describe_card
 from dreambooth.ui.terminal import table
 
 Result = dict[str, Any]
@@ -268,6 +269,8 @@ _BENCHES = {
     "states": _state_bench,
     "sweep": _sweep,
     "operations": _operation_bench,
+    "plans": describe_card.plans,
+    "card": describe_card.card,
 }
 
 

@@ -41,9 +41,19 @@ def arguments(case: Case, model: Path, pictures: Path, prompt: str, out: Path) -
         "lr_warmup_steps": 0,
         "checkpointing_steps": 10**6,
         "seed": 1,
+        "mixed_precision": _precision(),
         **({"rank": case.rank} if case.method == "lora" else {}),
     }
     return ["--center_crop", *(f"--{name}={value}" for name, value in options.items())]
+
+
+def _precision() -> str:
+    """What ours is by itself on this device; the scripts would take full precision."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return "no"
+    return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
 
 
 def write_model(folder: Path, source: Path) -> None:

@@ -1,0 +1,68 @@
+"""What a device could do at the most: copying, and products of matrices in bf16. All else is compared with these."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+TURNS = 10
+
+
+def versions() -> dict[str, str]:
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {}
+    for name in ("torch", "diffusers", "transformers", "accelerate", "peft", "bitsandbytes", "xformers"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not there"
+    return {**found, "cuda": str(torch.version.cuda), "cudnn": str(torch.backends.cudnn.version())}
+
+
+def card(device: torch.device) -> dict[str, Any]:
+    if device.type != "cuda":
+        return {"name": "no card: the processor and the miniatures, which says nothing of a card"}
+    about = torch.cuda.get_device_properties(device)
+    return {
+        "name": about.name,
+        "capability": f"{about.major}.{about.minor}",
+        "bytes": about.total_memory,
+        "multiprocessors": about.multi_processor_count,
+    }
+
+
+def copied_bytes_per_second(device: torch.device, size: int) -> float:
+    """Reading and writing count."""
+    source = torch.randint(256, (size,), dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    return 2 * size / seconds(device, lambda: target.copy_(source))
+
+
+def flops_per_second(device: torch.device, side: int) -> float:
+    """Of a square product in bf16; of random numbers, as zeros would go quicker."""
+    one, other = (torch.randn(side, side, device=device).bfloat16() for _ in range(2))
+    return 2 * side**3 / seconds(device, lambda: one @ other)
+
+
+def seconds(device: torch.device, work: Callable[[], Any]) -> float:
+    """The median of some turns after three that warm up."""
+    for _ in range(3):
+        work()
+    taken = []
+    for _ in range(TURNS):
+        _wait(device)
+        began = time.perf_counter()
+        work()
+        _wait(device)
+        taken.append(time.perf_counter() - began)
+    return statistics.median(taken)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

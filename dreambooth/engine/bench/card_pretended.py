@@ -1,0 +1,47 @@
+"""A card played on the processor: it counts the tensors that a process makes, and refuses more than its limit.
+
+What lies in a mapped file counts for nothing, as it is not made. So what it counts is less than a card would hold; it
+serves to go through every line that works with a card, where there is none.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import torch
+
+from dreambooth.engine.bench.live import Live
+
+
+class Pretended(Live):
+    """Within it there is such a card; it has what card_memory.Card asks for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.most = sys.maxsize
+
+    def limit(self, most: int) -> None:
+        self.most = most
+
+    def peaks(self) -> tuple[int, int]:
+        found, self.peak = self.peak, self.now
+        return found, found
+
+    def outside(self) -> int:
+        return 0
+
+    def retries(self) -> int:
+        return 0
+
+    def _look(self) -> None:
+        if self.now > self.most:
+            raise torch.OutOfMemoryError(
+                f"CUDA out of memory: {self.now / 2**20:.1f} MiB would be taken of {self.most / 2**20:.1f} MiB "
+                "(a card that is played on the processor)."
+            )
+        self.peak = max(self.peak, self.now)
+
+    def _add(self, tensor: Any) -> None:
+        if tensor.device.type == "cpu":
+            super()._add(tensor)

@@ -1,0 +1,106 @@
+"""`python -m dreambooth bench`: what is measured, and what each measurement can be asked."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from pathlib import Path
+from typing import Any
+
+from dreambooth.core import footprint, planner, run
+from dreambooth.core.errors import UserError
+from dreambooth.service import environment
+from dreambooth.ui import commands, describe
+from dreambooth.ui.commands import Result
+from dreambooth.ui.terminal import Terminal
+
+PARTS = ("training", "drawing", "files", "states", "sweep", "memory", "operations", "plans", "card")
+PIECES = ("ceilings", "steps", "full", "memory", "waiting", "proofs", "first", "drawing", "plans")  # of `card`
+_OF = {  # each flag's parts
+    "large": ("training", "drawing"),
+    "peer": ("training", "drawing", "card"),
+    "family": ("plans",),
+    "card": ("plans",),
+    "method": ("plans",),
+    "only": ("card",),
+    "minutes": ("plans", "card"),
+    "work": ("plans", "card"),
+}
+_GOES_ON = ("sweep", "plans", "card")  # in the folder that it has left
+
+
+def add(add: Any) -> None:
+    """The command with its flags."""
+    sub = add("bench", bench, "Measure speed and memory on this machine, or what each option teaches.", describe.bench)
+    sub.add_argument(
+        "part",
+        nargs="?",
+        choices=PARTS,
+        default="training",
+        help="training: steps, memory, time to the first step (the default); drawing: class pictures a second; "
+        "files: creating, loading and exporting; "
+        "states: what saving one costs; "
+        "sweep: what each option does to likeness, prompt following and the class (an hour; goes on where it was); "
+        "memory: the table that the planner reads, counted on full-size models without a card (half an hour); "
+        "operations: how many a training step asks of a card, counted likewise; "
+        "plans: each plan of `performance` run for real inside the memory of its card, on a larger one; "
+        "card: everything worth measuring on a card, the most important first, in a few minutes",
+    )
+    sub.add_argument(
+        "--large", action="store_true", help="training, drawing: full-size models with random weights, on a GPU"
+    )
+    sub.add_argument(
+        "--peer", metavar="DIR", help="training, drawing, card: a checkout of diffusers, whose scripts run side by side"
+    )
+    sub.add_argument("--family", choices=footprint.FAMILIES, help="plans: of this family alone")
+    sub.add_argument("--card", metavar="8GB", help="plans: for this size of a card alone")
+    sub.add_argument("--method", choices=("lora", "full"), help="plans: of this method alone")
+    sub.add_argument("--only", nargs="+", choices=PIECES, metavar="NAME", help=f"card: {', '.join(PIECES)}")
+    sub.add_argument(
+        "--minutes", type=float, metavar="N", help="plans, card: end by then; the same command goes on where it was"
+    )
+    sub.add_argument(
+        "--work", metavar="DIR", help="plans, card: keep the full-size models here for the next time (10 GB)"
+    )
+    sub.add_argument(
+        "--out",
+        metavar="DIR",
+        help="a new folder to work in, removed at the end; that of sweep, plans and card is kept, memory's is its file",
+    )
+
+
+def bench(options: argparse.Namespace, terminal: Terminal) -> Result:
+    default = f"bench-{options.part}{'.json' if options.part == 'memory' else ''}"
+    out = Path(options.out or default).expanduser().resolve()
+    asked = _asked(options)
+    if out.exists() and options.part not in (*_GOES_ON, "memory"):
+        raise UserError(
+            f"{out}: the benchmark fills and removes a folder of its own; name one that does not exist yet."
+        )
+    if out.exists() and not out.is_dir() and options.part in _GOES_ON:
+        raise UserError(f"--out: {out} is a file; name a folder.")
+    python = environment.ensure(terminal.show)
+    job = run.create(
+        out.with_name(f".{out.name}-job"), {"kind": f"bench-{options.part}", "out": str(out), **asked}, "{}"
+    )
+    try:
+        return {"part": options.part, **commands.work(job, python, terminal)}
+    finally:
+        shutil.rmtree(job.folder.parent, ignore_errors=True)
+
+
+def _asked(options: argparse.Namespace) -> dict[str, Any]:
+    """What of the flags the measurement is told. Raises UserError for one that it does not take."""
+    given = {name: value for name in _OF if (value := getattr(options, name)) not in (None, False)}
+    for name in given:
+        if options.part not in _OF[name]:
+            raise UserError(f"--{name}: it belongs to bench {' and bench '.join(_OF[name])}.")
+    if given.get("minutes", 1) <= 0:
+        raise UserError(f"--minutes: it must be more than 0 (it is {options.minutes:g}).")
+    asked: dict[str, Any] = {"large": False, **given}
+    for name in ("peer", "work"):
+        if name in given:
+            asked[name] = str(Path(given[name]).expanduser().resolve())
+    if "card" in given:
+        asked["card_bytes"] = planner.card_size(asked.pop("card"))
+    return asked

@@ -1,0 +1,202 @@
+"""The one command for a card: its pieces run, end in time, go on where they were, and are told with their goals."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from dreambooth.core import run
+from dreambooth.core.run import Job
+from dreambooth.engine.bench import card, card_ceilings, card_pieces, plans, training
+from dreambooth.engine.bench.card import Results
+from dreambooth.engine.bench.card_pieces import About
+from dreambooth.engine.bench.card_waiting import PROFILED, TIMED, Waiting
+from dreambooth.ui import benches, describe
+
+FOUND = {
+    "step_seconds": 0.05,
+    "first_step_seconds": 3.0,
+    "device_peak_bytes": 2 * 10**9,
+    "peak_bytes": 10**9,
+    "flops": 10**12,
+}
+
+
+def job(folder: Path, **asked: Any) -> Job:
+    some = {"out": str(folder / "out"), "work": str(folder / "work"), **asked}
+    return run.create(folder / "jobs", {"kind": "bench-card", **some}, "{}")
+
+
+def about(folder: Path, piece: str, *, large: bool = False, peer: str = "") -> About:
+    (folder / "work").mkdir(parents=True, exist_ok=True)
+    told = {"out": str(folder / "out"), "work": str(folder / "work"), "until": time.time() + 60}
+    return About(piece, {**told, "large": large, "peer": peer})
+
+
+def values(folder: Path) -> dict[str, Any]:
+    return {row["what"]: row["value"] for row in Results(folder / "out").rows()}
+
+
+def test_a_piece_is_measured_once_and_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A whole piece in its process; what is found is in the file, and is not looked for again."""
+    made = card.measure(job(tmp_path, only=["ceilings"]))
+    assert {row["what"] for row in made["rows"]} > {"card", "versions", "product of matrices in bf16"}
+    assert (made["left"], (tmp_path / "out" / "ceilings.log").exists()) == ([], True)
+    monkeypatch.setattr(card, "run_piece", None)
+    assert card.measure(job(tmp_path, only=["ceilings"]))["rows"] == made["rows"]
+    said = describe.bench({"part": "card", **made})
+    assert "torch 2." in said
+    assert "TFLOP/s" in said
+    late = card.measure(job(tmp_path, minutes=0.01))
+    assert late["left"] == [piece for piece in card.PIECES if piece != "ceilings"]
+    assert "Not ended: steps, full" in describe.bench({"part": "card", **late})
+
+
+def test_a_piece_ends_in_time_and_says_what_went_wrong(tmp_path: Path) -> None:
+    told = about(tmp_path, "none").told
+    Path(told["out"]).mkdir(exist_ok=True)
+    assert card.run_piece("none", told, 60, lambda: False) == "KeyError: 'none'"
+    assert card.run_piece("ceilings", told, 0.2, lambda: False) == "out of time"
+    assert card.run_piece("ceilings", told, 60, lambda: True) == "out of time"
+
+
+def test_what_a_piece_has_started_ends_with_it(tmp_path: Path) -> None:
+    child = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import time; time.sleep(60)'])"
+    process = subprocess.Popen([sys.executable, "-c", child], start_new_session=True, stdout=subprocess.PIPE)
+    time.sleep(0.5)
+    card._end(process)
+    assert process.stdout
+    assert process.stdout.read() == b"", "whoever held the other end of it is gone"
+
+
+def test_the_command_and_the_pieces_know_each_other() -> None:
+    assert tuple(card.PIECES) == benches.PIECES == tuple(card_pieces.WORK)
+
+
+@pytest.mark.parametrize("peer", [False, True])
+def test_steps_and_images_are_told_with_their_goals(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, peer: bool
+) -> None:
+    """As on a card, whose figures are made up here; a peer takes four times as long as we do."""
+    seen: list[tuple[str, Any]] = []
+    checkout = tmp_path / "peer"
+    checkout.mkdir()
+    for name in ("train_dreambooth.py", "train_dreambooth_lora.py"):
+        (checkout / name).touch()
+
+    def measured(self: Any, module: str, case: Any, **_: Any) -> dict[str, Any]:
+        seen.append((module, case))
+        return {**FOUND, "step_seconds": 0.2, "first_step_seconds": 12.0} if module == "peer_run" else FOUND
+
+    monkeypatch.setattr(training.Bench, "measured", measured)
+    monkeypatch.setattr(plans.Full, "source", lambda self, family, work: plans.MINIATURES[family])
+    monkeypatch.setattr(card_pieces.Bench, "peer_model", lambda self, family: tmp_path)
+    told = {"large": True, "peer": str(checkout) if peer else ""}
+    Results(tmp_path / "out").add("ceilings", "product of matrices in bf16", 800.0, "TFLOP/s")
+    for piece, do in (("steps", card_pieces.steps), ("full", card_pieces.full), ("first", card_pieces.first)):
+        do(about(tmp_path, piece, **told))
+    found = values(tmp_path)
+    assert found["sd1 lora batch 1 at 512, ours: a step"] == 0.05
+    assert found["sdxl lora batch 1 at 1024, ours: of the measured product of matrices"] == 0.025
+    assert found["sd1 full batch 4 at 512, ours: images"] == 80
+    assert {(module, case.rank) for module, case in seen if case.method == "lora" and module == "own_run"} == {
+        ("own_run", 16)
+    }
+    said = describe.bench({"part": "card", "rows": Results(tmp_path / "out").rows(), **TELLS})
+    assert line(said, "sd1 lora batch 1 at 512, ours: a step").endswith("0.05 s       at most 0.045 s  NOT REACHED")
+    assert line(said, "sdxl lora batch 1 at 1024, ours: a step").endswith("at most 0.15 s   reached")
+    if peer:
+        assert found["sd1 full batch 1 at 512: our images a second, times theirs"] == pytest.approx(4)
+        assert found["first step, of theirs"] == 0.25
+        assert line(said, "first step, of theirs").endswith("reached")
+    else:
+        assert {module for module, _ in seen} == {"own_run"}
+
+
+TELLS = {"large": True, "left": [], "path": "x", "plans": []}
+
+
+def line(said: str, what: str) -> str:
+    return next(one.rstrip() for one in said.splitlines() if what in one)
+
+
+def test_memory_is_that_of_the_plan_for_the_goal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted: list[Any] = []
+
+    def row(self: Any, one: Any, until: float) -> dict[str, Any]:
+        wanted.append(one)
+        ended = {"ended": "held", "peak_bytes": 4.4e9, "step_seconds": 2.0, "reserved_bytes": 0, "context_bytes": 0}
+        planned = {"total": 4.5e9}
+        held = ended if one.family == "sd1" or one.method == "lora" else {"ended": "out of time"}
+        return {**one.key, "changes": {"a.b": 1}, "planned": planned, **held}
+
+    monkeypatch.setattr(plans.Bench, "row", row)
+    card_pieces.memory(about(tmp_path, "memory", large=True))
+    found = values(tmp_path)
+    assert found["sd1 full within 4.5 GB: most memory"] == 4.4
+    assert found["sdxl full within 5.0 GB: most memory"] is None
+    said = describe.bench({"part": "card", "rows": Results(tmp_path / "out").rows(), **TELLS})
+    assert line(said, "sdxl full within 8.0 GB").endswith("out of time")
+    assert line(said, "sdxl lora within 4.3 GB: a step").endswith("NOT REACHED")
+    assert [one.card_bytes for one in wanted][:2] == [int(4.5e9 / 0.94), int(2**32 / 0.94)]
+    wanted.clear()
+    card_pieces.memory(about(tmp_path, "memory", large=True))
+    assert [one.method for one in wanted] == ["full", "full"], "those that the time did not suffice for"
+
+
+def test_the_proofs_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = "FAILED tests/gpu/test_x.py::test_y\n1 failed, 30 passed, 2 skipped, 4 warnings, 1 error in 3s\n"
+    monkeypatch.setattr(card_pieces.subprocess, "run", lambda command, **_: SimpleNamespace(stdout=out, given=command))
+    card_pieces.proofs(about(tmp_path, "proofs", large=True))
+    rows = {row["what"]: row for row in Results(tmp_path / "out").rows()}
+    assert rows["tests that passed"]["value"] == 30
+    assert (rows["tests that failed"]["value"], rows["tests that failed"]["goal"]) == (2, 0)
+    assert rows["tests that failed"]["which"] == ["FAILED tests/gpu/test_x.py::test_y"]
+
+
+def test_drawing_and_plans_are_those_of_their_own_benchmarks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    row = {"who": "ours", "steps": 20, "batch": 4, "pictures_per_second": 2.5}
+    asked: list[Any] = []
+    monkeypatch.setattr(card_pieces.drawing, "measure", lambda job: asked.append(job.read()) or {"rows": [row]})
+    monkeypatch.setattr(plans.Full, "source", lambda self, family, work: plans.MINIATURES[family])
+    card_pieces.draw(about(tmp_path, "drawing", large=True))
+    assert values(tmp_path)["class pictures: ours, 20 steps, 4 at once"] == 2.5
+    assert asked[0]["large"]
+    assert (Path(asked[0]["out"]) / "sd1.safetensors").resolve() == plans.MINIATURES["sd1"].resolve()
+    some = [{"ended": "held"}, {"ended": "out of memory"}, {"ended": "not planned"}]
+    monkeypatch.setattr(plans, "run", lambda job, models: asked.append(job.read()) or {"rows": some, "left": 3})
+    with pytest.raises(SystemExit, match="3 plans were not reached"):
+        card_pieces.all_plans(about(tmp_path, "plans", large=True))
+    rows = {row["what"]: row for row in Results(tmp_path / "out").rows()}
+    held = rows["plans that held in their card"]
+    assert (held["value"], held["at_least"]) == (1, 2)
+    assert 0.5 < asked[1]["minutes"] <= 1
+
+
+def test_where_the_time_of_a_step_goes() -> None:
+    """Half of each step is work, and half of it is waiting."""
+    waiting, matrix = Waiting(), torch.randn(400, 400)
+    for _ in range(PROFILED.stop):
+        began = time.perf_counter()
+        matrix @ matrix
+        time.sleep(min(0.02, time.perf_counter() - began))
+        waiting.step_ended()
+    found = waiting.found()
+    assert 0.01 < found["busy"] < 0.9
+    assert found["longest"][0][0] in ("aten::mm", "aten::addmm")
+    assert 1 <= found["pieces_of_work"] < 10
+    assert len(TIMED) > 5
+
+
+def test_ceilings_are_measured_in_turns() -> None:
+    times = iter([0.0, 0.0, 0.0, *([0.01] * 5), *([0.03] * 5)])
+    assert card_ceilings.seconds(torch.device("cpu"), lambda: time.sleep(next(times))) == pytest.approx(0.02, abs=0.01)
+    assert json.dumps(card_ceilings.card(torch.device("cpu")))

@@ -1,0 +1,202 @@
+"""Each way to take a step on a card gives the losses of the plain one, from the same seeds and within stated bounds.
+
+The plain way is untraced, with PyTorch's attention, in full precision; where a way has another precision or another
+clipping by its nature, it is held against the plain way with the same.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+
+from dreambooth.core.project import Project
+from dreambooth.engine.families import unet_weights
+from dreambooth.engine.tracing.program import Program
+from dreambooth.engine.training import attention, optimizers, pulse, traced
+from dreambooth.engine.training.session import Session
+from tests.engine.runs import LORA
+from tests.gpu.conftest import losses
+
+STEPS = {"cpu": 5, "cuda": 20}
+EXACT = 1e-3  # the same operations; on a card their sums have no fixed order
+HALF = 0.015  # half precision beside full precision, or done in another order
+UNTRACED, TRACED = ({"tuning.trace_steps": on} for on in (False, True))
+CHECKPOINTED = {"batching.gradient_checkpointing": True}
+BF16, FP16 = {"tuning.mixed_precision": "bf16"}, {"tuning.mixed_precision": "fp16"}
+FUSED = {"memory.step_in_backward": True}
+EIGHT = {"optimizer.name": "adamw_8bit"}
+
+PLAIN: dict[str, dict[str, Any]] = {
+    "full": {},
+    "full, unclipped": {"optimizer.max_grad_norm": 0},
+    "full, each clipped by itself": FUSED,
+    "full, 8-bit states": EIGHT,
+    "lora": LORA,
+    "lora, bf16": {**LORA, **BF16},
+}
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way to take steps: beside which plain one, with what changed, how far its losses may be from that one's in the
+    mean, and what is then seen of it in the run."""
+
+    plain: str
+    changes: dict[str, Any]
+    most: float
+    seen: dict[str, Any] = field(default_factory=dict)
+    wants_card: bool = False
+
+
+WAYS = {
+    "full, autocast to bf16": Way("full", BF16, HALF, {"autocast": "bf16"}),
+    "full, weights in bf16": Way("full", {**BF16, "memory.bf16_weights": True}, HALF, {"weights": torch.bfloat16}),
+    "full, step in backward": Way("full, unclipped", {"optimizer.max_grad_norm": 0, **FUSED}, EXACT, {"fused": True}),
+    "full, checkpointed": Way("full", CHECKPOINTED, EXACT, {"checkpointed": True}),
+    "full, streamed": Way(
+        "full, each clipped by itself",
+        {**FUSED, **CHECKPOINTED, "memory.unet_weights": "streamed"},
+        EXACT,
+        {"lying": "Streamed", "fused": True},
+    ),
+    "full, 8-bit states": Way("full", EIGHT, 0.002, {"optimizer": "AdamW8bit"}),
+    "full, paged 8-bit states": Way(
+        "full, 8-bit states", {"optimizer.name": "paged_adamw_8bit"}, EXACT, {"optimizer": "PagedAdamW8bit"}, True
+    ),
+    "lora, bf16": Way("lora", {**LORA, **BF16}, HALF, {"weights": torch.bfloat16}),
+    "lora, fp16 with its scaler": Way("lora", {**LORA, **FP16}, HALF, {"weights": torch.float16, "scaler": True}, True),
+    "full, fp16 with its scaler": Way("full", FP16, HALF, {"autocast": "fp16", "scaler": True}, True),
+    "lora, three quarters checkpointed": Way(
+        "lora", {**LORA, **CHECKPOINTED, "memory.checkpointed_share": 0.75}, EXACT, {"checkpointed": True}
+    ),
+    "lora, int8": Way("lora", {**LORA, **CHECKPOINTED, "memory.unet_weights": "int8"}, 0.005, {"lying": "Int8"}),
+    "lora, nf4": Way("lora", {**LORA, **CHECKPOINTED, "memory.unet_weights": "nf4"}, 0.02, {"lying": "NF4"}),
+    "lora, streamed": Way(
+        "lora", {**LORA, **CHECKPOINTED, "memory.unet_weights": "streamed"}, EXACT, {"lying": "Streamed"}
+    ),
+    "lora, flash": Way("lora, bf16", {**LORA, **BF16, "memory.attention": "flash"}, HALF, {"attention": "_Flash"}),
+    "lora, sliced": Way("lora", {**LORA, "memory.attention": "sliced"}, EXACT, {"attention": "SlicedAttnProcessor"}),
+    "lora, xformers": Way(
+        "lora, bf16",
+        {**LORA, **BF16, "memory.attention": "xformers"},
+        HALF,
+        {"attention": "XFormersAttnProcessor"},
+        True,
+    ),
+    "lora, traced": Way("lora", {**LORA, **TRACED}, EXACT),
+    "lora, bf16, traced": Way("lora, bf16", {**LORA, **BF16, **TRACED}, HALF),
+    "full, autocast to bf16, traced": Way("full", {**BF16, **TRACED}, HALF),
+}
+
+
+def off(ours: list[float], plain: list[float]) -> float:
+    """How far losses are from others in the mean, as a share of these."""
+    assert len(ours) == len(plain)
+    return sum(abs(one - other) / other for one, other in zip(ours, plain)) / len(plain)
+
+
+@pytest.fixture(scope="module")
+def plain(projects: dict[str, Project]) -> Any:
+    """The losses of a plain way, each worked out once for each device."""
+
+    @cache
+    def found(name: str, device: str, steps: int) -> list[float]:
+        return losses(projects["sd1"], **{**PLAIN[name], **UNTRACED, "intervals.max_train_steps": steps})
+
+    return found
+
+
+@pytest.mark.parametrize("name", WAYS)
+def test_it_learns_as_the_plain_way(
+    name: str, device: torch.device, projects: dict[str, Project], plain: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    way = WAYS[name]
+    if way.wants_card and device.type == "cpu":
+        pytest.skip("done on a card alone")
+    if (missing := missing_here(way, device)) and device.type == "cuda":
+        pytest.skip(missing)
+    steps, seen, again = STEPS[device.type], watch(monkeypatch), done_again(monkeypatch)
+    ours = losses(projects["sd1"], **{"intervals.max_train_steps": steps, **UNTRACED, **way.changes})
+    assert {key: seen[key] for key in way.seen} == way.seen, "the way was taken"
+    assert seen["device"] == device.type
+    assert len(again) == (steps - 1 if way.changes.get("tuning.trace_steps") else 0)
+    apart = off(ours, plain(way.plain, device.type, steps))
+    print(f"{name} on {device.type}: {apart:.6f} of {way.most}")
+    assert apart <= way.most
+
+
+@pytest.mark.parametrize("name", ["full", "lora"])
+def test_the_bounds_are_those_of_what_learns(
+    name: str, device: torch.device, projects: dict[str, Project], plain: Any
+) -> None:
+    """A run that hardly learns is far beyond every bound."""
+    slow = {"learning.learning_rate": 1e-7, "learning.lora_learning_rate": 1e-7}
+    steps = STEPS[device.type]
+    idle = losses(projects["sd1"], **{**PLAIN[name], **UNTRACED, **slow, "intervals.max_train_steps": steps})
+    loosest = max(way.most for way in WAYS.values() if way.plain.startswith(name))
+    assert off(idle, plain(name, device.type, steps)) > 1.2 * loosest
+
+
+def missing_here(way: Way, device: torch.device) -> str:
+    """What a way needs that is not on this machine; empty where it works."""
+    chosen = way.changes.get("optimizer.name", "adamw")
+    if fault := optimizers.fault(chosen, device):
+        return f"{chosen}: {fault}"
+    kind = way.changes.get("memory.attention", "sdpa")
+    if fault := attention.fault(kind, device):
+        return f"{kind}: {fault}"
+    lying = way.changes.get("memory.unet_weights", "whole")
+    return f"{lying}: {fault}" if (fault := unet_weights.fault(lying, device)) else ""
+
+
+def watch(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What a run works with, as it is after its first step."""
+    seen: dict[str, Any] = {}
+    end_step = pulse.Pulse.end_step
+
+    def looked(self: pulse.Pulse, norms: torch.Tensor) -> torch.Tensor:
+        if not seen:
+            seen.update(about(self.session))
+        return end_step(self, norms)
+
+    monkeypatch.setattr(pulse.Pulse, "end_step", looked)
+    return seen
+
+
+def done_again(monkeypatch: pytest.MonkeyPatch) -> list[Program]:
+    """Grows by one for each step that is done again from its record, which is all but the first here."""
+    monkeypatch.setattr(traced, "BEFORE", 0)
+    monkeypatch.setattr(traced, "WORTH", 1)
+    again: list[Program] = []
+    call = Program.__call__
+
+    def counted(self: Program, *arguments: Any) -> Any:
+        again.append(self)
+        return call(self, *arguments)
+
+    monkeypatch.setattr(Program, "__call__", counted)
+    return again
+
+
+def about(session: Session) -> dict[str, Any]:
+    unet = session.model.unet
+    lying = {type(made).__name__ for part in unet.modules() if (made := getattr(part, "resting", None))}
+    processors = {type(one).__name__ for one in unet.attn_processors.values()}
+    inner = getattr(session.optimizer, "optimizer", session.optimizer)
+    gradients = [weight.grad for weight in session.trained.parts["unet"].values()]
+    assert len(processors) == 1
+    return {
+        "device": session.model.device.type,
+        "weights": unet.conv_in.weight.dtype,
+        "autocast": session.accelerator.mixed_precision,
+        "scaler": session.accelerator.scaler is not None,
+        "optimizer": type(inner).__name__,
+        "lying": lying.pop() if lying else "",
+        "attention": processors.pop(),
+        "fused": all(gradient is None for gradient in gradients),
+        "checkpointed": any(getattr(part, "gradient_checkpointing", False) for part in unet.modules()),
+    }
