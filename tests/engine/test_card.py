@@ -168,7 +168,7 @@ def test_drawing_and_plans_are_those_of_their_own_benchmarks(tmp_path: Path, mon
     monkeypatch.setattr(card_pieces.drawing, "measure", lambda job: asked.append(job.read()) or {"rows": [row]})
     monkeypatch.setattr(plans.Full, "source", lambda self, family, work: plans.MINIATURES[family])
     card_pieces.draw(about(tmp_path, "drawing", large=True))
-    assert values(tmp_path)["class pictures: ours, 20 steps, 4 at once"] == 2.5
+    assert values(tmp_path)["class pictures: ours, as by default"] == 2.5
     assert asked[0]["large"]
     assert (Path(asked[0]["out"]) / "sd1.safetensors").resolve() == plans.MINIATURES["sd1"].resolve()
     some = [{"ended": "held"}, {"ended": "out of memory"}, {"ended": "not planned"}]
