@@ -6,6 +6,7 @@ const dreamboothWords = (() => {
     const NUMBER = "([^ ]*\\d[^ ]*(?: [A-Za-z]{1,3})?)"; // with its unit
     const ANYTHING = "(.+?)";
     const LONG = 9; // letters that say enough for anything to stand between them
+    const BEGUN = /^[A-Za-z](?:.*[A-Za-z]){5}/; // and what says enough for anything to follow it
     const PIECES = " · ";
 
     let patterns = null;
@@ -14,7 +15,7 @@ const dreamboothWords = (() => {
 
     function holed() {
         patterns ??= Object.keys(known()).filter((key) => key.includes("#") && known()[key]).map((key) => {
-            const hole = key.replace(/[^A-Za-z]/g, "").length >= LONG ? ANYTHING : NUMBER;
+            const hole = key.replace(/[^A-Za-z]/g, "").length >= LONG || BEGUN.test(key) ? ANYTHING : NUMBER;
             const parts = key.split("#").map((part) => part.replace(/[.*+?^${}()|[\]\\]/g, "\\$&"));
             return [new RegExp(`^${parts.join(hole)}$`), known()[key]];
         });
@@ -33,6 +34,10 @@ const dreamboothWords = (() => {
         if (said.includes(PIECES)) {
             return text.replace(said, () => said.split(PIECES).map(translated).join(PIECES));
         }
+        const about = aboutSetting(said);
+        if (about !== said) {
+            return text.replace(said, () => about);
+        }
         for (const [pattern, words] of holed()) {
             const found = said.match(pattern);
             if (found) {
@@ -41,6 +46,17 @@ const dreamboothWords = (() => {
             }
         }
         return text;
+    }
+
+    /* `Lora Rank: it is empty; give a number.`, and `Concept 1, Class Prompt: ...`: the sentence is known without it. */
+    function aboutSetting(said) {
+        const at = said.indexOf(": ");
+        const sentence = said.slice(at + 2);
+        const words = at > 0 ? translated(sentence) : sentence;
+        if (words === sentence) {
+            return said;
+        }
+        return `${said.slice(0, at).split(/(?<=,) /).map(translated).join(" ")}: ${words}`;
     }
 
     function translateUnder(node) {

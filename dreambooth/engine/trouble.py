@@ -32,6 +32,11 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and bool(re.search("out of memory|can't allocate memory", str(error)))
 
 
+def first_line(error: BaseException) -> str:
+    """What a library's error says first, as a part of a sentence; of errors without words their kind."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200].rstrip(".")
+
+
 def explained(error: BaseException, phase: str, *, draws: bool) -> Problem:
     """Too little memory where nothing is tried again: what happened, and what to do. `draws` is of a job that draws."""
     do = _DRAW_LESS if draws else _TRAIN_LESS
@@ -58,6 +63,8 @@ def smaller(settings: Settings, phase: str) -> tuple[Changes, str] | None:
     """The next thing that takes less memory in this phase, with its name; None where nothing is left."""
     if phase in _DRAWING:
         return _smaller_drawing(settings)
+    if phase == TRAINING and settings.tuning.cuda_graphs:
+        return {"tuning.cuda_graphs": False}, "no CUDA graphs"
     return planner.smaller(settings) if phase == TRAINING else None
 
 

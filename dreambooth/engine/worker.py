@@ -32,6 +32,7 @@ from dreambooth.engine.families.model import Model
 from dreambooth.engine.hooks import Hooks, already_written, save_output
 from dreambooth.engine.listener import asked_to_end
 from dreambooth.engine.sampling import decoding
+from dreambooth.engine.tracing import graph
 from dreambooth.engine.training import adapters, attention, checkpointing, optimizers, precision, preview
 from dreambooth.engine.training.ema import Ema
 from dreambooth.engine.training.loop import Ending, train
@@ -139,6 +140,8 @@ def check_abilities(work: Work) -> None:
     optimizers.check(settings, device)
     attention.check(settings.memory.attention, device, precision.compute_dtype(accelerator))
     unet_weights.check(settings.memory.unet_weights, device)
+    if settings.tuning.cuda_graphs and (reason := graph.fault(device)):
+        raise UserError(f"tuning.cuda_graphs: {reason}; turn it off.")
 
 
 def load(work: Work, source: Source) -> tuple[Model, Any]:

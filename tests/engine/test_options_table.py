@@ -95,6 +95,7 @@ PROOFS = {
     "tuning.ema_decay": "engine/test_options.py::test_a_short_memory_of_the_average_is_nearer_to_the_weights",
     "tuning.prior_loss_weight": "engine/test_objective.py::test_the_weight_of_the_class_falls_over_the_epochs",
     "tuning.trace_steps": "engine/test_traced.py::test_a_run_is_traced_only_where_that_is_asked_for",
+    "tuning.cuda_graphs": "engine/test_graph.py::test_it_is_refused_without_a_gpu",
     "tuning.deterministic": "engine/test_memory_options.py::test_deterministic_refuses_what_does_not_repeat",
     "tuning.nonfinite_steps": "engine/test_trouble.py::test_after_so_many_the_run_goes_back_with_half_the_rate",
     "objective.loss": "engine/test_objective.py::test_huber",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from accelerate.state import AcceleratorState
 from diffusers import UNet2DConditionModel
 from PIL import Image
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from dreambooth.core.layout import SUBJECT_PICTURES
 from dreambooth.core.project import Project
@@ -27,6 +29,7 @@ from tests.engine.runs import LORA, new_run, output, same, tiny_project, told, t
 
 STEPS = {"intervals.max_train_steps": 8, "batching.train_batch_size": 1}
 CHECKPOINTED = {"batching.gradient_checkpointing": True}
+BF16 = {"tuning.mixed_precision": "bf16"}
 LONGER = {"intervals.max_train_steps": 24}
 TRACED = 8 - traced.BEFORE - 2  # two are needed to write down and to check
 
@@ -81,6 +84,22 @@ def test_a_constant_may_change_its_values() -> None:
     with torch.no_grad():
         layer.weight.mul_(3)
     assert torch.equal(program([torch.ones(2, 4)])[0], layer(torch.ones(2, 4)))
+
+
+def test_a_program_that_is_let_go_of_holds_nothing() -> None:
+    def made() -> tuple[Program, StorageWeakRef]:
+        layer = nn.Linear(4, 4)
+        _, program = record(lambda given: [layer(given[0])], [torch.ones(2, 4)])
+        return program, StorageWeakRef(layer.weight.untyped_storage())
+
+    gc.disable()
+    try:
+        program, weight = made()
+        assert not weight.expired()
+        del program
+        assert weight.expired()
+    finally:
+        gc.enable()
 
 
 def test_what_nothing_comes_of_is_left_out() -> None:
@@ -174,25 +193,30 @@ def test_a_run_is_traced_only_where_that_is_asked_for(projects: dict[str, Projec
 
 
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
-    "full": ("sd1", {}),
-    "v": ("sd2-v", {"objective.weighting": "min_snr", "objective.offset_noise": 0.1}),
+    "full": ("sd2-v", {"objective.weighting": "min_snr", "objective.offset_noise": 0.1, "memory.attention": "sliced"}),
     "lora": ("sdxl", LORA),
-    "convolutions": ("sd1", {**LORA, "lora.layers": "convolutions"}),
-    "dropout": ("sd1", {**LORA, "lora.dropout": 0.3}),
-    "dora": ("sd1", {**LORA, "lora.kind": "dora"}),
+    "dropout": ("sd1", {**LORA, "lora.layers": "convolutions", "lora.dropout": 0.3}),
+    "dora": ("sd1", {**LORA, "lora.kind": "dora", "optimizer.name": "adamw_schedule_free"}),
     "oft": ("sd1", {**LORA, "lora.kind": "oft"}),
-    "half precision": ("sd1", {**LORA, "tuning.mixed_precision": "bf16"}),
-    "autocast": ("sd1", {"tuning.mixed_precision": "bf16"}),
-    "bf16 weights": ("sd1", {"memory.bf16_weights": True, "tuning.mixed_precision": "bf16"}),
+    "half precision": ("sd1", {**LORA, **BF16}),
+    "autocast": ("sd1", BF16),
+    "bf16 weights": ("sd1", {"memory.bf16_weights": True, **BF16}),
     "text encoders": ("sdxl", {"tuning.text_encoder_ratio": 1.0, "captions.dropout": 0.2, **LONGER}),
     "part of the run": ("sd1", {"tuning.text_encoder_ratio": 0.5, **LONGER}),
     "checkpointed": ("sd1", {**LORA, **CHECKPOINTED, "memory.checkpointed_share": 0.5}),
     "int8": ("sd1", {**LORA, "memory.unet_weights": "int8", **CHECKPOINTED}),
     "streamed": ("sd1", {**LORA, "memory.unet_weights": "streamed", **CHECKPOINTED}),
-    "added up": ("sd1", {"batching.gradient_accumulation_steps": 2}),
-    "average": ("sd1", {"tuning.use_ema": True, "optimizer.name": "lion"}),
-    "sliced": ("sd1", {"memory.attention": "sliced"}),
-    "huber": ("sd1", {"objective.loss": "huber", "objective.huber_schedule": "snr", "concepts.0.loss_weight": 2.0}),
+    "added up": (
+        "sd1",
+        {
+            "batching.gradient_accumulation_steps": 2,
+            "tuning.use_ema": True,
+            "optimizer.name": "lion",
+            "objective.loss": "huber",
+            "objective.huber_schedule": "snr",
+            "concepts.0.loss_weight": 2.0,
+        },
+    ),
 }
 
 
@@ -230,20 +254,24 @@ def test_what_cannot_be_traced_or_is_too_short_is_done_as_ever(
 
 
 def test_pictures_of_several_shapes_have_a_program_each(
-    projects: dict[str, Project], counted: dict[str, int], tmp_path: Path
+    projects: dict[str, Project], counted: dict[str, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for n, path in enumerate(sorted(SUBJECT_PICTURES.glob("*.png"))[:4]):
-        Image.open(path).convert("RGB").resize((128, 128) if n % 2 else (192, 128)).save(tmp_path / f"{n}.png")
+        Image.open(path).convert("RGB").resize((128, 128) if n % 2 else (256, 64)).save(tmp_path / f"{n}.png")
     changes: dict[str, Any] = {
         "concepts.0.instance_data_dir": str(tmp_path),
         "concepts.0.class_mode": "folder",
         "concepts.0.class_data_dir": str(SUBJECT_PICTURES),
         "concepts.0.class_prompt": "a photo of a star",
+        "general.resolution": 128,
         **STEPS,
         **LONGER,
     }
+    run, programs = Program.__call__, set()
+    monkeypatch.setattr(Program, "__call__", lambda self, given: programs.add(self) or run(self, given))
     results = [output(train(projects["sd1"], **changes, **{"tuning.trace_steps": on})) for on in (False, True)]
-    assert counted["programs"] > 10
+    assert len(programs) == 2
+    assert counted["programs"] > 24 - 2 * (traced.BEFORE + 2)
     assert same(*results)
 
 

@@ -24,6 +24,7 @@ def found(settings: Settings) -> list[str]:
         *_schedule_free(settings),
         *_bf16_weights(settings),
         *_step_in_backward(settings),
+        *_cuda_graphs(settings),
         *_unet_weights(settings),
         *_checkpointed_share(settings),
         *_previews_and_rests(settings),
@@ -106,6 +107,15 @@ def _step_in_backward(settings: Settings) -> list[str]:
         problems.append(f"{key}: {settings.optimizer.name} looks at all gradients at once; choose another optimizer.")
     if settings.tuning.mixed_precision == "fp16":
         problems.append(f"{key}: fp16 must see all gradients before any is applied; choose bf16 or no mixed precision.")
+    return problems
+
+
+def _cuda_graphs(settings: Settings) -> list[str]:
+    key, problems = "tuning.cuda_graphs", []
+    if settings.tuning.cuda_graphs and not settings.tuning.trace_steps:
+        problems.append(f"{key}: they are made of traced steps; turn tuning.trace_steps on.")
+    if settings.tuning.cuda_graphs and settings.memory.step_in_backward:
+        problems.append(f"{key}: a step in the backward pass is not traced; turn memory.step_in_backward off.")
     return problems
 
 

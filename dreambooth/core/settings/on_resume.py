@@ -45,6 +45,7 @@ RULES: dict[str, str] = {
     "tuning.mixed_precision": MAY,
     "tuning.deterministic": MAY,
     "tuning.trace_steps": MAY,
+    "tuning.cuda_graphs": MAY,
     "tuning.nonfinite_steps": MAY,
     "tuning.ema_decay": MAY,
     "tuning.use_ema": "its state holds an average only if there was one from the beginning",

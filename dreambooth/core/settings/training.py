@@ -94,6 +94,13 @@ class Tuning:
         "with the same numbers; not for short runs, nor with Step in Backward.",
         advanced=True,
     )
+    cuda_graphs: bool = setting(
+        False,
+        "CUDA Graphs",
+        "Hand a traced step to the GPU as a whole, which then waits for nothing. The step's memory is held for good. "
+        "It is held against PyTorch before it is used, but was not tried on a card yet.",
+        advanced=True,
+    )
     nonfinite_steps: int = setting(
         5,
         "Steps Left Out at Most",

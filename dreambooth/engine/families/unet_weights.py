@@ -22,6 +22,7 @@ from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 
 from dreambooth.core.errors import UserError
+from dreambooth.engine import trouble
 
 LEAST_VALUES = 4096  # of a weight that is worth it
 NF4_BLOCK = 64  # values with a scale of their own
@@ -113,7 +114,7 @@ def fault(kind: str, device: torch.device) -> str:
     try:
         back = NF4(weight, device, nn.Linear(1, 1)).woken(device).cpu()
     except Exception as error:  # noqa: BLE001  (whatever it is, this is not for here)
-        return (str(error).strip().splitlines() or [type(error).__name__])[0][:200].rstrip(".")
+        return trouble.first_line(error)
     return "" if (back - weight).abs().max() < 0.2 else "its values do not come back"
 
 

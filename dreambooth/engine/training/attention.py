@@ -12,6 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
 from dreambooth.core.errors import UserError
+from dreambooth.engine import trouble
 
 KINDS = ("sdpa", "flash", "sliced", "xformers")
 
@@ -31,7 +32,7 @@ def fault(name: str, device: torch.device) -> str:
     except ModuleNotFoundError:
         return "the package is not installed in the engine's environment"
     except Exception as error:  # noqa: BLE001  (it fails in many ways where it was built for another PyTorch)
-        return (str(error).strip().splitlines() or [type(error).__name__])[0][:200].rstrip(".")
+        return trouble.first_line(error)
     return ""
 
 

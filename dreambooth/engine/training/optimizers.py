@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from dreambooth.core.errors import UserError
 from dreambooth.core.settings import Settings, learning_rates
 from dreambooth.core.settings.course import Optimizer as Chosen
+from dreambooth.engine import trouble
 from dreambooth.engine.training.adapters import Trained
 
 Groups = list[dict[str, Any]]
@@ -65,7 +66,7 @@ def fault(name: str, device: torch.device) -> str:
                 optimizer.zero_grad()
                 losses.append(loss.item())
         except Exception as error:  # noqa: BLE001  (whatever it is, this optimizer is not for here)
-            return (str(error).strip().splitlines() or [type(error).__name__])[0][:200].rstrip(".")
+            return trouble.first_line(error)
         return "" if losses[-1] < losses[0] else "its steps do not lower the loss"
 
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from dreambooth.core.errors import Problem
 from dreambooth.engine import trouble
+from dreambooth.engine.tracing.graph import Graph
 from dreambooth.engine.tracing.program import NotTraceable, Program, record, signature
 from dreambooth.engine.training import loss
 from dreambooth.engine.training.in_backward import StepInBackward
@@ -47,7 +48,7 @@ class _Shape:
     """What is known of the batches of one shape."""
 
     seen: int = 0
-    program: Program | None = None
+    program: Program | Graph | None = None
     learning: list[nn.Parameter] = field(default_factory=list)  # whose gradients the program gives
     is_checked: bool = False
     is_given_up: bool = False
@@ -64,6 +65,8 @@ class Passes:
         # more than gradients.
         draws_again = settings.is_lora and settings.lora.dropout > 0 and settings.batching.gradient_checkpointing
         self.is_on = settings.tuning.trace_steps and not in_backward and not draws_again
+        self.captures = settings.tuning.cuda_graphs
+        self._graph: Graph | None = None  # the first
         self._shapes: dict[Any, _Shape] = {}
 
     def run(self, batch: Batch) -> Losses:
@@ -120,8 +123,10 @@ class Passes:
         assert shape.program
         found = shape.program(list(batch.tensors().values()))
         split = len(found) - len(shape.learning)
+        added_up = self.session.budget.accumulation > 1
         for weight, gradient in zip(shape.learning, found[split:]):
-            weight.grad = gradient
+            # Where a graph writes its gradients it writes those of the next batch, too.
+            weight.grad = gradient.clone() if added_up and isinstance(shape.program, Graph) else gradient
         return found[:split]
 
     def _checked(self, shape: _Shape, batch: Batch) -> Losses:
@@ -139,12 +144,30 @@ class Passes:
             losses = self._plain(batch)
             wanted = self._size(losses)
         agrees = _agrees(found, wanted)
-        shape.is_checked = bool(agrees)
         if agrees is False:
             self.is_on = False
             self._shapes.clear()
+            self._graph = None
             self.hooks.warn(DIFFERS)
+        elif agrees and self.captures and isinstance(shape.program, Program):
+            self._capture(shape, batch)  # and that is checked, too
+        else:
+            shape.is_checked = bool(agrees)
         return losses
+
+    def _capture(self, shape: _Shape, batch: Batch) -> None:
+        """Makes a CUDA graph of a shape's program, where the device can."""
+        assert isinstance(shape.program, Program)
+        try:
+            with self._rewound():
+                shape.program = Graph(shape.program, list(batch.tensors().values()), like=self._graph)
+            self._graph = self._graph or shape.program
+        except RuntimeError as error:
+            if trouble.is_out_of_memory(error):
+                raise
+            self.captures, shape.is_checked = False, True
+            said = f"The steps cannot be captured as CUDA graphs ({trouble.first_line(error)}); they go on without."
+            self.hooks.warn(Problem(said, "tuning.cuda_graphs", "Turn it off."))
 
     def _size(self, losses: Losses) -> Tensor:
         """The losses, and how large each gradient is, in two norms."""

@@ -89,7 +89,8 @@ class Models(Routes):
         return {"kind": kind, "settings": _written(opened, flat), "report": report}
 
     def outputs(self, name: str) -> Answer:
-        """What the model's runs wrote and is still there, newest first."""
+        """What the model's runs wrote and is still there, that of the newest run first; `step` is of the state that a
+        file was exported from."""
         return {"outputs": runs.outputs(self.open(name))}
 
 

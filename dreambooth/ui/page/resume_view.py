@@ -44,12 +44,12 @@ def _kept(kept: list[Difference]) -> str:
     labels: dict[str, dict[str, None]] = {}
     for one in kept:
         labels.setdefault(one["why_not"], {})[_kept_one(one)] = None
-    return "".join(f"<li>{', '.join(some)}: {escape(reason)}.</li>" for reason, some in labels.items())
+    return "".join(f"<li>{', '.join(some)}: <span>{escape(reason)}</span>.</li>" for reason, some in labels.items())
 
 
 def _kept_one(one: Difference) -> str:
     if one["now"] is None or one["given"] is None:
-        where = "on the page" if one["now"] is None else "in the run"
-        return f"<b>Concept {int(one['key'].split('.')[1]) + 1}</b> (only {where})"
-    there = f"{escape(said(one['now']))}, the page {escape(said(one['given']))}"
-    return f"<b>{escape(label_of(one['key']))}</b> ({there})"
+        where = "<span>(only on the page)</span>" if one["now"] is None else "<span>(only in the run)</span>"
+        return f"<b>Concept {int(one['key'].split('.')[1]) + 1}</b> {where}"
+    there = f"<span>({escape(said(one['now']))} in the run, {escape(said(one['given']))} on the page)</span>"
+    return f"<b>{escape(label_of(one['key']))}</b> {there}"

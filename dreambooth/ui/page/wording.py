@@ -17,12 +17,16 @@ from dreambooth.core.layout import PROJECT
 _HERE = Path(__file__).parent
 _SCRIPTS = PROJECT / "javascript"
 _NO_VIEWS = ("reference.py", "wording.py", "alone.py", "routes.py", "dialect.py")
+_HOLE = "\x00"  # where a value stands
 _TAG = re.compile(r"<[^>]*>?|^[^<>]*>")
 _NAMED = re.compile(r'(?:title|aria-label|placeholder|alt)="([^"]*)"')
 _IN_SCRIPT = re.compile(r"""(?:"([^"\\\n]+)"|`([^`\n]+)`)""")
 _STAGE = re.compile(r"""(?:report\("stage", name=|stage\(|stage, |"name": )"([a-z ]+)\"""")
 _STAGES_OF = ("dreambooth/engine", "dreambooth/core/story.py")
-_HOLE = "\x00"  # where a value stands
+_SENTENCES_OF = ("dreambooth/core", "dreambooth/service", "dreambooth/engine/data/pictures.py")
+_ABOUT = re.compile(
+    rf"^(?:{_HOLE}|[a-z_]+)(?:\.(?:{_HOLE}|[a-z0-9_]+))*: "
+)  # the setting, which the page calls by its label
 
 
 def drawn_words() -> list[str]:
@@ -38,7 +42,18 @@ def drawn_words() -> list[str]:
     for place in _STAGES_OF:
         for file in sorted((PROJECT / place).rglob("*.py")) or [PROJECT / place]:
             found.update(dict.fromkeys(_STAGE.findall(file.read_text(encoding="utf-8"))))
+    for place in _SENTENCES_OF:
+        for file in sorted((PROJECT / place).rglob("*.py")) or [PROJECT / place]:
+            for literal in _literals(ast.parse(file.read_text(encoding="utf-8"))):
+                found.update(dict.fromkeys(_sentence(literal)))
     return list(found)
+
+
+def _sentence(literal: str) -> Iterator[str]:
+    """What is said of a setting or a file, which is a whole sentence."""
+    said = _ABOUT.sub("", literal).strip().replace(_HOLE, "#")
+    if said.endswith(".") and said.count(" ") > 2 and not re.search(r"\n|--|Ctrl-C", said):
+        yield said
 
 
 def _literals(tree: ast.AST) -> Iterator[str]:
@@ -66,7 +81,7 @@ def _texts(literal: str) -> Iterator[str]:
 
 def _is_said(text: str, marked: bool) -> bool:
     """Whether a text is for people: words, and not a name of the program's."""
-    if not re.search(r"[A-Za-z]{2}", text) or re.search(r"[{}=_\\]|db-|\w\.\w|://|--|^\W*$", text):
+    if not re.search(r"[A-Za-z]{2}", text) or re.search(r"[{}=_\\]|db-|[^\W\d]\.\w|://|--|^\W*$", text):
         return False
     sentence = text[0].isupper() or text[0] in "#●≈"
     phrase = "#" in text and re.fullmatch(r"[a-z#][a-z# ,]+", text) and " " in text

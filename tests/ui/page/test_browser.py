@@ -250,7 +250,7 @@ def test_going_on_with_the_pages_settings_says_what_it_changes_and_what_stays(ha
     hands.write("db_intervals_num_train_epochs", "2500")
     hands.see("#db_run .db-takes", "Training Steps Per Image (Epochs) 3000 → 2500")
     hands.write("db_general_seed", "8")
-    hands.see("#db_run .db-plan-made", "Seed (7, the page 8): this says which picture comes when")
+    hands.see("#db_run .db-plan-made", "Seed (7 in the run, 8 on the page): this says which picture comes when")
     step = newest(data).progress()["step"]
     hands.press("db_resume_with_page")
     hands.state("running", TRAINING_MS)

@@ -22,6 +22,10 @@ def test_the_words_of_views_scripts_and_stages_are_found() -> None:
     assert {"# pictures", "Runs are shown here as they go.", "● reset", "Press again:", "encoding pictures"} <= set(
         found
     )
+    assert {
+        "# is below the minimum, #.",
+        "it is empty; name the folder with your pictures.",
+    } <= set(found)
     assert not [text for text in found if "<" in text or "db-" in text or "\x00" in text]
 
 
@@ -35,6 +39,9 @@ def test_texts_with_numbers_and_names_are_translated(browser: Any, server: Serve
         "Runs are shown here as they go.": "Hier erscheinen die Läufe.",
         "Changed. The default is #.": "Geändert. Sonst #.",
         "Find a setting": "Einstellung suchen",
+        "# is below the minimum, #.": "# ist kleiner als #.",
+        "Concept #,": "Konzept #,",
+        "Seed": "Startwert",
     }
     hands.page.add_init_script(f"window.localization = {json.dumps(translation)};")
     hands.page.add_init_script(WORDS_JS.read_text(encoding="utf-8"))
@@ -45,5 +52,12 @@ def test_texts_with_numbers_and_names_are_translated(browser: Any, server: Serve
     hands.tab("Settings")
     assert hands.see("#db_general_seed .db-reset").get_attribute("title").startswith("Geändert. Sonst ")
     assert hands.page.locator("#db_search input").first.get_attribute("placeholder") == "Einstellung suchen"
+    hands.write("db_general_seed", "-3")
+    hands.see("#db_general_seed .db-sentence", "-3 ist kleiner als 0.")
+    hands.see("#db_page .db-problems", "Startwert: -3 ist kleiner als 0.")
+    translated = "(text) => dreamboothWords.translated(text)"
+    sentence = hands.page.evaluate(translated, "Concept 1, Repeats: 0 is below the minimum, 1.")
+    assert sentence == "Konzept 1, Repeats: 0 ist kleiner als 1."
+    assert hands.page.evaluate(translated, "Note: 3 of them stay.") == "Note: 3 of them stay."
     assert hands.errors == []
     hands.page.close()

@@ -1,0 +1,58 @@
+"""A program as one CUDA graph: the device is asked once for all of its operations.
+
+What such a graph reads and writes lies at fixed places, which it holds for good: inputs are copied into them, and
+outputs last until the next call. See docs.pytorch.org, "CUDA semantics", on CUDA graphs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dreambooth.engine.tracing.program import Program
+
+Captured = tuple[Callable[[], None], tuple[Tensor, ...]]  # what does it again, and where its outputs are then
+
+
+def fault(device: torch.device) -> str:
+    """Why there are no CUDA graphs on this device; empty if there are."""
+    return "" if device.type == "cuda" else "it needs a GPU"
+
+
+class Graph:
+    """Does what its program does.
+
+    Raises RuntimeError where that cannot be captured, such as a copy from memory that the device does not reach.
+    """
+
+    def __init__(self, program: Program, inputs: Sequence[Tensor], like: Graph | None = None) -> None:
+        """`like` is another graph that this one shares its room with: only one's outputs last at a time."""
+        self.inputs = [tensor.clone() for tensor in inputs]
+        self.pool = like.pool if like else _pool(inputs[0].device)
+        self._replay, self.outputs = capture(program, self.inputs, self.pool)
+
+    def __call__(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        for own, given in zip(self.inputs, inputs):
+            own.copy_(given, non_blocking=True)
+        self._replay()
+        return self.outputs
+
+
+def capture(program: Program, inputs: list[Tensor], pool: Any) -> Captured:
+    """Has the device write down what a program asks of it. It is done once before, as libraries settle then."""
+    beside = torch.cuda.Stream()
+    beside.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(beside):
+        program(inputs)
+    torch.cuda.current_stream().wait_stream(beside)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, pool=pool):
+        outputs = program(inputs)
+    return graph.replay, outputs
+
+
+def _pool(device: torch.device) -> Any:
+    return torch.cuda.graph_pool_handle() if device.type == "cuda" else None

@@ -1,0 +1,142 @@
+"""Steps as CUDA graphs. A graph is played on the processor: it reads and writes at fixed places, as a real one does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from dreambooth.core.errors import UserError
+from dreambooth.core.layout import SUBJECT_PICTURES
+from dreambooth.core.project import Project
+from dreambooth.core.settings import parse
+from dreambooth.engine import trouble, worker
+from dreambooth.engine.tracing import graph
+from dreambooth.engine.tracing.program import Program
+from dreambooth.engine.training import traced
+from tests.engine.runs import LORA, SHORT, new_run, output, same, tiny_project, told, train
+
+ON = {"tuning.cuda_graphs": True}
+STEPS = {"intervals.max_train_steps": 12, "batching.train_batch_size": 1}
+
+
+@pytest.fixture(scope="module")
+def star(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    return tiny_project(tmp_path_factory.mktemp("graph"))
+
+
+@pytest.fixture
+def replays(monkeypatch: pytest.MonkeyPatch) -> list[Program]:
+    """A device that has graphs. Which programs were replayed."""
+    done: list[Program] = []
+
+    def capture(program: Program, inputs: list[Tensor], pool: Any) -> graph.Captured:
+        outputs = tuple(torch.full_like(one, float("nan")) for one in program(inputs))
+
+        def replay() -> None:
+            done.append(program)
+            for place, value in zip(outputs, program(inputs)):
+                place.copy_(value)
+
+        return replay, outputs
+
+    monkeypatch.setattr(traced, "WORTH", 4)
+    monkeypatch.setattr(graph, "fault", lambda device: "")
+    monkeypatch.setattr(graph, "capture", capture)
+    return done
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        LORA,
+        {**LORA, "lora.dropout": 0.3},
+        {"batching.gradient_accumulation_steps": 3},
+        {"tuning.use_ema": True, "optimizer.max_grad_norm": 0.01},
+    ],
+)
+def test_what_is_learned_is_the_same_to_the_bit(changes: dict[str, Any], star: Project, replays: list[Program]) -> None:
+    wanted = output(train(star, **STEPS, **changes, **{"tuning.trace_steps": False}))
+    job = train(star, **STEPS, **changes, **ON)
+    assert not told(job, "warning")
+    assert len(replays) == 12 * changes.get("batching.gradient_accumulation_steps", 1) - traced.BEFORE - 2
+    assert same(wanted, output(job))
+
+
+def test_pictures_of_several_shapes_have_a_graph_each(star: Project, replays: list[Program], tmp_path: Path) -> None:
+    for n, path in enumerate(sorted(SUBJECT_PICTURES.glob("*.png"))[:4]):
+        Image.open(path).convert("RGB").resize((128, 128) if n % 2 else (256, 64)).save(tmp_path / f"{n}.png")
+    changes = {
+        **STEPS,
+        "concepts.0.instance_data_dir": str(tmp_path),
+        "general.resolution": 128,
+        "intervals.max_train_steps": 16,
+        "batching.gradient_accumulation_steps": 2,
+    }
+    wanted = output(train(star, **changes, **{"tuning.trace_steps": False}))
+    assert same(wanted, output(train(star, **changes, **ON)))
+    assert len(set(replays)) == 2
+
+
+@pytest.mark.parametrize("broken", ["capture", "replay"])
+def test_where_it_cannot_be_captured_or_is_wrong_the_run_goes_on_without(
+    broken: str, star: Project, replays: list[Program], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = output(train(star, **STEPS, **{"tuning.trace_steps": False}))
+    plain = graph.capture
+
+    def fails(program: Program, inputs: list[Tensor], pool: Any) -> graph.Captured:
+        if broken == "capture":
+            raise RuntimeError("operation not permitted when stream is capturing.\nMore words.")
+        outputs = plain(program, inputs, pool)[1]
+        return lambda: None, outputs  # its outputs stay what they were
+
+    monkeypatch.setattr(graph, "capture", fails)
+    job = train(star, **STEPS, **ON)
+    (warning,) = told(job, "warning")
+    assert warning["where"] == ("tuning.cuda_graphs" if broken == "capture" else "tuning.trace_steps")
+    assert ("operation not permitted when stream is capturing)" in warning["text"]) == (broken == "capture")
+    assert same(wanted, output(job))
+
+
+def test_without_memory_for_it_the_run_goes_on_without(
+    star: Project, replays: list[Program], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*given: Any) -> graph.Captured:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 96.00 MiB.")
+
+    monkeypatch.setattr(graph, "capture", fails)
+    job = train(star, **STEPS, **ON)
+    (warning,) = told(job, "warning")
+    assert warning["where"] == "tuning.cuda_graphs"
+    assert job.settings()["tuning.cuda_graphs"] is False
+
+
+def test_it_is_refused_without_a_gpu(star: Project) -> None:
+    with pytest.raises(UserError, match=r"tuning\.cuda_graphs: it needs a GPU; turn it off\."):
+        worker.run(new_run(star, **STEPS, **ON))
+
+
+@pytest.mark.parametrize("other", [{"tuning.trace_steps": False}, {"memory.step_in_backward": True}])
+def test_it_goes_with_traced_steps_alone(other: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=r"tuning\.cuda_graphs: .*turn .* (on|off)\."):
+        parse({**SHORT, **ON, **other})
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (RuntimeError("One thing.\nAnother."), "One thing"),
+        (ValueError(), "ValueError"),
+        (RuntimeError("x" * 999), "x" * 200),
+    ],
+)
+def test_the_first_line_of_an_error(error: Exception, said: str) -> None:
+    first: Callable[[BaseException], str] = trouble.first_line
+    assert first(error) == said
