@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import re
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from dreambooth.core import run
+from dreambooth.core.errors import UserError
 from dreambooth.core.footprint import SPARE
 from dreambooth.core.layout import PROJECT, SUBJECT_PICTURES
 from dreambooth.core.run import Job
@@ -42,11 +45,21 @@ class About:
         self.models: plans.Models = plans.Full() if self.large else plans.Small()
         self.results = Results(self.out)
         self.scripts = peers.scripts(Path(told["peer"])) if told["peer"] else None
+        self.failures: list[str] = []
 
     def say(self, what: str, value: Any, unit: str = "", **more: Any) -> None:
         """One figure. The goals are a card's."""
         kept = more if self.large else {key: one for key, one in more.items() if key not in ("goal", "at_least")}
         self.results.add(self.piece, what, value, unit, **kept)
+
+    @contextlib.contextmanager
+    def going_on(self) -> Iterator[None]:
+        """What fails within it is told; the rest of the piece is done all the same."""
+        try:
+            yield
+        except UserError as error:
+            self.failures.append(str(error))
+            print(error, flush=True)
 
     @property
     def device(self) -> Any:
@@ -73,7 +86,16 @@ class Bench(training.Bench):
         return model
 
     def measured(self, module: str, case: Case, **about: Any) -> dict[str, Any]:
-        return super().measured(self.module or module, case, **about)
+        """Raises UserError with what the run itself says of its end, and shows its log."""
+        try:
+            return super().measured(self.module or module, case, **about)
+        except UserError as error:
+            log = self.folder / f"{self.count}.log"
+            print(log.read_text(encoding="utf-8", errors="replace")[-4000:] if log.exists() else "", flush=True)
+            said = plans.said(Job(Path(about["job"]))) if "job" in about else []
+            if said:
+                raise UserError(f"{case.title}: {said[-1]}") from error
+            raise
 
 
 def ceilings(about: About) -> None:
@@ -89,14 +111,16 @@ def steps(about: About) -> None:
     """LoRA at a batch of one: what waits most for Python."""
     bench = Bench(about)
     for family in ("sd1", "sdxl"):
-        _case(about, bench, _lora(about, family), goal=STEP_GOALS[family])
+        with about.going_on():
+            _case(about, bench, _lora(about, family), goal=STEP_GOALS[family])
 
 
 def full(about: About) -> None:
     """Full fine-tuning of SD 1: images a second, beside a peer where one is given."""
     bench, size, count = Bench(about), *((512, 40) if about.large else (64, 10))
     for batch in (1, 4):
-        _case(about, bench, Case("sd1", "full", batch, size, count))
+        with about.going_on():
+            _case(about, bench, Case("sd1", "full", batch, size, count))
 
 
 def first(about: About) -> None:
@@ -138,13 +162,8 @@ def waiting(about: About) -> None:
     bench = Bench(about)
     bench.module = "card_waiting"
     for family in ("sd1", "sdxl"):
-        case = replace(_lora(about, family), steps=card_waiting.PROFILED.stop + 1)
-        found = bench.ours(case)
-        about.say(f"{case.title}: a step", found["wall_seconds"], "s")
-        worked = found["worked_seconds"] or None  # where the system lets nobody look, nothing is seen
-        about.say(f"{case.title}: the device's own work", worked, "s", **found)
-        if worked:
-            about.say(f"{case.title}: of the step the device works", found["busy"])
+        with about.going_on():
+            _wait(about, bench, replace(_lora(about, family), steps=card_waiting.PROFILED.stop + 1))
 
 
 def proofs(about: About) -> None:
@@ -200,6 +219,15 @@ def _case(about: About, bench: Bench, case: Case, goal: float | None = None) -> 
         about.say(f"{case.title}: our images a second, times theirs", times, **at_least)
 
 
+def _wait(about: About, bench: Bench, case: Case) -> None:
+    found = bench.ours(case)
+    about.say(f"{case.title}: a step", found["wall_seconds"], "s")
+    worked = found["worked_seconds"] or None  # where the system lets nobody look, nothing is seen
+    about.say(f"{case.title}: the device's own work", worked, "s", **found)
+    if worked:
+        about.say(f"{case.title}: of the step the device works", found["busy"])
+
+
 def _tell(about: About, case: Case, who: str, found: dict[str, Any], goal: float | None) -> None:
     step, what = found["step_seconds"], f"{case.title}, {who}"
     about.say(f"{what}: a step", step, "s", **({} if goal is None else {"goal": goal}), **found)
@@ -240,8 +268,11 @@ WORK = {
 
 def main(piece: str, about_file: Path) -> int:
     told = json.loads(about_file.read_text(encoding="utf-8"))
-    WORK[piece](About(piece, told))
-    return 0
+    about = About(piece, told)
+    WORK[piece](about)
+    if about.failures:
+        print(about.failures[0])
+    return len(about.failures)
 
 
 if __name__ == "__main__":
