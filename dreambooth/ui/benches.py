@@ -102,7 +102,7 @@ def bench(options: argparse.Namespace, terminal: Terminal) -> Result:
 
 def _asked(options: argparse.Namespace) -> dict[str, Any]:
     """What of the flags the measurement is told. Raises UserError for one that it does not take."""
-    given = {name: value for name in _OF if (value := getattr(options, name)) not in (None, False)}
+    given = {name: value for name in _OF if not ((value := getattr(options, name)) is None or value is False)}
     for name in given:
         if options.part not in _OF[name]:
             raise UserError(f"--{name}: it belongs to bench {' and bench '.join(_OF[name])}.")

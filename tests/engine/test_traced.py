@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from accelerate.state import AcceleratorState
 from diffusers import UNet2DConditionModel
 from PIL import Image
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from dreambooth.core.layout import SUBJECT_PICTURES
 from dreambooth.core.project import Project
@@ -82,6 +84,22 @@ def test_a_constant_may_change_its_values() -> None:
     with torch.no_grad():
         layer.weight.mul_(3)
     assert torch.equal(program([torch.ones(2, 4)])[0], layer(torch.ones(2, 4)))
+
+
+def test_a_program_that_is_let_go_of_holds_nothing() -> None:
+    def made() -> tuple[Program, StorageWeakRef]:
+        layer = nn.Linear(4, 4)
+        _, program = record(lambda given: [layer(given[0])], [torch.ones(2, 4)])
+        return program, StorageWeakRef(layer.weight.untyped_storage())
+
+    gc.disable()
+    try:
+        program, weight = made()
+        assert not weight.expired()
+        del program
+        assert weight.expired()
+    finally:
+        gc.enable()
 
 
 def test_what_nothing_comes_of_is_left_out() -> None:
@@ -178,7 +196,7 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "full": ("sd2-v", {"objective.weighting": "min_snr", "objective.offset_noise": 0.1, "memory.attention": "sliced"}),
     "lora": ("sdxl", LORA),
     "dropout": ("sd1", {**LORA, "lora.layers": "convolutions", "lora.dropout": 0.3}),
-    "dora": ("sd1", {**LORA, "lora.kind": "dora"}),
+    "dora": ("sd1", {**LORA, "lora.kind": "dora", "optimizer.name": "adamw_schedule_free"}),
     "oft": ("sd1", {**LORA, "lora.kind": "oft"}),
     "half precision": ("sd1", {**LORA, **BF16}),
     "autocast": ("sd1", BF16),

@@ -60,7 +60,7 @@ def _function(recorder: Recorder, outputs: list[Made | Constant]) -> Callable[..
     constants = {_name(Constant(n)): tensor for n, tensor in enumerate(recorder.constants)}
     space: dict[str, Any] = {**constants, **source.objects}
     exec(compile("\n    ".join([head, *lines]), "<traced>", "exec"), space)
-    run: Callable[..., tuple[Tensor, ...]] = space["run"]
+    run: Callable[..., tuple[Tensor, ...]] = space.pop("run")  # which refers to the space: both go with the program
     return run
 
 
