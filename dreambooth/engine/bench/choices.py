@@ -58,7 +58,7 @@ CHOICES = {
         Choice("streamed, step in the backward pass, checkpointed", {**_IN_BACKWARD, **_STREAMED}),
     ),
 }
-_STEPS, _FEW_STEPS = 45, 10
+_STEPS, _FEW_STEPS = 45, 4  # a full-size model on a processor takes some seconds for each
 
 
 def measure(job: Job) -> dict[str, Any]:
@@ -66,11 +66,12 @@ def measure(job: Job) -> dict[str, Any]:
     asked = job.read()
     folder = Path(asked["out"])
     methods = [asked["method"]] if asked.get("method") else list(CHOICES)
-    total = TURNS * sum(len(CHOICES[method]) for method in methods) + 1
+    turns = TURNS if _case("lora", asked).steps > _FEW_STEPS else 1
+    total = turns * sum(len(CHOICES[method]) for method in methods) + 1
     taken: dict[tuple[str, str], list[dict[str, Any]]] = {}
     try:
         bench, done = Bench(job, folder, asked), 0
-        for _ in range(TURNS):
+        for _ in range(turns):
             for method in methods:
                 for choice in CHOICES[method]:
                     _stage(job, f"{method}: {choice.name}", done, total)

@@ -46,8 +46,9 @@ def _training(about: dict[str, Any]) -> tuple[int, dict[str, Any]]:
     Passes.run = noted  # type: ignore[method-assign]
     code = engine.main([about["job"]])
     watch.wait()
-    steps = [watch.seconds(a, b) for a, b in itertools.pairwise(clock)][watch.WARM_STEPS :]
-    worked = [b - a for a, b in itertools.pairwise(processor)][watch.WARM_STEPS :]
+    warm = min(watch.WARM_STEPS, about["steps"] // 4)
+    steps = [watch.seconds(a, b) for a, b in itertools.pairwise(clock)][warm:]
+    worked = [b - a for a, b in itertools.pairwise(processor)][warm:]
     return code, {"seconds": statistics.median(steps), "processor_seconds": statistics.median(worked)}
 
 
