@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -21,7 +22,9 @@ def versions() -> dict[str, str]:
             found[name] = version(name)
         except PackageNotFoundError:
             found[name] = "not there"
-    return {**found, "cuda": str(torch.version.cuda), "cudnn": str(torch.backends.cudnn.version())}
+    if torch.cuda.is_available():
+        found |= {"cuda": str(torch.version.cuda), "cudnn": str(torch.backends.cudnn.version())}
+    return {**found, "python": platform.python_version()}
 
 
 def card(device: torch.device) -> dict[str, Any]:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import re
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from dreambooth.core import run
+from dreambooth.core.errors import UserError
 from dreambooth.core.footprint import SPARE
 from dreambooth.core.layout import PROJECT, SUBJECT_PICTURES
 from dreambooth.core.run import Job
@@ -30,6 +33,10 @@ MEMORY_GOALS = (
     ("sdxl", "full", 8e9, None),
     ("sdxl", "full", 5e9, None),
 )
+WAYS = {
+    "as a CUDA graph": {"tuning.cuda_graphs": True},
+    "untraced": {"tuning.trace_steps": False},
+}  # beside the default
 PICTURES = 20  # of which the start is measured
 
 
@@ -42,11 +49,21 @@ class About:
         self.models: plans.Models = plans.Full() if self.large else plans.Small()
         self.results = Results(self.out)
         self.scripts = peers.scripts(Path(told["peer"])) if told["peer"] else None
+        self.failures: list[str] = []
 
     def say(self, what: str, value: Any, unit: str = "", **more: Any) -> None:
         """One figure. The goals are a card's."""
         kept = more if self.large else {key: one for key, one in more.items() if key not in ("goal", "at_least")}
         self.results.add(self.piece, what, value, unit, **kept)
+
+    @contextlib.contextmanager
+    def going_on(self) -> Iterator[None]:
+        """What fails within it is told; the rest of the piece is done all the same."""
+        try:
+            yield
+        except UserError as error:
+            self.failures.append(str(error))
+            print(error, flush=True)
 
     @property
     def device(self) -> Any:
@@ -73,7 +90,16 @@ class Bench(training.Bench):
         return model
 
     def measured(self, module: str, case: Case, **about: Any) -> dict[str, Any]:
-        return super().measured(self.module or module, case, **about)
+        """Raises UserError with what the run itself says of its end, and shows its log."""
+        try:
+            return super().measured(self.module or module, case, **about)
+        except UserError as error:
+            log = self.folder / f"{self.count}.log"
+            print(log.read_text(encoding="utf-8", errors="replace")[-4000:] if log.exists() else "", flush=True)
+            said = plans.said(Job(Path(about["job"]))) if "job" in about else []
+            if said:
+                raise UserError(f"{case.title}: {said[-1]}") from error
+            raise
 
 
 def ceilings(about: About) -> None:
@@ -87,16 +113,23 @@ def ceilings(about: About) -> None:
 
 def steps(about: About) -> None:
     """LoRA at a batch of one: what waits most for Python."""
-    bench = Bench(about)
     for family in ("sd1", "sdxl"):
-        _case(about, bench, _lora(about, family), goal=STEP_GOALS[family])
+        with about.going_on():
+            _case(about, Bench(about), _lora(about, family), goal=STEP_GOALS[family])
+    for way, settings in WAYS.items():
+        if about.large or way != "as a CUDA graph":
+            for family in ("sd1", "sdxl"):
+                with about.going_on():
+                    case = _lora(about, family)
+                    _tell(about, case, f"ours, {way}", Bench(about, **settings).ours(case))
 
 
 def full(about: About) -> None:
     """Full fine-tuning of SD 1: images a second, beside a peer where one is given."""
     bench, size, count = Bench(about), *((512, 40) if about.large else (64, 10))
     for batch in (1, 4):
-        _case(about, bench, Case("sd1", "full", batch, size, count))
+        with about.going_on():
+            _case(about, bench, Case("sd1", "full", batch, size, count))
 
 
 def first(about: About) -> None:
@@ -138,13 +171,8 @@ def waiting(about: About) -> None:
     bench = Bench(about)
     bench.module = "card_waiting"
     for family in ("sd1", "sdxl"):
-        case = replace(_lora(about, family), steps=card_waiting.PROFILED.stop + 1)
-        found = bench.ours(case)
-        about.say(f"{case.title}: a step", found["wall_seconds"], "s")
-        worked = found["worked_seconds"] or None  # where the system lets nobody look, nothing is seen
-        about.say(f"{case.title}: the device's own work", worked, "s", **found)
-        if worked:
-            about.say(f"{case.title}: of the step the device works", found["busy"])
+        with about.going_on():
+            _wait(about, bench, replace(_lora(about, family), steps=card_waiting.PROFILED.stop + 1))
 
 
 def proofs(about: About) -> None:
@@ -152,7 +180,7 @@ def proofs(about: About) -> None:
     if importlib.util.find_spec("pytest") is None or not (PROJECT / "tests" / "gpu").is_dir():
         about.say("tests that failed", None, why="pytest or the tests are not there")
         return
-    chosen = ["-m", "gpu"] if about.large else ["-m", "not gpu", "-k", "ceilings or draws_the_same"]
+    chosen = ["-m", "gpu"] if about.large else ["-m", "not gpu", "-k", "int8 or pictures_are"]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *chosen, "tests/gpu"]
     said = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False).stdout
     (about.out / "proofs.txt").write_text(said, encoding="utf-8")
@@ -171,9 +199,10 @@ def draw(about: About) -> None:
         (folder / "sd1.safetensors").symlink_to(about.models.source("sd1", about.work))
     asked = {"kind": "bench-drawing", "out": str(folder), "large": about.large, "peer": about.told["peer"]}
     job = run.create(about.work / "jobs", {**asked, "repeats": 1}, "{}")
-    for row in drawing.measure(job)["rows"]:
-        who = f"{row['who']}, {row['steps']} steps, {row['batch']} at once"
-        about.say(f"class pictures: {who}", row["pictures_per_second"], "a second", **row)
+    as_theirs = f"in {drawing.PEER_STEPS} steps, {drawing.PEER_BATCH} at once"
+    ways = ("ours, as by default", f"ours, {as_theirs}", f"diffusers' script, {as_theirs}")
+    for way, row in zip(ways, drawing.measure(job)["rows"]):
+        about.say(f"class pictures: {way}", row["pictures_per_second"], "a second", **row)
 
 
 def all_plans(about: About) -> None:
@@ -192,14 +221,23 @@ def _case(about: About, bench: Bench, case: Case, goal: float | None = None) -> 
     _tell(about, case, "ours", bench.ours(case), goal)
     if about.scripts and case.family == "sd1":
         theirs = bench.peer(case, about.scripts)
-        _tell(about, case, "diffusers' script", theirs, None)
+        _tell(about, case, "diffusers' script", theirs)
         again = bench.ours(case)
         times = theirs["step_seconds"] / again["step_seconds"]
         at_least = {"at_least": PEER_IMAGES} if case.method == "full" else {}
         about.say(f"{case.title}: our images a second, times theirs", times, **at_least)
 
 
-def _tell(about: About, case: Case, who: str, found: dict[str, Any], goal: float | None) -> None:
+def _wait(about: About, bench: Bench, case: Case) -> None:
+    found = bench.ours(case)
+    about.say(f"{case.title}: a step", found["wall_seconds"], "s")
+    worked = found["worked_seconds"] or None  # where the system lets nobody look, nothing is seen
+    about.say(f"{case.title}: the device's own work", worked, "s", **found)
+    if worked:
+        about.say(f"{case.title}: of the step the device works", found["busy"])
+
+
+def _tell(about: About, case: Case, who: str, found: dict[str, Any], goal: float | None = None) -> None:
     step, what = found["step_seconds"], f"{case.title}, {who}"
     about.say(f"{what}: a step", step, "s", **({} if goal is None else {"goal": goal}), **found)
     about.say(f"{what}: images", case.batch / step, "a second")
@@ -239,8 +277,11 @@ WORK = {
 
 def main(piece: str, about_file: Path) -> int:
     told = json.loads(about_file.read_text(encoding="utf-8"))
-    WORK[piece](About(piece, told))
-    return 0
+    about = About(piece, told)
+    WORK[piece](about)
+    if about.failures:
+        print(about.failures[0])
+    return len(about.failures)
 
 
 if __name__ == "__main__":

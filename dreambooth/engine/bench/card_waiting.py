@@ -99,9 +99,10 @@ def main(about_file: Path) -> int:
     imports.put_off()  # as the engine does
     about, waiting = json.loads(about_file.read_text(encoding="utf-8")), Waiting()
     waiting.install()
-    code = engine.main([about["job"]])
+    if code := engine.main([about["job"]]):
+        return code
     Path(about["out"]).write_text(json.dumps(waiting.found()), encoding="utf-8")
-    return code
+    return 0
 
 
 if __name__ == "__main__":

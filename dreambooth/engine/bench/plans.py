@@ -33,6 +33,7 @@ TRACED_STEPS = 26  # so many that a step is written down and done again, which m
 OTHERS = SPARE / 2  # of a card: what other programs take; the rest of what the planner spares is for the gaps
 MOST_SECONDS = 300.0  # of one plan
 LEAST_SECONDS = 20.0  # that are left, for another plan to be begun
+LOG_LINES = 30  # that a row has of a run that broke
 METHODS = ("lora", "full")
 _OWN: dict[str, Any] = {
     "concepts.0.instance_data_dir": str(SUBJECT_PICTURES),
@@ -233,7 +234,7 @@ class Bench:
                 subprocess.run(command, cwd=PROJECT, stdout=file, stderr=file, timeout=seconds, check=False)
             except subprocess.TimeoutExpired:
                 return {"ended": "out of time", "seconds": round(seconds, 1)}
-        ended = {"ended": _ended(job, log), "seconds": round(time.monotonic() - began, 1)}
+        ended = {**_ended(job, log), "seconds": round(time.monotonic() - began, 1)}
         if not out.exists():
             return ended
         found = json.loads(out.read_text(encoding="utf-8"))
@@ -266,17 +267,22 @@ def _planned(plan: Plan) -> dict[str, int]:
     return {**vars(plan.needs), "total": plan.needs.total}
 
 
-def _ended(job: Job, log: Path) -> str:
-    """How a run ended, in its own words."""
-    events = job.events()[0]
-    said = [text for event in events for text in (event.get("text"), *event.get("problems", ())) if text]
-    if any("memory was not enough" in text for text in said):
-        return "out of memory"
+def said(job: Job) -> list[str]:
+    """What a run told of what went wrong, the last at the end."""
+    return [text for event in job.events()[0] for text in (event.get("text"), *event.get("problems", ())) if text]
+
+
+def _ended(job: Job, log: Path) -> dict[str, Any]:
+    """How a run ended, in its own words, with the end of its log where nothing else explains it."""
+    events, told = job.events()[0], said(job)
+    if any("memory was not enough" in text for text in told):
+        return {"ended": "out of memory"}
     last = events[-1]["event"] if events else ""
     if last == "done":
-        return "held"
+        return {"ended": "held"}
     lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    return next(iter([*reversed(said), *reversed(lines)]), f"it ended as {last or 'nothing'}")
+    why = next(iter([*reversed(told), *reversed(lines)]), f"it ended as {last or 'nothing'}")
+    return {"ended": why, "log": lines[-LOG_LINES:]}
 
 
 @contextmanager

@@ -13,10 +13,11 @@ from PIL import Image, ImageDraw, ImageFont
 from dreambooth.core import atomic, captions
 from dreambooth.core.settings import Settings
 from dreambooth.core.settings.dataset import Captions, Concept
+from dreambooth.engine import drawn_together
 from dreambooth.engine.data import png
 from dreambooth.engine.data.pictures import Picture, find
 from dreambooth.engine.families.model import Model, Text
-from dreambooth.engine.sampling import Read, decoding, draw
+from dreambooth.engine.sampling import Known, decoding, draw
 from dreambooth.engine.sampling_choice import Sampling
 from dreambooth.engine.training import imagic
 
@@ -73,17 +74,15 @@ def make(
     paths = [] if paths is None else paths
     what, choice = shown(settings), settings.previews
     wanted = [(p, n) for p in range(len(what)) for n in range(choice.count)]
-    width, height = choice.width or size, choice.height or size
-    sampling = Sampling(width, height, choice.steps, choice.guidance_scale, choice.negative_prompt, choice.scheduler)
-    batch = settings.batching.class_batch_size
+    sampling, batch = _sampling(settings, size), together(model, settings, size)
     folder.mkdir(exist_ok=True)
     atomic.sweep(folder)
-    read = Read(model)
+    known = Known(model)
     with torch.random.fork_rng(), decoding(model, settings.memory.vae_decoding), _evaluated(model):
         for start in range(len(paths), len(wanted), batch):
             some = wanted[start : start + batch]
-            text = _text(read, [what[p] for p, _ in some], fitted)
-            drawn = draw(model, text, [choice.seed + n for _, n in some], sampling, on_step, read)
+            text = _text(known, [what[p] for p, _ in some], fitted)
+            drawn = draw(model, text, [choice.seed + n for _, n in some], sampling, on_step, known)
             for (prompt, number), picture in zip(some, drawn):
                 path = folder / _NAME.format(images=images, prompt=prompt, number=number)
                 png.write(picture, path)
@@ -91,9 +90,23 @@ def make(
     return paths
 
 
+def together(model: Model, settings: Settings, size: int) -> int:
+    """How many previews are drawn at a time: what is set, or as many as there is room for now."""
+    if number := settings.batching.class_batch_size:
+        return number
+    wanted = len(shown(settings)) * settings.previews.count
+    return drawn_together.choose(model, _sampling(settings, size), wanted, settings.memory.vae_decoding)
+
+
+def _sampling(settings: Settings, size: int) -> Sampling:
+    choice = settings.previews
+    width, height = choice.width or size, choice.height or size
+    return Sampling(width, height, choice.steps, choice.guidance_scale, choice.negative_prompt, choice.scheduler)
+
+
 @torch.no_grad()
-def _text(read: Read, some: list[tuple[str, float | None]], fitted: Text | None) -> Text:
-    text = read([prompt for prompt, _ in some])
+def _text(known: Known, some: list[tuple[str, float | None]], fitted: Text | None) -> Text:
+    text = known.read([prompt for prompt, _ in some])
     if fitted is None:
         return text
     return Text.cat([imagic.blended(text[n : n + 1], fitted, eta or 0.0) for n, (_, eta) in enumerate(some)])
