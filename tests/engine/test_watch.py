@@ -16,6 +16,7 @@ from diffusers import UNet2DConditionModel
 
 from dreambooth.engine.bench.drawing_run import DrawingWatch, TrainingBegan
 from dreambooth.engine.bench.watch import WARM_STEPS, Watch, peak_bytes
+from dreambooth.engine.prediction import Predictions
 from tests.conftest import ROOT
 
 STEPS = WARM_STEPS + 3
@@ -85,3 +86,14 @@ def test_memory_is_that_of_the_process_alone() -> None:
     )
     assert 2**20 < int(said.stdout) < 2**28
     assert peak_bytes() > held.nbytes
+
+
+def test_predictions_of_ours_count_however_they_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that are done again from a record do not go through the UNet's modules."""
+    monkeypatch.setattr(Predictions, "__call__", lambda self, x: x)
+    watch = DrawingWatch()
+    watch.install_in_ours()
+    for _ in range(3):
+        Predictions.__new__(Predictions)(torch.zeros(4, 4, 8, 8))
+    assert (watch.predictions, watch.most) == (12, 4)
+    assert watch.began > 0

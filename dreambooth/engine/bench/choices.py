@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from dreambooth.core.errors import UserError
+from dreambooth.core.layout import MINIATURE
 from dreambooth.core.run import Job
 from dreambooth.engine.bench.training import Bench, Case, versions
 
@@ -80,11 +81,18 @@ def measure(job: Job) -> dict[str, Any]:
                     done += 1
         _stage(job, "decoding in tiles", done, total)
         case = _case("full", asked)
-        decoded = bench.measured("choices_run", case, model=str(bench.source(case.family)))
+        decoded = bench.measured("choices_run", case, model=str(_decoder(bench, case)))
         rows = [_row(method, choice.name, taken) for method in methods for choice in CHOICES[method]]
         return {"rows": rows, "tiles": _ratios(decoded["tiled"], decoded["sliced"]), "versions": versions()}
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _decoder(bench: Bench, case: Case) -> Path:
+    """The model whose VAE decodes: without a card always the miniature, as one picture of full size takes minutes."""
+    import torch
+
+    return bench.source(case.family) if torch.cuda.is_available() else MINIATURE
 
 
 def _stage(job: Job, name: str, done: int, total: int) -> None:
