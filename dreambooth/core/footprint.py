@@ -1,28 +1,22 @@
-"""How much memory of a card training takes, from a table that was counted on models of full size.
+"""How much memory of a card training takes: what is kept, and what a step holds (see counted.py).
 
-`footprint.json` has, for each kind of step, what it holds beside weights, optimizer and gradients, at fourteen moments:
-the forward pass, the backward pass until its first gradient, and twelve parts of what follows (`python -m dreambooth
-bench memory` makes it; see engine/bench/footprint.py). At each moment some of the gradients are there; the most of
-both together is what a step takes. Models of other widths are scaled by what their layers put out.
-
-What is not counted but taken from others' figures is `DRIVER_BYTES` and `SPARE`.
+At each moment of a step some of the gradients are there; the most of both together is what it takes. What is not
+counted but taken from others' figures is `DRIVER_BYTES` and `SPARE`.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
-from typing import Any
 
-from dreambooth.core import anatomy
+from dreambooth.core import counted
 from dreambooth.core.anatomy import Anatomy
+from dreambooth.core.counted import FAMILIES, LATENT, OWN_RESOLUTION, Kind, Moments, Size, full_size
+from dreambooth.core.drawing_memory import Drawing
 from dreambooth.core.settings import Settings
+from dreambooth.core.settings.dataset import Concept
 
-TABLE = Path(__file__).with_name("footprint.json")
-FAMILIES = ("sd1", "sd2", "sdxl")
+__all__ = ["FAMILIES", "OWN_RESOLUTION", "Memory", "full_size", "needs"]
+
 # CUDA's context with kernels loaded as they are used: 287 MB (pytorch/pytorch#86509) to 400 MB (#109888), and cuDNN's
 # and cuBLAS's workspaces.
 DRIVER_BYTES = 500_000_000
@@ -43,10 +37,8 @@ PIXELS_AT_ONCE = 2**19  # of pictures that are encoded together
 GRADIENTS_AT_ONCE = 2**25  # bytes of gradients that are applied together in the backward pass
 _RESTING_BYTES = {"int8": 1.0, "nf4": 0.5 + 4 / 64}  # of each value; the scales of 8 bits are few
 _ONE_WEIGHT = 0.6  # the largest weight's share of the largest block, and the middle block's, which has no checkpoint
-_LATENT = 8  # pixels a latent, along each side
 _ROUNDING_BYTES = 2 * 4 * 2**25  # weights and gradients in full precision while their change is rounded to bf16
 _CHANGE_BYTES = 13  # of each value of a weight in bf16: itself, gradient and update in full precision, with adafactor
-_TILE = 512  # pixels; what is decoded at a time in tiles
 
 
 @dataclass(frozen=True)
@@ -75,9 +67,10 @@ def needs(settings: Settings, model: Anatomy, family: str, area: int) -> Memory:
     held = _gradients(settings, model)
     peak = passing_bytes(settings, model, family, area)
     lasting = weights + optimizer + averages
-    drawing = lasting + model.vae * 4 + _drawing(settings, area) if settings.previews.count else 0
+    drawing = lasting + _previews(settings, model, family, area)
+    before = _on_device(settings, model) + _class_pictures(settings, model, family, area)
     encoding = model.vae * 4 + encoding_bytes(area)  # where room is short, the UNet comes to the device only later
-    activations = max(lasting + peak, drawing, encoding) - lasting - held
+    activations = max(lasting + peak, drawing, before, encoding) - lasting - held
     return Memory(weights, held, optimizer, averages, max(0, activations), DRIVER_BYTES)
 
 
@@ -88,12 +81,11 @@ def passing_bytes(settings: Settings, model: Anatomy, family: str, area: int) ->
         return peak
     own = _base_bytes(settings)
     if not _trains_streamed(settings):
-        # One block has its weights, where in full precision on their way from 8 bits; and the middle one's.
-        whole = own + 4 * (settings.memory.unet_weights == "int8")
-        return peak + int(model.largest_block * (whole + own * _ONE_WEIGHT))
+        return peak + _fetched(settings, model)
     # Where activations are large, blocks are small. The large ones have their weights and gradients, and one weight is
     # there once more with its states for its change.
-    changed = own + OPTIMIZER_BYTES[settings.optimizer.name] + 2 * 4 * settings.memory.bf16_weights
+    is_bf16 = settings.memory.bf16_weights
+    changed = max(own + OPTIMIZER_BYTES[settings.optimizer.name] + 2 * 4 * is_bf16, _CHANGE_BYTES * is_bf16)
     change = model.largest_block * (own * (2 + _ONE_WEIGHT) + changed * _ONE_WEIGHT)
     return int(max(peak + model.largest_block * own * _ONE_WEIGHT, change))
 
@@ -113,14 +105,6 @@ def family_needs(settings: Settings, family: str, resolution: int = 0) -> Memory
     """
     side = resolution or settings.general.resolution or OWN_RESOLUTION[family]
     return needs(settings, full_size(family), family, side**2)
-
-
-OWN_RESOLUTION = {"sd1": 512, "sd2": 768, "sdxl": 1024}
-
-
-@cache
-def full_size(family: str) -> Anatomy:
-    return anatomy.from_json(_table()[family])
 
 
 def pictures_at_once(area: int) -> int:
@@ -181,7 +165,7 @@ def _step_peak(settings: Settings, model: Anatomy, family: str, area: int, gradi
     always_held = batching.gradient_accumulation_steps > 1 or settings.memory.step_in_backward
     text = _text_bytes(settings, family, batch)
     peak = 0.0
-    for share, bytes_ in _moments(settings, model, family, batch, area // _LATENT**2):
+    for share, bytes_ in _moments(settings, model, family, batch, area // LATENT**2):
         peak = max(peak, bytes_ + text + gradients * (1 if always_held else share))
     rounding = _ROUNDING_BYTES
     if settings.memory.step_in_backward:
@@ -190,53 +174,22 @@ def _step_peak(settings: Settings, model: Anatomy, family: str, area: int, gradi
     return int(max(peak, at_the_change))
 
 
-def _moments(settings: Settings, model: Anatomy, family: str, batch: int, pixels: int) -> Sequence[tuple[float, float]]:
-    """(share of the gradients that are there, bytes of everything else) at each moment of a step of the UNet."""
+def _moments(settings: Settings, model: Anatomy, family: str, batch: int, pixels: int) -> Moments:
+    """What each moment of a step of the UNet holds."""
+    kind = Kind("full", "all", _precision(settings))
+    if settings.is_lora:
+        kind = Kind(settings.lora.kind, settings.lora.layers, kind.precision)
+    elif kind.precision == "mixed" and _trains_streamed(settings):
+        # What autocast keeps of whole weights in full precision, it does not keep of copies that come and go.
+        kind = Kind("full", "all", "bf16")
+    size = Size(model, family, batch, pixels, settings.lora.rank if settings.is_lora else 0)
     if not settings.batching.gradient_checkpointing:
-        return _counted(settings, model, family, batch, pixels, "whole")
-    all_checkpointed = _counted(settings, model, family, batch, pixels, "checkpointed")
-    share = settings.memory.checkpointed_share
+        return counted.moments(kind, "whole", size)
+    all_checkpointed, share = counted.moments(kind, "checkpointed", size), settings.memory.checkpointed_share
     if share == 1:
         return all_checkpointed
-    whole = _counted(settings, model, family, batch, pixels, "whole")
+    whole = counted.moments(kind, "whole", size)
     return [(there, share * again + (1 - share) * kept) for (there, kept), (_, again) in zip(whole, all_checkpointed)]
-
-
-def _counted(
-    settings: Settings, model: Anatomy, family: str, batch: int, pixels: int, end: str
-) -> list[tuple[float, float]]:
-    """The same where all blocks are checkpointed, or none."""
-    kind = settings.lora.kind if settings.is_lora else "full"
-    layers = settings.lora.layers if settings.is_lora else "all"
-    # What autocast keeps of whole weights in full precision, it does not keep of copies that come and go.
-    precision = "bf16" if _precision(settings) == "mixed" and _trains_streamed(settings) else _precision(settings)
-    wanted = "/".join([kind, layers, precision, end])
-    known = f"{'full' if kind == 'full' else 'lora'}/{'all' if kind == 'full' else 'transformer'}/mixed/{end}"
-    family = family if family in FAMILIES else "sd1"
-    steps, first = _table()[family]["steps"], _table()["sd1"]["steps"]
-    where = batch, pixels, settings.lora.rank if settings.is_lora else 0
-    if wanted in steps:
-        return _evaluated(steps[wanted], full_size(family), model, *where)
-    # Counted on SD 1 alone: as much more or less than the usual kind as there.
-    ratio = _peak(first[wanted if wanted in first else known], *where) / _peak(first[known], *where)
-    return [(share, ratio * size) for share, size in _evaluated(steps[known], full_size(family), model, *where)]
-
-
-def _evaluated(
-    row: Mapping[str, Any], counted: Anatomy, model: Anatomy, batch: int, pixels: int, rank: int
-) -> list[tuple[float, float]]:
-    """A row of the table at a batch, a size and a rank, scaled to the model."""
-    wider, larger = model.outputs / counted.outputs, model.unet / counted.unet
-    values = [larger, batch * wider, batch * pixels * wider, rank * wider, batch * pixels * rank * wider]
-    return [
-        (share, sum(one * value for one, value in zip(plane, values)))
-        for share, plane in zip(row["gradients"], row["bytes"])
-    ]
-
-
-def _peak(row: Mapping[str, Any], batch: int, pixels: int, rank: int) -> float:
-    made = full_size("sd1")
-    return max(size for _, size in _evaluated(row, made, made, batch, pixels, rank))
 
 
 def _text_bytes(settings: Settings, family: str, batch: int) -> float:
@@ -245,43 +198,69 @@ def _text_bytes(settings: Settings, family: str, batch: int) -> float:
         return 0.0
     method = "lora" if settings.is_lora else "full"
     end = "checkpointed" if settings.batching.gradient_checkpointing else "whole"
-    start, each = _table()[family if family in FAMILIES else "sd1"]["text"][f"{method}/{_precision(settings)}/{end}"]
-    return float(start + each * batch * settings.tuning.max_token_length / 75)
+    prompts = batch * settings.tuning.max_token_length / 75
+    return counted.text(family, f"{method}/{_precision(settings)}/{end}", prompts)
 
 
 def encoding_bytes(area: int) -> int:
     """What encoding pictures of so many pixels holds beside the VAE, before the first step."""
-    return _pictures("encode", area) * pictures_at_once(area)
+    return counted.picture("encode", area) * pictures_at_once(area)
 
 
-def _drawing(settings: Settings, area: int) -> int:
-    """What decoding previews holds beside the model and what is trained."""
+def _previews(settings: Settings, model: Anatomy, family: str, area: int) -> int:
+    """What drawing previews holds beside the model and what is trained."""
     choice = settings.previews
-    area = choice.width * choice.height or area
-    count = min(choice.count, settings.batching.class_batch_size) if settings.memory.vae_decoding == "whole" else 1
-    if settings.memory.vae_decoding == "tiled":
-        area = min(area, _TILE**2)
-    return _pictures("decode", area) * count
+    if not choice.count:
+        return 0
+    how = {"no": "no", "bf16": "half/autocast", "mixed": "half/autocast" if settings.is_lora else "mixed"}
+    drawn = Drawing(
+        model,
+        family,
+        how[_precision(settings)],
+        choice.width * choice.height or area,
+        choice.guidance_scale > 1,
+        settings.memory.vae_decoding,
+        _fetched(settings, model),
+        _kept_by_autocast(settings, model),
+    )
+    prompts = choice.prompts.count(";") + 1 if choice.prompts.strip() else 2 * len(settings.concepts)
+    together = min(choice.count * prompts, settings.batching.class_batch_size or 1)
+    return drawn.bytes(together)
 
 
-def _pictures(what: str, area: int) -> int:
-    start, each = _whole_table()["vae"][what]
-    return int(start + each * area)
+def _kept_by_autocast(settings: Settings, model: Anatomy) -> int:
+    """Each weight of the UNet that is trained in full precision is there in half precision too, once it was used."""
+    if settings.is_lora or not settings.tuning.train_unet or _precision(settings) != "mixed":
+        return 0
+    return 2 * (model.alone.get(settings.tuning.unet_layers, model.unet) - _lent(settings, model))
+
+
+def _class_pictures(settings: Settings, model: Anatomy, family: str, area: int) -> int:
+    """What drawing class pictures holds beside the model, before the training. As many as there is room for need no
+    more than one does."""
+    precision, wanted = _precision(settings), [c for c in settings.concepts if _is_drawn(c)]
+    if not wanted:
+        return 0
+    half = precision == "bf16" or (precision == "mixed" and settings.is_lora)
+    guided = any(concept.class_guidance_scale > 1 for concept in wanted)
+    how, decoding = "half" if half else precision, settings.memory.vae_decoding
+    drawn = Drawing(model, family, how, area, guided, decoding, _fetched(settings, model))
+    return drawn.bytes(settings.batching.class_batch_size or 1)
+
+
+def _fetched(settings: Settings, model: Anatomy) -> int:
+    """The weights of a block that lie elsewhere or smaller, and are there for its turn."""
+    if settings.memory.unet_weights == "whole":
+        return 0
+    # Where in full precision on their way from 8 bits; and the middle one's.
+    own = _base_bytes(settings)
+    whole = own + 4 * (settings.memory.unet_weights == "int8")
+    return int(model.largest_block * (whole + own * _ONE_WEIGHT))
 
 
 def _has_class_pictures(settings: Settings) -> bool:
-    return any(
-        concept.class_mode == "folder" or (concept.class_mode == "fill" and concept.num_class_images_per)
-        for concept in settings.concepts
-    )
+    return any(concept.class_mode == "folder" or _is_drawn(concept) for concept in settings.concepts)
 
 
-def _table() -> Mapping[str, Any]:
-    families: Mapping[str, Any] = _whole_table()["families"]
-    return families
-
-
-@cache
-def _whole_table() -> Mapping[str, Any]:
-    table: Mapping[str, Any] = json.loads(TABLE.read_text(encoding="utf-8"))
-    return table
+def _is_drawn(concept: Concept) -> bool:
+    return concept.class_mode == "fill" and concept.num_class_images_per > 0

@@ -266,6 +266,10 @@ def _tiles(settings: Settings) -> Changes | None:
     return None if settings.memory.vae_decoding == "tiled" else {"memory.vae_decoding": "tiled"}
 
 
+def _as_many(settings: Settings) -> Changes | None:
+    return {"batching.class_batch_size": 0} if settings.batching.class_batch_size else None
+
+
 def _adafactor(settings: Settings) -> Changes | None:
     chosen = settings.optimizer
     if settings.is_lora or chosen.name == "adafactor" or chosen.beta2:
@@ -275,6 +279,7 @@ def _adafactor(settings: Settings) -> Changes | None:
 
 # A model in 4 bits is not among them: it changes gradients by a quarter, and streaming, which saves more, by nothing.
 LEVERS = (
+    Lever("as many pictures drawn together as there is room for", "previews and class pictures alone", _as_many),
     Lever("pictures decoded in tiles", "previews and class pictures alone", _tiles),
     Lever("the optimizer's state in 8 bits", "its steps are hardly others", _eight_bits, lightens=True),
     Lever(
@@ -301,6 +306,7 @@ LEVERS = (
     ),
 )
 _TURNED = (
+    "batching.class_batch_size",
     "memory.vae_decoding",
     "optimizer.name",
     "memory.bf16_weights",

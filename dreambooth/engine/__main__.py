@@ -117,7 +117,7 @@ _ERRANDS = {
     "bench-files": ("bench.files", "run"),
     "bench-training": ("bench.training", "measure"),
     "bench-drawing": ("bench.drawing", "measure"),
-    "bench-memory": ("bench.footprint", "run"),
+    "bench-memory": ("bench.table", "run"),
     "bench-operations": ("bench.operations", "run"),
     "bench-plans": ("bench.plans", "measure"),
     "bench-card": ("bench.card", "measure"),

@@ -6,17 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 
 from dreambooth.core import checkpoint, settings
 from dreambooth.core.errors import UserError
 from dreambooth.core.project import Folders, Project, open_project
 from dreambooth.core.run import Job
-from dreambooth.engine import families, from_state, imagic, sheet
+from dreambooth.engine import drawn_together, families, from_state, imagic, sheet, trouble
 from dreambooth.engine.checkpoints import lora
 from dreambooth.engine.checkpoints.source import open_model
 from dreambooth.engine.data import png
 from dreambooth.engine.families.model import Model, Text
-from dreambooth.engine.sampling import SCHEDULERS, Read, draw
+from dreambooth.engine.sampling import SCHEDULERS, Read, decoding, draw
 from dreambooth.engine.sampling_choice import Sampling
 from dreambooth.engine.training import precision
 
@@ -36,23 +37,43 @@ def run(job: Job) -> dict[str, Any]:
         return sheet.draw_sheet(job, project, sampling)
     with from_state.as_file(project, job, wanted) as weights:
         model = load(project, weights, wanted["lora_weight"])
-    tuning = settings.parse(job.settings()).tuning
+    chosen = settings.parse(job.settings())
+    tuning = chosen.tuning
     model.read_prompts(tuning.max_token_length, tuning.clip_skip, tuning.pad_tokens)
     model.traced = tuning.trace_steps
-    folder, count, batch = Path(wanted["out"]), wanted["count"], wanted["batch"]
+    folder, count, how = Path(wanted["out"]), wanted["count"], chosen.memory.vae_decoding
     folder.mkdir(parents=True, exist_ok=True)
     text, read = _text(model, project, wanted), Read(model)
+    batch = wanted["batch"] or drawn_together.choose(model, sampling, count, how)
     paths: list[str] = []
-    for start in range(0, count, batch):
-        job.report("stage", name="drawing", done=start, total=count)
-        seeds = [wanted["seed"] + n for n in range(start, min(count, start + batch))]
+    while len(paths) < count:
+        job.report("stage", name="drawing", done=len(paths), total=count)
+        seeds = [wanted["seed"] + n for n in range(len(paths), min(count, len(paths) + batch))]
         many = text[torch.zeros(len(seeds), dtype=torch.long)]
-        for seed, picture in zip(seeds, draw(model, many, seeds, sampling, read=read)):
+        with decoding(model, how):
+            drawn = _drawn(model, many, seeds, sampling, read, may_fail=not wanted["batch"] and batch > 1)
+        if drawn is None:
+            trouble.free_memory()
+            batch //= 2
+            continue
+        for seed, picture in zip(seeds, drawn):
             path = folder / f"{len(list(folder.glob('*.png'))):05}-{seed}.png"
             png.write_or_refuse(picture, path, "those before it are kept")
             paths.append(str(path))
             job.report("picture", path=str(path), kind="generated")
     return {"pictures": paths}
+
+
+def _drawn(
+    model: Model, text: Text, seeds: list[int], sampling: Sampling, read: Read, *, may_fail: bool
+) -> list[Image.Image] | None:
+    """None where there was too little memory and that may be."""
+    try:
+        return draw(model, text, seeds, sampling, read=read)
+    except (RuntimeError, MemoryError) as error:
+        if not may_fail or not trouble.is_out_of_memory(error):
+            raise
+    return None
 
 
 def load(project: Project, weights: str, lora_weight: float = 1.0) -> Model:

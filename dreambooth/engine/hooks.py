@@ -102,6 +102,7 @@ class Hooks:
         work, session = self.work, self.session
         folder, size = work.job.previews, work.size
         with session.accelerator.autocast(), session.shown():
+            work.together = preview.together(session.model, work.settings, size)
             preview.make(
                 session.model,
                 work.settings,
@@ -123,7 +124,7 @@ class Hooks:
 
     def _draw_smaller(self, said: str) -> bool:
         """Has previews take less memory from now on, if they can; the training has lost nothing."""
-        step = trouble.smaller(self.work.settings, "previews")
+        step = trouble.smaller(self.work.settings, "previews", self.work.together)
         if step is None or self.work.settings.memory.on_out_of_memory == "stop":
             left_out = f"The memory was not enough for previews: {said}. They were left out; the run goes on."
             self.warn(Problem(left_out, "previews.count", "Draw fewer or smaller ones."))

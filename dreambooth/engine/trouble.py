@@ -59,17 +59,18 @@ def _spelled(amount: str) -> str:
     return f"{float(value) / 2**20:,.1f} MiB" if unit == "bytes" else f"{value} {unit}"
 
 
-def smaller(settings: Settings, phase: str) -> tuple[Changes, str] | None:
-    """The next thing that takes less memory in this phase, with its name; None where nothing is left."""
+def smaller(settings: Settings, phase: str, together: int = 0) -> tuple[Changes, str] | None:
+    """The next thing that takes less memory in this phase, with its name; None where nothing is left. `together` is
+    how many pictures were drawn at a time, where the settings leave that to the free memory."""
     if phase in _DRAWING:
-        return _smaller_drawing(settings)
+        return _smaller_drawing(settings, together)
     if phase == TRAINING and settings.tuning.cuda_graphs:
         return {"tuning.cuda_graphs": False}, "no CUDA graphs"
     return planner.smaller(settings) if phase == TRAINING else None
 
 
-def _smaller_drawing(settings: Settings) -> tuple[Changes, str] | None:
-    batch, decoding = settings.batching.class_batch_size, settings.memory.vae_decoding
+def _smaller_drawing(settings: Settings, together: int) -> tuple[Changes, str] | None:
+    batch, decoding = settings.batching.class_batch_size or together, settings.memory.vae_decoding
     if batch > 1:
         return {"batching.class_batch_size": batch // 2}, f"{batch // 2} pictures drawn at a time"
     if decoding != "tiled":
@@ -77,13 +78,13 @@ def _smaller_drawing(settings: Settings) -> tuple[Changes, str] | None:
     return None
 
 
-def out_of_memory(settings: Settings, phase: str, said: str) -> tuple[Changes, Problem]:
-    """What to change so that it goes on, and what says so.
+def out_of_memory(settings: Settings, phase: str, said: str, together: int = 0) -> tuple[Changes, Problem]:
+    """What to change so that it goes on, and what says so; `together` as for `smaller`.
 
     Raises UserError where nothing is left to change, or the person wants the run to stop.
     """
     begin = _said(phase, said)
-    step = smaller(settings, phase)
+    step = smaller(settings, phase, together)
     if step is None:
         do = f"{_TRAIN_LESS}, or {_CLOSE}; what was saved before is kept."
         raise UserError(Problem(begin, "general.resolution", do))

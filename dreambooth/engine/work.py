@@ -34,6 +34,7 @@ class Work:
     settings: Settings
     let_end: Callable[..., None] = lambda *requests: None  # which requests may end it wherever it is, as a listener has
     phase: str = ""  # what it is at, in the words of the last stage
+    together: int = 0  # how many pictures are drawn at a time; 0 before any is
 
     @classmethod
     def open(cls, job: Job, let_end: Callable[..., None] | None = None) -> Work:

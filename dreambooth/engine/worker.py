@@ -17,7 +17,17 @@ from dreambooth.core.errors import Problem, UserError
 from dreambooth.core.forecast import disk_bytes
 from dreambooth.core.run import Job
 from dreambooth.core.settings import Settings
-from dreambooth.engine import families, imagic, notices, outputs, resuming, sampling_choice, start_file, trouble
+from dreambooth.engine import (
+    drawn_together,
+    families,
+    imagic,
+    notices,
+    outputs,
+    resuming,
+    sampling_choice,
+    start_file,
+    trouble,
+)
 from dreambooth.engine.checkpoints import lora
 from dreambooth.engine.checkpoints.lora_layers import AnyLayer
 from dreambooth.engine.checkpoints.source import Source, open_model
@@ -86,7 +96,7 @@ def _persist(work: Work) -> Ending:
             changes, warning = trouble.diverged(work.settings, said, turns_back)
             turns_back += 1
         else:
-            changes, warning = trouble.out_of_memory(work.settings, phase, said)
+            changes, warning = trouble.out_of_memory(work.settings, phase, said, work.together)
         work.job.change(changes)
         work.job.warn(warning)
         work.settings = Work.open(work.job).settings
@@ -178,8 +188,15 @@ def make_class_pictures(work: Work, model: Model, plans: list[class_pictures.Pla
         work.job.report("picture", path=str(last), kind="class")
         work.stage("class pictures", done, total)
 
+    def together(plan: class_pictures.Plan) -> int:
+        how, wanted = work.settings.memory.vae_decoding, len(plan.drawn)
+        work.together = work.settings.batching.class_batch_size or drawn_together.choose(
+            model, plan.sampling, wanted, how, plan.together_before
+        )
+        return work.together
+
     with decoding(model, work.settings.memory.vae_decoding):
-        class_pictures.make(model, plans, work.settings.batching.class_batch_size, on_batch, work.stop_if_asked)
+        class_pictures.make(model, plans, together, on_batch, work.stop_if_asked)
     sheet = work.project.folder / CLASS_SHEET
     try:
         preview.class_sheet(class_pictures.prior_pictures(plans), sheet)

@@ -18,7 +18,7 @@ DRAWING: dict[str, tuple[Any, Any, Any]] = {
     "steps": (20, 1, 500),
     "cfg": (7.5, 1, 30),
     "seed": (420420, 0, 2**31),
-    "batch": (4, 1, 64),
+    "batch": (0, 0, 64),  # 0: as many as there is room for
     "lora_weight": (1.0, -4, 4),
     "width": (0, 64, 2048),
     "height": (0, 64, 2048),

@@ -17,6 +17,7 @@ from dreambooth.core.settings import Settings, to_json
 from dreambooth.service import errands, pictures
 
 LIBRARIES = ("diffusers", "webui")
+_BATCH = 4  # pictures at a time, where the person leaves it to us: how much room the WebUI's model leaves is not known
 
 
 class Painter(Protocol):
@@ -107,7 +108,7 @@ def _work(job: Job, painter: Painter, started: threading.Event) -> None:
 def _draw(job: Job, painter: Painter) -> list[str]:
     """Has all pictures drawn, and keeps each in its file. Returns the files."""
     asked, drawn = job.read(), list[str]()
-    count, steps, batch = asked["count"], asked["steps"], asked["batch"]
+    count, steps, batch = asked["count"], asked["steps"], asked["batch"] or _BATCH
     folder, last = Path(asked["out"]), [-1]
 
     def look(share: float) -> bool:

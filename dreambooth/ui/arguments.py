@@ -151,7 +151,7 @@ def _add_generate(add: Callable[..., Any]) -> None:
     sub.add_argument("--prompt", help="what to draw; a result of Imagic has a prompt of its own")
     sub.add_argument("--eta", type=float, help="of a result of Imagic: 0 draws the picture, 1 the prompt (0.7)")
     sub.add_argument("--count", type=int, default=1)
-    sub.add_argument("--batch", type=int, default=4)
+    sub.add_argument("--batch", type=int, default=0, help="pictures drawn at a time (0: as many as there is room for)")
     sub.add_argument("--lora-weight", type=float, default=1.0)
     _add_drawing(sub)
     _add_weights(sub)

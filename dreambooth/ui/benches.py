@@ -15,6 +15,7 @@ from dreambooth.ui.commands import Result
 from dreambooth.ui.terminal import Terminal
 
 PARTS = ("training", "drawing", "files", "states", "sweep", "memory", "operations", "plans", "card")
+TABLE = ("families", "drawing", "vae")  # the parts of the table that `memory` counts
 PIECES = ("ceilings", "steps", "full", "memory", "waiting", "proofs", "first", "drawing", "plans")  # of `card`
 _OF = {  # each flag's parts
     "large": ("training", "drawing"),
@@ -23,6 +24,7 @@ _OF = {  # each flag's parts
     "card": ("plans",),
     "method": ("plans",),
     "only": ("card",),
+    "again": ("memory",),
     "minutes": ("plans", "card"),
     "work": ("plans", "card"),
 }
@@ -41,7 +43,8 @@ def add(add: Any) -> None:
         "files: creating, loading and exporting; "
         "states: what saving one costs; "
         "sweep: what each option does to likeness, prompt following and the class (an hour; goes on where it was); "
-        "memory: the table that the planner reads, counted on full-size models without a card (half an hour); "
+        "memory: the table that the planner reads, counted on full-size models without a card (half an hour; less "
+        "with --again); "
         "operations: how many a training step asks of a card, counted likewise; "
         "plans: each plan of `performance` run for real inside the memory of its card, on a larger one; "
         "card: everything worth measuring on a card, the most important first, in a few minutes",
@@ -56,6 +59,11 @@ def add(add: Any) -> None:
     sub.add_argument("--card", metavar="8GB", help="plans: for this size of a card alone")
     sub.add_argument("--method", choices=("lora", "full"), help="plans: of this method alone")
     sub.add_argument("--only", nargs="+", choices=PIECES, metavar="NAME", help=f"card: {', '.join(PIECES)}")
+    sub.add_argument(
+        "--again",
+        choices=TABLE,
+        help="memory: count a part of the table that --out names anew: families (training steps), drawing or vae",
+    )
     sub.add_argument(
         "--minutes", type=float, metavar="N", help="plans, card: end by then; the same command goes on where it was"
     )
@@ -95,6 +103,8 @@ def _asked(options: argparse.Namespace) -> dict[str, Any]:
     for name in given:
         if options.part not in _OF[name]:
             raise UserError(f"--{name}: it belongs to bench {' and bench '.join(_OF[name])}.")
+    if "again" in given and not Path(options.out or "").expanduser().is_file():
+        raise UserError("--again: name the table that is there with --out.")
     if given.get("minutes", 1) <= 0:
         raise UserError(f"--minutes: it must be more than 0 (it is {options.minutes:g}).")
     asked: dict[str, Any] = {"large": False, **given}

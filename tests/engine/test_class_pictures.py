@@ -77,7 +77,7 @@ def make(model: Model, *plans: Plan, stop_after: int = 99) -> None:
         if done >= stop_after:
             raise KeyboardInterrupt
 
-    class_pictures.make(model, list(plans), 2, on_batch, lambda: None)
+    class_pictures.make(model, list(plans), lambda _: 2, on_batch, lambda: None)
 
 
 @pytest.mark.parametrize("changes", [{"class_mode": "off"}, {"num_class_images_per": 0}])
@@ -150,7 +150,7 @@ def test_what_is_drawn_depends_on_the_prompt_and_the_seed_alone(star: Project, m
     in_pairs = {p.path.name: pixels(p.path) for p in plan(star, mine).there}
     for path in drawn.folder.iterdir():
         path.unlink()
-    class_pictures.make(model, [drawn], 6, lambda *_: None, lambda: None)
+    class_pictures.make(model, [drawn], lambda _: 6, lambda *_: None, lambda: None)
     at_once = {path.name: pixels(path) for path in drawn.folder.iterdir()}
     assert in_pairs.keys() == at_once.keys()
     assert all(np.abs(in_pairs[name] - at_once[name]).max() <= 1 for name in at_once)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from dreambooth.core import footprint
+from dreambooth.core import counted as table
 from dreambooth.engine.bench import footprint as counting
 from dreambooth.engine.bench import random_model
 from dreambooth.engine.bench.footprint import Point, Step
@@ -51,6 +51,6 @@ def test_what_is_gone_is_not_counted() -> None:
 def test_the_planes_meet_what_they_were_not_laid_through() -> None:
     """A point of SD 1 at full size that is in no row of the table, counted anew."""
     step, point = Step("sd1", "lora", "transformer", "mixed", True), Point(3, 40, 32)
-    row = footprint._table()["sd1"]["steps"][step.name]
+    row = table.families()["sd1"]["steps"][step.name]
     told = [float(np.dot(plane, point.features)) for plane in row["bytes"]]
     assert told == pytest.approx(counting.count(step, point).moments, rel=0.03)

@@ -311,11 +311,11 @@ def test_class_pictures_go_on_where_they_stopped(star: Project, tmp_path: Path) 
         raise KeyboardInterrupt
 
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    class_pictures.make(model, plan(whole), 2, lambda *_: None, lambda: None)
+    class_pictures.make(model, plan(whole), lambda _: 2, lambda *_: None, lambda: None)
     with pytest.raises(KeyboardInterrupt):
-        class_pictures.make(model, plan(broken), 2, stop, lambda: None)
+        class_pictures.make(model, plan(broken), lambda _: 2, stop, lambda: None)
     assert [p.missing for p in plan(broken)] == [3]
-    class_pictures.make(model, plan(broken), 2, lambda *_: None, lambda: None)
+    class_pictures.make(model, plan(broken), lambda _: 2, lambda *_: None, lambda: None)
     files = sorted(path.name for path in whole.iterdir())
     assert len(files) == 5
     assert all((whole / name).read_bytes() == (broken / name).read_bytes() for name in files)

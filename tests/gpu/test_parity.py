@@ -15,6 +15,7 @@ import torch
 
 from dreambooth.core.project import Project
 from dreambooth.engine.families import unet_weights
+from dreambooth.engine.tracing.graph import Graph
 from dreambooth.engine.tracing.program import Program
 from dreambooth.engine.training import attention, optimizers, pulse, traced
 from dreambooth.engine.training.session import Session
@@ -26,6 +27,7 @@ EXACT = 1e-3  # the same operations; on a card their sums have no fixed order
 SCALED = 0.05  # the scaler leaves steps out until it has found its scale
 HALF = 0.015  # half precision beside full precision, or done in another order
 UNTRACED, TRACED = ({"tuning.trace_steps": on} for on in (False, True))
+GRAPH = {**TRACED, "tuning.cuda_graphs": True}
 CHECKPOINTED = {"batching.gradient_checkpointing": True}
 BF16, FP16 = {"tuning.mixed_precision": "bf16"}, {"tuning.mixed_precision": "fp16"}
 FUSED = {"memory.step_in_backward": True}
@@ -36,6 +38,7 @@ PLAIN: dict[str, dict[str, Any]] = {
     "full, unclipped": {"optimizer.max_grad_norm": 0},
     "full, each clipped by itself": FUSED,
     "full, 8-bit states": EIGHT,
+    "full, added up": {"batching.gradient_accumulation_steps": 2},
     "lora": LORA,
     "lora, bf16": {**LORA, **BF16},
 }
@@ -93,6 +96,12 @@ WAYS = {
     "lora, traced": Way("lora", {**LORA, **TRACED}, EXACT),
     "lora, bf16, traced": Way("lora, bf16", {**LORA, **BF16, **TRACED}, HALF),
     "full, autocast to bf16, traced": Way("full", {**BF16, **TRACED}, HALF),
+    "lora, as a CUDA graph": Way("lora", {**LORA, **GRAPH}, EXACT, {"graph": True}, True),
+    "lora, bf16, as a CUDA graph": Way("lora, bf16", {**LORA, **BF16, **GRAPH}, HALF, {"graph": True}, True),
+    "full, autocast to bf16, as a CUDA graph": Way("full", {**BF16, **GRAPH}, HALF, {"graph": True}, True),
+    "full, added up, as a CUDA graph": Way(
+        "full, added up", {"batching.gradient_accumulation_steps": 2, **GRAPH}, EXACT, {"graph": True}, True
+    ),
 }
 
 
@@ -122,11 +131,15 @@ def test_it_learns_as_the_plain_way(
         pytest.skip("done on a card alone")
     if (missing := missing_here(way, device)) and device.type == "cuda":
         pytest.skip(missing)
-    steps, seen, again = STEPS[device.type], watch(monkeypatch), done_again(monkeypatch)
+    steps, seen, again, replays = STEPS[device.type], watch(monkeypatch), done_again(monkeypatch), list[Graph]()
+    replay = Graph.__call__
+    monkeypatch.setattr(Graph, "__call__", lambda self, inputs: replays.append(self) or replay(self, inputs))
     ours = losses(projects["sd1"], **{"intervals.max_train_steps": steps, **UNTRACED, **way.changes})
+    seen["graph"] = bool(replays)
     assert {key: seen[key] for key in way.seen} == way.seen, "the way was taken"
     assert seen["device"] == device.type
-    assert len(again) == (steps - 1 if way.changes.get("tuning.trace_steps") else 0)
+    if not way.changes.get("tuning.cuda_graphs"):
+        assert len(again) == (steps - 1 if way.changes.get("tuning.trace_steps") else 0)
     apart = off(ours, plain(way.plain, device.type, steps))
     print(f"{name} on {device.type}: {apart:.6f} of {way.most}")
     assert apart <= way.most

@@ -120,7 +120,12 @@ class Batching:
         False, "Gradient Checkpointing", "Much less memory for about a third more time; the result is the same."
     )
     class_batch_size: int = setting(
-        4, "Class Batch Size", "Class pictures and previews made at a time.", min=1, max=256
+        0,
+        "Class Batch Size",
+        "Class pictures and previews made at a time; 0 is automatic: as many as the memory that is free then has room "
+        "for, up to what the device is quicker with.",
+        min=0,
+        max=256,
     )
 
 

@@ -33,6 +33,10 @@ MEMORY_GOALS = (
     ("sdxl", "full", 8e9, None),
     ("sdxl", "full", 5e9, None),
 )
+WAYS = {
+    "as a CUDA graph": {"tuning.cuda_graphs": True},
+    "untraced": {"tuning.trace_steps": False},
+}  # beside the default
 PICTURES = 20  # of which the start is measured
 
 
@@ -109,10 +113,15 @@ def ceilings(about: About) -> None:
 
 def steps(about: About) -> None:
     """LoRA at a batch of one: what waits most for Python."""
-    bench = Bench(about)
     for family in ("sd1", "sdxl"):
         with about.going_on():
-            _case(about, bench, _lora(about, family), goal=STEP_GOALS[family])
+            _case(about, Bench(about), _lora(about, family), goal=STEP_GOALS[family])
+    for way, settings in WAYS.items():
+        if about.large or way != "as a CUDA graph":
+            for family in ("sd1", "sdxl"):
+                with about.going_on():
+                    case = _lora(about, family)
+                    _tell(about, case, f"ours, {way}", Bench(about, **settings).ours(case))
 
 
 def full(about: About) -> None:
@@ -212,7 +221,7 @@ def _case(about: About, bench: Bench, case: Case, goal: float | None = None) -> 
     _tell(about, case, "ours", bench.ours(case), goal)
     if about.scripts and case.family == "sd1":
         theirs = bench.peer(case, about.scripts)
-        _tell(about, case, "diffusers' script", theirs, None)
+        _tell(about, case, "diffusers' script", theirs)
         again = bench.ours(case)
         times = theirs["step_seconds"] / again["step_seconds"]
         at_least = {"at_least": PEER_IMAGES} if case.method == "full" else {}
@@ -228,7 +237,7 @@ def _wait(about: About, bench: Bench, case: Case) -> None:
         about.say(f"{case.title}: of the step the device works", found["busy"])
 
 
-def _tell(about: About, case: Case, who: str, found: dict[str, Any], goal: float | None) -> None:
+def _tell(about: About, case: Case, who: str, found: dict[str, Any], goal: float | None = None) -> None:
     step, what = found["step_seconds"], f"{case.title}, {who}"
     about.say(f"{what}: a step", step, "s", **({} if goal is None else {"goal": goal}), **found)
     about.say(f"{what}: images", case.batch / step, "a second")

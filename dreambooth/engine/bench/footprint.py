@@ -1,9 +1,4 @@
-"""What a training step of each kind holds, on models of full size and without a card: the table that the planner reads.
-
-`python -m dreambooth bench memory` counts every tensor of a step (see live.py) for families x what is trained x
-precision x gradient checkpointing, at a few batches, sizes and ranks each, and keeps the plane through them:
-
-    bytes = a + b batch + c batch x latent pixels + d rank + e batch x latent pixels x rank
+"""What a training step of each kind holds, on models of full size and without a card: every tensor of it (see live.py).
 
 Attention is counted as it is on a card, where its matrix is never held; norms in half precision are widened there.
 """
@@ -11,12 +6,8 @@ Attention is counted as it is on a card, where its matrix is never held; norms i
 from __future__ import annotations
 
 import contextlib
-import json
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from importlib.metadata import version
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -24,8 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from dreambooth.core import anatomy, atomic, settings
-from dreambooth.core.run import Job
+from dreambooth.core import settings
 from dreambooth.core.settings import Settings
 from dreambooth.engine import lora_layer
 from dreambooth.engine.bench import random_model
@@ -37,7 +27,6 @@ from dreambooth.engine.training.precision import is_plain
 SIDES = {"sd1": 64, "sd2": 96, "sdxl": 128}  # of a picture's latents
 PRECISIONS = {"mixed": (torch.float32, True), "bf16": (torch.bfloat16, True), "no": (torch.float32, False)}
 MOMENTS = 12  # of the backward pass
-MADE_BY = "python -m dreambooth bench memory --out dreambooth/core/footprint.json"
 _POOLED = 1280  # of SDXL's second text encoder
 
 
@@ -78,75 +67,6 @@ class Point:
     def features(self) -> list[float]:
         pixels = self.batch * self.side**2
         return [1, self.batch, pixels, *([self.rank, pixels * self.rank] if self.rank else [])]
-
-
-def run(job: Job) -> dict[str, Any]:
-    """Writes the table to the file that job.json names."""
-    made, path = measure(job), Path(job.read()["out"])
-    atomic.write_text(path, as_text(made))
-    return {"path": str(path), "steps": sum(len(family["steps"]) for family in made["families"].values())}
-
-
-def as_text(table: dict[str, Any]) -> str:
-    """JSON with a line for each list of numbers."""
-    text = json.dumps(table, indent=1)
-    return re.sub(r"\[\s+([-\d.,\se]+?)\s+\]", lambda m: "[" + re.sub(r"\s+", " ", m[1]) + "]", text) + "\n"
-
-
-def measure(job: Job) -> dict[str, Any]:
-    """The table of all families, as it is shipped."""
-    families, done, kinds = {}, 0, {family: list(steps(family)) for family in SIDES}
-    total = sum(map(len, kinds.values()))
-    for family, some in kinds.items():
-        rows = {}
-        for step in some:
-            job.report("stage", name=f"{family} {step.name}", done=done, total=total)
-            rows[step.name] = row(step)
-            done += 1
-        families[family] = {**shape(family), "steps": rows, "text": texts(family)}
-    return {
-        "made_by": MADE_BY,
-        "versions": {name: version(name) for name in ("torch", "diffusers", "transformers", "peft")},
-        "vae": vae(),
-        "families": families,
-    }
-
-
-def steps(family: str) -> Iterator[Step]:
-    """The kinds of steps that are counted: all on SD 1, and on the others what their shape changes most."""
-    everything = family == "sd1"
-    for checkpointed in (False, True):
-        for precision in PRECISIONS if everything else ("mixed", "bf16"):
-            yield Step(family, "full", "all", precision, checkpointed)
-        yield Step(family, "lora", "transformer", "mixed", checkpointed)
-        if everything:
-            for layers in ("attention", "convolutions"):
-                yield Step(family, "lora", layers, "mixed", checkpointed)
-            yield Step(family, "lora", "transformer", "no", checkpointed)
-            for kind in ("dora", "loha", "lokr", "oft"):
-                yield Step(family, kind, "transformer", "mixed", checkpointed)
-
-
-def points(step: Step) -> list[Point]:
-    side = SIDES[step.family]
-    if step.kind == "full":
-        return [Point(1, side), Point(2, side), Point(1, side // 2)]
-    return [Point(1, side, 4), Point(1, side, 64), Point(2, side, 16), Point(1, side // 2, 4), Point(1, side // 2, 64)]
-
-
-def row(step: Step) -> dict[str, Any]:
-    """What one kind of step holds: for each moment of the backward pass the plane through what was counted."""
-    where = points(step)
-    counted = [count(step, point) for point in where]
-    planes = torch.linalg.solve(
-        torch.tensor([point.features for point in where], dtype=torch.float64),
-        torch.tensor([live.moments for live in counted], dtype=torch.float64),
-    ).T
-    last = counted[-1]
-    return {
-        "gradients": [round(then / last.gradients, 4) for then in last.gradients_then],
-        "bytes": [[float(f"{value:.7g}") for value in plane] for plane in planes.tolist()],
-    }
 
 
 def count(step: Step, point: Point, *, fake: bool = True, share: float = 1.0) -> Live:
@@ -255,31 +175,3 @@ def _text_peak(family: str, method: str, precision: str, checkpointed: bool, bat
 
             peak += max(_counted(encoder, forward, mixed=PRECISIONS[precision][1]).moments)
     return peak
-
-
-def shape(family: str) -> dict[str, Any]:
-    """How many values each part of a model has, what its UNet's layers put out, and the layers that a LoRA is put into:
-    (rows, columns, pixels of the kernel, how many such)."""
-    parts = random_model.modules(family).items()
-    shapes = {name: {key: tuple(t.shape) for key, t in module.state_dict().items()} for name, module in parts}
-    return anatomy.as_json(anatomy.of_shapes(shapes))
-
-
-def vae() -> dict[str, list[float]]:
-    """What encoding and decoding a picture hold, (a, b): a + b for each pixel, in full precision."""
-    found, sides = {}, (512, 1024)
-    for what in ("encode", "decode"):
-        small, large = (_vae_peak(what, side) for side in sides)
-        each = (large - small) / (sides[1] ** 2 - sides[0] ** 2)
-        found[what] = [round(small - each * sides[0] ** 2, 1), round(each, 4)]
-    return found
-
-
-def _vae_peak(what: str, side: int) -> int:
-    module = random_model.modules("sd1")["vae"].requires_grad_(False)
-    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
-        fill(module, "no", trains_all=True)
-        given = torch.zeros(1, 3, side, side) if what == "encode" else torch.zeros(1, 4, side // 8, side // 8)
-        with Live((), [*module.parameters(), *module.buffers()]) as live:
-            getattr(module, what)(given)
-    return live.peak

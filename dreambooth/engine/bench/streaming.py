@@ -22,6 +22,7 @@ from dreambooth.engine.bench.live import Live, norms_as_on_a_card
 from dreambooth.engine.families import unet_weights
 from dreambooth.engine.training import adapters, checkpointing, optimizers
 from dreambooth.engine.training.in_backward import StepInBackward
+from dreambooth.engine.training.precision import is_plain
 
 CPU = torch.device("cpu")
 
@@ -55,9 +56,13 @@ def build(settings: Settings, family: str, point: Point) -> tuple[nn.Module, Any
     session: Any = SimpleNamespace(settings=settings, model=model, trained=trained, optimizer=optimizer)
     stepping = StepInBackward(session)
     given, target = inputs(unet, family, point), torch.randn(point.batch, 4, point.side, point.side)
+    held, is_mixed = PRECISIONS[precision]
+    if is_mixed and is_plain(torch.bfloat16, held, trained.kind):
+        given |= {name: given[name].bfloat16() for name in ("sample", "encoder_hidden_states")}
+        is_mixed = False
 
     def step() -> Tensor:
-        with torch.autocast("cpu", torch.bfloat16, enabled=PRECISIONS[precision][1]):
+        with torch.autocast("cpu", torch.bfloat16, enabled=is_mixed):
             loss: Tensor = (unet(**given).sample.float() - target).square().mean()
         stepping.begin((loss,))
         loss.backward()

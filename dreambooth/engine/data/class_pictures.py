@@ -33,7 +33,8 @@ from dreambooth.engine.sampling_choice import Sampling
 if TYPE_CHECKING:
     from dreambooth.engine.families.model import Model
 
-_PROMPT = "dreambooth.prompt"  # the key of the prompt in a picture's own text
+# Keys in a picture's own text: its prompt, and how many were drawn at a time.
+_PROMPT, _TOGETHER = "dreambooth.prompt", "dreambooth.together"
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,17 @@ class Plan:
     def missing(self) -> int:
         return len(self.to_make)
 
+    @property
+    def drawn(self) -> list[Wanted]:
+        """What is drawn, batch by batch, as far as a batch has any that is missing."""
+        return self.drawn_together or self.to_make
+
+    @property
+    def together_before(self) -> int:
+        """How many were drawn at a time of those that are there; 0 where that is not known."""
+        said = next((text for picture in self.there if (text := _text_of(picture.path, _TOGETHER))), "")
+        return int(said) if said.isascii() and said.isdigit() else 0
+
 
 def plan(project: Project, settings: Settings, instances: list[list[Example]], size: int) -> list[Plan]:
     """What each concept with class pictures needs; makes nothing.
@@ -88,9 +100,14 @@ def plan(project: Project, settings: Settings, instances: list[list[Example]], s
 
 
 def make(
-    model: Model, plans: list[Plan], batch: int, on_batch: Callable[[int, int, Path], None], on_step: Callable[[], None]
+    model: Model,
+    plans: list[Plan],
+    together: Callable[[Plan], int],
+    on_batch: Callable[[int, int, Path], None],
+    on_step: Callable[[], None],
 ) -> None:
-    """Makes what is missing; `on_batch(done, total, last)` hears of each batch; both callbacks may stop it.
+    """Makes what is missing, so many at a time as `together` says; `on_batch(done, total, last)` hears of each batch;
+    both callbacks may stop it.
 
     How many are drawn at a time shows in the last bits of a picture. So that one which is made after a kill is the one
     that would have been made without, those that are there are drawn again with those that were to come beside them.
@@ -101,15 +118,15 @@ def make(
     total, done = sum(p.missing for p in plans), 0
     for one in plans:
         atomic.sweep(one.folder)
-        missing, together = {wanted.path for wanted in one.to_make}, one.drawn_together or one.to_make
-        for start in range(0, len(together), batch):
-            some = together[start : start + batch]
+        missing, batch = {wanted.path for wanted in one.to_make}, together(one) if one.to_make else 1
+        for start in range(0, len(one.drawn), batch):
+            some = one.drawn[start : start + batch]
             if missing.isdisjoint(wanted.path for wanted in some):
                 continue
             drawn = draw(model, [w.prompt for w in some], [w.seed for w in some], one.sampling, on_step, read)
             new = [(picture, wanted) for picture, wanted in zip(drawn, some) if wanted.path in missing]
             for picture, wanted in new:
-                _save(picture, wanted)
+                _save(picture, wanted, batch)
             done += len(new)
             on_batch(done, total, new[-1][1].path)
 
@@ -201,22 +218,24 @@ def _topped_up(folder: Path, prompts: list[str], there: int, seed: int) -> list[
 
 def _found(path: Path, number: int, concept: Concept) -> pictures.Picture:
     """A picture of a class folder, with the prompt that it was made with, or else the class prompt."""
-    made_with = _made_with(path)
+    made_with = _text_of(path, _PROMPT)
     caption = captions.file_words(path).split("\n")[0] if captions.FILEWORDS in concept.class_prompt else ""
     return pictures.Picture(path, made_with or captions.class_words(concept, caption), number)
 
 
-def _made_with(path: Path) -> str:
+def _text_of(path: Path, key: str) -> str:
+    """What a picture that was made here says of itself; empty where it says nothing."""
     try:
         with Image.open(path) as image:
-            return str(image.info.get(_PROMPT, ""))
+            return str(image.info.get(key, ""))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return ""  # named as damaged when all class pictures are checked
 
 
-def _save(picture: Image.Image, wanted: Wanted) -> None:
+def _save(picture: Image.Image, wanted: Wanted, together: int) -> None:
     words = PngInfo()
     words.add_itxt(_PROMPT, wanted.prompt)
+    words.add_text(_TOGETHER, str(together))
     png.write_or_refuse(picture, wanted.path, "those that are there are kept", words)
 
 

@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
@@ -17,7 +18,11 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 from typing_extensions import Self
 
+from dreambooth.core import anatomy
+from dreambooth.core.anatomy import Anatomy
+from dreambooth.core.drawing_memory import TILE
 from dreambooth.core.errors import UserError
+from dreambooth.core.model_file import Header
 from dreambooth.engine import chunks
 from dreambooth.engine.checkpoints.source import Source
 from dreambooth.engine.families.aside import Aside
@@ -78,6 +83,7 @@ class Model(ABC):
     drawn_in: torch.dtype | None = None  # how the UNet computes while it draws; None: in the precision of its weights
     traced: bool = True  # whether its predictions may be, while it draws
     aside: Aside = field(default_factory=Aside)  # what is on the device only while it is used
+    header: Header | None = None  # of the file that it was read from
 
     family: ClassVar[str]
     has_clip_skip: ClassVar[bool] = False
@@ -93,9 +99,18 @@ class Model(ABC):
     ) -> Self:
         """The model that a source holds, from its parts."""
         about = source.about
-        return cls(
+        if vae.tile_sample_min_size > TILE:  # by itself a VAE has tiles as large as a picture of its model
+            vae.tile_sample_min_size, vae.tile_latent_min_size = TILE, TILE // LATENT_FACTOR
+        made = cls(
             unet, vae, text_encoders, tokenizers, about.resolution, about.prediction_type, about.zero_terminal_snr
         )
+        made.header = source.header
+        return made
+
+    @cached_property
+    def anatomy(self) -> Anatomy | None:
+        """What it is made of; None where it was read from no file."""
+        return anatomy.of(self.header) if self.header else None
 
     @property
     def parts(self) -> dict[str, nn.Module]:

@@ -125,6 +125,11 @@ def lay(unet: nn.Module, kind: str, device: torch.device) -> None:
             _lay_block(block, kind, device)
 
 
+def is_laid(unet: nn.Module) -> bool:
+    """Whether any of its weights rest in another way than whole."""
+    return any(hasattr(layer, "resting") for layer in unet.modules())
+
+
 def named_weights(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     """As `named_parameters`, with those that are streamed as they lie in the computer's memory."""
     lying = {f"{path}.weight": made.kept for path, made in streamed(module)}

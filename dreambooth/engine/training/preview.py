@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from dreambooth.core import atomic, captions
 from dreambooth.core.settings import Settings
 from dreambooth.core.settings.dataset import Captions, Concept
+from dreambooth.engine import drawn_together
 from dreambooth.engine.data import png
 from dreambooth.engine.data.pictures import Picture, find
 from dreambooth.engine.families.model import Model, Text
@@ -73,9 +74,7 @@ def make(
     paths = [] if paths is None else paths
     what, choice = shown(settings), settings.previews
     wanted = [(p, n) for p in range(len(what)) for n in range(choice.count)]
-    width, height = choice.width or size, choice.height or size
-    sampling = Sampling(width, height, choice.steps, choice.guidance_scale, choice.negative_prompt, choice.scheduler)
-    batch = settings.batching.class_batch_size
+    sampling, batch = _sampling(settings, size), together(model, settings, size)
     folder.mkdir(exist_ok=True)
     atomic.sweep(folder)
     read = Read(model)
@@ -89,6 +88,20 @@ def make(
                 png.write(picture, path)
                 paths.append(path)
     return paths
+
+
+def together(model: Model, settings: Settings, size: int) -> int:
+    """How many previews are drawn at a time: what is set, or as many as there is room for now."""
+    if number := settings.batching.class_batch_size:
+        return number
+    wanted = len(shown(settings)) * settings.previews.count
+    return drawn_together.choose(model, _sampling(settings, size), wanted, settings.memory.vae_decoding)
+
+
+def _sampling(settings: Settings, size: int) -> Sampling:
+    choice = settings.previews
+    width, height = choice.width or size, choice.height or size
+    return Sampling(width, height, choice.steps, choice.guidance_scale, choice.negative_prompt, choice.scheduler)
 
 
 @torch.no_grad()

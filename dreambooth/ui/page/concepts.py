@@ -48,16 +48,19 @@ class ConceptsTab:
                 label="Drop pictures here (and captions: a .txt for each)",
                 file_count="multiple",
                 elem_id="db_drop",
-                height=140,
+                height=120,
             )
         with gr.Row(elem_id="db_prompts_row", elem_classes=["db-fields"]):
             form.add_all(own.pop(name) for name in IN_FRONT)
-        with gr.Row(elem_id="db_presets_row", elem_classes=["db-line"]):
-            gr.HTML("<span>Start from:</span>", elem_id="db_presets_label")
-            self.presets = {
-                preset.name: gr.Button(preset.label, elem_id=f"db_preset_{preset.name}", size="sm")
-                for preset in PRESETS.values()
-            }
+            with gr.Row(elem_id="db_presets_row", elem_classes=["db-line"]):
+                gr.HTML("<span>Start from:</span>", elem_id="db_presets_label")
+                self.presets = {
+                    preset.name: gr.Button(preset.label, elem_id=f"db_preset_{preset.name}", size="sm")
+                    for preset in PRESETS.values()
+                }
+        self.pictures = gr.HTML("", elem_id="db_pictures")
+        self.check = gr.Button("Check the pictures", elem_id="db_check")
+        self.plan = gr.HTML("", elem_id="db_plan")
         with (
             gr.Accordion("Tokens and Repeats", open=False, elem_id="db_section_tokens"),
             gr.Row(elem_id="db_fields_tokens", elem_classes=["db-fields"]),
@@ -68,9 +71,6 @@ class ConceptsTab:
                 form.add_all(own.values())
             self.class_pictures = gr.Button("Generate Class Images", elem_id="db_class_images", size="sm")
             self.class_pictures_made = gr.HTML("", elem_id="db_class_images_made")
-        self.pictures = gr.HTML("", elem_id="db_pictures")
-        self.check = gr.Button("Check the pictures", elem_id="db_check")
-        self.plan = gr.HTML("", elem_id="db_plan")
 
     def places(self) -> list[Any]:
         return [self.chosen, self.pictures, self.plan, self.class_pictures_made]

@@ -190,5 +190,7 @@ def _fields() -> dict[str, Any]:
             ),
             "width": gr.Slider(0, 2048, 0, step=8, label="Sample Width (0: the model's)", elem_id="db_width"),
             "height": gr.Slider(0, 2048, 0, step=8, label="Sample Height (0: the model's)", elem_id="db_height"),
-            "batch": gr.Slider(1, 64, 4, step=1, label="Sample Batch Size", elem_id="db_batch"),
+            "batch": gr.Slider(
+                0, 64, 0, step=1, label="Sample Batch Size (0: as many as there is room for)", elem_id="db_batch"
+            ),
         }

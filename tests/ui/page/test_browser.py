@@ -86,6 +86,8 @@ def test_the_pictures_are_shown_at_once_and_their_captions_change_in_place(hands
     pictures = hands.page.locator("#db_pictures .db-tile img")
     assert pictures.count() == 5
     until(lambda: pictures.first.evaluate("image => image.complete && image.naturalWidth > 0"))
+    below = "image => image.closest('.db-frame').getBoundingClientRect().bottom + scrollY - innerHeight"
+    assert pictures.first.evaluate(below) < 0, "the first of them are in view"
     field = hands.page.locator("#db_pictures textarea").first
     name = field.get_attribute("data-db-caption")
     field.fill("a sks star")

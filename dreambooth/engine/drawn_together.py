@@ -1,0 +1,57 @@
+"""How many pictures are drawn together where nobody has said: as many as the device has room for and is quicker with.
+
+On a card that is worked out from what is free at that moment, so that it is right beside a training too.
+"""
+
+from __future__ import annotations
+
+import psutil
+import torch
+
+from dreambooth.core.drawing_memory import Drawing, most_together
+from dreambooth.engine.families import unet_weights
+from dreambooth.engine.families.aside import free_bytes
+from dreambooth.engine.families.model import Model
+from dreambooth.engine.sampling_choice import Sampling
+
+
+def choose(model: Model, sampling: Sampling, wanted: int, decoding: str, before: int = 0) -> int:
+    """How many of so many wanted pictures to draw together. `decoding` is memory.vae_decoding; `before` is how many
+    were, where this goes on (see Drawing.fitting)."""
+    device, area = model.device, sampling.width * sampling.height
+    if model.anatomy is None:
+        return 1
+    free = free_bytes(device) if device.type == "cuda" else psutil.virtual_memory().available
+    drawing = Drawing(
+        model.anatomy,
+        model.family,
+        how(model),
+        area,
+        sampling.guidance_scale > 1,
+        decoding,
+        _fetched(model),
+        _kept(model),
+    )
+    return drawing.fitting(free, wanted, most_together(area, on_card=device.type != "cpu"), before)
+
+
+def how(model: Model) -> str:
+    """How the UNet computes while it draws, in the words of `core.counted.prediction`."""
+    within = torch.is_autocast_enabled(model.device.type)
+    if model.unet.dtype != torch.float32:
+        return "half/autocast" if within else "half"
+    return "mixed" if within or model.drawn_in not in (None, torch.float32) else "no"
+
+
+def _fetched(model: Model) -> int:
+    """Bytes of the weights of a block and the middle one that lie elsewhere or smaller between two uses."""
+    assert model.anatomy is not None
+    return 2 * 4 * model.anatomy.largest_block if unet_weights.is_laid(model.unet) else 0
+
+
+def _kept(model: Model) -> int:
+    """Bytes that autocast keeps in half precision of weights that are trained in full."""
+    if how(model) != "mixed":
+        return 0
+    trained = (weight for weight in model.unet.parameters() if weight.requires_grad)
+    return 2 * sum(weight.numel() for weight in trained if weight.dtype == torch.float32)
