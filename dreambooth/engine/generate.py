@@ -17,7 +17,7 @@ from dreambooth.engine.checkpoints import lora
 from dreambooth.engine.checkpoints.source import open_model
 from dreambooth.engine.data import png
 from dreambooth.engine.families.model import Model, Text
-from dreambooth.engine.sampling import SCHEDULERS, Read, decoding, draw
+from dreambooth.engine.sampling import SCHEDULERS, Known, decoding, draw
 from dreambooth.engine.sampling_choice import Sampling
 from dreambooth.engine.training import precision
 
@@ -43,7 +43,7 @@ def run(job: Job) -> dict[str, Any]:
     model.traced = tuning.trace_steps
     folder, count, how = Path(wanted["out"]), wanted["count"], chosen.memory.vae_decoding
     folder.mkdir(parents=True, exist_ok=True)
-    text, read = _text(model, project, wanted), Read(model)
+    text, known = _text(model, project, wanted), Known(model)
     batch = wanted["batch"] or drawn_together.choose(model, sampling, count, how)
     paths: list[str] = []
     while len(paths) < count:
@@ -51,7 +51,7 @@ def run(job: Job) -> dict[str, Any]:
         seeds = [wanted["seed"] + n for n in range(len(paths), min(count, len(paths) + batch))]
         many = text[torch.zeros(len(seeds), dtype=torch.long)]
         with decoding(model, how):
-            drawn = _drawn(model, many, seeds, sampling, read, may_fail=not wanted["batch"] and batch > 1)
+            drawn = _drawn(model, many, seeds, sampling, known, may_fail=not wanted["batch"] and batch > 1)
         if drawn is None:
             trouble.free_memory()
             batch //= 2
@@ -65,11 +65,11 @@ def run(job: Job) -> dict[str, Any]:
 
 
 def _drawn(
-    model: Model, text: Text, seeds: list[int], sampling: Sampling, read: Read, *, may_fail: bool
+    model: Model, text: Text, seeds: list[int], sampling: Sampling, known: Known, *, may_fail: bool
 ) -> list[Image.Image] | None:
     """None where there was too little memory and that may be."""
     try:
-        return draw(model, text, seeds, sampling, read=read)
+        return draw(model, text, seeds, sampling, known=known)
     except (RuntimeError, MemoryError) as error:
         if not may_fail or not trouble.is_out_of_memory(error):
             raise

@@ -54,13 +54,13 @@ def draw(
     seeds: list[int],
     sampling: Sampling,
     on_step: Callable[[], None] | None = None,
-    read: Read | None = None,
+    known: Known | None = None,
 ) -> list[Image.Image]:
     """One RGB picture for each prompt, given as words or as what the UNet reads, each from its own seed, so that a
     batch changes nothing.
 
-    `on_step` is called before each sampling step and may raise to stop. With `read`, what was read for pictures before
-    is not read again. Raises UserError for a scheduler that does not go with this model.
+    `on_step` is called before each sampling step and may raise to stop. `known` is for pictures that are drawn one after
+    the other with the same model. Raises UserError for a scheduler that does not go with this model.
     """
     scheduler = make_scheduler(sampling.scheduler, model)
     scheduler.set_timesteps(sampling.steps)
@@ -68,11 +68,11 @@ def draw(
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     latents = torch.stack([torch.randn(shape, generator=g) for g in generators]).to(model.device)
     latents = latents * scheduler.init_noise_sigma
-    read = read or Read(model)
-    text = prompts if isinstance(prompts, Text) else read(prompts)
+    known = known or Known(model)
+    text = prompts if isinstance(prompts, Text) else known.read(prompts)
     guided = sampling.guidance_scale > 1
     if guided:
-        text = Text.cat([read.negative(sampling.negative_prompt, len(seeds)), text])
+        text = Text.cat([known.negative(sampling.negative_prompt, len(seeds)), text])
     text = text.to(model.unet.dtype)
     sizes = torch.tensor([whole_picture(sampling.width, sampling.height)] * len(text.hidden), device=model.device)
     noise = {"generator": generators} if "generator" in inspect.signature(scheduler.step).parameters else {}
@@ -80,7 +80,7 @@ def draw(
         if on_step:
             on_step()
         x = scheduler.scale_model_input(torch.cat([latents, latents]) if guided else latents, t)
-        predicted = read.predict(x.to(model.unet.dtype), t, text, sizes).float()
+        predicted = known.predict(x.to(model.unet.dtype), t, text, sizes).float()
         if guided:
             without, with_prompt = predicted.chunk(2)
             predicted = without + sampling.guidance_scale * (with_prompt - without)
@@ -88,25 +88,24 @@ def draw(
     return to_pictures(model.decode(latents))
 
 
-class Read:
-    """Prompts as a model reads them, each once, and its predictions; for as long as the model does not change.
-
-    Each prompt is read by itself, so that a picture does not depend on which others are drawn with it.
-    """
+class Known:
+    """What is known of a model from pictures before, for as long as it does not change: prompts as it reads them, and how
+    its predictions are traced."""
 
     def __init__(self, model: Model) -> None:
         self.model = model
         self.predict = Predictions(model)
-        self._known: dict[str, Text] = {}
+        self._texts: dict[str, Text] = {}
         self._negative: dict[str, Text] = {}
 
-    def __call__(self, prompts: list[str]) -> Text:
-        if missing := [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._known]:
-            if len(self._known) + len(missing) > _KEPT_PROMPTS:
-                self._known = {prompt: text for prompt, text in self._known.items() if prompt in prompts}
+    def read(self, prompts: list[str]) -> Text:
+        """Each prompt once and by itself, so that a picture does not depend on which others are drawn with it."""
+        if missing := [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._texts]:
+            if len(self._texts) + len(missing) > _KEPT_PROMPTS:
+                self._texts = {prompt: text for prompt, text in self._texts.items() if prompt in prompts}
             with self.model.present(*self.model.text_encoders):
-                self._known.update({prompt: self.model.encode_text([prompt]) for prompt in missing})
-        return Text.cat([self._known[prompt] for prompt in prompts])
+                self._texts.update({prompt: self.model.encode_text([prompt]) for prompt in missing})
+        return Text.cat([self._texts[prompt] for prompt in prompts])
 
     def negative(self, prompt: str, count: int) -> Text:
         """The other side of classifier-free guidance, `count` times."""

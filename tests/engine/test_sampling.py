@@ -17,7 +17,7 @@ from dreambooth.core.settings.results import Previews
 from dreambooth.engine import families, sampling_choice, worker
 from dreambooth.engine.checkpoints.source import open_model
 from dreambooth.engine.families.model import Model
-from dreambooth.engine.sampling import SCHEDULERS, Read, draw
+from dreambooth.engine.sampling import SCHEDULERS, Known, draw
 from dreambooth.engine.sampling_choice import NO_ZERO_TERMINAL_SNR, Sampling
 from dreambooth.engine.training import preview
 from dreambooth.engine.work import Work
@@ -118,10 +118,10 @@ def test_a_prompt_is_read_once_and_alone(model: Model) -> None:
     """However many pictures are drawn of it, in however many batches; and a picture does not hang on its neighbours."""
     sampling, batches = Sampling(64, 64, 2, 3.0, "blue", "ddim"), []
     handle = model.text_encoders["text_encoder"].register_forward_hook(lambda *io: batches.append(len(io[1][0])))
-    read = Read(model)
+    known = Known(model)
     try:
-        both = draw(model, ["a red star", "a moon"], [1, 2], sampling, read=read)
-        alone = draw(model, ["a moon", "a moon"], [2, 3], sampling, read=read)[0]
+        both = draw(model, ["a red star", "a moon"], [1, 2], sampling, known=known)
+        alone = draw(model, ["a moon", "a moon"], [2, 3], sampling, known=known)[0]
     finally:
         handle.remove()
     assert batches == [1, 1, 1], "two prompts and what is not wanted"

@@ -21,7 +21,7 @@ from dreambooth.engine import families, prediction, worker
 from dreambooth.engine.bench.live import Live
 from dreambooth.engine.checkpoints.source import open_model
 from dreambooth.engine.families.model import Model
-from dreambooth.engine.sampling import Read, draw
+from dreambooth.engine.sampling import Known, draw
 from dreambooth.engine.sampling_choice import Sampling
 from dreambooth.engine.tracing.program import NotTraceable, Program, record
 from dreambooth.engine.training import traced
@@ -325,8 +325,8 @@ def model(projects: dict[str, Project]) -> Model:
 
 def drawn(model: Model, *, traced: bool) -> list[bytes]:
     model.traced = traced
-    read, sampling = Read(model), Sampling(64, 64, 20, 5.0)
-    return [draw(model, ["a star", "a cat"], [n, n + 9], sampling, read=read)[0].tobytes() for n in range(4)]
+    known, sampling = Known(model), Sampling(64, 64, 20, 5.0)
+    return [draw(model, ["a star", "a cat"], [n, n + 9], sampling, known=known)[0].tobytes() for n in range(4)]
 
 
 def test_pictures_are_the_same_to_the_bit(model: Model, counted: dict[str, int]) -> None:

@@ -112,9 +112,9 @@ def make(
     How many are drawn at a time shows in the last bits of a picture. So that one which is made after a kill is the one
     that would have been made without, those that are there are drawn again with those that were to come beside them.
     """
-    from dreambooth.engine.sampling import Read, draw  # loads torch, which a plan does not need
+    from dreambooth.engine.sampling import Known, draw  # loads torch, which a plan does not need
 
-    read = Read(model)
+    known = Known(model)
     total, done = sum(p.missing for p in plans), 0
     for one in plans:
         atomic.sweep(one.folder)
@@ -123,7 +123,7 @@ def make(
             some = one.drawn[start : start + batch]
             if missing.isdisjoint(wanted.path for wanted in some):
                 continue
-            drawn = draw(model, [w.prompt for w in some], [w.seed for w in some], one.sampling, on_step, read)
+            drawn = draw(model, [w.prompt for w in some], [w.seed for w in some], one.sampling, on_step, known)
             new = [(picture, wanted) for picture, wanted in zip(drawn, some) if wanted.path in missing]
             for picture, wanted in new:
                 _save(picture, wanted, batch)

@@ -17,7 +17,7 @@ from dreambooth.core.settings import Settings, parse
 from dreambooth.engine.families.model import Model
 from dreambooth.engine.generate import load
 from dreambooth.engine.miniature import reading, webui_layout, world
-from dreambooth.engine.sampling import Read, draw
+from dreambooth.engine.sampling import Known, draw
 from dreambooth.engine.sampling_choice import Sampling
 from dreambooth.engine.training import preview
 
@@ -103,10 +103,10 @@ def _own_likeness() -> float:
 def _draw(model: Model, prompts: list[str], batch: int = 8) -> list[Image.Image]:
     sampling = Sampling(world.SIZE, world.SIZE, _STEPS, _GUIDANCE)
     drawn: list[Image.Image] = []
-    read = Read(model)
+    known = Known(model)
     for start in range(0, len(prompts), batch):
         some = prompts[start : start + batch]
-        drawn += draw(model, some, [_SEED + start + n for n in range(len(some))], sampling, read=read)
+        drawn += draw(model, some, [_SEED + start + n for n in range(len(some))], sampling, known=known)
     return drawn
 
 

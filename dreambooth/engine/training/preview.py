@@ -17,7 +17,7 @@ from dreambooth.engine import drawn_together
 from dreambooth.engine.data import png
 from dreambooth.engine.data.pictures import Picture, find
 from dreambooth.engine.families.model import Model, Text
-from dreambooth.engine.sampling import Read, decoding, draw
+from dreambooth.engine.sampling import Known, decoding, draw
 from dreambooth.engine.sampling_choice import Sampling
 from dreambooth.engine.training import imagic
 
@@ -77,12 +77,12 @@ def make(
     sampling, batch = _sampling(settings, size), together(model, settings, size)
     folder.mkdir(exist_ok=True)
     atomic.sweep(folder)
-    read = Read(model)
+    known = Known(model)
     with torch.random.fork_rng(), decoding(model, settings.memory.vae_decoding), _evaluated(model):
         for start in range(len(paths), len(wanted), batch):
             some = wanted[start : start + batch]
-            text = _text(read, [what[p] for p, _ in some], fitted)
-            drawn = draw(model, text, [choice.seed + n for _, n in some], sampling, on_step, read)
+            text = _text(known, [what[p] for p, _ in some], fitted)
+            drawn = draw(model, text, [choice.seed + n for _, n in some], sampling, on_step, known)
             for (prompt, number), picture in zip(some, drawn):
                 path = folder / _NAME.format(images=images, prompt=prompt, number=number)
                 png.write(picture, path)
@@ -105,8 +105,8 @@ def _sampling(settings: Settings, size: int) -> Sampling:
 
 
 @torch.no_grad()
-def _text(read: Read, some: list[tuple[str, float | None]], fitted: Text | None) -> Text:
-    text = read([prompt for prompt, _ in some])
+def _text(known: Known, some: list[tuple[str, float | None]], fitted: Text | None) -> Text:
+    text = known.read([prompt for prompt, _ in some])
     if fitted is None:
         return text
     return Text.cat([imagic.blended(text[n : n + 1], fitted, eta or 0.0) for n, (_, eta) in enumerate(some)])
