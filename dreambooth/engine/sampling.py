@@ -59,8 +59,8 @@ def draw(
     """One RGB picture for each prompt, given as words or as what the UNet reads, each from its own seed, so that a
     batch changes nothing.
 
-    `on_step` is called before each sampling step and may raise to stop. `known` is for pictures that are drawn one after
-    the other with the same model. Raises UserError for a scheduler that does not go with this model.
+    `on_step` is called before each sampling step and may raise to stop. `known` is for pictures that are drawn one
+    after the other with the same model. Raises UserError for a scheduler that does not go with this model.
     """
     scheduler = make_scheduler(sampling.scheduler, model)
     scheduler.set_timesteps(sampling.steps)
@@ -89,8 +89,8 @@ def draw(
 
 
 class Known:
-    """What is known of a model from pictures before, for as long as it does not change: prompts as it reads them, and how
-    its predictions are traced."""
+    """What is known of a model from pictures before, for as long as it does not change: prompts as it reads them, and
+    how its predictions are traced."""
 
     def __init__(self, model: Model) -> None:
         self.model = model

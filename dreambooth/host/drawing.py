@@ -85,7 +85,7 @@ def _on_its_thread(work: Callable[[], Any]) -> Any:
 
 def _batch(wanted: Drawing, title: str, seeds: tuple[int, ...], look: Look) -> list[tuple[Any, int, str]] | None:
     """One batch: pictures with their seeds and what the WebUI says of them; None where it was stopped."""
-    from modules import processing
+    from modules import processing, scripts
 
     request = processing.StableDiffusionProcessingTxt2Img(
         sd_model=None if sys.modules.get("modules_forge.main_thread") else shared.sd_model,
@@ -104,6 +104,7 @@ def _batch(wanted: Drawing, title: str, seeds: tuple[int, ...], look: Look) -> l
         outpath_grids=shared.opts.outdir_txt2img_grids,
         override_settings={"sd_model_checkpoint": title},
     )
+    request.scripts = scripts.ScriptRunner()  # reForge looks for its own among them; here is none at work
     ended = threading.Event()
     with closing(request):
         shared.state.begin(job="dreambooth")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from io import TextIOWrapper
@@ -14,7 +15,7 @@ from dreambooth.ui import arguments
 from dreambooth.ui.commands import Result
 from dreambooth.ui.terminal import Terminal
 
-DONE, REFUSED, INTERRUPTED = 0, 2, 130
+DONE, REFUSED, INTERRUPTED, UNREAD = 0, 2, 130, 141  # the last two as a shell calls SIGINT and SIGPIPE
 
 
 def main(given: Sequence[str]) -> int:
@@ -35,7 +36,11 @@ def main(given: Sequence[str]) -> int:
         problems = result.get("problems", [])
         for problem in problems:
             print(problem, file=sys.stderr)
+        sys.stdout.flush()
         return REFUSED if problems else DONE
+    except BrokenPipeError:  # whoever reads has seen enough, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python would complain at its end
+        return UNREAD
     except (UserError, OSError) as found:
         terminal.end()
         error = found if isinstance(found, UserError) else _of_the_disk(found)

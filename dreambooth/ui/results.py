@@ -25,6 +25,8 @@ def report(options: argparse.Namespace, terminal: Terminal) -> Result:
 def generate(options: argparse.Namespace, terminal: Terminal) -> Result:
     opened = project.open_project(commands.folders(options), options.name)
     chosen, fields = errands.drawing(opened, vars(options), label="--{}")
+    if not (fields["weights"] or options.base or options.from_step):
+        terminal.say(f"{opened.name} has no result yet; this draws with the model before training.")
     return commands.errand(options, terminal, "generate", chosen, **fields)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 from PIL import Image
 
 from dreambooth.core.layout import MINIATURE, SUBJECT_PICTURES
-from tests.conftest import Run, Said
+from tests.conftest import ROOT, Run, Said
 
 
 def everything(folder: Path) -> dict[str, int]:
@@ -236,3 +237,12 @@ def test_the_subject_comes_in_five_pictures() -> None:
 def test_tokens_without_words(data: Path, dreambooth: Run) -> None:
     refused(dreambooth("tokens", "star", " ", "--data", data), "PROMPT: it is empty")
     refused(dreambooth("tokens", "star", "x", "--data", data, "--candidates", -1), "--candidates")
+
+
+def test_who_reads_may_have_seen_enough() -> None:
+    """As `| head` does: no traceback, and no sentence either."""
+    command = [sys.executable, "-m", "dreambooth", "settings"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as started:
+        assert started.stdout and started.stderr
+        started.stdout.close()
+        assert (started.wait(60), started.stderr.read()) == (141, b"")

@@ -92,14 +92,15 @@ def test_another_trainers_lora_is_merged_and_drawn_with(tmp_path: Path, dreamboo
     assert torch.allclose(written[name], tensors[name] + 0.5 * (1 / 2) * up @ down, atol=1e-6)
     assert [key for key in tensors if not torch.equal(tensors[key], written[key])] == [name]
     drawn = {}
-    for weights in (["--base"], ["--weights", lora, "--lora-weight", 2]):
-        answer = dreambooth("generate", "it", "--prompt", "a star", "--steps", 2, *weights, *data).answer
-        drawn[weights[0]] = Path(answer["pictures"][0]).read_bytes()
-    assert drawn["--base"] != drawn["--weights"]
+    for weights in ([], ["--weights", lora, "--lora-weight", 2]):
+        said = dreambooth("generate", "it", "--prompt", "a star", "--steps", 2, *weights, *data)
+        drawn["with" if weights else "base"] = Path(said.answer["pictures"][0]).read_bytes()
+        assert ("it has no result yet; this draws with the model before training" in said.errors) == (not weights)
+    assert drawn["base"] != drawn["with"]
     lines = ["--weights", lora, "--base", "--lora-weights", 0, 2, "--steps", 2]
     sheet = dreambooth("sheet", "it", "--prompt", "a star", *lines, *data).answer
     cells = {Path(path).stem: Path(path).read_bytes() for path in sheet["pictures"]}
-    assert cells["00-00"] == cells["01-00"] == drawn["--base"] and cells["01-01"] == drawn["--weights"]
+    assert cells["00-00"] == cells["01-00"] == drawn["base"] and cells["01-01"] == drawn["with"]
     assert Path(sheet["sheet"]).is_file()
     both = dreambooth("generate", "it", "--prompt", "a star", "--base", "--weights", lora, *data)
     assert both.code == 2 and "exclude each other" in both.errors

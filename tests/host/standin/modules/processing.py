@@ -10,6 +10,8 @@ meanwhile = []  # what a test has happen while a picture is drawn
 
 
 class StableDiffusionProcessingTxt2Img:
+    scripts = None
+
     def __init__(self, **wanted):
         self.wanted = wanted
         requests.append(self)
@@ -24,6 +26,7 @@ def process_images(request):
     assert not call_queue.queue_lock.acquire(False), "whoever draws has the queue"
     for happening in meanwhile:
         happening()
+    assert not request.scripts.alwayson_scripts, "reForge looks for one of its own there"
     wanted = request.wanted
     for step in range(wanted["steps"]):
         shared.state.sampling_step = step

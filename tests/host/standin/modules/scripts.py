@@ -1,0 +1,3 @@
+class ScriptRunner:
+    def __init__(self):
+        self.alwayson_scripts = []
