@@ -73,6 +73,16 @@ def test_drawing_is_timed_from_the_unets_first_work_to_the_last_file(tmp_path: P
         UNet2DConditionModel.forward(drawing, torch.zeros(1))
 
 
+def test_our_predictions_count_also_where_they_are_made_from_their_record(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then nothing of diffusers' UNet is called."""
+    monkeypatch.setattr(Predictions, "__call__", lambda self, x, *_: x)
+    watch = DrawingWatch()
+    watch.install_in_ours()
+    for _ in range(5):
+        Predictions.__new__(Predictions)(torch.zeros(4), None, None, None)
+    assert (watch.predictions, watch.most, watch.began > 0) == (20, 4, True)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the system counts")
 def test_memory_is_that_of_the_process_alone() -> None:
     """Not that of the one which started it."""
@@ -86,14 +96,3 @@ def test_memory_is_that_of_the_process_alone() -> None:
     )
     assert 2**20 < int(said.stdout) < 2**28
     assert peak_bytes() > held.nbytes
-
-
-def test_predictions_of_ours_count_however_they_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those that are done again from a record do not go through the UNet's modules."""
-    monkeypatch.setattr(Predictions, "__call__", lambda self, x: x)
-    watch = DrawingWatch()
-    watch.install_in_ours()
-    for _ in range(3):
-        Predictions.__new__(Predictions)(torch.zeros(4, 4, 8, 8))
-    assert (watch.predictions, watch.most) == (12, 4)
-    assert watch.began > 0

@@ -1,8 +1,8 @@
 """Class pictures drawn under watch: `python -m dreambooth.engine.bench.drawing_run ABOUT`, ABOUT a JSON file that names
 a job of ours or a script of diffusers.
 
-It takes hold of diffusers' UNet, or of what asks it in ours, where not every prediction goes through the UNet's modules
-(see engine/prediction.py), and looks at the files. The time runs from the first prediction to the last picture's file.
+The same instrument for both: it takes hold of diffusers' UNet and looks at the files. The time runs from the UNet's
+first work to the last picture's file.
 """
 
 from __future__ import annotations
@@ -39,25 +39,25 @@ class DrawingWatch:
         def watched(unet: Any, sample: Any, *arguments: Any, **more: Any) -> Any:
             if unet.training:
                 raise TrainingBegan
-            self._asked(len(sample))
+            self.saw(len(sample))
             return forward(unet, sample, *arguments, **more)
 
         UNet2DConditionModel.forward = watched
 
     def install_in_ours(self) -> None:
+        """Our predictions, most of which are made again from their record, past the UNet's own code."""
         from dreambooth.engine.prediction import Predictions
 
         predict = Predictions.__call__
 
         @functools.wraps(predict)
         def watched(predictions: Any, x: Any, *arguments: Any) -> Any:
-            self._asked(len(x))
+            self.saw(len(x))
             return predict(predictions, x, *arguments)
 
         Predictions.__call__ = watched  # type: ignore[method-assign]
 
-    def _asked(self, count: int) -> None:
-        """Predictions for so many samples at once."""
+    def saw(self, count: int) -> None:
         if not self.began:
             self.began, self.processor = time.time(), time.process_time()
         self.predictions, self.most = self.predictions + count, max(self.most, count)
