@@ -37,6 +37,7 @@ PIXELS_AT_ONCE = 2**19  # of pictures that are encoded together
 GRADIENTS_AT_ONCE = 2**25  # bytes of gradients that are applied together in the backward pass
 _RESTING_BYTES = {"int8": 1.0, "nf4": 0.5 + 4 / 64}  # of each value; the scales of 8 bits are few
 _ONE_WEIGHT = 0.6  # the largest weight's share of the largest block, and the middle block's, which has no checkpoint
+_WORKED_WITH = {"adafactor": 8.0, "came": 12.0}  # for each value of a convolution's weight while it changes
 _ROUNDING_BYTES = 2 * 4 * 2**25  # weights and gradients in full precision while their change is rounded to bf16
 _CHANGE_BYTES = 13  # of each value of a weight in bf16: itself, gradient and update in full precision, with adafactor
 
@@ -82,11 +83,11 @@ def passing_bytes(settings: Settings, model: Anatomy, family: str, area: int) ->
     own = _base_bytes(settings)
     if not _trains_streamed(settings):
         return peak + _fetched(settings, model)
-    # Where activations are large, blocks are small. The large ones have their weights and gradients, and one weight is
-    # there once more with its states for its change.
-    is_bf16 = settings.memory.bf16_weights
-    changed = max(own + OPTIMIZER_BYTES[settings.optimizer.name] + 2 * 4 * is_bf16, _CHANGE_BYTES * is_bf16)
-    change = model.largest_block * (own * (2 + _ONE_WEIGHT) + changed * _ONE_WEIGHT)
+    # The largest block has its weights, and a second and third time its largest one with gradient, states and change,
+    # in full precision where they are rounded to bf16; half of the activations are still there.
+    states = max(OPTIMIZER_BYTES[settings.optimizer.name], _WORKED_WITH.get(settings.optimizer.name, 0.0))
+    changed = 2 * own + states + (12 if settings.memory.bf16_weights else 4)
+    change = model.largest_block * (own + _ONE_WEIGHT * changed) + peak / 2
     return int(max(peak + model.largest_block * own * _ONE_WEIGHT, change))
 
 
