@@ -16,6 +16,7 @@ from diffusers import UNet2DConditionModel
 
 from dreambooth.engine.bench.drawing_run import DrawingWatch, TrainingBegan
 from dreambooth.engine.bench.watch import WARM_STEPS, Watch, peak_bytes
+from dreambooth.engine.prediction import Predictions
 from tests.conftest import ROOT
 
 STEPS = WARM_STEPS + 3
@@ -70,6 +71,16 @@ def test_drawing_is_timed_from_the_unets_first_work_to_the_last_file(tmp_path: P
     drawing.__dict__["training"] = True
     with pytest.raises(TrainingBegan):
         UNet2DConditionModel.forward(drawing, torch.zeros(1))
+
+
+def test_our_predictions_count_also_where_they_are_made_from_their_record(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then nothing of diffusers' UNet is called."""
+    monkeypatch.setattr(Predictions, "__call__", lambda self, x, *_: x)
+    watch = DrawingWatch()
+    watch.install_in_ours()
+    for _ in range(5):
+        Predictions.__new__(Predictions)(torch.zeros(4), None, None, None)
+    assert (watch.predictions, watch.most, watch.began > 0) == (20, 4, True)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the system counts")

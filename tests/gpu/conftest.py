@@ -32,6 +32,7 @@ def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
     yield Device(request.param)
     torch.use_deterministic_algorithms(False)
     if request.param == "cuda":
+        torch.cuda.set_sync_debug_mode("default")
         torch.cuda.empty_cache()
 
 

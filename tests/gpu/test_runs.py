@@ -166,6 +166,7 @@ def test_too_little_memory_leads_to_less_of_it(device: torch.device, projects: d
     large |= {"intervals.max_train_steps": 2, "pictures.cache_on_disk": True}
     train(projects["sd1"], **large)  # the pictures are encoded from here on
     with card(device) as its:
+        free(device)
         its.peaks()
         train(projects["sd1"], **large)
         plain = its.peaks()[1]

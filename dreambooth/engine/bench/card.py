@@ -25,7 +25,7 @@ from dreambooth.engine.bench import plans
 # In the order of importance, each with the most seconds that it may take; a peer beside us doubles that.
 PIECES = {
     "ceilings": 90,
-    "steps": 240,
+    "steps": 330,
     "full": 150,
     "memory": 300,
     "waiting": 150,

@@ -39,12 +39,28 @@ class DrawingWatch:
         def watched(unet: Any, sample: Any, *arguments: Any, **more: Any) -> Any:
             if unet.training:
                 raise TrainingBegan
-            if not self.began:
-                self.began, self.processor = time.time(), time.process_time()
-            self.predictions, self.most = self.predictions + len(sample), max(self.most, len(sample))
+            self.saw(len(sample))
             return forward(unet, sample, *arguments, **more)
 
         UNet2DConditionModel.forward = watched
+
+    def install_in_ours(self) -> None:
+        """Our predictions, most of which are made again from their record, past the UNet's own code."""
+        from dreambooth.engine.prediction import Predictions
+
+        predict = Predictions.__call__
+
+        @functools.wraps(predict)
+        def watched(predictions: Any, x: Any, *arguments: Any) -> Any:
+            self.saw(len(x))
+            return predict(predictions, x, *arguments)
+
+        Predictions.__call__ = watched  # type: ignore[method-assign]
+
+    def saw(self, count: int) -> None:
+        if not self.began:
+            self.began, self.processor = time.time(), time.process_time()
+        self.predictions, self.most = self.predictions + count, max(self.most, count)
 
     def found(self, pictures: list[Path], started: float) -> dict[str, Any]:
         processor = time.process_time() - self.processor
@@ -65,7 +81,7 @@ def main(about_file: Path) -> int:
     about, seen = json.loads(about_file.read_text(encoding="utf-8")), DrawingWatch()
     if "job" in about:
         imports.put_off()  # as the engine does, before the watch takes hold of diffusers
-        seen.install()
+        seen.install_in_ours()
         code = engine.main([about["job"]])
     else:
         code = 0
