@@ -130,7 +130,7 @@ def test_a_run_that_breaks_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_models_of_full_size_are_what_performance_tells_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = parse({**plans._OWN, "general.method": "full"})
+    settings = parse({**plans._OWN, "general.method": "full", "general.resolution": Full().side("sdxl")})
     assert Full().plan(settings, "sdxl", 6 * 2**30) == planner.for_family(settings, "sdxl", 6 * 2**30)
     assert planner.for_family(settings, "sdxl", 6 * 2**30).needs == (
         planner.for_family(parse({"general.method": "full"}), "sdxl", 6 * 2**30).needs

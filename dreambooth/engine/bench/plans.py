@@ -145,6 +145,10 @@ class Models:
     def plan(self, settings: Settings, family: str, card_bytes: int) -> Plan:
         raise NotImplementedError
 
+    def side(self, family: str) -> int:
+        """Of the pictures, in pixels."""
+        return footprint.OWN_RESOLUTION[family]
+
     def steps(self, settings: Settings) -> int:
         """How many each run takes. Steps in the backward pass are never traced."""
         return STEPS if settings.memory.step_in_backward else TRACED_STEPS
@@ -173,6 +177,9 @@ class Small(Models):
     pretended = True
     cards = (630 * 2**20, 2**30)
 
+    def side(self, family: str) -> int:
+        return 64
+
     def steps(self, settings: Settings) -> int:
         return STEPS
 
@@ -195,7 +202,8 @@ class Bench:
     def row(self, one: Wanted, until: float) -> dict[str, Any]:
         """One plan, tried inside its card; one that does not hold there is tried once more without a limit, which
         tells what it would take."""
-        settings = parse({**_OWN, "general.method": one.method, **self._size()})
+        own = {"general.method": one.method, "general.resolution": self.models.side(one.family)}
+        settings = parse({**_OWN, **own})
         plan = self.models.plan(settings, one.family, one.card_bytes)
         row = {**one.key, "changes": plan.changes, "planned": _planned(plan), "fits": plan.fits}
         if not plan.fits:
@@ -247,9 +255,6 @@ class Bench:
         if capped and ended["ended"] == "held" and cap + DRIVER_BYTES < found["reserved_bytes"] + context:
             ended["ended"] = "out of memory"  # what is outside the allocator takes more than was left for it
         return {**measured, **ended}
-
-    def _size(self) -> dict[str, Any]:
-        return {"general.resolution": 64} if self.models.pretended else {}
 
 
 def taken_by_others() -> int:
