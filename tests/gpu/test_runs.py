@@ -81,7 +81,7 @@ class CardWaits:
     def __exit__(self, *error: Any) -> None:
         torch.cuda.set_sync_debug_mode("default")
         self._caught.__exit__(*error)
-        said = [one for one in self._seen if "synchronizing" in str(one.message)]
+        said = [one for one in self._seen if "called a synchronizing" in str(one.message)]
         self.found += [f"{one.message} at {one.filename}:{one.lineno}" for one in said]
 
 
@@ -117,6 +117,7 @@ def test_who_waits_for_the_card_is_seen(
     def reads(self: pulse.Pulse, losses: tuple[torch.Tensor, ...]) -> None:
         losses[0].item()
         if not on_card and modes[-1:] == ["warn"]:
+            warnings.warn("the mode does not detect all synchronizing operations", stacklevel=1)  # said by PyTorch once
             warnings.warn("called a synchronizing CUDA operation", stacklevel=1)
         plain(self, losses)
 
@@ -124,6 +125,7 @@ def test_who_waits_for_the_card_is_seen(
     monkeypatch.setattr(test_waits, "Waits", CardWaits)
     found = test_waits.waits(projects["sd1"], monkeypatch, **LORA)
     assert len(found) >= 3, "one for each step that is looked at"
+    assert on_card or len(found) == 3, "and nothing else that PyTorch says"
     assert on_card or modes == ["warn", "default"]
 
 
@@ -162,7 +164,7 @@ def test_what_rests_leaves_the_card_and_comes_back(
 def test_too_little_memory_leads_to_less_of_it(device: torch.device, projects: dict[str, Project]) -> None:
     """A card that has less than a plain step takes, and more than a checkpointed one: the run goes on with
     checkpointing, to the losses of one that was checkpointed from the beginning."""
-    large = {"batching.train_batch_size": 4, "general.resolution": 128 if device.type == "cpu" else 768}
+    large = {"batching.train_batch_size": 4, "general.resolution": 128 if device.type == "cpu" else 384}
     large |= {"intervals.max_train_steps": 2, "pictures.cache_on_disk": True}
     train(projects["sd1"], **large)  # the pictures are encoded from here on
     with card(device) as its:

@@ -33,6 +33,7 @@ TRACED_STEPS = 26  # so many that a step is written down and done again, which m
 OTHERS = SPARE / 2  # of a card: what other programs take; the rest of what the planner spares is for the gaps
 MOST_SECONDS = 300.0  # of one plan
 LEAST_SECONDS = 20.0  # that are left, for another plan to be begun
+WORK = "dreambooth-bench"
 LOG_LINES = 30  # that a row has of a run that broke
 METHODS = ("lora", "full")
 _OWN: dict[str, Any] = {
@@ -145,6 +146,10 @@ class Models:
     def plan(self, settings: Settings, family: str, card_bytes: int) -> Plan:
         raise NotImplementedError
 
+    def side(self, family: str) -> int:
+        """Of the pictures, in pixels."""
+        return footprint.OWN_RESOLUTION[family]
+
     def steps(self, settings: Settings) -> int:
         """How many each run takes. Steps in the backward pass are never traced."""
         return STEPS if settings.memory.step_in_backward else TRACED_STEPS
@@ -173,6 +178,9 @@ class Small(Models):
     pretended = True
     cards = (630 * 2**20, 2**30)
 
+    def side(self, family: str) -> int:
+        return 64
+
     def steps(self, settings: Settings) -> int:
         return STEPS
 
@@ -189,13 +197,15 @@ class Bench:
 
     def __init__(self, work: Path, models: Models, rows: Rows) -> None:
         self.work, self.models, self.rows = work, models, rows
+        shutil.rmtree(work / "models", ignore_errors=True)
         self.folders = Folders(work / "models")
         self.count = 0
 
     def row(self, one: Wanted, until: float) -> dict[str, Any]:
         """One plan, tried inside its card; one that does not hold there is tried once more without a limit, which
         tells what it would take."""
-        settings = parse({**_OWN, "general.method": one.method, **self._size()})
+        own = {"general.method": one.method, "general.resolution": self.models.side(one.family)}
+        settings = parse({**_OWN, **own})
         plan = self.models.plan(settings, one.family, one.card_bytes)
         row = {**one.key, "changes": plan.changes, "planned": _planned(plan), "fits": plan.fits}
         if not plan.fits:
@@ -248,9 +258,6 @@ class Bench:
             ended["ended"] = "out of memory"  # what is outside the allocator takes more than was left for it
         return {**measured, **ended}
 
-    def _size(self) -> dict[str, Any]:
-        return {"general.resolution": 64} if self.models.pretended else {}
-
 
 def taken_by_others() -> int:
     """What of the card is taken before a process of ours begins, as the driver's own tool says; 0 where it is not
@@ -290,6 +297,8 @@ def working_folder(asked: dict[str, Any]) -> Iterator[Path]:
     """Where models are made: the folder that was named, which stays, or one that does not."""
     if asked.get("work"):
         folder = Path(asked["work"])
+        # Of its own, as what was left in it by one that was cut off is removed.
+        folder = folder if folder.name == WORK else folder / WORK
         folder.mkdir(parents=True, exist_ok=True)
         yield folder
         return

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 import statistics
 import sys
 import time
@@ -113,7 +114,8 @@ def peak_bytes() -> int:
         return int(psutil.Process().memory_info().peak_wset)
     if sys.platform == "linux":  # where getrusage counts what the process that started it held, too
         status = Path("/proc/self/status").read_text(encoding="ascii")
-        return 1024 * int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1])
+        if found := re.search(r"VmHWM:\s*(\d+) kB", status):  # not everything that passes for Linux has it
+            return 1024 * int(found[1])
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
