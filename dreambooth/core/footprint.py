@@ -28,11 +28,13 @@ OPTIMIZER_BYTES = {  # kept for each trained value
     "lion": 4.0,
     "lion_8bit": 1.0,
     "paged_lion_8bit": 1.0,
-    "adafactor": 0.1,  # a row and a column of each matrix; the sizes of SD 1's UNet
+    "adafactor": 2.13,  # of SD 1's UNet; see optimizer_bytes
     "came": 4.1,  # a mean, and two rows and columns
     "prodigy": 16.0,
     "adamw_schedule_free": 8.0,
 }
+# A row and a column of each matrix, which is two thirds of a kernel of 3 x 3; counted on the UNets.
+_ADAFACTOR_BYTES = {"sd1": 2.13, "sd2": 1.89, "sdxl": 0.38}
 PIXELS_AT_ONCE = 2**19  # of pictures that are encoded together
 GRADIENTS_AT_ONCE = 2**25  # bytes of gradients that are applied together in the backward pass
 _RESTING_BYTES = {"int8": 1.0, "nf4": 0.5 + 4 / 64}  # of each value; the scales of 8 bits are few
@@ -63,7 +65,7 @@ def needs(settings: Settings, model: Anatomy, family: str, area: int) -> Memory:
     trained, own = model.trained(settings), _own_bytes(settings)
     weights = _on_device(settings, model) + (trained * own if settings.is_lora else 0)
     resident = trained - _lent(settings, model)
-    optimizer = int(resident * OPTIMIZER_BYTES[settings.optimizer.name])
+    optimizer = int(resident * optimizer_bytes(settings, family))
     averages = resident * 4 * settings.tuning.use_ema
     held = _gradients(settings, model)
     peak = passing_bytes(settings, model, family, area)
@@ -73,6 +75,13 @@ def needs(settings: Settings, model: Anatomy, family: str, area: int) -> Memory:
     encoding = model.vae * 4 + encoding_bytes(area)  # where room is short, the UNet comes to the device only later
     activations = max(lasting + peak, drawing, before, encoding) - lasting - held
     return Memory(weights, held, optimizer, averages, max(0, activations), DRIVER_BYTES)
+
+
+def optimizer_bytes(settings: Settings, family: str) -> float:
+    """What the optimizer keeps for each trained value."""
+    name = settings.optimizer.name
+    is_full_adafactor = name == "adafactor" and not settings.is_lora
+    return _ADAFACTOR_BYTES.get(family, OPTIMIZER_BYTES[name]) if is_full_adafactor else OPTIMIZER_BYTES[name]
 
 
 def passing_bytes(settings: Settings, model: Anatomy, family: str, area: int) -> int:
@@ -91,11 +100,11 @@ def passing_bytes(settings: Settings, model: Anatomy, family: str, area: int) ->
     return int(max(peak + model.largest_block * own * _ONE_WEIGHT, change))
 
 
-def computer_bytes(settings: Settings, model: Anatomy) -> int:
+def computer_bytes(settings: Settings, model: Anatomy, family: str) -> int:
     """How much of the computer's own memory streamed weights take there, with what belongs to trained ones."""
     if settings.memory.unet_weights != "streamed":
         return 0
-    each = OPTIMIZER_BYTES[settings.optimizer.name] + 4 * settings.tuning.use_ema
+    each = optimizer_bytes(settings, family) + 4 * settings.tuning.use_ema
     return int(model.blocks * _base_bytes(settings) + each * _lent(settings, model))
 
 
