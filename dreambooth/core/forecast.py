@@ -38,7 +38,9 @@ def saves(settings: Settings, length: Budget) -> int:
 def state_bytes(header: Header, settings: Settings) -> int:
     """The size of a state: the trained weights, what the optimizer keeps, and the EMA."""
     own = 2 if settings.memory.bf16_weights else 4
-    each = own + footprint.OPTIMIZER_BYTES[settings.optimizer.name] + 4 * settings.tuning.use_ema
+    family = checkpoint.describe(header).family if settings.optimizer.name == "adafactor" else ""
+    kept = footprint.optimizer_bytes(settings, family)
+    each = own + kept + 4 * settings.tuning.use_ema
     return int(anatomy.of(header).trained(settings) * each)
 
 

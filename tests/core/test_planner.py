@@ -61,6 +61,8 @@ def test_nothing_is_given_up_that_is_not_needed() -> None:
             made = planner.for_family(start, family, card)
             if not made.fits or not made.changes.get("batching.gradient_checkpointing"):
                 continue
+            if made.changes.get("memory.unet_weights") == "streamed":
+                continue  # which needs it
             fewer = {key: value for key, value in made.changes.items() if key != "batching.gradient_checkpointing"}
             assert footprint.family_needs(planner.with_changes(start, fewer), family).total > made.usable
 
@@ -71,7 +73,7 @@ def test_a_small_card_trains_a_large_model_from_the_computers_memory() -> None:
     assert made.fits
     assert then.memory.unet_weights == "streamed"
     assert then.memory.bf16_weights, "half of what is carried to the card and back"
-    told = footprint.computer_bytes(then, footprint.full_size("sdxl"))
+    told = footprint.computer_bytes(then, footprint.full_size("sdxl"), "sdxl")
     assert 2 * footprint.full_size("sdxl").blocks < told < 12e9
     assert "the computer's own memory" in made.why
     on_eight = planner.for_family(settings("full"), "sdxl", 8 * GB)

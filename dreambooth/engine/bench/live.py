@@ -30,7 +30,10 @@ class Live(TorchDispatchMode):
         self.is_backward = False
         self.moments = [0] * (parts + 2)
         self.gradients_then = [0] * (parts + 2)
-        self._seen: dict[int, int] = {_key(tensor): 0 for tensor in held}
+        self._seen: dict[int, int] = {}
+        for tensor in held:
+            self._seen[_key(tensor)] = 0
+            weakref.finalize(tensor.untyped_storage(), self._gone, _key(tensor))  # what takes its place counts
         self._hooks: list[Any] = []
 
     def __enter__(self) -> Live:
