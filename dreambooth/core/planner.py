@@ -11,10 +11,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from dreambooth.core import abilities, footprint
+from dreambooth.core import footprint
 from dreambooth.core.anatomy import Anatomy
 from dreambooth.core.errors import UserError
 from dreambooth.core.footprint import SPARE, Memory
+from dreambooth.core.levers import LEVERS, TURNED, Changes, Lever, trains_streamed
 from dreambooth.core.quantities import memory
 from dreambooth.core.settings import Settings, conflicts
 
@@ -24,24 +25,6 @@ QUICKEST: dict[str, Any] = {
     "memory.checkpointed_share": 1.0,
     "memory.attention": "sdpa",
 }
-SHARES = (0.25, 0.5, 0.75)  # that may be checkpointed, before all is
-
-Changes = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Lever:
-    """One thing that takes less memory. `pull` gives what it changes, or None where it has nothing left to give.
-
-    `keeps` is true where a run can go on with it from its last state and learns the same; `lightens` where it also
-    makes less of what streamed training carries to the card and back.
-    """
-
-    name: str
-    costs: str
-    pull: Callable[[Settings], Changes | None]
-    keeps: bool = False
-    lightens: bool = False
 
 
 @dataclass(frozen=True)
@@ -102,7 +85,7 @@ def smaller(settings: Settings) -> tuple[Changes, str] | None:
     """The next thing that takes less memory with which a run can go on from its last state; None where none is left."""
     for lever in LEVERS:
         if lever.keeps and (changes := lever.pull(settings)) and not conflicts.found(with_changes(settings, changes)):
-            return changes, _named(lever, changes)
+            return changes, lever.named(changes)
     return None
 
 
@@ -124,7 +107,7 @@ def with_changes(settings: Settings, changes: Changes) -> Settings:
 
 def difference(before: Settings, after: Settings) -> Changes:
     """What of the settings that levers turn is another."""
-    keys = (*QUICKEST, *_TURNED)
+    keys = (*QUICKEST, *TURNED)
     old, new = ({key: _value(some, key) for key in keys} for some in (before, after))
     return {key: value for key, value in new.items() if value != old[key]}
 
@@ -149,7 +132,7 @@ def _without_the_needless(
 ) -> tuple[Settings, list[tuple[Lever, Changes]]]:
     """Takes back what is not needed any more after later levers, the dearest in time first."""
     for at in reversed(range(len(pulled))):
-        if pulled[at][0].lightens and _trains_streamed(_all(settings, pulled)):
+        if pulled[at][0].lightens and trains_streamed(_all(settings, pulled)):
             continue
         fewer = pulled[:at] + pulled[at + 1 :]
         chosen = _all(settings, fewer)
@@ -173,7 +156,7 @@ def _reasons(
     for lever, done in pulled:
         if any(final[key] != value for key, value in done.items()):
             continue  # a later one went further
-        named = _named(lever, done)
+        named = lever.named(done)
         reasons.append(f"{named[:1].upper()}{named[1:]}{f': {lever.costs}' if lever.costs else ''}.")
     if not pulled and "batching.gradient_checkpointing" in changes:
         reasons.append("Gradient checkpointing off: there is room, and it would cost a third more time.")
@@ -187,131 +170,6 @@ def _reasons(
     ]
 
 
-def _named(lever: Lever, changes: Changes) -> str:
-    return lever.name.format(**{key.split(".")[1]: value for key, value in changes.items()})
-
-
 def _value(settings: Settings, key: str) -> Any:
     group, name = key.split(".")
     return getattr(getattr(settings, group), name)
-
-
-def _eight_bits(settings: Settings) -> Changes | None:
-    wanted = {"adamw": "adamw_8bit", "lion": "lion_8bit"}.get(settings.optimizer.name)
-    if wanted is None or abilities.fault("optimizer.name", wanted):
-        return None
-    return {"optimizer.name": wanted}
-
-
-def _checkpointing(settings: Settings) -> Changes | None:
-    """All blocks, at once where some are already."""
-    changes: Changes = {} if settings.batching.gradient_checkpointing else {"batching.gradient_checkpointing": True}
-    return changes | ({"memory.checkpointed_share": 1.0} if settings.memory.checkpointed_share < 1 else {}) or None
-
-
-def _some_checkpointing(settings: Settings) -> Changes | None:
-    """A step more of the cheapest blocks."""
-    now = settings.memory.checkpointed_share if settings.batching.gradient_checkpointing else 0.0
-    more = next((share for share in SHARES if share > now), None)
-    return {"batching.gradient_checkpointing": True, "memory.checkpointed_share": more} if more else None
-
-
-def _bf16(settings: Settings) -> Changes | None:
-    return None if settings.is_lora or settings.memory.bf16_weights else {"memory.bf16_weights": True}
-
-
-def _in_backward(settings: Settings) -> Changes | None:
-    return None if settings.is_lora or settings.memory.step_in_backward else {"memory.step_in_backward": True}
-
-
-def _half_batches(settings: Settings) -> Changes | None:
-    batch, parts = settings.batching.train_batch_size, settings.batching.gradient_accumulation_steps
-    if batch == 1:
-        return None
-    fewer = batch // 2 if batch % 2 == 0 else 1
-    return {
-        "batching.train_batch_size": fewer,
-        "batching.gradient_accumulation_steps": parts * (batch // fewer),
-    }
-
-
-def _eight_bit_model(settings: Settings) -> Changes | None:
-    return _lying(settings, ("whole",), "int8")
-
-
-def _streamed_model(settings: Settings) -> Changes | None:
-    return _lying(settings, ("whole", "int8", "nf4"), "streamed")
-
-
-def _lying(settings: Settings, before: tuple[str, ...], after: str) -> Changes | None:
-    if not settings.is_lora or settings.lora.kind != "lora" or settings.memory.unet_weights not in before:
-        return None
-    return {"memory.unet_weights": after}
-
-
-def _streamed_training(settings: Settings) -> Changes | None:
-    whole = settings.memory.unet_weights == "whole"
-    return {"memory.unet_weights": "streamed"} if whole and _could_stream(settings) else None
-
-
-def _could_stream(settings: Settings) -> bool:
-    return not settings.is_lora and settings.tuning.train_unet and settings.memory.step_in_backward
-
-
-def _trains_streamed(settings: Settings) -> bool:
-    return settings.memory.unet_weights == "streamed" and _could_stream(settings)
-
-
-def _tiles(settings: Settings) -> Changes | None:
-    return None if settings.memory.vae_decoding == "tiled" else {"memory.vae_decoding": "tiled"}
-
-
-def _as_many(settings: Settings) -> Changes | None:
-    return {"batching.class_batch_size": 0} if settings.batching.class_batch_size else None
-
-
-def _adafactor(settings: Settings) -> Changes | None:
-    chosen = settings.optimizer
-    if settings.is_lora or chosen.name == "adafactor" or chosen.beta2:
-        return None
-    return {"optimizer.name": "adafactor"}
-
-
-# A model in 4 bits is not among them: it changes gradients by a quarter, and streaming, which saves more, by nothing.
-LEVERS = (
-    Lever("as many pictures drawn together as there is room for", "previews and class pictures alone", _as_many),
-    Lever("pictures decoded in tiles", "previews and class pictures alone", _tiles),
-    Lever("the optimizer's state in 8 bits", "its steps are hardly others", _eight_bits, lightens=True),
-    Lever(
-        "gradient checkpointing of {checkpointed_share:.0%} of what the blocks hold",
-        "the transformers first, which takes the least time",
-        _some_checkpointing,
-    ),
-    Lever("gradient checkpointing", "about a third more time", _checkpointing, keeps=True),
-    Lever("the model under the LoRA in 8 bits", "each block is unpacked for its turn", _eight_bit_model),
-    Lever("the model under the LoRA in the computer's memory", "each block is fetched for its turn", _streamed_model),
-    Lever("weights held in bf16", "each change is rounded at random", _bf16, lightens=True),
-    Lever("the optimizer's step in the backward pass", "each gradient is clipped by itself", _in_backward),
-    Lever(
-        "batches of {train_batch_size}, {gradient_accumulation_steps} of them added up",
-        "the same steps, a little slower",
-        _half_batches,
-        keeps=True,
-    ),
-    Lever("adafactor", "it keeps next to nothing, and learns a little differently", _adafactor),
-    Lever(
-        "the UNet in the computer's memory",
-        "each block and its states are fetched for their turn and go back changed",
-        _streamed_training,
-    ),
-)
-_TURNED = (
-    "batching.class_batch_size",
-    "memory.vae_decoding",
-    "optimizer.name",
-    "memory.bf16_weights",
-    "memory.unet_weights",
-    "memory.step_in_backward",
-    "batching.train_batch_size",
-    "batching.gradient_accumulation_steps",
-)

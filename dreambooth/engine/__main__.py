@@ -120,6 +120,7 @@ _ERRANDS = {
     "bench-memory": ("bench.table", "run"),
     "bench-operations": ("bench.operations", "run"),
     "bench-plans": ("bench.plans", "measure"),
+    "bench-choices": ("bench.choices", "measure"),
     "bench-card": ("bench.card", "measure"),
     "bench-sweep": ("bench.sweep", "run"),
     "bench-states": ("bench.states", "measure"),

@@ -14,15 +14,15 @@ from dreambooth.ui import commands, describe
 from dreambooth.ui.commands import Result
 from dreambooth.ui.terminal import Terminal
 
-PARTS = ("training", "drawing", "files", "states", "sweep", "memory", "operations", "plans", "card")
+PARTS = ("training", "drawing", "files", "states", "sweep", "memory", "choices", "operations", "plans", "card")
 TABLE = ("families", "drawing", "vae")  # the parts of the table that `memory` counts
 PIECES = ("ceilings", "steps", "full", "memory", "waiting", "proofs", "first", "drawing", "plans")  # of `card`
 _OF = {  # each flag's parts
-    "large": ("training", "drawing"),
+    "large": ("training", "drawing", "choices"),
     "peer": ("training", "drawing", "card"),
     "family": ("plans",),
     "card": ("plans",),
-    "method": ("plans",),
+    "method": ("plans", "choices"),
     "only": ("card",),
     "again": ("memory",),
     "minutes": ("plans", "card"),
@@ -45,19 +45,22 @@ def add(add: Any) -> None:
         "sweep: what each option does to likeness, prompt following and the class (an hour; goes on where it was); "
         "memory: the table that the planner reads, counted on full-size models without a card (half an hour; less "
         "with --again); "
+        "choices: what those that save memory cost in time (half an hour); "
         "operations: how many a training step asks of a card, counted likewise; "
         "plans: each plan of `performance` run for real inside the memory of its card, on a larger one; "
         "card: everything worth measuring on a card, the most important first, in a few minutes",
     )
     sub.add_argument(
-        "--large", action="store_true", help="training, drawing: full-size models with random weights, on a GPU"
+        "--large",
+        action="store_true",
+        help="training, drawing, choices: full-size models with random weights (a GPU)",
     )
     sub.add_argument(
         "--peer", metavar="DIR", help="training, drawing, card: a checkout of diffusers, whose scripts run side by side"
     )
     sub.add_argument("--family", choices=footprint.FAMILIES, help="plans: of this family alone")
     sub.add_argument("--card", metavar="8GB", help="plans: for this size of a card alone")
-    sub.add_argument("--method", choices=("lora", "full"), help="plans: of this method alone")
+    sub.add_argument("--method", choices=("lora", "full"), help="plans, choices: of this method alone")
     sub.add_argument("--only", nargs="+", choices=PIECES, metavar="NAME", help=f"card: {', '.join(PIECES)}")
     sub.add_argument(
         "--again",

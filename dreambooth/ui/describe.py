@@ -252,6 +252,20 @@ def _state_bench(result: Result) -> str:
     return f"{table(rows)}\n\n{table(lost)}"
 
 
+def _choices_bench(result: Result) -> str:
+    head = ["method", "choice", "step (ms)", "processor (ms)", "to plain", "of the processor", "between", "peak memory"]
+    rows = [head]
+    for one in result["rows"]:
+        spans = [f"{1000 * one[key]:.0f}" for key in ("step_seconds", "step_processor_seconds")]
+        ratios = [f"{one['to_plain'][key]:.2f}" for key in ("clock", "processor")]
+        between = " to ".join(f"{value:.2f}" for value in one["between"])
+        rows.append([one["method"], one["choice"], *spans, *ratios, between, size(one["peak_bytes"])])
+    tiles = result["tiles"]
+    versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
+    said = f"Decoding a picture in tiles: {tiles['clock']:.2f} times, {tiles['processor']:.2f} of the processor"
+    return f"{table(rows)}\n\n{said}\n\n{versions}"
+
+
 def _operation_bench(result: Result) -> str:
     rows = [["model", "method", "as usual, there", "back", "ours, there", "back", "ours to usual"]]
     for one in result["rows"]:
@@ -268,6 +282,7 @@ _BENCHES = {
     "files": _file_bench,
     "states": _state_bench,
     "sweep": _sweep,
+    "choices": _choices_bench,
     "operations": _operation_bench,
     "plans": describe_card.plans,
     "card": describe_card.card,

@@ -86,7 +86,7 @@ def card(result: Result) -> str:
         parts += [plan_table(result["plans"]), plan_verdict(result["plans"])]
     if result["left"]:
         left = ", ".join(result["left"])
-        parts.append(f"Not ended: {left}. The same command goes on with these (why is in their logs).")
+        parts.append(f"Not ended: {left}. The same command goes on with these (why is in card.log).")
     return "\n\n".join([*parts, f"Written: {result['path']}"])
 
 

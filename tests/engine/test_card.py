@@ -49,7 +49,8 @@ def test_a_piece_is_measured_once_and_shown(tmp_path: Path, monkeypatch: pytest.
     """A whole piece in its process; what is found is in the file, and is not looked for again."""
     made = card.measure(job(tmp_path, only=["ceilings"]))
     assert {row["what"] for row in made["rows"]} > {"card", "versions", "product of matrices in bf16"}
-    assert (made["left"], (tmp_path / "out" / "ceilings.log").exists()) == ([], True)
+    assert made["left"] == []
+    assert (tmp_path / "out" / "card.log").read_text().startswith("== ceilings")
     monkeypatch.setattr(card, "run_piece", None)
     assert card.measure(job(tmp_path, only=["ceilings"]))["rows"] == made["rows"]
     said = describe.bench({"part": "card", **made})
@@ -134,6 +135,23 @@ def test_what_fails_says_why_and_the_rest_is_done(tmp_path: Path) -> None:
     assert "No module named" in told.failures[-1], "of a process that tells nothing, the last line"
 
 
+def test_what_a_piece_has_made_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = about(tmp_path, "full")
+    (told.work / "full-1").mkdir()
+    (told.work / "sd1.safetensors").touch()
+    (told.work / "about.json").write_text(json.dumps(told.told))
+
+    def fails(about: About) -> None:
+        assert not (about.work / "full-1").exists(), "what was left by one that was cut off"
+        card_pieces.Bench(about)
+        raise ValueError
+
+    monkeypatch.setitem(card_pieces.WORK, "full", fails)
+    with pytest.raises(ValueError):
+        card_pieces.main("full", told.work / "about.json")
+    assert {path.name for path in told.work.iterdir()} == {"sd1.safetensors", "about.json"}
+
+
 TELLS = {"large": True, "left": [], "path": "x", "plans": []}
 
 
@@ -145,6 +163,7 @@ def test_memory_is_that_of_the_plan_for_the_goal(tmp_path: Path, monkeypatch: py
     wanted: list[Any] = []
 
     def row(self: Any, one: Any, until: float) -> dict[str, Any]:
+        assert self.work == tmp_path / "work", "where the models are"
         wanted.append(one)
         ended = {"ended": "held", "peak_bytes": 4.4e9, "step_seconds": 2.0, "reserved_bytes": 0, "context_bytes": 0}
         planned = {"total": 4.5e9}

@@ -58,7 +58,7 @@ def test_a_plan_holds_in_its_card_or_it_is_said_that_it_does_not(
     assert {"steps", "previews", "saving", "encoding pictures"} <= whole["moments"].keys()
     assert all(loss > 0 for loss in whole["losses"])
     assert 0 < whole["step_seconds"] < whole["seconds"]
-    assert not list((tmp_path / "work" / "models").glob("**/*.safetensors")), "what the runs wrote is gone"
+    assert not list((tmp_path / "work" / plans.WORK / "models").glob("**/*.safetensors")), "what the runs wrote is gone"
     said = describe.bench({"part": "plans", **made})
     assert "out of memory (measured without a limit)" in said
     assert "1 of 2 plans held in their card" in said
@@ -70,6 +70,18 @@ def test_a_plan_holds_in_its_card_or_it_is_said_that_it_does_not(
     assert [row.get("as_on") for row in again["rows"]] == [None, CARD]
     assert (again["rows"][0], again["left"]) == (lora, 0)
     assert len(Path(made["path"]).read_text().splitlines()) == 3
+
+
+def test_what_was_cut_off_is_in_nobodys_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what a person has in the folder for the models stays."""
+    left, others = tmp_path / "work" / plans.WORK / "models", tmp_path / "work" / "models"
+    for folder in (left, others):
+        folder.mkdir(parents=True)
+    monkeypatch.setattr(Bench, "tried", lambda *_, **__: {"ended": "held"})
+    plans.run(job(tmp_path, card_bytes=CARD, method="lora"), Small())
+    assert (left.exists(), others.exists()) == (False, True)
+    with plans.working_folder({"work": str(left.parent)}) as same:
+        assert same == left.parent
 
 
 def test_a_plan_that_the_planner_does_not_find_is_not_tried(tmp_path: Path) -> None:

@@ -101,7 +101,7 @@ def run_piece(piece: str, about: dict[str, Any], seconds: float, is_over: Callab
     """A piece with all that it starts, for so long at most. Returns how it ended: whole, out of time, or what it said
     last."""
     out = Path(about["out"])
-    told, log = Path(about["work"]) / f"{piece}.json", out / f"{piece}.log"
+    told, log = (Path(about["work"]) / f"{piece}.{end}" for end in ("json", "log"))
     told.write_text(json.dumps(about), encoding="utf-8")
     command = [sys.executable, "-m", "dreambooth.engine.bench.card_pieces", piece, str(told)]
     until = time.monotonic() + seconds
@@ -113,9 +113,12 @@ def run_piece(piece: str, about: dict[str, Any], seconds: float, is_over: Callab
             in_time = process.poll() is not None
         finally:
             _end(process)
+    said = log.read_text(encoding="utf-8", errors="replace").strip()
+    with open(out / "card.log", "a", encoding="utf-8") as file:
+        file.write(f"== {piece}\n{said}\n")
     if not in_time:
         return "out of time"
-    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    lines = said.splitlines()
     return "whole" if process.returncode == 0 else (lines or [f"code {process.returncode}"])[-1]
 
 

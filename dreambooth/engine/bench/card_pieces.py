@@ -6,6 +6,7 @@ import contextlib
 import importlib.util
 import json
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -55,6 +56,11 @@ class About:
         """One figure. The goals are a card's."""
         kept = more if self.large else {key: one for key, one in more.items() if key not in ("goal", "at_least")}
         self.results.add(self.piece, what, value, unit, **kept)
+
+    def tidy(self) -> None:
+        """Removes what this piece has made, but for the models that others take too."""
+        for folder in self.work.glob(f"{self.piece}-*"):
+            shutil.rmtree(folder, ignore_errors=True)
 
     @contextlib.contextmanager
     def going_on(self) -> Iterator[None]:
@@ -153,7 +159,7 @@ def first(about: About) -> None:
 def memory(about: About) -> None:
     """The plan for a card that has as much as the goal allows, run inside it."""
     rows = plans.Rows(about.out)
-    tries = plans.Bench(about.work / "plans", about.models, rows)
+    tries = plans.Bench(about.work, about.models, rows)
     goals = MEMORY_GOALS if about.large else (("sd1", "lora", plans.Small.cards[0] * (1 - SPARE), None),)
     for family, method, goal, step_goal in goals:
         one = plans.Wanted(family, method, int(goal / (1 - SPARE)))
@@ -279,7 +285,11 @@ WORK = {
 def main(piece: str, about_file: Path) -> int:
     told = json.loads(about_file.read_text(encoding="utf-8"))
     about = About(piece, told)
-    WORK[piece](about)
+    about.tidy()  # what was left by one that was cut off
+    try:
+        WORK[piece](about)
+    finally:
+        about.tidy()
     if about.failures:
         print(about.failures[0])
     return len(about.failures)

@@ -1,7 +1,7 @@
 """A card played on the processor: it counts the tensors that a process makes, and refuses more than its limit.
 
-What lies in a mapped file counts for nothing, as it is not made. So what it counts is less than a card would hold; it
-serves to go through every line that works with a card, where there is none.
+A mapped file that something was made of counts whole, and the rest of the process for nothing. So what it counts says
+nothing of a card; it serves to go through every line that works with one, where there is none.
 """
 
 from __future__ import annotations

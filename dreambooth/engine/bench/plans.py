@@ -33,6 +33,7 @@ TRACED_STEPS = 26  # so many that a step is written down and done again, which m
 OTHERS = SPARE / 2  # of a card: what other programs take; the rest of what the planner spares is for the gaps
 MOST_SECONDS = 300.0  # of one plan
 LEAST_SECONDS = 20.0  # that are left, for another plan to be begun
+WORK = "dreambooth-bench"
 LOG_LINES = 30  # that a row has of a run that broke
 METHODS = ("lora", "full")
 _OWN: dict[str, Any] = {
@@ -196,6 +197,7 @@ class Bench:
 
     def __init__(self, work: Path, models: Models, rows: Rows) -> None:
         self.work, self.models, self.rows = work, models, rows
+        shutil.rmtree(work / "models", ignore_errors=True)
         self.folders = Folders(work / "models")
         self.count = 0
 
@@ -295,6 +297,8 @@ def working_folder(asked: dict[str, Any]) -> Iterator[Path]:
     """Where models are made: the folder that was named, which stays, or one that does not."""
     if asked.get("work"):
         folder = Path(asked["work"])
+        # Of its own, as what was left in it by one that was cut off is removed.
+        folder = folder if folder.name == WORK else folder / WORK
         folder.mkdir(parents=True, exist_ok=True)
         yield folder
         return

@@ -138,7 +138,8 @@ class Bench:
             shutil.copy(path, self.pictures)
         self.count = 0
 
-    def ours(self, case: Case) -> dict[str, Any]:
+    def ours(self, case: Case, by: str = "own_run", changes: dict[str, Any] | None = None) -> dict[str, Any]:
+        """A training of ours, measured by a module beside this one; `changes` are to its settings."""
         settings = parse(
             {
                 "general.method": case.method,
@@ -155,11 +156,12 @@ class Bench:
                 "previews.count": 0,
                 "pictures.buckets": False,
                 **self.asked.get("settings", {}),
+                **(changes or {}),
             }
         )
         made = project.create(self.models, f"m{self.count}", self.source(case.family))
         work = new_run(self.models, made, settings)
-        found = self.measured("own_run", case, job=str(work.folder))
+        found = self.measured(by, case, job=str(work.folder))
         shutil.rmtree(made.folder)
         return found
 

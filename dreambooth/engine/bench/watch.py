@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 import statistics
 import sys
 import time
@@ -59,9 +60,9 @@ class Watch:
             self._counter = None
             return
         if not self.ends:
-            _wait()
+            wait()
             self.first_step_seconds = time.time() - self.started
-        self.ends.append(_now())
+        self.ends.append(now())
         self.processor.append(time.process_time())
         if len(self.ends) == self.steps - 1 and _has_card():
             from torch.utils.flop_counter import FlopCounterMode
@@ -71,10 +72,10 @@ class Watch:
 
     def found(self) -> dict[str, Any]:
         """Everything that was seen, as JSON; the process is about to end."""
-        _wait()
-        steps = [_seconds(a, b) for a, b in zip(self.ends, self.ends[1:])][WARM_STEPS - 1 :]
+        wait()
+        steps = [seconds(a, b) for a, b in zip(self.ends, self.ends[1:])][WARM_STEPS - 1 :]
         worked = [b - a for a, b in zip(self.processor, self.processor[1:])][WARM_STEPS - 1 :]
-        inside = [_seconds(a, b) for ended, a, b in self.spans if WARM_STEPS <= ended < len(self.ends)]
+        inside = [seconds(a, b) for ended, a, b in self.spans if WARM_STEPS <= ended < len(self.ends)]
         return {
             "first_step_seconds": self.first_step_seconds,
             "first_step_processor_seconds": self.processor[0],
@@ -91,9 +92,9 @@ class Watch:
     def timed(self, function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)
         def timed(*arguments: Any, **more: Any) -> Any:
-            began = _now()
+            began = now()
             result = function(*arguments, **more)
-            self.spans.append((len(self.ends), began, _now()))
+            self.spans.append((len(self.ends), began, now()))
             return result
 
         return timed
@@ -113,7 +114,8 @@ def peak_bytes() -> int:
         return int(psutil.Process().memory_info().peak_wset)
     if sys.platform == "linux":  # where getrusage counts what the process that started it held, too
         status = Path("/proc/self/status").read_text(encoding="ascii")
-        return 1024 * int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1])
+        if found := re.search(r"VmHWM:\s*(\d+) kB", status):  # not everything that passes for Linux has it
+            return 1024 * int(found[1])
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
@@ -129,7 +131,7 @@ def _has_card() -> bool:
     return bool(torch.cuda.is_available())
 
 
-def _now() -> Any:
+def now() -> Any:
     """A moment: of the processor's clock, or on a GPU an event in its queue, which nobody waits for."""
     import torch
 
@@ -140,11 +142,11 @@ def _now() -> Any:
     return event
 
 
-def _seconds(began: Any, ended: Any) -> float:
+def seconds(began: Any, ended: Any) -> float:
     return ended - began if isinstance(began, float) else began.elapsed_time(ended) / 1000
 
 
-def _wait() -> None:
+def wait() -> None:
     import torch
 
     if torch.cuda.is_available():
