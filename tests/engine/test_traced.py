@@ -23,7 +23,8 @@ from dreambooth.engine.checkpoints.source import open_model
 from dreambooth.engine.families.model import Model
 from dreambooth.engine.sampling import Known, draw
 from dreambooth.engine.sampling_choice import Sampling
-from dreambooth.engine.tracing.program import NotTraceable, Program, record
+from dreambooth.engine.tracing.program import NotTraceable, Program, _Source, record
+from dreambooth.engine.tracing.recorder import Made, Operation
 from dreambooth.engine.training import traced
 from tests.engine.runs import LORA, new_run, output, same, tiny_project, told, train
 
@@ -84,6 +85,16 @@ def test_a_constant_may_change_its_values() -> None:
     with torch.no_grad():
         layer.weight.mul_(3)
     assert torch.equal(program([torch.ones(2, 4)])[0], layer(torch.ones(2, 4)))
+
+
+def test_a_programs_text_has_no_words_of_others() -> None:
+    """Only names that are made there and numbers, whatever an operation is given."""
+    source = _Source()
+    gelu = torch.ops.aten.gelu.default
+    hostile = "none'); import os; ('"
+    line = source.line(Operation(gelu, (Made(1),), {"approximate": hostile}, [Made(2)], is_many=False))
+    assert line == "t2 = f0(t1, approximate=o1)"
+    assert source.objects["o1"] == hostile
 
 
 def test_a_program_that_is_let_go_of_holds_nothing() -> None:

@@ -77,7 +77,7 @@ def _needed(operations: list[Operation], outputs: list[Made | Constant]) -> list
 
 
 class _Source:
-    """Python's text for operations, and the objects that it names."""
+    """Python's text for operations, of numbers and of names that are made here, and the objects that they stand for."""
 
     def __init__(self) -> None:
         self.objects: dict[str, Any] = {}
@@ -98,7 +98,7 @@ class _Source:
             return _name(value)
         if isinstance(value, (list, tuple)):
             return "[" + ", ".join(map(self._text, value)) + "]"
-        if value is None or type(value) in (bool, int, str) or (type(value) is float and math.isfinite(value)):
+        if value is None or type(value) in (bool, int) or (type(value) is float and math.isfinite(value)):
             return repr(value)
         name = f"o{len(self.objects)}"
         self.objects[name] = value
