@@ -11,9 +11,9 @@ import json
 from pathlib import Path
 from typing import IO
 
-from dreambooth.core import atomic, lock
 from dreambooth.core.errors import UserError
-from dreambooth.core.json_file import read_object
+from dreambooth.core.files import atomic, lock
+from dreambooth.core.files.json_file import read_object
 from dreambooth.core.project import Folders
 from dreambooth.core.run import Job
 

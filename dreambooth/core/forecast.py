@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from dreambooth.core import anatomy, checkpoint, footprint
 from dreambooth.core.buckets import Bucket
 from dreambooth.core.budget import Budget
-from dreambooth.core.footprint import Memory
-from dreambooth.core.model_file import Header
+from dreambooth.core.memory import footprint
+from dreambooth.core.memory.footprint import Memory
+from dreambooth.core.models import anatomy, checkpoint
+from dreambooth.core.models.model_file import Header
 from dreambooth.core.settings import Settings
 
 _LATENT = 8  # pixels a latent, along each side

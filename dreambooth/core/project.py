@@ -12,10 +12,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from dreambooth.core import atomic, checkpoint, file_names, paths
 from dreambooth.core.errors import UserError
-from dreambooth.core.json_file import read_object
-from dreambooth.core.origin import Origin
+from dreambooth.core.files import atomic, file_names, paths
+from dreambooth.core.files.json_file import read_object
+from dreambooth.core.models import checkpoint
+from dreambooth.core.models.origin import Origin
 from dreambooth.core.schema import from_flat, to_flat
 from dreambooth.core.settings import carried_over, parse, to_json
 

@@ -27,9 +27,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal
 
-from dreambooth.core import atomic, lock, story
+from dreambooth.core import story
 from dreambooth.core.errors import Problem, UserError
-from dreambooth.core.json_file import read_object
+from dreambooth.core.files import atomic, lock
+from dreambooth.core.files.json_file import read_object
 from dreambooth.core.project import Folders, Project, names, open_project
 from dreambooth.core.settings import Settings, carried_over, to_json
 from dreambooth.core.story import Story

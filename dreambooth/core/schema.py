@@ -14,8 +14,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
-from dreambooth.core import paths
 from dreambooth.core.errors import UserError
+from dreambooth.core.files import paths
 from dreambooth.core.values import plain, typed
 
 T = TypeVar("T")

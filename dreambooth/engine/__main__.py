@@ -14,12 +14,14 @@ import sys
 import traceback
 from pathlib import Path
 
-from dreambooth.core import device, lock, machine, occupancy
+from dreambooth.core import device, machine
 from dreambooth.core.errors import Problem, UserError
+from dreambooth.core.files import lock, occupancy
 from dreambooth.core.layout import ENGINE, ENGINE_USERS, SETTING_UP
 from dreambooth.core.run import Job
-from dreambooth.engine import imports, trouble
-from dreambooth.engine.listener import Listener, asked_to_end, take_signals
+from dreambooth.engine.process import imports
+from dreambooth.engine.process.listener import Listener, asked_to_end, take_signals
+from dreambooth.engine.run import trouble
 
 DONE, BROKEN, REFUSED, BUSY = 0, 1, 2, 3
 
@@ -112,7 +114,7 @@ _ERRANDS = {
     "check": ("plan", "report"),
     "generate": ("generate", "run"),
     "export": ("export", "run"),
-    "tokens": ("tokens", "run"),
+    "tokens": ("words.tokens", "run"),
     "download": ("download", "run"),
     "bench-files": ("bench.files", "run"),
     "bench-training": ("bench.training", "measure"),

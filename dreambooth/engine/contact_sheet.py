@@ -13,8 +13,8 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
-from dreambooth.core import atomic
 from dreambooth.core.errors import UserError
+from dreambooth.core.files import atomic
 from dreambooth.core.quantities import duration, memory, size
 
 MARK = "dreambooth contact sheet"  # in every sheet, so that nothing else is ever overwritten

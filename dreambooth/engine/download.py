@@ -10,9 +10,9 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from dreambooth.core import hub
 from dreambooth.core.errors import UserError
-from dreambooth.core.hub import HubModel
+from dreambooth.core.models import hub
+from dreambooth.core.models.hub import HubModel
 from dreambooth.core.run import Job
 
 POLL_SECONDS = 0.3

@@ -10,12 +10,14 @@ from typing import Any
 
 from torch import Tensor
 
-from dreambooth.core import atomic, checkpoint, settings
+from dreambooth.core import settings
 from dreambooth.core.errors import UserError
-from dreambooth.core.model_file import PICKLES
+from dreambooth.core.files import atomic
+from dreambooth.core.models import checkpoint
+from dreambooth.core.models.model_file import PICKLES
 from dreambooth.core.project import Folders, Project, open_project
 from dreambooth.core.run import Job
-from dreambooth.engine import families, from_state, outputs
+from dreambooth.engine import families, from_state
 from dreambooth.engine.checkpoints import lora, original, webui_yaml
 from dreambooth.engine.checkpoints.diffusers_folder import write_folder
 from dreambooth.engine.checkpoints.entry import Entry
@@ -23,6 +25,7 @@ from dreambooth.engine.checkpoints.lora_layers import AnyLayer
 from dreambooth.engine.checkpoints.source import Source, open_model
 from dreambooth.engine.checkpoints.write import write
 from dreambooth.engine.families.pipelines import pipeline
+from dreambooth.engine.run import outputs
 
 
 def run(job: Job) -> dict[str, Any]:

@@ -10,17 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dreambooth.core import checkpoint
 from dreambooth.core import settings as settings_module
 from dreambooth.core.budget import Budget
 from dreambooth.core.errors import UserError
+from dreambooth.core.models import checkpoint
 from dreambooth.core.project import Project
 from dreambooth.core.run import Job
 from dreambooth.core.settings import Settings
-from dreambooth.engine import families, outputs, start_file
+from dreambooth.engine import families
 from dreambooth.engine.checkpoints import lora
 from dreambooth.engine.checkpoints.source import Source, open_model
 from dreambooth.engine.families.model import Model
+from dreambooth.engine.run import outputs, start_file
 from dreambooth.engine.training import adapters, optimizers, state
 from dreambooth.engine.training.adapters import Trained
 from dreambooth.engine.training.ema import IN_STATE

@@ -8,17 +8,20 @@ from typing import Any
 import torch
 from PIL import Image
 
-from dreambooth.core import checkpoint, settings
+from dreambooth.core import settings
 from dreambooth.core.errors import UserError
+from dreambooth.core.models import checkpoint
 from dreambooth.core.project import Folders, Project, open_project
 from dreambooth.core.run import Job
-from dreambooth.engine import drawn_together, families, from_state, imagic, sheet, trouble
+from dreambooth.engine import families, from_state
 from dreambooth.engine.checkpoints import lora
 from dreambooth.engine.checkpoints.source import open_model
 from dreambooth.engine.data import png
+from dreambooth.engine.drawing import drawn_together, sheet
+from dreambooth.engine.drawing.sampling import SCHEDULERS, Known, decoding, draw
+from dreambooth.engine.drawing.sampling_choice import Sampling
 from dreambooth.engine.families.model import Model, Text
-from dreambooth.engine.sampling import SCHEDULERS, Known, decoding, draw
-from dreambooth.engine.sampling_choice import Sampling
+from dreambooth.engine.run import imagic, trouble
 from dreambooth.engine.training import precision
 
 

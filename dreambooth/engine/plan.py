@@ -8,15 +8,18 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from dreambooth.core import abilities, anatomy, captions, checkpoint, footprint, forecast, planner, run, schedules
+from dreambooth.core import abilities, captions, forecast, run, schedules
 from dreambooth.core.budget import Budget, budget
 from dreambooth.core.errors import Problem, UserError
+from dreambooth.core.memory import footprint, planner
+from dreambooth.core.models import anatomy, checkpoint
 from dreambooth.core.run import Job
 from dreambooth.core.settings import Settings
-from dreambooth.engine import contact_sheet, sampling_choice
+from dreambooth.engine import contact_sheet
 from dreambooth.engine.data import class_pictures, masks, pictures, survey
 from dreambooth.engine.data.framing import Cut
 from dreambooth.engine.data.pictures import Example, Gathered
+from dreambooth.engine.drawing import sampling_choice
 from dreambooth.engine.work import Work
 
 _KEPT = 0.6  # a crop that keeps less of a picture than this is worth a warning

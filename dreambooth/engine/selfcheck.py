@@ -15,7 +15,7 @@ from diffusers import UNet2DConditionModel
 from dreambooth.core.abilities import FAULTS
 from dreambooth.engine.families import unet_weights
 from dreambooth.engine.training import attention, optimizers
-from dreambooth.engine.vocabulary import clip_tokenizer
+from dreambooth.engine.words.vocabulary import clip_tokenizer
 
 PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "peft", "safetensors", "pillow", "numpy")
 

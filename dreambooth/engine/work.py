@@ -11,7 +11,7 @@ from dreambooth.core import settings as settings_module
 from dreambooth.core.project import Folders, Project, open_project
 from dreambooth.core.run import Job
 from dreambooth.core.settings import Settings
-from dreambooth.engine.listener import ENDINGS
+from dreambooth.engine.process.listener import ENDINGS
 
 if TYPE_CHECKING:
     from dreambooth.engine.training.loop import Ending

@@ -11,23 +11,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dreambooth.core import footprint
 from dreambooth.core.budget import Budget, budget
 from dreambooth.core.errors import Problem, UserError
 from dreambooth.core.forecast import disk_bytes
+from dreambooth.core.memory import footprint
 from dreambooth.core.run import Job
 from dreambooth.core.settings import Settings
-from dreambooth.engine import (
-    drawn_together,
-    families,
-    imagic,
-    notices,
-    outputs,
-    resuming,
-    sampling_choice,
-    start_file,
-    trouble,
-)
+from dreambooth.engine import families
 from dreambooth.engine.checkpoints import lora
 from dreambooth.engine.checkpoints.lora_layers import AnyLayer
 from dreambooth.engine.checkpoints.source import Source, open_model
@@ -37,11 +27,13 @@ from dreambooth.engine.data.latent_store import Store
 from dreambooth.engine.data.order import Order, Slot
 from dreambooth.engine.data.pictures import Example
 from dreambooth.engine.data.readings import Readings
+from dreambooth.engine.drawing import drawn_together, sampling_choice
+from dreambooth.engine.drawing.sampling import decoding
 from dreambooth.engine.families import aside, unet_weights
 from dreambooth.engine.families.model import Model
-from dreambooth.engine.hooks import Hooks, already_written, save_output
-from dreambooth.engine.listener import asked_to_end
-from dreambooth.engine.sampling import decoding
+from dreambooth.engine.process.listener import asked_to_end
+from dreambooth.engine.run import imagic, notices, outputs, resuming, start_file, trouble
+from dreambooth.engine.run.hooks import Hooks, already_written, save_output
 from dreambooth.engine.tracing import graph
 from dreambooth.engine.training import adapters, attention, checkpointing, optimizers, precision, preview
 from dreambooth.engine.training.ema import Ema

@@ -8,9 +8,10 @@ import subprocess
 from dataclasses import replace
 from typing import Any
 
-from dreambooth.core import atomic, machine
+from dreambooth.core import machine
 from dreambooth.core.errors import Problem, UserError
-from dreambooth.core.json_file import read_object
+from dreambooth.core.files import atomic
+from dreambooth.core.files.json_file import read_object
 from dreambooth.core.run import BY_WEBUI, Job
 
 LOG_LINES, LOG_LENGTH = 8, 2000

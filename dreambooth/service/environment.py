@@ -18,8 +18,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from dreambooth.core import atomic, lock, occupancy
 from dreambooth.core.errors import UserError
+from dreambooth.core.files import atomic, lock, occupancy
 from dreambooth.core.layout import DEVELOPMENT_LOCK, ENGINE, ENGINE_USERS, LOCK, PROJECT, SETTING_UP, STAMP
 from dreambooth.service import torch_build
 

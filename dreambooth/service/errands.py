@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dreambooth.core import checkpoint, paths, settings
+from dreambooth.core import settings
 from dreambooth.core.errors import UserError
+from dreambooth.core.files import paths
+from dreambooth.core.models import checkpoint
 from dreambooth.core.project import Project
 from dreambooth.core.settings import Settings
 from dreambooth.service import exporting, runs

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dreambooth.core import paths, run, settings
+from dreambooth.core import run, settings
 from dreambooth.core.errors import UserError
+from dreambooth.core.files import paths
 from dreambooth.core.project import Project
 from dreambooth.core.run import Job
 from dreambooth.core.settings import Settings

@@ -14,8 +14,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from dreambooth.core import atomic
 from dreambooth.core.errors import UserError
+from dreambooth.core.files import atomic
 from dreambooth.core.layout import PROJECT
 from dreambooth.service import environment
 from dreambooth.service.environment import Progress

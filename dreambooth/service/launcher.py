@@ -17,8 +17,8 @@ from typing import Any
 
 from dreambooth.core import run
 from dreambooth.core.errors import UserError
-from dreambooth.core.hub import HubModel
 from dreambooth.core.layout import PROJECT
+from dreambooth.core.models.hub import HubModel
 from dreambooth.core.project import Folders, Project
 from dreambooth.core.run import Job
 from dreambooth.core.run import new_run as new_run

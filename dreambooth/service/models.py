@@ -13,9 +13,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from dreambooth.core import atomic, checkpoint, hub, paths, presets, project, run, schema, settings
+from dreambooth.core import presets, project, run, schema, settings
 from dreambooth.core.errors import UserError
-from dreambooth.core.hub import HubModel
+from dreambooth.core.files import atomic, paths
+from dreambooth.core.models import checkpoint, hub
+from dreambooth.core.models.hub import HubModel
 from dreambooth.core.project import Folders, Project
 from dreambooth.service import foreign
 

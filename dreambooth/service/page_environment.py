@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from dreambooth.core import atomic
+from dreambooth.core.files import atomic
 from dreambooth.core.layout import PAGE, PAGE_LOCK, PAGE_TESTS_LOCK
 from dreambooth.service import environment
 from dreambooth.service.environment import Progress

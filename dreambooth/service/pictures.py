@@ -9,9 +9,10 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from dreambooth.core import atomic, captions, settings
+from dreambooth.core import captions, settings
 from dreambooth.core.captions import PICTURES
 from dreambooth.core.errors import UserError
+from dreambooth.core.files import atomic
 from dreambooth.core.project import Project
 
 MOST_LISTED = 500

@@ -16,8 +16,9 @@ import traceback
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
-from dreambooth.core import device, lock, run
+from dreambooth.core import device, run
 from dreambooth.core.errors import UserError
+from dreambooth.core.files import lock
 from dreambooth.core.project import Folders, names, open_project
 from dreambooth.core.run import Job
 from dreambooth.service import environment, launcher

@@ -21,9 +21,10 @@ from pathlib import Path
 from typing import Any
 
 from dreambooth import __version__
-from dreambooth.core import atomic, schema
+from dreambooth.core import schema
 from dreambooth.core.errors import UserError
-from dreambooth.core.json_file import read_object
+from dreambooth.core.files import atomic
+from dreambooth.core.files.json_file import read_object
 from dreambooth.core.layout import STAMP
 from dreambooth.core.privacy import Cleaner, is_secret
 from dreambooth.core.run import Job, event_of

@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from dreambooth.core import checkpoint, paths, run, settings
+from dreambooth.core import run, settings
 from dreambooth.core.errors import Problem, UserError
+from dreambooth.core.files import paths
+from dreambooth.core.models import checkpoint
 from dreambooth.core.project import Project
 from dreambooth.core.run import Job, Request
 from dreambooth.core.settings import Settings

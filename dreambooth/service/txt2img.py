@@ -8,9 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from dreambooth.core import checkpoint, run
+from dreambooth.core import run
 from dreambooth.core.drawing import Drawing, Keep, Look
 from dreambooth.core.errors import Problem, UserError
+from dreambooth.core.models import checkpoint
 from dreambooth.core.project import Folders, Project
 from dreambooth.core.run import BY_WEBUI, Job
 from dreambooth.core.settings import Settings, to_json

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from dreambooth.core import reference, schema
-from dreambooth.core.origin import Origin
+from dreambooth.core.models.origin import Origin
 from dreambooth.core.settings import Settings
 from dreambooth.ui import benches, commands, describe, preparing, results
 

@@ -7,8 +7,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from dreambooth.core import footprint, planner, run
+from dreambooth.core import run
 from dreambooth.core.errors import UserError
+from dreambooth.core.memory import footprint, planner
 from dreambooth.service import environment
 from dreambooth.ui import commands, describe
 from dreambooth.ui.commands import Result

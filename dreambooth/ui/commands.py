@@ -11,7 +11,7 @@ from typing import Any
 from dreambooth.core import project, reference, run, schema, settings
 from dreambooth.core.errors import UserError
 from dreambooth.core.layout import PROJECT
-from dreambooth.core.origin import Origin
+from dreambooth.core.models.origin import Origin
 from dreambooth.core.project import Folders
 from dreambooth.core.run import Job
 from dreambooth.core.settings import Settings

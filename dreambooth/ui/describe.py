@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from dreambooth.core.abilities import FAULTS
-from dreambooth.core.checkpoint import FAMILIES
+from dreambooth.core.models.checkpoint import FAMILIES
 from dreambooth.core.quantities import duration, memory, size
 from dreambooth.service.demo import FIGURES
 from dreambooth.ui import describe_card

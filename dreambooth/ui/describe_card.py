@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from dreambooth.core.checkpoint import FAMILIES
+from dreambooth.core.models.checkpoint import FAMILIES
 from dreambooth.core.quantities import memory
 from dreambooth.ui.terminal import table
 

@@ -7,9 +7,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from dreambooth.core import abilities, anatomy, checkpoint, footprint, planner, project, settings
+from dreambooth.core import abilities, project, settings
 from dreambooth.core.errors import UserError
-from dreambooth.core.planner import Plan
+from dreambooth.core.memory import footprint, planner
+from dreambooth.core.memory.planner import Plan
+from dreambooth.core.models import anatomy, checkpoint
 from dreambooth.service import environment, errands, models
 from dreambooth.ui import commands
 from dreambooth.ui.commands import Result

@@ -6,8 +6,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from dreambooth.core import paths, project, run, settings
+from dreambooth.core import project, run, settings
 from dreambooth.core.errors import UserError
+from dreambooth.core.files import paths
 from dreambooth.service import errands, exporting
 from dreambooth.service import report as report_file
 from dreambooth.service import runs as service_runs

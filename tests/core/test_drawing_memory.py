@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from dreambooth.core import footprint, planner
-from dreambooth.core.drawing_memory import LEAST, MOST, USED, Drawing, decoding_bytes, most_together
+from dreambooth.core.memory import footprint, planner
+from dreambooth.core.memory.drawing_memory import LEAST, MOST, USED, Drawing, decoding_bytes, most_together
 from dreambooth.core.settings import parse
 
 GB = 2**30

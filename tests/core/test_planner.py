@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from dreambooth.core import footprint, planner
 from dreambooth.core.errors import UserError
+from dreambooth.core.memory import footprint, planner
 from dreambooth.core.settings import Settings, conflicts, parse, to_json
 from dreambooth.core.settings.conflicts import found
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from dreambooth.core import atomic, lock, run
+from dreambooth.core import run
+from dreambooth.core.files import atomic, lock
 from dreambooth.core.run import Job
 
 

@@ -16,8 +16,8 @@ from dreambooth.core.settings import parse
 from dreambooth.engine.data.cache import Encoded
 from dreambooth.engine.data.order import Order, Slot
 from dreambooth.engine.data.readings import Readings
+from dreambooth.engine.drawing.sampling import make_scheduler
 from dreambooth.engine.families.model import Model
-from dreambooth.engine.sampling import make_scheduler
 from dreambooth.engine.training import adapters, loss, optimizers
 from dreambooth.engine.training.session import Session
 from dreambooth.engine.training.text import Texts

@@ -17,14 +17,16 @@ from peft.tuners.lycoris_utils import LycorisLayer
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from dreambooth.core import checkpoint, settings
+from dreambooth.core import settings
 from dreambooth.core.errors import UserError
-from dreambooth.engine import families, start_file
+from dreambooth.core.models import checkpoint
+from dreambooth.engine import families
 from dreambooth.engine.checkpoints import lora
 from dreambooth.engine.checkpoints.source import open_source
 from dreambooth.engine.checkpoints.write import write_tensors
 from dreambooth.engine.families.model import Model
-from dreambooth.engine.oft import OftLayer
+from dreambooth.engine.layers.oft import OftLayer
+from dreambooth.engine.run import start_file
 from dreambooth.engine.training import adapters
 from tests.engine import tiny
 from tests.engine.batches import losses, session

@@ -9,7 +9,8 @@ import pytest
 from dreambooth.core.errors import UserError
 from dreambooth.core.project import Project
 from dreambooth.core.run import Job
-from dreambooth.engine import hooks, worker
+from dreambooth.engine import worker
+from dreambooth.engine.run import hooks
 from dreambooth.service import going_on
 from tests.engine.runs import LORA, new_run, output, same, saved, tiny_project, told, train
 

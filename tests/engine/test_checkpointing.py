@@ -10,8 +10,8 @@ import torch
 from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.resnet import ResnetBlock2D
 
-from dreambooth.core import footprint
 from dreambooth.core.errors import UserError
+from dreambooth.core.memory import footprint
 from dreambooth.core.project import Project
 from dreambooth.core.settings import parse
 from dreambooth.engine.bench import footprint as counting

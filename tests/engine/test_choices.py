@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from dreambooth.core.counted import FAMILIES
 from dreambooth.core.errors import UserError
+from dreambooth.core.memory.counted import FAMILIES
 from dreambooth.core.run import Job, create
 from dreambooth.core.settings import parse
 from dreambooth.engine.bench import choices, table

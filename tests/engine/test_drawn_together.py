@@ -14,11 +14,13 @@ from dreambooth.core import project
 from dreambooth.core.project import Folders, Project
 from dreambooth.core.run import Job
 from dreambooth.core.settings import parse
-from dreambooth.engine import class_images, drawn_together, families, generate, trouble
+from dreambooth.engine import class_images, families, generate
 from dreambooth.engine.bench import drawing_footprint, random_model
 from dreambooth.engine.bench.footprint import Point
+from dreambooth.engine.drawing import drawn_together
+from dreambooth.engine.drawing.sampling_choice import Sampling
 from dreambooth.engine.families.model import Model
-from dreambooth.engine.sampling_choice import Sampling
+from dreambooth.engine.run import trouble
 from dreambooth.engine.training import adapters, preview
 from dreambooth.service import errands, launcher
 from tests.engine import tiny

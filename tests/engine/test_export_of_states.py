@@ -16,7 +16,8 @@ from dreambooth.core.errors import UserError
 from dreambooth.core.project import Folders, Project
 from dreambooth.core.run import Job
 from dreambooth.core.settings import parse
-from dreambooth.engine import export, generate, hooks, worker
+from dreambooth.engine import export, generate, worker
+from dreambooth.engine.run import hooks
 from dreambooth.service import errands, exporting, launcher, runs
 from tests.engine.runs import LORA, SHORT, new_run, same, saved, tiny_project
 

@@ -11,16 +11,16 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from dreambooth.core import checkpoint
 from dreambooth.core.errors import UserError
-from dreambooth.core.origin import Origin
+from dreambooth.core.models import checkpoint
+from dreambooth.core.models.origin import Origin
 from dreambooth.engine import families
 from dreambooth.engine.checkpoints import original
 from dreambooth.engine.checkpoints.diffusers_folder import write_folder
 from dreambooth.engine.checkpoints.source import open_source
 from dreambooth.engine.checkpoints.write import write
+from dreambooth.engine.drawing.sampling import Sampling, draw, make_scheduler
 from dreambooth.engine.families.pipelines import pipeline
-from dreambooth.engine.sampling import Sampling, draw, make_scheduler
 from tests.engine import tiny
 
 PROMPT = "a photo of a (red) star, on a blue background"

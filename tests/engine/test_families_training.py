@@ -11,14 +11,15 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from dreambooth.core import checkpoint, project, settings
+from dreambooth.core import project, settings
 from dreambooth.core.layout import SUBJECT_PICTURES
+from dreambooth.core.models import checkpoint
 from dreambooth.core.project import Folders, Project
 from dreambooth.core.run import Job
 from dreambooth.engine import families, worker
 from dreambooth.engine.checkpoints import lora
 from dreambooth.engine.checkpoints.source import open_model, open_source
-from dreambooth.engine.sampling import make_scheduler
+from dreambooth.engine.drawing.sampling import make_scheduler
 from dreambooth.engine.training import objective, preview
 from dreambooth.service import launcher
 from tests.engine import tiny

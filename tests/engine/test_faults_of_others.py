@@ -22,9 +22,10 @@ from dreambooth.core.errors import UserError
 from dreambooth.core.project import Project
 from dreambooth.core.settings import Settings
 from dreambooth.core.settings.dataset import Pictures
-from dreambooth.engine import families, outputs, worker
+from dreambooth.engine import families, worker
 from dreambooth.engine.data import framing
 from dreambooth.engine.families.model import Model, whole_picture
+from dreambooth.engine.run import outputs
 from dreambooth.engine.training import gradients, loop, loss, pulse
 from dreambooth.engine.training.ema import Ema
 from dreambooth.engine.training.session import Session

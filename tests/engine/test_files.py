@@ -9,17 +9,17 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from dreambooth.core import checkpoint
 from dreambooth.core.errors import UserError
 from dreambooth.core.layout import MINIATURE
+from dreambooth.core.models import checkpoint
 from dreambooth.engine import families
 from dreambooth.engine.checkpoints import original
 from dreambooth.engine.checkpoints.entry import Entry
 from dreambooth.engine.checkpoints.source import open_source
 from dreambooth.engine.checkpoints.write import free_name, write, write_tensors
+from dreambooth.engine.drawing.sampling import Sampling, draw, make_scheduler
 from dreambooth.engine.families.model import Model
 from dreambooth.engine.families.pipelines import pipeline
-from dreambooth.engine.sampling import Sampling, draw, make_scheduler
 
 
 @pytest.fixture(scope="module")

@@ -9,10 +9,12 @@ import pytest
 import torch
 from torch import nn
 
-from dreambooth.core import anatomy, checkpoint, footprint, forecast, project
+from dreambooth.core import forecast, project
 from dreambooth.core.buckets import Bucket
 from dreambooth.core.layout import MINIATURE, SUBJECT_PICTURES
-from dreambooth.core.model_file import Header, Tensor
+from dreambooth.core.memory import footprint
+from dreambooth.core.models import anatomy, checkpoint
+from dreambooth.core.models.model_file import Header, Tensor
 from dreambooth.core.project import Folders
 from dreambooth.core.settings import parse
 from dreambooth.engine import families, worker

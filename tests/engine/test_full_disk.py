@@ -18,16 +18,18 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from dreambooth.core import atomic, project, run
+from dreambooth.core import project, run
 from dreambooth.core.errors import UserError
+from dreambooth.core.files import atomic
 from dreambooth.core.layout import SUBJECT_PICTURES
 from dreambooth.core.project import Project
 from dreambooth.core.run import Job
-from dreambooth.engine import contact_sheet, export, hooks, imagic, worker
+from dreambooth.engine import contact_sheet, export, worker
 from dreambooth.engine.checkpoints import webui_yaml
 from dreambooth.engine.checkpoints.write import write_tensors
 from dreambooth.engine.data import class_pictures, png
 from dreambooth.engine.data.latent_store import Store
+from dreambooth.engine.run import hooks, imagic
 from dreambooth.engine.training import preview
 from dreambooth.service import report
 from dreambooth.ui import command_line

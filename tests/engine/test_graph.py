@@ -15,7 +15,8 @@ from dreambooth.core.errors import UserError
 from dreambooth.core.layout import SUBJECT_PICTURES
 from dreambooth.core.project import Project
 from dreambooth.core.settings import parse
-from dreambooth.engine import trouble, worker
+from dreambooth.engine import worker
+from dreambooth.engine.run import trouble
 from dreambooth.engine.tracing import graph
 from dreambooth.engine.tracing.program import Program
 from dreambooth.engine.training import traced

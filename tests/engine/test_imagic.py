@@ -21,9 +21,9 @@ from dreambooth.core.project import Folders, Project
 from dreambooth.core.run import Job
 from dreambooth.core.settings import parse
 from dreambooth.engine import families, generate, worker
-from dreambooth.engine import imagic as around
 from dreambooth.engine.families.model import Text
 from dreambooth.engine.miniature import reading, world
+from dreambooth.engine.run import imagic as around
 from dreambooth.engine.training import imagic, preview
 from dreambooth.engine.training.session import Session
 from dreambooth.service import errands

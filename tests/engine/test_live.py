@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from dreambooth.core import counted as table
+from dreambooth.core.memory import counted as table
 from dreambooth.engine.bench import footprint as counting
 from dreambooth.engine.bench import random_model
 from dreambooth.engine.bench.footprint import Point, Step

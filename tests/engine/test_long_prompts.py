@@ -15,10 +15,11 @@ from dreambooth.core.errors import UserError
 from dreambooth.core.layout import MINIATURE
 from dreambooth.core.project import Folders
 from dreambooth.core.settings import parse
-from dreambooth.engine import chunks, families, generate
+from dreambooth.engine import families, generate
 from dreambooth.engine.families.model import Model, Text
 from dreambooth.engine.training.text import Texts
-from dreambooth.engine.vocabulary import clip_tokenizer
+from dreambooth.engine.words import chunks
+from dreambooth.engine.words.vocabulary import clip_tokenizer
 from dreambooth.service import launcher
 from tests.engine import tiny
 

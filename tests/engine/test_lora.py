@@ -12,17 +12,18 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from dreambooth.core import checkpoint, settings
+from dreambooth.core import settings
 from dreambooth.core.errors import UserError
+from dreambooth.core.models import checkpoint
 from dreambooth.engine import families
 from dreambooth.engine.checkpoints import lora, names, original
 from dreambooth.engine.checkpoints.lora_layers import Layer
 from dreambooth.engine.checkpoints.source import Source, open_source
 from dreambooth.engine.checkpoints.write import write_tensors
+from dreambooth.engine.drawing.sampling import Sampling, draw, make_scheduler
 from dreambooth.engine.export import merged
 from dreambooth.engine.families.model import Model
 from dreambooth.engine.families.pipelines import pipeline
-from dreambooth.engine.sampling import Sampling, draw, make_scheduler
 from dreambooth.engine.training import adapters
 from tests.engine import tiny
 

@@ -21,8 +21,8 @@ from dreambooth.core.run import Job
 from dreambooth.core.settings import parse
 from dreambooth.engine import families, worker
 from dreambooth.engine.checkpoints.source import open_model
+from dreambooth.engine.drawing.sampling import decoding
 from dreambooth.engine.families.model import Model
-from dreambooth.engine.sampling import decoding
 from dreambooth.engine.training import attention, loop, loss, rounding
 from dreambooth.engine.training.session import Session
 from dreambooth.service import launcher

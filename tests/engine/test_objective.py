@@ -17,8 +17,8 @@ from dreambooth.core import settings
 from dreambooth.core.errors import UserError
 from dreambooth.core.settings.objective import Objective
 from dreambooth.engine import families
+from dreambooth.engine.drawing.sampling import make_scheduler
 from dreambooth.engine.families.model import Model
-from dreambooth.engine.sampling import make_scheduler
 from dreambooth.engine.training import noise, objective
 from tests.engine import tiny
 from tests.engine.batches import Seen, alpha_bar, clean, losses, session, watched

@@ -11,9 +11,10 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from dreambooth.core import checkpoint, project, settings
+from dreambooth.core import project, settings
 from dreambooth.core.errors import UserError
 from dreambooth.core.layout import MINIATURE, SUBJECT_PICTURES
+from dreambooth.core.models import checkpoint
 from dreambooth.core.project import Folders, Project
 from dreambooth.core.run import Job
 from dreambooth.engine import families, worker

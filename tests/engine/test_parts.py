@@ -9,7 +9,7 @@ from dreambooth.core.layout import MINIATURE
 from dreambooth.core.settings.objective import Objective
 from dreambooth.engine import families
 from dreambooth.engine.checkpoints.source import open_source
-from dreambooth.engine.sampling import make_scheduler
+from dreambooth.engine.drawing.sampling import make_scheduler
 from dreambooth.engine.training import objective
 from dreambooth.engine.training.ema import Ema
 

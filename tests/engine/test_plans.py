@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from dreambooth.core import planner, run
+from dreambooth.core import run
 from dreambooth.core.errors import UserError
-from dreambooth.core.footprint import DRIVER_BYTES
+from dreambooth.core.memory import planner
+from dreambooth.core.memory.footprint import DRIVER_BYTES
 from dreambooth.core.run import Job
 from dreambooth.core.settings import parse
 from dreambooth.engine.bench import plans

@@ -20,8 +20,9 @@ from dreambooth.core.layout import SUBJECT_PICTURES
 from dreambooth.core.project import Folders, Project
 from dreambooth.core.run import Job
 from dreambooth.core.settings import Settings, parse
-from dreambooth.engine import notices, tensorboard, worker
-from dreambooth.engine.notices import Allowed
+from dreambooth.engine import worker
+from dreambooth.engine.run import notices, tensorboard
+from dreambooth.engine.run.notices import Allowed
 from dreambooth.service import launcher
 from tests.engine import tiny
 

@@ -14,11 +14,12 @@ from dreambooth.core.errors import UserError
 from dreambooth.core.project import Folders
 from dreambooth.core.settings import parse
 from dreambooth.core.settings.results import Previews
-from dreambooth.engine import families, sampling_choice, worker
+from dreambooth.engine import families, worker
 from dreambooth.engine.checkpoints.source import open_model
+from dreambooth.engine.drawing import sampling_choice
+from dreambooth.engine.drawing.sampling import SCHEDULERS, Known, draw
+from dreambooth.engine.drawing.sampling_choice import NO_ZERO_TERMINAL_SNR, Sampling
 from dreambooth.engine.families.model import Model
-from dreambooth.engine.sampling import SCHEDULERS, Known, draw
-from dreambooth.engine.sampling_choice import NO_ZERO_TERMINAL_SNR, Sampling
 from dreambooth.engine.training import preview
 from dreambooth.engine.work import Work
 from dreambooth.service import launcher

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from dreambooth.core import project, settings
 from dreambooth.core.layout import MINIATURE
 from dreambooth.core.project import Folders
-from dreambooth.engine import chunks, tokens
+from dreambooth.engine.words import chunks, tokens
 from dreambooth.service import launcher
 
 COMMA = 267

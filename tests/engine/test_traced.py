@@ -17,12 +17,13 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from dreambooth.core.layout import SUBJECT_PICTURES
 from dreambooth.core.project import Project
-from dreambooth.engine import families, prediction, worker
+from dreambooth.engine import families, worker
 from dreambooth.engine.bench.live import Live
 from dreambooth.engine.checkpoints.source import open_model
+from dreambooth.engine.drawing import prediction
+from dreambooth.engine.drawing.sampling import Known, draw
+from dreambooth.engine.drawing.sampling_choice import Sampling
 from dreambooth.engine.families.model import Model
-from dreambooth.engine.sampling import Known, draw
-from dreambooth.engine.sampling_choice import Sampling
 from dreambooth.engine.tracing.program import NotTraceable, Program, _Source, record
 from dreambooth.engine.tracing.recorder import Made, Operation
 from dreambooth.engine.training import traced

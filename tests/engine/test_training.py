@@ -15,15 +15,16 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image
 from safetensors.torch import load_file
 
-from dreambooth.core import checkpoint, project, settings
+from dreambooth.core import project, settings
 from dreambooth.core.layout import MINIATURE, SUBJECT_PICTURES
+from dreambooth.core.models import checkpoint
 from dreambooth.core.project import Folders, Project
 from dreambooth.core.run import Job
 from dreambooth.engine import families, worker
+from dreambooth.engine.drawing.sampling import make_scheduler
 from dreambooth.engine.families import pipelines
 from dreambooth.engine.generate import load
 from dreambooth.engine.miniature import measure
-from dreambooth.engine.sampling import make_scheduler
 from dreambooth.service import demo, launcher
 
 

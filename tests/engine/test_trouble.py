@@ -12,7 +12,8 @@ from dreambooth.core.errors import UserError
 from dreambooth.core.project import Project
 from dreambooth.core.run import Job
 from dreambooth.core.settings import parse
-from dreambooth.engine import hooks, trouble, worker
+from dreambooth.engine import worker
+from dreambooth.engine.run import hooks, trouble
 from dreambooth.engine.training import loss
 from tests.engine.runs import new_run, output, saved, told, train
 from tests.engine.runs import same as same_weights

@@ -14,9 +14,9 @@ from diffusers.models.attention import BasicTransformerBlock
 from safetensors.torch import load_file
 from torch import nn
 
-from dreambooth.core import footprint
 from dreambooth.core.errors import UserError
 from dreambooth.core.layout import MINIATURE
+from dreambooth.core.memory import footprint
 from dreambooth.core.project import Project
 from dreambooth.core.settings import carried_over, on_resume, parse
 from dreambooth.engine import families, worker
@@ -24,7 +24,7 @@ from dreambooth.engine.bench import streaming
 from dreambooth.engine.bench.footprint import Point
 from dreambooth.engine.families import unet_weights
 from dreambooth.engine.families.model import whole_picture
-from dreambooth.engine.hooks import Hooks
+from dreambooth.engine.run.hooks import Hooks
 from dreambooth.engine.training import adapters, loop
 from dreambooth.engine.training.session import Session
 from tests.engine import tiny

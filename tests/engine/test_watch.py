@@ -16,7 +16,7 @@ from diffusers import UNet2DConditionModel
 
 from dreambooth.engine.bench.drawing_run import DrawingWatch, TrainingBegan
 from dreambooth.engine.bench.watch import WARM_STEPS, Watch, peak_bytes
-from dreambooth.engine.prediction import Predictions
+from dreambooth.engine.drawing.prediction import Predictions
 from tests.conftest import ROOT
 
 STEPS = WARM_STEPS + 3

@@ -18,7 +18,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 from dreambooth.engine.checkpoints import original
 from dreambooth.engine.checkpoints.entry import Entry
 from dreambooth.engine.checkpoints.write import write
-from dreambooth.engine.vocabulary import clip_tokenizer
+from dreambooth.engine.words.vocabulary import clip_tokenizer
 
 FAMILIES = ("sd1", "sd2", "sd2-v", "sdxl", "sdxl-v")
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}

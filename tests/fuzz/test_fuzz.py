@@ -26,9 +26,10 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from dreambooth.core import captions, checkpoint, device, project, run, schema, settings
+from dreambooth.core import captions, device, project, run, schema, settings
 from dreambooth.core.errors import UserError
 from dreambooth.core.layout import MINIATURE, SUBJECT_PICTURES
+from dreambooth.core.models import checkpoint
 from dreambooth.core.project import Folders
 from dreambooth.core.run import Job
 from dreambooth.core.settings import Settings, on_resume

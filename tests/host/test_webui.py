@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from dreambooth.core import lock
 from dreambooth.core.errors import UserError
+from dreambooth.core.files import lock
 from tests.host.conftest import StandIn
 
 

@@ -17,8 +17,9 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from dreambooth.core import file_names, project, run, settings
+from dreambooth.core import project, run, settings
 from dreambooth.core.errors import UserError
+from dreambooth.core.files import file_names
 from dreambooth.core.layout import MINIATURE, PROJECT, SUBJECT_PICTURES
 from dreambooth.core.project import Folders
 from dreambooth.core.schema import HIDDEN

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from dreambooth.core.errors import UserError
-from dreambooth.core.hub import HubModel, needed_files, parse
 from dreambooth.core.layout import MINIATURE
+from dreambooth.core.models.hub import HubModel, needed_files, parse
 from dreambooth.engine.checkpoints.source import open_source
 from tests.conftest import ROOT
 from tests.engine import tiny

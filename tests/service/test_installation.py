@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from dreambooth.core import lock
 from dreambooth.core.errors import UserError
+from dreambooth.core.files import lock
 from dreambooth.core.layout import PROJECT
 from dreambooth.service import environment, installation
 

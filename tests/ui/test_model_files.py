@@ -8,8 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from dreambooth.core import checkpoint, project, settings
+from dreambooth.core import project, settings
 from dreambooth.core.errors import UserError
+from dreambooth.core.models import checkpoint
 from dreambooth.core.project import Folders
 from dreambooth.engine import export
 from dreambooth.engine.checkpoints.source import open_source

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from dreambooth.core import abilities, planner, project
+from dreambooth.core import abilities, project
 from dreambooth.core.layout import MINIATURE
+from dreambooth.core.memory import planner
 from dreambooth.core.project import Folders
 from dreambooth.core.settings import parse
 from dreambooth.ui.command_line import main

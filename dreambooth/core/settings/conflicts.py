@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from dreambooth.core import file_names
 from dreambooth.core.addresses import is_private
+from dreambooth.core.files import file_names
 
 if TYPE_CHECKING:
     from dreambooth.core.settings import Settings

@@ -17,8 +17,8 @@ from typing import Any
 
 from dreambooth.core import run
 from dreambooth.core.errors import UserError
-from dreambooth.core.footprint import SPARE
 from dreambooth.core.layout import PROJECT, SUBJECT_PICTURES
+from dreambooth.core.memory.footprint import SPARE
 from dreambooth.core.run import Job
 from dreambooth.engine.bench import card_ceilings, card_waiting, drawing, peers, plans, training
 from dreambooth.engine.bench.card import Results

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from dreambooth.engine import __main__ as engine
-from dreambooth.engine import imports
+from dreambooth.engine.process import imports
 
 TIMED, PROFILED = range(10, 20), range(20, 25)  # steps
 LONGEST = 12  # kinds of work that are named

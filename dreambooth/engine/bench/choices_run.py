@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from dreambooth.engine import __main__ as engine
-from dreambooth.engine import imports
 from dreambooth.engine.bench import watch
+from dreambooth.engine.process import imports
 
 _DECODED = 5  # times each way
 
@@ -57,8 +57,8 @@ def _decoding(file: Path) -> dict[str, Any]:
     import torch
 
     from dreambooth.engine import families
+    from dreambooth.engine.drawing.sampling import decoding
     from dreambooth.engine.families.model import LATENT_FACTOR
-    from dreambooth.engine.sampling import decoding
     from dreambooth.engine.training import precision
 
     model = families.load_file(file)

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from dreambooth.engine import __main__ as engine
-from dreambooth.engine import imports
 from dreambooth.engine.bench import peer_run, watch
+from dreambooth.engine.process import imports
 
 
 class TrainingBegan(Exception):
@@ -46,7 +46,7 @@ class DrawingWatch:
 
     def install_in_ours(self) -> None:
         """Our predictions, most of which are made again from their record, past the UNet's own code."""
-        from dreambooth.engine.prediction import Predictions
+        from dreambooth.engine.drawing.prediction import Predictions
 
         predict = Predictions.__call__
 

@@ -17,10 +17,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dreambooth.core import settings
 from dreambooth.core.settings import Settings
-from dreambooth.engine import lora_layer
 from dreambooth.engine.bench import random_model
 from dreambooth.engine.bench.live import Live, norms_as_on_a_card
-from dreambooth.engine.lora_layer import cast_at_once
+from dreambooth.engine.layers import lora_layer
+from dreambooth.engine.layers.lora_layer import cast_at_once
 from dreambooth.engine.training import adapters, attention, checkpointing
 from dreambooth.engine.training.precision import is_plain
 

@@ -15,9 +15,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from dreambooth.core.errors import UserError
 from dreambooth.core.run import Job
-from dreambooth.engine import lora_layer
 from dreambooth.engine.bench.footprint import SIDES, Point, Step, laid
 from dreambooth.engine.bench.live import norms_as_on_a_card
+from dreambooth.engine.layers import lora_layer
 
 RANK = 16
 _LOOKS = {

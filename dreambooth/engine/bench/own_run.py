@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 from dreambooth.engine import __main__ as engine
-from dreambooth.engine import imports
 from dreambooth.engine.bench import watch
+from dreambooth.engine.process import imports
 
 
 def main(about_file: Path) -> int:

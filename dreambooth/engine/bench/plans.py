@@ -19,11 +19,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dreambooth.core import anatomy, checkpoint, footprint, planner, project
+from dreambooth.core import project
 from dreambooth.core.errors import UserError
-from dreambooth.core.footprint import DRIVER_BYTES, SPARE
 from dreambooth.core.layout import MINIATURES, PROJECT, SUBJECT_PICTURES
-from dreambooth.core.planner import Plan
+from dreambooth.core.memory import footprint, planner
+from dreambooth.core.memory.footprint import DRIVER_BYTES, SPARE
+from dreambooth.core.memory.planner import Plan
+from dreambooth.core.models import anatomy, checkpoint
 from dreambooth.core.project import Folders, Project
 from dreambooth.core.run import Job, new_run
 from dreambooth.core.settings import Settings, parse

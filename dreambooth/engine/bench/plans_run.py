@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from dreambooth.engine import __main__ as engine
-from dreambooth.engine import imports
 from dreambooth.engine.bench import watch
 from dreambooth.engine.bench.card_memory import Card, Cuda, Moments
+from dreambooth.engine.process import imports
 
 TIMED_STEPS = 3  # the last ones; the first allocate and tune
 

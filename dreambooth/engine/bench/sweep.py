@@ -16,8 +16,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dreambooth.core import atomic, project, settings
+from dreambooth.core import project, settings
 from dreambooth.core.errors import UserError
+from dreambooth.core.files import atomic
 from dreambooth.core.layout import MINIATURE, PROJECT, SUBJECT_PICTURES
 from dreambooth.core.project import Folders, Project
 from dreambooth.core.run import Job, new_run

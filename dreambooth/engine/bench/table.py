@@ -1,4 +1,4 @@
-"""The table that the planner reads, `core/footprint.json`: `python -m dreambooth bench memory` counts it anew.
+"""The table that the planner reads, `core/memory/footprint.json`: `python -m dreambooth bench memory` counts it anew.
 
 Of training steps it counts families x what is trained x precision x gradient checkpointing, at a few batches, sizes and
 ranks each, and keeps the plane through them, for each moment of a step:
@@ -18,15 +18,16 @@ from typing import Any
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from dreambooth.core import anatomy, atomic
 from dreambooth.core.errors import UserError
-from dreambooth.core.json_file import read_object
+from dreambooth.core.files import atomic
+from dreambooth.core.files.json_file import read_object
+from dreambooth.core.models import anatomy
 from dreambooth.core.run import Job
 from dreambooth.engine.bench import drawing_footprint, random_model
 from dreambooth.engine.bench.footprint import PRECISIONS, SIDES, Point, Step, count, fill, texts
 from dreambooth.engine.bench.live import Live
 
-MADE_BY = "python -m dreambooth bench memory --out dreambooth/core/footprint.json"
+MADE_BY = "python -m dreambooth bench memory --out dreambooth/core/memory/footprint.json"
 PARTS = ("families", "drawing", "vae")  # that can be counted each by itself
 
 

@@ -14,7 +14,7 @@ from dreambooth.core.errors import UserError
 from dreambooth.engine.checkpoints import names
 from dreambooth.engine.checkpoints.entry import Entry
 from dreambooth.engine.checkpoints.write import write
-from dreambooth.engine.vocabulary import write_vocabulary
+from dreambooth.engine.words.vocabulary import write_vocabulary
 
 
 def write_folder(to: Path, pipeline: Any, own: Mapping[str, Entry]) -> None:

@@ -19,15 +19,15 @@ from peft.tuners.lora import LoraLayer
 from peft.tuners.lycoris_utils import LycorisLayer
 from torch import Tensor, nn
 
-from dreambooth.core import checkpoint
 from dreambooth.core.errors import UserError
-from dreambooth.core.model_file import Header
-from dreambooth.engine import dora
+from dreambooth.core.models import checkpoint
+from dreambooth.core.models.model_file import Header
 from dreambooth.engine.checkpoints import lora_layers, names
 from dreambooth.engine.checkpoints.lora_layers import LOHA, LOKR, OFT, AnyLayer
 from dreambooth.engine.checkpoints.source import Files
-from dreambooth.engine.lora_layer import ADAPTER
-from dreambooth.engine.oft import OftLayer
+from dreambooth.engine.layers import dora
+from dreambooth.engine.layers.lora_layer import ADAPTER
+from dreambooth.engine.layers.oft import OftLayer
 
 _PREFIXES = {
     "sd1": {"unet": "lora_unet_", "text_encoder": "lora_te_text_model_"},

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from dreambooth.engine import dora, oft
+from dreambooth.engine.layers import dora, oft
 
 _LEAST = 1e-8
 OFT = ("oft_blocks",)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dreambooth.core import checkpoint
+from dreambooth.core.models import checkpoint
 from dreambooth.engine.checkpoints import names
 from dreambooth.engine.checkpoints.entry import Entry
 from dreambooth.engine.checkpoints.names import Place

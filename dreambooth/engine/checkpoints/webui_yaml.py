@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from dreambooth.core import atomic
 from dreambooth.core.errors import UserError
+from dreambooth.core.files import atomic
 from dreambooth.engine.checkpoints.source import Source
 
 _SD2_HEAD = 64

@@ -9,8 +9,9 @@ from typing import BinaryIO
 
 from torch import Tensor
 
-from dreambooth.core import atomic, checkpoint
 from dreambooth.core.errors import UserError
+from dreambooth.core.files import atomic
+from dreambooth.core.models import checkpoint
 from dreambooth.engine.checkpoints import write_pickle
 from dreambooth.engine.checkpoints.entry import Entry
 from dreambooth.engine.checkpoints.source import DTYPES

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dreambooth.core.buckets import Bucket
 from dreambooth.core.errors import UserError
-from dreambooth.core.footprint import pictures_at_once
+from dreambooth.core.memory.footprint import pictures_at_once
 from dreambooth.engine.data import decoding, framing, masks
 from dreambooth.engine.data.latent_store import Store
 from dreambooth.engine.data.pictures import Example

@@ -19,16 +19,18 @@ from typing import TYPE_CHECKING
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from dreambooth.core import atomic, captions, checkpoint
+from dreambooth.core import captions
 from dreambooth.core.buckets import Bucket
 from dreambooth.core.errors import UserError
+from dreambooth.core.files import atomic
+from dreambooth.core.models import checkpoint
 from dreambooth.core.project import Project
 from dreambooth.core.schema import to_flat
 from dreambooth.core.settings import Settings
 from dreambooth.core.settings.dataset import Captions, Concept
 from dreambooth.engine.data import pictures, png
 from dreambooth.engine.data.pictures import Example
-from dreambooth.engine.sampling_choice import Sampling
+from dreambooth.engine.drawing.sampling_choice import Sampling
 
 if TYPE_CHECKING:
     from dreambooth.engine.families.model import Model
@@ -112,7 +114,7 @@ def make(
     How many are drawn at a time shows in the last bits of a picture. So that one which is made after a kill is the one
     that would have been made without, those that are there are drawn again with those that were to come beside them.
     """
-    from dreambooth.engine.sampling import Known, draw  # loads torch, which a plan does not need
+    from dreambooth.engine.drawing.sampling import Known, draw  # loads torch, which a plan does not need
 
     known = Known(model)
     total, done = sum(p.missing for p in plans), 0

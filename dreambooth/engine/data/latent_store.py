@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from dreambooth.core import atomic
+from dreambooth.core.files import atomic
 from dreambooth.engine.data.pictures import Example
 from dreambooth.engine.families.model import Model
 

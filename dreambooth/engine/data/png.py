@@ -7,8 +7,8 @@ from pathlib import Path
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from dreambooth.core import atomic
 from dreambooth.core.errors import UserError
+from dreambooth.core.files import atomic
 
 
 def write(picture: Image.Image, path: Path, about: PngInfo | None = None) -> None:

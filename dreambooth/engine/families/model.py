@@ -18,14 +18,14 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 from typing_extensions import Self
 
-from dreambooth.core import anatomy
-from dreambooth.core.anatomy import Anatomy
-from dreambooth.core.drawing_memory import TILE
 from dreambooth.core.errors import UserError
-from dreambooth.core.model_file import Header
-from dreambooth.engine import chunks
+from dreambooth.core.memory.drawing_memory import TILE
+from dreambooth.core.models import anatomy
+from dreambooth.core.models.anatomy import Anatomy
+from dreambooth.core.models.model_file import Header
 from dreambooth.engine.checkpoints.source import Source
 from dreambooth.engine.families.aside import Aside
+from dreambooth.engine.words import chunks
 
 LATENT_CHANNELS = 4
 LATENT_FACTOR = 8  # pixels a latent, along each side

@@ -12,7 +12,7 @@ from dreambooth.engine.checkpoints.source import Source
 from dreambooth.engine.families import shapes
 from dreambooth.engine.families.loading import unfilled
 from dreambooth.engine.families.model import PIECE, Model, Text
-from dreambooth.engine.vocabulary import clip_tokenizer
+from dreambooth.engine.words.vocabulary import clip_tokenizer
 
 LATENT_SCALE = 0.18215
 

@@ -12,7 +12,7 @@ from dreambooth.engine.families import shapes
 from dreambooth.engine.families.loading import unfilled
 from dreambooth.engine.families.model import LATENT_CHANNELS, Model
 from dreambooth.engine.families.sd1 import LATENT_SCALE, Sd1
-from dreambooth.engine.vocabulary import clip_tokenizer
+from dreambooth.engine.words.vocabulary import clip_tokenizer
 
 VIT_H_WIDTH, VIT_H_BLOCKS = 1024, 24
 

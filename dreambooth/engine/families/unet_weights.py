@@ -22,7 +22,7 @@ from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 
 from dreambooth.core.errors import UserError
-from dreambooth.engine import trouble
+from dreambooth.engine.run import trouble
 
 LEAST_VALUES = 4096  # of a weight that is worth it
 NF4_BLOCK = 64  # values with a scale of their own

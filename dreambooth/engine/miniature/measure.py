@@ -10,15 +10,15 @@ from typing import Any
 
 from PIL import Image
 
-from dreambooth.core import checkpoint
+from dreambooth.core.models import checkpoint
 from dreambooth.core.project import Folders, open_project
 from dreambooth.core.run import Job
 from dreambooth.core.settings import Settings, parse
+from dreambooth.engine.drawing.sampling import Known, draw
+from dreambooth.engine.drawing.sampling_choice import Sampling
 from dreambooth.engine.families.model import Model
 from dreambooth.engine.generate import load
 from dreambooth.engine.miniature import reading, webui_layout, world
-from dreambooth.engine.sampling import Known, draw
-from dreambooth.engine.sampling_choice import Sampling
 from dreambooth.engine.training import preview
 
 SUBJECT_PROMPT = f"a photo of sks {world.SUBJECT_CLASS}"

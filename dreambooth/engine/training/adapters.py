@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from dreambooth.core.errors import UserError
 from dreambooth.core.settings import Settings
 from dreambooth.core.settings.training import UNET_LAYERS
-from dreambooth.engine import dora, lora_layer, oft
 from dreambooth.engine.families import unet_weights
 from dreambooth.engine.families.model import Model
-from dreambooth.engine.lora_layer import ADAPTER
+from dreambooth.engine.layers import dora, lora_layer, oft
+from dreambooth.engine.layers.lora_layer import ADAPTER
 
 _ATTENTION = r"transformer_blocks\.\d+\.attn[12]\.(to_q|to_k|to_v|to_out\.0)"
 # What kohya's LoRA covers: attention, feed-forward and the projections around each transformer.

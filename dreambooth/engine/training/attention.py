@@ -12,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
 from dreambooth.core.errors import UserError
-from dreambooth.engine import trouble
+from dreambooth.engine.run import trouble
 
 KINDS = ("sdpa", "flash", "sliced", "xformers")
 

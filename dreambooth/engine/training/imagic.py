@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dreambooth.engine.drawing.sampling import make_scheduler
 from dreambooth.engine.families.model import Text
-from dreambooth.engine.sampling import make_scheduler
 from dreambooth.engine.training import loss
 from dreambooth.engine.training.session import Session
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dreambooth.core.footprint import GRADIENTS_AT_ONCE
+from dreambooth.core.memory.footprint import GRADIENTS_AT_ONCE
 from dreambooth.engine.families import unet_weights
 from dreambooth.engine.training import lent, rounding, skipping
 from dreambooth.engine.training.session import Session

@@ -13,7 +13,7 @@ from dreambooth.core import schedules
 from dreambooth.core.errors import Problem
 from dreambooth.core.run import REQUESTS
 from dreambooth.core.settings import learning_rates
-from dreambooth.engine.sampling import make_scheduler
+from dreambooth.engine.drawing.sampling import make_scheduler
 from dreambooth.engine.training import gradients, loss, optimizers
 from dreambooth.engine.training.in_backward import StepInBackward, stepping
 from dreambooth.engine.training.pulse import Pulse

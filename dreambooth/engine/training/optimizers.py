@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from dreambooth.core.errors import UserError
 from dreambooth.core.settings import Settings, learning_rates
 from dreambooth.core.settings.course import Optimizer as Chosen
-from dreambooth.engine import trouble
+from dreambooth.engine.run import trouble
 from dreambooth.engine.training.adapters import Trained
 
 Groups = list[dict[str, Any]]

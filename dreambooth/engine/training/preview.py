@@ -10,15 +10,16 @@ from pathlib import Path
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from dreambooth.core import atomic, captions
+from dreambooth.core import captions
+from dreambooth.core.files import atomic
 from dreambooth.core.settings import Settings
 from dreambooth.core.settings.dataset import Captions, Concept
-from dreambooth.engine import drawn_together
 from dreambooth.engine.data import png
 from dreambooth.engine.data.pictures import Picture, find
+from dreambooth.engine.drawing import drawn_together
+from dreambooth.engine.drawing.sampling import Known, decoding, draw
+from dreambooth.engine.drawing.sampling_choice import Sampling
 from dreambooth.engine.families.model import Model, Text
-from dreambooth.engine.sampling import Known, decoding, draw
-from dreambooth.engine.sampling_choice import Sampling
 from dreambooth.engine.training import imagic
 
 _NAME = "{images:08}-{prompt:02}-{number:02}.png"

@@ -16,12 +16,12 @@ from torch import Tensor
 from dreambooth.core.budget import Budget
 from dreambooth.core.errors import UserError
 from dreambooth.core.settings import Settings
-from dreambooth.engine import lora_layer
 from dreambooth.engine.data.cache import Encoded
 from dreambooth.engine.data.order import Order
 from dreambooth.engine.data.readings import Readings
 from dreambooth.engine.families.model import Model
-from dreambooth.engine.lora_layer import LoraConv2d, LoraLinear
+from dreambooth.engine.layers import lora_layer
+from dreambooth.engine.layers.lora_layer import LoraConv2d, LoraLinear
 from dreambooth.engine.training import optimizers, precision, rounding, skipping
 from dreambooth.engine.training.adapters import Trained
 from dreambooth.engine.training.ema import IN_STATE, Ema

@@ -19,8 +19,8 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from dreambooth.core import atomic
 from dreambooth.core.errors import UserError
+from dreambooth.core.files import atomic
 
 VERSION = 2
 _MANIFEST, _CONTENT, _STAGED, _REMOVED = "manifest.json", "state.pt", ".saving", ".removed"

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from dreambooth.core.errors import Problem
-from dreambooth.engine import trouble
+from dreambooth.engine.run import trouble
 from dreambooth.engine.tracing.graph import Graph
 from dreambooth.engine.tracing.program import NotTraceable, Program, record, signature
 from dreambooth.engine.training import loss

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from dreambooth.core import reference
-from dreambooth.core.origin import Origin
+from dreambooth.core.models.origin import Origin
 from dreambooth.core.settings import Settings
 from dreambooth.service import environment, installation, models, queue
 from dreambooth.service.routes.base import Answer, Route, Routes, an_object, text

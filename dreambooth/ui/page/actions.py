@@ -8,11 +8,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dreambooth.core import anatomy, atomic, captions, checkpoint, planner, presets, project, run, settings
-from dreambooth.core.checkpoint import FAMILIES
+from dreambooth.core import captions, presets, project, run, settings
 from dreambooth.core.errors import UserError
-from dreambooth.core.hub import HubModel
-from dreambooth.core.planner import Plan
+from dreambooth.core.files import atomic
+from dreambooth.core.memory import planner
+from dreambooth.core.memory.planner import Plan
+from dreambooth.core.models import anatomy, checkpoint
+from dreambooth.core.models.checkpoint import FAMILIES
+from dreambooth.core.models.hub import HubModel
 from dreambooth.core.project import Folders, Project
 from dreambooth.core.quantities import size
 from dreambooth.core.schema import to_flat

@@ -8,9 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from dreambooth.core import anatomy, checkpoint, footprint, forecast, run
+from dreambooth.core import forecast, run
 from dreambooth.core.budget import Budget, budget
 from dreambooth.core.errors import UserError
+from dreambooth.core.memory import footprint
+from dreambooth.core.models import anatomy, checkpoint
 from dreambooth.core.project import Project
 from dreambooth.core.schema import to_flat
 from dreambooth.core.settings import Settings

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from html import escape
 
-from dreambooth.core.footprint import SPARE
+from dreambooth.core.memory.footprint import SPARE
 from dreambooth.core.quantities import duration, memory, size
 from dreambooth.ui.page.cost import Cost
 

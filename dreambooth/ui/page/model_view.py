@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import quote
 
 from dreambooth.core import run
-from dreambooth.core.checkpoint import FAMILIES
+from dreambooth.core.models.checkpoint import FAMILIES
 from dreambooth.core.project import Folders, Project, open_project
 from dreambooth.core.quantities import size
 from dreambooth.core.run import Job

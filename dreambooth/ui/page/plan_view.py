@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from html import escape
 from typing import Any
 
-from dreambooth.core.planner import Plan
+from dreambooth.core.memory.planner import Plan
 from dreambooth.ui.page.fragments import label_of, said
 
 

@@ -9,11 +9,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dreambooth.core.diffusers_folder import PARTS, read_folder, read_part
 from dreambooth.core.errors import UserError
-from dreambooth.core.model_file import PICKLES, SUFFIXES, Header, Tensor, read_safetensors
-from dreambooth.core.origin import Origin
-from dreambooth.core.pickle_file import read_pickle
+from dreambooth.core.models.diffusers_folder import PARTS, read_folder, read_part
+from dreambooth.core.models.model_file import PICKLES, SUFFIXES, Header, Tensor, read_safetensors
+from dreambooth.core.models.origin import Origin
+from dreambooth.core.models.pickle_file import read_pickle
 
 PRECISIONS = {"F32": "fp32", "F16": "fp16", "BF16": "bf16", "F64": "fp64", "F8_E4M3": "fp8", "F8_E5M2": "fp8"}
 FAMILIES = {"sd1": "Stable Diffusion 1", "sd2": "Stable Diffusion 2", "sdxl": "SDXL"}

@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 
-from dreambooth.core import checkpoint
 from dreambooth.core.budget import Budget
 from dreambooth.core.errors import UserError
+from dreambooth.core.models import checkpoint
 from dreambooth.core.run import Job
 from dreambooth.core.settings import Settings
 from dreambooth.engine.data.pictures import Example

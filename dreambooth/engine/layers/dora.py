@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dreambooth.engine.lora_layer import ADAPTER
+from dreambooth.engine.layers.lora_layer import ADAPTER
 
 _NAME = "dora"
 _LEAST_NORM = 1e-12

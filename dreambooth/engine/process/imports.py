@@ -16,8 +16,8 @@ from typing import Any
 
 import typing_extensions
 
-from dreambooth.engine import sleeping
-from dreambooth.engine.sleeping import Asleep, Later
+from dreambooth.engine.process import sleeping
+from dreambooth.engine.process.sleeping import Asleep, Later
 
 
 def put_off() -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from dreambooth.core.errors import UserError
-from dreambooth.core.model_file import Header, Tensor, read_safetensors
-from dreambooth.core.pickle_file import read_pickle
+from dreambooth.core.models.model_file import Header, Tensor, read_safetensors
+from dreambooth.core.models.pickle_file import read_pickle
 
 INDEX = "model_index.json"
 PARTS = ("unet", "vae", "text_encoder", "text_encoder_2")

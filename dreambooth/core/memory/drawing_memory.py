@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import ceil
 
-from dreambooth.core import counted
-from dreambooth.core.anatomy import Anatomy
+from dreambooth.core.memory import counted
+from dreambooth.core.models.anatomy import Anatomy
 
 MOST = 64  # pictures
 LEAST = 4  # that are tried for, however large

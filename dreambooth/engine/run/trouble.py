@@ -10,8 +10,8 @@ import re
 import sys
 from typing import Any
 
-from dreambooth.core import planner
 from dreambooth.core.errors import Problem, UserError
+from dreambooth.core.memory import planner
 from dreambooth.core.settings import Settings
 from dreambooth.core.settings.conflicts import rate_keys
 

@@ -15,8 +15,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from dreambooth.core import anatomy
-from dreambooth.core.anatomy import Anatomy
+from dreambooth.core.models import anatomy
+from dreambooth.core.models.anatomy import Anatomy
 
 TABLE = Path(__file__).with_name("footprint.json")
 FAMILIES = ("sd1", "sd2", "sdxl")

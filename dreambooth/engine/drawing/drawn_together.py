@@ -8,11 +8,11 @@ from __future__ import annotations
 import psutil
 import torch
 
-from dreambooth.core.drawing_memory import Drawing, most_together
+from dreambooth.core.memory.drawing_memory import Drawing, most_together
+from dreambooth.engine.drawing.sampling_choice import Sampling
 from dreambooth.engine.families import unet_weights
 from dreambooth.engine.families.aside import free_bytes
 from dreambooth.engine.families.model import Model
-from dreambooth.engine.sampling_choice import Sampling
 
 
 def choose(model: Model, sampling: Sampling, wanted: int, decoding: str, before: int = 0) -> int:

@@ -13,10 +13,10 @@ import torch
 from PIL import Image
 
 from dreambooth.core.errors import UserError
-from dreambooth.engine import sampling_choice
+from dreambooth.engine.drawing import sampling_choice
+from dreambooth.engine.drawing.prediction import Predictions
+from dreambooth.engine.drawing.sampling_choice import Sampling
 from dreambooth.engine.families.model import LATENT_CHANNELS, LATENT_FACTOR, Model, Text, whole_picture
-from dreambooth.engine.prediction import Predictions
-from dreambooth.engine.sampling_choice import Sampling
 
 _KEPT_PROMPTS = 256  # a prompt of SDXL takes 0.6 MB
 

@@ -10,8 +10,8 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from dreambooth.core.checkpoint import UNET, VAE
-from dreambooth.core.model_file import Header, Tensor
+from dreambooth.core.models.checkpoint import UNET, VAE
+from dreambooth.core.models.model_file import Header, Tensor
 from dreambooth.core.settings import Settings
 from dreambooth.core.settings.training import UNET_LAYERS, Lora
 

@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import IO
 
-from dreambooth.core import lock
+from dreambooth.core.files import lock
 
 
 def enter(folder: Path) -> IO[bytes]:

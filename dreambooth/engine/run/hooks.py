@@ -12,9 +12,9 @@ from dreambooth.core import settings as settings_module
 from dreambooth.core.errors import Problem, UserError
 from dreambooth.core.settings import on_resume
 from dreambooth.core.settings.conflicts import rate_keys
-from dreambooth.engine import imagic, outputs, trouble
 from dreambooth.engine.checkpoints.source import Source
-from dreambooth.engine.tensorboard import EventFile, curves
+from dreambooth.engine.run import imagic, outputs, trouble
+from dreambooth.engine.run.tensorboard import EventFile, curves
 from dreambooth.engine.training import preview, state_writer
 from dreambooth.engine.training.session import Session
 from dreambooth.engine.training.state_writer import Written

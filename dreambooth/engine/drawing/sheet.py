@@ -16,9 +16,9 @@ from dreambooth.engine import families, from_state
 from dreambooth.engine.checkpoints import lora, names
 from dreambooth.engine.checkpoints.source import Source, open_model
 from dreambooth.engine.data import png
+from dreambooth.engine.drawing.sampling import draw
+from dreambooth.engine.drawing.sampling_choice import Sampling
 from dreambooth.engine.families.model import Model
-from dreambooth.engine.sampling import draw
-from dreambooth.engine.sampling_choice import Sampling
 from dreambooth.engine.training import precision, preview
 
 

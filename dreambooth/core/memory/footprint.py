@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dreambooth.core import counted
-from dreambooth.core.anatomy import Anatomy
-from dreambooth.core.counted import FAMILIES, LATENT, OWN_RESOLUTION, Kind, Moments, Size, full_size
-from dreambooth.core.drawing_memory import Drawing
+from dreambooth.core.memory import counted
+from dreambooth.core.memory.counted import FAMILIES, LATENT, OWN_RESOLUTION, Kind, Moments, Size, full_size
+from dreambooth.core.memory.drawing_memory import Drawing
+from dreambooth.core.models.anatomy import Anatomy
 from dreambooth.core.settings import Settings
 from dreambooth.core.settings.dataset import Concept
 

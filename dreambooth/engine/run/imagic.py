@@ -17,8 +17,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from dreambooth.core import atomic, checkpoint
 from dreambooth.core.errors import UserError
+from dreambooth.core.files import atomic
+from dreambooth.core.models import checkpoint
 from dreambooth.core.project import Project
 from dreambooth.engine.checkpoints.write import write_tensors
 from dreambooth.engine.families.model import Model, Text

@@ -6,9 +6,9 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from dreambooth.core.diffusers_folder import INDEX, PARTS, STEMS, VARIANTS
 from dreambooth.core.errors import UserError
-from dreambooth.core.model_file import SUFFIXES
+from dreambooth.core.models.diffusers_folder import INDEX, PARTS, STEMS, VARIANTS
+from dreambooth.core.models.model_file import SUFFIXES
 
 _NAME = r"[A-Za-z0-9][\w.-]{0,95}"
 _ADDRESS = re.compile(r"https://(?:www\.)?huggingface\.co/")

@@ -11,11 +11,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from dreambooth.core import footprint
-from dreambooth.core.anatomy import Anatomy
 from dreambooth.core.errors import UserError
-from dreambooth.core.footprint import SPARE, Memory
-from dreambooth.core.levers import LEVERS, TURNED, Changes, Lever, trains_streamed
+from dreambooth.core.memory import footprint
+from dreambooth.core.memory.footprint import SPARE, Memory
+from dreambooth.core.memory.levers import LEVERS, TURNED, Changes, Lever, trains_streamed
+from dreambooth.core.models.anatomy import Anatomy
 from dreambooth.core.quantities import memory
 from dreambooth.core.settings import Settings, conflicts
 

@@ -14,8 +14,8 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from dreambooth.core.anatomy import oft_side
-from dreambooth.engine.lora_layer import ADAPTER
+from dreambooth.core.models.anatomy import oft_side
+from dreambooth.engine.layers.lora_layer import ADAPTER
 
 
 class OftLayer(nn.Module, BaseTunerLayer):

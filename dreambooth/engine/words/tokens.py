@@ -13,9 +13,9 @@ from transformers import CLIPTokenizer
 from dreambooth.core import settings
 from dreambooth.core.project import Folders, open_project
 from dreambooth.core.run import Job
-from dreambooth.engine import chunks
 from dreambooth.engine.families.model import LATENT_CHANNELS, LATENT_FACTOR, Model, Text, whole_picture
 from dreambooth.engine.generate import load
+from dreambooth.engine.words import chunks
 
 MEASURED_WORDS = 20
 _RARE = re.compile(r"[bcdfghjklmnpqrstvwxz]{3}</w>")  # no vowels, so hardly a word

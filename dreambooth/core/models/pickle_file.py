@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, ClassVar
 
 from dreambooth.core.errors import UserError
-from dreambooth.core.model_file import BYTES_PER_VALUE, Header, Tensor
+from dreambooth.core.models.model_file import BYTES_PER_VALUE, Header, Tensor
 
 MAX_PROGRAM_BYTES = 4_000_000  # a full checkpoint with its optimizer takes less than one
 MAX_DEPTH = 500  # of things within things; a checkpoint has a dozen levels

@@ -1,0 +1,1 @@
+"""Files and folders: writing that a crash cannot spoil, locks, names and paths."""

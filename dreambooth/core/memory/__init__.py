@@ -1,0 +1,1 @@
+"""How much memory training and drawing take, and which settings take less."""

@@ -1,0 +1,1 @@
+"""Model files: what one is and what it is made of, told without loading it."""

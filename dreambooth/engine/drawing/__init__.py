@@ -1,0 +1,1 @@
+"""Drawing pictures: for class pictures, previews and Generate alike."""

@@ -1,0 +1,1 @@
+"""The layers that are trained beside a model's own."""
