@@ -253,7 +253,6 @@ def test_what_is_learned_is_the_same_to_the_bit(
         {**LORA, "lora.kind": "loha"},  # peft draws a number for each of its layers
         {**LORA, "lora.kind": "lokr"},
         {**LORA, "lora.dropout": 0.3, **CHECKPOINTED},
-        {"memory.step_in_backward": True},
         {"intervals.max_train_steps": traced.BEFORE + 3},
     ],
 )

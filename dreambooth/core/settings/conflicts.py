@@ -115,7 +115,7 @@ def _cuda_graphs(settings: Settings) -> list[str]:
     if settings.tuning.cuda_graphs and not settings.tuning.trace_steps:
         problems.append(f"{key}: they are made of traced steps; turn tuning.trace_steps on.")
     if settings.tuning.cuda_graphs and settings.memory.step_in_backward:
-        problems.append(f"{key}: a step in the backward pass is not traced; turn memory.step_in_backward off.")
+        problems.append(f"{key}: the optimizer's own step is not captured; turn memory.step_in_backward off.")
     return problems
 
 

@@ -91,7 +91,7 @@ class Tuning:
         True,
         "Trace Steps",
         "After a few steps, do only the operations that a step comes down to, without the Python around them. Quicker, "
-        "with the same numbers; not for short runs, nor with Step in Backward.",
+        "with the same numbers; not for short runs.",
         advanced=True,
     )
     cuda_graphs: bool = setting(

@@ -24,6 +24,7 @@ TURNS = 3
 _CHECKPOINTED = {"batching.gradient_checkpointing": True}
 _IN_BACKWARD = {"memory.step_in_backward": True}
 _STREAMED = {**_CHECKPOINTED, "memory.unet_weights": "streamed"}
+_UNTRACED = {"tuning.trace_steps": False}
 _BF16 = {"memory.bf16_weights": True}
 
 
@@ -38,7 +39,7 @@ class Choice:
 PLAIN = Choice("plain")
 _BOTH = (
     PLAIN,
-    Choice("every step done by PyTorch (trace_steps off)", {"tuning.trace_steps": False}),
+    Choice("every step done by PyTorch (trace_steps off)", _UNTRACED),
     *(
         Choice(f"checkpointed_share {share:g}", {**_CHECKPOINTED, "memory.checkpointed_share": share})
         for share in (0.25, 0.5, 0.75, 1.0)
@@ -56,8 +57,13 @@ CHOICES = {
         Choice("Adafactor", {"optimizer.name": "adafactor"}),
         Choice("weights in bf16", _BF16),
         Choice("step in the backward pass", _IN_BACKWARD),
+        Choice("step in the backward pass, trace_steps off", {**_IN_BACKWARD, **_UNTRACED}),
         Choice("step in the backward pass, checkpointed", {**_IN_BACKWARD, **_CHECKPOINTED}),
         Choice("streamed, step in the backward pass, checkpointed", {**_IN_BACKWARD, **_STREAMED}),
+        Choice(
+            "streamed, step in the backward pass, checkpointed, trace_steps off",
+            {**_IN_BACKWARD, **_STREAMED, **_UNTRACED},
+        ),
     ),
 }
 _STEPS, _FEW_STEPS = 45, 4  # a full-size model on a processor takes some seconds for each

@@ -154,8 +154,8 @@ class Models:
         return footprint.OWN_RESOLUTION[family]
 
     def steps(self, settings: Settings) -> int:
-        """How many each run takes. Steps in the backward pass are never traced."""
-        return STEPS if settings.memory.step_in_backward else TRACED_STEPS
+        """How many each run takes."""
+        return TRACED_STEPS
 
 
 class Full(Models):

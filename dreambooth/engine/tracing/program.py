@@ -85,7 +85,8 @@ class _Source:
 
     def line(self, operation: Operation) -> str:
         function = self._functions.setdefault(operation.function, f"f{len(self._functions)}")
-        self.objects[function] = operation.function._op  # without the time that its Python takes
+        # PyTorch's operations without the time that their Python takes.
+        self.objects[function] = getattr(operation.function, "_op", operation.function)
         given = [*map(self._text, operation.args), *(f"{k}={self._text(v)}" for k, v in operation.kwargs.items())]
         call = f"{function}({', '.join(given)})"
         if not any(operation.results):

@@ -4,18 +4,21 @@ What is written down is what is left of a computation below Python's modules, au
 backward pass alike are a list of PyTorch's operations on tensors. A tensor is known by its place in memory, as autograd
 hands on what it kept under new objects. Places are known by the storage, which is referred to weakly, so that nothing
 is held longer than by the computation itself.
+
+What is to be done anew each time, as it depends on more than tensors (an optimizer's step on the count of its steps),
+is a call: of it only its place in the list and its tensors are written down.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
 from torch.utils._pytree import tree_iter, tree_map
 
 _DECIDED_BY_VALUES = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape, torch.Tag.inplace_view)
@@ -39,9 +42,15 @@ class Constant:
     number: int
 
 
+Called = Callable[..., "list[Tensor] | None"]  # what it returns is new
+
+
 @dataclass(slots=True)
 class Operation:
-    """One operation. `results` are the tensors that are new with it, and None for others and for what is no tensor."""
+    """One operation, or a call of a function of Python's.
+
+    `results` are the tensors that are new with it, and None for others and for what is no tensor.
+    """
 
     function: Any
     args: tuple[Any, ...]
@@ -55,7 +64,9 @@ class Operation:
 
     @property
     def acts(self) -> bool:
-        """Whether it does more than to return something new: it writes, or draws random numbers."""
+        """Whether it does more than to return something new: it writes, or draws random numbers, or is a call."""
+        if not isinstance(self.function, torch._ops.OpOverload):
+            return True
         return self.function._schema.is_mutable or torch.Tag.nondeterministic_seeded in self.function.tags
 
 
@@ -73,6 +84,7 @@ class Recorder(TorchDispatchMode):
         self._storages: dict[int, StorageWeakRef] = {}
         self._own: set[int] = set()  # storages of what is given or made
         self._count = 0
+        self._is_calling = False
         self.inputs = [self._new(tensor) for tensor in inputs]
 
     def reference(self, tensor: Tensor) -> Made | Constant:
@@ -86,6 +98,8 @@ class Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if self._is_calling:
+            return function(*args, **kwargs)
         if not isinstance(function, torch._ops.OpOverload) or _is_decided_by_values(function, args):
             raise NotTraceable(f"{function} depends on values.")
         named_args, named_kwargs = tree_map(self._named, args), tree_map(self._named, kwargs)
@@ -95,6 +109,18 @@ class Recorder(TorchDispatchMode):
         operation = Operation(function, named_args, named_kwargs, results, is_many)
         if any(results) or operation.acts:
             self.operations.append(operation)
+        return result
+
+    def call(self, function: Called, tensors: Sequence[Tensor]) -> list[Tensor] | None:
+        """See the function of this name."""
+        named = tuple(self.reference(tensor) for tensor in tensors)
+        self._is_calling = True
+        try:
+            result = function(*tensors)
+        finally:
+            self._is_calling = False
+        new: list[Made | None] = [self._new(tensor) for tensor in result or ()]
+        self.operations.append(Operation(function, named, {}, new, is_many=bool(new)))
         return result
 
     def _named(self, value: Any) -> Any:
@@ -130,6 +156,18 @@ class Recorder(TorchDispatchMode):
         if storage._cdata not in self._storages:
             self._storages[storage._cdata] = StorageWeakRef(storage)  # so that the number is not given out again
         return storage._cdata, tensor.storage_offset(), tensor.shape, tensor.stride(), tensor.dtype
+
+
+def call(function: Called, *tensors: Tensor) -> list[Tensor] | None:
+    """Calls a function with some tensors.
+
+    Where a computation is written down, it is called again at this place whenever that is done again, with the tensors
+    that are then in the place of these. What it asks of the device is not written down.
+    """
+    for mode in _get_current_dispatch_mode_stack():  # which autograd hands on to its threads
+        if isinstance(mode, Recorder):
+            return mode.call(function, tensors)
+    return function(*tensors)
 
 
 def _is_decided_by_values(function: torch._ops.OpOverload, args: Sequence[Any]) -> bool:

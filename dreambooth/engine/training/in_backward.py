@@ -5,11 +5,15 @@ al. 2023, "Full Parameter Fine-tuning for Large Language Models with Limited Res
 plain descent; here it is any optimizer that treats each weight by itself. The same numbers come out, but that each
 gradient is clipped by its own norm, as that of all is only known at the end, and that of a step whose gradients are
 not finite only those portions are left out.
+
+Where a step is written down and done again (see traced.py), what is done here is a call at its place among the
+operations.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -18,6 +22,7 @@ from torch import Tensor, nn
 
 from dreambooth.core.memory.footprint import GRADIENTS_AT_ONCE
 from dreambooth.engine.families import unet_weights
+from dreambooth.engine.tracing.recorder import call
 from dreambooth.engine.training import lent, rounding, skipping
 from dreambooth.engine.training.session import Session
 
@@ -40,6 +45,8 @@ class StepInBackward:
         self.waiting: dict[int, list[Arrived]] = {n: [] for n in range(len(self.parts))}
         self.bytes = 0
         self.numbers = rounding.numbered(self.inner)
+        self.noted: list[Tensor] | None = None
+        self.is_trial = False
         self.streamed = {made.kept: made for _, made in unet_weights.streamed(session.model.unet)}
         self._hooks = [
             self._listen(weight, number)
@@ -49,7 +56,22 @@ class StepInBackward:
 
     def begin(self, losses: tuple[Tensor, ...]) -> None:
         """What comes is left out where a loss is no number."""
-        self.bad = ~torch.isfinite(torch.stack(losses).detach()).all()
+        call(self._begun, *(loss.detach() for loss in losses))
+
+    @contextlib.contextmanager
+    def noting(self, *, is_trial: bool) -> Iterator[list[Tensor]]:
+        """Within it the sizes of gradients are noted as they come, each in two norms, (), in full precision.
+
+        In a trial that is all that becomes of them: no weight changes.
+        """
+        self.noted, self.is_trial = [], is_trial
+        try:
+            yield self.noted
+        finally:
+            self.noted, self.is_trial = None, False
+
+    def _begun(self, *losses: Tensor) -> None:
+        self.bad = ~torch.isfinite(torch.stack(losses)).all()
         self.squares.zero_()
 
     def finish(self) -> Tensor:
@@ -66,16 +88,25 @@ class StepInBackward:
     def _listen(self, weight: nn.Parameter, number: int) -> Callable[[], None]:
         """Has a weight's gradients arrive here. Returns what ends it."""
         if made := self.streamed.get(weight):
-            before, made.arrived = (
-                made.arrived,
-                lambda gradient: self._arrived(weight, _laid_out_as(weight, gradient), number),
-            )
+            before, elsewhere = made.arrived, functools.partial(self._arrived_elsewhere, weight, number)
+            made.arrived = functools.partial(call, elsewhere)
             return lambda: setattr(made, "arrived", before)
-        hook = weight.register_post_accumulate_grad_hook(lambda weight: self._arrived(weight, weight.grad, number))
-        return hook.remove
+        arrived = functools.partial(self._arrived, weight, number)
 
-    def _arrived(self, weight: nn.Parameter, gradient: Tensor | None, number: int) -> None:
-        if gradient is None:
+        def hand_over(weight: Tensor) -> None:
+            if weight.grad is not None:
+                call(arrived, weight.grad)
+
+        return weight.register_post_accumulate_grad_hook(hand_over).remove
+
+    def _arrived_elsewhere(self, weight: nn.Parameter, number: int, gradient: Tensor) -> None:
+        self._arrived(weight, number, _laid_out_as(weight, gradient))
+
+    def _arrived(self, weight: nn.Parameter, number: int, gradient: Tensor) -> None:
+        if self.noted is not None:
+            self.noted += [torch.linalg.vector_norm(gradient, order, dtype=torch.float32) for order in (1, 2)]
+        if self.is_trial:
+            weight.grad = None
             return
         size = gradient.numel() * gradient.element_size()
         if self.bytes + size > PORTION_BYTES:  # what waits first, so that a large one need not share the room

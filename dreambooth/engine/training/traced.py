@@ -3,14 +3,16 @@ by these alone.
 
 At a batch of one much of a step's time goes into Python's modules and autograd. What they ask of the device is the same
 for each batch of a shape, so it is written down at the third batch of a shape and done again from the fourth on. The
-first time that it is done again it is held against what PyTorch gives for the same batch.
+first time that it is done again it is held against what PyTorch gives for the same batch. Where the optimizer's step is
+taken in the backward pass, both of these times are trials that change no weight, so that a pass which is given up half
+way has not taken half a step.
 """
 
 from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -61,10 +63,9 @@ class Passes:
         self.session, self.hooks, self.in_backward = session, hooks, in_backward
         self.weights = [weight for part in session.trained.parts.values() for weight in part.values()]
         settings = session.settings
-        # Checkpoints put the random numbers of a dropout back, which is no operation; a step in the backward pass is
-        # more than gradients.
+        # Checkpoints put the random numbers of a dropout back, which is no operation.
         draws_again = settings.is_lora and settings.lora.dropout > 0 and settings.batching.gradient_checkpointing
-        self.is_on = settings.tuning.trace_steps and not in_backward and not draws_again
+        self.is_on = settings.tuning.trace_steps and not draws_again
         self.captures = settings.tuning.cuda_graphs
         self._graph: Graph | None = None  # the first
         self._shapes: dict[Any, _Shape] = {}
@@ -110,14 +111,19 @@ class Passes:
 
         with self._adding_gradients():
             try:
-                with self._rewound():
+                with self._rewound(), self._trial():
                     outputs, shape.program = record(passes, list(tensors.values()))
-                return tuple(outputs[: len(outputs) - len(shape.learning)])
+                if not self.in_backward:
+                    return tuple(outputs[: len(outputs) - len(shape.learning)])
             except NotTraceable:
                 shape.is_given_up = True
                 for weight in self.weights:
                     weight.grad = None
-                return self._plain(batch)
+            return self._plain(batch)
+
+    def _trial(self) -> AbstractContextManager[Any]:
+        """Within it no weight changes."""
+        return self.in_backward.noting(is_trial=True) if self.in_backward else contextlib.nullcontext()
 
     def _again(self, shape: _Shape, batch: Batch) -> Losses:
         assert shape.program
@@ -134,15 +140,14 @@ class Passes:
         with self._adding_gradients():
             try:
                 with self._rewound():
-                    found = self._size(self._again(shape, batch))
+                    _, found = self._sized(lambda: self._again(shape, batch), is_trial=True)
             except RuntimeError as error:
                 if trouble.is_out_of_memory(error):
                     raise
                 found = None
             for weight in self.weights:
                 weight.grad = None
-            losses = self._plain(batch)
-            wanted = self._size(losses)
+            losses, wanted = self._sized(lambda: self._plain(batch), is_trial=False)
         agrees = _agrees(found, wanted)
         if agrees is False:
             self.is_on = False
@@ -169,11 +174,16 @@ class Passes:
             said = f"The steps cannot be captured as CUDA graphs ({trouble.first_line(error)}); they go on without."
             self.hooks.warn(Problem(said, "tuning.cuda_graphs", "Turn it off."))
 
-    def _size(self, losses: Losses) -> Tensor:
-        """The losses, and how large each gradient is, in two norms."""
-        gradients = [weight.grad for weight in self.weights if weight.grad is not None]
-        norms = [norm for order in (1, 2) for norm in torch._foreach_norm(gradients, order)]
-        return torch.stack([one.to(self.session.model.device).float() for one in (*losses, *norms)])
+    def _sized(self, passes: Callable[[], Losses], *, is_trial: bool) -> tuple[Losses, Tensor]:
+        """The losses, and all numbers together: these, and how large each gradient is, in two norms."""
+        if self.in_backward:
+            with self.in_backward.noting(is_trial=is_trial) as norms:
+                losses = passes()
+        else:
+            losses = passes()
+            gradients = [weight.grad for weight in self.weights if weight.grad is not None]
+            norms = [norm for order in (1, 2) for norm in torch._foreach_norm(gradients, order)]
+        return losses, torch.stack([one.to(self.session.model.device).float() for one in (*losses, *norms)])
 
     @contextlib.contextmanager
     def _adding_gradients(self) -> Iterator[None]:
