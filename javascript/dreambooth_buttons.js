@@ -11,32 +11,31 @@
         }
     }
 
+    /* Asks, and shows in the view around `part` what has come of it, or what is to be mended. Returns whether it was done. */
+    async function change(part, ...asked) {
+        try {
+            await send(...asked);
+            dreamboothPage.look();
+            return true;
+        } catch (error) {
+            dreamboothPage.silent(part.closest(".db-live"), error.message);
+            return false;
+        }
+    }
+
     /* A caption was changed under its picture: it is written at once. */
     async function captioned({target}) {
         const {dbCaption: file, dbAddress: address} = target.dataset || {};
-        if (!file) {
-            return;
-        }
-        try {
-            await send(address, "PUT", {file, text: target.value});
+        if (file && await change(target, address, "PUT", {file, text: target.value})) {
             target.blur();
-            dreamboothPage.look();
-        } catch (error) {
-            dreamboothPage.silent(target.closest(".db-live"), error.message);
         }
     }
 
     /* A button of a view that asks the API for one thing: to go on from a state, or to export it. */
-    async function asked(event) {
+    function asked(event) {
         const button = event.target.closest?.("#db_page [data-db-send]");
-        if (!button) {
-            return;
-        }
-        try {
-            await send(button.dataset.dbSend, "POST", JSON.parse(button.dataset.dbBody));
-            dreamboothPage.look();
-        } catch (error) {
-            dreamboothPage.silent(button.closest(".db-live"), error.message);
+        if (button) {
+            change(button, button.dataset.dbSend, "POST", JSON.parse(button.dataset.dbBody));
         }
     }
 

@@ -16,11 +16,13 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO
 
 ROOT = Path(__file__).resolve().parents[1]
+MIDDLE = "test_r"  # of the engine's tests, by the time that they take
 sys.path.insert(0, str(ROOT))
 
 from dreambooth.core.errors import UserError  # noqa: E402
@@ -43,21 +45,48 @@ def main(options: list[str]) -> int:
         return _run(str(_page_python()), ["pytest", *options], of_page)
     if options:
         return _run(python, ["pytest", *options], variables)
-    page = str(_page_python())
+    return _run_all([(python, variables), (str(_page_python()), of_page)])
 
-    def others() -> int:
-        without_engine = _run(python, ["pytest", "--ignore=tests/engine"], variables, said)
-        return without_engine or _run(page, ["pytest", "tests/ui/page"], of_page, said)
 
-    with tempfile.TemporaryFile() as said, ThreadPoolExecutor(1) as beside:  # one core each
-        running = beside.submit(others)
-        checks = (["ruff", "check", "."], ["ruff", "format", "--check", "."], ["mypy"], ["pytest", "tests/engine"])
-        code = next((code for check in checks if (code := _run(python, check, variables))), 0)
+def _run_all(pythons: list[tuple[str, dict[str, str]]]) -> int:
+    """Everything, in parts that two cores take one after the other, the longest first. What the second of them says is
+    shown at the end."""
+    ours, page = pythons
+    engine, later = _halves(sorted((ROOT / "tests" / "engine").glob("test_*.py")))
+    parts = deque(
+        [
+            (*ours, ["ruff", "check", "."]),
+            (*ours, ["ruff", "format", "--check", "."]),
+            (*ours, ["mypy"]),
+            (*ours, ["pytest", *later]),
+            (*page, ["pytest", "tests/ui/page"]),
+            (*ours, ["pytest", *engine]),
+            (*ours, ["pytest", "--ignore=tests/engine"]),
+        ]
+    )
+
+    def work(said: IO[bytes] | None = None) -> int:
+        code = 0
+        while parts:
+            python, variables, check = parts.popleft()
+            code = _run(python, check, variables, said) or code
+        return code
+
+    with tempfile.TemporaryFile() as said, ThreadPoolExecutor(1) as beside:
+        running = beside.submit(work, said)
+        code = work()
         code = running.result() or code
         said.seek(0)
         print(said.read().decode(errors="replace"))
     print("Something failed." if code else "All is well.", file=sys.stderr)
     return code
+
+
+def _halves(files: list[Path]) -> tuple[list[str], list[str]]:
+    """The files in two parts that take about as long."""
+    names = [str(path.relative_to(ROOT)) for path in files]
+    first = [name for name in names if Path(name).name < MIDDLE]
+    return first, names[len(first) :]
 
 
 def _names_webui(options: list[str]) -> bool:

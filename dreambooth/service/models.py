@@ -85,21 +85,32 @@ def duplicate(folders: Folders, name: str, new_name: str) -> dict[str, Any]:
     """
     opened = project.open_project(folders, name)
     target = project.check_new(folders, new_name)
-    staged = Path(tempfile.mkdtemp(prefix=".copying-", dir=folders.projects))
     left_out = (opened.runs, opened.errands, opened.latents)
+    staged = target
 
     def own(folder: str, found: list[str]) -> list[str]:
         return [one for one in found if Path(folder) / one in left_out]
 
     try:
-        shutil.copytree(opened.folder, staged, ignore=own, dirs_exist_ok=True)
+        staged = Path(tempfile.mkdtemp(prefix=".copying-", dir=folders.projects))
+        # Links stay links: one that leads above itself would be followed without end, and others out of the folder.
+        shutil.copytree(opened.folder, staged, symlinks=True, ignore=own, dirs_exist_ok=True)
         flat = {key: _moved(value, opened.folder, target) for key, value in opened.settings().items()}
         atomic.write_text(staged / "settings.json", settings.to_json(settings.parse(flat)))
         staged.rename(target)
     except OSError as error:
-        shutil.rmtree(staged, ignore_errors=True)
-        raise UserError(f"{target}: the model cannot be copied ({error.strerror}).") from None
+        if staged != target:
+            shutil.rmtree(staged, ignore_errors=True)
+        raise UserError(f"{target}: the model cannot be copied ({_first_reason(error)}).") from None
     return summary(project.open_project(folders, new_name))
+
+
+def _first_reason(error: OSError) -> str:
+    """What went wrong; where several files could not be copied, with the first of them."""
+    if isinstance(error, shutil.Error) and error.args and isinstance(error.args[0], list):
+        source, _, reason = error.args[0][0]
+        return f"{source}: {reason}"
+    return error.strerror or str(error)
 
 
 def _moved(value: Any, before: Path, after: Path) -> Any:

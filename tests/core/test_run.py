@@ -80,7 +80,7 @@ def test_the_status_follows_the_folder(job: Job) -> None:
 def test_a_dead_holder_frees_the_lock(tmp_path: Path) -> None:
     path = tmp_path / "alive"
     code = (
-        "from pathlib import Path; from dreambooth.core import lock; "
+        "from pathlib import Path; from dreambooth.core.files import lock; "
         f"held = lock.acquire(Path({str(path)!r})); print(1, flush=True); input()"
     )
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stdin=subprocess.PIPE)

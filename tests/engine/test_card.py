@@ -229,5 +229,5 @@ def test_where_the_time_of_a_step_goes() -> None:
 
 def test_ceilings_are_measured_in_turns() -> None:
     times = iter([0.0, 0.0, 0.0, *([0.01] * 5), *([0.03] * 5)])
-    assert card_ceilings.seconds(torch.device("cpu"), lambda: time.sleep(next(times))) == pytest.approx(0.02, abs=0.01)
+    assert card_ceilings.seconds(lambda: time.sleep(next(times))) == pytest.approx(0.02, abs=0.01)
     assert json.dumps(card_ceilings.card(torch.device("cpu")))

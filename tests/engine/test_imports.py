@@ -11,7 +11,7 @@ from tests.conftest import ROOT
 
 BEGIN = """
 import gc, importlib, json, sys
-from dreambooth.engine import imports, sleeping
+from dreambooth.engine.process import imports, sleeping
 imports.put_off()
 from dreambooth.engine import worker
 imports.settle()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -104,6 +105,28 @@ def test_a_link_in_a_dataset_leads_nowhere(folders: Folders, tmp_path: Path) -> 
         assert asked.get(f"{place}/picture", params={"file": file}).status_code == 400, file
         assert asked.put(f"{place}/caption", json={"file": file, "text": "x"}).status_code == 400, file
     assert not (folders.models / "secret.txt").exists()
+
+
+def test_a_copy_of_a_model_follows_no_link(folders: Folders, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """One that leads above itself would never end."""
+    star, outside = folders.projects / "star", tmp_path_factory.mktemp("outside")
+    (outside / "secret.png").write_bytes(b"secret")
+    (star / "above").symlink_to(folders.projects)
+    (star / "pictures").symlink_to(outside)
+    (star / "notes").mkdir()
+    (star / "notes" / "mine.txt").write_text("mine")
+    models.duplicate(folders, "star", "moon")
+    moon = folders.projects / "moon"
+    assert (moon / "notes" / "mine.txt").read_text() == "mine"
+    assert [(moon / name).readlink() for name in ("above", "pictures")] == [folders.projects, outside]
+
+
+def test_a_model_that_cannot_be_copied_is_said_with_the_file(folders: Folders) -> None:
+    os.mkfifo(folders.projects / "star" / "pipe")
+    with pytest.raises(UserError, match=r"moon: the model cannot be copied \(.*pipe.*named pipe"):
+        models.duplicate(folders, "star", "moon")
+    assert project.names(folders) == ["star"]
+    assert not list(folders.projects.glob(".copying*"))
 
 
 def test_a_caption_that_is_written_over_a_link_replaces_the_link(folders: Folders) -> None:

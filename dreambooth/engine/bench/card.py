@@ -21,6 +21,7 @@ from typing import Any
 from dreambooth.core.layout import PROJECT
 from dreambooth.core.run import Job
 from dreambooth.engine.bench import plans
+from dreambooth.engine.process.listener import asked_to_end
 
 # In the order of importance, each with the most seconds that it may take; a peer beside us doubles that.
 PIECES = {
@@ -79,12 +80,14 @@ def measure(job: Job) -> dict[str, Any]:
             if results.has_ended(piece):
                 continue
             left = until - time.monotonic()
-            if job.requests() & {"stop", "discard", "pause"} or left < LEAST_SECONDS:
+            if asked_to_end(job) or left < LEAST_SECONDS:
                 break
             job.report("stage", name=f"measuring: {piece}", done=done, total=len(wanted))
             seconds = min(left, PIECES[piece] * (2 if asked.get("peer") else 1))
             about = {"out": str(out), "work": str(work), "large": large, "peer": asked.get("peer", "")}
-            ended = run_piece(piece, {**about, "until": time.time() + seconds}, seconds, lambda: _is_asked_to_end(job))
+            ended = run_piece(
+                piece, {**about, "until": time.time() + seconds}, seconds, lambda: bool(asked_to_end(job))
+            )
             results.add(piece, "ended", ended)
     left_out = [piece for piece in wanted if not results.has_ended(piece)]
     rows = [row for row in results.rows() if row["what"] != "ended"]
@@ -130,7 +133,3 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         else:
             os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-
-
-def _is_asked_to_end(job: Job) -> bool:
-    return bool(job.requests() & {"stop", "discard", "pause"})

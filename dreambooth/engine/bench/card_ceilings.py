@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from dreambooth.engine.bench import watch
+
 TURNS = 10
 
 
@@ -43,29 +45,24 @@ def copied_bytes_per_second(device: torch.device, size: int) -> float:
     """Reading and writing count."""
     source = torch.randint(256, (size,), dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
-    return 2 * size / seconds(device, lambda: target.copy_(source))
+    return 2 * size / seconds(lambda: target.copy_(source))
 
 
 def flops_per_second(device: torch.device, side: int) -> float:
     """Of a square product in bf16; of random numbers, as zeros would go quicker."""
     one, other = (torch.randn(side, side, device=device).bfloat16() for _ in range(2))
-    return 2 * side**3 / seconds(device, lambda: one @ other)
+    return 2 * side**3 / seconds(lambda: one @ other)
 
 
-def seconds(device: torch.device, work: Callable[[], Any]) -> float:
+def seconds(work: Callable[[], Any]) -> float:
     """The median of some turns after three that warm up."""
     for _ in range(3):
         work()
     taken = []
     for _ in range(TURNS):
-        _wait(device)
+        watch.wait()
         began = time.perf_counter()
         work()
-        _wait(device)
+        watch.wait()
         taken.append(time.perf_counter() - began)
     return statistics.median(taken)
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -18,6 +18,7 @@ from dreambooth.core.errors import UserError
 from dreambooth.core.layout import MINIATURE
 from dreambooth.core.run import Job
 from dreambooth.engine.bench.training import Bench, Case, versions
+from dreambooth.engine.process.listener import asked_to_end
 
 TURNS = 3
 _CHECKPOINTED = {"batching.gradient_checkpointing": True}
@@ -102,7 +103,7 @@ def _decoder(bench: Bench, case: Case) -> Path:
 
 
 def _stage(job: Job, name: str, done: int, total: int) -> None:
-    if job.requests() & {"stop", "discard", "pause"}:
+    if asked_to_end(job):
         raise UserError("Stopped as asked; nothing was measured to the end.")
     job.report("stage", name=name, done=done, total=total)
 

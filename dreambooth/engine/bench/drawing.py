@@ -19,6 +19,7 @@ from dreambooth.core.run import Job, create
 from dreambooth.core.settings import parse, to_json
 from dreambooth.engine.bench import peers
 from dreambooth.engine.bench.training import PROMPT, Bench, Case, versions
+from dreambooth.engine.process.listener import asked_to_end
 
 CLASS_PROMPT = "a photo of a star"
 PEER_STEPS, PEER_BATCH = 50, 4  # the script's own
@@ -50,7 +51,7 @@ def measure(job: Job) -> dict[str, Any]:
         bench = Bench(job, folder, asked)
         for turn in range(turns):
             for number, way in enumerate(ways):
-                if job.requests() & {"stop", "discard", "pause"}:
+                if asked_to_end(job):
                     raise UserError("Stopped as asked; nothing was measured to the end.")
                 done = turn * len(ways) + number
                 job.report("stage", name=f"{way.who} draws", done=done, total=turns * len(ways))

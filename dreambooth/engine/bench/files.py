@@ -20,6 +20,7 @@ from dreambooth.core.layout import PROJECT
 from dreambooth.core.project import Folders, open_project
 from dreambooth.core.run import Job
 from dreambooth.engine.bench.watch import peak_bytes
+from dreambooth.engine.process.listener import asked_to_end
 
 FAMILIES = ("sd1", "sdxl")
 REPEATS = 3
@@ -40,7 +41,7 @@ def _rows(folder: Path, job: Job) -> list[dict[str, Any]]:
 
     def measure(work: str, family: str) -> dict[str, float]:
         nonlocal done
-        if job.requests() & {"stop", "discard", "pause"}:
+        if asked_to_end(job):
             raise UserError("Stopped as asked; nothing was measured to the end.")
         job.report("stage", name=f"{family}: {work}", done=done, total=total)
         done += 1

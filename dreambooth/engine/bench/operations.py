@@ -18,6 +18,7 @@ from dreambooth.core.run import Job
 from dreambooth.engine.bench.footprint import SIDES, Point, Step, laid
 from dreambooth.engine.bench.live import norms_as_on_a_card
 from dreambooth.engine.layers import lora_layer
+from dreambooth.engine.process.listener import asked_to_end
 
 RANK = 16
 _LOOKS = {
@@ -43,7 +44,7 @@ def run(job: Job) -> dict[str, Any]:
     """A row for each kind of step."""
     rows, kinds = [], [(family, kind) for family in SIDES for kind in ("lora", "full")]
     for done, (family, kind) in enumerate(kinds):
-        if job.requests() & {"stop", "discard", "pause"}:
+        if asked_to_end(job):
             raise UserError("Stopped as asked; nothing was counted to the end.")
         job.report("stage", name=f"{family} {kind}", done=done, total=len(kinds))
         usual, ours = (count(family, kind, usual=usual) for usual in (True, False))

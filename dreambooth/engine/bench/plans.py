@@ -29,6 +29,7 @@ from dreambooth.core.models import anatomy, checkpoint
 from dreambooth.core.project import Folders, Project
 from dreambooth.core.run import Job, new_run
 from dreambooth.core.settings import Settings, parse
+from dreambooth.engine.process.listener import asked_to_end
 
 STEPS = 6
 TRACED_STEPS = 26  # so many that a step is written down and done again, which may take another amount of memory
@@ -93,7 +94,7 @@ def run(job: Job, models: Models) -> dict[str, Any]:
     with working_folder(asked) as work:
         bench = Bench(work, models, rows)
         for done, one in enumerate(wanted):
-            if job.requests() & {"stop", "discard", "pause"} or until - time.monotonic() < LEAST_SECONDS:
+            if asked_to_end(job) or until - time.monotonic() < LEAST_SECONDS:
                 break
             job.report("stage", name=one.title, done=done, total=len(wanted))
             if not rows.of(one):

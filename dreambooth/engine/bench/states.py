@@ -24,6 +24,7 @@ from dreambooth.core.project import Folders
 from dreambooth.core.run import Job
 from dreambooth.core.settings import parse
 from dreambooth.engine import worker
+from dreambooth.engine.process.listener import asked_to_end
 from dreambooth.engine.training import state, state_writer
 
 REPEATS = 5
@@ -63,7 +64,7 @@ def measure(job: Job) -> dict[str, Any]:
 
 
 def _stage(job: Job, name: str, done: int, total: int) -> None:
-    if job.requests() & {"stop", "discard", "pause"}:
+    if asked_to_end(job):
         raise UserError("Stopped as asked; nothing was measured to the end.")
     job.report("stage", name=name, done=done, total=total)
 

@@ -26,6 +26,7 @@ from dreambooth.engine import families
 from dreambooth.engine.bench import sweep_plot
 from dreambooth.engine.generate import load
 from dreambooth.engine.miniature import measure
+from dreambooth.engine.process.listener import asked_to_end
 
 SEEDS = (1, 2)
 PICTURES = 24  # measured of each kind
@@ -155,7 +156,7 @@ def run(job: Job) -> dict[str, Any]:
     if UNTRAINED not in taken:
         taken[UNTRAINED] = {"0": measure.measure(families.load_file(MINIATURE), PICTURES)}
     for number, (option, seed) in enumerate(todo):
-        if job.requests() & {"stop", "discard", "pause"}:
+        if asked_to_end(job):
             raise UserError(
                 f"Stopped as asked; what was measured is in {out / 'sweep.json'}, and the sweep goes on there."
             )

@@ -26,6 +26,7 @@ from dreambooth.core.run import Job
 from dreambooth.engine.bench import drawing_footprint, random_model
 from dreambooth.engine.bench.footprint import PRECISIONS, SIDES, Point, Step, count, fill, texts
 from dreambooth.engine.bench.live import Live
+from dreambooth.engine.process.listener import asked_to_end
 
 MADE_BY = "python -m dreambooth bench memory --out dreambooth/core/memory/footprint.json"
 PARTS = ("families", "drawing", "vae")  # that can be counted each by itself
@@ -82,7 +83,7 @@ def _drawing(job: Job) -> dict[str, Any]:
 
 
 def _stage(job: Job, name: str, done: int, total: int) -> None:
-    if job.requests() & {"stop", "discard", "pause"}:
+    if asked_to_end(job):
         raise UserError("Stopped as asked; nothing was written.")
     job.report("stage", name=name, done=done, total=total)
 

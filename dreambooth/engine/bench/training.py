@@ -25,6 +25,7 @@ from dreambooth.core.project import Folders
 from dreambooth.core.run import Job, new_run
 from dreambooth.core.settings import parse
 from dreambooth.engine.bench import peers
+from dreambooth.engine.process.listener import asked_to_end
 
 PROMPT = "a photo of sks star"
 PEAK_TFLOPS = {  # dense bf16 of the cards, without sparsity, as their makers say
@@ -92,7 +93,7 @@ def _rows(job: Job, folder: Path, cases: list[Case], scripts: peers.Scripts | No
         taken: dict[str, list[dict[str, Any]]] = {one: [] for one in who}
         for _ in range(turns):
             for one in who:
-                if job.requests() & {"stop", "discard", "pause"}:
+                if asked_to_end(job):
                     raise UserError("Stopped as asked; nothing was measured to the end.")
                 job.report("stage", name=f"{one}: {case.title}", done=done, total=len(cases) * turns * len(who))
                 taken[one].append(bench.ours(case) if one == "ours" else bench.peer(case, scripts))

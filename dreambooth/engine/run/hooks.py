@@ -13,6 +13,7 @@ from dreambooth.core.errors import Problem, UserError
 from dreambooth.core.settings import on_resume
 from dreambooth.core.settings.conflicts import rate_keys
 from dreambooth.engine.checkpoints.source import Source
+from dreambooth.engine.process.listener import asked_to_end
 from dreambooth.engine.run import imagic, outputs, trouble
 from dreambooth.engine.run.tensorboard import EventFile, curves
 from dreambooth.engine.training import preview, state_writer
@@ -80,7 +81,7 @@ class Hooks:
             try:
                 return self._draw(images, paths)
             except _Interrupted:
-                if work.job.requests() & {"pause", "stop", "discard"}:
+                if asked_to_end(work.job):
                     return None  # what is drawn stays; the loop does what was asked
                 check()
                 self.answered("save")
