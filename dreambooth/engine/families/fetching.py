@@ -149,7 +149,9 @@ class Ahead:
         if self.is_checked:
             return
         self.is_checked = True
-        if not all(torch.equal(place, weight.to(place.device)) for place, weight in zip(fetched, weights)):
+        there = [weight.to(self.device, non_blocking=True) for weight in weights]
+        differ = torch.stack([(one != other).any() for one, other in zip(fetched, there)]).any()
+        if bool(differ):  # the one time that the device is waited for
             self.is_on, self.streams = False, InTurn()
             for place, weight in zip(fetched, weights):
                 place.copy_(weight)
