@@ -249,5 +249,35 @@ def test_what_nobody_waits_for_is_freed_on_its_way(monkeypatch: pytest.MonkeyPat
     assert device.freed > 0
 
 
+@pytest.mark.parametrize("captures", [False, True])
+def test_a_gpu_is_asked_for_both_waits(captures: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """But within a CUDA graph, where each copy is done in its turn."""
+    asked: list[str] = []
+
+    class Stream:
+        def __init__(self, name: Any) -> None:
+            self.name = name if isinstance(name, str) else "copying"
+
+        def wait_stream(self, other: Stream) -> None:
+            asked.append(f"{self.name} waits for {other.name}")
+
+    @contextmanager
+    def stream(chosen: Stream | None) -> Iterator[None]:
+        asked.append(f"on {chosen.name if chosen else 'computing'}")
+        yield
+
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "stream", stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream("computing"))
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: captures)
+    beside, place = fetching.Beside(CPU), torch.zeros(2)
+    beside.follow()
+    beside.copy(place, torch.ones(2))
+    beside.join()
+    waits = ["copying waits for computing", "on copying", "computing waits for copying"]
+    assert asked == (["on computing"] if captures else waits)
+    assert place.tolist() == [1, 1]
+
+
 def test_without_a_second_line_of_work_nothing_is_fetched_ahead() -> None:
     assert fetching.streams(CPU) is None
