@@ -93,8 +93,9 @@ def add_tab():
 
 def add_api(_demo, app):
     HOST.started(app)
-    if any(getattr(route, "path", "").startswith("/dreambooth/") for route in app.routes):
+    if getattr(app.state, "dreambooth", False):  # app.routes does not tell: newer FastAPIs keep a router as one entry
         return
+    app.state.dreambooth = True
     from dreambooth.service import api, queue
 
     app.include_router(api.router(HOST))

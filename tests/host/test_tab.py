@@ -6,6 +6,7 @@ import argparse
 import html
 import importlib.util
 import sys
+import warnings
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -84,8 +85,10 @@ def test_the_api_is_there_and_a_reload_registers_it_anew_once(
             started(None, app)
         said = TestClient(app).get("/dreambooth/status").json()
         assert said["host"] == "AUTOMATIC1111" and said["version"] == "v1.10.1"
-        routes = [path for path in app.openapi()["paths"] if path.startswith("/dreambooth/")]
-        assert len(routes) == len(set(routes)) > 20
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # FastAPI warns of what is registered twice
+            routes = [path for path in app.openapi()["paths"] if path.startswith("/dreambooth/")]
+        assert len(routes) > 20
     assert len(_no_queue) == 2
 
 
