@@ -233,6 +233,9 @@ def played_card() -> Iterator[PlayedCard]:
         with functions:
             return run_backward(*args, **kwargs)
 
+    def computing(own: torch.autocast, device_type: str, *args: Any, **more: Any) -> None:
+        autocast(own, _computing(device_type), *args, **more)
+
     class Generator(torch.Generator):  # type: ignore[misc, valid-type]
         def __new__(cls, device: Any = "cpu") -> Any:
             return super().__new__(cls, "cpu")
