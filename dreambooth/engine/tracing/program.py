@@ -15,9 +15,8 @@ from torch import Tensor
 
 from dreambooth.engine.tracing.recorder import Constant, Made, NotTraceable, Operation, Recorder
 
-CLOSE = (
-    0.02  # norms may differ by this share from PyTorch's own: half precision on a card, where sums have no fixed order
-)
+# Norms may differ by this share from those of PyTorch itself: half precision on a card, where sums have no fixed order.
+CLOSE = 0.02
 
 
 class Program:
