@@ -155,7 +155,7 @@ def load(work: Work, source: Source) -> tuple[Model, Any]:
     attention.use(model.unet, work.settings.memory.attention)
     model.read_prompts(tuning.max_token_length, tuning.clip_skip, tuning.pad_tokens)
     learning = tuning.text_encoder_learns
-    unet_weights.lay(model.unet, work.settings.memory.unet_weights, accelerator.device)
+    unet_weights.lay(model.unet, work.settings.memory.unet_weights, accelerator.device, work.job.warn)
     model.to(accelerator.device, aside=["vae", *([] if learning else model.text_encoders)])
     return model, accelerator
 

@@ -60,10 +60,19 @@ WAYS = {
     "full, autocast to bf16": Way("full", BF16, HALF, {"autocast": "bf16"}),
     "full, weights in bf16": Way("full", {**BF16, "memory.bf16_weights": True}, HALF, {"weights": torch.bfloat16}),
     "full, step in backward": Way("full, unclipped", {"optimizer.max_grad_norm": 0, **FUSED}, EXACT, {"fused": True}),
+    "full, step in backward, traced": Way(
+        "full, unclipped", {"optimizer.max_grad_norm": 0, **FUSED, **TRACED}, EXACT, {"fused": True}
+    ),
     "full, checkpointed": Way("full", CHECKPOINTED, EXACT, {"checkpointed": True}),
     "full, streamed": Way(
         "full, each clipped by itself",
         {**FUSED, **CHECKPOINTED, "memory.unet_weights": "streamed"},
+        EXACT,
+        {"lying": "Streamed", "fused": True},
+    ),
+    "full, streamed, traced": Way(
+        "full, each clipped by itself",
+        {**FUSED, **CHECKPOINTED, **TRACED, "memory.unet_weights": "streamed"},
         EXACT,
         {"lying": "Streamed", "fused": True},
     ),

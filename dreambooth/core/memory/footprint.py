@@ -92,12 +92,13 @@ def passing_bytes(settings: Settings, model: Anatomy, family: str, area: int) ->
     own = _base_bytes(settings)
     if not _trains_streamed(settings):
         return peak + _fetched(settings, model)
-    # The largest block has its weights, and a second and third time its largest one with gradient, states and change,
-    # in full precision where they are rounded to bf16; half of the activations are still there.
+    # The largest block has its weights, as the next one has, which are fetched ahead; and a second and third time its
+    # largest one with gradient, states and change, in full precision where they are rounded to bf16; half of the
+    # activations are still there.
     states = max(OPTIMIZER_BYTES[settings.optimizer.name], _WORKED_WITH.get(settings.optimizer.name, 0.0))
     changed = 2 * own + states + (12 if settings.memory.bf16_weights else 4)
     change = model.largest_block * (own + _ONE_WEIGHT * changed) + peak / 2
-    return int(max(peak + model.largest_block * own * _ONE_WEIGHT, change))
+    return int(max(peak + model.largest_block * own * _ONE_WEIGHT, change)) + model.largest_block * own
 
 
 def computer_bytes(settings: Settings, model: Anatomy, family: str) -> int:
@@ -262,9 +263,9 @@ def _fetched(settings: Settings, model: Anatomy) -> int:
     """The weights of a block that lie elsewhere or smaller, and are there for its turn."""
     if settings.memory.unet_weights == "whole":
         return 0
-    # Where in full precision on their way from 8 bits; and the middle one's.
-    own = _base_bytes(settings)
-    whole = own + 4 * (settings.memory.unet_weights == "int8")
+    # Where in full precision on their way from 8 bits, or the next one's that are fetched ahead; and the middle one's.
+    own, lying = _base_bytes(settings), settings.memory.unet_weights
+    whole = own + {"int8": 4, "streamed": own}.get(lying, 0)
     return int(model.largest_block * (whole + own * _ONE_WEIGHT))
 
 

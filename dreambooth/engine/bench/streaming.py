@@ -20,6 +20,7 @@ from dreambooth.engine.bench import random_model
 from dreambooth.engine.bench.footprint import PRECISIONS, Point, fill, inputs
 from dreambooth.engine.bench.live import Live, norms_as_on_a_card
 from dreambooth.engine.families import unet_weights
+from dreambooth.engine.families.fetching import InTurn
 from dreambooth.engine.training import adapters, checkpointing, optimizers
 from dreambooth.engine.training.in_backward import StepInBackward
 from dreambooth.engine.training.precision import is_plain
@@ -47,7 +48,7 @@ def build(settings: Settings, family: str, point: Point) -> tuple[nn.Module, Any
     precision = "mixed" if precision == "auto" else precision
     unet: Any = random_model.modules(family)["unet"].requires_grad_(False)
     fill(unet.eval(), precision, trains_all=True)
-    unet_weights.lay(unet, settings.memory.unet_weights, CPU)
+    unet_weights.lay(unet, settings.memory.unet_weights, CPU, by=InTurn())  # as a card holds two blocks at once
     model: Any = SimpleNamespace(unet=unet, text_encoders={}, device=CPU)
     trained = adapters.prepare(model, settings)
     if settings.batching.gradient_checkpointing:

@@ -5,7 +5,8 @@ as in Dettmers et al. 2022, arXiv 2208.07339, section 2.1, without its outliers)
 with their own scale (Dettmers et al. 2023, arXiv 2305.14314, without its double quantization; bitsandbytes does it);
 `streamed` ones lie in the computer's memory. The blocks of the UNet, one transformer block or one residual block each,
 get them back in the precision of the computation while they work. With gradient checkpointing nothing of a block
-outlives that, so that the device holds the weights of one block at a time.
+outlives that, so that the device holds the weights of one block at a time, and those of the next one where a GPU
+fetches streamed ones ahead (see fetching.py).
 
 Streamed weights may be trained: what a block computes with is then a copy, whose gradient goes to whoever waits for it
 (see training/in_backward.py), as ZeRO-Infinity has it (Rajbhandari et al. 2021, arXiv 2104.07857).
@@ -21,7 +22,9 @@ from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 
-from dreambooth.core.errors import UserError
+from dreambooth.core.errors import Problem, UserError
+from dreambooth.engine.families import fetching
+from dreambooth.engine.families.fetching import Ahead, Streams
 from dreambooth.engine.run import trouble
 
 LEAST_VALUES = 4096  # of a weight that is worth it
@@ -43,6 +46,7 @@ class Streamed:
 
     def __init__(self, weight: Tensor, device: torch.device) -> None:
         self.kept = nn.Parameter(weight.pin_memory() if device.type == "cuda" else weight, requires_grad=False)
+        self.fetched: Tensor | None = None  # ahead of its next use
         self.arrived: Callable[[Tensor], None] = lambda gradient: None
 
     def woken(self, device: torch.device) -> Tensor:
@@ -56,6 +60,9 @@ class _Fetched(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, weight: Tensor, streamed: Streamed, device: torch.device) -> Tensor:
         ctx.streamed = streamed
+        fetched, streamed.fetched = streamed.fetched, None
+        if fetched is not None and fetched.device == device:
+            return fetched
         return weight.to(device, non_blocking=True, copy=True)
 
     @staticmethod
@@ -118,11 +125,24 @@ def fault(kind: str, device: torch.device) -> str:
     return "" if (back - weight).abs().max() < 0.2 else "its values do not come back"
 
 
-def lay(unet: nn.Module, kind: str, device: torch.device) -> None:
-    """Has the large weights of each block rest in one of these ways. Nothing of the UNet may be trained as yet."""
+def lay(
+    unet: nn.Module,
+    kind: str,
+    device: torch.device,
+    tell: Callable[[Problem], None] = lambda said: None,
+    by: Streams | None = None,
+) -> None:
+    """Has the large weights of each block rest in one of these ways. Nothing of the UNet may be trained as yet.
+
+    Streamed ones are fetched ahead `by` such streams, or the device's own; `tell` hears where that goes wrong.
+    """
+    streams, ahead = by or fetching.streams(device), None
+    if kind == "streamed" and streams:
+        ahead = Ahead(streams, device, tell)
+        unet.register_forward_pre_hook(lambda *_: ahead.begin_pass())
     for block in unet.modules():
         if kind != "whole" and isinstance(block, BLOCKS):
-            _lay_block(block, kind, device)
+            _lay_block(block, kind, device, ahead)
 
 
 def is_laid(unet: nn.Module) -> bool:
@@ -144,16 +164,22 @@ def streamed(module: nn.Module) -> Iterator[tuple[str, Streamed]]:
             yield path, made
 
 
-def _lay_block(block: nn.Module, kind: str, device: torch.device) -> None:
+def _lay_block(block: nn.Module, kind: str, device: torch.device, ahead: Ahead | None) -> None:
     resting: list[tuple[nn.Module, Resting]] = []
     for layer, weight in large_weights(block):
         made = _made(kind, layer, weight.data, device)
         layer.resting = made  # type: ignore[assignment]
         resting.append((layer, made))
     _fall_asleep(resting)
+    lying = [made for _, made in resting if isinstance(made, Streamed)]
+    if ahead:
+        ahead.blocks[block] = [made.kept for made in lying]
 
     def wake(module: nn.Module, inputs: Any) -> None:
         place = next(tensor.device for tensor in inputs if isinstance(tensor, Tensor))
+        if ahead and (fetched := ahead.turn(block)):
+            for one, weight in zip(lying, fetched):
+                one.fetched = weight
         for layer, made in resting:
             layer._parameters["weight"] = made.woken(place)  # type: ignore[assignment]
 
