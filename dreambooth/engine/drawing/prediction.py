@@ -11,10 +11,9 @@ import torch
 from torch import Tensor
 
 from dreambooth.engine.families.model import Model, Text
-from dreambooth.engine.tracing.program import NotTraceable, Program, record, signature
+from dreambooth.engine.tracing.program import CLOSE, NotTraceable, Program, record, signature
 
 WORTH = 40  # predictions of a shape: whoever asked for so many draws more than one picture
-CLOSE = 0.02  # by so much of its norm may a prediction differ: half precision on a card
 
 
 @dataclass

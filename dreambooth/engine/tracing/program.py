@@ -15,6 +15,9 @@ from torch import Tensor
 
 from dreambooth.engine.tracing.recorder import Constant, Made, NotTraceable, Operation, Recorder
 
+# Norms may differ by this share from those of PyTorch itself: half precision on a card, where sums have no fixed order.
+CLOSE = 0.02
+
 
 class Program:
     """Does a computation again, on tensors of the same shapes, strides and kinds as those it was written down with."""
@@ -110,4 +113,4 @@ def _name(one: Made | Constant) -> str:
     return f"{'t' if isinstance(one, Made) else 'c'}{one.number}"
 
 
-__all__ = ["NotTraceable", "Program", "record", "signature"]
+__all__ = ["CLOSE", "NotTraceable", "Program", "record", "signature"]

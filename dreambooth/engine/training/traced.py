@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from dreambooth.core.errors import Problem
 from dreambooth.engine.run import trouble
 from dreambooth.engine.tracing.graph import Graph
-from dreambooth.engine.tracing.program import NotTraceable, Program, record, signature
+from dreambooth.engine.tracing.program import CLOSE, NotTraceable, Program, record, signature
 from dreambooth.engine.training import loss
 from dreambooth.engine.training.in_backward import StepInBackward
 from dreambooth.engine.training.loss import Batch
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 
 BEFORE = 2  # batches of a shape that are done as PyTorch does them, while devices and libraries settle
 WORTH = 20  # batches of a shape that must still come: writing one down takes as long as a few
-CLOSE = 0.02  # norms may differ by this share: half precision on a card, where sums have no fixed order
 SMALL = 1e-3  # and those below this share of the largest by as much as that one's
 DIFFERS = Problem(
     "A step done again from its record gave other gradients than PyTorch; this run goes on without records.",

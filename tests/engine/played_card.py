@@ -1,0 +1,278 @@
+"""A card played on the processor: its tensors are known to lie there, and do not mix with those in ordinary memory.
+
+Everything is computed on the processor, so that numbers are right; what is played is *where* they lie. A tensor is on
+the card if its storage is: what was made there, moved there, or computed from what is there. As with a real card, an
+operation on tensors of both places ends in an error, but for single numbers; so does handing a tensor of the card to
+NumPy, and drawing random numbers there with a generator of the processor. What runs through is not proven to work on
+a card, but what fails here fails there, too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import types
+import weakref
+from collections.abc import Iterator
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+
+CARD, PROCESSOR = torch.device("cuda", 0), torch.device("cpu")
+BYTES = 24 * 2**30
+_MAY_MIX = {"copy_", "_copy_from", "set_"}
+_INDEXED = {"index", "index_put", "index_put_"}  # indices may lie in the computer's memory
+_TO_NUMPY = {"numpy", "__array__"}
+
+
+class PlayedCard:
+    """Which tensors lie on the card, and which in memory that is pinned."""
+
+    def __init__(self) -> None:
+        self.lying: dict[int, StorageWeakRef] = {}
+        self.pinned: dict[int, StorageWeakRef] = {}
+        self.generators: weakref.WeakSet[Any] = weakref.WeakSet()
+        self.operations = 0
+
+    def has(self, tensor: Tensor) -> bool:
+        return _key(tensor) in self.lying
+
+    def put(self, tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        self.lying[storage._cdata] = StorageWeakRef(storage)  # held, so that the number is not given out again
+        return tensor
+
+    def pin(self, tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        self.pinned[storage._cdata] = StorageWeakRef(storage)
+        return tensor
+
+    def device_of(self, tensor: Tensor, plain: torch.device) -> torch.device:
+        return CARD if plain.type == "cpu" and self.has(tensor) else plain
+
+
+def _key(tensor: Tensor) -> int:
+    key: int = tensor.untyped_storage()._cdata
+    return key
+
+
+class _Operations(TorchDispatchMode):
+    """What is computed from tensors of the card lies there; tensors of both places do not mix."""
+
+    def __init__(self, card: PlayedCard) -> None:
+        super().__init__()
+        self.card = card
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        name = function.overloadpacket.__name__ if isinstance(function, torch._ops.OpOverload) else str(function)
+        given = args[:1] if name in _INDEXED else (args, kwargs)
+        tensors = [one for one in tree_iter(given) if isinstance(one, Tensor) and one.layout == torch.strided]
+        there = [one for one in tensors if self.card.has(one)]
+        here = [
+            one
+            for one in tensors
+            if one.dim() and not self.card.has(one) and one.untyped_storage().device.type == "cpu"
+        ]
+        if there and here and name not in _MAY_MIX:
+            raise RuntimeError(
+                f"Expected all tensors to be on the same device, but {name} got some of cuda:0 and of cpu."
+            )
+        result = function(*args, **kwargs)
+        self.card.operations += bool(there)
+        if there and name not in _MAY_MIX:
+            for one in tree_iter(result):
+                if isinstance(one, Tensor):
+                    self.card.put(one)
+        return result
+
+
+class _Functions(TorchFunctionMode):
+    """What asks for a place: factories, `to` and its kin, pinning."""
+
+    def __init__(self, card: PlayedCard) -> None:
+        super().__init__()
+        self.card = card
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        name = getattr(function, "__name__", "")
+        if (special := getattr(self, f"_{name}", None)) and args and isinstance(args[0], Tensor):
+            return special(function, args, kwargs)
+        if name in _TO_NUMPY and isinstance(args[0], Tensor) and self.card.has(args[0]):
+            raise TypeError("can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu() first.")
+        place = kwargs.get("device")
+        pins = bool(kwargs.pop("pin_memory", False))
+        if place is not None and torch.device(place).type == "cuda":
+            kwargs["device"] = PROCESSOR
+            self._check_generator(name, kwargs, CARD)
+            return self.card.put(function(*args, **kwargs))
+        if place is not None and torch.device(place).type == "cpu" and args and isinstance(args[0], Tensor):
+            kwargs["device"] = PROCESSOR  # as *_like and new_* of a tensor of the card
+            made = function(*args, **kwargs)
+            return self._taken_off(made)
+        result = function(*args, **kwargs)
+        if pins:
+            self.card.pin(result)
+        return result
+
+    def _check_generator(self, name: str, kwargs: dict[str, Any], place: torch.device) -> None:
+        generator = kwargs.get("generator")
+        if generator is not None and (generator in self.card.generators) != (place.type == "cuda"):
+            raise RuntimeError(f"Expected a '{place.type}' device type for generator ({name}).")
+
+    def _taken_off(self, tensor: Tensor) -> Tensor:
+        self.card.lying.pop(_key(tensor), None)
+        return tensor
+
+    def _moved(
+        self, tensor: Tensor, place: torch.device | None, dtype: torch.dtype | None, kwargs: dict[str, Any]
+    ) -> Tensor:
+        kwargs = {name: value for name, value in kwargs.items() if name in ("copy", "memory_format")}
+        plain = tensor.untyped_storage().device
+        if plain.type != "cpu" or (place is not None and place.type not in ("cpu", "cuda")):
+            return _TO(tensor, *(one for one in (place, dtype) if one is not None), **kwargs)
+        goes = place is not None and (place.type == "cuda") != self.card.has(tensor)
+        on_card = self.card.has(tensor) != goes
+        kwargs["copy"] = kwargs.get("copy", False) or goes
+        moved = _TO(tensor, dtype or tensor.dtype, **kwargs)
+        if moved is tensor:
+            return tensor
+        if moved.requires_grad and goes:  # its gradient goes back to where it came from
+            moved.register_hook(lambda gradient: self._moved(gradient, PROCESSOR if on_card else CARD, None, {}))
+        return self.card.put(moved) if on_card else self._taken_off(moved)
+
+    def _to(self, function: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        tensor, *more = args
+        place, dtype = kwargs.pop("device", None), kwargs.pop("dtype", None)
+        for one in more:
+            if isinstance(one, torch.dtype):
+                dtype = one
+            elif isinstance(one, Tensor):
+                place, dtype = one.device, one.dtype
+            elif isinstance(one, (str, torch.device, int)) and not isinstance(one, bool):
+                place = one
+        return self._moved(tensor, None if place is None else torch.device(place), dtype, kwargs)
+
+    def _cpu(self, function: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        return self._moved(args[0], PROCESSOR, None, {})
+
+    def _cuda(self, function: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        return self._moved(args[0], CARD, None, {})
+
+    def _pin_memory(self, function: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        if self.card.has(args[0]):
+            raise RuntimeError("cannot pin 'torch.cuda.FloatTensor' only dense CPU tensors can be pinned")
+        return self.card.pin(args[0].clone())
+
+    def _is_pinned(self, function: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        return _key(args[0]) in self.card.pinned
+
+
+_TO = Tensor.to
+
+
+class _Stream:
+    """All work is done when it is asked for."""
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        pass
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *_, **__: None
+
+
+_CUDA: dict[str, Any] = {  # of torch.cuda, with a card that is never full and never late
+    "is_available": lambda: True,
+    "device_count": lambda: 1,
+    "current_device": lambda: 0,
+    "set_device": lambda device: None,
+    "get_device_name": lambda device=None: "a played card",
+    "get_device_capability": lambda device=None: (8, 9),
+    "get_device_properties": lambda device=None: types.SimpleNamespace(
+        name="a played card", total_memory=BYTES, major=8, minor=9, multi_processor_count=80
+    ),
+    "is_bf16_supported": lambda including_emulation=True: True,
+    "mem_get_info": lambda device=None: (BYTES, BYTES),
+    "memory_allocated": lambda device=None: 0,
+    "memory_reserved": lambda device=None: 0,
+    "max_memory_allocated": lambda device=None: 0,
+    "max_memory_reserved": lambda device=None: 0,
+    "reset_peak_memory_stats": lambda device=None: None,
+    "synchronize": lambda device=None: None,
+    "empty_cache": lambda: None,
+    "ipc_collect": lambda: None,
+    "manual_seed": lambda seed: None,
+    "manual_seed_all": lambda seed: None,
+    "get_rng_state": lambda device=None: torch.get_rng_state(),
+    "set_rng_state": lambda state, device=None: None,
+    "get_rng_state_all": lambda: [torch.get_rng_state()],
+    "set_rng_state_all": lambda states: None,
+    "current_stream": lambda device=None: _Stream(),
+    "Stream": _Stream,
+    "Event": _Stream,
+    "stream": lambda stream: contextlib.nullcontext(),
+}
+
+
+@contextlib.contextmanager
+def played_card() -> Iterator[PlayedCard]:
+    """Within it there is such a card, for PyTorch and for what asks PyTorch."""
+    card = PlayedCard()
+    functions = _Functions(card)
+    device, autocast, run_backward = Tensor.device, torch.autocast.__init__, torch.autograd._engine_run_backward
+    is_autocast, autocast_dtype = torch.is_autocast_enabled, torch.get_autocast_dtype
+
+    def backward(*args: Any, **kwargs: Any) -> Any:
+        """What is worked out anew on the way back asks for places, too."""
+        with functions:
+            return run_backward(*args, **kwargs)
+
+    def computing(own: torch.autocast, device_type: str, *args: Any, **more: Any) -> None:
+        autocast(own, _computing(device_type), *args, **more)
+
+    class Generator(torch.Generator):  # type: ignore[misc, valid-type]
+        def __new__(cls, device: Any = "cpu") -> Any:
+            return super().__new__(cls, "cpu")
+
+        def __init__(self, device: Any = "cpu") -> None:
+            self.place = torch.device(device)
+            if self.place.type == "cuda":
+                card.generators.add(self)
+
+        @property
+        def device(self) -> torch.device:  # type: ignore[override]
+            return self.place
+
+    patches = [
+        *((torch.cuda, name, value) for name, value in _CUDA.items()),
+        (torch, "Generator", Generator),
+        (torch, "is_autocast_enabled", lambda kind=None: is_autocast(_computing(kind)) if kind else is_autocast()),
+        (torch, "get_autocast_dtype", lambda kind: autocast_dtype(_computing(kind))),
+        (
+            torch.autocast,
+            "__init__",
+            lambda own, device_type, *args, **more: autocast(own, _computing(device_type), *args, **more),
+        ),
+        (torch.autograd, "_engine_run_backward", backward),
+    ]
+    with contextlib.ExitStack() as stack:
+        for owner, name, value in patches:
+            stack.enter_context(mock.patch.object(owner, name, value))
+        Tensor.device = property(lambda own: card.device_of(own, device.__get__(own)))  # type: ignore
+        Tensor.is_cuda = property(card.has)  # type: ignore[assignment]
+        try:
+            with _Operations(card), functions:
+                yield card
+        finally:
+            del Tensor.device, Tensor.is_cuda
+
+
+def _computing(kind: str) -> str:
+    """The kind of device that computes what another seems to."""
+    return "cpu" if kind == "cuda" else kind

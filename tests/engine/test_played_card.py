@@ -1,0 +1,121 @@
+"""The whole engine on a card that is played: nothing of it takes a tensor from the wrong place."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+
+from dreambooth.core.project import Folders, Project
+from dreambooth.engine import generate, worker
+from dreambooth.service import errands, launcher
+from tests.engine.played_card import CARD, played_card
+from tests.engine.runs import LORA, saved, tiny_project, train
+from tests.engine.test_export_of_states import exported, paused
+
+
+def test_it_plays_a_card() -> None:
+    with played_card() as card:
+        there, here = torch.ones(3, device="cuda"), torch.ones(3)
+        assert there.device == CARD and (there * 2)[1:].device == CARD
+        assert here.device.type == "cpu" and there.cpu().device.type == "cpu" and here.to("cuda").is_cuda
+        with pytest.raises(RuntimeError, match="same device"):
+            there + here
+        with pytest.raises(TypeError, match="numpy"):
+            there.numpy()
+        assert torch.equal(there.cpu(), here)
+        assert (there + torch.tensor(2.0)).device == CARD
+        assert card.operations
+    assert torch.ones(3).device.type == "cpu"
+
+
+RUNS: dict[str, dict[str, Any]] = {
+    "full": {},
+    "lora": LORA,
+    "text encoders": {"tuning.text_encoder_ratio": 1.0, "captions.dropout": 0.5},
+    "text encoders, lora": {**LORA, "tuning.text_encoder_ratio": 1.0},
+    "dora": {**LORA, "lora.kind": "dora"},
+    "loha": {**LORA, "lora.kind": "loha"},
+    "lokr": {**LORA, "lora.kind": "lokr"},
+    "oft": {**LORA, "lora.kind": "oft"},
+    "lora, bf16": {**LORA, "tuning.mixed_precision": "bf16"},
+    "full, bf16": {"tuning.mixed_precision": "bf16"},
+    "full, fp16": {"tuning.mixed_precision": "fp16"},
+    "weights in bf16": {"memory.bf16_weights": True, "tuning.mixed_precision": "bf16"},
+    "average": {"tuning.use_ema": True, "batching.gradient_accumulation_steps": 2},
+    "checkpointed": {"batching.gradient_checkpointing": True},
+    "step in backward": {"memory.step_in_backward": True},
+    "int8": {**LORA, "memory.unet_weights": "int8", "batching.gradient_checkpointing": True},
+    "streamed": {**LORA, "memory.unet_weights": "streamed", "batching.gradient_checkpointing": True},
+    "streamed, full": {
+        "memory.unet_weights": "streamed",
+        "memory.step_in_backward": True,
+        "batching.gradient_checkpointing": True,
+        "memory.bf16_weights": True,
+        "tuning.mixed_precision": "bf16",
+    },
+    "lion": {"optimizer.name": "lion"},
+    "adafactor": {"optimizer.name": "adafactor"},
+    "came": {"optimizer.name": "came"},
+    "prodigy": {"optimizer.name": "prodigy", "learning.learning_rate": 1.0},
+    "schedule-free": {"optimizer.name": "adamw_schedule_free"},
+    "objective": {
+        "objective.weighting": "min_snr",
+        "objective.offset_noise": 0.1,
+        "objective.input_perturbation": 0.1,
+        "objective.timesteps": "logit_normal",
+        "concepts.0.loss_weight": 2.0,
+    },
+    "previews and class pictures": {
+        "previews.count": 1,
+        "previews.steps": 2,
+        "intervals.save_preview_every": 1,
+        "concepts.0.class_prompt": "a photo of a star",
+        "concepts.0.num_class_images_per": 1,
+        "concepts.0.class_infer_steps": 2,
+    },
+    "traced": {**LORA, "intervals.num_train_epochs": 30},
+    "models and states on the way": {
+        "intervals.num_train_epochs": 3,
+        "intervals.save_state_every": 1,
+        "intervals.save_model_every": 1,
+        "tuning.use_ema": True,
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def projects(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Project]:
+    folder = tmp_path_factory.mktemp("played")
+    return {family: tiny_project(folder, family) for family in ("sd1", "sdxl")}
+
+
+@pytest.mark.parametrize(
+    ("family", "kind"),
+    [*(("sd1", kind) for kind in RUNS), ("sdxl", "full"), ("sdxl", "lora"), ("sdxl", "streamed, full")],
+)
+def test_a_run(projects: dict[str, Project], family: str, kind: str) -> None:
+    with played_card() as card:
+        train(projects[family], **RUNS[kind])
+    assert card.operations > 1000
+
+
+def test_a_run_goes_on_and_its_result_is_drawn_and_exported(
+    projects: dict[str, Project], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = projects["sd1"]
+    folders = Folders(made.folder.parents[1])
+    with played_card() as card:
+        job = paused(made, monkeypatch, **LORA, **{"tuning.use_ema": True})
+        assert exported(made, job).is_file()
+        AcceleratorState._reset_state(reset_partial_state=True)
+        assert worker.run(job) == "done"
+        before = card.operations
+        for weights in ("", str(saved(job)[-1])):
+            chosen, fields = errands.drawing(made, {"prompt": "a star", "steps": 2, "count": 2, "weights": weights})
+            AcceleratorState._reset_state(reset_partial_state=True)
+            drawing = launcher.new_errand(folders, made, "generate", chosen, **fields)
+            assert len(generate.run(drawing)["pictures"]) == 2
+        assert card.operations > before
