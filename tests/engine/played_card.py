@@ -216,6 +216,7 @@ _CUDA: dict[str, Any] = {  # of torch.cuda, with a card that is never full and n
     "current_stream": lambda device=None: _Stream(),
     "Stream": _Stream,
     "Event": _Stream,
+    "is_current_stream_capturing": lambda: False,
     "stream": lambda stream: contextlib.nullcontext(),
 }
 
