@@ -23,12 +23,11 @@ from tests.ui.page.screenshots import TARGET, save
 SHOWN = {
     **demo.METHODS["LoRA"],
     "concepts.0.instance_data_dir": "~/pictures",
-    "concepts.0.instance_prompt": "a photo of [filewords]",
     "concepts.0.num_class_images_per": 0,
     "intervals.num_train_epochs": 80,
     "intervals.save_preview_every": 16,
     "previews.count": 1,
-    "previews.prompts": "a photo of sks star on a purple background",
+    "previews.prompts": "a photo of a large sks star on a purple background",
 }
 
 

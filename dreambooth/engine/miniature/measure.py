@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import functools
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,6 @@ from dreambooth.engine.miniature import reading, webui_layout, world
 from dreambooth.engine.training import preview
 
 SUBJECT_PROMPT = f"a photo of sks {world.SUBJECT_CLASS}"
-CLASS_PROMPT = f"a photo of a {world.SUBJECT_CLASS}"
 BACKGROUNDS = ("red", "orange", "yellow", "green", "blue", "purple", "white", "black")
 
 _SEED = 7_000_000
@@ -32,15 +32,24 @@ _GUIDANCE = 5.0
 Figures = dict[str, float]
 
 
+@dataclass(frozen=True)
+class Words:
+    """What the subject and its class are called in the prompts."""
+
+    subject: str = SUBJECT_PROMPT
+    of_class: str = f"a photo of a {world.SUBJECT_CLASS}"
+
+
 def run(job: Job) -> dict[str, Any]:
-    """Measures job.json's `variants` ({name: weights file, empty for the base}) and puts `previews` on one sheet."""
+    """Measures job.json's `variants` ({name: weights file, empty for the base}) with its `words` and puts `previews` on
+    one sheet."""
     wanted = job.read()
     project = open_project(Folders(Path(wanted["models"])), wanted["model"])
     folder = Path(wanted["out"])
     figures: dict[str, Figures] = {}
     for number, (name, weights) in enumerate(wanted["variants"].items()):
         job.report("stage", name="measuring the pictures", done=number, total=len(wanted["variants"]))
-        figures[name] = measure(load(project, weights))
+        figures[name] = measure(load(project, weights), words=Words(**wanted["words"]))
     _make_loadable(project.source, Path(wanted["models"]), list(wanted["variants"].values()), folder)
     target = folder / "contact_sheet.png"
     _sheet(wanted["previews"], parse(job.settings())).save(target)
@@ -57,17 +66,17 @@ def _make_loadable(source: Path, models: Path, results: list[str], folder: Path)
             webui_layout.write(path, folder / "clip")
 
 
-def measure(model: Model, count: int = 16) -> Figures:
+def measure(model: Model, count: int = 16, words: Words = Words()) -> Figures:
     """All between 0 and 1.
 
     likeness: of the subject's plain prompt; likeness_on_backgrounds: with a background in the prompt;
     prompt_following: the share with the background that was asked for; class_variety: how much the colours of the
     class's pictures differ; class_drift: how like the subject those are.
     """
-    subject = _draw(model, [SUBJECT_PROMPT] * count)
+    subject = _draw(model, [words.subject] * count)
     placed = [background for background in BACKGROUNDS for _ in range(max(1, count // len(BACKGROUNDS)))]
-    on_backgrounds = _draw(model, [f"{SUBJECT_PROMPT} on a {background} background" for background in placed])
-    of_class = _draw(model, [CLASS_PROMPT] * count)
+    on_backgrounds = _draw(model, [f"{words.subject} on a {background} background" for background in placed])
+    of_class = _draw(model, [words.of_class] * count)
     followed = [reading.read(picture).background == background for picture, background in zip(on_backgrounds, placed)]
     return {
         "likeness": _mean([likeness(picture) for picture in subject]),

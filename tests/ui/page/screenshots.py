@@ -49,7 +49,6 @@ def draw_all(browser: Any, server: Server, data: Path) -> None:
     own = {
         **demo.METHODS["LoRA"],
         "concepts.0.instance_data_dir": "~/pictures",
-        "concepts.0.instance_prompt": "a photo of [filewords]",
         "concepts.0.num_class_images_per": 2,
         "intervals.num_train_epochs": 60,
         "intervals.save_preview_every": 10,
@@ -57,7 +56,7 @@ def draw_all(browser: Any, server: Server, data: Path) -> None:
         "learning.scheduler": "cosine",
         "learning.warmup": 0.1,
         "previews.count": 1,
-        "previews.prompts": "a photo of sks star on a purple background; a photo of a star",
+        "previews.prompts": "a photo of a large sks star on a purple background; a photo of a large star",
     }
     project.create(Folders(data), "sample-star", data / "Stable-diffusion" / "miniature.safetensors", own)
     hands = Hands(browser, server.address)
@@ -72,7 +71,7 @@ def draw_all(browser: Any, server: Server, data: Path) -> None:
     hands.state("done", 600_000)
     hands.tab("Generate")
     hands.unfold("db_sheet_section")
-    hands.write("db_prompt", "a photo of sks star on a purple background")
+    hands.write("db_prompt", "a photo of a large sks star on a purple background")
     hands.write("db_sheet_columns", "0, 0.5, 1")
     hands.press("db_draw_sheet")
     hands.see("#db_drawn img >> nth=11", wait_ms=240_000)
