@@ -101,6 +101,8 @@ class _Functions(TorchFunctionMode):
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
+        if isinstance(function, torch._ops.OpOverload):  # asked for already, and only handed on by another mode
+            return function(*args, **kwargs)
         name = getattr(function, "__name__", "")
         if (special := getattr(self, f"_{name}", None)) and args and isinstance(args[0], Tensor):
             return special(function, args, kwargs)
@@ -216,6 +218,7 @@ _CUDA: dict[str, Any] = {  # of torch.cuda, with a card that is never full and n
     "current_stream": lambda device=None: _Stream(),
     "Stream": _Stream,
     "Event": _Stream,
+    "is_current_stream_capturing": lambda: False,
     "stream": lambda stream: contextlib.nullcontext(),
 }
 

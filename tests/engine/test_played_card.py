@@ -50,6 +50,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "int8": {**LORA, "memory.unet_weights": "int8", "batching.gradient_checkpointing": True},
     "streamed": {**LORA, "memory.unet_weights": "streamed", "batching.gradient_checkpointing": True},
     "streamed, full": {
+        "intervals.num_train_epochs": 3,  # from the second step on, a block ahead
         "memory.unet_weights": "streamed",
         "memory.step_in_backward": True,
         "batching.gradient_checkpointing": True,
