@@ -23,8 +23,9 @@ from dreambooth.engine.training.in_backward import Arrived, StepInBackward
 from dreambooth.engine.training.loss import Batch
 from tests.engine.runs import new_run, output, same, tiny_project, told, train
 
-STEPS = {"intervals.max_train_steps": 8, "batching.train_batch_size": 1, "memory.step_in_backward": True}
-TRACED = 8 - traced.BEFORE - 2  # two are needed to write down and to check
+STEPS = {"intervals.max_train_steps": 5, "batching.train_batch_size": 1, "memory.step_in_backward": True}
+BEFORE = 1
+TRACED = 5 - BEFORE - 2  # two are needed to write down and to check
 OFF = {"tuning.trace_steps": False}
 STREAMED = {"memory.unet_weights": "streamed", "batching.gradient_checkpointing": True}
 BF16 = {"memory.bf16_weights": True, "tuning.mixed_precision": "bf16"}
@@ -32,7 +33,8 @@ BF16 = {"memory.bf16_weights": True, "tuning.mixed_precision": "bf16"}
 
 @pytest.fixture(autouse=True)
 def _soon_and_in_small_portions(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(traced, "WORTH", 4)
+    monkeypatch.setattr(traced, "BEFORE", BEFORE)
+    monkeypatch.setattr(traced, "WORTH", 1)
     monkeypatch.setattr(in_backward, "PORTION_BYTES", 100_000)
 
 
@@ -162,7 +164,7 @@ def test_what_is_learned_is_the_same_to_the_bit(
         portions.clear()
     assert same(results[0][0], results[1][0])
     assert results[0][1] == results[1][1]
-    assert len(results[0][1]) > 2 * 8
+    assert len(results[0][1]) > 2 * 5
 
 
 def test_pictures_of_several_shapes_have_a_program_each(
@@ -174,7 +176,7 @@ def test_pictures_of_several_shapes_have_a_program_each(
         **STEPS,
         "concepts.0.instance_data_dir": str(tmp_path),
         "general.resolution": 128,
-        "intervals.max_train_steps": 16,
+        "intervals.max_train_steps": 8,
     }
     results = [output(train(projects["sd1"], **changes, **more)) for more in (OFF, {})]
     assert len(set(programs)) == 2
@@ -188,7 +190,7 @@ def test_a_step_whose_loss_is_no_number_changes_nothing(
 
     def spoilt(session: Any, *given: Any, **more: Any) -> Batch:
         batch = plain(session, *given, **more)
-        if session.step == 6:
+        if session.step == 3:
             batch.x_t.fill_(float("nan"))
         return batch
 
@@ -196,7 +198,7 @@ def test_a_step_whose_loss_is_no_number_changes_nothing(
     results = []
     for more in (OFF, {}):
         job = train(projects["sd1"], **STEPS, **more)
-        assert [event["text"] for event in told(job, "warning") if "step 7" in event["text"]]
+        assert [event["text"] for event in told(job, "warning") if "step 4" in event["text"]]
         results.append(output(job))
     assert len(programs) == TRACED + 1
     assert same(*results)
@@ -250,16 +252,16 @@ def test_a_pass_that_cannot_be_written_down_has_changed_nothing(
 def test_a_run_that_paused_ends_as_one_that_did_not(
     projects: dict[str, Project], programs: list[Program], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    changes = {**STEPS, **STREAMED, "intervals.max_train_steps": 16}
+    changes = {**STEPS, **STREAMED, "intervals.max_train_steps": 8}
     wanted = output(train(projects["sd1"], **changes))
     at_once = len(programs)
     job = new_run(projects["sd1"], **changes)
     with monkeypatch.context() as patched:
-        asked = lambda hooks: {"pause"} if hooks.session.step == 7 else set()  # noqa: E731
+        asked = lambda hooks: {"pause"} if hooks.session.step == 4 else set()  # noqa: E731
         patched.setattr(worker.Hooks, "requests", asked)
         AcceleratorState._reset_state(reset_partial_state=True)
         assert worker.run(job) == "paused"
     AcceleratorState._reset_state(reset_partial_state=True)
     assert worker.run(job) == "done"
-    assert len(programs) == 2 * at_once - traced.BEFORE - 1
+    assert len(programs) == 2 * at_once - BEFORE - 1
     assert same(wanted, output(job))
