@@ -10,6 +10,7 @@ a card, but what fails here fails there, too.
 from __future__ import annotations
 
 import contextlib
+import functools
 import types
 import weakref
 from collections.abc import Iterator
@@ -22,6 +23,8 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
+
+from dreambooth.engine.tracing.program import Program
 
 CARD, PROCESSOR = torch.device("cuda", 0), torch.device("cpu")
 BYTES = 24 * 2**30
@@ -67,6 +70,20 @@ class _Operations(TorchDispatchMode):
     def __init__(self, card: PlayedCard) -> None:
         super().__init__()
         self.card = card
+        self.is_again = False  # a record is done again: where it makes something anew is not in it, but is the card
+
+    def again(self, run: Any) -> Any:
+        """A program's run that makes what it makes on the card."""
+
+        @functools.wraps(run)
+        def done_again(*args: Any) -> Any:
+            self.is_again = True
+            try:
+                return run(*args)
+            finally:
+                self.is_again = False
+
+        return done_again
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -74,18 +91,12 @@ class _Operations(TorchDispatchMode):
         given = args[:1] if name in _INDEXED else (args, kwargs)
         tensors = [one for one in tree_iter(given) if isinstance(one, Tensor) and one.layout == torch.strided]
         there = [one for one in tensors if self.card.has(one)]
-        here = [
-            one
-            for one in tensors
-            if one.dim() and not self.card.has(one) and one.untyped_storage().device.type == "cpu"
-        ]
+        here = [one for one in tensors if one.dim() and one.device.type == "cpu"]
         if there and here and name not in _MAY_MIX:
-            raise RuntimeError(
-                f"Expected all tensors to be on the same device, but {name} got some of cuda:0 and of cpu."
-            )
+            raise RuntimeError(f"Expected all tensors to be on the same device, but {name} got cuda:0 and cpu.")
         result = function(*args, **kwargs)
         self.card.operations += bool(there)
-        if there and name not in _MAY_MIX:
+        if (there or self.is_again) and name not in _MAY_MIX:
             for one in tree_iter(result):
                 if isinstance(one, Tensor):
                     self.card.put(one)
@@ -227,7 +238,7 @@ _CUDA: dict[str, Any] = {  # of torch.cuda, with a card that is never full and n
 def played_card() -> Iterator[PlayedCard]:
     """Within it there is such a card, for PyTorch and for what asks PyTorch."""
     card = PlayedCard()
-    functions = _Functions(card)
+    operations, functions = _Operations(card), _Functions(card)
     device, autocast, run_backward = Tensor.device, torch.autocast.__init__, torch.autograd._engine_run_backward
     is_autocast, autocast_dtype = torch.is_autocast_enabled, torch.get_autocast_dtype
 
@@ -263,6 +274,7 @@ def played_card() -> Iterator[PlayedCard]:
             lambda own, device_type, *args, **more: autocast(own, _computing(device_type), *args, **more),
         ),
         (torch.autograd, "_engine_run_backward", backward),
+        (Program, "__call__", operations.again(Program.__call__)),
     ]
     with contextlib.ExitStack() as stack:
         for owner, name, value in patches:
@@ -270,7 +282,7 @@ def played_card() -> Iterator[PlayedCard]:
         Tensor.device = property(lambda own: card.device_of(own, device.__get__(own)))  # type: ignore
         Tensor.is_cuda = property(card.has)  # type: ignore[assignment]
         try:
-            with _Operations(card), functions:
+            with operations, functions:
                 yield card
         finally:
             del Tensor.device, Tensor.is_cuda

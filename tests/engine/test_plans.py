@@ -152,7 +152,7 @@ def test_models_of_full_size_are_what_performance_tells_of(tmp_path: Path, monke
 
 
 def test_steps_are_enough_to_be_traced() -> None:
-    assert Full().steps(parse({})) == plans.TRACED_STEPS > WORTH + BEFORE
+    assert Full().steps == plans.TRACED_STEPS > WORTH + BEFORE
 
 
 def test_without_a_card_it_says_so(tmp_path: Path) -> None:

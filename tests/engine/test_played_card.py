@@ -12,7 +12,7 @@ from dreambooth.core.project import Folders, Project
 from dreambooth.engine import generate, worker
 from dreambooth.service import errands, launcher
 from tests.engine.played_card import CARD, played_card
-from tests.engine.runs import LORA, saved, tiny_project, train
+from tests.engine.runs import LORA, saved, tiny_project, told, train
 from tests.engine.test_export_of_states import exported, paused
 
 
@@ -78,6 +78,12 @@ RUNS: dict[str, dict[str, Any]] = {
         "concepts.0.class_infer_steps": 2,
     },
     "traced": {**LORA, "intervals.num_train_epochs": 30},
+    "traced, streamed": {
+        **LORA,
+        "intervals.num_train_epochs": 30,
+        "memory.unet_weights": "streamed",
+        "batching.gradient_checkpointing": True,
+    },
     "models and states on the way": {
         "intervals.num_train_epochs": 3,
         "intervals.save_state_every": 1,
@@ -99,8 +105,9 @@ def projects(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Project]:
 )
 def test_a_run(projects: dict[str, Project], family: str, kind: str) -> None:
     with played_card() as card:
-        train(projects[family], **RUNS[kind])
+        job = train(projects[family], **RUNS[kind])
     assert card.operations > 1000
+    assert not told(job, "warning"), "among others, that a record gives something else"
 
 
 def test_a_run_goes_on_and_its_result_is_drawn_and_exported(

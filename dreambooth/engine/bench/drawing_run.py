@@ -87,6 +87,8 @@ def main(about_file: Path) -> int:
         code = 0
         with contextlib.suppress(TrainingBegan):
             peer_run.run(about, seen.install)
+    if code:
+        return code
     drawn = [path for path in Path(about["pictures"]).rglob("*") if path.suffix in (".png", ".jpg")]
     Path(about["out"]).write_text(json.dumps(seen.found(drawn, about["started"])), encoding="utf-8")
     return code

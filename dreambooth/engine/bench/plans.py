@@ -140,6 +140,7 @@ class Models:
     """What is planned for, and for which cards."""
 
     cards: tuple[int, ...] = planner.CARDS
+    steps = TRACED_STEPS  # of each run
     pretended = False
 
     def source(self, family: str, work: Path) -> Path:
@@ -152,10 +153,6 @@ class Models:
     def side(self, family: str) -> int:
         """Of the pictures, in pixels."""
         return footprint.OWN_RESOLUTION[family]
-
-    def steps(self, settings: Settings) -> int:
-        """How many each run takes."""
-        return TRACED_STEPS
 
 
 class Full(Models):
@@ -179,13 +176,11 @@ class Small(Models):
     """The miniatures, for a card that is played on the processor: so little of a card that a plan must save."""
 
     pretended = True
+    steps = STEPS
     cards = (630 * 2**20, 2**30)
 
     def side(self, family: str) -> int:
         return 64
-
-    def steps(self, settings: Settings) -> int:
-        return STEPS
 
     def source(self, family: str, work: Path) -> Path:
         return MINIATURES[family]
@@ -216,7 +211,7 @@ class Bench:
         if same := self.rows.held(one, plan.changes):
             return {**same, **row, "as_on": same["card_bytes"]}
         chosen = planner.with_changes(settings, plan.changes)
-        chosen = planner.with_changes(chosen, {"intervals.max_train_steps": self.models.steps(chosen)})
+        chosen = planner.with_changes(chosen, {"intervals.max_train_steps": self.models.steps})
         tried = self.tried(one, chosen, until, capped=True)
         if tried["ended"] == "out of memory" and until - time.monotonic() > LEAST_SECONDS:
             tried["without_limit"] = self.tried(one, chosen, until, capped=False)
