@@ -11,6 +11,7 @@ from accelerate.state import AcceleratorState
 from dreambooth.core.project import Folders, Project
 from dreambooth.engine import generate, worker
 from dreambooth.service import errands, launcher
+from tests.engine import test_waits
 from tests.engine.played_card import CARD, played_card
 from tests.engine.runs import LORA, saved, tiny_project, told, train
 from tests.engine.test_export_of_states import exported, paused
@@ -62,13 +63,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "came": {"optimizer.name": "came"},
     "prodigy": {"optimizer.name": "prodigy", "learning.learning_rate": 1.0},
     "schedule-free": {"optimizer.name": "adamw_schedule_free"},
-    "objective": {
-        "objective.weighting": "min_snr",
-        "objective.offset_noise": 0.1,
-        "objective.input_perturbation": 0.1,
-        "objective.timesteps": "logit_normal",
-        "concepts.0.loss_weight": 2.0,
-    },
+    "objective": test_waits.KINDS["objective"],
     "previews and class pictures": {
         "previews.count": 1,
         "previews.steps": 2,
