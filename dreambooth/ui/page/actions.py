@@ -10,7 +10,7 @@ from typing import Any
 
 from dreambooth.core import captions, presets, project, run, settings
 from dreambooth.core.errors import UserError
-from dreambooth.core.files import atomic
+from dreambooth.core.files import atomic, paths
 from dreambooth.core.memory import planner
 from dreambooth.core.memory.planner import Plan
 from dreambooth.core.models import anatomy, checkpoint
@@ -51,7 +51,7 @@ def about(opened: Project) -> str:
 def source_of(host: Host, name: str, chosen: str) -> Path | None:
     """The checkpoint that a person chose from the list, named by its path or by its id on the hub; None for a model of
     the hub that is being fetched."""
-    wanted = chosen.strip().strip('"')
+    wanted = paths.meant(chosen)
     if not wanted:
         raise UserError("Source Checkpoint: it is empty; choose one, or give the path of a file or Diffusers folder.")
     if found := dict(host.checkpoints()).get(chosen):

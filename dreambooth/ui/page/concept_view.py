@@ -74,7 +74,8 @@ def _tile(
     try:
         size = pictures.size(path)
     except UserError as error:
-        return f'<figure class="db-tile">{sentence_list(error.problems)}</figure>'
+        told = [problem.replace(str(path), name) for problem in error.problems]
+        return f'<figure class="db-tile">{sentence_list(told)}</figure>'
     address = f"dreambooth/models/{quote(project.name)}/concepts/{row}/picture?" + urlencode(
         {"file": name, "changed": path.stat().st_mtime_ns}
     )

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from dreambooth.core.errors import UserError
 from dreambooth.core.presets import PRESETS
 from dreambooth.core.project import Project
 from dreambooth.core.schema import leaves
@@ -128,8 +127,7 @@ class ConceptsTab:
     def _check(self, values: Values) -> Shown:
         opened = self.page.opened(values)
         self.page.keep(opened, values)
-        if problems := jobs.check(self.page.host, opened):
-            raise UserError(problems)
+        jobs.check(self.page.host, opened)  # what it found is shown under the button
         return {}
 
     def _make_class_pictures(self, values: Values) -> Shown:
