@@ -12,7 +12,7 @@ from dreambooth.core.project import Project
 from dreambooth.core.schema import leaves
 from dreambooth.core.settings import Settings
 from dreambooth.ui.page import actions, dialect, jobs
-from dreambooth.ui.page.fragments import good, live
+from dreambooth.ui.page.fragments import good, live, problem_list
 
 if TYPE_CHECKING:
     from dreambooth.ui.page.page import Page, Shown, Values
@@ -119,8 +119,9 @@ class ConceptsTab:
     def _preset(self, name: str) -> Callable[[Values], Shown]:
         def apply(values: Values) -> Shown:
             opened, row = self.page.opened(values), self._row(values)
-            said = actions.apply_preset(opened, self.page.form.read(values, row), name)
-            return self.page.show(opened.name, row, good(said))
+            after, said, wanted = actions.apply_preset(opened, self.page.form.read(values, row), name)
+            shown = self.page.show(opened.name, row, good(said) + problem_list(wanted))
+            return {**shown, **self.page.form.show(after, row)}
 
         return apply
 

@@ -82,15 +82,18 @@ def _preview(story: Story, images: int) -> Path | None:
 
 
 def _run_table(jobs: list[Job]) -> str:
-    rows = []
+    rows, any_points = [], False
     for job in jobs:
         story, status = job.story(), job.status()
         last, written = story.step, [Path(event["path"]).name for event in story.saved]
         steps = f"{last['step']:,} of {last['steps']:,}" if last else ""
         cells = [str(int(job.folder.name)), WORDS[status], steps, written[-1] if written else ""]
         shown = "".join(f"<td>{escape(cell)}</td>" for cell in cells)
-        rows.append(f"<tr>{shown}<td>{_points(job, status)}</td></tr>")
-    head = "<tr><th>Run</th><th></th><th>Steps</th><th>Written</th><th>Resume from step, or export it</th></tr>"
+        points = _points(job, status)
+        any_points = any_points or bool(points)
+        rows.append(f"<tr>{shown}<td>{points}</td></tr>")
+    going_back = "Resume from step, or export it" if any_points else ""
+    head = f"<tr><th>Run</th><th></th><th>Steps</th><th>Written</th><th>{going_back}</th></tr>"
     return f'<table class="db-runs">{head}{"".join(rows)}</table>' if rows else ""
 
 

@@ -150,6 +150,9 @@ def _previews(project: Project, story: Story) -> str:
     head = "".join(f"<th>{images:,}</th>" if images else "<th>before</th>" for images in moments)
     rows = []
     for key in sorted(cells):
+        if key[1] == 0 and key[0] < len(story.prompts):
+            words = escape(story.prompts[key[0]])
+            rows.append(f'<tr class="db-words"><th colspan="{len(moments)}" scope="rowgroup">{words}</th></tr>')
         shown = ((cells[key].get(images), images) for images in moments)
         rows.append("<tr>" + "".join(f"<td>{image(project, path, f'{n:,} images seen')}</td>" for path, n in shown))
     return (

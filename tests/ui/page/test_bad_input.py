@@ -23,6 +23,7 @@ from dreambooth.core.schema import Leaf, leaves
 from dreambooth.core.settings import Settings
 from dreambooth.ui.page import actions, jobs
 from dreambooth.ui.page.controls import elem_id, make
+from dreambooth.ui.page.fragments import problem_list
 from dreambooth.ui.page.page import Page
 from tests.ui.page.conftest import Server
 from tests.ui.page.hands import Hands
@@ -95,6 +96,17 @@ def test_settings_that_do_not_go_together_are_saved_only_when_they_do(page: Page
     page.save({**right, control["optimizer.name"]: "prodigy", control["learning.lora_learning_rate"]: 1})
     assert opened(page).settings()["optimizer.name"] == "prodigy"
     page.save(right)
+
+
+def test_a_preset_that_wants_more_is_applied_and_says_what(page: Page) -> None:
+    before, now = opened(page).settings(), opened(page)
+    after, said, wanted = actions.apply_preset(now, {"concepts.0.class_prompt": ""}, "person")
+    assert (after["concepts.0.num_class_images_per"], after["intervals.num_train_epochs"]) == (5, 150)
+    assert said.startswith("Train Person: ") and [one.split(":")[0] for one in wanted] == ["concepts.0.class_prompt"]
+    assert now.settings()["intervals.num_train_epochs"] == 150
+    told = problem_list(wanted)
+    assert "Class Images Per Instance Image asks for class pictures" in told and "num_class_images_per" not in told
+    actions.save(now, before)
 
 
 @pytest.mark.parametrize("bad", ["", " ", *NO_PATHS, "/", "../../etc", '"', "nowhere/at/all/really/x"])

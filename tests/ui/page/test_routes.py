@@ -95,7 +95,8 @@ def test_describing_is_offered_for_pictures_without_a_caption_where_something_ca
     offer = 'data-db-describe="BLIP" data-db-address="dreambooth/models/star/concepts/0/describe"'
     assert offer in client(folders, Describing).get(address).text
     assert "data-db-describe" not in client(folders).get(address).text
-    (tmp_path / "a.txt").write_text("a star")
+    (tmp_path / "a.txt").write_text("a star\n")
+    assert "trained as" not in client(folders).get(address).text
     assert "data-db-describe" not in client(folders, Describing).get(address).text
 
 
@@ -223,7 +224,9 @@ def test_a_models_results_have_the_pictures_that_were_drawn_at_them(folders: Fol
     picture = made.previews / "000000005-00-0.png"
     picture.parent.mkdir()
     picture.write_bytes(b"")
-    made.report("preview", images=5, paths=[str(picture)])
+    made.report("preview", images=5, paths=[str(picture)], prompts=["a <b> star"])
+    assert "a &lt;b&gt; star" in client(folders).get("/dreambooth/page/live?view=run&model=star").text
+    assert "Resume from step" not in client(folders).get("/dreambooth/page/live?view=model&model=star").text
     made.report("saved", path=str(written), images=5, bytes=1000, kind="lora")
     made.report("paused")
     for step in (3, 5):
