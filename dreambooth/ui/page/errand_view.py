@@ -12,7 +12,17 @@ from dreambooth.core.quantities import size
 from dreambooth.core.run import BY_WEBUI, Job
 from dreambooth.core.story import Story
 from dreambooth.service import hot_use, runs
-from dreambooth.ui.page.fragments import Event, bar, failure_list, image, problem_list, root, use_button, warning_list
+from dreambooth.ui.page.fragments import (
+    Event,
+    bar,
+    failure_list,
+    image,
+    picture_address,
+    problem_list,
+    root,
+    use_button,
+    warning_list,
+)
 from dreambooth.ui.page.run_view import stage
 
 _OUTDATED = '<p class="db-quiet">The settings or the pictures have changed since the last check.</p>'
@@ -138,8 +148,18 @@ def _use_cell(project: Project, asked: Event, row: Event, weight: float, path: P
 
 
 def _generated(project: Project, job: Job, story: Story, done: Event) -> str:
-    folder = job.read().get("out", str(project.class_pictures))
-    return _pictures(project, job, story) + f'<p class="db-quiet">In {escape(str(folder))}</p>'
+    return _pictures(project, job, story) + f'<p class="db-quiet">In {escape(str(job.read()["out"]))}</p>'
+
+
+def _made(project: Project, job: Job, story: Story, done: Event) -> str:
+    """How many class pictures there are now, some of them, and the sheet with all."""
+    kinds = done["class_pictures"]
+    there, new = (sum(one[key] for one in kinds) for key in ("pictures", "made"))
+    said = f"{there:,} class pictures, {new:,} of them new" if kinds else "These settings ask for no class pictures"
+    sheet = picture_address(project, Path(done["sheet"])) if done.get("sheet") else ""
+    link = f'; <a data-db-src="{escape(sheet)}" target="_blank">all on one sheet</a>' if sheet else ""
+    places = "".join(f'<p class="db-quiet">In {escape(folder)}</p>' for folder in {one["folder"]: 0 for one in kinds})
+    return f'<p class="db-good">{said}{link}</p>{_pictures(project, job, story)}{places}'
 
 
 def _exported(project: Project, job: Job, story: Story, done: Event) -> str:
@@ -161,7 +181,7 @@ def _plan(project: Project, job: Job, story: Story, done: Event) -> str:
 _RESULTS = {
     "check": _plan,
     "generate": _generated,
-    "class-images": _generated,
+    "class-images": _made,
     "export": _exported,
     BY_WEBUI: _generated,
 }

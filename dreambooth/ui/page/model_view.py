@@ -20,7 +20,7 @@ from dreambooth.core.story import Story
 from dreambooth.service import going_on, runs
 from dreambooth.ui.page.errand_view import errand_sections, newest_errand
 from dreambooth.ui.page.fragments import good, image, root, to_txt2img
-from dreambooth.ui.page.run_view import WORDS
+from dreambooth.ui.page.run_view import WORDS, reached
 
 MOST_RESULTS = 24
 
@@ -66,7 +66,7 @@ def _result(folders: Folders, project: Project, job: Job, story: Story, event: d
     if "step" in event:
         of_run += f", step {event['step']:,}"
     shown = image(project, _preview(story, images), f"{path.name}, after {images:,} images")
-    shown = shown or '<span class="db-empty"></span>'
+    shown = shown or '<span class="db-empty">No preview was drawn at this moment.</span>'
     return (
         f'<figure class="db-tile" title="{escape(str(path))}">{shown}<figcaption><b>{escape(path.stem)}</b> '
         f"{of_run} · {size(event['bytes'])}{to_txt2img(folders, job, path)}</figcaption></figure>"
@@ -86,7 +86,7 @@ def _run_table(jobs: list[Job]) -> str:
     for job in jobs:
         story, status = job.story(), job.status()
         last, written = story.step, [Path(event["path"]).name for event in story.saved]
-        steps = f"{last['step']:,} of {last['steps']:,}" if last else ""
+        steps = f"{reached(story):,} of {last['steps']:,}" if last else ""
         cells = [str(int(job.folder.name)), WORDS[status], steps, written[-1] if written else ""]
         shown = "".join(f"<td>{escape(cell)}</td>" for cell in cells)
         points = _points(job, status)

@@ -151,6 +151,12 @@ def test_a_run_without_an_engine_is_shown_as_lost_not_as_done(folders: Folders) 
     assert 'data-db-state="failed"' in shown
     assert "lost its engine" in shown
     assert "step 6 of 10" in shown
+    made.report("state", step=8)
+    made.report("paused")
+    assert "step 8 of 10" in client(folders).get("/dreambooth/page/live?view=run&model=star").text
+    (made.folder / "events.jsonl").write_text(
+        "".join(json.dumps({"time": 1, **event}) + "\n" for event in ({"event": "started"}, STEP))
+    )
     (made.state / "0001").mkdir(parents=True)
     assert 'data-db-state="resumable"' in client(folders).get("/dreambooth/page/live?view=run&model=star").text
 
