@@ -176,7 +176,7 @@ def _add_sheet(add: Callable[..., Any]) -> None:
 
 def _add_drawing(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--negative", default="", metavar="PROMPT")
-    sub.add_argument("--seed", type=int, default=420420)
+    sub.add_argument("--seed", type=int, default=420420, help="of the first picture; -1 takes any")
     sub.add_argument("--steps", type=int, default=20)
     sub.add_argument("--cfg", type=float, default=7.5)
     sub.add_argument("--width", type=int, default=0, help="pixels; 0 takes the model's own size")

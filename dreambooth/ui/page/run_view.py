@@ -100,7 +100,7 @@ def reached(story: Story) -> int:
     """The last step that was told of, or that is in the state that was saved then: not every step is told of."""
     told: int = story.step["step"]
     saved: int = story.last.get("state", {}).get("step", 0)
-    return max(told, min(saved, story.step["steps"]))
+    return max(told, min(saved, int(story.step["steps"])))
 
 
 def stage(story: Story) -> Event | None:
