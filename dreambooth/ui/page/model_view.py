@@ -19,7 +19,7 @@ from dreambooth.core.run import Job
 from dreambooth.core.story import Story
 from dreambooth.service import going_on, runs
 from dreambooth.ui.page.errand_view import errand_sections, newest_errand
-from dreambooth.ui.page.fragments import good, image, root, to_txt2img
+from dreambooth.ui.page.fragments import good, image, labelled, root, said, to_txt2img
 from dreambooth.ui.page.run_view import WORDS, reached
 
 MOST_RESULTS = 24
@@ -127,10 +127,14 @@ def _export(project: Project) -> str:
 
 def import_report(kind: str, report: list[dict[str, Any]]) -> str:
     """What became of each setting of another trainer."""
-    rows = "".join(
-        f"<tr><td>{escape(line['fate'])}</td><td>{escape(line['theirs'])}</td><td>{escape(line['ours'] or '')}</td>"
-        f"<td>{escape(str(line['value'])[:60])}</td><td>{escape(line['why'])}</td></tr>"
+    lines = (
+        (line["fate"], line["theirs"], labelled(line["ours"] or ""), _short(line["value"]), labelled(line["why"]))
         for line in report
     )
+    rows = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in line)}</tr>" for line in lines)
     head = "<tr><th></th><th>There</th><th>Here</th><th>Value</th><th></th></tr>"
     return f'{good(f"Read as {kind}.")}<table class="db-runs">{head}{rows}</table>'
+
+
+def _short(value: Any) -> str:
+    return "" if value is None else said(value)[:60]
