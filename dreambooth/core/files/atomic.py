@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -38,6 +40,18 @@ def move(source: Path, target: Path) -> None:
 def remove(path: Path) -> None:
     """Removes a file; one that is gone is well. Raises OSError."""
     _patiently(lambda: path.unlink(missing_ok=True))
+
+
+def remove_folder(folder: Path) -> None:
+    """Removes a folder with what is in it, as far as that can be removed; an engine's last moments hold its log."""
+    with contextlib.suppress(OSError):
+        _patiently(lambda: _remove_all(folder))
+
+
+def _remove_all(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    if folder.exists():
+        raise PermissionError(errno.EACCES, "something in the folder is in use", str(folder))
 
 
 def _patiently(change: Callable[[], None]) -> None:
