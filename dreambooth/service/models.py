@@ -68,7 +68,7 @@ def rename(folders: Folders, name: str, new_name: str) -> dict[str, Any]:
     _check_idle(opened)
     target = project.check_new(folders, new_name)
     try:
-        opened.folder.rename(target)
+        atomic.move(opened.folder, target)
     except OSError as error:
         raise UserError(f"{opened.folder}: it cannot be renamed ({error.strerror}).") from None
     renamed = project.open_project(folders, new_name)
@@ -98,7 +98,7 @@ def duplicate(folders: Folders, name: str, new_name: str) -> dict[str, Any]:
         shutil.copytree(opened.folder, staged, symlinks=True, ignore=own, dirs_exist_ok=True)
         flat = {key: _moved(value, opened.folder, target) for key, value in opened.settings().items()}
         atomic.write_text(staged / "settings.json", settings.to_json(settings.parse(flat)))
-        staged.rename(target)
+        atomic.move(staged, target)
     except OSError as error:
         if staged != target:
             shutil.rmtree(staged, ignore_errors=True)
@@ -145,7 +145,7 @@ def delete(folders: Folders, name: str) -> dict[str, Any]:
         target, number = folders.trash / f"{name} {stamp} {number}", number + 1
     try:
         folders.trash.mkdir(exist_ok=True)
-        opened.folder.rename(target)
+        atomic.move(opened.folder, target)
     except OSError as error:
         raise UserError(f"{opened.folder}: it cannot be moved to the trash ({error.strerror}).") from None
     return {"name": name, "trash": str(target), "bytes": bytes_of(target)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import os
 import sys
@@ -38,10 +39,10 @@ def main(given: Sequence[str]) -> int:
             print(problem, file=sys.stderr)
         sys.stdout.flush()
         return REFUSED if problems else DONE
-    except BrokenPipeError:  # whoever reads has seen enough, as `| head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python would complain at its end
-        return UNREAD
     except (UserError, OSError) as found:
+        if _is_unread(found):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python would complain at its end
+            return UNREAD
         terminal.end()
         error = found if isinstance(found, UserError) else _of_the_disk(found)
         if options.json:
@@ -54,6 +55,12 @@ def main(given: Sequence[str]) -> int:
     except KeyboardInterrupt:
         terminal.say("Interrupted.")
         return INTERRUPTED
+
+
+def _is_unread(error: Exception) -> bool:
+    """Whether who reads has seen enough, as `| head` does. Windows has no name for that."""
+    of_windows = os.name == "nt" and isinstance(error, OSError) and error.errno == errno.EINVAL and not error.filename
+    return isinstance(error, BrokenPipeError) or of_windows
 
 
 def _of_the_disk(error: OSError) -> UserError:

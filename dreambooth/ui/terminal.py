@@ -9,6 +9,7 @@ from typing import Any, TextIO
 from dreambooth.core.quantities import duration, size
 
 _WIDTH = 24
+_DRAWN, _TYPED = ("▓", "░"), ("#", ".")  # Windows writes into a pipe or file what its code page has
 
 
 class Terminal:
@@ -17,6 +18,7 @@ class Terminal:
     def __init__(self, stream: TextIO | None = None) -> None:
         self.stream = stream or sys.stderr
         self.moving = self.stream.isatty()
+        self.full, self.empty = _DRAWN if _can_show(self.stream, "".join(_DRAWN)) else _TYPED
         self.drawn = 0
         self.stage = ""
         self.printed_at = 0.0
@@ -44,7 +46,7 @@ class Terminal:
             self._show_stage(event["name"], event["done"], event["total"], event.get("unit", ""))
         elif what == "step":
             self.stage = "training"
-            self.show(_step_line(event))
+            self.show(f"{self._bar(event['step'] / event['steps'])} {_step_line(event)}")
         elif what == "resumed":
             self.say(f"Going on from step {event['step']:,}")
         elif what == "saved":
@@ -65,7 +67,11 @@ class Terminal:
         count = f" {done} of {total}" if total > 1 else ""
         if unit == "bytes":
             count = f" {size(done)} of {size(total)}"
-        self.show(f"{bar(done / total) if total > 1 else ''}{' ' if total > 1 else ''}{name}{count}")
+        self.show(f"{self._bar(done / total)} {name}{count}" if total > 1 else name + count)
+
+    def _bar(self, share: float) -> str:
+        full = round(max(0.0, min(1.0, share)) * _WIDTH)
+        return self.full * full + self.empty * (_WIDTH - full)
 
     def _clear(self) -> None:
         if self.moving and self.drawn:
@@ -73,9 +79,12 @@ class Terminal:
         self.drawn = 0
 
 
-def bar(share: float) -> str:
-    full = round(max(0.0, min(1.0, share)) * _WIDTH)
-    return "▓" * full + "░" * (_WIDTH - full)
+def _can_show(stream: TextIO, text: str) -> bool:
+    try:
+        text.encode(getattr(stream, "encoding", None) or "utf-8")
+    except (UnicodeEncodeError, LookupError):
+        return False
+    return True
 
 
 def table(rows: list[list[str]]) -> str:
@@ -87,7 +96,7 @@ def table(rows: list[list[str]]) -> str:
 def _step_line(event: dict[str, Any]) -> str:
     memory = f" · {size(event['memory_bytes'])}" if event.get("memory_bytes") else ""
     return (
-        f"{bar(event['step'] / event['steps'])} {event['step'] / event['steps']:4.0%} · step {event['step']:,} of "
+        f"{event['step'] / event['steps']:4.0%} · step {event['step']:,} of "
         f"{event['steps']:,} · {event['steps_per_second']:.2f} it/s · loss {event['loss']:.4f}{memory} · "
         f"{duration(event['seconds_left'])} left"
     )

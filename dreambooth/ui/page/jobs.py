@@ -4,12 +4,12 @@ mend.
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
 from dreambooth.core import run, settings
 from dreambooth.core.errors import UserError
+from dreambooth.core.files import atomic
 from dreambooth.core.project import Project
 from dreambooth.core.run import Job, Request
 from dreambooth.host.base import Host
@@ -109,7 +109,7 @@ def _make_room(opened: Project, kind: str) -> None:
     if before and before.status() in ("running", "queued"):
         raise UserError("One is at work already; wait for it.")
     if before:
-        shutil.rmtree(before.folder, ignore_errors=True)
+        atomic.remove_folder(before.folder)
 
 
 def results(opened: Project) -> dict[str, Values]:
