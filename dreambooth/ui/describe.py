@@ -145,7 +145,8 @@ def plan(result: Result) -> str:
 
 
 def finished(result: Result) -> str:
-    lines = [f"Run {result['run']} is {result['status']} at step {result['step']:,} of {result['steps']:,}."]
+    where = f"at step {result['step']:,} of {result['steps']:,}" if result["steps"] else "before its first step"
+    lines = [f"Run {result['run']} is {result['status']} {where}."]
     if result["status"] == "paused":
         lines.append(f"Go on with: python -m dreambooth resume {result['run']}")
     lines += [f"Written: {path}" for path in result["outputs"]]
@@ -159,7 +160,13 @@ def run_list(result: Result) -> str:
         return "There are no runs yet."
     head = ["run", "status", "step", "loss", "result"]
     rows = [
-        [r["run"], r["status"], f"{r['step']:,}/{r['steps']:,}", f"{r['loss'] or 0:.4f}", (r["outputs"] or ["-"])[-1]]
+        [
+            r["run"],
+            r["status"],
+            f"{r['step']:,}/{r['steps']:,}" if r["steps"] else "-",
+            "-" if r["loss"] is None else f"{r['loss']:.4f}",
+            (r["outputs"] or ["-"])[-1],
+        ]
         for r in result["runs"]
     ]
     return table([head, *rows])
