@@ -7,6 +7,7 @@ from typing import Any
 from dreambooth.core.abilities import FAULTS
 from dreambooth.core.models.checkpoint import FAMILIES
 from dreambooth.core.quantities import duration, memory, size
+from dreambooth.core.values import plain
 from dreambooth.service.demo import FIGURES
 from dreambooth.ui import describe_card
 from dreambooth.ui.terminal import table
@@ -82,6 +83,34 @@ def created(result: Result) -> str:
     about = result["about"]
     what = f"{_family(about)}, {about['resolution']} pixels, {about['prediction_type']}, from {result['source']}"
     return f"Created {result['name']} in {result['folder']}: {what}"
+
+
+def model_list(result: Result) -> str:
+    if not result["models"]:
+        return "There are no models yet; create makes one."
+    rows = [
+        [one["name"], one["problem"]]
+        if one["problem"]
+        else [one["name"], f"{_family(one['about'])}, from {one['source']}, {one['runs']} runs"]
+        for one in result["models"]
+    ]
+    return table(rows)
+
+
+def changed(result: Result) -> str:
+    rows = [[key, "empty" if value == "" else plain(value)] for key, value in result["changed"].items()]
+    return table([[f"{result['name']} has now"], *rows]) if rows else f"{result['name']} had all of that already."
+
+
+def kept(result: Result) -> str:
+    return f"This is {result['name']}, in {result['folder']}."
+
+
+def deleted(result: Result) -> str:
+    return (
+        f"{result['name']} is in the trash; delete {result['trash']} to free its {size(result['bytes'])}. "
+        "Its checkpoints and LoRAs stay where they are."
+    )
 
 
 def plan(result: Result) -> str:

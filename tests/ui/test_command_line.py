@@ -120,6 +120,30 @@ def test_a_word_that_is_no_flag(dreambooth: Run) -> None:
     refused(dreambooth("runs", "now"), "takes no such argument")
 
 
+def test_a_word_that_is_no_command(dreambooth: Run) -> None:
+    for line, said in ([], "usage: "), (["trian"], "did you mean train?"), (["xyzzy"], "--help lists them"):
+        done = subprocess.run([sys.executable, "-m", "dreambooth", *line], cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 2 and said in done.stdout + done.stderr
+        assert len(done.stderr.splitlines()) <= 1
+
+
+def test_a_model_is_listed_changed_copied_renamed_and_put_into_the_trash(data: Path, dreambooth: Run) -> None:
+    where = ["--data", data]
+    assert [one["name"] for one in dreambooth("models", *where).answer["models"]] == ["star"]
+    said = dreambooth("set", "star", *where, "--lora.rank", 5, "--general.seed", 420420)
+    assert said.answer["changed"] == {"lora.rank": 5}
+    refused(dreambooth("set", "star", *where, "--lora.rank", 0), "lora.rank: 0 is below")
+    assert dreambooth("duplicate", "star", "copy", *where).code == 0
+    assert dreambooth("rename", "copy", "other", *where).code == 0
+    refused(dreambooth("rename", "other", "star", *where), "exists already")
+    refused(dreambooth("delete", "copy", *where), "no model named 'copy'")
+    trash = Path(dreambooth("delete", "star", *where).answer["trash"])
+    assert (trash / "settings.json").exists()
+    (left,) = dreambooth("models", *where).answer["models"]
+    kept = json.loads((Path(left["folder"]) / "settings.json").read_text())
+    assert (left["name"], kept["lora.rank"]) == ("other", 5)
+
+
 @pytest.mark.parametrize("command", ["check", "train"])
 def test_pictures_that_will_not_do(data: Path, tmp_path: Path, pictures: Path, dreambooth: Run, command: str) -> None:
     def said(folder: Path | str, *more: object) -> Said:
