@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from dreambooth.core import abilities, project
+from dreambooth.core import abilities, project, run
 from dreambooth.core.errors import UserError
 from dreambooth.core.layout import SUBJECT_PICTURES
 from dreambooth.core.schema import to_flat
-from dreambooth.core.settings import parse
+from dreambooth.core.settings import parse, to_json
 from dreambooth.ui.page import actions, cost
 from dreambooth.ui.page.cost_view import cost_view
 from dreambooth.ui.page.page import Page
@@ -96,3 +96,17 @@ def test_performance_without_a_card_changes_nothing(page: Page, monkeypatch: pyt
     assert opened(page).settings() == before
     with pytest.raises(UserError):
         actions.performance(opened(page), before, 0)
+
+
+def test_class_pictures_that_are_there_are_not_to_be_drawn(page: Page) -> None:
+    star = opened(page)
+    per = {"concepts.0.class_prompt": "a star", "concepts.0.num_class_images_per": 2}
+    own = {**star.settings(), **per, "batching.class_batch_size": 64, "general.resolution": 512}
+    own |= {"batching.gradient_checkpointing": True, "previews.count": 1, "previews.prompts": "a star"}
+    project.write_settings(star, own)
+    before = cost.estimate(star, parse(own)).memory_bytes
+    job = run.create(star.errands, {"kind": "class-images", "model": "star"}, to_json(parse(own)))
+    job.report("done", class_pictures=[])
+    star.class_pictures.mkdir()
+    assert cost.estimate(star, parse(own)).memory_bytes < before
+    assert cost.estimate(star, parse({**own, "concepts.0.class_prompt": "a large star"})).memory_bytes == before
