@@ -119,6 +119,13 @@ class Story:
     offset: int = 0
     _head: bytes = b""
 
+    @property
+    def reached(self) -> int:
+        """The last step that was told of, or that is in the state that was saved then: not every step is told of."""
+        told: int = self.step.get("step", 0)
+        saved: int = self.last.get("state", {}).get("step", 0)
+        return max(told, min(saved, int(self.step.get("steps", 0))))
+
     def catch_up(self, file: IO[bytes], size: int) -> None:
         """Reads what was added. A half-written line is left for the next time."""
         every = max(1, (size - self.offset) // _READ_IN_FULL_BYTES)

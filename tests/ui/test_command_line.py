@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from dreambooth.core.layout import MINIATURE, SUBJECT_PICTURES
+from dreambooth.ui import command_line
 from tests.conftest import ROOT, Run, Said
 
 
@@ -232,7 +233,7 @@ def test_generate_and_export_refuse_what_they_cannot_do(data: Path, tmp_path: Pa
 
 def test_a_sheet_and_a_state_refuse_what_they_cannot_do(data: Path, tmp_path: Path, dreambooth: Run) -> None:
     sheet = ("sheet", "star", "--prompt", "x", "--data", data)
-    refused(dreambooth(*sheet), "--weights: name at least one result")
+    refused(dreambooth(*sheet), "star has no result yet", "--base")
     refused(dreambooth(*sheet, "--base", "--lora-weights", 9), "--lora-weights: they must be numbers from -4 to 4")
     refused(dreambooth(*sheet, "--from-step", 3), "has no run")
     refused(dreambooth(*sheet, "--from-step", 3, "--weights", "x"), "exclude each other")
@@ -270,3 +271,11 @@ def test_who_reads_may_have_seen_enough() -> None:
         assert started.stdout and started.stderr
         started.stdout.close()
         assert (started.wait(60), started.stderr.read()) == (141, b"")
+
+
+def test_the_readme_names_every_command() -> None:
+    table = (ROOT / "README.md").read_text(encoding="utf-8").partition("## Commands")[2].partition("\n## ")[0]
+    named = {words.split()[0] for row in table.splitlines() for words in row.split(" | ")[0].split("`")[1::2]}
+    known = set(command_line._parser()[1])
+    assert named >= known, known - named
+    assert not {word for word in named if word.isalpha() and word.islower()} - known

@@ -158,7 +158,8 @@ def performance(opened: Project, shown: Mapping[str, Any], card_bytes: int) -> P
     before = {**opened.settings(), **shown}
     own = settings.parse(before)
     model = anatomy.of(checkpoint.read_header(opened.source))
-    made = planner.plan(own, model, opened.about["family"], cost.area(opened, own), card_bytes)
+    to_draw, family = cost.to_draw(opened, own), opened.about["family"]
+    made = planner.plan(own, model, family, cost.area(opened, own), card_bytes, to_draw=to_draw)
     models.write_settings(opened, {**before, **made.changes})
     return made
 

@@ -20,7 +20,7 @@ from dreambooth.core.story import Story
 from dreambooth.service import going_on, runs
 from dreambooth.ui.page.errand_view import errand_sections, newest_errand
 from dreambooth.ui.page.fragments import good, image, labelled, root, said, to_txt2img
-from dreambooth.ui.page.run_view import WORDS, reached
+from dreambooth.ui.page.run_view import WORDS
 
 MOST_RESULTS = 24
 
@@ -86,7 +86,7 @@ def _run_table(jobs: list[Job]) -> str:
     for job in jobs:
         story, status = job.story(), job.status()
         last, written = story.step, [Path(event["path"]).name for event in story.saved]
-        steps = f"{reached(story):,} of {last['steps']:,}" if last else ""
+        steps = f"{story.reached:,} of {last['steps']:,}" if last else ""
         cells = [str(int(job.folder.name)), WORDS[status], steps, written[-1] if written else ""]
         shown = "".join(f"<td>{escape(cell)}</td>" for cell in cells)
         points = _points(job, status)

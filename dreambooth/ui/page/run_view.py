@@ -87,20 +87,13 @@ def _head(job: Job, story: Story, status: str) -> str:
         return head + bar(before)
     if not last:
         return head
-    step = last["step"] if status == "running" else reached(story)
+    step = last["step"] if status == "running" else story.reached
     share = step / last["steps"]
     left = f"{duration(last['seconds_left'])} left" if status == "running" else ""
     facts = [f"step {step:,} of {last['steps']:,}", f"{last['steps_per_second']:.2f} it/s"]
     if last.get("memory_bytes"):
         facts.append(memory(last["memory_bytes"]))
     return head + bar({"share": share, "note": left}) + f'<p class="db-facts">{" · ".join(facts)}</p>'
-
-
-def reached(story: Story) -> int:
-    """The last step that was told of, or that is in the state that was saved then: not every step is told of."""
-    told: int = story.step["step"]
-    saved: int = story.last.get("state", {}).get("step", 0)
-    return max(told, min(saved, int(story.step["steps"])))
 
 
 def stage(story: Story) -> Event | None:
