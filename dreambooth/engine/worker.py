@@ -27,12 +27,12 @@ from dreambooth.engine.data.latent_store import Store
 from dreambooth.engine.data.order import Order, Slot
 from dreambooth.engine.data.pictures import Example
 from dreambooth.engine.data.readings import Readings
-from dreambooth.engine.drawing import drawn_together, sampling_choice
+from dreambooth.engine.drawing import drawn_together
 from dreambooth.engine.drawing.sampling import decoding
 from dreambooth.engine.families import aside, unet_weights
 from dreambooth.engine.families.model import Model
 from dreambooth.engine.process.listener import asked_to_end
-from dreambooth.engine.run import imagic, notices, outputs, resuming, start_file, trouble
+from dreambooth.engine.run import imagic, notices, outputs, resuming, start_file, suited, trouble
 from dreambooth.engine.run.hooks import Hooks, already_written, save_output
 from dreambooth.engine.tracing import graph
 from dreambooth.engine.training import adapters, attention, checkpointing, optimizers, precision, preview
@@ -133,9 +133,9 @@ def _run(work: Work) -> Ending:
 
 def check_abilities(work: Work) -> None:
     """Raises UserError for what this device, environment or model cannot do, before anything is begun."""
-    settings, about = work.settings, work.project.about
-    if reason := sampling_choice.problem(settings.previews.scheduler, zero_terminal_snr=about["zero_terminal_snr"]):
-        raise UserError(f"previews.scheduler: {reason}.")
+    settings = work.settings
+    if problems := suited.problems(settings, work.project.about):
+        raise UserError(problems)
     precision.set_deterministic(settings.tuning.deterministic)
     accelerator = precision.of(settings)
     device = accelerator.device

@@ -40,6 +40,8 @@ def objection(start: dict[str, AnyLayer], settings: Settings) -> str:
         return "is an OFT that may turn only so far (COFT), which cannot be gone on from."
     if not kinds & {("lora", False), ("lora", True)} and settings.lora.dropout:
         return "is a LoHa, LoKr or OFT, which has no input to drop; set lora.dropout to 0."
+    if settings.memory.unet_weights != "whole" and kinds != {("lora", False)}:
+        return "is no plain LoRA, and others look at the model's whole weights; set memory.unet_weights to whole."
     if False in on_unet and not settings.tuning.text_encoder_learns:
         return "also teaches the text encoder; set tuning.text_encoder_ratio above 0 to go on."
     if True in on_unet and not settings.tuning.train_unet:
