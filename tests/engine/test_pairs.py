@@ -30,7 +30,7 @@ from tests.engine.runs import same, saved, told
 SEED = 9
 ALWAYS = 3  # rows that every run of the tests does
 TRACE = "tuning.trace_steps"
-CHANGES = 3  # settings that a row goes on with other values of, one at a time
+CHANGES = 2  # settings that a row goes on with other values of, one at a time
 
 
 @functools.cache
@@ -48,6 +48,20 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     marks = [pytest.mark.pairs] if all_of_them else []
     named = [pytest.param(n, row, id=f"row{n}-{row[FAMILY]}", marks=marks) for n, row in enumerate(rows)]
     metafunc.parametrize(("number", "row"), named)
+
+
+def test_what_a_refusal_advises_is_a_mend() -> None:
+    """Of rows that are thrown together: every sentence names its setting and says what to do, and doing so helps."""
+    chance, advised = random.Random(SEED), set()
+    for _ in range(200):
+        row = {key: chance.choice(values) for key, values in refusals.KEYS.items()}
+        found = refusals.problems(row)
+        check_sentences(found)
+        for problem in found:
+            for key, value in refusals.advice(problem):
+                advised.add(key)
+                assert problem.what not in {one.what for one in refusals.problems({**row, key: value})}, problem
+    assert len(advised) > 20
 
 
 @pytest.fixture(scope="module")

@@ -268,10 +268,7 @@ def _imagic(settings: Settings) -> list[str]:
         problems.append("imagic.enabled: it edits one picture; leave one concept.")
     concept = settings.concepts[0]
     if concept.class_mode == "folder" or (concept.class_mode == "fill" and concept.num_class_images_per):
-        problems.append(
-            "imagic.enabled: it has no pictures of a class; set concepts.0.num_class_images_per to 0 and class_mode to "
-            "fill or off."
-        )
+        problems.append("imagic.enabled: it has no pictures of a class; set concepts.0.class_mode to off.")
     for name in ("text_encoder_ratio", "text_encoder_steps"):
         if getattr(settings.tuning, name):
             problems.append(f"tuning.{name}: with imagic.enabled the text itself is trained; set it to 0.")
