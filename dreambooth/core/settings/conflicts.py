@@ -88,8 +88,8 @@ def _bf16_weights(settings: Settings) -> list[str]:
         return []
     if settings.is_lora:
         return [
-            "memory.bf16_weights: a LoRA is small, and tuning.mixed_precision says how the model around it lies; turn it "
-            "off, or set general.method to full."
+            "memory.bf16_weights: a LoRA is small, and tuning.mixed_precision says how the model around it lies; turn "
+            "it off, or set general.method to full."
         ]
     if settings.tuning.mixed_precision not in ("auto", "bf16"):
         chosen = settings.tuning.mixed_precision
