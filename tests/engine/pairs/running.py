@@ -89,9 +89,7 @@ def check_sound(done: Done) -> dict[str, Tensor]:
     """Holds that a run which has ended has learned something, and no nonsense. Returns what it has written last."""
     job = done.job
     assert done.ending == "done"
-    losses = [
-        event[name] for event in told(job, "step") for name in ("loss", "loss_instance", "loss_prior") if name in event
-    ]
+    losses = [event[name] for event in told(job, "step") for name in ("loss", "subject_loss", "prior_loss")]
     assert losses
     assert all(map(math.isfinite, losses))
     for event in told(job, "preview"):

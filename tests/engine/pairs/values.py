@@ -165,7 +165,7 @@ def table(*, on_card: bool = False) -> dict[str, list[Any]]:
         values = (BASE.get(leaf.key, leaf.default), *VALUES.get(leaf.key, choices))
         only_there = () if on_card else ON_CARD.get(leaf.key, ())
         found[leaf.key] = [one for one in dict.fromkeys(values) if one not in only_there]
-    return found
+    return {key: values for key, values in found.items() if len(values) > 1}
 
 
 def settings_of(row: Row) -> dict[str, Any]:
