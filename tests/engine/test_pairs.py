@@ -25,17 +25,19 @@ from tests.engine.pairs.running import LOADING, Done
 from tests.engine.pairs.running import quick as quick
 from tests.engine.pairs.values import FAMILY, SECOND, Row, table
 from tests.engine.pairs.world import World
+from tests.engine.played_card import PlayedCard, played_card
 from tests.engine.runs import same, saved, told
 
 SEED = 9
 ALWAYS = 3  # rows that every run of the tests does
+ON_CARD = 24  # rows that are done on a played card: nine tenths of the pairs
 TRACE = "tuning.trace_steps"
 CHANGES = 2  # settings that a row goes on with other values of, one at a time
 
 
 @functools.cache
-def covering(most: int | None) -> tuple[list[Row], Covering]:
-    made = Covering(table(), refusals.is_sound, refusals.mended, SEED)
+def covering(most: int | None, *, on_card: bool = False) -> tuple[list[Row], Covering]:
+    made = Covering(table(on_card=on_card), refusals.is_sound, refusals.mended, SEED)
     return list(itertools.islice(made.rows(), most)), made
 
 
@@ -43,11 +45,17 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """A test for each row. As it takes half a minute to find them all, they are found only where they are wanted."""
     if "row" not in metafunc.fixturenames:
         return
-    all_of_them = "pairs" in metafunc.config.getoption("markexpr").replace("not pairs", "")
-    rows, _ = covering(None if all_of_them else ALWAYS)
-    marks = [pytest.mark.pairs] if all_of_them else []
+    every, on_card = "pairs" in _marks(metafunc), "card" in metafunc.fixturenames
+    most = (ON_CARD if on_card else None) if every else (0 if on_card else ALWAYS)
+    rows, _ = covering(most, on_card=on_card)
+    marks = [pytest.mark.pairs] if every else []
     named = [pytest.param(n, row, id=f"row{n}-{row[FAMILY]}", marks=marks) for n, row in enumerate(rows)]
-    metafunc.parametrize(("number", "row"), named)
+    metafunc.parametrize(("number", "row"), named or [pytest.param(0, {}, marks=pytest.mark.pairs)])
+
+
+def _marks(metafunc: pytest.Metafunc) -> str:
+    """The marks that are asked for, without those that are left out."""
+    return str(metafunc.config.getoption("markexpr")).replace("not pairs", "")
 
 
 def test_what_a_refusal_advises_is_a_mend() -> None:
@@ -79,11 +87,34 @@ def test_every_two_values_meet() -> None:
 def test_a_row(number: int, row: Row, world: World, quick: None) -> None:
     """It learns; the same to the bit without tracing, and when it was paused; and goes on with another value, or says
     why not."""
+    row, others = check_row(row, world)
+    for other, (key, value) in zip(others, changes(number, world, row)):
+        go_on(other, key, value)
+
+
+def test_a_row_on_a_card(number: int, row: Row, world: World, quick: None, card: PlayedCard) -> None:
+    """The same where the card is played, with what only a card has."""
+    check_row(row, world)
+    assert card.operations > 1000
+
+
+@pytest.fixture
+def card(world: World, row: Row) -> Iterator[PlayedCard]:
+    world.settings(row)  # whose files are made without it
+    with played_card() as made:
+        yield made
+
+
+def check_row(row: Row, world: World) -> tuple[Row, list[Job]]:
+    """Holds that a row learns, and does so in each way. Returns what is left of it when it is mended, and copies of the
+    run at its pause."""
+    print(shown(row))
     row, whole = first_run(world, row)
-    print(shown(world, row))
-    assert not whole.resting, "these parts were to learn"
+    # SDXL's text encoders are not asked without words; with a scaler the first steps are too large and left out.
+    may_rest = row["captions.dropout"] == 1 or row["tuning.mixed_precision"] == "fp16"
+    assert not whole.resting or may_rest, "these parts were to learn"
     written = running.check_sound(whole)
-    plain = running.run(new_run(world, row, **{TRACE: False}))
+    plain = running.run(new_run(world, row, **{TRACE: False, "tuning.cuda_graphs": False}))
     assert differing(whole, plain) == [], "without tracing"
     job = new_run(world, row)
     assert running.run(job, pause_at=whole.steps // 2).ending == "paused"
@@ -93,8 +124,7 @@ def test_a_row(number: int, row: Row, world: World, quick: None) -> None:
     for one in (plain, paused):
         assert same(written, running.check_sound(one))
         assert len(saved(one.job)) == len(saved(whole.job))
-    for other, (key, value) in zip(others, changes(number, world, row)):
-        go_on(other, key, value)
+    return row, others
 
 
 def new_run(world: World, row: Row, **more: Any) -> Job:
@@ -111,9 +141,8 @@ def first_run(world: World, row: Row) -> tuple[Row, Done]:
         except UserError as error:
             check_refusal(error, job)
             print("refused:", error)
-            row = next(
-                tried for key, value in refusals.mends(error.errors[0], row) if (tried := {**row, key: value}) != row
-            )
+            mended = ({**row, key: value} for key, value in refusals.mends(error.errors[0], row))
+            row = next(tried for tried in mended if tried != row and refusals.is_sound(tried))
 
 
 def check_refusal(error: UserError, job: Job) -> None:
@@ -135,7 +164,7 @@ def differing(one: Done, other: Done) -> list[str]:
     return [name for name in one.weights if not one.weights[name].equal(other.weights[name])]
 
 
-def shown(world: World, row: Row) -> dict[str, Any]:
+def shown(row: Row) -> dict[str, Any]:
     """What of a row is not the base's."""
     return {key: value for key, value in row.items() if value != refusals.KEYS[key][0]}
 
@@ -152,12 +181,10 @@ def all_changes() -> list[tuple[str, Any]]:
 
 def changes(number: int, world: World, row: Row) -> Iterator[tuple[str, Any]]:
     """Some values that the row does not have; over all rows each value's turn comes."""
-    there = world.settings(row)
     for n in range(number * CHANGES, (number + 1) * CHANGES):
         key, value = all_changes()[n % len(all_changes())]
         value = next(one for one in (value, *table()[key]) if one != row[key])
         yield key, world.settings({**row, key: value})[key] if isinstance(value, str) else value
-    del there
 
 
 def go_on(job: Job, key: str, value: Any) -> None:
