@@ -7,7 +7,10 @@ import sys
 if sys.version_info < (3, 10):
     sys.exit("Python 3.10 or newer is needed (this is %d.%d)." % sys.version_info[:2])
 
-from dreambooth.ui.command_line import main
-
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    try:
+        from dreambooth.ui.command_line import main
+
+        sys.exit(main(sys.argv[1:]))
+    except KeyboardInterrupt:  # before there was anything to interrupt
+        sys.exit(130)

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,19 @@ else:  # a busy machine is no fault of what is tested
 ROOT = Path(__file__).resolve().parents[1]
 
 Run = Callable[..., "Said"]
+
+
+def _can_link() -> bool:
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            (Path(folder) / "link").symlink_to(folder)
+        except OSError:
+            return False
+        return (Path(folder) / "link").is_symlink()
+
+
+CAN_LINK = _can_link()
+needs_links = pytest.mark.skipif(not CAN_LINK, reason="nobody may make links here, as on many a Windows")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

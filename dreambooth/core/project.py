@@ -205,7 +205,7 @@ def create(
         atomic.write_text(staged / "model.json", json.dumps(record, indent=1, ensure_ascii=False))
         atomic.write_text(staged / "settings.json", to_json(checked))
         os.chmod(staged, 0o755)
-        staged.rename(folder)
+        atomic.move(staged, folder)
     except OSError as error:
         shutil.rmtree(staged, ignore_errors=True)
         raise UserError(f"{folder}: the model's folder cannot be written ({error.strerror}).") from None

@@ -13,6 +13,8 @@ def duration(seconds: float) -> str:
 
 def size(count: float) -> str:
     """A number of bytes."""
+    if count < 1e5:
+        return f"{count / 1e3:.1f} kB"
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
 
 

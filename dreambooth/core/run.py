@@ -149,7 +149,7 @@ class Job:
             return set()
 
     def clear_request(self, what: str) -> None:
-        (self.folder / "requests" / what).unlink(missing_ok=True)
+        atomic.remove(self.folder / "requests" / what)
 
     def status(self) -> Status:
         """What the folder says now; `lost` is an engine that ended without a word."""

@@ -186,8 +186,10 @@ def _unknown(key: str, known: Mapping[str, Leaf]) -> str:
 
 def _convert(raw: Any, leaf: Leaf) -> Any:
     value = typed(raw, leaf.kind)
-    if leaf.spec.path and (reason := paths.problem(value)):
-        raise ValueError(reason)
+    if leaf.spec.path:
+        value = paths.meant(value)
+        if reason := paths.problem(value):
+            raise ValueError(reason)
     if leaf.choices and value not in leaf.choices:
         raise ValueError(f"{str(value)[:40]!r} is not one of {', '.join(map(str, leaf.choices))}.")
     if leaf.spec.min is not None and value < leaf.spec.min:

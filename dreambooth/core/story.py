@@ -82,6 +82,8 @@ def _is_whole(kind: str, event: Event) -> bool:
         return False
     if "\x00" in event.get("path", "") or (kind == "step" and event["steps"] < 1):
         return False
+    if kind == "preview" and not isinstance(event.get("prompts", []), list):
+        return False
     return kind != "preview" or all(isinstance(path, str) and "\x00" not in path for path in event["paths"])
 
 
@@ -109,12 +111,20 @@ class Story:
     step: Event = field(default_factory=dict)
     course: Course = field(default_factory=Course)
     previews: dict[int, list[str]] = field(default_factory=dict)  # paths by images seen
+    prompts: list[str] = field(default_factory=list)  # of the previews, by the number in their names
     saved: list[Event] = field(default_factory=list)
     exported: list[Event] = field(default_factory=list)  # what was written of its states
     pictures: list[str] = field(default_factory=list)
     warnings: list[Problem] = field(default_factory=list)
     offset: int = 0
     _head: bytes = b""
+
+    @property
+    def reached(self) -> int:
+        """The last step that was told of, or that is in the state that was saved then: not every step is told of."""
+        told: int = self.step.get("step", 0)
+        saved: int = self.last.get("state", {}).get("step", 0)
+        return max(told, min(saved, int(self.step.get("steps", 0))))
 
     def catch_up(self, file: IO[bytes], size: int) -> None:
         """Reads what was added. A half-written line is left for the next time."""
@@ -175,6 +185,7 @@ class Story:
             self.course.cut(event["step"])
         elif kind == "preview":
             self.previews[event["images"]] = event["paths"]
+            self.prompts = [str(prompt) for prompt in event.get("prompts") or []]
             if len(self.previews) > _MOST_MOMENTS:
                 moments = sorted(self.previews)
                 for images in moments[1:-1:2]:

@@ -71,7 +71,7 @@ def report(job: Job) -> dict[str, Any]:
         "epochs": round(length.images / length.pictures, 2),
         "images": length.images,
         "steps": length.steps,
-        **_forecast(work, examples, length),
+        **_forecast(work, examples, length, to_draw=any(p.missing for p in plans)),
         "rates": schedules.curve(work.settings, length),
         "seconds": _seconds(work, length.steps + _steps_before(work.settings)),
         "steps_before": _steps_before(work.settings),
@@ -157,18 +157,18 @@ def _strangers(work: Work) -> list[Path]:
     return [path for folder in there for path in survey.strangers(folder)]
 
 
-def _forecast(work: Work, examples: list[list[Example]], length: Budget) -> dict[str, Any]:
+def _forecast(work: Work, examples: list[list[Example]], length: Budget, *, to_draw: bool) -> dict[str, Any]:
     """What the run takes, as far as the model's file tells; without it nothing is known."""
     used = [variants[0].cut.bucket for variants in examples if variants]
     if work.project.problem or not used:
         return {"memory": None, "advice": "", "disk_bytes": 0, "save_bytes": 0, "saves": 0, "state_bytes": 0}
     header, settings = checkpoint.read_header(work.project.source), work.settings
     made, family, area = anatomy.of(header), work.project.about["family"], max(bucket.area for bucket in used)
-    memory, card = footprint.needs(settings, made, family, area), abilities.card_bytes()
+    memory, card = footprint.needs(settings, made, family, area, to_draw=to_draw), abilities.card_bytes()
     kept = forecast.latent_bytes(one.cut.bucket for variants in examples for one in variants)
     return {
         "memory": {**asdict(memory), "total": memory.total},
-        "advice": planner.advice(planner.plan(settings, made, family, area, card)) if card else "",
+        "advice": planner.advice(planner.plan(settings, made, family, area, card, to_draw=to_draw)) if card else "",
         "disk_bytes": forecast.disk_bytes(header, settings, length) + kept * settings.pictures.cache_on_disk,
         "save_bytes": forecast.save_bytes(header, settings),
         "saves": forecast.saves(settings, length),

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from dreambooth.core.budget import Budget, budget
 from dreambooth.core.errors import Problem, UserError
+from dreambooth.core.files import atomic
 from dreambooth.core.forecast import disk_bytes
 from dreambooth.core.memory import footprint
 from dreambooth.core.run import Job
@@ -65,7 +66,7 @@ def run(job: Job, let_end: Callable[..., None] | None = None) -> Ending:
         notices.tell_of_end(work, "failed")
         raise
     if ending != "paused":
-        shutil.rmtree(job.state, ignore_errors=True)
+        atomic.remove_folder(job.state)
         imagic.forget(work)
     notices.tell_of_end(work, ending)
     return ending

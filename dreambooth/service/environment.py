@@ -103,13 +103,13 @@ def check() -> dict[str, Any]:
 
     Returns its report (python, package versions, device). Raises UserError if it fails.
     """
-    result = subprocess.run(
-        [str(python()), "-m", "dreambooth.engine", "selfcheck"],
-        capture_output=True,
-        text=True,
-        cwd=PROJECT,
-        env=engine_variables(),
-    )
+    command = [str(python()), "-m", "dreambooth.engine", "selfcheck"]
+    try:
+        result = subprocess.run(
+            command, capture_output=True, encoding="utf-8", errors="replace", cwd=PROJECT, env=engine_variables()
+        )
+    except OSError as error:
+        raise UserError(f"{command[0]}: this is no Python that can be started ({error.strerror}).") from None
     try:
         return dict(json.loads(result.stdout.splitlines()[-1]))
     except (IndexError, ValueError):
@@ -188,7 +188,8 @@ def make_venv(folder: Path, progress: Progress) -> None:
 def _make_empty_venv(folder: Path, progress: Progress) -> None:
     progress(f"Making a Python environment in {folder.name}")
     shutil.rmtree(folder, ignore_errors=True)
-    result = subprocess.run([sys.executable, "-m", "venv", str(folder)], capture_output=True, text=True)
+    command = [sys.executable, "-m", "venv", str(folder)]
+    result = subprocess.run(command, capture_output=True, text=True, errors="replace")
     if result.returncode:
         said = (result.stdout + result.stderr).strip()
         shutil.rmtree(folder, ignore_errors=True)

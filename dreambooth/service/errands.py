@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,13 @@ from dreambooth.core.project import Project
 from dreambooth.core.settings import Settings
 from dreambooth.service import exporting, runs
 
+RANDOM = -1  # a seed that stands for any
 # What a request may say about pictures to draw: default, lowest and highest.
 DRAWING: dict[str, tuple[Any, Any, Any]] = {
     "count": (1, 1, 1000),
     "steps": (20, 1, 500),
     "cfg": (7.5, 1, 30),
-    "seed": (420420, 0, 2**31),
+    "seed": (420420, RANDOM, 2**31),  # the first picture's; the next have the next
     "batch": (0, 0, 64),  # 0: as many as there is room for
     "lora_weight": (1.0, -4, 4),
     "width": (0, 64, 2048),
@@ -81,6 +83,8 @@ def drawing(opened: Project, wanted: Mapping[str, Any], *, label: str = "{}") ->
         raise UserError(f"{label.format('prompt')}: it is missing; say what to draw.")
     if wanted.get("eta") is not None and not edits:
         raise UserError(f"{label.format('eta')}: only a result of Imagic (imagic.enabled) is drawn with it.")
+    if values["seed"] == RANDOM:
+        values["seed"] = random.randrange(2**31 - values["count"])
     out = wanted.get("out")
     return chosen, {
         "prompt": texts["prompt"],
@@ -112,6 +116,8 @@ def _eta_problem(eta: Any) -> str:
 def _drawing_problem(key: str, value: Any) -> str:
     default, low, high = DRAWING[key]
     whole = isinstance(default, int)
+    if value is None:
+        return f"it is empty; give a {'whole ' if whole else ''}number."
     if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
         return f"it must be a {'whole ' if whole else ''}number (it is {value!r})."
     if key in ("width", "height"):
@@ -138,7 +144,9 @@ def sheet(
     if not isinstance(lines, list) or not lines or not all(isinstance(one, (str, Mapping)) for one in lines):
         raise UserError(f"{label.format(f'{within}weights')}: name at least one result.")
     low, high = DRAWING["lora_weight"][1:]
-    if not isinstance(columns, list) or not columns or not all(_is_number(one, low, high) for one in columns):
+    if columns == []:
+        raise UserError(f"{label.format(f'{within}lora-weights')}: it is empty; give numbers, such as 0.6, 0.8, 1.")
+    if not isinstance(columns, list) or not all(_is_number(one, low, high) for one in columns):
         raise UserError(f"{label.format(f'{within}lora-weights')}: they must be numbers from {low} to {high}.")
     if len(lines) * len(columns) > MOST_ON_A_SHEET:
         raise UserError(f"The sheet has more than {MOST_ON_A_SHEET} pictures; leave some out.")

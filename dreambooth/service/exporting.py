@@ -9,6 +9,7 @@ from typing import Any
 from dreambooth.core import run, settings
 from dreambooth.core.errors import UserError
 from dreambooth.core.files import paths
+from dreambooth.core.models import checkpoint
 from dreambooth.core.project import Project
 from dreambooth.core.run import Job
 from dreambooth.core.settings import Settings
@@ -25,6 +26,8 @@ def fields(opened: Project, wanted: Mapping[str, Any], *, label: str = "{}") -> 
     else:
         what = {"weights": _exported(opened, wanted, label)}
     to = _target(wanted.get("to"), label.format("to"), optional="from_step" in what)
+    if to and merge is None and what["weights"] and _is_lora(Path(what["weights"])):
+        _check_lora_file(to, label)
     return {**what, "to": to, "merge": merge, "half": bool(wanted.get("half"))}
 
 
@@ -35,11 +38,23 @@ def _target(named: Any, key: str, *, optional: bool) -> str:
     if not isinstance(named, str) or not named.strip():
         raise UserError(f"{key}: it is empty; name a file or folder to write.")
     to = paths.named(named, key)
-    if not Path(named).expanduser().is_absolute():
+    if not Path(paths.meant(named)).expanduser().is_absolute():
         raise UserError(f"{key}: {named} is a name without its folder; write the whole path.")
     if to.exists():
         raise UserError(f"{to}: it exists already; name another file or folder.")
     return str(to)
+
+
+def _is_lora(file: Path) -> bool:
+    return checkpoint.describe(checkpoint.read_header(file)).kind == "lora"
+
+
+def _check_lora_file(to: str, label: str) -> None:
+    if not to.endswith(".safetensors"):
+        raise UserError(
+            f"{label.format('to')}: this model was trained as a LoRA, which is one .safetensors file; name one, or "
+            f"merge the LoRA into its checkpoint ({label.format('merge')})."
+        )
 
 
 def state(opened: Project, wanted: Mapping[str, Any], *, label: str = "{}") -> tuple[Settings, dict[str, Any]]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from dreambooth.core.captions import PICTURES
 from dreambooth.core.errors import UserError
+from dreambooth.core.files import paths
 from dreambooth.core.layout import PROJECT
 from dreambooth.core.migrate import kohya, predecessor
 from dreambooth.core.migrate.report import Look, Migration, Seen
@@ -107,7 +108,7 @@ def _named(folder: Path) -> list[tuple[str, str]]:
 
 def _looker(base: Path) -> Look:
     def look(folder: str) -> Seen:
-        place = base / Path(folder).expanduser()
+        place = base / Path(paths.meant(folder)).expanduser()
         if not folder.strip() or not place.is_dir():
             return Seen()
         pictures = [one for one in place.rglob("*") if one.suffix.lower() in PICTURES and not one.name.startswith(".")]
@@ -127,4 +128,4 @@ def _make_absolute(migration: Migration, base: Path) -> None:
     """A relative folder is meant from where the file lies."""
     for key, value in migration.settings.items():
         if key.endswith("_dir") and str(value).strip():
-            migration.settings[key] = str(base / Path(value).expanduser())
+            migration.settings[key] = str(base / Path(paths.meant(value)).expanduser())

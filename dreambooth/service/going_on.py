@@ -8,6 +8,7 @@ from typing import Any
 
 from dreambooth.core import schema, settings
 from dreambooth.core.errors import UserError
+from dreambooth.core.files import atomic
 from dreambooth.core.project import Folders, Project
 from dreambooth.core.run import Job
 from dreambooth.core.schema import to_flat
@@ -109,6 +110,6 @@ def _to_trash(folders: Folders, job: Job, state: Path) -> None:
         number += 1
     try:
         folders.trash.mkdir(exist_ok=True)
-        state.rename(target)
+        atomic.move(state, target)
     except OSError as error:
         raise UserError(f"{state}: it cannot be moved to the trash ({error.strerror}).") from None

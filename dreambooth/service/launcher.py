@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from typing import Any
 
 from dreambooth.core import run
 from dreambooth.core.errors import UserError
+from dreambooth.core.files import atomic
 from dreambooth.core.layout import PROJECT
 from dreambooth.core.models.hub import HubModel
 from dreambooth.core.project import Folders, Project
@@ -125,10 +125,10 @@ def tidy(job: Job) -> None:
     is_run = job.folder.parent.name == "runs"
     refused = last.get("event") == "failed" and last["refused"] and not job.progress()
     if refused or (last.get("event") == "done" and not is_run):
-        shutil.rmtree(job.folder, ignore_errors=True)
+        atomic.remove_folder(job.folder)
 
 
 def forget(job: Job) -> None:
     """Removes a job that could not be started, unless it did something before."""
     if not job.story().offset and job.status() == "new":
-        shutil.rmtree(job.folder, ignore_errors=True)
+        atomic.remove_folder(job.folder)

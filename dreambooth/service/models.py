@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 import tempfile
@@ -19,7 +18,7 @@ from dreambooth.core.files import atomic, paths
 from dreambooth.core.models import checkpoint, hub
 from dreambooth.core.models.hub import HubModel
 from dreambooth.core.project import Folders, Project
-from dreambooth.service import foreign
+from dreambooth.service import foreign, moving
 
 
 def summary(opened: Project) -> dict[str, Any]:
@@ -64,17 +63,19 @@ def create(folders: Folders, name: str, source: Path, flat: dict[str, Any], orig
 
 
 def rename(folders: Folders, name: str, new_name: str) -> dict[str, Any]:
-    """Renames a model and what its runs call it. Raises UserError for a taken name or while an engine is at work."""
+    """Renames a model, also in its own files. Raises UserError for a taken name or while an engine is at work."""
     opened = project.open_project(folders, name)
     _check_idle(opened)
     target = project.check_new(folders, new_name)
     try:
-        opened.folder.rename(target)
+        atomic.move(opened.folder, target)
     except OSError as error:
         raise UserError(f"{opened.folder}: it cannot be renamed ({error.strerror}).") from None
     renamed = project.open_project(folders, new_name)
-    for job in run.runs(renamed):
-        atomic.write_text(job.folder / "job.json", json.dumps({**job.read(), "model": new_name}, indent=1))
+    try:
+        moving.retell(renamed, opened.folder)
+    except OSError as error:
+        raise UserError(f"{renamed.folder}: it is renamed, but not all of its files ({error.strerror}).") from None
     return summary(renamed)
 
 
@@ -97,7 +98,7 @@ def duplicate(folders: Folders, name: str, new_name: str) -> dict[str, Any]:
         shutil.copytree(opened.folder, staged, symlinks=True, ignore=own, dirs_exist_ok=True)
         flat = {key: _moved(value, opened.folder, target) for key, value in opened.settings().items()}
         atomic.write_text(staged / "settings.json", settings.to_json(settings.parse(flat)))
-        staged.rename(target)
+        atomic.move(staged, target)
     except OSError as error:
         if staged != target:
             shutil.rmtree(staged, ignore_errors=True)
@@ -144,7 +145,7 @@ def delete(folders: Folders, name: str) -> dict[str, Any]:
         target, number = folders.trash / f"{name} {stamp} {number}", number + 1
     try:
         folders.trash.mkdir(exist_ok=True)
-        opened.folder.rename(target)
+        atomic.move(opened.folder, target)
     except OSError as error:
         raise UserError(f"{opened.folder}: it cannot be moved to the trash ({error.strerror}).") from None
     return {"name": name, "trash": str(target), "bytes": bytes_of(target)}

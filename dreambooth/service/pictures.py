@@ -12,7 +12,7 @@ from typing import Any
 from dreambooth.core import captions, settings
 from dreambooth.core.captions import PICTURES
 from dreambooth.core.errors import UserError
-from dreambooth.core.files import atomic
+from dreambooth.core.files import atomic, paths
 from dreambooth.core.project import Project
 
 MOST_LISTED = 500
@@ -22,6 +22,7 @@ MOST_PIXELS = 120_000_000
 THUMBNAIL_SIDES = (32, 768)
 MOST_CAPTION_CHARACTERS = 20_000
 _ORIENTATION = 0x0112  # of EXIF
+_NEWER = (".avif", ".heic", ".heif")
 
 
 def concept_folder(opened: Project, concept: int, kind: str) -> Path:
@@ -41,7 +42,7 @@ def concept_folder(opened: Project, concept: int, kind: str) -> Path:
         raise UserError(f"concepts.{concept}.{key}: it is empty; name the folder of the pictures.")
     folder = Path(named).expanduser()
     if not folder.is_dir():
-        raise UserError(f"concepts.{concept}.{key}: {folder} is not a folder.")
+        raise UserError(f"concepts.{concept}.{key}: {paths.no_folder(folder)}")
     return folder
 
 
@@ -80,7 +81,22 @@ def _size(path: Path, changed: int) -> tuple[int, int]:
             turned = opened.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
             return (opened.height, opened.width) if turned else (opened.width, opened.height)
     except Exception as error:  # noqa: BLE001  (Pillow raises nearly anything on a damaged file)
-        raise UserError(f"{path}: the picture cannot be read ({str(error)[:100] or type(error).__name__}).") from None
+        raise _unreadable(path, error) from None
+
+
+def _unreadable(path: Path, error: Exception) -> UserError:
+    from PIL import Image, UnidentifiedImageError
+
+    reason = str(error)[:100] or type(error).__name__
+    if isinstance(error, UnidentifiedImageError):
+        reason = "it is no picture"
+        if path.stat().st_size == 0:
+            reason = "it is empty"
+        elif path.suffix.lower() in _NEWER:  # the engine's own Pillow may know it
+            reason = "this Python knows no such pictures; the check says whether the engine does"
+    elif isinstance(error, Image.DecompressionBombError):
+        reason = f"it has more than {2 * (Image.MAX_IMAGE_PIXELS or 0) / 1e6:.0f} million pixels"
+    return UserError(f"{path}: the picture cannot be read ({reason}).")
 
 
 def caption(picture: Path) -> str | None:
@@ -207,5 +223,5 @@ def thumbnail(path: Path, side: int) -> bytes:
     except UserError:
         raise
     except Exception as error:  # noqa: BLE001  (Pillow raises nearly anything on a damaged file)
-        raise UserError(f"{path}: the picture cannot be read ({str(error)[:100] or type(error).__name__}).") from None
+        raise _unreadable(path, error) from None
     return out.getvalue()

@@ -8,7 +8,6 @@ the device by another (core/device.py), so whatever they do, two engines are nev
 from __future__ import annotations
 
 import contextlib
-import shutil
 import subprocess
 import threading
 import time
@@ -18,7 +17,7 @@ from typing import Any, Protocol
 
 from dreambooth.core import device, run
 from dreambooth.core.errors import UserError
-from dreambooth.core.files import lock
+from dreambooth.core.files import atomic, lock
 from dreambooth.core.project import Folders, names, open_project
 from dreambooth.core.run import Job
 from dreambooth.service import environment, launcher
@@ -200,7 +199,7 @@ def tidy(folders: Folders) -> None:
     for job in [*all_jobs(folders), *run.downloads(folders)]:
         is_old = job.folder.parent.name != "runs" and job.folder.stat().st_mtime < time.time() - KEPT_SECONDS
         if is_old and job.status() not in ("running", "queued"):
-            shutil.rmtree(job.folder, ignore_errors=True)
+            atomic.remove_folder(job.folder)
 
 
 _watcher: _Watcher | None = None

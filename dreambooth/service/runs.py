@@ -28,7 +28,7 @@ def summary(job: Job) -> dict[str, Any]:
         "status": status,
         **_said(errors(job, status)),
         "warnings": [one.as_json() for one in story.warnings],
-        "step": last.get("step", 0),
+        "step": last.get("step", 0) if status == "running" else story.reached,
         "steps": last.get("steps", 0),
         "loss": last.get("loss"),
         "seconds_left": last.get("seconds_left"),

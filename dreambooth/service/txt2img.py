@@ -45,12 +45,14 @@ def is_asked(wanted: Mapping[str, Any], painter: Painter) -> bool:
     return library == "webui"
 
 
-def fields(opened: Project, wanted: Mapping[str, Any], painter: Painter) -> tuple[Settings, dict[str, Any]]:
+def fields(
+    opened: Project, wanted: Mapping[str, Any], painter: Painter, *, label: str = "{}"
+) -> tuple[Settings, dict[str, Any]]:
     """The settings and fields of the job. Raises UserError for what the WebUI cannot draw, and bad values."""
     sampler = wanted.get("sampler") or painter.samplers[0]
     if sampler not in painter.samplers:
         raise UserError(f"sampler: {sampler!r} is none of {painter.name}'s: {', '.join(painter.samplers)}.")
-    chosen, made = errands.drawing(opened, wanted)
+    chosen, made = errands.drawing(opened, wanted, label=label)
     made.pop("scheduler")
     file = Path(made["weights"])
     if made["weights"] and opened.embedding(file).exists():

@@ -46,6 +46,7 @@ def _add_models(add: Callable[..., Any]) -> None:
     for leaf in schema.leaves(Origin):
         flag = f"--{leaf.key.replace('_', '-')}"
         sub.add_argument(flag, dest=leaf.key, default=leaf.default, choices=leaf.choices or None, help=leaf.spec.help)
+    _add_keeping(add)
     sub = add(
         "check",
         commands.check,
@@ -77,6 +78,31 @@ def _add_models(add: Callable[..., Any]) -> None:
     sub.add_argument("name", metavar="NAME")
     sub.add_argument("prompt", metavar="PROMPT", help="such as 'sks dog'")
     sub.add_argument("--candidates", type=int, default=24, metavar="N", help="rare words to try (default 24)")
+
+
+def _add_keeping(add: Callable[..., Any]) -> None:
+    """What else becomes of a model's folder."""
+    add("models", preparing.list_models, "List all models.", describe.model_list)
+    add(
+        "set",
+        preparing.change,
+        "Change a model's own settings, such as --lora.rank 8.",
+        describe.changed,
+        takes_settings=True,
+    ).add_argument("name", metavar="NAME")
+    for name, command, meaning in (
+        ("rename", preparing.rename, "Rename a model."),
+        ("duplicate", preparing.duplicate, "Make a model with the settings and pictures of another, without its runs."),
+    ):
+        sub = add(name, command, meaning, describe.kept)
+        sub.add_argument("name", metavar="NAME")
+        sub.add_argument("new", metavar="NEW_NAME")
+    add(
+        "delete",
+        preparing.delete,
+        "Move a model's folder to the trash beside the models; what it wrote stays.",
+        describe.deleted,
+    ).add_argument("name", metavar="NAME")
 
 
 def _add_training(add: Callable[..., Any]) -> None:
@@ -176,7 +202,7 @@ def _add_sheet(add: Callable[..., Any]) -> None:
 
 def _add_drawing(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--negative", default="", metavar="PROMPT")
-    sub.add_argument("--seed", type=int, default=420420)
+    sub.add_argument("--seed", type=int, default=420420, help="of the first picture; -1 takes any")
     sub.add_argument("--steps", type=int, default=20)
     sub.add_argument("--cfg", type=float, default=7.5)
     sub.add_argument("--width", type=int, default=0, help="pixels; 0 takes the model's own size")

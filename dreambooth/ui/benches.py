@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import shutil
 from pathlib import Path
 from typing import Any
 
 from dreambooth.core import run
 from dreambooth.core.errors import UserError
+from dreambooth.core.files import atomic
 from dreambooth.core.memory import footprint, planner
 from dreambooth.service import environment
 from dreambooth.ui import commands, describe
@@ -98,7 +98,7 @@ def bench(options: argparse.Namespace, terminal: Terminal) -> Result:
     try:
         return {"part": options.part, **commands.work(job, python, terminal)}
     finally:
-        shutil.rmtree(job.folder.parent, ignore_errors=True)
+        atomic.remove_folder(job.folder.parent)
 
 
 def _asked(options: argparse.Namespace) -> dict[str, Any]:

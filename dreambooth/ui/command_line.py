@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import difflib
+import errno
 import json
 import os
 import sys
@@ -22,7 +24,15 @@ def main(given: Sequence[str]) -> int:
     """Runs one command. Returns the exit code: 0 only if it did what it was asked, 2 for bad input."""
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a file's name need not be what the terminal can show
-    parser = _parser()
+    parser, names = _parser()
+    if not given:
+        parser.print_help()
+        return REFUSED
+    if (wanted := given[0]) not in names and not wanted.startswith("-"):
+        close = difflib.get_close_matches(wanted, names, n=1)
+        hint = f"did you mean {close[0]}?" if close else "--help lists them."
+        print(f"{wanted[:40]!r} is no command; {hint}", file=sys.stderr)
+        return REFUSED
     options, extra = parser.parse_known_args(_joined(given))
     terminal = Terminal()
     try:
@@ -38,10 +48,10 @@ def main(given: Sequence[str]) -> int:
             print(problem, file=sys.stderr)
         sys.stdout.flush()
         return REFUSED if problems else DONE
-    except BrokenPipeError:  # whoever reads has seen enough, as `| head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python would complain at its end
-        return UNREAD
     except (UserError, OSError) as found:
+        if _is_unread(found):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python would complain at its end
+            return UNREAD
         terminal.end()
         error = found if isinstance(found, UserError) else _of_the_disk(found)
         if options.json:
@@ -54,6 +64,12 @@ def main(given: Sequence[str]) -> int:
     except KeyboardInterrupt:
         terminal.say("Interrupted.")
         return INTERRUPTED
+
+
+def _is_unread(error: Exception) -> bool:
+    """Whether who reads has seen enough, as `| head` does. Windows has no name for that."""
+    of_windows = os.name == "nt" and isinstance(error, OSError) and error.errno == errno.EINVAL and not error.filename
+    return isinstance(error, BrokenPipeError) or of_windows
 
 
 def _of_the_disk(error: OSError) -> UserError:
@@ -89,7 +105,8 @@ def _overrides(extra: list[str], *, allowed: bool) -> dict[str, Any]:
     return found
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
+    """What reads a command line, and the names of the commands."""
     parser = argparse.ArgumentParser(
         prog="python -m dreambooth", description="Teach Stable Diffusion a subject from a few pictures."
     )
@@ -118,4 +135,4 @@ def _parser() -> argparse.ArgumentParser:
 
     for group in arguments.GROUPS:
         group(add)
-    return parser
+    return parser, list(subparsers.choices)

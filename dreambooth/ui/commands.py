@@ -10,6 +10,7 @@ from typing import Any
 
 from dreambooth.core import project, reference, run, schema, settings
 from dreambooth.core.errors import UserError
+from dreambooth.core.files import paths
 from dreambooth.core.layout import PROJECT
 from dreambooth.core.models.origin import Origin
 from dreambooth.core.project import Folders
@@ -60,7 +61,7 @@ def _source(options: argparse.Namespace, terminal: Terminal) -> Path:
     """The checkpoint that a person named; what is no path but could be a model of the hub is fetched from there."""
     model = models.hub_model(folders(options), options.name, options.source)
     if model is None:
-        return Path(options.source).expanduser()
+        return paths.named(options.source, "--source")
     python = environment.ensure(terminal.show)
     return Path(work(launcher.new_download(folders(options), model, options.revision), python, terminal)["path"])
 
@@ -158,10 +159,10 @@ def given_settings(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _absolute(flat: dict[str, Any], base: Path) -> dict[str, Any]:
-    paths = {leaf.key for leaf in schema.leaves(Settings) if leaf.spec.path}
+    named = {leaf.key for leaf in schema.leaves(Settings) if leaf.spec.path}
     return {
-        key: str(base / Path(value).expanduser())
-        if schema.general(key) in paths and isinstance(value, str) and value.strip()
+        key: str(base / Path(paths.meant(value)).expanduser())
+        if schema.general(key) in named and isinstance(value, str) and value.strip()
         else value
         for key, value in flat.items()
     }

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any
 
 from dreambooth.core.abilities import FAULTS
 from dreambooth.core.models.checkpoint import FAMILIES
 from dreambooth.core.quantities import duration, memory, size
+from dreambooth.core.values import plain
 from dreambooth.service.demo import FIGURES
 from dreambooth.ui import describe_card
 from dreambooth.ui.terminal import table
@@ -84,9 +87,39 @@ def created(result: Result) -> str:
     return f"Created {result['name']} in {result['folder']}: {what}"
 
 
+def model_list(result: Result) -> str:
+    if not result["models"]:
+        return "There are no models yet; create makes one."
+    rows = [
+        [one["name"], one["problem"]]
+        if one["problem"]
+        else [one["name"], f"{_family(one['about'])}, from {one['source']}, {one['runs']} runs"]
+        for one in result["models"]
+    ]
+    return table(rows)
+
+
+def changed(result: Result) -> str:
+    rows = [[f"  {key}", "empty" if value == "" else plain(value)] for key, value in result["changed"].items()]
+    return f"{result['name']} has now:\n{table(rows)}" if rows else f"{result['name']} had all of that already."
+
+
+def kept(result: Result) -> str:
+    return f"This is {result['name']}, in {result['folder']}."
+
+
+def deleted(result: Result) -> str:
+    return (
+        f"{result['name']} is in the trash; delete {result['trash']} to free its {size(result['bytes'])}. "
+        "Its checkpoints and LoRAs stay where they are."
+    )
+
+
 def plan(result: Result) -> str:
     head = ["picture", "size", "trained at", "caption", ""]
-    lines = [table([head] + [_picture(one) for one in result["pictures"]]), ""]
+    folder = _folder_of([one["path"] for one in result["pictures"]])
+    lines = [f"In {folder}:"] if folder else []
+    lines += [table([head] + [_picture(one, folder) for one in result["pictures"]]), ""]
     lines += [f"Not a picture: {path}" for path in result["strangers"]]
     shapes = ", ".join(f"{b['pictures']} at {b['width']}x{b['height']}" for b in result["buckets"])
     lines.append(f"Pictures: {shapes}")
@@ -112,7 +145,8 @@ def plan(result: Result) -> str:
 
 
 def finished(result: Result) -> str:
-    lines = [f"Run {result['run']} is {result['status']} at step {result['step']:,} of {result['steps']:,}."]
+    where = f"at step {result['step']:,} of {result['steps']:,}" if result["steps"] else "before its first step"
+    lines = [f"Run {result['run']} is {result['status']} {where}."]
     if result["status"] == "paused":
         lines.append(f"Go on with: python -m dreambooth resume {result['run']}")
     lines += [f"Written: {path}" for path in result["outputs"]]
@@ -126,7 +160,13 @@ def run_list(result: Result) -> str:
         return "There are no runs yet."
     head = ["run", "status", "step", "loss", "result"]
     rows = [
-        [r["run"], r["status"], f"{r['step']:,}/{r['steps']:,}", f"{r['loss'] or 0:.4f}", (r["outputs"] or ["-"])[-1]]
+        [
+            r["run"],
+            r["status"],
+            f"{r['step']:,}/{r['steps']:,}" if r["steps"] else "-",
+            "-" if r["loss"] is None else f"{r['loss']:.4f}",
+            (r["outputs"] or ["-"])[-1],
+        ]
         for r in result["runs"]
     ]
     return table([head, *rows])
@@ -302,10 +342,19 @@ def demo(result: Result) -> str:
     return f"{table([head, *rows])}\n\n{table(places)}"
 
 
-def _picture(one: Result) -> list[str]:
+def _folder_of(files: list[str]) -> str:
+    """The folder that all of them are in; empty where there is none."""
+    try:
+        return os.path.commonpath([Path(file).parent for file in files])
+    except ValueError:  # no file, or files of different drives
+        return ""
+
+
+def _picture(one: Result, folder: str) -> list[str]:
+    file = os.path.relpath(one["path"], folder) if folder else one["path"]
     if one["verdict"] == "error":
-        return [one["path"], "", "", one["prompt"], "cannot be read"]
+        return [file, "", "", one["prompt"], "cannot be read"]
     variants = f" in {len(one['crops'])} variants" if len(one["crops"]) > 1 else ""
     shape = f"{one['bucket'][0]}x{one['bucket'][1]}{variants}"
     more = f" (and {len(one['texts']) - 1} more)" if len(one["texts"]) > 1 else ""
-    return [one["path"], f"{one['width']}x{one['height']}", shape, one["prompt"] + more, "; ".join(one["warnings"])]
+    return [file, f"{one['width']}x{one['height']}", shape, one["prompt"] + more, "; ".join(one["warnings"])]

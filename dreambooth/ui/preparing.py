@@ -1,4 +1,4 @@
-"""What comes before a run: presets, the settings of other trainers, and the words for a subject."""
+"""What comes before a run: a model's folder and its settings, those of other trainers, and the words for a subject."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from dreambooth.core import abilities, project, settings
+from dreambooth.core import abilities, project, schema, settings
 from dreambooth.core.errors import UserError
 from dreambooth.core.memory import footprint, planner
 from dreambooth.core.memory.planner import Plan
 from dreambooth.core.models import anatomy, checkpoint
+from dreambooth.core.settings import Settings
 from dreambooth.service import environment, errands, models
 from dreambooth.ui import commands
 from dreambooth.ui.commands import Result
@@ -20,6 +21,31 @@ from dreambooth.ui.terminal import Terminal
 
 def show_presets(options: argparse.Namespace, terminal: Terminal) -> Result:
     return {"presets": models.preset_list()}
+
+
+def list_models(options: argparse.Namespace, terminal: Terminal) -> Result:
+    return {"models": models.listing(commands.folders(options))}
+
+
+def rename(options: argparse.Namespace, terminal: Terminal) -> Result:
+    return models.rename(commands.folders(options), options.name, options.new)
+
+
+def duplicate(options: argparse.Namespace, terminal: Terminal) -> Result:
+    return models.duplicate(commands.folders(options), options.name, options.new)
+
+
+def delete(options: argparse.Namespace, terminal: Terminal) -> Result:
+    return models.delete(commands.folders(options), options.name)
+
+
+def change(options: argparse.Namespace, terminal: Terminal) -> Result:
+    """Writes what is given into the model's own settings. The answer has what changed by that."""
+    opened = project.open_project(commands.folders(options), options.name)
+    before = opened.settings()
+    after = models.write_settings(opened, commands.settings_over(before, options))
+    changed = {key: value for key, value in after.items() if before.get(key) != value}
+    return {"name": opened.name, "changed": schema.without_secrets(Settings, changed)}
 
 
 def import_settings(options: argparse.Namespace, terminal: Terminal) -> Result:

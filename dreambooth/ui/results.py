@@ -39,6 +39,8 @@ def sheet(options: argparse.Namespace, terminal: Terminal) -> Result:
     files = [str(Path(file).expanduser().resolve()) for file in options.weights or []]
     results = [] if states or files else [one["path"] for one in reversed(service_runs.outputs(opened))]
     lines = [*([""] if options.base else []), *states, *files, *results]
+    if not lines:
+        raise UserError(f"--weights: {opened.name} has no result yet; name files, or add --base for the model before.")
     asked = {**vars(options), "sheet": {"weights": lines, "lora_weights": options.lora_weights}}
     chosen, fields = errands.sheet(opened, asked, label="--{}", within="")
     return commands.errand(options, terminal, "generate", chosen, **fields)

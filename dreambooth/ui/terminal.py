@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 from typing import Any, TextIO
 
-from dreambooth.core.quantities import duration, size
+from dreambooth.core.quantities import duration, memory, size
 
-_WIDTH = 24
+_WIDTH, _SHORTEST = 24, 6  # of a bar
+_DRAWN, _TYPED = ("▓", "░"), ("#", ".")  # Windows writes into a pipe or file what its code page has
 
 
 class Terminal:
@@ -17,6 +19,7 @@ class Terminal:
     def __init__(self, stream: TextIO | None = None) -> None:
         self.stream = stream or sys.stderr
         self.moving = self.stream.isatty()
+        self.full, self.empty = _DRAWN if _can_show(self.stream, "".join(_DRAWN)) else _TYPED
         self.drawn = 0
         self.stage = ""
         self.printed_at = 0.0
@@ -30,6 +33,7 @@ class Terminal:
         """A line that the next one replaces; where there is no terminal, one now and then."""
         if self.moving:
             self._clear()
+            text = text[: self._columns() - 1]  # a line that is broken cannot be taken back
             self.stream.write(text)
             self.stream.flush()
             self.drawn = len(text)
@@ -44,7 +48,7 @@ class Terminal:
             self._show_stage(event["name"], event["done"], event["total"], event.get("unit", ""))
         elif what == "step":
             self.stage = "training"
-            self.show(_step_line(event))
+            self.show(self._with_bar(event["step"] / event["steps"], _step_line(event)))
         elif what == "resumed":
             self.say(f"Going on from step {event['step']:,}")
         elif what == "saved":
@@ -65,7 +69,18 @@ class Terminal:
         count = f" {done} of {total}" if total > 1 else ""
         if unit == "bytes":
             count = f" {size(done)} of {size(total)}"
-        self.show(f"{bar(done / total) if total > 1 else ''}{' ' if total > 1 else ''}{name}{count}")
+        self.show(self._with_bar(done / total, name + count) if total > 1 else name + count)
+
+    def _with_bar(self, share: float, words: str) -> str:
+        """Words behind a bar, which is as long as there is room for; too short a one is left out."""
+        width = min(_WIDTH, self._columns() - len(words) - 2) if self.moving else _WIDTH
+        if width < _SHORTEST:
+            return words
+        full = round(max(0.0, min(1.0, share)) * width)
+        return f"{self.full * full + self.empty * (width - full)} {words}"
+
+    def _columns(self) -> int:
+        return shutil.get_terminal_size().columns
 
     def _clear(self) -> None:
         if self.moving and self.drawn:
@@ -73,9 +88,12 @@ class Terminal:
         self.drawn = 0
 
 
-def bar(share: float) -> str:
-    full = round(max(0.0, min(1.0, share)) * _WIDTH)
-    return "▓" * full + "░" * (_WIDTH - full)
+def _can_show(stream: TextIO, text: str) -> bool:
+    try:
+        text.encode(getattr(stream, "encoding", None) or "utf-8")
+    except (UnicodeEncodeError, LookupError):
+        return False
+    return True
 
 
 def table(rows: list[list[str]]) -> str:
@@ -85,9 +103,9 @@ def table(rows: list[list[str]]) -> str:
 
 
 def _step_line(event: dict[str, Any]) -> str:
-    memory = f" · {size(event['memory_bytes'])}" if event.get("memory_bytes") else ""
+    taken = f" · {memory(event['memory_bytes'])}" if event.get("memory_bytes") else ""
     return (
-        f"{bar(event['step'] / event['steps'])} {event['step'] / event['steps']:4.0%} · step {event['step']:,} of "
-        f"{event['steps']:,} · {event['steps_per_second']:.2f} it/s · loss {event['loss']:.4f}{memory} · "
+        f"{event['step'] / event['steps']:4.0%} · step {event['step']:,} of "
+        f"{event['steps']:,} · {event['steps_per_second']:.2f} it/s · loss {event['loss']:.4f}{taken} · "
         f"{duration(event['seconds_left'])} left"
     )

@@ -148,3 +148,10 @@ def test_a_plan_tells_only_of_what_it_sets(family: str, gigabytes: int) -> None:
         assert made.why.lower().count("gradient checkpointing") == bool(
             made.changes.get("batching.gradient_checkpointing")
         ), made.why
+
+
+def test_class_pictures_count_only_while_they_are_to_be_drawn() -> None:
+    own = {"concepts.0.class_prompt": "a", "concepts.0.num_class_images_per": 1, "batching.class_batch_size": 64}
+    chosen, model = parse({**own, "batching.gradient_checkpointing": True}), footprint.full_size("sd1")
+    needed, after = (footprint.needs(chosen, model, "sd1", 512**2, to_draw=drawn).total for drawn in (True, False))
+    assert needed > after + 1e9

@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -102,3 +103,30 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path, monkeypatch: p
     with pytest.raises(OSError, match="No space"):
         atomic.write_text(path, "new")
     assert path.read_text() == "old"
+
+
+def test_what_is_being_read_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, replace, refused = tmp_path / "file.json", os.replace, []
+
+    def refuse_twice(source: Path, target: Path) -> None:
+        if len(refused) < 2:
+            refused.append(target)
+            raise PermissionError(13, "Access is denied")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", refuse_twice)
+    monkeypatch.setattr(atomic, "_PATIENCE_SECONDS", 60)
+    atomic.write_text(path, "new")
+    assert path.read_text() == "new" and refused == [path, path]
+
+
+@pytest.mark.skipif(os.name != "nt", reason="other systems let a file that is open be replaced and removed")
+def test_windows_replaces_and_removes_what_was_open_for_a_moment(tmp_path: Path) -> None:
+    path = tmp_path / "file.json"
+    for change in (lambda: atomic.write_text(path, "new"), lambda: atomic.remove(path)):
+        atomic.write_text(path, "old")
+        file = open(path)  # noqa: SIM115  (closed by the timer)
+        threading.Timer(0.3, file.close).start()
+        change()
+        assert file.closed
+    assert not path.exists()

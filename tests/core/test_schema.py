@@ -57,6 +57,21 @@ def test_text_and_numbers_give_the_same_settings() -> None:
     assert parse({"lora.rank": "8", "tuning.use_ema": "on"}) == parse({"lora.rank": 8.0, "tuning.use_ema": True})
 
 
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ('"/photos/my dog"', "/photos/my dog"),
+        (" '~/dog'\n", "~/dog"),
+        ("file:///photos/my%20dog", "/photos/my dog"),
+        ("file:///C:/photos", "C:/photos"),
+        ('"', '"'),
+        ("/photos/a 'dog'", "/photos/a 'dog'"),
+    ],
+)
+def test_a_path_as_a_file_manager_copies_it_is_understood(written: str, meant: str) -> None:
+    assert parse({"concepts.0.instance_data_dir": written}).concepts[0].instance_data_dir == meant
+
+
 TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=30)
 
 

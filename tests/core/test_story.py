@@ -102,6 +102,7 @@ def test_what_came_after_the_state_that_was_resumed_is_forgotten(path: Path) -> 
         {"event": "step", "step": 1, "steps": 0, "loss": 0.1, "rate": 0.1},
         {"event": "step", "step": True, "steps": 5, "loss": 0.1, "rate": 0.1},
         {"event": "preview", "images": 5, "paths": ["a", 3]},
+        {"event": "preview", "images": 5, "paths": ["a"], "prompts": 3},
         {"event": "picture", "path": "a\x00b"},
         {"event": "warning", "text": ["a"]},
     ],

@@ -20,7 +20,7 @@ from dreambooth.core.run import Job
 from dreambooth.engine import families, worker
 from dreambooth.engine.data import class_pictures, pictures
 from dreambooth.engine.families.model import Model
-from dreambooth.engine.training import loss
+from dreambooth.engine.training import loss, preview
 from dreambooth.engine.training.session import Session
 from dreambooth.service import launcher
 
@@ -128,7 +128,9 @@ def test_more_repeats_or_epochs_see_more_pictures(star: Project, key: str) -> No
 def test_previews_come_every_so_many_epochs(star: Project) -> None:
     shown = {"previews.count": 1, "previews.steps": 1, "intervals.num_train_epochs": 4}
     job = train(star, **shown, **{"intervals.save_preview_every": 2})
-    assert [event["images"] for event in job.events()[0] if event["event"] == "preview"] == [0, 10, 20]
+    previews = [event for event in job.events()[0] if event["event"] == "preview"]
+    assert [event["images"] for event in previews] == [0, 10, 20]
+    assert previews[0]["prompts"] == preview.prompts(settings.parse(job.settings()))
 
 
 def test_states_are_saved_every_so_many_epochs(star: Project) -> None:

@@ -26,6 +26,7 @@ from dreambooth.core.project import Folders
 from dreambooth.core.schema import HIDDEN
 from dreambooth.host.standalone import Standalone
 from dreambooth.service import api, going_on, models
+from tests.conftest import needs_links
 
 WEBHOOK = "https://hooks.example.com/services/T0/k3y-that-nobody-sees"
 WEBHOOK_KEY = "reporting.webhook_url"
@@ -92,6 +93,7 @@ def test_ordinary_names_are_taken(name: str) -> None:
     assert file_names.is_sound(name)
 
 
+@needs_links
 def test_a_link_in_a_dataset_leads_nowhere(folders: Folders, tmp_path: Path) -> None:
     pictures = folders.models / "pictures"
     pictures.mkdir()
@@ -107,6 +109,7 @@ def test_a_link_in_a_dataset_leads_nowhere(folders: Folders, tmp_path: Path) -> 
     assert not (folders.models / "secret.txt").exists()
 
 
+@needs_links
 def test_a_copy_of_a_model_follows_no_link(folders: Folders, tmp_path_factory: pytest.TempPathFactory) -> None:
     """One that leads above itself would never end."""
     star, outside = folders.projects / "star", tmp_path_factory.mktemp("outside")
@@ -121,6 +124,7 @@ def test_a_copy_of_a_model_follows_no_link(folders: Folders, tmp_path_factory: p
     assert [(moon / name).readlink() for name in ("above", "pictures")] == [folders.projects, outside]
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no pipes among files")
 def test_a_model_that_cannot_be_copied_is_said_with_the_file(folders: Folders) -> None:
     os.mkfifo(folders.projects / "star" / "pipe")
     with pytest.raises(UserError, match=r"moon: the model cannot be copied \(.*pipe.*named pipe"):
@@ -129,6 +133,7 @@ def test_a_model_that_cannot_be_copied_is_said_with_the_file(folders: Folders) -
     assert not list(folders.projects.glob(".copying*"))
 
 
+@needs_links
 def test_a_caption_that_is_written_over_a_link_replaces_the_link(folders: Folders) -> None:
     pictures = folders.models / "pictures"
     pictures.mkdir()

@@ -52,7 +52,7 @@ class Answers(http.server.BaseHTTPRequestHandler):
             return self.answer(404, {"X-Error-Code": "RepoNotFound"})
         if words[0] == "api":
             files = [file for file in sorted(folder.rglob("*")) if file.is_file()]
-            siblings = [{"rfilename": str(f.relative_to(folder)), "size": f.stat().st_size} for f in files]
+            siblings = [{"rfilename": f.relative_to(folder).as_posix(), "size": f.stat().st_size} for f in files]
             said = json.dumps({"id": repository, "sha": COMMIT, "siblings": siblings}).encode()
             return self.answer(200, {"Content-Type": "application/json"}, said, body)
         file = folder / "/".join(words[4:])

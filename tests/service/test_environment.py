@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import time
 from importlib.metadata import version
@@ -60,12 +61,16 @@ def test_another_engine_can_be_named(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     assert environment.python() == tmp_path / "python"
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows starts no scripts this way")
 def test_an_engine_that_does_not_work_is_said_in_one_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     broken = tmp_path / "python"
     broken.write_text("#!/bin/sh\necho 'ImportError: no torch' >&2\nexit 1\n")
     broken.chmod(0o755)
     monkeypatch.setenv(environment.VARIABLE, str(broken))
     with pytest.raises(UserError, match=r"ImportError: no torch\. Run setup again"):
+        environment.check()
+    broken.write_bytes(b"\x7fELF of another machine")
+    with pytest.raises(UserError, match=r"no Python that can be started"):
         environment.check()
 
 

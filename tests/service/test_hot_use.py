@@ -14,6 +14,7 @@ from dreambooth.core.project import Folders, Project
 from dreambooth.core.schema import leaves
 from dreambooth.core.settings import Settings, parse, to_json
 from dreambooth.service import hot_use
+from tests.conftest import needs_links
 
 
 def job(folder: Path, **settings: Any) -> run.Job:
@@ -90,6 +91,7 @@ def test_a_picture_is_told_as_the_webui_reads_it(folders: Folders, opened: Proje
     assert without and "Sampler" not in without.parameters, "the WebUI's own stays, as it has none like it"
 
 
+@needs_links
 def test_a_checkpoint_that_is_linked_into_the_webuis_folder_is_known_there(folders: Folders) -> None:
     folders.checkpoints.mkdir(parents=True)
     (folders.checkpoints / MINIATURE.name).symlink_to(MINIATURE)

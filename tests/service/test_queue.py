@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import time
 from collections.abc import Callable
@@ -52,6 +51,9 @@ class Host:
         self.lent = False
 
     alone_minutes = 0.0
+
+
+_KILLED = "code 15" if os.name == "nt" else "signal 9, SIGKILL"
 
 
 @pytest.fixture
@@ -108,10 +110,10 @@ def test_a_killed_engine_is_lost_with_its_cause_and_resumes(host: Host, star: Pr
     assert host.lent and runs.summary(job)["status"] == "running"
     with pytest.raises(UserError, match="running already"):
         launcher.start(job, Path(sys.executable))
-    os.kill(next(event["pid"] for event in job.events()[0] if event["event"] == "started"), signal.SIGKILL)
+    launcher.kill(job)
     look(after, lambda: not host.lent)
     said = runs.summary(job)
-    assert said["status"] == "lost" and said["resumable"] and "signal 9, SIGKILL" in said["problems"][0]
+    assert said["status"] == "lost" and said["resumable"] and _KILLED in said["problems"][0]
     queue.submit(job)
     look(after, lambda: any(event["event"] == "resumed" for event in job.events()[0]))
     runs.ask(job, "discard")

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from dreambooth.core.layout import MINIATURE, SUBJECT_PICTURES
+from dreambooth.ui import command_line
 from tests.conftest import ROOT, Run, Said
 
 
@@ -120,6 +121,30 @@ def test_a_word_that_is_no_flag(dreambooth: Run) -> None:
     refused(dreambooth("runs", "now"), "takes no such argument")
 
 
+def test_a_word_that_is_no_command(dreambooth: Run) -> None:
+    for line, said in ([], "usage: "), (["trian"], "did you mean train?"), (["xyzzy"], "--help lists them"):
+        done = subprocess.run([sys.executable, "-m", "dreambooth", *line], cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 2 and said in done.stdout + done.stderr
+        assert len(done.stderr.splitlines()) <= 1
+
+
+def test_a_model_is_listed_changed_copied_renamed_and_put_into_the_trash(data: Path, dreambooth: Run) -> None:
+    where = ["--data", data]
+    assert [one["name"] for one in dreambooth("models", *where).answer["models"]] == ["star"]
+    said = dreambooth("set", "star", *where, "--lora.rank", 5, "--general.seed", 420420)
+    assert said.answer["changed"] == {"lora.rank": 5}
+    refused(dreambooth("set", "star", *where, "--lora.rank", 0), "lora.rank: 0 is below")
+    assert dreambooth("duplicate", "star", "copy", *where).code == 0
+    assert dreambooth("rename", "copy", "other", *where).code == 0
+    refused(dreambooth("rename", "other", "star", *where), "exists already")
+    refused(dreambooth("delete", "copy", *where), "no model named 'copy'")
+    trash = Path(dreambooth("delete", "star", *where).answer["trash"])
+    assert (trash / "settings.json").exists()
+    (left,) = dreambooth("models", *where).answer["models"]
+    kept = json.loads((Path(left["folder"]) / "settings.json").read_text())
+    assert (left["name"], kept["lora.rank"]) == ("other", 5)
+
+
 @pytest.mark.parametrize("command", ["check", "train"])
 def test_pictures_that_will_not_do(data: Path, tmp_path: Path, pictures: Path, dreambooth: Run, command: str) -> None:
     def said(folder: Path | str, *more: object) -> Said:
@@ -208,7 +233,7 @@ def test_generate_and_export_refuse_what_they_cannot_do(data: Path, tmp_path: Pa
 
 def test_a_sheet_and_a_state_refuse_what_they_cannot_do(data: Path, tmp_path: Path, dreambooth: Run) -> None:
     sheet = ("sheet", "star", "--prompt", "x", "--data", data)
-    refused(dreambooth(*sheet), "--weights: name at least one result")
+    refused(dreambooth(*sheet), "star has no result yet", "--base")
     refused(dreambooth(*sheet, "--base", "--lora-weights", 9), "--lora-weights: they must be numbers from -4 to 4")
     refused(dreambooth(*sheet, "--from-step", 3), "has no run")
     refused(dreambooth(*sheet, "--from-step", 3, "--weights", "x"), "exclude each other")
@@ -246,3 +271,11 @@ def test_who_reads_may_have_seen_enough() -> None:
         assert started.stdout and started.stderr
         started.stdout.close()
         assert (started.wait(60), started.stderr.read()) == (141, b"")
+
+
+def test_the_readme_names_every_command() -> None:
+    table = (ROOT / "README.md").read_text(encoding="utf-8").partition("## Commands")[2].partition("\n## ")[0]
+    named = {words.split()[0] for row in table.splitlines() for words in row.split(" | ")[0].split("`")[1::2]}
+    known = set(command_line._parser()[1])
+    assert named >= known, known - named
+    assert not {word for word in named if word.isalpha() and word.islower()} - known

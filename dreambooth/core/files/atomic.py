@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import shutil
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 STAGED = ".tmp"  # how the name of a file ends that is being written; it begins with a dot
 _ABANDONED_SECONDS = 3600
+# Windows lets nobody move or remove what another process reads just then, be it a virus scanner or our own page.
+_PATIENCE_SECONDS = 3.0 if os.name == "nt" else 0.0
 
 
 @contextlib.contextmanager
@@ -22,10 +26,43 @@ def staged(path: Path) -> Iterator[Path]:
     try:
         yield name
         _sync(name)
-        os.replace(name, path)
+        move(name, path)
     finally:
         with contextlib.suppress(OSError):  # what went wrong is told, not that it could not be tidied up
             name.unlink(missing_ok=True)
+
+
+def move(source: Path, target: Path) -> None:
+    """Gives a file or a folder another name on the same disk, in place of a file that has it. Raises OSError."""
+    _patiently(lambda: os.replace(source, target))
+
+
+def remove(path: Path) -> None:
+    """Removes a file; one that is gone is well. Raises OSError."""
+    _patiently(lambda: path.unlink(missing_ok=True))
+
+
+def remove_folder(folder: Path) -> None:
+    """Removes a folder with what is in it, as far as that can be removed; an engine's last moments hold its log."""
+    with contextlib.suppress(OSError):
+        _patiently(lambda: _remove_all(folder))
+
+
+def _remove_all(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    if folder.exists():
+        raise PermissionError(errno.EACCES, "something in the folder is in use", str(folder))
+
+
+def _patiently(change: Callable[[], None]) -> None:
+    end = time.monotonic() + _PATIENCE_SECONDS
+    while True:
+        try:
+            return change()
+        except PermissionError:
+            if time.monotonic() >= end:
+                raise
+            time.sleep(0.05)
 
 
 def sweep(folder: Path) -> None:

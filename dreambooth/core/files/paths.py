@@ -3,10 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 from dreambooth.core.errors import UserError
 
 _LONGEST_NAME, _LONGEST_PATH = 255, 4000  # bytes; what every file system here takes
+
+
+def meant(text: str) -> str:
+    """The path in a text, without what file managers put around one that they copy: quotes, spaces, file://."""
+    text = text.strip()
+    if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'":
+        text = text[1:-1].strip()
+    if text.lower().startswith("file:///"):
+        path = unquote(urlsplit(text).path)
+        text = path[1:] if path[2:3] == ":" else path  # file:///C:/pictures
+    return text
 
 
 def problem(text: str) -> str:
@@ -28,6 +40,14 @@ def problem(text: str) -> str:
 
 def named(text: str, what: str) -> Path:
     """The absolute path that is meant. Raises UserError, naming `what`, for a text that can be no path."""
+    text = meant(text)
     if reason := problem(text):
         raise UserError(f"{what}: {reason}")
     return Path(text).expanduser().resolve()
+
+
+def no_folder(path: Path) -> str:
+    """Why a path is no folder that can be read."""
+    if path.is_file():
+        return f"{path} is a file; name the folder that it is in."
+    return f"there is no folder {path}."

@@ -60,8 +60,9 @@ class Memory:
         return self.weights + self.gradients + self.optimizer + self.averages + self.activations + self.other
 
 
-def needs(settings: Settings, model: Anatomy, family: str, area: int) -> Memory:
-    """About how much memory training takes; `area` is the pixels of the largest bucket in use."""
+def needs(settings: Settings, model: Anatomy, family: str, area: int, *, to_draw: bool = True) -> Memory:
+    """About how much memory training takes; `area` is the pixels of the largest bucket in use. `to_draw` says whether
+    class pictures that are asked for are still to be drawn, as all may be there."""
     trained, own = model.trained(settings), _own_bytes(settings)
     weights = _on_device(settings, model) + (trained * own if settings.is_lora else 0)
     resident = trained - _lent(settings, model)
@@ -71,7 +72,7 @@ def needs(settings: Settings, model: Anatomy, family: str, area: int) -> Memory:
     peak = passing_bytes(settings, model, family, area)
     lasting = weights + optimizer + averages
     drawing = lasting + _previews(settings, model, family, area)
-    before = _on_device(settings, model) + _class_pictures(settings, model, family, area)
+    before = _on_device(settings, model) + to_draw * _class_pictures(settings, model, family, area)
     encoding = model.vae * 4 + encoding_bytes(area)  # where room is short, the UNet comes to the device only later
     activations = max(lasting + peak, drawing, before, encoding) - lasting - held
     return Memory(weights, held, optimizer, averages, max(0, activations), DRIVER_BYTES)

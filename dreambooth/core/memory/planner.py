@@ -43,12 +43,13 @@ class Plan:
         return " ".join(self.reasons)
 
 
-def plan(settings: Settings, model: Anatomy, family: str, area: int, card_bytes: int) -> Plan:
-    """The quickest way to train that fits a card of so many bytes, or the smallest where none does."""
+def plan(settings: Settings, model: Anatomy, family: str, area: int, card_bytes: int, *, to_draw: bool = True) -> Plan:
+    """The quickest way to train that fits a card of so many bytes, or the smallest where none does. `to_draw` is as in
+    `footprint.needs`."""
     usable = int(card_bytes * (1 - SPARE))
 
     def needed(some: Settings) -> Memory:
-        return footprint.needs(some, model, family, area)
+        return footprint.needs(some, model, family, area, to_draw=to_draw)
 
     def fits(some: Settings) -> bool:
         return needed(some).total <= usable

@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from dreambooth.core.errors import UserError
+from dreambooth.core.files import atomic
 from dreambooth.engine.checkpoints import names
 from dreambooth.engine.checkpoints.entry import Entry
 from dreambooth.engine.checkpoints.write import write
@@ -34,7 +35,7 @@ def write_folder(to: Path, pipeline: Any, own: Mapping[str, Entry]) -> None:
             elif name == "scheduler":
                 part.save_pretrained(staged / name)
         staged.chmod(0o755)
-        staged.rename(to)
+        atomic.move(staged, to)
     except OSError as error:
         raise UserError(f"{to}: the folder cannot be written ({error.strerror}).") from None
     finally:

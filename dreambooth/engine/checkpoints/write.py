@@ -75,4 +75,4 @@ def _write_safetensors(file: BinaryIO, entries: dict[str, Entry], metadata: dict
 def _move_to_free_name(staged: Path, target: Path) -> None:
     if target.exists():
         raise UserError(f"{target}: there is a file of this name already; it was not overwritten.")
-    os.replace(staged, target)
+    atomic.move(staged, target)

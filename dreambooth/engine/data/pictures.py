@@ -10,6 +10,7 @@ from pathlib import Path
 from dreambooth.core import captions
 from dreambooth.core.buckets import grid
 from dreambooth.core.errors import UserError
+from dreambooth.core.files import paths
 from dreambooth.core.settings import Settings
 from dreambooth.core.settings.dataset import Concept
 from dreambooth.engine.data import framing, masks, survey
@@ -74,7 +75,7 @@ def gather(concepts: list[Concept], on_look: Callable[[int, int], None] = lambda
         if not concept.instance_data_dir.strip():
             problems.append(f"{key}.instance_data_dir: it is empty; name the folder with your pictures.")
         elif not folder.is_dir():
-            problems.append(f"{key}.instance_data_dir: there is no folder {folder}.")
+            problems.append(f"{key}.instance_data_dir: {paths.no_folder(folder)}")
         elif not (found := find(folder)):
             problems.append(f"{key}.instance_data_dir: there are no pictures in {folder} ({', '.join(SUFFIXES)}).")
         else:

@@ -116,7 +116,8 @@ class Hooks:
             )
         target = work.job.folder / "previews.png"
         preview.contact_sheet(folder, work.settings, target)
-        work.job.report("preview", images=images, paths=[str(path) for path in paths], sheet=str(target))
+        drawn = {"paths": [str(path) for path in paths], "prompts": preview.labels(work.settings)}
+        work.job.report("preview", images=images, **drawn, sheet=str(target))
 
     def _look(self) -> None:
         """Between two steps of a preview: whether something is asked that cannot wait for its end."""

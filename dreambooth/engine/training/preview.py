@@ -136,10 +136,14 @@ def found(folder: Path) -> dict[int, dict[tuple[int, int], Path]]:
     return moments
 
 
+def labels(settings: Settings) -> list[str]:
+    """What each row of previews is drawn with, for people."""
+    return [prompt if eta is None else f"{eta:g} of the way to: {prompt}" for prompt, eta in shown(settings)]
+
+
 def rows(settings: Settings) -> list[tuple[str, tuple[int, int]]]:
     """The rows of a sheet: the prompt, and which preview of it."""
-    labels = [prompt if eta is None else f"{eta:g} of the way to: {prompt}" for prompt, eta in shown(settings)]
-    return [(label, (p, n)) for p, label in enumerate(labels) for n in range(settings.previews.count)]
+    return [(label, (p, n)) for p, label in enumerate(labels(settings)) for n in range(settings.previews.count)]
 
 
 def contact_sheet(folder: Path, settings: Settings, target: Path, *, most_columns: int = 8) -> None:

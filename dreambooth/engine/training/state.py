@@ -63,7 +63,7 @@ def save(folder: Path, step: int, content: Content, kept: Kept = lambda steps: s
         atomic.sync_folder(staged)
         if final.exists():  # damaged: loading it was refused
             _remove(final)
-        staged.rename(final)
+        atomic.move(staged, final)
         atomic.sync_folder(folder)
     except OSError as error:
         shutil.rmtree(staged, ignore_errors=True)

@@ -10,7 +10,7 @@ from typing import Any
 
 from dreambooth.core import captions, presets, project, run, settings
 from dreambooth.core.errors import UserError
-from dreambooth.core.files import atomic
+from dreambooth.core.files import atomic, paths
 from dreambooth.core.memory import planner
 from dreambooth.core.memory.planner import Plan
 from dreambooth.core.models import anatomy, checkpoint
@@ -51,7 +51,7 @@ def about(opened: Project) -> str:
 def source_of(host: Host, name: str, chosen: str) -> Path | None:
     """The checkpoint that a person chose from the list, named by its path or by its id on the hub; None for a model of
     the hub that is being fetched."""
-    wanted = chosen.strip().strip('"')
+    wanted = paths.meant(chosen)
     if not wanted:
         raise UserError("Source Checkpoint: it is empty; choose one, or give the path of a file or Diffusers folder.")
     if found := dict(host.checkpoints()).get(chosen):
@@ -131,13 +131,24 @@ def _write(opened: Project, changed: settings.Settings) -> None:
     models.write_settings(opened, to_flat(changed))
 
 
-def apply_preset(opened: Project, shown: Mapping[str, Any], name: str) -> str:
-    """Puts a preset over what the page shows. Returns what changed, for people."""
+def apply_preset(opened: Project, shown: Mapping[str, Any], name: str) -> tuple[Values, str, list[str]]:
+    """Puts a preset over what the page shows. Returns all settings with it, what changed, for people, and what the
+    preset still wants, such as the words of class pictures: a concept that lacks them is saved without such pictures.
+
+    Raises UserError for what is wrong besides.
+    """
     before = {**opened.settings(), **shown}
     after = models.with_preset(name, before, {})
-    models.write_settings(opened, after)
+    missing = {
+        f"{concept}.num_class_images_per": before.get(f"{concept}.num_class_images_per", 0)
+        for key in after
+        if key.endswith(".class_prompt") and not str(after[key]).strip()
+        for concept in (key.rpartition(".")[0],)
+    }
+    wanted = models.problems(after)
+    models.write_settings(opened, {**after, **missing} if wanted else after)
     changed = sum(before.get(key) != value for key, value in after.items())
-    return f"{presets.find(name).label}: {changed} setting{'' if changed == 1 else 's'} changed."
+    return after, f"{presets.find(name).label}: {changed} setting{'' if changed == 1 else 's'} changed.", wanted
 
 
 def performance(opened: Project, shown: Mapping[str, Any], card_bytes: int) -> Plan:
@@ -147,7 +158,8 @@ def performance(opened: Project, shown: Mapping[str, Any], card_bytes: int) -> P
     before = {**opened.settings(), **shown}
     own = settings.parse(before)
     model = anatomy.of(checkpoint.read_header(opened.source))
-    made = planner.plan(own, model, opened.about["family"], cost.area(opened, own), card_bytes)
+    to_draw, family = cost.to_draw(opened, own), opened.about["family"]
+    made = planner.plan(own, model, family, cost.area(opened, own), card_bytes, to_draw=to_draw)
     models.write_settings(opened, {**before, **made.changes})
     return made
 

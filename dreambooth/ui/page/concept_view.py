@@ -74,7 +74,7 @@ def _tile(
     try:
         size = pictures.size(path)
     except UserError as error:
-        return f'<figure class="db-tile">{sentence_list(error.problems)}</figure>'
+        return f'<figure class="db-tile">{_problem(error, path, name)}</figure>'
     address = f"dreambooth/models/{quote(project.name)}/concepts/{row}/picture?" + urlencode(
         {"file": name, "changed": path.stat().st_mtime_ns}
     )
@@ -84,6 +84,11 @@ def _tile(
         f'data-db-src="{escape(address)}&amp;side={_THUMBNAIL_SIDE}">{_shade(path, size, own, shapes, checked)}</a>'
     )
     return f'<figure class="db-tile">{frame}{_words(project, own, row, path, name)}</figure>'
+
+
+def _problem(error: UserError, path: Path, name: str) -> str:
+    """What is wrong with a picture; a tile has no room for its folder, which the page names above."""
+    return sentence_list([problem.replace(str(path), name) for problem in error.problems])
 
 
 def _shade(path: Path, size: tuple[int, int], own: Settings, shapes: Grid, checked: dict[str, Box]) -> str:
@@ -128,13 +133,13 @@ def _words(project: Project, own: Settings, row: int, path: Path, name: str) -> 
     try:
         trained = captions.variants(captions.instance_words(concept, path), own.captions, own.general.seed)[0]
     except UserError as error:
-        trained, problem = "", sentence_list(error.problems)
+        trained, problem = "", _problem(error, path, name)
     else:
         problem = ""
     if captions.FILEWORDS not in concept.instance_prompt:
         return problem or f"<figcaption>{escape(trained)}</figcaption>"
     own_words = pictures.caption(path)
-    shown = captions.name_words(path.stem) if own_words is None else own_words
+    shown = captions.name_words(path.stem) if own_words is None else own_words.strip()
     address = f"dreambooth/models/{quote(project.name)}/concepts/{row}/caption"
     field = (
         f'<textarea rows="2" aria-label="Caption of {escape(name)}" data-db-caption="{escape(name)}" '

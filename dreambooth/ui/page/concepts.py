@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from dreambooth.core.errors import UserError
 from dreambooth.core.presets import PRESETS
 from dreambooth.core.project import Project
 from dreambooth.core.schema import leaves
 from dreambooth.core.settings import Settings
 from dreambooth.ui.page import actions, dialect, jobs
-from dreambooth.ui.page.fragments import good, live
+from dreambooth.ui.page.fragments import good, live, problem_list
 
 if TYPE_CHECKING:
     from dreambooth.ui.page.page import Page, Shown, Values
@@ -120,16 +119,16 @@ class ConceptsTab:
     def _preset(self, name: str) -> Callable[[Values], Shown]:
         def apply(values: Values) -> Shown:
             opened, row = self.page.opened(values), self._row(values)
-            said = actions.apply_preset(opened, self.page.form.read(values, row), name)
-            return self.page.show(opened.name, row, good(said))
+            after, said, wanted = actions.apply_preset(opened, self.page.form.read(values, row), name)
+            shown = self.page.show(opened.name, row, good(said) + problem_list(wanted))
+            return {**shown, **self.page.form.show(after, row)}
 
         return apply
 
     def _check(self, values: Values) -> Shown:
         opened = self.page.opened(values)
         self.page.keep(opened, values)
-        if problems := jobs.check(self.page.host, opened):
-            raise UserError(problems)
+        jobs.check(self.page.host, opened)  # what it found is shown under the button
         return {}
 
     def _make_class_pictures(self, values: Values) -> Shown:

@@ -15,7 +15,7 @@ from dreambooth.core.memory import footprint
 from dreambooth.core.models import anatomy, checkpoint
 from dreambooth.core.project import Project
 from dreambooth.core.schema import to_flat
-from dreambooth.core.settings import Settings
+from dreambooth.core.settings import Settings, parse
 from dreambooth.core.settings.dataset import Concept
 from dreambooth.service import pictures
 
@@ -46,13 +46,30 @@ def estimate(project: Project, settings: Settings) -> Cost:
     memory = disk = 0
     try:
         header = checkpoint.read_header(project.source)
-        memory = footprint.needs(settings, anatomy.of(header), project.about["family"], area(project, settings)).total
+        model, family, pixels = anatomy.of(header), project.about["family"], area(project, settings)
+        memory = footprint.needs(settings, model, family, pixels, to_draw=to_draw(project, settings)).total
         disk = forecast.disk_bytes(header, settings, length) if length else 0
     except UserError:  # the model's own line says what is wrong with its file
         pass
     pace = _pace(project, settings)
     seconds = length.steps / pace if length and pace else None
     return Cost(sum(n for _, n in found), length, seconds, memory, disk)
+
+
+def to_draw(project: Project, settings: Settings) -> bool:
+    """Whether class pictures may still have to be drawn: not, where a run or short job has drawn them with all that
+    they go by as it is now. The check knows it exactly."""
+    if not project.class_pictures.is_dir():
+        return True
+    now = settings.concepts, settings.general, settings.pictures, settings.captions, settings.tuning
+    for job in reversed(run.jobs(project)):
+        kind, story = job.read()["kind"], job.story()
+        if not (story.step if kind == "train" else kind == "class-images" and story.status == "done"):
+            continue
+        then = parse(job.settings())
+        if now == (then.concepts, then.general, then.pictures, then.captions, then.tuning):
+            return False
+    return True
 
 
 def area(project: Project, settings: Settings) -> int:

@@ -6,15 +6,26 @@ from html import escape
 from pathlib import Path
 from urllib.parse import quote
 
-from dreambooth.core import run
+from dreambooth.core import run, settings
 from dreambooth.core.project import Folders, Project, open_project
 from dreambooth.core.quantities import size
 from dreambooth.core.run import BY_WEBUI, Job
 from dreambooth.core.story import Story
 from dreambooth.service import hot_use, runs
-from dreambooth.ui.page.fragments import Event, bar, failure_list, image, root, sentence_list, use_button, warning_list
+from dreambooth.ui.page.fragments import (
+    Event,
+    bar,
+    failure_list,
+    image,
+    picture_address,
+    problem_list,
+    root,
+    use_button,
+    warning_list,
+)
 from dreambooth.ui.page.run_view import stage
 
+_OUTDATED = '<p class="db-quiet">The settings or the pictures have changed since the last check.</p>'
 _STARTING = {"name": "starting", "share": None, "note": ""}
 
 
@@ -37,12 +48,24 @@ def _shown(project: Project, job: Job) -> tuple[str, list[tuple[str, str]]]:
     if status in ("running", "new", "queued"):
         head = bar(stage(story) or _STARTING) + _stop(job)
         return "running", [("head", head), ("result", _pictures(project, job, story))]
+    if job.read()["kind"] == "check" and _is_outdated(project, job):
+        return "done", [("head", _OUTDATED), ("result", "")]
     if status in ("failed", "lost"):
         return "failed", [("head", failure_list(runs.errors(job, status))), ("result", "")]
     warned = warning_list(story.warnings)
     if story.ending is None or status == "stopped":
         return "done", [("result", warned + _pictures(project, job, story))]
     return "done", [("result", warned + _RESULTS[job.read()["kind"]](project, job, story, story.ending))]
+
+
+def _is_outdated(project: Project, job: Job) -> bool:
+    """Whether the settings, or what lies in the pictures' folders, have changed since a check."""
+    now = settings.parse(project.settings())
+    if now != settings.parse(job.settings()):
+        return True
+    begun = (job.folder / "job.json").stat().st_mtime
+    folders = (Path(concept.instance_data_dir).expanduser() for concept in now.concepts)
+    return any(folder.is_dir() and folder.stat().st_mtime > begun for folder in folders)
 
 
 def _stop(job: Job) -> str:
@@ -125,8 +148,18 @@ def _use_cell(project: Project, asked: Event, row: Event, weight: float, path: P
 
 
 def _generated(project: Project, job: Job, story: Story, done: Event) -> str:
-    folder = job.read().get("out", str(project.class_pictures))
-    return _pictures(project, job, story) + f'<p class="db-quiet">In {escape(str(folder))}</p>'
+    return _pictures(project, job, story) + f'<p class="db-quiet">In {escape(str(job.read()["out"]))}</p>'
+
+
+def _made(project: Project, job: Job, story: Story, done: Event) -> str:
+    """How many class pictures there are now, some of them, and the sheet with all."""
+    kinds = done["class_pictures"]
+    there, new = (sum(one[key] for one in kinds) for key in ("pictures", "made"))
+    said = f"{there:,} class pictures, {new:,} of them new" if kinds else "These settings ask for no class pictures"
+    sheet = picture_address(project, Path(done["sheet"])) if done.get("sheet") else ""
+    link = f'; <a data-db-src="{escape(sheet)}" target="_blank">all on one sheet</a>' if sheet else ""
+    places = "".join(f'<p class="db-quiet">In {escape(folder)}</p>' for folder in {one["folder"]: 0 for one in kinds})
+    return f'<p class="db-good">{said}{link}</p>{_pictures(project, job, story)}{places}'
 
 
 def _exported(project: Project, job: Job, story: Story, done: Event) -> str:
@@ -136,7 +169,7 @@ def _exported(project: Project, job: Job, story: Story, done: Event) -> str:
 def _plan(project: Project, job: Job, story: Story, done: Event) -> str:
     """What the check found: the sentences that would stop a run, and the sheet of all pictures."""
     problems = done["problems"]
-    verdict = sentence_list(problems) or '<p class="db-good">Nothing stands in the way.</p>'
+    verdict = problem_list(problems) or '<p class="db-good">Nothing stands in the way.</p>'
     sheet = Path(done["sheet"])
     try:
         document = sheet.read_text(encoding="utf-8")
@@ -148,7 +181,7 @@ def _plan(project: Project, job: Job, story: Story, done: Event) -> str:
 _RESULTS = {
     "check": _plan,
     "generate": _generated,
-    "class-images": _generated,
+    "class-images": _made,
     "export": _exported,
     BY_WEBUI: _generated,
 }

@@ -19,7 +19,9 @@ from dreambooth.service import hot_use
 
 SAVED = '<p class="db-saved" data-db-problems="[]">Saved</p>'
 _KEY = re.compile(r"([a-z_]+(?:\.[a-z0-9_]+)+): ")
+_NAME = re.compile(r"(?<![\w./\\'-])[a-z]+(?:[._][a-z0-9]+)+(?![\w/\\'-])")
 _LEAVES = {leaf.key: leaf for leaf in leaves(Settings)}
+_LABELS = {name: leaf.spec.label for leaf in _LEAVES.values() for name in (leaf.key, leaf.key.rpartition(".")[2])}
 
 Event = dict[str, Any]
 
@@ -63,7 +65,8 @@ def problem_list(problems: list[str]) -> str:
 
 def problems_data(problems: Iterable[str]) -> str:
     """Sentences as an attribute from which the browser marks the controls that they name."""
-    return escape(json.dumps(list(problems), ensure_ascii=False))
+    told = [one[: len(key)] + labelled(one[len(key) :]) for one in problems for key in (key_of(one),)]
+    return escape(json.dumps(told, ensure_ascii=False))
 
 
 def sentence_list(problems: list[str], data: str = "") -> str:
@@ -112,7 +115,12 @@ def key_of(problem: str) -> str:
 def _by_label(problem: str) -> str:
     """`Lora Rank: 0 is below the minimum.` for `lora.rank: 0 is below the minimum.`"""
     key = key_of(problem)
-    return f"{label_of(key)}{problem[len(key) :]}" if key else problem
+    return f"{label_of(key) if key else ''}{labelled(problem[len(key) :])}"
+
+
+def labelled(sentence: str) -> str:
+    """`set Offset Noise to 0` for `set objective.offset_noise to 0`: settings that a sentence names by their keys."""
+    return _NAME.sub(lambda match: _LABELS.get(general(match[0]), match[0]), sentence)
 
 
 def label_of(key: str) -> str:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
+from dreambooth.core.errors import UserError
 from dreambooth.core.project import Project
 from dreambooth.core.schema import leaves
 from dreambooth.core.settings import Settings
@@ -19,6 +22,7 @@ if TYPE_CHECKING:
 _SCHEDULER = next(leaf for leaf in leaves(Settings) if leaf.key == "previews.scheduler")
 BASE = "The model before training"
 DIFFUSERS = "Diffusers"
+_NAMED = re.compile(jobs.NAMED.format("([^›]*)"))
 
 
 class GenerateTab:
@@ -119,14 +123,38 @@ class GenerateTab:
     def bind(self) -> None:
         act = self.page.act
         of_library = [self.library, self.sampler]
-        act(self.draw.click, self._draw, [self.weights, *of_library, *self.fields.values()], [], self.said)
+        act(
+            self.draw.click,
+            self._labelled(self._draw),
+            [self.weights, *of_library, *self.fields.values()],
+            [],
+            self.said,
+        )
         library = f"value === '{DIFFUSERS}' ? 'diffusers' : 'webui'"
         js = f"(value) => {{ dreamboothPage.mark('library', {library}); return []; }}"
         dialect.on(self.library.change, None, [self.library], js=js)
         drawn = [self.sheet_rows, self.sheet_columns, *self.fields.values()]
-        act(self.draw_sheet.click, self._draw_sheet, drawn, [], self.said)
+        act(self.draw_sheet.click, self._labelled(self._draw_sheet), drawn, [], self.said)
         export = [self.weights, self.to, self.merge, self.half, self.fields["lora_weight"]]
-        act(self.export.click, self._export, export, [], self.export_said)
+        act(self.export.click, self._labelled(self._export), export, [], self.export_said)
+
+    def _labelled(self, do: Callable[[Values], Shown]) -> Callable[[Values], Shown]:
+        """The handler, whose sentences call a field by the label of its control."""
+        own = {"to": self.to, "merge": self.merge, "half": self.half, "sampler": self.sampler, "library": self.library}
+        sheet = {"sheet.weights": self.sheet_rows, "sheet.lora_weights": self.sheet_columns}
+        labels: dict[str, str] = {
+            jobs.NAMED.format(name.replace("_", "-")): str(control.label).partition(" (")[0]
+            for name, control in {**self.fields, **own, **sheet}.items()
+        }
+
+        def act(values: Values) -> Shown:
+            try:
+                return do(values)
+            except UserError as error:
+                told = [_NAMED.sub(lambda found: labels.get(found[0]) or found[1], one) for one in error.problems]
+                raise UserError(told) from None
+
+        return act
 
     def _weights(self, values: Values, opened: Project) -> dict[str, Any]:
         return jobs.results(opened).get(values[self.weights], {"base": True})
@@ -180,7 +208,7 @@ def _fields() -> dict[str, Any]:
             "eta": gr.Slider(
                 0, 1.5, 0.7, step=0.05, label="Imagic: from the picture (0) to the prompt (1)", elem_id="db_eta"
             ),
-            "seed": gr.Number(420420, label="Sample Seed", elem_id="db_seed"),
+            "seed": gr.Number(420420, label="Sample Seed (-1: any)", elem_id="db_seed"),
             "scheduler": gr.Dropdown(
                 list(_SCHEDULER.choices),
                 value=_SCHEDULER.default,

@@ -4,12 +4,12 @@ mend.
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
 from dreambooth.core import run, settings
 from dreambooth.core.errors import UserError
+from dreambooth.core.files import atomic
 from dreambooth.core.project import Project
 from dreambooth.core.run import Job, Request
 from dreambooth.host.base import Host
@@ -17,6 +17,7 @@ from dreambooth.service import environment, errands, exporting, going_on, launch
 from dreambooth.ui.page.errand_view import newest_errand
 
 Values = dict[str, Any]
+NAMED = "‹{}›"  # a field of a job in a sentence, for the page to put the label of its control there
 
 
 def check(host: Host, opened: Project) -> list[str]:
@@ -70,12 +71,12 @@ def generate(host: Host, opened: Project, wanted: Values) -> None:
         for key, value in wanted.items()
     }
     if txt2img.is_asked(whole, host):
-        chosen, fields = txt2img.fields(opened, whole, host)
+        chosen, fields = txt2img.fields(opened, whole, host, label=NAMED)
         _make_room(opened, "generate")
         txt2img.begin(host.folders(), opened, chosen, fields, host)
         return
     ask = errands.sheet if "sheet" in whole else errands.drawing
-    chosen, fields = ask(opened, whole, label="{}")
+    chosen, fields = ask(opened, whole, label=NAMED)
     queue.submit(_new_errand(host, opened, "generate", chosen, **fields))
 
 
@@ -93,7 +94,7 @@ def lora_weights(text: str) -> list[float]:
 
 
 def export(host: Host, opened: Project, wanted: Values) -> None:
-    fields = exporting.fields(opened, wanted, label="{}")
+    fields = exporting.fields(opened, wanted, label=NAMED)
     queue.submit(_new_errand(host, opened, "export", settings.parse({}), **fields))
 
 
@@ -108,7 +109,7 @@ def _make_room(opened: Project, kind: str) -> None:
     if before and before.status() in ("running", "queued"):
         raise UserError("One is at work already; wait for it.")
     if before:
-        shutil.rmtree(before.folder, ignore_errors=True)
+        atomic.remove_folder(before.folder)
 
 
 def results(opened: Project) -> dict[str, Values]:

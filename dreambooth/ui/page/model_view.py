@@ -19,7 +19,7 @@ from dreambooth.core.run import Job
 from dreambooth.core.story import Story
 from dreambooth.service import going_on, runs
 from dreambooth.ui.page.errand_view import errand_sections, newest_errand
-from dreambooth.ui.page.fragments import good, image, root, to_txt2img
+from dreambooth.ui.page.fragments import good, image, labelled, root, said, to_txt2img
 from dreambooth.ui.page.run_view import WORDS
 
 MOST_RESULTS = 24
@@ -66,7 +66,7 @@ def _result(folders: Folders, project: Project, job: Job, story: Story, event: d
     if "step" in event:
         of_run += f", step {event['step']:,}"
     shown = image(project, _preview(story, images), f"{path.name}, after {images:,} images")
-    shown = shown or '<span class="db-empty"></span>'
+    shown = shown or '<span class="db-empty">No preview was drawn at this moment.</span>'
     return (
         f'<figure class="db-tile" title="{escape(str(path))}">{shown}<figcaption><b>{escape(path.stem)}</b> '
         f"{of_run} · {size(event['bytes'])}{to_txt2img(folders, job, path)}</figcaption></figure>"
@@ -82,15 +82,18 @@ def _preview(story: Story, images: int) -> Path | None:
 
 
 def _run_table(jobs: list[Job]) -> str:
-    rows = []
+    rows, any_points = [], False
     for job in jobs:
         story, status = job.story(), job.status()
         last, written = story.step, [Path(event["path"]).name for event in story.saved]
-        steps = f"{last['step']:,} of {last['steps']:,}" if last else ""
+        steps = f"{story.reached:,} of {last['steps']:,}" if last else ""
         cells = [str(int(job.folder.name)), WORDS[status], steps, written[-1] if written else ""]
         shown = "".join(f"<td>{escape(cell)}</td>" for cell in cells)
-        rows.append(f"<tr>{shown}<td>{_points(job, status)}</td></tr>")
-    head = "<tr><th>Run</th><th></th><th>Steps</th><th>Written</th><th>Resume from step, or export it</th></tr>"
+        points = _points(job, status)
+        any_points = any_points or bool(points)
+        rows.append(f"<tr>{shown}<td>{points}</td></tr>")
+    going_back = "Resume from step, or export it" if any_points else ""
+    head = f"<tr><th>Run</th><th></th><th>Steps</th><th>Written</th><th>{going_back}</th></tr>"
     return f'<table class="db-runs">{head}{"".join(rows)}</table>' if rows else ""
 
 
@@ -124,10 +127,14 @@ def _export(project: Project) -> str:
 
 def import_report(kind: str, report: list[dict[str, Any]]) -> str:
     """What became of each setting of another trainer."""
-    rows = "".join(
-        f"<tr><td>{escape(line['fate'])}</td><td>{escape(line['theirs'])}</td><td>{escape(line['ours'] or '')}</td>"
-        f"<td>{escape(str(line['value'])[:60])}</td><td>{escape(line['why'])}</td></tr>"
+    lines = (
+        (line["fate"], line["theirs"], labelled(line["ours"] or ""), _short(line["value"]), labelled(line["why"]))
         for line in report
     )
+    rows = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in line)}</tr>" for line in lines)
     head = "<tr><th></th><th>There</th><th>Here</th><th>Value</th><th></th></tr>"
     return f'{good(f"Read as {kind}.")}<table class="db-runs">{head}{rows}</table>'
+
+
+def _short(value: Any) -> str:
+    return "" if value is None else said(value)[:60]

@@ -59,7 +59,7 @@ class RunColumn:
         dialect.on(self.set_up.click, page.told(self._set_up, self.said), None, [self.said])
         page.act(self.performance.click, self._performance, [], page.of_model, self.said)
         for button in (self.train, self.train_anew):
-            page.act(button.click, self._train, [], [page.said], self.said)
+            page.act(button.click, self._train, [], [page.said, page.about], self.said)
         page.act(self.resume.click, self._on_run(jobs.resume), [], [], self.said)
         page.act(self.resume_with_page.click, self._resume_with_page, [], [page.said], self.said)
         for what, button in self.requests.items():
@@ -74,7 +74,8 @@ class RunColumn:
         opened = self.page.opened(values)
         self.page.keep(opened, values)
         jobs.train(self.page.host, opened)
-        return {self.page.said: SAVED}
+        about = self.page.moving(opened, opened.settings())[self.page.about]  # it has a run more
+        return {self.page.said: SAVED, self.page.about: about}
 
     def _resume_with_page(self, values: Values) -> Shown:
         opened = self.page.opened(values)

@@ -87,9 +87,10 @@ def _head(job: Job, story: Story, status: str) -> str:
         return head + bar(before)
     if not last:
         return head
-    share = last["step"] / last["steps"]
+    step = last["step"] if status == "running" else story.reached
+    share = step / last["steps"]
     left = f"{duration(last['seconds_left'])} left" if status == "running" else ""
-    facts = [f"step {last['step']:,} of {last['steps']:,}", f"{last['steps_per_second']:.2f} it/s"]
+    facts = [f"step {step:,} of {last['steps']:,}", f"{last['steps_per_second']:.2f} it/s"]
     if last.get("memory_bytes"):
         facts.append(memory(last["memory_bytes"]))
     return head + bar({"share": share, "note": left}) + f'<p class="db-facts">{" · ".join(facts)}</p>'
@@ -150,6 +151,9 @@ def _previews(project: Project, story: Story) -> str:
     head = "".join(f"<th>{images:,}</th>" if images else "<th>before</th>" for images in moments)
     rows = []
     for key in sorted(cells):
+        if key[1] == 0 and key[0] < len(story.prompts):
+            words = escape(story.prompts[key[0]])
+            rows.append(f'<tr class="db-words"><th colspan="{len(moments)}" scope="rowgroup">{words}</th></tr>')
         shown = ((cells[key].get(images), images) for images in moments)
         rows.append("<tr>" + "".join(f"<td>{image(project, path, f'{n:,} images seen')}</td>" for path, n in shown))
     return (

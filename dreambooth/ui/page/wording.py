@@ -13,6 +13,7 @@ from html import unescape
 from pathlib import Path
 
 from dreambooth.core.layout import PROJECT
+from dreambooth.ui.page.fragments import labelled
 
 _HERE = Path(__file__).parent
 _SCRIPTS = PROJECT / "javascript"
@@ -51,7 +52,7 @@ def drawn_words() -> list[str]:
 
 def _sentence(literal: str) -> Iterator[str]:
     """What is said of a setting or a file, which is a whole sentence."""
-    said = _ABOUT.sub("", literal).strip().replace(_HOLE, "#")
+    said = labelled(_ABOUT.sub("", literal).strip().replace(_HOLE, "#"))
     if said.endswith(".") and said.count(" ") > 2 and not re.search(r"\n|--|Ctrl-C", said):
         yield said
 

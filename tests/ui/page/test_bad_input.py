@@ -21,8 +21,11 @@ from dreambooth.core.layout import MINIATURE, SUBJECT_PICTURES
 from dreambooth.core.project import Folders, Project, open_project
 from dreambooth.core.schema import Leaf, leaves
 from dreambooth.core.settings import Settings
+from dreambooth.service import errands
 from dreambooth.ui.page import actions, jobs
 from dreambooth.ui.page.controls import elem_id, make
+from dreambooth.ui.page.fragments import problem_list
+from dreambooth.ui.page.generate import BASE
 from dreambooth.ui.page.page import Page
 from tests.ui.page.conftest import Server
 from tests.ui.page.hands import Hands
@@ -95,6 +98,34 @@ def test_settings_that_do_not_go_together_are_saved_only_when_they_do(page: Page
     page.save({**right, control["optimizer.name"]: "prodigy", control["learning.lora_learning_rate"]: 1})
     assert opened(page).settings()["optimizer.name"] == "prodigy"
     page.save(right)
+
+
+def test_a_preset_that_wants_more_is_applied_and_says_what(page: Page) -> None:
+    before, now = opened(page).settings(), opened(page)
+    after, said, wanted = actions.apply_preset(now, {"concepts.0.class_prompt": ""}, "person")
+    assert (after["concepts.0.num_class_images_per"], after["intervals.num_train_epochs"]) == (5, 150)
+    assert said.startswith("Train Person: ") and [one.split(":")[0] for one in wanted] == ["concepts.0.class_prompt"]
+    assert now.settings()["intervals.num_train_epochs"] == 150
+    told = problem_list(wanted)
+    assert "Class Images Per Instance Image asks for class pictures" in told and "num_class_images_per" not in told
+    actions.save(now, before)
+
+
+def test_a_seed_of_minus_one_is_any_and_other_fields_are_called_by_their_labels(page: Page) -> None:
+    own = opened(page)
+    seeds = {errands.drawing(own, {"prompt": "a star", "base": True, "seed": -1})[1]["seed"] for _ in range(3)}
+    assert len(seeds) == 3 and min(seeds) >= 0
+    tab = page.generate_tab
+    values = {field: field.value for field in (*tab.fields.values(), tab.library, tab.sampler, tab.sheet_rows)}
+    values |= {page.model: "star", tab.fields["prompt"]: "a star", tab.weights: BASE, tab.fields["seed"]: None}
+    with pytest.raises(UserError) as told:
+        tab._labelled(tab._draw)({**values, tab.fields["width"]: 100})
+    assert told.value.problems[0] == "Sample Seed: it is empty; give a whole number."
+    assert told.value.problems[1].startswith("Sample Width: it must be a multiple of 8")
+    with pytest.raises(UserError, match="Lora Weights: it is empty; give numbers"):
+        tab._labelled(tab._draw_sheet)({**values, tab.sheet_columns: "", tab.sheet_rows: [BASE]})
+    with pytest.raises(UserError, match="Export to: it is empty"):
+        tab._labelled(tab._export)({**values, tab.to: " ", tab.half: False, tab.merge: False})
 
 
 @pytest.mark.parametrize("bad", ["", " ", *NO_PATHS, "/", "../../etc", '"', "nowhere/at/all/really/x"])

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from dreambooth.core import abilities, project
+from dreambooth.core import abilities, project, run
 from dreambooth.core.errors import UserError
 from dreambooth.core.layout import SUBJECT_PICTURES
 from dreambooth.core.schema import to_flat
-from dreambooth.core.settings import parse
+from dreambooth.core.settings import parse, to_json
 from dreambooth.ui.page import actions, cost
 from dreambooth.ui.page.cost_view import cost_view
 from dreambooth.ui.page.page import Page
@@ -96,3 +96,16 @@ def test_performance_without_a_card_changes_nothing(page: Page, monkeypatch: pyt
     assert opened(page).settings() == before
     with pytest.raises(UserError):
         actions.performance(opened(page), before, 0)
+
+
+def test_class_pictures_that_are_there_are_not_to_be_drawn(page: Page) -> None:
+    star = opened(page)
+    own = {**star.settings(), "concepts.0.class_prompt": "a star", "concepts.0.num_class_images_per": 2}
+    project.write_settings(star, own)
+    assert cost.to_draw(star, parse(own))
+    job = run.create(star.errands, {"kind": "class-images", "model": "star"}, to_json(parse(own)))
+    star.class_pictures.mkdir()
+    assert cost.to_draw(star, parse(own)), "it has not ended"
+    job.report("done", class_pictures=[])
+    assert not cost.to_draw(star, parse(own))
+    assert cost.to_draw(star, parse({**own, "concepts.0.class_prompt": "a large star"}))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import time
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,7 @@ from starlette.testclient import TestClient
 from dreambooth.core import project, run
 from dreambooth.core.layout import MINIATURE
 from dreambooth.core.project import Folders
-from dreambooth.core.settings import Settings, to_json
+from dreambooth.core.settings import Settings, parse, to_json
 from dreambooth.host.standalone import Standalone
 from dreambooth.ui.page import alone, jobs, routes
 
@@ -93,8 +95,54 @@ def test_describing_is_offered_for_pictures_without_a_caption_where_something_ca
     offer = 'data-db-describe="BLIP" data-db-address="dreambooth/models/star/concepts/0/describe"'
     assert offer in client(folders, Describing).get(address).text
     assert "data-db-describe" not in client(folders).get(address).text
-    (tmp_path / "a.txt").write_text("a star")
+    (tmp_path / "a.txt").write_text("a star\n")
+    assert "trained as" not in client(folders).get(address).text
     assert "data-db-describe" not in client(folders, Describing).get(address).text
+
+
+def test_a_picture_that_is_none_is_named_with_the_reason(folders: Folders, tmp_path: Path) -> None:
+    place = tmp_path / "pictures"
+    place.mkdir()
+    (place / "words.jpg").write_text("no picture")
+    (place / "nothing.png").touch()
+    (place / "phone.heic").write_bytes(b"something newer")
+    own = {"concepts.0.instance_data_dir": f'"{place}" ', "concepts.0.instance_prompt": "a star"}
+    project.write_settings(project.open_project(folders, "star"), own)
+    shown = client(folders).get("/dreambooth/page/live?view=pictures&model=star").text
+    for said in ("words.jpg: the picture cannot be read (it is no picture)", "nothing.png: the picture cannot be read "
+                 "(it is empty)", "the check says whether the engine does"):  # fmt: skip
+        assert said in shown
+    assert str(place) not in shown
+
+
+def test_a_check_of_what_is_no_longer_so_is_not_shown(folders: Folders, tmp_path: Path) -> None:
+    opened = project.open_project(folders, "star")
+    place = tmp_path / "pictures"
+    place.mkdir()
+    own = {"concepts.0.instance_data_dir": str(place), "concepts.0.instance_prompt": "a star"}
+    project.write_settings(opened, own)
+
+    def check() -> None:
+        kept = to_json(parse(opened.settings()))
+        made = run.create(opened.errands, {"kind": "check", "model": "star"}, kept)
+        problems = ["concepts.0.instance_prompt: it will not do."]
+        done = {"event": "done", "time": 0, "problems": problems, "sheet": ""}
+        (made.folder / "events.jsonl").write_text(json.dumps(done) + "\n")
+
+    def shown() -> str:
+        return client(folders).get("/dreambooth/page/live?view=check&model=star").text
+
+    check()
+    assert "Instance Prompt: it will not do." in shown()
+    assert "data-db-problems" in shown()
+    project.write_settings(opened, {**own, "concepts.0.instance_prompt": "a photo of a star"})
+    assert "will not do" not in shown()
+    assert "have changed since the last check" in shown()
+    check()
+    assert "will not do" in shown()
+    later = time.time() + 5
+    os.utime(place, (later, later))
+    assert "have changed since the last check" in shown()
 
 
 def test_a_run_without_an_engine_is_shown_as_lost_not_as_done(folders: Folders) -> None:
@@ -103,6 +151,12 @@ def test_a_run_without_an_engine_is_shown_as_lost_not_as_done(folders: Folders) 
     assert 'data-db-state="failed"' in shown
     assert "lost its engine" in shown
     assert "step 6 of 10" in shown
+    made.report("state", step=8)
+    made.report("paused")
+    assert "step 8 of 10" in client(folders).get("/dreambooth/page/live?view=run&model=star").text
+    (made.folder / "events.jsonl").write_text(
+        "".join(json.dumps({"time": 1, **event}) + "\n" for event in ({"event": "started"}, STEP))
+    )
     (made.state / "0001").mkdir(parents=True)
     assert 'data-db-state="resumable"' in client(folders).get("/dreambooth/page/live?view=run&model=star").text
 
@@ -176,7 +230,9 @@ def test_a_models_results_have_the_pictures_that_were_drawn_at_them(folders: Fol
     picture = made.previews / "000000005-00-0.png"
     picture.parent.mkdir()
     picture.write_bytes(b"")
-    made.report("preview", images=5, paths=[str(picture)])
+    made.report("preview", images=5, paths=[str(picture)], prompts=["a <b> star"])
+    assert "a &lt;b&gt; star" in client(folders).get("/dreambooth/page/live?view=run&model=star").text
+    assert "Resume from step" not in client(folders).get("/dreambooth/page/live?view=model&model=star").text
     made.report("saved", path=str(written), images=5, bytes=1000, kind="lora")
     made.report("paused")
     for step in (3, 5):
