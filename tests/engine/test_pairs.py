@@ -145,10 +145,14 @@ def first_run(world: World, row: Row) -> tuple[Row, Done]:
             row = next(tried for tried in mended if tried != row and refusals.is_sound(tried))
 
 
-def check_refusal(error: UserError, job: Job) -> None:
-    """It names a setting, says what to do, and came before anything was loaded."""
+def check_refusal(error: UserError, job: Job, loads: int = 0) -> None:
+    """It names a setting, says what to do, and came before a model was loaded, which had been done so often before."""
     check_sentences(error.errors)
-    assert LOADING not in [event["name"] for event in told(job, "stage")], error
+    assert loaded(job) == loads, error
+
+
+def loaded(job: Job) -> int:
+    return sum(event["name"] == LOADING for event in told(job, "stage"))
 
 
 def check_sentences(problems: list[Problem]) -> None:
@@ -198,10 +202,11 @@ def go_on(job: Job, key: str, value: Any) -> None:
         if why_not := on_resume.why_not(key):
             assert why_not in str(error)
         return
+    loads = loaded(job)
     try:
         done = running.run(job)
     except UserError as error:
-        check_refusal(error, job)
+        check_refusal(error, job, loads)
         print("refused:", error)
         return
     running.check_sound(done)
