@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -79,7 +80,7 @@ def table(cls: type) -> Any:
 
 def leaves(cls: type, prefix: str = "", *, row: str = "N") -> Iterator[Leaf]:
     """All settings of a class in the order of their declaration; `row` stands for a table's row number."""
-    hints = typing.get_type_hints(cls)
+    hints = _hints(cls)
     for f in dataclasses.fields(cls):
         key = f"{prefix}{f.name}"
         if "spec" in f.metadata:
@@ -88,6 +89,11 @@ def leaves(cls: type, prefix: str = "", *, row: str = "N") -> Iterator[Leaf]:
             yield from leaves(f.metadata["row"], f"{key}.{row}.", row=row)
         else:
             yield from leaves(hints[f.name], f"{key}.", row=row)
+
+
+@functools.cache
+def _hints(cls: type) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
 
 
 def to_flat(settings: Any, prefix: str = "") -> dict[str, Any]:
@@ -194,7 +200,7 @@ def _convert(raw: Any, leaf: Leaf) -> Any:
 
 
 def _build(cls: type, given: Mapping[str, Any], prefix: str, problems: list[str]) -> Any:
-    hints = typing.get_type_hints(cls)
+    hints = _hints(cls)
     values: dict[str, Any] = {}
     for f in dataclasses.fields(cls):
         key = f"{prefix}{f.name}"

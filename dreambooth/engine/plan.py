@@ -19,7 +19,7 @@ from dreambooth.engine import contact_sheet
 from dreambooth.engine.data import class_pictures, masks, pictures, survey
 from dreambooth.engine.data.framing import Cut
 from dreambooth.engine.data.pictures import Example, Gathered
-from dreambooth.engine.drawing import sampling_choice
+from dreambooth.engine.run import suited
 from dreambooth.engine.work import Work
 
 _KEPT = 0.6  # a crop that keeps less of a picture than this is worth a warning
@@ -92,10 +92,7 @@ def _unable(work: Work) -> list[str]:
     for key, choice in (("optimizer.name", settings.optimizer.name), ("memory.attention", settings.memory.attention)):
         if reason := abilities.fault(key, choice):
             problems.append(f"{key}: {choice} does not work here ({reason}); choose another.")
-    zero = work.project.about["zero_terminal_snr"]
-    if reason := sampling_choice.problem(settings.previews.scheduler, zero_terminal_snr=zero):
-        problems.append(f"previews.scheduler: {reason}.")
-    return problems
+    return problems + suited.problems(settings, work.project.about)
 
 
 def _looking(job: Job) -> Callable[[int, int], None]:

@@ -11,6 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from dreambooth.core.budget import Budget, budget
 from dreambooth.core.errors import Problem, UserError
 from dreambooth.core.files import atomic
@@ -28,12 +30,12 @@ from dreambooth.engine.data.latent_store import Store
 from dreambooth.engine.data.order import Order, Slot
 from dreambooth.engine.data.pictures import Example
 from dreambooth.engine.data.readings import Readings
-from dreambooth.engine.drawing import drawn_together, sampling_choice
+from dreambooth.engine.drawing import drawn_together
 from dreambooth.engine.drawing.sampling import decoding
 from dreambooth.engine.families import aside, unet_weights
 from dreambooth.engine.families.model import Model
 from dreambooth.engine.process.listener import asked_to_end
-from dreambooth.engine.run import imagic, notices, outputs, resuming, start_file, trouble
+from dreambooth.engine.run import imagic, notices, outputs, resuming, start_file, suited, trouble
 from dreambooth.engine.run.hooks import Hooks, already_written, save_output
 from dreambooth.engine.tracing import graph
 from dreambooth.engine.training import adapters, attention, checkpointing, optimizers, precision, preview
@@ -111,10 +113,11 @@ def _run(work: Work) -> Ending:
         raise UserError(problem)
     if problem := pictures.imagic_problem(work.settings, len(found)):
         raise UserError(problem)
+    cut = cache.cut_masks(_flat(instances)) if work.settings.objective.masked else None
     start = start_file.layers(work.settings, source)
     model, accelerator = load(work, source)
     priors = _class_pictures(work, model, instances)
-    session = _prepare(work, model, accelerator, length, instances, priors, start)
+    session = _prepare(work, model, accelerator, length, instances, priors, start, cut)
     work.let_end()  # from here on the loops look, at every step
     work.phase = trouble.TRAINING
     hooks = Hooks(work, session, source)
@@ -134,9 +137,9 @@ def _run(work: Work) -> Ending:
 
 def check_abilities(work: Work) -> None:
     """Raises UserError for what this device, environment or model cannot do, before anything is begun."""
-    settings, about = work.settings, work.project.about
-    if reason := sampling_choice.problem(settings.previews.scheduler, zero_terminal_snr=about["zero_terminal_snr"]):
-        raise UserError(f"previews.scheduler: {reason}.")
+    settings = work.settings
+    if problems := suited.problems(settings, work.project.about):
+        raise UserError(problems)
     precision.set_deterministic(settings.tuning.deterministic)
     accelerator = precision.of(settings)
     device = accelerator.device
@@ -205,8 +208,9 @@ def _prepare(
     instances: list[list[Example]],
     priors: list[Example],
     start: dict[str, AnyLayer],
+    cut: list[Tensor | None] | None,
 ) -> Session:
-    settings, own = work.settings, [example for variants in instances for example in variants]
+    settings, own = work.settings, _flat(instances)
     readings = Readings(
         [example.picture.prompt for example in own],
         [example.picture.prompt for example in priors],
@@ -215,8 +219,8 @@ def _prepare(
     )
     _warn_of_long_texts(work, model, readings.texts)
     encoded, encoded_priors = _encode(work, model, own, priors, readings.captions)
-    if settings.objective.masked:
-        cache.add_masks(encoded, own)
+    if cut is not None:
+        cache.add_masks(encoded, cut)
     slots = [_slot(some, settings) for some in instances]
     prior_slots = [Slot(example.picture.concept, example.cut.bucket) for example in priors]
     trained = adapters.prepare(model, settings, lora.by_module(start, model.parts))
@@ -272,6 +276,10 @@ def _encode(
             said = f"The encoded pictures could not be kept on disk ({store.problem})."
             work.job.warn(Problem(said, "pictures.cache_on_disk", "Make room there, or switch it off."))
     return encoded, encoded_priors
+
+
+def _flat(instances: list[list[Example]]) -> list[Example]:
+    return [example for variants in instances for example in variants]
 
 
 def _slot(variants: list[Example], settings: Settings) -> Slot:

@@ -349,6 +349,9 @@ def test_files_that_cannot_be_gone_on_from_are_named(base: Path, family: str, tm
     assert "several kinds" in start(base, family, {**one, **loha}, path)
     assert "DoRA on LoHa" in start(base, family, {**loha, f"{site}k.dora_scale": torch.ones(1, width)}, path)
     assert "no input to drop" in start(base, family, loha, path, **{"lora.dropout": 0.1})
+    resting = {"memory.unet_weights": "int8", "batching.gradient_checkpointing": True}
+    assert "look at the model's whole weights; set memory.unet_weights" in start(base, family, loha, path, **resting)
+    assert start(base, family, one, path, **resting, **{"lora.kind": "loha", "lora.start_file": "x"}) == ""
     only_text = {"tuning.train_unet": False, "tuning.text_encoder_ratio": 1.0}
     assert "train_unet" in start(base, family, one, path, **only_text)
 

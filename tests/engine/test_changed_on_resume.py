@@ -61,7 +61,7 @@ def test_a_length_that_is_passed_already_is_refused_and_another_one_taken(
 ) -> None:
     job = paused(star, monkeypatch)
     going_on.change_settings(job, {"intervals.max_train_steps": 2})
-    with pytest.raises(UserError, match="has made 3 steps already"):
+    with pytest.raises(UserError, match=r"intervals\.max_train_steps: the run has made 3 steps already"):
         worker.run(job)
     job.report("failed", problems=["..."], refused=True)
     going_on.change_settings(job, LONGER)

@@ -15,13 +15,14 @@ from dreambooth.core.errors import UserError
 from dreambooth.core.layout import MINIATURE
 from dreambooth.core.project import Folders
 from dreambooth.core.settings import parse
-from dreambooth.engine import families, generate
+from dreambooth.engine import families, generate, plan, worker
 from dreambooth.engine.families.model import Model, Text
 from dreambooth.engine.training.text import Texts
 from dreambooth.engine.words import chunks
 from dreambooth.engine.words.vocabulary import clip_tokenizer
 from dreambooth.service import launcher
 from tests.engine import tiny
+from tests.engine.runs import new_run, tiny_project, told
 
 LONG = ", ".join(["a red star on a white background"] * 20)  # 160 tokens
 BEGIN, END = 49406, 49407
@@ -178,3 +179,12 @@ def test_generate_reads_prompts_as_its_settings_say(tmp_path: Path) -> None:
         job = launcher.new_errand(Folders(tmp_path), star, "generate", parse(chosen), out=str(out), **wanted)
         drawn.add(Path(generate.run(job)["pictures"][0]).read_bytes())
     assert len(drawn) == 4
+
+
+def test_a_clip_skip_that_cannot_be_is_said_before_the_model_is_loaded(tmp_path: Path) -> None:
+    made = tiny_project(tmp_path, "sd2-v")
+    job = new_run(made, **{"tuning.clip_skip": 2})
+    with pytest.raises(UserError, match=r"tuning\.clip_skip: it is 2, but SD 2 and SDXL .*; set it to 1\."):
+        worker.run(job)
+    assert "loading the model" not in [event["name"] for event in told(job, "stage")]
+    assert any("tuning.clip_skip: it is 2" in one for one in plan.report(job)["problems"])

@@ -134,7 +134,7 @@ def test_each_example_gets_its_own_mask(tmp_path: Path) -> None:
     model = families.load_file(MINIATURE)
     encoded = cache.encode(model, some, ["x"], lambda done: None)
     assert encoded.masks(torch.tensor([0])) is None
-    cache.add_masks(encoded, some)
+    cache.add_masks(encoded, cache.cut_masks(some))
     found = encoded.masks(torch.arange(6))
     assert found is not None
     left = torch.cat([torch.ones(8, 4), torch.zeros(8, 4)], dim=1)
@@ -191,6 +191,10 @@ def test_a_mask_that_will_not_do_is_named_with_its_mend(star: Project, tmp_path:
     spot(box=(0, 0, 0, 0)).save(tmp_path / "a-mask.png")
     with pytest.raises(UserError, match="its mask leaves nothing of the picture"):
         train(star, tmp_path, **on)
+    spot(box=(0, 0, 16, 80)).save(tmp_path / "a-mask.png")  # 96 x 80, of which a square keeps the middle
+    tight = {**on, "pictures.buckets": False, "pictures.variants": 64, "pictures.crop_jitter": 0.5}
+    with pytest.raises(UserError, match="the crop cuts off all that its mask leaves"):
+        train(star, tmp_path, **tight)
     (tmp_path / "a-mask.png").write_bytes(b"\x89PNG")
     with pytest.raises(UserError, match=r"a-mask.png: this picture cannot be read"):
         train(star, tmp_path, **on)

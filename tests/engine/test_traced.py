@@ -214,6 +214,14 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "autocast": ("sd1", BF16),
     "bf16 weights": ("sd1", {"memory.bf16_weights": True, **BF16}),
     "text encoders": ("sdxl", {"tuning.text_encoder_ratio": 1.0, "captions.dropout": 0.2, **LONGER}),
+    "an optimizer that wants weights in one order": (
+        "sdxl",  # whose file holds a transposed one; it is written down before the first step
+        {
+            "optimizer.name": "adamw_8bit",
+            "tuning.text_encoder_ratio": 1.0,
+            "batching.gradient_accumulation_steps": 4,
+        },
+    ),
     "part of the run": ("sd1", {"tuning.text_encoder_ratio": 0.5, **LONGER}),
     "checkpointed": ("sd1", {**LORA, **CHECKPOINTED, "memory.checkpointed_share": 0.5}),
     "int8": ("sd1", {**LORA, "memory.unet_weights": "int8", **CHECKPOINTED}),

@@ -61,8 +61,10 @@ def _copied(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("_copied")
-def test_streamed_weights_learn_the_same(made: Project) -> None:
-    plain, streamed = (load_file(saved(train(made, **changes))[-1]) for changes in (ON, STREAMED))
+@pytest.mark.parametrize("layers", ["transformer", "convolutions"])
+def test_streamed_weights_learn_the_same(made: Project, layers: str) -> None:
+    kinds = ({**changes, "lora.layers": layers} for changes in (ON, STREAMED))
+    plain, streamed = (load_file(saved(train(made, **changes))[-1]) for changes in kinds)
     assert all(torch.equal(plain[name], streamed[name]) for name in plain)
 
 
@@ -98,7 +100,7 @@ def test_weights_in_few_bits_give_nearly_the_same_gradients(changes: dict[str, A
 
 def test_a_lora_on_4_bits_is_a_lora_like_any_other(tmp_path: Path) -> None:
     made = tiny_project(tmp_path)
-    plain, small = (output(train(made, **changes)) for changes in (ON, NF4))
+    plain, small = (output(train(made, **changes, **{"lora.layers": "convolutions"})) for changes in (ON, NF4))
     assert {name: (t.shape, t.dtype) for name, t in plain.items()} == {n: (t.shape, t.dtype) for n, t in small.items()}
     assert not same(plain, small)
 

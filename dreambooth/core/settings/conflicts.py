@@ -87,7 +87,10 @@ def _bf16_weights(settings: Settings) -> list[str]:
     if not settings.memory.bf16_weights:
         return []
     if settings.is_lora:
-        return ["memory.bf16_weights: a LoRA is small and its model lies in half precision anyway; turn it off."]
+        return [
+            "memory.bf16_weights: a LoRA is small, and tuning.mixed_precision says how the model around it lies; turn "
+            "it off, or set general.method to full."
+        ]
     if settings.tuning.mixed_precision not in ("auto", "bf16"):
         chosen = settings.tuning.mixed_precision
         return [f"tuning.mixed_precision: it is {chosen}, but memory.bf16_weights computes in bf16; set it to bf16."]
@@ -130,7 +133,7 @@ def _unet_weights(settings: Settings) -> list[str]:
             "batching.gradient_checkpointing on."
         )
     if settings.is_lora:
-        if settings.lora.kind != "lora":
+        if settings.lora.kind != "lora" and not settings.lora.start_file.strip():
             problems.append(f"{key}, but {settings.lora.kind} looks at the model's whole weights; set it to whole.")
         return problems
     if memory.unet_weights != "streamed":
@@ -164,7 +167,10 @@ def _previews_and_rests(settings: Settings) -> list[str]:
     for name in ("width", "height"):
         pixels = getattr(settings.previews, name)
         if pixels % 8 or 0 < pixels < 64:
-            problems.append(f"previews.{name}: {pixels} is not a multiple of 8 of at least 64 (or 0).")
+            problems.append(
+                f"previews.{name}: {pixels} is not a multiple of 8 of at least 64; set it to "
+                f"{max(64, _near(pixels, 8))}, or to 0 for the size of training."
+            )
     often, seconds = settings.intervals.epoch_pause_frequency, settings.intervals.epoch_pause_time
     if often and not seconds:
         problems.append(
@@ -177,14 +183,26 @@ def _previews_and_rests(settings: Settings) -> list[str]:
     return problems
 
 
+def _near(pixels: int, step: int) -> int:
+    """The nearest multiple that is not 0."""
+    return max(1, round(pixels / step)) * step
+
+
 def _sizes(settings: Settings) -> list[str]:
     problems = []
     if settings.general.resolution % 64:
-        problems.append(f"general.resolution: {settings.general.resolution} is not a multiple of 64 (or 0).")
+        pixels = settings.general.resolution
+        problems.append(
+            f"general.resolution: {pixels} is not a multiple of 64; set it to {_near(pixels, 64)}, or to 0 for the "
+            "model's own."
+        )
     step = settings.pictures.bucket_step
     for name in ("bucket_min_side", "bucket_max_side"):
-        if getattr(settings.pictures, name) % step:
-            problems.append(f"pictures.{name}: {getattr(settings.pictures, name)} is not a multiple of {step} (or 0).")
+        if (pixels := getattr(settings.pictures, name)) % step:
+            problems.append(
+                f"pictures.{name}: {pixels} is not a multiple of pictures.bucket_step, {step}; set it to "
+                f"{_near(pixels, step)}, or to 0."
+            )
     return problems
 
 
@@ -222,16 +240,17 @@ def _what_is_trained(settings: Settings) -> list[str]:
     if objective.timestep_min > objective.timestep_max:
         problems.append(
             f"objective.timestep_min: {objective.timestep_min} is above objective.timestep_max, "
-            f"{objective.timestep_max}; no step is left to train."
+            f"{objective.timestep_max}, so that no step is left to train; set it to {objective.timestep_max} or less."
         )
     if objective.prior_loss_scale and objective.prior_loss_weight_min > tuning.prior_loss_weight:
         problems.append(
             f"objective.prior_loss_weight_min: {objective.prior_loss_weight_min:g} is above tuning.prior_loss_weight, "
-            f"{tuning.prior_loss_weight:g}; it must not be, as the weight falls to it."
+            f"{tuning.prior_loss_weight:g}, which is to fall to it; set it to {tuning.prior_loss_weight:g} or less."
         )
-    if settings.is_lora and lora.kind in ("loha", "lokr", "oft") and lora.dropout:
+    kind_counts = settings.is_lora and not lora.start_file.strip()  # else the file has its own, and is looked at
+    if kind_counts and lora.kind in ("loha", "lokr", "oft") and lora.dropout:
         problems.append(f"lora.dropout: {lora.kind} has no input to drop; set it to 0 or choose lora or dora.")
-    if settings.is_lora and lora.kind == "oft" and lora.rank < 2:
+    if kind_counts and lora.kind == "oft" and lora.rank < 2:
         problems.append("lora.rank: 1 leaves oft nothing to turn; set it to 2 or more.")
     if settings.memory.attention == "flash" and not tuning.pad_tokens:
         problems.append(
@@ -249,22 +268,19 @@ def _imagic(settings: Settings) -> list[str]:
         problems.append("imagic.enabled: it edits one picture; leave one concept.")
     concept = settings.concepts[0]
     if concept.class_mode == "folder" or (concept.class_mode == "fill" and concept.num_class_images_per):
-        problems.append(
-            "imagic.enabled: it has no pictures of a class; set concepts.0.num_class_images_per to 0 and class_mode to "
-            "fill or off."
-        )
+        problems.append("imagic.enabled: it has no pictures of a class; set concepts.0.class_mode to off.")
     for name in ("text_encoder_ratio", "text_encoder_steps"):
         if getattr(settings.tuning, name):
             problems.append(f"tuning.{name}: with imagic.enabled the text itself is trained; set it to 0.")
-    for name in ("shuffle_tags", "dropout"):
+    for name, mend in (("shuffle_tags", "turn it off"), ("dropout", "set it to 0")):
         if getattr(settings.captions, name):
-            problems.append(f"captions.{name}: with imagic.enabled the picture is read with one text; turn it off.")
+            problems.append(f"captions.{name}: with imagic.enabled the picture is read with one text; {mend}.")
     return problems
 
 
 def _name(name: str) -> list[str]:
     if name and not file_names.is_sound(name):
-        return [f"saving.custom_model_name: {name!r} cannot be a file's name."]
+        return [f"saving.custom_model_name: {name!r} cannot be a file's name; choose another."]
     if len(name) > LONGEST_NAME:
         return [f"saving.custom_model_name: it has {len(name)} characters; leave at most {LONGEST_NAME}."]
     return []

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -97,21 +98,36 @@ def _encode_all(
         on_batch(done)
 
 
-def add_masks(encoded: Encoded, examples: list[Example]) -> None:
-    """Keeps the masks of the examples beside their latents, all 1 for a picture without one.
+def cut_masks(examples: list[Example]) -> list[Tensor | None]:
+    """The mask of each example as it is cut, (1, h, w) from 0 to 1; None for a picture without one.
 
     Raises UserError naming a mask that will not do.
     """
-    encoded.mask = [torch.ones_like(mean[:, :1]) for mean in encoded.mean]
-    numbered = enumerate(examples)
-    for path, some in groupby(numbered, key=lambda one: one[1].picture.path):
+    cut = []
+    for path, some in groupby(examples, key=lambda one: one.picture.path):
         whole = masks.decode(path)
-        for n, example in some:
-            if whole is None:
-                continue
-            mask = to_mask(framing.shape(whole, example.cut))
-            if not mask.any():
-                raise UserError(f"{path}: its mask leaves nothing of the picture; whiten what is to be learned.")
+        for example in some:
+            mask = None if whole is None else to_mask(framing.shape(whole, example.cut))
+            if whole is not None and mask is not None and not mask.any():
+                raise UserError(_leaves_nothing(path, whole))
+            cut.append(mask)
+    return cut
+
+
+def _leaves_nothing(path: Path, mask: Image.Image) -> str:
+    if not to_mask(mask).any():
+        return f"{path}: its mask leaves nothing of the picture; whiten what is to be learned."
+    return (
+        f"{path}: the crop cuts off all that its mask leaves; cut the picture yourself, or let pictures.buckets and "
+        "pictures.crop find a better one."
+    )
+
+
+def add_masks(encoded: Encoded, cut: list[Tensor | None]) -> None:
+    """Keeps the masks of the examples beside their latents, all 1 for a picture without one."""
+    encoded.mask = [torch.ones_like(mean[:, :1]) for mean in encoded.mean]
+    for n, mask in enumerate(cut):
+        if mask is not None:
             encoded.mask[int(encoded.bucket[n])][int(encoded.row[n])] = mask
 
 

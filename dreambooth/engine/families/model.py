@@ -25,6 +25,7 @@ from dreambooth.core.models.anatomy import Anatomy
 from dreambooth.core.models.model_file import Header
 from dreambooth.engine.checkpoints.source import Source
 from dreambooth.engine.families.aside import Aside
+from dreambooth.engine.run import suited
 from dreambooth.engine.words import chunks
 
 LATENT_CHANNELS = 4
@@ -86,7 +87,6 @@ class Model(ABC):
     header: Header | None = None  # of the file that it was read from
 
     family: ClassVar[str]
-    has_clip_skip: ClassVar[bool] = False
 
     @classmethod
     def of(
@@ -152,14 +152,13 @@ class Model(ABC):
 
         Raises UserError for a clip skip that this model cannot have.
         """
-        if clip_skip > 1 and not self.has_clip_skip:
-            raise UserError(
-                f"tuning.clip_skip: it is {clip_skip}, but SD 2 and SDXL are always read at one and the same block, by "
-                "WebUIs too; set it to 1."
-            )
+        if problem := suited.clip_skip_problem(clip_skip, self.family):
+            raise UserError(problem)
         blocks = self.text_encoders["text_encoder"].config.num_hidden_layers
         if clip_skip > blocks:
-            raise UserError(f"tuning.clip_skip: it is {clip_skip}, but this text encoder has {blocks} blocks.")
+            raise UserError(
+                f"tuning.clip_skip: it is {clip_skip}, but this text encoder has {blocks} blocks; lower it."
+            )
         self.pieces, self.clip_skip = max_token_length // chunks.LENGTH, clip_skip
         self.pad_tokens = pad_tokens
 

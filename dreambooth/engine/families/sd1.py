@@ -19,7 +19,6 @@ LATENT_SCALE = 0.18215
 
 class Sd1(Model):
     family = "sd1"
-    has_clip_skip = True
 
     def encode_tokens(self, tokens: Sequence[Tensor]) -> Text:
         encoder = self.text_encoders["text_encoder"]

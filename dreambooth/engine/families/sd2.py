@@ -21,7 +21,6 @@ class Sd2(Sd1):
     """Read like SD 1; only its text encoder is another."""
 
     family = "sd2"
-    has_clip_skip = False
 
 
 def build(source: Source) -> Sd2:

@@ -194,10 +194,11 @@ def _made(kind: str, layer: nn.Module, weight: Tensor, device: torch.device) -> 
 
 
 def _fall_asleep(resting: list[tuple[nn.Module, Resting]]) -> None:
+    """Leaves nothing in the weights' places, with as many dimensions, by which peft knows what a layer is."""
     for layer, _ in resting:
         weight = layer._parameters["weight"]
         if weight is not None and weight.numel():
-            layer._parameters["weight"] = nn.Parameter(weight.new_empty(0), requires_grad=False)
+            layer._parameters["weight"] = nn.Parameter(weight.new_empty(0, *weight.shape[1:]), requires_grad=False)
 
 
 def large_weights(block: nn.Module) -> Iterator[tuple[nn.Module, Tensor]]:

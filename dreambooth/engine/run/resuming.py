@@ -46,9 +46,10 @@ def restore(work: Work, session: Session) -> None:
         work.job.warn(warning)
     session.restore(weights, rest)
     if session.step > session.budget.steps:
+        key = "intervals.max_train_steps" if work.settings.intervals.max_train_steps else "intervals.num_train_epochs"
         raise UserError(
-            f"intervals: the run has made {session.step} steps already, more than the {session.budget.steps} that it "
-            "is to have now; make it longer."
+            f"{key}: the run has made {session.step} steps already, more than the {session.budget.steps} that it is to "
+            "have now; make it longer."
         )
     work.job.report("resumed", step=session.step)
 

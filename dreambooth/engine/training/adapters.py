@@ -13,7 +13,6 @@ from peft import LoHaConfig, LoKrConfig, LoraConfig, PeftConfig, inject_adapter_
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from dreambooth.core.errors import UserError
 from dreambooth.core.settings import Settings
 from dreambooth.core.settings.training import UNET_LAYERS
 from dreambooth.engine.families import unet_weights
@@ -64,13 +63,10 @@ class Trained:
 def prepare(model: Model, settings: Settings, start: Mapping[str, Mapping[str, Layer]] | None = None) -> Trained:
     """Marks what is trained, after putting LoRA layers in where that is the method.
 
-    Raises UserError for a kind of LoRA that does not go with how the model's weights lie.
     `start` holds layers to go on from, by part and path; the LoRA then has just these layers, each with its own rank.
     """
     with_text = settings.tuning.text_encoder_learns
     kind = _kind(start) if start else settings.lora.kind
-    if settings.is_lora and settings.memory.unet_weights != "whole" and kind != "lora":
-        raise UserError(f"memory.unet_weights: {kind} looks at the model's whole weights; set it to whole.")
     torch.manual_seed(settings.general.seed)  # the LoRA's first layers start at random
     learning: dict[str, nn.Module] = {"unet": model.unet} if settings.tuning.train_unet else {}
     learning |= model.text_encoders if with_text else {}
@@ -86,8 +82,10 @@ def prepare(model: Model, settings: Settings, start: Mapping[str, Mapping[str, L
                 _freeze_normalization(module)
     for module in learning.values():
         for parameter in module.parameters():
-            if parameter.requires_grad:  # a LoRA is made where its layer's weights lie, which may be elsewhere
-                parameter.data = parameter.data.to(model.device)
+            # A LoRA is made where its layer's weights lie, which may be elsewhere. One in another order in memory, as
+            # SDXL's text projection in its file, bitsandbytes would put elsewhere at its first step, unseen by records.
+            if parameter.requires_grad:
+                parameter.data = parameter.data.to(model.device).contiguous()
     trained = {part: _trainable(module) for part, module in learning.items()}
     return Trained(trained, kind if settings.is_lora else "full")
 
