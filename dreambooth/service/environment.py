@@ -76,7 +76,7 @@ def set_up(progress: Progress, *, development: bool = False) -> None:
     with _only_one(progress):
         _wait_for_engines(progress)
         development = development or _stamp_has("development")
-        STAMP.unlink(missing_ok=True)
+        atomic.remove(STAMP)
         machine = torch_build.look()
         if torch_build.note(machine):
             progress(torch_build.note(machine))

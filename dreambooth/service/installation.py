@@ -23,13 +23,14 @@ from dreambooth.service.environment import Progress
 NOTE = PROJECT / ".engine.note.json"
 LOG = PROJECT / ".engine.log"
 _WRITE_EVERY_SECONDS = 0.5
+_STARTING, _STARTING_SECONDS = "Starting", 15  # what Python may take until it says something itself
 
 
 def state() -> dict[str, Any]:
     """What the tab shows of the engine: is it ready, is it being set up, what was said last, what went wrong."""
     note = _read_note()
     ready = _is_current()
-    working = environment.is_being_set_up()
+    working = environment.is_being_set_up() or _begins(note)
     problem = "" if ready or working else note.get("problem") or _reason(note)
     return {
         "ready": ready,
@@ -53,9 +54,9 @@ def on_start() -> str:
     try:
         if _is_current():
             return ""
-        if environment.is_being_set_up():
-            return "Dreambooth: the engine is being set up; the Dreambooth tab shows how far."
         note = _read_note()
+        if environment.is_being_set_up() or _begins(note):
+            return "Dreambooth: the engine is being set up; the Dreambooth tab shows how far."
         if note.get("lock") == environment.lock_digest():
             return (
                 f"Dreambooth: the engine is not ready. {note.get('problem') or _reason(note)} See the Dreambooth tab."
@@ -70,7 +71,7 @@ def begin() -> None:
     """Starts `python -m dreambooth setup` as a process of its own. Raises UserError if one is at work already."""
     if environment.is_being_set_up():
         raise UserError("The engine is being set up already.")
-    _write_note({"lock": environment.lock_digest(), "said": "Starting", "time": time.time()})
+    _write_note({"lock": environment.lock_digest(), "said": _STARTING, "time": time.time()})
     flags: dict[str, Any] = {"start_new_session": True}
     if sys.platform == "win32":
         flags = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP | subprocess.CREATE_NO_WINDOW}
@@ -103,7 +104,13 @@ def set_up(progress: Progress, *, development: bool = False) -> None:
     except UserError as error:
         _write_note({**note, "problem": str(error)})
         raise
-    NOTE.unlink(missing_ok=True)
+    atomic.remove(NOTE)
+
+
+def _begins(note: dict[str, Any]) -> bool:
+    """Whether the process that sets up has just been started and may not have come to say so yet."""
+    since, is_ours = note.get("time"), note.get("lock") == environment.lock_digest() and note.get("said") == _STARTING
+    return is_ours and isinstance(since, float) and 0 <= time.time() - since < _STARTING_SECONDS
 
 
 def _is_current() -> bool:

@@ -20,7 +20,7 @@ def ensure(progress: Progress, *, tests: bool = False) -> Path:
     """The page's Python, set up first where needed. Raises UserError when that fails."""
     locks = [PAGE_LOCK, PAGE_TESTS_LOCK] if tests or _has(PAGE_TESTS_LOCK) else [PAGE_LOCK]
     if not all(_has(lock) for lock in locks):
-        STAMP.unlink(missing_ok=True)
+        atomic.remove(STAMP)
         environment.make_venv(PAGE, progress)
         for lock in locks:
             environment.install_lock(PAGE, lock, progress)

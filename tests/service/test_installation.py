@@ -34,9 +34,13 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     return commands
 
 
-def test_the_first_start_sets_up_beside_the_webui_and_later_ones_do_not(started: list[Any]) -> None:
+def test_the_first_start_sets_up_beside_the_webui_and_later_ones_do_not(
+    started: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert "in the background" in installation.on_start()
     assert started == [[sys.executable, "-m", "dreambooth", "setup"]]
+    assert "is being set up" in installation.on_start(), "it may not have come to say so itself yet"
+    monkeypatch.setattr(installation, "_STARTING_SECONDS", 0)
     said = installation.on_start()
     assert "ended before it was done" in said and len(started) == 1, "a person starts the second try"
     assert installation.state()["problem"] in said
