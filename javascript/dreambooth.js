@@ -12,6 +12,9 @@ const dreamboothPage = (() => {
     let draftTimer = null;
     let lookTimer = null;
     let lastState = null;
+    let turn = 0; // counts what this page asks of Python: what was looked up meanwhile may be older or newer
+    let asking = false;
+    let knownSettings = null;
     const followers = [];
 
     const root = () => (typeof gradioApp === "function" ? gradioApp() : document);
@@ -36,6 +39,7 @@ const dreamboothPage = (() => {
 
     /* A control was changed by hand: save soon, and say so until it is. */
     function changed() {
+        asks();
         mark("unsaved", true);
         clearTimeout(draftTimer);
         draftTimer = setTimeout(() => {
@@ -48,9 +52,32 @@ const dreamboothPage = (() => {
     function answered() {
         if (draftTimer === null) {
             mark("unsaved", false);
+            asking = false;
         }
+        turn += 1;
+        knownSettings = null;
+        mark("elsewhere", false);
         followed();
         look();
+    }
+
+    /* Python is about to be asked for something that may change the settings. */
+    function asks() {
+        asking = true;
+        turn += 1;
+    }
+
+    /* Says so when the model's settings were changed, and not from here. */
+    function notice(model, settings, asked) {
+        if (asking || asked !== turn || !settings) {
+            return;
+        }
+        const now = `${model} ${settings}`;
+        if (knownSettings?.startsWith(`${model} `) && knownSettings !== now) {
+            mark("elsewhere", true);
+        } else {
+            knownSettings = now;
+        }
     }
 
     /* What is to be done whenever the page may have changed. */
@@ -88,6 +115,7 @@ const dreamboothPage = (() => {
     async function refresh(place) {
         const {dbLive: view, dbModel: model, dbRow: row = 0, dbShown: shown} = place.dataset;
         const query = new URLSearchParams({view, model, row, ...(shown && {shown})});
+        const asked = turn;
         let answer;
         try {
             answer = await fetch(`dreambooth/page/live?${query}`, {headers: {"X-Dreambooth-Token": token()}});
@@ -103,6 +131,9 @@ const dreamboothPage = (() => {
         const fresh = document.createElement("template");
         fresh.innerHTML = await answer.text();
         place.querySelector(":scope > .db-silent")?.remove();
+        if (view === "run") {
+            notice(model, fresh.content.firstElementChild.dataset.dbSettings, asked);
+        }
         return draw(place, fresh.content.firstElementChild);
     }
 
@@ -189,6 +220,12 @@ const dreamboothPage = (() => {
 
     function start() {
         document.addEventListener("visibilitychange", look);
+        document.addEventListener("click", ({target}) => {
+            if (target.closest?.("#db_page :is(button, fieldset)")) {
+                asks();
+                setTimeout(() => { asking = draftTimer !== null; }, SILENT_MS); // not all of them ask
+            }
+        }, true);
         new MutationObserver((changes) => {
             for (const {target, addedNodes} of changes) {
                 const here = target.nodeType === 1 && target.closest?.("#db_page");

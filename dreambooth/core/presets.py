@@ -65,7 +65,7 @@ PRESETS = {
 def find(name: str) -> Preset:
     """The preset called `name`. Raises UserError if there is none."""
     if name not in PRESETS:
-        raise UserError(f"--preset: there is none called {name!r} (there: {', '.join(PRESETS)}).")
+        raise UserError(f"preset: there is none called {name!r} (there: {', '.join(PRESETS)}).")
     return PRESETS[name]
 
 

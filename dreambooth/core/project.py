@@ -153,7 +153,11 @@ class Project:
 
 def check_name(name: str) -> None:
     """Raises UserError unless `name` can be a folder's name on every system."""
-    if not file_names.is_sound(name) or len(name) > LONGEST_NAME:
+    if len(name) > LONGEST_NAME:
+        raise UserError(f"A model's name has at most {LONGEST_NAME} characters (this has {len(name):,}).")
+    if file_names.is_device(name):
+        raise UserError(f"{name!r} cannot be a model's name: Windows takes it for a device; choose another.")
+    if not file_names.is_sound(name):
         raise UserError(
             f"{name!r} cannot be a model's name: use up to 80 letters, digits, spaces, dots, - and _, "
             "no slash, and no dot or space at either end."

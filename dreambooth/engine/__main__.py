@@ -49,7 +49,8 @@ def _work(job: Job) -> int:
         listener = Listener(job)
         listener.let_end("pause", "stop", "discard")
         kind = job.read()["kind"]
-        job.report("started", kind=kind, pid=os.getpid(), boot=machine.boot(), memory_kills=machine.memory_kills())
+        numbers = {"pid": os.getpid(), "parent": os.getppid()}
+        job.report("started", kind=kind, **numbers, boot=machine.boot(), memory_kills=machine.memory_kills())
         listener.start()
         return _report_ending(job, kind, listener)
 

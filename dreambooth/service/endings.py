@@ -56,12 +56,12 @@ def loss(job: Job) -> Problem:
 
 def _cause(job: Job, started: dict[str, Any]) -> str:
     if not started:
-        code = _exit_code(job, None)
+        code = _exit_code(job)
         how = "" if code is None else f" (code {code})"
         return f"The engine ended before it began{how}; its log says why"
     if started.get("boot") and machine.boot() and started["boot"] != machine.boot():
         return "The computer was restarted, or lost its power, while the engine was at work"
-    code, kills = _exit_code(job, started.get("pid")), started.get("memory_kills")
+    code, kills = _exit_code(job, started), started.get("memory_kills")
     ran_out = isinstance(kills, int) and machine.memory_kills() > kills
     if code is None:
         if ran_out:
@@ -85,14 +85,18 @@ def _advice(job: Job, state: dict[str, Any] | None) -> str:
     return "No state was saved yet; resume begins anew."
 
 
-def _exit_code(job: Job, pid: Any) -> int | None:
-    """How the process with this number ended; None if nobody saw it."""
+def _exit_code(job: Job, started: dict[str, Any] | None = None) -> int | None:
+    """How the process that said `started` ended, or whichever there was; None if nobody saw it.
+
+    What is started in a virtual environment of Windows is a launcher: it starts Python, and ends with Python's code.
+    """
     try:
         said = read_object(job.folder / "exit.json")
     except UserError:
         return None
     code = said.get("code")
-    return code if isinstance(code, int) and (pid is None or said.get("pid") == pid) else None
+    is_it = started is None or said.get("pid") in (started.get("pid"), started.get("parent"))
+    return code if isinstance(code, int) and is_it else None
 
 
 def _code(code: int) -> str:

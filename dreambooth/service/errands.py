@@ -27,6 +27,16 @@ DRAWING: dict[str, tuple[Any, Any, Any]] = {
     "width": (0, 64, 2048),
     "height": (0, 64, 2048),
 }
+_OF_WEIGHTS = ("weights", "base", "run", "from_step")
+FIELDS: dict[str, tuple[str, ...]] = {
+    "check": (),
+    "class-images": (),
+    "generate": (
+        *DRAWING, *_OF_WEIGHTS, "prompt", "negative", "scheduler", "eta", "out", "sheet", "library", "sampler",
+    ),
+    "export": ("to", "merge", "half", *_OF_WEIGHTS),
+    "tokens": ("prompt", "candidates"),
+}  # fmt: skip
 MOST_ON_A_SHEET = 200  # pictures
 
 
@@ -79,7 +89,7 @@ def drawing(opened: Project, wanted: Mapping[str, Any], *, label: str = "{}") ->
         raise UserError(problems)
     chosen, what = _weights(opened, wanted, label)
     edits = bool(what["weights"]) and opened.embedding(Path(what["weights"])).exists()
-    if wanted.get("prompt", "") is None and not edits:
+    if wanted.get("prompt") is None and not edits:
         raise UserError(f"{label.format('prompt')}: it is missing; say what to draw.")
     if wanted.get("eta") is not None and not edits:
         raise UserError(f"{label.format('eta')}: only a result of Imagic (imagic.enabled) is drawn with it.")

@@ -134,7 +134,7 @@ def command_lines(base: Path, words: tuple[str, list[str]]) -> None:
 
 
 EVENTS: list[dict[str, Any]] = [
-    {"event": "started", "time": 1.0, "kind": "train", "pid": 3, "boot": "x", "memory_kills": 0},
+    {"event": "started", "time": 1.0, "kind": "train", "pid": 3, "parent": 2, "boot": "x", "memory_kills": 0},
     {"event": "stage", "name": "encoding pictures", "done": 1, "total": 5},
     {"event": "resumed", "step": 1},
     {"event": "step", "step": 2, "steps": 9, "images": 2, "loss": 0.5, "rate": 1e-4, "steps_per_second": 2.0,

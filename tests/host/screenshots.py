@@ -24,8 +24,8 @@ SHOWN = {
     **demo.METHODS["LoRA"],
     "concepts.0.instance_data_dir": "~/pictures",
     "concepts.0.num_class_images_per": 0,
-    "intervals.num_train_epochs": 80,
-    "intervals.save_preview_every": 16,
+    "intervals.num_train_epochs": 200,
+    "intervals.save_preview_every": 40,
     "previews.count": 1,
     "previews.prompts": "a photo of a large sks star on a purple background",
 }

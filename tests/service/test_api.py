@@ -62,6 +62,26 @@ def test_a_model_is_made_listed_renamed_and_put_into_the_trash(asked: TestClient
     assert asked.get("/dreambooth/models").json() == {"models": []}
 
 
+def test_a_field_that_is_unknown_or_missing_is_told_and_nothing_changes(asked: TestClient) -> None:
+    create(asked, **{"lora.rank": 7})
+    place = "/dreambooth/models/star"
+    before = asked.get(f"{place}/settings").json()
+    for method, path, body, told in (
+        ("PATCH", "/settings", {"lora.rank": 4}, "lora.rank: this request takes no such field (it takes settings)."),
+        ("PUT", "/settings", {}, "settings: it is missing."),
+        ("PUT", "/concepts/0/caption", {"file": "1.png"}, "text: it is missing."),
+        ("POST", "/runs", {"lora.rank": 4}, "lora.rank: this request takes no such field"),
+        ("POST", "/errands", {"kind": "generate", "base": True}, "prompt: it is missing; say what to draw."),
+        ("POST", "/errands", {"kind": "generate", "prompt": "x", "sed": 3}, "sed: this request takes no such field"),
+        ("POST", "/errands", {"kind": "dance", "x": 3}, "kind: 'dance' is none of"),
+        ("POST", "/preset", {"preset": "person", "class_prompt": "x"}, "class_prompt: this request takes no such"),
+    ):
+        said = asked.request(method, f"{place}{path}", json=body)
+        assert said.status_code == 400 and any(one.startswith(told) for one in said.json()["problems"]), said.text
+    assert asked.get(f"{place}/settings").json() == before
+    assert asked.get(f"{place}/runs").json() == {"runs": []}
+
+
 def test_a_renamed_model_keeps_its_pictures_and_what_was_drawn(asked: TestClient, tmp_path: Path) -> None:
     create(asked, "Ännchen")
     models = tmp_path / "models" / "dreambooth"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from dreambooth.core.run import Job
 from dreambooth.core.settings import parse
 from dreambooth.engine import __main__ as engine
 from dreambooth.host.standalone import Standalone
-from dreambooth.service import api, runs
+from dreambooth.service import api, endings, runs
 from dreambooth.ui import command_line, commands
 from tests.conftest import Run
 
@@ -128,3 +129,13 @@ def test_a_warning_has_the_form_of_a_failure_everywhere(folders: Folders, dreamb
     answer = TestClient(app, base_url="http://here").get("/dreambooth/models/star/runs/1").json()
     listed = dreambooth("runs", "--data", folders.models).answer["runs"][0]
     assert answer["warnings"] == listed["warnings"] == [first, second, third]
+
+
+@pytest.mark.parametrize(("who", "told"), [(5, "0xC0000005"), (4, "0xC0000005"), (3, "without a word")])
+def test_how_an_engine_ended_is_known_of_its_own_process_and_of_windows_launcher(
+    folders: Folders, who: int, told: str
+) -> None:
+    job = run.new_run(folders, project.open_project(folders, "star"), parse({}))
+    job.report("started", kind="train", pid=5, parent=4, boot="", memory_kills=0)
+    (job.folder / "exit.json").write_text(json.dumps({"pid": who, "code": 0xC0000005}))
+    assert told in endings.loss(job).what

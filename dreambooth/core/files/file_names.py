@@ -12,4 +12,9 @@ def is_sound(name: str) -> bool:
     """Whether it is a single name that no system takes for anything else, such as a path or a device."""
     if not name or name.strip(" .") != name or _NEVER.search(name):
         return False
-    return name.split(".")[0].strip().lower() not in _WINDOWS_DEVICES
+    return not is_device(name)
+
+
+def is_device(name: str) -> bool:
+    """Whether Windows takes it for a device, whatever its ending."""
+    return name.split(".")[0].strip().lower() in _WINDOWS_DEVICES

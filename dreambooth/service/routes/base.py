@@ -78,6 +78,19 @@ def numbered(jobs: list[Job], number: int, what: str) -> Job:
     raise UserError(f"There is no {what} {number} here.")
 
 
+def only(body: Answer, *known: str, needed: str = "") -> Answer:
+    """The body, which has no field besides these. Raises UserError for another, or if `needed` is not there: what is
+    passed over in silence is taken for done."""
+    problems = [
+        f"{key}: this request takes no such field (it takes {', '.join(known)})." for key in body.keys() - known
+    ]
+    if needed and needed not in body:
+        problems.append(f"{needed}: it is missing.")
+    if problems:
+        raise UserError(problems)
+    return body
+
+
 def text(body: Answer, key: str, *, optional: bool = False) -> str:
     value = body.get(key, "")
     if not isinstance(value, str) or "\x00" in value:

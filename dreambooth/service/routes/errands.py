@@ -8,7 +8,7 @@ from dreambooth.core import run
 from dreambooth.core.errors import UserError
 from dreambooth.core.run import Job
 from dreambooth.service import errands, launcher, models, runs, txt2img
-from dreambooth.service.routes.base import Answer, Route, Routes, events, numbered, text
+from dreambooth.service.routes.base import Answer, Route, Routes, events, numbered, only, text
 
 
 class Errands(Routes):
@@ -31,6 +31,7 @@ class Errands(Routes):
         Pictures are drawn by the WebUI's own txt2img where `library` is webui, with one of the `samplers` that /status
         names as `sampler`."""
         opened, kind = self.open(name), text(body, "kind")
+        only(body, "kind", "settings", *errands.FIELDS.get(kind, body))
         if kind == "generate" and txt2img.is_asked(body, self.host):
             chosen, fields = txt2img.fields(opened, body, self.host)
             return runs.outcome(txt2img.begin(self.folders, opened, chosen, fields, self.host))
@@ -52,7 +53,7 @@ class Errands(Routes):
 
     def download(self, body: dict[str, Any]) -> Answer:
         """Fetches a model of the hub; its result's path is a source for a new model of the name."""
-        source = text(body, "source")
+        source = text(only(body, "name", "source", "revision"), "source")
         model = models.hub_model(self.folders, text(body, "name"), source)
         if model is None:
             raise UserError(f"source: {source!r} is no model of the hub, which are called owner/name.")

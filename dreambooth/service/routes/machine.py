@@ -9,7 +9,7 @@ from dreambooth.core import reference
 from dreambooth.core.models.origin import Origin
 from dreambooth.core.settings import Settings
 from dreambooth.service import environment, installation, models, queue
-from dreambooth.service.routes.base import Answer, Route, Routes, an_object, text
+from dreambooth.service.routes.base import Answer, Route, Routes, an_object, only, text
 
 
 class Machine(Routes):
@@ -61,7 +61,11 @@ class Machine(Routes):
 
     def check_settings(self, body: dict[str, Any]) -> Answer:
         """Every reason why `settings` would be refused; nothing is written."""
-        return {"problems": models.problems(models.changed({}, an_object(body, "settings")))}
+        return {
+            "problems": models.problems(
+                models.changed({}, an_object(only(body, "settings", needed="settings"), "settings"))
+            )
+        }
 
     def presets(self) -> Answer:
         """The presets, with a reason for each value."""
@@ -78,4 +82,4 @@ class Machine(Routes):
 
     def inspect(self, body: dict[str, Any]) -> Answer:
         """What the checkpoint or LoRA at `path` is, from its header."""
-        return models.inspect(Path(text(body, "path")))
+        return models.inspect(Path(text(only(body, "path"), "path")))

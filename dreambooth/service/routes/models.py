@@ -10,7 +10,7 @@ from dreambooth.core import schema
 from dreambooth.core.project import Project
 from dreambooth.core.settings import Settings
 from dreambooth.service import environment, models, runs
-from dreambooth.service.routes.base import Answer, Route, Routes, an_object, text
+from dreambooth.service.routes.base import Answer, Route, Routes, an_object, only, text
 
 
 class Models(Routes):
@@ -38,6 +38,7 @@ class Models(Routes):
 
     def create(self, body: dict[str, Any]) -> Answer:
         """A new model: `name`, `source` (a file or Diffusers folder); if wanted `preset`, `settings` and `origin`."""
+        only(body, "name", "source", "preset", "settings", "origin")
         flat = models.changed({}, an_object(body, "settings"))
         if preset := text(body, "preset", optional=True):
             flat = models.with_preset(preset, {}, flat)
@@ -54,11 +55,11 @@ class Models(Routes):
 
     def rename(self, name: str, body: dict[str, Any]) -> Answer:
         """Renames a model: `to`."""
-        return models.rename(self.folders, name, text(body, "to"))
+        return models.rename(self.folders, name, text(only(body, "to"), "to"))
 
     def duplicate(self, name: str, body: dict[str, Any]) -> Answer:
         """A copy called `to`, with settings and pictures and without runs."""
-        return models.duplicate(self.folders, name, text(body, "to"))
+        return models.duplicate(self.folders, name, text(only(body, "to"), "to"))
 
     def settings(self, name: str) -> Answer:
         """A model's settings, by dotted key."""
@@ -66,26 +67,27 @@ class Models(Routes):
 
     def replace_settings(self, name: str, body: dict[str, Any]) -> Answer:
         """Makes `settings` the model's own; what is left out takes its default."""
-        given = models.changed({}, an_object(body, "settings"))
+        given = models.changed({}, an_object(only(body, "settings", needed="settings"), "settings"))
         return {"settings": _written(self.open(name), given)}
 
     def change_settings(self, name: str, body: dict[str, Any]) -> Answer:
         """Changes those of the model's settings that `settings` has."""
         opened = self.open(name)
+        only(body, "settings", needed="settings")
         changed = models.changed(opened.settings(), an_object(body, "settings"))
         return {"settings": _written(opened, changed)}
 
     def preset(self, name: str, body: dict[str, Any]) -> Answer:
         """A preset over the model's settings, and those of the body above both."""
         opened = self.open(name)
-        over = models.changed({}, an_object(body, "settings"))
+        over = models.changed({}, an_object(only(body, "preset", "settings"), "settings"))
         flat = models.with_preset(text(body, "preset"), opened.settings(), over)
         return {"settings": _written(opened, flat)}
 
     def take_over(self, name: str, body: dict[str, Any]) -> Answer:
         """Takes over another trainer's settings from the file or folder `path`; tells the fate of each."""
         opened = self.open(name)
-        kind, flat, report = models.imported(opened, Path(text(body, "path")), environment.python())
+        kind, flat, report = models.imported(opened, Path(text(only(body, "path"), "path")), environment.python())
         return {"kind": kind, "settings": _written(opened, flat), "report": report}
 
     def outputs(self, name: str) -> Answer:

@@ -9,7 +9,7 @@ from fastapi import Response
 from fastapi.responses import FileResponse
 
 from dreambooth.service import pictures
-from dreambooth.service.routes.base import Answer, Route, Routes, text
+from dreambooth.service.routes.base import Answer, Route, Routes, only, text
 
 
 class Pictures(Routes):
@@ -36,12 +36,14 @@ class Pictures(Routes):
 
     def write_caption(self, name: str, concept: int, body: dict[str, Any]) -> Answer:
         """Writes the caption `text` beside the picture `file`; without a word the file's name is the caption again."""
+        only(body, "file", "text", needed="text")
         path = pictures.confined(pictures.concept_folder(self.open(name), concept, "instance"), text(body, "file"))
         pictures.write_caption(path, text(body, "text", optional=True))
         return {"file": str(body["file"]), "caption": pictures.caption(path)}
 
     def describe(self, name: str, concept: int, body: dict[str, Any]) -> Answer:
         """Captions by the WebUI's BLIP or DeepDanbooru (`with`) for pictures that have none; for all with `over`."""
+        only(body, "with", "over")
         folder, captioner = pictures.concept_folder(self.open(name), concept, "instance"), text(body, "with")
         described = pictures.describe(
             folder, lambda picture: self.host.describe(picture, captioner), over=bool(body.get("over"))

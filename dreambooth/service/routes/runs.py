@@ -12,7 +12,7 @@ from dreambooth.core.errors import UserError
 from dreambooth.core.run import Job
 from dreambooth.core.settings import Settings
 from dreambooth.service import going_on, installation, launcher, report, runs
-from dreambooth.service.routes.base import Answer, Route, Routes, an_object, events, numbered, text
+from dreambooth.service.routes.base import Answer, Route, Routes, an_object, events, numbered, only, text
 
 REQUESTS = ("pause", "stop", "discard", "save", "preview")
 
@@ -45,7 +45,7 @@ class Runs(Routes):
     def start(self, name: str, body: dict[str, Any] | None = None) -> Answer:
         """A new run with the model's settings, and those of the body over them, in the queue."""
         opened = self.open(name)
-        job = launcher.new_run(self.folders, opened, self.asked(opened, body or {}))
+        job = launcher.new_run(self.folders, opened, self.asked(opened, only(body or {}, "settings")))
         return self.submit(job, runs.summary)
 
     def one(self, name: str, number: int) -> Answer:
@@ -73,7 +73,7 @@ class Runs(Routes):
         """Puts a run in the queue again, from its newest state, or from that of `from_step`; `settings` that may change
         then are taken, others refused. With `model_settings` it takes the model's own where they may change, and keeps
         the others."""
-        job, body = self._run(name, number), body or {}
+        job, body = self._run(name, number), only(body or {}, "settings", "model_settings", "from_step")
         going_on.check_resumable(job)
         given = schema.flatten(an_object(body, "settings")) if body.get("settings") else {}
         if body.get("model_settings"):
@@ -90,7 +90,7 @@ class Runs(Routes):
 
     def request(self, name: str, number: int, body: dict[str, Any]) -> Answer:
         """Asks a run that is at work: `request` is pause, stop, discard, save or preview."""
-        what = text(body, "request")
+        what = text(only(body, "request"), "request")
         if what not in REQUESTS:
             raise UserError(f"request: {what!r} is none of {', '.join(REQUESTS)}.")
         return runs.ask(self._run(name, number), what)  # type: ignore[arg-type]

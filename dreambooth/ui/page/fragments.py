@@ -32,9 +32,10 @@ def live(view: str, model: str, **more: int) -> str:
     return f'<div class="db-live" data-db-live="{escape(view)}" data-db-model="{escape(model)}"{asked}></div>'
 
 
-def root(state: str, sections: list[tuple[str, str]]) -> str:
+def root(state: str, sections: list[tuple[str, str]], settings: str = "") -> str:
+    """A view; `settings` tells the browser when the model's own have been changed by somebody else."""
     body = "".join(f'<section data-db-part="{name}">{inner}</section>' for name, inner in sections)
-    return f'<div data-db-state="{state}">{body}</div>'
+    return f'<div data-db-state="{state}" data-db-settings="{settings}">{body}</div>'
 
 
 def picture_address(project: Project, path: Path) -> str:

@@ -95,7 +95,7 @@ class ModelTab:
             act(button.click, self._under_new_name(do), [self.new_name], [*whole, self.new_name], self.changed)
         act(self.delete.click, self._delete, [], whole, self.changed)
         listed = self.page.told(self._list_checkpoints, self.said)
-        dialect.on(self.refresh.click, listed, None, [self.source, self.said])
+        dialect.on(self.refresh.click, listed, [self.source], [self.source, self.said])
         act(self.import_button.click, self._import_settings, [self.import_from], whole, self.imported)
 
     def _create(self, values: Values) -> Shown:
@@ -122,9 +122,9 @@ class ModelTab:
         said = actions.delete(self.page.host, self.page.opened(values))
         return self.page.show(actions.model_to_show(self.page.host.folders()), said=good(said))
 
-    def _list_checkpoints(self) -> Shown:
+    def _list_checkpoints(self, chosen: str | None) -> Shown:
         self.page.host.refresh()
-        return {self.source: self.sources(choose=False)}
+        return {self.source: self.sources(choose=not chosen)}
 
     def _import_settings(self, values: Values) -> Shown:
         opened = self.page.opened(values)

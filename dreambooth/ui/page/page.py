@@ -30,6 +30,7 @@ from dreambooth.ui.page.settings import SettingsTab
 Values = Mapping[Any, Any]
 Shown = dict[Any, Any]
 
+_ELSEWHERE = "The settings were changed in another window. ⟳ shows them; what you change here takes their place."
 _CHANGED = "() => { dreamboothPage.changed(); return []; }"
 _ANSWERED = "() => { dreamboothPage.answered(); return []; }"
 
@@ -72,6 +73,7 @@ class Page:
             self.look_again = gr.Button("look", elem_id="db_look_again")
 
     def _tabs(self) -> None:
+        gr.HTML(f'<p class="db-note">{_ELSEWHERE}</p>', elem_id="db_elsewhere")
         self.said = gr.HTML("", elem_id="db_said")
         with gr.Tabs(elem_id="db_tabs"):
             with gr.Tab("Model", elem_id="db_model_tab", id="model"):
@@ -91,7 +93,8 @@ class Page:
 
         on = dialect.on
         on(blocks.load, self.told(self.open), None, [*self.of_model, self.model_tab.source])
-        on(self.refresh.click, self.told(self.open), None, [*self.of_model, self.model_tab.source])
+        looked = on(self.refresh.click, self.told(self.open), None, [*self.of_model, self.model_tab.source])
+        on(looked.then, None, js=_ANSWERED)
         self.act(self.choice.input, self.select, [self.choice], self.of_model)
         self.form.watch(lambda event: on(event, None, js=_CHANGED))
         self.act(self.draft.click, self.save, [], [self.said, self.run_column.said, *self.moving_places()])

@@ -4,6 +4,7 @@ sees the same. The browser fetches it anew (routes.py); each `section` is replac
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping
 from html import escape
@@ -53,7 +54,7 @@ def run_view(folders: Folders, model: str) -> str:
     job = newest_run(folders, model)
     if job is None:
         words = "Runs are shown here as they go." if model else "Make a model first; its runs are shown here."
-        return root("none", [("head", f'{elsewhere}<p class="db-quiet">{words}</p>')])
+        return root("none", [("head", f'{elsewhere}<p class="db-quiet">{words}</p>')], _settings(folders, model))
     project, story, status = open_project(folders, model), job.story(), job.status()
     sections = [
         ("head", elsewhere + _head(job, story, status)),
@@ -64,7 +65,16 @@ def run_view(folders: Folders, model: str) -> str:
         ("outputs", _outputs(folders, job, story)),
         ("log", _log(job)),
     ]
-    return root(_state(job, status), sections)
+    return root(_state(job, status), sections, _settings(folders, model))
+
+
+def _settings(folders: Folders, model: str) -> str:
+    """What differs when the model's settings do; empty where there are none."""
+    try:
+        own = (open_project(folders, model).folder / "settings.json").read_bytes() if model else b""
+    except OSError:
+        return ""
+    return hashlib.sha256(own).hexdigest()[:16] if own else ""
 
 
 def _state(job: Job, status: str) -> str:

@@ -141,6 +141,28 @@ def test_a_second_concept_keeps_its_own_fields(hands: Hands, data: Path) -> None
     until(lambda: hands.value("db_concepts_N_class_prompt") == "a photo of a star")
 
 
+def test_a_second_window_is_told_that_the_first_changed_something(hands: Hands, browser: Any, server: Server) -> None:
+    note, words = "#db_elsewhere .db-note", "changed in another window"
+    other = Hands(browser, server.address)
+    other.see("#db_about", "5 pictures")
+    other.page.wait_for_timeout(5000)  # it has looked at the settings once
+    hands.tab("Concepts")
+    hands.write("db_concepts_N_class_prompt", "a photo of a heart")
+    hands.saved()
+    other.see(note, words)
+    assert not hands.page.locator(note).first.is_visible()
+    other.press("db_refresh")
+    other.tab("Concepts")
+    until(lambda: other.value("db_concepts_N_class_prompt") == "a photo of a heart")
+    until(lambda: not other.page.locator(note).first.is_visible())
+    hands.write("db_concepts_N_class_prompt", "a photo of a star")
+    hands.saved()
+    hands.page.wait_for_timeout(5000)
+    assert not hands.page.locator(note).first.is_visible(), "what was changed here is no surprise"
+    assert not other.errors
+    other.page.close()
+
+
 def test_the_check_shows_every_picture(hands: Hands) -> None:
     hands.press("db_check")
     hands.see("#db_plan .db-good", "Nothing stands in the way")
