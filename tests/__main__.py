@@ -5,7 +5,7 @@ python -m tests -m large        the full-size proofs (8 to 16 GB of memory)
 python -m tests -m faults       a run killed two hundred times (a quarter of an hour)
 python -m tests -m fuzz         13,000 damaged files, events, requests and command lines (ten minutes)
 python -m tests -m gpu           what only an NVIDIA card can prove (three minutes)
-python -m tests -m pairs        every two values of two settings in a real run (half an hour)
+python -m tests -m pairs        every two values of two settings in a real run (an hour)
 python -m tests -m rows         whether each setting's test fails where the setting is ignored (half an hour)
 python -m tests tests/core      one part
 python -m tests tests/host --webui DIR      in a real WebUI's folder, with a browser (five minutes)

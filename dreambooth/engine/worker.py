@@ -136,18 +136,25 @@ def _run(work: Work) -> Ending:
 
 
 def check_abilities(work: Work) -> None:
-    """Raises UserError for what this device, environment or model cannot do, before anything is begun."""
+    """Raises UserError with all that this device, environment or model cannot do, before anything is begun."""
     settings = work.settings
-    if problems := suited.problems(settings, work.project.about):
-        raise UserError(problems)
+    problems: list[str | Problem] = [*suited.problems(settings, work.project.about)]
     precision.set_deterministic(settings.tuning.deterministic)
     accelerator = precision.of(settings)
     device = accelerator.device
-    optimizers.check(settings, device)
-    attention.check(settings.memory.attention, device, precision.compute_dtype(accelerator))
-    unet_weights.check(settings.memory.unet_weights, device)
+    for check in (
+        partial(optimizers.check, settings, device),
+        partial(attention.check, settings.memory.attention, device, precision.compute_dtype(accelerator)),
+        partial(unet_weights.check, settings.memory.unet_weights, device),
+    ):
+        try:
+            check()
+        except UserError as error:
+            problems += error.errors
     if settings.tuning.cuda_graphs and (reason := graph.fault(device)):
-        raise UserError(f"tuning.cuda_graphs: {reason}; turn it off.")
+        problems.append(f"tuning.cuda_graphs: {reason}; turn it off.")
+    if problems:
+        raise UserError(problems)
 
 
 def load(work: Work, source: Source) -> tuple[Model, Any]:

@@ -182,9 +182,11 @@ def test_generate_reads_prompts_as_its_settings_say(tmp_path: Path) -> None:
 
 
 def test_a_clip_skip_that_cannot_be_is_said_before_the_model_is_loaded(tmp_path: Path) -> None:
+    """With whatever else cannot be."""
     made = tiny_project(tmp_path, "sd2-v")
-    job = new_run(made, **{"tuning.clip_skip": 2})
-    with pytest.raises(UserError, match=r"tuning\.clip_skip: it is 2, but SD 2 and SDXL .*; set it to 1\."):
+    job = new_run(made, **{"tuning.clip_skip": 2, "memory.attention": "xformers"})
+    with pytest.raises(UserError, match=r"tuning\.clip_skip: it is 2, but SD 2 and SDXL .*; set it to 1\.") as said:
         worker.run(job)
+    assert [one.where for one in said.value.errors] == ["tuning.clip_skip", "memory.attention"]
     assert "loading the model" not in [event["name"] for event in told(job, "stage")]
     assert any("tuning.clip_skip: it is 2" in one for one in plan.report(job)["problems"])

@@ -10,6 +10,7 @@ from accelerate.state import AcceleratorState
 
 from dreambooth.core.project import Folders, Project
 from dreambooth.engine import generate, worker
+from dreambooth.engine.training import optimizers
 from dreambooth.service import errands, launcher
 from tests.engine import test_waits
 from tests.engine.played_card import CARD, played_card
@@ -30,6 +31,14 @@ def test_it_plays_a_card() -> None:
         assert (there + torch.tensor(2.0)).device == CARD
         assert card.operations
     assert torch.ones(3).device.type == "cpu"
+
+
+@pytest.mark.parametrize("name", ["paged_adamw_8bit", "paged_lion_8bit"])
+def test_an_optimizer_whose_memory_cannot_be_paged_is_found_before_it_is_begun(name: str) -> None:
+    """bitsandbytes pages large weights alone, and here it was built without that."""
+    with played_card():
+        assert "cget_managed_ptr" in optimizers.fault(name, CARD)
+        assert not optimizers.fault(name.removeprefix("paged_"), CARD)
 
 
 RUNS: dict[str, dict[str, Any]] = {

@@ -53,8 +53,8 @@ def fault(name: str, device: torch.device) -> str:
     with torch.random.fork_rng(devices=[]), torch.enable_grad(), warnings.catch_warnings():
         warnings.filterwarnings("error", message="Paged optimizers are not supported")  # else it would be replaced
         generator = torch.Generator().manual_seed(0)
-        matrix = torch.randn(64, 128, generator=generator).to(device)  # large enough to be kept in 8 bits
-        weight, bias = nn.Parameter(torch.zeros_like(matrix)), nn.Parameter(torch.zeros(64, 1, device=device))
+        matrix = torch.randn(320, 320, generator=generator).to(device)  # large enough to be paged, and kept in 8 bits
+        weight, bias = nn.Parameter(torch.zeros_like(matrix)), nn.Parameter(torch.zeros(320, 1, device=device))
         losses = []
         try:
             optimizer = RECIPES[name]([{"params": [weight, bias], "lr": 1.0 if name == "prodigy" else 0.01}], Chosen())
