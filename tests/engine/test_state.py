@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import random
-import resource
 import shutil
 import signal
 import threading
@@ -115,12 +114,15 @@ def test_the_last_few_states_and_one_of_each_so_many_epochs_stay(tmp_path: Path)
     assert steps(tmp_path) == [20, 40, 50, 55]
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows limits no files")
 @pytest.mark.parametrize("room", range(0, 1300, 60))
 def test_a_file_that_cannot_grow_any_further_keeps_the_state_before(tmp_path: Path, room: int) -> None:
     """In a process whose files may hold only so many bytes: the write itself fails, at each place in turn."""
     state.save(tmp_path, 5, content(5))
     size = (tmp_path / "000000005" / "state.pt").stat().st_size
     place = room * size // 1200
+
+    import resource
 
     def limited() -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

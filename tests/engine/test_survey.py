@@ -88,7 +88,7 @@ def awkward_files() -> dict[str, tuple[str, str, Write]]:
         "really a png.jpg": (OK, "", saved(photo(31), format="PNG")),
         "日本語 ñ 🙂.png": (OK, "", saved(photo(32))),
         "two  spaces.and.dots.png": (OK, "", saved(photo(33))),
-        "below/deeper/found.png": (OK, "", saved(photo(34))),
+        str(Path("below/deeper/found.png")): (OK, "", saved(photo(34))),
         "quote ' \" & <b>.png": (OK, "", saved(photo(35))),
         "%2e%2e #1?.png": (OK, "", saved(photo(36))),
         "wide enough.png": (OK, "", saved(photo(37, (160, 100)))),

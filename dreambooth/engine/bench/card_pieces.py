@@ -203,13 +203,21 @@ def draw(about: About) -> None:
     folder = about.work / f"drawing-{time.time_ns()}"
     folder.mkdir()
     if about.large:  # so that it is not made once more
-        (folder / "sd1.safetensors").symlink_to(about.models.source("sd1", about.work))
+        _lay(about.models.source("sd1", about.work), folder / "sd1.safetensors")
     asked = {"kind": "bench-drawing", "out": str(folder), "large": about.large, "peer": about.told["peer"]}
     job = run.create(about.work / "jobs", {**asked, "repeats": 1}, "{}")
     as_theirs = f"in {drawing.PEER_STEPS} steps, {drawing.PEER_BATCH} at once"
     ways = ("ours, as by default", f"ours, {as_theirs}", f"diffusers' script, {as_theirs}")
     for way, row in zip(ways, drawing.measure(job)["rows"]):
         about.say(f"class pictures: {way}", row["pictures_per_second"], "a second", **row)
+
+
+def _lay(source: Path, place: Path) -> None:
+    """A file at another place as well; copied where nobody may make links."""
+    try:
+        place.symlink_to(source)
+    except OSError:
+        shutil.copyfile(source, place)
 
 
 def all_plans(about: About) -> None:
