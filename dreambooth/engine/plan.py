@@ -15,11 +15,10 @@ from dreambooth.core.memory import footprint, planner
 from dreambooth.core.models import anatomy, checkpoint
 from dreambooth.core.run import Job
 from dreambooth.core.settings import Settings
-from dreambooth.engine import contact_sheet
+from dreambooth.engine import contact_sheet, suited
 from dreambooth.engine.data import class_pictures, masks, pictures, survey
 from dreambooth.engine.data.framing import Cut
 from dreambooth.engine.data.pictures import Example, Gathered
-from dreambooth.engine.run import suited
 from dreambooth.engine.work import Work
 
 _KEPT = 0.6  # a crop that keeps less of a picture than this is worth a warning

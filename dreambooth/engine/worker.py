@@ -20,7 +20,7 @@ from dreambooth.core.forecast import disk_bytes
 from dreambooth.core.memory import footprint
 from dreambooth.core.run import Job
 from dreambooth.core.settings import Settings
-from dreambooth.engine import families
+from dreambooth.engine import families, suited
 from dreambooth.engine.checkpoints import lora
 from dreambooth.engine.checkpoints.lora_layers import AnyLayer
 from dreambooth.engine.checkpoints.source import Source, open_model
@@ -35,7 +35,7 @@ from dreambooth.engine.drawing.sampling import decoding
 from dreambooth.engine.families import aside, unet_weights
 from dreambooth.engine.families.model import Model
 from dreambooth.engine.process.listener import asked_to_end
-from dreambooth.engine.run import imagic, notices, outputs, resuming, start_file, suited, trouble
+from dreambooth.engine.run import imagic, notices, outputs, resuming, start_file, trouble
 from dreambooth.engine.run.hooks import Hooks, already_written, save_output
 from dreambooth.engine.tracing import graph
 from dreambooth.engine.training import adapters, attention, checkpointing, optimizers, precision, preview

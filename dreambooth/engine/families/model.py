@@ -23,9 +23,9 @@ from dreambooth.core.memory.drawing_memory import TILE
 from dreambooth.core.models import anatomy
 from dreambooth.core.models.anatomy import Anatomy
 from dreambooth.core.models.model_file import Header
+from dreambooth.engine import suited
 from dreambooth.engine.checkpoints.source import Source
 from dreambooth.engine.families.aside import Aside
-from dreambooth.engine.run import suited
 from dreambooth.engine.words import chunks
 
 LATENT_CHANNELS = 4

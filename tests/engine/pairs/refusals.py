@@ -10,8 +10,9 @@ from typing import Any
 from dreambooth.core.buckets import grid
 from dreambooth.core.errors import Problem, UserError
 from dreambooth.core.settings import Settings, parse
+from dreambooth.engine import suited
 from dreambooth.engine.data.pictures import imagic_problem
-from dreambooth.engine.run import start_file, suited
+from dreambooth.engine.run import start_file
 from tests.engine.pairs.values import BASE, FAMILY, ONE, SECOND, START, START_WITH_TEXT, Row, settings_of, table
 
 SIZE = 64  # the very small models' own
