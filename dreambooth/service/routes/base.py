@@ -82,7 +82,7 @@ def only(body: Answer, *known: str, needed: str = "") -> Answer:
     """The body, which has no field besides these. Raises UserError for another, or if `needed` is not there: what is
     passed over in silence is taken for done."""
     problems = [
-        f"{key}: this request takes no such field (it takes {', '.join(known)})." for key in body.keys() - known
+        f"{key}: this request takes no such field (it takes {', '.join(known)})." for key in sorted(body.keys() - known)
     ]
     if needed and needed not in body:
         problems.append(f"{needed}: it is missing.")
