@@ -11,7 +11,7 @@ from dreambooth.ui import benches, command_line
 
 
 def asked(*flags: str) -> dict[str, object]:
-    return benches._asked(command_line._parser().parse_args(["bench", *flags]))
+    return benches._asked(command_line._parser()[0].parse_args(["bench", *flags]))
 
 
 def test_each_flag_belongs_to_some_parts() -> None:
