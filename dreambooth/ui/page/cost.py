@@ -5,6 +5,7 @@ The check looks into every picture and is exact; this answers while settings mov
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,15 +62,22 @@ def to_draw(project: Project, settings: Settings) -> bool:
     they go by as it is now. The check knows it exactly."""
     if not project.class_pictures.is_dir():
         return True
-    now = settings.concepts, settings.general, settings.pictures, settings.captions, settings.tuning
     for job in reversed(run.jobs(project)):
-        kind, story = job.read()["kind"], job.story()
-        if not (story.step if kind == "train" else kind == "class-images" and story.status == "done"):
-            continue
-        then = parse(job.settings())
-        if now == (then.concepts, then.general, then.pictures, then.captions, then.tuning):
-            return False
+        with contextlib.suppress(UserError):  # one that is damaged tells nothing
+            if _has_drawn(job) and _asked_of_class(parse(job.settings())) == _asked_of_class(settings):
+                return False
     return True
+
+
+def _has_drawn(job: run.Job) -> bool:
+    """Whether a job has come to the end of its class pictures."""
+    kind, story = job.read()["kind"], job.story()
+    return bool(story.step) if kind == "train" else kind == "class-images" and story.status == "done"
+
+
+def _asked_of_class(settings: Settings) -> tuple[object, ...]:
+    """All that class pictures go by, and more."""
+    return settings.concepts, settings.general, settings.pictures, settings.captions, settings.tuning
 
 
 def area(project: Project, settings: Settings) -> int:

@@ -109,3 +109,6 @@ def test_class_pictures_that_are_there_are_not_to_be_drawn(page: Page) -> None:
     job.report("done", class_pictures=[])
     assert not cost.to_draw(star, parse(own))
     assert cost.to_draw(star, parse({**own, "concepts.0.class_prompt": "a large star"}))
+    damaged = run.create(star.errands, {"kind": "class-images", "model": "star"}, to_json(parse(own)))
+    (damaged.folder / "job.json").write_text("{", encoding="utf-8")
+    assert not cost.to_draw(star, parse(own)), "a damaged job tells nothing, and takes nothing away"
