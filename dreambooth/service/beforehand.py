@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from dreambooth.core import picture_files, project, settings
 from dreambooth.core.budget import budget, passed_already
 from dreambooth.core.errors import UserError
+from dreambooth.core.models import checkpoint
 from dreambooth.core.project import Project
 from dreambooth.core.run import Job
 from dreambooth.core.settings import Settings
@@ -35,7 +37,13 @@ def check(job: Job, changes: Mapping[str, Any] | None = None, step: int | None =
 
 
 def _problems(opened: Project, chosen: Settings) -> list[str]:
-    return [*([opened.problem] if opened.problem else []), *picture_files.problems(chosen.concepts)]
+    found = [opened.problem] if opened.problem else []
+    if chosen.is_lora and (file := chosen.lora.start_file.strip()):
+        try:
+            checkpoint.read_header(Path(file).expanduser())
+        except UserError as error:
+            found += error.problems
+    return [*found, *picture_files.problems(chosen.concepts)]
 
 
 def _too_short(job: Job, chosen: Settings, step: int | None) -> str:

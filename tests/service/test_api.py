@@ -209,6 +209,10 @@ def test_what_would_end_a_run_at_once_is_told_when_it_is_queued(asked: TestClien
             refused = asked.post(f"/dreambooth/models/star/{place}", json={**more, **body})
             assert refused.status_code == 400
             assert refused.json()["problems"][0].startswith(f"concepts.0.instance_data_dir: {said}")
+    refused = asked.post(
+        "/dreambooth/models/star/runs", json={"settings": {"lora.start_file": str(tmp_path / "x.safetensors")}}
+    )
+    assert refused.json()["problems"] == [f"{tmp_path / 'x.safetensors'}: there is no such file."]
     assert asked.get("/dreambooth/runs").json() == {"runs": []}, "nothing is left behind"
     assert asked.post("/dreambooth/models/star/runs").json()["status"] == "queued"
 
