@@ -113,13 +113,13 @@ class ConceptsTab:
     def _take_pictures(self, values: Values) -> Shown:
         opened, row = self.page.opened(values), self._row(values)
         folder = actions.take_pictures(opened, row, dialect.uploaded(values[self.drop]))
-        actions.save(opened, {**self.page.form.read(values, row), f"concepts.{row}.instance_data_dir": folder})
+        actions.save(opened, {**self.page.changed(opened, values), f"concepts.{row}.instance_data_dir": folder})
         return {**self.page.show(opened.name, row, good(f"The pictures are in {folder}.")), self.drop: None}
 
     def _preset(self, name: str) -> Callable[[Values], Shown]:
         def apply(values: Values) -> Shown:
             opened, row = self.page.opened(values), self._row(values)
-            after, said, wanted = actions.apply_preset(opened, self.page.form.read(values, row), name)
+            after, said, wanted = actions.apply_preset(opened, self.page.changed(opened, values), name)
             shown = self.page.show(opened.name, row, good(said) + problem_list(wanted))
             return {**shown, **self.page.form.show(after, row)}
 
