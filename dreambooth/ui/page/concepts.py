@@ -86,41 +86,41 @@ class ConceptsTab:
         }
 
     def bind(self) -> None:
-        act, whole = self.page.act, self.page.of_model
-        act(self.chosen.input, self._choose, [self.chosen], whole)
-        act(self.add.click, self._add, [], whole)
-        act(self.remove.click, self._remove, [], whole)
-        act(self.drop.upload, self._take_pictures, [self.drop], [*whole, self.drop])
+        act, whole, results = self.page.act, self.page.of_model, self.page.generate_tab.chosen()
+        act(self.chosen.input, self._choose, [self.chosen, *results], whole)
+        act(self.add.click, self._add, results, whole)
+        act(self.remove.click, self._remove, results, whole)
+        act(self.drop.upload, self._take_pictures, [self.drop, *results], [*whole, self.drop])
         for name, button in self.presets.items():
-            act(button.click, self._preset(name), [], whole)
+            act(button.click, self._preset(name), results, whole)
         act(self.check.click, self._check, [], [])
         act(self.class_pictures.click, self._make_class_pictures, [], [])
 
     def _choose(self, values: Values) -> Shown:
         opened = self.page.opened(values)
         flat = self.page.keep(opened, values)
-        return self.page.show(opened.name, actions.concept_names(flat).index(values[self.chosen]))
+        return self.page.show(opened.name, actions.concept_names(flat).index(values[self.chosen]), values=values)
 
     def _add(self, values: Values) -> Shown:
         opened = self.page.opened(values)
         self.page.keep(opened, values)
-        return self.page.show(opened.name, actions.add_concept(opened))
+        return self.page.show(opened.name, actions.add_concept(opened), values=values)
 
     def _remove(self, values: Values) -> Shown:
         opened = self.page.opened(values)
-        return self.page.show(opened.name, actions.remove_concept(opened, self._row(values)))
+        return self.page.show(opened.name, actions.remove_concept(opened, self._row(values)), values=values)
 
     def _take_pictures(self, values: Values) -> Shown:
         opened, row = self.page.opened(values), self._row(values)
         folder = actions.take_pictures(opened, row, dialect.uploaded(values[self.drop]))
         actions.save(opened, {**self.page.changed(opened, values), f"concepts.{row}.instance_data_dir": folder})
-        return {**self.page.show(opened.name, row, good(f"The pictures are in {folder}.")), self.drop: None}
+        return {**self.page.show(opened.name, row, good(f"The pictures are in {folder}."), values), self.drop: None}
 
     def _preset(self, name: str) -> Callable[[Values], Shown]:
         def apply(values: Values) -> Shown:
             opened, row = self.page.opened(values), self._row(values)
             after, said, wanted = actions.apply_preset(opened, self.page.changed(opened, values), name)
-            shown = self.page.show(opened.name, row, good(said) + problem_list(wanted))
+            shown = self.page.show(opened.name, row, good(said) + problem_list(wanted), values)
             return {**shown, **self.page.form.show(after, row)}
 
         return apply

@@ -106,7 +106,7 @@ class Page:
         for part in self.parts:
             part.bind()
         changed = [self.about, *self.generate_tab.places()]
-        self.act(self.look_again.click, self.look, [], changed)
+        self.act(self.look_again.click, self.look, self.generate_tab.chosen(), changed)
 
     def act(self, event: Any, do: Callable[..., Shown], more: list[Any], outputs: list[Any], at: Any = None) -> None:
         """Binds a handler that reads the whole page by name; what is wrong is told at `at`."""
@@ -140,8 +140,9 @@ class Page:
             raise UserError("There is no model yet; create one in the Model tab.")
         return open_project(self.host.folders(), values[self.model])
 
-    def show(self, name: str, row: int = 0, said: str = "") -> Shown:
-        """A model with everything that belongs to it; without a name, none."""
+    def show(self, name: str, row: int = 0, said: str = "", values: Values | None = None) -> Shown:
+        """A model with everything that belongs to it; without a name, none. With the page's `values` what was chosen
+        beside the settings stays where it is the same model's."""
         names = project.names(self.host.folders())
         shown: Shown = {
             self.choice: gr.update(choices=names, value=name or None),
@@ -156,6 +157,8 @@ class Page:
             shown |= part.show(opened, row)
         if opened is None:
             return shown
+        if values and values[self.model] == name:
+            shown |= self.generate_tab.show(opened, row, values)
         flat = opened.settings()
         return {**shown, **self.moving(opened, flat), **self.form.show(flat, row), **self.form.note(flat, row)}
 
@@ -211,7 +214,7 @@ class Page:
         if not newer:
             return {}
         told = newer_view(newer, "The page shows it now; press again if it is meant.")
-        return {**self.show(opened.name, row), self.run_column.said: told}
+        return {**self.show(opened.name, row, values=values), self.run_column.said: told}
 
     def tell_newer(self, values: Values) -> Shown:
         """What another window has changed meanwhile: called by the browser when the model's file has changed."""
@@ -233,4 +236,4 @@ class Page:
             return {}
         opened = self.opened(values)
         about = self.moving(opened, opened.settings())[self.about]
-        return {self.about: about, **self.generate_tab.show(opened, int(values[self.row]))}
+        return {self.about: about, **self.generate_tab.show(opened, int(values[self.row]), values)}
