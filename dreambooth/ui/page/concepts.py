@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
@@ -77,13 +77,17 @@ class ConceptsTab:
     def show(self, opened: Project | None, row: int) -> Shown:
         if opened is None:
             return {self.pictures: "", self.plan: "", self.class_pictures_made: ""}
-        labels = actions.concept_names(opened.settings())
         return {
-            self.chosen: gr.update(choices=labels, value=labels[row]),
+            **self.names(opened.settings(), row),
             self.pictures: live("pictures", opened.name, row=row),
             self.plan: live("check", opened.name),
             self.class_pictures_made: live("class-images", opened.name),
         }
+
+    def names(self, flat: Mapping[str, Any], row: int) -> Shown:
+        """The concepts to choose among."""
+        labels = actions.concept_names(flat)
+        return {self.chosen: gr.update(choices=labels, value=labels[row])}
 
     def bind(self) -> None:
         act, whole, results = self.page.act, self.page.of_model, self.page.generate_tab.chosen()
@@ -98,8 +102,8 @@ class ConceptsTab:
 
     def _choose(self, values: Values) -> Shown:
         opened = self.page.opened(values)
-        flat = self.page.keep(opened, values)
-        return self.page.show(opened.name, actions.concept_names(flat).index(values[self.chosen]), values=values)
+        self.page.keep(opened, values)
+        return self.page.show(opened.name, actions.row_of(values[self.chosen]), values=values)
 
     def _add(self, values: Values) -> Shown:
         opened = self.page.opened(values)

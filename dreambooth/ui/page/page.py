@@ -26,7 +26,7 @@ from dreambooth.ui.page.generate import GenerateTab
 from dreambooth.ui.page.model import ModelTab
 from dreambooth.ui.page.run_column import RunColumn
 from dreambooth.ui.page.settings import SettingsTab
-from dreambooth.ui.page.windows import check_concepts, newer_view
+from dreambooth.ui.page.windows import check_concepts, concepts, newer_view
 
 Values = Mapping[Any, Any]
 Shown = dict[Any, Any]
@@ -144,6 +144,9 @@ class Page:
         """A model with everything that belongs to it; without a name, none. With the page's `values` what was chosen
         beside the settings stays where it is the same model's."""
         names = project.names(self.host.folders())
+        opened = open_project(self.host.folders(), name) if name else None
+        flat = opened.settings() if opened else {}
+        row = min(row, max(0, concepts(flat) - 1))  # another window may have removed some
         shown: Shown = {
             self.choice: gr.update(choices=names, value=name or None),
             self.model: name,
@@ -152,14 +155,12 @@ class Page:
             self.about: '<p class="db-quiet">No model yet.</p>',
             self.elsewhere: "",
         }
-        opened = open_project(self.host.folders(), name) if name else None
         for part in self.parts:
             shown |= part.show(opened, row)
         if opened is None:
             return shown
         if values and values[self.model] == name:
             shown |= self.generate_tab.show(opened, row, values)
-        flat = opened.settings()
         return {**shown, **self.moving(opened, flat), **self.form.show(flat, row), **self.form.note(flat, row)}
 
     def moving(self, opened: Project, flat: Mapping[str, Any]) -> Shown:
@@ -172,7 +173,8 @@ class Page:
         return {self.about: about, **self.settings_tab.moving(own, costs)}
 
     def saving_places(self) -> list[Any]:
-        return [self.said, self.run_column.said, *self.noted, self.about, *self.settings_tab.moving_places()]
+        moving = [self.about, self.concepts_tab.chosen, *self.settings_tab.moving_places()]
+        return [self.said, self.run_column.said, *self.noted, *moving]
 
     # What a person does
 
@@ -194,6 +196,8 @@ class Page:
             self.elsewhere: newer_view(self.form.newer(after, flat)),
             **after,
         }
+        if any(key.startswith("concepts.") for key in changed):  # they may be called otherwise now
+            shown |= self.concepts_tab.names(flat, int(values[self.row]))
         return shown if problems else {**shown, **self.moving(opened, flat)}
 
     def changed(self, opened: Project, values: Values) -> dict[str, Any]:

@@ -132,6 +132,7 @@ def test_a_second_concept_keeps_its_own_fields(hands: Hands, data: Path) -> None
     hands.write("db_concepts_N_class_prompt", "a photo of a heart")
     until(lambda: settings(data).get("concepts.1.class_prompt") == "a photo of a heart")
     assert settings(data)["concepts.0.class_prompt"] == "a photo of a star"
+    hands.see("#db_concept", "Concept 1 · a photo of [filewords]")
     hands.page.locator("#db_concept label", has_text="Concept 1").click()
     until(lambda: hands.value("db_concepts_N_class_prompt") == "a photo of a star")
     hands.page.locator("#db_concept label", has_text="Concept 2").click()

@@ -114,3 +114,11 @@ def test_secrets_are_not_told(page: Page) -> None:
     one.write("reporting.webhook_url", "https://discord.com/api/webhooks/1/secret")
     told = page.tell_newer(other.values)[page.elsewhere]
     assert "Webhook" in told and "secret" not in told
+
+
+def test_a_concept_that_is_gone_is_not_chosen(page: Page) -> None:
+    actions.add_concept(opened(page))
+    one = Window(page)
+    actions.remove_concept(opened(page), 1)
+    one.take(page.concepts_tab._choose({**one.values, page.concepts_tab.chosen: "Concept 2"}))
+    assert one.values[page.row] == 0
