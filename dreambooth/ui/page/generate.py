@@ -143,7 +143,7 @@ class GenerateTab:
         own = {"to": self.to, "merge": self.merge, "half": self.half, "sampler": self.sampler, "library": self.library}
         sheet = {"sheet.weights": self.sheet_rows, "sheet.lora_weights": self.sheet_columns}
         labels: dict[str, str] = {
-            jobs.NAMED.format(name.replace("_", "-")): str(control.label).partition(" (")[0]
+            jobs.NAMED.format(name): str(control.label).partition(" (")[0]
             for name, control in {**self.fields, **own, **sheet}.items()
         }
 
