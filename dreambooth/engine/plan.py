@@ -45,6 +45,10 @@ def report(job: Job) -> dict[str, Any]:
     if problem := pictures.imagic_problem(work.settings, len(readable)):
         problems.append(problem)
     problems += [*_unable(work), *_start_file(work)]
+    try:
+        held = list(dict.fromkeys(one.picture.prompt for one in pictures.held_examples(examples, work.settings)))
+    except UserError as error:
+        held, problems = [], problems + error.problems
     plans = []
     if not work.project.problem:
         try:
@@ -66,6 +70,7 @@ def report(job: Job) -> dict[str, Any]:
             }
             for p in plans
         ],
+        "held_prompts": held,
         "size": work.size,
         "images_each_epoch": length.pictures,
         "epochs": round(length.images / length.pictures, 2),

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dreambooth.core import captions, picture_files
 from dreambooth.core.buckets import grid
 from dreambooth.core.errors import UserError
 from dreambooth.core.settings import Settings
-from dreambooth.core.settings.dataset import Concept
+from dreambooth.core.settings.dataset import Captions, Concept
 from dreambooth.engine.data import framing, survey
 from dreambooth.engine.data.framing import Cut
 from dreambooth.engine.data.survey import Look
@@ -90,6 +90,29 @@ def examples(gathered: Gathered, settings: Settings, size: int) -> list[list[Exa
         bucket = shapes.bucket(*extent)
         cuts = framing.cuts(picture.path.name, extent, bucket, settings.pictures, settings.general.seed, seen.small)
         made.append([Example(picture, cut) for cut in cuts])
+    return made
+
+
+def held_examples(instances: list[list[Example]], settings: Settings) -> list[Example]:
+    """Your own pictures as pictures of the class, of concepts whose class is kept by prediction.
+
+    Raises UserError where a picture's class prompt is its own.
+    """
+    made, seed = [], settings.general.seed
+    for variants in filter(None, instances):
+        picture = variants[0].picture
+        concept = settings.concepts[picture.concept]
+        if concept.class_mode != "prediction":
+            continue
+        line = captions.file_words(picture.path).split("\n")[0] if captions.FILEWORDS in concept.class_prompt else ""
+        words = captions.variants(captions.class_words(concept, line), Captions(), seed)[0]
+        if words in captions.variants(picture.prompt, settings.captions, seed):
+            key = f"concepts.{picture.concept}.class_prompt"
+            raise UserError(
+                f"{key}: it reads {words!r} for {picture.path.name}, as its own prompt does, so that nothing could be "
+                "learned; leave the word for your subject out of it."
+            )
+        made += [Example(replace(picture, prompt=words), example.cut) for example in variants]
     return made
 
 
