@@ -18,7 +18,7 @@ from dreambooth.core.files.json_file import read_object
 from dreambooth.core.models import checkpoint
 from dreambooth.core.models.origin import Origin
 from dreambooth.core.schema import from_flat, to_flat
-from dreambooth.core.settings import carried_over, parse, to_json
+from dreambooth.core.settings import Settings, carried_over, parse, to_json
 
 LONGEST_NAME = 80
 
@@ -114,6 +114,11 @@ class Project:
     @property
     def class_pictures(self) -> Path:
         return self.folder / "class"
+
+    def results(self, folders: Folders, chosen: Settings) -> Path:
+        """Where a run with these settings writes what it has learned."""
+        place = folders.loras if chosen.is_lora else folders.checkpoints
+        return place / self.name if chosen.saving.use_subdirectory else place
 
     def embedding(self, result: Path) -> Path:
         """Where the text lies that Imagic has fitted to the picture of a result."""

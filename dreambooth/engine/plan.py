@@ -80,7 +80,7 @@ def report(job: Job) -> dict[str, Any]:
         "rates": schedules.curve(work.settings, length),
         "seconds": _seconds(work, length.steps + _steps_before(work.settings)),
         "steps_before": _steps_before(work.settings),
-        "output_folder": str(work.folders.loras if work.settings.is_lora else work.folders.checkpoints),
+        "output_folder": str(work.project.results(work.folders, work.settings)),
         **UserError(problems).as_json(),
         "warnings": [one.as_json() for one in warnings],
         "sheet": job.read().get("sheet", ""),

@@ -24,16 +24,19 @@ def check_new(opened: Project, chosen: Settings) -> None:
 
 
 def check(job: Job, changes: Mapping[str, Any] | None = None, step: int | None = None) -> None:
-    """Raises UserError with everything that a job would be refused for; with `changes` to its settings, as dotted keys,
-    and where it goes on from another state than the newest, from that of `step`."""
+    """Raises UserError with all of its `problems`."""
+    if found := problems(job, changes, step):
+        raise UserError(found)
+
+
+def problems(job: Job, changes: Mapping[str, Any] | None = None, step: int | None = None) -> list[str]:
+    """Everything that a job would be refused for; with `changes` to its settings, as dotted keys, and where it goes on
+    from another state than the newest, from that of `step`."""
     if job.read()["kind"] not in _WITH_PICTURES or "result" in job.story().last:
-        return
+        return []
     chosen = settings.parse({**job.settings(), **(changes or {})})
-    problems = _problems(project.read(job.folder.parent.parent), chosen)
-    if too_short := _too_short(job, chosen, step):
-        problems.append(too_short)
-    if problems:
-        raise UserError(problems)
+    too_short = _too_short(job, chosen, step)
+    return [*_problems(project.read(job.folder.parent.parent), chosen), *([too_short] if too_short else [])]
 
 
 def _problems(opened: Project, chosen: Settings) -> list[str]:

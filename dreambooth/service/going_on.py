@@ -77,7 +77,10 @@ def prospect(job: Job, opened: Project) -> dict[str, Any]:
         changed = on_resume.changes(job.settings(), takeable(found))
         if changed:
             _check_unfinished(job)
-            beforehand.check(job, changed)
+            problems = beforehand.problems(job, changed)
+        if problems:  # what holds without the changes too does not speak against them
+            without = beforehand.problems(job)
+            problems = [one for one in problems if one not in without]
     except UserError as error:
         problems = error.problems
     shown = [replace(one, now=_shown(one.key, one.now), given=_shown(one.key, one.given)) for one in found]

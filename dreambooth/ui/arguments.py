@@ -9,31 +9,32 @@ from typing import Any
 from dreambooth.core import reference, schema
 from dreambooth.core.models.origin import Origin
 from dreambooth.core.settings import Settings
-from dreambooth.ui import benches, commands, describe, preparing, results
+from dreambooth.ui import benches, commands, preparing, results
+from dreambooth.ui.describe import of_models, of_runs
 
 
 def _add_tools(add: Callable[..., Any]) -> None:
-    add("setup", commands.setup, "Make or repair the engine's environment.", describe.setup).add_argument(
+    add("setup", commands.setup, "Make or repair the engine's environment.", of_models.setup).add_argument(
         "--development", action="store_true", help="with what the tests need"
     )
     add(
-        "demo", commands.run_demo, "The whole job on the bundled miniature model and pictures.", describe.demo
+        "demo", commands.run_demo, "The whole job on the bundled miniature model and pictures.", of_runs.demo
     ).add_argument("--out", metavar="DIR", help="a new folder for everything that the demo makes (default: demo)")
     add("ui", commands.open_page, "The page, without a WebUI.", lambda _: "").add_argument(
         "--port", type=int, default=7870, metavar="N", help="default 7870"
     )
-    add("inspect", commands.inspect, "Say what a checkpoint or LoRA is.", describe.about).add_argument(
+    add("inspect", commands.inspect, "Say what a checkpoint or LoRA is.", of_models.about).add_argument(
         "file", metavar="FILE"
     )
     add("settings", commands.show_settings, "List every setting.", lambda _: reference.markdown(Settings).rstrip())
-    add("presets", preparing.show_presets, "List the presets.", describe.presets)
+    add("presets", preparing.show_presets, "List the presets.", of_models.presets)
     benches.add(add)
 
 
 def _add_models(add: Callable[..., Any]) -> None:
     """A model's folder, and what goes into it."""
     sub = add(
-        "create", commands.create, "Make a model's folder from a checkpoint.", describe.created, takes_settings=True
+        "create", commands.create, "Make a model's folder from a checkpoint.", of_models.created, takes_settings=True
     )
     sub.add_argument("name", metavar="NAME")
     sub.add_argument(
@@ -51,7 +52,7 @@ def _add_models(add: Callable[..., Any]) -> None:
         "check",
         commands.check,
         "Show the plan of a run: every picture with its crop and caption, steps, time, memory, disk.",
-        describe.plan,
+        of_runs.plan,
         takes_settings=True,
     )
     sub.add_argument("name", metavar="NAME")
@@ -60,7 +61,7 @@ def _add_models(add: Callable[..., Any]) -> None:
         "import",
         preparing.import_settings,
         "Take over the settings of the predecessor or of kohya's scripts.",
-        describe.imported,
+        of_models.imported,
         takes_settings=True,
     )
     sub.add_argument("name", metavar="NAME")
@@ -69,12 +70,12 @@ def _add_models(add: Callable[..., Any]) -> None:
         "performance",
         preparing.performance,
         "Say which settings fit a card, and why; without a model, for every family and card.",
-        describe.performance,
+        of_models.performance,
         takes_settings=True,
     )
     sub.add_argument("name", metavar="NAME", nargs="?", help="a model; its own settings are taken")
     sub.add_argument("--card", metavar="8GB", help="the card's memory (default: this machine's)")
-    sub = add("tokens", preparing.tokens, "Say what the words of a prompt are to a model.", describe.tokens)
+    sub = add("tokens", preparing.tokens, "Say what the words of a prompt are to a model.", of_models.tokens)
     sub.add_argument("name", metavar="NAME")
     sub.add_argument("prompt", metavar="PROMPT", help="such as 'sks dog'")
     sub.add_argument("--candidates", type=int, default=24, metavar="N", help="rare words to try (default 24)")
@@ -82,26 +83,26 @@ def _add_models(add: Callable[..., Any]) -> None:
 
 def _add_keeping(add: Callable[..., Any]) -> None:
     """What else becomes of a model's folder."""
-    add("models", preparing.list_models, "List all models.", describe.model_list)
+    add("models", preparing.list_models, "List all models.", of_models.model_list)
     add(
         "set",
         preparing.change,
         "Change a model's own settings, such as --lora.rank 8.",
-        describe.changed,
+        of_models.changed,
         takes_settings=True,
     ).add_argument("name", metavar="NAME")
     for name, command, meaning in (
         ("rename", preparing.rename, "Rename a model."),
         ("duplicate", preparing.duplicate, "Make a model with the settings and pictures of another, without its runs."),
     ):
-        sub = add(name, command, meaning, describe.kept)
+        sub = add(name, command, meaning, of_models.kept)
         sub.add_argument("name", metavar="NAME")
         sub.add_argument("new", metavar="NEW_NAME")
     add(
         "delete",
         preparing.delete,
         "Move a model's folder to the trash beside the models; what it wrote stays.",
-        describe.deleted,
+        of_models.deleted,
     ).add_argument("name", metavar="NAME")
 
 
@@ -111,18 +112,18 @@ def _add_training(add: Callable[..., Any]) -> None:
             "class-images",
             commands.class_images,
             "Make the class pictures that a run will need.",
-            describe.class_pictures,
+            of_runs.class_pictures,
         ),
         (
             "train",
             commands.train,
             "Train; every setting is a flag, such as --lora.rank 8 (see docs/settings.md).",
-            describe.finished,
+            of_runs.finished,
         ),
     ):
         add(name, command, meaning, show, takes_settings=True).add_argument("name", metavar="NAME")
-    add("runs", commands.runs, "List all runs.", describe.run_list)
-    add("pause", commands.pause, "Save a run's state and end its engine.", describe.asked).add_argument(
+    add("runs", commands.runs, "List all runs.", of_runs.run_list)
+    add("pause", commands.pause, "Save a run's state and end its engine.", of_runs.asked).add_argument(
         "run", metavar="RUN"
     )
     sub = add(
@@ -130,7 +131,7 @@ def _add_training(add: Callable[..., Any]) -> None:
         commands.resume,
         "Go on with a run that was paused or lost; settings that may change then are flags, such as "
         "--intervals.max_train_steps 3000.",
-        describe.finished,
+        of_runs.finished,
         takes_settings=True,
         presets=False,
     )
@@ -139,7 +140,7 @@ def _add_training(add: Callable[..., Any]) -> None:
         "--model-settings", action="store_true", help="take the model's own settings where they may change then"
     )
     sub.add_argument("--from-step", type=int, metavar="N", help="go back to the state that was saved after this step")
-    sub = add("stop", commands.stop, "End a run and keep what it has learned.", describe.asked)
+    sub = add("stop", commands.stop, "End a run and keep what it has learned.", of_runs.asked)
     sub.add_argument("run", metavar="RUN")
     sub.add_argument("--discard", action="store_true", help="keep nothing")
 
@@ -158,7 +159,7 @@ def _add_report(add: Callable[..., Any]) -> None:
 def _add_results(add: Callable[..., Any]) -> None:
     _add_generate(add)
     _add_sheet(add)
-    sub = add("export", results.export, "Write the newest result as a file or a Diffusers folder.", describe.exported)
+    sub = add("export", results.export, "Write the newest result as a file or a Diffusers folder.", of_runs.exported)
     sub.add_argument("name", metavar="NAME")
     sub.add_argument(
         "--to",
@@ -172,7 +173,7 @@ def _add_results(add: Callable[..., Any]) -> None:
 
 
 def _add_generate(add: Callable[..., Any]) -> None:
-    sub = add("generate", results.generate, "Draw pictures with the newest result of a model.", describe.pictures)
+    sub = add("generate", results.generate, "Draw pictures with the newest result of a model.", of_runs.pictures)
     sub.add_argument("name", metavar="NAME")
     sub.add_argument("--prompt", help="what to draw; a result of Imagic has a prompt of its own")
     sub.add_argument("--eta", type=float, help="of a result of Imagic: 0 draws the picture, 1 the prompt (0.7)")
@@ -185,7 +186,7 @@ def _add_generate(add: Callable[..., Any]) -> None:
 
 
 def _add_sheet(add: Callable[..., Any]) -> None:
-    sub = add("sheet", results.sheet, "Draw one prompt with several results at several weights.", describe.sheet)
+    sub = add("sheet", results.sheet, "Draw one prompt with several results at several weights.", of_runs.sheet)
     sub.add_argument("name", metavar="NAME")
     sub.add_argument("--prompt", required=True, help="what to draw")
     sub.add_argument(

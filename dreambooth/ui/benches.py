@@ -11,8 +11,9 @@ from dreambooth.core.errors import UserError
 from dreambooth.core.files import atomic
 from dreambooth.core.memory import footprint, planner
 from dreambooth.service import environment
-from dreambooth.ui import commands, describe
+from dreambooth.ui import commands
 from dreambooth.ui.commands import Result
+from dreambooth.ui.describe import of_benches
 from dreambooth.ui.terminal import Terminal
 
 PARTS = ("training", "drawing", "files", "states", "sweep", "memory", "choices", "operations", "plans", "card")
@@ -34,7 +35,9 @@ _GOES_ON = ("sweep", "plans", "card")  # in the folder that it has left
 
 def add(add: Any) -> None:
     """The command with its flags."""
-    sub = add("bench", bench, "Measure speed and memory on this machine, or what each option teaches.", describe.bench)
+    sub = add(
+        "bench", bench, "Measure speed and memory on this machine, or what each option teaches.", of_benches.bench
+    )
     sub.add_argument(
         "part",
         nargs="?",

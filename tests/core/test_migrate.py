@@ -93,6 +93,7 @@ def test_the_predecessors_config_of_its_guides() -> None:
     assert (ours["tuning.text_encoder_ratio"], ours["captions.shuffle_tags"]) == (0.7, True)
     assert ours["previews.prompts"] == "photo of sks dog on a beach; photo of a dog"
     assert (ours["previews.count"], ours["previews.seed"]) == (2, 7)
+    assert ours["saving.use_subdirectory"] is True
     assert "tf32_enable" in left(migration)
     assert not {"hflip", "offset_noise", "model_dir", "revision"} & left(migration)
 

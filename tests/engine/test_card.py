@@ -20,7 +20,8 @@ from dreambooth.engine.bench import card, card_ceilings, card_pieces, plans, tra
 from dreambooth.engine.bench.card import Results
 from dreambooth.engine.bench.card_pieces import About
 from dreambooth.engine.bench.card_waiting import PROFILED, TIMED, Waiting
-from dreambooth.ui import benches, describe
+from dreambooth.ui import benches
+from dreambooth.ui.describe import of_benches
 
 FOUND = {
     "step_seconds": 0.05,
@@ -54,12 +55,12 @@ def test_a_piece_is_measured_once_and_shown(tmp_path: Path, monkeypatch: pytest.
     assert (tmp_path / "out" / "card.log").read_text().startswith("== ceilings")
     monkeypatch.setattr(card, "run_piece", None)
     assert card.measure(job(tmp_path, only=["ceilings"]))["rows"] == made["rows"]
-    said = describe.bench({"part": "card", **made})
+    said = of_benches.bench({"part": "card", **made})
     assert "torch 2." in said
     assert "TFLOP/s" in said
     late = card.measure(job(tmp_path, minutes=0.01))
     assert late["left"] == [piece for piece in card.PIECES if piece != "ceilings"]
-    assert "Not ended: steps, full" in describe.bench({"part": "card", **late})
+    assert "Not ended: steps, full" in of_benches.bench({"part": "card", **late})
 
 
 def test_a_piece_ends_in_time_and_says_what_went_wrong(tmp_path: Path) -> None:
@@ -112,7 +113,7 @@ def test_steps_and_images_are_told_with_their_goals(
     assert {(module, case.rank) for module, case in seen if case.method == "lora" and module == "own_run"} == {
         ("own_run", 16)
     }
-    said = describe.bench({"part": "card", "rows": Results(tmp_path / "out").rows(), **TELLS})
+    said = of_benches.bench({"part": "card", "rows": Results(tmp_path / "out").rows(), **TELLS})
     assert line(said, "sd1 lora batch 1 at 512, ours: a step").endswith("0.05 s       at most 0.045 s  NOT REACHED")
     assert line(said, "sdxl lora batch 1 at 1024, ours: a step").endswith("at most 0.15 s   reached")
     if peer:
@@ -176,7 +177,7 @@ def test_memory_is_that_of_the_plan_for_the_goal(tmp_path: Path, monkeypatch: py
     found = values(tmp_path)
     assert found["sd1 full within 4.5 GB: most memory"] == 4.4
     assert found["sdxl full within 5.0 GB: most memory"] is None
-    said = describe.bench({"part": "card", "rows": Results(tmp_path / "out").rows(), **TELLS})
+    said = of_benches.bench({"part": "card", "rows": Results(tmp_path / "out").rows(), **TELLS})
     assert line(said, "sdxl full within 8.0 GB").endswith("out of time")
     assert line(said, "sdxl lora within 4.3 GB: a step").endswith("NOT REACHED")
     assert [one.card_bytes for one in wanted][:2] == [int(4.5e9 / 0.94), int(2**32 / 0.94)]

@@ -17,9 +17,10 @@ from dreambooth.core.errors import UserError
 from dreambooth.core.layout import MINIATURE, SUBJECT_PICTURES
 from dreambooth.core.project import Folders, Project
 from dreambooth.core.run import Job
-from dreambooth.engine import families, worker
+from dreambooth.engine import families, plan, worker
 from dreambooth.engine.data import class_pictures, pictures
 from dreambooth.engine.families.model import Model
+from dreambooth.engine.run import outputs
 from dreambooth.engine.training import loss, preview
 from dreambooth.engine.training.session import Session
 from dreambooth.service import launcher
@@ -246,6 +247,25 @@ def test_models_are_written_on_the_way_under_names_of_their_own(star: Project) -
 
 def test_a_name_of_ones_own(star: Project) -> None:
     assert saved(train(star, **{"saving.custom_model_name": "my star"}))[0].name == "my star_5.safetensors"
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_a_folder_of_the_models_own(star: Project, method: str) -> None:
+    """And no two results have one name: a WebUI knows a LoRA by its name alone."""
+    folders = Folders(star.folder.parents[1])
+    place = folders.loras if method == "lora" else folders.checkpoints
+    inside = {"general.method": method, "saving.use_subdirectory": True}
+    (first,) = saved(train(star, **inside))
+    (plain,) = saved(train(star, **{"general.method": method}))
+    job = train(star, **inside)
+    (last,) = saved(job)
+    assert [path.parent for path in (first, plain, last)] == [place / star.name, place, place / star.name]
+    assert len({path.name for path in (first, plain, last)}) == 3
+    assert plan.report(job)["output_folder"] == str(place / star.name)
+    gone = place / star.name / f".{2**22 + 1}.x.partial.safetensors"  # of an engine that was killed
+    gone.touch()
+    outputs.remove_abandoned(folders)
+    assert not gone.exists() and first.exists()
 
 
 def test_lora_rank_and_alpha_are_what_the_file_says(star: Project) -> None:

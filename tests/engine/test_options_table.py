@@ -144,6 +144,7 @@ PROOFS = {
     "previews.width": "engine/test_sampling.py::test_previews_have_their_own_sampling",
     "previews.height": "engine/test_sampling.py::test_previews_have_their_own_sampling",
     "saving.custom_model_name": "engine/test_options.py::test_a_name_of_ones_own",
+    "saving.use_subdirectory": "engine/test_options.py::test_a_folder_of_the_models_own",
     "saving.half_model": "engine/test_options.py::test_results_are_written_in_half_or_whole",
     "saving.checkpoint_format": "engine/test_families_training.py::test_full_fine_tuning_changes_unet_and_text_and_nothing_else",
     "saving.weights": "engine/test_memory_options.py::test_the_average_or_the_weights_are_saved",

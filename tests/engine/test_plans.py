@@ -20,7 +20,7 @@ from dreambooth.engine.bench import plans
 from dreambooth.engine.bench.card_memory import Cuda, Moments
 from dreambooth.engine.bench.plans import Bench, Full, Rows, Small, Wanted
 from dreambooth.engine.training.traced import BEFORE, WORTH
-from dreambooth.ui import describe
+from dreambooth.ui.describe import of_benches
 from tests.engine import tiny
 
 CARD = Small.cards[0]
@@ -60,7 +60,7 @@ def test_a_plan_holds_in_its_card_or_it_is_said_that_it_does_not(
     assert all(loss > 0 for loss in whole["losses"])
     assert 0 < whole["step_seconds"] < whole["seconds"]
     assert not list((tmp_path / "work" / plans.WORK / "models").glob("**/*.safetensors")), "what the runs wrote is gone"
-    said = describe.bench({"part": "plans", **made})
+    said = of_benches.bench({"part": "plans", **made})
     assert "out of memory (measured without a limit)" in said
     assert "1 of 2 plans held in their card" in said
 
@@ -88,7 +88,7 @@ def test_what_was_cut_off_is_in_nobodys_way(tmp_path: Path, monkeypatch: pytest.
 def test_a_plan_that_the_planner_does_not_find_is_not_tried(tmp_path: Path) -> None:
     made = plans.run(job(tmp_path, card_bytes=500 * 2**20, method="full"), Small())
     assert made["rows"][0]["ended"] == "not planned"
-    assert "0 of 0 plans held" in describe.bench({"part": "plans", **made})
+    assert "0 of 0 plans held" in of_benches.bench({"part": "plans", **made})
 
 
 def test_what_the_time_did_not_suffice_for_is_done_the_next_time(

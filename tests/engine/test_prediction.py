@@ -22,7 +22,7 @@ from dreambooth.engine.families.model import Model, Text
 from dreambooth.engine.training import pulse
 from dreambooth.engine.training.session import Session
 from dreambooth.service import launcher
-from dreambooth.ui import describe
+from dreambooth.ui.describe import of_runs
 from tests.engine import batches, tiny
 from tests.engine.runs import LORA, SHORT, new_run, output, same, saved, tiny_project, told, train
 
@@ -210,7 +210,7 @@ def test_a_step_holds_no_more_than_with_pictures_of_the_class(model: Model) -> N
 def test_the_check_says_what_is_kept_to_and_what_reads_alike(project: Project) -> None:
     held = plan.report(errand(project, "check", **KEPT))
     assert (held["held_prompts"], held["class_pictures"], held["problems"]) == (["a photo of a star"], [], [])
-    assert "Kept as the model predicts it, without class pictures: a photo of a star" in describe.plan(held)
+    assert "Kept as the model predicts it, without class pictures: a photo of a star" in of_runs.plan(held)
     alike = plan.report(errand(project, "check", **{**KEPT, "concepts.0.class_prompt": "a photo of sks star"}))
     assert "as its own prompt does" in alike["problems"][0]
 

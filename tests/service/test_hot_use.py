@@ -13,7 +13,7 @@ from dreambooth.core.layout import MINIATURE
 from dreambooth.core.project import Folders, Project
 from dreambooth.core.schema import leaves
 from dreambooth.core.settings import Settings, parse, to_json
-from dreambooth.service import hot_use
+from dreambooth.service import hot_use, models, runs
 from tests.conftest import needs_links
 
 
@@ -89,6 +89,31 @@ def test_a_picture_is_told_as_the_webui_reads_it(folders: Folders, opened: Proje
     )
     without = hot_use.use_picture(folders, opened, {**ASKED, "scheduler": "sa"}, 9, "", 1.0)
     assert without and "Sampler" not in without.parameters, "the WebUI's own stays, as it has none like it"
+
+
+def test_results_in_a_folder_of_their_own_are_listed_used_and_outlive_their_model(
+    folders: Folders, opened: Project
+) -> None:
+    made = run.new_run(folders, opened, parse({"previews.prompts": "a star", "saving.use_subdirectory": True}))
+    files = [folders.loras / "star" / "star_5.safetensors", folders.checkpoints / "star" / "star_5.safetensors"]
+    made.report("started")
+    for kind, path in zip(("lora", "checkpoint"), files):
+        path.parent.mkdir(parents=True)
+        shutil.copyfile(MINIATURE, path)
+        made.report("saved", kind=kind, path=str(path), bytes=1, images=5)
+    made.report("done")
+    lora, checkpoint = hot_use.use(folders, made, files[0]), hot_use.use(folders, made, files[1])
+    assert lora and lora.prompt.endswith(" <lora:star_5:1>")
+    assert checkpoint and Path(checkpoint.checkpoint) == Path("star/star_5.safetensors")
+    models.rename(folders, "star", "moon")
+    renamed = project.open_project(folders, "moon")
+    assert [one["path"] for one in runs.outputs(renamed)] == [str(path) for path in reversed(files)]
+    assert runs.weights(renamed, "", base=False) == files[1]
+    assert renamed.results(folders, parse({"saving.use_subdirectory": True})) == folders.loras / "moon"
+    models.duplicate(folders, "moon", "sun")
+    assert runs.outputs(project.open_project(folders, "sun")) == []
+    models.delete(folders, "moon")
+    assert all(path.exists() for path in files)
 
 
 @needs_links

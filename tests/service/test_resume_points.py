@@ -165,3 +165,14 @@ def test_a_step_without_a_state_is_called_as_the_person_has_asked_for_it(folders
         exporting.state(opened, {"from_step": 15})
     with pytest.raises(UserError, match=r"^lora_weight: "):
         errands.drawing(opened, {"prompt": "a star", "lora_weight": 9})
+
+
+def test_what_holds_without_the_models_settings_too_does_not_speak_against_them(
+    folders: Folders, tmp_path: Path
+) -> None:
+    job = paused(folders, **{"concepts.0.instance_data_dir": str(tmp_path / "gone")})
+    opened = project.open_project(folders, "star")
+    project.write_settings(opened, {**job.settings(), "previews.count": 2})
+    assert going_on.prospect(job, opened)["problems"] == []
+    with pytest.raises(UserError, match="there is no folder"):
+        going_on.prepare(folders, job, {"previews.count": 2})

@@ -35,6 +35,7 @@ _SAME = {
     "lora_unet_rank": "lora.rank",
     "shuffle_tags": "captions.shuffle_tags",
     "custom_model_name": "saving.custom_model_name",
+    "use_subdir": "saving.use_subdirectory",
     "half_model": "saving.half_model",
     "sanity_seed": "previews.seed",
 }
@@ -71,7 +72,7 @@ _BOOKKEEPING = {
     "lr_warmup_steps", "lr_cycles", "lr_factor", "lr_power", "lr_scale_pos", "learning_rate_min",
     "save_embedding_every", "save_ckpt_after", "save_ckpt_cancel", "save_ckpt_during", "save_lora_after",
     "save_lora_cancel", "save_lora_during", "save_state_after", "save_state_cancel", "save_state_during",
-    "save_lora_for_extra_net", "ema_predict", "use_subdir", "tomesd", "prior_loss_scale", "prior_loss_target",
+    "save_lora_for_extra_net", "ema_predict", "tomesd", "prior_loss_scale", "prior_loss_target",
     "prior_loss_weight_min", "freeze_clip_normalization", "train_unet",
     "full_mixed_precision", "dream_detail_preservation", "save_ema", "adaptation_beta1",
     "adaptation_beta2", "adaptation_d0", "adaptation_eps", "disable_logging", "optimizer", "epoch_pause_frequency",

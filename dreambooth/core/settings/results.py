@@ -54,6 +54,9 @@ class Previews:
 @dataclass
 class Saving:
     custom_model_name: str = setting("", "Custom Model Name", "The name of what is written; empty takes the model's.")
+    use_subdirectory: bool = setting(
+        False, "Save Checkpoint to Subdirectory", "What is written, a LoRA too, goes into a folder of the model's name."
+    )
     half_model: bool = setting(True, "Half Model", "Half precision: half the size, the same pictures.")
     checkpoint_format: Literal["safetensors", "ckpt"] = setting(
         "safetensors", "Checkpoint Format", "The file that full fine-tuning writes; ckpt is for old programs."

@@ -50,10 +50,10 @@ def write(target: Path, entries: dict[str, Entry], metadata: dict[str, str]) -> 
         staged.unlink(missing_ok=True)
 
 
-def free_name(folder: Path, stem: str, suffix: str = ".safetensors") -> Path:
-    """`stem` in `folder`, or with -2, -3, ... where that is taken."""
+def free_name(folder: Path, stem: str, suffix: str = ".safetensors", beside: Path | None = None) -> Path:
+    """`stem` in `folder`, or with -2, -3, ... where that is taken there or in `beside`."""
     path, number = folder / f"{stem}{suffix}", 2
-    while path.exists():
+    while path.exists() or (beside and (beside / path.name).exists()):
         path, number = folder / f"{stem}-{number}{suffix}", number + 1
     return path
 

@@ -55,11 +55,13 @@ def write(target: Path, project: Project, settings: Settings, model: Model, sour
 
 
 def place(folders: Folders, project: Project, settings: Settings, images: int) -> Path:
-    """A free name where the WebUI looks for what a run writes after so many images."""
+    """A free name where the WebUI looks for what a run writes after so many images. It knows a LoRA by its name alone,
+    so that one is not free that lies in the other of the two folders that results can go to."""
     name = f"{settings.saving.custom_model_name or project.name}_{images}"
-    if settings.is_lora:
-        return free_name(folders.loras, name)
-    return free_name(folders.checkpoints, name, f".{settings.saving.checkpoint_format}")
+    suffix = ".safetensors" if settings.is_lora else f".{settings.saving.checkpoint_format}"
+    folder = project.results(folders, settings)
+    other = folder.parent if settings.saving.use_subdirectory else folder / project.name
+    return free_name(folder, name, suffix, beside=other)
 
 
 def write_lora(target: Path, project: Project, settings: Settings, model: Model) -> None:
@@ -81,7 +83,7 @@ def changed(trained: Trained) -> dict[str, Entry]:
 def remove_abandoned(folders: Folders) -> None:
     """Removes half-written files of engines that were killed; those of living ones stay."""
     for folder in (folders.checkpoints, folders.loras):
-        for path in folder.glob(f".*{PARTIAL}.*") if folder.is_dir() else ():
+        for path in (*folder.glob(f".*{PARTIAL}.*"), *folder.glob(f"*/.*{PARTIAL}.*")):
             number = path.name.split(".")[1]
             if number.isdigit() and not psutil.pid_exists(int(number)):
                 with contextlib.suppress(OSError):

@@ -1,0 +1,1 @@
+"""Answers of the commands in words, for people."""

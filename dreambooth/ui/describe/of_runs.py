@@ -1,0 +1,129 @@
+"""What the commands say of runs, from their plan to what came of them, in words for people."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from dreambooth.core.quantities import duration, memory, size
+from dreambooth.service.demo import FIGURES
+from dreambooth.ui.terminal import table
+
+Result = dict[str, Any]
+
+
+def plan(result: Result) -> str:
+    head = ["picture", "size", "trained at", "caption", ""]
+    folder = _folder_of([one["path"] for one in result["pictures"]])
+    lines = [f"In {folder}:"] if folder else []
+    lines += [table([head] + [_picture(one, folder) for one in result["pictures"]]), ""]
+    lines += [f"Not a picture: {path}" for path in result["strangers"]]
+    shapes = ", ".join(f"{b['pictures']} at {b['width']}x{b['height']}" for b in result["buckets"])
+    lines.append(f"Pictures: {shapes}")
+    for one in result["class_pictures"]:
+        counts = f"{one['there']} there, {one['wanted']} wanted, {one['missing']} to be made"
+        lines.append(f"Class pictures: {counts} in {one['folder']}")
+    if held := result["held_prompts"]:
+        more = f" and {len(held) - 1} more" if len(held) > 1 else ""
+        lines.append(f"Kept as the model predicts it, without class pictures: {held[0]}{more}")
+    time = f", about {duration(result['seconds'])}" if result["seconds"] else ""
+    images = f"{result['images_each_epoch']} pictures x {result['epochs']:g} epochs = {result['images']:,} images"
+    before = f", after {result['steps_before']:,} that fit the words" if result["steps_before"] else ""
+    lines.append(f"{images} in {result['steps']:,} steps{before}{time}")
+    if result["memory"]:
+        lines.append(f"Needs about {memory(result['memory']['total'])} of a GPU's memory (an estimate, not measured)")
+        if result["advice"]:
+            lines.append(result["advice"])
+        saves = f"{result['saves']} x {size(result['save_bytes'])}" if result["saves"] > 1 else "the result"
+        lines.append(
+            f"Takes {size(result['disk_bytes'])} of disk at most: {saves} in {result['output_folder']}, "
+            f"and {size(result['state_bytes'])} for each state"
+        )
+    if result["sheet"]:
+        lines.append(f"Contact sheet: {result['sheet']}")
+    return "\n".join(lines)
+
+
+def finished(result: Result) -> str:
+    where = f"at step {result['step']:,} of {result['steps']:,}" if result["steps"] else "before its first step"
+    lines = [f"Run {result['run']} is {result['status']} {where}."]
+    if result["status"] == "paused":
+        lines.append(f"Go on with: python -m dreambooth resume {result['run']}")
+    lines += [f"Written: {path}" for path in result["outputs"]]
+    if result["previews"]:
+        lines.append(f"Previews: {result['previews']}")
+    return "\n".join(lines)
+
+
+def run_list(result: Result) -> str:
+    if not result["runs"]:
+        return "There are no runs yet."
+    head = ["run", "status", "step", "loss", "result"]
+    rows = [
+        [
+            r["run"],
+            r["status"],
+            f"{r['step']:,}/{r['steps']:,}" if r["steps"] else "-",
+            "-" if r["loss"] is None else f"{r['loss']:.4f}",
+            (r["outputs"] or ["-"])[-1],
+        ]
+        for r in result["runs"]
+    ]
+    return table([head, *rows])
+
+
+def asked(result: Result) -> str:
+    return f"Asked {result['run']} to {result['asked']}."
+
+
+def class_pictures(result: Result) -> str:
+    if "sheet" not in result:
+        return "Stopped; the class pictures that were finished are kept, and the same command goes on."
+    lines = [
+        f"{one['pictures']} class pictures in {one['folder']}, {one['made']} new" for one in result["class_pictures"]
+    ]
+    return "\n".join([*lines, f"Shown on {result['sheet']}"])
+
+
+def pictures(result: Result) -> str:
+    return "\n".join(result["pictures"])
+
+
+def sheet(result: Result) -> str:
+    return f"{pictures(result)}\nAll on {result['sheet']}"
+
+
+def exported(result: Result) -> str:
+    return f"Written: {result['path']}"
+
+
+def demo(result: Result) -> str:
+    figures = result["figures"]
+    head = ["", *FIGURES.values()]
+    rows = [[name, *(f"{figures[name][key]:.2f}" for key in FIGURES)] for name in figures]
+    places = [
+        ["checkpoint", result["checkpoint"]],
+        ["LoRA", result["lora"]],
+        ["pictures", result["contact_sheet"]],
+        ["report", result["report"]],
+    ]
+    return f"{table([head, *rows])}\n\n{table(places)}"
+
+
+def _folder_of(files: list[str]) -> str:
+    """The folder that all of them are in; empty where there is none."""
+    try:
+        return os.path.commonpath([Path(file).parent for file in files])
+    except ValueError:  # no file, or files of different drives
+        return ""
+
+
+def _picture(one: Result, folder: str) -> list[str]:
+    file = os.path.relpath(one["path"], folder) if folder else one["path"]
+    if one["verdict"] == "error":
+        return [file, "", "", one["prompt"], "cannot be read"]
+    variants = f" in {len(one['crops'])} variants" if len(one["crops"]) > 1 else ""
+    shape = f"{one['bucket'][0]}x{one['bucket'][1]}{variants}"
+    more = f" (and {len(one['texts']) - 1} more)" if len(one["texts"]) > 1 else ""
+    return [file, f"{one['width']}x{one['height']}", shape, one["prompt"] + more, "; ".join(one["warnings"])]
