@@ -12,6 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
 from dreambooth.core.errors import UserError
+from dreambooth.engine import hardware
 from dreambooth.engine.run import trouble
 
 KINDS = ("sdpa", "flash", "sliced", "xformers")
@@ -19,6 +20,8 @@ KINDS = ("sdpa", "flash", "sliced", "xformers")
 
 def fault(name: str, device: torch.device) -> str:
     """Why a kind of attention does not work on this device, found by trying; empty if it does."""
+    if name == "flash" and device.type == "mps":
+        return hardware.NEEDS_CARD  # PyTorch would take another kind there without a word
     half = torch.float32 if device.type == "cpu" else torch.float16
     try:
         query = torch.randn(1, 2, 16, 8, device=device, dtype=half, requires_grad=True)
