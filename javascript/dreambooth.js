@@ -21,6 +21,10 @@ const dreamboothPage = (() => {
     const find = (selector) => root().querySelector(selector);
     const all = (selector) => Array.from(root().querySelectorAll(selector));
 
+    function press(name) {
+        find(`button#${name}, #${name} button`)?.click();
+    }
+
     function token() {
         return find("[data-db-token]")?.dataset.dbToken || "";
     }
@@ -44,7 +48,7 @@ const dreamboothPage = (() => {
         clearTimeout(draftTimer);
         draftTimer = setTimeout(() => {
             draftTimer = null;
-            find("button#db_save_draft, #db_save_draft button")?.click();
+            press("db_save_draft");
         }, DRAFT_MS);
     }
 
@@ -56,7 +60,6 @@ const dreamboothPage = (() => {
         }
         turn += 1;
         knownSettings = null;
-        mark("elsewhere", false);
         followed();
         look();
     }
@@ -67,17 +70,16 @@ const dreamboothPage = (() => {
         turn += 1;
     }
 
-    /* Says so when the model's settings were changed, and not from here. */
+    /* Has Python say what is newer when the model's settings were changed, and not from here. */
     function notice(model, settings, asked) {
         if (asking || asked !== turn || !settings) {
             return;
         }
         const now = `${model} ${settings}`;
         if (knownSettings?.startsWith(`${model} `) && knownSettings !== now) {
-            mark("elsewhere", true);
-        } else {
-            knownSettings = now;
+            press("db_compare");
         }
+        knownSettings = now;
     }
 
     /* What is to be done whenever the page may have changed. */
@@ -190,7 +192,7 @@ const dreamboothPage = (() => {
         }
         const state = fresh.dataset.dbState;
         if (place.dataset.dbLive === "download" && place.dbWas === "running" && state === "done") {
-            find("button#db_create, #db_create button")?.click(); // the model can be made now
+            press("db_create"); // the model can be made now
         }
         if (["model", "export"].includes(place.dataset.dbLive) && place.dbWas === "running" && state !== "running") {
             lookAgain(); // a file was exported
@@ -215,7 +217,7 @@ const dreamboothPage = (() => {
     }
 
     function lookAgain() {
-        find("button#db_look_again, #db_look_again button")?.click();
+        press("db_look_again");
     }
 
     function start() {

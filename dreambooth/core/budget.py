@@ -56,6 +56,17 @@ class Budget:
         return by_steps + sum(step < self.steps and not (every_steps and step % every_steps == 0) for step in at)
 
 
+def passed_already(settings: Settings, made: int, planned: Budget) -> str:
+    """Why a run that has made so many steps cannot go on at this length; empty where it can."""
+    if made <= planned.steps:
+        return ""
+    key = "intervals.max_train_steps" if settings.intervals.max_train_steps else "intervals.num_train_epochs"
+    return (
+        f"{key}: the run has made {made} steps already, more than the {planned.steps} that it is to have now; make it "
+        "longer."
+    )
+
+
 def budget(settings: Settings, pictures: int) -> Budget:
     """The length of a run whose epochs see so many pictures."""
     batching, intervals = settings.batching, settings.intervals

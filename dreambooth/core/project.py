@@ -223,6 +223,11 @@ def open_project(folders: Folders, name: str) -> Project:
     if not (folder / "model.json").exists():
         known = ", ".join(names(folders)) or "none"
         raise UserError(f"There is no model named {name!r} in {folders.projects} (there: {known}).")
+    return read(folder)
+
+
+def read(folder: Path) -> Project:
+    """The model in a folder. Raises UserError for one that is damaged."""
     record = read_object(folder / "model.json", "create the model again")
     try:
         source, about = _path(record["source"]), _about(record["about"])

@@ -102,6 +102,11 @@ class Job:
     def is_alive(self) -> bool:
         return lock.is_held(self.folder / "alive")
 
+    def states(self) -> list[int]:
+        """The steps after which a state was saved that is still there, the earliest first."""
+        found = self.state.iterdir() if self.state.is_dir() else ()
+        return sorted(int(path.name) for path in found if path.name.isdigit())
+
     def report(self, event: str, **fields: Any) -> None:
         """Appends one event. Only who works on the job calls this, or has written a file of one of its states. On a
         full disk what does not fit is left out."""

@@ -22,7 +22,7 @@ def run(job: Job) -> tuple[Ending, dict[str, Any]]:
     instances = pictures.examples(gathered, work.settings, work.size)
     plans = class_pictures.plan(work.project, work.settings, instances, work.size)
     if not plans:
-        raise UserError("concepts.0.num_class_images_per: it is 0, so this model trains without class pictures.")
+        raise UserError(_none_wanted(work.settings.concepts[0].class_mode))
     missing = sum(plan.missing for plan in plans)
     try:
         if missing:
@@ -33,3 +33,9 @@ def run(job: Job) -> tuple[Ending, dict[str, Any]]:
     preview.class_sheet(class_pictures.prior_pictures(plans), sheet)
     counts = [{"folder": str(plan.folder), "pictures": plan.wanted, "made": plan.missing} for plan in plans]
     return "done", {"class_pictures": counts, "sheet": str(sheet)}
+
+
+def _none_wanted(mode: str) -> str:
+    if mode == "fill":
+        return "concepts.0.num_class_images_per: it is 0, so this model trains without class pictures."
+    return f"concepts.0.class_mode: it is {mode}, so this model trains without class pictures."

@@ -16,6 +16,7 @@ from dreambooth.core.models import anatomy, checkpoint
 from dreambooth.core.run import Job
 from dreambooth.core.settings import Settings
 from dreambooth.engine import contact_sheet, suited
+from dreambooth.engine.checkpoints import lora_start
 from dreambooth.engine.data import class_pictures, masks, pictures, survey
 from dreambooth.engine.data.framing import Cut
 from dreambooth.engine.data.pictures import Example, Gathered
@@ -43,7 +44,11 @@ def report(job: Job) -> dict[str, Any]:
         problems.append(problem)
     if problem := pictures.imagic_problem(work.settings, len(readable)):
         problems.append(problem)
-    problems += _unable(work)
+    problems += [*_unable(work), *_start_file(work)]
+    try:
+        held = list(dict.fromkeys(one.picture.prompt for one in pictures.held_examples(examples, work.settings)))
+    except UserError as error:
+        held, problems = [], problems + error.problems
     plans = []
     if not work.project.problem:
         try:
@@ -65,6 +70,7 @@ def report(job: Job) -> dict[str, Any]:
             }
             for p in plans
         ],
+        "held_prompts": held,
         "size": work.size,
         "images_each_epoch": length.pictures,
         "epochs": round(length.images / length.pictures, 2),
@@ -92,6 +98,18 @@ def _unable(work: Work) -> list[str]:
         if reason := abilities.fault(key, choice):
             problems.append(f"{key}: {choice} does not work here ({reason}); choose another.")
     return problems + suited.problems(settings, work.project.about)
+
+
+def _start_file(work: Work) -> list[str]:
+    """Why the run cannot go on from the LoRA file that its settings name."""
+    if work.project.problem:
+        return []
+    try:
+        weights = lora_start.weights_of(checkpoint.read_header(work.project.source))
+        lora_start.check(work.settings, weights, work.project.about["family"])
+    except UserError as error:
+        return error.problems
+    return []
 
 
 def _looking(job: Job) -> Callable[[int, int], None]:

@@ -106,6 +106,7 @@ def _run(work: Work) -> Ending:
     gathered = pictures.gather(work.settings.concepts, partial(work.stage, "looking at pictures"))
     found = gathered.usable()
     instances = pictures.examples(gathered, work.settings, work.size)
+    held = pictures.held_examples(instances, work.settings)
     length = budget(work.settings, pictures.seen_each_epoch(found, work.settings.concepts))
     source = open_model(work.project)
     _check_disk(work, source, length)
@@ -116,7 +117,7 @@ def _run(work: Work) -> Ending:
     cut = cache.cut_masks(_flat(instances)) if work.settings.objective.masked else None
     start = start_file.layers(work.settings, source)
     model, accelerator = load(work, source)
-    priors = _class_pictures(work, model, instances)
+    priors = _class_pictures(work, model, instances) + held
     session = _prepare(work, model, accelerator, length, instances, priors, start, cut)
     work.let_end()  # from here on the loops look, at every step
     work.phase = trouble.TRAINING

@@ -14,6 +14,7 @@ from dreambooth.core.models import checkpoint
 from dreambooth.core.project import Project
 from dreambooth.core.settings import Settings
 from dreambooth.service import exporting, runs
+from dreambooth.service.field_names import called
 
 RANDOM = -1  # a seed that stands for any
 # What a request may say about pictures to draw: default, lowest and highest.
@@ -74,9 +75,7 @@ def drawing(opened: Project, wanted: Mapping[str, Any], *, label: str = "{}") ->
     """
     values = {key: wanted.get(key, default) for key, (default, _, _) in DRAWING.items()}
     problems = [
-        f"{label.format(key.replace('_', '-'))}: {problem}"
-        for key, value in values.items()
-        if (problem := _drawing_problem(key, value))
+        f"{called(key, label)}: {problem}" for key, value in values.items() if (problem := _drawing_problem(key, value))
     ]
     texts = {
         key: wanted.get(key, default) for key, default in (("prompt", ""), ("negative", ""), ("scheduler", "dpm++"))
@@ -155,9 +154,9 @@ def sheet(
         raise UserError(f"{label.format(f'{within}weights')}: name at least one result.")
     low, high = DRAWING["lora_weight"][1:]
     if columns == []:
-        raise UserError(f"{label.format(f'{within}lora-weights')}: it is empty; give numbers, such as 0.6, 0.8, 1.")
+        raise UserError(f"{called(f'{within}lora_weights', label)}: it is empty; give numbers, such as 0.6, 0.8, 1.")
     if not isinstance(columns, list) or not all(_is_number(one, low, high) for one in columns):
-        raise UserError(f"{label.format(f'{within}lora-weights')}: they must be numbers from {low} to {high}.")
+        raise UserError(f"{called(f'{within}lora_weights', label)}: they must be numbers from {low} to {high}.")
     if len(lines) * len(columns) > MOST_ON_A_SHEET:
         raise UserError(f"The sheet has more than {MOST_ON_A_SHEET} pictures; leave some out.")
     own = {key: value for key, value in wanted.items() if key not in ("weights", "base", "eta", "run", "from_step")}
@@ -171,7 +170,7 @@ def sheet(
 def _row(opened: Project, asked: str | Mapping[str, Any], label: str) -> dict[str, Any]:
     if isinstance(asked, Mapping):
         if asked.get("from_step") is None:
-            raise UserError(f"{label.format('from-step')}: it is missing; a state is one of a run's steps.")
+            raise UserError(f"{called('from_step', label)}: it is missing; a state is one of a run's steps.")
         chosen, of_state = exporting.state(opened, asked, label=label)
         kind = "lora" if chosen.is_lora else "checkpoint"
         name = f"run {of_state['run']}, step {of_state['from_step']}"

@@ -13,7 +13,8 @@ from dreambooth.core.models import checkpoint
 from dreambooth.core.project import Project
 from dreambooth.core.run import Job
 from dreambooth.core.settings import Settings
-from dreambooth.service import going_on, runs
+from dreambooth.service import runs
+from dreambooth.service.field_names import called
 
 
 def fields(opened: Project, wanted: Mapping[str, Any], *, label: str = "{}") -> dict[str, Any]:
@@ -61,17 +62,17 @@ def state(opened: Project, wanted: Mapping[str, Any], *, label: str = "{}") -> t
     """The state that is meant by `from_step` and `run`, which is the newest where it is left out: the settings of its
     run, and the fields for a job. Raises UserError for a state that is not there or holds no whole result."""
     if wanted.get("weights") or wanted.get("base"):
-        others = " and ".join(label.format(key) for key in ("from-step", "weights", "base"))
+        others = " and ".join(called(key, label) for key in ("from_step", "weights", "base"))
         raise UserError(f"{others} exclude each other; name one.")
     number, step = wanted.get("run"), wanted["from_step"]
     for key, value in (("run", number), ("from_step", step)):
         if (value is not None or key == "from_step") and (isinstance(value, bool) or not isinstance(value, int)):
-            raise UserError(f"{label.format(key.replace('_', '-'))}: it must be a whole number (it is {value!r}).")
+            raise UserError(f"{called(key, label)}: it must be a whole number (it is {value!r}).")
     job = _run(opened, number, label)
-    if step not in (there := going_on.states(job)):
+    if step not in (there := job.states()):
         known = ", ".join(map(str, there)) or "none; a run that has ended has its result"
         raise UserError(
-            f"{label.format('from-step')}: the run {job.name} has no state after step {step} (there: {known})."
+            f"{called('from_step', label)}: the run {job.name} has no state after step {step} (there: {known})."
         )
     chosen = settings.parse(job.settings())
     if chosen.imagic.enabled:

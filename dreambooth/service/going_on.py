@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from dreambooth.core.run import Job
 from dreambooth.core.schema import to_flat
 from dreambooth.core.settings import Settings, on_resume
 from dreambooth.core.settings.on_resume import Difference
+from dreambooth.service import beforehand
+from dreambooth.service.field_names import called
 
 ENDED = ("done", "stopped")
 RESTING = ("paused", "failed", "lost")  # and a state of it can be taken
@@ -26,18 +29,39 @@ def check_resumable(job: Job) -> None:
         raise UserError(f"The run {job.name} cannot be resumed: it is {status}.")
 
 
-def change_settings(job: Job, given: dict[str, Any]) -> dict[str, Any]:
-    """Has a run go on with other settings than it began with. Returns those that differ, as dotted keys.
+def prepare(
+    folders: Folders, job: Job, given: Mapping[str, Any], from_step: int | None = None, *, label: str = "{}"
+) -> dict[str, Any]:
+    """Has a run go on with other settings than it began with when it is resumed, and from an earlier state if one is
+    named: the later ones are moved to the trash. Returns the settings that differ, as dotted keys. `label` shows a
+    person a key's name, as --{} does.
 
-    Raises UserError, and changes nothing, for a run that cannot go on and for settings that must stay as they are.
+    Raises UserError, and changes and moves nothing, for a run that cannot go on, settings that must stay as they are, a
+    step without a state, and for what the run would be refused for as soon as it goes on.
     """
     check_resumable(job)
     now = job.settings()
     changed = on_resume.changes(now, schema.with_secrets(Settings, given, now))
-    if changed:
+    later = [] if from_step is None else _after(job, from_step, label)
+    if changed or later:
         _check_unfinished(job)
+    beforehand.check(job, changed, from_step)
+    if changed:
         job.change(changed)
+    for step in reversed(later):
+        _to_trash(folders, job, job.state / f"{step:09}")
     return changed
+
+
+def _after(job: Job, step: int, label: str) -> list[int]:
+    """The states that lie after one. Raises UserError if that one is not there."""
+    there = job.states()
+    if step not in there:
+        known = ", ".join(map(str, there)) or "none"
+        raise UserError(
+            f"{called('from_step', label)}: the run {job.name} has no state after step {step} (there: {known})."
+        )
+    return [one for one in there if one > step]
 
 
 def differences(job: Job, opened: Project) -> list[Difference]:
@@ -50,26 +74,18 @@ def prospect(job: Job, opened: Project) -> dict[str, Any]:
     whatever stands in the way of taking those that may change."""
     found, problems = differences(job, opened), list[str]()
     try:
-        on_resume.changes(job.settings(), _taken(found))
-        if _taken(found):
+        changed = on_resume.changes(job.settings(), takeable(found))
+        if changed:
             _check_unfinished(job)
+            beforehand.check(job, changed)
     except UserError as error:
         problems = error.problems
     shown = [replace(one, now=_shown(one.key, one.now), given=_shown(one.key, one.given)) for one in found]
     return {"differences": [asdict(one) for one in shown], "problems": problems}
 
 
-def take_model_settings(job: Job, opened: Project) -> list[Difference]:
-    """Has a run go on with the model's own settings where they may change; the others stay as the run has them.
-
-    Returns all that differ. Raises UserError, and changes nothing, as `change_settings` does.
-    """
-    found = differences(job, opened)
-    change_settings(job, _taken(found))
-    return found
-
-
-def _taken(found: list[Difference]) -> dict[str, Any]:
+def takeable(found: list[Difference]) -> dict[str, Any]:
+    """Those of the model's settings that a run may go on with; the others stay as the run has them."""
     return {one.key: one.given for one in found if not one.why_not}
 
 
@@ -80,28 +96,6 @@ def _shown(key: str, value: Any) -> Any:
 def _check_unfinished(job: Job) -> None:
     if "result" in job.story().last:
         raise UserError(f"The run {job.name} has written its result already; resume it as it is.")
-
-
-def states(job: Job) -> list[int]:
-    """The steps after which a state was saved that is still there, the earliest first."""
-    return sorted(int(path.name) for path in job.state.glob("*") if path.name.isdigit()) if job.state.is_dir() else []
-
-
-def go_back(folders: Folders, job: Job, step: int) -> None:
-    """Has a run go on from an earlier state when it is resumed: the later ones are moved to the trash.
-
-    Raises UserError, and moves nothing, for a run that cannot go on or a step without a state.
-    """
-    check_resumable(job)
-    there = states(job)
-    if step not in there:
-        known = ", ".join(map(str, there)) or "none"
-        raise UserError(f"from_step: the run {job.name} has no state after step {step} (there: {known}).")
-    later = [one for one in there if one > step]
-    if later:
-        _check_unfinished(job)
-    for one in reversed(later):
-        _to_trash(folders, job, job.state / f"{one:09}")
 
 
 def _to_trash(folders: Folders, job: Job, state: Path) -> None:

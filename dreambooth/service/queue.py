@@ -20,7 +20,7 @@ from dreambooth.core.errors import UserError
 from dreambooth.core.files import atomic, lock
 from dreambooth.core.project import Folders, names, open_project
 from dreambooth.core.run import Job
-from dreambooth.service import environment, launcher
+from dreambooth.service import beforehand, environment, launcher
 
 POLL_SECONDS = 1.0
 WAITS_ON = (2, 3)  # exit codes of an engine that found another one on this job or on the device
@@ -44,12 +44,13 @@ class Lender(Protocol):
 def submit(job: Job, *, note: str = "") -> dict[str, Any]:
     """Puts a job in the queue, or starts it at once where it needs no device.
 
-    Raises UserError if the engine is not set up, or the job is at work or waits already.
+    Raises UserError if the engine is not set up, the job is at work or waits already, or would be refused at once.
     """
     if not environment.is_current():
         raise UserError("The engine is not set up yet; press Set up on the Dreambooth tab, or run setup.")
     if (status := job.status()) in ("running", "queued"):
         raise UserError(f"The run {job.name} is {status} already.")
+    beforehand.check(job)
     if job.needs_device:
         job.request("start", note)
     else:

@@ -16,8 +16,10 @@ from dreambooth.core.models.origin import Origin
 from dreambooth.core.project import Folders
 from dreambooth.core.run import Job
 from dreambooth.core.settings import Settings
+from dreambooth.core.settings.on_resume import Difference
 from dreambooth.host import standalone
 from dreambooth.service import (
+    beforehand,
     demo,
     environment,
     going_on,
@@ -74,11 +76,13 @@ def check(options: argparse.Namespace, terminal: Terminal) -> Result:
 
 
 def class_images(options: argparse.Namespace, terminal: Terminal) -> Result:
+    beforehand.check_new(project.open_project(folders(options), options.name), merged_settings(options))
     return errand(options, terminal, "class-images", merged_settings(options))
 
 
 def train(options: argparse.Namespace, terminal: Terminal) -> Result:
     opened, merged = project.open_project(folders(options), options.name), merged_settings(options)
+    beforehand.check_new(opened, merged)  # the engine may have to be set up first
     python = environment.ensure(terminal.show)
     job = launcher.new_run(folders(options), opened, merged)
     terminal.say(f"Run {job.name}: {job.folder}")
@@ -87,25 +91,19 @@ def train(options: argparse.Namespace, terminal: Terminal) -> Result:
 
 def resume(options: argparse.Namespace, terminal: Terminal) -> Result:
     job = run.find(folders(options), options.run)
-    given = given_settings(options)
+    going_on.check_resumable(job)
+    given, differing = given_settings(options), list[Difference]()
     if options.model_settings:
         if given:
             raise UserError("--model-settings: it takes the model's own settings; give none beside it.")
-        _take_model_settings(job, project.open_project(folders(options), job.read()["model"]), terminal)
-    else:
-        for key, value in going_on.change_settings(job, given).items():
-            terminal.say(f"From here on: {key} {value}")
-    if options.from_step is not None:
-        going_on.go_back(folders(options), job, options.from_step)
-    return work(job, environment.ensure(terminal.show), terminal)
-
-
-def _take_model_settings(job: Job, opened: project.Project, terminal: Terminal) -> None:
-    for one in going_on.take_model_settings(job, opened):
+        differing = going_on.differences(job, project.open_project(folders(options), job.read()["model"]))
+        given = going_on.takeable(differing)
+    for key, value in going_on.prepare(folders(options), job, given, options.from_step, label="--{}").items():
+        terminal.say(f"From here on: {key} {value}")
+    for one in differing:
         if one.why_not:
             terminal.say(f"Stays: {one.key} {one.now} (the model has {one.given}), as {one.why_not}")
-        else:
-            terminal.say(f"From here on: {one.key} {one.given}")
+    return work(job, environment.ensure(terminal.show), terminal)
 
 
 def runs(options: argparse.Namespace, terminal: Terminal) -> Result:

@@ -126,6 +126,9 @@ def plan(result: Result) -> str:
     for one in result["class_pictures"]:
         counts = f"{one['there']} there, {one['wanted']} wanted, {one['missing']} to be made"
         lines.append(f"Class pictures: {counts} in {one['folder']}")
+    if held := result["held_prompts"]:
+        more = f" and {len(held) - 1} more" if len(held) > 1 else ""
+        lines.append(f"Kept as the model predicts it, without class pictures: {held[0]}{more}")
     time = f", about {duration(result['seconds'])}" if result["seconds"] else ""
     images = f"{result['images_each_epoch']} pictures x {result['epochs']:g} epochs = {result['images']:,} images"
     before = f", after {result['steps_before']:,} that fit the words" if result["steps_before"] else ""

@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 
-from dreambooth.core import run, schema
+from dreambooth.core import project, run, schema
 from dreambooth.core.errors import UserError
+from dreambooth.core.layout import MINIATURE, SUBJECT_PICTURES
+from dreambooth.core.project import Folders
 from dreambooth.core.run import Job
-from dreambooth.core.settings import Settings, on_resume, parse, to_json
+from dreambooth.core.settings import Settings, on_resume, parse
 from dreambooth.service import going_on
 
 NOW = schema.to_flat(parse({"concepts.0.instance_prompt": "sks star", "batching.train_batch_size": 4}))
@@ -70,27 +72,32 @@ def test_a_step_may_be_cut_into_smaller_batches_but_stays_as_large() -> None:
 
 @pytest.fixture
 def job(tmp_path: Path) -> Job:
-    about = {"kind": "train", "model": "star", "models": str(tmp_path)}
-    made = run.create(tmp_path / "star" / "runs", about, to_json(parse(NOW)))
+    folders = Folders(tmp_path)
+    own = parse({**NOW, "concepts.0.instance_data_dir": str(SUBJECT_PICTURES)})
+    made = run.new_run(folders, project.create(folders, "star", MINIATURE), own)
     made.report("started")
     made.report("paused")
     return made
 
 
-def test_only_what_differs_is_written_down(job: Job) -> None:
-    assert going_on.change_settings(job, {**NOW, "intervals.max_train_steps": 50}) == {"intervals.max_train_steps": 50}
+def test_only_what_differs_is_written_down(job: Job, tmp_path: Path) -> None:
+    assert going_on.prepare(Folders(tmp_path), job, {**job.settings(), "intervals.max_train_steps": 50}) == {
+        "intervals.max_train_steps": 50
+    }
     assert json.loads((job.folder / "changes.json").read_text()) == {"intervals.max_train_steps": 50}
-    assert going_on.change_settings(job, {"intervals.max_train_steps": 60}) == {"intervals.max_train_steps": 60}
+    assert going_on.prepare(Folders(tmp_path), job, {"intervals.max_train_steps": 60}) == {
+        "intervals.max_train_steps": 60
+    }
     assert job.settings()["intervals.max_train_steps"] == 60
 
 
-def test_a_run_that_cannot_go_on_is_not_changed(job: Job) -> None:
+def test_a_run_that_cannot_go_on_is_not_changed(job: Job, tmp_path: Path) -> None:
     job.report("started")
     job.report("result", ending="done")
     with pytest.raises(UserError, match="has written its result already"):
-        going_on.change_settings(job, {"intervals.max_train_steps": 50})
-    assert going_on.change_settings(job, {}) == {}
+        going_on.prepare(Folders(tmp_path), job, {"intervals.max_train_steps": 50})
+    assert going_on.prepare(Folders(tmp_path), job, {}) == {}
     job.report("done")
     with pytest.raises(UserError, match="it is done"):
-        going_on.change_settings(job, {"previews.count": 3})
+        going_on.prepare(Folders(tmp_path), job, {"previews.count": 3})
     assert job.changes() == {}

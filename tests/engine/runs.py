@@ -38,8 +38,12 @@ def tiny_project(folder: Path, kind: str = "sd1") -> Project:
     return project.create(Folders(folder / "models"), kind, source)
 
 
+def folders(made: Project) -> Folders:
+    return Folders(made.folder.parents[1])
+
+
 def new_run(made: Project, **changes: Any) -> Job:
-    return launcher.new_run(Folders(made.folder.parents[1]), made, parse({**SHORT, **changes}))
+    return launcher.new_run(folders(made), made, parse({**SHORT, **changes}))
 
 
 def train(made: Project, **changes: Any) -> Job:

@@ -21,12 +21,11 @@ from dreambooth.core import settings
 from dreambooth.core.errors import UserError
 from dreambooth.core.models import checkpoint
 from dreambooth.engine import families
-from dreambooth.engine.checkpoints import lora
+from dreambooth.engine.checkpoints import lora, lora_header, lora_start
 from dreambooth.engine.checkpoints.source import open_source
 from dreambooth.engine.checkpoints.write import write_tensors
 from dreambooth.engine.families.model import Model
 from dreambooth.engine.layers.oft import OftLayer
-from dreambooth.engine.run import start_file
 from dreambooth.engine.training import adapters
 from tests.engine import tiny
 from tests.engine.batches import losses, session
@@ -130,7 +129,7 @@ def test_a_webui_makes_of_the_file_what_the_layer_computed(trained: Model, famil
     torch.manual_seed(1)
     found = adapted(trained)
     assert len(found) == len(layers) > 50
-    prefixes = lora._PREFIXES[family]
+    prefixes = lora_header.PREFIXES[family]
     for path, layer in found.items():
         part, _, own = path.partition("/")
         own = own.removeprefix("text_model.") if part != "unet" else own
@@ -330,8 +329,8 @@ def test_freezing_clip_normalization_freezes_those_layers_and_no_others(base: Pa
 
 def start(base: Path, family: str, tensors: dict[str, Tensor], path: Path, **changes: Any) -> str:
     save_file(tensors, path)
-    layers = lora.read(path, open_source(base).tensors, family)
-    return start_file.objection(layers, settings.parse(changes))
+    layers = lora_header.outlines(lora_header.open_file(path), open_source(base).tensors, family)
+    return lora_start.objection(layers, settings.parse(changes))
 
 
 def test_files_that_cannot_be_gone_on_from_are_named(base: Path, family: str, tmp_path: Path) -> None:

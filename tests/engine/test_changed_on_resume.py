@@ -12,7 +12,7 @@ from dreambooth.core.run import Job
 from dreambooth.engine import worker
 from dreambooth.engine.run import hooks
 from dreambooth.service import going_on
-from tests.engine.runs import LORA, new_run, output, same, saved, tiny_project, told, train
+from tests.engine.runs import LORA, folders, new_run, output, same, saved, tiny_project, told, train
 
 SHORTER = {**LORA, "lora.dropout": 0.2, "intervals.max_train_steps": 4, "tuning.use_ema": True}
 LONGER = {"intervals.max_train_steps": 7}
@@ -36,7 +36,7 @@ def test_resuming_with_more_steps_is_the_run_that_had_them_from_the_beginning(
 ) -> None:
     job = paused(star, monkeypatch)
     often = {"intervals.save_preview_every_steps": 2, "previews.count": 1, "previews.steps": 1}
-    assert going_on.change_settings(job, {**LONGER, **often}) == {**LONGER, **often}
+    assert going_on.prepare(folders(star), job, {**LONGER, **often}) == {**LONGER, **often}
     assert worker.run(job) == "done"
     assert told(job, "step")[-1]["step"] == 7
     assert told(job, "preview")
@@ -48,7 +48,7 @@ def test_resuming_with_more_steps_is_the_run_that_had_them_from_the_beginning(
 def test_a_schedule_that_goes_by_the_length_is_said(star: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     falling = {"learning.scheduler": "cosine", "tuning.text_encoder_ratio": 0.5}
     job = paused(star, monkeypatch, **falling)
-    going_on.change_settings(job, LONGER)
+    going_on.prepare(folders(star), job, LONGER)
     assert worker.run(job) == "done"
     (warning,) = told(job, "warning")
     assert "learning.scheduler and tuning.text_encoder_ratio go by it" in warning["text"]
@@ -60,11 +60,11 @@ def test_a_length_that_is_passed_already_is_refused_and_another_one_taken(
     star: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = paused(star, monkeypatch)
-    going_on.change_settings(job, {"intervals.max_train_steps": 2})
+    job.change({"intervals.max_train_steps": 2})
     with pytest.raises(UserError, match=r"intervals\.max_train_steps: the run has made 3 steps already"):
         worker.run(job)
     job.report("failed", problems=["..."], refused=True)
-    going_on.change_settings(job, LONGER)
+    going_on.prepare(folders(star), job, LONGER)
     assert worker.run(job) == "done"
     assert told(job, "step")[-1]["step"] == 7
 
@@ -73,7 +73,7 @@ def test_what_was_written_with_other_settings_is_written_again(star: Project, mo
     """A result that has the place of this moment but not its settings is not taken for it."""
     job = paused(star, monkeypatch, **{"intervals.save_model_every_steps": 2})
     assert len(saved(job)) == 1
-    going_on.change_settings(job, {"learning.lora_learning_rate": 1e-3})
+    going_on.prepare(folders(star), job, {"learning.lora_learning_rate": 1e-3})
     (job.state / "000000003").rename(job.folder / "lost")  # so that it begins anew
     assert worker.run(job) == "done"
     before, again, last = saved(job)

@@ -16,7 +16,7 @@ from dreambooth.core import settings
 from dreambooth.core.errors import UserError
 from dreambooth.core.models import checkpoint
 from dreambooth.engine import families
-from dreambooth.engine.checkpoints import lora, names, original
+from dreambooth.engine.checkpoints import lora, lora_header, names, original
 from dreambooth.engine.checkpoints.lora_layers import Layer
 from dreambooth.engine.checkpoints.source import Source, open_source
 from dreambooth.engine.checkpoints.write import write_tensors
@@ -138,7 +138,7 @@ def test_other_trainers_spellings_are_read(
         pytest.skip("only kohya's SDXL scripts name the UNet's layers as the original file does")
     own = open_source(base)
     layers = lora.read(file, weights(own), kind)
-    places = lora._spellings(weights(own), kind)
+    places = lora_header.spellings(weights(own), kind)
     tensors = load_file(file)
     has_alpha = spelled is as_kohya_sdxl
     other = {spelled(n, places): t for n, t in tensors.items() if has_alpha or not n.endswith(".alpha")}

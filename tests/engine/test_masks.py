@@ -12,14 +12,14 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from dreambooth.core import project, settings
+from dreambooth.core import picture_files, project, settings
 from dreambooth.core.buckets import Bucket
 from dreambooth.core.errors import UserError
 from dreambooth.core.layout import MINIATURE
 from dreambooth.core.project import Folders, Project
 from dreambooth.core.run import Job
 from dreambooth.engine import families, worker
-from dreambooth.engine.data import cache, decoding, framing, masks, pictures
+from dreambooth.engine.data import cache, decoding, framing, masks
 from dreambooth.engine.data.pictures import Example, Picture
 from dreambooth.service import launcher
 
@@ -77,7 +77,7 @@ def test_masks_are_no_pictures_and_pictures_called_like_masks_are(tmp_path: Path
     photo(tmp_path / "carnival-mask.png")  # there is no carnival
     photo(tmp_path / "masks" / "a.png")
     photo(tmp_path / "masks" / "venice.png")
-    found = [path.relative_to(tmp_path).as_posix() for path in pictures.find(tmp_path)]
+    found = [path.relative_to(tmp_path).as_posix() for path in picture_files.find(tmp_path)]
     assert found == ["a.jpg", "carnival-mask.png", "masks/venice.png"]
 
 
@@ -118,7 +118,7 @@ def test_a_mask_is_cut_turned_and_mirrored_with_its_picture(seed: int) -> None:
 def examples(folder: Path, **changes: Any) -> list[Example]:
     choice = settings.parse(changes).pictures
     made = []
-    for path in pictures.find(folder):
+    for path in picture_files.find(folder):
         with Image.open(path) as image:
             size = image.size
         for cut in framing.cuts(path.name, size, Bucket(64, 64), choice, 0, Image.new):

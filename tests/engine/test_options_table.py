@@ -23,7 +23,7 @@ PROOFS = {
     "concepts.N.instance_token": "core/test_captions.py::test_documented_tokens",
     "concepts.N.class_token": "core/test_captions.py::test_documented_tokens",
     "concepts.N.repeats": "engine/test_options.py::test_more_repeats_or_epochs_see_more_pictures",
-    "concepts.N.class_mode": "engine/test_class_pictures.py::test_a_folder_as_it_is",
+    "concepts.N.class_mode": "engine/test_prediction.py::test_a_run_draws_nothing_and_keeps_the_class",
     "concepts.N.class_data_dir": "engine/test_class_pictures.py::test_a_folder_of_ones_own_is_filled_up",
     "concepts.N.num_class_images_per": "core/test_presets.py::test_steps_and_class_pictures",
     "concepts.N.class_negative_prompt": "engine/test_class_pictures.py::test_everything_that_changes_a_picture_changes_its_folder",

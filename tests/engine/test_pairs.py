@@ -198,7 +198,7 @@ def go_on(job: Job, key: str, value: Any) -> None:
     """The run goes on with the value, or it is refused."""
     print("goes on with", key, value)
     try:
-        going_on.change_settings(job, {key: value})
+        going_on.prepare(Folders(job.folder.parents[3]), job, {key: value})
     except UserError as error:
         print("refused:", error)
         check_sentences(error.errors)

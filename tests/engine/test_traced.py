@@ -226,6 +226,27 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "checkpointed": ("sd1", {**LORA, **CHECKPOINTED, "memory.checkpointed_share": 0.5}),
     "int8": ("sd1", {**LORA, "memory.unet_weights": "int8", **CHECKPOINTED}),
     "streamed": ("sd1", {**LORA, "memory.unet_weights": "streamed", **CHECKPOINTED}),
+    "a class that is kept by prediction": (
+        "sdxl",
+        {
+            **LORA,
+            **BF16,
+            "concepts.0.class_mode": "prediction",
+            "concepts.0.class_prompt": "a star",
+            "tuning.text_encoder_ratio": 0.5,
+            **LONGER,
+        },
+    ),
+    "the same, streamed": (
+        "sd1",
+        {
+            **LORA,
+            "concepts.0.class_mode": "prediction",
+            "concepts.0.class_prompt": "a star",
+            "memory.unet_weights": "streamed",
+            **CHECKPOINTED,
+        },
+    ),
     "added up": (
         "sd1",
         {

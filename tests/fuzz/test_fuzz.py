@@ -193,7 +193,7 @@ def look_at(job: Job) -> None:
         with told():
             api._Json(None).render(ask(job) if ask is not report.build else len(report.build(job)))
     with told():
-        going_on.change_settings(job, {"previews.count": 2})
+        going_on.prepare(Folders(job.folder.parents[3]), job, {"previews.count": 2})
     (job.folder / "changes.json").unlink(missing_ok=True)
 
 

@@ -200,6 +200,23 @@ def test_no_engine_no_run_and_nothing_left_behind(
     assert asked.get("/dreambooth/runs").json() == {"runs": []}
 
 
+def test_what_would_end_a_run_at_once_is_told_when_it_is_queued(asked: TestClient, tmp_path: Path) -> None:
+    create(asked)
+    (tmp_path / "empty").mkdir()
+    for folder, said in (("nowhere", "there is no folder"), ("empty", "there are no pictures in")):
+        body = {"settings": {"concepts.0.instance_data_dir": str(tmp_path / folder)}}
+        for place, more in (("runs", {}), ("errands", {"kind": "class-images"})):
+            refused = asked.post(f"/dreambooth/models/star/{place}", json={**more, **body})
+            assert refused.status_code == 400
+            assert refused.json()["problems"][0].startswith(f"concepts.0.instance_data_dir: {said}")
+    refused = asked.post(
+        "/dreambooth/models/star/runs", json={"settings": {"lora.start_file": str(tmp_path / "x.safetensors")}}
+    )
+    assert refused.json()["problems"] == [f"{tmp_path / 'x.safetensors'}: there is no such file."]
+    assert asked.get("/dreambooth/runs").json() == {"runs": []}, "nothing is left behind"
+    assert asked.post("/dreambooth/models/star/runs").json()["status"] == "queued"
+
+
 def test_other_sites_are_refused(asked: TestClient) -> None:
     for headers in ({"origin": "http://evil.example"}, {"origin": "null"}, {"sec-fetch-site": "cross-site"}):
         assert asked.get("/dreambooth/models", headers=headers).status_code == 403, headers

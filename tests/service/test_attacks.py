@@ -30,6 +30,7 @@ from tests.conftest import needs_links
 
 WEBHOOK = "https://hooks.example.com/services/T0/k3y-that-nobody-sees"
 WEBHOOK_KEY = "reporting.webhook_url"
+CONCEPT = {"concepts.0.instance_data_dir": str(SUBJECT_PICTURES), "concepts.0.instance_prompt": "sks star"}
 ELSEWHERE = [
     "..", ".", "../star", "../../star", "/etc/star", "a/b", "a\\b", "C:star", "C:\\star", "\\\\host\\share", "star\x00.png", "\x00",
     "con", "CON", "nul.txt", "com1", "LPT9.json", "aux .x", " star", "star ", "star.", "", "a\nb", "a|b", "a?b", "a*b", "\ud800", "a" * 300,
@@ -40,9 +41,7 @@ ELSEWHERE = [
 def folders(tmp_path: Path) -> Iterator[Folders]:
     """A models folder; afterwards nothing lies beside it."""
     made = Folders(tmp_path / "inside" / "models")
-    project.create(
-        made, "star", MINIATURE, {"concepts.0.instance_data_dir": str(SUBJECT_PICTURES), WEBHOOK_KEY: WEBHOOK}
-    )
+    project.create(made, "star", MINIATURE, {**CONCEPT, WEBHOOK_KEY: WEBHOOK})
     yield made
     assert [path.name for path in tmp_path.iterdir()] == ["inside"]
     assert [path.name for path in (tmp_path / "inside").iterdir()] == ["models"]
@@ -174,7 +173,7 @@ def test_the_secret_of_a_webhook_is_shown_by_no_route_and_lost_by_none(
         assert b"k3y-that-nobody-sees" not in said.content, said.request.url
     assert opened.settings()[WEBHOOK_KEY] == WEBHOOK, "what was hidden and given back is what it was"
     assert opened.settings()["lora.rank"] == 5
-    assert going_on.change_settings(job, {WEBHOOK_KEY: HIDDEN, "previews.count": 2}) == {"previews.count": 2}
+    assert going_on.prepare(folders, job, {WEBHOOK_KEY: HIDDEN, "previews.count": 2}) == {"previews.count": 2}
     assert asked.patch(f"{place}/settings", json={"settings": {WEBHOOK_KEY: ""}}).json()["settings"][WEBHOOK_KEY] == ""
 
 

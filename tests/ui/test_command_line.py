@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from dreambooth.core.layout import MINIATURE, SUBJECT_PICTURES
+from dreambooth.service import environment
 from dreambooth.ui import command_line
 from tests.conftest import ROOT, Run, Said
 
@@ -241,6 +242,16 @@ def test_a_sheet_and_a_state_refuse_what_they_cannot_do(data: Path, tmp_path: Pa
     refused(
         dreambooth("export", "star", "--base", "--from-step", 3, "--data", data), "--from-step", "exclude each other"
     )
+
+
+@pytest.mark.parametrize("command", ["train", "class-images"])
+def test_pictures_that_are_not_there_are_told_before_an_engine_is_set_up(
+    command: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(environment, "ensure", lambda progress: pytest.fail("it would be set up"))
+    wanted = ["--concepts.0.instance_data_dir", str(tmp_path), "--concepts.0.instance_prompt", "x", "--json"]
+    assert command_line.main([command, "star", "--data", str(data), *wanted]) == 2
+    assert "concepts.0.instance_data_dir: there are no pictures in" in capsys.readouterr().out
 
 
 def test_runs_that_are_not_there(data: Path, dreambooth: Run) -> None:

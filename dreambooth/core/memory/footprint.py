@@ -271,7 +271,7 @@ def _fetched(settings: Settings, model: Anatomy) -> int:
 
 
 def _has_class_pictures(settings: Settings) -> bool:
-    return any(concept.class_mode == "folder" or _is_drawn(concept) for concept in settings.concepts)
+    return any(concept.class_mode in ("folder", "prediction") or _is_drawn(concept) for concept in settings.concepts)
 
 
 def _is_drawn(concept: Concept) -> bool:

@@ -219,6 +219,13 @@ def _class_pictures(settings: Settings) -> list[str]:
             problems.append(f"{key}.class_prompt: it is empty; say what the pictures of the class folder show.")
         if concept.class_mode == "folder" and not concept.class_data_dir.strip():
             problems.append(f"{key}.class_data_dir: it is empty; class_mode folder needs a folder, or choose fill.")
+        if concept.class_mode == "prediction" and not concept.class_prompt.strip():
+            problems.append(f"{key}.class_prompt: it is empty; say what is to stay as it is: a photo of a dog.")
+        if concept.class_mode == "prediction" and not settings.is_lora:
+            problems.append(
+                f"{key}.class_mode: prediction keeps a LoRA to the model under it, which full fine-tuning changes; "
+                "choose fill, or set general.method to lora."
+            )
     return problems
 
 
@@ -267,7 +274,9 @@ def _imagic(settings: Settings) -> list[str]:
     if len(settings.concepts) > 1:
         problems.append("imagic.enabled: it edits one picture; leave one concept.")
     concept = settings.concepts[0]
-    if concept.class_mode == "folder" or (concept.class_mode == "fill" and concept.num_class_images_per):
+    if concept.class_mode in ("folder", "prediction") or (
+        concept.class_mode == "fill" and concept.num_class_images_per
+    ):
         problems.append("imagic.enabled: it has no pictures of a class; set concepts.0.class_mode to off.")
     for name in ("text_encoder_ratio", "text_encoder_steps"):
         if getattr(settings.tuning, name):

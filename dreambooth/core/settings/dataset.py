@@ -35,10 +35,11 @@ class Concept:
     repeats: int = setting(
         1, "Repeats", "How often each epoch sees these pictures; balances concepts of unlike size.", min=1, max=10_000
     )
-    class_mode: Literal["fill", "folder", "off"] = setting(
+    class_mode: Literal["fill", "folder", "prediction", "off"] = setting(
         "fill",
         "Class Pictures",
-        "fill has the base model make what is missing, folder takes the class folder as it is, off goes without.",
+        "fill has the base model make what is missing, folder takes the class folder as it is, prediction needs "
+        "none: a LoRA keeps to what the base model predicts for the class prompt. off goes without.",
     )
     class_data_dir: str = setting(
         "",

@@ -1,4 +1,4 @@
-"""What the choices that save memory cost in time: the same training with one of them and without any, side by side.
+"""What choices cost in time: the same training with one of them and without any, side by side.
 
 Each training is a process of its own, with one thread of the processor; all take turns, and what is told is the median
 over the turns of each one's step to that of the plain training in the same turn. Without a GPU the model is the bundled
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from dreambooth.core.errors import UserError
-from dreambooth.core.layout import MINIATURE
+from dreambooth.core.layout import MINIATURE, SUBJECT_PICTURES
 from dreambooth.core.run import Job
 from dreambooth.engine.bench.training import Bench, Case, versions
 from dreambooth.engine.process.listener import asked_to_end
@@ -26,6 +26,7 @@ _IN_BACKWARD = {"memory.step_in_backward": True}
 _STREAMED = {**_CHECKPOINTED, "memory.unet_weights": "streamed"}
 _UNTRACED = {"tuning.trace_steps": False}
 _BF16 = {"memory.bf16_weights": True}
+_OF_CLASS = {"concepts.0.class_prompt": "a photo of a star", "concepts.0.class_data_dir": str(SUBJECT_PICTURES)}
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,8 @@ CHOICES = {
         *_BOTH,
         *(Choice(f"{kind}, checkpointed", {**_CHECKPOINTED, "memory.unet_weights": kind}) for kind in ("int8", "nf4")),
         Choice("streamed, checkpointed", _STREAMED),
+        Choice("class pictures", {**_OF_CLASS, "concepts.0.class_mode": "folder"}),
+        Choice("the class kept by prediction", {**_OF_CLASS, "concepts.0.class_mode": "prediction"}),
     ),
     "full": (
         *_BOTH,

@@ -9,8 +9,7 @@ Readers scale by alpha / rank, which is exactly how the layer was trained.
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,46 +19,21 @@ from peft.tuners.lycoris_utils import LycorisLayer
 from torch import Tensor, nn
 
 from dreambooth.core.errors import UserError
-from dreambooth.core.models import checkpoint
 from dreambooth.core.models.model_file import Header
-from dreambooth.engine.checkpoints import lora_layers, names
-from dreambooth.engine.checkpoints.lora_layers import LOHA, LOKR, OFT, AnyLayer
+from dreambooth.engine.checkpoints import lora_header, lora_layers, names
+from dreambooth.engine.checkpoints.lora_header import PREFIXES
+from dreambooth.engine.checkpoints.lora_layers import AnyLayer
 from dreambooth.engine.checkpoints.source import Files
 from dreambooth.engine.layers import dora
 from dreambooth.engine.layers.lora_layer import ADAPTER
 from dreambooth.engine.layers.oft import OftLayer
-
-_PREFIXES = {
-    "sd1": {"unet": "lora_unet_", "text_encoder": "lora_te_text_model_"},
-    "sd2": {"unet": "lora_unet_", "text_encoder": "lora_te_text_model_"},
-    "sdxl": {
-        "unet": "lora_unet_",
-        "text_encoder": "lora_te1_text_model_",
-        "text_encoder_2": "lora_te2_text_model_",
-    },
-}
-# (in the file, what it is): kohya's, diffusers' and peft's endings, the last with or without the adapter's name.
-_ENDINGS = (
-    (r"\.lora_down\.weight", "down"),
-    (r"\.lora_up\.weight", "up"),
-    (r"\.lora_mid\.weight", "mid"),
-    (r"\.alpha", "alpha"),
-    (r"\.lora\.down\.weight", "down"),
-    (r"\.lora\.up\.weight", "up"),
-    (r"_lora\.down\.weight", "down"),
-    (r"_lora\.up\.weight", "up"),
-    (r"\.lora_A(\.\w+)?\.weight", "down"),
-    (r"\.lora_B(\.\w+)?\.weight", "up"),
-    *((rf"\.{name}", name) for name in (*LOHA, *LOKR, *OFT, "dora_scale")),
-)
-_OTHER_KINDS = re.compile(r"\.(oft_diag|oft_R|rescale|boft|ia3|diff|lora_magnitude|on_input)")
 
 
 def lora_tensors(parts: Mapping[str, nn.Module], family: str, *, half: bool) -> dict[str, Tensor]:
     """{key: tensor} of the LoRA layers that peft has put into the parts."""
     dtype = torch.float16 if half else torch.float32
     tensors: dict[str, Tensor] = {}
-    for part, prefix in _PREFIXES[family].items():
+    for part, prefix in PREFIXES[family].items():
         for path, layer in parts[part].named_modules():
             if isinstance(layer, (LoraLayer, LycorisLayer, OftLayer)):
                 key = prefix + names.canonical_key(part, path).replace(".", "_")
@@ -74,34 +48,14 @@ def read(path: Path, weights: Iterable[str], family: str) -> dict[str, AnyLayer]
 
     Raises UserError if the file is no LoRA, is damaged, or has a layer that this model has no place for.
     """
-    header = checkpoint.read_header(path)
-    if other := next((name for name in header.tensors if _OTHER_KINDS.search(name)), None):
-        raise UserError(f"{path}: this LyCORIS file ({other}) cannot be read; only LoRA, DoRA, LoHa, LoKr and OFT can.")
-    if checkpoint.describe(header).kind != "lora":
-        raise UserError(f"{path}: this is not a LoRA file.")
-    places, files = _spellings(weights, family), Files()
-    layers, (collected, unknown) = {}, _collected(header)
-    if unknown:
-        raise UserError(
-            f"{path}: its tensor {unknown[0]} is of a kind that is not known here, and without it the file would do "
-            "something else than it was made for; take another file."
-        )
-    for key, found in collected.items():
-        if key not in places:
-            raise UserError(f"{path}: its layer {key} has no place in this model; it belongs to another kind.")
-        parts = {what: files.read(header.tensors[name]) for what, name in found.items()}
+    header, files = lora_header.open_file(path), Files()
+    layers = {}
+    for weight, outline in lora_header.outlines(header, weights, family).items():
+        parts = {what: files.read(tensor) for what, tensor in outline.tensors.items()}
         own_rank = lora_layers.rank({what: tensor.shape for what, tensor in parts.items()})
-        assumed = 0.0 if "oft_blocks" in parts else _alpha_beside(header, key, own_rank)
+        assumed = 0.0 if outline.kind == "oft" else _alpha_beside(header, outline.key, own_rank)
         alpha = parts["alpha"].item() if "alpha" in parts else assumed
-        layer = lora_layers.of(parts, float(alpha))
-        if layer is None:
-            raise UserError(f"{path}: its layer {key} is incomplete; the file is damaged.")
-        if layer.magnitude is not None and (layer.magnitude.dim() < 2 or layer.magnitude.shape[0] != 1):
-            raise UserError(
-                f"{path}: its layer {key} is a DoRA whose lengths are those of outputs, which WebUIs read in unlike "
-                "ways; only those of inputs can be read."
-            )
-        layers[places[key]] = layer
+        layers[weight] = lora_layers.of(outline.kind, parts, float(alpha))
     return layers
 
 
@@ -153,50 +107,6 @@ def _peft_tensors(layer: Any) -> dict[str, Tensor]:
         sides = layer.get_base_layer().weight.dim() - 2
         found["dora_scale"] = magnitude.weight.reshape(1, -1, *[1] * sides)
     return found
-
-
-def _collected(header: Header) -> tuple[dict[str, dict[str, str]], list[str]]:
-    """{layer as the file spells it: {down, up, alpha, mid, or LyCORIS' name of it: tensor's name}}, and the tensors
-    whose ending is none of these."""
-    layers: dict[str, dict[str, str]] = {}
-    unknown: list[str] = []
-    for name in header.tensors:
-        for ending, what in _ENDINGS:
-            if match := re.fullmatch(rf"(.+?){ending}", name):
-                key = re.sub(r"\.processor\.(to_[qkv]|to_out)$", r".\1", match[1])
-                layers.setdefault(re.sub(r"\.to_out$", ".to_out.0", key), {})[what] = name
-                break
-        else:
-            unknown.append(name)
-    return layers, unknown
-
-
-def _spellings(weights: Iterable[str], family: str) -> dict[str, str]:
-    """{a layer's key in any spelling: the weight's own name}."""
-    places: dict[str, str] = {}
-    own = [name for name in weights if name.endswith(".weight") and not name.startswith("vae/")]
-    originals = names.to_original(own, family)
-    for name in own:
-        part, _, key = name.removesuffix(".weight").partition("/")
-        for spelled in _spelled(part, key, _PREFIXES[family][part], family):
-            places.setdefault(spelled, name)
-        if part == "unet":  # kohya's SDXL scripts name the UNet's layers as the original file does
-            places[originals[name].name.removesuffix(".weight").replace("model.diffusion_model.", "lora_unet_", 1)
-                   .replace(".", "_")] = name  # fmt: skip
-    return places
-
-
-def _spelled(part: str, key: str, prefix: str, family: str) -> Iterator[str]:
-    yield prefix + key.replace(".", "_")
-    yield f"{part}.{key}"
-    if part == "unet":
-        yield key
-        yield f"base_model.model.{key}"
-        return
-    yield f"{part}.text_model.{key}"
-    if family != "sdxl":
-        yield prefix.replace("lora_te_", "lora_te1_") + key.replace(".", "_")
-        yield f"base_model.model.text_model.{key}"
 
 
 def _alpha_beside(header: Header, key: str, rank: int) -> float:

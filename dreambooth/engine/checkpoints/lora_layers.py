@@ -9,12 +9,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from dreambooth.engine.checkpoints.lora_header import LOHA, LOKR, OFT
 from dreambooth.engine.layers import dora, oft
 
 _LEAST = 1e-8
-OFT = ("oft_blocks",)
-LOHA = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2")
-LOKR = ("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2")
 
 
 class Change:
@@ -150,18 +148,16 @@ class Orthogonal(Change):
 AnyLayer = Layer | Hadamard | Kronecker | Orthogonal
 
 
-def of(found: Mapping[str, Tensor], alpha: float) -> AnyLayer | None:
-    """The layer that these tensors make, by their names in LyCORIS' files; None if some are missing."""
+def of(kind: str, found: Mapping[str, Tensor], alpha: float) -> AnyLayer:
+    """The layer that these tensors make, by their names in LyCORIS' files."""
     magnitude = found.get("dora_scale")
-    if {"down", "up"} <= found.keys():
+    if kind == "lora":
         return Layer(found["down"], found["up"], alpha, found.get("mid"), magnitude)
-    if set(LOHA[:4]) <= found.keys():
+    if kind == "loha":
         return Hadamard(_only(LOHA, found), alpha, magnitude)
-    if all(side in found or {f"{side}_a", f"{side}_b"} <= found.keys() for side in ("lokr_w1", "lokr_w2")):
+    if kind == "lokr":
         return Kronecker(_only(LOKR, found), alpha, magnitude)
-    if set(OFT) <= found.keys() and found["oft_blocks"].dim() == 3 and magnitude is None:
-        return Orthogonal(_only(OFT, found), alpha)
-    return None
+    return Orthogonal(_only(OFT, found), alpha)
 
 
 def rank(found: Mapping[str, Iterable[int]]) -> int:

@@ -140,6 +140,12 @@ def canonical_key(part: str, key: str) -> str:
     return key
 
 
+def own_name(name: str) -> str:
+    """The same of a tensor's name in a Diffusers folder, which has its part in front."""
+    part, _, key = name.partition("/")
+    return f"{part}/{canonical_key(part, key)}"
+
+
 def _keys(names: Iterable[str], part: str) -> Iterator[str]:
     return (name[len(part) + 1 :] for name in names if name.startswith(f"{part}/"))
 

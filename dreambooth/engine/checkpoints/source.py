@@ -92,7 +92,7 @@ def open_source(path: Path, origin: Origin | None = None) -> Source:
     tensors = dict(header.tensors)
     places: dict[str, Place] = {}
     if header.configs:
-        own = {_canonical(name): tensor for name, tensor in tensors.items()}
+        own = {names.own_name(name): tensor for name, tensor in tensors.items()}
     else:
         if origin.weights == "ema":
             tensors.update(_averaged(path, tensors))
@@ -111,11 +111,6 @@ def open_model(project: Project, weights: Path | None = None) -> Source:
     if not project.source.exists():
         raise UserError(project.problem)
     return open_source(project.source, project.origin)
-
-
-def _canonical(name: str) -> str:
-    part, _, key = name.partition("/")
-    return f"{part}/{names.canonical_key(part, key)}"
 
 
 def _averaged(path: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from dreambooth.core import captions
+from dreambooth.core import captions, picture_files
 from dreambooth.core.buckets import Bucket
 from dreambooth.core.errors import UserError
 from dreambooth.core.files import atomic
@@ -144,7 +144,7 @@ def prior_pictures(plans: list[Plan]) -> list[pictures.Picture]:
 
 def _as_it_is(number: int, concept: Concept, sampling: Sampling) -> Plan:
     folder = Path(concept.class_data_dir).expanduser()
-    found = pictures.find(folder) if folder.is_dir() else []
+    found = picture_files.find(folder) if folder.is_dir() else []
     if not found:
         raise UserError(
             f"concepts.{number}.class_data_dir: there are no pictures in {folder}; name the folder with your class "
@@ -158,7 +158,7 @@ def _filled(settings: Settings, number: int, own: list[Example], bucket: Bucket)
     concept, seed = settings.concepts[number], settings.general.seed
     prompts = _prompts(concept, own, settings.captions, seed)
     folder = Path(concept.class_data_dir).expanduser()
-    found = pictures.find(folder)[: len(prompts)] if folder.is_dir() else []
+    found = picture_files.find(folder)[: len(prompts)] if folder.is_dir() else []
     there = [_found(path, number, concept) for path in found]
     return Plan(number, folder, there, _topped_up(folder, prompts, len(found), seed), _sampling(concept, bucket))
 

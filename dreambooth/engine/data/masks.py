@@ -8,23 +8,19 @@ from pathlib import Path
 from PIL import Image
 
 from dreambooth.core.errors import UserError
+from dreambooth.core.picture_files import MASK_ENDING, MASK_FOLDER
 from dreambooth.core.settings import Settings
 from dreambooth.engine.data import decoding
 
-ENDING = "-mask"  # NAME-mask.png beside NAME.jpg
-FOLDER = "masks"  # masks/NAME.png in the folder of NAME.jpg
 _OTHER_SHAPE = 0.02  # how far the sides of a mask may be from the picture's proportions
-
-
-def without(pictures: list[Path]) -> list[Path]:
-    """The pictures that are not the mask of another one of them."""
-    there = {path.with_suffix("") for path in pictures}
-    return [path for path in pictures if not _masked(path) or _masked(path) not in there]
 
 
 def file_of(picture: Path) -> Path | None:
     """The file that holds a picture's mask; None where there is none."""
-    for place in (picture.with_name(f"{picture.stem}{ENDING}.png"), picture.parent / FOLDER / f"{picture.stem}.png"):
+    for place in (
+        picture.with_name(f"{picture.stem}{MASK_ENDING}.png"),
+        picture.parent / MASK_FOLDER / f"{picture.stem}.png",
+    ):
         if place.is_file():
             return place
     return None
@@ -56,12 +52,3 @@ def problem(settings: Settings, pictures: Iterable[Path]) -> str:
         "objective.masked: none of your pictures has a mask; put NAME-mask.png beside a picture or masks/NAME.png "
         "below it, use pictures with transparency, or switch it off."
     )
-
-
-def _masked(path: Path) -> Path | None:
-    """The picture, without its ending, whose mask a file is by its name."""
-    if path.suffix.lower() != ".png":
-        return None
-    if path.parent.name == FOLDER:
-        return path.parent.parent / path.stem
-    return path.with_name(path.stem.removesuffix(ENDING)) if path.stem.endswith(ENDING) else None

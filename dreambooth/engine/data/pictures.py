@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from dreambooth.core import captions
+from dreambooth.core import captions, picture_files
 from dreambooth.core.buckets import grid
 from dreambooth.core.errors import UserError
-from dreambooth.core.files import paths
 from dreambooth.core.settings import Settings
-from dreambooth.core.settings.dataset import Concept
-from dreambooth.engine.data import framing, masks, survey
-from dreambooth.engine.data.decoding import SUFFIXES
+from dreambooth.core.settings.dataset import Captions, Concept
+from dreambooth.engine.data import framing, survey
 from dreambooth.engine.data.framing import Cut
 from dreambooth.engine.data.survey import Look
 
@@ -51,39 +49,17 @@ class Gathered:
         return self.pictures
 
 
-def find(folder: Path) -> list[Path]:
-    """All picture files in a folder and below it, in the order of their names; hidden ones and masks are left out."""
-    found = sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in SUFFIXES and path.is_file() and not survey.is_hidden(path, folder)
-    )
-    return masks.without(found)
-
-
 def gather(concepts: list[Concept], on_look: Callable[[int, int], None] = lambda done, total: None) -> Gathered:
     """Finds the pictures of all concepts and looks at each; `on_look` hears how many of how many are done."""
     problems: list[str] = []
     pictures: list[Picture] = []
     for number, concept in enumerate(concepts):
-        key = f"concepts.{number}"
-        if not concept.instance_prompt.strip():
-            problems.append(
-                f"{key}.instance_prompt: it is empty; say what the pictures show, such as: a photo of sks dog."
-            )
-        folder = Path(concept.instance_data_dir).expanduser()
-        if not concept.instance_data_dir.strip():
-            problems.append(f"{key}.instance_data_dir: it is empty; name the folder with your pictures.")
-        elif not folder.is_dir():
-            problems.append(f"{key}.instance_data_dir: {paths.no_folder(folder)}")
-        elif not (found := find(folder)):
-            problems.append(f"{key}.instance_data_dir: there are no pictures in {folder} ({', '.join(SUFFIXES)}).")
-        else:
-            for path in found:
-                try:
-                    pictures.append(Picture(path, captions.instance_words(concept, path), number))
-                except UserError as error:
-                    problems += error.problems
+        problems += picture_files.problems_of(concept, number)
+        for path in picture_files.of_concept(concept):
+            try:
+                pictures.append(Picture(path, captions.instance_words(concept, path), number))
+            except UserError as error:
+                problems += error.problems
     looks = survey.look_at_all([p.path for p in pictures], lambda done: on_look(done, len(pictures)))
     return Gathered(pictures, looks, problems + [seen.error for seen in looks if seen.error])
 
@@ -114,6 +90,29 @@ def examples(gathered: Gathered, settings: Settings, size: int) -> list[list[Exa
         bucket = shapes.bucket(*extent)
         cuts = framing.cuts(picture.path.name, extent, bucket, settings.pictures, settings.general.seed, seen.small)
         made.append([Example(picture, cut) for cut in cuts])
+    return made
+
+
+def held_examples(instances: list[list[Example]], settings: Settings) -> list[Example]:
+    """Your own pictures as pictures of the class, of concepts whose class is kept by prediction.
+
+    Raises UserError where a picture's class prompt is its own.
+    """
+    made, seed = [], settings.general.seed
+    for variants in filter(None, instances):
+        picture = variants[0].picture
+        concept = settings.concepts[picture.concept]
+        if concept.class_mode != "prediction":
+            continue
+        line = captions.file_words(picture.path).split("\n")[0] if captions.FILEWORDS in concept.class_prompt else ""
+        words = captions.variants(captions.class_words(concept, line), Captions(), seed)[0]
+        if words in captions.variants(picture.prompt, settings.captions, seed):
+            key = f"concepts.{picture.concept}.class_prompt"
+            raise UserError(
+                f"{key}: it reads {words!r} for {picture.path.name}, as its own prompt does, so that nothing could be "
+                "learned; leave the word for your subject out of it."
+            )
+        made += [Example(replace(picture, prompt=words), example.cut) for example in variants]
     return made
 
 

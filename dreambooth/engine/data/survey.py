@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from dreambooth.core.errors import UserError
+from dreambooth.core.picture_files import is_hidden
 from dreambooth.engine.data import decoding
 
 THUMBNAIL = 256  # pixels along the longer side
@@ -92,10 +93,5 @@ def strangers(folder: Path) -> list[Path]:
         for path in folder.rglob("*")
         if path.suffix.lower() not in _NO_PICTURES | set(decoding.SUFFIXES)
         and path.is_file()
-        and not is_hidden(path, folder)
+        and not any(map(is_hidden, path.relative_to(folder).parts))
     )
-
-
-def is_hidden(path: Path, folder: Path) -> bool:
-    """Whether a file below `folder`, or a folder on the way to it, is one that systems hide."""
-    return any(part.startswith((".", "__MACOSX")) for part in path.relative_to(folder).parts)

@@ -38,6 +38,8 @@ def attach(layer: Any) -> Magnitude:
     layer.add_module(_NAME, magnitude)
 
     def scaled(layer: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        if layer.disable_adapters:
+            return inputs
         scale, x = magnitude.scale(layer), inputs[0]
         scale = scale.view(-1, 1, 1) if layer.get_base_layer().weight.dim() == 4 else scale
         return x * scale.to(x.dtype), *inputs[1:]

@@ -30,6 +30,8 @@ class LoraLinear(Linear):
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         base, scale = self.get_base_layer(), self.scaling[ADAPTER]
+        if self.disable_adapters:
+            return base(x)  # type: ignore[no-any-return]
         dtype = _computed_in(x)
         down, up = (matrix.to(dtype) for matrix in self.cast or _matrices(self))
         x, weight = x.to(dtype), base.weight.to(dtype)
@@ -46,6 +48,8 @@ class LoraConv2d(Conv2d):
     cast: tuple[Tensor, Tensor] | None = None
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if self.disable_adapters:
+            return self.get_base_layer()(x)  # type: ignore[no-any-return]
         dtype = _computed_in(x)
         down, up = (matrix.to(dtype) for matrix in self.cast or _matrices(self))
         plain, shape = self.get_base_layer()(x), self.lora_A[ADAPTER]

@@ -43,6 +43,8 @@ class OftLayer(nn.Module, BaseTunerLayer):
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         layer = self.get_base_layer()
         plain = layer(x, *args, **kwargs)
+        if self.disable_adapters:
+            return plain  # type: ignore[no-any-return]
         rotation = rotations(self.blocks())
         outputs = plain.dim() - 1 if isinstance(layer, nn.Linear) else 1
         result = turned(plain, rotation.to(plain.dtype), outputs)

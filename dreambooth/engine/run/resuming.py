@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 
-from dreambooth.core.budget import Budget
+from dreambooth.core.budget import Budget, passed_already
 from dreambooth.core.errors import UserError
 from dreambooth.core.models import checkpoint
 from dreambooth.core.run import Job
@@ -45,12 +45,8 @@ def restore(work: Work, session: Session) -> None:
     for warning in saved.warnings:
         work.job.warn(warning)
     session.restore(weights, rest)
-    if session.step > session.budget.steps:
-        key = "intervals.max_train_steps" if work.settings.intervals.max_train_steps else "intervals.num_train_epochs"
-        raise UserError(
-            f"{key}: the run has made {session.step} steps already, more than the {session.budget.steps} that it is to "
-            "have now; make it longer."
-        )
+    if problem := passed_already(work.settings, session.step, session.budget):
+        raise UserError(problem)
     work.job.report("resumed", step=session.step)
 
 

@@ -1,4 +1,8 @@
-"""The loss of one batch: its pictures, noise and words put together, and the UNet's prediction judged."""
+"""The loss of one batch: its pictures, noise and words put together, and the UNet's prediction judged.
+
+What a picture of the class is to teach is the noise that it was given, or, where the class is kept by prediction, what
+the model predicts without its adapters.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,7 @@ from torch import Tensor
 
 from dreambooth.engine import hardware
 from dreambooth.engine.families.model import Text
+from dreambooth.engine.layers.resting import resting
 from dreambooth.engine.training import noise, objective, precision
 
 if TYPE_CHECKING:
@@ -20,7 +25,8 @@ if TYPE_CHECKING:
 class Batch:
     """What a batch's loss is worked out from. Whatever differs from batch to batch is a tensor.
 
-    B pictures, the subject's first. Of the text, either what the UNet reads or, where its encoders learn, `tokens`.
+    B pictures: the subject's, and the class's, of which the last may keep to the base model's prediction. Of the text,
+    either what the UNet reads or, where its encoders learn, `tokens`.
     """
 
     subjects: int  # how many are the subject's
@@ -37,6 +43,9 @@ class Batch:
     text_mask: Tensor | None = None
     tokens: Tensor | None = None  # (text encoders, B, pieces x 77)
     emptied: Tensor | None = None  # rows that nothing is read in
+    base_hidden: Tensor | None = None  # what the base model reads for its predictions (P, ...), and so on
+    base_pooled: Tensor | None = None
+    base_mask: Tensor | None = None
 
     def tensors(self) -> dict[str, Tensor]:
         values = {field.name: getattr(self, field.name) for field in fields(self)}
@@ -54,6 +63,7 @@ def gathered(session: Session, position: int, alpha_bar: Tensor, *, text_learns:
     """The batch that starts at `position`, noised."""
     settings, model = session.settings, session.model
     instances, priors = session.order.batch(position, session.budget.batch)
+    priors, predicted = _predicted_last(session, priors)
     own = session.instances
     x_0, sizes, mask = own.sample(instances), own.size[instances], own.masks(instances)
     texts = session.readings.of_yours(own.prompt[instances], position)
@@ -91,17 +101,34 @@ def gathered(session: Session, position: int, alpha_bar: Tensor, *, text_learns:
         with session.accelerator.autocast():
             text = session.texts.embeddings(texts)
         batch.hidden, batch.pooled, batch.text_mask = text.hidden, text.pooled, text.mask
+    if predicted:
+        with session.accelerator.autocast():
+            base = session.texts.base_embeddings(texts[-predicted:])
+        batch.base_hidden, batch.base_pooled, batch.base_mask = base.hidden, base.pooled, base.mask
     return batch
+
+
+def _predicted_last(session: Session, priors: Tensor) -> tuple[Tensor, int]:
+    """A batch's pictures of the class, last those that keep to the base model's prediction, and how many these are."""
+    by_concept = [concept.class_mode == "prediction" for concept in session.settings.concepts]
+    if session.priors is None or not any(by_concept):
+        return priors, 0
+    is_predicted = torch.tensor(by_concept)[session.priors.concept[priors]]
+    return torch.cat([priors[~is_predicted], priors[is_predicted]]), int(is_predicted.sum())
 
 
 def losses(session: Session, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
     """The loss of a batch, with its subject's and its class's part."""
     settings, prediction_type = session.settings, session.model.prediction_type
-    predicted = _predict(session, batch)
+    wanted = batch.wanted
+    if batch.base_hidden is not None:
+        base = _base_prediction(session, batch, Text(batch.base_hidden, batch.base_pooled, batch.base_mask))
+        wanted = torch.cat([wanted[: -len(base)], base.to(wanted.dtype)])
+    predicted = _denoised(session, batch.x_t, batch.t, _text(session, batch), batch.sizes)
 
     # Judge each picture, and weigh it before the subject's and the class's means are taken.
     choice, alpha_bar_t = settings.objective, batch.alpha_bar_t
-    error = objective.error(predicted, batch.wanted, choice, alpha_bar_t, batch.t)
+    error = objective.error(predicted, wanted, choice, alpha_bar_t, batch.t)
     each = objective.picture_means(error, batch.mask, choice.unmasked_weight)
     if choice.weighting != "none":
         each = each * objective.timestep_weight(prediction_type, choice, alpha_bar_t)
@@ -110,18 +137,26 @@ def losses(session: Session, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
     return objective.dreambooth_loss(each, batch.subjects, batch.prior_weight)
 
 
-def _predict(session: Session, batch: Batch) -> Tensor:
+@torch.no_grad()
+def _base_prediction(session: Session, batch: Batch, text: Text) -> Tensor:
+    """What the UNet predicts without its adapters for the last rows, which read `text`, (P, 4, h, w)."""
+    x_t, t, sizes = (some[-len(text.hidden) :] for some in (batch.x_t, batch.t, batch.sizes))
+    with resting(session.adapters):
+        return _denoised(session, x_t, t, text, sizes)
+
+
+def _denoised(session: Session, x_t: Tensor, t: Tensor, text: Text, sizes: Tensor) -> Tensor:
     dtype = precision.plain_dtype(session.accelerator, session.settings, session.trained.kind)
-    with session.accelerator.autocast():
-        text = _text(session, batch)
-        if dtype is None:
-            return session.model.denoise(batch.x_t, batch.t, text, batch.sizes)
-    return session.model.denoise(batch.x_t.to(dtype), batch.t, text.to(dtype), batch.sizes)
+    if dtype is None:
+        with session.accelerator.autocast():
+            return session.model.denoise(x_t, t, text, sizes)
+    return session.model.denoise(x_t.to(dtype), t, text.to(dtype), sizes)
 
 
 def _text(session: Session, batch: Batch) -> Text:
     if batch.tokens is not None:
-        return session.texts.read(batch.tokens, batch.emptied)
+        with session.accelerator.autocast():
+            return session.texts.read(batch.tokens, batch.emptied)
     assert batch.hidden is not None
     return Text(batch.hidden, batch.pooled, batch.text_mask)
 

@@ -10,12 +10,12 @@ from pathlib import Path
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from dreambooth.core import captions
+from dreambooth.core import captions, picture_files
 from dreambooth.core.files import atomic
 from dreambooth.core.settings import Settings
 from dreambooth.core.settings.dataset import Captions, Concept
 from dreambooth.engine.data import png
-from dreambooth.engine.data.pictures import Picture, find
+from dreambooth.engine.data.pictures import Picture
 from dreambooth.engine.drawing import drawn_together
 from dreambooth.engine.drawing.sampling import Known, decoding, draw
 from dreambooth.engine.drawing.sampling_choice import Sampling
@@ -46,7 +46,7 @@ def shown(settings: Settings) -> list[tuple[str, float | None]]:
 
 def _first_words(concept: Concept, settings: Settings) -> list[str]:
     folder, words = concept.instance_data_dir.strip(), []
-    first = next(iter(find(Path(folder).expanduser())), Path(folder)) if folder else Path("none")
+    first = next(iter(picture_files.find(Path(folder).expanduser())), Path(folder)) if folder else Path("none")
     if concept.instance_prompt.strip():
         as_it_is = Captions(prefix=settings.captions.prefix, suffix=settings.captions.suffix)
         words += captions.variants(captions.instance_words(concept, first), as_it_is, settings.general.seed)[:1]

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
 
 from dreambooth.core.budget import Budget
@@ -20,7 +21,7 @@ from dreambooth.engine.data.cache import Encoded
 from dreambooth.engine.data.order import Order
 from dreambooth.engine.data.readings import Readings
 from dreambooth.engine.families.model import Model
-from dreambooth.engine.layers import lora_layer
+from dreambooth.engine.layers import lora_layer, resting
 from dreambooth.engine.layers.lora_layer import LoraConv2d, LoraLinear
 from dreambooth.engine.training import optimizers, precision, rounding, skipping
 from dreambooth.engine.training.adapters import Trained
@@ -56,6 +57,11 @@ class Session:
     @functools.cached_property
     def lora_layers(self) -> list[LoraLinear | LoraConv2d]:
         return lora_layer.of(self.model.parts[part] for part in self.trained.parts)
+
+    @functools.cached_property
+    def adapters(self) -> list[BaseTunerLayer]:
+        """All adapted layers of the UNet."""
+        return resting.adapters([self.model.unet])
 
     def computing(self) -> AbstractContextManager[None]:
         """What a batch needs from its loss to its gradients."""

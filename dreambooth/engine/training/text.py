@@ -7,6 +7,7 @@ from torch import Tensor
 
 from dreambooth.engine import hardware
 from dreambooth.engine.families.model import Model, Text
+from dreambooth.engine.layers.resting import adapters, resting
 
 _BATCH = 64  # prompts encoded at a time
 
@@ -20,14 +21,20 @@ class Texts:
         self.tokens = [numbers.to(model.device) for numbers in model.tokenize(prompts)]
         self.nothing = prompts.index("") if "" in prompts else -1
         self.table: Text | None = None
+        self.base_table: Text | None = None
 
     def embeddings(self, numbers: Tensor) -> Text:
         """(B,) prompt numbers -> what the UNet reads, from a table. It is made once, when the text encoders rest."""
         if self.table is None:
-            for encoder in self.model.text_encoders.values():
-                encoder.eval()
             self.table = self._all()
         return self.table[hardware.brought(numbers, self.model.device)]
+
+    def base_embeddings(self, numbers: Tensor) -> Text:
+        """The same from text encoders without their adapters, which may go on learning."""
+        if self.base_table is None:
+            with resting(adapters(self.model.text_encoders.values())):
+                self.base_table = self._all()
+        return self.base_table[numbers.to(self.model.device, non_blocking=True)]
 
     def look_up(self, numbers: Tensor) -> tuple[Tensor, Tensor | None]:
         """(B,) prompt numbers -> their tokens (text encoders, B, pieces x 77), and which rows are the empty prompt."""
@@ -45,6 +52,8 @@ class Texts:
 
     @torch.no_grad()
     def _all(self) -> Text:
+        for encoder in self.model.text_encoders.values():
+            encoder.eval()
         parts = [self.prompts[n : n + _BATCH] for n in range(0, len(self.prompts), _BATCH)]
         with self.model.present(*self.model.text_encoders):
             text = Text.cat([self.model.encode_text(part) for part in parts])

@@ -79,13 +79,11 @@ class Runs(Routes):
         if body.get("model_settings"):
             if given:
                 raise UserError("settings, model_settings: these exclude each other; give one.")
-            going_on.take_model_settings(job, self.open(name))
-        else:
-            going_on.change_settings(job, given)
-        if (step := body.get("from_step")) is not None:
-            if isinstance(step, bool) or not isinstance(step, int):
-                raise UserError(f"from_step: it must be a whole number (it is {step!r}).")
-            going_on.go_back(self.folders, job, step)
+            given = going_on.takeable(going_on.differences(job, self.open(name)))
+        step = body.get("from_step")
+        if step is not None and (isinstance(step, bool) or not isinstance(step, int)):
+            raise UserError(f"from_step: it must be a whole number (it is {step!r}).")
+        going_on.prepare(self.folders, job, given, step)
         return self.submit(job, runs.summary)
 
     def request(self, name: str, number: int, body: dict[str, Any]) -> Answer:

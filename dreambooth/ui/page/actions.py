@@ -28,6 +28,7 @@ from dreambooth.ui.page.fragments import key_of
 Values = dict[str, Any]
 
 _CONCEPT = "concepts."
+_LONGEST_NAME = 28  # letters of what a concept is called beside its number
 
 
 def model_to_show(folders: Folders) -> str:
@@ -104,9 +105,22 @@ def save_draft(opened: Project, shown: Mapping[str, Any]) -> Values:
 
 
 def concept_names(flat: Mapping[str, Any]) -> list[str]:
-    """What the page calls each concept."""
+    """What the page calls each concept: its number, and what it is."""
     rows = sorted({int(key.split(".")[1]) for key in flat if key.startswith(_CONCEPT)})
-    return [f"Concept {row + 1}" for row in rows]
+    return [" · ".join([f"Concept {row + 1}", *_what(flat, row)]) for row in rows]
+
+
+def row_of(name: str) -> int:
+    """The row of a concept by its name, which may be one from before its words were changed."""
+    return int(name.split()[1]) - 1
+
+
+def _what(flat: Mapping[str, Any], row: int) -> list[str]:
+    """A concept's own words, or its folder's name where those are of each picture; nothing where it has neither."""
+    words, folder = (str(flat[f"{_CONCEPT}{row}.{key}"]).strip() for key in ("instance_prompt", "instance_data_dir"))
+    named = "" if Path(folder).name.isdigit() else Path(folder).name  # dropped pictures lie in numbered ones
+    said = " ".join((named or words if captions.FILEWORDS in words else words or named).split())
+    return [said if len(said) <= _LONGEST_NAME else f"{said[: _LONGEST_NAME - 1]}…"] if said else []
 
 
 def add_concept(opened: Project) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
@@ -77,50 +77,54 @@ class ConceptsTab:
     def show(self, opened: Project | None, row: int) -> Shown:
         if opened is None:
             return {self.pictures: "", self.plan: "", self.class_pictures_made: ""}
-        labels = actions.concept_names(opened.settings())
         return {
-            self.chosen: gr.update(choices=labels, value=labels[row]),
+            **self.names(opened.settings(), row),
             self.pictures: live("pictures", opened.name, row=row),
             self.plan: live("check", opened.name),
             self.class_pictures_made: live("class-images", opened.name),
         }
 
+    def names(self, flat: Mapping[str, Any], row: int) -> Shown:
+        """The concepts to choose among."""
+        labels = actions.concept_names(flat)
+        return {self.chosen: gr.update(choices=labels, value=labels[row])}
+
     def bind(self) -> None:
-        act, whole = self.page.act, self.page.of_model
-        act(self.chosen.input, self._choose, [self.chosen], whole)
-        act(self.add.click, self._add, [], whole)
-        act(self.remove.click, self._remove, [], whole)
-        act(self.drop.upload, self._take_pictures, [self.drop], [*whole, self.drop])
+        act, whole, results = self.page.act, self.page.of_model, self.page.generate_tab.chosen()
+        act(self.chosen.input, self._choose, [self.chosen, *results], whole)
+        act(self.add.click, self._add, results, whole)
+        act(self.remove.click, self._remove, results, whole)
+        act(self.drop.upload, self._take_pictures, [self.drop, *results], [*whole, self.drop])
         for name, button in self.presets.items():
-            act(button.click, self._preset(name), [], whole)
+            act(button.click, self._preset(name), results, whole)
         act(self.check.click, self._check, [], [])
         act(self.class_pictures.click, self._make_class_pictures, [], [])
 
     def _choose(self, values: Values) -> Shown:
         opened = self.page.opened(values)
-        flat = self.page.keep(opened, values)
-        return self.page.show(opened.name, actions.concept_names(flat).index(values[self.chosen]))
+        self.page.keep(opened, values)
+        return self.page.show(opened.name, actions.row_of(values[self.chosen]), values=values)
 
     def _add(self, values: Values) -> Shown:
         opened = self.page.opened(values)
         self.page.keep(opened, values)
-        return self.page.show(opened.name, actions.add_concept(opened))
+        return self.page.show(opened.name, actions.add_concept(opened), values=values)
 
     def _remove(self, values: Values) -> Shown:
         opened = self.page.opened(values)
-        return self.page.show(opened.name, actions.remove_concept(opened, self._row(values)))
+        return self.page.show(opened.name, actions.remove_concept(opened, self._row(values)), values=values)
 
     def _take_pictures(self, values: Values) -> Shown:
         opened, row = self.page.opened(values), self._row(values)
         folder = actions.take_pictures(opened, row, dialect.uploaded(values[self.drop]))
-        actions.save(opened, {**self.page.form.read(values, row), f"concepts.{row}.instance_data_dir": folder})
-        return {**self.page.show(opened.name, row, good(f"The pictures are in {folder}.")), self.drop: None}
+        actions.save(opened, {**self.page.changed(opened, values), f"concepts.{row}.instance_data_dir": folder})
+        return {**self.page.show(opened.name, row, good(f"The pictures are in {folder}."), values), self.drop: None}
 
     def _preset(self, name: str) -> Callable[[Values], Shown]:
         def apply(values: Values) -> Shown:
             opened, row = self.page.opened(values), self._row(values)
-            after, said, wanted = actions.apply_preset(opened, self.page.form.read(values, row), name)
-            shown = self.page.show(opened.name, row, good(said) + problem_list(wanted))
+            after, said, wanted = actions.apply_preset(opened, self.page.changed(opened, values), name)
+            shown = self.page.show(opened.name, row, good(said) + problem_list(wanted), values)
             return {**shown, **self.page.form.show(after, row)}
 
         return apply

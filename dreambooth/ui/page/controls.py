@@ -11,7 +11,8 @@ from typing import Any
 
 import gradio as gr
 
-from dreambooth.core.schema import Leaf
+from dreambooth.core.schema import Leaf, general
+from dreambooth.ui.page import windows
 
 SETTING = "db-setting"
 ADVANCED = "db-advanced"  # style.css hides what has this class until somebody asks for it
@@ -80,6 +81,11 @@ class Form:
     def __init__(self) -> None:
         self.leaves: dict[str, Leaf] = {}
         self.controls: dict[str, Any] = {}
+        self.loaded: Any = None
+
+    def lay_out_loaded(self) -> None:
+        """The field in which the browser keeps what this window last had of the settings (`windows.note`)."""
+        self.loaded = gr.Textbox("", elem_id="db_loaded", label="loaded settings")
 
     def add(self, leaf: Leaf) -> Any:
         control = make(leaf)
@@ -96,6 +102,30 @@ class Form:
             key.replace(".N.", f".{row}."): from_page(self.leaves[key], values[control])
             for key, control in self.controls.items()
         }
+
+    def changed(self, values: Mapping[Any, Any], row: int = 0) -> Values:
+        """What of that a person has changed in this window since it last had it."""
+        before, _ = windows.noted(values.get(self.loaded, ""))
+        return {
+            key: value for key, value in self.read(values, row).items() if key not in before or before[key] != value
+        }
+
+    def newer(self, values: Mapping[Any, Any], flat: Mapping[str, Any]) -> windows.Newer:
+        """What of the model's settings is not as this window last had it."""
+        before, _ = windows.noted(values.get(self.loaded, ""))
+        now = {key: to_page(self.leaves[general(key)], flat[key]) for key in before if key in flat}
+        return {key: (before[key], value) for key, value in now.items() if before[key] != value}
+
+    def note(self, flat: Mapping[str, Any], row: int = 0) -> dict[Any, Any]:
+        """That this window has the settings as the model's file has them."""
+        keys = [key.replace(".N.", f".{row}.") for key in self.controls]
+        shown = {key: to_page(self.leaves[general(key)], flat[key]) for key in keys}
+        return {self.loaded: windows.note(shown, windows.concepts(flat))}
+
+    def note_saved(self, values: Mapping[Any, Any], saved: Mapping[str, Any]) -> dict[Any, Any]:
+        """That this window has written these, and has the others as before."""
+        before, count = windows.noted(values.get(self.loaded, ""))
+        return {self.loaded: windows.note({**before, **saved}, count)}
 
     def show(self, flat: Mapping[str, Any], row: int = 0) -> dict[Any, Any]:
         """Checked settings as {control: value}."""

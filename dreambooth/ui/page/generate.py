@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -64,6 +65,7 @@ class GenerateTab:
         self.drawn = gr.HTML("", elem_id="db_drawn")
         with gr.Accordion("Export", open=False, elem_id="db_export_section"):
             self._lay_out_export()
+        self.proposed = gr.Textbox("", elem_id="db_proposed", label="proposed results", elem_classes=["db-hidden"])
 
     def _lay_out_sheet(self) -> None:
         with gr.Row(elem_id="db_sheet_row", elem_classes=["db-fields"]):
@@ -103,22 +105,38 @@ class GenerateTab:
         self.exported = gr.HTML("", elem_id="db_exported")
 
     def places(self) -> list[Any]:
-        return [self.weights, self.sheet_rows, self.fields["eta"], self.drawn, self.exported]
+        return [*self.chosen(), self.fields["eta"], self.drawn, self.exported]
 
-    def show(self, opened: Project | None, row: int) -> Shown:
+    def chosen(self) -> list[Any]:
+        """What a person chooses among results, and what the page has chosen by itself, which the browser keeps."""
+        return [self.weights, self.sheet_rows, self.proposed]
+
+    def show(self, opened: Project | None, row: int, values: Values | None = None) -> Shown:
+        """The results there are now. What a person has chosen of the same model, in `values`, stays as long as it is
+        there; else it is the newest."""
         if opened is None:
             return {self.drawn: "", self.exported: ""}
         results = jobs.results(opened)
         labels = [*results, BASE]
         files = [Path(one["weights"]) for one in results.values() if "weights" in one]
         edited = any(opened.embedding(file).exists() for file in files)  # by Imagic
+        proposed = [labels[0], labels[:-1][:4]]
+        one, several = self._stays(labels, values) if values else (None, None)
         return {
-            self.weights: gr.update(choices=labels, value=labels[0]),
-            self.sheet_rows: gr.update(choices=labels, value=labels[:-1][:4]),
+            self.weights: gr.update(choices=labels, value=one or proposed[0]),
+            self.sheet_rows: gr.update(choices=labels, value=proposed[1] if several is None else several),
+            self.proposed: json.dumps(proposed),
             self.drawn: live("generate", opened.name),
             self.fields["eta"]: gr.update(visible=edited),
             self.exported: live("export", opened.name),
         }
+
+    def _stays(self, labels: list[str], values: Values) -> tuple[str | None, list[str] | None]:
+        """What was chosen by hand of one result and of several; None where the page itself had chosen."""
+        before: list[Any] = json.loads(values.get(self.proposed) or "[null, null]")
+        one, several = values.get(self.weights), values.get(self.sheet_rows)
+        by_hand = one if one != before[0] and one in labels else None
+        return by_hand, None if several in (None, before[1]) else [label for label in several if label in labels]
 
     def bind(self) -> None:
         act = self.page.act
@@ -143,7 +161,7 @@ class GenerateTab:
         own = {"to": self.to, "merge": self.merge, "half": self.half, "sampler": self.sampler, "library": self.library}
         sheet = {"sheet.weights": self.sheet_rows, "sheet.lora_weights": self.sheet_columns}
         labels: dict[str, str] = {
-            jobs.NAMED.format(name.replace("_", "-")): str(control.label).partition(" (")[0]
+            jobs.NAMED.format(name): str(control.label).partition(" (")[0]
             for name, control in {**self.fields, **own, **sheet}.items()
         }
 

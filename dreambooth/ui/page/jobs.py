@@ -13,7 +13,7 @@ from dreambooth.core.files import atomic
 from dreambooth.core.project import Project
 from dreambooth.core.run import Job, Request
 from dreambooth.host.base import Host
-from dreambooth.service import environment, errands, exporting, going_on, launcher, queue, runs, txt2img
+from dreambooth.service import beforehand, environment, errands, exporting, going_on, launcher, queue, runs, txt2img
 from dreambooth.ui.page.errand_view import newest_errand
 
 Values = dict[str, Any]
@@ -33,6 +33,7 @@ def train(host: Host, opened: Project) -> Job:
     for job in run.runs(opened):
         if (status := job.status()) in ("running", "queued"):
             raise UserError(f"The run {job.name} is {status}; pause or stop it first.")
+    beforehand.check_new(opened, settings.parse(opened.settings()))
     if problems := check(host, opened):
         raise UserError(problems)
     job = launcher.new_run(host.folders(), opened, settings.parse(opened.settings()))
@@ -42,14 +43,14 @@ def train(host: Host, opened: Project) -> Job:
 
 def resume(host: Host, name: str) -> None:
     job = run.find(host.folders(), name)
-    going_on.check_resumable(job)
+    going_on.prepare(host.folders(), job, {})
     queue.submit(job)
 
 
 def resume_with_page(host: Host, opened: Project) -> None:
     """Goes on with the model's own settings, as far as a run that has begun can take them."""
     job = run.find(host.folders(), opened.name)
-    going_on.take_model_settings(job, opened)
+    going_on.prepare(host.folders(), job, going_on.takeable(going_on.differences(job, opened)))
     queue.submit(job)
 
 
@@ -122,7 +123,7 @@ def results(opened: Project) -> dict[str, Values]:
     for job in reversed(run.runs(opened)):
         number = int(job.folder.name)
         if job.status() in going_on.RESTING and not settings.parse(job.settings()).imagic.enabled:
-            for step in reversed(going_on.states(job)):
+            for step in reversed(job.states()):
                 found[f"state after step {step:,} (run {number})"] = {"run": number, "from_step": step}
     return found
 

@@ -96,7 +96,13 @@ class ModelTab:
         act(self.delete.click, self._delete, [], whole, self.changed)
         listed = self.page.told(self._list_checkpoints, self.said)
         dialect.on(self.refresh.click, listed, [self.source], [self.source, self.said])
-        act(self.import_button.click, self._import_settings, [self.import_from], whole, self.imported)
+        act(
+            self.import_button.click,
+            self._import_settings,
+            [self.import_from, *self.page.generate_tab.chosen()],
+            whole,
+            self.imported,
+        )
 
     def _create(self, values: Values) -> Shown:
         origin = {key.removeprefix("origin."): value for key, value in self.origin.read(values).items()}
@@ -129,4 +135,4 @@ class ModelTab:
     def _import_settings(self, values: Values) -> Shown:
         opened = self.page.opened(values)
         kind, report = actions.import_settings(opened, values[self.import_from] or "")
-        return {**self.page.show(opened.name), self.imported: import_report(kind, report)}
+        return {**self.page.show(opened.name, values=values), self.imported: import_report(kind, report)}

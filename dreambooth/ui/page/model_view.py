@@ -102,7 +102,7 @@ def _points(job: Job, status: str) -> str:
     if status not in going_on.RESTING:
         return ""
     model, _, number = job.name.rpartition("/")
-    address, steps = f"dreambooth/models/{quote(model)}", going_on.states(job)
+    address, steps = f"dreambooth/models/{quote(model)}", job.states()
     return " ".join(
         '<span class="db-points">'
         f'<button type="button" class="db-point" data-db-send="{escape(address)}/runs/{number}/resume" '

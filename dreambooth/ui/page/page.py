@@ -26,11 +26,11 @@ from dreambooth.ui.page.generate import GenerateTab
 from dreambooth.ui.page.model import ModelTab
 from dreambooth.ui.page.run_column import RunColumn
 from dreambooth.ui.page.settings import SettingsTab
+from dreambooth.ui.page.windows import check_concepts, concepts, newer_view
 
 Values = Mapping[Any, Any]
 Shown = dict[Any, Any]
 
-_ELSEWHERE = "The settings were changed in another window. ⟳ shows them; what you change here takes their place."
 _CHANGED = "() => { dreamboothPage.changed(); return []; }"
 _ANSWERED = "() => { dreamboothPage.answered(); return []; }"
 
@@ -69,11 +69,13 @@ class Page:
         with gr.Row(elem_id="db_hidden"):
             self.model = gr.Textbox("", elem_id="db_shown_model", label="shown model")
             self.row = gr.Number(0, elem_id="db_shown_row", label="shown concept")
+            self.form.lay_out_loaded()
             self.draft = gr.Button("save", elem_id="db_save_draft")
+            self.compare = gr.Button("compare", elem_id="db_compare")
             self.look_again = gr.Button("look", elem_id="db_look_again")
 
     def _tabs(self) -> None:
-        gr.HTML(f'<p class="db-note">{_ELSEWHERE}</p>', elem_id="db_elsewhere")
+        self.elsewhere = gr.HTML("", elem_id="db_elsewhere")
         self.said = gr.HTML("", elem_id="db_said")
         with gr.Tabs(elem_id="db_tabs"):
             with gr.Tab("Model", elem_id="db_model_tab", id="model"):
@@ -86,10 +88,12 @@ class Page:
                 self.generate_tab.lay_out()
 
     def bind(self, blocks: gr.Blocks) -> None:
-        self.of_model = [self.choice, self.model, self.row, self.about, self.said, *self.form.controls.values()]
+        self.noted = [self.form.loaded, self.elsewhere]
+        own = [self.choice, self.model, self.row, self.about, self.said]
+        self.of_model = [*own, *self.noted, *self.form.controls.values()]
         for part in self.parts:
             self.of_model += part.places()
-        self.everything = {self.model, self.row, *self.form.controls.values()}
+        self.everything = {self.model, self.row, self.form.loaded, *self.form.controls.values()}
 
         on = dialect.on
         on(blocks.load, self.told(self.open), None, [*self.of_model, self.model_tab.source])
@@ -97,11 +101,12 @@ class Page:
         on(looked.then, None, js=_ANSWERED)
         self.act(self.choice.input, self.select, [self.choice], self.of_model)
         self.form.watch(lambda event: on(event, None, js=_CHANGED))
-        self.act(self.draft.click, self.save, [], [self.said, self.run_column.said, *self.moving_places()])
+        self.act(self.draft.click, self.save, [], self.saving_places())
+        self.act(self.compare.click, self.tell_newer, [], [], self.elsewhere)
         for part in self.parts:
             part.bind()
         changed = [self.about, *self.generate_tab.places()]
-        self.act(self.look_again.click, self.look, [], changed)
+        self.act(self.look_again.click, self.look, self.generate_tab.chosen(), changed)
 
     def act(self, event: Any, do: Callable[..., Shown], more: list[Any], outputs: list[Any], at: Any = None) -> None:
         """Binds a handler that reads the whole page by name; what is wrong is told at `at`."""
@@ -135,23 +140,28 @@ class Page:
             raise UserError("There is no model yet; create one in the Model tab.")
         return open_project(self.host.folders(), values[self.model])
 
-    def show(self, name: str, row: int = 0, said: str = "") -> Shown:
-        """A model with everything that belongs to it; without a name, none."""
+    def show(self, name: str, row: int = 0, said: str = "", values: Values | None = None) -> Shown:
+        """A model with everything that belongs to it; without a name, none. With the page's `values` what was chosen
+        beside the settings stays where it is the same model's."""
         names = project.names(self.host.folders())
+        opened = open_project(self.host.folders(), name) if name else None
+        flat = opened.settings() if opened else {}
+        row = min(row, max(0, concepts(flat) - 1))  # another window may have removed some
         shown: Shown = {
             self.choice: gr.update(choices=names, value=name or None),
             self.model: name,
             self.row: row,
             self.said: said,
             self.about: '<p class="db-quiet">No model yet.</p>',
+            self.elsewhere: "",
         }
-        opened = open_project(self.host.folders(), name) if name else None
         for part in self.parts:
             shown |= part.show(opened, row)
         if opened is None:
             return shown
-        flat = opened.settings()
-        return {**shown, **self.moving(opened, flat), **self.form.show(flat, row)}
+        if values and values[self.model] == name:
+            shown |= self.generate_tab.show(opened, row, values)
+        return {**shown, **self.moving(opened, flat), **self.form.show(flat, row), **self.form.note(flat, row)}
 
     def moving(self, opened: Project, flat: Mapping[str, Any]) -> Shown:
         """What moves with every control."""
@@ -162,8 +172,9 @@ class Page:
         about = f'<p class="db-about">{escape(actions.about(opened))}</p>{costs_shown}{problem}'
         return {self.about: about, **self.settings_tab.moving(own, costs)}
 
-    def moving_places(self) -> list[Any]:
-        return [self.about, *self.settings_tab.moving_places()]
+    def saving_places(self) -> list[Any]:
+        moving = [self.about, self.concepts_tab.chosen, *self.settings_tab.moving_places()]
+        return [self.said, self.run_column.said, *self.noted, *moving]
 
     # What a person does
 
@@ -171,16 +182,49 @@ class Page:
         """Drafts save themselves: called by the browser soon after each change."""
         if not values[self.model]:
             return {}
-        opened = self.opened(values)
+        opened, problems = self.opened(values), list[str]()
+        changed = self.changed(opened, values)
         try:
-            flat = actions.save_draft(opened, self.form.read(values, int(values[self.row])))
-        except UserError as error:  # what Train said is older
-            return {self.said: problem_list(error.problems), self.run_column.said: ""}
-        return {self.said: SAVED, self.run_column.said: "", **self.moving(opened, flat)}
+            flat = actions.save_draft(opened, changed)
+        except UserError as error:
+            problems, flat = error.problems, opened.settings()
+            changed = {key: value for key, value in changed.items() if flat.get(key) == value}
+        after = self.form.note_saved(values, changed)
+        shown: Shown = {
+            self.said: problem_list(problems) or SAVED,
+            self.run_column.said: "",  # what Train said is older
+            self.elsewhere: newer_view(self.form.newer(after, flat)),
+            **after,
+        }
+        if any(key.startswith("concepts.") for key in changed):  # they may be called otherwise now
+            shown |= self.concepts_tab.names(flat, int(values[self.row]))
+        return shown if problems else {**shown, **self.moving(opened, flat)}
+
+    def changed(self, opened: Project, values: Values) -> dict[str, Any]:
+        """What was changed in this window and is not saved yet; what it shows besides may be older than the file."""
+        found = self.form.changed(values, int(values[self.row]))
+        check_concepts(values.get(self.form.loaded, ""), found, opened.settings())
+        return found
 
     def keep(self, opened: Project, values: Values) -> dict[str, Any]:
-        """Writes what the page shows into the model's settings, and returns all of them."""
-        return actions.save(opened, self.form.read(values, int(values[self.row])))
+        """Writes what was changed on the page into the model's settings, and returns all of them."""
+        return actions.save(opened, self.changed(opened, values))
+
+    def unseen(self, opened: Project, values: Values) -> Shown:
+        """What another window has changed, shown before a run takes it: a run has exactly what its page showed. Empty
+        where there is nothing."""
+        row, flat = int(values[self.row]), opened.settings()
+        newer = self.form.newer(self.form.note_saved(values, self.form.changed(values, row)), flat)
+        if not newer:
+            return {}
+        told = newer_view(newer, "The page shows it now; press again if it is meant.")
+        return {**self.show(opened.name, row, values=values), self.run_column.said: told}
+
+    def tell_newer(self, values: Values) -> Shown:
+        """What another window has changed meanwhile: called by the browser when the model's file has changed."""
+        if not values[self.model]:
+            return {}
+        return {self.elsewhere: newer_view(self.form.newer(values, self.opened(values).settings()))}
 
     def select(self, values: Values) -> Shown:
         if values[self.model]:
@@ -196,4 +240,4 @@ class Page:
             return {}
         opened = self.opened(values)
         about = self.moving(opened, opened.settings())[self.about]
-        return {self.about: about, **self.generate_tab.show(opened, int(values[self.row]))}
+        return {self.about: about, **self.generate_tab.show(opened, int(values[self.row]), values)}

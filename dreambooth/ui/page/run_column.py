@@ -55,13 +55,13 @@ class RunColumn:
         return {self.said: "", self.run: live("run", opened.name if opened else "")}
 
     def bind(self) -> None:
-        page = self.page
+        page, results = self.page, self.page.generate_tab.chosen()
         dialect.on(self.set_up.click, page.told(self._set_up, self.said), None, [self.said])
-        page.act(self.performance.click, self._performance, [], page.of_model, self.said)
+        page.act(self.performance.click, self._performance, results, page.of_model, self.said)
         for button in (self.train, self.train_anew):
-            page.act(button.click, self._train, [], [page.said, page.about], self.said)
+            page.act(button.click, self._train, results, page.of_model, self.said)
         page.act(self.resume.click, self._on_run(jobs.resume), [], [], self.said)
-        page.act(self.resume_with_page.click, self._resume_with_page, [], [page.said], self.said)
+        page.act(self.resume_with_page.click, self._resume_with_page, results, page.of_model, self.said)
         for what, button in self.requests.items():
             page.act(button.click, self._on_run(partial(jobs.ask, what=what)), [], [], self.said)
 
@@ -73,6 +73,8 @@ class RunColumn:
         """Freezes exactly what the page shows."""
         opened = self.page.opened(values)
         self.page.keep(opened, values)
+        if unseen := self.page.unseen(opened, values):
+            return unseen
         jobs.train(self.page.host, opened)
         about = self.page.moving(opened, opened.settings())[self.page.about]  # it has a run more
         return {self.page.said: SAVED, self.page.about: about}
@@ -80,6 +82,8 @@ class RunColumn:
     def _resume_with_page(self, values: Values) -> Shown:
         opened = self.page.opened(values)
         self.page.keep(opened, values)
+        if unseen := self.page.unseen(opened, values):
+            return unseen
         jobs.resume_with_page(self.page.host, opened)
         return {self.page.said: SAVED}
 
@@ -87,9 +91,9 @@ class RunColumn:
         """Sets what fits this machine's card, and says what it changed and why."""
         page = self.page
         opened, row = page.opened(values), int(values[page.row])
-        before = to_flat(parse({**opened.settings(), **page.form.read(values, row)}))
+        before = to_flat(parse({**opened.settings(), **page.changed(opened, values)}))
         made = actions.performance(opened, before, abilities.card_bytes())
-        return {**page.show(opened.name, row), self.said: plan_view(made, before)}
+        return {**page.show(opened.name, row, values=values), self.said: plan_view(made, before)}
 
     def _on_run(self, do: Callable[[Host, str], Any]) -> Callable[[Values], Shown]:
         def act(values: Values) -> Shown:

@@ -89,7 +89,7 @@ class SettingsTab:
             js = f"(value) => {{ dreamboothPage.mark('{word}', value); return []; }}"
             dialect.on(control.change, None, [control], js=js)
         controls = [control for key, control in self.page.form.controls.items() if key in OWN]
-        places = [*controls, self.page.run_column.said, *self.page.moving_places()]
+        places = [*controls, *self.page.saving_places()]
         self.page.act(self.reset.click, self._reset, [self.reset_key], places)
 
     def _reset(self, values: Values) -> Shown:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterator
-from types import SimpleNamespace
 from typing import Any
 
 from dreambooth.core.buckets import grid
 from dreambooth.core.errors import Problem, UserError
 from dreambooth.core.settings import Settings, parse
 from dreambooth.engine import suited
+from dreambooth.engine.checkpoints import lora_start
+from dreambooth.engine.checkpoints.lora_header import Outline
 from dreambooth.engine.data.pictures import imagic_problem
-from dreambooth.engine.run import start_file
 from tests.engine.pairs.values import BASE, FAMILY, ONE, SECOND, START, START_WITH_TEXT, Row, settings_of, table
 
 SIZE = 64  # the very small models' own
@@ -43,8 +43,8 @@ def _of_the_engine(row: Row, settings: Settings) -> Iterator[str]:
     start = {START: {"unet/": "lora"}, START_WITH_TEXT: {"unet/": "loha", "text_encoder/": "loha"}}
     parts: Any = start.get(row["lora.start_file"], {})
     if parts and settings.is_lora:
-        layers: Any = {part: SimpleNamespace(kind=kind, magnitude=None) for part, kind in parts.items()}
-        if reason := start_file.objection(layers, settings):
+        layers = {part: Outline(kind) for part, kind in parts.items()}
+        if reason := lora_start.objection(layers, settings):
             yield f"lora.start_file: {reason}"
 
 

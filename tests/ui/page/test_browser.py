@@ -132,6 +132,7 @@ def test_a_second_concept_keeps_its_own_fields(hands: Hands, data: Path) -> None
     hands.write("db_concepts_N_class_prompt", "a photo of a heart")
     until(lambda: settings(data).get("concepts.1.class_prompt") == "a photo of a heart")
     assert settings(data)["concepts.0.class_prompt"] == "a photo of a star"
+    hands.see("#db_concept", "Concept 1 · a photo of [filewords]")
     hands.page.locator("#db_concept label", has_text="Concept 1").click()
     until(lambda: hands.value("db_concepts_N_class_prompt") == "a photo of a star")
     hands.page.locator("#db_concept label", has_text="Concept 2").click()
@@ -141,7 +142,9 @@ def test_a_second_concept_keeps_its_own_fields(hands: Hands, data: Path) -> None
     until(lambda: hands.value("db_concepts_N_class_prompt") == "a photo of a star")
 
 
-def test_a_second_window_is_told_that_the_first_changed_something(hands: Hands, browser: Any, server: Server) -> None:
+def test_two_windows_lose_nothing_of_each_other_and_say_what_is_newer(
+    hands: Hands, browser: Any, server: Server, data: Path
+) -> None:
     note, words = "#db_elsewhere .db-note", "changed in another window"
     other = Hands(browser, server.address)
     other.see("#db_about", "5 pictures")
@@ -150,6 +153,16 @@ def test_a_second_window_is_told_that_the_first_changed_something(hands: Hands, 
     hands.write("db_concepts_N_class_prompt", "a photo of a heart")
     hands.saved()
     other.see(note, words)
+    other.see(note, "Concept 1, Class Prompt a photo of a star → a photo of a heart")
+    other.tab("Concepts")
+    other.unfold("db_section_class")
+    other.write("db_concepts_N_class_negative_prompt", "blurred")
+    until(lambda: settings(data)["concepts.0.class_negative_prompt"] == "blurred")
+    assert settings(data)["concepts.0.class_prompt"] == "a photo of a heart", "what the first window wrote stays"
+    other.see(note, "a photo of a heart")
+    hands.see(note, "Classification Negative Prompt empty → blurred")
+    hands.press("db_refresh")
+    until(lambda: not hands.page.locator(note).first.is_visible())
     assert not hands.page.locator(note).first.is_visible()
     other.press("db_refresh")
     other.tab("Concepts")

@@ -14,7 +14,7 @@ from dreambooth.core.schema import Leaf, from_flat, leaves, to_flat
 from dreambooth.core.settings import Settings
 from dreambooth.core.settings.dataset import Concept
 from dreambooth.host.standalone import Standalone
-from dreambooth.ui.page import build
+from dreambooth.ui.page import actions, build
 from dreambooth.ui.page.controls import Form, elem_id, make, to_page
 from dreambooth.ui.page.page import Page
 from tests.ui.page.laid_out import laid_out
@@ -116,3 +116,27 @@ def test_the_form_keeps_its_rows_apart() -> None:
     assert set(form.read(values, 3)) == {
         leaf.key.replace(".N.", ".3.") for leaf in leaves(Settings) if ".N." in leaf.key
     }
+
+
+def test_a_concept_is_called_by_its_words_or_its_folder() -> None:
+    long = "a photo of sks dog beside the river at night"
+    named = [
+        {"instance_prompt": "a photo of sks dog"},
+        {"instance_prompt": long},
+        {"instance_prompt": "[filewords]", "instance_data_dir": "/pictures/10_sks dog"},
+        {"instance_prompt": "a photo of [filewords]", "instance_data_dir": "/models/star/pictures/1"},
+        {"instance_data_dir": "/pictures/dog"},
+        {"instance_prompt": " ", "instance_data_dir": " "},
+    ]
+    empty = {"instance_prompt": "", "instance_data_dir": ""}
+    flat = {f"concepts.{row}.{key}": value for row, one in enumerate(named) for key, value in {**empty, **one}.items()}
+    names = actions.concept_names(flat)
+    assert names == [
+        "Concept 1 · a photo of sks dog",
+        "Concept 2 · a photo of sks dog beside t…",
+        "Concept 3 · 10_sks dog",
+        "Concept 4 · a photo of [filewords]",
+        "Concept 5 · dog",
+        "Concept 6",
+    ]
+    assert [actions.row_of(name) for name in names] == [0, 1, 2, 3, 4, 5]

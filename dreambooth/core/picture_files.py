@@ -1,0 +1,80 @@
+"""The picture files of concepts: which there are, and what is said of concepts that have none."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from dreambooth.core.captions import PICTURES
+from dreambooth.core.files import paths
+from dreambooth.core.settings.dataset import Concept
+
+MASK_ENDING = "-mask"  # NAME-mask.png beside NAME.jpg
+MASK_FOLDER = "masks"  # masks/NAME.png in the folder of NAME.jpg
+
+
+def find(folder: Path) -> list[Path]:
+    """All picture files in a folder and below it, in the order of their names; hidden ones and masks are left out."""
+    return _without_masks(sorted(_walk(folder)))
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder of this name is one that systems hide."""
+    return name.startswith((".", "__MACOSX"))
+
+
+def problems(concepts: Sequence[Concept]) -> list[str]:
+    """Every sentence about concepts that lack words, a folder, or a picture in it. Looks into no picture."""
+    return [sentence for number, concept in enumerate(concepts) for sentence in problems_of(concept, number)]
+
+
+def problems_of(concept: Concept, number: int) -> list[str]:
+    """The same of one concept."""
+    key, found = f"concepts.{number}", []
+    if not concept.instance_prompt.strip():
+        found.append(f"{key}.instance_prompt: it is empty; say what the pictures show, such as: a photo of sks dog.")
+    folder = Path(concept.instance_data_dir).expanduser()
+    if not concept.instance_data_dir.strip():
+        found.append(f"{key}.instance_data_dir: it is empty; name the folder with your pictures.")
+    elif not folder.is_dir():
+        found.append(f"{key}.instance_data_dir: {paths.no_folder(folder)}")
+    elif next(_walk(folder), None) is None:
+        found.append(f"{key}.instance_data_dir: there are no pictures in {folder} ({', '.join(PICTURES)}).")
+    return found
+
+
+def of_concept(concept: Concept) -> list[Path]:
+    """A concept's own pictures; none where there is no such folder."""
+    folder = Path(concept.instance_data_dir).expanduser()
+    return find(folder) if concept.instance_data_dir.strip() and folder.is_dir() else []
+
+
+def seen_each_epoch(concepts: Sequence[Concept]) -> int:
+    """How many pictures an epoch sees: each as often as its concept's repeats."""
+    return sum(len(of_concept(concept)) * concept.repeats for concept in concepts)
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    """Links to folders are not followed."""
+    for place, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not is_hidden(name)]
+        for name in files:
+            path = Path(place, name)
+            if path.suffix.lower() in PICTURES and not is_hidden(name) and path.is_file():
+                yield path
+
+
+def _without_masks(pictures: list[Path]) -> list[Path]:
+    """The pictures that are not the mask of another one of them."""
+    there = {path.with_suffix("") for path in pictures}
+    return [path for path in pictures if not (of := _masked(path)) or of not in there]
+
+
+def _masked(path: Path) -> Path | None:
+    """The picture, without its ending, whose mask a file is by its name."""
+    if path.suffix.lower() != ".png":
+        return None
+    if path.parent.name == MASK_FOLDER:
+        return path.parent.parent / path.stem
+    return path.with_name(path.stem.removesuffix(MASK_ENDING)) if path.stem.endswith(MASK_ENDING) else None

@@ -1,0 +1,66 @@
+"""Whether a run can go on from a LoRA file: known from its header, before anything is loaded. Light, for a plan."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from dreambooth.core.errors import UserError
+from dreambooth.core.models.model_file import Header
+from dreambooth.core.settings import Settings
+from dreambooth.engine.checkpoints import lora_header, names
+from dreambooth.engine.checkpoints.lora_header import Outline
+
+
+def check(settings: Settings, weights: Iterable[str], family: str) -> Path | None:
+    """The file that is gone on from; None where there is none. `weights` are the model's, by their own names.
+
+    Raises UserError for a file that cannot be gone on from with these settings.
+    """
+    named = settings.lora.start_file.strip()
+    if not named or not settings.is_lora:
+        return None
+    path = Path(named).expanduser()
+    if reason := objection(lora_header.outlines(lora_header.open_file(path), weights, family), settings):
+        raise UserError(f"lora.start_file: {path} {reason}")
+    return path
+
+
+def weights_of(header: Header) -> list[str]:
+    """A model's weights by their own names."""
+    return list(map(names.own_name, header.tensors) if header.configs else names.from_original(header.tensors))
+
+
+def objection(start: Mapping[str, Outline], settings: Settings) -> str:
+    """Why a LoRA's layers, by the weight that each changes, cannot be gone on from; empty where they can."""
+    return _of_the_file(start) or _with_settings(start, settings)
+
+
+def _kinds(start: Mapping[str, Outline]) -> set[tuple[str, bool]]:
+    return {(layer.kind, layer.is_dora) for layer in start.values()}
+
+
+def _of_the_file(start: Mapping[str, Outline]) -> str:
+    kinds = _kinds(start)
+    if any("mid" in layer.tensors for layer in start.values()):
+        return "is of LyCORIS' CP kind, which cannot be gone on from."
+    if len(kinds) > 1:
+        return "mixes layers of several kinds, which cannot be gone on from."
+    if kinds & {("loha", True), ("lokr", True)}:
+        return "puts DoRA on LoHa or LoKr, which cannot be gone on from."
+    if any(layer.kind == "oft" and layer.alpha for layer in start.values()):
+        return "is an OFT that may turn only so far (COFT), which cannot be gone on from."
+    return ""
+
+
+def _with_settings(start: Mapping[str, Outline], settings: Settings) -> str:
+    kinds, on_unet = _kinds(start), {name.startswith("unet/") for name in start}
+    if not kinds & {("lora", False), ("lora", True)} and settings.lora.dropout:
+        return "is a LoHa, LoKr or OFT, which has no input to drop; set lora.dropout to 0."
+    if settings.memory.unet_weights != "whole" and kinds != {("lora", False)}:
+        return "is no plain LoRA, and others look at the model's whole weights; set memory.unet_weights to whole."
+    if False in on_unet and not settings.tuning.text_encoder_learns:
+        return "also teaches the text encoder; set tuning.text_encoder_ratio above 0 to go on."
+    if True in on_unet and not settings.tuning.train_unet:
+        return "also teaches the UNet; set tuning.train_unet to true to go on."
+    return ""

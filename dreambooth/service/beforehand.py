@@ -1,0 +1,52 @@
+"""What would end a job as soon as its engine has begun, known without one: told when the job is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dreambooth.core import picture_files, project, settings
+from dreambooth.core.budget import budget, passed_already
+from dreambooth.core.errors import UserError
+from dreambooth.core.models import checkpoint
+from dreambooth.core.project import Project
+from dreambooth.core.run import Job
+from dreambooth.core.settings import Settings
+
+_WITH_PICTURES = ("train", "class-images")  # kinds of jobs that begin with the pictures of all concepts
+
+
+def check_new(opened: Project, chosen: Settings) -> None:
+    """Raises UserError with every reason why a new run with these settings would be refused."""
+    if problems := _problems(opened, chosen):
+        raise UserError(problems)
+
+
+def check(job: Job, changes: Mapping[str, Any] | None = None, step: int | None = None) -> None:
+    """Raises UserError with everything that a job would be refused for; with `changes` to its settings, as dotted keys,
+    and where it goes on from another state than the newest, from that of `step`."""
+    if job.read()["kind"] not in _WITH_PICTURES or "result" in job.story().last:
+        return
+    chosen = settings.parse({**job.settings(), **(changes or {})})
+    problems = _problems(project.read(job.folder.parent.parent), chosen)
+    if too_short := _too_short(job, chosen, step):
+        problems.append(too_short)
+    if problems:
+        raise UserError(problems)
+
+
+def _problems(opened: Project, chosen: Settings) -> list[str]:
+    found = [opened.problem] if opened.problem else []
+    if chosen.is_lora and (file := chosen.lora.start_file.strip()):
+        try:
+            checkpoint.read_header(Path(file).expanduser())
+        except UserError as error:
+            found += error.problems
+    return [*found, *picture_files.problems(chosen.concepts)]
+
+
+def _too_short(job: Job, chosen: Settings, step: int | None) -> str:
+    made = max(job.states(), default=0) if step is None else step
+    seen = picture_files.seen_each_epoch(chosen.concepts) if made else 0
+    return passed_already(chosen, made, budget(chosen, seen)) if seen else ""
