@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from accelerate.state import AcceleratorState
@@ -15,6 +17,7 @@ from dreambooth.engine.drawing.sampling_choice import Sampling
 from dreambooth.engine.run import trouble
 from dreambooth.engine.training import precision, skipping, traced
 from dreambooth.service import environment, errands, launcher
+from tests.conftest import ROOT
 from tests.engine.played_apple import PlayedAppleGpu, has_kernel
 from tests.engine.played_card import BYTES, played_card
 from tests.engine.runs import LORA, saved, tiny_project, told, train
@@ -46,7 +49,7 @@ def projects(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Project]:
     return {family: tiny_project(folder, family) for family in ("sd1", "sdxl")}
 
 
-QUICK = ("full", "oft", "streamed, full", "previews and class pictures")
+QUICK = ("full", "oft", "kept by prediction", "streamed, full", "previews and class pictures")
 LACKING = {"oft": {"linalg_lu_solve"}}  # of its backward pass
 
 
@@ -69,6 +72,13 @@ def test_a_run(projects: dict[str, Project], family: str, kind: str) -> None:
     assert told(job, "step")[-1]["memory_bytes"] == 2 * 2**30
     assert card.lacking == LACKING.get(kind, set())
     assert environment.engine_variables()["PYTORCH_ENABLE_MPS_FALLBACK"] == "1", "the processor does those"
+
+
+def test_nothing_is_copied_that_nobody_waits_for() -> None:
+    """Where tensors come to a device they come by `hardware.brought`."""
+    files = [file for file in (ROOT / "dreambooth" / "engine").rglob("*.py") if "bench" not in file.parts]
+    found = [file.name for file in files if re.search(r"\.to\([^\n]*non_blocking", file.read_text(encoding="utf-8"))]
+    assert found == ["hardware.py"]
 
 
 def test_a_run_is_traced(projects: dict[str, Project], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,7 +34,7 @@ class Texts:
         if self.base_table is None:
             with resting(adapters(self.model.text_encoders.values())):
                 self.base_table = self._all()
-        return self.base_table[numbers.to(self.model.device, non_blocking=True)]
+        return self.base_table[hardware.brought(numbers, self.model.device)]
 
     def look_up(self, numbers: Tensor) -> tuple[Tensor, Tensor | None]:
         """(B,) prompt numbers -> their tokens (text encoders, B, pieces x 77), and which rows are the empty prompt."""
