@@ -34,7 +34,7 @@ from dreambooth.engine.drawing import drawn_together
 from dreambooth.engine.drawing.sampling import decoding
 from dreambooth.engine.families import aside, unet_weights
 from dreambooth.engine.families.model import Model
-from dreambooth.engine.process.listener import asked_to_end
+from dreambooth.engine.process.listener import asked_to_end, ends_at_once
 from dreambooth.engine.run import imagic, notices, outputs, resuming, start_file, trouble
 from dreambooth.engine.run.hooks import Hooks, already_written, save_output
 from dreambooth.engine.tracing import graph
@@ -98,7 +98,7 @@ def _persist(work: Work) -> Ending:
 
 
 def _run(work: Work) -> Ending:
-    work.let_end(*work.ends_now)
+    work.let_end(*ends_at_once(work.job))
     if ending := resuming.ended_before(work.job):
         return ending
     outputs.remove_abandoned(work.folders)

@@ -23,7 +23,7 @@ from dreambooth.core.memory.drawing_memory import TILE
 from dreambooth.core.models import anatomy
 from dreambooth.core.models.anatomy import Anatomy
 from dreambooth.core.models.model_file import Header
-from dreambooth.engine import suited
+from dreambooth.engine import hardware, suited
 from dreambooth.engine.checkpoints.source import Source
 from dreambooth.engine.families.aside import Aside
 from dreambooth.engine.words import chunks
@@ -199,7 +199,7 @@ class Model(ABC):
 
     def encode_text(self, prompts: Sequence[str]) -> Text:
         """Prompts -> what the UNet reads, in float32."""
-        tokens = [numbers.to(self.device, non_blocking=True) for numbers in self.tokenize(prompts)]
+        tokens = [hardware.brought(numbers, self.device) for numbers in self.tokenize(prompts)]
         with self.present(*self.text_encoders):
             return self.encode_tokens(tokens).to(torch.float32)
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from dreambooth.engine import hardware
 from dreambooth.engine.families.model import Text
 from dreambooth.engine.layers.resting import resting
 from dreambooth.engine.training import noise, objective, precision
@@ -163,4 +164,4 @@ def _text(session: Session, batch: Batch) -> Text:
 def _concept_weights(session: Session, instances: Tensor) -> Tensor:
     """How much each picture of yours counts by its concept, (B,)."""
     weights = torch.tensor([concept.loss_weight for concept in session.settings.concepts])
-    return weights[session.instances.concept[instances]].to(session.model.device, non_blocking=True)
+    return hardware.brought(weights[session.instances.concept[instances]], session.model.device)

@@ -199,7 +199,7 @@ class Passes:
     def _rewound(self) -> AbstractContextManager[None]:
         """After it random numbers come as if it had not been."""
         device = self.session.model.device
-        return torch.random.fork_rng([device] if device.type == "cuda" else [])
+        return torch.random.fork_rng([] if device.type == "cpu" else [device])
 
 
 def _shape_of(batch: Batch) -> Any:
