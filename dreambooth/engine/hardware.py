@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
+
 import psutil
 import torch
 from torch import Tensor
@@ -55,6 +57,11 @@ def most_used_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return torch.mps.driver_allocated_memory() if device.type == "mps" else 0
+
+
+def random_numbers_kept(device: torch.device) -> AbstractContextManager[None]:
+    """After it random numbers come as if it had not been."""
+    return torch.random.fork_rng([] if device.type == "cpu" else [device])
 
 
 def give_back_memory() -> None:

@@ -54,6 +54,11 @@ class Encoded:
         mean, std = (hardware.brought(some[number][rows], self.device) for some in (self.mean, self.std))
         return mean + std * torch.randn_like(mean)
 
+    def average(self, index: Tensor) -> Tensor:
+        """The latents of the examples at `index` (B,), all of one bucket, without chance -> (B, 4, h, w)."""
+        mean = self.mean[int(self.bucket[index[0]])]
+        return mean[self.row[index].to(mean.device, non_blocking=True)].to(self.device, non_blocking=True)
+
     def masks(self, index: Tensor) -> Tensor | None:
         """The masks of the examples at `index` (B,), all of one bucket -> (B, 1, h, w); None where none are used."""
         if self.mask is None:

@@ -5,8 +5,9 @@ A family is one file beside this one. It says how its parts are built and how it
 
 from __future__ import annotations
 
+import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -145,6 +146,18 @@ class Model(ABC):
     def present(self, *names: str) -> AbstractContextManager[None]:
         """Within it these parts stay on the device."""
         return self.aside.present(names, self.device)
+
+    @contextlib.contextmanager
+    def evaluated(self) -> Iterator[None]:
+        """Within it nothing in the model behaves as in training."""
+        modes = [(part, part.training) for part in self.parts.values()]
+        for part, _ in modes:
+            part.eval()
+        try:
+            yield
+        finally:
+            for part, training in modes:
+                part.train(training)
 
     def read_prompts(self, max_token_length: int, clip_skip: int, pad_tokens: bool = True) -> None:
         """Sets how prompts are read from now on: in pieces of 75 tokens, up to so many tokens in all; at the text
