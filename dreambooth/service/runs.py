@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,8 @@ def summary(job: Job) -> dict[str, Any]:
         "loss": last.get("loss"),
         "seconds_left": last.get("seconds_left"),
         "outputs": [event["path"] for event in story.saved],
+        "best": asdict(story.best) if story.best else None,
+        "measured": asdict(story.measures[-1]) if story.measures else None,
         "previews": str(job.folder / "previews.png") if (job.folder / "previews.png").exists() else None,
         "created": job.read().get("created"),
         "resumable": status in ("new", "paused", "failed", "lost"),
@@ -120,6 +123,11 @@ def settings_of(opened: Project, file: Path | None) -> Settings:
     return settings.parse(opened.settings())
 
 
+def is_best(story: Story, event: Event) -> bool:
+    """Whether what was written is a run's own result of the moment that it was best, as far as that was measured."""
+    return story.best is not None and event["event"] == "saved" and event["images"] == story.best.images
+
+
 def written(story: Story) -> list[Event]:
     """What there is of a run: its results, the newest first, then what was exported of its states, so that the first
     is what the run itself has come to."""
@@ -128,10 +136,16 @@ def written(story: Story) -> list[Event]:
 
 def outputs(opened: Project) -> list[dict[str, Any]]:
     """The files that there are of a model's runs and that are still there, those of the newest run first; `step` is of
-    the state that one was exported from, None for a run's own."""
+    the state that one was exported from, None for a run's own, `best` whether the run was best then."""
     return [
-        {"run": job.name, "step": event.get("step"), **{key: event[key] for key in ("path", "kind", "images", "bytes")}}
+        {
+            "run": job.name,
+            "step": event.get("step"),
+            **{key: event[key] for key in ("path", "kind", "images", "bytes")},
+            "best": is_best(story, event),
+        }
         for job in reversed(run.runs(opened))
-        for event in written(job.story())
+        for story in [job.story()]
+        for event in written(story)
         if Path(event["path"]).exists()
     ]

@@ -92,7 +92,7 @@ class Models(Routes):
 
     def outputs(self, name: str) -> Answer:
         """What the model's runs wrote and is still there, that of the newest run first; `step` is of the state that a
-        file was exported from."""
+        file was exported from, `best` is true for that of the moment when the run was best."""
         return {"outputs": runs.outputs(self.open(name))}
 
 

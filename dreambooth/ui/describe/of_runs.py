@@ -53,9 +53,21 @@ def finished(result: Result) -> str:
     if result["status"] == "paused":
         lines.append(f"Go on with: python -m dreambooth resume {result['run']}")
     lines += [f"Written: {path}" for path in result["outputs"]]
+    if result["best"]:
+        lines.append(_best(result["best"], result["measured"]))
     if result["previews"]:
         lines.append(f"Previews: {result['previews']}")
     return "\n".join(lines)
+
+
+def _best(best: Result, last: Result) -> str:
+    """What the pictures that were held out say of a run."""
+    if best["held_out"] <= 0:
+        return "The pictures that were held out are predicted no better than before the run."
+    better = f"the pictures that were held out are predicted {best['held_out']:.0%} better than before"
+    if best["images"] == last["images"]:
+        return f"Best at its end: {better}."
+    return f"Best after {best['images']:,} images: {better}; after {last['images']:,} it was {last['held_out']:.0%}."
 
 
 def run_list(result: Result) -> str:

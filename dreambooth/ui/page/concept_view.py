@@ -8,7 +8,7 @@ from html import escape
 from pathlib import Path
 from urllib.parse import quote, urlencode
 
-from dreambooth.core import captions, settings
+from dreambooth.core import captions, picture_files, settings
 from dreambooth.core.buckets import Bucket, Grid, grid, widest
 from dreambooth.core.errors import UserError
 from dreambooth.core.project import Folders, Project, open_project
@@ -40,7 +40,11 @@ def concept_view(folders: Folders, model: str, row: int, shown: int, captioners:
     if not listed:
         return root("none", [("pictures", f'<p class="db-quiet">No pictures are in {escape(str(folder))} yet.</p>')])
     checked = _crops_of_last_check(project, own)
-    tiles = "".join(_tile(project, own, row, folder, name, shapes, checked) for name in listed[:shown])
+    out = picture_files.held_out(own.concepts[row], [folder / name for name in listed], own.general.seed)
+    tiles = "".join(
+        _tile(project, own, row, folder, name, shapes, checked, is_held_out=folder / name in out)
+        for name in listed[:shown]
+    )
     more = len(listed) - shown
     button = f'<button type="button" class="db-more" data-db-more="{SHOWN}">Show more ({more:,})</button>'
     head = f"<h4>{len(listed):,} picture{'' if len(listed) == 1 else 's'} <small>{_about_words(own, row)}</small></h4>"
@@ -68,7 +72,15 @@ def _about_words(own: Settings, row: int) -> str:
 
 
 def _tile(
-    project: Project, own: Settings, row: int, folder: Path, name: str, shapes: Grid, checked: dict[str, Box]
+    project: Project,
+    own: Settings,
+    row: int,
+    folder: Path,
+    name: str,
+    shapes: Grid,
+    checked: dict[str, Box],
+    *,
+    is_held_out: bool,
 ) -> str:
     path = folder / name
     try:
@@ -83,7 +95,8 @@ def _tile(
         f'style="aspect-ratio:{size[0]}/{size[1]}"><img loading="lazy" alt="{escape(name)}" title="{escape(name)}" '
         f'data-db-src="{escape(address)}&amp;side={_THUMBNAIL_SIDE}">{_shade(path, size, own, shapes, checked)}</a>'
     )
-    return f'<figure class="db-tile">{frame}{_words(project, own, row, path, name)}</figure>'
+    mark = '<b class="db-held-out">held out</b>' if is_held_out else ""
+    return f'<figure class="db-tile">{frame}{mark}{_words(project, own, row, path, name)}</figure>'
 
 
 def _problem(error: UserError, path: Path, name: str) -> str:

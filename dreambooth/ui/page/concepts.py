@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from dreambooth.ui.page.page import Page, Shown, Values
 
 ABOUT_PICTURES = "instance_data_dir"
-IN_FRONT = ("instance_prompt", "class_prompt", "num_class_images_per")
+IN_FRONT = ("instance_prompt", "class_prompt", "num_class_images_per", "held_out")
 TOKENS = ("instance_token", "class_token", "repeats")
 
 

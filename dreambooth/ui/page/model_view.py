@@ -20,7 +20,7 @@ from dreambooth.core.story import Story
 from dreambooth.service import going_on, runs
 from dreambooth.ui.page.errand_view import errand_sections, newest_errand
 from dreambooth.ui.page.fragments import good, image, labelled, root, said, to_txt2img
-from dreambooth.ui.page.run_view import WORDS
+from dreambooth.ui.page.run_view import BEST, WORDS
 
 MOST_RESULTS = 24
 
@@ -66,10 +66,11 @@ def _result(folders: Folders, project: Project, job: Job, story: Story, event: d
     if "step" in event:
         of_run += f", step {event['step']:,}"
     shown = image(project, _preview(story, images), f"{path.name}, after {images:,} images")
+    best = f" · {BEST}" if runs.is_best(story, event) else ""
     shown = shown or '<span class="db-empty">No preview was drawn at this moment.</span>'
     return (
         f'<figure class="db-tile" title="{escape(str(path))}">{shown}<figcaption><b>{escape(path.stem)}</b> '
-        f"{of_run} · {size(event['bytes'])}{to_txt2img(folders, job, path)}</figcaption></figure>"
+        f"{of_run} · {size(event['bytes'])}{best}{to_txt2img(folders, job, path)}</figcaption></figure>"
     )
 
 

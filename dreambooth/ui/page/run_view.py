@@ -21,9 +21,11 @@ from dreambooth.core.story import Course, Story
 from dreambooth.service import installation, runs
 from dreambooth.ui.page.curves import curve
 from dreambooth.ui.page.fragments import Event, bar, failure_list, image, root, to_txt2img, warning_list
+from dreambooth.ui.page.quality_view import quality_view
 from dreambooth.ui.page.resume_view import resume_view
 
 LOG_LINES = 40
+BEST = '<b class="db-best">best</b>'
 _LOG_BYTES = 20_000
 _MOST_COLUMNS = 6
 _MOST_WRITTEN = 12
@@ -61,6 +63,7 @@ def run_view(folders: Folders, model: str) -> str:
         ("resume", resume_view(job, project) if _state(job, status) in ("paused", "resumable") else ""),
         ("notes", _notes(job, story, status)),
         ("curves", _curves(story.course, story.step)),
+        ("quality", quality_view(story)),
         ("previews", _previews(project, story)),
         ("outputs", _outputs(folders, job, story)),
         ("log", _log(job)),
@@ -184,9 +187,10 @@ def _outputs(folders: Folders, job: Job, story: Story) -> str:
     for event in runs.written(story)[:_MOST_WRITTEN]:
         path, of_state = Path(event["path"]), f" · exported from step {event['step']:,}" if "step" in event else ""
         after = to_txt2img(folders, job, path) if path.exists() else " (gone)"
+        best = f" · {BEST}" if runs.is_best(story, event) else ""
         rows.append(
             f'<li title="{escape(str(path))}"><b>{escape(path.name)}</b> {size(event["bytes"])} · '
-            f"{event['images']:,} images seen{of_state}{after}</li>"
+            f"{event['images']:,} images seen{of_state}{best}{after}</li>"
         )
     return f'<h4>Written</h4><ul class="db-files">{"".join(rows)}</ul>' if rows else ""
 

@@ -1,0 +1,58 @@
+"""How good a run is, as far as pictures were held out to tell: two lines, the best moment, and what they say."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from dreambooth.core.story import Story
+from dreambooth.core.validation import Measure
+
+_WIDTH, _HEIGHT, _EDGE = 400, 72, 6
+
+Point = tuple[float, float]
+
+
+def quality_view(story: Story) -> str:
+    """Nothing until something has been measured since the run began."""
+    best, measures = story.best, story.measures
+    if best is None:
+        return ""
+    lines = _lines(measures, best, max(story.step.get("steps", 0), measures[-1].step))
+    drift = measures[-1].drift
+    moved = f'<span class="db-of-class">The class has moved by <b>{drift:.1%}</b></span>' if drift is not None else ""
+    return (
+        f"<h4>How good it is <small>{_words(best, measures[-1])}</small></h4>"
+        f'<figure class="db-curve db-quality" role="img" aria-label="Pictures held out: {measures[-1].held_out:.0%} '
+        f'better than before, at best {best.held_out:.0%} after {best.images:,} images">{lines}</figure>'
+        '<p class="db-axis"><span class="db-of-unet">Pictures held out: '
+        f"<b>{measures[-1].held_out:.0%}</b> better than before</span>"
+        f'<span class="db-of-text_encoder">Learned pictures: <b>{measures[-1].learned:.0%}</b></span>{moved}</p>'
+    )
+
+
+def _words(best: Measure, last: Measure) -> str:
+    if best.held_out <= 0:
+        return "no better than before so far"
+    return "still getting better" if best == last else f"best after {best.images:,} images"
+
+
+def _lines(measures: Sequence[Measure], best: Measure, whole: float) -> str:
+    values = [value for one in measures for value in (one.held_out, one.learned)]
+    low, high = min(0.0, *values), max(*values, 0.01)
+
+    def place(one: Measure, value: float) -> Point:
+        return _WIDTH * one.step / max(whole, 1), _EDGE + (_HEIGHT - 2 * _EDGE) * (high - value) / (high - low)
+
+    held_out = [place(one, one.held_out) for one in measures]
+    learned = [place(one, one.learned) for one in measures]
+    x, y = place(best, best.held_out)
+    return (
+        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" preserveAspectRatio="none" aria-hidden="true">'
+        f'<polyline class="db-of-text_encoder" points="{_drawn(learned)}" />'
+        f'<polyline points="{_drawn(held_out)}" /></svg>'
+        f'<i style="left:{x / _WIDTH:.2%};top:{y / _HEIGHT:.2%}"></i>'
+    )
+
+
+def _drawn(points: Sequence[Point]) -> str:
+    return " ".join(f"{x:.1f},{y:.1f}" for x, y in points)

@@ -1,0 +1,78 @@
+"""What the page says of how good a run is."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from dreambooth.core import project, run
+from dreambooth.core.layout import SUBJECT_PICTURES
+from dreambooth.core.project import Project
+from dreambooth.core.settings import parse, to_json
+from dreambooth.service import runs
+from dreambooth.ui.describe import of_runs
+from dreambooth.ui.page.concept_view import concept_view
+from dreambooth.ui.page.model_view import model_view
+from dreambooth.ui.page.page import Page
+from dreambooth.ui.page.quality_view import quality_view
+from dreambooth.ui.page.run_view import run_view
+from tests.ui.page.laid_out import laid_out
+
+
+@pytest.fixture
+def page(tmp_path: Path) -> Page:
+    return laid_out(tmp_path / "models")
+
+
+def opened(page: Page) -> Project:
+    return project.open_project(page.host.folders(), "star")
+
+
+def a_run(page: Page, *held_out: float, drift: float | None = 0.05) -> run.Job:
+    """A run that was measured every ten steps, and wrote a result at the second measure and at the last."""
+    star = opened(page)
+    job = run.create(star.runs, {"kind": "train", "model": "star"}, to_json(parse(star.settings())))
+    last = 10 * (len(held_out) - 1)
+    job.report("step", step=last, steps=100, images=last, loss=0.1, rate=1e-3, steps_per_second=2.0, seconds_left=1)
+    for n, value in enumerate(held_out):
+        job.report("measured", step=10 * n, images=10 * n, held_out=value, learned=value + 0.1, drift=drift)
+    for images in dict.fromkeys((20, last)):
+        path = Path(star.folder) / f"star_{images}.safetensors"
+        path.write_bytes(b"x")
+        job.report("saved", kind="lora", path=str(path), bytes=1, images=images)
+    return job
+
+
+def test_without_measures_nothing_is_said(page: Page) -> None:
+    assert quality_view(a_run(page, 0.0).story()) == ""
+    assert "How good it is" not in run_view(page.host.folders(), "star")
+
+
+def test_the_best_moment_is_marked_in_the_plot_and_among_what_was_written(page: Page) -> None:
+    job = a_run(page, 0.0, 0.2, 0.4, 0.3, 0.1)
+    shown = run_view(page.host.folders(), "star")
+    assert "best after 20 images" in shown
+    assert "<b>10%</b> better than before" in shown and "moved by <b>5.0%</b>" in shown
+    written = re.findall(r"<li.*?</li>", shown)
+    assert ["db-best" in one for one in written] == [False, True]
+    tiles = re.findall(r"<figure class=\"db-tile.*?</figure>", model_view(page.host.folders(), "star"))
+    assert ["db-best" in one for one in tiles] == [False, True]
+    assert [one["best"] for one in runs.outputs(opened(page))] == [False, True]
+    said = of_runs.finished({**runs.summary(job), "run": "star/1"})
+    assert "Best after 20 images: the pictures that were held out are predicted 40% better than before" in said
+
+
+def test_a_run_that_still_gets_better_or_never_does_is_said_to(page: Page) -> None:
+    assert "still getting better" in quality_view(a_run(page, 0.0, 0.2, 0.4).story())
+    shown = quality_view(a_run(page, 0.0, -0.2, -0.4, drift=None).story())
+    assert "no better than before so far" in shown
+    assert "The class has moved" not in shown
+
+
+def test_the_pictures_that_are_held_out_are_marked(page: Page) -> None:
+    star = opened(page)
+    own = {**star.settings(), "concepts.0.instance_data_dir": str(SUBJECT_PICTURES), "concepts.0.held_out": 2}
+    project.write_settings(star, own)
+    assert concept_view(page.host.folders(), "star", 0, 48).count("db-held-out") == 2
