@@ -33,7 +33,8 @@ def save_bytes(header: Header, settings: Settings) -> int:
 def saves(settings: Settings, length: Budget) -> int:
     """How many of them a run of this length writes."""
     intervals = settings.intervals
-    return 1 + length.times_due(intervals.save_model_every, intervals.save_model_every_steps)
+    best = settings.saving.keep_best and any(concept.held_out for concept in settings.concepts)
+    return 1 + best + length.times_due(intervals.save_model_every, intervals.save_model_every_steps)
 
 
 def state_bytes(header: Header, settings: Settings) -> int:

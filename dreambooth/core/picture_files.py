@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -41,6 +42,9 @@ def problems_of(concept: Concept, number: int) -> list[str]:
         found.append(f"{key}.instance_data_dir: {paths.no_folder(folder)}")
     elif next(_walk(folder), None) is None:
         found.append(f"{key}.instance_data_dir: there are no pictures in {folder} ({', '.join(PICTURES)}).")
+    elif concept.held_out and concept.held_out >= (count := len(of_concept(concept))):
+        mend = f"hold out {count - 1} or fewer" if count > 1 else "set it to 0"
+        found.append(f"{key}.held_out: of {count} pictures in {folder} none would be left to learn from; {mend}.")
     return found
 
 
@@ -50,9 +54,20 @@ def of_concept(concept: Concept) -> list[Path]:
     return find(folder) if concept.instance_data_dir.strip() and folder.is_dir() else []
 
 
+def held_out(concept: Concept, found: Sequence[Path], seed: int) -> set[Path]:
+    """Those of a concept's pictures that are not learned: the same ones wherever the folder lies."""
+    marks = {path: hashlib.sha256(f"{seed} {path.name}".encode(errors="surrogateescape")).digest() for path in found}
+    return set(sorted(marks, key=lambda path: (marks[path], path))[: concept.held_out])
+
+
 def seen_each_epoch(concepts: Sequence[Concept]) -> int:
-    """How many pictures an epoch sees: each as often as its concept's repeats."""
-    return sum(len(of_concept(concept)) * concept.repeats for concept in concepts)
+    """How many pictures an epoch sees: each that is learned as often as its concept's repeats."""
+    return sum(learned(concept, len(of_concept(concept))) * concept.repeats for concept in concepts)
+
+
+def learned(concept: Concept, count: int) -> int:
+    """How many of so many pictures of a concept are learned."""
+    return max(0, count - concept.held_out)
 
 
 def _walk(folder: Path) -> Iterator[Path]:

@@ -13,7 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Literal
 
+from dreambooth.core import validation
 from dreambooth.core.errors import Problem
+from dreambooth.core.validation import Measure
 
 Event = dict[str, Any]
 Ending = Literal["paused", "stopped", "done", "failed"]
@@ -35,6 +37,8 @@ _HOLDS: dict[str, dict[str, type | tuple[type, ...]]] = {
     "state": {"step": int},
     "preview": {"images": int, "paths": list},
     "saved": {"kind": str, "path": str, "bytes": int, "images": int},
+    "removed": {"path": str},
+    "measured": {"step": int, "images": int, "held_out": _NUMBER, "learned": _NUMBER},
     "exported": {"kind": str, "path": str, "bytes": int, "images": int, "step": int},
     "picture": {"path": str},
     "warning": {"text": str},
@@ -45,6 +49,7 @@ _CHUNK_BYTES = 1 << 20
 _READ_IN_FULL_BYTES = 4_000_000
 _MOST_POINTS = 400
 _MOST_MOMENTS = 100
+_MOST_MEASURES = 10_000
 _MOST_WARNINGS = 50
 _MOST_PICTURES = 1000  # as many as can be drawn at once
 _MOST_STORIES = 64
@@ -95,6 +100,12 @@ def _warning(event: Event) -> Problem:
         return Problem.of(event["text"])
 
 
+def _measure(event: Event) -> Measure:
+    drift = event.get("drift")
+    drifted = float(drift) if isinstance(drift, _NUMBER) and not isinstance(drift, bool) else None
+    return Measure(event["step"], event["images"], float(event["held_out"]), float(event["learned"]), drifted)
+
+
 def _mean(points: list[tuple[int, float, float]]) -> tuple[int, float, float]:
     return points[-1][0], sum(p[1] for p in points) / len(points), sum(p[2] for p in points) / len(points)
 
@@ -114,6 +125,7 @@ class Story:
     prompts: list[str] = field(default_factory=list)  # of the previews, by the number in their names
     saved: list[Event] = field(default_factory=list)
     exported: list[Event] = field(default_factory=list)  # what was written of its states
+    measures: list[Measure] = field(default_factory=list)
     pictures: list[str] = field(default_factory=list)
     warnings: list[Problem] = field(default_factory=list)
     offset: int = 0
@@ -125,6 +137,11 @@ class Story:
         told: int = self.step.get("step", 0)
         saved: int = self.last.get("state", {}).get("step", 0)
         return max(told, min(saved, int(self.step.get("steps", 0))))
+
+    @property
+    def best(self) -> Measure | None:
+        """When it was best, as far as pictures were held out to tell."""
+        return validation.best(self.measures)
 
     def catch_up(self, file: IO[bytes], size: int) -> None:
         """Reads what was added. A half-written line is left for the next time."""
@@ -183,21 +200,34 @@ class Story:
             self.status, self.ending = ending, event
         elif kind == "resumed":
             self.course.cut(event["step"])
+            self.measures = [one for one in self.measures if one.step <= event["step"]]
         elif kind == "preview":
-            self.previews[event["images"]] = event["paths"]
-            self.prompts = [str(prompt) for prompt in event.get("prompts") or []]
-            if len(self.previews) > _MOST_MOMENTS:
-                moments = sorted(self.previews)
-                for images in moments[1:-1:2]:
-                    del self.previews[images]
-        elif kind in ("saved", "exported"):
-            (self.saved if kind == "saved" else self.exported).append(event)
+            self._tell_of_previews(event)
+        elif kind in ("saved", "exported", "removed"):
+            self._tell_of_file(kind, event)
+        elif kind == "measured" and len(self.measures) < _MOST_MEASURES:
+            earlier = [one for one in self.measures if one.step < event["step"]]
+            self.measures = [*earlier, _measure(event)]
         elif kind == "picture":
             self.pictures = [*self.pictures, event["path"]][-_MOST_PICTURES:]
         elif kind == "warning":
             said = _warning(event)
             if said not in self.warnings:
                 self.warnings = [*self.warnings, said][-_MOST_WARNINGS:]
+
+    def _tell_of_previews(self, event: Event) -> None:
+        self.previews[event["images"]] = event["paths"]
+        self.prompts = [str(prompt) for prompt in event.get("prompts") or []]
+        if len(self.previews) > _MOST_MOMENTS:
+            moments = sorted(self.previews)
+            for images in moments[1:-1:2]:
+                del self.previews[images]
+
+    def _tell_of_file(self, kind: str, event: Event) -> None:
+        if kind == "removed":
+            self.saved = [one for one in self.saved if one["path"] != event["path"]]
+        else:
+            (self.saved if kind == "saved" else self.exported).append(event)
 
 
 _stories: OrderedDict[Path, Story] = OrderedDict()

@@ -20,7 +20,7 @@ from dreambooth.core.files import lock, occupancy
 from dreambooth.core.layout import ENGINE, ENGINE_USERS, SETTING_UP
 from dreambooth.core.run import Job
 from dreambooth.engine.process import imports
-from dreambooth.engine.process.listener import Listener, asked_to_end, take_signals
+from dreambooth.engine.process.listener import Listener, asked_to_end, ends_at_once, take_signals
 from dreambooth.engine.run import trouble
 
 DONE, BROKEN, REFUSED, BUSY = 0, 1, 2, 3
@@ -47,7 +47,7 @@ def _work(job: Job) -> int:
         job.clear_request("start")
         take_signals(job)
         listener = Listener(job)
-        listener.let_end("pause", "stop", "discard")
+        listener.let_end(*ends_at_once(job))
         kind = job.read()["kind"]
         numbers = {"pid": os.getpid(), "parent": os.getppid()}
         job.report("started", kind=kind, **numbers, boot=machine.boot(), memory_kills=machine.memory_kills())

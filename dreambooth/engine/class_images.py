@@ -19,7 +19,9 @@ def run(job: Job) -> tuple[Ending, dict[str, Any]]:
     work = Work.open(job)
     gathered = pictures.gather(work.settings.concepts)
     gathered.usable()
-    instances = pictures.examples(gathered, work.settings, work.size)
+    held_out = pictures.held_out(gathered.pictures, work.settings)
+    variants = pictures.examples(gathered, work.settings, work.size)
+    instances = [some for some in variants if some[0].picture not in held_out]
     plans = class_pictures.plan(work.project, work.settings, instances, work.size)
     if not plans:
         raise UserError(_none_wanted(work.settings.concepts[0].class_mode))

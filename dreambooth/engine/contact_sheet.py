@@ -64,8 +64,10 @@ def facts(report: Report) -> list[tuple[str, str, str]]:
     if missing := sum(one["missing"] for one in report["class_pictures"]):
         there = sum(one["there"] for one in report["class_pictures"])
         rows.append(("Class pictures", f"{missing:,} to be made", f"{there:,} are there"))
-    if held := report["held_prompts"]:
-        rows.append(("Class", "kept by prediction", "; ".join(held)))
+    if out := sum(one["held_out"] for one in report["pictures"]):
+        rows.append(("Held out", f"{out:,}", "not learned, only looked at, to tell when the run is best"))
+    if kept := report["kept_prompts"]:
+        rows.append(("Class", "kept by prediction", "; ".join(kept)))
     return [*rows, ("Result goes to", Path(report["output_folder"]).name, report["output_folder"])]
 
 

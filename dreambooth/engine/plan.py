@@ -37,7 +37,10 @@ def report(job: Job) -> dict[str, Any]:
     if not gathered.pictures:
         raise UserError(gathered.problems)
     examples = pictures.examples(gathered, work.settings, work.size)
-    length = budget(work.settings, pictures.seen_each_epoch(gathered.pictures, work.settings.concepts))
+    held_out = pictures.held_out(gathered.pictures, work.settings)
+    learned = [some for some, one in zip(examples, gathered.pictures) if one not in held_out]
+    seen = pictures.seen_each_epoch(set(gathered.pictures) - held_out, work.settings.concepts)
+    length = budget(work.settings, max(1, seen))
     problems = gathered.problems + ([work.project.problem] if work.project.problem else [])
     readable = [picture.path for picture, seen in zip(gathered.pictures, gathered.looks) if not seen.error]
     if problem := masks.problem(work.settings, readable):
@@ -46,16 +49,18 @@ def report(job: Job) -> dict[str, Any]:
         problems.append(problem)
     problems += [*_unable(work), *_start_file(work)]
     try:
-        held = list(dict.fromkeys(one.picture.prompt for one in pictures.held_examples(examples, work.settings)))
+        kept = list(dict.fromkeys(one.picture.prompt for one in pictures.kept_examples(learned, work.settings)))
     except UserError as error:
-        held, problems = [], problems + error.problems
+        kept, problems = [], problems + error.problems
     plans = []
     if not work.project.problem:
         try:
-            plans = class_pictures.plan(work.project, work.settings, examples, work.size)
+            plans = class_pictures.plan(work.project, work.settings, learned, work.size)
         except UserError as error:
             problems += error.problems
     shown, warnings = _pictures(gathered, examples, work.settings)
+    for row, picture in zip(shown, gathered.pictures):
+        row["held_out"] = picture in held_out
     made = {
         "pictures": shown,
         "strangers": [str(path) for path in _strangers(work)],
@@ -70,7 +75,7 @@ def report(job: Job) -> dict[str, Any]:
             }
             for p in plans
         ],
-        "held_prompts": held,
+        "kept_prompts": kept,
         "size": work.size,
         "images_each_epoch": length.pictures,
         "epochs": round(length.images / length.pictures, 2),

@@ -13,6 +13,7 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from dreambooth.core.abilities import FAULTS
+from dreambooth.engine import hardware
 from dreambooth.engine.families import unet_weights
 from dreambooth.engine.training import attention, optimizers
 from dreambooth.engine.words.vocabulary import clip_tokenizer
@@ -22,7 +23,7 @@ PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "peft", "safeten
 
 def report() -> dict[str, Any]:
     """Runs the check. Returns the Python, the packages' versions and the device; raises whatever goes wrong."""
-    device = _device()
+    device = hardware.here()
     product = torch.ones(64, 64, device=device) @ torch.ones(64, 64, device=device)
     assert product.sum().item() == 64**3
     unet = UNet2DConditionModel(
@@ -42,10 +43,8 @@ def report() -> dict[str, Any]:
         "python_version": platform.python_version(),
         "torch": version("torch"),
         "device": device.type,
-        "device_name": torch.cuda.get_device_name()
-        if device.type == "cuda"
-        else {"mps": "the Apple GPU"}.get(device.type, "the processor"),
-        "memory_bytes": torch.cuda.get_device_properties(0).total_memory if device.type == "cuda" else 0,
+        "device_name": hardware.name(device),
+        "memory_bytes": hardware.memory_bytes(device),
         "packages": {name: version(name) for name in PACKAGES},
         FAULTS: _faults(device),
     }
@@ -59,9 +58,3 @@ def _faults(device: torch.device) -> dict[str, dict[str, str]]:
         "memory.unet_weights": {"nf4": unet_weights.fault("nf4", device)},
     }
     return {key: {name: reason for name, reason in some.items() if reason} for key, some in found.items()}
-
-
-def _device() -> torch.device:
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")

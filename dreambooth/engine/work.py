@@ -11,7 +11,7 @@ from dreambooth.core import settings as settings_module
 from dreambooth.core.project import Folders, Project, open_project
 from dreambooth.core.run import Job
 from dreambooth.core.settings import Settings
-from dreambooth.engine.process.listener import ENDINGS
+from dreambooth.engine.process.listener import ENDINGS, ends_at_once
 
 if TYPE_CHECKING:
     from dreambooth.engine.training.loop import Ending
@@ -49,13 +49,6 @@ class Work:
         """The side of the training pictures, in pixels."""
         return self.settings.general.resolution or self.project.resolution
 
-    @property
-    def ends_now(self) -> tuple[str, ...]:
-        """The requests that end the job before training begins. What a run learned before is not thrown away: stopping
-        it goes on to where its result is written."""
-        has_learned = self.job.state.is_dir() and any(self.job.state.iterdir())
-        return ("pause", "discard") if has_learned else ("pause", "stop", "discard")
-
     def stage(self, name: str, done: int, total: int) -> None:
         """Reports how far a stage is, and ends the job if a person asked for it."""
         self.phase = name
@@ -64,6 +57,6 @@ class Work:
 
     def stop_if_asked(self) -> None:
         asked = self.job.requests()
-        for request in self.ends_now if asked else ():
+        for request in ends_at_once(self.job) if asked else ():
             if request in asked:
                 raise Asked(ENDINGS[request])  # type: ignore[arg-type]

@@ -11,32 +11,27 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from dreambooth.core.budget import Budget, budget
 from dreambooth.core.errors import Problem, UserError
 from dreambooth.core.files import atomic
 from dreambooth.core.forecast import disk_bytes
-from dreambooth.core.memory import footprint
 from dreambooth.core.run import Job
-from dreambooth.core.settings import Settings
 from dreambooth.engine import families, suited
 from dreambooth.engine.checkpoints import lora
 from dreambooth.engine.checkpoints.lora_layers import AnyLayer
 from dreambooth.engine.checkpoints.source import Source, open_model
-from dreambooth.engine.data import cache, class_pictures, masks, pictures, survey
-from dreambooth.engine.data.cache import Encoded
-from dreambooth.engine.data.latent_store import Store
-from dreambooth.engine.data.order import Order, Slot
+from dreambooth.engine.data import class_pictures, pictures, survey
+from dreambooth.engine.data.order import Order
 from dreambooth.engine.data.pictures import Example
 from dreambooth.engine.data.readings import Readings
 from dreambooth.engine.drawing import drawn_together
 from dreambooth.engine.drawing.sampling import decoding
-from dreambooth.engine.families import aside, unet_weights
+from dreambooth.engine.families import unet_weights
 from dreambooth.engine.families.model import Model
-from dreambooth.engine.process.listener import asked_to_end
+from dreambooth.engine.process.listener import asked_to_end, ends_at_once
 from dreambooth.engine.run import imagic, notices, outputs, resuming, start_file, trouble
 from dreambooth.engine.run.hooks import Hooks, already_written, save_output
+from dreambooth.engine.run.material import Material
 from dreambooth.engine.tracing import graph
 from dreambooth.engine.training import adapters, attention, checkpointing, optimizers, precision, preview
 from dreambooth.engine.training.ema import Ema
@@ -44,10 +39,12 @@ from dreambooth.engine.training.loop import Ending, train
 from dreambooth.engine.training.pulse import Diverged
 from dreambooth.engine.training.session import Session
 from dreambooth.engine.training.text import Texts
+from dreambooth.engine.training.validation import Validation
 from dreambooth.engine.work import Asked, Work
 
 _ROOM = 1.3  # of what encoding is known to take, for the VAE itself and gaps
 CLASS_SHEET = "class-pictures.png"  # in the model's folder
+BEFORE = "before.safetensors"  # in the run's: what was measured before its first step
 
 
 def run(job: Job, let_end: Callable[..., None] | None = None) -> Ending:
@@ -98,30 +95,22 @@ def _persist(work: Work) -> Ending:
 
 
 def _run(work: Work) -> Ending:
-    work.let_end(*work.ends_now)
+    work.let_end(*ends_at_once(work.job))
     if ending := resuming.ended_before(work.job):
         return ending
     outputs.remove_abandoned(work.folders)
     check_abilities(work)
-    gathered = pictures.gather(work.settings.concepts, partial(work.stage, "looking at pictures"))
-    found = gathered.usable()
-    instances = pictures.examples(gathered, work.settings, work.size)
-    held = pictures.held_examples(instances, work.settings)
-    length = budget(work.settings, pictures.seen_each_epoch(found, work.settings.concepts))
     source = open_model(work.project)
+    material = Material.gather(work)
+    length = budget(work.settings, pictures.seen_each_epoch(material.pictures, work.settings.concepts))
     _check_disk(work, source, length)
-    if problem := masks.problem(work.settings, (picture.path for picture in found)):
-        raise UserError(problem)
-    if problem := pictures.imagic_problem(work.settings, len(found)):
-        raise UserError(problem)
-    cut = cache.cut_masks(_flat(instances)) if work.settings.objective.masked else None
     start = start_file.layers(work.settings, source)
     model, accelerator = load(work, source)
-    priors = _class_pictures(work, model, instances) + held
-    session = _prepare(work, model, accelerator, length, instances, priors, start, cut)
+    material.priors = _class_pictures(work, model, material.instances) + material.kept
+    session, measured = _prepare(work, model, accelerator, length, material, start)
     work.let_end()  # from here on the loops look, at every step
     work.phase = trouble.TRAINING
-    hooks = Hooks(work, session, source)
+    hooks = Hooks(work, session, source, measured)
     try:
         if work.settings.imagic.enabled:
             imagic.fit_words(work, session, hooks)
@@ -213,12 +202,10 @@ def _prepare(
     model: Model,
     accelerator: Any,
     length: Budget,
-    instances: list[list[Example]],
-    priors: list[Example],
+    material: Material,
     start: dict[str, AnyLayer],
-    cut: list[Tensor | None] | None,
-) -> Session:
-    settings, own = work.settings, _flat(instances)
+) -> tuple[Session, Validation | None]:
+    settings, own, priors = work.settings, material.own, material.priors
     readings = Readings(
         [example.picture.prompt for example in own],
         [example.picture.prompt for example in priors],
@@ -226,11 +213,7 @@ def _prepare(
         settings.general.seed,
     )
     _warn_of_long_texts(work, model, readings.texts)
-    encoded, encoded_priors = _encode(work, model, own, priors, readings.captions)
-    if cut is not None:
-        cache.add_masks(encoded, cut)
-    slots = [_slot(some, settings) for some in instances]
-    prior_slots = [Slot(example.picture.concept, example.cut.bucket) for example in priors]
+    encoded = material.encode(work, model, readings.captions)
     trained = adapters.prepare(model, settings, lora.by_module(start, model.parts))
     if settings.batching.gradient_checkpointing:
         checkpointing.use(model.unet, settings.memory.checkpointed_share)
@@ -242,9 +225,9 @@ def _prepare(
         model,
         trained,
         accelerator,
-        encoded,
-        encoded_priors,
-        Order(slots, prior_slots, settings.general.seed),
+        encoded.own,
+        encoded.priors,
+        Order(*material.slots(settings), settings.general.seed),
         readings,
         Texts(model, readings.texts),
         accelerator.prepare(optimizers.make(trained, settings)),
@@ -253,7 +236,9 @@ def _prepare(
     session.about = resuming.about(work, length, own, priors)
     session.files = ([str(one.picture.path) for one in own], [str(one.picture.path) for one in priors])
     resuming.restore(work, session)
-    return session
+    if encoded.held_out is None:
+        return session, None
+    return session, Validation(session, own, encoded.held_out, material.held_out, work.job.folder / BEFORE)
 
 
 def _warn_of_long_texts(work: Work, model: Model, texts: list[str]) -> None:
@@ -266,35 +251,6 @@ def _warn_of_long_texts(work: Work, model: Model, texts: list[str]) -> None:
         work.job.warn(Problem(cut, key, do))
 
 
-def _encode(
-    work: Work, model: Model, own: list[Example], priors: list[Example], prompts: list[str]
-) -> tuple[Encoded, Encoded | None]:
-    """Your pictures and those of the class as latents, from the disk where they are known already."""
-    store = Store(work.project.latents, model) if work.settings.pictures.cache_on_disk else None
-    count, total = partial(work.stage, "encoding pictures"), len(own) + len(priors)
-    needed = _ROOM * footprint.encoding_bytes(max((one.cut.bucket.area for one in [*own, *priors]), default=0))
-    encoded_priors = None
-    with aside.room_for(int(needed), model.unet):
-        encoded = cache.encode(model, own, prompts, lambda done: count(done, total), store)
-        if priors:
-            encoded_priors = cache.encode(model, priors, prompts, lambda done: count(len(own) + done, total), store)
-    if store:
-        store.prune()
-        if store.problem:
-            said = f"The encoded pictures could not be kept on disk ({store.problem})."
-            work.job.warn(Problem(said, "pictures.cache_on_disk", "Make room there, or switch it off."))
-    return encoded, encoded_priors
-
-
-def _flat(instances: list[list[Example]]) -> list[Example]:
-    return [example for variants in instances for example in variants]
-
-
-def _slot(variants: list[Example], settings: Settings) -> Slot:
-    picture, bucket = variants[0].picture, variants[0].cut.bucket
-    return Slot(picture.concept, bucket, len(variants), settings.concepts[picture.concept].repeats)
-
-
 def _finish(work: Work, hooks: Hooks, ending: Ending) -> Ending:
     """Writes the result. Where that is not possible, the state is saved instead and the run pauses."""
     session, images = hooks.session, hooks.session.images
@@ -302,6 +258,7 @@ def _finish(work: Work, hooks: Hooks, ending: Ending) -> Ending:
     try:
         if not (ending == "done" and already_written(work, images)):
             save_output(work, session, hooks.source, images)
+        hooks.drop_former_best()
     except UserError as error:
         if not hooks.save_state(wait=True):
             raise

@@ -127,6 +127,7 @@ def engine_variables() -> dict[str, str]:
         PYTHONUTF8="1",
         HF_HUB_OFFLINE="1",
         TOKENIZERS_PARALLELISM="false",
+        PYTORCH_ENABLE_MPS_FALLBACK="1",  # what PyTorch lacks on an Apple GPU is done by the processor, not refused
         OMP_WAIT_POLICY=os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),  # spinning threads stall on a shared processor
     )
     return variables
@@ -138,8 +139,11 @@ def _check_host() -> None:
             f"Python {sys.version_info[0]}.{sys.version_info[1]} cannot make the engine's environment; start this "
             f"with Python 3.10 to 3.13, or name another engine's Python in {VARIABLE}."
         )
+    machine = torch_build.look()
+    if reason := torch_build.missing(machine):
+        raise UserError(f"{reason} {VARIABLE} can name another engine's Python.")
     free = shutil.disk_usage(PROJECT).free
-    needed = 6 if torch_build.look().nvidia_driver else 2
+    needed = 6 if machine.nvidia_driver else 2
     if not STAMP.exists() and not python().exists() and free < needed * 10**9:
         raise UserError(
             f"{PROJECT}: the engine's environment needs about {needed} GB of free disk (there: {free / 10**9:.1f} GB)."

@@ -1,4 +1,4 @@
-"""Which build of PyTorch fits this machine: NVIDIA (by driver), AMD, or none."""
+"""Which build of PyTorch fits this machine: NVIDIA (by driver), AMD, a Mac, or none of these."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ INDEX = "https://download.pytorch.org/whl/"
 
 # NVIDIA's minimum Linux drivers for a CUDA toolkit's major version; newest build first.
 _CUDA_BY_DRIVER = ((580, ("cu130", "cu129", "cu128", "cu126")), (525, ("cu129", "cu128", "cu126")))
+_MACOS = 14  # that its wheels ask for
 _ROCM = ("rocm7.2", "rocm7.1", "rocm7.0", "rocm6.4")
 
 
@@ -30,11 +31,28 @@ class Machine:
     system: str  # Linux, Windows, Darwin
     nvidia_driver: str = ""
     has_amd: bool = False
+    processor: str = ""  # that this Python was built for
+    release: str = ""  # of macOS
 
 
 def look() -> Machine:
     """What is in this machine, without importing anything."""
-    return Machine(platform.system(), _nvidia_driver(), Path("/dev/kfd").exists())
+    system, driver, has_amd = platform.system(), _nvidia_driver(), Path("/dev/kfd").exists()
+    return Machine(system, driver, has_amd, platform.machine(), platform.mac_ver()[0])
+
+
+def missing(machine: Machine) -> str:
+    """Why there is no build for this machine at all, and what to do; empty if there is one."""
+    if machine.system != "Darwin":
+        return ""
+    if machine.processor == "x86_64":
+        return (
+            "This Python was built for Intel processors, for which PyTorch no longer comes on a Mac: with Apple "
+            "silicon start this with a Python for arm64; an Intel Mac cannot train."
+        )
+    if machine.release and int(machine.release.split(".")[0]) < _MACOS:
+        return f"This is macOS {machine.release}, but PyTorch needs macOS {_MACOS} or newer; update it."
+    return ""
 
 
 def builds(machine: Machine) -> list[Build]:

@@ -36,6 +36,9 @@ _TO_NUMPY = {"numpy", "__array__"}
 class PlayedCard:
     """Which tensors lie on the card, and which in memory that is pinned."""
 
+    device, says = CARD, "cuda:0"
+    kind, title = "cuda", "is_cuda"  # and how PyTorch asks a tensor for it
+
     def __init__(self) -> None:
         self.lying: dict[int, StorageWeakRef] = {}
         self.pinned: dict[int, StorageWeakRef] = {}
@@ -56,7 +59,24 @@ class PlayedCard:
         return tensor
 
     def device_of(self, tensor: Tensor, plain: torch.device) -> torch.device:
-        return CARD if plain.type == "cpu" and self.has(tensor) else plain
+        return self.device if plain.type == "cpu" and self.has(tensor) else plain
+
+    def is_here(self, place: Any) -> bool:
+        return place is not None and torch.device(place).type == self.kind
+
+    def computing(self, kind: str) -> str:
+        """The kind of device that computes what another seems to."""
+        return "cpu" if kind == self.kind else kind
+
+    def check_operation(self, function: Any, kwargs: dict[str, Any]) -> None:
+        """Refuses what the card cannot do."""
+
+    def check_late(self) -> None:
+        """Refuses a copy between the two places that nobody waits for."""
+
+    def patches(self) -> list[tuple[Any, str, Any]]:
+        """What there is of it in PyTorch: where, as what, which."""
+        return [(torch.cuda, name, value) for name, value in _CUDA.items()]
 
 
 def _key(tensor: Tensor) -> int:
@@ -93,7 +113,13 @@ class _Operations(TorchDispatchMode):
         there = [one for one in tensors if self.card.has(one)]
         here = [one for one in tensors if one.dim() and one.device.type == "cpu"]
         if there and here and name not in _MAY_MIX:
-            raise RuntimeError(f"Expected all tensors to be on the same device, but {name} got cuda:0 and cpu.")
+            raise RuntimeError(
+                f"Expected all tensors to be on the same device, but {name} got {self.card.says} and cpu."
+            )
+        if there and here and name == "copy_" and (kwargs.get("non_blocking") or True in args[2:]):
+            self.card.check_late()
+        if there:
+            self.card.check_operation(function, kwargs)
         result = function(*args, **kwargs)
         self.card.operations += bool(there)
         if (there or self.is_again) and name not in _MAY_MIX:
@@ -118,12 +144,12 @@ class _Functions(TorchFunctionMode):
         if (special := getattr(self, f"_{name}", None)) and args and isinstance(args[0], Tensor):
             return special(function, args, kwargs)
         if name in _TO_NUMPY and isinstance(args[0], Tensor) and self.card.has(args[0]):
-            raise TypeError("can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu() first.")
+            raise TypeError(f"can't convert {self.card.says} device type tensor to numpy. Use Tensor.cpu() first.")
         place = kwargs.get("device")
         pins = bool(kwargs.pop("pin_memory", False))
-        if place is not None and torch.device(place).type == "cuda":
+        if self.card.is_here(place):
             kwargs["device"] = PROCESSOR
-            self._check_generator(name, kwargs, CARD)
+            self._check_generator(name, kwargs, self.card.device)
             return self.card.put(function(*args, **kwargs))
         if place is not None and torch.device(place).type == "cpu" and args and isinstance(args[0], Tensor):
             kwargs["device"] = PROCESSOR  # as *_like and new_* of a tensor of the card
@@ -136,7 +162,7 @@ class _Functions(TorchFunctionMode):
 
     def _check_generator(self, name: str, kwargs: dict[str, Any], place: torch.device) -> None:
         generator = kwargs.get("generator")
-        if generator is not None and (generator in self.card.generators) != (place.type == "cuda"):
+        if generator is not None and (generator in self.card.generators) != self.card.is_here(place):
             raise RuntimeError(f"Expected a '{place.type}' device type for generator ({name}).")
 
     def _taken_off(self, tensor: Tensor) -> Tensor:
@@ -146,18 +172,23 @@ class _Functions(TorchFunctionMode):
     def _moved(
         self, tensor: Tensor, place: torch.device | None, dtype: torch.dtype | None, kwargs: dict[str, Any]
     ) -> Tensor:
+        is_late = kwargs.get("non_blocking", False)
         kwargs = {name: value for name, value in kwargs.items() if name in ("copy", "memory_format")}
         plain = tensor.untyped_storage().device
-        if plain.type != "cpu" or (place is not None and place.type not in ("cpu", "cuda")):
+        if plain.type != "cpu" or (place is not None and place.type not in ("cpu", self.card.kind)):
             return _TO(tensor, *(one for one in (place, dtype) if one is not None), **kwargs)
-        goes = place is not None and (place.type == "cuda") != self.card.has(tensor)
+        goes = place is not None and self.card.is_here(place) != self.card.has(tensor)
+        if goes and is_late:
+            self.card.check_late()
         on_card = self.card.has(tensor) != goes
         kwargs["copy"] = kwargs.get("copy", False) or goes
         moved = _TO(tensor, dtype or tensor.dtype, **kwargs)
         if moved is tensor:
             return tensor
         if moved.requires_grad and goes:  # its gradient goes back to where it came from
-            moved.register_hook(lambda gradient: self._moved(gradient, PROCESSOR if on_card else CARD, None, {}))
+            moved.register_hook(
+                lambda gradient: self._moved(gradient, PROCESSOR if on_card else self.card.device, None, {})
+            )
         return self.card.put(moved) if on_card else self._taken_off(moved)
 
     def _to(self, function: Any, args: Any, kwargs: dict[str, Any]) -> Any:
@@ -176,7 +207,7 @@ class _Functions(TorchFunctionMode):
         return self._moved(args[0], PROCESSOR, None, {})
 
     def _cuda(self, function: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-        return self._moved(args[0], CARD, None, {})
+        return self._moved(args[0], self.card.device, None, {})
 
     def _pin_memory(self, function: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         if self.card.has(args[0]):
@@ -235,9 +266,9 @@ _CUDA: dict[str, Any] = {  # of torch.cuda, with a card that is never full and n
 
 
 @contextlib.contextmanager
-def played_card() -> Iterator[PlayedCard]:
+def played_card(played: type[PlayedCard] = PlayedCard) -> Iterator[PlayedCard]:
     """Within it there is such a card, for PyTorch and for what asks PyTorch."""
-    card = PlayedCard()
+    card = played()
     operations, functions = _Operations(card), _Functions(card)
     device, autocast, run_backward = Tensor.device, torch.autocast.__init__, torch.autograd._engine_run_backward
     is_autocast, autocast_dtype = torch.is_autocast_enabled, torch.get_autocast_dtype
@@ -247,16 +278,13 @@ def played_card() -> Iterator[PlayedCard]:
         with functions:
             return run_backward(*args, **kwargs)
 
-    def computing(own: torch.autocast, device_type: str, *args: Any, **more: Any) -> None:
-        autocast(own, _computing(device_type), *args, **more)
-
     class Generator(torch.Generator):  # type: ignore[misc, valid-type]
         def __new__(cls, device: Any = "cpu") -> Any:
             return super().__new__(cls, "cpu")
 
         def __init__(self, device: Any = "cpu") -> None:
             self.place = torch.device(device)
-            if self.place.type == "cuda":
+            if card.is_here(self.place):
                 card.generators.add(self)
 
         @property
@@ -264,14 +292,14 @@ def played_card() -> Iterator[PlayedCard]:
             return self.place
 
     patches = [
-        *((torch.cuda, name, value) for name, value in _CUDA.items()),
+        *card.patches(),
         (torch, "Generator", Generator),
-        (torch, "is_autocast_enabled", lambda kind=None: is_autocast(_computing(kind)) if kind else is_autocast()),
-        (torch, "get_autocast_dtype", lambda kind: autocast_dtype(_computing(kind))),
+        (torch, "is_autocast_enabled", lambda kind=None: is_autocast(card.computing(kind)) if kind else is_autocast()),
+        (torch, "get_autocast_dtype", lambda kind: autocast_dtype(card.computing(kind))),
         (
             torch.autocast,
             "__init__",
-            lambda own, device_type, *args, **more: autocast(own, _computing(device_type), *args, **more),
+            lambda own, device_type, *args, **more: autocast(own, card.computing(device_type), *args, **more),
         ),
         (torch.autograd, "_engine_run_backward", backward),
         (Program, "__call__", operations.again(Program.__call__)),
@@ -280,14 +308,10 @@ def played_card() -> Iterator[PlayedCard]:
         for owner, name, value in patches:
             stack.enter_context(mock.patch.object(owner, name, value))
         Tensor.device = property(lambda own: card.device_of(own, device.__get__(own)))  # type: ignore
-        Tensor.is_cuda = property(card.has)  # type: ignore[assignment]
+        setattr(Tensor, card.title, property(card.has))
         try:
             with operations, functions:
                 yield card
         finally:
-            del Tensor.device, Tensor.is_cuda
-
-
-def _computing(kind: str) -> str:
-    """The kind of device that computes what another seems to."""
-    return "cpu" if kind == "cuda" else kind
+            del Tensor.device
+            delattr(Tensor, card.title)

@@ -120,7 +120,7 @@ def test_without_memory_for_it_the_run_goes_on_without(
 
 
 def test_it_is_refused_without_a_gpu(star: Project) -> None:
-    with pytest.raises(UserError, match=r"tuning\.cuda_graphs: it needs a GPU; turn it off\."):
+    with pytest.raises(UserError, match=r"tuning\.cuda_graphs: it needs a card of NVIDIA or AMD; turn it off\."):
         worker.run(new_run(star, **STEPS, **ON))
 
 

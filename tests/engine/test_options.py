@@ -280,7 +280,7 @@ def test_a_precision_that_the_device_cannot_do_is_refused(star: Project) -> None
     job = launcher.new_run(
         Folders(star.folder.parents[1]), star, settings.parse({**SHORT, "tuning.mixed_precision": "fp16"})
     )
-    with pytest.raises(UserError, match="mixed_precision: fp16 needs a GPU"):
+    with pytest.raises(UserError, match="mixed_precision: for fp16 it needs a card"):
         worker.run(job)
 
 

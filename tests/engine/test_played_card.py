@@ -81,6 +81,7 @@ RUNS: dict[str, dict[str, Any]] = {
         "concepts.0.num_class_images_per": 1,
         "concepts.0.class_infer_steps": 2,
     },
+    "kept by prediction": {**LORA, "concepts.0.class_mode": "prediction", "concepts.0.class_prompt": "a star"},
     "traced": {**LORA, "intervals.num_train_epochs": 30},
     "traced, streamed": {
         **LORA,

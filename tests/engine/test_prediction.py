@@ -178,7 +178,9 @@ def test_captions_are_read_without_the_subject(project: Project, monkeypatch: py
     asked: list[str] = []
     prepare = worker._prepare
     monkeypatch.setattr(
-        worker, "_prepare", lambda *given: asked.extend(one.picture.prompt for one in given[5]) or prepare(*given)
+        worker,
+        "_prepare",
+        lambda *given: asked.extend(one.picture.prompt for one in given[4].priors) or prepare(*given),
     )
     train(
         project,
@@ -208,9 +210,9 @@ def test_a_step_holds_no_more_than_with_pictures_of_the_class(model: Model) -> N
 
 
 def test_the_check_says_what_is_kept_to_and_what_reads_alike(project: Project) -> None:
-    held = plan.report(errand(project, "check", **KEPT))
-    assert (held["held_prompts"], held["class_pictures"], held["problems"]) == (["a photo of a star"], [], [])
-    assert "Kept as the model predicts it, without class pictures: a photo of a star" in of_runs.plan(held)
+    said = plan.report(errand(project, "check", **KEPT))
+    assert (said["kept_prompts"], said["class_pictures"], said["problems"]) == (["a photo of a star"], [], [])
+    assert "Kept as the model predicts it, without class pictures: a photo of a star" in of_runs.plan(said)
     alike = plan.report(errand(project, "check", **{**KEPT, "concepts.0.class_prompt": "a photo of sks star"}))
     assert "as its own prompt does" in alike["problems"][0]
 

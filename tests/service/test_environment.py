@@ -11,7 +11,7 @@ import pytest
 
 from dreambooth.core.errors import UserError
 from dreambooth.core.layout import DEVELOPMENT_LOCK, LOCK
-from dreambooth.service import environment
+from dreambooth.service import environment, torch_build
 
 
 @pytest.fixture
@@ -94,6 +94,16 @@ def test_engine_processes_leave_the_webui_behind(monkeypatch: pytest.MonkeyPatch
     assert "COMMANDLINE_ARGS" not in variables
     assert "/webui" not in variables["PYTHONPATH"]
     assert variables["HF_HUB_OFFLINE"] == "1"
+
+
+def test_a_mac_without_pytorch_is_refused_before_anything_is_fetched(
+    monkeypatch: pytest.MonkeyPatch, fresh: Path
+) -> None:
+    intel = torch_build.Machine("Darwin", processor="x86_64", release="15.2")
+    monkeypatch.setattr(torch_build, "look", lambda: intel)
+    monkeypatch.setattr(environment, "make_venv", lambda *_: pytest.fail("an environment is made"))
+    with pytest.raises(UserError, match=r"an Intel Mac cannot train\. DREAMBOOTH_ENGINE_PYTHON can name"):
+        environment.set_up(lambda said: None)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from dreambooth.service.torch_build import DEFAULT, Machine, builds, note
+from dreambooth.service.torch_build import DEFAULT, Machine, builds, missing, note
 
 
 @pytest.mark.parametrize(
@@ -28,6 +28,20 @@ def test_each_machine_gets_its_build(machine: Machine, first: str, falls_back: b
 
 def test_a_mac_takes_the_default() -> None:
     assert builds(Machine("Darwin")) == [DEFAULT]
+
+
+@pytest.mark.parametrize(
+    ("processor", "release", "reason"),
+    [
+        ("arm64", "14.0", ""),
+        ("arm64", "26.1", ""),
+        ("arm64", "13.7.1", "macOS 14"),
+        ("x86_64", "15.2", "a Python for arm64"),
+    ],
+)
+def test_a_mac_for_which_there_is_no_pytorch_hears_why(processor: str, release: str, reason: str) -> None:
+    said = missing(Machine("Darwin", processor=processor, release=release))
+    assert reason in said if reason else not said
 
 
 def test_a_person_hears_why_the_card_is_not_used() -> None:

@@ -278,6 +278,8 @@ def _imagic(settings: Settings) -> list[str]:
         concept.class_mode == "fill" and concept.num_class_images_per
     ):
         problems.append("imagic.enabled: it has no pictures of a class; set concepts.0.class_mode to off.")
+    if concept.held_out:
+        problems.append("concepts.0.held_out: imagic.enabled has only one picture; set it to 0.")
     for name in ("text_encoder_ratio", "text_encoder_steps"):
         if getattr(settings.tuning, name):
             problems.append(f"tuning.{name}: with imagic.enabled the text itself is trained; set it to 0.")

@@ -76,6 +76,20 @@ class Intervals:
     save_state_every_steps: int = setting(
         0, "Save State Frequency (Steps)", "A state also every so many steps.", min=0, max=10_000_000, advanced=True
     )
+    validate_every: int = setting(
+        10,
+        "Validation Frequency (Epochs)",
+        "With pictures held out: how well they are predicted is measured this often.",
+        min=1,
+        max=100_000,
+    )
+    patience: int = setting(
+        0,
+        "Patience",
+        "With pictures held out: the run ends after so many measures that were no better than the best; 0 goes on.",
+        min=0,
+        max=1000,
+    )
     states_kept: int = setting(
         1,
         "States Kept",

@@ -35,6 +35,14 @@ class Concept:
     repeats: int = setting(
         1, "Repeats", "How often each epoch sees these pictures; balances concepts of unlike size.", min=1, max=10_000
     )
+    held_out: int = setting(
+        0,
+        "Pictures Held Out",
+        "So many of these are not learned, only looked at: by how well they are predicted the run tells when it was "
+        "best. One or two are enough.",
+        min=0,
+        max=1000,
+    )
     class_mode: Literal["fill", "folder", "prediction", "off"] = setting(
         "fill",
         "Class Pictures",

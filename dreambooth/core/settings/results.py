@@ -61,6 +61,11 @@ class Saving:
     checkpoint_format: Literal["safetensors", "ckpt"] = setting(
         "safetensors", "Checkpoint Format", "The file that full fine-tuning writes; ckpt is for old programs."
     )
+    keep_best: bool = setting(
+        True,
+        "Keep the Best",
+        "With pictures held out: the result that predicts them best is written too, where it is not the last.",
+    )
     weights: Literal["average", "raw"] = setting(
         "average",
         "Weights to Save",

@@ -16,6 +16,7 @@ from torch import Tensor
 from dreambooth.core.buckets import Bucket
 from dreambooth.core.errors import UserError
 from dreambooth.core.memory.footprint import pictures_at_once
+from dreambooth.engine import hardware
 from dreambooth.engine.data import decoding, framing, masks
 from dreambooth.engine.data.latent_store import Store
 from dreambooth.engine.data.pictures import Example
@@ -49,16 +50,21 @@ class Encoded:
     def sample(self, index: Tensor) -> Tensor:
         """A fresh draw of the latents of the examples at `index` (B,), all of one bucket -> (B, 4, h, w)."""
         number = int(self.bucket[index[0]])
-        rows = self.row[index].to(self.mean[number].device, non_blocking=True)
-        mean, std = (some[number][rows].to(self.device, non_blocking=True) for some in (self.mean, self.std))
+        rows = hardware.brought(self.row[index], self.mean[number].device)
+        mean, std = (hardware.brought(some[number][rows], self.device) for some in (self.mean, self.std))
         return mean + std * torch.randn_like(mean)
+
+    def average(self, index: Tensor) -> Tensor:
+        """The latents of the examples at `index` (B,), all of one bucket, without chance -> (B, 4, h, w)."""
+        mean = self.mean[int(self.bucket[index[0]])]
+        return mean[self.row[index].to(mean.device, non_blocking=True)].to(self.device, non_blocking=True)
 
     def masks(self, index: Tensor) -> Tensor | None:
         """The masks of the examples at `index` (B,), all of one bucket -> (B, 1, h, w); None where none are used."""
         if self.mask is None:
             return None
         mask = self.mask[int(self.bucket[index[0]])]
-        return mask[self.row[index].to(mask.device, non_blocking=True)].to(self.device, non_blocking=True)
+        return hardware.brought(mask[hardware.brought(self.row[index], mask.device)], self.device)
 
 
 @torch.no_grad()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -71,7 +71,7 @@ def imagic_problem(settings: Settings, count: int) -> str:
     return f"imagic.enabled: it edits one picture, but there are {count}; leave one in the folder."
 
 
-def seen_each_epoch(some: list[Picture], concepts: list[Concept]) -> int:
+def seen_each_epoch(some: Iterable[Picture], concepts: list[Concept]) -> int:
     """How many pictures an epoch sees: each as often as its concept's repeats."""
     return sum(concepts[picture.concept].repeats for picture in some)
 
@@ -93,7 +93,7 @@ def examples(gathered: Gathered, settings: Settings, size: int) -> list[list[Exa
     return made
 
 
-def held_examples(instances: list[list[Example]], settings: Settings) -> list[Example]:
+def kept_examples(instances: list[list[Example]], settings: Settings) -> list[Example]:
     """Your own pictures as pictures of the class, of concepts whose class is kept by prediction.
 
     Raises UserError where a picture's class prompt is its own.
@@ -104,8 +104,7 @@ def held_examples(instances: list[list[Example]], settings: Settings) -> list[Ex
         concept = settings.concepts[picture.concept]
         if concept.class_mode != "prediction":
             continue
-        line = captions.file_words(picture.path).split("\n")[0] if captions.FILEWORDS in concept.class_prompt else ""
-        words = captions.variants(captions.class_words(concept, line), Captions(), seed)[0]
+        words = class_text(settings, picture)
         if words in captions.variants(picture.prompt, settings.captions, seed):
             key = f"concepts.{picture.concept}.class_prompt"
             raise UserError(
@@ -114,6 +113,22 @@ def held_examples(instances: list[list[Example]], settings: Settings) -> list[Ex
             )
         made += [Example(replace(picture, prompt=words), example.cut) for example in variants]
     return made
+
+
+def class_text(settings: Settings, picture: Picture) -> str:
+    """What one of your pictures is read with as one of its class."""
+    concept = settings.concepts[picture.concept]
+    line = captions.file_words(picture.path).split("\n")[0] if captions.FILEWORDS in concept.class_prompt else ""
+    return captions.variants(captions.class_words(concept, line), Captions(), settings.general.seed)[0]
+
+
+def held_out(some: list[Picture], settings: Settings) -> set[Picture]:
+    """Those that are not learned, only looked at."""
+    found = set()
+    for number, concept in enumerate(settings.concepts):
+        own = {picture.path: picture for picture in some if picture.concept == number}
+        found |= {own[path] for path in picture_files.held_out(concept, list(own), settings.general.seed)}
+    return found
 
 
 def prior_examples(priors: list[Picture], looks: list[Look], instances: list[list[Example]]) -> list[Example]:

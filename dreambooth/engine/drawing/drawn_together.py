@@ -5,13 +5,12 @@ On a card that is worked out from what is free at that moment, so that it is rig
 
 from __future__ import annotations
 
-import psutil
 import torch
 
 from dreambooth.core.memory.drawing_memory import Drawing, most_together
+from dreambooth.engine import hardware
 from dreambooth.engine.drawing.sampling_choice import Sampling
 from dreambooth.engine.families import unet_weights
-from dreambooth.engine.families.aside import free_bytes
 from dreambooth.engine.families.model import Model
 
 
@@ -21,7 +20,6 @@ def choose(model: Model, sampling: Sampling, wanted: int, decoding: str, before:
     device, area = model.device, sampling.width * sampling.height
     if model.anatomy is None:
         return 1
-    free = free_bytes(device) if device.type == "cuda" else psutil.virtual_memory().available
     drawing = Drawing(
         model.anatomy,
         model.family,
@@ -32,7 +30,8 @@ def choose(model: Model, sampling: Sampling, wanted: int, decoding: str, before:
         _fetched(model),
         _kept(model),
     )
-    return drawing.fitting(free, wanted, most_together(area, on_card=device.type != "cpu"), before)
+    most = most_together(area, on_card=device.type != "cpu")
+    return drawing.fitting(hardware.free_bytes(device), wanted, most, before)
 
 
 def how(model: Model) -> str:

@@ -11,6 +11,8 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor, nn
 
+from dreambooth.engine import hardware
+
 Places = list[tuple[dict[str, Tensor | None], str, Tensor]]  # of each weight: its module's table, its name, itself
 
 
@@ -18,24 +20,15 @@ Places = list[tuple[dict[str, Tensor | None], str, Tensor]]  # of each weight: i
 def room_for(needed: int, part: nn.Module) -> Iterator[None]:
     """Within it a part has left its device, if so many bytes would not be free there otherwise."""
     device = next(part.parameters()).device
-    if free_bytes(device) >= needed:
+    if device.type == "cpu" or hardware.free_bytes(device) >= needed:
         yield
         return
     part.to("cpu")
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
+    hardware.give_back_memory()
     try:
         yield
     finally:
         part.to(device)
-
-
-def free_bytes(device: torch.device) -> float:
-    """How much of a device is free, with what PyTorch keeps there for later."""
-    if device.type != "cuda":
-        return float("inf")
-    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return torch.cuda.mem_get_info(device)[0] + kept
 
 
 class Aside:
@@ -63,7 +56,7 @@ class Aside:
         try:
             for name in fetched:
                 for table, key, tensor in self._places[name]:
-                    copy = tensor.detach().to(device, non_blocking=True)
+                    copy = hardware.brought(tensor.detach(), device)
                     is_weight = isinstance(tensor, nn.Parameter)
                     table[key] = nn.Parameter(copy, requires_grad=False) if is_weight else copy
             yield

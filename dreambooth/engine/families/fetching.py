@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from dreambooth.core.errors import Problem
+from dreambooth.engine import hardware
 from dreambooth.engine.tracing.recorder import call
 
 DIFFERS = Problem(
@@ -149,7 +150,7 @@ class Ahead:
         if self.is_checked:
             return
         self.is_checked = True
-        there = [weight.to(self.device, non_blocking=True) for weight in weights]
+        there = [hardware.brought(weight, self.device) for weight in weights]
         differ = torch.stack([(one != other).any() for one, other in zip(fetched, there)]).any()
         if bool(differ):  # the one time that the device is waited for
             self.is_on, self.streams = False, InTurn()

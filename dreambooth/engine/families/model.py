@@ -5,8 +5,9 @@ A family is one file beside this one. It says how its parts are built and how it
 
 from __future__ import annotations
 
+import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -23,7 +24,7 @@ from dreambooth.core.memory.drawing_memory import TILE
 from dreambooth.core.models import anatomy
 from dreambooth.core.models.anatomy import Anatomy
 from dreambooth.core.models.model_file import Header
-from dreambooth.engine import suited
+from dreambooth.engine import hardware, suited
 from dreambooth.engine.checkpoints.source import Source
 from dreambooth.engine.families.aside import Aside
 from dreambooth.engine.words import chunks
@@ -146,6 +147,18 @@ class Model(ABC):
         """Within it these parts stay on the device."""
         return self.aside.present(names, self.device)
 
+    @contextlib.contextmanager
+    def evaluated(self) -> Iterator[None]:
+        """Within it nothing in the model behaves as in training."""
+        modes = [(part, part.training) for part in self.parts.values()]
+        for part, _ in modes:
+            part.eval()
+        try:
+            yield
+        finally:
+            for part, training in modes:
+                part.train(training)
+
     def read_prompts(self, max_token_length: int, clip_skip: int, pad_tokens: bool = True) -> None:
         """Sets how prompts are read from now on: in pieces of 75 tokens, up to so many tokens in all; at the text
         encoder's last block but `clip_skip` - 1; with the padding or without.
@@ -199,7 +212,7 @@ class Model(ABC):
 
     def encode_text(self, prompts: Sequence[str]) -> Text:
         """Prompts -> what the UNet reads, in float32."""
-        tokens = [numbers.to(self.device, non_blocking=True) for numbers in self.tokenize(prompts)]
+        tokens = [hardware.brought(numbers, self.device) for numbers in self.tokenize(prompts)]
         with self.present(*self.text_encoders):
             return self.encode_tokens(tokens).to(torch.float32)
 

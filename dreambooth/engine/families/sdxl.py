@@ -9,6 +9,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
+from dreambooth.engine import hardware
 from dreambooth.engine.checkpoints.source import Source
 from dreambooth.engine.families import shapes
 from dreambooth.engine.families.loading import unfilled
@@ -37,7 +38,7 @@ class Sdxl(Model):
         return Text(torch.zeros_like(text.hidden), torch.zeros_like(text.pooled), text.mask)
 
     def denoise(self, x_t: Tensor, t: Tensor, text: Text, sizes: Tensor) -> Tensor:
-        added = {"text_embeds": text.pooled, "time_ids": sizes.to(x_t.device, non_blocking=True)}
+        added = {"text_embeds": text.pooled, "time_ids": hardware.brought(sizes, x_t.device)}
         return self.unet(x_t, t, text.hidden, encoder_attention_mask=text.mask, added_cond_kwargs=added).sample
 
 

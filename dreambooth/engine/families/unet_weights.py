@@ -23,6 +23,7 @@ from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 
 from dreambooth.core.errors import Problem, UserError
+from dreambooth.engine import hardware
 from dreambooth.engine.families import fetching
 from dreambooth.engine.families.fetching import Ahead, Streams
 from dreambooth.engine.run import trouble
@@ -63,7 +64,7 @@ class _Fetched(torch.autograd.Function):
         fetched, streamed.fetched = streamed.fetched, None
         if fetched is not None and fetched.device == device:
             return fetched
-        return weight.to(device, non_blocking=True, copy=True)
+        return hardware.brought(weight, device, copy=True)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[None, None, None]:

@@ -27,6 +27,13 @@ def asked_to_end(job: Job) -> str:
     return next((ending for request, ending in ENDINGS.items() if request in asked), "")
 
 
+def ends_at_once(job: Job) -> tuple[str, ...]:
+    """The requests that end a job before training begins. What a run learned before is not thrown away: stopping it
+    goes on to where its result is written."""
+    has_learned = job.state.is_dir() and any(job.state.iterdir())
+    return ("pause", "discard") if has_learned else ("pause", "stop", "discard")
+
+
 class Listener(threading.Thread):
     """Looks at the job's requests as long as the process lives."""
 

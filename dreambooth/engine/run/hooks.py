@@ -3,13 +3,17 @@ training goes on wherever it can."""
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from dreambooth.core import settings as settings_module
+from dreambooth.core import validation
 from dreambooth.core.errors import Problem, UserError
+from dreambooth.core.files import atomic
 from dreambooth.core.settings import on_resume
 from dreambooth.core.settings.conflicts import rate_keys
 from dreambooth.engine.checkpoints.source import Source
@@ -19,6 +23,7 @@ from dreambooth.engine.run.tensorboard import EventFile, curves
 from dreambooth.engine.training import preview, state_writer
 from dreambooth.engine.training.session import Session
 from dreambooth.engine.training.state_writer import Written
+from dreambooth.engine.training.validation import Measured, Validation
 from dreambooth.engine.work import Work
 
 RETRY_SECONDS = 60.0  # after a state that could not be saved
@@ -32,8 +37,9 @@ class _Interrupted(Exception):
 class Hooks:
     """What the loop asks for, done."""
 
-    def __init__(self, work: Work, session: Session, source: Source) -> None:
+    def __init__(self, work: Work, session: Session, source: Source, validation: Validation | None = None) -> None:
         self.work, self.session, self.source = work, session, source
+        self.validation, self.measured_at = validation, -1
         self.board = EventFile(work.job.folder / "tensorboard") if work.settings.reporting.tensorboard else None
         intervals = session.settings.intervals
         kept = state_writer.keeping(session.budget, intervals.states_kept, intervals.states_kept_every)
@@ -48,9 +54,12 @@ class Hooks:
 
     def report(self, **fields: Any) -> None:
         self.work.job.report("step", **fields)
+        self._draw_curves(curves(fields))
+
+    def _draw_curves(self, values: dict[str, float]) -> None:
         if self.board:
             try:
-                self.board.add(fields["step"], curves(fields))
+                self.board.add(self.session.step, values)
             except OSError as error:
                 self.warn(f"{self.board.path}: the curves cannot be written ({error.strerror}); they end here.")
                 self.board = None
@@ -72,6 +81,53 @@ class Hooks:
         )
         do = f"If it comes again, look at these pictures, or lower {rate_keys(self.work.settings)[0]}."
         self.warn(Problem(said, "tuning.nonfinite_steps", do))
+
+    def measure(self) -> bool:
+        """Measures how well the run does, once at each step, and keeps the result where it is the best. Returns whether
+        the run has been past its best for so long that it is to end."""
+        session, job = self.session, self.work.job
+        if self.validation is None or self.measured_at == session.step:
+            return False
+        self.measured_at, found = session.step, self._measured()
+        if found is None:
+            return False
+        figures = {name: None if value is None else round(value, 5) for name, value in asdict(found).items()}
+        job.report("measured", step=session.step, images=session.images, **figures)
+        self._draw_curves({f"validation/{name}": value for name, value in figures.items() if value is not None})
+        story, settings = job.story(), session.settings
+        is_best = story.best is not None and story.best.step == session.step
+        if is_best and settings.saving.keep_best and session.step < session.budget.steps:
+            self.save_model(session.images, asked=False, best=True)
+            self.drop_former_best()
+        patience = settings.intervals.patience
+        return bool(patience) and validation.measures_past(story.measures) >= patience
+
+    def _measured(self) -> Measured | None:
+        assert self.validation is not None
+        try:
+            return self.validation.measure()
+        except OSError as error:
+            said = f"{self.validation.before}: what the run is measured against cannot be written"
+            self.warn(f"{said} ({error.strerror or error}); after a pause it is not measured any more.")
+        except (RuntimeError, MemoryError) as error:
+            if not trouble.is_out_of_memory(error):
+                raise
+            said = f"The memory was not enough to measure the run: {trouble.needed(error)}."
+            self.warn(Problem(f"{said} It goes on without.", "concepts.0.held_out", "Set it to 0."))
+            self.validation = None
+        trouble.free_memory()
+        return None
+
+    def drop_former_best(self) -> None:
+        """Removes what was written only for having been the best, where a later result is."""
+        story = self.work.job.story()
+        for event in story.saved:
+            if event.get("best") and story.best is not None and event["images"] < story.best.images:
+                path = Path(event["path"])
+                with contextlib.suppress(OSError):  # one that is in use stays
+                    atomic.remove(path)
+                    path.with_suffix(".yaml").unlink(missing_ok=True)
+                    self.work.job.report("removed", path=str(path))
 
     def preview(self, images: int, check: Callable[[], None]) -> None:
         """Draws previews, until a person asks for something that cannot wait. `check` raises for weights that must not
@@ -139,7 +195,7 @@ class Hooks:
         )
         return True
 
-    def save_model(self, images: int, *, asked: bool) -> None:
+    def save_model(self, images: int, *, asked: bool, best: bool = False) -> None:
         """Writes the model as it is. Where it cannot be written, this is said and the run goes on.
 
         What has been written on the way before the run was killed and went on is not written once more.
@@ -147,7 +203,7 @@ class Hooks:
         if not asked and already_written(self.work, images):
             return
         try:
-            save_output(self.work, self.session, self.source, images)
+            save_output(self.work, self.session, self.source, images, best=best)
         except UserError as error:
             self.warn(error.and_then("The run goes on."))
 
@@ -191,8 +247,9 @@ def already_written(work: Work, images: int) -> bool:
     )
 
 
-def save_output(work: Work, session: Session, source: Source, images: int) -> None:
-    """Writes the model as it is now. Raises UserError if it cannot be written."""
+def save_output(work: Work, session: Session, source: Source, images: int, *, best: bool = False) -> None:
+    """Writes the model as it is now, with `best` only as long as none is better. Raises UserError if it cannot be
+    written."""
     if (changed := source.files.overwritten()) is not None:
         raise UserError(
             f"{changed}: the checkpoint was overwritten while the run works with it; put the former one back."
@@ -203,4 +260,5 @@ def save_output(work: Work, session: Session, source: Source, images: int) -> No
     kind = "lora" if work.settings.is_lora else "checkpoint"
     changes = on_resume.of_the_result(work.job.changes())
     changed = {"changes": changes} if changes else {}
-    work.job.report("saved", kind=kind, path=str(path), bytes=path.stat().st_size, images=images, **changed)
+    only = {"best": True} if best else {}
+    work.job.report("saved", kind=kind, path=str(path), bytes=path.stat().st_size, images=images, **changed, **only)

@@ -26,10 +26,13 @@ Changes = dict[str, Any]
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """PyTorch has a class of its own for a GPU, a RuntimeError; on a processor it raises one that says so."""
+    """PyTorch has a class of its own for a GPU, a RuntimeError; on a processor it raises one that says so, and for an
+    Apple GPU another one where a single tensor is larger than Metal allows."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
-    return isinstance(error, RuntimeError) and bool(re.search("out of memory|can't allocate memory", str(error)))
+    return isinstance(error, RuntimeError) and bool(
+        re.search("out of memory|can't allocate memory|Invalid buffer size", str(error))
+    )
 
 
 def first_line(error: BaseException) -> str:
@@ -50,7 +53,11 @@ def needed(error: BaseException) -> str:
         wanted = _spelled(asked[1])
         if there := re.search(r"total capacity of ([\d.]+ \w+) of which ([\d.]+ \w+) is free", text):
             return f"{wanted} more were needed, {there[2]} of {there[1]} were free"
+        if most := re.search(r"max allowed: ([\d.]+ \w+)", text):  # of an Apple GPU
+            return f"{wanted} more were needed, of {most[1]} that PyTorch may take"
         return f"{wanted} more were needed"
+    if asked := re.search(r"Invalid buffer size: ([\d.]+ \w+)", text):
+        return f"{asked[1]} were needed in one piece"
     return "how much more was needed is not known"
 
 
@@ -123,6 +130,7 @@ def _doing(phase: str) -> str:
 def free_memory() -> None:
     """Gives back what the failed attempt held; nothing must refer to it any more."""
     gc.collect()
-    torch = sys.modules.get("torch")
-    if torch and torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    if "torch" in sys.modules:
+        from dreambooth.engine import hardware
+
+        hardware.give_back_memory()

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dreambooth.engine.hardware import NEEDS_CARD
 from dreambooth.engine.tracing.program import Program
 
 Captured = tuple[Callable[[], None], tuple[Tensor, ...]]  # what does it again, and where its outputs are then
@@ -19,7 +20,7 @@ Captured = tuple[Callable[[], None], tuple[Tensor, ...]]  # what does it again, 
 
 def fault(device: torch.device) -> str:
     """Why there are no CUDA graphs on this device; empty if there are."""
-    return "" if device.type == "cuda" else "it needs a GPU"
+    return "" if device.type == "cuda" else NEEDS_CARD
 
 
 class Graph:

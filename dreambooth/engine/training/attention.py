@@ -12,13 +12,17 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
 from dreambooth.core.errors import UserError
+from dreambooth.engine import hardware
 from dreambooth.engine.run import trouble
+from dreambooth.engine.training.lean_attention import attended
 
 KINDS = ("sdpa", "flash", "sliced", "xformers")
 
 
 def fault(name: str, device: torch.device) -> str:
     """Why a kind of attention does not work on this device, found by trying; empty if it does."""
+    if name == "flash" and device.type == "mps":
+        return hardware.NEEDS_CARD  # PyTorch would take another kind there without a word
     half = torch.float32 if device.type == "cpu" else torch.float16
     try:
         query = torch.randn(1, 2, 16, 8, device=device, dtype=half, requires_grad=True)
@@ -78,7 +82,7 @@ class _Sdpa(AttnProcessor2_0):  # type: ignore[misc]
         context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
         inputs = zip((attn.to_q, attn.to_k, attn.to_v), (hidden_states, context, context))
         query, key, value = (layer(x).unflatten(-1, (attn.heads, -1)).transpose(1, 2) for layer, x in inputs)
-        mixed = scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
+        mixed = attended(query, key, value).transpose(1, 2).flatten(2)
         return attn.to_out[1](attn.to_out[0](mixed))  # type: ignore[no-any-return]
 
 

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dreambooth.engine import hardware
+
 
 @contextlib.contextmanager
 def on_device(weights: list[nn.Parameter], optimizer: Any, device: torch.device) -> Iterator[None]:
@@ -20,10 +22,10 @@ def on_device(weights: list[nn.Parameter], optimizer: Any, device: torch.device)
     lying = {weight: weight.data for weight in weights}
     kept = {weight: dict(optimizer.state.get(weight, {})) for weight in weights}
     for weight in weights:
-        weight.data = _fetched(lying[weight], device)
+        weight.data = hardware.brought(lying[weight], device, copy=True)
         for name, value in kept[weight].items():
             if isinstance(value, Tensor):
-                optimizer.state[weight][name] = _fetched(value, device)
+                optimizer.state[weight][name] = hardware.brought(value, device, copy=True)
     try:
         yield
     finally:
@@ -41,13 +43,9 @@ def settle(device: torch.device) -> None:
         torch.cuda.current_stream(device).synchronize()
 
 
-def _fetched(value: Tensor, device: torch.device) -> Tensor:
-    return value.to(device, non_blocking=True, copy=True)
-
-
 def _put_back(place: Tensor | None, value: Tensor) -> Tensor:
     """The value in its place in the computer's memory, or in a new one where it had none that will do."""
     pinned = value.is_cuda
     if place is None or place.shape != value.shape or place.dtype != value.dtype or place.is_pinned() != pinned:
         place = torch.empty_like(value, device="cpu", pin_memory=pinned)
-    return place.copy_(value, non_blocking=True)
+    return place.copy_(value, non_blocking=pinned)

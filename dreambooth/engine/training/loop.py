@@ -26,7 +26,8 @@ Ending = Literal["done", "paused", "stopped", "discarded"]
 
 
 class Hooks(Protocol):
-    """What the loop asks of the world around it. `check` raises for weights that must not be saved."""
+    """What the loop asks of the world around it. `check` raises for weights that must not be saved. `measure` says
+    whether the run is past its best, and to end."""
 
     def requests(self) -> set[str]: ...
     def answered(self, request: str) -> None: ...
@@ -34,6 +35,7 @@ class Hooks(Protocol):
     def warn(self, said: Problem) -> None: ...
     def cooling(self, seconds: int) -> None: ...
     def left_out(self, steps: list[int]) -> None: ...
+    def measure(self) -> bool: ...
     def preview(self, images: int, check: Callable[[], None]) -> None: ...
     def save_model(self, images: int, *, asked: bool) -> None: ...
     def save_state(self, *, wait: bool) -> bool: ...
@@ -41,13 +43,13 @@ class Hooks(Protocol):
 
 
 def train(session: Session, hooks: Hooks) -> Ending:
-    """Trains from the session's step to the end of its budget, or until somebody asks to stop."""
-    budget = session.budget
+    """Trains from the session's step to the end of its budget, until it is past its best, or somebody asks to stop."""
     alpha_bar = make_scheduler("ddim", session.model).alphas_cumprod.to(session.model.device)
     pulse = Pulse(session, hooks)
     session.model.unet.train()
     optimizers.set_mode(session.optimizer, training=True)
     if session.step == 0:
+        hooks.measure()
         hooks.preview(0, pulse.check)
 
     with stepping(session) as in_backward:
@@ -55,7 +57,8 @@ def train(session: Session, hooks: Hooks) -> Ending:
     if ending:
         return ending
     pulse.check()
-    hooks.preview(budget.images, pulse.check)
+    hooks.measure()
+    hooks.preview(session.images, pulse.check)
     return "done"
 
 
@@ -83,7 +86,8 @@ def _take_steps(
         session.change_weights(left_out_if=pulse.end_step(norms), changed=in_backward is not None)
 
         pulse.report_if_due()
-        _do_what_is_due(session, hooks, pulse)
+        if _do_what_is_due(session, hooks, pulse):
+            break
     return None
 
 
@@ -112,14 +116,18 @@ def _set_rates(session: Session) -> None:
         group["lr"] = learning_rates(session.settings)[part != "unet"] * factor
 
 
-def _do_what_is_due(session: Session, hooks: Hooks, pulse: Pulse) -> None:
-    """Previews, saves and rests on the way."""
+def _do_what_is_due(session: Session, hooks: Hooks, pulse: Pulse) -> bool:
+    """Previews, saves, measures and rests on the way. Returns whether the run is past its best, and to end."""
     intervals, budget, step = session.settings.intervals, session.budget, session.step
     if budget.is_due(intervals.save_preview_every, step, intervals.save_preview_every_steps):
         hooks.preview(session.images, pulse.check)
     if budget.is_due(intervals.save_model_every, step, intervals.save_model_every_steps):
         pulse.check()
         hooks.save_model(session.images, asked=False)
+    if budget.is_due(intervals.validate_every, step):
+        pulse.check()
+        if hooks.measure():
+            return True
     overdue = hooks.tend_states()
     if budget.is_due(intervals.save_state_every, step, intervals.save_state_every_steps) or overdue:
         pulse.check()
@@ -127,6 +135,7 @@ def _do_what_is_due(session: Session, hooks: Hooks, pulse: Pulse) -> None:
     if budget.is_due(intervals.epoch_pause_frequency, step):
         hooks.cooling(intervals.epoch_pause_time)
         pulse.rested(_rest(intervals.epoch_pause_time, hooks))
+    return False
 
 
 def _rest(seconds: int, hooks: Hooks) -> float:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from dreambooth.engine import hardware
 from dreambooth.engine.families.model import Text
 from dreambooth.engine.layers.resting import resting
 from dreambooth.engine.training import noise, objective, precision
@@ -123,7 +124,7 @@ def losses(session: Session, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
     if batch.base_hidden is not None:
         base = _base_prediction(session, batch, Text(batch.base_hidden, batch.base_pooled, batch.base_mask))
         wanted = torch.cat([wanted[: -len(base)], base.to(wanted.dtype)])
-    predicted = _denoised(session, batch.x_t, batch.t, _text(session, batch), batch.sizes)
+    predicted = denoised(session, batch.x_t, batch.t, _text(session, batch), batch.sizes)
 
     # Judge each picture, and weigh it before the subject's and the class's means are taken.
     choice, alpha_bar_t = settings.objective, batch.alpha_bar_t
@@ -141,10 +142,11 @@ def _base_prediction(session: Session, batch: Batch, text: Text) -> Tensor:
     """What the UNet predicts without its adapters for the last rows, which read `text`, (P, 4, h, w)."""
     x_t, t, sizes = (some[-len(text.hidden) :] for some in (batch.x_t, batch.t, batch.sizes))
     with resting(session.adapters):
-        return _denoised(session, x_t, t, text, sizes)
+        return denoised(session, x_t, t, text, sizes)
 
 
-def _denoised(session: Session, x_t: Tensor, t: Tensor, text: Text, sizes: Tensor) -> Tensor:
+def denoised(session: Session, x_t: Tensor, t: Tensor, text: Text, sizes: Tensor) -> Tensor:
+    """What the UNet predicts, (B, 4, h, w), in the precision that the run computes in."""
     dtype = precision.plain_dtype(session.accelerator, session.settings, session.trained.kind)
     if dtype is None:
         with session.accelerator.autocast():
@@ -163,4 +165,4 @@ def _text(session: Session, batch: Batch) -> Text:
 def _concept_weights(session: Session, instances: Tensor) -> Tensor:
     """How much each picture of yours counts by its concept, (B,)."""
     weights = torch.tensor([concept.loss_weight for concept in session.settings.concepts])
-    return weights[session.instances.concept[instances]].to(session.model.device, non_blocking=True)
+    return hardware.brought(weights[session.instances.concept[instances]], session.model.device)

@@ -9,22 +9,25 @@ from accelerate import Accelerator
 
 from dreambooth.core.errors import UserError
 from dreambooth.core.settings import Settings
+from dreambooth.engine import hardware
 
 _AUTOCAST_KINDS = ("loha", "lokr")  # of LoRA
 
 
 def accelerator(mixed_precision: str = "auto", *, bf16_weights: bool = False) -> Accelerator:
     """The device's accelerator in the wanted precision. Raises UserError where the device cannot do it."""
-    choice = _automatic() if mixed_precision == "auto" else mixed_precision
+    device = hardware.here()
+    choice = _automatic(device) if mixed_precision == "auto" else mixed_precision
     if bf16_weights:
         choice = "bf16"
-    if choice == "fp16" and not torch.cuda.is_available():
-        raise UserError("tuning.mixed_precision: fp16 needs a GPU; choose auto, no or bf16.")
-    if choice == "bf16" and torch.cuda.is_available() and not torch.cuda.is_bf16_supported():
+    if choice == "fp16" and device.type != "cuda":
+        raise UserError(f"tuning.mixed_precision: for fp16 {hardware.NEEDS_CARD}; choose auto, no or bf16.")
+    if choice == "bf16" and not hardware.does_bf16(device):
+        other = "fp16" if device.type == "cuda" else "no"
         key, mend = (
             ("memory.bf16_weights", "turn it off")
             if bf16_weights
-            else ("tuning.mixed_precision", "choose auto or fp16")
+            else ("tuning.mixed_precision", f"choose auto or {other}")
         )
         raise UserError(f"{key}: this GPU cannot do bf16; {mend}.")
     return Accelerator(mixed_precision=choice)
@@ -83,7 +86,8 @@ def set_deterministic(on: bool) -> None:
     torch.backends.cudnn.benchmark = False
 
 
-def _automatic() -> str:
-    if not torch.cuda.is_available():
+def _automatic(device: torch.device) -> str:
+    """An Apple GPU is hardly quicker in half precision, but its memory is short (karpathy/nanochat issue 793)."""
+    if device.type == "cpu":
         return "no"
-    return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+    return "bf16" if hardware.does_bf16(device) else "fp16" if device.type == "cuda" else "no"

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
@@ -79,7 +78,7 @@ def make(
     folder.mkdir(exist_ok=True)
     atomic.sweep(folder)
     known = Known(model)
-    with torch.random.fork_rng(), decoding(model, settings.memory.vae_decoding), _evaluated(model):
+    with torch.random.fork_rng(), decoding(model, settings.memory.vae_decoding), model.evaluated():
         for start in range(len(paths), len(wanted), batch):
             some = wanted[start : start + batch]
             text = _text(known, [what[p] for p, _ in some], fitted)
@@ -111,19 +110,6 @@ def _text(known: Known, some: list[tuple[str, float | None]], fitted: Text | Non
     if fitted is None:
         return text
     return Text.cat([imagic.blended(text[n : n + 1], fitted, eta or 0.0) for n, (_, eta) in enumerate(some)])
-
-
-@contextlib.contextmanager
-def _evaluated(model: Model) -> Iterator[None]:
-    """Within it, nothing in the model behaves as in training."""
-    modes = [(part, part.training) for part in model.parts.values()]
-    for part, _ in modes:
-        part.eval()
-    try:
-        yield
-    finally:
-        for part, training in modes:
-            part.train(training)
 
 
 def found(folder: Path) -> dict[int, dict[tuple[int, int], Path]]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from dreambooth.core.errors import UserError
+from dreambooth.engine import hardware
 from dreambooth.engine.training import skipping, state
 from dreambooth.engine.training.session import Session
 
@@ -89,7 +90,7 @@ class Pulse:
             gradient_norms={part: round(norm, 5) for part, norm in zip(session.trained.parts, norms)},
             steps_per_second=round(1 / pace, 3),
             seconds_left=round(pace * (session.budget.steps - session.step), 1),
-            memory_bytes=_memory(session.model.device),
+            memory_bytes=hardware.most_used_bytes(session.model.device),
         )
         for total in (self.losses, self.norms, self.counted):
             total.zero_()
@@ -121,8 +122,3 @@ class Pulse:
             raise Diverged(f"The loss was not a number in {most} steps in a row, the last of them {left_out[-1]}.")
         if (scaler := session.accelerator.scaler) and scaler.get_scale() < 1:
             raise Diverged(f"The gradients no longer fit into half precision at step {session.step}.")
-
-
-def _memory(device: torch.device) -> int:
-    """The most memory of the device that was in use at once; 0 where it is not counted."""
-    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0

@@ -15,10 +15,11 @@ def skipped_if(optimizer: Any, bad: Tensor) -> Iterator[None]:
     """Within it a step of the optimizer is left out where `bad` (a truth on the device) says so.
 
     PyTorch's fused optimizers know this from mixed precision (`found_inf`) and leave everything as it is. The others
-    take a step of no gradient: what they remember fades a little, and nothing that is not finite reaches them.
+    take a step of no gradient: what they remember fades a little, and nothing that is not finite reaches them. So do
+    the fused ones on an Apple GPU, which did not hear of `found_inf` until 2026 (pytorch/pytorch issue 186360).
     """
     inner = getattr(optimizer, "optimizer", optimizer)  # accelerate's wrapping
-    if getattr(inner, "_step_supports_amp_scaling", False):
+    if getattr(inner, "_step_supports_amp_scaling", False) and bad.device.type != "mps":
         inner.grad_scale, inner.found_inf = None, bad.float()
         try:
             yield

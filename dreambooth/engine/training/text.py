@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from dreambooth.engine import hardware
 from dreambooth.engine.families.model import Model, Text
 from dreambooth.engine.layers.resting import adapters, resting
 
@@ -26,21 +27,21 @@ class Texts:
         """(B,) prompt numbers -> what the UNet reads, from a table. It is made once, when the text encoders rest."""
         if self.table is None:
             self.table = self._all()
-        return self.table[numbers.to(self.model.device, non_blocking=True)]
+        return self.table[hardware.brought(numbers, self.model.device)]
 
     def base_embeddings(self, numbers: Tensor) -> Text:
         """The same from text encoders without their adapters, which may go on learning."""
         if self.base_table is None:
             with resting(adapters(self.model.text_encoders.values())):
                 self.base_table = self._all()
-        return self.base_table[numbers.to(self.model.device, non_blocking=True)]
+        return self.base_table[hardware.brought(numbers, self.model.device)]
 
     def look_up(self, numbers: Tensor) -> tuple[Tensor, Tensor | None]:
         """(B,) prompt numbers -> their tokens (text encoders, B, pieces x 77), and which rows are the empty prompt."""
-        on_device = numbers.to(self.model.device, non_blocking=True)
+        on_device = hardware.brought(numbers, self.model.device)
         emptied = (numbers == self.nothing).nonzero().flatten()
         tokens = torch.stack([some[on_device] for some in self.tokens])
-        return tokens, emptied.to(self.model.device, non_blocking=True) if len(emptied) else None
+        return tokens, hardware.brought(emptied, self.model.device) if len(emptied) else None
 
     def read(self, tokens: Tensor, emptied: Tensor | None) -> Text:
         """What was looked up -> what the UNet reads, for text encoders that learn."""
@@ -60,7 +61,7 @@ class Texts:
 
     def _emptied(self, text: Text, rows: Tensor) -> Text:
         """The text with nothing in some of its rows."""
-        nothing, rows = self.model.encode_negative("", len(rows)), rows.to(text.hidden.device, non_blocking=True)
+        nothing, rows = self.model.encode_negative("", len(rows)), hardware.brought(rows, text.hidden.device)
         pooled = mask = None
         hidden = text.hidden.index_copy(0, rows, nothing.hidden.to(text.hidden.dtype))
         if text.pooled is not None and nothing.pooled is not None:

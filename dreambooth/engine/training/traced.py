@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from dreambooth.core.errors import Problem
+from dreambooth.engine import hardware
 from dreambooth.engine.run import trouble
 from dreambooth.engine.tracing.graph import Graph
 from dreambooth.engine.tracing.program import CLOSE, NotTraceable, Program, record, signature
@@ -198,8 +199,7 @@ class Passes:
 
     def _rewound(self) -> AbstractContextManager[None]:
         """After it random numbers come as if it had not been."""
-        device = self.session.model.device
-        return torch.random.fork_rng([device] if device.type == "cuda" else [])
+        return hardware.random_numbers_kept(self.session.model.device)
 
 
 def _shape_of(batch: Batch) -> Any:

@@ -21,12 +21,14 @@ def plan(result: Result) -> str:
     lines += [f"Not a picture: {path}" for path in result["strangers"]]
     shapes = ", ".join(f"{b['pictures']} at {b['width']}x{b['height']}" for b in result["buckets"])
     lines.append(f"Pictures: {shapes}")
+    if out := sum(one["held_out"] for one in result["pictures"]):
+        lines.append(f"{out} held out: not learned, only looked at, to tell when the run is best")
     for one in result["class_pictures"]:
         counts = f"{one['there']} there, {one['wanted']} wanted, {one['missing']} to be made"
         lines.append(f"Class pictures: {counts} in {one['folder']}")
-    if held := result["held_prompts"]:
-        more = f" and {len(held) - 1} more" if len(held) > 1 else ""
-        lines.append(f"Kept as the model predicts it, without class pictures: {held[0]}{more}")
+    if kept := result["kept_prompts"]:
+        more = f" and {len(kept) - 1} more" if len(kept) > 1 else ""
+        lines.append(f"Kept as the model predicts it, without class pictures: {kept[0]}{more}")
     time = f", about {duration(result['seconds'])}" if result["seconds"] else ""
     images = f"{result['images_each_epoch']} pictures x {result['epochs']:g} epochs = {result['images']:,} images"
     before = f", after {result['steps_before']:,} that fit the words" if result["steps_before"] else ""
@@ -126,4 +128,5 @@ def _picture(one: Result, folder: str) -> list[str]:
     variants = f" in {len(one['crops'])} variants" if len(one["crops"]) > 1 else ""
     shape = f"{one['bucket'][0]}x{one['bucket'][1]}{variants}"
     more = f" (and {len(one['texts']) - 1} more)" if len(one["texts"]) > 1 else ""
-    return [file, f"{one['width']}x{one['height']}", shape, one["prompt"] + more, "; ".join(one["warnings"])]
+    remarks = [*one["warnings"], *(["held out"] if one["held_out"] else [])]
+    return [file, f"{one['width']}x{one['height']}", shape, one["prompt"] + more, "; ".join(remarks)]

@@ -9,7 +9,7 @@ import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from dreambooth.core import forecast, run
+from dreambooth.core import forecast, picture_files, run
 from dreambooth.core.budget import Budget, budget
 from dreambooth.core.errors import UserError
 from dreambooth.core.memory import footprint
@@ -42,7 +42,7 @@ class Cost:
 def estimate(project: Project, settings: Settings) -> Cost:
     """About what a run with these settings takes; every picture counts as one of the full size."""
     found = [(concept, _count(concept)) for concept in settings.concepts]
-    seen = sum(count * concept.repeats for concept, count in found)
+    seen = sum(picture_files.learned(concept, count) * concept.repeats for concept, count in found)
     length = budget(settings, seen) if seen else None
     memory = disk = 0
     try:

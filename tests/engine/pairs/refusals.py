@@ -40,6 +40,9 @@ def _of_the_engine(row: Row, settings: Settings) -> Iterator[str]:
     family, _, kind = row[FAMILY].partition("-")
     yield from suited.problems(settings, {"family": family, "zero_terminal_snr": (family, kind) == ("sdxl", "v")})
     yield imagic_problem(settings, PICTURES.get(row["concepts.0.instance_data_dir"], MANY) + row[SECOND])
+    held_out, count = row["concepts.0.held_out"], PICTURES.get(row["concepts.0.instance_data_dir"], MANY)
+    if held_out >= count:
+        yield f"concepts.0.held_out: of {count} pictures none would be left to learn from; set it to 0."
     start = {START: {"unet/": "lora"}, START_WITH_TEXT: {"unet/": "loha", "text_encoder/": "loha"}}
     parts: Any = start.get(row["lora.start_file"], {})
     if parts and settings.is_lora:

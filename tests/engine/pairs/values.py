@@ -53,6 +53,7 @@ VALUES: dict[str, tuple[Any, ...]] = {
     "concepts.0.instance_token": ("sks",),
     "concepts.0.class_token": ("star",),
     "concepts.0.repeats": (2,),
+    "concepts.0.held_out": (1,),
     "concepts.0.class_data_dir": (OF_CLASS,),
     "concepts.0.num_class_images_per": (1,),
     "concepts.0.class_negative_prompt": ("grey",),
@@ -79,6 +80,7 @@ VALUES: dict[str, tuple[Any, ...]] = {
     "intervals.save_preview_every_steps": (3,),
     "intervals.save_model_every_steps": (4,),
     "intervals.save_state_every_steps": (2,),
+    "intervals.validate_every": (1,),
     "intervals.states_kept": (3,),
     "intervals.states_kept_every": (1,),
     "intervals.epoch_pause_frequency": (1,),
@@ -151,6 +153,7 @@ ON_CARD: dict[str, tuple[Any, ...]] = {
 
 LEFT_OUT = {
     "tuning.trace_steps": "each row is run with it and without it",
+    "intervals.patience": "a run that ends by itself is not there to be paused half way",
     "reporting.webhook_url": "it leads to the internet",
 }
 

@@ -1,0 +1,81 @@
+"""What differs between devices: a card of NVIDIA or AMD (cuda, to PyTorch), an Apple GPU (mps), the processor."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+
+import psutil
+import torch
+from torch import Tensor
+
+NEEDS_CARD = "it needs a card of NVIDIA or AMD"
+
+
+def here() -> torch.device:
+    """The device of this machine, as accelerate chooses it."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name()
+    return "the Apple GPU" if device.type == "mps" else "the processor"
+
+
+def does_bf16(device: torch.device) -> bool:
+    """Whether it computes in bf16, at whatever pace."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    return device.type != "mps" or torch.backends.mps.is_macos_or_newer(14, 0)
+
+
+def memory_bytes(device: torch.device) -> int:
+    """What a device can give at most; 0 for the processor. An Apple GPU has part of the computer's own memory: as much
+    as Metal advises to use."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(0).total_memory
+    return torch.mps.recommended_max_memory() if device.type == "mps" else 0
+
+
+def free_bytes(device: torch.device) -> int:
+    """How much of a device's memory is free, with what PyTorch keeps there for later."""
+    if device.type == "cuda":
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + kept
+    available: int = psutil.virtual_memory().available
+    if device.type != "mps":
+        return available
+    held, used = torch.mps.driver_allocated_memory(), torch.mps.current_allocated_memory()
+    return max(0, min(torch.mps.recommended_max_memory() - held, available)) + held - used
+
+
+def most_used_bytes(device: torch.device) -> int:
+    """The most that was in use at once; 0 on the processor. Of an Apple GPU what PyTorch holds, which does not shrink
+    by itself, as nothing else is counted there."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return torch.mps.driver_allocated_memory() if device.type == "mps" else 0
+
+
+def random_numbers_kept(device: torch.device) -> AbstractContextManager[None]:
+    """After it random numbers come as if it had not been."""
+    return torch.random.fork_rng([] if device.type == "cpu" else [device])
+
+
+def give_back_memory() -> None:
+    """Has PyTorch give back what it keeps for later."""
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    elif torch.backends.mps.is_available():
+        torch.mps.empty_cache()
+
+
+def brought(tensor: Tensor, device: torch.device, *, copy: bool = False) -> Tensor:
+    """A tensor on the device. A card fetches it by itself while the processor goes on.
+
+    An Apple GPU is waited for: what it is to fetch later PyTorch may have let go of by then, and nothing says so
+    (pytorch/pytorch issues 139550 and 189690).
+    """
+    return tensor.to(device, non_blocking=device.type != "mps", copy=copy)

@@ -1,0 +1,116 @@
+"""The pictures that a run works with: those that it learns, those of the class, and those that it only looks at."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import partial
+
+from torch import Tensor
+
+from dreambooth.core.errors import Problem, UserError
+from dreambooth.core.memory import footprint
+from dreambooth.core.settings import Settings
+from dreambooth.engine.data import cache, masks, pictures
+from dreambooth.engine.data.cache import Encoded
+from dreambooth.engine.data.latent_store import Store
+from dreambooth.engine.data.order import Slot
+from dreambooth.engine.data.pictures import Example, Picture
+from dreambooth.engine.families import aside
+from dreambooth.engine.families.model import Model
+from dreambooth.engine.work import Work
+
+_ROOM = 1.3  # of what encoding is known to take, for the VAE itself and gaps
+
+
+@dataclass
+class Latents:
+    """All pictures of a run, encoded."""
+
+    own: Encoded
+    priors: Encoded | None
+    held_out: Encoded | None
+
+
+@dataclass
+class Material:
+    """`instances` are the variants of each picture that is learned, `kept` the same as pictures of a class that is kept
+    by prediction, `cut` the masks of all that are learned and then of those held out, where masks are used."""
+
+    instances: list[list[Example]]
+    held_out: list[Example]
+    kept: list[Example]
+    cut: list[Tensor | None] | None
+    priors: list[Example] = field(default_factory=list)  # the class's
+
+    @classmethod
+    def gather(cls, work: Work) -> Material:
+        """Everything but drawn pictures of the class. Raises UserError for what will not do."""
+        settings = work.settings
+        gathered = pictures.gather(settings.concepts, partial(work.stage, "looking at pictures"))
+        found = gathered.usable()
+        if problem := masks.problem(settings, (picture.path for picture in found)):
+            raise UserError(problem)
+        if problem := pictures.imagic_problem(settings, len(found)):
+            raise UserError(problem)
+        apart, variants = pictures.held_out(found, settings), pictures.examples(gathered, settings, work.size)
+        instances = [some for some in variants if some[0].picture not in apart]
+        held_out = [some[0] for some in variants if some[0].picture in apart]
+        kept = pictures.kept_examples(instances, settings)
+        made = cls(instances, held_out, kept, None)
+        if settings.objective.masked:
+            made.cut = cache.cut_masks([*made.own, *held_out])
+        return made
+
+    @property
+    def own(self) -> list[Example]:
+        """What is learned."""
+        return [example for variants in self.instances for example in variants]
+
+    @property
+    def pictures(self) -> Iterator[Picture]:
+        """Those that are learned, each once."""
+        return (variants[0].picture for variants in self.instances)
+
+    def slots(self, settings: Settings) -> tuple[list[Slot], list[Slot]]:
+        """The places in the order of what is learned, and of the class."""
+        own = [_slot(variants, settings) for variants in self.instances]
+        return own, [Slot(example.picture.concept, example.cut.bucket) for example in self.priors]
+
+    def encode(self, work: Work, model: Model, prompts: list[str]) -> Latents:
+        """All as latents, from the disk where they are known already; `prompts` are those of what is learned and of the
+        class."""
+        store = Store(work.project.latents, model) if work.settings.pictures.cache_on_disk else None
+        own, sets = self.own, (self.own, self.priors, self.held_out)
+        total, made = sum(map(len, sets)), list[Encoded | None]()
+        needed = _ROOM * footprint.encoding_bytes(max(one.cut.bucket.area for some in sets for one in some))
+        with aside.room_for(int(needed), model.unet):
+            for number, some in enumerate(sets):
+                words = [one.picture.prompt for one in some] if some is self.held_out else prompts
+                count = partial(_count, work, sum(map(len, sets[:number])), total)
+                made.append(cache.encode(model, some, words, count, store) if some else None)
+        if store:
+            _tidy(store, work)
+        learned, priors, held_out = made
+        assert learned is not None
+        if self.cut is not None:
+            cache.add_masks(learned, self.cut[: len(own)])
+            if held_out is not None:
+                cache.add_masks(held_out, self.cut[len(own) :])
+        return Latents(learned, priors, held_out)
+
+
+def _count(work: Work, before: int, total: int, done: int) -> None:
+    work.stage("encoding pictures", before + done, total)
+
+
+def _tidy(store: Store, work: Work) -> None:
+    store.prune()
+    if store.problem:
+        said = f"The encoded pictures could not be kept on disk ({store.problem})."
+        work.job.warn(Problem(said, "pictures.cache_on_disk", "Make room there, or switch it off."))
+
+
+def _slot(variants: list[Example], settings: Settings) -> Slot:
+    picture, bucket = variants[0].picture, variants[0].cut.bucket
+    return Slot(picture.concept, bucket, len(variants), settings.concepts[picture.concept].repeats)

@@ -1,0 +1,83 @@
+"""When a run was best."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dreambooth.core import story
+from dreambooth.core.validation import WITHIN, Measure, best, measures_past
+
+
+def measures(*held_out: float) -> list[Measure]:
+    """The first of them before the run."""
+    return [Measure(10 * n, 10 * n, value, 0.5, None) for n, value in enumerate(held_out)]
+
+
+@pytest.mark.parametrize(
+    ("held_out", "number"),
+    [
+        ((0, 0.1, 0.3, 0.5), 3),
+        ((0, 0.3, 0.5, 0.2, 0.1), 2),
+        ((0, 0.3, 0.5, 0.49, 0.48, 0.3), 4),  # hardly worse, and longer learned
+        ((0, 0.5, 0.4, 0.499), 1),  # it had fallen before
+        ((0, 0.2, 0.5, 0.3, 0.6), 4),
+        ((0, -0.3, -0.1, -0.2), 2),
+        ((0, 0.4), 1),
+    ],
+)
+def test_the_best_is_the_last_before_they_fall(held_out: tuple[float, ...], number: int) -> None:
+    found = best(measures(*held_out))
+    assert found is not None
+    assert found.step == 10 * number
+    assert measures_past(measures(*held_out)) == len(held_out) - 1 - number
+
+
+def test_nothing_is_best_before_the_first_step() -> None:
+    assert best([]) is None
+    assert best(measures(0.0)) is None
+    assert measures_past(measures(0.0)) == 0
+
+
+@given(st.lists(st.floats(-2, 1), min_size=1, max_size=30))
+def test_no_measure_is_much_better_than_the_best(values: list[float]) -> None:
+    found = best(measures(0.0, *values))
+    assert found is not None
+    assert found.images
+    assert max(values) - found.held_out <= WITHIN * abs(max(values)) + 1e-9
+
+
+def told(folder: Path, *events: dict[str, object]) -> story.Story:
+    path = folder / "events.jsonl"
+    path.write_text("".join(json.dumps(one) + "\n" for one in events), encoding="utf-8")
+    return story.read(path)
+
+
+def measured(step: int, held_out: object, **more: object) -> dict[str, object]:
+    return {"event": "measured", "step": step, "images": step, "held_out": held_out, "learned": 0.5, **more}
+
+
+def test_a_story_tells_of_measures_until_a_run_goes_on_from_before_them(tmp_path: Path) -> None:
+    events = [measured(0, 0.0), measured(10, 0.2, drift=0.1), measured(20, 0.4), measured(30, 0.1)]
+    read = told(tmp_path, *events)
+    assert [one.held_out for one in read.measures] == [0.0, 0.2, 0.4, 0.1]
+    assert (read.measures[1].drift, read.measures[2].drift) == (0.1, None)
+    assert read.best == read.measures[2]
+    again = told(tmp_path, *events, {"event": "resumed", "step": 10}, measured(20, 0.3))
+    assert [(one.step, one.held_out) for one in again.measures] == [(0, 0.0), (10, 0.2), (20, 0.3)]
+
+
+def test_damaged_measures_are_none(tmp_path: Path) -> None:
+    damaged = [measured(10, "much"), measured(10, None), {**measured(10, 0.1), "images": "ten"}]
+    assert told(tmp_path, *damaged).measures == []
+    assert told(tmp_path, measured(10, 0.1, drift="far")).measures[0].drift is None
+
+
+def test_what_was_removed_is_no_result_any_more(tmp_path: Path) -> None:
+    saved = [{"event": "saved", "kind": "lora", "path": f"/a/{n}.safetensors", "bytes": 1, "images": n} for n in (1, 2)]
+    read = told(tmp_path, *saved, {"event": "removed", "path": "/a/1.safetensors"}, {"event": "removed", "path": 3})
+    assert [one["images"] for one in read.saved] == [2]

@@ -1,0 +1,279 @@
+"""Pictures that are held out: never learned, and they tell when a run was best."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from PIL import Image
+
+from dreambooth.core.layout import SUBJECT_PICTURES
+from dreambooth.core.project import Folders, Project
+from dreambooth.core.run import Job
+from dreambooth.core.settings import parse
+from dreambooth.engine import families, plan, worker
+from dreambooth.engine.checkpoints.source import open_model
+from dreambooth.engine.data import cache
+from dreambooth.engine.drawing.sampling import make_scheduler
+from dreambooth.engine.families.model import Model
+from dreambooth.engine.training import loop, objective
+from dreambooth.engine.training.session import Session
+from dreambooth.engine.training.validation import TIMESTEPS, Measured, Validation
+from dreambooth.service import launcher
+from dreambooth.ui.describe import of_runs
+from tests.engine.runs import LORA, SHORT, new_run, output, same, saved, tiny_project, told, train
+
+HELD: dict[str, Any] = {
+    **LORA,
+    "concepts.0.held_out": 1,
+    "concepts.0.class_prompt": "a photo of a star",
+    "batching.train_batch_size": 2,
+    "intervals.num_train_epochs": 6,  # of four pictures: 12 steps
+    "intervals.validate_every": 1,
+}
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    return tiny_project(tmp_path)
+
+
+@pytest.fixture
+def sessions(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Session]]:
+    found: list[Session] = []
+
+    def trained(session: Session, hooks: loop.Hooks) -> loop.Ending:
+        found.append(session)
+        return loop.train(session, hooks)
+
+    monkeypatch.setattr(worker, "train", trained)
+    yield found
+
+
+def goes(*held_out: float) -> Any:
+    """A validation that finds these, before the run and then in turn."""
+    values = iter((0.0, *held_out))
+    return lambda self: Measured(next(values), 0.5, None)
+
+
+def kept(job: Job) -> list[int]:
+    """The images of the results that are still there."""
+    return [event["images"] for event in job.story().saved if Path(event["path"]).is_file()]
+
+
+# ---- which are held out
+
+
+def test_what_is_held_out_is_never_learned(project: Project, sessions: list[Session]) -> None:
+    job = train(project, **HELD)
+    (session,) = sessions
+    learned = {file for step in range(1, session.budget.steps + 1) for file in session.batch_files(step)}
+    assert len(learned) == session.budget.pictures == 4
+    (out,) = {str(path) for path in SUBJECT_PICTURES.glob("*.png")} - learned
+    row = next(one for one in plan.report(errand(project, "check", **HELD))["pictures"] if one["path"] == out)
+    assert row["held_out"]
+    assert len(told(job, "measured")) == 7
+
+
+def test_the_same_are_held_out_wherever_they_lie_and_others_with_another_seed(project: Project, tmp_path: Path) -> None:
+    elsewhere = shutil.copytree(SUBJECT_PICTURES, tmp_path / "elsewhere")
+
+    def out(folder: Path, seed: int) -> list[str]:
+        changes = {**HELD, "concepts.0.instance_data_dir": str(folder), "concepts.0.held_out": 2, "general.seed": seed}
+        return [one["name"] for one in plan.report(errand(project, "check", **changes))["pictures"] if one["held_out"]]
+
+    assert out(SUBJECT_PICTURES, 1) == out(elsewhere, 1)
+    assert len({tuple(out(SUBJECT_PICTURES, seed)) for seed in range(6)}) > 1
+
+
+def test_the_check_counts_what_is_learned_and_says_what_is_not(project: Project) -> None:
+    said = plan.report(errand(project, "check", **HELD, **{"concepts.0.num_class_images_per": 2}))
+    assert (said["images_each_epoch"], said["class_pictures"][0]["wanted"]) == (4, 8)
+    assert "held out" in of_runs.plan(said)
+
+
+@pytest.mark.parametrize(("count", "mend"), [(5, "hold out 4 or fewer"), (9, "hold out 4 or fewer")])
+def test_something_must_be_left_to_learn(project: Project, count: int, mend: str) -> None:
+    said = plan.report(errand(project, "check", **{**HELD, "concepts.0.held_out": count}))
+    (problem,) = said["problems"]
+    assert problem.startswith("concepts.0.held_out: of 5 pictures")
+    assert mend in problem
+
+
+def errand(project: Project, kind: str, **changes: Any) -> Job:
+    return launcher.new_errand(Folders(project.folder.parents[1]), project, kind, parse({**SHORT, **changes}))
+
+
+# ---- what is measured
+
+
+@pytest.mark.parametrize("kind", ["sd1", "sdxl-v"])
+def test_the_measure_is_how_much_better_the_picture_is_predicted(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Worked out once more from the file that the run wrote."""
+    made = tiny_project(tmp_path, kind)
+    changes = {**HELD, "general.method": "full", "saving.half_model": False, "intervals.validate_every": 100}
+    job = train(made, **changes)
+    last = told(job, "measured")[-1]
+    rows = plan.report(errand(made, "check", **changes))["pictures"]
+    (out,) = [one for one in rows if one["held_out"]]
+    before, after = families.load(open_model(made)), families.load_file(saved(job)[-1])
+    errors = [_errors(model, Path(out["path"]), out["prompt"]) for model in (before, after)]
+    assert last["held_out"] == pytest.approx(1 - float((errors[1] / errors[0]).mean()), abs=2e-3)
+    assert last["held_out"] != 0
+
+
+@torch.no_grad()
+def _errors(model: Model, path: Path, words: str) -> torch.Tensor:
+    picture = Image.open(path).convert("RGB").resize((64, 64))
+    mean, _ = model.encode_pictures(cache.to_tensor(picture)[None])
+    alpha_bar = make_scheduler("ddim", model).alphas_cumprod[list(TIMESTEPS)]
+    seed = parse({**SHORT, **HELD}).general.seed
+    eps = torch.randn((len(TIMESTEPS), *mean.shape[1:]), generator=torch.Generator().manual_seed(seed))
+    x_t = objective.add_noise(mean, eps, alpha_bar)
+    sizes = torch.tensor([[64, 64, 0, 0, 64, 64]] * len(TIMESTEPS))
+    model.unet.eval()
+    said = model.denoise(x_t, torch.tensor(TIMESTEPS), model.encode_text([words] * len(TIMESTEPS)), sizes)
+    wanted = objective.target(model.prediction_type, mean, eps, alpha_bar)
+    return (said - wanted).square().mean((1, 2, 3))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"tuning.use_ema": True, "lora.dropout": 0.3},
+        {"tuning.text_encoder_ratio": 1.0, "pictures.hflip": True, "captions.dropout": 0.3},
+        {"general.method": "full", "optimizer.name": "adamw_schedule_free"},
+        {"memory.unet_weights": "streamed", "batching.gradient_checkpointing": True},
+    ],
+)
+def test_measuring_changes_nothing_of_what_is_learned(project: Project, changes: dict[str, Any]) -> None:
+    often = train(project, **{**HELD, **changes})
+    seldom = train(project, **{**HELD, **changes, "intervals.validate_every": 100})
+    assert (len(told(often, "measured")), len(told(seldom, "measured"))) == (7, 2)
+    assert told(often, "measured")[0]["held_out"] == 0
+    assert told(often, "measured")[-1]["held_out"] == told(seldom, "measured")[-1]["held_out"] != 0
+    assert told(often, "measured")[-1]["drift"] > 0
+    assert same(output(often), output(seldom))
+
+
+def test_masked_pictures_and_several_shapes_and_concepts_are_measured(project: Project, tmp_path: Path) -> None:
+    folder = tmp_path / "shapes"
+    folder.mkdir()
+    for n, path in enumerate(sorted(SUBJECT_PICTURES.glob("*.png"))):
+        Image.open(path).convert("RGB").resize((128, 64) if n % 2 else (64, 64)).save(folder / f"{n}.png")
+        Image.new("L", (128, 64) if n % 2 else (64, 64), 255).save(folder / f"{n}-mask.png")
+    job = train(
+        project,
+        **{
+            **HELD,
+            "concepts.0.instance_data_dir": str(folder),
+            "concepts.0.held_out": 2,
+            "concepts.1.instance_data_dir": str(SUBJECT_PICTURES),
+            "concepts.1.instance_prompt": "a photo of xyz star",
+            "concepts.1.held_out": 1,
+            "objective.masked": True,
+        },
+    )
+    figures = told(job, "measured")[-1]
+    assert figures["held_out"] != 0
+    assert figures["drift"] > 0
+
+
+def test_without_a_class_prompt_nothing_is_said_of_the_class(project: Project) -> None:
+    job = train(project, **{**HELD, "concepts.0.class_prompt": ""})
+    assert {event["drift"] for event in told(job, "measured")} == {None}
+
+
+def test_without_held_out_pictures_nothing_is_measured(project: Project) -> None:
+    job = train(project, **{**HELD, "concepts.0.held_out": 0})
+    assert not told(job, "measured")
+    assert len(saved(job)) == 1
+
+
+# ---- what comes of it
+
+
+def test_the_best_result_is_kept_beside_the_last(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Validation, "measure", goes(0.1, 0.3, 0.2, 0.25, 0.1, 0.0))
+    job = train(project, **HELD)
+    assert kept(job) == [8, 24]
+    assert job.story().best is not None and job.story().best.images == 8
+
+
+def test_what_is_written_anyway_is_not_written_twice_and_stays(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Validation, "measure", goes(0.1, 0.3, 0.2, 0.5, 0.1, 0.6))
+    job = train(project, **HELD, **{"intervals.save_model_every": 2})
+    assert kept(job) == [8, 16, 24]
+
+
+def test_a_last_result_that_is_the_best_stands_alone(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Validation, "measure", goes(0.1, 0.2, 0.3, 0.4, 0.5, 0.6))
+    assert kept(train(project, **HELD)) == [24]
+
+
+def test_the_best_is_not_kept_where_that_is_not_wanted(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Validation, "measure", goes(0.1, 0.3, 0.2, 0.25, 0.1, 0.0))
+    assert kept(train(project, **HELD, **{"saving.keep_best": False})) == [24]
+
+
+def test_a_run_ends_when_its_patience_does(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Validation, "measure", goes(0.1, 0.3, 0.2, 0.1, 0.0, 0.0))
+    job = train(project, **HELD, **{"intervals.patience": 2})
+    assert kept(job) == [8, 16]
+    monkeypatch.setattr(Validation, "measure", goes(0.1, 0.3, 0.2, 0.1, 0.0, 0.0))
+    assert kept(train(project, **HELD)) == [8, 24]
+
+
+def test_a_run_that_paused_measures_as_one_that_did_not(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, job = train(project, **HELD), new_run(project, **HELD)
+    with monkeypatch.context() as patched:
+        asked = lambda hooks: {"pause"} if hooks.session.step == 5 else set()  # noqa: E731
+        patched.setattr(worker.Hooks, "requests", asked)
+        AcceleratorState._reset_state(reset_partial_state=True)
+        assert worker.run(job) == "paused"
+    AcceleratorState._reset_state(reset_partial_state=True)
+    assert worker.run(job) == "done"
+    assert job.story().measures == whole.story().measures
+    assert kept(job) == kept(whole)
+    assert same(output(whole), output(job))
+
+
+def test_a_run_that_lost_what_it_is_measured_against_goes_on_without(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = new_run(project, **HELD)
+    with monkeypatch.context() as patched:
+        asked = lambda hooks: {"pause"} if hooks.session.step == 5 else set()  # noqa: E731
+        patched.setattr(worker.Hooks, "requests", asked)
+        AcceleratorState._reset_state(reset_partial_state=True)
+        assert worker.run(job) == "paused"
+    (job.folder / worker.BEFORE).unlink()
+    AcceleratorState._reset_state(reset_partial_state=True)
+    assert worker.run(job) == "done"
+    assert [event["step"] for event in told(job, "measured")] == [0, 2, 4]
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [(torch.OutOfMemoryError("CUDA out of memory."), "not enough to measure"), (OSError(28, "No space"), "No space")],
+)
+def test_trouble_with_measuring_ends_no_run(
+    project: Project, error: Exception, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(self: Validation) -> None:
+        raise error
+
+    monkeypatch.setattr(Validation, "measure", fails)
+    job = train(project, **HELD)
+    assert any(said in event["text"] for event in told(job, "warning"))
+    assert kept(job) == [24]
