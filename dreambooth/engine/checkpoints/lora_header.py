@@ -40,7 +40,7 @@ _ENDINGS = (
     (r"\.lora_B(\.\w+)?\.weight", "up"),
     *((rf"\.{name}", name) for name in (*LOHA, *LOKR, *OFT, "dora_scale")),
 )
-_OTHER_KINDS = re.compile(r"\.(oft_diag|oft_R|rescale|boft|ia3|diff|lora_magnitude|on_input)")
+_OTHER_KINDS = re.compile(r"\.(oft_diag|oft_R|rescale|boft|ia3|diff(_b)?$|lora_magnitude|on_input)")
 
 
 @dataclass(frozen=True)
