@@ -4,7 +4,6 @@ changes, in all spellings that are about."""
 from __future__ import annotations
 
 import re
-import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,8 +40,7 @@ _ENDINGS = (
     (r"\.lora_B(\.\w+)?\.weight", "up"),
     *((rf"\.{name}", name) for name in (*LOHA, *LOKR, *OFT, "dora_scale")),
 )
-_OTHER_KINDS = re.compile(r"\.(oft_diag|oft_R|rescale|boft|ia3|diff|lora_magnitude|on_input)")
-_NUMBERS = {"F64": "<d", "F32": "<f", "F16": "<e", "I64": "<q", "I32": "<i"}
+_OTHER_KINDS = re.compile(r"\.(oft_diag|oft_R|rescale|boft|ia3|diff(_b)?$|lora_magnitude|on_input)")
 
 
 @dataclass(frozen=True)
@@ -58,9 +56,9 @@ class Outline:
         return "dora_scale" in self.tensors
 
     @property
-    def alpha(self) -> float:
-        """What the file itself says; 0 where it says nothing."""
-        return _number(self.tensors["alpha"]) if "alpha" in self.tensors else 0.0
+    def is_bounded(self) -> bool:
+        """Whether it is an OFT that may turn only so far, which is what its alpha says where it is not 0."""
+        return self.kind == "oft" and "alpha" in self.tensors and any(_bytes(self.tensors["alpha"]))
 
 
 def open_file(path: Path) -> Header:
@@ -113,14 +111,10 @@ def _kind(shapes: Mapping[str, Sequence[int]]) -> str:
     return ""
 
 
-def _number(tensor: Tensor) -> float:
-    """The only value of a tensor."""
+def _bytes(tensor: Tensor) -> bytes:
     with open(tensor.file, "rb") as file:
         file.seek(tensor.start)
-        data = file.read(tensor.end - tensor.start)
-    if tensor.dtype == "BF16":  # the upper half of a float32
-        return float(struct.unpack("<f", b"\0\0" + data)[0])
-    return float(struct.unpack(_NUMBERS[tensor.dtype], data)[0])
+        return file.read(tensor.end - tensor.start)
 
 
 def _collected(header: Header) -> tuple[dict[str, dict[str, Tensor]], list[str]]:

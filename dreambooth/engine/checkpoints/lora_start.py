@@ -48,7 +48,7 @@ def _of_the_file(start: Mapping[str, Outline]) -> str:
         return "mixes layers of several kinds, which cannot be gone on from."
     if kinds & {("loha", True), ("lokr", True)}:
         return "puts DoRA on LoHa or LoKr, which cannot be gone on from."
-    if any(layer.kind == "oft" and layer.alpha for layer in start.values()):
+    if any(layer.is_bounded for layer in start.values()):
         return "is an OFT that may turn only so far (COFT), which cannot be gone on from."
     return ""
 

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
+from dreambooth.core.errors import UserError
 from dreambooth.core.presets import PRESETS
 from dreambooth.core.project import Project
 from dreambooth.core.schema import leaves
 from dreambooth.core.settings import Settings
-from dreambooth.ui.page import actions, dialect, jobs
+from dreambooth.ui.page import actions, dialect, jobs, windows
 from dreambooth.ui.page.fragments import good, live, problem_list
 
 if TYPE_CHECKING:
@@ -142,4 +143,8 @@ class ConceptsTab:
         return {}
 
     def _row(self, values: Values) -> int:
-        return int(values[self.page.row])
+        """The concept that is shown. Raises UserError for one that is gone."""
+        row = int(values[self.page.row])
+        if row >= windows.concepts(self.page.opened(values).settings()):
+            raise UserError("This concept was removed in another window; ⟳ shows those there are.")
+        return row

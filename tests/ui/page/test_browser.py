@@ -316,6 +316,17 @@ def test_generate(hands: Hands, data: Path) -> None:
     assert len(list((open_project(Folders(data), NAME).folder / "generated").glob("*.png"))) == 2
 
 
+def test_what_was_chosen_to_draw_with_stays_when_the_results_are_read_anew(hands: Hands) -> None:
+    newest = hands.value("db_weights")
+    again = "() => document.querySelector('button#db_look_again, #db_look_again button').click()"
+    for chosen in ("The model before training", newest):
+        hands.choose("db_weights", chosen)
+        until(lambda wanted=chosen: hands.value("db_weights") == wanted)
+        hands.page.evaluate(again)
+        hands.page.wait_for_timeout(2000)
+        assert hands.value("db_weights") == chosen
+
+
 def test_a_sheet_of_results_at_weights(hands: Hands, data: Path) -> None:
     hands.unfold("db_sheet_section")
     hands.write("db_sheet_columns", "0, much")

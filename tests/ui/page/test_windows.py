@@ -109,6 +109,18 @@ def test_a_concept_that_was_removed_elsewhere_takes_no_others_place(page: Page) 
     assert opened(page).settings() == before
 
 
+def test_nothing_is_done_to_a_concept_that_is_gone(page: Page, tmp_path: Path) -> None:
+    actions.add_concept(opened(page))
+    one = Window(page)
+    one.take(page.show("star", 1))
+    actions.remove_concept(opened(page), 1)
+    before, tab = opened(page).settings(), page.concepts_tab
+    for do in (tab._remove, tab._preset("person"), tab._take_pictures):
+        with pytest.raises(UserError, match="removed in another window"):
+            do({**one.values, tab.drop: [str(tmp_path / "a.png")]})
+    assert opened(page).settings() == before
+
+
 def test_secrets_are_not_told(page: Page) -> None:
     one, other = Window(page), Window(page)
     one.write("reporting.webhook_url", "https://discord.com/api/webhooks/1/secret")
