@@ -47,7 +47,7 @@ def run(job: Job) -> dict[str, Any]:
     folder, count, how = Path(wanted["out"]), wanted["count"], chosen.memory.vae_decoding
     folder.mkdir(parents=True, exist_ok=True)
     text, known = _text(model, project, wanted), Known(model)
-    batch = wanted["batch"] or drawn_together.choose(model, sampling, count, how)
+    batch = drawn_together.choose(model, sampling, count, how, set_to=wanted["batch"])
     paths: list[str] = []
     while len(paths) < count:
         job.report("stage", name="drawing", done=len(paths), total=count)

@@ -182,9 +182,9 @@ def make_class_pictures(work: Work, model: Model, plans: list[class_pictures.Pla
         work.stage("class pictures", done, total)
 
     def together(plan: class_pictures.Plan) -> int:
-        how, wanted = work.settings.memory.vae_decoding, len(plan.drawn)
-        work.together = work.settings.batching.class_batch_size or drawn_together.choose(
-            model, plan.sampling, wanted, how, plan.together_before
+        how, set_to = work.settings.memory.vae_decoding, work.settings.batching.class_batch_size
+        work.together = drawn_together.choose(
+            model, plan.sampling, len(plan.drawn), how, set_to=set_to, before=plan.together_before
         )
         return work.together
 

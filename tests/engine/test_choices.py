@@ -15,6 +15,7 @@ from dreambooth.core.run import Job, create
 from dreambooth.core.settings import parse
 from dreambooth.engine.bench import choices, table
 from dreambooth.engine.bench.training import Bench
+from dreambooth.engine.bench.versions import COUNTED, versions
 
 
 @pytest.mark.parametrize("method", choices.CHOICES)
@@ -61,7 +62,7 @@ def test_a_part_of_the_table_is_counted_by_itself(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(table.drawing_footprint, "predictions", lambda family: {"half": [0.0, 7.5]})
     path = tmp_path / "table.json"
     there = {
-        "versions": table._versions(),
+        "versions": versions(COUNTED),
         "families": {"sd1": {"steps": {}}},
         "vae": {"encode": [0, 1]},
         "drawing": {},

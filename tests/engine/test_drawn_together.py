@@ -14,7 +14,7 @@ from dreambooth.core import project
 from dreambooth.core.project import Folders, Project
 from dreambooth.core.run import Job
 from dreambooth.core.settings import parse
-from dreambooth.engine import class_images, families, generate
+from dreambooth.engine import class_images, families, generate, hardware
 from dreambooth.engine.bench import drawing_footprint, random_model
 from dreambooth.engine.bench.footprint import Point
 from dreambooth.engine.drawing import drawn_together
@@ -46,7 +46,7 @@ def free(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
 
     def now(count: float) -> None:
         monkeypatch.setattr(
-            drawn_together, "psutil", SimpleNamespace(virtual_memory=lambda: SimpleNamespace(available=count))
+            hardware, "psutil", SimpleNamespace(virtual_memory=lambda: SimpleNamespace(available=count))
         )
 
     return now

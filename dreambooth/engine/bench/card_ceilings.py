@@ -4,26 +4,19 @@ from __future__ import annotations
 
 import platform
 import statistics
-import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from dreambooth.engine.bench import watch
+from dreambooth.engine.bench.versions import MEASURED, versions
 
 TURNS = 10
 
 
-def versions() -> dict[str, str]:
-    from importlib.metadata import PackageNotFoundError, version
-
-    found = {}
-    for name in ("torch", "diffusers", "transformers", "accelerate", "peft", "bitsandbytes", "xformers"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "not there"
+def about_software() -> dict[str, str]:
+    found = versions((*MEASURED, "bitsandbytes", "xformers"))
     if torch.cuda.is_available():
         found |= {"cuda": str(torch.version.cuda), "cudnn": str(torch.backends.cudnn.version())}
     return {**found, "python": platform.python_version()}
@@ -60,9 +53,7 @@ def seconds(work: Callable[[], Any]) -> float:
         work()
     taken = []
     for _ in range(TURNS):
-        watch.wait()
-        began = time.perf_counter()
+        began = watch.when_done()
         work()
-        watch.wait()
-        taken.append(time.perf_counter() - began)
+        taken.append(watch.when_done() - began)
     return statistics.median(taken)

@@ -112,7 +112,7 @@ def ceilings(about: About) -> None:
     size, side = (2 * 10**9, 8192) if about.large else (10**7, 256)
     found = card_ceilings.card(about.device)
     about.say("card", found["name"], **found)
-    about.say("versions", ", ".join(f"{name} {one}" for name, one in card_ceilings.versions().items()))
+    about.say("versions", ", ".join(f"{name} {one}" for name, one in card_ceilings.about_software().items()))
     about.say("copying, read and written", card_ceilings.copied_bytes_per_second(about.device, size) / 1e9, "GB/s")
     about.say("product of matrices in bf16", card_ceilings.flops_per_second(about.device, side) / 1e12, "TFLOP/s")
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 import functools
 import json
 import sys
-import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from dreambooth.engine import __main__ as engine
+from dreambooth.engine.bench.watch import when_done
 from dreambooth.engine.process import imports
 
 TIMED, PROFILED = range(10, 20), range(20, 25)  # steps
@@ -47,22 +47,17 @@ class Waiting:
     def step_ended(self) -> None:
         self.done += 1
         if self.done == TIMED.start:
-            self.began = self._now()
+            self.began = when_done()
         elif self.done == TIMED.stop:
-            self.wall = (self._now() - self.began) / len(TIMED)
+            self.wall = (when_done() - self.began) / len(TIMED)
             activity = self.torch.profiler.ProfilerActivity
             kinds = [activity.CPU, activity.CUDA] if self.on_card else [activity.CPU]
             self.profiler = self.torch.profiler.profile(activities=kinds)
             self.profiler.__enter__()
-            self.began = self._now()
+            self.began = when_done()
         elif self.done == PROFILED.stop:
-            self.profiled_wall = (self._now() - self.began) / len(PROFILED)
+            self.profiled_wall = (when_done() - self.began) / len(PROFILED)
             self.profiler.__exit__(None, None, None)
-
-    def _now(self) -> float:
-        if self.on_card:
-            self.torch.cuda.synchronize()
-        return time.perf_counter()
 
     def found(self) -> dict[str, Any]:
         """Seconds a step. Without a card its work is what the processor spends in operations of PyTorch."""

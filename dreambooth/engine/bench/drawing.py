@@ -18,7 +18,8 @@ from dreambooth.core.errors import UserError
 from dreambooth.core.run import Job, create
 from dreambooth.core.settings import parse, to_json
 from dreambooth.engine.bench import peers
-from dreambooth.engine.bench.training import PROMPT, Bench, Case, versions
+from dreambooth.engine.bench.training import PROMPT, Bench, Case
+from dreambooth.engine.bench.versions import versions
 from dreambooth.engine.process.listener import asked_to_end
 
 CLASS_PROMPT = "a photo of a star"

@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from dreambooth.core.run import Job
 from dreambooth.engine.bench import drawing_footprint, random_model
 from dreambooth.engine.bench.footprint import PRECISIONS, SIDES, Point, Step, count, fill, texts
 from dreambooth.engine.bench.live import Live
+from dreambooth.engine.bench.versions import COUNTED, versions
 from dreambooth.engine.process.listener import asked_to_end
 
 MADE_BY = "python -m dreambooth bench memory --out dreambooth/core/memory/footprint.json"
@@ -39,10 +39,10 @@ def run(job: Job) -> dict[str, Any]:
     """
     asked = job.read()
     path, again = Path(asked["out"]), asked.get("again", "")
-    made: dict[str, Any] = {"made_by": MADE_BY, "versions": _versions()}
+    made: dict[str, Any] = {"made_by": MADE_BY, "versions": versions(COUNTED)}
     if again:
         made = read_object(path)
-        if made.get("versions") != _versions():
+        if made.get("versions") != versions(COUNTED):
             raise UserError(f"{path}: it was counted with other versions than are here; count it all, without --again.")
     made |= {part: _COUNTS[part](job) for part in PARTS if again in ("", part)}
     atomic.write_text(path, as_text(made))
@@ -53,10 +53,6 @@ def as_text(table: dict[str, Any]) -> str:
     """JSON with a line for each list of numbers."""
     text = json.dumps(table, indent=1)
     return re.sub(r"\[\s+([-\d.,\se]+?)\s+\]", lambda m: "[" + re.sub(r"\s+", " ", m[1]) + "]", text) + "\n"
-
-
-def _versions() -> dict[str, str]:
-    return {name: version(name) for name in ("torch", "diffusers", "transformers", "peft")}
 
 
 def _families(job: Job) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from dreambooth.core.project import Folders
 from dreambooth.core.run import Job, new_run
 from dreambooth.core.settings import parse
 from dreambooth.engine.bench import peers
+from dreambooth.engine.bench.versions import versions
 from dreambooth.engine.process.listener import asked_to_end
 
 PROMPT = "a photo of sks star"
@@ -216,9 +217,3 @@ def _peak_flops() -> float:
         return 0.0
     name = torch.cuda.get_device_name()
     return next((1e12 * peak for card, peak in PEAK_TFLOPS.items() if card in name), 0.0)
-
-
-def versions() -> dict[str, str]:
-    from importlib.metadata import version
-
-    return {name: version(name) for name in ("torch", "diffusers", "transformers", "accelerate", "peft")}

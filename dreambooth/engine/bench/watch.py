@@ -153,6 +153,12 @@ def wait() -> None:
         torch.cuda.synchronize()
 
 
+def when_done() -> float:
+    """The processor's clock when a GPU has done all that it was asked for."""
+    wait()
+    return time.perf_counter()
+
+
 def device_peak_bytes() -> int:
     """The most memory of a GPU that tensors have held at once; 0 without one."""
     import torch

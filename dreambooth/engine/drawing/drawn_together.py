@@ -14,9 +14,11 @@ from dreambooth.engine.families import unet_weights
 from dreambooth.engine.families.model import Model
 
 
-def choose(model: Model, sampling: Sampling, wanted: int, decoding: str, before: int = 0) -> int:
-    """How many of so many wanted pictures to draw together. `decoding` is memory.vae_decoding; `before` is how many
-    were, where this goes on (see Drawing.fitting)."""
+def choose(model: Model, sampling: Sampling, wanted: int, decoding: str, *, set_to: int = 0, before: int = 0) -> int:
+    """How many of so many wanted pictures to draw together: what somebody has set, where it is not 0. `decoding` is
+    memory.vae_decoding; `before` is how many were, where this goes on (see Drawing.fitting)."""
+    if set_to:
+        return set_to
     device, area = model.device, sampling.width * sampling.height
     if model.anatomy is None:
         return 1

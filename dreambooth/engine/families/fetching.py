@@ -71,16 +71,19 @@ class Beside:
         self.device, self.copying = device, torch.cuda.Stream(device)
 
     def follow(self) -> None:
-        if not torch.cuda.is_current_stream_capturing():
-            self.copying.wait_stream(torch.cuda.current_stream(self.device))
+        if beside := self._beside():
+            beside.wait_stream(torch.cuda.current_stream(self.device))
 
     def copy(self, place: Tensor, weight: Tensor) -> None:
-        with torch.cuda.stream(None if torch.cuda.is_current_stream_capturing() else self.copying):
+        with torch.cuda.stream(self._beside()):
             place.copy_(weight, non_blocking=True)
 
     def join(self) -> None:
-        if not torch.cuda.is_current_stream_capturing():
-            torch.cuda.current_stream(self.device).wait_stream(self.copying)
+        if beside := self._beside():
+            torch.cuda.current_stream(self.device).wait_stream(beside)
+
+    def _beside(self) -> torch.cuda.Stream | None:
+        return None if torch.cuda.is_current_stream_capturing() else self.copying
 
 
 def streams(device: torch.device) -> Streams | None:

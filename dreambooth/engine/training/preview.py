@@ -92,10 +92,9 @@ def make(
 
 def together(model: Model, settings: Settings, size: int) -> int:
     """How many previews are drawn at a time: what is set, or as many as there is room for now."""
-    if number := settings.batching.class_batch_size:
-        return number
-    wanted = len(shown(settings)) * settings.previews.count
-    return drawn_together.choose(model, _sampling(settings, size), wanted, settings.memory.vae_decoding)
+    wanted, how = len(shown(settings)) * settings.previews.count, settings.memory.vae_decoding
+    set_to = settings.batching.class_batch_size
+    return drawn_together.choose(model, _sampling(settings, size), wanted, how, set_to=set_to)
 
 
 def _sampling(settings: Settings, size: int) -> Sampling:

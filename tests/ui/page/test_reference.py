@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,20 @@ def host(tmp_path: Path) -> Standalone:
 def test_the_api_is_documented(host: Standalone) -> None:
     written = (PROJECT / "docs" / "api.md").read_text(encoding="utf-8")
     assert written == reference.api_reference(host), "run: python -m dreambooth.ui.page.reference api > docs/api.md"
+
+
+def test_what_the_docs_tell_to_press_is_there(host: Standalone) -> None:
+    """Bold words of the guide are buttons, tabs and fields, but for the beginnings of its paragraphs; so are italic
+    ones of what else there is to read."""
+    there, docs = set(reference.texts(host)), PROJECT / "docs"
+    guide = (docs / "guide.md").read_text(encoding="utf-8")
+    told = {one for one in re.findall(r"\*\*([^*]+?)\*\*", guide) if not one.endswith(".")}
+    for file in (docs / "guide.md", docs / "how-it-works.md", PROJECT / "README.md"):
+        plain = file.read_text(encoding="utf-8").replace("**", "")
+        told |= {" ".join(one.split()) for one in re.findall(r"(?<!\S)\*([^*]+?)\*", plain)}
+    described = {f"Describe with {one}" for one in ("BLIP", "DeepDanbooru")}  # made of the captioner's name
+    assert described < told and {"Stop and keep", "Train Person", "Gradient Checkpointing"} & told
+    assert told - there - described - {"call", "Install from URL", "Settings, Dreambooth"} == set()
 
 
 def test_every_route_is_in_the_schema_with_a_description(host: Standalone) -> None:
