@@ -126,6 +126,7 @@ _ERRANDS = {
     "bench-choices": ("bench.choices", "measure"),
     "bench-card": ("bench.card", "measure"),
     "bench-sweep": ("bench.sweep", "run"),
+    "bench-best": ("bench.best", "run"),
     "bench-states": ("bench.states", "measure"),
     "measure": ("miniature.measure", "run"),
 }

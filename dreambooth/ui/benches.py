@@ -16,7 +16,7 @@ from dreambooth.ui.commands import Result
 from dreambooth.ui.describe import of_benches
 from dreambooth.ui.terminal import Terminal
 
-PARTS = ("training", "drawing", "files", "states", "sweep", "memory", "choices", "operations", "plans", "card")
+PARTS = ("training", "drawing", "files", "states", "sweep", "best", "memory", "choices", "operations", "plans", "card")
 TABLE = ("families", "drawing", "vae")  # the parts of the table that `memory` counts
 PIECES = ("ceilings", "steps", "full", "memory", "waiting", "proofs", "first", "drawing", "plans")  # of `card`
 _OF = {  # each flag's parts
@@ -30,7 +30,7 @@ _OF = {  # each flag's parts
     "minutes": ("plans", "card"),
     "work": ("plans", "card"),
 }
-_GOES_ON = ("sweep", "plans", "card")  # in the folder that it has left
+_GOES_ON = ("sweep", "best", "plans", "card")  # in the folder that it has left
 
 
 def add(add: Any) -> None:
@@ -47,6 +47,7 @@ def add(add: Any) -> None:
         "files: creating, loading and exporting; "
         "states: what saving one costs; "
         "sweep: what each option does to likeness, prompt following and the class (an hour; goes on where it was); "
+        "best: whether a run knows when it is best (half an hour; goes on where it was); "
         "memory: the table that the planner reads, counted on full-size models without a card (half an hour; less "
         "with --again); "
         "choices: what those that save memory cost in time (half an hour); "
@@ -80,7 +81,7 @@ def add(add: Any) -> None:
     sub.add_argument(
         "--out",
         metavar="DIR",
-        help="a new folder to work in, removed at the end; that of sweep, plans and card is kept, memory's is its file",
+        help="a new folder to work in, removed at the end; that of sweep, best, plans and card is kept; memory's file",
     )
 
 

@@ -67,6 +67,14 @@ def _sweep(result: Result) -> str:
     return f"{table(rows)}\n\n{table([['plot', result['plot']]])}"
 
 
+def _best_bench(result: Result) -> str:
+    rows = [["likeness on other backgrounds", "where it says", "at its end", "at most"]]
+    for one in result["rows"]:
+        moments = [f"{one[f'{at}_worth']:.2f} at {one[f'{at}_images']:,}" for at in ("best", "end", "highest")]
+        rows.append([one["name"], *moments])
+    return f"{table(rows)}\n\n{table([['plot', result['plot']]])}"
+
+
 def _memory_bench(result: Result) -> str:
     return f"Written: {result['path']}, {result['steps']} kinds of steps"
 
@@ -113,6 +121,7 @@ _BENCHES = {
     "files": _file_bench,
     "states": _state_bench,
     "sweep": _sweep,
+    "best": _best_bench,
     "choices": _choices_bench,
     "operations": _operation_bench,
     "plans": of_cards.plans,

@@ -1,0 +1,52 @@
+"""The bench that asks whether a run knows when it is best."""
+
+from __future__ import annotations
+
+import json
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dreambooth.core import run
+from dreambooth.core.errors import UserError
+from dreambooth.core.run import Job
+from dreambooth.core.settings import parse
+from dreambooth.engine.bench import best
+from dreambooth.ui.describe import of_benches
+
+
+def _job(folder: Path, **wanted: Any) -> Job:
+    return run.create(folder / "job", {"kind": "bench-best", "out": str(folder / "out"), **wanted}, "{}")
+
+
+@pytest.mark.parametrize("name", best.RUNS)
+def test_its_runs_can_be_done(name: str) -> None:
+    parse(best.RUNS[name])
+
+
+def test_a_row_for_each_result_with_what_it_draws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(best, "DRAWN", 8)
+    name = "LoRA, class by prediction"
+    short = {"intervals.num_train_epochs": 2, "intervals.validate_every": 1, "intervals.save_model_every": 1}
+    monkeypatch.setitem(best.RUNS, name, {**best.RUNS[name], **short})
+    found = best.run(_job(tmp_path, runs=[name], seeds=[1]))
+    rows = json.loads((tmp_path / "out" / "best.json").read_text())[f"{name}, seed 1"]
+    assert [row["images"] for row in rows] == [6, 10]  # in batches of two
+    assert [row["is_best"] for row in rows].count(True) == 1
+    assert all(row["held_out"] != 0 and 0 <= row["likeness_on_backgrounds"] <= 1 for row in rows)
+    assert found["rows"][0]["end_images"] == 10
+    assert "at 10" in of_benches.bench({"part": "best", **found})
+    ElementTree.parse(found["plot"])
+    stopped = _job(tmp_path, runs=[name], seeds=[1])
+    stopped.request("stop")
+    with pytest.raises(UserError, match="goes on there"):
+        best.run(stopped)
+
+
+def test_what_is_told_of_a_run() -> None:
+    rows = [{"images": n, "likeness_on_backgrounds": worth} for n, worth in ((1, 0.2), (2, 0.5), (3, 0.6), (4, 0.1))]
+    said = best.summary("a", [{**row, "is_best": row["images"] == 2} for row in rows])
+    assert [said[f"{at}_images"] for at in ("best", "end", "highest")] == [2, 4, 3]
+    assert [said[f"{at}_worth"] for at in ("best", "end", "highest")] == [0.5, 0.1, 0.6]
