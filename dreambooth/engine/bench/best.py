@@ -1,5 +1,5 @@
-"""Whether pictures that are held out tell when a run is best: the miniature is taught the demo's subject for far too long,
-a result is kept at each measure, and what these results draw is measured too, which no run knows of.
+"""Whether pictures that are held out tell when a run is best: the miniature is taught the demo's subject for far too
+long, a result is kept at each measure, and what these results draw is measured too, which no run knows of.
 
 What has been measured is kept in a file; called again, the bench goes on where it was.
 """
