@@ -186,7 +186,7 @@ def test_a_folder_that_may_only_be_read_is_said(
     small_disk: Path, star: Project, capsys: pytest.CaptureFixture[str]
 ) -> None:
     models = small_disk / "models"
-    made = project.create(project.Folders(models), "star", star.source)
+    made = project.create(project.Folders(models), "star", star.source, SHORT)
     job = new_run(made, **LORA)
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
     try:
