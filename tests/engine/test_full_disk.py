@@ -24,6 +24,7 @@ from dreambooth.core.files import atomic
 from dreambooth.core.layout import SUBJECT_PICTURES
 from dreambooth.core.project import Project
 from dreambooth.core.run import Job
+from dreambooth.core.settings import Settings
 from dreambooth.engine import contact_sheet, export, worker
 from dreambooth.engine.checkpoints import webui_yaml
 from dreambooth.engine.checkpoints.write import write_tensors
@@ -94,7 +95,7 @@ WRITERS: dict[str, Callable[[Path, Job], object]] = {
     "a report": lambda place, job: report.write(job, place / "r.zip"),
     "a contact sheet": lambda place, job: contact_sheet.write(place / "s.html", "star", PLAN, []),
 }
-PREVIEWS: Any = worker.Settings()
+PREVIEWS: Any = Settings()
 
 
 @pytest.mark.parametrize("what", WRITERS)
@@ -185,7 +186,7 @@ def test_a_folder_that_may_only_be_read_is_said(
     small_disk: Path, star: Project, capsys: pytest.CaptureFixture[str]
 ) -> None:
     models = small_disk / "models"
-    made = project.create(project.Folders(models), "star", star.source)
+    made = project.create(project.Folders(models), "star", star.source, SHORT)
     job = new_run(made, **LORA)
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
     try:
@@ -197,7 +198,7 @@ def test_a_folder_that_may_only_be_read_is_said(
             assert str(models) in said
             assert "Traceback" not in said
         with pytest.raises((UserError, OSError), match="ead-only"):
-            run.new_run(project.Folders(models), made, worker.Settings())
+            run.new_run(project.Folders(models), made, Settings())
     finally:
         subprocess.run(["mount", "-o", "remount,rw", str(small_disk)], check=True)
     assert job.status() == "new"
