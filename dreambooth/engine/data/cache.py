@@ -57,7 +57,7 @@ class Encoded:
     def average(self, index: Tensor) -> Tensor:
         """The latents of the examples at `index` (B,), all of one bucket, without chance -> (B, 4, h, w)."""
         mean = self.mean[int(self.bucket[index[0]])]
-        return mean[self.row[index].to(mean.device, non_blocking=True)].to(self.device, non_blocking=True)
+        return hardware.brought(mean[hardware.brought(self.row[index], mean.device)], self.device)
 
     def masks(self, index: Tensor) -> Tensor | None:
         """The masks of the examples at `index` (B,), all of one bucket -> (B, 1, h, w); None where none are used."""
