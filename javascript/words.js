@@ -10,6 +10,7 @@ const dreamboothWords = (() => {
     const PIECES = " · ";
 
     let patterns = null;
+    const written = new WeakMap(); // what was put into a text that changes in place, or it would be translated for ever
 
     const known = () => window.localization || {};
 
@@ -79,12 +80,22 @@ const dreamboothWords = (() => {
         }
     }
 
+    function translateChanged(text) {
+        if (text.parentElement?.closest("#db_page") && written.get(text) !== text.textContent) {
+            translateUnder(text);
+            written.set(text, text.textContent);
+        }
+    }
+
     function start() {
         if (!Object.keys(known()).length) {
             return;
         }
         new MutationObserver((changes) => {
-            for (const {addedNodes} of changes) {
+            for (const {addedNodes, target, type} of changes) {
+                if (type === "characterData") {
+                    translateChanged(target);
+                }
                 for (const node of addedNodes) {
                     const element = node.nodeType === 1 ? node : node.parentElement;
                     if (element?.closest("#db_page")) {
@@ -94,7 +105,7 @@ const dreamboothWords = (() => {
                     }
                 }
             }
-        }).observe(document.body, {childList: true, subtree: true});
+        }).observe(document.body, {childList: true, characterData: true, subtree: true});
     }
 
     document.addEventListener("DOMContentLoaded", start);

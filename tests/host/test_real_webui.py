@@ -276,7 +276,7 @@ def test_an_engine_that_was_killed_is_resumed_with_the_button(webui: WebUI, visi
     webui.wait(lambda: events(webui, "state"))
     os.kill(events(webui, "started")[-1]["pid"], signal.SIGTERM if sys.platform == "win32" else signal.SIGKILL)
     visitor.state("resumable")
-    assert "SIGKILL" in visitor.see("#db_run .db-problems").inner_text()
+    assert "SIGKILL" in visitor.see("#db_run [data-db-part=notes] .db-problems").inner_text()
     visitor.press("db_resume")
     visitor.state("running")
     webui.wait(lambda: events(webui, "resumed"))

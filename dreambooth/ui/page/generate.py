@@ -13,8 +13,7 @@ import gradio as gr
 from dreambooth.core.errors import UserError
 from dreambooth.core.project import Project
 from dreambooth.core.schema import leaves
-from dreambooth.core.settings import Settings, parse
-from dreambooth.service import hot_use
+from dreambooth.core.settings import Settings
 from dreambooth.ui.page import dialect, jobs
 from dreambooth.ui.page.fragments import live
 
@@ -106,7 +105,7 @@ class GenerateTab:
         self.exported = gr.HTML("", elem_id="db_exported")
 
     def places(self) -> list[Any]:
-        return [*self.chosen(), self.fields["prompt"], self.fields["eta"], self.drawn, self.exported]
+        return [*self.chosen(), self.fields["eta"], self.drawn, self.exported]
 
     def chosen(self) -> list[Any]:
         """What a person chooses among results, and what the page has chosen by itself, which the browser keeps."""
@@ -127,7 +126,6 @@ class GenerateTab:
             self.weights: gr.update(choices=labels, value=one or proposed[0]),
             self.sheet_rows: gr.update(choices=labels, value=proposed[1] if several is None else several),
             self.proposed: json.dumps(proposed),
-            self.fields["prompt"]: gr.update(placeholder=_such_as(opened)),
             self.drawn: live("generate", opened.name),
             self.fields["eta"]: gr.update(visible=edited),
             self.exported: live("export", opened.name),
@@ -211,12 +209,6 @@ class GenerateTab:
         }
         jobs.export(self.page.host, opened, {**wanted, **self._weights(values, opened)})
         return {}
-
-
-def _such_as(opened: Project) -> str:
-    """The words that were taught, for who does not remember them."""
-    words = hot_use.taught(parse(opened.settings()))
-    return f"Such as: {words}" if words else ""
 
 
 def _fields() -> dict[str, Any]:

@@ -31,6 +31,7 @@ def test_the_words_of_views_scripts_and_stages_are_found() -> None:
 
 def test_texts_with_numbers_and_names_are_translated(browser: Any, server: Server, data: Path) -> None:
     own = {"concepts.0.instance_data_dir": str(SUBJECT_PICTURES), "general.seed": 7}
+    own |= {"concepts.0.instance_prompt": "a photo of sks star"}
     project.create(Folders(data), "star", MINIATURE, own)
     hands = Hands(browser, server.address)
     translation = {
@@ -41,6 +42,7 @@ def test_texts_with_numbers_and_names_are_translated(browser: Any, server: Serve
         "Find a setting": "Einstellung suchen",
         "# is below the minimum, #.": "# ist kleiner als #.",
         "Concept #,": "Konzept #,",
+        "Concept #": "Konzept #",
         "Seed": "Startwert",
     }
     hands.page.add_init_script(f"window.localization = {json.dumps(translation)};")
@@ -49,6 +51,10 @@ def test_texts_with_numbers_and_names_are_translated(browser: Any, server: Serve
     said = hands.see("#db_about .db-cost", "5 Bilder").inner_text()
     assert "5 Bilder · Schritte: " in said
     hands.see("#db_run", "Hier erscheinen die Läufe.")
+    hands.tab("Concepts")
+    hands.see("#db_concept label", "Konzept 1 · a photo of sks star")
+    hands.write("db_concepts_N_instance_prompt", "a photo of zwx star")  # a text that changes where it stands
+    hands.see("#db_concept label", "Konzept 1 · a photo of zwx star")
     hands.tab("Settings")
     assert hands.see("#db_general_seed .db-reset").get_attribute("title").startswith("Geändert. Sonst ")
     assert hands.page.locator("#db_search input").first.get_attribute("placeholder") == "Einstellung suchen"
