@@ -1,15 +1,13 @@
-"""When a run was best, by the pictures that it does not learn.
+"""When a run was best, by pictures that it learns and pictures that it does not.
 
-As long as a run learns the subject these are predicted better and better; then hardly any more, while the subject still
-settles; and from where only the training pictures are repeated, worse. The best is the last measure before that.
+As long as a run learns the subject, both are predicted better and better. From where it only repeats the pictures that
+it learns, these still gain, and the others lose. So both count alike, and the best is where they are highest together.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-WITHIN = 0.05  # of the highest measure; two with other noise differ by as much
 
 
 @dataclass(frozen=True)
@@ -23,19 +21,14 @@ class Measure:
     learned: float
     drift: float | None
 
+    @property
+    def worth(self) -> float:
+        return (self.held_out + self.learned) / 2
+
 
 def best(measures: Sequence[Measure]) -> Measure | None:
-    """The last measure, from the highest on, before they fall; None before the first step has been measured."""
-    after = [one for one in measures if one.images]
-    if not after:
-        return None
-    highest = max(after, key=lambda one: one.held_out)
-    found, least = highest, highest.held_out - WITHIN * abs(highest.held_out)
-    for one in after[after.index(highest) + 1 :]:
-        if one.held_out < least:
-            break
-        found = one
-    return found
+    """The measure of the highest worth; None before the first step has been measured."""
+    return max((one for one in measures if one.images), key=lambda one: one.worth, default=None)
 
 
 def measures_past(measures: Sequence[Measure]) -> int:

@@ -64,6 +64,7 @@ def run(job: Job, let_end: Callable[..., None] | None = None) -> Ending:
         raise
     if ending != "paused":
         atomic.remove_folder(job.state)
+        (job.folder / BEFORE).unlink(missing_ok=True)
         imagic.forget(work)
     notices.tell_of_end(work, ending)
     return ending

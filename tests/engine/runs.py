@@ -59,7 +59,8 @@ def told(job: Job, event: str) -> list[dict[str, Any]]:
 
 
 def saved(job: Job) -> list[Path]:
-    return [Path(event["path"]) for event in told(job, "saved")]
+    """What a run has written, without what it has removed for something better."""
+    return [Path(event["path"]) for event in job.story().saved]
 
 
 def output(job: Job) -> dict[str, torch.Tensor]:

@@ -34,7 +34,6 @@ def test_a_row_for_each_result_with_what_it_draws(tmp_path: Path, monkeypatch: p
     found = best.run(_job(tmp_path, runs=[name], seeds=[1]))
     rows = json.loads((tmp_path / "out" / "best.json").read_text())[f"{name}, seed 1"]
     assert [row["images"] for row in rows] == [6, 10]  # in batches of two
-    assert [row["is_best"] for row in rows].count(True) == 1
     assert all(row["held_out"] != 0 and 0 <= row["likeness_on_backgrounds"] <= 1 for row in rows)
     assert found["rows"][0]["end_images"] == 10
     assert "at 10" in of_benches.bench({"part": "best", **found})
@@ -46,7 +45,13 @@ def test_a_row_for_each_result_with_what_it_draws(tmp_path: Path, monkeypatch: p
 
 
 def test_what_is_told_of_a_run() -> None:
-    rows = [{"images": n, "likeness_on_backgrounds": worth} for n, worth in ((1, 0.2), (2, 0.5), (3, 0.6), (4, 0.1))]
-    said = best.summary("a", [{**row, "is_best": row["images"] == 2} for row in rows])
+    drawn = ((1, 0.2, 0.1), (2, 0.5, 0.3), (3, 0.6, 0.2), (4, 0.1, 0.0))
+    said = best.summary(
+        "a",
+        [
+            {"step": n, "images": n, "held_out": held, "learned": 0.5, "drift": None, "likeness_on_backgrounds": worth}
+            for n, worth, held in drawn
+        ],
+    )
     assert [said[f"{at}_images"] for at in ("best", "end", "highest")] == [2, 4, 3]
     assert [said[f"{at}_worth"] for at in ("best", "end", "highest")] == [0.5, 0.1, 0.6]

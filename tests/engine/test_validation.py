@@ -244,6 +244,7 @@ def test_a_run_that_paused_measures_as_one_that_did_not(project: Project, monkey
     AcceleratorState._reset_state(reset_partial_state=True)
     assert worker.run(job) == "done"
     assert job.story().measures == whole.story().measures
+    assert not (job.folder / worker.BEFORE).exists()
     assert kept(job) == kept(whole)
     assert same(output(whole), output(job))
 

@@ -20,6 +20,11 @@ KINDS: dict[str, dict[str, Any]] = {
     "lora": LORA,
     "dora": {**LORA, "lora.kind": "dora"},
     "text": {"tuning.text_encoder_ratio": 1.0, "captions.dropout": 0.5},
+    "class by prediction": {
+        **LORA,
+        "concepts.0.class_mode": "prediction",
+        "concepts.0.class_prompt": "a photo of a star",
+    },
     "average": {"tuning.use_ema": True, "batching.gradient_accumulation_steps": 2},
     "in backward": {"memory.step_in_backward": True},
     "bf16": {"memory.bf16_weights": True, "tuning.mixed_precision": "bf16"},
@@ -60,10 +65,11 @@ def waits(made: Project, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> lis
             seen[0].__enter__()
         set_rates(session)
 
-    def last(session: Session, *arguments: Any) -> None:
-        do_what_is_due(session, *arguments)
+    def last(session: Session, *arguments: Any) -> bool:
+        ends = do_what_is_due(session, *arguments)
         if session.step == 4:
             seen[0].__exit__(None, None, None)
+        return ends
 
     monkeypatch.setattr(loop, "_set_rates", first)
     monkeypatch.setattr(loop, "_do_what_is_due", last)
@@ -78,7 +84,7 @@ def on_card(session: Session) -> Iterator[torch.Tensor]:
     for some in filter(None, (session.instances, session.priors)):
         yield from (*some.mean, *some.std, *(some.mask or []))
     yield from session.texts.tokens
-    if table := session.texts.table:
+    for table in filter(None, (session.texts.table, session.texts.base_table)):
         yield from (one for one in (table.hidden, table.pooled, table.mask) if one is not None)
     if session.ema:
         yield from session.ema.average.values()

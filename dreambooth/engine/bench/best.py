@@ -10,16 +10,17 @@ import json
 import shutil
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from dreambooth.core import project, settings
+from dreambooth.core import project, settings, validation
 from dreambooth.core.errors import UserError
 from dreambooth.core.files import atomic
 from dreambooth.core.layout import MINIATURE, PROJECT
 from dreambooth.core.project import Folders
 from dreambooth.core.run import Job, new_run
+from dreambooth.core.validation import Measure
 from dreambooth.engine.bench import best_plot
 from dreambooth.engine.bench.sweep import RECIPES
 from dreambooth.engine.generate import load
@@ -66,18 +67,29 @@ def run(job: Job) -> dict[str, Any]:
             taken[key] = _course(out / "models", RUNS[name], seed)
             atomic.write_text(file, json.dumps(taken, indent=1))
     shutil.rmtree(out / "models", ignore_errors=True)
-    (out / "best.svg").write_text(best_plot.draw(taken), encoding="utf-8")
+    moments = {name: best_of(rows)["images"] for name, rows in taken.items()}
+    (out / "best.svg").write_text(best_plot.draw(taken, moments), encoding="utf-8")
     return {"rows": [summary(name, rows) for name, rows in taken.items()], "plot": str(out / "best.svg")}
 
 
 def summary(name: str, rows: list[Row]) -> Row:
     """What a run's results draw at the moment that it calls its best, at its end, and at the best of all moments."""
-    at = {"best": next(row for row in rows if row["is_best"]), "end": rows[-1]}
+    at = {"best": best_of(rows), "end": rows[-1]}
     at["highest"] = max(rows, key=_worth)
     found: Row = {"name": name}
     for moment, row in at.items():
         found[f"{moment}_images"], found[f"{moment}_worth"] = row["images"], _worth(row)
     return found
+
+
+def best_of(rows: list[Row]) -> Row:
+    """The row that the run calls its best."""
+    found = validation.best([_measure(row) for row in rows])
+    return next(row for row in rows if _measure(row) == found)
+
+
+def _measure(row: Row) -> Measure:
+    return Measure(**{field.name: row[field.name] for field in fields(Measure)})
 
 
 def _worth(row: Row) -> float:
@@ -101,7 +113,7 @@ def _course(models: Path, flat: dict[str, Any], seed: int) -> list[Row]:
     for one in story.measures:
         if path := files.get(one.images):
             figures = measure.measure(load(star, path), DRAWN)
-            rows.append({**asdict(one), **figures, "is_best": one == story.best})
+            rows.append({**asdict(one), **figures})
     return rows
 
 

@@ -21,8 +21,8 @@ polyline { fill: none; stroke-width: 2 } .axis { stroke: #ccc } .best { stroke: 
 Row = dict[str, Any]
 
 
-def draw(taken: dict[str, list[Row]]) -> str:
-    """An SVG picture: a plot for each run, from 0 to 1, with a line at the moment that it calls its best."""
+def draw(taken: dict[str, list[Row]], best: dict[str, int]) -> str:
+    """An SVG picture: a plot for each run, from 0 to 1, with a line after so many images as it calls its best."""
     lines = -(-len(taken) // _COLUMNS)
     width = _COLUMNS * (_WIDTH + _GAP)
     height = _LEGEND + lines * (_HEAD + _HEIGHT + _GAP)
@@ -35,7 +35,7 @@ def draw(taken: dict[str, list[Row]]) -> str:
     for number, (name, rows) in enumerate(taken.items()):
         left = (number % _COLUMNS) * (_WIDTH + _GAP)
         top = _LEGEND + (number // _COLUMNS) * (_HEAD + _HEIGHT + _GAP)
-        parts += [f'<g transform="translate({left} {top})">', *_plot(name, rows), "</g>"]
+        parts += [f'<g transform="translate({left} {top})">', *_plot(name, rows, best[name]), "</g>"]
     return "\n".join([*parts, "</svg>"]) + "\n"
 
 
@@ -48,15 +48,14 @@ def _legend() -> list[str]:
     return parts
 
 
-def _plot(name: str, rows: Sequence[Row]) -> list[str]:
+def _plot(name: str, rows: Sequence[Row], best: int) -> list[str]:
     last = max(row["images"] for row in rows)
 
     def place(row: Row, key: str) -> str:
         value = max(0.0, min(1.0, row[key]))
         return f"{_WIDTH * row['images'] / last:.1f},{_HEAD + _HEIGHT * (1 - value):.1f}"
 
-    bottom, best = _HEAD + _HEIGHT, next(row for row in rows if row["is_best"])
-    at = f"{_WIDTH * best['images'] / last:.1f}"
+    bottom, at = _HEAD + _HEIGHT, f"{_WIDTH * best / last:.1f}"
     parts = [
         f'<text x="0" y="14">{escape(name)}</text>',
         f'<line class="axis" x1="0" x2="{_WIDTH}" y1="{bottom}" y2="{bottom}"/>',

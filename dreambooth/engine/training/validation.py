@@ -30,7 +30,7 @@ from dreambooth.engine.training import loss, objective
 from dreambooth.engine.training.session import Session
 
 TIMESTEPS = (350, 450, 550, 650, 750, 850)
-MOST_LEARNED = 2  # pictures of those that are learned
+MOST_LEARNED = 4  # pictures of those that are learned
 
 _HELD_OUT, _LEARNED, _CLASS_ERROR, _CLASS = "held_out", "learned", "class_error", "class."
 

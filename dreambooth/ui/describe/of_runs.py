@@ -50,6 +50,8 @@ def plan(result: Result) -> str:
 def finished(result: Result) -> str:
     where = f"at step {result['step']:,} of {result['steps']:,}" if result["steps"] else "before its first step"
     lines = [f"Run {result['run']} is {result['status']} {where}."]
+    if result["status"] == "done" and result["step"] < result["steps"]:
+        lines.append("It ended by itself, as it was past its best for as long as its patience.")
     if result["status"] == "paused":
         lines.append(f"Go on with: python -m dreambooth resume {result['run']}")
     lines += [f"Written: {path}" for path in result["outputs"]]

@@ -103,6 +103,8 @@ def _head(job: Job, story: Story, status: str) -> str:
     step = last["step"] if status == "running" else story.reached
     share = step / last["steps"]
     left = f"{duration(last['seconds_left'])} left" if status == "running" else ""
+    if status == "done" and share < 1:
+        share, left = 1.0, "ended by itself, past its best"
     facts = [f"step {step:,} of {last['steps']:,}", f"{last['steps_per_second']:.2f} it/s"]
     if last.get("memory_bytes"):
         facts.append(memory(last["memory_bytes"]))

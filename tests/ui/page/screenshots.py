@@ -50,6 +50,7 @@ def draw_all(browser: Any, server: Server, data: Path) -> None:
         **demo.METHODS["LoRA"],
         "concepts.0.instance_data_dir": "~/pictures",
         "concepts.0.num_class_images_per": 2,
+        "concepts.0.held_out": 1,
         "intervals.num_train_epochs": 200,
         "intervals.save_preview_every": 40,
         "intervals.save_model_every": 40,

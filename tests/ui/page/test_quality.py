@@ -76,3 +76,13 @@ def test_the_pictures_that_are_held_out_are_marked(page: Page) -> None:
     own = {**star.settings(), "concepts.0.instance_data_dir": str(SUBJECT_PICTURES), "concepts.0.held_out": 2}
     project.write_settings(star, own)
     assert concept_view(page.host.folders(), "star", 0, 48).count("db-held-out") == 2
+
+
+def test_a_run_that_ended_by_itself_is_whole(page: Page) -> None:
+    job = a_run(page, 0.0, 0.4, 0.1)
+    job.report("started")
+    job.report("done")
+    shown = run_view(page.host.folders(), "star")
+    assert "ended by itself, past its best" in shown
+    assert 'aria-valuenow="100"' in shown
+    assert "It ended by itself" in of_runs.finished({**runs.summary(job), "run": "star/1"})
