@@ -103,7 +103,6 @@ RUNS: dict[str, dict[str, Any]] = {
         "concepts.0.class_infer_steps": 2,
     },
     "kept by prediction": {**LORA, "concepts.0.class_mode": "prediction", "concepts.0.class_prompt": "a star"},
-    "held out": {**LORA, "concepts.0.held_out": 1, "intervals.validate_every": 1, "concepts.0.class_prompt": "a star"},
     "traced": {**LORA, "intervals.num_train_epochs": 30},
     "traced, streamed": {
         **LORA,
