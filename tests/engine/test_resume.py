@@ -129,6 +129,7 @@ def test_ctrl_c_pauses_and_stop_keeps_what_was_learned(folders: Folders, dreambo
     assert dreambooth("pause", job.name, "--data", folders.models).code == 2
     process2 = launcher.start(job, Path(sys.executable))
     while not job.is_alive():  # stopped before it has imported anything it goes on to where its result is written
+        assert process2.poll() is None
         time.sleep(0.01)
     assert dreambooth("stop", job.name, "--data", folders.models).code == 0
     assert process2.wait(240) == 0

@@ -87,7 +87,8 @@ class Runs(Routes):
         return self.submit(job, runs.summary)
 
     def request(self, name: str, number: int, body: dict[str, Any]) -> Answer:
-        """Asks a run that is at work: `request` is pause, stop, discard, save or preview."""
+        """Asks a run that is at work: `request` is pause, stop, discard, save or preview. One that waits is taken out
+        of the queue by the first three."""
         what = text(only(body, "request"), "request")
         if what not in REQUESTS:
             raise UserError(f"request: {what!r} is none of {', '.join(REQUESTS)}.")
