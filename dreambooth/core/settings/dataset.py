@@ -38,8 +38,7 @@ class Concept:
     held_out: int = setting(
         0,
         "Pictures Held Out",
-        "So many of these are not learned, only looked at: by how well they are predicted the run tells when it was "
-        "best. One or two are enough.",
+        "So many of these are only looked at, to tell when the run is best; one or two are enough.",
         min=0,
         max=1000,
     )

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from dreambooth.ui.page.page import Page, Shown, Values
 
 ABOUT_PICTURES = "instance_data_dir"
-IN_FRONT = ("instance_prompt", "class_prompt", "num_class_images_per", "held_out")
-TOKENS = ("instance_token", "class_token", "repeats")
+IN_FRONT = ("instance_prompt", "class_prompt", "num_class_images_per")
+TOKENS = ("held_out", "repeats", "instance_token", "class_token")
 
 
 class ConceptsTab:
@@ -62,7 +62,7 @@ class ConceptsTab:
         self.check = gr.Button("Check the pictures", elem_id="db_check")
         self.plan = gr.HTML("", elem_id="db_plan")
         with (
-            gr.Accordion("Tokens and Repeats", open=False, elem_id="db_section_tokens"),
+            gr.Accordion("Held Out, Repeats and Tokens", open=False, elem_id="db_section_tokens"),
             gr.Row(elem_id="db_fields_tokens", elem_classes=["db-fields"]),
         ):
             form.add_all(own.pop(name) for name in TOKENS)

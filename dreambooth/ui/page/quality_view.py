@@ -9,12 +9,16 @@ from dreambooth.core.validation import Measure
 
 _WIDTH, _HEIGHT, _EDGE = 400, 72, 6
 
+HINT = "With a picture held out (Concepts) a run tells when it is best."
+
 Point = tuple[float, float]
 
 
 def quality_view(story: Story) -> str:
-    """Nothing until something has been measured since the run began."""
+    """Nothing until something has been measured since the run began; of a run without held-out pictures, how to."""
     best, measures = story.best, story.measures
+    if not measures and story.step:
+        return f'<p class="db-quiet">{HINT}</p>'
     if best is None:
         return ""
     lines = _lines(measures, best, max(story.step.get("steps", 0), measures[-1].step))

@@ -16,7 +16,7 @@ from dreambooth.ui.describe import of_runs
 from dreambooth.ui.page.concept_view import concept_view
 from dreambooth.ui.page.model_view import model_view
 from dreambooth.ui.page.page import Page
-from dreambooth.ui.page.quality_view import quality_view
+from dreambooth.ui.page.quality_view import HINT, quality_view
 from dreambooth.ui.page.run_view import run_view
 from tests.ui.page.laid_out import laid_out
 
@@ -45,9 +45,16 @@ def a_run(page: Page, *held_out: float, drift: float | None = 0.05) -> run.Job:
     return job
 
 
-def test_without_measures_nothing_is_said(page: Page) -> None:
+def test_before_a_run_was_measured_nothing_is_said_of_it(page: Page) -> None:
     assert quality_view(a_run(page, 0.0).story()) == ""
     assert "How good it is" not in run_view(page.host.folders(), "star")
+
+
+def test_a_run_without_held_out_pictures_says_how_to(page: Page) -> None:
+    job = run.create(opened(page).runs, {"kind": "train", "model": "star"}, "{}")
+    assert quality_view(job.story()) == ""
+    job.report("step", step=1, steps=100, images=1, loss=0.1, rate=1e-3)
+    assert HINT in quality_view(job.story())
 
 
 def test_the_best_moment_is_marked_in_the_plot_and_among_what_was_written(page: Page) -> None:
