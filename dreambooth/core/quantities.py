@@ -21,3 +21,8 @@ def size(count: float) -> str:
 def memory(count: float) -> str:
     """A number of bytes of memory, in powers of two, as cards are sold."""
     return f"{count / 2**30:.1f} GB" if count >= 2**30 else f"{count / 2**20:.0f} MB"
+
+
+def percent(share: float) -> str:
+    """A share, without the sign of a zero."""
+    return f"{round(share, 2) + 0.0:.0%}"

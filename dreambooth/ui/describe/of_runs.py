@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from dreambooth.core.quantities import duration, memory, size
+from dreambooth.core.quantities import duration, memory, percent, size
 from dreambooth.service.demo import FIGURES
 from dreambooth.ui.terminal import table
 
@@ -66,10 +66,12 @@ def _best(best: Result, last: Result) -> str:
     """What the pictures that were held out say of a run."""
     if best["held_out"] <= 0:
         return "The pictures that were held out are predicted no better than before the run."
-    better = f"the pictures that were held out are predicted {best['held_out']:.0%} better than before"
+    better = f"the pictures that were held out are predicted {percent(best['held_out'])} better than before"
     if best["images"] == last["images"]:
         return f"Best at its end: {better}."
-    return f"Best after {best['images']:,} images: {better}; after {last['images']:,} it was {last['held_out']:.0%}."
+    return (
+        f"Best after {best['images']:,} images: {better}; after {last['images']:,} it was {percent(last['held_out'])}."
+    )
 
 
 def run_list(result: Result) -> str:

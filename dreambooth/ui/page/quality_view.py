@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from dreambooth.core.quantities import percent
 from dreambooth.core.story import Story
 from dreambooth.core.validation import Measure
 
@@ -22,15 +23,15 @@ def quality_view(story: Story) -> str:
     if best is None:
         return ""
     lines = _lines(measures, best, max(story.step.get("steps", 0), measures[-1].step))
-    drift = measures[-1].drift
+    drift, held_out = measures[-1].drift, percent(measures[-1].held_out)
     moved = f'<span class="db-of-class">The class has moved by <b>{drift:.1%}</b></span>' if drift is not None else ""
     return (
         f"<h4>How good it is <small>{_words(best, measures[-1])}</small></h4>"
-        f'<figure class="db-curve db-quality" role="img" aria-label="Pictures held out: {measures[-1].held_out:.0%} '
-        f'better than before, at best {best.held_out:.0%} after {best.images:,} images">{lines}</figure>'
+        f'<figure class="db-curve db-quality" role="img" aria-label="Pictures held out: {held_out} '
+        f'better than before, at best {percent(best.held_out)} after {best.images:,} images">{lines}</figure>'
         '<p class="db-axis"><span class="db-of-unet">Pictures held out: '
-        f"<b>{measures[-1].held_out:.0%}</b> better than before</span>"
-        f'<span class="db-of-text_encoder">Learned pictures: <b>{measures[-1].learned:.0%}</b></span>{moved}</p>'
+        f"<b>{held_out}</b> better than before</span>"
+        f'<span class="db-of-text_encoder">Learned pictures: <b>{percent(measures[-1].learned)}</b></span>{moved}</p>'
     )
 
 

@@ -8,7 +8,6 @@ Run it with the page's Python (.page); the engine's is taken from DREAMBOOTH_ENG
 from __future__ import annotations
 
 import os
-import shutil
 import tempfile
 import time
 from pathlib import Path
@@ -17,14 +16,16 @@ from typing import Any
 from PIL import Image
 
 from dreambooth.core import project
-from dreambooth.core.layout import PROJECT, SUBJECT_PICTURES
+from dreambooth.core.layout import PROJECT
 from dreambooth.core.project import Folders
+from dreambooth.engine.miniature import world
 from dreambooth.service import demo
 from tests.ui.page.conftest import Server, chromium, models_folder
 from tests.ui.page.hands import Hands
 
 TARGET = PROJECT / "docs" / "screenshots"
 WIDTHS = {"wide": 1280, "narrow": 400}
+PICTURES = 8
 TABS = ("Model", "Settings", "Concepts", "Generate")
 
 
@@ -33,7 +34,7 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory(prefix="webui-") as place, sync_playwright() as started:
         os.environ["HOME"] = place  # so that the pictures show no folder of this machine's owner
-        shutil.copytree(SUBJECT_PICTURES, Path(place) / "pictures")
+        draw_subject(Path(place) / "pictures")
         data = models_folder(Path(place))
         server = Server(data)
         browser = started.chromium.launch(executable_path=chromium(), args=["--no-sandbox"])
@@ -44,16 +45,24 @@ def main() -> None:
             server.end()
 
 
+def draw_subject(folder: Path) -> None:
+    """More pictures of the demo's subject than it has itself, so that one can be held out."""
+    folder.mkdir()
+    for number, scene in enumerate(world.subject_scenes(PICTURES, seed=11)):
+        world.draw_subject(scene).save(folder / f"{number}.png")
+        (folder / f"{number}.txt").write_text(f"sks star on a {scene.background} background", encoding="utf-8")
+
+
 def draw_all(browser: Any, server: Server, data: Path) -> None:
     shoot(browser, server, "empty", ["Model"])
     own = {
         **demo.METHODS["LoRA"],
         "concepts.0.instance_data_dir": "~/pictures",
-        "concepts.0.num_class_images_per": 2,
+        "concepts.0.class_mode": "prediction",
         "concepts.0.held_out": 1,
-        "intervals.num_train_epochs": 200,
-        "intervals.save_preview_every": 40,
-        "intervals.save_model_every": 40,
+        "intervals.num_train_epochs": 140,
+        "intervals.save_preview_every": 28,
+        "intervals.save_model_every": 28,
         "learning.scheduler": "cosine",
         "learning.warmup": 0.1,
         "previews.count": 1,

@@ -75,6 +75,7 @@ def test_a_run_that_still_gets_better_or_never_does_is_said_to(page: Page) -> No
     assert "still getting better" in quality_view(a_run(page, 0.0, 0.2, 0.4).story())
     shown = quality_view(a_run(page, 0.0, -0.2, -0.4, drift=None).story())
     assert "no better than before so far" in shown
+    assert "<b>0%</b> better" in quality_view(a_run(page, 0.0, -0.001).story())
     assert "The class has moved" not in shown
 
 
