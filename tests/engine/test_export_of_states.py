@@ -102,7 +102,7 @@ def test_an_exported_file_is_among_the_results(star: Project, tmp_path: Path, mo
     exported(star, job, to=str(tmp_path / "diffusers"), merge=1.0)  # cannot be drawn with
     late = stopped(job, monkeypatch)
     there = [one for one in runs.outputs(star) if one["run"] == job.name]
-    known = {"run": job.name, "images": 2 * STEP}
+    known = {"run": job.name, "images": 2 * STEP, "best": False}
     assert there == [
         {**known, "path": str(late), "kind": "lora", "bytes": late.stat().st_size, "step": None},
         {**known, "path": str(merged), "kind": "checkpoint", "bytes": merged.stat().st_size, "step": STEP},

@@ -82,9 +82,10 @@ class Hooks:
         do = f"If it comes again, look at these pictures, or lower {rate_keys(self.work.settings)[0]}."
         self.warn(Problem(said, "tuning.nonfinite_steps", do))
 
-    def measure(self) -> bool:
+    def measure(self, check: Callable[[], None]) -> bool:
         """Measures how well the run does, once at each step, and keeps the result where it is the best. Returns whether
-        the run has been past its best for so long that it is to end."""
+        the run has been past its best for so long that it is to end. `check` raises for weights that must not be saved.
+        """
         session, job = self.session, self.work.job
         if self.validation is None or self.measured_at == session.step:
             return False
@@ -97,6 +98,7 @@ class Hooks:
         story, settings = job.story(), session.settings
         is_best = story.best is not None and story.best.step == session.step
         if is_best and settings.saving.keep_best and session.step < session.budget.steps:
+            check()
             self.save_model(session.images, asked=False, best=True)
             self.drop_former_best()
         patience = settings.intervals.patience

@@ -35,7 +35,7 @@ class Hooks(Protocol):
     def warn(self, said: Problem) -> None: ...
     def cooling(self, seconds: int) -> None: ...
     def left_out(self, steps: list[int]) -> None: ...
-    def measure(self) -> bool: ...
+    def measure(self, check: Callable[[], None]) -> bool: ...
     def preview(self, images: int, check: Callable[[], None]) -> None: ...
     def save_model(self, images: int, *, asked: bool) -> None: ...
     def save_state(self, *, wait: bool) -> bool: ...
@@ -49,7 +49,7 @@ def train(session: Session, hooks: Hooks) -> Ending:
     session.model.unet.train()
     optimizers.set_mode(session.optimizer, training=True)
     if session.step == 0:
-        hooks.measure()
+        hooks.measure(pulse.check)
         hooks.preview(0, pulse.check)
 
     with stepping(session) as in_backward:
@@ -57,7 +57,7 @@ def train(session: Session, hooks: Hooks) -> Ending:
     if ending:
         return ending
     pulse.check()
-    hooks.measure()
+    hooks.measure(pulse.check)
     hooks.preview(session.images, pulse.check)
     return "done"
 
@@ -124,10 +124,8 @@ def _do_what_is_due(session: Session, hooks: Hooks, pulse: Pulse) -> bool:
     if budget.is_due(intervals.save_model_every, step, intervals.save_model_every_steps):
         pulse.check()
         hooks.save_model(session.images, asked=False)
-    if budget.is_due(intervals.validate_every, step):
-        pulse.check()
-        if hooks.measure():
-            return True
+    if budget.is_due(intervals.validate_every, step) and hooks.measure(pulse.check):
+        return True
     overdue = hooks.tend_states()
     if budget.is_due(intervals.save_state_every, step, intervals.save_state_every_steps) or overdue:
         pulse.check()
