@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass
-from pathlib import Path
 
 from dreambooth.core import forecast, picture_files, run
 from dreambooth.core.budget import Budget, budget
@@ -17,8 +16,6 @@ from dreambooth.core.models import anatomy, checkpoint
 from dreambooth.core.project import Project
 from dreambooth.core.schema import to_flat
 from dreambooth.core.settings import Settings, parse
-from dreambooth.core.settings.dataset import Concept
-from dreambooth.service import pictures
 
 _SAME_PACE = (
     "general.method",
@@ -41,7 +38,7 @@ class Cost:
 
 def estimate(project: Project, settings: Settings) -> Cost:
     """About what a run with these settings takes; every picture counts as one of the full size."""
-    found = [(concept, _count(concept)) for concept in settings.concepts]
+    found = [(concept, len(picture_files.of_concept(concept))) for concept in settings.concepts]
     seen = sum(picture_files.learned(concept, count) * concept.repeats for concept, count in found)
     length = budget(settings, seen) if seen else None
     memory = disk = 0
@@ -83,12 +80,6 @@ def _asked_of_class(settings: Settings) -> tuple[object, ...]:
 def area(project: Project, settings: Settings) -> int:
     """The pixels of each training picture, as far as the settings say; buckets have about the same."""
     return int((settings.general.resolution or project.resolution) ** 2)
-
-
-def _count(concept: Concept) -> int:
-    """How many pictures lie in a concept's folder; none where there is no folder."""
-    folder = Path(concept.instance_data_dir).expanduser()
-    return len(pictures.names(folder)) if concept.instance_data_dir.strip() and folder.is_dir() else 0
 
 
 def _pace(project: Project, settings: Settings) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -112,3 +113,13 @@ def test_class_pictures_that_are_there_are_not_to_be_drawn(page: Page) -> None:
     damaged = run.create(star.errands, {"kind": "class-images", "model": "star"}, to_json(parse(own)))
     (damaged.folder / "job.json").write_text("{", encoding="utf-8")
     assert not cost.to_draw(star, parse(own)), "a damaged job tells nothing, and takes nothing away"
+
+
+def test_masks_are_no_pictures_and_those_held_out_are_not_learned(page: Page, tmp_path: Path) -> None:
+    folder = shutil.copytree(SUBJECT_PICTURES, tmp_path / "masked")
+    for path in list(folder.glob("*.png")):
+        shutil.copy(path, path.with_name(f"{path.stem}-mask.png"))
+    own = {"concepts.0.instance_data_dir": str(folder), "concepts.0.held_out": 2, "intervals.num_train_epochs": 10}
+    costs = cost.estimate(opened(page), parse(own))
+    assert costs.length
+    assert (costs.pictures, costs.length.images) == (5, 30)
