@@ -5,6 +5,7 @@ pictures -> model -> class pictures -> cache -> training -> outputs
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections.abc import Callable
 from functools import partial
@@ -64,7 +65,8 @@ def run(job: Job, let_end: Callable[..., None] | None = None) -> Ending:
         raise
     if ending != "paused":
         atomic.remove_folder(job.state)
-        (job.folder / BEFORE).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            (job.folder / BEFORE).unlink()
         imagic.forget(work)
     notices.tell_of_end(work, ending)
     return ending

@@ -249,8 +249,9 @@ def test_a_run_that_paused_measures_as_one_that_did_not(project: Project, monkey
     assert same(output(whole), output(job))
 
 
+@pytest.mark.parametrize("damaged", [False, True])
 def test_a_run_that_lost_what_it_is_measured_against_goes_on_without(
-    project: Project, monkeypatch: pytest.MonkeyPatch
+    project: Project, damaged: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = new_run(project, **HELD)
     with monkeypatch.context() as patched:
@@ -259,6 +260,8 @@ def test_a_run_that_lost_what_it_is_measured_against_goes_on_without(
         AcceleratorState._reset_state(reset_partial_state=True)
         assert worker.run(job) == "paused"
     (job.folder / worker.BEFORE).unlink()
+    if damaged:
+        (job.folder / worker.BEFORE).write_bytes(b"{" * 100)
     AcceleratorState._reset_state(reset_partial_state=True)
     assert worker.run(job) == "done"
     assert [event["step"] for event in told(job, "measured")] == [0, 2, 4]

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor
 
 from dreambooth.core import captions
@@ -70,7 +71,7 @@ class Validation:
         chosen = [round(n * (len(own) - 1) / max(1, MOST_LEARNED - 1)) for n in range(MOST_LEARNED)]
         self.learned = [self._probe(session.instances, n, own[n]) for n in dict.fromkeys(chosen)]
         self._texts: dict[str, Text] = {}
-        self._known = load_file(before) if before.is_file() else {}
+        self._known = _read(before)
         self._alpha_bar = make_scheduler("ddim", session.model).alphas_cumprod[list(TIMESTEPS)].to(session.model.device)
 
     def _probe(self, encoded: Encoded, number: int, example: Example) -> _Probe:
@@ -134,6 +135,14 @@ class Validation:
             with self.session.accelerator.autocast():
                 self._texts[words] = self.session.model.encode_text([words])
         return self._texts[words]
+
+
+def _read(before: Path) -> dict[str, Tensor]:
+    """What was measured before a run; nothing where that is gone or damaged. The file is not held open."""
+    try:
+        return load(before.read_bytes())
+    except (OSError, SafetensorError):
+        return {}
 
 
 def _compared(before: dict[str, Tensor], now: dict[str, Tensor]) -> Measured | None:
