@@ -186,7 +186,8 @@ def preset_list() -> list[dict[str, Any]]:
             "label": preset.label,
             "meaning": preset.meaning,
             "settings": [
-                {"setting": key, "value": value, "reason": why} for key, (value, why) in preset.settings.items()
+                {"setting": key, "value": one.value, "reason": one.why, "from_pictures": one.from_pictures}
+                for key, one in preset.settings.items()
             ],
         }
         for preset in presets.PRESETS.values()

@@ -14,7 +14,7 @@ from dreambooth.core.project import Project
 from dreambooth.core.run import Job, Request
 from dreambooth.core.settings import Settings
 from dreambooth.core.story import Event, Story
-from dreambooth.service import launcher
+from dreambooth.service import going_on, launcher
 
 Answer = dict[str, Any]
 
@@ -38,7 +38,7 @@ def summary(job: Job) -> dict[str, Any]:
         "measured": asdict(story.measures[-1]) if story.measures else None,
         "previews": str(job.folder / "previews.png") if (job.folder / "previews.png").exists() else None,
         "created": job.read().get("created"),
-        "resumable": status in ("new", "paused", "failed", "lost"),
+        "resumable": status == "new" or going_on.rests(job, status),
         "offset": story.offset,
         "folder": str(job.folder),
     }

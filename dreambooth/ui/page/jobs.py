@@ -122,7 +122,7 @@ def results(opened: Project) -> dict[str, Values]:
         found[f"{Path(one['path']).name} ({origin})"] = {"weights": one["path"]}
     for job in reversed(run.runs(opened)):
         number = int(job.folder.name)
-        if job.status() in going_on.RESTING and not settings.parse(job.settings()).imagic.enabled:
+        if going_on.rests(job, job.status()) and not settings.parse(job.settings()).imagic.enabled:
             for step in reversed(job.states()):
                 found[f"state after step {step:,} (run {number})"] = {"run": number, "from_step": step}
     return found

@@ -10,7 +10,7 @@ from dreambooth.core.validation import Measure
 
 _WIDTH, _HEIGHT, _EDGE = 400, 72, 6
 
-HINT = "With a picture held out (Concepts) a run tells when it is best."
+HINT = "With one picture held out a run tells when it is best: Pictures Held Out, under Concepts."
 
 Point = tuple[float, float]
 
