@@ -263,7 +263,7 @@ def test_a_run_that_ended_by_its_patience_goes_on_nevertheless(
     assert [one.held_out for one in job.story().measures] == [0.0, *course]
     assert kept(job)[-1] == 24 and 8 not in kept(job), "what was only the best goes for a better one"
     assert not job.states() and not (job.folder / worker.BEFORE).exists()
-    with pytest.raises(UserError, match=r"it is done. A new run learns on .* lora.start_file .*_24.safetensors"):
+    with pytest.raises(UserError, match=r"it is done. A new run learns on .* lora.start_file .*_24-2.safetensors"):
         going_on.prepare(folders(project), job, {})
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from dreambooth.ui.page.page import Page, Shown, Values
 
 ABOUT_PICTURES = "instance_data_dir"
-IN_FRONT = ("instance_prompt", "class_prompt", "num_class_images_per", "held_out")
+PROMPTS, COUNTS = ("instance_prompt", "class_prompt"), ("num_class_images_per", "held_out")
 TOKENS = ("repeats", "instance_token", "class_token")
 
 
@@ -52,7 +52,9 @@ class ConceptsTab:
                 height=120,
             )
         with gr.Row(elem_id="db_prompts_row", elem_classes=["db-fields"]):
-            form.add_all(own.pop(name) for name in IN_FRONT)
+            form.add_all(own.pop(name) for name in PROMPTS)
+        with gr.Row(elem_id="db_counts_row", elem_classes=["db-fields"]):
+            form.add_all(own.pop(name) for name in COUNTS)
             with gr.Row(elem_id="db_presets_row", elem_classes=["db-line"]):
                 gr.HTML("<span>Start from:</span>", elem_id="db_presets_label")
                 self.presets = {

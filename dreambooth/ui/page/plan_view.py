@@ -27,7 +27,7 @@ def preset_view(preset: Preset, before: Mapping[str, Any], after: Mapping[str, A
     count = len(before)
     head = f"{preset.label}: {count} setting{'' if count == 1 else 's'} changed{':' if count else '.'}"
     rows = "".join(
-        f"<li>{_change(key, value, after[key])} <span>({escape(preset.settings[general(key)].why)})</span></li>"
+        f"<li>{_change(key, value, after[key])} · <span>{escape(preset.settings[general(key)].why)}</span></li>"
         for key, value in before.items()
     )
     return f'<div class="db-plan-made" data-db-problems="[]"><p class="db-good">{head}</p><ul>{rows}</ul></div>'
