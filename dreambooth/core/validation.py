@@ -27,6 +27,11 @@ class Measure:
     def worth(self) -> float:
         return (self.held_out + self.learned) / 2
 
+    @property
+    def is_better(self) -> bool:
+        """Whether anything was gained since before the run."""
+        return self.worth > 0
+
 
 def could_tell(held_out: Sequence[int], pictures: Sequence[int]) -> bool:
     """Whether a run that holds nothing out could spare a picture; both of each of its concepts."""

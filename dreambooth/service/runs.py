@@ -124,8 +124,10 @@ def settings_of(opened: Project, file: Path | None) -> Settings:
 
 
 def is_best(story: Story, event: Event) -> bool:
-    """Whether what was written is a run's own result of the moment that it was best, as far as that was measured."""
-    return story.best is not None and event["event"] == "saved" and event["images"] == story.best.images
+    """Whether what was written is a run's own result of the moment that it was best, as far as that was measured, and
+    better than before the run."""
+    best = story.best
+    return best is not None and best.is_better and event["event"] == "saved" and event["images"] == best.images
 
 
 def written(story: Story) -> list[Event]:

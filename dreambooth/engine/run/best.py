@@ -17,7 +17,9 @@ from dreambooth.engine.work import Work
 def without_previews(work: Work) -> Path | None:
     """The result of the best moment, where it is there, previews are wanted and none were drawn at that moment."""
     story = work.job.story()
-    if story.best is None or not work.settings.previews.count or story.best.images in story.previews:
+    if story.best is None or not story.best.is_better or story.best.images in story.previews:
+        return None
+    if not work.settings.previews.count:
         return None
     written = (Path(event["path"]) for event in story.saved if event["images"] == story.best.images)
     return next((path for path in written if path.is_file()), None)

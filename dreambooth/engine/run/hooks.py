@@ -96,7 +96,7 @@ class Hooks:
         job.report("measured", step=session.step, images=session.images, **figures)
         self._draw_curves({f"validation/{name}": value for name, value in figures.items() if value is not None})
         story, settings = job.story(), session.settings
-        is_best = story.best is not None and story.best.step == session.step
+        is_best = story.best is not None and story.best.is_better and story.best.step == session.step
         if is_best and settings.saving.keep_best and session.step < session.budget.steps:
             check()
             self.save_model(session.images, asked=False, best=True)

@@ -119,6 +119,7 @@ def results(opened: Project) -> dict[str, Values]:
     found: dict[str, Values] = {}
     for one in runs.outputs(opened):
         origin = f"run {one['run'].rpartition('/')[2]}" + ("" if one["step"] is None else f", step {one['step']:,}")
+        origin += ", best" if one["best"] else ""
         found[f"{Path(one['path']).name} ({origin})"] = {"weights": one["path"]}
     for job in reversed(run.runs(opened)):
         number = int(job.folder.name)

@@ -77,7 +77,15 @@ def test_a_run_that_still_gets_better_or_never_does_is_said_to(page: Page) -> No
     assert "still getting better" in quality_view(a_run(page, 0.0, 0.2, 0.4).story())
     shown = quality_view(a_run(page, 0.0, -0.2, -0.4, drift=None).story())
     assert "no better than before so far" in shown
+    assert "<b>40%</b> worse than before" in shown
     assert "<b>0%</b> better" in quality_view(a_run(page, 0.0, -0.001).story())
+    job = a_run(page, 0.0, -0.4, -0.2)
+    job.report("done")
+    assert "no better than before</small>" in quality_view(job.story())
+    assert not any(one["best"] for one in runs.outputs(opened(page)) if one["run"] == job.name)
+    longer = a_run(page, 0.0, 0.2, 0.4)
+    longer.report("done")
+    assert "best at its end; a longer run may be better still" in quality_view(longer.story())
     assert "The class has moved" not in shown
 
 
