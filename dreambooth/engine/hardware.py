@@ -32,7 +32,7 @@ def does_bf16(device: torch.device) -> bool:
 
 
 def is_quick_in_bf16(device: torch.device) -> bool:
-    """Whether bf16 is worth computing in. A card from before Ampere (2020) plays it, and its attention has no kernel for
+    """Whether bf16 is worth computing in. A card from before Ampere (2020) plays it, and has no kernel of attention for
     it but the plain one, which keeps the whole matrix."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
