@@ -10,6 +10,7 @@ import torch
 from accelerate.state import AcceleratorState
 
 from dreambooth.core.project import Folders, Project
+from dreambooth.core.settings.course import Optimizer
 from dreambooth.engine import generate, worker
 from dreambooth.engine.training import optimizers, precision
 from dreambooth.service import errands, launcher
@@ -40,6 +41,24 @@ def test_an_optimizer_whose_memory_cannot_be_paged_is_found_before_it_is_begun(n
     with played_card():
         assert "cget_managed_ptr" in optimizers.fault(name, CARD)
         assert not optimizers.fault(name.removeprefix("paged_"), CARD)
+
+
+@pytest.mark.parametrize(("name", "waits"), [("adamw_8bit", 0), ("lion_8bit", 0), ("paged_adamw_8bit", 3)])
+def test_an_optimizer_in_8_bits_does_not_wait_for_the_card_at_each_weight(
+    name: str, waits: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As bitsandbytes does by itself; a paged one waits once in a step."""
+    found: list[Any] = []
+    with played_card():
+        monkeypatch.setattr(torch.cuda, "synchronize", lambda device=None: found.append(device))
+        weights = [torch.nn.Parameter(torch.ones(40, 40, device="cuda")) for _ in range(3)]
+        made = optimizers.RECIPES[name]([{"params": weights, "lr": 0.01}], Optimizer())
+        for _ in range(3):
+            for weight in weights:
+                weight.grad = torch.ones_like(weight)
+            made.step()
+    assert len(found) == waits
+    assert not torch.equal(weights[2], torch.ones(40, 40))
 
 
 @pytest.mark.parametrize(("generation", "chosen"), [((7, 5), "fp16"), ((8, 6), "bf16"), ((9, 0), "bf16")])
