@@ -117,11 +117,26 @@ def _adamw(groups: Groups, chosen: Chosen) -> torch.optim.Optimizer:
     return torch.optim.AdamW(groups, betas=_betas(chosen, _ADAM_BETAS), eps=chosen.epsilon or _EPSILON, fused=True)
 
 
-def _adamw_8bit(groups: Groups, chosen: Chosen, *, paged: bool = False) -> torch.optim.Optimizer:
+def _bitsandbytes() -> Any:
+    """Its optimizers. By themselves they wait for a card after each weight, though what they ask of it goes to the very
+    stream that gradients come from and all else goes to."""
     from bitsandbytes import optim  # heavy: only where it is asked for
 
+    optim.optimizer.sync_gpu = lambda weight: None
+    return optim
+
+
+def _settled(paged: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """A paged optimizer whose step ends when the card has done it: its states are memory that the processor reads."""
+    paged.register_step_post_hook(lambda *_: torch.cuda.synchronize() if torch.cuda.is_available() else None)
+    return paged
+
+
+def _adamw_8bit(groups: Groups, chosen: Chosen, *, paged: bool = False) -> torch.optim.Optimizer:
+    optim = _bitsandbytes()
     cls = optim.PagedAdamW8bit if paged else optim.AdamW8bit
-    return cls(groups, betas=_betas(chosen, _ADAM_BETAS), eps=chosen.epsilon or _EPSILON)
+    made = cls(groups, betas=_betas(chosen, _ADAM_BETAS), eps=chosen.epsilon or _EPSILON)
+    return _settled(made) if paged else made  # type: ignore[no-any-return]
 
 
 def _paged_adamw_8bit(groups: Groups, chosen: Chosen) -> torch.optim.Optimizer:
@@ -135,9 +150,9 @@ def _lion(groups: Groups, chosen: Chosen) -> torch.optim.Optimizer:
 
 
 def _lion_8bit(groups: Groups, chosen: Chosen, *, paged: bool = False) -> torch.optim.Optimizer:
-    from bitsandbytes import optim
-
-    return (optim.PagedLion8bit if paged else optim.Lion8bit)(groups, betas=_betas(chosen, _LION_BETAS))
+    optim = _bitsandbytes()
+    made = (optim.PagedLion8bit if paged else optim.Lion8bit)(groups, betas=_betas(chosen, _LION_BETAS))
+    return _settled(made) if paged else made  # type: ignore[no-any-return]
 
 
 def _paged_lion_8bit(groups: Groups, chosen: Chosen) -> torch.optim.Optimizer:
