@@ -181,9 +181,9 @@ class Embedding:
         "written as an embedding, which belongs to the LoRA.",
     )
     vectors: int = setting(
-        1,
+        2,
         "Number of Vectors per Token",
-        "How many tokens of a prompt the word takes; more say more, and leave less room.",
+        "How many tokens of a prompt the word takes; more learn more, until the rest of the prompt is not heard.",
         min=1,
         max=32,
     )

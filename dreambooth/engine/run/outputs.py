@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 
 from dreambooth import __version__
-from dreambooth.core import schema
+from dreambooth.core import schema, words
 from dreambooth.core.errors import UserError
 from dreambooth.core.project import Folders, Project
 from dreambooth.core.schema import to_flat
@@ -52,14 +52,14 @@ def save(
     be written."""
     target = place(folders, project, settings, images)
     about = metadata(project, settings, target.stem, "/textual-inversion")
-    words = words_file.write_embeddings(folders.embeddings, target.stem, model.family, model.learned(), about)
+    made = words_file.write_embeddings(folders.embeddings, target.stem, model.family, model.learned(), about)
     try:
         write(target, project, settings, model, source, trained)
     except UserError:
-        for file in words.values():
+        for file in made.values():
             file.unlink(missing_ok=True)
         raise
-    return Saved(target, words)
+    return Saved(target, made)
 
 
 def write(target: Path, project: Project, settings: Settings, model: Model, source: Source, trained: Trained) -> None:
@@ -74,12 +74,18 @@ def write(target: Path, project: Project, settings: Settings, model: Model, sour
 
 def place(folders: Folders, project: Project, settings: Settings, images: int) -> Path:
     """A free name where the WebUI looks for what a run writes after so many images. It knows a LoRA by its name alone,
-    so that one is not free that lies in the other of the two folders that results can go to."""
+    so that one is not free that lies in the other of the two folders that results can go to; nor is one that an
+    embedding has which belongs to another result."""
     name = f"{settings.saving.custom_model_name or project.name}_{images}"
     suffix = ".safetensors" if settings.is_lora else f".{settings.saving.checkpoint_format}"
-    folder = project.results(folders, settings)
+    folder, count = project.results(folders, settings), len(settings.words)
     other = folder.parent if settings.saving.use_subdirectory else folder / project.name
-    return free_name(folder, name, suffix, beside=other)
+
+    def is_taken(stem: str) -> bool:
+        embeddings = [folders.embeddings / f"{words.stem(stem, number, count)}.safetensors" for number in range(count)]
+        return any(path.exists() for path in (other / f"{stem}{suffix}", *embeddings))
+
+    return free_name(folder, name, suffix, is_taken)
 
 
 def write_lora(target: Path, project: Project, settings: Settings, model: Model) -> None:
