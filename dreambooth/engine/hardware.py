@@ -31,6 +31,14 @@ def does_bf16(device: torch.device) -> bool:
     return device.type != "mps" or torch.backends.mps.is_macos_or_newer(14, 0)
 
 
+def is_quick_in_bf16(device: torch.device) -> bool:
+    """Whether bf16 is worth computing in. A card from before Ampere (2020) plays it, and has no kernel of attention for
+    it but the plain one, which keeps the whole matrix."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return does_bf16(device)
+
+
 def memory_bytes(device: torch.device) -> int:
     """What a device can give at most; 0 for the processor. An Apple GPU has part of the computer's own memory: as much
     as Metal advises to use."""

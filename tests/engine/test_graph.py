@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from dreambooth.engine.run import trouble
 from dreambooth.engine.tracing import graph
 from dreambooth.engine.tracing.program import Program
 from dreambooth.engine.training import traced
+from tests.engine.played_card import played_card
 from tests.engine.runs import LORA, SHORT, new_run, output, same, tiny_project, told, train
 
 ON = {"tuning.cuda_graphs": True}
@@ -117,6 +119,60 @@ def test_without_memory_for_it_the_run_goes_on_without(
     (warning,) = told(job, "warning")
     assert warning["where"] == "tuning.cuda_graphs"
     assert job.settings()["tuning.cuda_graphs"] is False
+
+
+@pytest.mark.parametrize("refused", [True, False])
+def test_a_capture_that_fails_is_ended_and_its_stream_left(refused: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch 2.11 and 2.13 leave the stream current, and the allocator and the generator of random numbers in the
+    capture, where the device itself refuses it; where only Python raises, they end it."""
+    streams, done = ["default"], list[str]()
+
+    class Stream:
+        def wait_stream(self, other: Any) -> None:
+            done.append("wait")
+
+    @contextmanager
+    def stream(chosen: Any) -> Iterator[None]:
+        before = list(streams)
+        try:
+            yield
+        finally:
+            streams[:] = before
+
+    class Capture:
+        def __init__(self, graph: Any, pool: Any = None, stream: Any = None) -> None:
+            self.pool = pool
+
+        def __enter__(self) -> None:
+            streams.append("capturing")
+
+        def __exit__(self, *error: Any) -> None:
+            if self.pool and refused:
+                raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
+            streams.pop()
+            done.append("a capture went well" if not self.pool else "captured")
+
+    def end(device: int, pool: Any) -> None:
+        if not refused:
+            raise RuntimeError("endAllocatePool: not currently recording")
+        done.append("ended")
+
+    def fails(inputs: list[Tensor]) -> tuple[Tensor, ...]:
+        if streams[-1] == "capturing":
+            raise RuntimeError("operation not permitted")
+        return (inputs[0],)
+
+    with played_card():
+        monkeypatch.setattr(torch.cuda, "Stream", Stream)
+        monkeypatch.setattr(torch.cuda, "stream", stream)
+        monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: None)
+        monkeypatch.setattr(torch.cuda, "graph", Capture)
+        monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", end, raising=False)
+        monkeypatch.setattr(torch._C, "_cuda_releasePool", lambda device, pool: done.append("released"), raising=False)
+        with pytest.raises(RuntimeError):
+            graph.capture(fails, [torch.ones(2)], (0, 1))  # type: ignore[arg-type]
+    assert streams == ["default"]
+    assert done == (["wait", "ended", "released", "a capture went well"] if refused else ["wait", "captured"])
 
 
 def test_it_is_refused_without_a_gpu(star: Project) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import types
 from typing import Any
 
 import pytest
@@ -9,8 +10,9 @@ import torch
 from accelerate.state import AcceleratorState
 
 from dreambooth.core.project import Folders, Project
+from dreambooth.core.settings.course import Optimizer
 from dreambooth.engine import generate, worker
-from dreambooth.engine.training import optimizers
+from dreambooth.engine.training import optimizers, precision
 from dreambooth.service import errands, launcher
 from tests.engine import test_waits
 from tests.engine.played_card import CARD, played_card
@@ -40,6 +42,41 @@ def test_an_optimizer_whose_memory_cannot_be_paged_is_found_before_it_is_begun(n
         assert "cget_managed_ptr" in optimizers.fault(name, CARD)
         assert not optimizers.fault(name.removeprefix("paged_"), CARD)
 
+
+@pytest.mark.parametrize(("name", "waits"), [("adamw_8bit", 0), ("lion_8bit", 0), ("paged_adamw_8bit", 3)])
+def test_an_optimizer_in_8_bits_does_not_wait_for_the_card_at_each_weight(
+    name: str, waits: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As bitsandbytes does by itself; a paged one waits once in a step."""
+    found: list[Any] = []
+    with played_card():
+        monkeypatch.setattr(torch.cuda, "synchronize", lambda device=None: found.append(device))
+        weights = [torch.nn.Parameter(torch.ones(40, 40, device="cuda")) for _ in range(3)]
+        made = optimizers.RECIPES[name]([{"params": weights, "lr": 0.01}], Optimizer())
+        for _ in range(3):
+            for weight in weights:
+                weight.grad = torch.ones_like(weight)
+            made.step()
+    assert len(found) == waits
+    assert not torch.equal(weights[2], torch.ones(40, 40))
+
+
+@pytest.mark.parametrize(("generation", "chosen"), [((7, 5), "fp16"), ((8, 6), "bf16"), ((9, 0), "bf16")])
+def test_by_itself_it_computes_in_what_the_card_is_quick_at(
+    generation: tuple[int, int], chosen: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PyTorch says that a card of 2018 can do bf16, which it plays; asked for, it is done."""
+    with played_card():
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", _CAN_DO_BF16)
+        monkeypatch.setattr(torch.cuda, "_check_bf16_tensor_supported", lambda device: True)
+        about = types.SimpleNamespace(major=generation[0], minor=generation[1])
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device=None: about)
+        for wanted, found in {"auto": chosen, "bf16": "bf16", "fp16": "fp16"}.items():
+            AcceleratorState._reset_state(reset_partial_state=True)
+            assert precision.accelerator(wanted).mixed_precision == found
+
+
+_CAN_DO_BF16 = torch.cuda.is_bf16_supported  # PyTorch's own
 
 RUNS: dict[str, dict[str, Any]] = {
     "full": {},

@@ -49,6 +49,21 @@ def out_of_memory(losses: Any) -> Any:
     raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 96.00 MiB. GPU 0 has a total capacity of ...")
 
 
+@pytest.mark.parametrize(
+    ("said", "is_memory"),
+    [
+        ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", True),
+        ("cuDNN error: CUDNN_STATUS_ALLOC_FAILED", True),
+        ("CUDA error: out of memory", True),
+        ("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasGemmEx(...)`", False),
+        ("CUDA error: an illegal memory access was encountered", False),
+    ],
+)
+def test_what_a_card_says_of_too_little_memory(said: str, is_memory: bool) -> None:
+    """PyTorch's own class says it of its tensors; CUDA and its libraries have words of their own."""
+    assert trouble.is_out_of_memory(RuntimeError(said)) == is_memory
+
+
 def warnings(job: Job) -> list[str]:
     return [event["text"] for event in told(job, "warning")]
 

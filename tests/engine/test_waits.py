@@ -9,6 +9,10 @@ import pytest
 import torch
 
 from dreambooth.core.project import Project
+from dreambooth.engine import families
+from dreambooth.engine.checkpoints.source import open_model
+from dreambooth.engine.drawing.sampling import Known, draw
+from dreambooth.engine.drawing.sampling_choice import Sampling
 from dreambooth.engine.tracing.program import Program
 from dreambooth.engine.training import loop, pulse, traced
 from dreambooth.engine.training.session import Session
@@ -20,6 +24,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "lora": LORA,
     "dora": {**LORA, "lora.kind": "dora"},
     "text": {"tuning.text_encoder_ratio": 1.0, "captions.dropout": 0.5},
+    "text, which rests": {"tuning.text_encoder_ratio": 0.2},
     "class by prediction": {
         **LORA,
         "concepts.0.class_mode": "prediction",
@@ -115,6 +120,18 @@ def test_a_traced_step_waits_for_nothing_and_its_check_once(
     (found,) = waits(projects["sdxl"], monkeypatch, **changes)
     assert found.startswith("tolist at traced.py")
     assert len(runs) == 4
+
+
+@pytest.mark.parametrize("family", ["sd1", "sdxl"])
+def test_a_picture_of_more_steps_waits_no_more_often(family: str, projects: dict[str, Project]) -> None:
+    """For its noise and its pixels, but not at each step."""
+    model = families.load(open_model(projects[family]), torch.float32)
+    known, found = Known(model), []
+    for steps in (2, 5):
+        with Waits(tensor for part in model.parts.values() for tensor in part.state_dict().values()) as waits:
+            draw(model, ["a star"], [1], Sampling(64, 64, steps), known=known)
+        found.append(waits.found)
+    assert len(found[0]) >= len(found[1]) > 0
 
 
 def test_who_waits_is_seen(projects: dict[str, Project], monkeypatch: pytest.MonkeyPatch) -> None:

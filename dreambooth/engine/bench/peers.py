@@ -53,7 +53,7 @@ def _precision() -> str:
 
     if not torch.cuda.is_available():
         return "no"
-    return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
 
 
 def write_model(folder: Path, source: Path) -> None:

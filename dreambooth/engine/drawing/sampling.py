@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from dreambooth.core.errors import UserError
+from dreambooth.engine import hardware
 from dreambooth.engine.drawing import sampling_choice
 from dreambooth.engine.drawing.prediction import Predictions
 from dreambooth.engine.drawing.sampling_choice import Sampling
@@ -76,11 +77,12 @@ def draw(
     text = text.to(model.unet.dtype)
     sizes = torch.tensor([whole_picture(sampling.width, sampling.height)] * len(text.hidden), device=model.device)
     noise = {"generator": generators} if "generator" in inspect.signature(scheduler.step).parameters else {}
-    for t in scheduler.timesteps:
+    # The scheduler looks its steps up in the computer's memory; the UNet would have the device waited for at each.
+    for t, t_there in zip(scheduler.timesteps, hardware.brought(scheduler.timesteps, model.device)):
         if on_step:
             on_step()
         x = scheduler.scale_model_input(torch.cat([latents, latents]) if guided else latents, t)
-        predicted = known.predict(x.to(model.unet.dtype), t, text, sizes).float()
+        predicted = known.predict(x.to(model.unet.dtype), t_there, text, sizes).float()
         if guided:
             without, with_prompt = predicted.chunk(2)
             predicted = without + sampling.guidance_scale * (with_prompt - without)

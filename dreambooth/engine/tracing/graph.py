@@ -44,15 +44,31 @@ class Graph:
 
 def capture(program: Program, inputs: list[Tensor], pool: Any) -> Captured:
     """Has the device write down what a program asks of it. It is done once before, as libraries settle then."""
-    beside = torch.cuda.Stream()
+    beside, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
     beside.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(beside):
         program(inputs)
+        try:
+            with torch.cuda.graph(graph, pool=pool, stream=beside):
+                outputs = program(inputs)
+        except RuntimeError:
+            _end(pool, beside)
+            raise
     torch.cuda.current_stream().wait_stream(beside)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, pool=pool):
-        outputs = program(inputs)
     return graph.replay, outputs
+
+
+def _end(pool: Any, beside: torch.cuda.Stream) -> None:
+    """Ends a capture that the device has refused, which PyTorch itself leaves half ended: its allocator would give back
+    no memory any more, and its generator no random numbers, until a capture has gone well."""
+    device = torch.cuda.current_device()
+    try:
+        torch._C._cuda_endAllocateToPool(device, pool)
+    except RuntimeError:
+        return  # it was ended
+    torch._C._cuda_releasePool(device, pool)
+    with torch.cuda.graph(torch.cuda.CUDAGraph(), stream=beside):
+        torch.zeros(1, device="cuda")
 
 
 def _pool(device: torch.device) -> Any:

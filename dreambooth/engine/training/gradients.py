@@ -18,7 +18,8 @@ def clip(session: Session) -> Tensor:
     norms = []
     for part, parameters in session.trained.parts.items():
         found = [parameter.grad for parameter in parameters.values() if parameter.grad is not None]
-        norm = torch.nn.utils.get_total_norm(found).float().to(device)
+        # Of nothing it would be a zero in the computer's memory, for whose way to the device everybody waits.
+        norm = torch.nn.utils.get_total_norm(found).float().to(device) if found else torch.zeros((), device=device)
         most = chosen.max_grad_norm if part == "unet" else chosen.text_encoder_max_grad_norm
         if most and found:
             torch.nn.utils.clip_grads_with_norm_(parameters.values(), most, norm)

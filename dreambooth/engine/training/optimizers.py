@@ -1,4 +1,5 @@
-"""The optimizers, their parameter groups (the UNet's first, then each text encoder's), and their states.
+"""The optimizers, their parameter groups (the UNet's first, then each text encoder's, or that of words that learn), and
+their states.
 
 None is offered before it has taken real steps on this device, and none is ever put in another's place.
 """
@@ -13,10 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from dreambooth.core.errors import UserError
-from dreambooth.core.settings import Settings, learning_rates
+from dreambooth.core.settings import Settings, learning_rate
 from dreambooth.core.settings.course import Optimizer as Chosen
 from dreambooth.engine.run import trouble
-from dreambooth.engine.training.adapters import Trained
+from dreambooth.engine.training.adapters import WORDS, Trained
 
 Groups = list[dict[str, Any]]
 
@@ -28,13 +29,13 @@ _PACKED = "__bnb_optimizer_quant_state__"  # where bitsandbytes' state_dict puts
 
 def make(trained: Trained, settings: Settings) -> torch.optim.Optimizer:
     """The chosen optimizer over the groups, each with its own learning rate and weight decay."""
-    rates, chosen = learning_rates(settings), settings.optimizer
-    decays = chosen.weight_decay, chosen.text_encoder_weight_decay
+    chosen = settings.optimizer
+    decays = {"unet": chosen.weight_decay, WORDS: 0.0}
     groups = [
         {
             "params": list(parameters.values()),
-            "lr": rates[part != "unet"],
-            "weight_decay": decays[part != "unet"],
+            "lr": learning_rate(settings, part),
+            "weight_decay": decays.get(part, chosen.text_encoder_weight_decay),
         }
         for part, parameters in trained.parts.items()
     ]
@@ -117,11 +118,26 @@ def _adamw(groups: Groups, chosen: Chosen) -> torch.optim.Optimizer:
     return torch.optim.AdamW(groups, betas=_betas(chosen, _ADAM_BETAS), eps=chosen.epsilon or _EPSILON, fused=True)
 
 
-def _adamw_8bit(groups: Groups, chosen: Chosen, *, paged: bool = False) -> torch.optim.Optimizer:
+def _bitsandbytes() -> Any:
+    """Its optimizers. By themselves they wait for a card after each weight, though what they ask of it goes to the very
+    stream that gradients come from and all else goes to."""
     from bitsandbytes import optim  # heavy: only where it is asked for
 
+    optim.optimizer.sync_gpu = lambda weight: None
+    return optim
+
+
+def _settled(paged: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """A paged optimizer whose step ends when the card has done it: its states are memory that the processor reads."""
+    paged.register_step_post_hook(lambda *_: torch.cuda.synchronize() if torch.cuda.is_available() else None)
+    return paged
+
+
+def _adamw_8bit(groups: Groups, chosen: Chosen, *, paged: bool = False) -> torch.optim.Optimizer:
+    optim = _bitsandbytes()
     cls = optim.PagedAdamW8bit if paged else optim.AdamW8bit
-    return cls(groups, betas=_betas(chosen, _ADAM_BETAS), eps=chosen.epsilon or _EPSILON)
+    made = cls(groups, betas=_betas(chosen, _ADAM_BETAS), eps=chosen.epsilon or _EPSILON)
+    return _settled(made) if paged else made  # type: ignore[no-any-return]
 
 
 def _paged_adamw_8bit(groups: Groups, chosen: Chosen) -> torch.optim.Optimizer:
@@ -135,9 +151,9 @@ def _lion(groups: Groups, chosen: Chosen) -> torch.optim.Optimizer:
 
 
 def _lion_8bit(groups: Groups, chosen: Chosen, *, paged: bool = False) -> torch.optim.Optimizer:
-    from bitsandbytes import optim
-
-    return (optim.PagedLion8bit if paged else optim.Lion8bit)(groups, betas=_betas(chosen, _LION_BETAS))
+    optim = _bitsandbytes()
+    made = (optim.PagedLion8bit if paged else optim.Lion8bit)(groups, betas=_betas(chosen, _LION_BETAS))
+    return _settled(made) if paged else made  # type: ignore[no-any-return]
 
 
 def _paged_lion_8bit(groups: Groups, chosen: Chosen) -> torch.optim.Optimizer:

@@ -90,4 +90,4 @@ def _automatic(device: torch.device) -> str:
     """An Apple GPU is hardly quicker in half precision, but its memory is short (karpathy/nanochat issue 793)."""
     if device.type == "cpu":
         return "no"
-    return "bf16" if hardware.does_bf16(device) else "fp16" if device.type == "cuda" else "no"
+    return "bf16" if hardware.is_quick_in_bf16(device) else "fp16" if device.type == "cuda" else "no"
