@@ -301,6 +301,7 @@ PREVIEWS: dict[str, Any] = {"previews.count": 1, "previews.steps": 2, "intervals
     "changes",
     [
         {"general.method": "full"},
+        {"embedding.enabled": True, "concepts.0.instance_token": "sks"},
         {"lora.kind": "loha", "tuning.text_encoder_ratio": 1.0},
         {"memory.unet_weights": "streamed", "batching.gradient_checkpointing": True, "tuning.use_ema": True},
     ],

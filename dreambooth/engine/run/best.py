@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from dreambooth.core.errors import UserError
-from dreambooth.engine.checkpoints import lora
+from dreambooth.core.models.checkpoint import read_header
+from dreambooth.engine.checkpoints import lora, words_file
 from dreambooth.engine.checkpoints.source import Source
 from dreambooth.engine.families.model import Model
 from dreambooth.engine.training import adapters, preview
@@ -31,8 +32,8 @@ def draw(work: Work, model: Model, accelerator: Any, source: Source, path: Path)
     story, settings, folder = work.job.story(), work.settings, work.job.previews
     assert story.best is not None
     if settings.is_lora:
-        layers = lora.read(path, source.tensors, source.about.family)
-        adapters.prepare(model, settings, lora.by_module(layers, model.parts))
+        layers, words = lora.read(path, source.tensors, source.about.family), words_file.read(read_header(path))
+        adapters.prepare(model, settings, lora.by_module(layers, model.parts), words)
     images = story.best.images
     work.stage("previews of the best", 0, 1)
     try:
