@@ -22,7 +22,12 @@ from dreambooth.core.settings import Settings, carried_over, parse, to_json
 
 LONGEST_NAME = 80
 
-_USUAL = {"projects": "dreambooth", "checkpoints": "Stable-diffusion", "loras": "Lora"}
+_USUAL = {
+    "projects": "dreambooth",
+    "checkpoints": "Stable-diffusion",
+    "loras": "Lora",
+    "embeddings": "embeddings",  # but see _usual
+}
 
 
 @dataclass(frozen=True)
@@ -30,7 +35,8 @@ class Folders:
     """The WebUI's models folder and what lies in it, or elsewhere where a person has moved it.
 
     What was moved is written in `models/dreambooth/folders.json`, so that the page, the command line and the engine
-    all look in the same place: {"projects": ..., "checkpoints": ..., "loras": ...}, each only where it differs.
+    all look in the same place: {"projects": ..., "checkpoints": ..., "loras": ..., "embeddings": ...}, each only where
+    it differs.
     """
 
     models: Path
@@ -59,8 +65,17 @@ class Folders:
     def loras(self) -> Path:
         return self._place("loras")
 
+    @property
+    def embeddings(self) -> Path:
+        return self._place("embeddings")
+
     def _place(self, key: str) -> Path:
-        return self._moved.get(key, self.models / _USUAL[key])
+        return self._moved.get(key) or self._usual(key)
+
+    def _usual(self, key: str) -> Path:
+        """Where it is if nobody has moved it. Most WebUIs have their embeddings beside the models folder."""
+        beside = self.models.parent / _USUAL[key]
+        return beside if key == "embeddings" and beside.is_dir() else self.models / _USUAL[key]
 
     @cached_property
     def _moved(self) -> dict[str, Path]:
@@ -76,9 +91,9 @@ class Folders:
         }
 
     def moved(self, **places: Path | None) -> Folders:
-        """The same models folder with `projects`, `checkpoints` or `loras` in these places from now on; None means
-        the usual one. Raises UserError if that cannot be written down."""
-        wanted = {key: place for key, place in places.items() if place and place != self.models / _USUAL[key]}
+        """The same models folder with its folders, by the names above, in these places from now on; None means the
+        usual one. Raises UserError if that cannot be written down."""
+        wanted = {key: place for key, place in places.items() if place and place != self._usual(key)}
         if wanted == self._moved:
             return self
         note = self.models / "dreambooth" / "folders.json"

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from dreambooth.core.budget import Budget
-from dreambooth.core.settings import Settings, learning_rates
+from dreambooth.core.settings import Settings, learning_rate
 from dreambooth.core.settings.course import LearningRate
 
 _ONE_CYCLE_START = 1 / 25  # of the full rate; both as in PyTorch's OneCycleLR, after arXiv 1708.07120
@@ -28,23 +28,29 @@ def rate_factor(rates: LearningRate, progress: float) -> float:
     return rates.minimum + (1 - rates.minimum) * _SHAPES[rates.scheduler](rates, rest)
 
 
-def text_encoder_images(settings: Settings, budget: Budget) -> float:
-    """How many images are seen before the text encoder stops learning."""
+def text_images(settings: Settings, budget: Budget) -> float:
+    """How many images are seen before what reads the prompts stops learning: the text encoder, or a word."""
+    if settings.embedding.enabled:
+        return settings.embedding.ratio * budget.images
     if stop := settings.tuning.text_encoder_steps:
         return budget.images_seen(stop)
     return settings.tuning.text_encoder_ratio * budget.images
 
 
 def curve(settings: Settings, budget: Budget, points: int = 101) -> list[dict[str, float]]:
-    """The rates over a whole run, for drawing: images seen, and the rates of the UNet and of the text encoder."""
-    unet, text = learning_rates(settings)
-    drawn, text_images = [], text_encoder_images(settings, budget)
+    """The rates over a whole run, for drawing: images seen, and the rates of the UNet, the text encoder and words; 0
+    where one of them rests."""
+    drawn, reading_learns = [], text_images(settings, budget)
+    learn = {
+        "unet": budget.images + 1,
+        "text_encoder": reading_learns if settings.tuning.text_encoder_learns else 0,
+        "words": reading_learns if settings.embedding.enabled else 0,
+    }
     for point in range(points):
         progress = point / (points - 1)
-        factor = rate_factor(settings.learning, progress)
-        learns = progress * budget.images < text_images
-        images = round(progress * budget.images)
-        drawn.append({"images": images, "unet": unet * factor, "text_encoder": text * factor if learns else 0.0})
+        factor, images = rate_factor(settings.learning, progress), progress * budget.images
+        rates = {part: learning_rate(settings, part) * factor if images < end else 0.0 for part, end in learn.items()}
+        drawn.append({"images": round(images), **rates})
     return drawn
 
 

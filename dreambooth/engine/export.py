@@ -18,7 +18,7 @@ from dreambooth.core.models.model_file import PICKLES
 from dreambooth.core.project import Folders, Project, open_project
 from dreambooth.core.run import Job
 from dreambooth.engine import families, from_state
-from dreambooth.engine.checkpoints import lora, original, webui_yaml
+from dreambooth.engine.checkpoints import lora, original, webui_yaml, words_file
 from dreambooth.engine.checkpoints.diffusers_folder import write_folder
 from dreambooth.engine.checkpoints.entry import Entry
 from dreambooth.engine.checkpoints.lora_layers import AnyLayer
@@ -34,10 +34,14 @@ def run(job: Job) -> dict[str, Any]:
     project = open_project(Folders(Path(wanted["models"])), wanted["model"])
     job.report("stage", name="exporting", done=0, total=1)
     if wanted.get("from_step") is not None:
-        return {"path": str(_of_state(job, project, wanted))}
+        return _answer(*_of_state(job, project, wanted))
     to = _free(wanted["to"])
-    _of_file(project, Path(wanted["weights"] or project.source), to, wanted["merge"], half=bool(wanted["half"]))
-    return {"path": str(to)}
+    weights = Path(wanted["weights"] or project.source)
+    return _answer(to, _of_file(project, weights, to, wanted["merge"], half=bool(wanted["half"])))
+
+
+def _answer(to: Path, embeddings: dict[str, Path]) -> dict[str, Any]:
+    return {"path": str(to), "embeddings": {word: str(file) for word, file in embeddings.items()}}
 
 
 def _free(named: str) -> Path:
@@ -48,23 +52,28 @@ def _free(named: str) -> Path:
     return to
 
 
-def _of_file(project: Project, weights: Path, to: Path, merge: float | None, *, half: bool) -> None:
-    is_lora = checkpoint.describe(checkpoint.read_header(weights)).kind == "lora"
+def _of_file(project: Project, weights: Path, to: Path, merge: float | None, *, half: bool) -> dict[str, Path]:
+    """Returns the embeddings that were written beside it, of a LoRA with words that learned with it."""
+    header = checkpoint.read_header(weights)
+    is_lora = checkpoint.describe(header).kind == "lora"
+    words = words_file.read(header)
     if is_lora and merge is None:
         _copy_lora(weights, to)
     else:
         source = open_model(project, None if is_lora else weights)
         changed = merged(source, weights, merge or 0.0) if is_lora else {}
         _write(to, source, changed, project, settings.parse({}), half=half)
+    about = outputs.metadata(project, settings.parse({}), to.stem, "/textual-inversion")
+    return words_file.write_embeddings(to.parent, f"{to.stem}-embedding", project.about["family"], words, about)
 
 
-def _of_state(job: Job, project: Project, wanted: dict[str, Any]) -> Path:
+def _of_state(job: Job, project: Project, wanted: dict[str, Any]) -> tuple[Path, dict[str, Path]]:
     """Without a name the file lies where the run itself would have written it."""
     of_run, step = Job(project.runs / f"{wanted['run']:04}"), wanted["from_step"]
     learned = from_state.read(project, of_run, step)
     own = outputs.place(Folders(Path(wanted["models"])), project, learned.settings, learned.images)
     to = _free(wanted["to"] or str(own))
-    half = bool(wanted["half"]) or learned.settings.saving.half_model
+    half, embeddings = bool(wanted["half"]) or learned.settings.saving.half_model, dict[str, Path]()
     if not learned.settings.is_lora:
         _write(to, learned.source, outputs.changed(learned.trained), project, learned.settings, half=half)
     else:
@@ -72,14 +81,14 @@ def _of_state(job: Job, project: Project, wanted: dict[str, Any]) -> Path:
         result = job.folder / own.name
         outputs.write_lora(result, project, learned.settings, learned.model)
         try:
-            _of_file(project, result, to, wanted["merge"], half=bool(wanted["half"]))
+            embeddings = _of_file(project, result, to, wanted["merge"], half=bool(wanted["half"]))
         finally:
             result.unlink()
     if to.is_file():  # a folder is nothing that is drawn with
         kind = "lora" if learned.settings.is_lora and wanted["merge"] is None else "checkpoint"
         size = to.stat().st_size
         of_run.report("exported", kind=kind, path=str(to), bytes=size, images=learned.images, step=step)
-    return to
+    return to, embeddings
 
 
 def merged(source: Source, path: Path, weight: float) -> dict[str, Entry]:

@@ -72,7 +72,8 @@ def read(project: Project, job: Job, step: int) -> Learned:
     source = open_model(project)
     if settings.is_lora:
         model = families.load(source, torch.bfloat16)  # only its layers' shapes count
-        trained = adapters.prepare(model, settings, lora.by_module(start_file.layers(settings, source), model.parts))
+        start = start_file.read(settings, source)
+        trained = adapters.prepare(model, settings, lora.by_module(start.layers, model.parts), start.words)
     else:
         model, trained = families.skeleton(source), _of_the_whole_model(content["weights"])
     _fill(trained, settings, content)

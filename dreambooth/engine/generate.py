@@ -14,7 +14,7 @@ from dreambooth.core.models import checkpoint
 from dreambooth.core.project import Folders, Project, open_project
 from dreambooth.core.run import Job
 from dreambooth.engine import families, from_state
-from dreambooth.engine.checkpoints import lora
+from dreambooth.engine.checkpoints import lora, words_file
 from dreambooth.engine.checkpoints.source import open_model
 from dreambooth.engine.data import png
 from dreambooth.engine.drawing import drawn_together, sheet
@@ -83,11 +83,13 @@ def load(project: Project, weights: str, lora_weight: float = 1.0) -> Model:
     """The model with `weights` (a checkpoint or LoRA file; empty for the base model), on the device."""
     path = Path(weights)
     accelerator = precision.accelerator("auto")
-    is_lora = bool(weights) and checkpoint.describe(checkpoint.read_header(path)).kind == "lora"
+    header = checkpoint.read_header(path) if weights else None
+    is_lora = header is not None and checkpoint.describe(header).kind == "lora"
     source = open_model(project, None if is_lora or not weights else path)
     layers = lora.read(path, source.tensors, source.about.family) if is_lora else {}
     model = families.load(source, precision.compute_dtype(accelerator))
     lora.add(path, layers, model.parts, lora_weight)
+    model.learn(words_file.read(header) if header else {})
     model.to(accelerator.device)
     return model
 

@@ -19,7 +19,6 @@ from dreambooth.core.forecast import disk_bytes
 from dreambooth.core.run import Job
 from dreambooth.engine import families, suited
 from dreambooth.engine.checkpoints import lora
-from dreambooth.engine.checkpoints.lora_layers import AnyLayer
 from dreambooth.engine.checkpoints.source import Source, open_model
 from dreambooth.engine.data import class_pictures, pictures, survey
 from dreambooth.engine.data.order import Order
@@ -107,7 +106,7 @@ def _run(work: Work) -> Ending:
     material = Material.gather(work)
     length = budget(work.settings, pictures.seen_each_epoch(material.pictures, work.settings.concepts))
     _check_disk(work, source, length)
-    start = start_file.layers(work.settings, source)
+    start = start_file.read(work.settings, source)
     model, accelerator = load(work, source)
     material.priors = _class_pictures(work, model, material.instances) + material.kept
     session, measured = _prepare(work, model, accelerator, length, material, start)
@@ -158,7 +157,7 @@ def load(work: Work, source: Source) -> tuple[Model, Any]:
     model.traced = tuning.trace_steps
     attention.use(model.unet, work.settings.memory.attention)
     model.read_prompts(tuning.max_token_length, tuning.clip_skip, tuning.pad_tokens)
-    learning = tuning.text_encoder_learns
+    learning = work.settings.text_learns
     unet_weights.lay(model.unet, work.settings.memory.unet_weights, accelerator.device, work.job.warn)
     model.to(accelerator.device, aside=["vae", *([] if learning else model.text_encoders)])
     return model, accelerator
@@ -206,7 +205,7 @@ def _prepare(
     accelerator: Any,
     length: Budget,
     material: Material,
-    start: dict[str, AnyLayer],
+    start: start_file.Start,
 ) -> tuple[Session, Validation | None]:
     settings, own, priors = work.settings, material.own, material.priors
     readings = Readings(
@@ -215,12 +214,12 @@ def _prepare(
         settings.captions,
         settings.general.seed,
     )
-    _warn_of_long_texts(work, model, readings.texts)
     encoded = material.encode(work, model, readings.captions)
-    trained = adapters.prepare(model, settings, lora.by_module(start, model.parts))
+    trained = adapters.prepare(model, settings, lora.by_module(start.layers, model.parts), start.words)
+    _warn_of_long_texts(work, model, readings.texts)
     if settings.batching.gradient_checkpointing:
         checkpointing.use(model.unet, settings.memory.checkpointed_share)
-        for part in trained.text_encoders:
+        for part in model.text_encoders if settings.text_learns else ():
             model.text_encoders[part].gradient_checkpointing_enable()
     session = Session(
         settings,

@@ -46,6 +46,7 @@ class WebUI:
                 projects=_flag("dreambooth_models_path"),
                 checkpoints=_flag("ckpt_dir") or _setting("ckpt_dir"),
                 loras=_flag("lora_models_path") or _flag("lora_dir") or _setting("lora_dir"),
+                embeddings=_flag("embeddings_dir") or _setting("embeddings_dir"),
             )
         return self._folders
 

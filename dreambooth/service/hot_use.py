@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dreambooth.core import captions
+from dreambooth.core import captions, words
 from dreambooth.core.errors import UserError
+from dreambooth.core.models import checkpoint
 from dreambooth.core.project import Folders, Project
 from dreambooth.core.run import Job
 from dreambooth.core.settings import Settings, parse
@@ -45,7 +46,7 @@ class Use:
 
 def use(folders: Folders, job: Job, result: Path) -> Use | None:
     """How the WebUI draws with a file that a run wrote; None for a file where the WebUI does not look."""
-    prompt = taught(parse(job.settings()))
+    prompt = _as_known(folders, taught(parse(job.settings())), result)
     found = _weights(folders, result, 1)
     return Use(f"{prompt}{found[0]}".lstrip(), found[1]) if found else None
 
@@ -62,7 +63,7 @@ def use_picture(
     found = _weights(folders, weights, weight)
     if found is None or opened.embedding(weights).exists():
         return None
-    prompt = f"{asked['prompt']}{found[0]}"
+    prompt = f"{_as_known(folders, asked['prompt'], weights)}{found[0]}"
     sampler, schedule = SAMPLERS.get(asked.get("scheduler", ""), (asked.get("sampler", ""), ""))
     drawn = {
         "Steps": asked["steps"],
@@ -75,6 +76,15 @@ def use_picture(
     lines = [prompt, f"Negative prompt: {negative}" if (negative := asked["negative_prompt"]) else ""]
     lines.append(", ".join(f"{key}: {value}" for key, value in drawn.items() if value != ""))
     return Use(prompt, found[1], "\n".join(line for line in lines if line))
+
+
+def _as_known(folders: Folders, prompt: str, file: Path) -> str:
+    """The prompt with the words that learned with a LoRA as the WebUI knows them."""
+    try:
+        metadata = checkpoint.read_header(file).metadata
+    except UserError:
+        return prompt  # a file that is gone has no words
+    return words.in_webui(prompt, file, metadata, folders.embeddings)
 
 
 def _weights(folders: Folders, file: Path, weight: float) -> tuple[str, str] | None:

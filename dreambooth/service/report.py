@@ -92,7 +92,9 @@ def _about(job: Job) -> dict[str, Any]:
         "machine": _machine(job),
         "engine": _engine(),
         "model": _model(job),
-        "run": {key: value for key, value in summary.items() if key not in ("outputs", "previews", "folder")},
+        "run": {
+            key: value for key, value in summary.items() if key not in ("outputs", "embeddings", "previews", "folder")
+        },
         "outputs": [Path(path).name for path in summary["outputs"]],
     }
 

@@ -34,6 +34,7 @@ def summary(job: Job) -> dict[str, Any]:
         "loss": last.get("loss"),
         "seconds_left": last.get("seconds_left"),
         "outputs": [event["path"] for event in story.saved],
+        "embeddings": story.saved[-1].get("embeddings", {}) if story.saved else {},  # of the last, by their words
         "best": asdict(story.best) if story.best else None,
         "measured": asdict(story.measures[-1]) if story.measures else None,
         "previews": str(job.folder / "previews.png") if (job.folder / "previews.png").exists() else None,

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from dreambooth.core import run
+from dreambooth.core import run, words
 from dreambooth.core.drawing import Drawing, Keep, Look
 from dreambooth.core.errors import Problem, UserError
 from dreambooth.core.models import checkpoint
@@ -57,13 +57,14 @@ def fields(
     file = Path(made["weights"])
     if made["weights"] and opened.embedding(file).exists():
         raise UserError(f"{file}: this result of Imagic is drawn with a fitted text, which only diffusers can do.")
-    tag, source = "", opened.source
-    if made["weights"] and checkpoint.describe(checkpoint.read_header(file)).kind == "lora":
+    tag, source, header = "", opened.source, checkpoint.read_header(file) if made["weights"] else None
+    if header is not None and checkpoint.describe(header).kind == "lora":
         if not file.is_relative_to(painter.folders().loras):
             raise UserError(
                 f"{file}: the WebUI looks for LoRAs in {painter.folders().loras}; put it there, or draw with diffusers."
             )
         tag = f" <lora:{file.stem}:{made['lora_weight']:g}>"
+        made["prompt"] = words.in_webui(made["prompt"], file, header.metadata, painter.folders().embeddings)
     elif made["weights"]:
         source = file
     side = opened.resolution

@@ -36,7 +36,7 @@ def told(star: Project, file: Path, **changes: Any) -> list[str]:
     job = new_run(star, **wanted)
     said = list(plan.report(job)["problems"])
     try:
-        start_file.layers(settings.parse(job.settings()), open_model(star))
+        start_file.read(settings.parse(job.settings()), open_model(star))
     except UserError as error:
         assert said == error.problems
     else:

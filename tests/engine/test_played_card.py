@@ -96,6 +96,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "lora": LORA,
     "text encoders": {"tuning.text_encoder_ratio": 1.0, "captions.dropout": 0.5},
     "text encoders, lora": {**LORA, "tuning.text_encoder_ratio": 1.0},
+    "a word": {**LORA, "embedding.enabled": True, "concepts.0.instance_token": "sks", "captions.dropout": 0.5},
     "dora": {**LORA, "lora.kind": "dora"},
     "loha": {**LORA, "lora.kind": "loha"},
     "lokr": {**LORA, "lora.kind": "lokr"},

@@ -150,7 +150,7 @@ def _lent(settings: Settings, model: Anatomy) -> int:
 def _on_device(settings: Settings, model: Anatomy) -> int:
     """The weights of the model that stay on the card: the UNet's, and those of text encoders that learn."""
     own = _base_bytes(settings)
-    text = model.text * own if settings.tuning.text_encoder_learns else 0
+    text = model.text * own if settings.text_learns else 0
     lying = settings.memory.unet_weights
     if lying == "whole":
         return model.unet * own + text
@@ -206,7 +206,7 @@ def _moments(settings: Settings, model: Anatomy, family: str, batch: int, pixels
 
 def _text_bytes(settings: Settings, family: str, batch: int) -> float:
     """What the text encoders hold while they learn."""
-    if not settings.tuning.text_encoder_learns:
+    if not settings.text_learns:
         return 0.0
     method = "lora" if settings.is_lora else "full"
     end = "checkpointed" if settings.batching.gradient_checkpointing else "whole"

@@ -14,7 +14,7 @@ from dreambooth.core.settings.course import Batching, General, Intervals, Learni
 from dreambooth.core.settings.dataset import Captions, Concept, Pictures
 from dreambooth.core.settings.objective import Objective
 from dreambooth.core.settings.results import Previews, Reporting, Saving
-from dreambooth.core.settings.training import Imagic, Lora, Memory, Tuning
+from dreambooth.core.settings.training import Embedding, Imagic, Lora, Memory, Tuning
 
 
 @dataclass
@@ -31,6 +31,7 @@ class Settings:
     objective: Objective = group(Objective)
     memory: Memory = group(Memory)
     lora: Lora = group(Lora)
+    embedding: Embedding = group(Embedding)
     imagic: Imagic = group(Imagic)
     previews: Previews = group(Previews)
     saving: Saving = group(Saving)
@@ -39,6 +40,17 @@ class Settings:
     @property
     def is_lora(self) -> bool:
         return self.general.method == "lora"
+
+    @property
+    def text_learns(self) -> bool:
+        """Whether prompts are read anew at each step, as something in reading them learns."""
+        return self.tuning.text_encoder_learns or self.embedding.enabled
+
+    @property
+    def words(self) -> list[str]:
+        """The words that learn."""
+        tokens = [concept.instance_token.strip() for concept in self.concepts]
+        return list(dict.fromkeys(filter(None, tokens))) if self.embedding.enabled else []
 
 
 # Settings that were called otherwise once: {old key: new key}. What was saved under the old ones is still understood.
@@ -80,9 +92,11 @@ def to_json(settings: Settings) -> str:
     return json.dumps(to_flat(settings), indent=1, ensure_ascii=False)
 
 
-def learning_rates(settings: Settings) -> tuple[float, float]:
-    """The UNet's and the text encoder's learning rate under the chosen method."""
+def learning_rate(settings: Settings, part: str) -> float:
+    """The learning rate of a part of the model under the chosen method: unet, words, or else a text encoder's."""
     rates = settings.learning
+    if part == "words":
+        return rates.embedding_learning_rate
     if settings.is_lora:
-        return rates.lora_learning_rate, rates.lora_text_encoder_learning_rate
-    return rates.learning_rate, rates.text_encoder_learning_rate
+        return rates.lora_learning_rate if part == "unet" else rates.lora_text_encoder_learning_rate
+    return rates.learning_rate if part == "unet" else rates.text_encoder_learning_rate

@@ -32,6 +32,7 @@ def found(settings: Settings) -> list[str]:
         *_sizes(settings),
         *_class_pictures(settings),
         *_what_is_trained(settings),
+        *_embedding(settings),
         *_imagic(settings),
         *_name(settings.saving.custom_model_name),
     ]
@@ -61,7 +62,9 @@ def _prodigy(settings: Settings) -> list[str]:
         return [
             f"{unet_key}: it is {unet:g}, but prodigy finds the rate itself and takes this as a factor; set it to 1."
         ]
-    if settings.tuning.text_encoder_learns and text not in (unet, 0):
+    if settings.embedding.enabled:
+        text_key, text = "learning.embedding_learning_rate", settings.learning.embedding_learning_rate
+    if settings.text_learns and text not in (unet, 0):
         return [f"{text_key}: prodigy has one factor for both parts; set it to {unet:g} as well, or to 0."]
     if settings.memory.bf16_weights:
         return [
@@ -239,7 +242,7 @@ def _what_is_trained(settings: Settings) -> list[str]:
     if tuning.unet_layers != "all" and (settings.is_lora or not tuning.train_unet):
         mend = "lora.layers says which layers a LoRA has" if settings.is_lora else "tuning.train_unet is off"
         problems.append(f"tuning.unet_layers: it is {tuning.unet_layers}, but {mend}; set it to all.")
-    if not tuning.train_unet and tuning.text_encoder_ratio < 1:
+    if not tuning.train_unet and tuning.text_encoder_ratio < 1 and not settings.embedding.enabled:
         problems.append(
             "tuning.train_unet: without the UNet only the text encoder is trained, for the whole run; "
             "set tuning.text_encoder_ratio to 1 or train the UNet."
@@ -266,6 +269,31 @@ def _what_is_trained(settings: Settings) -> list[str]:
     return problems
 
 
+def _embedding(settings: Settings) -> list[str]:
+    """A word that learns has a LoRA beside it, and reading it is all that learns of reading."""
+    if not settings.embedding.enabled:
+        return []
+    problems, tuning = [], settings.tuning
+    if not settings.is_lora:
+        problems.append(
+            "embedding.enabled: full fine-tuning trains every word's with tuning.text_encoder_ratio; turn it off, or "
+            "set general.method to lora."
+        )
+    if not settings.words:
+        problems.append(
+            "concepts.0.instance_token: it is empty, and embedding.enabled is to train this word; write the rare word "
+            "of your prompt: sks."
+        )
+    if not tuning.train_unet:
+        problems.append("tuning.train_unet: a word is trained beside the UNet's LoRA; turn it on.")
+    for name in ("text_encoder_ratio", "text_encoder_steps"):
+        if getattr(tuning, name):
+            problems.append(
+                f"tuning.{name}: with embedding.enabled a word learns in the text encoder's place; set it to 0."
+            )
+    return problems
+
+
 def _imagic(settings: Settings) -> list[str]:
     """It has one picture, read with one text that nothing else may change."""
     if not settings.imagic.enabled:
@@ -280,6 +308,8 @@ def _imagic(settings: Settings) -> list[str]:
         problems.append("imagic.enabled: it has no pictures of a class; set concepts.0.class_mode to off.")
     if concept.held_out:
         problems.append("concepts.0.held_out: imagic.enabled has only one picture; set it to 0.")
+    if settings.embedding.enabled:
+        problems.append("embedding.enabled: with imagic.enabled the text itself is trained; turn it off.")
     for name in ("text_encoder_ratio", "text_encoder_steps"):
         if getattr(settings.tuning, name):
             problems.append(f"tuning.{name}: with imagic.enabled the text itself is trained; set it to 0.")

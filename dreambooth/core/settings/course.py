@@ -153,6 +153,9 @@ class LearningRate:
     lora_text_encoder_learning_rate: float = setting(
         5e-5, "Lora Text Encoder Learning Rate", "Of the text encoder's LoRA.", min=0, max=1
     )
+    embedding_learning_rate: float = setting(
+        1e-3, "Embedding Learning Rate", "Of a word that learns (embedding.enabled).", min=0, max=1
+    )
     scheduler: Literal["constant", "linear", "cosine", "cosine_with_restarts", "polynomial", "rex", "one_cycle"] = (
         setting(
             "constant",

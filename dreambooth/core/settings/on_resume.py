@@ -57,6 +57,8 @@ RULES: dict[str, str] = {
     "memory": MAY,
     "memory.bf16_weights": _WEIGHTS,
     "lora": _WEIGHTS,
+    "embedding": _TAUGHT,
+    "embedding.vectors": _WEIGHTS,
     "imagic": _TAUGHT,
     "previews": MAY,
     "saving": MAY,

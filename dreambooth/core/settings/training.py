@@ -171,6 +171,39 @@ class Memory:
 
 
 @dataclass
+class Embedding:
+    """A word that learns vectors of its own beside a LoRA (pivotal tuning)."""
+
+    enabled: bool = setting(
+        False,
+        "Train Embedding",
+        "The instance token learns what it means, beside the LoRA: more likeness, and the class drifts less. It is "
+        "written as an embedding, which belongs to the LoRA.",
+    )
+    vectors: int = setting(
+        2,
+        "Number of Vectors per Token",
+        "How many tokens of a prompt the word takes; more learn more, until the rest of the prompt is not heard.",
+        min=1,
+        max=32,
+    )
+    initial_text: str = setting(
+        "",
+        "Initialization Text",
+        "What the word means at first; empty takes what the model makes of it.",
+        advanced=True,
+    )
+    ratio: float = setting(
+        0.5,
+        "Step Ratio of Embedding Training",
+        "The share of the run in which the word learns; after it only the LoRA does, and steps are quicker.",
+        min=0.01,
+        max=1,
+        advanced=True,
+    )
+
+
+@dataclass
 class Imagic:
     """Editing one picture by a text."""
 

@@ -79,6 +79,11 @@ def _full(label: str, **changes: Any) -> Option:
     return Option("full", label, {key.replace("__", "."): value for key, value in changes.items()})
 
 
+_EMBEDDING: Flat = {
+    "embedding__enabled": True,
+    "concepts__0__instance_token": "sks",
+    "learning__embedding_learning_rate": 2e-3,
+}
 OPTIONS = (
     _lora(""),
     _lora("half as long", intervals__num_train_epochs=50),
@@ -107,6 +112,11 @@ OPTIONS = (
     _lora("OFT, a third of the rate", lora__kind="oft", learning__lora_learning_rate=1e-3),
     _lora("text encoder, whole run", tuning__text_encoder_ratio=1.0, learning__lora_text_encoder_learning_rate=1e-3),
     _lora("text encoder, first 0.3", tuning__text_encoder_ratio=0.3, learning__lora_text_encoder_learning_rate=1e-3),
+    _lora("embedding", **_EMBEDDING),
+    _lora("embedding, whole run", **_EMBEDDING, embedding__ratio=1.0),
+    _lora("embedding, 1 vector", **_EMBEDDING, embedding__vectors=1),
+    _lora("embedding, 4 vectors", **_EMBEDDING, embedding__vectors=4),
+    _lora("embedding and prediction", **_EMBEDDING, concepts__0__class_mode="prediction"),
     _lora("constant rate", learning__scheduler="constant"),
     _lora("linear rate", learning__scheduler="linear"),
     _lora("one-cycle rate", learning__scheduler="one_cycle"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from dreambooth.core import words
 from dreambooth.core.errors import UserError
 from dreambooth.core.models.model_file import Header
 from dreambooth.core.settings import Settings
@@ -21,7 +22,8 @@ def check(settings: Settings, weights: Iterable[str], family: str) -> Path | Non
     if not named or not settings.is_lora:
         return None
     path = Path(named).expanduser()
-    if reason := objection(lora_header.outlines(lora_header.open_file(path), weights, family), settings):
+    header = lora_header.open_file(path)
+    if reason := objection(lora_header.outlines(header, weights, family), settings) or _words(header, settings):
         raise UserError(f"lora.start_file: {path} {reason}")
     return path
 
@@ -64,3 +66,9 @@ def _with_settings(start: Mapping[str, Outline], settings: Settings) -> str:
     if True in on_unet and not settings.tuning.train_unet:
         return "also teaches the UNet; set tuning.train_unet to true to go on."
     return ""
+
+
+def _words(header: Header, settings: Settings) -> str:
+    if not words.of(header.metadata) or settings.embedding.enabled:
+        return ""
+    return "was trained with an embedding, and is another one without it; turn embedding.enabled on to go on."

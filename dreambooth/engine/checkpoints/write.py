@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
@@ -50,12 +51,14 @@ def write(target: Path, entries: dict[str, Entry], metadata: dict[str, str]) -> 
         staged.unlink(missing_ok=True)
 
 
-def free_name(folder: Path, stem: str, suffix: str = ".safetensors", beside: Path | None = None) -> Path:
-    """`stem` in `folder`, or with -2, -3, ... where that is taken there or in `beside`."""
-    path, number = folder / f"{stem}{suffix}", 2
-    while path.exists() or (beside and (beside / path.name).exists()):
-        path, number = folder / f"{stem}-{number}{suffix}", number + 1
-    return path
+def free_name(
+    folder: Path, stem: str, suffix: str = ".safetensors", is_taken: Callable[[str], bool] = lambda stem: False
+) -> Path:
+    """`stem` in `folder`, or with -2, -3, ... where that is taken there or elsewhere."""
+    name, number = stem, 2
+    while (folder / f"{name}{suffix}").exists() or is_taken(name):
+        name, number = f"{stem}-{number}", number + 1
+    return folder / f"{name}{suffix}"
 
 
 def _write_safetensors(file: BinaryIO, entries: dict[str, Entry], metadata: dict[str, str]) -> None:

@@ -10,10 +10,11 @@ from typing import Any
 import torch
 
 from dreambooth.core import settings
+from dreambooth.core.models import checkpoint
 from dreambooth.core.project import Project
 from dreambooth.core.run import Job
 from dreambooth.engine import families, from_state
-from dreambooth.engine.checkpoints import lora, names
+from dreambooth.engine.checkpoints import lora, names, words_file
 from dreambooth.engine.checkpoints.source import Source, open_model
 from dreambooth.engine.data import png
 from dreambooth.engine.drawing.sampling import draw
@@ -102,8 +103,10 @@ def _at_weight(model: Model, source: Source, path: Path | None, weight: float) -
     }
     try:
         lora.add(path, layers, model.parts, weight)
+        model.learn(words_file.read(checkpoint.read_header(path)))
         yield
     finally:
+        model.learn({})
         with torch.no_grad():
             for parameter, before in kept.items():
                 parameter.copy_(before)

@@ -27,7 +27,8 @@ from dreambooth.core.models.model_file import Header
 from dreambooth.engine import hardware, suited
 from dreambooth.engine.checkpoints.source import Source
 from dreambooth.engine.families.aside import Aside
-from dreambooth.engine.words import chunks
+from dreambooth.engine.words import chunks, learned
+from dreambooth.engine.words.learned import Words
 
 LATENT_CHANNELS = 4
 LATENT_FACTOR = 8  # pixels a latent, along each side
@@ -86,6 +87,7 @@ class Model(ABC):
     traced: bool = True  # whether its predictions may be, while it draws
     aside: Aside = field(default_factory=Aside)  # what is on the device only while it is used
     header: Header | None = None  # of the file that it was read from
+    words: dict[str, int] = field(default_factory=dict)  # those that have learned, and of how many vectors each is
 
     family: ClassVar[str]
 
@@ -175,21 +177,48 @@ class Model(ABC):
         self.pieces, self.clip_skip = max_token_length // chunks.LENGTH, clip_skip
         self.pad_tokens = pad_tokens
 
+    def learn(self, vectors: learned.Vectors) -> None:
+        """Reads these words as their vectors from now on, and no others; none of them is trained yet.
+
+        Raises UserError for vectors that do not belong to this model.
+        """
+        for part, encoder in self.text_encoders.items():
+            if any(part not in of_word for of_word in vectors.values()):
+                raise UserError("The embedding of these weights was not made for this model; it is another model's.")
+            learned.put(encoder, [of_word[part] for of_word in vectors.values()])
+        self.words = {word: len(next(iter(of_word.values()))) for word, of_word in vectors.items()}
+
+    def learned(self) -> dict[str, dict[str, Tensor]]:
+        """The words that have learned, with the vectors of each, by text encoder."""
+        held = {
+            part: learned.held(encoder).split(list(self.words.values()))
+            for part, encoder in self.text_encoders.items()
+            if self.words
+        }
+        return {word: {part: some[n].detach() for part, some in held.items()} for n, word in enumerate(self.words)}
+
     def tokenize(self, prompts: Sequence[str]) -> list[Tensor]:
         """Prompts -> token numbers (B, pieces x 77), one tensor for each text encoder; each piece has its own marks.
 
         What is longer is cut off; what is shorter gets empty pieces, so that all prompts are read alike.
         """
-        return [
-            torch.tensor([_pieces(tokenizer, prompt, self.pieces) for prompt in prompts])
-            for tokenizer in self.tokenizers.values()
-        ]
+        read = []
+        for part, tokenizer in self.tokenizers.items():
+            words = self._words(part)
+            numbers = [words.put_into(learned.plain_numbers(tokenizer, prompt)) for prompt in prompts]
+            read.append(torch.tensor([_pieces(tokenizer, some, self.pieces) for some in numbers]))
+        return read
 
     def is_cut(self, prompt: str) -> bool:
         """Whether the prompt is longer than what is read of it."""
-        tokenizer = next(iter(self.tokenizers.values()))
-        numbers = tokenizer(prompt, add_special_tokens=False).input_ids
+        part, tokenizer = next(iter(self.tokenizers.items()))
+        numbers = self._words(part).put_into(learned.plain_numbers(tokenizer, prompt))
         return len(numbers) > chunks.LENGTH if self.pieces == 1 else len(_split(tokenizer, numbers)) > self.pieces
+
+    def _words(self, part: str) -> Words:
+        """How the words that have learned are found in what this text encoder reads."""
+        vocabulary = self.text_encoders[part].get_input_embeddings().num_embeddings
+        return Words(self.tokenizers[part], vocabulary, self.words)
 
     def mask(self, tokens: Tensor) -> Tensor | None:
         """What is read of token numbers (B, pieces x 77) without the padding: each piece up to its end mark, and no
@@ -236,9 +265,8 @@ class Model(ABC):
             return self.vae.decode(scaled).sample.float().clamp(-1, 1)
 
 
-def _pieces(tokenizer: CLIPTokenizer, prompt: str, count: int) -> list[int]:
+def _pieces(tokenizer: CLIPTokenizer, numbers: Sequence[int], count: int) -> list[int]:
     """The token numbers of a prompt in `count` pieces of 77 with the begin and end marks."""
-    numbers = tokenizer(prompt, add_special_tokens=False).input_ids
     parts = [numbers[: chunks.LENGTH]] if count == 1 else _split(tokenizer, numbers)[:count]
     whole: list[int] = []
     for part in [*parts, *[[]] * (count - len(parts))]:

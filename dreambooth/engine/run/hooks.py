@@ -129,6 +129,8 @@ class Hooks:
                 with contextlib.suppress(OSError):  # one that is in use stays
                     atomic.remove(path)
                     path.with_suffix(".yaml").unlink(missing_ok=True)
+                    for embedding in event.get("embeddings", {}).values():
+                        Path(embedding).unlink(missing_ok=True)
                     self.work.job.report("removed", path=str(path))
 
     def preview(self, images: int, check: Callable[[], None]) -> None:
@@ -257,10 +259,11 @@ def save_output(work: Work, session: Session, source: Source, images: int, *, be
             f"{changed}: the checkpoint was overwritten while the run works with it; put the former one back."
         )
     with session.shown():
-        path = outputs.save(work.folders, work.project, work.settings, session.model, source, session.trained, images)
+        made = outputs.save(work.folders, work.project, work.settings, session.model, source, session.trained, images)
+    path, words = made.path, {word: str(file) for word, file in made.embeddings.items()}
     imagic.keep(work.project, path, session)
     kind = "lora" if work.settings.is_lora else "checkpoint"
     changes = on_resume.of_the_result(work.job.changes())
     changed = {"changes": changes} if changes else {}
-    only = {"best": True} if best else {}
+    only = {**({"best": True} if best else {}), **({"embeddings": words} if words else {})}
     work.job.report("saved", kind=kind, path=str(path), bytes=path.stat().st_size, images=images, **changed, **only)

@@ -6,17 +6,19 @@ import contextlib
 import datetime
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
 
 from dreambooth import __version__
-from dreambooth.core import schema
+from dreambooth.core import schema, words
+from dreambooth.core.errors import UserError
 from dreambooth.core.project import Folders, Project
 from dreambooth.core.schema import to_flat
 from dreambooth.core.settings import Settings
-from dreambooth.engine.checkpoints import lora, names, original, webui_yaml
+from dreambooth.engine.checkpoints import lora, names, original, webui_yaml, words_file
 from dreambooth.engine.checkpoints.entry import Entry
 from dreambooth.engine.checkpoints.source import Source
 from dreambooth.engine.checkpoints.write import PARTIAL, free_name, write_tensors
@@ -35,13 +37,29 @@ _ARCHITECTURES = {
 _KOHYA_VERSIONS = {"sd1": "sd_v1", "sd2": "sd_v2", "sdxl": "sdxl_base_v1-0"}
 
 
+@dataclass(frozen=True)
+class Saved:
+    """What a run wrote: its result, and the embedding of each word that learned with it."""
+
+    path: Path
+    embeddings: dict[str, Path]
+
+
 def save(
     folders: Folders, project: Project, settings: Settings, model: Model, source: Source, trained: Trained, images: int
-) -> Path:
-    """Writes the model as it is now, under a name of its own; never over another file."""
+) -> Saved:
+    """Writes the model as it is now, under a name of its own; never over another file. Raises UserError if it cannot
+    be written."""
     target = place(folders, project, settings, images)
-    write(target, project, settings, model, source, trained)
-    return target
+    about = metadata(project, settings, target.stem, "/textual-inversion")
+    made = words_file.write_embeddings(folders.embeddings, target.stem, model.family, model.learned(), about)
+    try:
+        write(target, project, settings, model, source, trained)
+    except UserError:
+        for file in made.values():
+            file.unlink(missing_ok=True)
+        raise
+    return Saved(target, made)
 
 
 def write(target: Path, project: Project, settings: Settings, model: Model, source: Source, trained: Trained) -> None:
@@ -56,18 +74,28 @@ def write(target: Path, project: Project, settings: Settings, model: Model, sour
 
 def place(folders: Folders, project: Project, settings: Settings, images: int) -> Path:
     """A free name where the WebUI looks for what a run writes after so many images. It knows a LoRA by its name alone,
-    so that one is not free that lies in the other of the two folders that results can go to."""
+    so that one is not free that lies in the other of the two folders that results can go to; nor is one that an
+    embedding has which belongs to another result."""
     name = f"{settings.saving.custom_model_name or project.name}_{images}"
     suffix = ".safetensors" if settings.is_lora else f".{settings.saving.checkpoint_format}"
-    folder = project.results(folders, settings)
+    folder, count = project.results(folders, settings), len(settings.words)
     other = folder.parent if settings.saving.use_subdirectory else folder / project.name
-    return free_name(folder, name, suffix, beside=other)
+
+    def is_taken(stem: str) -> bool:
+        embeddings = [folders.embeddings / f"{words.stem(stem, number, count)}.safetensors" for number in range(count)]
+        return any(path.exists() for path in (other / f"{stem}{suffix}", *embeddings))
+
+    return free_name(folder, name, suffix, is_taken)
 
 
 def write_lora(target: Path, project: Project, settings: Settings, model: Model) -> None:
-    """Writes the adapters of a model as a LoRA file."""
+    """Writes the adapters of a model as a LoRA file, with the words that learned beside them."""
     tensors = lora.lora_tensors(model.parts, model.family, half=settings.saving.half_model)
-    about = {**metadata(project, settings, target.stem, "/lora"), **_kohya(project, settings, model, target.stem)}
+    about = {
+        **metadata(project, settings, target.stem, "/lora"),
+        **_kohya(project, settings, model, target.stem),
+        **words_file.metadata(model.learned()),
+    }
     write_tensors(target, tensors, {**about, **_module(tensors)})
 
 
@@ -82,7 +110,7 @@ def changed(trained: Trained) -> dict[str, Entry]:
 
 def remove_abandoned(folders: Folders) -> None:
     """Removes half-written files of engines that were killed; those of living ones stay."""
-    for folder in (folders.checkpoints, folders.loras):
+    for folder in (folders.checkpoints, folders.loras, folders.embeddings):
         for path in (*folder.glob(f".*{PARTIAL}.*"), *folder.glob(f"*/.*{PARTIAL}.*")):
             number = path.name.split(".")[1]
             if number.isdigit() and not psutil.pid_exists(int(number)):

@@ -1,5 +1,5 @@
-"""What is trained: LoRA layers of some kind that peft puts beside the attention and feed-forward layers, or the whole
-UNet and text encoders."""
+"""What is trained: LoRA layers of some kind that peft puts beside the attention and feed-forward layers, and words
+that learn vectors of their own; or the whole UNet and text encoders."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from dreambooth.engine.families import unet_weights
 from dreambooth.engine.families.model import Model
 from dreambooth.engine.layers import dora, lora_layer, oft
 from dreambooth.engine.layers.lora_layer import ADAPTER
+from dreambooth.engine.words import learned
 
 _ATTENTION = r"transformer_blocks\.\d+\.attn[12]\.(to_q|to_k|to_v|to_out\.0)"
 # What kohya's LoRA covers: attention, feed-forward and the projections around each transformer.
@@ -30,6 +31,7 @@ LORA_LAYERS = {
     "transformer": rf".*\.attentions\.\d+\.({_TRANSFORMER})",
     "convolutions": rf".*\.(attentions\.\d+\.({_TRANSFORMER})|{_CONVOLUTIONS})",
 }
+WORDS = "words"  # the part that words are that learn
 TEXT_ENCODER_LAYERS = r".*encoder\.layers\.\d+\.(self_attn\.(q_proj|k_proj|v_proj|out_proj)|mlp\.fc[12])"
 
 
@@ -54,16 +56,23 @@ class Trained:
 
     @property
     def text_encoders(self) -> list[str]:
-        return [part for part in self.parts if part != "unet"]
+        """Those whose own layers are trained."""
+        return [part for part in self.parts if part not in ("unet", WORDS)]
 
     def named(self) -> dict[str, Tensor]:
         return {f"{part}.{name}": p for part, parameters in self.parts.items() for name, p in parameters.items()}
 
 
-def prepare(model: Model, settings: Settings, start: Mapping[str, Mapping[str, Layer]] | None = None) -> Trained:
+def prepare(
+    model: Model,
+    settings: Settings,
+    start: Mapping[str, Mapping[str, Layer]] | None = None,
+    words: learned.Vectors | None = None,
+) -> Trained:
     """Marks what is trained, after putting LoRA layers in where that is the method.
 
     `start` holds layers to go on from, by part and path; the LoRA then has just these layers, each with its own rank.
+    `words` are those that it was trained with; they go on from there.
     """
     with_text = settings.tuning.text_encoder_learns
     kind = _kind(start) if start else settings.lora.kind
@@ -87,7 +96,26 @@ def prepare(model: Model, settings: Settings, start: Mapping[str, Mapping[str, L
             if parameter.requires_grad:
                 parameter.data = parameter.data.to(model.device).contiguous()
     trained = {part: _trainable(module) for part, module in learning.items()}
+    if settings.words:
+        trained[WORDS] = _learning_words(model, settings, words or {})
     return Trained(trained, kind if settings.is_lora else "full")
+
+
+def _learning_words(model: Model, settings: Settings, start: learned.Vectors) -> dict[str, nn.Parameter]:
+    """The vectors of all words that learn, by text encoder."""
+    chosen, vectors = settings.embedding, dict[str, Mapping[str, Tensor]]()
+    for word in settings.words:
+        text = chosen.initial_text.strip() or word
+        vectors[word] = start.get(word) or {
+            part: learned.initial(encoder, model.tokenizers[part], text, chosen.vectors)
+            for part, encoder in model.text_encoders.items()
+        }
+    model.learn(vectors)
+    trained = {part: learned.held(encoder) for part, encoder in model.text_encoders.items()}
+    for parameter in trained.values():
+        parameter.data = parameter.data.to(model.device)
+        parameter.requires_grad_(True)
+    return trained
 
 
 def _unfreeze(module: nn.Module, layers: str) -> None:

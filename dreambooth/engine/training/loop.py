@@ -12,7 +12,7 @@ from torch import Tensor
 from dreambooth.core import schedules
 from dreambooth.core.errors import Problem
 from dreambooth.core.run import REQUESTS
-from dreambooth.core.settings import learning_rates
+from dreambooth.core.settings import learning_rate
 from dreambooth.engine.drawing.sampling import make_scheduler
 from dreambooth.engine.training import gradients, loss, optimizers
 from dreambooth.engine.training.in_backward import StepInBackward, stepping
@@ -68,7 +68,7 @@ def _take_steps(
     """Returns how the run ends if somebody asks for its end."""
     budget = session.budget
     passes = Passes(session, hooks, in_backward)
-    text_images = schedules.text_encoder_images(session.settings, budget)
+    reading_learns = schedules.text_images(session.settings, budget)
     while session.step < budget.steps:
         if ending := _serve_requests(session, hooks, pulse):
             return ending
@@ -78,7 +78,7 @@ def _take_steps(
         for part in range(budget.accumulation):
             position = (session.step * budget.accumulation + part) * budget.batch
             torch.manual_seed((session.settings.general.seed * 1_000_003 + position) % 2**63)
-            batch = loss.gathered(session, position, alpha_bar, text_learns=session.images < text_images)
+            batch = loss.gathered(session, position, alpha_bar, text_learns=session.images < reading_learns)
             pulse.add_losses(passes.run(batch))
 
         # Change the weights, unless the step is not sound; the device knows.
@@ -113,7 +113,7 @@ def _set_rates(session: Session) -> None:
     """Gives each parameter group the learning rate of this point of the run."""
     factor = schedules.rate_factor(session.settings.learning, session.images / session.budget.images)
     for part, group in zip(session.trained.parts, session.optimizer.param_groups):
-        group["lr"] = learning_rates(session.settings)[part != "unet"] * factor
+        group["lr"] = learning_rate(session.settings, part) * factor
 
 
 def _do_what_is_due(session: Session, hooks: Hooks, pulse: Pulse) -> bool:

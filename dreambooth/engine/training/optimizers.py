@@ -1,4 +1,5 @@
-"""The optimizers, their parameter groups (the UNet's first, then each text encoder's), and their states.
+"""The optimizers, their parameter groups (the UNet's first, then each text encoder's, or that of words that learn), and
+their states.
 
 None is offered before it has taken real steps on this device, and none is ever put in another's place.
 """
@@ -13,10 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from dreambooth.core.errors import UserError
-from dreambooth.core.settings import Settings, learning_rates
+from dreambooth.core.settings import Settings, learning_rate
 from dreambooth.core.settings.course import Optimizer as Chosen
 from dreambooth.engine.run import trouble
-from dreambooth.engine.training.adapters import Trained
+from dreambooth.engine.training.adapters import WORDS, Trained
 
 Groups = list[dict[str, Any]]
 
@@ -28,13 +29,13 @@ _PACKED = "__bnb_optimizer_quant_state__"  # where bitsandbytes' state_dict puts
 
 def make(trained: Trained, settings: Settings) -> torch.optim.Optimizer:
     """The chosen optimizer over the groups, each with its own learning rate and weight decay."""
-    rates, chosen = learning_rates(settings), settings.optimizer
-    decays = chosen.weight_decay, chosen.text_encoder_weight_decay
+    chosen = settings.optimizer
+    decays = {"unet": chosen.weight_decay, WORDS: 0.0}
     groups = [
         {
             "params": list(parameters.values()),
-            "lr": rates[part != "unet"],
-            "weight_decay": decays[part != "unet"],
+            "lr": learning_rate(settings, part),
+            "weight_decay": decays.get(part, chosen.text_encoder_weight_decay),
         }
         for part, parameters in trained.parts.items()
     ]

@@ -24,7 +24,7 @@ from dreambooth.engine.families.model import Model
 from dreambooth.engine.layers import lora_layer, resting
 from dreambooth.engine.layers.lora_layer import LoraConv2d, LoraLinear
 from dreambooth.engine.training import optimizers, precision, rounding, skipping
-from dreambooth.engine.training.adapters import Trained
+from dreambooth.engine.training.adapters import WORDS, Trained
 from dreambooth.engine.training.ema import IN_STATE, Ema
 from dreambooth.engine.training.text import Texts
 
@@ -56,7 +56,7 @@ class Session:
 
     @functools.cached_property
     def lora_layers(self) -> list[LoraLinear | LoraConv2d]:
-        return lora_layer.of(self.model.parts[part] for part in self.trained.parts)
+        return lora_layer.of(self.model.parts[part] for part in self.trained.parts if part != WORDS)
 
     @functools.cached_property
     def adapters(self) -> list[BaseTunerLayer]:

@@ -93,7 +93,7 @@ class Validation:
                 _LEARNED: self._errors(self.learned),
                 **self._of_class(),
             }
-            self._texts = {} if session.settings.tuning.text_encoder_learns else self._texts
+            self._texts = {} if session.settings.text_learns else self._texts
         if session.step == 0:
             self._known = now
             atomic.write_bytes(self.before, save(now))

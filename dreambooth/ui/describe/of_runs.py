@@ -55,6 +55,8 @@ def finished(result: Result) -> str:
     if result["status"] == "paused":
         lines.append(f"Go on with: python -m dreambooth resume {result['run']}")
     lines += [f"Written: {path}" for path in result["outputs"]]
+    for word, path in result["embeddings"].items():
+        lines.append(f"Written: {path}: in a WebUI's prompts write {Path(path).stem} for {word}")
     if result["best"]:
         lines.append(_best(result["best"], result["measured"]))
     if result["previews"]:

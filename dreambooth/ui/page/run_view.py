@@ -190,9 +190,13 @@ def _outputs(folders: Folders, job: Job, story: Story) -> str:
         path, of_state = Path(event["path"]), f" · exported from step {event['step']:,}" if "step" in event else ""
         after = to_txt2img(folders, job, path) if path.exists() else " (gone)"
         best = f" · {BEST}" if runs.is_best(story, event) else ""
+        words = "".join(
+            f" · in prompts <code>{escape(Path(file).stem)}</code> for {escape(word)}"
+            for word, file in event.get("embeddings", {}).items()
+        )
         rows.append(
             f'<li title="{escape(str(path))}"><b>{escape(path.name)}</b> {size(event["bytes"])} · '
-            f"{event['images']:,} images seen{of_state}{best}{after}</li>"
+            f"{event['images']:,} images seen{of_state}{words}{best}{after}</li>"
         )
     return f'<h4>Written</h4><ul class="db-files">{"".join(rows)}</ul>' if rows else ""
 

@@ -11,18 +11,23 @@ from dreambooth.core.settings import Settings
 
 _WIDTH, _HEIGHT, _EDGE = 400, 72, 4
 _POINTS = 401
-_PARTS = {"unet": "UNet", "text_encoder": "Text encoder"}
+_PARTS = {"unet": "UNet", "text_encoder": "Text encoder", "words": "Embedding"}
 
 Line = tuple[str, Sequence[float]]  # what it is the rate of, and the rates at even steps over the run
 
 
 def schedule_view(own: Settings, length: Budget | None) -> str:
-    """The rate of the UNet, and that of the text encoder where it learns; `length` is None before there are pictures.
+    """The rate of the UNet, and that of the text encoder or of a word where it learns; `length` is None before there
+    are pictures.
 
     A pure function of the settings, so it moves with every control.
     """
     drawn = curve(own, length or budget(own, 1), _POINTS)
-    learns = {"unet": own.tuning.train_unet, "text_encoder": own.tuning.text_encoder_learns}
+    learns = {
+        "unet": own.tuning.train_unet,
+        "text_encoder": own.tuning.text_encoder_learns,
+        "words": own.embedding.enabled,
+    }
     lines = [(part, [point[part] for point in drawn]) for part, on in learns.items() if on]
     highest = max((max(rates) for _, rates in lines), default=0.0)
     what = "Factor of the rate that Prodigy finds" if own.optimizer.name == "prodigy" else "Learning rate over the run"

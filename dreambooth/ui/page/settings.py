@@ -28,6 +28,7 @@ TITLES = {
     "learning": "Learning Rate",
     "optimizer": "Optimizer",
     "lora": "Lora",
+    "embedding": "Embedding",
     "captions": "Captions",
     "pictures": "Image Processing",
     "tuning": "Tuning",
@@ -41,7 +42,7 @@ TITLES = {
 OPEN = {"general", "intervals"}
 
 # What means something under one method only: style.css hides it under the other.
-ONLY_LORA = ("lora.", "learning.lora_")
+ONLY_LORA = ("lora.", "embedding.", "learning.lora_", "learning.embedding_")
 ONLY_FULL = ("learning.learning_rate", "learning.text_encoder_learning_rate", "saving.checkpoint_format")
 
 
@@ -64,7 +65,7 @@ class SettingsTab:
         by_section = {name: list(some) for name, some in groupby(own, key=lambda leaf: leaf.key.split(".")[0])}
         for name in sorted(by_section, key=_place):
             title = TITLES.get(name, name.title())
-            classes = ["db-only-lora"] if name == "lora" else []
+            classes = ["db-only-lora"] if f"{name}." in ONLY_LORA else []
             with gr.Accordion(title, open=name in OPEN, elem_id=f"db_section_{name}", elem_classes=classes):
                 _section(self.page.form, by_section[name])
                 if name == "learning":

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from dreambooth.core import schedules
 from dreambooth.core.run import Job
-from dreambooth.core.settings import learning_rates
+from dreambooth.core.settings import learning_rate
 from dreambooth.engine import worker
 from dreambooth.engine.training import loop, pulse, traced
 from dreambooth.engine.training.loop import Ending, Hooks
@@ -110,9 +110,9 @@ def _resting(session: Session, before: dict[str, Tensor], after: dict[str, Tenso
     budget, found = session.budget, []
     parts = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
     for part in session.trained.parts:
-        most = budget.images if part == "unet" else schedules.text_encoder_images(session.settings, budget)
+        most = budget.images if part == "unet" else schedules.text_images(session.settings, budget)
         seen = [budget.images_seen(step) for step in range(budget.steps)]
-        rate = learning_rates(session.settings)[part != "unet"]
+        rate = learning_rate(session.settings, part)
         moves = [schedules.rate_factor(session.settings.learning, one / budget.images) for one in seen if one < most]
         if rate and any(moves) and part not in parts:
             found.append(part)
