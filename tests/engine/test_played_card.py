@@ -12,6 +12,7 @@ from accelerate.state import AcceleratorState
 from dreambooth.core.project import Folders, Project
 from dreambooth.core.settings.course import Optimizer
 from dreambooth.engine import generate, worker
+from dreambooth.engine.families.unet_weights import Int8
 from dreambooth.engine.training import loss, optimizers, precision
 from dreambooth.service import errands, launcher
 from tests.engine import test_waits
@@ -77,6 +78,18 @@ def test_by_itself_it_computes_in_what_the_card_is_quick_at(
 
 
 _CAN_DO_BF16 = torch.cuda.is_bf16_supported  # PyTorch's own
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_weights_in_8_bits_wake_the_same_as_on_the_processor(dtype: torch.dtype) -> None:
+    weight = torch.randn(48, 24, 3, 3).to(dtype)
+    wanted = Int8(weight, torch.device("cpu"), torch.nn.Linear(1, 1)).woken(torch.device("cpu"))
+    with played_card() as card:
+        woken = Int8(weight, CARD, torch.nn.Linear(1, 1)).woken(CARD)
+        assert card.has(woken)
+        assert woken.dtype == dtype
+        assert torch.equal(woken.cpu(), wanted)
+
 
 RUNS: dict[str, dict[str, Any]] = {
     "full": {},
