@@ -223,6 +223,11 @@ const dreamboothPage = (() => {
     function start() {
         document.addEventListener("visibilitychange", look);
         document.addEventListener("click", ({target}) => {
+            if (target.closest?.("#db_tabs :is(.tab-nav button, [role=tab])")) {
+                look(); // what comes into view is as old as the last look at it
+            }
+        });
+        document.addEventListener("click", ({target}) => {
             if (target.closest?.("#db_page :is(button, fieldset)")) {
                 asks();
                 setTimeout(() => { asking = draftTimer !== null; }, SILENT_MS); // not all of them ask

@@ -2,23 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
+from dreambooth.core import picture_files, validation
 from dreambooth.core.errors import UserError
+from dreambooth.core.files import paths
+from dreambooth.core.settings.dataset import Concept
 
 _EVERY_CONCEPT = "concepts.N."
 
 
+class Choice(NamedTuple):
+    """A value of a preset and why it is that. With `from_pictures` it is taken only in a concept that has so many
+    pictures or more, and where nothing is chosen yet."""
+
+    value: Any
+    why: str
+    from_pictures: int = 0
+
+
 @dataclass(frozen=True)
 class Preset:
-    """Named settings; a key with `concepts.N.` is meant for every concept. `settings` is {key: (value, why)}."""
+    """Named settings; a key with `concepts.N.` is meant for every concept."""
 
     name: str
     label: str
     meaning: str
-    settings: Mapping[str, tuple[Any, str]]
+    settings: Mapping[str, Choice]
+
+
+_HELD_OUT = Choice(
+    1, "one of many can be spared: it is only looked at, and tells when the run is best", validation.CAN_SPARE
+)
 
 
 PRESETS = {
@@ -29,13 +46,11 @@ PRESETS = {
             "Train Person",
             "A person or a pet: a likeness takes longer than an object, and the class must stay varied.",
             {
-                "intervals.num_train_epochs": (
-                    150,
-                    "steps for each picture; a face is judged strictly",
-                ),
-                "intervals.max_train_steps": (0, "so that the pictures say how long"),
-                "concepts.N.class_mode": ("fill", "class pictures are made by the base model where they are missing"),
-                "concepts.N.num_class_images_per": (5, "without them every person would come to look like yours"),
+                "intervals.num_train_epochs": Choice(150, "steps for each picture; a face is judged strictly"),
+                "intervals.max_train_steps": Choice(0, "so that the pictures say how long"),
+                "concepts.N.class_mode": Choice("fill", "the base model makes class pictures where they are missing"),
+                "concepts.N.num_class_images_per": Choice(5, "without them every person would come to look like yours"),
+                "concepts.N.held_out": _HELD_OUT,
             },
         ),
         Preset(
@@ -43,10 +58,11 @@ PRESETS = {
             "Train Object/Style",
             "A thing or a style: learned sooner, and everything of its kind may take after it.",
             {
-                "intervals.num_train_epochs": (100, "steps for each picture"),
-                "intervals.max_train_steps": (0, "so that the pictures say how long"),
-                "concepts.N.class_mode": ("fill", "class pictures are made where the next setting asks for them"),
-                "concepts.N.num_class_images_per": (0, "no class pictures: a style is meant to reach everything"),
+                "intervals.num_train_epochs": Choice(100, "steps for each picture"),
+                "intervals.max_train_steps": Choice(0, "so that the pictures say how long"),
+                "concepts.N.class_mode": Choice("fill", "class pictures are made where the next setting asks for them"),
+                "concepts.N.num_class_images_per": Choice(0, "no class pictures: a style is meant to reach everything"),
+                "concepts.N.held_out": _HELD_OUT,
             },
         ),
         Preset(
@@ -54,8 +70,11 @@ PRESETS = {
             "Native",
             "Many captioned pictures: trained on their own words alone, without a class.",
             {
-                "concepts.N.instance_prompt": ("[filewords]", "every picture is trained on the text file beside it"),
-                "concepts.N.class_mode": ("off", "all pictures are training pictures; none is there to hold a class"),
+                "concepts.N.instance_prompt": Choice(
+                    "[filewords]", "each picture is trained on the text file beside it"
+                ),
+                "concepts.N.class_mode": Choice("off", "all pictures are trained; none is there to hold a class"),
+                "concepts.N.held_out": _HELD_OUT,
             },
         ),
     )
@@ -69,16 +88,29 @@ def find(name: str) -> Preset:
     return PRESETS[name]
 
 
-def apply(preset: Preset, flat: Mapping[str, Any], over: Iterable[str] = ()) -> dict[str, Any]:
+def apply(preset: Preset, flat: Mapping[str, Any], over: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Dotted settings with the preset's over them, in every concept that is there.
 
-    `over` are keys of settings that are still to come; their concepts get the preset's settings too.
+    `over` are settings that are still to come; their concepts get the preset's settings too. Looks into the folders of
+    pictures, to count them.
     """
-    rows = {key.split(".")[1] for key in (*flat, *over) if key.startswith("concepts.")} or {"0"}
+    coming = {**flat, **(over or {})}
+    rows = {key.split(".")[1] for key in coming if key.startswith("concepts.")} or {"0"}
     applied = dict(flat)
-    for key, (value, _) in preset.settings.items():
-        if key.startswith(_EVERY_CONCEPT):
-            applied.update({f"concepts.{row}.{key.removeprefix(_EVERY_CONCEPT)}": value for row in sorted(rows)})
-        else:
-            applied[key] = value
+    for key, choice in preset.settings.items():
+        if not key.startswith(_EVERY_CONCEPT):
+            applied[key] = choice.value
+            continue
+        for row in sorted(rows):
+            own = f"concepts.{row}.{key.removeprefix(_EVERY_CONCEPT)}"
+            if not choice.from_pictures or (not coming.get(own) and _pictures(coming, row) >= choice.from_pictures):
+                applied[own] = choice.value
     return applied
+
+
+def _pictures(flat: Mapping[str, Any], row: str) -> int:
+    """How many pictures a concept has; none where its folder is not named as one."""
+    folder = flat.get(f"concepts.{row}.instance_data_dir", "")
+    if not isinstance(folder, str) or paths.problem(folder := paths.meant(folder)):
+        return 0
+    return len(picture_files.of_concept(Concept(instance_data_dir=folder)))

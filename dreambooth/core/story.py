@@ -198,6 +198,8 @@ class Story:
             self.stage = {"event": "stage", "name": "starting", "done": 0, "total": 1}
         elif ending := _ENDINGS.get(kind):
             self.status, self.ending = ending, event
+            if ending in ("done", "stopped"):  # nothing is left to do; a run that goes on nevertheless writes another
+                self.last.pop("result", None)
         elif kind == "resumed":
             self.course.cut(event["step"])
             self.measures = [one for one in self.measures if one.step <= event["step"]]

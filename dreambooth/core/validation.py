@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+CAN_SPARE = 8  # pictures of a concept, of which one can be held out without being missed
+
 
 @dataclass(frozen=True)
 class Measure:
@@ -25,6 +27,16 @@ class Measure:
     def worth(self) -> float:
         return (self.held_out + self.learned) / 2
 
+    @property
+    def is_better(self) -> bool:
+        """Whether anything was gained since before the run."""
+        return self.worth > 0
+
+
+def could_tell(held_out: Sequence[int], pictures: Sequence[int]) -> bool:
+    """Whether a run that holds nothing out could spare a picture; both of each of its concepts."""
+    return not any(held_out) and any(count >= CAN_SPARE for count in pictures)
+
 
 def best(measures: Sequence[Measure]) -> Measure | None:
     """The measure of the highest worth; None before the first step has been measured."""
@@ -35,3 +47,14 @@ def measures_past(measures: Sequence[Measure]) -> int:
     """How many measures came after the best."""
     found = best(measures)
     return 0 if found is None else sum(one.images > found.images for one in measures)
+
+
+def thinned(moments: Sequence[int], most: int, best: int | None) -> list[int]:
+    """The first, the last and some between of moments in their order, at most so many, and the best among them."""
+    if len(moments) <= most:
+        return list(moments)
+    chosen = [moments[round(i * (len(moments) - 1) / (most - 1))] for i in range(most)]
+    if best is not None and best in moments and best not in chosen:
+        nearest = min(range(1, most - 1), key=lambda i: abs(chosen[i] - best))
+        chosen[nearest] = best
+    return chosen

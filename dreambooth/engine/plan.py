@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from dreambooth.core import abilities, captions, forecast, run, schedules
+from dreambooth.core import abilities, captions, forecast, run, schedules, validation
 from dreambooth.core.budget import Budget, budget
 from dreambooth.core.errors import Problem, UserError
 from dreambooth.core.memory import footprint, planner
@@ -63,6 +63,7 @@ def report(job: Job) -> dict[str, Any]:
         row["held_out"] = picture in held_out
     made = {
         "pictures": shown,
+        "could_hold_out": _could_hold_out(gathered, work.settings),
         "strangers": [str(path) for path in _strangers(work)],
         "buckets": _buckets(examples),
         "class_pictures": [
@@ -115,6 +116,13 @@ def _start_file(work: Work) -> list[str]:
     except UserError as error:
         return error.problems
     return []
+
+
+def _could_hold_out(gathered: Gathered, settings: Settings) -> bool:
+    """Whether a picture could be spared to tell when the run is best, and none is."""
+    counts = Counter(picture.concept for picture in gathered.pictures)
+    held_out = [concept.held_out for concept in settings.concepts]
+    return not settings.imagic.enabled and validation.could_tell(held_out, list(counts.values()))
 
 
 def _looking(job: Job) -> Callable[[int, int], None]:

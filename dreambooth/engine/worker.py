@@ -29,7 +29,7 @@ from dreambooth.engine.drawing.sampling import decoding
 from dreambooth.engine.families import unet_weights
 from dreambooth.engine.families.model import Model
 from dreambooth.engine.process.listener import asked_to_end, ends_at_once
-from dreambooth.engine.run import imagic, notices, outputs, resuming, start_file, trouble
+from dreambooth.engine.run import best, imagic, notices, outputs, resuming, start_file, trouble
 from dreambooth.engine.run.hooks import Hooks, already_written, save_output
 from dreambooth.engine.run.material import Material
 from dreambooth.engine.tracing import graph
@@ -62,11 +62,14 @@ def run(job: Job, let_end: Callable[..., None] | None = None) -> Ending:
     except BaseException:
         notices.tell_of_end(work, "failed")
         raise
-    if ending != "paused":
+    if ending != "paused" and not resuming.may_go_on(job):
         atomic.remove_folder(job.state)
         with contextlib.suppress(OSError):
             (job.folder / BEFORE).unlink()
         imagic.forget(work)
+    if ending == "done":
+        trouble.free_memory()
+        _show_best(work)
     notices.tell_of_end(work, ending)
     return ending
 
@@ -267,8 +270,35 @@ def _finish(work: Work, hooks: Hooks, ending: Ending) -> Ending:
         hooks.warn(error.and_then("Mend that and resume the run; what was learned is in its state."))
         return "paused"
     work.let_end()
-    work.job.report("result", ending=ending)  # from here on there is nothing left to do but to tidy up
+    past_best = ending == "done" and session.step < session.budget.steps
+    if past_best:
+        hooks.keep_last_state()
+    # From here on there is nothing left to do but to tidy up.
+    work.job.report("result", ending=ending, **({"past_best": True} if past_best else {}))
     return ending
+
+
+def _show_best(work: Work) -> None:
+    """Draws the previews of the moment at which the run was best, from the result that was kept of it, where none were
+    drawn then. The result is there already: what fails is said, and whoever asks for an end has it at once."""
+    if (path := best.without_previews(work)) is None:
+        return
+    try:
+        work.let_end("pause", "stop", "discard")
+        source = open_model(work.project, None if work.settings.is_lora else path)
+        model, accelerator = load(work, source)
+        best.draw(work, model, accelerator, source, path)
+    except (Asked, KeyboardInterrupt):
+        return
+    except UserError as error:
+        work.job.warn(error.and_then("The best has no previews."))
+    except (RuntimeError, MemoryError) as error:
+        if not trouble.is_out_of_memory(error):
+            raise
+        said = f"The memory was not enough for previews of the best: {trouble.needed(error)}. They were left out."
+        work.job.warn(Problem(said, "previews.count", "Draw fewer or smaller ones."))
+    finally:
+        work.let_end()
 
 
 def _check_disk(work: Work, source: Source, length: Budget) -> None:

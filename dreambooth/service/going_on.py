@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from dreambooth.core import schema, settings
+from dreambooth.core import schema, settings, validation
 from dreambooth.core.errors import UserError
 from dreambooth.core.files import atomic
 from dreambooth.core.project import Folders, Project
@@ -22,11 +22,28 @@ ENDED = ("done", "stopped")
 RESTING = ("paused", "failed", "lost")  # and a state of it can be taken
 
 
+def rests(job: Job, status: str) -> bool:
+    """Whether a run can go on from a state. One that ended by its patience keeps its last."""
+    return status in RESTING or (status == "done" and bool(job.states()))
+
+
 def check_resumable(job: Job) -> None:
     """Raises UserError for a run that has ended, runs, or waits to run."""
     status = job.status()
-    if status in (*ENDED, "running", "queued"):
+    if status in ("running", "queued"):
         raise UserError(f"The run {job.name} cannot be resumed: it is {status}.")
+    if status in ENDED and not rests(job, status):
+        raise UserError(f"The run {job.name} cannot be resumed: it is {status}.{_from_its_result(job)}")
+
+
+def _from_its_result(job: Job) -> str:
+    """How what it has learned can be learned on."""
+    written = [event["path"] for event in job.story().saved if Path(event["path"]).is_file()]
+    if not written:
+        return ""
+    if settings.parse(job.settings()).is_lora:
+        return f" A new run learns on from what it wrote with lora.start_file {written[-1]}."
+    return f" What it wrote can be learned on from in a new model that is made from {written[-1]}."
 
 
 def prepare(
@@ -40,8 +57,10 @@ def prepare(
     step without a state, and for what the run would be refused for as soon as it goes on.
     """
     check_resumable(job)
-    now = job.settings()
+    now, given = job.settings(), {**_without_patience(job), **given}
     changed = on_resume.changes(now, schema.with_secrets(Settings, given, now))
+    if problem := _impatient(job, {**now, **changed}):
+        raise UserError(problem)
     later = [] if from_step is None else _after(job, from_step, label)
     if changed or later:
         _check_unfinished(job)
@@ -64,6 +83,19 @@ def _after(job: Job, step: int, label: str) -> list[int]:
     return [one for one in there if one > step]
 
 
+def _without_patience(job: Job) -> dict[str, Any]:
+    """What a run that ended by its patience goes on with, as it would end at once."""
+    return {"intervals.patience": 0} if job.status() == "done" else {}
+
+
+def _impatient(job: Job, flat: Mapping[str, Any]) -> str:
+    """Why a run that ended by its patience would end again at once; empty if it would not."""
+    past, patience = validation.measures_past(job.story().measures), flat.get("intervals.patience", 0)
+    if job.status() != "done" or not 0 < patience <= past:
+        return ""
+    return f"intervals.patience: the run is {past} measures past its best already; give more, or 0 to go on to its end."
+
+
 def differences(job: Job, opened: Project) -> list[Difference]:
     """How the model's own settings differ from those that its run has."""
     return on_resume.differences(*(to_flat(settings.parse(one)) for one in (job.settings(), opened.settings())))
@@ -74,10 +106,11 @@ def prospect(job: Job, opened: Project) -> dict[str, Any]:
     whatever stands in the way of taking those that may change."""
     found, problems = differences(job, opened), list[str]()
     try:
-        changed = on_resume.changes(job.settings(), takeable(found))
+        changed = on_resume.changes(job.settings(), {**_without_patience(job), **takeable(found)})
         if changed:
             _check_unfinished(job)
             problems = beforehand.problems(job, changed)
+            problems += [problem for problem in [_impatient(job, {**job.settings(), **changed})] if problem]
         if problems:  # what holds without the changes too does not speak against them
             without = beforehand.problems(job)
             problems = [one for one in problems if one not in without]

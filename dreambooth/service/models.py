@@ -52,6 +52,11 @@ def inspect(path: Path) -> dict[str, Any]:
 def hub_model(folders: Folders, name: str, source: str) -> HubModel | None:
     """The model of the hub that `source` names; None where it is a path. Raises UserError if `name` will not do."""
     model = None if paths.named(source, "source").exists() else hub.parse(source)
+    if model is None and source.strip().lower().startswith(("http://", "https://")):
+        raise UserError(
+            f"source: {source.strip()[:200]} is no address of a model on huggingface.co; download the file, and name "
+            "where it lies."
+        )
     if model:
         project.check_new(folders, name)
     return model
@@ -186,7 +191,8 @@ def preset_list() -> list[dict[str, Any]]:
             "label": preset.label,
             "meaning": preset.meaning,
             "settings": [
-                {"setting": key, "value": value, "reason": why} for key, (value, why) in preset.settings.items()
+                {"setting": key, "value": one.value, "reason": one.why, "from_pictures": one.from_pictures}
+                for key, one in preset.settings.items()
             ],
         }
         for preset in presets.PRESETS.values()

@@ -14,7 +14,7 @@ from dreambooth.core.project import Project
 from dreambooth.core.run import Job, Request
 from dreambooth.core.settings import Settings
 from dreambooth.core.story import Event, Story
-from dreambooth.service import launcher
+from dreambooth.service import going_on, launcher
 
 Answer = dict[str, Any]
 
@@ -39,7 +39,7 @@ def summary(job: Job) -> dict[str, Any]:
         "measured": asdict(story.measures[-1]) if story.measures else None,
         "previews": str(job.folder / "previews.png") if (job.folder / "previews.png").exists() else None,
         "created": job.read().get("created"),
-        "resumable": status in ("new", "paused", "failed", "lost"),
+        "resumable": status == "new" or going_on.rests(job, status),
         "offset": story.offset,
         "folder": str(job.folder),
     }
@@ -125,8 +125,10 @@ def settings_of(opened: Project, file: Path | None) -> Settings:
 
 
 def is_best(story: Story, event: Event) -> bool:
-    """Whether what was written is a run's own result of the moment that it was best, as far as that was measured."""
-    return story.best is not None and event["event"] == "saved" and event["images"] == story.best.images
+    """Whether what was written is a run's own result of the moment that it was best, as far as that was measured, and
+    better than before the run."""
+    best = story.best
+    return best is not None and best.is_better and event["event"] == "saved" and event["images"] == best.images
 
 
 def written(story: Story) -> list[Event]:

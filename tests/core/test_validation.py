@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dreambooth.core import story
-from dreambooth.core.validation import Measure, best, measures_past
+from dreambooth.core.validation import Measure, best, could_tell, measures_past, thinned
 
 
 def measures(*held_out: float, learned: tuple[float, ...] = ()) -> list[Measure]:
@@ -83,3 +83,21 @@ def test_what_was_removed_is_no_result_any_more(tmp_path: Path) -> None:
     saved = [{"event": "saved", "kind": "lora", "path": f"/a/{n}.safetensors", "bytes": 1, "images": n} for n in (1, 2)]
     read = told(tmp_path, *saved, {"event": "removed", "path": "/a/1.safetensors"}, {"event": "removed", "path": 3})
     assert [one["images"] for one in read.saved] == [2]
+
+
+@pytest.mark.parametrize(
+    ("held_out", "pictures", "could"),
+    [([0], [7], False), ([0], [8], True), ([1], [20], False), ([0, 0], [3, 9], True), ([0, 1], [9, 9], False)],
+)
+def test_a_run_could_tell_where_a_picture_can_be_spared(held_out: list[int], pictures: list[int], could: bool) -> None:
+    assert could_tell(held_out, pictures) is could
+
+
+@pytest.mark.parametrize(
+    ("best", "expected"),
+    [(None, [0, 20, 50, 80, 100]), (30, [0, 30, 50, 80, 100]), (10, [0, 10, 50, 80, 100]), (80, [0, 20, 50, 80, 100]),
+     (90, [0, 20, 50, 90, 100]), (35, [0, 20, 50, 80, 100])],
+)  # fmt: skip
+def test_the_best_stays_among_the_moments_that_are_shown(best: int | None, expected: list[int]) -> None:
+    assert thinned(range(0, 101, 10), 5, best) == expected
+    assert thinned([0, 10, 20], 5, best) == [0, 10, 20]

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from PIL import Image
+from PIL import Image, ImageChops
 
+from dreambooth.core.errors import UserError
 from dreambooth.core.layout import SUBJECT_PICTURES
 from dreambooth.core.project import Folders, Project
 from dreambooth.core.run import Job
@@ -21,12 +22,15 @@ from dreambooth.engine.checkpoints.source import open_model
 from dreambooth.engine.data import cache
 from dreambooth.engine.drawing.sampling import make_scheduler
 from dreambooth.engine.families.model import Model
-from dreambooth.engine.training import loop, objective
+from dreambooth.engine.run import best
+from dreambooth.engine.training import loop, objective, preview, state
 from dreambooth.engine.training.session import Session
+from dreambooth.engine.training.state import NotSaved
 from dreambooth.engine.training.validation import TIMESTEPS, Measured, Validation
-from dreambooth.service import launcher
+from dreambooth.engine.work import Asked
+from dreambooth.service import going_on, launcher, runs
 from dreambooth.ui.describe import of_runs
-from tests.engine.runs import LORA, SHORT, new_run, output, same, saved, tiny_project, told, train
+from tests.engine.runs import LORA, SHORT, folders, new_run, output, same, saved, tiny_project, told, train
 
 HELD: dict[str, Any] = {
     **LORA,
@@ -232,6 +236,137 @@ def test_a_run_ends_when_its_patience_does(project: Project, monkeypatch: pytest
     assert kept(job) == [8, 16]
     monkeypatch.setattr(Validation, "measure", goes(0.1, 0.3, 0.2, 0.1, 0.0, 0.0))
     assert kept(train(project, **HELD)) == [8, 24]
+
+
+def test_a_run_that_ended_by_its_patience_goes_on_nevertheless(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the same weights as one that had no patience."""
+    course = (0.1, 0.3, 0.2, 0.1, 0.0, 0.4)
+    with monkeypatch.context() as patched:
+        patched.setattr(Validation, "measure", goes(*course))
+        whole = train(project, **HELD)
+        patched.setattr(Validation, "measure", goes(*course))
+        job = train(project, **HELD, **{"intervals.patience": 2})
+        job.report("done")
+        assert (job.states(), kept(job)) == ([8], [8, 16])
+        assert runs.summary(job)["resumable"]
+        with pytest.raises(UserError, match="2 measures past its best already"):
+            going_on.prepare(folders(project), job, {"intervals.patience": "2"})
+        assert going_on.prepare(folders(project), job, {}) == {"intervals.patience": 0}
+        rest = iter(course[4:])
+        patched.setattr(Validation, "measure", lambda self: Measured(next(rest), 0.5, None))
+        AcceleratorState._reset_state(reset_partial_state=True)
+        assert worker.run(job) == "done"
+    job.report("done")
+    assert same(output(whole), output(job))
+    assert [one.held_out for one in job.story().measures] == [0.0, *course]
+    assert kept(job)[-1] == 24 and 8 not in kept(job), "what was only the best goes for a better one"
+    assert not job.states() and not (job.folder / worker.BEFORE).exists()
+    with pytest.raises(UserError, match=r"it is done. A new run learns on .* lora.start_file .*_24-2.safetensors"):
+        going_on.prepare(folders(project), job, {})
+
+
+def test_a_run_that_was_killed_before_it_could_say_that_it_ended_by_its_patience_can_still_go_on(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Validation, "measure", goes(0.1, 0.3, 0.2, 0.1, 0.0, 0.0))
+    job = train(project, **HELD, **{"intervals.patience": 2})
+    AcceleratorState._reset_state(reset_partial_state=True)
+    assert worker.run(job) == "done"
+    assert job.states() == [8]
+
+
+def test_a_last_state_that_cannot_be_written_ends_no_run(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Validation, "measure", goes(0.1, 0.3, 0.2, 0.1, 0.0, 0.0))
+
+    def full(*_: object) -> Path:
+        raise NotSaved("The disk is full.")
+
+    monkeypatch.setattr(state, "save", full)
+    job = train(project, **HELD, **{"intervals.patience": 2})
+    (said,) = told(job, "warning")
+    assert said["text"] == "The disk is full. The result is written; the run can only go on from an earlier state."
+    job.report("done")
+    assert not runs.summary(job)["resumable"]
+
+
+# ---- what is shown of it
+
+
+PREVIEWS: dict[str, Any] = {"previews.count": 1, "previews.steps": 2, "intervals.save_preview_every": 0}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"general.method": "full"},
+        {"embedding.enabled": True, "concepts.0.instance_token": "sks"},
+        {"lora.kind": "loha", "tuning.text_encoder_ratio": 1.0},
+        {"memory.unet_weights": "streamed", "batching.gradient_checkpointing": True, "tuning.use_ema": True},
+    ],
+)
+def test_the_best_is_shown_as_it_was_when_it_was_best(
+    project: Project, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pictures of its file are those that the run would have drawn then."""
+    course, own = (0.1, 0.3, 0.2, 0.25, 0.1, 0.0), {**HELD, **PREVIEWS, "saving.half_model": False, **changes}
+    monkeypatch.setattr(Validation, "measure", goes(*course))
+    job = train(project, **own)
+    monkeypatch.setattr(Validation, "measure", goes(*course))
+    often = train(project, **{**own, "intervals.save_preview_every": 2})
+    assert [event["images"] for event in told(job, "preview")] == [0, 24, 8]
+    assert [event["images"] for event in told(often, "preview")] == [0, 8, 16, 24]
+    later, then = (Path(one.story().previews[8][0]) for one in (job, often))
+    assert likeness(later, then) < 2
+    assert likeness(later, Path(job.story().previews[24][0])) > 0
+    assert same(output(job), output(often))
+    with Image.open(job.folder / "previews.png") as sheet, Image.open(often.folder / "previews.png") as wider:
+        assert sheet.width < wider.width
+
+
+def likeness(one: Path, other: Path) -> float:
+    """How far two pictures differ at most, of 255."""
+    with Image.open(one) as first, Image.open(other) as second:
+        return max(high for _, high in ImageChops.difference(first.convert("RGB"), second.convert("RGB")).getextrema())
+
+
+def test_whoever_asks_for_an_end_waits_for_no_previews_of_the_best(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Validation, "measure", goes(0.1, 0.3, 0.2, 0.25, 0.1, 0.0))
+
+    def interrupted(*_: object) -> None:
+        raise Asked("stopped")
+
+    monkeypatch.setattr(best, "draw", interrupted)
+    job = train(project, **HELD, **PREVIEWS)
+    assert [event["images"] for event in told(job, "preview")] == [0, 24]
+    assert kept(job) == [8, 24]
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory."), "not enough for previews of the best"),
+        (OSError(28, "No space"), "No space"),
+    ],
+)
+def test_trouble_with_previews_of_the_best_ends_no_run(
+    project: Project, error: Exception, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Validation, "measure", goes(0.1, 0.3, 0.2, 0.25, 0.1, 0.0))
+    drawn = preview.make
+
+    def fails(*arguments: Any, **named: Any) -> list[Path]:
+        if arguments[3] == 8:
+            raise error
+        return drawn(*arguments, **named)
+
+    monkeypatch.setattr(preview, "make", fails)
+    job = train(project, **HELD, **PREVIEWS)
+    assert any(said in event["text"] for event in told(job, "warning"))
+    assert kept(job) == [8, 24]
 
 
 def test_a_run_that_paused_measures_as_one_that_did_not(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -177,9 +177,20 @@ class Visitor(Hands):
         self.enter("Dreambooth")
         self.see("#db_page[data-db-state]", wait_ms=LONG_MS)
 
-    def reload_ui(self) -> None:
-        """Presses the WebUI's own "Reload UI", which loads the page anew by itself once the WebUI is there again."""
+    def reload_ui(self, webui: WebUI) -> None:
+        """Presses the WebUI's own "Reload UI", which loads the page anew by itself once the WebUI is there again.
+
+        Until then the page asks twice a second whether it is, and where that comes between its page and its API
+        AUTOMATIC1111 breaks off, with an extension or without ("Cannot add middleware after an application has
+        started"); on a busy machine that is one time in five. So it hears nothing before it has started.
+        """
         self.enter("Settings")
+        said = webui.log.stat().st_size
+
+        def ask(route: Any) -> None:
+            route.continue_() if STARTED in webui.log.read_bytes()[said:] else route.abort()
+
+        self.page.route("**/internal/ping", ask)
         with self.page.expect_event("load", timeout=LONG_MS):
             self.page.locator("button#settings_restart_gradio, #settings_restart_gradio button").first.click()
         self.arrive()

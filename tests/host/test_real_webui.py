@@ -176,7 +176,7 @@ def test_the_page_is_in_the_webuis_language(webui: WebUI, visitor: Visitor) -> N
     marked = {text: f"«{text}»" for text in texts}
     (webui.localizations / "marked.json").write_text(json.dumps(marked), encoding="utf-8")
     webui.ask("/sdapi/v1/options", {"localization": "marked"})
-    visitor.reload_ui()
+    visitor.reload_ui(webui)
     visitor.see("#db_train", "«Train anew»" if visitor.page.locator("#db_train_anew").is_visible() else "«Train»")
     visitor.see("#db_run h4", "«Written»")
     visitor.see("#db_about", "«5 pictures» · «4 steps»")
@@ -189,7 +189,7 @@ def test_the_page_is_in_the_webuis_language(webui: WebUI, visitor: Visitor) -> N
     named = (NAME, ".safetensors", ".png", "/", "Remove ")  # the last is gradio's, of what has been chosen
     assert [text for text in left if not any(name in text for name in named)] == []
     webui.ask("/sdapi/v1/options", {"localization": "None"})
-    visitor.reload_ui()
+    visitor.reload_ui(webui)
     assert visitor.errors == []
 
 
@@ -284,7 +284,7 @@ def test_an_engine_that_was_killed_is_resumed_with_the_button(webui: WebUI, visi
 
 
 def test_the_page_is_reloaded_in_the_webui(webui: WebUI, visitor: Visitor) -> None:
-    visitor.reload_ui()
+    visitor.reload_ui(webui)
     visitor.state("running")
     assert visitor.page.locator("#tab_dreambooth").count() == 1
     assert visitor.errors == []

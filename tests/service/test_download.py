@@ -16,7 +16,9 @@ import pytest
 from dreambooth.core.errors import UserError
 from dreambooth.core.layout import MINIATURE
 from dreambooth.core.models.hub import HubModel, needed_files, parse
+from dreambooth.core.project import Folders
 from dreambooth.engine.checkpoints.source import open_source
+from dreambooth.service import models
 from tests.conftest import ROOT
 from tests.engine import tiny
 
@@ -206,3 +208,8 @@ def test_a_choice_between_files_is_left_to_the_person() -> None:
         needed_files(HubModel("a/b"), ["README.md"])
     with pytest.raises(UserError, match=r"no file z\.ckpt"):
         needed_files(HubModel("a/b", "z.ckpt"), ["x.ckpt"])
+
+
+def test_an_address_elsewhere_is_said_to_be_none_of_the_hub(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"x.safetensors is no address of a model on huggingface.co"):
+        models.hub_model(Folders(tmp_path), "star", " https://example.org/x.safetensors")

@@ -96,7 +96,7 @@ class Hooks:
         job.report("measured", step=session.step, images=session.images, **figures)
         self._draw_curves({f"validation/{name}": value for name, value in figures.items() if value is not None})
         story, settings = job.story(), session.settings
-        is_best = story.best is not None and story.best.step == session.step
+        is_best = story.best is not None and story.best.is_better and story.best.step == session.step
         if is_best and settings.saving.keep_best and session.step < session.budget.steps:
             check()
             self.save_model(session.images, asked=False, best=True)
@@ -175,7 +175,8 @@ class Hooks:
                 on_step=self._look,
             )
         target = work.job.folder / "previews.png"
-        preview.contact_sheet(folder, work.settings, target)
+        best = work.job.story().best
+        preview.contact_sheet(folder, work.settings, target, best=best.images if best else None)
         drawn = {"paths": [str(path) for path in paths], "prompts": preview.labels(work.settings)}
         work.job.report("preview", images=images, **drawn, sheet=str(target))
 
@@ -220,6 +221,12 @@ class Hooks:
             self.states.finish(self._state_written)
         return self.state_failed_at is None
 
+    def keep_last_state(self) -> None:
+        """Saves the state that stays when the run has ended by its patience: a person may want it to go on."""
+        weights, rest = self.session.state()
+        self.states.begin(self.session.step, {"weights": weights, "rest": rest}, self._last_state_written)
+        self.states.finish(self._last_state_written)
+
     def tend_states(self) -> bool:
         """Tells of states that have been written. Returns whether one that failed is to be tried again."""
         self.states.poll(self._state_written)
@@ -235,6 +242,15 @@ class Hooks:
             self.warn(f"{written.problem} The run goes on, and it is tried again.")
             return
         self.state_failed_at = None
+        self._tell_of_state(written)
+
+    def _last_state_written(self, written: Written) -> None:
+        if written.problem:
+            self.warn(f"{written.problem} The result is written; the run can only go on from an earlier state.")
+        else:
+            self._tell_of_state(written)
+
+    def _tell_of_state(self, written: Written) -> None:
         seconds, stalled = round(written.seconds, 3), round(written.stalled, 3)
         self.work.job.report("state", step=written.step, path=str(written.path), seconds=seconds, stalled=stalled)
 

@@ -23,6 +23,11 @@ def ended_before(job: Job) -> Ending | None:
     return result["ending"] if result else None
 
 
+def may_go_on(job: Job) -> bool:
+    """Whether a run that has written its result keeps its last state, as it ended by its patience."""
+    return bool(job.story().last.get("result", {}).get("past_best"))
+
+
 def restore(work: Work, session: Session) -> None:
     """Goes on from the newest state, if there is one."""
     saved = state.load_newest(work.job.state)

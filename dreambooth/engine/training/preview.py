@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from dreambooth.core import captions, picture_files
+from dreambooth.core import captions, picture_files, validation
 from dreambooth.core.files import atomic
 from dreambooth.core.settings import Settings
 from dreambooth.core.settings.dataset import Captions, Concept
@@ -131,12 +131,18 @@ def rows(settings: Settings) -> list[tuple[str, tuple[int, int]]]:
     return [(label, (p, n)) for p, label in enumerate(labels(settings)) for n in range(settings.previews.count)]
 
 
-def contact_sheet(folder: Path, settings: Settings, target: Path, *, most_columns: int = 8) -> None:
-    """Puts the previews of a run on one sheet: rows prompts, columns images seen."""
+def contact_sheet(
+    folder: Path, settings: Settings, target: Path, *, most_columns: int = 8, best: int | None = None
+) -> None:
+    """Puts the previews of a run on one sheet: rows prompts, columns images seen. That of its best moment is marked."""
     there = found(folder)
-    moments = _thinned(sorted(there), most_columns)
-    columns = [(f"{images:,} images seen" if images else "before", there[images]) for images in moments]
+    moments = validation.thinned(sorted(there), most_columns, best)
+    columns = [(_moment(images, is_best=images == best), there[images]) for images in moments]
     png.write(sheet(columns, rows(settings)), target)
+
+
+def _moment(images: int, *, is_best: bool) -> str:
+    return f"{images:,} images seen{', best' if is_best else ''}" if images else "before"
 
 
 def sheet(
@@ -173,9 +179,3 @@ def class_sheet(pictures: Iterable[Picture], target: Path) -> None:
                 lines.append((prompt, key))
             columns[place % _CLASS_COLUMNS][key] = path
     png.write(sheet([("", column) for column in columns if column], lines[:_CLASS_LINES]), target)
-
-
-def _thinned(moments: list[int], most: int) -> list[int]:
-    if len(moments) <= most:
-        return moments
-    return [moments[round(i * (len(moments) - 1) / (most - 1))] for i in range(most)]

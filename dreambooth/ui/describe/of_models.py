@@ -57,9 +57,14 @@ def about(result: Result) -> str:
 def presets(result: Result) -> str:
     lines = []
     for one in result["presets"]:
-        rows = [[f"    {s['setting']}", str(s["value"]), s["reason"]] for s in one["settings"]]
+        rows = [[f"    {s['setting']}", _value(s), s["reason"]] for s in one["settings"]]
         lines.append(f"{one['name']}: {one['label']}. {one['meaning']}\n{table(rows)}\n")
     return "\n".join([*lines, "Take one with: train NAME --preset person. Flags win over it."])
+
+
+def _value(row: Result) -> str:
+    enough = f" with {row['from_pictures']} pictures or more" if row["from_pictures"] else ""
+    return f"{row['value']}{enough}"
 
 
 def performance(result: Result) -> str:

@@ -23,6 +23,8 @@ def plan(result: Result) -> str:
     lines.append(f"Pictures: {shapes}")
     if out := sum(one["held_out"] for one in result["pictures"]):
         lines.append(f"{out} held out: not learned, only looked at, to tell when the run is best")
+    elif result["could_hold_out"]:
+        lines.append("None held out: with --concepts.0.held_out 1 the run would tell when it is best")
     for one in result["class_pictures"]:
         counts = f"{one['there']} there, {one['wanted']} wanted, {one['missing']} to be made"
         lines.append(f"Class pictures: {counts} in {one['folder']}")
@@ -52,6 +54,8 @@ def finished(result: Result) -> str:
     lines = [f"Run {result['run']} is {result['status']} {where}."]
     if result["status"] == "done" and result["step"] < result["steps"]:
         lines.append("It ended by itself, as it was past its best for as long as its patience.")
+        if result["resumable"]:
+            lines.append(f"Go on without patience: python -m dreambooth resume {result['run']}")
     if result["status"] == "paused":
         lines.append(f"Go on with: python -m dreambooth resume {result['run']}")
     lines += [f"Written: {path}" for path in result["outputs"]]

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dreambooth.core import captions, presets, project, run, settings
+from dreambooth.core import captions, project, run, settings
 from dreambooth.core.errors import UserError
 from dreambooth.core.files import atomic, paths
 from dreambooth.core.memory import planner
@@ -145,9 +145,10 @@ def _write(opened: Project, changed: settings.Settings) -> None:
     models.write_settings(opened, to_flat(changed))
 
 
-def apply_preset(opened: Project, shown: Mapping[str, Any], name: str) -> tuple[Values, str, list[str]]:
-    """Puts a preset over what the page shows. Returns all settings with it, what changed, for people, and what the
-    preset still wants, such as the words of class pictures: a concept that lacks them is saved without such pictures.
+def apply_preset(opened: Project, shown: Mapping[str, Any], name: str) -> tuple[Values, Values, list[str]]:
+    """Puts a preset over what the page shows. Returns all settings with it, those that changed as they were, and what
+    the preset still wants, such as the words of class pictures: a concept that lacks them is saved without such
+    pictures.
 
     Raises UserError for what is wrong besides.
     """
@@ -161,8 +162,7 @@ def apply_preset(opened: Project, shown: Mapping[str, Any], name: str) -> tuple[
     }
     wanted = models.problems(after)
     models.write_settings(opened, {**after, **missing} if wanted else after)
-    changed = sum(before.get(key) != value for key, value in after.items())
-    return after, f"{presets.find(name).label}: {changed} setting{'' if changed == 1 else 's'} changed.", wanted
+    return after, {key: before.get(key) for key, value in after.items() if before.get(key) != value}, wanted
 
 
 def performance(opened: Project, shown: Mapping[str, Any], card_bytes: int) -> Plan:

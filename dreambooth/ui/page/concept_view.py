@@ -8,7 +8,7 @@ from html import escape
 from pathlib import Path
 from urllib.parse import quote, urlencode
 
-from dreambooth.core import captions, picture_files, settings
+from dreambooth.core import captions, picture_files, settings, validation
 from dreambooth.core.buckets import Bucket, Grid, grid, widest
 from dreambooth.core.errors import UserError
 from dreambooth.core.project import Folders, Project, open_project
@@ -16,6 +16,7 @@ from dreambooth.core.settings import Settings
 from dreambooth.service import pictures
 from dreambooth.ui.page.errand_view import newest_errand
 from dreambooth.ui.page.fragments import root, sentence_list
+from dreambooth.ui.page.quality_view import HINT
 
 SHOWN = 48  # pictures at first, and with each "Show more"
 _THUMBNAIL_SIDE = 256
@@ -47,11 +48,18 @@ def concept_view(folders: Folders, model: str, row: int, shown: int, captioners:
     )
     more = len(listed) - shown
     button = f'<button type="button" class="db-more" data-db-more="{SHOWN}">Show more ({more:,})</button>'
-    head = f"<h4>{len(listed):,} picture{'' if len(listed) == 1 else 's'} <small>{_about_words(own, row)}</small></h4>"
     bare = any(captions.beside(folder / name) is None for name in listed[:shown])
     describers = _describers(project, row, captioners) if bare else ""
     tail = f"{button if more > 0 else ''}{describers}"
-    return root("some", [("pictures", f'{head}<div class="db-tiles">{tiles}</div>{tail}')])
+    return root("some", [("pictures", f'{_head(own, row, len(listed))}<div class="db-tiles">{tiles}</div>{tail}')])
+
+
+def _head(own: Settings, row: int, count: int) -> str:
+    """How many pictures there are, and that one of them could be spared to tell when a run is best."""
+    words = f"{count:,} picture{'' if count == 1 else 's'} <small>{_about_words(own, row)}</small>"
+    could_tell = validation.could_tell([concept.held_out for concept in own.concepts], [count])
+    hint = f'<p class="db-quiet">{HINT}</p>' if could_tell and not own.imagic.enabled else ""
+    return f"<h4>{words}</h4>{hint}"
 
 
 def _describers(project: Project, row: int, captioners: tuple[str, ...]) -> str:

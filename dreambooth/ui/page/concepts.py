@@ -13,14 +13,15 @@ from dreambooth.core.project import Project
 from dreambooth.core.schema import leaves
 from dreambooth.core.settings import Settings
 from dreambooth.ui.page import actions, dialect, jobs, windows
-from dreambooth.ui.page.fragments import good, live, problem_list
+from dreambooth.ui.page.fragments import SAVED, good, live, problem_list
+from dreambooth.ui.page.plan_view import preset_view
 
 if TYPE_CHECKING:
     from dreambooth.ui.page.page import Page, Shown, Values
 
 ABOUT_PICTURES = "instance_data_dir"
-IN_FRONT = ("instance_prompt", "class_prompt", "num_class_images_per")
-TOKENS = ("held_out", "repeats", "instance_token", "class_token")
+PROMPTS, COUNTS = ("instance_prompt", "class_prompt"), ("num_class_images_per", "held_out")
+TOKENS = ("repeats", "instance_token", "class_token")
 
 
 class ConceptsTab:
@@ -51,18 +52,21 @@ class ConceptsTab:
                 height=120,
             )
         with gr.Row(elem_id="db_prompts_row", elem_classes=["db-fields"]):
-            form.add_all(own.pop(name) for name in IN_FRONT)
+            form.add_all(own.pop(name) for name in PROMPTS)
+        with gr.Row(elem_id="db_counts_row", elem_classes=["db-fields"]):
+            form.add_all(own.pop(name) for name in COUNTS)
             with gr.Row(elem_id="db_presets_row", elem_classes=["db-line"]):
                 gr.HTML("<span>Start from:</span>", elem_id="db_presets_label")
                 self.presets = {
                     preset.name: gr.Button(preset.label, elem_id=f"db_preset_{preset.name}", size="sm")
                     for preset in PRESETS.values()
                 }
+        self.preset_said = gr.HTML("", elem_id="db_preset_said")
         self.pictures = gr.HTML("", elem_id="db_pictures")
         self.check = gr.Button("Check the pictures", elem_id="db_check")
         self.plan = gr.HTML("", elem_id="db_plan")
         with (
-            gr.Accordion("Held Out, Repeats and Tokens", open=False, elem_id="db_section_tokens"),
+            gr.Accordion("Repeats and Tokens", open=False, elem_id="db_section_tokens"),
             gr.Row(elem_id="db_fields_tokens", elem_classes=["db-fields"]),
         ):
             form.add_all(own.pop(name) for name in TOKENS)
@@ -73,13 +77,14 @@ class ConceptsTab:
             self.class_pictures_made = gr.HTML("", elem_id="db_class_images_made")
 
     def places(self) -> list[Any]:
-        return [self.chosen, self.pictures, self.plan, self.class_pictures_made]
+        return [self.chosen, self.preset_said, self.pictures, self.plan, self.class_pictures_made]
 
     def show(self, opened: Project | None, row: int) -> Shown:
         if opened is None:
-            return {self.pictures: "", self.plan: "", self.class_pictures_made: ""}
+            return {self.preset_said: "", self.pictures: "", self.plan: "", self.class_pictures_made: ""}
         return {
             **self.names(opened.settings(), row),
+            self.preset_said: "",
             self.pictures: live("pictures", opened.name, row=row),
             self.plan: live("check", opened.name),
             self.class_pictures_made: live("class-images", opened.name),
@@ -124,9 +129,10 @@ class ConceptsTab:
     def _preset(self, name: str) -> Callable[[Values], Shown]:
         def apply(values: Values) -> Shown:
             opened, row = self.page.opened(values), self._row(values)
-            after, said, wanted = actions.apply_preset(opened, self.page.changed(opened, values), name)
-            shown = self.page.show(opened.name, row, good(said) + problem_list(wanted), values)
-            return {**shown, **self.page.form.show(after, row)}
+            after, before, wanted = actions.apply_preset(opened, self.page.changed(opened, values), name)
+            shown = self.page.show(opened.name, row, problem_list(wanted) if wanted else SAVED, values)
+            told = preset_view(PRESETS[name], before, after)
+            return {**shown, **self.page.form.show(after, row), self.preset_said: told}
 
         return apply
 

@@ -142,7 +142,9 @@ def _sheet(project: Project, asked: Event, story: Story) -> str:
 
 
 def _use_cell(project: Project, asked: Event, row: Event, weight: float, path: Path | None) -> str:
-    if path is None or "from_step" in row:
+    if path is None:
+        return "<i></i>"  # the place that the picture will take
+    if "from_step" in row:
         return ""
     return use_button(hot_use.use_picture(_folders(asked), project, asked, asked["seed"], row["weights"], weight))
 

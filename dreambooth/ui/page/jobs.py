@@ -119,10 +119,11 @@ def results(opened: Project) -> dict[str, Values]:
     found: dict[str, Values] = {}
     for one in runs.outputs(opened):
         origin = f"run {one['run'].rpartition('/')[2]}" + ("" if one["step"] is None else f", step {one['step']:,}")
+        origin += ", best" if one["best"] else ""
         found[f"{Path(one['path']).name} ({origin})"] = {"weights": one["path"]}
     for job in reversed(run.runs(opened)):
         number = int(job.folder.name)
-        if job.status() in going_on.RESTING and not settings.parse(job.settings()).imagic.enabled:
+        if going_on.rests(job, job.status()) and not settings.parse(job.settings()).imagic.enabled:
             for step in reversed(job.states()):
                 found[f"state after step {step:,} (run {number})"] = {"run": number, "from_step": step}
     return found

@@ -100,7 +100,7 @@ def _run_table(jobs: list[Job]) -> str:
 
 def _points(job: Job, status: str) -> str:
     """A button for each state; going back to an earlier one takes a second press, as it sets the later ones aside."""
-    if status not in going_on.RESTING:
+    if not going_on.rests(job, status):
         return ""
     model, _, number = job.name.rpartition("/")
     address, steps = f"dreambooth/models/{quote(model)}", job.states()

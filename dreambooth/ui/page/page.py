@@ -202,8 +202,8 @@ class Page:
 
     def changed(self, opened: Project, values: Values) -> dict[str, Any]:
         """What was changed in this window and is not saved yet; what it shows besides may be older than the file."""
-        found = self.form.changed(values, int(values[self.row]))
-        check_concepts(values.get(self.form.loaded, ""), found, opened.settings())
+        found, flat = self.form.changed(values, int(values[self.row])), opened.settings()
+        check_concepts(values.get(self.form.loaded, ""), found, flat, self.form.newer(values, flat))
         return found
 
     def keep(self, opened: Project, values: Values) -> dict[str, Any]:

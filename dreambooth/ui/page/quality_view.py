@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from dreambooth.core.quantities import percent
 from dreambooth.core.story import Story
 from dreambooth.core.validation import Measure
+from dreambooth.service.going_on import ENDED
 
 _WIDTH, _HEIGHT, _EDGE = 400, 72, 6
 
-HINT = "With a picture held out (Concepts) a run tells when it is best."
+HINT = "With one picture held out a run tells when it is best: Pictures Held Out, under Concepts."
 
 Point = tuple[float, float]
 
@@ -23,22 +24,25 @@ def quality_view(story: Story) -> str:
     if best is None:
         return ""
     lines = _lines(measures, best, max(story.step.get("steps", 0), measures[-1].step))
-    drift, held_out = measures[-1].drift, percent(measures[-1].held_out)
+    drift, held_out = measures[-1].drift, measures[-1].held_out
+    way = "better than before" if round(held_out, 2) >= 0 else "worse than before"
     moved = f'<span class="db-of-class">The class has moved by <b>{drift:.1%}</b></span>' if drift is not None else ""
     return (
-        f"<h4>How good it is <small>{_words(best, measures[-1])}</small></h4>"
-        f'<figure class="db-curve db-quality" role="img" aria-label="Pictures held out: {held_out} '
-        f'better than before, at best {percent(best.held_out)} after {best.images:,} images">{lines}</figure>'
+        f"<h4>How good it is <small>{_words(best, measures[-1], has_ended=story.status in ENDED)}</small></h4>"
+        f'<figure class="db-curve db-quality" role="img" aria-label="Pictures held out: {percent(abs(held_out))} '
+        f'{way}, at best {percent(best.held_out)} after {best.images:,} images">{lines}</figure>'
         '<p class="db-axis"><span class="db-of-unet">Pictures held out: '
-        f"<b>{held_out}</b> better than before</span>"
+        f"<b>{percent(abs(held_out))}</b> {way}</span>"
         f'<span class="db-of-text_encoder">Learned pictures: <b>{percent(measures[-1].learned)}</b></span>{moved}</p>'
     )
 
 
-def _words(best: Measure, last: Measure) -> str:
+def _words(best: Measure, last: Measure, *, has_ended: bool) -> str:
     if best.held_out <= 0:
-        return "no better than before so far"
-    return "still getting better" if best == last else f"best after {best.images:,} images"
+        return "no better than before" if has_ended else "no better than before so far"
+    if best == last:
+        return "best at its end; a longer run may be better still" if has_ended else "still getting better"
+    return f"best after {best.images:,} images"
 
 
 def _lines(measures: Sequence[Measure], best: Measure, whole: float) -> str:

@@ -11,6 +11,8 @@ from dreambooth.core.run import Job
 from dreambooth.service import going_on
 from dreambooth.ui.page.fragments import label_of, said, sentence_list
 
+_NEVERTHELESS = '<p class="db-quiet"><b>Resume</b> goes on nevertheless, without Patience.</p>'
+
 Difference = dict[str, Any]
 
 
@@ -22,8 +24,9 @@ def resume_view(job: Job, opened: Project) -> str:
     except UserError as error:  # settings that an older version wrote, and that do not go together any more
         return sentence_list(error.problems)
     found: list[Difference] = prospect["differences"]
+    nevertheless = _NEVERTHELESS if job.status() == "done" else ""
     if not found:
-        return ""
+        return nevertheless
     taken, kept = ([one for one in found if bool(one["why_not"]) is stays] for stays in (False, True))
     parts = ["<p>The page shows other settings than this run has. <b>Resume</b> goes on with the run's own.</p>"]
     if taken and not prospect["problems"]:
@@ -36,7 +39,7 @@ def resume_view(job: Job, opened: Project) -> str:
         parts.append(f"<p>The page's own cannot be taken over now:</p>{sentence_list(prospect['problems'])}")
     if kept:
         parts.append(f"<p>These stay as the run has them, or are for a new run:</p><ul>{_kept(kept)}</ul>")
-    return f'<div class="db-plan-made db-differs">{"".join(parts)}</div>'
+    return f'{nevertheless}<div class="db-plan-made db-differs">{"".join(parts)}</div>'
 
 
 def _kept(kept: list[Difference]) -> str:

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from dreambooth.core import run
+from dreambooth.core import run, validation
 from dreambooth.core.project import Folders, Project, open_project
 from dreambooth.core.quantities import duration, memory, size
 from dreambooth.core.run import Job
 from dreambooth.core.story import Course, Story
-from dreambooth.service import installation, runs
+from dreambooth.service import going_on, installation, runs
 from dreambooth.ui.page.curves import curve
 from dreambooth.ui.page.fragments import Event, bar, failure_list, image, root, to_txt2img, warning_list
 from dreambooth.ui.page.quality_view import quality_view
@@ -29,6 +29,7 @@ BEST = '<b class="db-best">best</b>'
 _LOG_BYTES = 20_000
 _MOST_COLUMNS = 6
 _MOST_WRITTEN = 12
+_RESUMABLE = ("paused", "resumable", "past-best")
 _PREVIEW = re.compile(r"(\d+)-(\d+)-(\d+)\.png")
 WORDS = {
     "new": "not started",
@@ -60,7 +61,7 @@ def run_view(folders: Folders, model: str) -> str:
     project, story, status = open_project(folders, model), job.story(), job.status()
     sections = [
         ("head", elsewhere + _head(job, story, status)),
-        ("resume", resume_view(job, project) if _state(job, status) in ("paused", "resumable") else ""),
+        ("resume", resume_view(job, project) if _state(job, status) in _RESUMABLE else ""),
         ("notes", _notes(job, story, status)),
         ("curves", _curves(story.course, story.step)),
         ("quality", quality_view(story)),
@@ -81,10 +82,11 @@ def _settings(folders: Folders, model: str) -> str:
 
 
 def _state(job: Job, status: str) -> str:
-    """What the buttons go by: an engine that broke can be resumed only from a state."""
+    """What the buttons go by: an engine that broke can be resumed only from a state, and so can a run that ended by its
+    patience."""
     if status in ("failed", "lost"):
         return "resumable" if job.state.is_dir() and any(job.state.iterdir()) else "failed"
-    return status
+    return "past-best" if status == "done" and going_on.rests(job, status) else status
 
 
 def _elsewhere(folders: Folders, model: str) -> str:
@@ -162,8 +164,9 @@ def _previews(project: Project, story: Story) -> str:
                 cells.setdefault((prompt, number), {})[images] = Path(path)
     if not cells:
         return ""
-    moments = _thinned(sorted({images for row in cells.values() for images in row}))
-    head = "".join(f"<th>{images:,}</th>" if images else "<th>before</th>" for images in moments)
+    best = story.best.images if story.best else None
+    moments = validation.thinned(sorted({images for row in cells.values() for images in row}), _MOST_COLUMNS, best)
+    head = "".join(f"<th>{_moment(images, is_best=images == best)}</th>" for images in moments)
     rows = []
     for key in sorted(cells):
         if key[1] == 0 and key[0] < len(story.prompts):
@@ -177,11 +180,8 @@ def _previews(project: Project, story: Story) -> str:
     )
 
 
-def _thinned(moments: list[int]) -> list[int]:
-    """The first, the last and some between, at most so many columns."""
-    if len(moments) <= _MOST_COLUMNS:
-        return moments
-    return [moments[round(i * (len(moments) - 1) / (_MOST_COLUMNS - 1))] for i in range(_MOST_COLUMNS)]
+def _moment(images: int, *, is_best: bool) -> str:
+    return f"{images:,}{f' {BEST}' if is_best else ''}" if images else "before"
 
 
 def _outputs(folders: Folders, job: Job, story: Story) -> str:

@@ -37,9 +37,14 @@ def concepts(flat: Mapping[str, Any]) -> int:
     return len({key.split(".")[1] for key in flat if key.startswith("concepts.")})
 
 
-def check_concepts(text: str, changed: Mapping[str, Any], flat: Mapping[str, Any]) -> None:
-    """Raises UserError for a change to a concept where another window has removed one: it may be another's by now."""
-    if concepts(flat) < noted(text)[1] and any(key.startswith("concepts.") for key in changed):
+def check_concepts(text: str, changed: Mapping[str, Any], flat: Mapping[str, Any], newer: Newer) -> None:
+    """Raises UserError for a change to a concept where another window has removed one: it may be another's by now. One
+    that is in all just as this window last had it is the same; `newer` is what is not."""
+    before, count = noted(text)
+    ours = [key for key in before if key.startswith("concepts.")]
+    if concepts(flat) >= count or not any(key.startswith("concepts.") for key in changed):
+        return
+    if any(key not in flat or key in newer for key in ours):
         raise UserError("A concept was removed in another window, so nothing was saved here; ⟳ shows those there are.")
 
 

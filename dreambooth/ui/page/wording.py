@@ -13,6 +13,7 @@ from html import unescape
 from pathlib import Path
 
 from dreambooth.core.layout import PROJECT
+from dreambooth.core.presets import PRESETS
 from dreambooth.ui.page.fragments import labelled
 
 _HERE = Path(__file__).parent
@@ -47,6 +48,7 @@ def drawn_words() -> list[str]:
         for file in sorted((PROJECT / place).rglob("*.py")) or [PROJECT / place]:
             for literal in _literals(ast.parse(file.read_text(encoding="utf-8"))):
                 found.update(dict.fromkeys(_sentence(literal)))
+    found.update(dict.fromkeys(choice.why for preset in PRESETS.values() for choice in preset.settings.values()))
     return list(found)
 
 

@@ -106,7 +106,7 @@ def test_what_is_written_is_saved_by_itself(hands: Hands, data: Path) -> None:
 
 def test_a_preset_changes_the_page_and_the_file(hands: Hands, data: Path) -> None:
     hands.press("db_preset_person")
-    hands.see("#db_said", "Train Person")
+    hands.see("#db_preset_said", "Train Person")
     assert settings(data)["intervals.num_train_epochs"] == 150
     assert hands.value("db_concepts_N_num_class_images_per") == "5"
 

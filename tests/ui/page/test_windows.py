@@ -99,7 +99,8 @@ def test_a_run_takes_what_its_page_showed(page: Page, monkeypatch: pytest.Monkey
 
 
 def test_a_concept_that_was_removed_elsewhere_takes_no_others_place(page: Page) -> None:
-    actions.add_concept(opened(page))
+    row = actions.add_concept(opened(page))
+    actions.save(opened(page), {f"concepts.{row}.instance_prompt": "a zwx moon"})
     one, other = Window(page), Window(page)
     other.take(page.show("star", 1))
     actions.remove_concept(opened(page), 0)
@@ -107,6 +108,19 @@ def test_a_concept_that_was_removed_elsewhere_takes_no_others_place(page: Page) 
     with pytest.raises(UserError, match="removed in another window"):
         one.write("concepts.N.instance_prompt", "a zwx heart")
     assert opened(page).settings() == before
+
+
+def test_a_concept_before_one_that_was_removed_elsewhere_can_be_changed_on(page: Page) -> None:
+    actions.add_concept(opened(page))
+    one = Window(page)
+    actions.remove_concept(opened(page), 1)
+    for words in ("a zwx heart", "a zwx moon"):
+        one.write("concepts.N.instance_prompt", words)
+        assert opened(page).settings()["concepts.0.instance_prompt"] == words
+    changed = {**opened(page).settings(), "concepts.0.class_prompt": "a moon"}
+    actions.save(opened(page), changed)
+    with pytest.raises(UserError, match="removed in another window"):
+        one.write("concepts.N.instance_prompt", "a zwx star")
 
 
 def test_nothing_is_done_to_a_concept_that_is_gone(page: Page, tmp_path: Path) -> None:

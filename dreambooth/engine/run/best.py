@@ -1,0 +1,47 @@
+"""Previews of the moment at which a run was best, drawn at its end from the result that was kept of it: as long as it
+goes on, it may become better still."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from dreambooth.core.errors import UserError
+from dreambooth.core.models.checkpoint import read_header
+from dreambooth.engine.checkpoints import lora, words_file
+from dreambooth.engine.checkpoints.source import Source
+from dreambooth.engine.families.model import Model
+from dreambooth.engine.training import adapters, preview
+from dreambooth.engine.work import Work
+
+
+def without_previews(work: Work) -> Path | None:
+    """The result of the best moment, where it is there, previews are wanted and none were drawn at that moment."""
+    story = work.job.story()
+    if story.best is None or not story.best.is_better or story.best.images in story.previews:
+        return None
+    if not work.settings.previews.count:
+        return None
+    written = (Path(event["path"]) for event in story.saved if event["images"] == story.best.images)
+    return next((path for path in written if path.is_file()), None)
+
+
+def draw(work: Work, model: Model, accelerator: Any, source: Source, path: Path) -> None:
+    """Draws with the result at `path` as previews during the run are drawn. `model` is the base model where it is a
+    LoRA, else the result itself. Raises UserError where they cannot be written."""
+    story, settings, folder = work.job.story(), work.settings, work.job.previews
+    assert story.best is not None
+    if settings.is_lora:
+        layers, words = lora.read(path, source.tensors, source.about.family), words_file.read(read_header(path))
+        adapters.prepare(model, settings, lora.by_module(layers, model.parts), words)
+    images = story.best.images
+    work.stage("previews of the best", 0, 1)
+    try:
+        with accelerator.autocast():
+            paths = preview.make(model, settings, folder, images, work.size, on_step=work.stop_if_asked)
+        target = work.job.folder / "previews.png"
+        preview.contact_sheet(folder, settings, target, best=images)
+    except OSError as error:
+        raise UserError(f"{folder}: previews cannot be written ({error.strerror or error}).") from None
+    drawn = {"paths": [str(one) for one in paths], "prompts": preview.labels(settings)}
+    work.job.report("preview", images=images, **drawn, sheet=str(target))
