@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -113,7 +114,9 @@ def check() -> dict[str, Any]:
     try:
         return dict(json.loads(result.stdout.splitlines()[-1]))
     except (IndexError, ValueError):
-        reason = (result.stderr.strip().splitlines() or [f"exit code {result.returncode}"])[-1]
+        lines = result.stderr.strip().splitlines() or [f"exit code {result.returncode}"]
+        # A card's error goes on for some lines about how to look for it.
+        reason = next((line for line in reversed(lines) if re.match(r"[\w.]+Error: ", line)), lines[-1])
         raise UserError(f"The engine's environment ({ENGINE}) does not work: {reason}. Run setup again.") from None
 
 

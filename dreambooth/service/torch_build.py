@@ -11,6 +11,8 @@ INDEX = "https://download.pytorch.org/whl/"
 
 # NVIDIA's minimum Linux drivers for a CUDA toolkit's major version; newest build first.
 _CUDA_BY_DRIVER = ((580, ("cu130", "cu129", "cu128", "cu126")), (525, ("cu129", "cu128", "cu126")))
+# From this generation on (Turing, 2018) a card is in every build; the only one that still has those before is the last.
+_IN_ALL_BUILDS, _WITH_OLDER_CARDS = (7, 5), "cu126"
 _MACOS = 14  # that its wheels ask for
 _ROCM = ("rocm7.2", "rocm7.1", "rocm7.0", "rocm6.4")
 
@@ -33,12 +35,13 @@ class Machine:
     has_amd: bool = False
     processor: str = ""  # that this Python was built for
     release: str = ""  # of macOS
+    capability: tuple[int, int] | None = None  # of the NVIDIA card; None where that is not known
 
 
 def look() -> Machine:
     """What is in this machine, without importing anything."""
     system, driver, has_amd = platform.system(), _nvidia_driver(), Path("/dev/kfd").exists()
-    return Machine(system, driver, has_amd, platform.machine(), platform.mac_ver()[0])
+    return Machine(system, driver, has_amd, platform.machine(), platform.mac_ver()[0], _nvidia_capability())
 
 
 def missing(machine: Machine) -> str:
@@ -62,6 +65,8 @@ def builds(machine: Machine) -> list[Build]:
     if machine.nvidia_driver:
         major = int(machine.nvidia_driver.split(".")[0])
         for least, cudas in _CUDA_BY_DRIVER:
+            if major >= least and machine.capability and machine.capability < _IN_ALL_BUILDS:
+                return [_from_index(_WITH_OLDER_CARDS)]
             if major >= least:
                 # On Linux the default index has the CUDA 13 build; on Windows it has none for NVIDIA.
                 default = [DEFAULT] if machine.system == "Linux" and "cu130" in cudas else []
@@ -88,10 +93,20 @@ def _from_index(name: str) -> Build:
 
 
 def _nvidia_driver() -> str:
-    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    first = _asked_of_nvidia("driver_version")
+    return first if first.split(".")[0].isdigit() else ""
+
+
+def _nvidia_capability() -> tuple[int, int] | None:
+    major, _, minor = _asked_of_nvidia("compute_cap").partition(".")
+    return (int(major), int(minor)) if major.isdigit() and minor.isdigit() else None
+
+
+def _asked_of_nvidia(what: str) -> str:
+    """What the driver's own tool says of the first card; empty where it is not there, or does not know it."""
+    command = ["nvidia-smi", f"--query-gpu={what}", "--format=csv,noheader"]
     try:
         out = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout
     except (OSError, subprocess.SubprocessError):
         return ""
-    first = out.strip().splitlines()[0].strip() if out.strip() else ""
-    return first if first.split(".")[0].isdigit() else ""
+    return out.strip().splitlines()[0].strip() if out.strip() else ""

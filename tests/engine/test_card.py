@@ -29,6 +29,7 @@ FOUND = {
     "device_peak_bytes": 2 * 10**9,
     "peak_bytes": 10**9,
     "flops": 10**12,
+    "replays": 30,
 }
 
 
@@ -122,6 +123,17 @@ def test_steps_and_images_are_told_with_their_goals(
         assert line(said, "first step, of theirs").endswith("reached")
     else:
         assert {module for module, _ in seen} == {"own_run"}
+
+
+def test_a_traced_step_is_not_told_as_a_cuda_graphs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run whose steps cannot be captured goes on without."""
+    monkeypatch.setattr(training.Bench, "measured", lambda *_, **__: {**FOUND, "replays": 0})
+    monkeypatch.setattr(plans.Full, "source", lambda self, family, work: plans.MINIATURES[family])
+    its = about(tmp_path, "steps", large=True)
+    card_pieces.steps(its)
+    assert not [what for what in values(tmp_path) if "as a CUDA graph" in what]
+    assert len(its.failures) == 2
+    assert "not captured" in its.failures[0]
 
 
 def test_what_fails_says_why_and_the_rest_is_done(tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ from accelerate.state import AcceleratorState
 from dreambooth.core.project import Folders, Project
 from dreambooth.core.settings.course import Optimizer
 from dreambooth.engine import generate, worker
-from dreambooth.engine.training import optimizers, precision
+from dreambooth.engine.families.unet_weights import Int8
+from dreambooth.engine.training import loss, optimizers, precision
 from dreambooth.service import errands, launcher
 from tests.engine import test_waits
 from tests.engine.played_card import CARD, played_card
@@ -78,11 +79,24 @@ def test_by_itself_it_computes_in_what_the_card_is_quick_at(
 
 _CAN_DO_BF16 = torch.cuda.is_bf16_supported  # PyTorch's own
 
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_weights_in_8_bits_wake_the_same_as_on_the_processor(dtype: torch.dtype) -> None:
+    weight = torch.randn(48, 24, 3, 3).to(dtype)
+    wanted = Int8(weight, torch.device("cpu"), torch.nn.Linear(1, 1)).woken(torch.device("cpu"))
+    with played_card() as card:
+        woken = Int8(weight, CARD, torch.nn.Linear(1, 1)).woken(CARD)
+        assert card.has(woken)
+        assert woken.dtype == dtype
+        assert torch.equal(woken.cpu(), wanted)
+
+
 RUNS: dict[str, dict[str, Any]] = {
     "full": {},
     "lora": LORA,
     "text encoders": {"tuning.text_encoder_ratio": 1.0, "captions.dropout": 0.5},
     "text encoders, lora": {**LORA, "tuning.text_encoder_ratio": 1.0},
+    "a word": {**LORA, "embedding.enabled": True, "concepts.0.instance_token": "sks", "captions.dropout": 0.5},
     "dora": {**LORA, "lora.kind": "dora"},
     "loha": {**LORA, "lora.kind": "loha"},
     "lokr": {**LORA, "lora.kind": "lokr"},
@@ -166,9 +180,18 @@ def projects(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Project]:
     ("family", "kind"),
     [*(("sd1", kind) for kind in RUNS), ("sdxl", "full"), ("sdxl", "lora"), ("sdxl", "streamed, full")],
 )
-def test_a_run(projects: dict[str, Project], family: str, kind: str) -> None:
+def test_a_run(projects: dict[str, Project], family: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    gathered, elsewhere = loss.gathered, set[str]()
+
+    def looked_at(*given: Any, **more: Any) -> loss.Batch:
+        batch = gathered(*given, **more)
+        elsewhere.update(name for name, tensor in batch.tensors().items() if not card.has(tensor))
+        return batch
+
+    monkeypatch.setattr(loss, "gathered", looked_at)
     with played_card() as card:
         job = train(projects[family], **RUNS[kind])
+    assert not elsewhere, "no CUDA graph could be made of a step that is given them"
     assert card.operations > 1000
     assert not told(job, "warning"), "among others, that a record gives something else"
 

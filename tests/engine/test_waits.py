@@ -25,6 +25,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "dora": {**LORA, "lora.kind": "dora"},
     "text": {"tuning.text_encoder_ratio": 1.0, "captions.dropout": 0.5},
     "text, which rests": {"tuning.text_encoder_ratio": 0.2},
+    "a word": {**LORA, "embedding.enabled": True, "concepts.0.instance_token": "sks"},
     "class by prediction": {
         **LORA,
         "concepts.0.class_mode": "prediction",

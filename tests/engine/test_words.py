@@ -189,7 +189,6 @@ def test_the_word_rests_after_its_share_of_the_run(project: Project) -> None:
     "changes",
     [
         {},
-        {"tuning.trace_steps": False},
         {"tuning.use_ema": True, "captions.dropout": 0.3},
         {"batching.gradient_checkpointing": True, "memory.unet_weights": "streamed"},
         {"optimizer.name": "adamw_8bit", "embedding.ratio": 1.0},

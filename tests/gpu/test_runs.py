@@ -23,6 +23,7 @@ from tests.gpu.conftest import reported, without_card
 EXACT = {"tuning.deterministic": True, "general.resolution": 128, "batching.train_batch_size": 1}
 RESUMED: dict[str, dict[str, Any]] = {
     "lora in bf16": {**LORA, "tuning.mixed_precision": "bf16", "tuning.use_ema": True},
+    "a word": {**LORA, "embedding.enabled": True, "concepts.0.instance_token": "sks", "embedding.ratio": 0.7},
     "full": {"tuning.text_encoder_ratio": 0.5},
     "full, little memory": {
         "memory.step_in_backward": True,

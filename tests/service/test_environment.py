@@ -4,6 +4,7 @@ import json
 import os
 import re
 import time
+import types
 from importlib.metadata import version
 from pathlib import Path
 
@@ -71,6 +72,21 @@ def test_an_engine_that_does_not_work_is_said_in_one_sentence(monkeypatch: pytes
         environment.check()
     broken.write_bytes(b"\x7fELF of another machine")
     with pytest.raises(UserError, match=r"no Python that can be started"):
+        environment.check()
+
+
+def test_of_a_cards_error_the_line_is_told_that_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = (
+        "Traceback (most recent call last):\n"
+        "torch.AcceleratorError: CUDA error: no kernel image is available for execution on the device\n"
+        "For debugging consider passing CUDA_LAUNCH_BLOCKING=1\n"
+        "Compile with `TORCH_USE_CUDA_DSA` to enable device-side assertions.\n\n"
+    )
+    ended = types.SimpleNamespace(stdout="", stderr=said, returncode=1)
+    monkeypatch.setattr(environment.subprocess, "run", lambda *_, **__: ended)
+    with pytest.raises(
+        UserError, match=r"does not work: torch\.AcceleratorError: CUDA error: no kernel image .*device\."
+    ):
         environment.check()
 
 

@@ -1,7 +1,12 @@
 from __future__ import annotations
 
+import subprocess
+import types
+from typing import Any
+
 import pytest
 
+from dreambooth.service import torch_build
 from dreambooth.service.torch_build import DEFAULT, Machine, builds, missing, note
 
 
@@ -17,6 +22,9 @@ from dreambooth.service.torch_build import DEFAULT, Machine, builds, missing, no
         (Machine("Linux", "470.1"), "cpu", True),
         (Machine("Windows", has_amd=True), "cpu", True),
         (Machine("Linux"), "cpu", True),
+        (Machine("Linux", "580.95.05", capability=(7, 5)), "cu130", True),
+        (Machine("Linux", "580.95.05", capability=(6, 1)), "cu126", False),
+        (Machine("Windows", "560.1", capability=(7, 0)), "cu126", False),
     ],
 )
 def test_each_machine_gets_its_build(machine: Machine, first: str, falls_back: bool) -> None:
@@ -24,6 +32,29 @@ def test_each_machine_gets_its_build(machine: Machine, first: str, falls_back: b
     assert found[0].name == first
     assert found[0].arguments[-1].endswith(f"/whl/{first}")
     assert (DEFAULT in found) == falls_back
+
+
+@pytest.mark.parametrize(
+    ("says", "driver", "capability"),
+    [
+        ({"driver_version": "580.95.05", "compute_cap": "6.1"}, "580.95.05", (6, 1)),
+        ({"driver_version": "580.95.05", "compute_cap": "12.0\n9.0"}, "580.95.05", (12, 0)),
+        ({"driver_version": "470.1"}, "470.1", None),  # a tool that knows no such field
+        ({}, "", None),
+    ],
+)
+def test_what_the_drivers_tool_says_of_the_first_card(
+    says: dict[str, str], driver: str, capability: tuple[int, int] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(command: list[str], **_: Any) -> Any:
+        asked = command[1].removeprefix("--query-gpu=")
+        if asked not in says:
+            raise subprocess.CalledProcessError(2, command)
+        return types.SimpleNamespace(stdout=says[asked] + "\n")
+
+    monkeypatch.setattr(subprocess, "run", run)
+    found = torch_build.look()
+    assert (found.nvidia_driver, found.capability) == (driver, capability)
 
 
 def test_a_mac_takes_the_default() -> None:

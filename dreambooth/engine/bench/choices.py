@@ -27,6 +27,7 @@ _IN_BACKWARD = {"memory.step_in_backward": True}
 _STREAMED = {**_CHECKPOINTED, "memory.unet_weights": "streamed"}
 _UNTRACED = {"tuning.trace_steps": False}
 _BF16 = {"memory.bf16_weights": True}
+_EMBEDDING = {"embedding.enabled": True, "embedding.ratio": 1.0, "concepts.0.instance_token": "sks"}
 _OF_CLASS = {"concepts.0.class_prompt": "a photo of a star", "concepts.0.class_data_dir": str(SUBJECT_PICTURES)}
 
 
@@ -53,6 +54,7 @@ CHOICES = {
         *_BOTH,
         *(Choice(f"{kind}, checkpointed", {**_CHECKPOINTED, "memory.unet_weights": kind}) for kind in ("int8", "nf4")),
         Choice("streamed, checkpointed", _STREAMED),
+        Choice("an embedding, the whole run", _EMBEDDING),
         Choice("class pictures", {**_OF_CLASS, "concepts.0.class_mode": "folder"}),
         Choice("the class kept by prediction", {**_OF_CLASS, "concepts.0.class_mode": "prediction"}),
     ),

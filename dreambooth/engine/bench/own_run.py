@@ -15,9 +15,11 @@ def main(about_file: Path) -> int:
     imports.put_off()  # as the engine does, before the watch takes hold of diffusers
     about = json.loads(about_file.read_text(encoding="utf-8"))
     watched = watch.begin(about)
+    from dreambooth.engine.tracing.graph import Graph
     from dreambooth.engine.tracing.program import Program
 
     Program.__call__ = watched.timed(Program.__call__)  # type: ignore[method-assign]
+    Graph.__call__ = watched.timed(watched.replayed(Graph.__call__))  # type: ignore[method-assign]
     code = engine.main([about["job"]])
     watch.tell(watched, Path(about["out"]))
     return code

@@ -30,6 +30,7 @@ class Watch:
         self.losses: list[Any] = []
         self.first_step_seconds = 0.0
         self.flops = 0
+        self.replays = 0  # of CUDA graphs
         self._counter: Any = None
 
     def install(self) -> None:
@@ -84,6 +85,7 @@ class Watch:
             "model_seconds": sum(inside) / len(steps) if steps else 0.0,
             "mean_step_seconds": sum(steps) / len(steps),
             "flops": self.flops,
+            "replays": self.replays,
             "losses": [round(float(loss), 6) for loss in self.losses[:8]],
             "peak_bytes": peak_bytes(),
             "device_peak_bytes": device_peak_bytes(),
@@ -98,6 +100,14 @@ class Watch:
             return result
 
         return timed
+
+    def replayed(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def replayed(*arguments: Any, **more: Any) -> Any:
+            self.replays += 1
+            return function(*arguments, **more)
+
+        return replayed
 
 
 def begin(about: dict[str, Any]) -> Watch:

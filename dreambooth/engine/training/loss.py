@@ -89,7 +89,7 @@ def gathered(session: Session, position: int, alpha_bar: Tensor, *, text_learns:
         t=t,
         wanted=objective.target(model.prediction_type, x_0, eps, alpha_bar_t),
         alpha_bar_t=alpha_bar_t,
-        sizes=sizes,
+        sizes=hardware.brought(sizes, x_0.device),
         prior_weight=torch.full((), prior_weight, device=x_0.device),
         mask=mask,
     )

@@ -191,7 +191,7 @@ def _outputs(folders: Folders, job: Job, story: Story) -> str:
         after = to_txt2img(folders, job, path) if path.exists() else " (gone)"
         best = f" · {BEST}" if runs.is_best(story, event) else ""
         words = "".join(
-            f" · in prompts <code>{escape(Path(file).stem)}</code> for {escape(word)}"
+            f" · in a WebUI's prompts <code>{escape(Path(file).stem)}</code> for {escape(word)}"
             for word, file in event.get("embeddings", {}).items()
         )
         rows.append(
