@@ -18,7 +18,7 @@ from dreambooth.core.files.json_file import read_object
 from dreambooth.core.models import checkpoint
 from dreambooth.core.models.origin import Origin
 from dreambooth.core.schema import from_flat, to_flat
-from dreambooth.core.settings import Settings, carried_over, parse, to_json
+from dreambooth.core.settings import Settings, parse, to_json, whole
 
 LONGEST_NAME = 80
 
@@ -166,9 +166,9 @@ class Project:
         )
 
     def settings(self) -> dict[str, Any]:
-        """The model's own settings as dotted keys. Raises UserError if the file is gone or damaged."""
+        """All of the model's own settings as dotted keys. Raises UserError if the file is gone or damaged."""
         mend = "remove it and write the settings anew, or put a copy of it back"
-        return carried_over(read_object(self.folder / "settings.json", mend))
+        return whole(read_object(self.folder / "settings.json", mend))
 
 
 def check_name(name: str) -> None:

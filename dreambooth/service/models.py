@@ -54,7 +54,7 @@ def hub_model(folders: Folders, name: str, source: str) -> HubModel | None:
     model = None if paths.named(source, "source").exists() else hub.parse(source)
     if model is None and source.strip().lower().startswith(("http://", "https://")):
         raise UserError(
-            f"source: {source.strip()[:200]} is no address of a model on huggingface.co; download the file, and name "
+            f"{source.strip()[:200]} is no address of a model on huggingface.co; download the file, and name "
             "where it lies."
         )
     if model:

@@ -56,6 +56,15 @@ def test_an_unknown_model_lists_the_known(tmp_path: Path) -> None:
         project.open_project(Folders(tmp_path), "ana")
 
 
+def test_settings_that_an_earlier_version_did_not_have_are_at_their_defaults(tmp_path: Path) -> None:
+    made = project.create(Folders(tmp_path), "old", MINIATURE, {"concepts.0.repeats": 1, "concepts.1.repeats": 1})
+    saved, now = made.folder / "settings.json", made.settings()
+    assert {"concepts.0.repeats", "concepts.1.repeats", "lora.rank"} < now.keys()
+    for key in now:
+        saved.write_text(json.dumps({name: value for name, value in now.items() if name != key}), encoding="utf-8")
+        assert made.settings() == now
+
+
 def test_settings_under_their_old_names_are_still_understood(tmp_path: Path) -> None:
     made = project.create(Folders(tmp_path), "old", MINIATURE)
     saved = made.folder / "settings.json"

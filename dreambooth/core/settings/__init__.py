@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dreambooth.core.errors import UserError
-from dreambooth.core.schema import flatten, from_flat, group, table, to_flat
+from dreambooth.core.schema import flatten, from_flat, group, leaves, table, to_flat
 from dreambooth.core.settings import conflicts
 from dreambooth.core.settings.course import Batching, General, Intervals, LearningRate, Optimizer
 from dreambooth.core.settings.dataset import Captions, Concept, Pictures
@@ -64,6 +64,19 @@ RENAMED = {
 def carried_over(flat: dict[str, Any]) -> dict[str, Any]:
     """What an earlier version saved, under today's keys."""
     return {RENAMED.get(key, key): value for key, value in flat.items()}
+
+
+def whole(flat: dict[str, Any]) -> dict[str, Any]:
+    """What an earlier version saved, under today's keys and with the defaults of settings that it did not have yet."""
+    given = carried_over(flat)
+    rows = {key.split(".")[1] for key in given if key.startswith("concepts.")}
+    numbers = sorted((row for row in rows if row.isdigit()), key=int) or ["0"]
+    defaults = {
+        leaf.key.replace(".N.", f".{row}."): leaf.default
+        for leaf in leaves(Settings)
+        for row in (numbers if ".N." in leaf.key else numbers[:1])
+    }
+    return {**defaults, **given}
 
 
 def parse(flat: dict[str, Any]) -> Settings:

@@ -178,21 +178,21 @@ def performance(opened: Project, shown: Mapping[str, Any], card_bytes: int) -> P
     return made
 
 
-def take_pictures(opened: Project, row: int, files: list[str]) -> str:
-    """Copies dropped pictures and captions beside the model, never over another file. Returns their folder."""
-    folder = opened.folder / "pictures" / f"{row + 1}"
-    folder.mkdir(parents=True, exist_ok=True)
-    accepted = (*captions.PICTURES, *captions.BESIDE)
+def take_pictures(opened: Project, row: int, files: list[str]) -> tuple[str, list[str]]:
+    """Copies dropped pictures and captions beside the model, never over another file. Returns their folder, and the
+    names of those that are neither and were left out. Raises UserError where all are."""
+    folder, accepted = opened.folder / "pictures" / f"{row + 1}", (*captions.PICTURES, *captions.BESIDE)
     strange = [Path(file).name for file in files if Path(file).suffix.lower() not in accepted]
-    if strange:
+    if len(strange) == len(files):
         raise UserError(f"{', '.join(strange)}: these are no pictures or captions ({', '.join(accepted)}).")
-    for file in map(Path, files):
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in (Path(file) for file in files if Path(file).name not in strange):
         target, number = folder / file.name, 2
         while target.exists() and target.read_bytes() != file.read_bytes():
             target, number = folder / f"{file.stem}-{number}{file.suffix}", number + 1
         with atomic.staged(target) as staged:
             shutil.copyfile(file, staged)
-    return str(folder)
+    return str(folder), strange
 
 
 def rename(host: Host, opened: Project, new_name: str) -> str:

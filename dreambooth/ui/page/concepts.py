@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from html import escape
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
@@ -122,9 +123,16 @@ class ConceptsTab:
 
     def _take_pictures(self, values: Values) -> Shown:
         opened, row = self.page.opened(values), self._row(values)
-        folder = actions.take_pictures(opened, row, dialect.uploaded(values[self.drop]))
-        actions.save(opened, {**self.page.changed(opened, values), f"concepts.{row}.instance_data_dir": folder})
-        return {**self.page.show(opened.name, row, good(f"The pictures are in {folder}."), values), self.drop: None}
+        key = f"concepts.{row}.instance_data_dir"
+        try:
+            folder, strange = actions.take_pictures(opened, row, dialect.uploaded(values[self.drop]))
+        except UserError as error:
+            return {self.page.said: problem_list(error.problems), self.drop: None}
+        changed = self.page.changed(opened, values)
+        before = {**opened.settings(), **changed}[key]
+        actions.save(opened, {**changed, key: folder})
+        said = good(f"The pictures are in {folder}.") + _besides(strange, before if before != folder else "")
+        return {**self.page.show(opened.name, row, said, values), self.drop: None}
 
     def _preset(self, name: str) -> Callable[[Values], Shown]:
         def apply(values: Values) -> Shown:
@@ -154,3 +162,10 @@ class ConceptsTab:
         if row >= windows.concepts(self.page.opened(values).settings()):
             raise UserError("This concept was removed in another window; ⟳ shows those there are.")
         return row
+
+
+def _besides(strange: list[str], former: str) -> str:
+    """What is to be known of dropped files: which were left out, and whether another folder was trained before."""
+    left_out = f"Left out, as neither picture nor caption: {', '.join(strange)}." if strange else ""
+    instead = f"Those in {former} are not trained any more." if former else ""
+    return "".join(f'<p class="db-note">{escape(sentence)}</p>' for sentence in (left_out, instead) if sentence)

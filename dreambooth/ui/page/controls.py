@@ -11,6 +11,7 @@ from typing import Any
 
 import gradio as gr
 
+from dreambooth.core.files import paths
 from dreambooth.core.schema import Leaf, general
 from dreambooth.ui.page import windows
 
@@ -58,7 +59,10 @@ def to_page(leaf: Leaf, value: Any) -> Any:
 
 
 def from_page(leaf: Leaf, value: Any) -> Any:
-    """A control's value as `parse` takes it; an emptied field is empty text, whatever gradio makes of it."""
+    """A control's value as `parse` makes it: a path as it is meant; an emptied field is empty text, whatever gradio has
+    for it."""
+    if leaf.spec.path and isinstance(value, str):
+        return paths.meant(value)
     return "" if value is None else value
 
 

@@ -250,3 +250,27 @@ def test_one_bad_field_loses_nothing_of_the_others(hands: Hands, data: Path) -> 
 
 def test_the_script_had_no_errors(hands: Hands) -> None:
     assert hands.errors == []
+
+
+def test_of_dropped_files_those_that_are_pictures_are_taken(page: Page, tmp_path: Path) -> None:
+    picture, strange, other = SUBJECT_PICTURES / "1.png", tmp_path / "desktop.ini", tmp_path / "notes"
+    strange.touch()
+    other.touch()
+    tab, own = page.concepts_tab, opened(page)
+    before = own.settings()
+    values = {**shown(page), page.row: 0, page.model: "star", page.form.loaded: ""}
+
+    def drop(*files: Path) -> str:
+        done = tab._take_pictures({**values, tab.drop: [str(file) for file in files]})
+        assert done[tab.drop] is None, "what was dropped does not stay there, so that the next can be"
+        return str(done[page.said])
+
+    assert "notes: these are no pictures" in drop(other)
+    assert own.settings() == before
+    said = drop(picture, strange, other)
+    assert "Left out, as neither picture nor caption: desktop.ini, notes." in said
+    folder = Path(own.settings()["concepts.0.instance_data_dir"])
+    assert [file.name for file in folder.iterdir()] == ["1.png"]
+    if former := before["concepts.0.instance_data_dir"]:
+        assert f"Those in {former} are not trained any more." in said
+    assert "not trained any more" not in drop(picture)

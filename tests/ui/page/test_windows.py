@@ -148,3 +148,15 @@ def test_a_concept_that_is_gone_is_not_chosen(page: Page) -> None:
     actions.remove_concept(opened(page), 1)
     one.take(page.concepts_tab._choose({**one.values, page.concepts_tab.chosen: "Concept 2"}))
     assert one.values[page.row] == 0
+
+
+def test_a_path_that_was_written_with_quotes_is_no_other_windows(page: Page, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun = []
+    monkeypatch.setattr(jobs, "train", lambda host, own: begun.append(own.name))
+    one, folder = Window(page), str(SUBJECT_PICTURES)
+    for words in (f'"{folder}"', f" {folder}  ", folder):
+        told = one.write("concepts.N.instance_data_dir", words)
+        assert told[page.elsewhere] == ""
+        assert opened(page).settings()["concepts.0.instance_data_dir"] == folder
+        page.run_column._train(one.values)
+    assert begun == ["star"] * 3
