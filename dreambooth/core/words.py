@@ -17,7 +17,7 @@ def of(metadata: Mapping[str, str]) -> list[str]:
     """The words that learned with a LoRA, in the order of its embeddings; none where its metadata has no list."""
     try:
         said = json.loads(metadata.get(KEY, "{}"))
-    except (ValueError, RecursionError):
+    except (ValueError, TypeError, RecursionError):
         return []
     return list(said) if isinstance(said, dict) else []
 
@@ -30,11 +30,8 @@ def stem(result: str, number: int, count: int) -> str:
 def in_webui(prompt: str, lora: Path, metadata: Mapping[str, str], embeddings: Path) -> str:
     """The prompt with each word as the WebUI knows it: by the name of its embedding, where that is in its folder."""
     words = of(metadata)
-    names = {
-        word.lower(): name
-        for number, word in enumerate(words)
-        if (embeddings / f"{(name := stem(lora.stem, number, len(words)))}.safetensors").is_file()
-    }
+    known = {word.lower(): stem(lora.stem, number, len(words)) for number, word in enumerate(words)}
+    names = {word: name for word, name in known.items() if (embeddings / f"{name}.safetensors").is_file()}
     either = "|".join(re.escape(word) for word in sorted(names, key=len, reverse=True))
     if not either:
         return prompt

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -80,11 +81,19 @@ def use_picture(
 
 def _as_known(folders: Folders, prompt: str, file: Path) -> str:
     """The prompt with the words that learned with a LoRA as the WebUI knows them."""
+    if not file.is_relative_to(folders.loras):
+        return prompt
     try:
-        metadata = checkpoint.read_header(file).metadata
-    except UserError:
-        return prompt  # a file that is gone has no words
+        metadata = _metadata(file, file.stat().st_mtime_ns)
+    except (OSError, UserError):
+        return prompt  # a file that is gone or damaged has no words
     return words.in_webui(prompt, file, metadata, folders.embeddings)
+
+
+@lru_cache(maxsize=500)
+def _metadata(file: Path, changed: int) -> Mapping[str, str]:
+    """What a file says of itself. It is asked for whenever the page looks."""
+    return checkpoint.read_header(file).metadata
 
 
 def _weights(folders: Folders, file: Path, weight: float) -> tuple[str, str] | None:

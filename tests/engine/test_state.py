@@ -182,9 +182,20 @@ def test_the_writer_copies_and_lets_the_training_go_on(tmp_path: Path, monkeypat
     assert newest(tmp_path) == 6
 
 
-def test_without_memory_for_a_copy_the_training_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("known", [True, False])
+def test_without_memory_for_a_copy_the_training_waits(
+    known: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where it is only known when it is asked for: pinned memory, of which there may be less than of plain."""
     told: list[state_writer.Written] = []
-    monkeypatch.setattr(state_writer, "_SPARE", 2**60)
+
+    def fails(*_: Any) -> Any:
+        raise RuntimeError("CUDA error: out of memory")
+
+    if known:
+        monkeypatch.setattr(state_writer, "_SPARE", 2**60)
+    else:
+        monkeypatch.setattr(state_writer, "copied", fails)
     writer = state_writer.Writer(tmp_path, lambda steps: set(steps))
     writer.begin(5, content(5), told.append)
     assert newest(tmp_path) == 5

@@ -153,6 +153,7 @@ def _errors(model: Model, path: Path, words: str) -> torch.Tensor:
     [
         {},
         {"tuning.use_ema": True, "lora.dropout": 0.3},
+        {"embedding.enabled": True, "concepts.0.instance_token": "sks"},
         {"tuning.text_encoder_ratio": 1.0, "pictures.hflip": True, "captions.dropout": 0.3},
         {"general.method": "full", "optimizer.name": "adamw_schedule_free"},
         {"memory.unet_weights": "streamed", "batching.gradient_checkpointing": True},

@@ -245,6 +245,10 @@ class Model(ABC):
         with self.present(*self.text_encoders):
             return self.encode_tokens(tokens).to(torch.float32)
 
+    def emptied(self, text: Text, rows: Tensor) -> Text:
+        """The text, of which these rows are the empty prompt's, as the other side of guidance reads that."""
+        return text
+
     def encode_negative(self, prompt: str, count: int) -> Text:
         """What the UNet reads for the other side of classifier-free guidance, `count` times."""
         return self.encode_text([prompt] * count)

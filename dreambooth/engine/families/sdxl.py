@@ -37,6 +37,10 @@ class Sdxl(Model):
             return text
         return Text(torch.zeros_like(text.hidden), torch.zeros_like(text.pooled), text.mask)
 
+    def emptied(self, text: Text, rows: Tensor) -> Text:
+        assert text.pooled is not None
+        return Text(text.hidden.index_fill(0, rows, 0), text.pooled.index_fill(0, rows, 0), text.mask)
+
     def denoise(self, x_t: Tensor, t: Tensor, text: Text, sizes: Tensor) -> Tensor:
         added = {"text_embeds": text.pooled, "time_ids": hardware.brought(sizes, x_t.device)}
         return self.unet(x_t, t, text.hidden, encoder_attention_mask=text.mask, added_cond_kwargs=added).sample

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from dreambooth.core.budget import Budget
+from dreambooth.engine.run import trouble
 from dreambooth.engine.training import state
 from dreambooth.engine.training.state import Content, Kept, NotSaved
 
@@ -47,17 +48,28 @@ class Writer:
         """
         began = time.perf_counter()  # a wait for the one before is a wait of the training
         self.finish(on_written)
-        if state.content_bytes(content) + _SPARE > psutil.virtual_memory().available + state.content_bytes(self._copy):
-            self._copy = None
+        self._copy = self._copied(content)
+        if self._copy is None:
             self._write(step, content, began, began)
             self._outcome.stalled = self._outcome.seconds  # type: ignore[union-attr]
             return
-        self._copy = copied(content, self._copy)
         if torch.cuda.is_available():
             torch.cuda.synchronize()  # copies from a GPU go on by themselves
         copied_at = time.perf_counter()
         self._thread = threading.Thread(target=self._write, args=(step, self._copy, began, copied_at), name="state")
         self._thread.start()
+
+    def _copied(self, content: Content) -> Any:
+        """A copy, in the place of the one before; None where the memory does not hold it. A GPU copies into memory that
+        is pinned, of which Windows gives out half of what there is."""
+        if state.content_bytes(content) + _SPARE > psutil.virtual_memory().available + state.content_bytes(self._copy):
+            return None
+        try:
+            return copied(content, self._copy)
+        except (RuntimeError, MemoryError) as error:
+            if not trouble.is_out_of_memory(error):
+                raise
+            return None
 
     def poll(self, on_written: Callable[[Written], None]) -> None:
         """Tells what became of a write that has ended; never waits."""

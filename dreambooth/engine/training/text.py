@@ -48,7 +48,7 @@ class Texts:
         for encoder in self.model.text_encoders.values():
             encoder.train()
         text = self.model.encode_tokens(list(tokens))
-        return text if emptied is None else self._emptied(text, emptied)
+        return text if emptied is None else self.model.emptied(text, emptied)
 
     @torch.no_grad()
     def _all(self) -> Text:
@@ -57,15 +57,6 @@ class Texts:
         parts = [self.prompts[n : n + _BATCH] for n in range(0, len(self.prompts), _BATCH)]
         with self.model.present(*self.model.text_encoders):
             text = Text.cat([self.model.encode_text(part) for part in parts])
-            return self._emptied(text, torch.tensor([self.nothing])) if self.nothing >= 0 else text
-
-    def _emptied(self, text: Text, rows: Tensor) -> Text:
-        """The text with nothing in some of its rows."""
-        nothing, rows = self.model.encode_negative("", len(rows)), hardware.brought(rows, text.hidden.device)
-        pooled = mask = None
-        hidden = text.hidden.index_copy(0, rows, nothing.hidden.to(text.hidden.dtype))
-        if text.pooled is not None and nothing.pooled is not None:
-            pooled = text.pooled.index_copy(0, rows, nothing.pooled.to(text.pooled.dtype))
-        if text.mask is not None and nothing.mask is not None:
-            mask = text.mask.index_copy(0, rows, nothing.mask)
-        return Text(hidden, pooled, mask)
+            if self.nothing < 0:
+                return text
+            return self.model.emptied(text, torch.tensor([self.nothing], device=text.hidden.device))
