@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import types
+import warnings
 from typing import Any
 
 import pytest
@@ -194,6 +195,17 @@ def test_a_run(projects: dict[str, Project], family: str, kind: str, monkeypatch
     assert not elsewhere, "no CUDA graph could be made of a step that is given them"
     assert card.operations > 1000
     assert not told(job, "warning"), "among others, that a record gives something else"
+
+
+def test_beside_another_card_it_leaves_that_alone(
+    projects: dict[str, Project], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PyTorch says so where random numbers are kept of every card that there is."""
+    with played_card(), warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+        train(projects["sd1"], **RUNS["previews and class pictures"])
+    assert not [one for one in said if "fork_rng" in str(one.message)]
 
 
 def test_a_run_goes_on_and_its_result_is_drawn_and_exported(
