@@ -12,7 +12,7 @@ from accelerate.state import AcceleratorState
 
 from dreambooth.core.project import Folders, Project
 from dreambooth.core.settings.course import Optimizer
-from dreambooth.engine import generate, worker
+from dreambooth.engine import generate, hardware, worker
 from dreambooth.engine.families.unet_weights import Int8
 from dreambooth.engine.training import loss, optimizers, precision
 from dreambooth.service import errands, launcher
@@ -79,6 +79,17 @@ def test_by_itself_it_computes_in_what_the_card_is_quick_at(
 
 
 _CAN_DO_BF16 = torch.cuda.is_bf16_supported  # PyTorch's own
+
+
+@pytest.mark.parametrize(("share", "free"), [(1.0, 7), (0.5, 3)])
+def test_free_is_what_may_be_taken(share: float, free: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """bench plans lets a run have no more of a large card than a small one has."""
+    with played_card():
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device=None: (6 * 2**30, 10 * 2**30))
+        monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device=None: 3 * 2**30)
+        monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device=None: 2 * 2**30)
+        monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda device=None: share)
+        assert hardware.free_bytes(CARD) == free * 2**30
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
