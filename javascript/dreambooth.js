@@ -257,6 +257,6 @@ const dreamboothPage = (() => {
     } else {
         start();
     }
-    return {find, all, token, mark, changed, answered, look, silent, onDrawn};
+    return {find, all, token, mark, changed, answered, look, lookAgain, silent, onDrawn};
 })();
 window.dreamboothPage = dreamboothPage;

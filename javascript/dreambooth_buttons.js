@@ -31,11 +31,15 @@
         }
     }
 
-    /* A button of a view that asks the API for one thing: to go on from a state, or to export it. */
-    function asked(event) {
+    /* A button of a view that asks the API for one thing: to go on from a state, to export it, to take a picture away. */
+    async function asked(event) {
         const button = event.target.closest?.("#db_page [data-db-send]");
-        if (button) {
-            change(button, button.dataset.dbSend, "POST", JSON.parse(button.dataset.dbBody));
+        if (!button) {
+            return;
+        }
+        const isPicture = button.matches(".db-away");
+        if (await change(button, button.dataset.dbSend, "POST", JSON.parse(button.dataset.dbBody)) && isPicture) {
+            dreamboothPage.lookAgain(); // it counts no more
         }
     }
 

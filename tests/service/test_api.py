@@ -159,6 +159,33 @@ def test_settings_are_read_changed_and_refused_whole(asked: TestClient) -> None:
     assert asked.get("/dreambooth/settings").json()["settings"]["properties"]["lora.rank"]["type"] == "integer"
 
 
+def test_a_dropped_picture_goes_to_the_trash_and_none_of_a_persons_own_folder(
+    asked: TestClient, tmp_path: Path
+) -> None:
+    create(asked)
+    model, folders = "/dreambooth/models/star", Folders(tmp_path / "models")
+    opened = project.open_project(folders, "star")
+    own, theirs = opened.folder / "pictures" / "1", tmp_path / "theirs"
+    for folder in (own, theirs):
+        folder.mkdir(parents=True)
+        for name in ("a.png", "a.txt", "a-mask.png", "b.png", "b.txt"):
+            (folder / name).write_text(name)
+    for folder, left in ((own, ["b.png", "b.txt"]), (theirs, ["a-mask.png", "a.png", "a.txt", "b.png", "b.txt"])):
+        asked.patch(f"{model}/settings", json={"settings": {"concepts.0.instance_data_dir": str(folder)}})
+        answer = asked.post(f"{model}/concepts/0/remove", json={"file": "a.png"})
+        assert sorted(path.name for path in folder.iterdir()) == left
+        assert (answer.status_code == 200) == (folder == own)
+    assert "is not the model's own; remove it there yourself" in answer.json()["problems"][0]
+    trash = folders.trash / "star a.png"
+    assert sorted(path.name for path in trash.iterdir()) == ["a-mask.png", "a.png", "a.txt"]
+    asked.patch(f"{model}/settings", json={"settings": {"concepts.0.instance_data_dir": str(own)}})
+    for file in ("a.png", "../../model.json", "../1/b.txt", "", "b.txt"):
+        assert asked.post(f"{model}/concepts/0/remove", json={"file": file}).status_code == 400
+    (own / "a.png").write_text("anew")
+    asked.post(f"{model}/concepts/0/remove", json={"file": "a.png"})
+    assert (folders.trash / "star a.png 2" / "a.png").read_text() == "anew"
+
+
 def test_pictures_are_listed_with_captions_and_small(asked: TestClient) -> None:
     create(asked)
     place = "/dreambooth/models/star/concepts/0"

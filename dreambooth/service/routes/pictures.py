@@ -8,7 +8,7 @@ from typing import Any
 from fastapi import Response
 from fastapi.responses import FileResponse
 
-from dreambooth.service import pictures
+from dreambooth.service import dropped, pictures
 from dreambooth.service.routes.base import Answer, Route, Routes, only, text
 
 
@@ -21,6 +21,7 @@ class Pictures(Routes):
             ("GET", "/models/{name}/concepts/{concept}/picture", self.picture),
             ("PUT", "/models/{name}/concepts/{concept}/caption", self.write_caption),
             ("POST", "/models/{name}/concepts/{concept}/describe", self.describe),
+            ("POST", "/models/{name}/concepts/{concept}/remove", self.remove),
             ("GET", "/models/{name}/picture", self.drawn),
         ]
 
@@ -49,6 +50,14 @@ class Pictures(Routes):
             folder, lambda picture: self.host.describe(picture, captioner), over=bool(body.get("over"))
         )
         return {"described": described}
+
+    def remove(self, name: str, concept: int, body: dict[str, Any]) -> Answer:
+        """Moves the picture `file` to the trash, with its caption and mask. Only one that was dropped on the page; what
+        lies in a folder of your own stays."""
+        opened = self.open(name)
+        folder = pictures.concept_folder(opened, concept, "instance")
+        moved = dropped.take_away(self.folders, opened, folder, text(only(body, "file"), "file"))
+        return {"file": str(body["file"]), "trash": str(moved)}
 
     def drawn(self, name: str, file: str, side: int = 0, changed: str = "") -> Response:
         """A picture in the model's own folder: previews, class pictures, sheets, generated ones."""

@@ -4,6 +4,7 @@ trained on, which can be changed in place.
 
 from __future__ import annotations
 
+import json
 from html import escape
 from pathlib import Path
 from urllib.parse import quote, urlencode
@@ -13,7 +14,7 @@ from dreambooth.core.buckets import Bucket, Grid, grid, widest
 from dreambooth.core.errors import UserError
 from dreambooth.core.project import Folders, Project, open_project
 from dreambooth.core.settings import Settings
-from dreambooth.service import pictures
+from dreambooth.service import dropped, pictures
 from dreambooth.ui.page.errand_view import newest_errand
 from dreambooth.ui.page.fragments import root, sentence_list
 from dreambooth.ui.page.quality_view import HINT
@@ -94,7 +95,7 @@ def _tile(
     try:
         size = pictures.size(path)
     except UserError as error:
-        return f'<figure class="db-tile">{_problem(error, path, name)}</figure>'
+        return f'<figure class="db-tile">{_problem(error, path, name)}{_away(project, row, folder, name)}</figure>'
     address = f"dreambooth/models/{quote(project.name)}/concepts/{row}/picture?" + urlencode(
         {"file": name, "changed": path.stat().st_mtime_ns}
     )
@@ -104,7 +105,20 @@ def _tile(
         f'data-db-src="{escape(address)}&amp;side={_THUMBNAIL_SIDE}">{_shade(path, size, own, shapes, checked)}</a>'
     )
     mark = '<b class="db-held-out">held out</b>' if is_held_out else ""
+    mark += _away(project, row, folder, name)
     return f'<figure class="db-tile">{frame}{mark}{_words(project, own, row, path, name)}</figure>'
+
+
+def _away(project: Project, row: int, folder: Path, name: str) -> str:
+    """A button that takes a dropped picture away."""
+    if not dropped.are_in(project, folder):
+        return ""
+    address = f"dreambooth/models/{quote(project.name)}/concepts/{row}/remove"
+    words = f"Move {escape(name)} to the trash"
+    return (
+        f'<button type="button" class="db-away" title="{words}" aria-label="{words}" '
+        f'data-db-send="{escape(address)}" data-db-body="{escape(json.dumps({"file": name}))}">×</button>'
+    )
 
 
 def _problem(error: UserError, path: Path, name: str) -> str:

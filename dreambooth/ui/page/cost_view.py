@@ -20,7 +20,8 @@ def cost_view(costs: Cost, card_bytes: int) -> str:
 def _words(costs: Cost) -> list[str]:
     if costs.length is None:
         return ["No pictures yet"]
-    said = [f"{costs.pictures:,} pictures", f"{costs.length.steps:,} steps"]
+    pictures = "1 picture" if costs.pictures == 1 else f"{costs.pictures:,} pictures"
+    said = [pictures, f"{costs.length.steps:,} steps"]
     if costs.seconds:
         said.append(f"≈ {duration(costs.seconds)}")
     if costs.disk_bytes:
