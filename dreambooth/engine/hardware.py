@@ -48,10 +48,12 @@ def memory_bytes(device: torch.device) -> int:
 
 
 def free_bytes(device: torch.device) -> int:
-    """How much of a device's memory is free, with what PyTorch keeps there for later."""
+    """How much of a device's memory is free, with what PyTorch keeps there for later; of what it may take, where that
+    is not the whole card (see bench/card_memory.py)."""
     if device.type == "cuda":
-        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return torch.cuda.mem_get_info(device)[0] + kept
+        held, (free, total) = torch.cuda.memory_reserved(device), torch.cuda.mem_get_info(device)
+        allowed = int(total * torch.cuda.get_per_process_memory_fraction()) - held
+        return min(free, allowed) + held - torch.cuda.memory_allocated(device)
     available: int = psutil.virtual_memory().available
     if device.type != "mps":
         return available

@@ -243,6 +243,7 @@ _CUDA: dict[str, Any] = {  # of torch.cuda, with a card that is never full and n
     ),
     "is_bf16_supported": lambda including_emulation=True: True,
     "mem_get_info": lambda device=None: (BYTES, BYTES),
+    "get_per_process_memory_fraction": lambda device=None: 1.0,
     "memory_allocated": lambda device=None: 0,
     "memory_reserved": lambda device=None: 0,
     "max_memory_allocated": lambda device=None: 0,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import types
+import warnings
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from accelerate.state import AcceleratorState
 
 from dreambooth.core.project import Folders, Project
 from dreambooth.core.settings.course import Optimizer
-from dreambooth.engine import generate, worker
+from dreambooth.engine import generate, hardware, worker
 from dreambooth.engine.families.unet_weights import Int8
 from dreambooth.engine.training import loss, optimizers, precision
 from dreambooth.service import errands, launcher
@@ -78,6 +79,17 @@ def test_by_itself_it_computes_in_what_the_card_is_quick_at(
 
 
 _CAN_DO_BF16 = torch.cuda.is_bf16_supported  # PyTorch's own
+
+
+@pytest.mark.parametrize(("share", "free"), [(1.0, 7), (0.5, 3)])
+def test_free_is_what_may_be_taken(share: float, free: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """bench plans lets a run have no more of a large card than a small one has."""
+    with played_card():
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device=None: (6 * 2**30, 10 * 2**30))
+        monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device=None: 3 * 2**30)
+        monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device=None: 2 * 2**30)
+        monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda device=None: share)
+        assert hardware.free_bytes(CARD) == free * 2**30
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
@@ -194,6 +206,17 @@ def test_a_run(projects: dict[str, Project], family: str, kind: str, monkeypatch
     assert not elsewhere, "no CUDA graph could be made of a step that is given them"
     assert card.operations > 1000
     assert not told(job, "warning"), "among others, that a record gives something else"
+
+
+def test_beside_another_card_it_leaves_that_alone(
+    projects: dict[str, Project], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PyTorch says so where random numbers are kept of every card that there is."""
+    with played_card(), warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+        train(projects["sd1"], **RUNS["previews and class pictures"])
+    assert not [one for one in said if "fork_rng" in str(one.message)]
 
 
 def test_a_run_goes_on_and_its_result_is_drawn_and_exported(

@@ -13,6 +13,7 @@ from dreambooth.core import captions, picture_files, validation
 from dreambooth.core.files import atomic
 from dreambooth.core.settings import Settings
 from dreambooth.core.settings.dataset import Captions, Concept
+from dreambooth.engine import hardware
 from dreambooth.engine.data import png
 from dreambooth.engine.data.pictures import Picture
 from dreambooth.engine.drawing import drawn_together
@@ -78,7 +79,8 @@ def make(
     folder.mkdir(exist_ok=True)
     atomic.sweep(folder)
     known = Known(model)
-    with torch.random.fork_rng(), decoding(model, settings.memory.vae_decoding), model.evaluated():
+    kept = hardware.random_numbers_kept(model.device)
+    with kept, decoding(model, settings.memory.vae_decoding), model.evaluated():
         for start in range(len(paths), len(wanted), batch):
             some = wanted[start : start + batch]
             text = _text(known, [what[p] for p, _ in some], fitted)
