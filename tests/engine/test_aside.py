@@ -49,6 +49,22 @@ def test_parts_come_to_the_device_while_they_are_used_and_leave_it_unchanged(
         assert all(after[name] is tensor or torch.equal(after[name], tensor) for name, tensor in state.items())
 
 
+def test_only_one_text_encoder_is_there_at_a_time(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SDXL's second is large; each comes once for all prompts."""
+    model.to(META, aside=["text_encoder", "text_encoder_2"])
+    original, there = type(model).read_tokens, list[tuple[str, set[str], set[str]]]()
+
+    def read_tokens(own: Model, part: str, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        there.append((part, places(own, "text_encoder"), places(own, "text_encoder_2")))
+        return original(own, part, tokens)
+
+    monkeypatch.setattr(type(model), "read_tokens", read_tokens)
+    with torch.no_grad():
+        assert len(model.encode_texts([["a star"], ["a cat"]])) == 2
+    first, second = ("text_encoder", {"meta"}, {"cpu"}), ("text_encoder_2", {"cpu"}, {"meta"})
+    assert there == [first, first, second, second]
+
+
 def test_an_error_leaves_them_aside(model: Model) -> None:
     model.to(META, aside=["vae"])
     with pytest.raises(RuntimeError), model.present("vae"):

@@ -105,8 +105,7 @@ class Known:
         if missing := [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._texts]:
             if len(self._texts) + len(missing) > _KEPT_PROMPTS:
                 self._texts = {prompt: text for prompt, text in self._texts.items() if prompt in prompts}
-            with self.model.present(*self.model.text_encoders):
-                self._texts.update({prompt: self.model.encode_text([prompt]) for prompt in missing})
+            self._texts.update(zip(missing, self.model.encode_texts([[prompt] for prompt in missing])))
         return Text.cat([self._texts[prompt] for prompt in prompts])
 
     def negative(self, prompt: str, count: int) -> Text:

@@ -232,8 +232,14 @@ class Model(ABC):
         return read.reshape(len(tokens), -1)
 
     @abstractmethod
+    def read_tokens(self, part: str, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
+        """What a text encoder makes of token numbers (B, pieces x 77): hidden states (B, pieces x 77, its width), and
+        the pooled text where the UNet reads that."""
+
     def encode_tokens(self, tokens: Sequence[Tensor]) -> Text:
         """Token numbers, (B, pieces x 77) for each text encoder, -> what the UNet reads."""
+        read = [self.read_tokens(part, some) for part, some in zip(self.text_encoders, tokens)]
+        return self._joined(read, tokens[0])
 
     @abstractmethod
     def denoise(self, x_t: Tensor, t: Tensor, text: Text, sizes: Tensor) -> Tensor:
@@ -241,9 +247,22 @@ class Model(ABC):
 
     def encode_text(self, prompts: Sequence[str]) -> Text:
         """Prompts -> what the UNet reads, in float32."""
-        tokens = [hardware.brought(numbers, self.device) for numbers in self.tokenize(prompts)]
-        with self.present(*self.text_encoders):
-            return self.encode_tokens(tokens).to(torch.float32)
+        return self.encode_texts([prompts])[0]
+
+    def encode_texts(self, batches: Sequence[Sequence[str]]) -> list[Text]:
+        """Several batches of prompts. Text encoders that were put aside come one after the other, each once."""
+        tokens = [[hardware.brought(some, self.device) for some in self.tokenize(prompts)] for prompts in batches]
+        read: list[list[tuple[Tensor, Tensor | None]]] = [[] for _ in batches]
+        for number, part in enumerate(self.text_encoders):
+            with self.present(part):
+                for of_batch, some in zip(read, tokens):
+                    of_batch.append(self.read_tokens(part, some[number]))
+        return [self._joined(of_batch, some[0]).to(torch.float32) for of_batch, some in zip(read, tokens)]
+
+    def _joined(self, read: Sequence[tuple[Tensor, Tensor | None]], tokens: Tensor) -> Text:
+        """What the text encoders have read, side by side, and the pooled text of the last."""
+        hidden = [one for one, _ in read]
+        return Text(hidden[0] if len(hidden) == 1 else torch.cat(hidden, dim=-1), read[-1][1], self.mask(tokens))
 
     def emptied(self, text: Text, rows: Tensor) -> Text:
         """The text, of which these rows are the empty prompt's, as the other side of guidance reads that."""

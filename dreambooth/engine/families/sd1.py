@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel
@@ -20,14 +18,14 @@ LATENT_SCALE = 0.18215
 class Sd1(Model):
     family = "sd1"
 
-    def encode_tokens(self, tokens: Sequence[Tensor]) -> Text:
-        encoder = self.text_encoders["text_encoder"]
-        read = encoder(tokens[0].reshape(-1, PIECE), output_hidden_states=self.clip_skip > 1)
+    def read_tokens(self, part: str, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
+        encoder = self.text_encoders[part]
+        read = encoder(tokens.reshape(-1, PIECE), output_hidden_states=self.clip_skip > 1)
         if self.clip_skip > 1:  # WebUIs put the last normalization behind any block
             hidden = encoder.final_layer_norm(read.hidden_states[-self.clip_skip])
         else:
             hidden = read.last_hidden_state
-        return Text(hidden.reshape(len(tokens[0]), -1, hidden.shape[-1]), mask=self.mask(tokens[0]))
+        return hidden.reshape(len(tokens), -1, hidden.shape[-1]), None
 
     def denoise(self, x_t: Tensor, t: Tensor, text: Text, sizes: Tensor) -> Tensor:
         return self.unet(x_t, t, text.hidden, encoder_attention_mask=text.mask).sample

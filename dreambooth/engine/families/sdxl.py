@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor
@@ -22,13 +20,12 @@ LATENT_SCALE = 0.13025
 class Sdxl(Model):
     family = "sdxl"
 
-    def encode_tokens(self, tokens: Sequence[Tensor]) -> Text:
-        first = self.text_encoders["text_encoder"](tokens[0].reshape(-1, PIECE), output_hidden_states=True)
-        second = self.text_encoders["text_encoder_2"](tokens[1].reshape(-1, PIECE), output_hidden_states=True)
-        hidden = torch.cat([first.hidden_states[-2], second.hidden_states[-2]], dim=-1)
-        count, width = len(tokens[0]), hidden.shape[-1]
-        pooled = second.text_embeds.reshape(count, self.pieces, -1)[:, 0]  # of the first piece, as WebUIs take it
-        return Text(hidden.reshape(count, -1, width), pooled, self.mask(tokens[0]))
+    def read_tokens(self, part: str, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
+        read = self.text_encoders[part](tokens.reshape(-1, PIECE), output_hidden_states=True)
+        hidden, count = read.hidden_states[-2], len(tokens)
+        # The pooled text is the second's, of the first piece, as WebUIs take it.
+        pooled = read.text_embeds.reshape(count, self.pieces, -1)[:, 0] if part == "text_encoder_2" else None
+        return hidden.reshape(count, -1, hidden.shape[-1]), pooled
 
     def encode_negative(self, prompt: str, count: int) -> Text:
         """Zeros for an empty prompt, as SDXL was trained and as WebUIs and diffusers do."""

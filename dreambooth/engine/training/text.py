@@ -55,8 +55,7 @@ class Texts:
         for encoder in self.model.text_encoders.values():
             encoder.eval()
         parts = [self.prompts[n : n + _BATCH] for n in range(0, len(self.prompts), _BATCH)]
-        with self.model.present(*self.model.text_encoders):
-            text = Text.cat([self.model.encode_text(part) for part in parts])
-            if self.nothing < 0:
-                return text
-            return self.model.emptied(text, torch.tensor([self.nothing], device=text.hidden.device))
+        text = Text.cat(self.model.encode_texts(parts))
+        if self.nothing < 0:
+            return text
+        return self.model.emptied(text, torch.tensor([self.nothing], device=text.hidden.device))
