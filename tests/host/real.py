@@ -169,8 +169,14 @@ class Visitor(Hands):
     """A person with the WebUI's page open, on the Dreambooth tab."""
 
     def open(self) -> None:
+        self.queued = set[Any]()  # what the page has in gradio's queue
+        self.page.on("websocket", self._queues)
         self.page.goto(self.address)
         self.arrive()
+
+    def _queues(self, socket: Any) -> None:
+        self.queued.add(socket)
+        socket.on("close", lambda closed: self.queued.discard(closed))
 
     def arrive(self) -> None:
         self.page.locator("#txt2img_prompt").first.wait_for(state="visible", timeout=LONG_MS)
@@ -183,8 +189,15 @@ class Visitor(Hands):
         Until then the page asks twice a second whether it is, and where that comes between its page and its API
         AUTOMATIC1111 breaks off, with an extension or without ("Cannot add middleware after an application has
         started"); on a busy machine that is one time in five. So it hears nothing before it has started.
+
+        Nor does AUTOMATIC1111 come back where something is still in gradio's queue then, such as its own count of the
+        prompt's tokens: nobody serves that any more, and its server waits for it. So it is asked when that is empty.
         """
         self.enter("Settings")
+        for _ in range(100):
+            self.page.wait_for_timeout(1000)
+            if not self.queued:
+                break
         said = webui.log.stat().st_size
 
         def ask(route: Any) -> None:
