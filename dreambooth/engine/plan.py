@@ -66,16 +66,7 @@ def report(job: Job) -> dict[str, Any]:
         "could_hold_out": _could_hold_out(gathered, work.settings),
         "strangers": [str(path) for path in _strangers(work)],
         "buckets": _buckets(examples),
-        "class_pictures": [
-            {
-                "folder": str(p.folder),
-                "wanted": p.wanted,
-                "there": len(p.there),
-                "missing": p.missing,
-                "prompts": list(dict.fromkeys(one.prompt for one in class_pictures.prior_pictures([p]))),
-            }
-            for p in plans
-        ],
+        "class_pictures": [_class_pictures(planned) for planned in plans],
         "kept_prompts": kept,
         "size": work.size,
         "images_each_epoch": length.pictures,
@@ -116,6 +107,17 @@ def _start_file(work: Work) -> list[str]:
     except UserError as error:
         return error.problems
     return []
+
+
+def _class_pictures(planned: class_pictures.Plan) -> dict[str, Any]:
+    prompts = dict.fromkeys(one.prompt for one in class_pictures.prior_pictures([planned]))
+    return {
+        "folder": str(planned.folder),
+        "wanted": planned.wanted,
+        "there": len(planned.there),
+        "missing": planned.missing,
+        "prompts": list(prompts),
+    }
 
 
 def _could_hold_out(gathered: Gathered, settings: Settings) -> bool:

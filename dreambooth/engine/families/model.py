@@ -270,7 +270,8 @@ class Model(ABC):
 
     def encode_negative(self, prompt: str, count: int) -> Text:
         """What the UNet reads for the other side of classifier-free guidance, `count` times."""
-        return self.encode_text([prompt] * count)
+        text = self.encode_text([prompt] * count)
+        return text if prompt else self.emptied(text, torch.arange(count, device=text.hidden.device))
 
     def encode_pictures(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Pictures (B, 3, H, W) in [-1, 1] -> mean and standard deviation of their latents (B, 4, H/8, W/8), scaled."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
@@ -27,14 +26,8 @@ class Sdxl(Model):
         pooled = read.text_embeds.reshape(count, self.pieces, -1)[:, 0] if part == "text_encoder_2" else None
         return hidden.reshape(count, -1, hidden.shape[-1]), pooled
 
-    def encode_negative(self, prompt: str, count: int) -> Text:
-        """Zeros for an empty prompt, as SDXL was trained and as WebUIs and diffusers do."""
-        text = super().encode_negative(prompt, count)
-        if prompt:
-            return text
-        return Text(torch.zeros_like(text.hidden), torch.zeros_like(text.pooled), text.mask)
-
     def emptied(self, text: Text, rows: Tensor) -> Text:
+        """Zeros, as SDXL was trained and as WebUIs and diffusers do."""
         assert text.pooled is not None
         return Text(text.hidden.index_fill(0, rows, 0), text.pooled.index_fill(0, rows, 0), text.mask)
 

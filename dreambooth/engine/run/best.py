@@ -11,6 +11,7 @@ from dreambooth.core.models.checkpoint import read_header
 from dreambooth.engine.checkpoints import lora, words_file
 from dreambooth.engine.checkpoints.source import Source
 from dreambooth.engine.families.model import Model
+from dreambooth.engine.run.hooks import show_previews
 from dreambooth.engine.training import adapters, preview
 from dreambooth.engine.work import Work
 
@@ -39,9 +40,6 @@ def draw(work: Work, model: Model, accelerator: Any, source: Source, path: Path)
     try:
         with accelerator.autocast():
             paths = preview.make(model, settings, folder, images, work.size, on_step=work.stop_if_asked)
-        target = work.job.folder / "previews.png"
-        preview.contact_sheet(folder, settings, target, best=images)
+        show_previews(work, images, paths)
     except OSError as error:
         raise UserError(f"{folder}: previews cannot be written ({error.strerror or error}).") from None
-    drawn = {"paths": [str(one) for one in paths], "prompts": preview.labels(settings)}
-    work.job.report("preview", images=images, **drawn, sheet=str(target))

@@ -174,11 +174,7 @@ class Hooks:
                 paths=paths,
                 on_step=self._look,
             )
-        target = work.job.folder / "previews.png"
-        best = work.job.story().best
-        preview.contact_sheet(folder, work.settings, target, best=best.images if best else None)
-        drawn = {"paths": [str(path) for path in paths], "prompts": preview.labels(work.settings)}
-        work.job.report("preview", images=images, **drawn, sheet=str(target))
+        show_previews(work, images, paths)
 
     def _look(self) -> None:
         """Between two steps of a preview: whether something is asked that cannot wait for its end."""
@@ -253,6 +249,14 @@ class Hooks:
     def _tell_of_state(self, written: Written) -> None:
         seconds, stalled = round(written.seconds, 3), round(written.stalled, 3)
         self.work.job.report("state", step=written.step, path=str(written.path), seconds=seconds, stalled=stalled)
+
+
+def show_previews(work: Work, images: int, paths: list[Path]) -> None:
+    """Puts previews that were drawn after so many images on the sheet of all, and tells of them."""
+    target, best = work.job.folder / "previews.png", work.job.story().best
+    preview.contact_sheet(work.job.previews, work.settings, target, best=best.images if best else None)
+    drawn = {"paths": [str(path) for path in paths], "prompts": preview.labels(work.settings)}
+    work.job.report("preview", images=images, **drawn, sheet=str(target))
 
 
 def already_written(work: Work, images: int) -> bool:
