@@ -20,6 +20,7 @@ from dreambooth.service import runs
 from dreambooth.service.field_names import called
 
 MOST_RANK = 512
+_NEARLY_ALL = 0.985  # shown as 99 % or 100 %
 
 
 def fields(opened: Project, wanted: Mapping[str, Any], *, label: str = "{}") -> dict[str, Any]:
@@ -50,7 +51,11 @@ def fields(opened: Project, wanted: Mapping[str, Any], *, label: str = "{}") -> 
 def told(done: Mapping[str, Any]) -> str:
     """What there is to say of an export besides where it lies; empty without anything."""
     held = done.get("held")
-    return "" if held is None else f"It holds {percent(held)} of what was learned; a higher rank holds more."
+    if held is None:
+        return ""
+    if held > _NEARLY_ALL:
+        return f"It holds {percent(held)} of what was learned."
+    return f"It holds {percent(held)} of what was learned; a higher rank holds more."
 
 
 def _number(wanted: Mapping[str, Any], name: str, least: int, most: int, label: str) -> Any:
