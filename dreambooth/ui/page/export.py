@@ -36,7 +36,7 @@ class ExportSection:
                 list(_MARKS),
                 value=AS_IT_IS,
                 label="Export as",
-                info="The result; or what it learned, put into a checkpoint, or as a LoRA (of a full model too).",
+                info="The result chosen above; or what it learned, in a checkpoint or as a LoRA.",
                 elem_id="db_export_as",
             )
             self.onto = gr.Dropdown(
