@@ -1,47 +1,84 @@
-"""Exporting what a run has learned, or has learned by one of its states: as a checkpoint, a LoRA file, a LoRA merged
-into its checkpoint, or a Diffusers folder. Weights go from file to file one at a time; none is rounded unless half
-precision is asked for."""
+"""Exporting what a run has learned, or has learned by one of its states: as a checkpoint, a Diffusers folder or a LoRA
+file; merged at any weight into its checkpoint or another one; or as a LoRA of another rank. Weights go from file to
+file one at a time; none is rounded unless half precision is asked for."""
 
 from __future__ import annotations
 
+import contextlib
+import json
 import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+import torch
 
 from dreambooth.core import settings
 from dreambooth.core.errors import UserError
 from dreambooth.core.files import atomic
 from dreambooth.core.models import checkpoint
-from dreambooth.core.models.model_file import PICKLES
+from dreambooth.core.models.model_file import PICKLES, Header
 from dreambooth.core.project import Folders, Project, open_project
 from dreambooth.core.run import Job
+from dreambooth.core.settings import Settings
 from dreambooth.engine import families, from_state
-from dreambooth.engine.checkpoints import lora, original, webui_yaml, words_file
+from dreambooth.engine.checkpoints import as_lora, changes, original, webui_yaml, words_file
+from dreambooth.engine.checkpoints.changes import Changes
 from dreambooth.engine.checkpoints.diffusers_folder import write_folder
 from dreambooth.engine.checkpoints.entry import Entry
-from dreambooth.engine.checkpoints.lora_layers import AnyLayer
-from dreambooth.engine.checkpoints.source import Source, open_model
+from dreambooth.engine.checkpoints.source import Source, open_model, open_source
 from dreambooth.engine.checkpoints.write import write
 from dreambooth.engine.families.pipelines import pipeline
 from dreambooth.engine.run import outputs
+from dreambooth.engine.words.learned import Vectors
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is to be written: what was learned as it is, or at the weight `merge` in its checkpoint or in `onto`,
+    another one, or as a LoRA of `rank`."""
+
+    merge: float | None = None
+    onto: str = ""
+    rank: int = 0
+    half: bool = False
+
+    @property
+    def is_as_it_is(self) -> bool:
+        return self.merge is None and not self.onto and not self.rank
+
+    @property
+    def weight(self) -> float:
+        return 1.0 if self.merge is None else self.merge
+
+
+@dataclass(frozen=True)
+class _Learned:
+    """What a file or a state holds: its changes of a model, the settings it was trained with, its precision and words
+    that learned beside it."""
+
+    changes: Callable[[Source], Changes]
+    settings: Settings
+    is_half: bool
+    words: Vectors = field(default_factory=dict)
 
 
 def run(job: Job) -> dict[str, Any]:
     """Writes `to`: a .safetensors or .ckpt file, or a new folder in the Diffusers layout."""
-    wanted = job.read()
-    project = open_project(Folders(Path(wanted["models"])), wanted["model"])
+    asked = job.read()
+    project = open_project(Folders(Path(asked["models"])), asked["model"])
+    wanted = Wanted(asked["merge"], asked["onto"], asked["rank"], bool(asked["half"]))
     job.report("stage", name="exporting", done=0, total=1)
-    if wanted.get("from_step") is not None:
-        return _answer(*_of_state(job, project, wanted))
-    to = _free(wanted["to"])
-    weights = Path(wanted["weights"] or project.source)
-    return _answer(to, _of_file(project, weights, to, wanted["merge"], half=bool(wanted["half"])))
+    if asked.get("from_step") is not None:
+        return _of_state(job, project, asked, wanted)
+    to = _free(asked["to"])
+    return _answer(to, *of_file(job, project, Path(asked["weights"] or project.source), to, wanted))
 
 
-def _answer(to: Path, embeddings: dict[str, Path]) -> dict[str, Any]:
-    return {"path": str(to), "embeddings": {word: str(file) for word, file in embeddings.items()}}
+def _answer(to: Path, embeddings: dict[str, Path], held: float | None) -> dict[str, Any]:
+    """`held` is the share of what was learned that is in a LoRA of the rank that was asked for."""
+    return {"path": str(to), "embeddings": {word: str(file) for word, file in embeddings.items()}, "held": held}
 
 
 def _free(named: str) -> Path:
@@ -52,84 +89,122 @@ def _free(named: str) -> Path:
     return to
 
 
-def _of_file(project: Project, weights: Path, to: Path, merge: float | None, *, half: bool) -> dict[str, Path]:
-    """Returns the embeddings that were written beside it, of a LoRA with words that learned with it."""
+def of_file(
+    job: Job, project: Project, weights: Path, to: Path, wanted: Wanted
+) -> tuple[dict[str, Path], float | None]:
+    """Returns the embeddings that were written beside it, of a LoRA with words that learned with it, and the share."""
     header = checkpoint.read_header(weights)
-    is_lora = checkpoint.describe(header).kind == "lora"
-    words = words_file.read(header)
-    if is_lora and merge is None:
+    about, words, held = checkpoint.describe(header), words_file.read(header), None
+    chosen, is_lora = _settings_of(header), about.kind == "lora"
+    if is_lora and wanted.is_as_it_is:
         _copy_lora(weights, to)
+    elif wanted.is_as_it_is:
+        _write(to, open_model(project, weights), {}, project, chosen, half=wanted.half)
     else:
-        source = open_model(project, None if is_lora else weights)
-        changed = merged(source, weights, merge or 0.0) if is_lora else {}
-        _write(to, source, changed, project, settings.parse({}), half=half)
-    about = outputs.metadata(project, settings.parse({}), to.stem, "/textual-inversion")
-    return words_file.write_embeddings(to.parent, f"{to.stem}-embedding", project.about["family"], words, about)
+
+        def learned(model: Source) -> Changes:
+            if is_lora:
+                return changes.of_lora(weights, model)
+            return changes.of_result(open_model(project, weights), open_model(project), model)
+
+        held = _write_changes(job, project, to, _Learned(learned, chosen, about.precision == "fp16", words), wanted)
+    said = outputs.metadata(project, chosen, to.stem, "/textual-inversion")
+    return words_file.write_embeddings(to.parent, f"{to.stem}-embedding", project.about["family"], words, said), held
 
 
-def _of_state(job: Job, project: Project, wanted: dict[str, Any]) -> tuple[Path, dict[str, Path]]:
+def _of_state(job: Job, project: Project, asked: dict[str, Any], wanted: Wanted) -> dict[str, Any]:
     """Without a name the file lies where the run itself would have written it."""
-    of_run, step = Job(project.runs / f"{wanted['run']:04}"), wanted["from_step"]
-    learned = from_state.read(project, of_run, step)
-    own = outputs.place(Folders(Path(wanted["models"])), project, learned.settings, learned.images)
-    to = _free(wanted["to"] or str(own))
-    half, embeddings = bool(wanted["half"]) or learned.settings.saving.half_model, dict[str, Path]()
-    if not learned.settings.is_lora:
-        _write(to, learned.source, outputs.changed(learned.trained), project, learned.settings, half=half)
-    else:
-        learned.settings.saving.half_model = half
+    of_run, step = Job(project.runs / f"{asked['run']:04}"), asked["from_step"]
+    state = from_state.read(project, of_run, step)
+    own = outputs.place(Folders(Path(asked["models"])), project, state.settings, state.images)
+    to, half = _free(asked["to"] or str(own)), wanted.half or state.settings.saving.half_model
+    embeddings, held = dict[str, Path](), None
+    if state.settings.is_lora:
+        state.settings.saving.half_model = half
         result = job.folder / own.name
-        outputs.write_lora(result, project, learned.settings, learned.model)
+        outputs.write_lora(result, project, state.settings, state.model)
         try:
-            embeddings = _of_file(project, result, to, wanted["merge"], half=bool(wanted["half"]))
+            embeddings, held = of_file(job, project, result, to, wanted)
         finally:
             result.unlink()
+    elif wanted.is_as_it_is:
+        _write(to, state.source, outputs.changed(state.trained), project, state.settings, half=half)
+    else:
+        trained = outputs.changed(state.trained)
+        learned = _Learned(lambda model: changes.of_weights(trained, state.source, model), state.settings, half)
+        held = _write_changes(job, project, to, learned, wanted)
     if to.is_file():  # a folder is nothing that is drawn with
-        kind = "lora" if learned.settings.is_lora and wanted["merge"] is None else "checkpoint"
+        kind = "lora" if wanted.rank or (state.settings.is_lora and wanted.is_as_it_is) else "checkpoint"
         size = to.stat().st_size
-        of_run.report("exported", kind=kind, path=str(to), bytes=size, images=learned.images, step=step)
-    return to, embeddings
+        of_run.report("exported", kind=kind, path=str(to), bytes=size, images=state.images, step=step)
+    return _answer(to, embeddings, held)
 
 
-def merged(source: Source, path: Path, weight: float) -> dict[str, Entry]:
-    """The weights that a LoRA file changes, with the change added when their turn comes."""
-    layers = lora.read(path, source.tensors, source.about.family)
+def _write_changes(job: Job, project: Project, to: Path, learned: _Learned, wanted: Wanted) -> float | None:
+    """Writes what was learned into a checkpoint, or as a LoRA of another rank. Returns the share of it in a LoRA."""
+    if not wanted.rank:
+        model = open_source(Path(wanted.onto)) if wanted.onto else open_model(project)
+        changed = changes.added(model, learned.changes(model), wanted.weight)
+        _write(to, model, changed, project, learned.settings, half=wanted.half)
+        return None
+    _check_lora_file(to)
+    base, dtype = open_model(project), torch.float16 if wanted.half or learned.is_half else torch.float32
 
-    def change(name: str, layer: AnyLayer) -> Entry:
-        def summed() -> Tensor:
-            plain = source.read(name).float()
-            return plain + weight * lora.fitting_change(path, name, layer, plain)
+    def told(done: int, total: int) -> None:
+        if done % max(1, total // 100) == 0:
+            job.report("stage", name="finding the LoRA", done=done, total=total)
 
-        plain = source.read(name)
-        lora.fitting_change(path, name, layer, plain)
-        return Entry(plain.dtype, tuple(plain.shape), summed)
+    made = as_lora.extract(base, learned.changes(base), wanted.rank, dtype=dtype, told=told)
+    if not made.tensors:
+        raise UserError(f"{to}: nothing was learned that a LoRA could hold.")
+    learned.settings.lora.rank = wanted.rank
+    learned.settings.lora.alpha = float(wanted.rank)
+    outputs.write_lora_tensors(to, project, learned.settings, made.tensors, learned.words)
+    return made.held
 
-    return {name: change(name, layer) for name, layer in layers.items()}
+
+def _settings_of(header: Header) -> Settings:
+    """Those that a result was trained with, as it says itself; of another program's file none."""
+    with contextlib.suppress(ValueError, AttributeError, UserError):
+        return settings.parse(settings.whole(json.loads(header.metadata.get("dreambooth.settings", ""))))
+    return settings.parse({})
 
 
 def _write(
-    to: Path, source: Source, changed: dict[str, Entry], project: Project, chosen: settings.Settings, *, half: bool
+    to: Path, source: Source, changed: dict[str, Entry], project: Project, chosen: Settings, *, half: bool
 ) -> None:
-    model = families.skeleton(source)
-    if to.suffix in (".safetensors", ".ckpt"):
-        about = outputs.metadata(project, chosen, to.stem, "") if changed else dict(source.header.metadata)
+    """A whole model. One for inpainting, which cannot be trained from, is written as a file alone."""
+    is_file = to.suffix in (".safetensors", ".ckpt")
+    model = None if source.about.inpainting and is_file else families.skeleton(source)
+    if is_file:
+        about = _about(project, chosen, to.stem, source) if changed else dict(source.header.metadata)
         with webui_yaml.beside(to, source, model):
-            write(to, original.trained_entries(source, changed, model.family, half=half), about)
+            write(to, original.trained_entries(source, changed, source.about.family, half=half), about)
     elif to.suffix in PICKLES or to.suffix in (".yaml", ".json", ".zip"):
         raise UserError(f"{to}: name a .safetensors or .ckpt file, or a folder for the Diffusers layout.")
     else:
         write_folder(to, pipeline(model), original.own_entries(source, changed, half=half))
 
 
+def _about(project: Project, chosen: Settings, title: str, source: Source) -> dict[str, str]:
+    said = {**outputs.metadata(project, chosen, title, ""), "dreambooth.base": source.header.path.name}
+    if source.about.inpainting:
+        said["modelspec.architecture"] += "/inpainting"
+    return said
+
+
 def _copy_lora(weights: Path, to: Path) -> None:
-    if to.suffix != ".safetensors":
-        raise UserError(
-            f"{to}: this model was trained as a LoRA, which is one .safetensors file; name one, or merge the LoRA into "
-            "its checkpoint with --merge 1."
-        )
+    _check_lora_file(to)
     try:
         with atomic.staged(to) as staged:
             shutil.copyfile(weights, staged)
             checkpoint.read_header(weights)
     except OSError as error:
         raise UserError(f"{to}: the file cannot be written ({error.strerror}).") from None
+
+
+def _check_lora_file(to: Path) -> None:
+    if to.suffix != ".safetensors":
+        raise UserError(
+            f"{to}: a LoRA is one .safetensors file; name one, or merge the LoRA into its checkpoint with --merge 1."
+        )

@@ -35,7 +35,7 @@ FIELDS: dict[str, tuple[str, ...]] = {
     "generate": (
         *DRAWING, *_OF_WEIGHTS, "prompt", "negative", "scheduler", "eta", "out", "sheet", "library", "sampler",
     ),
-    "export": ("to", "merge", "half", *_OF_WEIGHTS),
+    "export": ("to", "merge", "onto", "rank", "half", *_OF_WEIGHTS),
     "tokens": ("prompt", "candidates"),
 }  # fmt: skip
 MOST_ON_A_SHEET = 200  # pictures

@@ -1,4 +1,5 @@
-"""What may be exported, and to where: a result, the model before training, or what a run has learned by a state."""
+"""What may be exported, as what, and to where: a result, the model before training, or what a run has learned by a
+state."""
 
 from __future__ import annotations
 
@@ -10,26 +11,77 @@ from dreambooth.core import run, settings
 from dreambooth.core.errors import UserError
 from dreambooth.core.files import paths
 from dreambooth.core.models import checkpoint
+from dreambooth.core.models.checkpoint import FAMILIES
 from dreambooth.core.project import Project
+from dreambooth.core.quantities import percent
 from dreambooth.core.run import Job
 from dreambooth.core.settings import Settings
 from dreambooth.service import runs
 from dreambooth.service.field_names import called
 
+MOST_RANK = 512
+_NEARLY_ALL = 0.985  # shown as 99 % or 100 %
+
 
 def fields(opened: Project, wanted: Mapping[str, Any], *, label: str = "{}") -> dict[str, Any]:
-    """The job's fields for an export. Raises UserError for what cannot be exported, or to where."""
-    merge = wanted.get("merge")
-    if merge is not None and (isinstance(merge, bool) or not isinstance(merge, (int, float)) or not -4 <= merge <= 4):
-        raise UserError(f"{label.format('merge')}: it must be from -4 to 4 (it is {merge}).")
-    if wanted.get("from_step") is not None:
+    """The job's fields for an export. Raises UserError for what cannot be exported, as what, or to where."""
+    merge, rank = _number(wanted, "merge", -4, 4, label), _number(wanted, "rank", 1, MOST_RANK, label)
+    onto = _onto(opened, wanted.get("onto"), label)
+    is_state = wanted.get("from_step") is not None
+    if is_state:
         what: dict[str, Any] = {**state(opened, wanted, label=label)[1], "weights": ""}
     else:
         what = {"weights": _exported(opened, wanted, label)}
-    to = _target(wanted.get("to"), label.format("to"), optional="from_step" in what)
-    if to and merge is None and what["weights"] and _is_lora(Path(what["weights"])):
-        _check_lora_file(to, label)
-    return {**what, "to": to, "merge": merge, "half": bool(wanted.get("half"))}
+    is_as_it_is = merge is None and rank is None and not onto
+    if rank is not None and (merge is not None or onto):
+        other = called("merge" if merge is not None else "onto", label)
+        raise UserError(f"{called('rank', label)}: it makes a LoRA, and {other} a checkpoint; choose one.")
+    if not (is_as_it_is or is_state or what["weights"]):
+        raise UserError(f"{called('base', label)}: the model before training has learned nothing; leave it out.")
+    to = _target(wanted.get("to"), called("to", label), optional=is_state and is_as_it_is)
+    makes_lora = rank is not None or (is_as_it_is and what["weights"] and _is_lora(Path(what["weights"])))
+    if to and makes_lora and not to.endswith(".safetensors"):
+        raise UserError(
+            f"{called('to', label)}: a LoRA is one .safetensors file; name one, or merge it into its checkpoint "
+            f"({called('merge', label)})."
+        )
+    return {**what, "to": to, "merge": merge, "onto": onto, "rank": rank or 0, "half": bool(wanted.get("half"))}
+
+
+def told(done: Mapping[str, Any]) -> str:
+    """What there is to say of an export besides where it lies; empty without anything."""
+    held = done.get("held")
+    if held is None:
+        return ""
+    if held > _NEARLY_ALL:
+        return f"It holds {percent(held)} of what was learned."
+    return f"It holds {percent(held)} of what was learned; a higher rank holds more."
+
+
+def _number(wanted: Mapping[str, Any], name: str, least: int, most: int, label: str) -> Any:
+    """None where it is left out."""
+    value, allowed = wanted.get(name), (int,) if name == "rank" else (int, float)
+    if value is not None and (isinstance(value, bool) or not isinstance(value, allowed) or not least <= value <= most):
+        kind = "a whole number " if name == "rank" else ""
+        raise UserError(f"{called(name, label)}: it must be {kind}from {least} to {most} (it is {value}).")
+    return value
+
+
+def _onto(opened: Project, named: Any, label: str) -> str:
+    """The other checkpoint that what was learned is put into; empty without one. One for inpainting will do."""
+    if not named:
+        return ""
+    file, key = paths.named(str(named), called("onto", label)), called("onto", label)
+    about, own = checkpoint.describe(checkpoint.read_header(file)), opened.about["family"]
+    if about.kind != "checkpoint":
+        raise UserError(f"{key}: {file} is no checkpoint.")
+    if about.family != own:
+        raise UserError(
+            f"{key}: {file} is {FAMILIES.get(about.family, 'of another kind')}; {opened.name!r} is {FAMILIES[own]}."
+        )
+    if about.reason and not about.inpainting:
+        raise UserError(f"{key}: {file}: {about.reason}.")
+    return str(file)
 
 
 def _target(named: Any, key: str, *, optional: bool) -> str:
@@ -48,14 +100,6 @@ def _target(named: Any, key: str, *, optional: bool) -> str:
 
 def _is_lora(file: Path) -> bool:
     return checkpoint.describe(checkpoint.read_header(file)).kind == "lora"
-
-
-def _check_lora_file(to: str, label: str) -> None:
-    if not to.endswith(".safetensors"):
-        raise UserError(
-            f"{label.format('to')}: this model was trained as a LoRA, which is one .safetensors file; name one, or "
-            f"merge the LoRA into its checkpoint ({label.format('merge')})."
-        )
 
 
 def state(opened: Project, wanted: Mapping[str, Any], *, label: str = "{}") -> tuple[Settings, dict[str, Any]]:

@@ -166,7 +166,12 @@ def _add_results(add: Callable[..., Any]) -> None:
         metavar="FILE|DIR",
         help="a .safetensors or .ckpt file, or a new folder; --from-step can do without, as the run itself would",
     )
-    sub.add_argument("--merge", type=float, metavar="WEIGHT", help="merge a LoRA into its checkpoint, at this weight")
+    merge = "put what was learned into the checkpoint it was trained from, at this weight"
+    sub.add_argument("--merge", type=float, metavar="WEIGHT", help=merge)
+    onto = "put it into this other checkpoint of the same family instead, also one for inpainting"
+    sub.add_argument("--onto", metavar="FILE|DIR", help=onto)
+    rank = "write it as a LoRA of this rank: extracted from a fully trained model, or a LoRA made smaller"
+    sub.add_argument("--rank", type=int, metavar="N", help=rank)
     _add_state(sub)
     sub.add_argument("--half", action="store_true", help="in half precision (default: as the file is)")
     _add_weights(sub)

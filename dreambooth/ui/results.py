@@ -51,5 +51,6 @@ def export(options: argparse.Namespace, terminal: Terminal) -> Result:
     if options.to is None and options.from_step is None:
         raise UserError("--to: it is missing; name a file or folder to write.")
     to = paths.named(options.to, "--to") if options.to else ""  # from where the person is
-    fields = exporting.fields(opened, {**vars(options), "to": str(to)}, label="--{}")
+    onto = str(paths.named(options.onto, "--onto")) if options.onto else ""
+    fields = exporting.fields(opened, {**vars(options), "to": str(to), "onto": onto}, label="--{}")
     return commands.errand(options, terminal, "export", settings.parse({}), **fields)

@@ -14,8 +14,8 @@ from dreambooth.core.layout import SUBJECT_PICTURES
 from dreambooth.core.project import Folders, Project
 from dreambooth.core.run import Job
 from dreambooth.core.settings import parse
-from dreambooth.engine import worker
-from dreambooth.service import launcher
+from dreambooth.engine import export, worker
+from dreambooth.service import exporting, launcher
 from tests.engine import tiny
 
 SHORT: dict[str, Any] = {
@@ -66,6 +66,12 @@ def saved(job: Job) -> list[Path]:
 def output(job: Job) -> dict[str, torch.Tensor]:
     """The tensors of the last file that a run wrote."""
     return load_file(saved(job)[-1])
+
+
+def exported(made: Project, **wanted: Any) -> dict[str, Any]:
+    """Exports what is asked for, as page, API and command line do. Returns what the engine says of it."""
+    fields = exporting.fields(made, wanted)
+    return export.run(launcher.new_errand(folders(made), made, "export", parse({}), **fields))
 
 
 def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:

@@ -20,6 +20,7 @@ from dreambooth.engine import export, generate, worker
 from dreambooth.engine.run import hooks
 from dreambooth.service import errands, exporting, launcher, runs
 from tests.engine.runs import LORA, SHORT, new_run, same, saved, tiny_project
+from tests.engine.runs import exported as exported_of_file
 
 STEP = 3
 FULL = {"intervals.max_train_steps": 6, "batching.train_batch_size": 2}
@@ -93,6 +94,21 @@ def test_a_lora_is_merged_and_a_checkpoint_named_otherwise(
     assert with_it.keys() == base.keys() and not same(base, with_it)
     whole = exported(star, paused(star, monkeypatch), to=str(tmp_path / "diffusers"), half=True)
     assert (whole / "unet").is_dir()
+
+
+def test_a_state_as_a_lora_is_its_results_as_one(
+    star: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for changes in ({}, LORA):
+        job = paused(star, monkeypatch, **changes)
+        kind = "lora" if changes else "full"
+        early = exported(star, job, to=str(tmp_path / f"{kind}-early.safetensors"), rank=1)
+        with pytest.raises(UserError, match="to: it is empty"):
+            exported(star, job, rank=1)
+        late = stopped(job, monkeypatch)
+        of_result = {"weights": str(late), "to": str(tmp_path / f"{kind}-late.safetensors"), "rank": 1}
+        assert same(load_file(early), load_file(exported_of_file(star, **of_result)["path"]))
+        assert runs.outputs(star)[1]["path"] == str(early) and runs.outputs(star)[1]["kind"] == "lora"
 
 
 def test_an_exported_file_is_among_the_results(star: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

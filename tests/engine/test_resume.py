@@ -117,8 +117,8 @@ def test_ctrl_c_pauses_and_stop_keeps_what_was_learned(folders: Folders, dreambo
         deadline = time.monotonic() + 60
         job = None
         while not (job and job.progress()) and time.monotonic() < deadline:
-            job = run.runs(project.open_project(folders, "star"))[-1]
-            job = job if job.settings()["intervals.num_train_epochs"] == 2000 else None
+            there = run.runs(project.open_project(folders, "star"))
+            job = there[-1] if there and there[-1].settings()["intervals.num_train_epochs"] == 2000 else None
             time.sleep(0.1)
         assert job
         process.send_signal(signal.SIGINT)

@@ -20,14 +20,14 @@ from dreambooth.core.models import checkpoint
 from dreambooth.core.project import Project
 from dreambooth.core.run import Job
 from dreambooth.core.settings import parse
-from dreambooth.engine import export, families, from_state, generate, worker
+from dreambooth.engine import families, from_state, generate, worker
 from dreambooth.engine.checkpoints import words_file
 from dreambooth.engine.families.model import Model
 from dreambooth.engine.words import learned
 from dreambooth.engine.words.learned import Words
 from dreambooth.service import hot_use, launcher
 from tests.engine import tiny
-from tests.engine.runs import LORA, folders, new_run, output, same, saved, tiny_project, told, train
+from tests.engine.runs import LORA, exported, folders, new_run, output, same, saved, tiny_project, told, train
 
 WORD: dict[str, Any] = {
     **LORA,
@@ -238,16 +238,20 @@ def test_a_state_is_drawn_with_its_word(project: Project, monkeypatch: pytest.Mo
         assert not same(vectors(Path(file)), own(generate.load(project, ""), "sks", 3))
 
 
-@pytest.mark.parametrize(("merge", "suffix"), [(None, ".safetensors"), (0.8, ".ckpt")])
+@pytest.mark.parametrize(
+    ("wanted", "suffix"), [({}, ".safetensors"), ({"merge": 0.8}, ".ckpt"), ({"rank": 1}, ".safetensors")]
+)
 def test_an_exported_lora_brings_its_embedding(
-    trained: tuple[Project, Job], tmp_path: Path, merge: float | None, suffix: str
+    trained: tuple[Project, Job], tmp_path: Path, wanted: dict[str, Any], suffix: str
 ) -> None:
     project, job = trained
     to = tmp_path / f"mine{suffix}"
-    made = export._of_file(project, saved(job)[-1], to, merge, half=False)
+    made = exported(project, weights=str(saved(job)[-1]), to=str(to), **wanted)["embeddings"]
     assert to.is_file()
-    assert made == {"sks": tmp_path / "mine-embedding.safetensors"}
+    assert made == {"sks": str(tmp_path / "mine-embedding.safetensors")}
     assert torch.equal(load_file(made["sks"])["emb_params"], vectors(saved(job)[-1])["text_encoder"])
+    if to.suffix == ".safetensors":
+        assert same(vectors(to), vectors(saved(job)[-1])), "the LoRA is never without its word"
 
 
 def test_a_run_goes_on_from_a_lora_and_its_word(trained: tuple[Project, Job]) -> None:

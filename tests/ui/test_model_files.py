@@ -8,15 +8,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from dreambooth.core import project, settings
+from dreambooth.core import project
 from dreambooth.core.errors import UserError
 from dreambooth.core.models import checkpoint
 from dreambooth.core.project import Folders
-from dreambooth.engine import export
 from dreambooth.engine.checkpoints.source import open_source
-from dreambooth.service import launcher
 from tests.conftest import Run
 from tests.engine import tiny
+from tests.engine.runs import exported
 
 KEY = "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn1_to_q"
 
@@ -58,9 +57,7 @@ def test_a_checkpoint_becomes_every_kind_of_file(kind: str, tmp_path: Path) -> N
     made = project.create(folders, "it", source)
 
     def write(name: str, *, half: bool = False) -> Path:
-        fields = {"weights": "", "to": str(tmp_path / name), "merge": None, "half": half}
-        export.run(launcher.new_errand(folders, made, "export", settings.parse({}), **fields))
-        return tmp_path / name
+        return Path(exported(made, base=True, to=str(tmp_path / name), half=half)["path"])
 
     one = open_source(source)
     for name in ("out.ckpt", "folder"):

@@ -260,7 +260,7 @@ def _precision(tensors: Mapping[str, Tensor]) -> str:
 
 
 _CHANNELS = {
-    9: "it is an inpainting model; use the plain model it was made from",
+    9: "it is an inpainting model; use the plain model it was made from, and export the result onto this one",
     8: "it edits pictures (InstructPix2Pix); use the plain model it was made from",
     5: "it is a depth model; use the plain model it was made from",
     7: "it is an upscaler",

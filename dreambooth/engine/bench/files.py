@@ -1,5 +1,5 @@
-"""Time and peak memory of what is done with files: creating a model, loading it, exporting it, beside a plain copy
-of the same bytes through safetensors. Each measurement is a process of its own, three times in turn."""
+"""Time and peak memory of what is done with files: creating a model, loading it, exporting it and what it learned,
+beside a plain copy of the same bytes through safetensors. Each is a process of its own, three times in turn."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from dreambooth.engine.process.listener import asked_to_end
 
 FAMILIES = ("sd1", "sdxl")
 REPEATS = 3
+EXTRACTED_RANK = 32
 _MODELS = "models"
 
 
@@ -65,11 +66,17 @@ def _rows(folder: Path, job: Job) -> list[dict[str, Any]]:
                 }
             )
         _file(folder, family).unlink()
+        _trained(folder, family).unlink()
     return rows
 
 
 def _file(folder: Path, family: str) -> Path:
     return folder / f"{family}.safetensors"
+
+
+def _trained(folder: Path, family: str) -> Path:
+    """Another model in place of one that was trained: what it changed is as hard to put into a LoRA as can be."""
+    return folder / f"{family}-trained.safetensors"
 
 
 def _measured(folder: Path, work: str, family: str) -> dict[str, float]:
@@ -86,6 +93,7 @@ def _make(folder: Path, family: str) -> None:
 
     folder.mkdir(parents=True, exist_ok=True)
     write_random(_file(folder, family), family, torch.float16)
+    write_random(_trained(folder, family), family, torch.float16, seed=1)
 
 
 def _create(folder: Path, family: str) -> None:
@@ -111,6 +119,29 @@ def _export(folder: Path, family: str) -> None:
     write(folder / "out.safetensors", original.trained_entries(source, {}, family, half=True), {})
 
 
+def _extract(folder: Path, family: str) -> None:
+    import torch
+
+    from dreambooth.engine.checkpoints import as_lora, changes
+    from dreambooth.engine.checkpoints.source import open_source
+    from dreambooth.engine.checkpoints.write import write_tensors
+
+    base, trained = open_source(_file(folder, family)), open_source(_trained(folder, family))
+    learned = changes.of_result(trained, base, base)
+    made = as_lora.extract(base, learned, EXTRACTED_RANK, dtype=torch.float16, told=lambda done, total: None)
+    write_tensors(folder / "out.safetensors", made.tensors, {})
+
+
+def _onto(folder: Path, family: str) -> None:
+    from dreambooth.engine.checkpoints import changes, original
+    from dreambooth.engine.checkpoints.source import open_source
+    from dreambooth.engine.checkpoints.write import write
+
+    base, trained = open_source(_file(folder, family)), open_source(_trained(folder, family))
+    changed = changes.added(base, changes.of_result(trained, base, base), 0.5)
+    write(folder / "out.safetensors", original.trained_entries(base, changed, family, half=False), {})
+
+
 def _copy(folder: Path, family: str) -> None:
     from safetensors.torch import load_file, save_file
 
@@ -123,11 +154,15 @@ WORKS: dict[str, Callable[[Path, str], None]] = {
     "create": _create,
     "load": _load,
     "export": _export,
+    "export at a weight": _onto,
+    "export as a LoRA": _extract,
     "plain copy": _copy,
 }
 _IMPORTS = {
     "load": "dreambooth.engine.families",
     "export": "dreambooth.engine.families",
+    "export at a weight": "dreambooth.engine.families",
+    "export as a LoRA": "dreambooth.engine.checkpoints.as_lora",
     "plain copy": "safetensors.torch",
 }
 

@@ -58,19 +58,19 @@ def modules(family: str) -> dict[str, nn.Module]:
     return parts
 
 
-def write_random(path: Path, family: str, dtype: torch.dtype, **metadata: str) -> None:
+def write_random(path: Path, family: str, dtype: torch.dtype, seed: int = 0, **metadata: str) -> None:
     """Writes such a checkpoint in the original layout, one tensor in memory at a time."""
     own = original.own_tensors(modules(family))
     entries = {
-        name: Entry(dtype, tuple(tensor.shape), lambda name=name, shape=tuple(tensor.shape): _random(name, shape))
+        name: Entry(dtype, tuple(tensor.shape), lambda name=name, shape=tuple(tensor.shape): _random(name, shape, seed))
         for name, tensor in own.items()
     }
     write(path, original.entries(entries, family), dict(metadata))
 
 
-def _random(name: str, shape: tuple[int, ...]) -> Tensor:
-    """Weights about as large as trained ones, norms around 1; the same for the same name."""
-    generator = torch.Generator().manual_seed(sum(map(ord, name)))
+def _random(name: str, shape: tuple[int, ...], seed: int) -> Tensor:
+    """Weights about as large as trained ones, norms around 1; the same for the same name and seed."""
+    generator = torch.Generator().manual_seed(sum(map(ord, name)) + seed)
     values = torch.randn(shape, generator=generator)
     if len(shape) > 1:
         return values * (torch.Size(shape[1:]).numel() ** -0.5)

@@ -22,8 +22,9 @@ from dreambooth.core.files import atomic
 from dreambooth.core.layout import MINIATURE, PROJECT, SUBJECT_PICTURES
 from dreambooth.core.project import Folders, Project
 from dreambooth.core.run import Job, new_run
-from dreambooth.engine import families
+from dreambooth.engine import export, families
 from dreambooth.engine.bench import sweep_plot
+from dreambooth.engine.export import Wanted
 from dreambooth.engine.generate import load
 from dreambooth.engine.miniature import measure
 from dreambooth.engine.process.listener import asked_to_end
@@ -62,6 +63,7 @@ class Option:
     recipe: str
     label: str
     changes: Flat = field(default_factory=dict)
+    rank: int = 0  # of the LoRA that the result is measured as; 0 measures it as it is
 
     @property
     def name(self) -> str:
@@ -75,8 +77,8 @@ def _lora(label: str, **changes: Any) -> Option:
     return Option("LoRA", label, {key.replace("__", "."): value for key, value in changes.items()})
 
 
-def _full(label: str, **changes: Any) -> Option:
-    return Option("full", label, {key.replace("__", "."): value for key, value in changes.items()})
+def _full(label: str, rank: int = 0, **changes: Any) -> Option:
+    return Option("full", label, {key.replace("__", "."): value for key, value in changes.items()}, rank)
 
 
 _EMBEDDING: Flat = {
@@ -151,6 +153,9 @@ OPTIONS = (
     _full("attention layers alone", tuning__unet_layers="attention"),
     _full("weights in bf16", memory__bf16_weights=True),
     _full("8-bit AdamW", optimizer__name="adamw_8bit"),
+    _full("as a LoRA of rank 2", rank=2),
+    _full("as a LoRA of rank 8", rank=8),
+    _full("as a LoRA of rank 32", rank=32),
 )
 
 
@@ -220,6 +225,10 @@ def _taught(star: Project, option: Option, seed: int) -> measure.Figures:
     subprocess.run(command, cwd=PROJECT, check=True, capture_output=True)
     seconds = time.monotonic() - began
     output = Path(next(event["path"] for event in made.events()[0] if event["event"] == "saved"))
+    if option.rank:
+        result, output = output, output.with_name(f"{output.stem}-rank-{option.rank}.safetensors")
+        export.of_file(made, star, result, output, Wanted(rank=option.rank))
+        result.unlink()
     figures = measure.measure(load(star, str(output)), PICTURES)
     output.unlink()
     return {**figures, "seconds": seconds}

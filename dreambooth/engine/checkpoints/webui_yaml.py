@@ -23,7 +23,8 @@ _SD2_HEAD = 64
 def beside(checkpoint: Path, source: Source, model: Any) -> Iterator[None]:
     """Within it a checkpoint is written; its .yaml, if the WebUI needs one, lies there before it, and not without it.
 
-    A file beside the source is taken over. Raises UserError if it cannot be written.
+    A file beside the source is taken over. Without a `model` nothing else is: WebUIs know one for inpainting by its
+    weights. Raises UserError if it cannot be written.
     """
     target, content = checkpoint.with_suffix(".yaml"), _content(source, model)
     if content is None:
@@ -48,7 +49,7 @@ def _content(source: Source, model: Any) -> bytes | None:
             return own.read_bytes()
         except OSError as error:
             raise UserError(f"{own}: the file cannot be read ({error.strerror}).") from None
-    if model.family == "sd2" or model.prediction_type == "v_prediction":
+    if model is not None and (model.family == "sd2" or model.prediction_type == "v_prediction"):
         return json.dumps(layout(model), indent=1).encode()  # JSON is YAML too
     return None
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from torch import Tensor
 
 from dreambooth import __version__
 from dreambooth.core import schema, words
@@ -25,6 +26,7 @@ from dreambooth.engine.checkpoints.write import PARTIAL, free_name, write_tensor
 from dreambooth.engine.checkpoints.write import write as write_file
 from dreambooth.engine.families.model import Model
 from dreambooth.engine.training.adapters import Trained
+from dreambooth.engine.words.learned import Vectors
 
 _ARCHITECTURES = {
     ("sd1", "epsilon"): "stable-diffusion-v1",
@@ -91,10 +93,16 @@ def place(folders: Folders, project: Project, settings: Settings, images: int) -
 def write_lora(target: Path, project: Project, settings: Settings, model: Model) -> None:
     """Writes the adapters of a model as a LoRA file, with the words that learned beside them."""
     tensors = lora.lora_tensors(model.parts, model.family, half=settings.saving.half_model)
+    write_lora_tensors(target, project, settings, tensors, model.learned())
+
+
+def write_lora_tensors(
+    target: Path, project: Project, settings: Settings, tensors: dict[str, Tensor], words: Vectors
+) -> None:
     about = {
         **metadata(project, settings, target.stem, "/lora"),
-        **_kohya(project, settings, model, target.stem),
-        **words_file.metadata(model.learned()),
+        **_kohya(project, settings, target.stem),
+        **words_file.metadata(words),
     }
     write_tensors(target, tensors, {**about, **_module(tensors)})
 
@@ -137,13 +145,14 @@ def metadata(project: Project, settings: Settings, title: str, kind: str) -> dic
     }
 
 
-def _kohya(project: Project, settings: Settings, model: Model, title: str) -> dict[str, str]:
+def _kohya(project: Project, settings: Settings, title: str) -> dict[str, str]:
     """The keys that WebUIs show for a LoRA and choose its loader by."""
+    family = project.about["family"]
     return {
         "ss_network_dim": str(settings.lora.rank),
         "ss_network_alpha": str(settings.lora.alpha),
-        "ss_base_model_version": _KOHYA_VERSIONS[model.family],
-        "ss_v2": str(model.family == "sd2"),
+        "ss_base_model_version": _KOHYA_VERSIONS[family],
+        "ss_v2": str(family == "sd2"),
         "ss_sd_model_name": project.source.name,
         "ss_clip_skip": str(settings.tuning.clip_skip),
         "ss_max_token_length": str(settings.tuning.max_token_length),

@@ -27,7 +27,9 @@ class Errands(Routes):
     def begin(self, name: str, body: dict[str, Any]) -> Answer:
         """A short job: `kind` is check, class-images, generate, export or tokens, with its own fields beside it.
         An export has `to`, and generate a `prompt`; each takes `weights`, `base`, or `run` and `from_step` for a state,
-        which can be exported without a `to`. A `sheet` of generate has such `weights` as rows, and `lora_weights`.
+        which can be exported without a `to`. An export puts what was learned into its checkpoint at the weight `merge`,
+        or into another, `onto`, or makes it a LoRA of the `rank`, and says what share of it that holds as `held`.
+        A `sheet` of generate has such `weights` as rows, and `lora_weights`.
         Pictures are drawn by the WebUI's own txt2img where `library` is webui, with one of the `samplers` that /status
         names as `sampler`."""
         opened, kind = self.open(name), text(body, "kind")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dreambooth.core.quantities import duration, memory, percent, size
+from dreambooth.service import exporting
 from dreambooth.service.demo import FIGURES
 from dreambooth.ui.terminal import table
 
@@ -119,7 +120,7 @@ def sheet(result: Result) -> str:
 
 
 def exported(result: Result) -> str:
-    return f"Written: {result['path']}"
+    return "\n".join([f"Written: {result['path']}", *filter(None, [exporting.told(result)])])
 
 
 def demo(result: Result) -> str:

@@ -11,7 +11,7 @@ from dreambooth.core.project import Folders, Project, open_project
 from dreambooth.core.quantities import size
 from dreambooth.core.run import BY_WEBUI, Job
 from dreambooth.core.story import Story
-from dreambooth.service import hot_use, runs
+from dreambooth.service import exporting, hot_use, runs
 from dreambooth.ui.page.fragments import (
     Event,
     bar,
@@ -165,7 +165,10 @@ def _made(project: Project, job: Job, story: Story, done: Event) -> str:
 
 
 def _exported(project: Project, job: Job, story: Story, done: Event) -> str:
-    return f'<p class="db-good">Written: {escape(done["path"])}</p>'
+    said = exporting.told(done)
+    return f'<p class="db-good">Written: {escape(done["path"])}</p>' + (
+        f'<p class="db-quiet">{said}</p>' if said else ""
+    )
 
 
 def _plan(project: Project, job: Job, story: Story, done: Event) -> str:

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from dreambooth.core.errors import UserError
 from dreambooth.core.project import Project
 from dreambooth.core.schema import leaves
 from dreambooth.core.settings import Settings
 from dreambooth.ui.page import dialect, jobs
+from dreambooth.ui.page.export import ExportSection
 from dreambooth.ui.page.fragments import live
 
 if TYPE_CHECKING:
@@ -23,14 +21,13 @@ if TYPE_CHECKING:
 _SCHEDULER = next(leaf for leaf in leaves(Settings) if leaf.key == "previews.scheduler")
 BASE = "The model before training"
 DIFFUSERS = "Diffusers"
-_NAMED = re.compile(jobs.NAMED.format("([^›]*)"))
 
 
 class GenerateTab:
     """`fields` are the job's fields by name."""
 
     def __init__(self, page: Page) -> None:
-        self.page = page
+        self.page, self.export = page, ExportSection(page)
 
     def lay_out(self) -> None:
         self.weights = gr.Dropdown(
@@ -64,7 +61,7 @@ class GenerateTab:
         self.said = gr.HTML("", elem_id="db_draw_said")
         self.drawn = gr.HTML("", elem_id="db_drawn")
         with gr.Accordion("Export", open=False, elem_id="db_export_section"):
-            self._lay_out_export()
+            self.export.lay_out()
         self.proposed = gr.Textbox("", elem_id="db_proposed", label="proposed results", elem_classes=["db-hidden"])
 
     def _lay_out_sheet(self) -> None:
@@ -84,28 +81,8 @@ class GenerateTab:
             )
         self.draw_sheet = gr.Button("Generate a sheet", elem_id="db_draw_sheet", size="sm")
 
-    def _lay_out_export(self) -> None:
-        self.to = gr.Textbox(
-            label="Export to",
-            info="The whole path of a .safetensors or .ckpt file, or of a new folder for the Diffusers layout.",
-            elem_id="db_export_to",
-        )
-        with gr.Row(elem_id="db_export_row", elem_classes=["db-fields"]):
-            self.merge = gr.Checkbox(
-                False,
-                label="Merge the Lora",
-                info="Into its checkpoint, at the weight above.",
-                elem_id="db_export_merge",
-            )
-            self.half = gr.Checkbox(
-                False, label="Half Model", info="Half precision, half the size.", elem_id="db_export_half"
-            )
-        self.export = gr.Button("Generate Ckpt", elem_id="db_export")
-        self.export_said = gr.HTML("", elem_id="db_export_said")
-        self.exported = gr.HTML("", elem_id="db_exported")
-
     def places(self) -> list[Any]:
-        return [*self.chosen(), self.fields["eta"], self.drawn, self.exported]
+        return [*self.chosen(), self.fields["eta"], self.drawn, *self.export.places()]
 
     def chosen(self) -> list[Any]:
         """What a person chooses among results, and what the page has chosen by itself, which the browser keeps."""
@@ -115,7 +92,7 @@ class GenerateTab:
         """The results there are now. What a person has chosen of the same model, in `values`, stays as long as it is
         there; else it is the newest."""
         if opened is None:
-            return {self.drawn: "", self.exported: ""}
+            return {self.drawn: "", **self.export.show(None)}
         results = jobs.results(opened)
         labels = [*results, BASE]
         files = [Path(one["weights"]) for one in results.values() if "weights" in one]
@@ -128,7 +105,7 @@ class GenerateTab:
             self.proposed: json.dumps(proposed),
             self.drawn: live("generate", opened.name),
             self.fields["eta"]: gr.update(visible=edited),
-            self.exported: live("export", opened.name),
+            **self.export.show(opened),
         }
 
     def _stays(self, labels: list[str], values: Values) -> tuple[str | None, list[str] | None]:
@@ -141,9 +118,16 @@ class GenerateTab:
     def bind(self) -> None:
         act = self.page.act
         of_library = [self.library, self.sampler]
+        named = {
+            **self.fields,
+            "sampler": self.sampler,
+            "library": self.library,
+            "sheet.weights": self.sheet_rows,
+            "sheet.lora_weights": self.sheet_columns,
+        }
         act(
             self.draw.click,
-            self._labelled(self._draw),
+            jobs.labelled(named, self._draw),
             [self.weights, *of_library, *self.fields.values()],
             [],
             self.said,
@@ -152,27 +136,8 @@ class GenerateTab:
         js = f"(value) => {{ dreamboothPage.mark('library', {library}); return []; }}"
         dialect.on(self.library.change, None, [self.library], js=js)
         drawn = [self.sheet_rows, self.sheet_columns, *self.fields.values()]
-        act(self.draw_sheet.click, self._labelled(self._draw_sheet), drawn, [], self.said)
-        export = [self.weights, self.to, self.merge, self.half, self.fields["lora_weight"]]
-        act(self.export.click, self._labelled(self._export), export, [], self.export_said)
-
-    def _labelled(self, do: Callable[[Values], Shown]) -> Callable[[Values], Shown]:
-        """The handler, whose sentences call a field by the label of its control."""
-        own = {"to": self.to, "merge": self.merge, "half": self.half, "sampler": self.sampler, "library": self.library}
-        sheet = {"sheet.weights": self.sheet_rows, "sheet.lora_weights": self.sheet_columns}
-        labels: dict[str, str] = {
-            jobs.NAMED.format(name): str(control.label).partition(" (")[0]
-            for name, control in {**self.fields, **own, **sheet}.items()
-        }
-
-        def act(values: Values) -> Shown:
-            try:
-                return do(values)
-            except UserError as error:
-                told = [_NAMED.sub(lambda found: labels.get(found[0]) or found[1], one) for one in error.problems]
-                raise UserError(told) from None
-
-        return act
+        act(self.draw_sheet.click, jobs.labelled(named, self._draw_sheet), drawn, [], self.said)
+        self.export.bind(self.weights, self._weights)
 
     def _weights(self, values: Values, opened: Project) -> dict[str, Any]:
         return jobs.results(opened).get(values[self.weights], {"base": True})
@@ -198,16 +163,6 @@ class GenerateTab:
         }
         wanted = {name: values[field] for name, field in self.fields.items() if name not in ("eta", "count")}
         jobs.generate(self.page.host, opened, {**wanted, "sheet": sheet})
-        return {}
-
-    def _export(self, values: Values) -> Shown:
-        opened = self.page.opened(values)
-        wanted = {
-            "to": values[self.to],
-            "half": values[self.half],
-            "merge": values[self.fields["lora_weight"]] if values[self.merge] else None,
-        }
-        jobs.export(self.page.host, opened, {**wanted, **self._weights(values, opened)})
         return {}
 
 

@@ -4,6 +4,8 @@ mend.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from dreambooth.ui.page.errand_view import newest_errand
 
 Values = dict[str, Any]
 NAMED = "‹{}›"  # a field of a job in a sentence, for the page to put the label of its control there
+_NAMED = re.compile(NAMED.format("([^›]*)"))
 
 
 def check(host: Host, opened: Project) -> list[str]:
@@ -67,23 +70,37 @@ def generate(host: Host, opened: Project, wanted: Values) -> None:
     """Draws pictures with a result of the model, or without one."""
     if not (wanted["prompt"] or "").strip():
         raise UserError("Sample Prompt: it is empty; say what to draw.")
-    whole = {
-        key: _whole(value) if isinstance(errands.DRAWING.get(key, ("",))[0], int) else value
+    asked = {
+        key: whole(value) if isinstance(errands.DRAWING.get(key, ("",))[0], int) else value
         for key, value in wanted.items()
     }
-    if txt2img.is_asked(whole, host):
-        chosen, fields = txt2img.fields(opened, whole, host, label=NAMED)
+    if txt2img.is_asked(asked, host):
+        chosen, fields = txt2img.fields(opened, asked, host, label=NAMED)
         _make_room(opened, "generate")
         txt2img.begin(host.folders(), opened, chosen, fields, host)
         return
-    ask = errands.sheet if "sheet" in whole else errands.drawing
-    chosen, fields = ask(opened, whole, label=NAMED)
+    ask = errands.sheet if "sheet" in asked else errands.drawing
+    chosen, fields = ask(opened, asked, label=NAMED)
     queue.submit(_new_errand(host, opened, "generate", chosen, **fields))
 
 
-def _whole(value: Any) -> Any:
+def whole(value: Any) -> Any:
     """A control's number, which gradio may give as 4.0."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def labelled(controls: Mapping[str, Any], do: Callable[[Values], Any]) -> Callable[[Values], Any]:
+    """The handler, whose sentences call a job's field by the label of its control."""
+    labels = {NAMED.format(name): str(control.label).partition(" (")[0] for name, control in controls.items()}
+
+    def act(values: Values) -> Any:
+        try:
+            return do(values)
+        except UserError as error:
+            told = [_NAMED.sub(lambda found: labels.get(found[0]) or found[1], one) for one in error.problems]
+            raise UserError(told) from None
+
+    return act
 
 
 def lora_weights(text: str) -> list[float]:

@@ -351,6 +351,31 @@ def test_export(hands: Hands, tmp_path: Path) -> None:
     assert target.stat().st_size > 0
 
 
+def test_what_was_learned_as_something_else(hands: Hands, data: Path, tmp_path: Path) -> None:
+    """The fields appear that the kind of export needs, and sentences call them by their labels."""
+    for field in ("db_export_onto", "db_export_merge", "db_export_rank"):
+        assert not hands.page.locator(f"#{field}").is_visible()
+    hands.choose("db_export_as", "A Lora of another rank")
+    hands.see("#db_export_rank")
+    hands.write("db_export_rank", "2")
+    hands.write("db_export_to", str(tmp_path / "small.ckpt"))
+    hands.press("db_export")
+    hands.see("#db_export_said", "Export to: a LoRA is one .safetensors file")
+    hands.write("db_export_to", str(tmp_path / "small.safetensors"))
+    hands.press("db_export")
+    hands.see("#db_exported .db-good", "small.safetensors")
+    hands.see("#db_exported .db-quiet", "of what was learned")
+    hands.choose("db_export_as", "Merged into another")
+    hands.see("#db_export_merge")
+    hands.press("db_export")
+    hands.see("#db_export_said", "Other Checkpoint: it is empty")
+    hands.write("db_export_onto", str(open_project(Folders(data), NAME).source))
+    hands.write("db_export_to", str(tmp_path / "onto.safetensors"))
+    hands.press("db_export")
+    hands.see("#db_exported .db-good", "onto.safetensors")
+    hands.choose("db_export_as", "As it is")
+
+
 def test_discarding_takes_a_second_press(hands: Hands, data: Path) -> None:
     before = sorted((data / "Lora").iterdir())
     hands.press("db_train")
