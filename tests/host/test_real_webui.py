@@ -71,7 +71,7 @@ def before() -> dict[str, Any]:
 def visitor(webui: WebUI, browser: Any) -> Iterator[Visitor]:
     opened = Visitor(browser, webui.address)
     yield opened
-    opened.page.close()
+    opened.leave()
 
 
 def number(webui: WebUI) -> int:
@@ -129,7 +129,7 @@ def test_without_a_network_the_tab_says_why_there_is_no_engine(webui: WebUI, bro
     webui.wait(lambda: webui.ask("/dreambooth/status")["engine"]["working"])
     webui.wait(lambda: not webui.ask("/dreambooth/status")["engine"]["working"])
     visitor.see("#db_run .db-note", "pip could not be installed")
-    visitor.page.close()
+    visitor.leave()
     webui.kill()
     webui.has_engine = True
     assert webui.install_as_at_start(webui.data / "extensions" / EXTENSION)[1] == ""
@@ -149,6 +149,7 @@ def test_a_model_is_made_and_taught_on_the_tab(webui: WebUI, visitor: Visitor) -
     visitor.write("db_concepts_N_instance_prompt", "a photo of [filewords]")
     visitor.saved()
     webui.ask_to("PATCH", "/dreambooth/models/a%20star/settings", {"settings": SHORT})
+    visitor.rest()
     visitor.open()
     visitor.press("db_train")
     visitor.state("done", LONG_MS)
@@ -302,7 +303,7 @@ def test_a_webui_that_was_killed_finds_its_run_again(webui: WebUI, browser: Any)
     visitor.press("db_pause")
     visitor.state("paused", LONG_MS)
     assert visitor.errors == []
-    visitor.page.close()
+    visitor.leave()
 
 
 def test_the_gpu_is_lent_and_comes_back_even_after_a_crash(webui: WebUI, before: dict[str, Any]) -> None:
