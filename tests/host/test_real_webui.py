@@ -220,6 +220,18 @@ def test_the_webuis_own_sampler_draws_and_txt2img_draws_it_again(webui: WebUI, v
     assert visitor.errors == []
 
 
+def test_a_word_that_learned_is_known_at_once(webui: WebUI) -> None:
+    """Its name is drawn before and after there is an embedding of that name."""
+    lora = Path(run_is(webui, "done")["outputs"][-1])
+    coming = f"{lora.stem}-2"  # what the next run of as many steps is called
+    unknown = webui.draw(f"a photo of {coming}")[0]
+    assert webui.draw(PROMPT)[0] != unknown  # a WebUI keeps what it made of its last prompt
+    begin(webui, **{"embedding.enabled": True, "concepts.0.instance_token": "sks"})
+    assert Path(run_is(webui, "done")["outputs"][-1]).stem == coming
+    assert (webui.data / "embeddings" / f"{coming}.safetensors").is_file()
+    webui.wait(lambda: webui.draw(f"a photo of {coming}")[0] != unknown, 60)
+
+
 def test_the_checkpoint_is_listed_and_used_at_once(webui: WebUI, before: dict[str, Any]) -> None:
     """A whole model from a run where the model is small, from an export where it is of full size."""
     if webui.is_forge:
