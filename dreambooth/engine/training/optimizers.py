@@ -174,18 +174,9 @@ def _came(groups: Groups, chosen: Chosen) -> torch.optim.Optimizer:
 
 
 def _prodigy(groups: Groups, chosen: Chosen) -> torch.optim.Optimizer:
-    """With the bias correction and the safeguard that its authors advise for diffusion models and warm-up."""
-    from prodigyopt import Prodigy
+    from dreambooth.engine.training.prodigy import Prodigy
 
-    # The first group's rate must not be zero when it is made; the loop sets the rates before each step.
-    return Prodigy(
-        groups,
-        lr=1.0,
-        betas=_betas(chosen, _ADAM_BETAS),
-        eps=chosen.epsilon or _EPSILON,
-        use_bias_correction=True,
-        safeguard_warmup=True,
-    )
+    return Prodigy(groups, betas=_betas(chosen, _ADAM_BETAS), eps=chosen.epsilon or _EPSILON)
 
 
 def _adamw_schedule_free(groups: Groups, chosen: Chosen) -> torch.optim.Optimizer:
