@@ -210,7 +210,7 @@ class Optimizer:
         "adamw",
         "Optimizer",
         "8bit ones take a quarter of AdamW's memory, paged ones lend it from the computer's; Adafactor takes next to "
-        "none on SDXL, CAME half; Lion and CAME want a rate five times lower; Prodigy finds the rate, set it to 1; "
+        "none, CAME half; Lion and CAME want a rate five times lower; Prodigy finds the rate, set it to 1; "
         "schedule-free needs no schedule.",
     )
     weight_decay: float = setting(

@@ -54,6 +54,7 @@ CHOICES = {
         *_BOTH,
         *(Choice(f"{kind}, checkpointed", {**_CHECKPOINTED, "memory.unet_weights": kind}) for kind in ("int8", "nf4")),
         Choice("streamed, checkpointed", _STREAMED),
+        *(Choice(name, {"lora.kind": name.lower()}) for name in ("LoHa", "LoKr")),
         Choice("an embedding, the whole run", _EMBEDDING),
         Choice("class pictures", {**_OF_CLASS, "concepts.0.class_mode": "folder"}),
         Choice("the class kept by prediction", {**_OF_CLASS, "concepts.0.class_mode": "prediction"}),
@@ -61,6 +62,7 @@ CHOICES = {
     "full": (
         *_BOTH,
         Choice("Adafactor", {"optimizer.name": "adafactor"}),
+        Choice("CAME", {"optimizer.name": "came"}),
         Choice("weights in bf16", _BF16),
         Choice("step in the backward pass", _IN_BACKWARD),
         Choice("step in the backward pass, trace_steps off", {**_IN_BACKWARD, **_UNTRACED}),

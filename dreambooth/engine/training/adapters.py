@@ -17,7 +17,7 @@ from dreambooth.core.settings import Settings
 from dreambooth.core.settings.training import UNET_LAYERS
 from dreambooth.engine.families import unet_weights
 from dreambooth.engine.families.model import Model
-from dreambooth.engine.layers import dora, lora_layer, oft
+from dreambooth.engine.layers import dora, lora_layer, lycoris, oft
 from dreambooth.engine.layers.lora_layer import ADAPTER
 from dreambooth.engine.words import learned
 
@@ -167,6 +167,7 @@ def _inject_pefts(module: nn.Module, kind: str, config: PeftConfig) -> None:
     inject_adapter_in_model(config, module)
     layers = [layer for layer in module.modules() if isinstance(layer, BaseTunerLayer)]
     for layer in layers:
+        lycoris.use(layer)
         if kind == "dora":
             dora.attach(layer)
         if kind == "lokr" and ADAPTER in layer.lokr_w1 and ADAPTER in layer.lokr_w2:

@@ -22,7 +22,7 @@ from dreambooth.engine.training.adapters import WORDS, Trained
 Groups = list[dict[str, Any]]
 
 _ADAM_BETAS, _LION_BETAS, _EPSILON = (0.9, 0.999), (0.9, 0.99), 1e-8
-_ADAFACTOR_EPSILONS = (1e-30, 1e-3)  # of the squared gradient and of the size of the weights
+_ADAFACTOR_EPSILON = 1e-30  # of the squared gradient
 _CAME_BETA3, _CAME_EPSILONS = 0.9999, (1e-30, 1e-16)  # of the steps' disagreement; of the squared gradient and of that
 _PACKED = "__bnb_optimizer_quant_state__"  # where bitsandbytes' state_dict puts its 8-bit values
 
@@ -161,17 +161,9 @@ def _paged_lion_8bit(groups: Groups, chosen: Chosen) -> torch.optim.Optimizer:
 
 
 def _adafactor(groups: Groups, chosen: Chosen) -> torch.optim.Optimizer:
-    """With a learning rate of ours, not its own."""
-    from transformers.optimization import Adafactor
+    from dreambooth.engine.training.adafactor import Adafactor
 
-    return Adafactor(
-        groups,
-        eps=(chosen.epsilon or _ADAFACTOR_EPSILONS[0], _ADAFACTOR_EPSILONS[1]),
-        beta1=chosen.beta1 or None,
-        scale_parameter=False,
-        relative_step=False,
-        warmup_init=False,
-    )
+    return Adafactor(groups, eps=chosen.epsilon or _ADAFACTOR_EPSILON, beta1=chosen.beta1 or None)
 
 
 def _came(groups: Groups, chosen: Chosen) -> torch.optim.Optimizer:
@@ -182,18 +174,9 @@ def _came(groups: Groups, chosen: Chosen) -> torch.optim.Optimizer:
 
 
 def _prodigy(groups: Groups, chosen: Chosen) -> torch.optim.Optimizer:
-    """With the bias correction and the safeguard that its authors advise for diffusion models and warm-up."""
-    from prodigyopt import Prodigy
+    from dreambooth.engine.training.prodigy import Prodigy
 
-    # The first group's rate must not be zero when it is made; the loop sets the rates before each step.
-    return Prodigy(
-        groups,
-        lr=1.0,
-        betas=_betas(chosen, _ADAM_BETAS),
-        eps=chosen.epsilon or _EPSILON,
-        use_bias_correction=True,
-        safeguard_warmup=True,
-    )
+    return Prodigy(groups, betas=_betas(chosen, _ADAM_BETAS), eps=chosen.epsilon or _EPSILON)
 
 
 def _adamw_schedule_free(groups: Groups, chosen: Chosen) -> torch.optim.Optimizer:
