@@ -9,7 +9,7 @@ from typing import Any
 from dreambooth.core import picture_files, project, settings
 from dreambooth.core.budget import budget, passed_already
 from dreambooth.core.errors import UserError
-from dreambooth.core.models import checkpoint
+from dreambooth.core.models import anatomy, checkpoint
 from dreambooth.core.project import Project
 from dreambooth.core.run import Job
 from dreambooth.core.settings import Settings
@@ -46,6 +46,9 @@ def _problems(opened: Project, chosen: Settings) -> list[str]:
             checkpoint.read_header(Path(file).expanduser())
         except UserError as error:
             found += error.problems
+    if not opened.problem and chosen.lora.blocks.strip():
+        said = anatomy.blocks_problem(chosen, checkpoint.read_header(opened.source))
+        found += [said] if said else []
     return [*found, *picture_files.problems(chosen.concepts)]
 
 

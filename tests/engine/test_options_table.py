@@ -133,6 +133,7 @@ PROOFS = {
     "lora.alpha": "engine/test_adapters.py::test_the_rank_is_that_of_every_layer_and_alpha_the_files",
     "lora.dropout": "engine/test_adapters.py::test_dropout_acts_in_training_and_not_in_drawing",
     "lora.layers": "engine/test_options.py::test_a_lora_has_the_layers_that_are_chosen",
+    "lora.blocks": "engine/test_lora_blocks.py::test_a_run_trains_these_and_writes_them",
     "lora.lokr_factor": "engine/test_adapters.py::test_the_factor_is_the_first_ones_sides",
     "lora.start_file": "engine/test_families_training.py::test_going_on_from_a_lora_file_starts_from_what_it_knows",
     "embedding.enabled": "engine/test_words.py::test_a_run_teaches_the_word_and_writes_it_twice",

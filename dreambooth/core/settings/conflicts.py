@@ -7,6 +7,7 @@ from urllib.parse import urlsplit
 
 from dreambooth.core.addresses import is_private
 from dreambooth.core.files import file_names
+from dreambooth.core.models import unet_blocks
 
 if TYPE_CHECKING:
     from dreambooth.core.settings import Settings
@@ -32,6 +33,7 @@ def found(settings: Settings) -> list[str]:
         *_sizes(settings),
         *_class_pictures(settings),
         *_what_is_trained(settings),
+        *_lora_blocks(settings),
         *_embedding(settings),
         *_imagic(settings),
         *_name(settings.saving.custom_model_name),
@@ -267,6 +269,19 @@ def _what_is_trained(settings: Settings) -> list[str]:
             "tuning.pad_tokens: flash attention cannot leave padding out; turn it on or set memory.attention to sdpa."
         )
     return problems
+
+
+def _lora_blocks(settings: Settings) -> list[str]:
+    key, lora = "lora.blocks", settings.lora
+    if not settings.is_lora or not lora.blocks.strip():
+        return []
+    if reason := unet_blocks.problem(lora.blocks):
+        return [f"{key}: {reason}."]
+    if not settings.tuning.train_unet:
+        return [f"{key}: they are the UNet's, and tuning.train_unet is off; leave it empty."]
+    if lora.start_file.strip():
+        return [f"{key}: the LoRA of lora.start_file has its own, all of which are gone on from; leave it empty."]
+    return []
 
 
 def _embedding(settings: Settings) -> list[str]:

@@ -128,6 +128,7 @@ VALUES: dict[str, tuple[Any, ...]] = {
     "lora.rank": (1, 5),
     "lora.alpha": (0.5,),
     "lora.dropout": (0.3,),
+    "lora.blocks": ("mid", "IN04-IN05, out"),
     "lora.lokr_factor": (4,),
     "lora.start_file": (START, START_WITH_TEXT),
     "embedding.vectors": (1, 5),
