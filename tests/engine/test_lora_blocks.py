@@ -110,12 +110,12 @@ def test_every_kind_of_lora_has_them(kind: str, base: Path) -> None:
 
 
 def test_the_text_encoder_learns_as_ever(base: Path) -> None:
-    trained = [
-        adapters.prepare(families.load_file(base), settings.parse({"tuning.text_encoder_ratio": 1.0, **some}))
-        for some in ({}, {"lora.blocks": "mid"})
-    ]
-    assert [set(one.parts["text_encoder"]) for one in trained][0] == set(trained[1].parts["text_encoder"])
-    assert len(trained[1].parts["unet"]) < len(trained[0].parts["unet"])
+    whole, some = (
+        adapters.prepare(families.load_file(base), settings.parse({"tuning.text_encoder_ratio": 1.0, **flat})).parts
+        for flat in ({}, {"lora.blocks": "mid"})
+    )
+    assert some["text_encoder"].keys() == whole["text_encoder"].keys()
+    assert len(some["unet"]) < len(whole["unet"])
 
 
 @pytest.mark.parametrize("layers", ["attention", "transformer", "convolutions"])

@@ -57,11 +57,12 @@ class Anatomy:
         unet, text = settings.tuning.train_unet, settings.tuning.text_encoder_learns
         if not settings.is_lora:
             return self.alone.get(settings.tuning.unet_layers, self.unet) * unet + self.text * text
-        trained = (
-            [self.layers[settings.lora.layers][block] for block in self.lora_blocks(settings.lora)] if unet else []
-        )
-        trained += self.layers[_TEXT].values() if text else []
-        return sum(_lora_values(layer, settings.lora) for some in trained for layer in some)
+        lora, trained = settings.lora, list[list[Layer]]()
+        if unet:
+            trained += [self.layers[lora.layers][block] for block in self.lora_blocks(lora)]
+        if text:
+            trained += self.layers[_TEXT].values()
+        return sum(_lora_values(layer, lora) for some in trained for layer in some)
 
     def lora_blocks(self, lora: Lora) -> list[str]:
         """The blocks of the UNet that a LoRA with these settings has layers in, in the order of their turns."""
