@@ -34,6 +34,7 @@ def found(settings: Settings) -> list[str]:
         *_class_pictures(settings),
         *_what_is_trained(settings),
         *_lora_blocks(settings),
+        *_lora_plus(settings),
         *_embedding(settings),
         *_imagic(settings),
         *_name(settings.saving.custom_model_name),
@@ -281,6 +282,18 @@ def _lora_blocks(settings: Settings) -> list[str]:
         return [f"{key}: they are the UNet's, and tuning.train_unet is off; leave it empty."]
     if lora.start_file.strip():
         return [f"{key}: the LoRA of lora.start_file has its own, all of which are gone on from; leave it empty."]
+    return []
+
+
+def _lora_plus(settings: Settings) -> list[str]:
+    ratio, lora = settings.learning.lora_plus_ratio, settings.lora
+    if not settings.is_lora or ratio == 1:
+        return []
+    key = f"learning.lora_plus_ratio: it is {ratio:g}"
+    if settings.optimizer.name == "prodigy":
+        return [f"{key}, but prodigy has one factor for all weights; set it to 1, or choose another optimizer."]
+    if lora.kind not in ("lora", "dora") and not lora.start_file.strip():
+        return [f"{key}, but {lora.kind} has no second matrix that begins at zero; set it to 1."]
     return []
 
 

@@ -33,6 +33,7 @@ LORA_LAYERS = {
     "convolutions": rf".*\.(attentions\.\d+\.({_TRANSFORMER})|{_CONVOLUTIONS})",
 }
 WORDS = "words"  # the part that words are that learn
+UP = ".lora_B."  # in the names of a LoRA's second matrices
 TEXT_ENCODER_LAYERS = r".*encoder\.layers\.\d+\.(self_attn\.(q_proj|k_proj|v_proj|out_proj)|mlp\.fc[12])"
 
 

@@ -93,6 +93,7 @@ VALUES: dict[str, tuple[Any, ...]] = {
     "learning.lora_learning_rate": (1e-4,),
     "learning.lora_text_encoder_learning_rate": (0.0,),
     "learning.embedding_learning_rate": (0.01,),
+    "learning.lora_plus_ratio": (4.0,),
     "learning.warmup": (0.3,),
     "learning.minimum": (0.2,),
     "learning.cycles": (3,),
