@@ -72,6 +72,7 @@ PROOFS = {
     "learning.text_encoder_learning_rate": "engine/test_options.py::test_each_part_has_its_own_learning_rate",
     "learning.lora_learning_rate": "engine/test_families_training.py::test_going_on_from_a_lora_file_starts_from_what_it_knows",
     "learning.lora_text_encoder_learning_rate": "engine/test_families_training.py::test_going_on_from_a_lora_file_starts_from_what_it_knows",
+    "learning.lora_plus_ratio": "engine/test_lora_plus.py::test_the_second_matrices_learn_at_a_multiple",
     "learning.embedding_learning_rate": "engine/test_words.py::test_a_word_begins_as_the_text_that_is_given",
     "learning.scheduler": "engine/test_schedules.py::test_a_curve_is_pytorchs",
     "learning.warmup": "engine/test_schedules.py::test_warm_up_works_with_each",

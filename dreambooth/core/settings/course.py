@@ -156,7 +156,8 @@ class LearningRate:
     lora_plus_ratio: float = setting(
         1.0,
         "LoRA+ Ratio",
-        "How many times as fast the second of each LoRA's or DoRA's two matrices (B, up) learns; 1 is one rate for both.",
+        "How many times the rate of the first of a LoRA's or DoRA's two matrices the second (B, up) has; 1 is one rate "
+        "for both.",
         min=1,
         max=1000,
         advanced=True,
