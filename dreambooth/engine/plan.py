@@ -111,7 +111,7 @@ def _start_file(work: Work) -> list[str]:
 
 def _lora_blocks(work: Work) -> list[str]:
     """Why the model has nothing to train in the blocks that were chosen."""
-    if work.project.problem:
+    if work.project.problem or not work.settings.lora.blocks.strip():
         return []
     said = anatomy.blocks_problem(work.settings, checkpoint.read_header(work.project.source))
     return [said] if said else []

@@ -46,10 +46,18 @@ def _problems(opened: Project, chosen: Settings) -> list[str]:
             checkpoint.read_header(Path(file).expanduser())
         except UserError as error:
             found += error.problems
-    if not opened.problem and chosen.lora.blocks.strip():
-        said = anatomy.blocks_problem(chosen, checkpoint.read_header(opened.source))
-        found += [said] if said else []
+    found += _lora_blocks(opened, chosen)
     return [*found, *picture_files.problems(chosen.concepts)]
+
+
+def _lora_blocks(opened: Project, chosen: Settings) -> list[str]:
+    if opened.problem or not chosen.lora.blocks.strip():
+        return []
+    try:
+        said = anatomy.blocks_problem(chosen, checkpoint.read_header(opened.source))
+    except UserError:  # a damaged model is told of when it is opened
+        return []
+    return [said] if said else []
 
 
 def _too_short(job: Job, chosen: Settings, step: int | None) -> str:
