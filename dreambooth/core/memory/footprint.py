@@ -198,10 +198,10 @@ def _moments(settings: Settings, model: Anatomy, family: str, batch: int, pixels
         # What autocast keeps of whole weights in full precision, it does not keep of copies that come and go.
         kind = Kind("full", "all", "bf16")
     size = Size(model, family, batch, pixels, settings.lora.rank if settings.is_lora else 0)
-    learning = model.learning(settings)
+    from_first = model.kept_share(settings)
 
     def moments(end: str) -> Moments:
-        held = learning + _HELD_BEFORE[end] * (1 - learning)
+        held = from_first + _HELD_BEFORE[end] * (1 - from_first)
         return [(there, held * bytes_) for there, bytes_ in counted.moments(kind, end, size)]
 
     if not settings.batching.gradient_checkpointing:

@@ -68,7 +68,7 @@ class Anatomy:
         """The blocks of the UNet that a LoRA with these settings has layers in, in the order of their turns."""
         return sorted(unet_blocks.chosen(lora.blocks, self.layers[lora.layers]), key=unet_blocks.place)
 
-    def learning(self, settings: Settings) -> float:
+    def kept_share(self, settings: Settings) -> float:
         """How much of what is kept for the backward pass of a LoRA in all blocks is kept for one in the chosen ones:
         the share of what the layers put out that comes from its first block on."""
         if not settings.is_lora or settings.text_learns or not (trained := self.lora_blocks(settings.lora)):
