@@ -1,5 +1,6 @@
 """The optimizers, their parameter groups (the UNet's first, then each text encoder's, or that of words that learn), and
-their states.
+their states. With LoRA+ (Hayou et al. 2024, arXiv 2402.12354) a part has two groups, as the up matrices of its LoRA
+learn at a multiple of its rate.
 
 None is offered before it has taken real steps on this device, and none is ever put in another's place.
 """
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,7 +19,7 @@ from dreambooth.core.errors import UserError
 from dreambooth.core.settings import Settings, learning_rate
 from dreambooth.core.settings.course import Optimizer as Chosen
 from dreambooth.engine.run import trouble
-from dreambooth.engine.training.adapters import WORDS, Trained
+from dreambooth.engine.training.adapters import UP, WORDS, Trained
 
 Groups = list[dict[str, Any]]
 
@@ -27,19 +29,45 @@ _CAME_BETA3, _CAME_EPSILONS = 0.9999, (1e-30, 1e-16)  # of the steps' disagreeme
 _PACKED = "__bnb_optimizer_quant_state__"  # where bitsandbytes' state_dict puts its 8-bit values
 
 
+@dataclass(frozen=True)
+class Group:
+    """Weights of a part of the model that learn at the part's rate, times so much."""
+
+    part: str
+    times: float
+    weights: list[nn.Parameter]
+
+    def rate(self, settings: Settings) -> float:
+        """The full one, before any schedule."""
+        return learning_rate(settings, self.part) * self.times
+
+
+def groups(trained: Trained, settings: Settings) -> list[Group]:
+    """In the optimizer's order; of a part in two, what learns at the part's own rate comes first."""
+    ratio, found = settings.learning.lora_plus_ratio if settings.is_lora else 1.0, []
+    for part, weights in trained.parts.items():
+        if ratio == 1 or part == WORDS:
+            found.append(Group(part, 1.0, list(weights.values())))
+            continue
+        for times, is_up in ((1.0, False), (ratio, True)):
+            some = [weight for name, weight in weights.items() if (UP in name) == is_up]
+            found.append(Group(part, times, some))
+    return found
+
+
 def make(trained: Trained, settings: Settings) -> torch.optim.Optimizer:
     """The chosen optimizer over the groups, each with its own learning rate and weight decay."""
     chosen = settings.optimizer
     decays = {"unet": chosen.weight_decay, WORDS: 0.0}
-    groups = [
+    made = [
         {
-            "params": list(parameters.values()),
-            "lr": learning_rate(settings, part),
-            "weight_decay": decays.get(part, chosen.text_encoder_weight_decay),
+            "params": group.weights,
+            "lr": group.rate(settings),
+            "weight_decay": decays.get(group.part, chosen.text_encoder_weight_decay),
         }
-        for part, parameters in trained.parts.items()
+        for group in groups(trained, settings)
     ]
-    return RECIPES[chosen.name](groups, chosen)
+    return RECIPES[chosen.name](made, chosen)
 
 
 def check(settings: Settings, device: torch.device) -> None:

@@ -55,6 +55,11 @@ class Session:
         return self.budget.images_seen(self.step)
 
     @functools.cached_property
+    def groups(self) -> list[optimizers.Group]:
+        """What the optimizer's parameter groups are."""
+        return optimizers.groups(self.trained, self.settings)
+
+    @functools.cached_property
     def lora_layers(self) -> list[Quick]:
         return lora_layer.of(self.model.parts[part] for part in self.trained.parts if part != WORDS)
 
