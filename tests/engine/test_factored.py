@@ -14,7 +14,7 @@ from dreambooth.engine.bench.operations import Operations
 from dreambooth.engine.training import factored, optimizers
 from dreambooth.engine.training.adafactor import Adafactor
 from dreambooth.engine.training.came import CAME
-from tests.engine.played_card import played_card
+from tests.engine.simulated_card import simulated_card
 from tests.engine.waits import Waits
 
 # The same sides in one shape and in another, kernels, one side, none, one value, and one that is alone.
@@ -185,7 +185,7 @@ def test_forty_weights_take_the_operations_of_one(kind: str, each: int) -> None:
 
 @pytest.mark.parametrize("kind", MAKES)
 def test_nobody_waits_for_the_card(kind: str) -> None:
-    with played_card():
+    with simulated_card():
         some = [nn.Parameter(weight.data.to("cuda")) for weight in weights()]
         optimizer = MAKES[kind](groups_of(some))
         for step in range(2):

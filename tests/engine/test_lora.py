@@ -151,7 +151,7 @@ def test_other_trainers_spellings_are_read(
 
 
 def test_attention_processors_of_old_diffusers_are_read(base: Path, kind: str, tmp_path: Path) -> None:
-    site = "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.processor"
+    site = "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.CPU"
     own = open_source(base)
     name = "unet/down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_out.0.weight"
     out, into = own.tensors[name].shape

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from dreambooth.engine.bench.operations import Operations
 from dreambooth.engine.training import optimizers, prodigy
 from dreambooth.engine.training.prodigy import Prodigy
-from tests.engine.played_card import played_card
+from tests.engine.simulated_card import simulated_card
 from tests.engine.waits import Waits
 
 SHAPES = [(16, 24), (16, 24), (8, 4, 3, 3), (24,), (), (20, 5)]
@@ -104,7 +104,7 @@ def test_rates_that_differ_are_refused() -> None:
 def test_forty_weights_take_the_operations_of_one_and_nobody_waits() -> None:
     counts = []
     for number in (1, 40):
-        with played_card():
+        with simulated_card():
             some = [nn.Parameter(torch.ones(6, 9, device="cuda")) for _ in range(number)]
             optimizer = Prodigy([{"params": some, "lr": 1.0, "weight_decay": 0.1}])
             for step in range(3):

@@ -37,7 +37,7 @@ class Refused(Exception):
 
 
 class WebUI:
-    """The WebUI in `folder`, on the processor, with everything that it writes in `data`."""
+    """The WebUI in `folder`, on the CPU, with everything that it writes in `data`."""
 
     def __init__(self, folder: Path, python: str, data: Path, *flags: str) -> None:
         self.folder, self.python, self.data, self.flags = folder, python, data, flags
@@ -53,7 +53,7 @@ class WebUI:
     def start(self, *flags: str) -> float:
         """Returns the seconds until it answers. Nothing is asked before it has started: AUTOMATIC1111 breaks off where
         a request comes between its page and its API."""
-        on_processor = ["--always-cpu"] if self.is_forge else ["--use-cpu", "all", "--no-half"]
+        on_cpu = ["--always-cpu"] if self.is_forge else ["--use-cpu", "all", "--no-half"]
         # Forge serves its own scripts only from allowed folders, and --data-dir takes its own folder off them.
         own = ["--data-dir", str(self.data), "--port", str(self.port), "--gradio-allowed-path", str(self.folder)]
         self.localizations.mkdir(exist_ok=True)
@@ -62,7 +62,7 @@ class WebUI:
         with open(self.log, "ab") as log:
             said = log.tell()
             self.process = subprocess.Popen(
-                [self.python, "launch.py", *FLAGS, *on_processor, *own, *self.flags, *flags],
+                [self.python, "launch.py", *FLAGS, *on_cpu, *own, *self.flags, *flags],
                 cwd=self.folder, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=self.variables(),
             )  # fmt: skip
         self.wait(lambda: self.has_ended() or STARTED in self.log.read_bytes()[said:], START_SECONDS)

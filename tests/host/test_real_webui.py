@@ -1,6 +1,6 @@
 """The extension in a real WebUI, from its installation to its removal: `python -m tests tests/host --webui DIR`.
 
-The WebUI runs on the processor and keeps everything that it writes in a temporary folder (--data-dir), so that DIR is
+The WebUI runs on the CPU and keeps everything that it writes in a temporary folder (--data-dir), so that DIR is
 as it was. A browser presses the buttons. The tests are one story, in this order.
 """
 

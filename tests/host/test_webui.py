@@ -116,9 +116,9 @@ def test_the_picture_that_is_being_drawn_is_waited_for(host: Any, webui: StandIn
     assert not lending.is_alive() and model.place == "cpu"
 
 
-@pytest.mark.parametrize("why", ["processor", "setting"])
+@pytest.mark.parametrize("why", ["cpu", "setting"])
 def test_nothing_is_lent_where_there_is_no_need(host: Any, webui: StandIn, why: str) -> None:
-    if why == "processor":
+    if why == "cpu":
         webui.module("devices").device = SimpleNamespace(type="cpu")
     else:
         webui.module("shared").opts.data["dreambooth_lend_gpu"] = False

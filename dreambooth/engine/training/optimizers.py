@@ -156,7 +156,7 @@ def _bitsandbytes() -> Any:
 
 
 def _settled(paged: torch.optim.Optimizer) -> torch.optim.Optimizer:
-    """A paged optimizer whose step ends when the card has done it: its states are memory that the processor reads."""
+    """A paged optimizer whose step ends when the card has done it: its states are memory that the CPU reads."""
     paged.register_step_post_hook(lambda *_: torch.cuda.synchronize() if torch.cuda.is_available() else None)
     return paged
 
