@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from diffusers.models.attention_cpu import Attention
+from diffusers.models.attention_processor import Attention
 from safetensors.torch import load_file
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
