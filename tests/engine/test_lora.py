@@ -150,7 +150,7 @@ def test_other_trainers_spellings_are_read(
 
 
 def test_attention_processors_of_old_diffusers_are_read(base: Path, kind: str, tmp_path: Path) -> None:
-    site = "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.CPU"
+    site = "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.processor"
     own = open_source(base)
     name = "unet/down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_out.0.weight"
     out, into = own.tensors[name].shape
