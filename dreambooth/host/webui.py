@@ -148,8 +148,8 @@ def _setting(name: str) -> Path | None:
 
 
 def _read_new_embeddings() -> None:
-    """Forge reads its embeddings when it loads a model and never again. AUTOMATIC1111 and reForge look for new ones when
-    they draw; SD.Next when it loads its model, as it does after each loan, and when its networks are refreshed.
+    """Forge reads its embeddings when it loads a model and never again. AUTOMATIC1111 and reForge look for new ones
+    when they draw; SD.Next when it loads its model, as it does after each loan, and when its networks are refreshed.
 
     What it knows stays known meanwhile, so that a picture which is being drawn keeps its words.
     """
