@@ -25,7 +25,9 @@ def step(optimizer: torch.optim.Optimizer) -> None:
     inner = getattr(optimizer, "optimizer", optimizer)  # accelerate's wrapping
     numbers = numbered(inner)
     for group in inner.param_groups:
-        for some in _portions([weight for weight in group["params"] if weight.grad is not None]):
+        # Those of one shape together, as some optimizers do them at once (see factored.py).
+        weights = sorted((w for w in group["params"] if w.grad is not None), key=lambda weight: tuple(weight.shape))
+        for some in _portions(weights):
             with only(inner, group, some):
                 step_all(inner, some, numbers)
 
