@@ -130,7 +130,8 @@ def test_the_trained_values_are_counted(chosen: str, layers: str, base: Path) ->
 
 
 def test_a_file_has_these_layers_and_is_read_by_us_and_by_diffusers(base: Path, family: str, tmp_path: Path) -> None:
-    model, path = prepared(base, **{"lora.blocks": "mid,OUT03-OUT05"}), tmp_path / "some.safetensors"
+    model = prepared(base, **{"lora.blocks": "mid,OUT03-OUT05", "lora.alpha": 3.0})
+    path = tmp_path / "some.safetensors"
     torch.manual_seed(3)
     for weight in model.unet.parameters():
         if weight.requires_grad:

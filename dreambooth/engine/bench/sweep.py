@@ -108,7 +108,7 @@ OPTIONS = (
     _lora("blocks in the middle", lora__blocks="IN07-OUT05"),
     _lora("blocks on the way up", lora__blocks="out"),
     _lora("blocks on the way up, twice the rate", lora__blocks="out", learning__lora_learning_rate=6e-3),
-    _lora("widest blocks of the way up", lora__blocks="OUT06-OUT11"),
+    _lora("the last six blocks", lora__blocks="OUT06-OUT11"),
     _lora("LoRA+ 4", learning__lora_plus_ratio=4.0),
     _lora("LoRA+ 16", learning__lora_plus_ratio=16.0),
     _lora("LoRA+ 4, half the rate", learning__lora_plus_ratio=4.0, learning__lora_learning_rate=1.5e-3),
