@@ -40,8 +40,7 @@ def saves(settings: Settings, length: Budget) -> int:
 def state_bytes(header: Header, settings: Settings) -> int:
     """The size of a state: the trained weights, what the optimizer keeps, and the EMA."""
     own = 2 if settings.memory.bf16_weights else 4
-    family = checkpoint.describe(header).family if settings.optimizer.name == "adafactor" else ""
-    kept = footprint.optimizer_bytes(settings, family)
+    kept = footprint.optimizer_bytes(settings)
     each = own + kept + 4 * settings.tuning.use_ema
     return int(anatomy.of(header).trained(settings) * each)
 

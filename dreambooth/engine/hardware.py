@@ -1,4 +1,4 @@
-"""What differs between devices: a card of NVIDIA or AMD (cuda, to PyTorch), an Apple GPU (mps), the processor."""
+"""What differs between devices: a card of NVIDIA or AMD (cuda, to PyTorch), an Apple GPU (mps), the CPU."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def here() -> torch.device:
 def name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name()
-    return "the Apple GPU" if device.type == "mps" else "the processor"
+    return "the Apple GPU" if device.type == "mps" else "the CPU"
 
 
 def does_bf16(device: torch.device) -> bool:
@@ -32,15 +32,15 @@ def does_bf16(device: torch.device) -> bool:
 
 
 def is_quick_in_bf16(device: torch.device) -> bool:
-    """Whether bf16 is worth computing in. A card from before Ampere (2020) plays it, and has no kernel of attention for
-    it but the plain one, which keeps the whole matrix."""
+    """Whether bf16 is worth computing in. A card from before Ampere (2020) emulates it, and has no kernel of attention
+    for it but the plain one, which keeps the whole matrix."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return does_bf16(device)
 
 
 def memory_bytes(device: torch.device) -> int:
-    """What a device can give at most; 0 for the processor. An Apple GPU has part of the computer's own memory: as much
+    """What a device can give at most; 0 for the CPU. An Apple GPU has part of the computer's own memory: as much
     as Metal advises to use."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(0).total_memory
@@ -62,7 +62,7 @@ def free_bytes(device: torch.device) -> int:
 
 
 def most_used_bytes(device: torch.device) -> int:
-    """The most that was in use at once; 0 on the processor. Of an Apple GPU what PyTorch holds, which does not shrink
+    """The most that was in use at once; 0 on the CPU. Of an Apple GPU what PyTorch holds, which does not shrink
     by itself, as nothing else is counted there."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
@@ -83,7 +83,7 @@ def give_back_memory() -> None:
 
 
 def brought(tensor: Tensor, device: torch.device, *, copy: bool = False) -> Tensor:
-    """A tensor on the device. A card fetches it by itself while the processor goes on.
+    """A tensor on the device. A card fetches it by itself while the CPU goes on.
 
     An Apple GPU is waited for: what it is to fetch later PyTorch may have let go of by then, and nothing says so
     (pytorch/pytorch issues 139550 and 189690).

@@ -47,7 +47,7 @@ def report(job: Job) -> dict[str, Any]:
         problems.append(problem)
     if problem := pictures.imagic_problem(work.settings, len(readable)):
         problems.append(problem)
-    problems += [*_unable(work), *_start_file(work)]
+    problems += [*_unable(work), *_lora_blocks(work), *_start_file(work)]
     try:
         kept = list(dict.fromkeys(one.picture.prompt for one in pictures.kept_examples(learned, work.settings)))
     except UserError as error:
@@ -107,6 +107,14 @@ def _start_file(work: Work) -> list[str]:
     except UserError as error:
         return error.problems
     return []
+
+
+def _lora_blocks(work: Work) -> list[str]:
+    """Why the model has nothing to train in the blocks that were chosen."""
+    if work.project.problem or not work.settings.lora.blocks.strip():
+        return []
+    said = anatomy.blocks_problem(work.settings, checkpoint.read_header(work.project.source))
+    return [said] if said else []
 
 
 def _class_pictures(planned: class_pictures.Plan) -> dict[str, Any]:

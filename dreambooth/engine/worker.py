@@ -16,6 +16,7 @@ from dreambooth.core.budget import Budget, budget
 from dreambooth.core.errors import Problem, UserError
 from dreambooth.core.files import atomic
 from dreambooth.core.forecast import disk_bytes
+from dreambooth.core.models import anatomy
 from dreambooth.core.run import Job
 from dreambooth.engine import families, suited
 from dreambooth.engine.checkpoints import lora
@@ -106,6 +107,8 @@ def _run(work: Work) -> Ending:
     outputs.remove_abandoned(work.folders)
     check_abilities(work)
     source = open_model(work.project)
+    if problem := anatomy.blocks_problem(work.settings, source.header):
+        raise UserError(problem)
     material = Material.gather(work)
     length = budget(work.settings, pictures.seen_each_epoch(material.pictures, work.settings.concepts))
     _check_disk(work, source, length)

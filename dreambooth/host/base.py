@@ -52,7 +52,7 @@ class Host(Protocol):
 
     def lend_gpu(self) -> None:
         """Empties the GPU for the engine and refuses pictures meanwhile, with a sentence. Waits for the picture that
-        is being drawn. Does nothing when it is lent already, and where the WebUI works on the processor."""
+        is being drawn. Does nothing when it is lent already, and where the WebUI works on the CPU."""
 
     def take_gpu_back(self) -> None:
         """Ends the loan. Does nothing when nothing is lent."""

@@ -78,6 +78,8 @@ class WebUI:
         for page in ui_extra_networks.extra_pages:
             if page.name in ("checkpoints", "model", "lora"):  # "model" is SD.Next's
                 page.refresh()
+        if self.name == "Forge":
+            _read_new_embeddings()
 
     def started(self, app: Any) -> None:
         """The web application is there; no picture has been asked for yet."""
@@ -143,6 +145,21 @@ def _setting(name: str) -> Path | None:
     """A folder that one of SD.Next's settings names; the others have no settings of folders."""
     value = shared.opts.data.get(name)
     return Path(value).expanduser().absolute() if value and isinstance(value, str) else None
+
+
+def _read_new_embeddings() -> None:
+    """Forge reads its embeddings when it loads a model and never again. AUTOMATIC1111 and reForge look for new ones
+    when they draw; SD.Next when it loads its model, as it does after each loan, and when its networks are refreshed.
+
+    What it knows stays known meanwhile, so that a picture which is being drawn keeps its words.
+    """
+    model = sd_models.model_data.sd_model  # before the first picture there is none yet, which knows nothing
+    for name in ("text_processing_engine", "text_processing_engine_l", "text_processing_engine_g"):  # two of SDXL
+        if database := getattr(getattr(model, name, None), "embeddings", None):
+            for folder in database.embedding_dirs.values():
+                if folder.has_changed():
+                    database.load_from_dir(folder)
+                    folder.update()
 
 
 def _name() -> str:

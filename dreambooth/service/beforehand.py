@@ -9,7 +9,7 @@ from typing import Any
 from dreambooth.core import picture_files, project, settings
 from dreambooth.core.budget import budget, passed_already
 from dreambooth.core.errors import UserError
-from dreambooth.core.models import checkpoint
+from dreambooth.core.models import anatomy, checkpoint
 from dreambooth.core.project import Project
 from dreambooth.core.run import Job
 from dreambooth.core.settings import Settings
@@ -46,7 +46,18 @@ def _problems(opened: Project, chosen: Settings) -> list[str]:
             checkpoint.read_header(Path(file).expanduser())
         except UserError as error:
             found += error.problems
+    found += _lora_blocks(opened, chosen)
     return [*found, *picture_files.problems(chosen.concepts)]
+
+
+def _lora_blocks(opened: Project, chosen: Settings) -> list[str]:
+    if opened.problem or not chosen.lora.blocks.strip():
+        return []
+    try:
+        said = anatomy.blocks_problem(chosen, checkpoint.read_header(opened.source))
+    except UserError:  # a damaged model is told of when it is opened
+        return []
+    return [said] if said else []
 
 
 def _too_short(job: Job, chosen: Settings, step: int | None) -> str:

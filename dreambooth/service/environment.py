@@ -130,8 +130,8 @@ def engine_variables() -> dict[str, str]:
         PYTHONUTF8="1",
         HF_HUB_OFFLINE="1",
         TOKENIZERS_PARALLELISM="false",
-        PYTORCH_ENABLE_MPS_FALLBACK="1",  # what PyTorch lacks on an Apple GPU is done by the processor, not refused
-        OMP_WAIT_POLICY=os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),  # spinning threads stall on a shared processor
+        PYTORCH_ENABLE_MPS_FALLBACK="1",  # what PyTorch lacks on an Apple GPU is done by the CPU, not refused
+        OMP_WAIT_POLICY=os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),  # spinning threads stall on a shared CPU
     )
     return variables
 

@@ -103,7 +103,7 @@ def _machine(job: Job) -> dict[str, Any]:
     pages = getattr(os, "sysconf_names", {}).keys() >= {"SC_PHYS_PAGES", "SC_PAGE_SIZE"}
     return {
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
-        "processors": os.cpu_count(),
+        "cpus": os.cpu_count(),
         "memory_bytes": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if pages else None,
         "free_disk_bytes": shutil.disk_usage(job.folder).free,
     }

@@ -50,7 +50,7 @@ def missing(machine: Machine) -> str:
         return ""
     if machine.processor == "x86_64":
         return (
-            "This Python was built for Intel processors, for which PyTorch no longer comes on a Mac: with Apple "
+            "This Python was built for Intel CPUs, for which PyTorch no longer comes on a Mac: with Apple "
             "silicon start this with a Python for arm64; an Intel Mac cannot train."
         )
     if machine.release and int(machine.release.split(".")[0]) < _MACOS:
@@ -81,10 +81,10 @@ def note(machine: Machine) -> str:
     if machine.nvidia_driver and int(machine.nvidia_driver.split(".")[0]) < _CUDA_BY_DRIVER[-1][0]:
         return (
             f"The NVIDIA driver {machine.nvidia_driver} is too old for this PyTorch (it needs "
-            f"{_CUDA_BY_DRIVER[-1][0]} or newer): training will use the processor. Update it and run setup again."
+            f"{_CUDA_BY_DRIVER[-1][0]} or newer): training will use the CPU. Update it and run setup again."
         )
     if machine.has_amd and machine.system == "Windows":
-        return "AMD cards are used on Linux only: training will use the processor."
+        return "AMD cards are used on Linux only: training will use the CPU."
     return ""
 
 

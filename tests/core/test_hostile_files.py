@@ -21,7 +21,7 @@ from dreambooth.core.errors import UserError
 from dreambooth.core.project import Folders
 from tests.conftest import write_safetensors
 
-SECONDS = 2.0  # of the processor, so that a busy machine fails no test
+SECONDS = 2.0  # of the CPU, so that a busy machine fails no test
 
 Make = Callable[[Path], Path]
 CASES: dict[str, tuple[Make, str]] = {}

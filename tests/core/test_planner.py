@@ -73,7 +73,7 @@ def test_a_small_card_trains_a_large_model_from_the_computers_memory() -> None:
     assert made.fits
     assert then.memory.unet_weights == "streamed"
     assert then.memory.bf16_weights, "half of what is carried to the card and back"
-    told = footprint.computer_bytes(then, footprint.full_size("sdxl"), "sdxl")
+    told = footprint.computer_bytes(then, footprint.full_size("sdxl"))
     assert 2 * footprint.full_size("sdxl").blocks < told < 12e9
     assert "the computer's own memory" in made.why
     on_eight = planner.for_family(settings("full"), "sdxl", 8 * GB)

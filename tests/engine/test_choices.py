@@ -41,7 +41,7 @@ def test_a_choice_is_held_against_the_plain_training_of_its_turn(
         slowness = 1 + (turn[0] - 1) // len(choices.CHOICES["lora"])
         said.append(flat["general.method"])
         seconds = slowness * cost
-        return {"seconds": seconds, "processor_seconds": 2 * seconds, "peak_bytes": 7, "device_peak_bytes": 0}
+        return {"seconds": seconds, "cpu_seconds": 2 * seconds, "peak_bytes": 7, "device_peak_bytes": 0}
 
     monkeypatch.setattr(Bench, "measured", measured)
     monkeypatch.setattr(choices, "TURNS", 2)
@@ -49,9 +49,9 @@ def test_a_choice_is_held_against_the_plain_training_of_its_turn(
     found = choices.measure(job)
     assert set(said) == {"lora"}
     ratios = {row["choice"]: row["to_plain"] for row in found["rows"]}
-    assert ratios["plain"] == {"clock": 1.0, "processor": 1.0}
-    assert ratios["checkpointed_share 1"] == {"clock": 1.5, "processor": 1.5}
-    assert found["tiles"] == {"clock": 1.5, "processor": 1.5}
+    assert ratios["plain"] == {"clock": 1.0, "cpu": 1.0}
+    assert ratios["checkpointed_share 1"] == {"clock": 1.5, "cpu": 1.5}
+    assert found["tiles"] == {"clock": 1.5, "cpu": 1.5}
     assert not (tmp_path / "out").exists()
     job.request("stop")
     with pytest.raises(UserError, match="Stopped as asked"):

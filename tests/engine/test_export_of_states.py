@@ -194,7 +194,7 @@ def test_pictures_of_a_state_are_those_of_its_export(
     cells = {name: Path(path).read_bytes() for name, path in zip(names, sheet["pictures"])}
     assert cells["00-00"] == cells["02-00"] != cells["04-00"]
     assert cells["00-01"] == cells["02-01"] != cells["00-00"]
-    # A processor rounds by where values lie in memory, which for those of a mapped file hangs on its name's length.
+    # A CPU rounds by where values lie in memory, which for those of a mapped file hangs on its name's length.
     assert apart(cells["01-00"], cells["03-00"]) <= 2 < apart(cells["01-00"], cells["04-00"])
     with Image.open(sheet["sheet"]) as all_of_them:
         assert all_of_them.width > all_of_them.height / 5 > 64

@@ -1,5 +1,5 @@
-"""Streamed weights that are fetched while the block before computes, on a device that is played: whatever is done when,
-the same is learned; and where a wait is left out, it shows."""
+"""Streamed weights that are fetched while the block before computes, on a device that is simulated: whatever is done
+when, the same is learned; and where a wait is left out, it shows."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from dreambooth.engine.families import fetching, unet_weights
 from dreambooth.engine.families.fetching import Ahead
 from dreambooth.engine.tracing.program import Program
 from dreambooth.engine.training import in_backward, traced
-from tests.engine.played_streams import Early, Late
 from tests.engine.runs import LORA, output, same, tiny_project, told, train
+from tests.engine.simulated_streams import Early, Late
 
 STREAMED: dict[str, Any] = {
     "memory.unet_weights": "streamed",
@@ -68,15 +68,15 @@ def on(device: Any, *, checked: bool = True) -> Iterator[None]:
 def test_the_same_is_learned_whenever_it_is_copied(
     device: Any, kind: str, made: Project, wanted: dict[str, dict[str, Tensor]]
 ) -> None:
-    played = device()
-    with on(played):
+    simulated = device()
+    with on(simulated):
         job = train(made, **KINDS[kind])
     assert not told(job, "warning")
     assert is_same(wanted[kind], job)
-    assert played.copied > 0
-    if isinstance(played, Late):
-        assert played.freed == 0
-        assert not played.asked, "between two passes nothing is on its way"
+    assert simulated.copied > 0
+    if isinstance(simulated, Late):
+        assert simulated.freed == 0
+        assert not simulated.asked, "between two passes nothing is on its way"
 
 
 def is_same(wanted: dict[str, Tensor], job: Job) -> bool:
@@ -231,7 +231,7 @@ def test_so_where_a_pass_is_given_up() -> None:
 
 
 def test_what_nobody_waits_for_is_freed_on_its_way(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So the played device shows what the rule is for."""
+    """So the simulated device shows what the rule is for."""
     a, b, c = made = blocks(3)
     device = Late()
     ahead = laid(device, made)

@@ -25,7 +25,7 @@ from tests.engine import tiny
 
 GOLDEN = Path(__file__).with_name("golden.json")
 STEPS = 8
-# SD 1 is the miniature's; its tiny model with random weights doubles every rounding of a processor at each step.
+# SD 1 is the miniature's; its tiny model with random weights doubles every rounding of a CPU at each step.
 KINDS = ("miniature", *(kind for kind in tiny.FAMILIES if kind != "sd1"))
 METHODS = {
     "full": {"general.method": "full", "learning.learning_rate": 1e-4},

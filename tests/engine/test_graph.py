@@ -1,4 +1,4 @@
-"""Steps as CUDA graphs. A graph is played on the processor: it reads and writes at fixed places, as a real one does."""
+"""Steps as CUDA graphs. A graph is simulated on the CPU: it reads and writes at fixed places, as a real one does."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from dreambooth.engine.run import trouble
 from dreambooth.engine.tracing import graph
 from dreambooth.engine.tracing.program import Program
 from dreambooth.engine.training import traced
-from tests.engine.played_card import played_card
 from tests.engine.runs import LORA, SHORT, new_run, output, same, tiny_project, told, train
+from tests.engine.simulated_card import simulated_card
 
 ON = {"tuning.cuda_graphs": True}
 STEPS = {"intervals.max_train_steps": 12, "batching.train_batch_size": 1}
@@ -162,7 +162,7 @@ def test_a_capture_that_fails_is_ended_and_its_stream_left(refused: bool, monkey
             raise RuntimeError("operation not permitted")
         return (inputs[0],)
 
-    with played_card():
+    with simulated_card():
         monkeypatch.setattr(torch.cuda, "Stream", Stream)
         monkeypatch.setattr(torch.cuda, "stream", stream)
         monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: None)

@@ -34,7 +34,7 @@ def weights(star: Project, **changes: Any) -> dict[str, torch.Tensor]:
     return load_file(saved(train(star, **{**SHORT, **changes}))[-1])
 
 
-@pytest.mark.parametrize("name", ["adamw", "adamw_8bit", "lion", "adafactor"])
+@pytest.mark.parametrize("name", ["adamw", "adamw_8bit", "lion", "adafactor", "came"])
 def test_every_optimizer_changes_the_weights_as_without_it(name: str, star: Project) -> None:
     same(star, **{"optimizer.name": name, "intervals.max_train_steps": 3})
 

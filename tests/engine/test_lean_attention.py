@@ -9,8 +9,8 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from dreambooth.engine.training import lean_attention
 from dreambooth.engine.training.lean_attention import Lean, attended
-from tests.engine.played_apple import PlayedAppleGpu
-from tests.engine.played_card import played_card
+from tests.engine.simulated_apple import SimulatedAppleGpu
+from tests.engine.simulated_card import simulated_card
 
 
 def given(dtype: torch.dtype, places: int, others: int) -> list[Tensor]:
@@ -56,7 +56,7 @@ def test_nothing_large_is_kept_on_an_apple_gpu() -> None:
         kept.append(tensor)
         return tensor
 
-    with played_card(PlayedAppleGpu), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    with simulated_card(SimulatedAppleGpu), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         inputs = [one.detach().to("mps").requires_grad_() for one in given(torch.float32, 64, 64)]
         attended(*inputs).sum().backward()
         assert all(one.grad is not None and one.grad.device.type == "mps" for one in inputs)

@@ -155,7 +155,7 @@ def test_nothing_is_cast_without_need() -> None:
     [
         ({}, torch.bfloat16),
         ({"lora.kind": "dora"}, torch.bfloat16),
-        ({"lora.kind": "loha"}, None),
+        ({"lora.kind": "loha"}, torch.bfloat16),
         ({"memory.attention": "sliced"}, None),
         ({"general.method": "full"}, None),
         ({"general.method": "full", "memory.bf16_weights": True}, torch.bfloat16),
@@ -168,11 +168,11 @@ def test_autocast_is_left_out_where_all_lies_in_one_precision(flat: dict[str, An
     chosen = settings.parse({"tuning.mixed_precision": "bf16", **flat})
     AcceleratorState._reset_state(reset_partial_state=True)
     made: Accelerator = precision.of(chosen)
-    assert precision.plain_dtype(made, chosen, chosen.lora.kind if chosen.is_lora else "full") == plain
+    assert precision.plain_dtype(made, chosen) == plain
 
 
-def test_the_layers_of_a_start_file_decide_whether_autocast_is_left_out(tmp_path: Path) -> None:
-    """Not the setting, which they overrule."""
+def test_the_layers_of_a_start_file_are_what_is_trained(tmp_path: Path) -> None:
+    """Not what the setting says, which they overrule."""
     made, mixed = runs.tiny_project(tmp_path), {**runs.LORA, "tuning.mixed_precision": "bf16"}
     first = runs.saved(runs.train(made, **mixed, **{"lora.kind": "loha"}))[-1]
     goes_on = {**mixed, "lora.start_file": str(first)}

@@ -19,6 +19,7 @@ from dreambooth.core.run import Job
 from dreambooth.core.settings import parse
 from dreambooth.core.settings.course import Optimizer
 from dreambooth.engine import worker
+from dreambooth.engine.bench.operations import Operations
 from dreambooth.engine.training import optimizers, rounding
 from dreambooth.engine.training.adapters import Trained
 from dreambooth.service import launcher
@@ -313,27 +314,46 @@ def test_what_does_not_go_together_is_refused(change: dict[str, Any], said: str)
     assert [problem for problem in refused.value.problems if problem.startswith(said)]
 
 
+def rounded(exact: torch.Tensor, number: int) -> torch.Tensor:
+    """As the second of three that are rounded together."""
+    whole, each = rounding.in_full([torch.ones(3, 5), exact, torch.ones(2)])
+    rounding.round_at_random(whole, each, [8, number, 9])
+    return each[1]
+
+
 def test_rounding_is_right_on_the_average() -> None:
     torch.manual_seed(0)
     for value in (1.001, -0.3333, 1e-3, 257.7):
         exact = torch.full((40_000,), value)
-        drawn = rounding.rounded(exact, 3)
-        assert drawn.dtype == torch.bfloat16
+        drawn = rounded(exact, 3)
+        assert torch.equal(drawn.bfloat16().float(), drawn)
         assert len(drawn.unique()) == 2  # its neighbours, nothing farther
         gap = (drawn.max() - drawn.min()).float().item()
         assert abs(drawn.double().mean().item() - exact[0].item()) < 4 * gap / 2 / 40_000**0.5
     kept = torch.tensor([0.5, -2.0, 0.0, 3.0])
-    assert torch.equal(rounding.rounded(kept, 0).float(), kept)
+    assert torch.equal(rounded(kept, 0), kept)
 
 
 def test_the_chance_of_each_weight_and_step_is_its_own() -> None:
     exact, seen = torch.full((1000,), 1.001), []
     for step, number in ((0, 0), (0, 1), (1, 0), (0, 0)):
         torch.manual_seed(step)
-        seen.append(rounding.rounded(exact, number))
+        seen.append(rounded(exact, number))
         torch.rand(7)  # what else is drawn in a step does not matter
     assert torch.equal(seen[0], seen[3])
     assert not any(torch.equal(one, other) for one, other in itertools.combinations(seen[:3], 2))
+
+
+def test_a_hundred_weights_are_rounded_in_hardly_more_operations_than_it_draws() -> None:
+    """Each has a chance of its own; all else is done on all of them."""
+    weights = [nn.Parameter(torch.ones(3, 5, dtype=torch.bfloat16)) for _ in range(100)]
+    optimizer = torch.optim.AdamW(weights, fused=True)
+    for _ in range(2):
+        for weight in weights:
+            weight.grad = torch.ones_like(weight)
+        with Operations() as counted:
+            rounding.step(optimizer)
+    assert counted.count < 100 + 12
 
 
 OWN_STEPS = ("prodigy", "adamw_schedule_free", "came")  # whose size is not the rate: CAME's grow where gradients agree

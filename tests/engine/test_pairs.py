@@ -25,12 +25,12 @@ from tests.engine.pairs.running import LOADING, Done
 from tests.engine.pairs.running import quick as quick
 from tests.engine.pairs.values import FAMILY, SECOND, Row, table
 from tests.engine.pairs.world import World
-from tests.engine.played_card import PlayedCard, played_card
 from tests.engine.runs import same, saved, told
+from tests.engine.simulated_card import SimulatedCard, simulated_card
 
 SEED = 9
 ALWAYS = 1  # row that every run of the tests does
-ON_CARD = 20  # rows that are done on a played card, where each takes a minute
+ON_CARD = 20  # rows that are done on a simulated card, where each takes a minute
 TRACE = "tuning.trace_steps"
 CHANGES = 2  # settings that a row goes on with other values of, one at a time
 
@@ -92,16 +92,16 @@ def test_a_row(number: int, row: Row, world: World, quick: None) -> None:
         go_on(other, key, value)
 
 
-def test_a_row_on_a_card(number: int, row: Row, world: World, quick: None, card: PlayedCard) -> None:
-    """The same where the card is played, with what only a card has."""
+def test_a_row_on_a_card(number: int, row: Row, world: World, quick: None, card: SimulatedCard) -> None:
+    """The same where the card is simulated, with what only a card has."""
     check_row(row, world)
     assert card.operations > 1000
 
 
 @pytest.fixture
-def card(world: World, row: Row) -> Iterator[PlayedCard]:
+def card(world: World, row: Row) -> Iterator[SimulatedCard]:
     world.settings(row)  # whose files are made without it
-    with played_card() as made:
+    with simulated_card() as made:
         yield made
 
 

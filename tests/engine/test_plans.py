@@ -1,4 +1,4 @@
-"""The planner's plans run for real, on a card that is played on the processor."""
+"""The planner's plans run for real, on a card that is simulated on the CPU."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def test_what_is_outside_the_allocator_counts(
         Job(Path(about["job"])).report("done")
 
     monkeypatch.setattr(plans, "taken_by_others", lambda: others)
-    monkeypatch.setattr(Small, "pretended", False)
+    monkeypatch.setattr(Small, "simulated", False)
     monkeypatch.setattr(Small, "source", lambda *_: plans.MINIATURES["sd1"])
     monkeypatch.setattr(subprocess, "run", runs)
     bench = Bench(tmp_path / "work", Small(), Rows(tmp_path))
@@ -181,14 +181,14 @@ def test_what_a_card_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_each_moment_has_its_own_peak() -> None:
-    class Played:
+    class Simulated:
         peak = 0
 
         def peaks(self) -> tuple[int, int]:
             found, self.peak = self.peak, 0
             return found, 2 * found
 
-    card = Played()
+    card = Simulated()
     moments = Moments(card)  # type: ignore[arg-type]
     for peak, event in ((5, "stage"), (7, "preview"), (3, "step"), (4, "step"), (2, "saved"), (1, "end")):
         card.peak = peak

@@ -210,6 +210,8 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "dropout": ("sd1", {**LORA, "lora.layers": "convolutions", "lora.dropout": 0.3}),
     "dora": ("sd1", {**LORA, "lora.kind": "dora", "optimizer.name": "adamw_schedule_free"}),
     "oft": ("sd1", {**LORA, "lora.kind": "oft"}),
+    "loha": ("sd1", {**LORA, "lora.kind": "loha", "lora.layers": "convolutions", **CHECKPOINTED}),
+    "lokr": ("sd1", {**LORA, "lora.kind": "lokr", "lora.layers": "convolutions", **BF16}),
     "half precision": ("sd1", {**LORA, **BF16}),
     "autocast": ("sd1", BF16),
     "bf16 weights": ("sd1", {"memory.bf16_weights": True, **BF16}),
@@ -279,8 +281,6 @@ def test_what_is_learned_is_the_same_to_the_bit(
 @pytest.mark.parametrize(
     "changes",
     [
-        {**LORA, "lora.kind": "loha"},  # peft draws a number for each of its layers
-        {**LORA, "lora.kind": "lokr"},
         {**LORA, "lora.dropout": 0.3, **CHECKPOINTED},
         {"intervals.max_train_steps": traced.BEFORE + 3},
     ],

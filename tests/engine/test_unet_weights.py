@@ -47,7 +47,7 @@ def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 @pytest.fixture
 def _copied(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Weights in memory of their own. A file's pages are used as they lie, where the processor adds up in another
+    """Weights in memory of their own. A file's pages are used as they lie, where the CPU adds up in another
     order."""
     load = families.load
 

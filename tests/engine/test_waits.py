@@ -35,6 +35,10 @@ KINDS: dict[str, dict[str, Any]] = {
     "in backward": {"memory.step_in_backward": True},
     "bf16": {"memory.bf16_weights": True, "tuning.mixed_precision": "bf16"},
     "lion": {"optimizer.name": "lion"},
+    "adafactor": {"optimizer.name": "adafactor"},
+    "came": {"optimizer.name": "came"},
+    "prodigy": {"optimizer.name": "prodigy", "learning.learning_rate": 1.0},
+    "schedule-free": {"optimizer.name": "adamw_schedule_free"},
     "objective": {
         "objective.weighting": "min_snr",
         "objective.offset_noise": 0.1,

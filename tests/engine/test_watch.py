@@ -50,7 +50,7 @@ def test_steps_count_from_the_first_that_trains() -> None:
     assert 5 < found["first_step_seconds"] < 15
     assert found["step_seconds"] >= 0.01
     assert 0.01 <= found["model_seconds"] <= found["mean_step_seconds"]
-    assert found["step_processor_seconds"] < 0.01, "sleep is no work of the processor"
+    assert found["step_cpu_seconds"] < 0.01, "sleep is no work of the CPU"
 
 
 def test_drawing_is_timed_from_the_unets_first_work_to_the_last_file(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
-"""A device that can be waited for, played on the processor: which values would lie on a card, and who reads them.
+"""A device that can be waited for, simulated on the CPU: which values would lie on a card, and who reads them.
 
 What belongs to the model, what was moved with `to(device)` and everything that is computed from either counts as on the
-card. Reading such a value, or moving one there without `non_blocking`, makes the processor wait for the card.
+card. Reading such a value, or moving one there without `non_blocking`, makes the CPU wait for the card.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-SECONDS = 3.0  # of the processor for one input
+SECONDS = 3.0  # of the CPU for one input
 STUCK_SECONDS = 60  # of the clock
 
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND

@@ -1,4 +1,4 @@
-"""What the card's proofs share. Each is done on the processor too, by the same lines, so that it is known to work where
+"""What the card's proofs share. Each is done on the CPU too, by the same lines, so that it is known to work where
 there is no card."""
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Device = torch.device
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Device]:
-    """Where a run works. On a machine with a card, a run that is to work on the processor does not see it."""
+    """Where a run works. On a machine with a card, a run that is to work on the CPU does not see it."""
     if request.param == "cuda" and not torch.cuda.is_available():
         pytest.skip("there is no NVIDIA card here")
     if request.param == "cpu":

@@ -11,8 +11,8 @@ from torch import Tensor
 from dreambooth.core.project import Project
 from dreambooth.engine.families import fetching
 from dreambooth.engine.training import traced
-from tests.engine.played_streams import Late
 from tests.engine.runs import LORA, told
+from tests.engine.simulated_streams import Late
 from tests.gpu.conftest import reported
 from tests.gpu.test_parity import EXACT, STEPS, off
 
@@ -28,7 +28,7 @@ KINDS: dict[str, dict[str, Any]] = {
 def test_what_is_fetched_ahead_learns_as_what_is_there(
     kind: str, is_traced: bool, device: torch.device, projects: dict[str, Project], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On the processor its second line of work is played."""
+    """On the CPU its second line of work is simulated."""
     monkeypatch.setattr(traced, "BEFORE", 1)
     monkeypatch.setattr(traced, "WORTH", 1)
     changes = {**KINDS[kind], "tuning.trace_steps": is_traced, "intervals.max_train_steps": STEPS[device.type]}

@@ -14,7 +14,7 @@ from dreambooth.core.project import Project
 from dreambooth.core.run import Job
 from dreambooth.engine import worker
 from dreambooth.engine.bench.card_memory import Card, Cuda
-from dreambooth.engine.bench.card_pretended import Pretended
+from dreambooth.engine.bench.card_simulated import Simulated
 from dreambooth.engine.training import pulse, traced
 from tests.engine import test_waits
 from tests.engine.runs import LORA, new_run, output, same, told, train
@@ -38,7 +38,7 @@ RESUMED: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize(
     ("device", "kind"),
     [("cpu", "full, little memory"), *(pytest.param("cuda", kind, marks=pytest.mark.gpu) for kind in RESUMED)],
-    indirect=["device"],  # the others are tested on the processor in tests/engine
+    indirect=["device"],  # the others are tested on the CPU in tests/engine
 )
 def test_pausing_changes_no_bit(
     kind: str, device: torch.device, projects: dict[str, Project], monkeypatch: pytest.MonkeyPatch
@@ -91,7 +91,7 @@ class CardWaits:
 def test_nobody_waits_for_the_card(
     kind: str, device: torch.device, projects: dict[str, Project], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """But streamed weights are settled once a step, as the processor reads what comes back, and those of one block are
+    """But streamed weights are settled once a step, as the CPU reads what comes back, and those of one block are
     compared once; and so is a step that is done again from its record."""
     monkeypatch.setattr(test_waits, "Waits", CardWaits)
     if kind == "traced":
@@ -191,7 +191,7 @@ def test_too_little_memory_leads_to_less_of_it(device: torch.device, projects: d
 
 
 def card(device: torch.device) -> Any:
-    return Real() if device.type == "cuda" else Pretended()
+    return Real() if device.type == "cuda" else Simulated()
 
 
 class Real(Cuda):

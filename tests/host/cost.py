@@ -1,7 +1,7 @@
 """What the extension adds to a WebUI's start and memory: `python -m tests.host.cost DIR [STARTS]`, with any Python.
 
 The WebUI is started with and without the extension in turn, so that a busy machine slows both. Told are the seconds
-until it answers, the processor's seconds (which a busy machine changes little), and the memory of its process.
+until it answers, the CPU's seconds (which a busy machine changes little), and the memory of its process.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def measure(webui: WebUI) -> dict[str, float]:
     webui.kill()
     return {
         "seconds": seconds,
-        "processor_seconds": ticks / os.sysconf("SC_CLK_TCK"),
+        "cpu_seconds": ticks / os.sysconf("SC_CLK_TCK"),
         "own_mb": own / 1000,
         "resident_mb": resident / 1e6,
     }

@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import os
+import re
 import socket
 import subprocess
 import time
@@ -27,6 +28,8 @@ FLAGS = [
 START_SECONDS = 300
 STARTED = b"Startup time: "  # what a WebUI says last
 LONG_MS = 600_000
+LOOK_MS, QUIET_MS, TURN_MS = 250, 2000, 120_000
+PING = re.compile(r"/internal/ping\b")  # it ends in a question mark, which no glob of playwright's matches
 
 
 class Refused(Exception):
@@ -34,7 +37,7 @@ class Refused(Exception):
 
 
 class WebUI:
-    """The WebUI in `folder`, on the processor, with everything that it writes in `data`."""
+    """The WebUI in `folder`, on the CPU, with everything that it writes in `data`."""
 
     def __init__(self, folder: Path, python: str, data: Path, *flags: str) -> None:
         self.folder, self.python, self.data, self.flags = folder, python, data, flags
@@ -50,7 +53,7 @@ class WebUI:
     def start(self, *flags: str) -> float:
         """Returns the seconds until it answers. Nothing is asked before it has started: AUTOMATIC1111 breaks off where
         a request comes between its page and its API."""
-        on_processor = ["--always-cpu"] if self.is_forge else ["--use-cpu", "all", "--no-half"]
+        on_cpu = ["--always-cpu"] if self.is_forge else ["--use-cpu", "all", "--no-half"]
         # Forge serves its own scripts only from allowed folders, and --data-dir takes its own folder off them.
         own = ["--data-dir", str(self.data), "--port", str(self.port), "--gradio-allowed-path", str(self.folder)]
         self.localizations.mkdir(exist_ok=True)
@@ -59,7 +62,7 @@ class WebUI:
         with open(self.log, "ab") as log:
             said = log.tell()
             self.process = subprocess.Popen(
-                [self.python, "launch.py", *FLAGS, *on_processor, *own, *self.flags, *flags],
+                [self.python, "launch.py", *FLAGS, *on_cpu, *own, *self.flags, *flags],
                 cwd=self.folder, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=self.variables(),
             )  # fmt: skip
         self.wait(lambda: self.has_ended() or STARTED in self.log.read_bytes()[said:], START_SECONDS)
@@ -183,29 +186,44 @@ class Visitor(Hands):
         self.enter("Dreambooth")
         self.see("#db_page[data-db-state]", wait_ms=LONG_MS)
 
+    def rest(self) -> None:
+        """Waits, as a person does before they leave a page, until it has asked nothing of gradio's queue for a while.
+
+        Gradio 3 never forgets a page that was left between what it asked of the queue and its turn, and at "Reload UI"
+        it waits for it for good: AUTOMATIC1111 does not come back then, with an extension or without. It asks for the
+        count of a prompt's tokens 0.8 seconds after the prompt was written.
+        """
+        quiet_ms = 0
+        for _ in range(TURN_MS // LOOK_MS):
+            self.page.wait_for_timeout(LOOK_MS)
+            quiet_ms = 0 if self.queued else quiet_ms + LOOK_MS
+            if quiet_ms >= QUIET_MS:
+                return
+        raise AssertionError("the page's turn in gradio's queue never came")
+
+    def leave(self) -> None:
+        self.rest()
+        self.page.close()
+
     def reload_ui(self, webui: WebUI) -> None:
         """Presses the WebUI's own "Reload UI", which loads the page anew by itself once the WebUI is there again.
 
         Until then the page asks twice a second whether it is, and where that comes between its page and its API
         AUTOMATIC1111 breaks off, with an extension or without ("Cannot add middleware after an application has
-        started"); on a busy machine that is one time in five. So it hears nothing before it has started.
-
-        Nor does AUTOMATIC1111 come back where something is still in gradio's queue then, such as its own count of the
-        prompt's tokens: nobody serves that any more, and its server waits for it. So it is asked when that is empty.
+        started"). That takes so much longer on a busy machine that such a request hits it. So the page hears nothing
+        before the WebUI has started.
         """
         self.enter("Settings")
-        for _ in range(100):
-            self.page.wait_for_timeout(1000)
-            if not self.queued:
-                break
+        self.rest()
         said = webui.log.stat().st_size
 
         def ask(route: Any) -> None:
             route.continue_() if STARTED in webui.log.read_bytes()[said:] else route.abort()
 
-        self.page.route("**/internal/ping", ask)
+        self.page.route(PING, ask)
         with self.page.expect_event("load", timeout=LONG_MS):
             self.page.locator("button#settings_restart_gradio, #settings_restart_gradio button").first.click()
+        self.page.unroute(PING)
         self.arrive()
 
     def used(self) -> str:

@@ -1,6 +1,6 @@
 """The extension in a real WebUI, from its installation to its removal: `python -m tests tests/host --webui DIR`.
 
-The WebUI runs on the processor and keeps everything that it writes in a temporary folder (--data-dir), so that DIR is
+The WebUI runs on the CPU and keeps everything that it writes in a temporary folder (--data-dir), so that DIR is
 as it was. A browser presses the buttons. The tests are one story, in this order.
 """
 
@@ -71,7 +71,7 @@ def before() -> dict[str, Any]:
 def visitor(webui: WebUI, browser: Any) -> Iterator[Visitor]:
     opened = Visitor(browser, webui.address)
     yield opened
-    opened.page.close()
+    opened.leave()
 
 
 def number(webui: WebUI) -> int:
@@ -129,7 +129,7 @@ def test_without_a_network_the_tab_says_why_there_is_no_engine(webui: WebUI, bro
     webui.wait(lambda: webui.ask("/dreambooth/status")["engine"]["working"])
     webui.wait(lambda: not webui.ask("/dreambooth/status")["engine"]["working"])
     visitor.see("#db_run .db-note", "pip could not be installed")
-    visitor.page.close()
+    visitor.leave()
     webui.kill()
     webui.has_engine = True
     assert webui.install_as_at_start(webui.data / "extensions" / EXTENSION)[1] == ""
@@ -149,6 +149,7 @@ def test_a_model_is_made_and_taught_on_the_tab(webui: WebUI, visitor: Visitor) -
     visitor.write("db_concepts_N_instance_prompt", "a photo of [filewords]")
     visitor.saved()
     webui.ask_to("PATCH", "/dreambooth/models/a%20star/settings", {"settings": SHORT})
+    visitor.rest()
     visitor.open()
     visitor.press("db_train")
     visitor.state("done", LONG_MS)
@@ -219,6 +220,18 @@ def test_the_webuis_own_sampler_draws_and_txt2img_draws_it_again(webui: WebUI, v
     assert visitor.errors == []
 
 
+def test_a_word_that_learned_is_known_at_once(webui: WebUI) -> None:
+    """Its name is drawn before and after there is an embedding of that name."""
+    lora = Path(run_is(webui, "done")["outputs"][-1])
+    coming = f"{lora.stem}-2"  # what the next run of as many steps is called
+    unknown = webui.draw(f"a photo of {coming}")[0]
+    assert webui.draw(PROMPT)[0] != unknown  # a WebUI keeps what it made of its last prompt
+    begin(webui, **{"embedding.enabled": True, "concepts.0.instance_token": "sks"})
+    assert Path(run_is(webui, "done")["outputs"][-1]).stem == coming
+    assert (webui.data / "embeddings" / f"{coming}.safetensors").is_file()
+    webui.wait(lambda: webui.draw(f"a photo of {coming}")[0] != unknown, 60)
+
+
 def test_the_checkpoint_is_listed_and_used_at_once(webui: WebUI, before: dict[str, Any]) -> None:
     """A whole model from a run where the model is small, from an export where it is of full size."""
     if webui.is_forge:
@@ -246,6 +259,7 @@ def test_one_press_chooses_the_checkpoint(webui: WebUI, visitor: Visitor) -> Non
     assert visitor.used() == TAUGHT
     webui.wait(lambda: written.name in webui.ask("/sdapi/v1/options")["sd_model_checkpoint"], 30)
     assert f"Model: {written.stem}" in webui.draw(PROMPT)[1]
+    visitor.rest()  # AUTOMATIC1111's page says once more what was chosen when it shows it
     webui.ask("/sdapi/v1/options", {"sd_model_checkpoint": "miniature"})
 
 
@@ -302,7 +316,7 @@ def test_a_webui_that_was_killed_finds_its_run_again(webui: WebUI, browser: Any)
     visitor.press("db_pause")
     visitor.state("paused", LONG_MS)
     assert visitor.errors == []
-    visitor.page.close()
+    visitor.leave()
 
 
 def test_the_gpu_is_lent_and_comes_back_even_after_a_crash(webui: WebUI, before: dict[str, Any]) -> None:

@@ -57,6 +57,35 @@ def test_a_new_file_is_in_the_lists_at_once(host: Any, webui: StandIn) -> None:
     assert webui.module("ui_extra_networks").refreshed == ["lora"]
 
 
+class _Folder:
+    """Of Forge's embeddings."""
+
+    is_read = False
+
+    def has_changed(self) -> bool:
+        return not self.is_read
+
+    def update(self) -> None:
+        self.is_read = True
+
+
+def test_forge_reads_a_new_embedding_into_each_of_its_text_encoders(
+    webui: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+    forge = ModuleSpec("modules_forge", None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: forge if name == "modules_forge" else None)
+    host = webui.load_script().HOST
+    assert host.name == "Forge"
+    host.refresh()  # no model has been loaded yet
+    for name in ("text_processing_engine_l", "text_processing_engine_g"):
+        database = SimpleNamespace(embedding_dirs={"": _Folder()}, load_from_dir=lambda _, name=name: read.append(name))
+        monkeypatch.setattr(webui.module("sd_models").model, name, SimpleNamespace(embeddings=database), raising=False)
+    host.refresh()
+    host.refresh()
+    assert read == ["text_processing_engine_l", "text_processing_engine_g"], "once, as the folder has not changed since"
+
+
 def test_a_lent_gpu_is_empty_and_pictures_are_refused_with_a_sentence(host: Any, webui: StandIn) -> None:
     queue, model = webui.module("call_queue").queue_lock, webui.module("sd_models").model
     waiting = webui.module("progress").pending_tasks
@@ -87,9 +116,9 @@ def test_the_picture_that_is_being_drawn_is_waited_for(host: Any, webui: StandIn
     assert not lending.is_alive() and model.place == "cpu"
 
 
-@pytest.mark.parametrize("why", ["processor", "setting"])
+@pytest.mark.parametrize("why", ["cpu", "setting"])
 def test_nothing_is_lent_where_there_is_no_need(host: Any, webui: StandIn, why: str) -> None:
-    if why == "processor":
+    if why == "cpu":
         webui.module("devices").device = SimpleNamespace(type="cpu")
     else:
         webui.module("shared").opts.data["dreambooth_lend_gpu"] = False

@@ -91,7 +91,7 @@ def test_a_current_engine_is_ready_and_silent(monkeypatch: pytest.MonkeyPatch, s
 
 
 def _install(**variables: str) -> tuple[subprocess.CompletedProcess[str], float]:
-    """install.py as the WebUI runs it, and the processor seconds that it took."""
+    """install.py as the WebUI runs it, and the CPU seconds that it took."""
     before = os.times()
     said = subprocess.run(
         [sys.executable, str(PROJECT / "install.py")],

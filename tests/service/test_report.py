@@ -100,7 +100,7 @@ def test_what_helps_is_in_it(broken: Job) -> None:
     assert about["run"]["errors"][0]["what"] == "~/a.png: it cannot be read."
     assert about["model"]["source"] == MINIATURE.name
     assert about["model"]["about"]["family"] == "sd1"
-    assert about["machine"]["processors"] > 0
+    assert about["machine"]["cpus"] > 0
     assert settings["settings"]["lora.rank"] == 7
     assert settings["settings"]["concepts.0.instance_token"] == "sks"
     assert "concepts.0.class_token: dog" in files["log.txt"]

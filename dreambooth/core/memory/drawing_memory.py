@@ -1,7 +1,7 @@
 """How much memory drawing takes, and how many pictures are drawn together for it.
 
 More of them keep a device busier, until it is busy; beyond that they only make the wait for the first of them longer.
-How many that are was measured on a processor; a card gets as many as leave no doubt.
+How many that are was measured on a CPU; a card gets as many as leave no doubt.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dreambooth.core.models.anatomy import Anatomy
 
 MOST = 64  # pictures
 LEAST = 4  # that are tried for, however large
-CARD_PIXELS, PROCESSOR_PIXELS = 2**22, 2**16  # of pictures that are drawn together, as far as more would be quicker
+CARD_PIXELS, CPU_PIXELS = 2**22, 2**16  # of pictures that are drawn together, as far as more would be quicker
 USED = 0.85  # of what is free: there are gaps in it, and kernels take room of their own
 TILE = 512  # pixels; what is decoded at a time in tiles, along each side
 _DECODED_BYTES = 12  # of each pixel of a picture until all are there
@@ -63,4 +63,4 @@ def decoding_bytes(area: int, count: int, how: str) -> int:
 
 def most_together(area: int, *, on_card: bool) -> int:
     """How many pictures of so many pixels are worth drawing together, as far as there is room."""
-    return min(MOST, max(LEAST, (CARD_PIXELS if on_card else PROCESSOR_PIXELS) // area))
+    return min(MOST, max(LEAST, (CARD_PIXELS if on_card else CPU_PIXELS) // area))

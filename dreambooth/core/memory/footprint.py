@@ -28,20 +28,21 @@ OPTIMIZER_BYTES = {  # kept for each trained value
     "lion": 4.0,
     "lion_8bit": 1.0,
     "paged_lion_8bit": 1.0,
-    "adafactor": 2.13,  # of SD 1's UNet; see optimizer_bytes
-    "came": 4.1,  # a mean, and two rows and columns
+    "adafactor": 0.01,  # a row and a column of each weight; see optimizer_bytes
+    "came": 4.02,  # a mean, and two rows and columns
     "prodigy": 16.0,
     "adamw_schedule_free": 8.0,
 }
-# A row and a column of each matrix, which is two thirds of a kernel of 3 x 3; counted on the UNets.
-_ADAFACTOR_BYTES = {"sd1": 2.13, "sd2": 1.89, "sdxl": 0.38}
+_ROWS_AND_COLUMNS = {"adafactor": 1, "came": 2}
 PIXELS_AT_ONCE = 2**19  # of pictures that are encoded together
 GRADIENTS_AT_ONCE = 2**25  # bytes of gradients that are applied together in the backward pass
 _RESTING_BYTES = {"int8": 1.0, "nf4": 0.5 + 4 / 64}  # of each value; the scales of 8 bits are few
+# Of what is before a LoRA's first block so much is held all the same: what goes over to the way up; and checkpointed
+# also the largest block while it is worked out again. The most that was counted on SD 1 and SDXL.
+_HELD_BEFORE = {"whole": 0.06, "checkpointed": 0.5}
 _ONE_WEIGHT = 0.6  # the largest weight's share of the largest block, and the middle block's, which has no checkpoint
-_WORKED_WITH = {"adafactor": 8.0, "came": 12.0}  # for each value of a convolution's weight while it changes
 _ROUNDING_BYTES = 2 * 4 * 2**25  # weights and gradients in full precision while their change is rounded to bf16
-_CHANGE_BYTES = 13  # of each value of a weight in bf16: itself, gradient and update in full precision, with adafactor
+_CHANGE_BYTES = 13  # of each value of a weight in bf16: itself, gradient and update in full precision
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ def needs(settings: Settings, model: Anatomy, family: str, area: int, *, to_draw
     trained, own = model.trained(settings), _own_bytes(settings)
     weights = _on_device(settings, model) + (trained * own if settings.is_lora else 0)
     resident = trained - _lent(settings, model)
-    optimizer = int(resident * optimizer_bytes(settings, family))
+    optimizer = int(resident * optimizer_bytes(settings))
     averages = resident * 4 * settings.tuning.use_ema
     held = _gradients(settings, model)
     peak = passing_bytes(settings, model, family, area)
@@ -78,11 +79,12 @@ def needs(settings: Settings, model: Anatomy, family: str, area: int, *, to_draw
     return Memory(weights, held, optimizer, averages, max(0, activations), DRIVER_BYTES)
 
 
-def optimizer_bytes(settings: Settings, family: str) -> float:
+def optimizer_bytes(settings: Settings) -> float:
     """What the optimizer keeps for each trained value."""
     name = settings.optimizer.name
-    is_full_adafactor = name == "adafactor" and not settings.is_lora
-    return _ADAFACTOR_BYTES.get(family, OPTIMIZER_BYTES[name]) if is_full_adafactor else OPTIMIZER_BYTES[name]
+    # A LoRA's matrices are as narrow as its rank: the long side alone is that share of all.
+    of_sides = 4 * _ROWS_AND_COLUMNS.get(name, 0) / settings.lora.rank if settings.is_lora else 0
+    return OPTIMIZER_BYTES[name] + of_sides
 
 
 def passing_bytes(settings: Settings, model: Anatomy, family: str, area: int) -> int:
@@ -96,17 +98,16 @@ def passing_bytes(settings: Settings, model: Anatomy, family: str, area: int) ->
     # The largest block has its weights, as the next one has, which are fetched ahead; and a second and third time its
     # largest one with gradient, states and change, in full precision where they are rounded to bf16; half of the
     # activations are still there.
-    states = max(OPTIMIZER_BYTES[settings.optimizer.name], _WORKED_WITH.get(settings.optimizer.name, 0.0))
-    changed = 2 * own + states + (12 if settings.memory.bf16_weights else 4)
+    changed = 2 * own + optimizer_bytes(settings) + (12 if settings.memory.bf16_weights else 4)
     change = model.largest_block * (own + _ONE_WEIGHT * changed) + peak / 2
     return int(max(peak + model.largest_block * own * _ONE_WEIGHT, change)) + model.largest_block * own
 
 
-def computer_bytes(settings: Settings, model: Anatomy, family: str) -> int:
+def computer_bytes(settings: Settings, model: Anatomy) -> int:
     """How much of the computer's own memory streamed weights take there, with what belongs to trained ones."""
     if settings.memory.unet_weights != "streamed":
         return 0
-    each = optimizer_bytes(settings, family) + 4 * settings.tuning.use_ema
+    each = optimizer_bytes(settings) + 4 * settings.tuning.use_ema
     return int(model.blocks * _base_bytes(settings) + each * _lent(settings, model))
 
 
@@ -195,12 +196,18 @@ def _moments(settings: Settings, model: Anatomy, family: str, batch: int, pixels
         # What autocast keeps of whole weights in full precision, it does not keep of copies that come and go.
         kind = Kind("full", "all", "bf16")
     size = Size(model, family, batch, pixels, settings.lora.rank if settings.is_lora else 0)
+    from_first = model.kept_share(settings)
+
+    def moments(end: str) -> Moments:
+        held = from_first + _HELD_BEFORE[end] * (1 - from_first)
+        return [(there, held * bytes_) for there, bytes_ in counted.moments(kind, end, size)]
+
     if not settings.batching.gradient_checkpointing:
-        return counted.moments(kind, "whole", size)
-    all_checkpointed, share = counted.moments(kind, "checkpointed", size), settings.memory.checkpointed_share
+        return moments("whole")
+    all_checkpointed, share = moments("checkpointed"), settings.memory.checkpointed_share
     if share == 1:
         return all_checkpointed
-    whole = counted.moments(kind, "whole", size)
+    whole = moments("whole")
     return [(there, share * again + (1 - share) * kept) for (there, kept), (_, again) in zip(whole, all_checkpointed)]
 
 

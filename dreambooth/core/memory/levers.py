@@ -136,7 +136,7 @@ LEVERS = (
         _half_batches,
         keeps=True,
     ),
-    Lever("adafactor", "it keeps little of SDXL, and learns a little differently", _adafactor),
+    Lever("adafactor", "it keeps next to nothing, and learns a little differently", _adafactor),
     Lever(
         "the UNet in the computer's memory",
         "each block and its states are fetched for their turn and go back changed",

@@ -62,7 +62,7 @@ def plan(settings: Settings, model: Anatomy, family: str, area: int, card_bytes:
     changes = difference(settings, chosen)
     after, before = needed(chosen), needed(settings)
     reasons = _reasons(pulled, changes, after, card_bytes, fits=after.total <= usable)
-    if lying := footprint.computer_bytes(chosen, model, family):
+    if lying := footprint.computer_bytes(chosen, model):
         reasons.append(f"What is streamed takes about {memory(lying)} of the computer's own memory.")
     return Plan(changes, after, before, usable, after.total <= usable, reasons)
 

@@ -10,6 +10,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from dreambooth.core.models import unet_blocks
 from dreambooth.core.models.checkpoint import UNET, VAE
 from dreambooth.core.models.model_file import Header, Tensor
 from dreambooth.core.settings import Settings
@@ -29,39 +30,77 @@ LORA_LAYERS = {
     "convolutions": f"{_TRANSFORMER}|{_CONVOLUTIONS}",
 }
 _TEXT_LAYERS = r"(q_proj|k_proj|v_proj|out_proj|fc1|fc2|c_fc|c_proj|in_proj_weight)(\.weight)?$"
-_TEXT = "text"  # the key of the text encoders' layers
+_TEXT = "text"  # the key of the text encoders' layers, which are in no block
 
 Layer = tuple[int, int, int, int]  # rows, columns, pixels of the kernel, how many such
+Layers = Mapping[str, list[Layer]]  # by the block of the UNet
 
 
 @dataclass(frozen=True)
 class Anatomy:
     """How many values each part has, the UNet's layers that can be trained alone, its transformer and residual blocks
-    and the largest of these; what its layers put out for each latent pixel; the layers that a LoRA is put into."""
+    and the largest of these; what its layers put out for each latent pixel, in all and in each block that has a name;
+    the layers that a LoRA is put into, of each of its choices of layers."""
 
     unet: int
     text: int
     vae: int
     outputs: float
+    block_outputs: Mapping[str, float]
     alone: Mapping[str, int]
     blocks: int
     largest_block: int
-    layers: Mapping[str, list[Layer]]
+    layers: Mapping[str, Layers]
 
     def trained(self, settings: Settings) -> int:
         """How many values are trained."""
         unet, text = settings.tuning.train_unet, settings.tuning.text_encoder_learns
         if not settings.is_lora:
             return self.alone.get(settings.tuning.unet_layers, self.unet) * unet + self.text * text
-        some = self.layers[settings.lora.layers] if unet else []
-        return sum(_lora_values(layer, settings.lora) for layer in [*some, *(self.layers[_TEXT] if text else [])])
+        lora, trained = settings.lora, list[list[Layer]]()
+        if unet:
+            trained += [self.layers[lora.layers][block] for block in self.lora_blocks(lora)]
+        if text:
+            trained += self.layers[_TEXT].values()
+        return sum(_lora_values(layer, lora) for some in trained for layer in some)
+
+    def lora_blocks(self, lora: Lora) -> list[str]:
+        """The blocks of the UNet that a LoRA with these settings has layers in, in the order of their turns."""
+        return sorted(unet_blocks.chosen(lora.blocks, self.layers[lora.layers]), key=unet_blocks.place)
+
+    def kept_share(self, settings: Settings) -> float:
+        """How much of what is kept for the backward pass of a LoRA in all blocks is kept for one in the chosen ones:
+        the share of what the layers put out that comes from its first block on."""
+        if not settings.is_lora or settings.text_learns or not (trained := self.lora_blocks(settings.lora)):
+            return 1.0
+        first_of_all = min(map(unet_blocks.place, self.layers[settings.lora.layers]))
+        return self._put_out_from(unet_blocks.place(trained[0])) / self._put_out_from(first_of_all)
+
+    def _put_out_from(self, first: unet_blocks.Place) -> float:
+        before = (many for block, many in self.block_outputs.items() if unet_blocks.place(block) < first)
+        return self.outputs - sum(before)
+
+
+def blocks_problem(settings: Settings, header: Header) -> str:
+    """Why a model has no LoRA in the blocks that are chosen, and which it could have; empty where it has."""
+    lora = settings.lora
+    if not settings.is_lora or not lora.blocks.strip() or not settings.tuning.train_unet:
+        return ""
+    there = sorted(of(header).layers[lora.layers], key=unet_blocks.place)
+    missing = unet_blocks.missing(lora.blocks, there)
+    if not missing or not there:
+        return ""
+    return (
+        f"lora.blocks: {' and '.join(missing)} {'have' if len(missing) > 1 else 'has'} no layer that lora.layers "
+        f"{lora.layers} gives a LoRA in this model; choose among {', '.join(there)}."
+    )
 
 
 def of(header: Header) -> Anatomy:
     """The anatomy of a checkpoint or Diffusers folder."""
     unet, text = _part(header, _UNET_PREFIXES), _part(header, _TEXT_PREFIXES)
-    layers = {name: _grouped(_lora_layers(unet, pattern)) for name, pattern in LORA_LAYERS.items()}
-    layers[_TEXT] = _grouped([shape for name, t in text.items() for shape in _text_layers(name, t)])
+    layers = {name: _lora_layers(unet, pattern) for name, pattern in LORA_LAYERS.items()}
+    layers[_TEXT] = {"": _grouped([shape for name, t in text.items() for shape in _text_layers(name, t)])}
     vae = _part(header, _VAE_PREFIXES)
     alone = {
         name: sum(t.values for key, t in unet.items() if re.search(pattern, key))
@@ -74,6 +113,7 @@ def of(header: Header) -> Anatomy:
         _values(text),
         _values(vae),
         outputs(header),
+        _block_outputs(header),
         alone,
         sum(blocks),
         max(blocks, default=0),
@@ -95,6 +135,7 @@ def as_json(anatomy: Anatomy) -> dict[str, Any]:
     return {
         "values": {"unet": anatomy.unet, "text": anatomy.text, "vae": anatomy.vae},
         "outputs": anatomy.outputs,
+        "block_outputs": anatomy.block_outputs,
         "alone": anatomy.alone,
         "blocks": [anatomy.blocks, anatomy.largest_block],
         "layers": anatomy.layers,
@@ -109,6 +150,7 @@ def from_json(kept: Mapping[str, Any]) -> Anatomy:
         values["text"],
         values["vae"],
         kept["outputs"],
+        kept["block_outputs"],
         kept["alone"],
         blocks,
         largest,
@@ -118,10 +160,22 @@ def from_json(kept: Mapping[str, Any]) -> Anatomy:
 
 def outputs(header: Header) -> float:
     """How many values all layers of the UNet put out for each latent pixel."""
+    return sum(_layer_outputs(header).values())
+
+
+def _block_outputs(header: Header) -> dict[str, float]:
+    """The same by block; the layers around the blocks are left out."""
+    layers = _layer_outputs(header)
+    found: dict[str, float] = {}
+    for name, block in unet_blocks.by_name(layers).items():
+        found[block] = found.get(block, 0.0) + layers[name]
+    return found
+
+
+def _layer_outputs(header: Header) -> dict[str, float]:
     unet = {name: t for name, t in _part(header, _UNET_PREFIXES).items() if _is_layer(name, t)}
     halved = _halvings(unet)
-    levels = {name: _level(name, *halved) for name in unet}
-    return sum(t.shape[0] * 0.25 ** levels[name] for name, t in unet.items())
+    return {name: t.shape[0] * 0.25 ** _level(name, *halved) for name, t in unet.items()}
 
 
 def untrained(header: Header, settings: Settings) -> list[Tensor]:
@@ -131,9 +185,12 @@ def untrained(header: Header, settings: Settings) -> list[Tensor]:
     return [tensor for name, tensor in header.tensors.items() if not name.startswith(trained)]
 
 
-def _lora_layers(unet: dict[str, Tensor], pattern: str) -> list[tuple[int, ...]]:
-    found = [t.shape for name, t in unet.items() if re.search(rf"({pattern})\.weight$", name)]
-    return [shape for shape in found if len(shape) > 1]
+def _lora_layers(unet: dict[str, Tensor], pattern: str) -> dict[str, list[Layer]]:
+    found: dict[str, list[tuple[int, ...]]] = {}
+    for name, block in unet_blocks.by_name(unet).items():
+        if re.search(rf"({pattern})\.weight$", name) and len(unet[name].shape) > 1:
+            found.setdefault(block, []).append(unet[name].shape)
+    return {block: _grouped(shapes) for block, shapes in found.items()}
 
 
 def _values(part: dict[str, Tensor]) -> int:

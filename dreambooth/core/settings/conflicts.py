@@ -7,6 +7,7 @@ from urllib.parse import urlsplit
 
 from dreambooth.core.addresses import is_private
 from dreambooth.core.files import file_names
+from dreambooth.core.models import unet_blocks
 
 if TYPE_CHECKING:
     from dreambooth.core.settings import Settings
@@ -32,6 +33,8 @@ def found(settings: Settings) -> list[str]:
         *_sizes(settings),
         *_class_pictures(settings),
         *_what_is_trained(settings),
+        *_lora_blocks(settings),
+        *_lora_plus(settings),
         *_embedding(settings),
         *_imagic(settings),
         *_name(settings.saving.custom_model_name),
@@ -267,6 +270,31 @@ def _what_is_trained(settings: Settings) -> list[str]:
             "tuning.pad_tokens: flash attention cannot leave padding out; turn it on or set memory.attention to sdpa."
         )
     return problems
+
+
+def _lora_blocks(settings: Settings) -> list[str]:
+    key, lora = "lora.blocks", settings.lora
+    if not settings.is_lora or not lora.blocks.strip():
+        return []
+    if reason := unet_blocks.problem(lora.blocks):
+        return [f"{key}: {reason}."]
+    if not settings.tuning.train_unet:
+        return [f"{key}: they are the UNet's, and tuning.train_unet is off; leave it empty."]
+    if lora.start_file.strip():
+        return [f"{key}: the LoRA of lora.start_file has its own, all of which are gone on from; leave it empty."]
+    return []
+
+
+def _lora_plus(settings: Settings) -> list[str]:
+    ratio, lora = settings.learning.lora_plus_ratio, settings.lora
+    if not settings.is_lora or ratio == 1:
+        return []
+    key = f"learning.lora_plus_ratio: it is {ratio:g}"
+    if settings.optimizer.name == "prodigy":
+        return [f"{key}, but prodigy has one factor for all weights; set it to 1, or choose another optimizer."]
+    if lora.kind not in ("lora", "dora") and not lora.start_file.strip():
+        return [f"{key}, but {lora.kind} has no second matrix that begins at zero; set it to 1."]
+    return []
 
 
 def _embedding(settings: Settings) -> list[str]:

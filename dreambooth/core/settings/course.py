@@ -153,6 +153,15 @@ class LearningRate:
     lora_text_encoder_learning_rate: float = setting(
         5e-5, "Lora Text Encoder Learning Rate", "Of the text encoder's LoRA.", min=0, max=1
     )
+    lora_plus_ratio: float = setting(
+        1.0,
+        "LoRA+ Ratio",
+        "How many times the rate of the first of a LoRA's or DoRA's two matrices the second (B, up) has; 1 is one rate "
+        "for both.",
+        min=1,
+        max=1000,
+        advanced=True,
+    )
     embedding_learning_rate: float = setting(
         1e-3, "Embedding Learning Rate", "Of a word that learns (embedding.enabled).", min=0, max=1
     )
@@ -210,7 +219,7 @@ class Optimizer:
         "adamw",
         "Optimizer",
         "8bit ones take a quarter of AdamW's memory, paged ones lend it from the computer's; Adafactor takes next to "
-        "none on SDXL, CAME half; Lion and CAME want a rate five times lower; Prodigy finds the rate, set it to 1; "
+        "none, CAME half; Lion and CAME want a rate five times lower; Prodigy finds the rate, set it to 1; "
         "schedule-free needs no schedule.",
     )
     weight_decay: float = setting(

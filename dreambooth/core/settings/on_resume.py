@@ -38,6 +38,7 @@ RULES: dict[str, str] = {
     "batching.gradient_checkpointing": MAY,
     "batching.class_batch_size": MAY,
     "learning": MAY,
+    "learning.lora_plus_ratio": _OPTIMIZER,
     "optimizer": _OPTIMIZER,
     "optimizer.max_grad_norm": MAY,
     "optimizer.text_encoder_max_grad_norm": MAY,

@@ -257,6 +257,13 @@ class Lora:
         "Lora Layers",
         "Which layers of the UNet get a LoRA: attention only; the whole transformer blocks; or the convolutions too.",
     )
+    blocks: str = setting(
+        "",
+        "Lora Blocks",
+        "Which blocks of the UNet get a LoRA, by the names of LoRA Block Weight: IN04, IN04-OUT02, mid, out, several "
+        "with commas between; empty is all.",
+        advanced=True,
+    )
     lokr_factor: int = setting(
         0,
         "LoKr Factor",

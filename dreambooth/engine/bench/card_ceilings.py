@@ -24,7 +24,7 @@ def about_software() -> dict[str, str]:
 
 def card(device: torch.device) -> dict[str, Any]:
     if device.type != "cuda":
-        return {"name": "no card: the processor and the miniatures, which says nothing of a card"}
+        return {"name": "no card: the CPU and the miniatures, which says nothing of a card"}
     about = torch.cuda.get_device_properties(device)
     return {
         "name": about.name,

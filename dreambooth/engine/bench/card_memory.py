@@ -1,6 +1,6 @@
 """The memory of a card as PyTorch's allocator and the driver count it, and at which moment of a run it was needed.
 
-Whoever takes a card's place (card_pretended.py) has these few functions too.
+Whoever takes a card's place (card_simulated.py) has these few functions too.
 """
 
 from __future__ import annotations

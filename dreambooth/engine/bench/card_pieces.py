@@ -187,7 +187,7 @@ def waiting(about: About) -> None:
 
 
 def proofs(about: About) -> None:
-    """The tests that want a card; without one, the same on the processor."""
+    """The tests that want a card; without one, the same on the CPU."""
     if importlib.util.find_spec("pytest") is None or not (PROJECT / "tests" / "gpu").is_dir():
         about.say("tests that failed", None, why="pytest or the tests are not there")
         return

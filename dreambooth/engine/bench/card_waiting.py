@@ -60,7 +60,7 @@ class Waiting:
             self.profiler.__exit__(None, None, None)
 
     def found(self) -> dict[str, Any]:
-        """Seconds a step. Without a card its work is what the processor spends in operations of PyTorch."""
+        """Seconds a step. Without a card its work is what the CPU spends in operations of PyTorch."""
         by_name, count = Counter[str](), 0
         for event in self.profiler.events():
             spent = self._spent(event)

@@ -1,9 +1,9 @@
 """What choices cost in time: the same training with one of them and without any, side by side.
 
-Each training is a process of its own, with one thread of the processor; all take turns, and what is told is the median
+Each training is a process of its own, with one thread of the CPU; all take turns, and what is told is the median
 over the turns of each one's step to that of the plain training in the same turn. Without a GPU the model is the bundled
-miniature; `large` is SD 1 at full size with random weights. On a processor there is no bus to a card and no kernel of
-its own, so that these ratios are a processor's.
+miniature; `large` is SD 1 at full size with random weights. On a CPU there is no bus to a card and no kernel of
+its own, so that these ratios are a CPU's.
 """
 
 from __future__ import annotations
@@ -54,6 +54,7 @@ CHOICES = {
         *_BOTH,
         *(Choice(f"{kind}, checkpointed", {**_CHECKPOINTED, "memory.unet_weights": kind}) for kind in ("int8", "nf4")),
         Choice("streamed, checkpointed", _STREAMED),
+        *(Choice(name, {"lora.kind": name.lower()}) for name in ("LoHa", "LoKr")),
         Choice("an embedding, the whole run", _EMBEDDING),
         Choice("class pictures", {**_OF_CLASS, "concepts.0.class_mode": "folder"}),
         Choice("the class kept by prediction", {**_OF_CLASS, "concepts.0.class_mode": "prediction"}),
@@ -61,6 +62,7 @@ CHOICES = {
     "full": (
         *_BOTH,
         Choice("Adafactor", {"optimizer.name": "adafactor"}),
+        Choice("CAME", {"optimizer.name": "came"}),
         Choice("weights in bf16", _BF16),
         Choice("step in the backward pass", _IN_BACKWARD),
         Choice("step in the backward pass, trace_steps off", {**_IN_BACKWARD, **_UNTRACED}),
@@ -72,7 +74,7 @@ CHOICES = {
         ),
     ),
 }
-_STEPS, _FEW_STEPS = 45, 4  # a full-size model on a processor takes some seconds for each
+_STEPS, _FEW_STEPS = 45, 4  # a full-size model on a CPU takes some seconds for each
 
 
 def measure(job: Job) -> dict[str, Any]:
@@ -131,17 +133,17 @@ def _row(method: str, name: str, taken: dict[tuple[str, str], list[dict[str, Any
         "method": method,
         "choice": name,
         "step_seconds": statistics.median(one["seconds"] for one in own),
-        "step_processor_seconds": statistics.median(one["processor_seconds"] for one in own),
+        "step_cpu_seconds": statistics.median(one["cpu_seconds"] for one in own),
         "peak_bytes": int(statistics.median(one["device_peak_bytes"] or one["peak_bytes"] for one in own)),
         "to_plain": {key: statistics.median(one[key] for one in pairs) for key in pairs[0]},
-        "between": [min(one["processor"] for one in pairs), max(one["processor"] for one in pairs)],
+        "between": [min(one["cpu"] for one in pairs), max(one["cpu"] for one in pairs)],
     }
 
 
 def _times(one: dict[str, Any]) -> list[float]:
-    return [one["seconds"], one["processor_seconds"]]
+    return [one["seconds"], one["cpu_seconds"]]
 
 
 def _ratios(times: list[float], plain: list[float]) -> dict[str, float]:
-    """Of the clock and of the processor's own time."""
-    return {"clock": times[0] / plain[0], "processor": times[1] / plain[1]}
+    """Of the clock and of CPU time."""
+    return {"clock": times[0] / plain[0], "cpu": times[1] / plain[1]}

@@ -35,12 +35,12 @@ def main(about_file: Path) -> int:
 def _training(about: dict[str, Any]) -> tuple[int, dict[str, Any]]:
     from dreambooth.engine.training.traced import Passes
 
-    clock, processor, run = list[Any](), list[float](), Passes.run
+    clock, cpu, run = list[Any](), list[float](), Passes.run
 
     @functools.wraps(run)
     def noted(*arguments: Any) -> Any:
         clock.append(watch.now())
-        processor.append(time.process_time())
+        cpu.append(time.process_time())
         return run(*arguments)
 
     Passes.run = noted  # type: ignore[method-assign]
@@ -48,8 +48,8 @@ def _training(about: dict[str, Any]) -> tuple[int, dict[str, Any]]:
     watch.wait()
     warm = min(watch.WARM_STEPS, about["steps"] // 4)
     steps = [watch.seconds(a, b) for a, b in itertools.pairwise(clock)][warm:]
-    worked = [b - a for a, b in itertools.pairwise(processor)][warm:]
-    return code, {"seconds": statistics.median(steps), "processor_seconds": statistics.median(worked)}
+    worked = [b - a for a, b in itertools.pairwise(cpu)][warm:]
+    return code, {"seconds": statistics.median(steps), "cpu_seconds": statistics.median(worked)}
 
 
 def _decoding(file: Path) -> dict[str, Any]:
@@ -74,11 +74,11 @@ def _decoding(file: Path) -> dict[str, Any]:
 
 
 def _timed(work: Callable[[], Any]) -> tuple[float, float]:
-    began, processor = watch.now(), time.process_time()
+    began, cpu = watch.now(), time.process_time()
     work()
     ended = watch.now()
     watch.wait()
-    return watch.seconds(began, ended), time.process_time() - processor
+    return watch.seconds(began, ended), time.process_time() - cpu
 
 
 if __name__ == "__main__":

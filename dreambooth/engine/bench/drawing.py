@@ -106,7 +106,7 @@ def _peers(bench: Bench, case: Case, count: int, scripts: peers.Scripts) -> dict
 
 
 def _row(way: Way, taken: list[dict[str, Any]]) -> dict[str, Any]:
-    keys = ("seconds", "processor_seconds", "first_picture_seconds")
+    keys = ("seconds", "cpu_seconds", "first_picture_seconds")
     middle = {key: statistics.median(one[key] for one in taken) for key in keys}
     count = taken[0]["count"]
     return {
@@ -114,7 +114,7 @@ def _row(way: Way, taken: list[dict[str, Any]]) -> dict[str, Any]:
         "steps": taken[0]["steps"],
         "batch": taken[0]["batch"],
         "pictures_per_second": count / middle["seconds"],
-        "processor_seconds_each": middle["processor_seconds"] / count,
+        "cpu_seconds_each": middle["cpu_seconds"] / count,
         "first_picture_seconds": middle["first_picture_seconds"],
         "peak_bytes": int(statistics.median(one["device_peak_bytes"] or one["peak_bytes"] for one in taken)),
     }

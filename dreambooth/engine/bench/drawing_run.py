@@ -28,7 +28,7 @@ class DrawingWatch:
     """When the UNet began, and how many predictions it has made, of how many pictures at once."""
 
     def __init__(self) -> None:
-        self.began, self.processor, self.predictions, self.most = 0.0, 0.0, 0, 0
+        self.began, self.cpu, self.predictions, self.most = 0.0, 0.0, 0, 0
 
     def install(self) -> None:
         from diffusers import UNet2DConditionModel
@@ -59,16 +59,16 @@ class DrawingWatch:
 
     def saw(self, count: int) -> None:
         if not self.began:
-            self.began, self.processor = time.time(), time.process_time()
+            self.began, self.cpu = time.time(), time.process_time()
         self.predictions, self.most = self.predictions + count, max(self.most, count)
 
     def found(self, pictures: list[Path], started: float) -> dict[str, Any]:
-        processor = time.process_time() - self.processor
+        cpu = time.process_time() - self.cpu
         written = sorted(path.stat().st_mtime for path in pictures)
         return {
             "count": len(pictures),
             "seconds": written[-1] - self.began,
-            "processor_seconds": processor,
+            "cpu_seconds": cpu,
             "first_picture_seconds": written[0] - started,
             "steps": round(self.predictions / 2 / len(pictures)),  # with the prompt and without it
             "batch": self.most // 2,

@@ -52,7 +52,7 @@ class Step:
     def is_plain(self) -> bool:
         """Whether it is done without autocast."""
         held = PRECISIONS[self.precision][0] if self.kind == "full" else self.computed
-        return is_plain(self.computed, held, self.kind)
+        return is_plain(self.computed, held)
 
 
 @dataclass(frozen=True)

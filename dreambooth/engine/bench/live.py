@@ -85,7 +85,7 @@ class Live(TorchDispatchMode):
 
 
 def norms_as_on_a_card() -> Callable[[], None]:
-    """Has autocast on the processor do norms in full precision, as it does on a card. Returns what undoes it."""
+    """Has autocast on the CPU do norms in full precision, as it does on a card. Returns what undoes it."""
     functions = nn.functional
     group, layer = functions.group_norm, functions.layer_norm
 

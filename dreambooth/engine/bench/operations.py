@@ -10,7 +10,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from peft.tuners import lora as pefts
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dreambooth.core.errors import UserError
@@ -42,7 +41,7 @@ class Operations(TorchDispatchMode):
 
 def run(job: Job) -> dict[str, Any]:
     """A row for each kind of step."""
-    rows, kinds = [], [(family, kind) for family in SIDES for kind in ("lora", "full")]
+    rows, kinds = [], [(family, kind) for family in SIDES for kind in ("lora", "loha", "lokr", "full")]
     for done, (family, kind) in enumerate(kinds):
         if asked_to_end(job):
             raise UserError("Stopped as asked; nothing was counted to the end.")
@@ -53,13 +52,13 @@ def run(job: Job) -> dict[str, Any]:
 
 
 def count(family: str, kind: str, *, usual: bool = False) -> tuple[int, int]:
-    """The operations of a step's forward and backward pass, in bf16 at a batch of 1."""
-    is_lora = kind == "lora"
+    """The operations of a step's forward and backward pass, in bf16 at a batch of 1. `kind` is full, or a LoRA's."""
+    is_lora = kind != "full"
     step = Step(family, kind, "transformer" if is_lora else "all", "mixed" if is_lora else "bf16", checkpointed=False)
     with laid(step, Point(1, SIDES[family], RANK if is_lora else 0)) as (unet, forward):
         if usual:
             for layer in lora_layer.of([unet]):
-                layer.__class__ = pefts.Conv2d if isinstance(layer, pefts.Conv2d) else pefts.Linear  # type: ignore
+                layer.__class__ = type(layer).__bases__[-1]  # peft's own
         undo, there, back = norms_as_on_a_card(), Operations(), Operations()
         try:
             with there, torch.autocast("cpu", torch.bfloat16, enabled=usual):

@@ -141,7 +141,7 @@ class Models:
 
     cards: tuple[int, ...] = planner.CARDS
     steps = TRACED_STEPS  # of each run
-    pretended = False
+    simulated = False
 
     def source(self, family: str, work: Path) -> Path:
         """The model's file, made in `work` if it is not there yet."""
@@ -173,9 +173,9 @@ class Full(Models):
 
 
 class Small(Models):
-    """The miniatures, for a card that is played on the processor: so little of a card that a plan must save."""
+    """The miniatures, for a card that is simulated on the CPU: so little of a card that a plan must save."""
 
-    pretended = True
+    simulated = True
     steps = STEPS
     cards = (630 * 2**20, 2**30)
 
@@ -232,9 +232,9 @@ class Bench:
     def _in_a_process(self, job: Job, made: Project, one: Wanted, seconds: float, *, capped: bool) -> dict[str, Any]:
         told, out, log = (made.folder / name for name in ("about.json", "out.json", "plan.log"))
         cap = int(one.card_bytes * (1 - OTHERS)) - DRIVER_BYTES
-        others = 0 if self.models.pretended else taken_by_others()
+        others = 0 if self.models.simulated else taken_by_others()
         about = {"job": str(job.folder), "out": str(out), "cap_bytes": cap if capped else 0}
-        told.write_text(json.dumps({**about, "pretended": self.models.pretended}), encoding="utf-8")
+        told.write_text(json.dumps({**about, "simulated": self.models.simulated}), encoding="utf-8")
         command = [sys.executable, "-m", "dreambooth.engine.bench.plans_run", str(told)]
         began = time.monotonic()
         with open(log, "w", encoding="utf-8") as file:

@@ -22,7 +22,7 @@ def main(about_file: Path) -> int:
     imports.put_off()  # as the engine does
     about = json.loads(about_file.read_text(encoding="utf-8"))
     with contextlib.ExitStack() as until_the_end:
-        card: Card = _pretended(until_the_end) if about["pretended"] else Cuda()
+        card: Card = _simulated(until_the_end) if about["simulated"] else Cuda()
         if about["cap_bytes"]:
             card.limit(about["cap_bytes"])
         moments = Moments(card)
@@ -48,10 +48,10 @@ def found(card: Card, moments: Moments) -> dict[str, Any]:
     }
 
 
-def _pretended(until_the_end: contextlib.ExitStack) -> Card:
-    from dreambooth.engine.bench.card_pretended import Pretended
+def _simulated(until_the_end: contextlib.ExitStack) -> Card:
+    from dreambooth.engine.bench.card_simulated import Simulated
 
-    return until_the_end.enter_context(Pretended())
+    return until_the_end.enter_context(Simulated())
 
 
 if __name__ == "__main__":

@@ -58,7 +58,7 @@ def build(settings: Settings, family: str, point: Point) -> tuple[nn.Module, Any
     stepping = StepInBackward(session)
     given, target = inputs(unet, family, point), torch.randn(point.batch, 4, point.side, point.side)
     held, is_mixed = PRECISIONS[precision]
-    if is_mixed and is_plain(torch.bfloat16, held, trained.kind):
+    if is_mixed and is_plain(torch.bfloat16, held):
         given |= {name: given[name].bfloat16() for name in ("sample", "encoder_hidden_states")}
         is_mixed = False
 

@@ -122,8 +122,8 @@ def row(step: Step) -> dict[str, Any]:
 
 
 def shape(family: str) -> dict[str, Any]:
-    """How many values each part of a model has, what its UNet's layers put out, and the layers that a LoRA is put into:
-    (rows, columns, pixels of the kernel, how many such)."""
+    """How many values each part of a model has, what its UNet's layers put out, and the layers that a LoRA is put into,
+    by block: (rows, columns, pixels of the kernel, how many such)."""
     parts = random_model.modules(family).items()
     shapes = {name: {key: tuple(t.shape) for key, t in module.state_dict().items()} for name, module in parts}
     return anatomy.as_json(anatomy.of_shapes(shapes))

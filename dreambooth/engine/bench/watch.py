@@ -25,7 +25,7 @@ class Watch:
     def __init__(self, steps: int, started: float) -> None:
         self.steps, self.started = steps, started
         self.ends: list[Any] = []
-        self.processor: list[float] = []  # seconds of it until each step ended
+        self.cpu: list[float] = []  # seconds of it until each step ended
         self.spans: list[tuple[int, Any, Any]] = []  # of forward and backward, with the steps that had ended before
         self.losses: list[Any] = []
         self.first_step_seconds = 0.0
@@ -64,7 +64,7 @@ class Watch:
             wait()
             self.first_step_seconds = time.time() - self.started
         self.ends.append(now())
-        self.processor.append(time.process_time())
+        self.cpu.append(time.process_time())
         if len(self.ends) == self.steps - 1 and _has_card():
             from torch.utils.flop_counter import FlopCounterMode
 
@@ -75,13 +75,13 @@ class Watch:
         """Everything that was seen, as JSON; the process is about to end."""
         wait()
         steps = [seconds(a, b) for a, b in zip(self.ends, self.ends[1:])][WARM_STEPS - 1 :]
-        worked = [b - a for a, b in zip(self.processor, self.processor[1:])][WARM_STEPS - 1 :]
+        worked = [b - a for a, b in zip(self.cpu, self.cpu[1:])][WARM_STEPS - 1 :]
         inside = [seconds(a, b) for ended, a, b in self.spans if WARM_STEPS <= ended < len(self.ends)]
         return {
             "first_step_seconds": self.first_step_seconds,
-            "first_step_processor_seconds": self.processor[0],
+            "first_step_cpu_seconds": self.cpu[0],
             "step_seconds": statistics.median(steps),
-            "step_processor_seconds": statistics.median(worked),
+            "step_cpu_seconds": statistics.median(worked),
             "model_seconds": sum(inside) / len(steps) if steps else 0.0,
             "mean_step_seconds": sum(steps) / len(steps),
             "flops": self.flops,
@@ -142,7 +142,7 @@ def _has_card() -> bool:
 
 
 def now() -> Any:
-    """A moment: of the processor's clock, or on a GPU an event in its queue, which nobody waits for."""
+    """A moment: of the CPU's clock, or on a GPU an event in its queue, which nobody waits for."""
     import torch
 
     if not _has_card():
@@ -164,7 +164,7 @@ def wait() -> None:
 
 
 def when_done() -> float:
-    """The processor's clock when a GPU has done all that it was asked for."""
+    """The CPU's clock when a GPU has done all that it was asked for."""
     wait()
     return time.perf_counter()
 

@@ -178,7 +178,7 @@ def _place(encoded: Encoded, n: int, mean: Tensor, std: Tensor) -> None:
 
 
 def _encoded(model: Model, examples: list[Example], numbers: list[int]) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """Mean and deviation of a few examples of one bucket, encoded together; one by one on a processor, which takes as
+    """Mean and deviation of a few examples of one bucket, encoded together; one by one on a CPU, which takes as
     long for that, with less memory."""
     if not numbers:
         return

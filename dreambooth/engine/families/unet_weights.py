@@ -40,7 +40,7 @@ class Resting(Protocol):
 
 
 class Streamed:
-    """It lies in the computer's memory, where a GPU can fetch it without the processor.
+    """It lies in the computer's memory, where a GPU can fetch it without the CPU.
 
     `arrived` is told each gradient of a trained one, which lies on the device that the weight was fetched to.
     """
@@ -98,7 +98,7 @@ class NF4:
 
         self.functional = functional
         self.layer, self.dtype, self.shape = layer, weight.dtype, weight.shape
-        flat = weight.to(device).flatten()  # its kernel for the processor takes rows of whole blocks alone
+        flat = weight.to(device).flatten()  # its kernel for the CPU takes rows of whole blocks alone
         packed, state = functional.quantize_4bit(flat, blocksize=NF4_BLOCK, quant_type="nf4")
         layer.register_buffer("resting_values", packed, persistent=False)
         layer.register_buffer("resting_scale", state.absmax, persistent=False)

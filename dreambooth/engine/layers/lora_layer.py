@@ -9,6 +9,7 @@ computation at once.
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -23,17 +24,32 @@ ADAPTER = "default"
 AT_ONCE = 16  # layers: hardly more operations than all at once, and hardly more memory than one by one
 
 
-class LoraLinear(Linear):
-    """y = W x + b + scale B A x."""
+class Quick:
+    """A layer whose matrices are put into the precision of the computation together with those of others."""
 
-    cast: tuple[Tensor, Tensor] | None = None  # A and B in the precision of the computation, for one step
+    cast: tuple[Tensor, ...] | None = None  # the matrices so, for one step
+
+    def matrices(self) -> tuple[Tensor, ...]:
+        """What is learned."""
+        raise NotImplementedError
+
+
+class _Pair(Quick):
+    """A LoRA layer's A and B."""
+
+    def matrices(self: Any) -> tuple[Tensor, ...]:
+        return self.lora_A[ADAPTER].weight, self.lora_B[ADAPTER].weight
+
+
+class LoraLinear(_Pair, Linear):
+    """y = W x + b + scale B A x."""
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         base, scale = self.get_base_layer(), self.scaling[ADAPTER]
         if self.disable_adapters:
             return base(x)  # type: ignore[no-any-return]
-        dtype = _computed_in(x)
-        down, up = (matrix.to(dtype) for matrix in self.cast or _matrices(self))
+        dtype = computed_in(x)
+        down, up = (matrix.to(dtype) for matrix in self.cast or self.matrices())
         x, weight = x.to(dtype), base.weight.to(dtype)
         bias = None if base.bias is None else base.bias.to(dtype)
         dropout = self.lora_dropout[ADAPTER]
@@ -42,16 +58,14 @@ class LoraLinear(Linear):
         return torch.add(base(x), dropout(x) @ down.T @ up.T, alpha=scale)
 
 
-class LoraConv2d(Conv2d):
+class LoraConv2d(_Pair, Conv2d):
     """The same for a convolution; A has its kernel, B is one pixel wide."""
-
-    cast: tuple[Tensor, Tensor] | None = None
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if self.disable_adapters:
             return self.get_base_layer()(x)  # type: ignore[no-any-return]
-        dtype = _computed_in(x)
-        down, up = (matrix.to(dtype) for matrix in self.cast or _matrices(self))
+        dtype = computed_in(x)
+        down, up = (matrix.to(dtype) for matrix in self.cast or self.matrices())
         plain, shape = self.get_base_layer()(x), self.lora_A[ADAPTER]
         inner = conv2d(self.lora_dropout[ADAPTER](x.to(dtype)), down, None, shape.stride, shape.padding, shape.dilation)
         return torch.add(plain, conv2d(inner, up), alpha=self.scaling[ADAPTER])
@@ -63,13 +77,13 @@ def use_in(config: LoraConfig) -> LoraConfig:
     return config
 
 
-def of(modules: Iterable[nn.Module]) -> list[LoraLinear | LoraConv2d]:
-    """The LoRA layers of some modules."""
-    return [layer for one in modules for layer in one.modules() if isinstance(layer, (LoraLinear, LoraConv2d))]
+def of(modules: Iterable[nn.Module]) -> list[Quick]:
+    """The LoRA layers of some modules, of each kind that is ours."""
+    return [layer for one in modules for layer in one.modules() if isinstance(layer, Quick)]
 
 
 @contextlib.contextmanager
-def cast_at_once(layers: list[LoraLinear | LoraConv2d], dtype: torch.dtype) -> Iterator[None]:
+def cast_at_once(layers: list[Quick], dtype: torch.dtype) -> Iterator[None]:
     """Within it the layers have their matrices in this precision, some of them cast together; gradients come back as
     exactly, and those of so many layers lie in this precision too until the last of them is there.
 
@@ -80,9 +94,10 @@ def cast_at_once(layers: list[LoraLinear | LoraConv2d], dtype: torch.dtype) -> I
         return
     for start in range(0, len(layers), AT_ONCE):
         some = layers[start : start + AT_ONCE]
-        cast = iter(_Cast.apply(dtype, *(matrix for layer in some for matrix in _matrices(layer))))
-        for layer in some:
-            layer.cast = next(cast), next(cast)
+        matrices = [layer.matrices() for layer in some]
+        cast = iter(_Cast.apply(dtype, *itertools.chain(*matrices)))
+        for layer, own in zip(some, matrices):
+            layer.cast = tuple(itertools.islice(cast, len(own)))
     try:
         yield
     finally:
@@ -90,11 +105,7 @@ def cast_at_once(layers: list[LoraLinear | LoraConv2d], dtype: torch.dtype) -> I
             layer.cast = None
 
 
-def _matrices(layer: Any) -> tuple[Tensor, Tensor]:
-    return layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight
-
-
-def _computed_in(x: Tensor) -> torch.dtype:
+def computed_in(x: Tensor) -> torch.dtype:
     kind = x.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 

@@ -1,6 +1,6 @@
 """Makes a miniature: `python -m dreambooth.engine.miniature.train --family sdxl`.
 
-SD 1's comes first, from nothing (an hour and a half on two processor cores). The others have its VAE and begin with
+SD 1's comes first, from nothing (an hour and a half on two CPU cores). The others have its VAE and begin with
 what of its weights has a place in them.
 """
 

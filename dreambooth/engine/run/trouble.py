@@ -27,7 +27,7 @@ Changes = dict[str, Any]
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """PyTorch has a class of its own for a GPU, a RuntimeError; on a processor it raises one that says so, for an Apple
+    """PyTorch has a class of its own for a GPU, a RuntimeError; on a CPU it raises one that says so, for an Apple
     GPU another one where a single tensor is larger than Metal allows, and for what CUDA's libraries want beside its
     tensors one that names their code."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":

@@ -13,11 +13,12 @@ from peft import LoHaConfig, LoKrConfig, LoraConfig, PeftConfig, inject_adapter_
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
+from dreambooth.core.models import unet_blocks
 from dreambooth.core.settings import Settings
 from dreambooth.core.settings.training import UNET_LAYERS
 from dreambooth.engine.families import unet_weights
 from dreambooth.engine.families.model import Model
-from dreambooth.engine.layers import dora, lora_layer, oft
+from dreambooth.engine.layers import dora, lora_layer, lycoris, oft
 from dreambooth.engine.layers.lora_layer import ADAPTER
 from dreambooth.engine.words import learned
 
@@ -32,6 +33,7 @@ LORA_LAYERS = {
     "convolutions": rf".*\.(attentions\.\d+\.({_TRANSFORMER})|{_CONVOLUTIONS})",
 }
 WORDS = "words"  # the part that words are that learn
+UP = ".lora_B."  # in the names of a LoRA's second matrices
 TEXT_ENCODER_LAYERS = r".*encoder\.layers\.\d+\.(self_attn\.(q_proj|k_proj|v_proj|out_proj)|mlp\.fc[12])"
 
 
@@ -83,7 +85,7 @@ def prepare(
         if settings.is_lora and start and part in start:
             _inject_trained(module, settings, kind, start[part])
         elif settings.is_lora:
-            layers = LORA_LAYERS[settings.lora.layers] if part == "unet" else TEXT_ENCODER_LAYERS
+            layers = _unet_layers(module, settings) if part == "unet" else TEXT_ENCODER_LAYERS
             _inject(module, settings, kind, layers)
         else:
             _unfreeze(module, UNET_LAYERS[settings.tuning.unet_layers] if part == "unet" else "")
@@ -129,6 +131,17 @@ def _freeze_normalization(module: nn.Module) -> None:
             layer.requires_grad_(False)
 
 
+def _unet_layers(unet: nn.Module, settings: Settings) -> str:
+    """A pattern of the layers that get a LoRA."""
+    layers = LORA_LAYERS[settings.lora.layers]
+    if not settings.lora.blocks.strip():
+        return layers
+    blocks = unet_blocks.by_name(path for path, _ in unet.named_modules())
+    there = {path: block for path, block in blocks.items() if re.fullmatch(layers, path)}
+    chosen = unet_blocks.chosen(settings.lora.blocks, there.values())
+    return "|".join(re.escape(path) for path, block in there.items() if block in chosen)
+
+
 def _kind(start: Mapping[str, Mapping[str, Layer]]) -> str:
     """The kind of the layers to go on from, which all have the same."""
     first = next(layer for layers in start.values() for layer in layers.values())
@@ -167,6 +180,7 @@ def _inject_pefts(module: nn.Module, kind: str, config: PeftConfig) -> None:
     inject_adapter_in_model(config, module)
     layers = [layer for layer in module.modules() if isinstance(layer, BaseTunerLayer)]
     for layer in layers:
+        lycoris.use(layer)
         if kind == "dora":
             dora.attach(layer)
         if kind == "lokr" and ADAPTER in layer.lokr_w1 and ADAPTER in layer.lokr_w2:

@@ -6,9 +6,12 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import nn
+
+from dreambooth.engine.training.factored import Means, alike, empty, shorten, stacked
 
 _CLIP = 1.0  # the largest root mean square of a step before it enters the mean
+_SPREAD, _DISAGREEMENT = ((f"{name}_rows", f"{name}_columns", f"{name}_whole") for name in ("spread", "disagreement"))
 
 
 class CAME(torch.optim.Optimizer):
@@ -31,41 +34,28 @@ class CAME(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
         for group in self.param_groups:
-            for weight in group["params"]:
-                if weight.grad is not None:
-                    self._step(weight, group)
+            for some in alike(group["params"]):
+                self._step(some, group)
 
-    def _step(self, weight: Tensor, group: dict[str, Any]) -> None:
-        state, (beta1, beta2, beta3), (eps1, eps2) = self.state[weight], group["betas"], group["eps"]
-        gradient = weight.grad.float()  # type: ignore[union-attr]
-        if not state:
-            state["mean"] = torch.zeros_like(gradient)
-            for name in ("spread", "disagreement"):
-                state.update({f"{name}_{side}": values for side, values in _empty(gradient).items()})
-        step = gradient * _follow(state, "spread", gradient.square() + eps1, beta2)
-        step /= (step.square().mean().sqrt() / _CLIP).clamp(min=1.0)
-        state["mean"].lerp_(step, 1 - beta1)
-        step = state["mean"] * _follow(state, "disagreement", (step - state["mean"]).square() + eps2, beta3)
-        weight.mul_(1 - group["lr"] * group["weight_decay"]).add_(step, alpha=-group["lr"])
-
-
-def _matrix(values: Tensor) -> Tensor | None:
-    """A weight as (out, everything else); None where it has one side only."""
-    return values.flatten(1) if values.dim() > 1 else None
-
-
-def _empty(values: Tensor) -> dict[str, Tensor]:
-    matrix = _matrix(values)
-    if matrix is None:
-        return {"whole": torch.zeros_like(values)}
-    return {"rows": torch.zeros_like(matrix[:, 0]), "columns": torch.zeros_like(matrix[0])}
-
-
-def _follow(state: dict[str, Tensor], name: str, values: Tensor, beta: float) -> Tensor:
-    """Moves a running mean towards the values; one over its square root, in their shape."""
-    matrix = _matrix(values)
-    if matrix is None:
-        return state[f"{name}_whole"].lerp_(values, 1 - beta).rsqrt()
-    rows = state[f"{name}_rows"].lerp_(matrix.mean(1), 1 - beta)
-    columns = state[f"{name}_columns"].lerp_(matrix.mean(0), 1 - beta)
-    return ((rows / rows.mean()).rsqrt().unsqueeze(1) * columns.rsqrt()).view_as(values)
+    def _step(self, some: list[nn.Parameter], group: dict[str, Any]) -> None:
+        (beta1, beta2, beta3), (eps1, eps2), rate = group["betas"], group["eps"], group["lr"]
+        states = [self.state[weight] for weight in some]
+        for state, weight in zip(states, some):
+            if not state:
+                state["mean"] = torch.zeros_like(weight, dtype=torch.float32)
+                state.update(empty(weight, *_SPREAD) | empty(weight, *_DISAGREEMENT))
+        smooth = [state["mean"] for state in states]
+        steps, each = stacked([weight.grad for weight in some])  # type: ignore[misc]
+        spread = Means(states, *_SPREAD)
+        spread.follow(steps, beta2, eps1)
+        spread.divide(steps)
+        shorten(steps, each, _CLIP)
+        torch._foreach_lerp_(smooth, each, 1 - beta1)
+        torch._foreach_sub_(each, smooth)
+        disagreement = Means(states, *_DISAGREEMENT)
+        disagreement.follow(steps, beta3, eps2)
+        torch._foreach_copy_(each, smooth)
+        disagreement.divide(steps)
+        if group["weight_decay"]:
+            torch._foreach_mul_(some, 1 - rate * group["weight_decay"])
+        torch._foreach_add_(some, each, alpha=-rate)

@@ -38,20 +38,18 @@ class StepInBackward:
     def __init__(self, session: Session) -> None:
         self.session = session
         self.inner: Any = getattr(session.optimizer, "optimizer", session.optimizer)  # accelerate's wrapping
-        self.parts = list(session.trained.parts)
+        self.groups, self.parts = session.groups, list(session.trained.parts)
         self.device = session.model.device
         self.bad = torch.zeros((), dtype=torch.bool, device=self.device)
         self.squares = torch.zeros(len(self.parts), device=self.device)
-        self.waiting: dict[int, list[Arrived]] = {n: [] for n in range(len(self.parts))}
+        self.waiting: dict[int, list[Arrived]] = {n: [] for n in range(len(self.groups))}
         self.bytes = 0
         self.numbers = rounding.numbered(self.inner)
         self.noted: list[Tensor] | None = None
         self.is_trial = False
         self.streamed = {made.kept: made for _, made in unet_weights.streamed(session.model.unet)}
         self._hooks = [
-            self._listen(weight, number)
-            for number, parameters in enumerate(session.trained.parts.values())
-            for weight in parameters.values()
+            self._listen(weight, number) for number, group in enumerate(self.groups) for weight in group.weights
         ]
 
     def begin(self, losses: tuple[Tensor, ...]) -> None:
@@ -127,9 +125,9 @@ class StepInBackward:
     def _apply_some(self, number: int, some: list[Arrived]) -> None:
         gradients = [gradient for _, gradient in some]
         norms = torch.stack(torch._foreach_norm(gradients)).float()
-        self.squares[number] += norms.square().sum()
-        chosen = self.session.settings.optimizer
-        most = chosen.max_grad_norm if self.parts[number] == "unet" else chosen.text_encoder_max_grad_norm
+        part, chosen = self.groups[number].part, self.session.settings.optimizer
+        self.squares[self.parts.index(part)] += norms.square().sum()
+        most = chosen.max_grad_norm if part == "unet" else chosen.text_encoder_max_grad_norm
         if most:
             shares = (most / (norms + 1e-6)).clamp(max=1)  # as PyTorch's clip_grad_norm_ has it
             torch._foreach_mul_(gradients, list(shares.to(gradients[0].dtype)))

@@ -1,7 +1,7 @@
 """Trained weights that lie in the computer's memory, and what the optimizer keeps of them: on the device for a step.
 
-Both come from where a GPU can fetch them without the processor and go back there, on one stream of work, so that
-nobody waits in between; `settle` waits for the last of them, before the processor reads any.
+Both come from where a GPU can fetch them without the CPU and go back there, on one stream of work, so that
+nobody waits in between; `settle` waits for the last of them, before the CPU reads any.
 """
 
 from __future__ import annotations

@@ -12,7 +12,6 @@ from torch import Tensor
 from dreambooth.core import schedules
 from dreambooth.core.errors import Problem
 from dreambooth.core.run import REQUESTS
-from dreambooth.core.settings import learning_rate
 from dreambooth.engine.drawing.sampling import make_scheduler
 from dreambooth.engine.training import gradients, loss, optimizers
 from dreambooth.engine.training.in_backward import StepInBackward, stepping
@@ -112,8 +111,8 @@ def _serve_requests(session: Session, hooks: Hooks, pulse: Pulse) -> Ending | No
 def _set_rates(session: Session) -> None:
     """Gives each parameter group the learning rate of this point of the run."""
     factor = schedules.rate_factor(session.settings.learning, session.images / session.budget.images)
-    for part, group in zip(session.trained.parts, session.optimizer.param_groups):
-        group["lr"] = learning_rate(session.settings, part) * factor
+    for group, made in zip(session.groups, session.optimizer.param_groups):
+        made["lr"] = group.rate(session.settings) * factor
 
 
 def _do_what_is_due(session: Session, hooks: Hooks, pulse: Pulse) -> bool:

@@ -147,7 +147,7 @@ def _base_prediction(session: Session, batch: Batch, text: Text) -> Tensor:
 
 def denoised(session: Session, x_t: Tensor, t: Tensor, text: Text, sizes: Tensor) -> Tensor:
     """What the UNet predicts, (B, 4, h, w), in the precision that the run computes in."""
-    dtype = precision.plain_dtype(session.accelerator, session.settings, session.trained.kind)
+    dtype = precision.plain_dtype(session.accelerator, session.settings)
     if dtype is None:
         with session.accelerator.autocast():
             return session.model.denoise(x_t, t, text, sizes)

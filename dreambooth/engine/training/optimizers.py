@@ -1,5 +1,6 @@
 """The optimizers, their parameter groups (the UNet's first, then each text encoder's, or that of words that learn), and
-their states.
+their states. With LoRA+ (Hayou et al. 2024, arXiv 2402.12354) a part has two groups, as the up matrices of its LoRA
+learn at a multiple of its rate.
 
 None is offered before it has taken real steps on this device, and none is ever put in another's place.
 """
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,29 +19,55 @@ from dreambooth.core.errors import UserError
 from dreambooth.core.settings import Settings, learning_rate
 from dreambooth.core.settings.course import Optimizer as Chosen
 from dreambooth.engine.run import trouble
-from dreambooth.engine.training.adapters import WORDS, Trained
+from dreambooth.engine.training.adapters import UP, WORDS, Trained
 
 Groups = list[dict[str, Any]]
 
 _ADAM_BETAS, _LION_BETAS, _EPSILON = (0.9, 0.999), (0.9, 0.99), 1e-8
-_ADAFACTOR_EPSILONS = (1e-30, 1e-3)  # of the squared gradient and of the size of the weights
+_ADAFACTOR_EPSILON = 1e-30  # of the squared gradient
 _CAME_BETA3, _CAME_EPSILONS = 0.9999, (1e-30, 1e-16)  # of the steps' disagreement; of the squared gradient and of that
 _PACKED = "__bnb_optimizer_quant_state__"  # where bitsandbytes' state_dict puts its 8-bit values
+
+
+@dataclass(frozen=True)
+class Group:
+    """Weights of a part of the model that learn at the part's rate, times so much."""
+
+    part: str
+    times: float
+    weights: list[nn.Parameter]
+
+    def rate(self, settings: Settings) -> float:
+        """The full one, before any schedule."""
+        return learning_rate(settings, self.part) * self.times
+
+
+def groups(trained: Trained, settings: Settings) -> list[Group]:
+    """In the optimizer's order; of a part in two, what learns at the part's own rate comes first."""
+    ratio, found = settings.learning.lora_plus_ratio if settings.is_lora else 1.0, []
+    for part, weights in trained.parts.items():
+        if ratio == 1 or part == WORDS:
+            found.append(Group(part, 1.0, list(weights.values())))
+            continue
+        for times, is_up in ((1.0, False), (ratio, True)):
+            some = [weight for name, weight in weights.items() if (UP in name) == is_up]
+            found.append(Group(part, times, some))
+    return found
 
 
 def make(trained: Trained, settings: Settings) -> torch.optim.Optimizer:
     """The chosen optimizer over the groups, each with its own learning rate and weight decay."""
     chosen = settings.optimizer
     decays = {"unet": chosen.weight_decay, WORDS: 0.0}
-    groups = [
+    made = [
         {
-            "params": list(parameters.values()),
-            "lr": learning_rate(settings, part),
-            "weight_decay": decays.get(part, chosen.text_encoder_weight_decay),
+            "params": group.weights,
+            "lr": group.rate(settings),
+            "weight_decay": decays.get(group.part, chosen.text_encoder_weight_decay),
         }
-        for part, parameters in trained.parts.items()
+        for group in groups(trained, settings)
     ]
-    return RECIPES[chosen.name](groups, chosen)
+    return RECIPES[chosen.name](made, chosen)
 
 
 def check(settings: Settings, device: torch.device) -> None:
@@ -128,7 +156,7 @@ def _bitsandbytes() -> Any:
 
 
 def _settled(paged: torch.optim.Optimizer) -> torch.optim.Optimizer:
-    """A paged optimizer whose step ends when the card has done it: its states are memory that the processor reads."""
+    """A paged optimizer whose step ends when the card has done it: its states are memory that the CPU reads."""
     paged.register_step_post_hook(lambda *_: torch.cuda.synchronize() if torch.cuda.is_available() else None)
     return paged
 
@@ -161,17 +189,9 @@ def _paged_lion_8bit(groups: Groups, chosen: Chosen) -> torch.optim.Optimizer:
 
 
 def _adafactor(groups: Groups, chosen: Chosen) -> torch.optim.Optimizer:
-    """With a learning rate of ours, not its own."""
-    from transformers.optimization import Adafactor
+    from dreambooth.engine.training.adafactor import Adafactor
 
-    return Adafactor(
-        groups,
-        eps=(chosen.epsilon or _ADAFACTOR_EPSILONS[0], _ADAFACTOR_EPSILONS[1]),
-        beta1=chosen.beta1 or None,
-        scale_parameter=False,
-        relative_step=False,
-        warmup_init=False,
-    )
+    return Adafactor(groups, eps=chosen.epsilon or _ADAFACTOR_EPSILON, beta1=chosen.beta1 or None)
 
 
 def _came(groups: Groups, chosen: Chosen) -> torch.optim.Optimizer:
@@ -182,18 +202,9 @@ def _came(groups: Groups, chosen: Chosen) -> torch.optim.Optimizer:
 
 
 def _prodigy(groups: Groups, chosen: Chosen) -> torch.optim.Optimizer:
-    """With the bias correction and the safeguard that its authors advise for diffusion models and warm-up."""
-    from prodigyopt import Prodigy
+    from dreambooth.engine.training.prodigy import Prodigy
 
-    # The first group's rate must not be zero when it is made; the loop sets the rates before each step.
-    return Prodigy(
-        groups,
-        lr=1.0,
-        betas=_betas(chosen, _ADAM_BETAS),
-        eps=chosen.epsilon or _EPSILON,
-        use_bias_correction=True,
-        safeguard_warmup=True,
-    )
+    return Prodigy(groups, betas=_betas(chosen, _ADAM_BETAS), eps=chosen.epsilon or _EPSILON)
 
 
 def _adamw_schedule_free(groups: Groups, chosen: Chosen) -> torch.optim.Optimizer:

@@ -11,8 +11,6 @@ from dreambooth.core.errors import UserError
 from dreambooth.core.settings import Settings
 from dreambooth.engine import hardware
 
-_AUTOCAST_KINDS = ("loha", "lokr")  # of LoRA
-
 
 def accelerator(mixed_precision: str = "auto", *, bf16_weights: bool = False) -> Accelerator:
     """The device's accelerator in the wanted precision. Raises UserError where the device cannot do it."""
@@ -55,26 +53,23 @@ def weights_dtype(accelerator: Accelerator, settings: Settings) -> torch.dtype:
     return torch.bfloat16 if settings.memory.bf16_weights else torch.float32
 
 
-def plain_dtype(accelerator: Accelerator, settings: Settings, kind: str) -> torch.dtype | None:
-    """The one precision that the UNet of a run computes in by itself; None where it needs autocast.
-
-    `kind` is of what is really trained (`Trained.kind`): a run that goes on from a LoRA file has the file's.
-    """
+def plain_dtype(accelerator: Accelerator, settings: Settings) -> torch.dtype | None:
+    """The one precision that the UNet of a run computes in by itself; None where it needs autocast."""
     computed, held = compute_dtype(accelerator), weights_dtype(accelerator, settings)
-    return computed if is_plain(computed, held, kind, settings.memory.attention) else None
+    return computed if is_plain(computed, held, settings.memory.attention) else None
 
 
-def is_plain(computed: torch.dtype, held: torch.dtype, kind: str, attention: str = "sdpa") -> bool:
+def is_plain(computed: torch.dtype, held: torch.dtype, attention: str = "sdpa") -> bool:
     """Whether a model computes in one precision by itself, as all of it that rests is held in that; else autocast must
-    choose for each operation. `kind` is full, or one of a LoRA.
+    choose for each operation.
 
     The sums inside norms and attention are done in full precision either way; autocast would also widen what goes into
-    and comes out of norms, for nothing, as the next layer narrows it again. What peft's LoHa and LoKr add, and the
-    softmax of sliced attention, are done in what they are given.
+    and comes out of norms, for nothing, as the next layer narrows it again. The softmax of sliced attention is done in
+    what it is given.
     """
     if computed == torch.float32:
         return held == computed
-    return computed == held and kind not in _AUTOCAST_KINDS and attention != "sliced"
+    return computed == held and attention != "sliced"
 
 
 def set_deterministic(on: bool) -> None:

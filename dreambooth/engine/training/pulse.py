@@ -79,14 +79,15 @@ class Pulse:
             return
         losses, norms = self._read()
         pace = max(1e-6, now - self.started) / (session.step - self.first_step)  # seconds a step; clocks may be coarse
-        rates = [group["lr"] for group in session.optimizer.param_groups]
+        made = zip(session.groups, session.optimizer.param_groups)
+        rates = {group.part: held["lr"] for group, held in made if group.times == 1}  # of LoRA+ the smaller one
         self.hooks.report(
             step=session.step,
             steps=session.budget.steps,
             images=session.images,
             **{name: round(loss, 5) for name, loss in zip(_LOSSES, losses)},
-            rate=rates[0],
-            rates=dict(zip(session.trained.parts, rates)),
+            rate=next(iter(rates.values())),
+            rates=rates,
             gradient_norms={part: round(norm, 5) for part, norm in zip(session.trained.parts, norms)},
             steps_per_second=round(1 / pace, 3),
             seconds_left=round(pace * (session.budget.steps - session.step), 1),

@@ -22,7 +22,7 @@ from dreambooth.engine.data.order import Order
 from dreambooth.engine.data.readings import Readings
 from dreambooth.engine.families.model import Model
 from dreambooth.engine.layers import lora_layer, resting
-from dreambooth.engine.layers.lora_layer import LoraConv2d, LoraLinear
+from dreambooth.engine.layers.lora_layer import Quick
 from dreambooth.engine.training import optimizers, precision, rounding, skipping
 from dreambooth.engine.training.adapters import WORDS, Trained
 from dreambooth.engine.training.ema import IN_STATE, Ema
@@ -55,7 +55,12 @@ class Session:
         return self.budget.images_seen(self.step)
 
     @functools.cached_property
-    def lora_layers(self) -> list[LoraLinear | LoraConv2d]:
+    def groups(self) -> list[optimizers.Group]:
+        """What the optimizer's parameter groups are."""
+        return optimizers.groups(self.trained, self.settings)
+
+    @functools.cached_property
+    def lora_layers(self) -> list[Quick]:
         return lora_layer.of(self.model.parts[part] for part in self.trained.parts if part != WORDS)
 
     @functools.cached_property

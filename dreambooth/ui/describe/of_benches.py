@@ -26,8 +26,8 @@ def _file_bench(result: Result) -> str:
 
 
 def _training_bench(result: Result) -> str:
-    head = ["model", "method", "batch", "size", "who", "step (ms)", "processor (ms)", "images/s", "overhead (ms)"]
-    rows = [[*head, "first step (s)", "processor (s)", "peak memory", "of the card's peak"]]
+    head = ["model", "method", "batch", "size", "who", "step (ms)", "CPU (ms)", "images/s", "overhead (ms)"]
+    rows = [[*head, "first step (s)", "CPU (s)", "peak memory", "of the card's peak"]]
     for one in result["rows"]:
         share = "" if one["share_of_peak"] is None else f"{one['share_of_peak']:.0%}"
         rows.append(
@@ -38,11 +38,11 @@ def _training_bench(result: Result) -> str:
                 str(one["resolution"]),
                 one["who"],
                 f"{1000 * one['step_seconds']:.1f}",
-                f"{1000 * one['step_processor_seconds']:.1f}",
+                f"{1000 * one['step_cpu_seconds']:.1f}",
                 f"{one['images_per_second']:.1f}",
                 f"{1000 * one['overhead_seconds']:.1f}",
                 f"{one['first_step_seconds']:.1f}",
-                f"{one['first_step_processor_seconds']:.1f}",
+                f"{one['first_step_cpu_seconds']:.1f}",
                 size(one["device_peak_bytes"] or one["peak_bytes"]),
                 share,
             ]
@@ -52,10 +52,10 @@ def _training_bench(result: Result) -> str:
 
 
 def _drawing_bench(result: Result) -> str:
-    rows = [["who", "steps", "batch", "pictures/s", "processor, each (s)", "first picture (s)", "peak memory"]]
+    rows = [["who", "steps", "batch", "pictures/s", "CPU, each (s)", "first picture (s)", "peak memory"]]
     for one in result["rows"]:
         seconds = [f"{one['pictures_per_second']:.2f}"]
-        seconds += [f"{one['processor_seconds_each']:.2f}", f"{one['first_picture_seconds']:.1f}"]
+        seconds += [f"{one['cpu_seconds_each']:.2f}", f"{one['first_picture_seconds']:.1f}"]
         rows.append([one["who"], str(one["steps"]), str(one["batch"]), *seconds, size(one["peak_bytes"])])
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
     return f"{result['pictures']} pictures of {result['size']} pixels\n{table(rows)}\n\n{versions}"
@@ -92,16 +92,16 @@ def _state_bench(result: Result) -> str:
 
 
 def _choices_bench(result: Result) -> str:
-    head = ["method", "choice", "step (ms)", "processor (ms)", "to plain", "of the processor", "between", "peak memory"]
+    head = ["method", "choice", "step (ms)", "CPU (ms)", "to plain", "of the CPU", "between", "peak memory"]
     rows = [head]
     for one in result["rows"]:
-        spans = [f"{1000 * one[key]:.0f}" for key in ("step_seconds", "step_processor_seconds")]
-        ratios = [f"{one['to_plain'][key]:.2f}" for key in ("clock", "processor")]
+        spans = [f"{1000 * one[key]:.0f}" for key in ("step_seconds", "step_cpu_seconds")]
+        ratios = [f"{one['to_plain'][key]:.2f}" for key in ("clock", "cpu")]
         between = " to ".join(f"{value:.2f}" for value in one["between"])
         rows.append([one["method"], one["choice"], *spans, *ratios, between, size(one["peak_bytes"])])
     tiles = result["tiles"]
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
-    said = f"Decoding a picture in tiles: {tiles['clock']:.2f} times, {tiles['processor']:.2f} of the processor"
+    said = f"Decoding a picture in tiles: {tiles['clock']:.2f} times, {tiles['cpu']:.2f} of the CPU"
     return f"{table(rows)}\n\n{said}\n\n{versions}"
 
 

@@ -80,7 +80,7 @@ def card(result: Result) -> str:
             about.append(f"{one['what']}: {one['value']}")
         else:
             lines.append([one["piece"], one["what"], _value(one["value"], one["unit"]), *_goal(one)])
-    parts = [] if result["large"] else ["There is no card here: miniatures on the processor, which say nothing of one."]
+    parts = [] if result["large"] else ["There is no card here: miniatures on the CPU, which say nothing of one."]
     parts += ["\n".join(about), table(lines)]
     if result["plans"]:
         parts += [plan_table(result["plans"]), plan_verdict(result["plans"])]

@@ -1,4 +1,4 @@
-"""An extension of the tests, for a WebUI on the processor: it lets the extension believe that there is a GPU, and says
+"""An extension of the tests, for a WebUI on the CPU: it lets the extension believe that there is a GPU, and says
 what became of the WebUI's model."""
 
 import os
@@ -35,8 +35,8 @@ def pretend(_demo, app):
             setattr(where, name, noting(name, getattr(where, name)))
 
     def gpu(there: bool):
-        pretended = SimpleNamespace(device=SimpleNamespace(type="cuda"), torch_gc=devices.torch_gc)
-        lending.devices = pretended if there else lending.really
+        simulated = SimpleNamespace(device=SimpleNamespace(type="cuda"), torch_gc=devices.torch_gc)
+        lending.devices = simulated if there else lending.really
         return {"there": there}
 
     def model():

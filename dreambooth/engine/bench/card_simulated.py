@@ -1,4 +1,4 @@
-"""A card played on the processor: it counts the tensors that a process makes, and refuses more than its limit.
+"""A card simulated on the CPU: it counts the tensors that a process makes, and refuses more than its limit.
 
 A mapped file that something was made of counts whole, and the rest of the process for nothing. So what it counts says
 nothing of a card; it serves to go through every line that works with one, where there is none.
@@ -14,7 +14,7 @@ import torch
 from dreambooth.engine.bench.live import Live
 
 
-class Pretended(Live):
+class Simulated(Live):
     """Within it there is such a card; it has what card_memory.Card asks for."""
 
     def __init__(self) -> None:
@@ -38,7 +38,7 @@ class Pretended(Live):
         if self.now > self.most:
             raise torch.OutOfMemoryError(
                 f"CUDA out of memory: {self.now / 2**20:.1f} MiB would be taken of {self.most / 2**20:.1f} MiB "
-                "(a card that is played on the processor)."
+                "(a card that is simulated on the CPU)."
             )
         self.peak = max(self.peak, self.now)
 

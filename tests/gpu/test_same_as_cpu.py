@@ -1,4 +1,4 @@
-"""What a card works out is what the processor does: a training from the same noise, previews, class pictures."""
+"""What a card works out is what the CPU does: a training from the same noise, previews, class pictures."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ def exact(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def same_noise(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All noise is drawn by the processor, whose generator gives other numbers than a card's from the same seed."""
+    """All noise is drawn by the CPU, whose generator gives other numbers than a card's from the same seed."""
     for name in ("randn_like", "randn", "rand", "randint"):
-        monkeypatch.setattr(torch, name, _drawn_by_the_processor(getattr(torch, name), like=name.endswith("like")))
+        monkeypatch.setattr(torch, name, _drawn_by_the_cpu(getattr(torch, name), like=name.endswith("like")))
 
 
-def _drawn_by_the_processor(draw: Callable[..., torch.Tensor], *, like: bool) -> Callable[..., torch.Tensor]:
+def _drawn_by_the_cpu(draw: Callable[..., torch.Tensor], *, like: bool) -> Callable[..., torch.Tensor]:
     @functools.wraps(draw)
     def drawn(*arguments: Any, **more: Any) -> torch.Tensor:
         device = more.pop("device", arguments[0].device if like else None)
@@ -55,7 +55,7 @@ def _drawn_by_the_processor(draw: Callable[..., torch.Tensor], *, like: bool) ->
 def test_a_training_is_the_same(
     family: str, kind: dict[str, Any], device: torch.device, projects: dict[str, Project]
 ) -> None:
-    """On the processor the other run has its blocks worked out twice, so that there is another to compare with."""
+    """On the CPU the other run has its blocks worked out twice, so that there is another to compare with."""
     changes = {**kind, **UNTRACED, "intervals.max_train_steps": STEPS[device.type]}
     twice = {"batching.gradient_checkpointing": device.type == "cpu"}
     ours = losses(projects[family], **changes, **twice)
@@ -88,7 +88,7 @@ DRAWN = {
 @pytest.mark.usefixtures("exact")
 @pytest.mark.parametrize(("precision", "most"), [("no", ROUNDING), ("bf16", 8)])
 def test_previews_are_the_same(precision: str, most: int, device: torch.device, star: Project) -> None:
-    """On the processor they are drawn one by one, and held against those drawn together."""
+    """On the CPU they are drawn one by one, and held against those drawn together."""
     changes = {**DRAWN, "tuning.mixed_precision": precision}
     ours = drawn(train(star, **changes, **{"batching.class_batch_size": 1 if device.type == "cpu" else 4}))
     with pytest.MonkeyPatch.context() as patch:

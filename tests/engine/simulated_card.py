@@ -1,9 +1,9 @@
-"""A card played on the processor: its tensors are known to lie there, and do not mix with those in ordinary memory.
+"""A card simulated on the CPU: its tensors are known to lie there, and do not mix with those in ordinary memory.
 
-Everything is computed on the processor, so that numbers are right; what is played is *where* they lie. A tensor is on
+Everything is computed on the CPU, so that numbers are right; what is simulated is *where* they lie. A tensor is on
 the card if its storage is: what was made there, moved there, or computed from what is there. As with a real card, an
 operation on tensors of both places ends in an error, but for single numbers; so does handing a tensor of the card to
-NumPy, and drawing random numbers there with a generator of the processor. What runs through is not proven to work on
+NumPy, and drawing random numbers there with a generator of the CPU. What runs through is not proven to work on
 a card, but what fails here fails there, too.
 """
 
@@ -26,14 +26,14 @@ from torch.utils._pytree import tree_iter
 
 from dreambooth.engine.tracing.program import Program
 
-CARD, PROCESSOR = torch.device("cuda", 0), torch.device("cpu")
+CARD, CPU = torch.device("cuda", 0), torch.device("cpu")
 BYTES = 24 * 2**30
 _MAY_MIX = {"copy_", "_copy_from", "set_"}
 _INDEXED = {"index", "index_put", "index_put_"}  # indices may lie in the computer's memory
 _TO_NUMPY = {"numpy", "__array__"}
 
 
-class PlayedCard:
+class SimulatedCard:
     """Which tensors lie on the card, and which in memory that is pinned."""
 
     device, says = CARD, "cuda:0"
@@ -87,7 +87,7 @@ def _key(tensor: Tensor) -> int:
 class _Operations(TorchDispatchMode):
     """What is computed from tensors of the card lies there; tensors of both places do not mix."""
 
-    def __init__(self, card: PlayedCard) -> None:
+    def __init__(self, card: SimulatedCard) -> None:
         super().__init__()
         self.card = card
         self.is_again = False  # a record is done again: where it makes something anew is not in it, but is the card
@@ -132,7 +132,7 @@ class _Operations(TorchDispatchMode):
 class _Functions(TorchFunctionMode):
     """What asks for a place: factories, `to` and its kin, pinning."""
 
-    def __init__(self, card: PlayedCard) -> None:
+    def __init__(self, card: SimulatedCard) -> None:
         super().__init__()
         self.card = card
 
@@ -148,11 +148,11 @@ class _Functions(TorchFunctionMode):
         place = kwargs.get("device")
         pins = bool(kwargs.pop("pin_memory", False))
         if self.card.is_here(place):
-            kwargs["device"] = PROCESSOR
+            kwargs["device"] = CPU
             self._check_generator(name, kwargs, self.card.device)
             return self.card.put(function(*args, **kwargs))
         if place is not None and torch.device(place).type == "cpu" and args and isinstance(args[0], Tensor):
-            kwargs["device"] = PROCESSOR  # as *_like and new_* of a tensor of the card
+            kwargs["device"] = CPU  # as *_like and new_* of a tensor of the card
             made = function(*args, **kwargs)
             return self._taken_off(made)
         result = function(*args, **kwargs)
@@ -186,9 +186,7 @@ class _Functions(TorchFunctionMode):
         if moved is tensor:
             return tensor
         if moved.requires_grad and goes:  # its gradient goes back to where it came from
-            moved.register_hook(
-                lambda gradient: self._moved(gradient, PROCESSOR if on_card else self.card.device, None, {})
-            )
+            moved.register_hook(lambda gradient: self._moved(gradient, CPU if on_card else self.card.device, None, {}))
         return self.card.put(moved) if on_card else self._taken_off(moved)
 
     def _to(self, function: Any, args: Any, kwargs: dict[str, Any]) -> Any:
@@ -204,7 +202,7 @@ class _Functions(TorchFunctionMode):
         return self._moved(tensor, None if place is None else torch.device(place), dtype, kwargs)
 
     def _cpu(self, function: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-        return self._moved(args[0], PROCESSOR, None, {})
+        return self._moved(args[0], CPU, None, {})
 
     def _cuda(self, function: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         return self._moved(args[0], self.card.device, None, {})
@@ -236,10 +234,10 @@ _CUDA: dict[str, Any] = {  # of torch.cuda, with a card that is never full and n
     "device_count": lambda: 1,
     "current_device": lambda: 0,
     "set_device": lambda device: None,
-    "get_device_name": lambda device=None: "a played card",
+    "get_device_name": lambda device=None: "a simulated card",
     "get_device_capability": lambda device=None: (8, 9),
     "get_device_properties": lambda device=None: types.SimpleNamespace(
-        name="a played card", total_memory=BYTES, major=8, minor=9, multi_processor_count=80
+        name="a simulated card", total_memory=BYTES, major=8, minor=9, multi_processor_count=80
     ),
     "is_bf16_supported": lambda including_emulation=True: True,
     "mem_get_info": lambda device=None: (BYTES, BYTES),
@@ -267,9 +265,9 @@ _CUDA: dict[str, Any] = {  # of torch.cuda, with a card that is never full and n
 
 
 @contextlib.contextmanager
-def played_card(played: type[PlayedCard] = PlayedCard) -> Iterator[PlayedCard]:
+def simulated_card(simulated: type[SimulatedCard] = SimulatedCard) -> Iterator[SimulatedCard]:
     """Within it there is such a card, for PyTorch and for what asks PyTorch."""
-    card = played()
+    card = simulated()
     operations, functions = _Operations(card), _Functions(card)
     device, autocast, run_backward = Tensor.device, torch.autocast.__init__, torch.autograd._engine_run_backward
     is_autocast, autocast_dtype = torch.is_autocast_enabled, torch.get_autocast_dtype

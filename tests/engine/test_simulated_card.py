@@ -1,4 +1,4 @@
-"""The whole engine on a card that is played: nothing of it takes a tensor from the wrong place."""
+"""The whole engine on a card that is simulated: nothing of it takes a tensor from the wrong place."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from dreambooth.engine.families.unet_weights import Int8
 from dreambooth.engine.training import loss, optimizers, precision
 from dreambooth.service import errands, launcher
 from tests.engine import test_waits
-from tests.engine.played_card import CARD, played_card
 from tests.engine.runs import LORA, saved, tiny_project, told, train
+from tests.engine.simulated_card import CARD, simulated_card
 from tests.engine.test_export_of_states import exported, paused
 
 
 def test_it_plays_a_card() -> None:
-    with played_card() as card:
+    with simulated_card() as card:
         there, here = torch.ones(3, device="cuda"), torch.ones(3)
         assert there.device == CARD and (there * 2)[1:].device == CARD
         assert here.device.type == "cpu" and there.cpu().device.type == "cpu" and here.to("cuda").is_cuda
@@ -40,7 +40,7 @@ def test_it_plays_a_card() -> None:
 @pytest.mark.parametrize("name", ["paged_adamw_8bit", "paged_lion_8bit"])
 def test_an_optimizer_whose_memory_cannot_be_paged_is_found_before_it_is_begun(name: str) -> None:
     """bitsandbytes pages large weights alone, and here it was built without that."""
-    with played_card():
+    with simulated_card():
         assert "cget_managed_ptr" in optimizers.fault(name, CARD)
         assert not optimizers.fault(name.removeprefix("paged_"), CARD)
 
@@ -51,7 +51,7 @@ def test_an_optimizer_in_8_bits_does_not_wait_for_the_card_at_each_weight(
 ) -> None:
     """As bitsandbytes does by itself; a paged one waits once in a step."""
     found: list[Any] = []
-    with played_card():
+    with simulated_card():
         monkeypatch.setattr(torch.cuda, "synchronize", lambda device=None: found.append(device))
         weights = [torch.nn.Parameter(torch.ones(40, 40, device="cuda")) for _ in range(3)]
         made = optimizers.RECIPES[name]([{"params": weights, "lr": 0.01}], Optimizer())
@@ -67,8 +67,8 @@ def test_an_optimizer_in_8_bits_does_not_wait_for_the_card_at_each_weight(
 def test_by_itself_it_computes_in_what_the_card_is_quick_at(
     generation: tuple[int, int], chosen: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """PyTorch says that a card of 2018 can do bf16, which it plays; asked for, it is done."""
-    with played_card():
+    """PyTorch says that a card of 2018 can do bf16, which it emulates; asked for, it is done."""
+    with simulated_card():
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", _CAN_DO_BF16)
         monkeypatch.setattr(torch.cuda, "_check_bf16_tensor_supported", lambda device: True)
         about = types.SimpleNamespace(major=generation[0], minor=generation[1])
@@ -84,7 +84,7 @@ _CAN_DO_BF16 = torch.cuda.is_bf16_supported  # PyTorch's own
 @pytest.mark.parametrize(("share", "free"), [(1.0, 7), (0.5, 3)])
 def test_free_is_what_may_be_taken(share: float, free: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """bench plans lets a run have no more of a large card than a small one has."""
-    with played_card():
+    with simulated_card():
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device=None: (6 * 2**30, 10 * 2**30))
         monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device=None: 3 * 2**30)
         monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device=None: 2 * 2**30)
@@ -93,10 +93,10 @@ def test_free_is_what_may_be_taken(share: float, free: int, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_weights_in_8_bits_wake_the_same_as_on_the_processor(dtype: torch.dtype) -> None:
+def test_weights_in_8_bits_wake_the_same_as_on_the_cpu(dtype: torch.dtype) -> None:
     weight = torch.randn(48, 24, 3, 3).to(dtype)
     wanted = Int8(weight, torch.device("cpu"), torch.nn.Linear(1, 1)).woken(torch.device("cpu"))
-    with played_card() as card:
+    with simulated_card() as card:
         woken = Int8(weight, CARD, torch.nn.Linear(1, 1)).woken(CARD)
         assert card.has(woken)
         assert woken.dtype == dtype
@@ -184,7 +184,7 @@ RUNS: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(scope="module")
 def projects(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Project]:
-    folder = tmp_path_factory.mktemp("played")
+    folder = tmp_path_factory.mktemp("simulated")
     return {family: tiny_project(folder, family) for family in ("sd1", "sdxl")}
 
 
@@ -201,7 +201,7 @@ def test_a_run(projects: dict[str, Project], family: str, kind: str, monkeypatch
         return batch
 
     monkeypatch.setattr(loss, "gathered", looked_at)
-    with played_card() as card:
+    with simulated_card() as card:
         job = train(projects[family], **RUNS[kind])
     assert not elsewhere, "no CUDA graph could be made of a step that is given them"
     assert card.operations > 1000
@@ -212,7 +212,7 @@ def test_beside_another_card_it_leaves_that_alone(
     projects: dict[str, Project], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """PyTorch says so where random numbers are kept of every card that there is."""
-    with played_card(), warnings.catch_warnings(record=True) as said:
+    with simulated_card(), warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
         train(projects["sd1"], **RUNS["previews and class pictures"])
@@ -224,7 +224,7 @@ def test_a_run_goes_on_and_its_result_is_drawn_and_exported(
 ) -> None:
     made = projects["sd1"]
     folders = Folders(made.folder.parents[1])
-    with played_card() as card:
+    with simulated_card() as card:
         job = paused(made, monkeypatch, **LORA, **{"tuning.use_ema": True})
         assert exported(made, job).is_file()
         AcceleratorState._reset_state(reset_partial_state=True)

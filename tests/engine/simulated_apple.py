@@ -1,4 +1,4 @@
-"""An Apple GPU played on the processor: a played card (see there) that refuses what PyTorch refuses on one.
+"""An Apple GPU simulated on the CPU: a simulated card (see there) that refuses what PyTorch refuses on one.
 
 That is double precision, and two things that it would take and get wrong without a word: a copy that nobody waits for,
 and a fused step that is to be left out. Operations for which the locked PyTorch has no kernel there are noted, as its
@@ -17,24 +17,24 @@ import torchgen
 import yaml
 from torch import Tensor
 
-from tests.engine.played_card import BYTES, PlayedCard
+from tests.engine.simulated_card import BYTES, SimulatedCard
 
 _TABLE = Path(torchgen.__file__).parent / "packaged" / "ATen" / "native" / "native_functions.yaml"
-# The processor's own kernels, in whose place PyTorch does a sum of plain operations on an Apple GPU.
-_OF_THE_PROCESSOR = {
+# The CPU's own kernels, in whose place PyTorch does a sum of plain operations on an Apple GPU.
+_OF_THE_CPU = {
     "_scaled_dot_product_flash_attention_for_cpu",
     "_scaled_dot_product_flash_attention_for_cpu_backward",
 }
 
 
-class PlayedAppleGpu(PlayedCard):
+class SimulatedAppleGpu(SimulatedCard):
     device, says = torch.device("mps", 0), "mps:0"
     kind, title = "mps", "is_mps"
 
     def __init__(self) -> None:
         super().__init__()
         self.asked_for_states = 0  # of its random numbers
-        self.lacking: set[str] = set()  # operations that the processor does in its place
+        self.lacking: set[str] = set()  # operations that the CPU does in its place
 
     def put(self, tensor: Tensor) -> Tensor:
         if tensor.dtype in (torch.float64, torch.complex128):
@@ -49,7 +49,7 @@ class PlayedAppleGpu(PlayedCard):
         packet = function.overloadpacket.__name__
         if packet.startswith("_fused_") and kwargs.get("found_inf") is not None:
             raise AssertionError(f"{packet} of an Apple GPU takes the step whatever found_inf says")
-        if packet not in _OF_THE_PROCESSOR and not has_kernel(function.__name__.removesuffix(".default")):
+        if packet not in _OF_THE_CPU and not has_kernel(function.__name__.removesuffix(".default")):
             self.lacking.add(packet)
 
     def check_late(self) -> None:

@@ -1,4 +1,4 @@
-"""The whole engine on an Apple GPU that is played: nothing of it asks for what PyTorch refuses there."""
+"""The whole engine on an Apple GPU that is simulated: nothing of it asks for what PyTorch refuses there."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from dreambooth.engine.run import trouble
 from dreambooth.engine.training import precision, skipping, traced
 from dreambooth.service import environment, errands, launcher
 from tests.conftest import ROOT
-from tests.engine.played_apple import PlayedAppleGpu, has_kernel
-from tests.engine.played_card import BYTES, played_card
 from tests.engine.runs import LORA, saved, tiny_project, told, train
+from tests.engine.simulated_apple import SimulatedAppleGpu, has_kernel
+from tests.engine.simulated_card import BYTES, simulated_card
 from tests.engine.test_export_of_states import paused
-from tests.engine.test_played_card import RUNS
+from tests.engine.test_simulated_card import RUNS
 
 
 def test_it_plays_an_apple_gpu() -> None:
-    with played_card(PlayedAppleGpu) as card:
+    with simulated_card(SimulatedAppleGpu) as card:
         there, here = torch.ones(3, device="mps"), torch.ones(3)
         assert (there * 2).device.type == "mps" and there.is_mps and not here.is_mps
         with pytest.raises(TypeError, match="float64"):
@@ -65,13 +65,13 @@ LACKING = {"oft": {"linalg_lu_solve"}}  # of its backward pass
     ],
 )
 def test_a_run(projects: dict[str, Project], family: str, kind: str) -> None:
-    with played_card(PlayedAppleGpu) as card:
+    with simulated_card(SimulatedAppleGpu) as card:
         job = train(projects[family], **{**RUNS[kind], "intervals.num_train_epochs": 1})
     assert card.operations > 1000
     assert not told(job, "warning"), "among others, that a record gives something else"
     assert told(job, "step")[-1]["memory_bytes"] == 2 * 2**30
     assert card.lacking == LACKING.get(kind, set())
-    assert environment.engine_variables()["PYTORCH_ENABLE_MPS_FALLBACK"] == "1", "the processor does those"
+    assert environment.engine_variables()["PYTORCH_ENABLE_MPS_FALLBACK"] == "1", "the CPU does those"
 
 
 def test_nothing_is_copied_that_nobody_waits_for() -> None:
@@ -83,7 +83,7 @@ def test_nothing_is_copied_that_nobody_waits_for() -> None:
 
 def test_a_run_is_traced(projects: dict[str, Project], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(traced, "WORTH", 1)
-    with played_card(PlayedAppleGpu) as card:
+    with simulated_card(SimulatedAppleGpu) as card:
         job = train(projects["sd1"], **LORA, **{"intervals.num_train_epochs": 5, "lora.dropout": 0.5})
     assert not told(job, "warning"), "among others, that a record gives something else"
     assert card.asked_for_states == 2, "random numbers are put back after each of two trials"
@@ -93,7 +93,7 @@ def test_a_run_is_traced(projects: dict[str, Project], monkeypatch: pytest.Monke
 def test_a_run_goes_on_and_its_result_is_drawn(projects: dict[str, Project], monkeypatch: pytest.MonkeyPatch) -> None:
     made = projects["sd1"]
     folders = Folders(made.folder.parents[1])
-    with played_card(PlayedAppleGpu) as card:
+    with simulated_card(SimulatedAppleGpu) as card:
         job = paused(made, monkeypatch, **LORA, **{"intervals.max_train_steps": 4, "tuning.use_ema": True})
         AcceleratorState._reset_state(reset_partial_state=True)
         assert worker.run(job) == "done"
@@ -112,7 +112,7 @@ SHOWN = ("euler", "heun", "kdpm2_a", "lms", "deis", "dpm++_sde")  # each with nu
     [pytest.param(one, marks=() if one in SHOWN else pytest.mark.pairs) for one in sampling.SCHEDULERS],
 )
 def test_each_scheduler_draws(scheduler: str, projects: dict[str, Project]) -> None:
-    with played_card(PlayedAppleGpu):
+    with simulated_card(SimulatedAppleGpu):
         model = families.load_file(projects["sd1"].source)
         model.to(torch.device("mps", 0))
         choice = Sampling(64, 64, steps=4, scheduler=scheduler)
@@ -120,7 +120,7 @@ def test_each_scheduler_draws(scheduler: str, projects: dict[str, Project]) -> N
 
 
 def test_the_self_check_knows_it_and_what_does_not_work() -> None:
-    with played_card(PlayedAppleGpu):
+    with simulated_card(SimulatedAppleGpu):
         report = selfcheck.report()
     assert (report["device"], report["device_name"], report["memory_bytes"]) == ("mps", "the Apple GPU", BYTES)
     faults = report["faults"]
@@ -131,7 +131,7 @@ def test_the_self_check_knows_it_and_what_does_not_work() -> None:
 
 
 def test_precision() -> None:
-    with played_card(PlayedAppleGpu):
+    with simulated_card(SimulatedAppleGpu):
         for wanted, chosen in {"auto": "bf16", "bf16": "bf16", "no": "no"}.items():
             AcceleratorState._reset_state(reset_partial_state=True)
             made = precision.accelerator(wanted)
@@ -142,7 +142,7 @@ def test_precision() -> None:
 
 
 def test_a_step_that_is_no_number_is_left_out() -> None:
-    with played_card(PlayedAppleGpu):
+    with simulated_card(SimulatedAppleGpu):
         weight = nn.Parameter(torch.ones(4, device="mps"))
         optimizer = torch.optim.AdamW([weight], lr=0.1, weight_decay=0, fused=True)
         weight.grad = torch.full_like(weight, float("nan"))
@@ -153,7 +153,7 @@ def test_a_step_that_is_no_number_is_left_out() -> None:
 
 def test_memory() -> None:
     """2 GiB are held, 1 GiB of which is in use, and Metal advises at most so many."""
-    with played_card(PlayedAppleGpu):
+    with simulated_card(SimulatedAppleGpu):
         device = torch.device("mps")
         assert 2**30 <= hardware.free_bytes(device) <= BYTES - 2**30
         assert hardware.memory_bytes(device) == BYTES

@@ -1,4 +1,4 @@
-"""Two lines of work of a device, played on the processor: what copies works as late, or as early, as it may.
+"""Two lines of work of a device, simulated on the CPU: what copies works as late, or as early, as it may.
 
 Whatever is not waited for goes wrong in a way that shows: where a GPU would mostly be lucky, this one never is.
 """
