@@ -8,11 +8,24 @@ from pathlib import Path
 import pytest
 from accelerate.state import AcceleratorState
 
+from tests.engine import tiny
+
 
 @pytest.fixture(autouse=True)
 def fresh_accelerator() -> None:
     """Runs have a process each, and with it their own precision; tests share one process."""
     AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture(scope="module", params=["sd1", "sd2", "sdxl"])
+def family(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def base(family: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A very small checkpoint of each family."""
+    return tiny.write_original(tmp_path_factory.mktemp("base") / "base.safetensors", family)
 
 
 @pytest.fixture

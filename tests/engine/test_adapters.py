@@ -27,7 +27,6 @@ from dreambooth.engine.checkpoints.write import write_tensors
 from dreambooth.engine.families.model import Model
 from dreambooth.engine.layers.oft import OftLayer
 from dreambooth.engine.training import adapters
-from tests.engine import tiny
 from tests.engine.batches import losses, session
 
 KINDS = ("lora", "dora", "loha", "lokr", "oft")
@@ -44,16 +43,6 @@ CHANGES: dict[str, dict[str, Any]] = {
 def chosen(kind: str, **more: Any) -> settings.Settings:
     base = {"lora.kind": kind, "lora.rank": 3, "lora.alpha": 6.0, "lora.layers": "convolutions"}
     return settings.parse({**base, "tuning.text_encoder_ratio": 1.0, **CHANGES[kind], **more})
-
-
-@pytest.fixture(scope="module", params=["sd1", "sd2", "sdxl"])
-def family(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
-@pytest.fixture(scope="module")
-def base(family: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.write_original(tmp_path_factory.mktemp("base") / "base.safetensors", family)
 
 
 @pytest.fixture(scope="module", params=CHANGES)

@@ -30,20 +30,9 @@ from dreambooth.engine.families.model import Model, whole_picture
 from dreambooth.engine.families.pipelines import pipeline
 from dreambooth.engine.training import adapters, checkpointing
 from dreambooth.service import beforehand
-from tests.engine import tiny
 from tests.engine.runs import LORA, SHORT, new_run, output, same, tiny_project, told, train
 
 B_LORA = {"lora.blocks": "OUT00, OUT01", "lora.layers": "attention"}  # of SDXL: what it shows, and its style
-
-
-@pytest.fixture(scope="module", params=["sd1", "sd2", "sdxl"])
-def family(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
-@pytest.fixture(scope="module")
-def base(family: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.write_original(tmp_path_factory.mktemp("base") / "base.safetensors", family)
 
 
 @pytest.fixture(scope="module")

@@ -22,8 +22,10 @@ _MARKS = {AS_IT_IS: "plain", MERGED: "merged", ONTO: "onto", RANK: "rank"}
 
 
 class ExportSection:
-    def __init__(self, page: Page) -> None:
-        self.page = page
+    """`weights_of` says which result is chosen, as a job's fields."""
+
+    def __init__(self, page: Page, weights_of: Callable[[Values, Project], dict[str, Any]]) -> None:
+        self.page, self.weights_of = page, weights_of
 
     def lay_out(self) -> None:
         self.to = gr.Textbox(
@@ -69,20 +71,25 @@ class ExportSection:
         titles = [title for title, _ in self.page.host.checkpoints()]
         return {self.onto: gr.update(choices=titles), self.exported: live("export", opened.name)}
 
-    def bind(self, weights: Any, weights_of: Callable[[Values, Project], dict[str, Any]]) -> None:
-        """`weights` is the control of the result that is exported, and `weights_of` reads it."""
-
-        def export(values: Values) -> Shown:
-            opened = self.page.opened(values)
-            jobs.export(self.page.host, opened, {**self._wanted(values), **weights_of(values, opened)})
-            return {}
-
-        own = {"to": self.to, "merge": self.merge, "onto": self.onto, "rank": self.rank, "half": self.half}
-        do = jobs.labelled(own, export)
-        self.page.act(self.button.click, do, [weights, self.kind, *own.values()], [], self.said)
+    def bind(self, weights: Any) -> None:
+        """`weights` is the control of the result that is exported."""
+        inputs = [weights, self.kind, *self._controls().values()]
+        self.page.act(self.button.click, self._labelled(self._export), inputs, [], self.said)
         marked = f"dreamboothPage.mark('export', {json.dumps(_MARKS)}[value])"
         js = f"(value) => {{ {marked}; return []; }}"
         dialect.on(self.kind.change, None, [self.kind], js=js)
+
+    def _controls(self) -> dict[str, Any]:
+        """By the names that a job's fields have."""
+        return {"to": self.to, "merge": self.merge, "onto": self.onto, "rank": self.rank, "half": self.half}
+
+    def _labelled(self, do: Callable[[Values], Shown]) -> Callable[[Values], Shown]:
+        return jobs.labelled(self._controls(), do)
+
+    def _export(self, values: Values) -> Shown:
+        opened = self.page.opened(values)
+        jobs.export(self.page.host, opened, {**self._wanted(values), **self.weights_of(values, opened)})
+        return {}
 
     def _wanted(self, values: Values) -> dict[str, Any]:
         kind, wanted = values[self.kind], {"to": values[self.to], "half": values[self.half]}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +28,7 @@ class GenerateTab:
     """`fields` are the job's fields by name."""
 
     def __init__(self, page: Page) -> None:
-        self.page, self.export = page, ExportSection(page)
+        self.page, self.export = page, ExportSection(page, self._weights)
 
     def lay_out(self) -> None:
         self.weights = gr.Dropdown(
@@ -118,16 +119,9 @@ class GenerateTab:
     def bind(self) -> None:
         act = self.page.act
         of_library = [self.library, self.sampler]
-        named = {
-            **self.fields,
-            "sampler": self.sampler,
-            "library": self.library,
-            "sheet.weights": self.sheet_rows,
-            "sheet.lora_weights": self.sheet_columns,
-        }
         act(
             self.draw.click,
-            jobs.labelled(named, self._draw),
+            self._labelled(self._draw),
             [self.weights, *of_library, *self.fields.values()],
             [],
             self.said,
@@ -136,8 +130,13 @@ class GenerateTab:
         js = f"(value) => {{ dreamboothPage.mark('library', {library}); return []; }}"
         dialect.on(self.library.change, None, [self.library], js=js)
         drawn = [self.sheet_rows, self.sheet_columns, *self.fields.values()]
-        act(self.draw_sheet.click, jobs.labelled(named, self._draw_sheet), drawn, [], self.said)
-        self.export.bind(self.weights, self._weights)
+        act(self.draw_sheet.click, self._labelled(self._draw_sheet), drawn, [], self.said)
+        self.export.bind(self.weights)
+
+    def _labelled(self, do: Callable[[Values], Shown]) -> Callable[[Values], Shown]:
+        own = {"sampler": self.sampler, "library": self.library}
+        sheet = {"sheet.weights": self.sheet_rows, "sheet.lora_weights": self.sheet_columns}
+        return jobs.labelled({**self.fields, **own, **sheet}, do)
 
     def _weights(self, values: Values, opened: Project) -> dict[str, Any]:
         return jobs.results(opened).get(values[self.weights], {"base": True})

@@ -7,7 +7,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from dreambooth.core import run, settings
 from dreambooth.core.errors import UserError
@@ -19,6 +19,8 @@ from dreambooth.service import beforehand, environment, errands, exporting, goin
 from dreambooth.ui.page.errand_view import newest_errand
 
 Values = dict[str, Any]
+Asked = TypeVar("Asked")
+Answer = TypeVar("Answer")
 NAMED = "‹{}›"  # a field of a job in a sentence, for the page to put the label of its control there
 _NAMED = re.compile(NAMED.format("([^›]*)"))
 
@@ -89,11 +91,11 @@ def whole(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-def labelled(controls: Mapping[str, Any], do: Callable[[Values], Any]) -> Callable[[Values], Any]:
+def labelled(controls: Mapping[str, Any], do: Callable[[Asked], Answer]) -> Callable[[Asked], Answer]:
     """The handler, whose sentences call a job's field by the label of its control."""
     labels = {NAMED.format(name): str(control.label).partition(" (")[0] for name, control in controls.items()}
 
-    def act(values: Values) -> Any:
+    def act(values: Asked) -> Answer:
         try:
             return do(values)
         except UserError as error:

@@ -24,6 +24,7 @@ from dreambooth.core.settings import Settings
 from dreambooth.service import errands
 from dreambooth.ui.page import actions, jobs
 from dreambooth.ui.page.controls import elem_id, make
+from dreambooth.ui.page.export import AS_IT_IS, ONTO
 from dreambooth.ui.page.fragments import problem_list
 from dreambooth.ui.page.generate import BASE
 from dreambooth.ui.page.page import Page
@@ -125,8 +126,12 @@ def test_a_seed_of_minus_one_is_any_and_other_fields_are_called_by_their_labels(
     assert told.value.problems[1].startswith("Sample Width: it must be a multiple of 8")
     with pytest.raises(UserError, match="Lora Weights: it is empty; give numbers"):
         tab._labelled(tab._draw_sheet)({**values, tab.sheet_columns: "", tab.sheet_rows: [BASE]})
+    export = tab.export
+    asked = {**values, export.to: " ", export.half: False, export.kind: AS_IT_IS}
     with pytest.raises(UserError, match="Export to: it is empty"):
-        tab._labelled(tab._export)({**values, tab.to: " ", tab.half: False, tab.merge: False})
+        export._labelled(export._export)(asked)
+    with pytest.raises(UserError, match="Other Checkpoint: it is empty"):
+        export._labelled(export._export)({**asked, export.kind: ONTO, export.merge: 1, export.onto: None})
 
 
 @pytest.mark.parametrize("bad", ["", " ", *NO_PATHS, "/", "../../etc", '"', "nowhere/at/all/really/x"])

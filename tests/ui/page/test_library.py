@@ -20,6 +20,7 @@ from dreambooth.core.settings import Settings
 from dreambooth.host.standalone import Standalone
 from dreambooth.service import queue
 from dreambooth.ui.page.errand_view import errand_view
+from dreambooth.ui.page.export import AS_IT_IS
 from dreambooth.ui.page.generate import BASE
 from dreambooth.ui.page.page import Page
 
@@ -125,6 +126,6 @@ def test_a_state_of_a_run_that_rests_is_drawn_with_like_a_result(
     rows = submitted[1].read()["rows"]
     assert [(row["label"], row.get("from_step")) for row in rows] == [("run 1, step 2400", 2400), ("before", None)]
     assert "data-db-use" not in errand_view(folders, "star", "generate"), "no WebUI can load a state"
-    export = {tab.to: "", tab.half: False, tab.merge: False}
-    tab._export({**choice, **export, tab.weights: shown["choices"][0]})
+    export = {tab.export.to: "", tab.export.half: False, tab.export.kind: AS_IT_IS}
+    tab.export._export({**choice, **export, tab.weights: shown["choices"][0]})
     assert (submitted[2].read()["from_step"], submitted[2].read()["to"]) == (2400, "")
