@@ -115,7 +115,7 @@ def test_engine_processes_leave_the_webui_behind(monkeypatch: pytest.MonkeyPatch
 def test_a_mac_without_pytorch_is_refused_before_anything_is_fetched(
     monkeypatch: pytest.MonkeyPatch, fresh: Path
 ) -> None:
-    intel = torch_build.Machine("Darwin", cpu="x86_64", release="15.2")
+    intel = torch_build.Machine("Darwin", processor="x86_64", release="15.2")
     monkeypatch.setattr(torch_build, "look", lambda: intel)
     monkeypatch.setattr(environment, "make_venv", lambda *_: pytest.fail("an environment is made"))
     with pytest.raises(UserError, match=r"an Intel Mac cannot train\. DREAMBOOTH_ENGINE_PYTHON can name"):
