@@ -37,6 +37,7 @@ BESIDES = {
     "ui/page/concepts.py": {"gradio"},
     "ui/page/controls.py": {"gradio"},
     "ui/page/dialect.py": {"gradio"},
+    "ui/page/export.py": {"gradio"},
     "ui/page/generate.py": {"gradio"},
     "ui/page/model.py": {"gradio"},
     "ui/page/page.py": {"gradio"},

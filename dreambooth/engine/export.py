@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -31,6 +32,7 @@ from dreambooth.engine.checkpoints.source import Source, open_model, open_source
 from dreambooth.engine.checkpoints.write import write
 from dreambooth.engine.families.pipelines import pipeline
 from dreambooth.engine.run import outputs
+from dreambooth.engine.training import adapters
 from dreambooth.engine.words.learned import Vectors
 
 
@@ -154,13 +156,21 @@ def _write_changes(job: Job, project: Project, to: Path, learned: _Learned, want
         if done % max(1, total // 100) == 0:
             job.report("stage", name="finding the LoRA", done=done, total=total)
 
-    made = as_lora.extract(base, learned.changes(base), wanted.rank, dtype=dtype, told=told)
+    found = learned.changes(base)
+    made = as_lora.extract(base, found, wanted.rank, fits=is_in_loras, dtype=dtype, told=told)
     if not made.tensors:
         raise UserError(f"{to}: nothing was learned that a LoRA could hold.")
     learned.settings.lora.rank = wanted.rank
     learned.settings.lora.alpha = float(wanted.rank)
     outputs.write_lora_tensors(to, project, learned.settings, made.tensors, learned.words)
     return made.held
+
+
+def is_in_loras(name: str) -> bool:
+    """Whether a weight is of a layer that LoRAs have, so that every WebUI knows where it belongs."""
+    part, _, path = name.removesuffix(".weight").partition("/")
+    layers = adapters.LORA_LAYERS["convolutions"] if part == "unet" else adapters.TEXT_ENCODER_LAYERS
+    return name.endswith(".weight") and re.fullmatch(layers, path) is not None
 
 
 def _settings_of(header: Header) -> Settings:

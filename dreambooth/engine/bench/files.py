@@ -125,10 +125,12 @@ def _extract(folder: Path, family: str) -> None:
     from dreambooth.engine.checkpoints import as_lora, changes
     from dreambooth.engine.checkpoints.source import open_source
     from dreambooth.engine.checkpoints.write import write_tensors
+    from dreambooth.engine.export import is_in_loras
 
     base, trained = open_source(_file(folder, family)), open_source(_trained(folder, family))
     learned = changes.of_result(trained, base, base)
-    made = as_lora.extract(base, learned, EXTRACTED_RANK, dtype=torch.float16, told=lambda done, total: None)
+    how: dict[str, Any] = {"fits": is_in_loras, "dtype": torch.float16, "told": lambda done, total: None}
+    made = as_lora.extract(base, learned, EXTRACTED_RANK, **how)
     write_tensors(folder / "out.safetensors", made.tensors, {})
 
 
@@ -162,7 +164,7 @@ _IMPORTS = {
     "load": "dreambooth.engine.families",
     "export": "dreambooth.engine.families",
     "export at a weight": "dreambooth.engine.families",
-    "export as a LoRA": "dreambooth.engine.checkpoints.as_lora",
+    "export as a LoRA": "dreambooth.engine.export",
     "plain copy": "safetensors.torch",
 }
 

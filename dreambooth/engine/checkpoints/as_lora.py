@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -12,7 +11,6 @@ from torch import Tensor
 from dreambooth.engine.checkpoints.changes import Changes
 from dreambooth.engine.checkpoints.lora_header import PREFIXES
 from dreambooth.engine.checkpoints.source import Source
-from dreambooth.engine.training.adapters import LORA_LAYERS, TEXT_ENCODER_LAYERS
 
 _SPARE = 16  # directions that are looked for besides those that are kept
 _ROUNDS = 8  # of looking: of what the exact decomposition would hold 0.1 % is missed, 1 % in a random matrix
@@ -27,17 +25,23 @@ class AsLora:
 
 
 def extract(
-    model: Source, changes: Changes, rank: int, *, dtype: torch.dtype, told: Callable[[int, int], None]
+    model: Source,
+    changes: Changes,
+    rank: int,
+    *,
+    fits: Callable[[str], bool],
+    dtype: torch.dtype,
+    told: Callable[[int, int], None],
 ) -> AsLora:
-    """Of each layer that LoRAs have the `rank` largest directions of its change. What changed besides, as in norms, is
-    left out and counts as not held. `told` hears how many weights are done, of how many."""
+    """Of each layer the `rank` largest directions of its change. `fits` says which weights are of layers that LoRAs
+    have; what changed besides, as in norms, is left out and counts as not held. `told` hears how many are done."""
     tensors, whole, held = dict[str, Tensor](), 0.0, 0.0
     for done, (name, change) in enumerate(changes.items()):
         told(done, len(changes))
         changed = change(model.read(name)).float()
         size = _square(changed)
         whole += size
-        if size and _is_in_loras(name):
+        if size and fits(name):
             down, up = (side.to(dtype) for side in factors(changed, rank))
             held += size - _square(changed.flatten(1) - up.flatten(1).float() @ down.flatten(1).float())
             key = _key(name, model.about.family)
@@ -65,13 +69,6 @@ def factors(changed: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     roots = sizes[:rank].sqrt()
     up, down = left[:, :rank] * roots, (right[:, :rank] * roots).T
     return down.reshape(rank, *changed.shape[1:]), up.reshape(*up.shape, *[1] * (changed.dim() - 2))
-
-
-def _is_in_loras(name: str) -> bool:
-    """Whether a weight is of a layer that LoRAs have, so that every WebUI knows where it belongs."""
-    part, _, path = name.removesuffix(".weight").partition("/")
-    layers = LORA_LAYERS["convolutions"] if part == "unet" else TEXT_ENCODER_LAYERS
-    return name.endswith(".weight") and re.fullmatch(layers, path) is not None
 
 
 def _key(name: str, family: str) -> str:
