@@ -19,7 +19,7 @@ from dreambooth.engine.bench import sweep, sweep_plot
 def test_an_option_is_one_change_of_its_recipe(option: sweep.Option) -> None:
     chosen = settings.to_json(settings.parse(option.settings(1)))
     recipe = settings.to_json(settings.parse({**sweep.RECIPES[option.recipe], "general.seed": 1}))
-    assert (chosen == recipe) == (option.label == "")
+    assert (chosen == recipe) == (option.label == "" or option.rank > 0)  # a result can be measured as another file
 
 
 def test_names_are_unlike() -> None:
