@@ -16,6 +16,7 @@ from dreambooth.core.errors import UserError
 from dreambooth.engine.checkpoints import lora
 from dreambooth.engine.checkpoints.entry import Entry
 from dreambooth.engine.checkpoints.lora_layers import AnyLayer
+from dreambooth.engine.checkpoints.original import copied
 from dreambooth.engine.checkpoints.source import DTYPES, Source
 
 Change = Callable[[Tensor], Tensor]  # from a weight as it was to what is added to it, float32, in its shape
@@ -35,7 +36,7 @@ def of_lora(file: Path, model: Source) -> Changes:
 def of_result(result: Source, base: Source, model: Source) -> Changes:
     """What a checkpoint changed of that which it was trained from, for a model that may be another."""
     shared = [name for name in base.tensors if name in result.tensors]
-    return of_weights({name: _as_it_lies(result, name) for name in shared}, base, model)
+    return of_weights({name: copied(result, result.tensors[name]) for name in shared}, base, model)
 
 
 def of_weights(trained: Mapping[str, Entry], base: Source, model: Source) -> Changes:
@@ -61,11 +62,6 @@ def added(model: Source, changes: Changes, weight: float) -> dict[str, Entry]:
         return Entry(DTYPES[tensor.dtype], tuple(tensor.shape), summed)
 
     return {name: entry(name, change) for name, change in changes.items()}
-
-
-def _as_it_lies(source: Source, name: str) -> Entry:
-    tensor = source.tensors[name]
-    return Entry(DTYPES[tensor.dtype], tuple(tensor.shape), lambda: source.read(name))
 
 
 def _difference(plain: Tensor, trained: Tensor) -> Tensor:

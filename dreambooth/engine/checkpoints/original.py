@@ -37,7 +37,7 @@ def entries(own: Mapping[str, Entry], family: str) -> dict[str, Entry]:
 
 def own_entries(source: Source, changed: Mapping[str, Entry], *, half: bool) -> dict[str, Entry]:
     """{own name: entry} of a model with the `changed` weights in place of the source's."""
-    own = {name: changed.get(name) or _copied(source, tensor) for name, tensor in source.tensors.items()}
+    own = {name: changed.get(name) or copied(source, tensor) for name, tensor in source.tensors.items()}
     return {name: _halved(entry) for name, entry in own.items()} if half else own
 
 
@@ -58,14 +58,15 @@ def trained_entries(source: Source, changed: Mapping[str, Entry], family: str, *
         if name in groups:
             original[name] = _joined([(place, own[key]) for key, place in groups[name]])
         elif not name.startswith(checkpoint.VAE) or not source.has_other_vae:
-            original[name] = _halved(_copied(source, tensor)) if half else _copied(source, tensor)
+            original[name] = _halved(copied(source, tensor)) if half else copied(source, tensor)
     if source.has_other_vae:
         vae = {name: entry for name, entry in own.items() if name.startswith("vae/")}
         original.update(entries(vae, family))
     return original
 
 
-def _copied(source: Source, tensor: Any) -> Entry:
+def copied(source: Source, tensor: Any) -> Entry:
+    """A tensor as it lies in the source's files."""
     return Entry(DTYPES[tensor.dtype], tensor.shape, lambda: source.files.read(tensor))
 
 

@@ -48,10 +48,8 @@ class LoraLinear(_Pair, Linear):
         base, scale = self.get_base_layer(), self.scaling[ADAPTER]
         if self.disable_adapters:
             return base(x)  # type: ignore[no-any-return]
-        dtype = computed_in(x)
-        down, up = (matrix.to(dtype) for matrix in self.cast or self.matrices())
-        x, weight = x.to(dtype), base.weight.to(dtype)
-        bias = None if base.bias is None else base.bias.to(dtype)
+        x, weight, bias = at_hand(base, x)
+        down, up = (matrix.to(x.dtype) for matrix in self.cast or self.matrices())
         dropout = self.lora_dropout[ADAPTER]
         if isinstance(dropout, nn.Identity) or not self.training:
             return _Product.apply(x, weight, bias, down, up, scale)  # type: ignore[no-any-return]
@@ -103,6 +101,12 @@ def cast_at_once(layers: list[Quick], dtype: torch.dtype) -> Iterator[None]:
     finally:
         for layer in layers:
             layer.cast = None
+
+
+def at_hand(base: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The input, the weight and the bias of a linear layer in the precision of the computation."""
+    dtype = computed_in(x)
+    return x.to(dtype), base.weight.to(dtype), None if base.bias is None else base.bias.to(dtype)
 
 
 def computed_in(x: Tensor) -> torch.dtype:

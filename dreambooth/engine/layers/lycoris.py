@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import conv2d
 
-from dreambooth.engine.layers.lora_layer import ADAPTER, Quick, computed_in
+from dreambooth.engine.layers.lora_layer import ADAPTER, Quick, at_hand, computed_in
 
 
 class _Lycoris(Quick):
@@ -41,7 +41,7 @@ class LohaLinear(_Lycoris, loha.Linear):
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if self.disable_adapters:
             return self.get_base_layer()(x)  # type: ignore[no-any-return]
-        x, weight, bias = _at_hand(self.get_base_layer(), x)
+        x, weight, bias = at_hand(self.get_base_layer(), x)
         halves = (self._found(x.dtype)[f"hada_{name}"] for name in ("w1_a", "w1_b", "w2_a", "w2_b"))
         return _HadamardLinear.apply(x, weight, bias, self.scaling[ADAPTER], *halves)  # type: ignore[no-any-return]
 
@@ -70,7 +70,7 @@ class LokrLinear(_Lycoris, lokr.Linear):
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if self.disable_adapters:
             return self.get_base_layer()(x)  # type: ignore[no-any-return]
-        x, weight, bias = _at_hand(self.get_base_layer(), x)
+        x, weight, bias = at_hand(self.get_base_layer(), x)
         found = self._found(x.dtype)
         first, second = _factor(found, "lokr_w1"), _factor(found, "lokr_w2")
         return _Kronecker.apply(x, weight, bias, first, second, self.scaling[ADAPTER])  # type: ignore[no-any-return]
@@ -108,12 +108,6 @@ _OURS: dict[type, type] = {
 def use(layer: nn.Module) -> None:
     """Makes one of these of a layer of peft's; leaves others."""
     layer.__class__ = _OURS.get(type(layer), type(layer))
-
-
-def _at_hand(base: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The input, the weight and the bias of a linear layer in the precision of the computation."""
-    dtype = computed_in(x)
-    return x.to(dtype), base.weight.to(dtype), None if base.bias is None else base.bias.to(dtype)
 
 
 def _factor(found: dict[str, Tensor], name: str) -> Tensor:
