@@ -39,6 +39,20 @@ def alike(weights: Iterable[nn.Parameter], key: Any = lambda weight: None) -> It
             yield some[start : start + together]
 
 
+def portions(weights: Iterable[nn.Parameter], most: int) -> Iterator[list[nn.Parameter]]:
+    """The weights in their order, in lists of so many values at most; a larger one is alone."""
+    some: list[nn.Parameter] = []
+    values = 0
+    for weight in weights:
+        if some and values + weight.numel() > most:
+            yield some
+            some, values = [], 0
+        some.append(weight)
+        values += weight.numel()
+    if some:
+        yield some
+
+
 def stacked(tensors: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
     """Copies of tensors of the same sides in full precision: (n, *sides), and each as it lies there, in its shape."""
     stack = torch.empty((len(tensors), *sides(tensors[0])), dtype=torch.float32, device=tensors[0].device)

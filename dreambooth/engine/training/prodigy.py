@@ -7,13 +7,13 @@ warm-up.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from dreambooth.engine.training.factored import VALUES_AT_ONCE
+from dreambooth.engine.training.factored import VALUES_AT_ONCE, portions
 
 _FIRST = 1e-6  # the distance that it begins with
 
@@ -50,7 +50,7 @@ class Prodigy(torch.optim.Optimizer):
 
         inner, size = torch.zeros_like(d), torch.zeros_like(d)
         for group in self.param_groups:
-            for some in _portions(group["params"] if group["lr"] else []):
+            for some in portions(_learning(group), VALUES_AT_ONCE):
                 inner += self._follow(some, d, group["betas"])
                 size += torch.stack(torch._foreach_norm([self.state[weight]["s"] for weight in some], 1)).sum()
         numerator = _beside(d, first["d_numerator"]) * beta2**0.5 + inner * moved / _FIRST
@@ -58,7 +58,7 @@ class Prodigy(torch.optim.Optimizer):
 
         for group in self.param_groups:
             group.update(d=farthest, d_max=farthest, d_numerator=numerator, k=steps)
-            for some in _portions(group["params"] if group["lr"] else []):
+            for some in portions(_learning(group), VALUES_AT_ONCE):
                 self._move(some, moved, farthest, group)
 
     def _begin(self, weights: list[nn.Parameter]) -> None:
@@ -109,6 +109,11 @@ class Prodigy(torch.optim.Optimizer):
         torch._foreach_sub_(some, steps)
 
 
+def _learning(group: dict[str, Any]) -> list[nn.Parameter]:
+    """Those of a group that have a gradient; none where its rate is 0."""
+    return [weight for weight in group["params"] if weight.grad is not None] if group["lr"] else []
+
+
 def _flat(tensor: Tensor) -> Tensor:
     return tensor.reshape(-1) if tensor.is_contiguous() else tensor.contiguous().view(-1)
 
@@ -118,17 +123,3 @@ def _beside(tensor: Tensor, value: Tensor | float) -> Tensor:
     if isinstance(value, Tensor) and value.device == tensor.device:
         return value
     return tensor.new_full((), float(value))
-
-
-def _portions(weights: list[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
-    """Those that have a gradient, so many values at a time."""
-    some: list[nn.Parameter] = []
-    for weight in weights:
-        if weight.grad is None:
-            continue
-        if some and sum(map(Tensor.numel, some)) + weight.numel() > VALUES_AT_ONCE:
-            yield some
-            some = []
-        some.append(weight)
-    if some:
-        yield some

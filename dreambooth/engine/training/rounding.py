@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dreambooth.engine.training.factored import portions
+
 _SPREAD = 6_700_417  # keeps the chances of neighbouring steps' weights apart
 _ALIGNED = 64  # values: kernels read several at a time where they begin at a round address
 _VALUES_AT_ONCE = 2**25  # in full precision for the moment of their step: 128 MiB, and as much for their gradients
@@ -27,7 +29,7 @@ def step(optimizer: torch.optim.Optimizer) -> None:
     for group in inner.param_groups:
         # Those of one shape together, as some optimizers do them at once (see factored.py).
         weights = sorted((w for w in group["params"] if w.grad is not None), key=lambda weight: tuple(weight.shape))
-        for some in _portions(weights):
+        for some in portions(weights, _VALUES_AT_ONCE):
             with only(inner, group, some):
                 step_all(inner, some, numbers)
 
@@ -102,16 +104,3 @@ def _places(whole: Tensor, tensors: list[Tensor]) -> list[Tensor]:
     """Where tensors such as these lie in a piece of memory that has the room of all."""
     pieces = whole.split([_room(tensor) for tensor in tensors])
     return [piece[: tensor.numel()].view(tensor.shape) for piece, tensor in zip(pieces, tensors)]
-
-
-def _portions(weights: list[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
-    some: list[nn.Parameter] = []
-    values = 0
-    for weight in weights:
-        if some and values + weight.numel() > _VALUES_AT_ONCE:
-            yield some
-            some, values = [], 0
-        some.append(weight)
-        values += weight.numel()
-    if some:
-        yield some
