@@ -1,6 +1,7 @@
 """Starts an engine process: `python -m dreambooth.engine FOLDER` does the job that the folder describes.
 
-`selfcheck` and `toml FILE` in the folder's place print a report and a file's content as JSON.
+`selfcheck` and `toml FILE` in the folder's place print a report and a file's content as JSON; `follow` is for the other
+processes of a run that has several.
 """
 
 from __future__ import annotations
@@ -35,6 +36,11 @@ def main(arguments: list[str]) -> int:
         return DONE
     if arguments[0] == "toml":  # for Python 3.10, whose own library cannot read it
         return _print_toml(Path(arguments[1]))
+    if arguments[0] == "follow":
+        from dreambooth.engine.run import follower
+
+        folder, rank, size, store = arguments[1:]
+        return follower.run(Path(folder), int(rank), int(size), store)
     return _work(Job(Path(arguments[0])))
 
 

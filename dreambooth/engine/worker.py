@@ -12,6 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from dreambooth.core.budget import Budget, budget
 from dreambooth.core.errors import Problem, UserError
 from dreambooth.core.files import atomic
@@ -30,14 +32,15 @@ from dreambooth.engine.drawing.sampling import decoding
 from dreambooth.engine.families import unet_weights
 from dreambooth.engine.families.model import Model
 from dreambooth.engine.process.listener import asked_to_end, ends_at_once
-from dreambooth.engine.run import best, imagic, notices, outputs, resuming, start_file, trouble
+from dreambooth.engine.run import best, followers, imagic, notices, outputs, resuming, start_file, trouble
 from dreambooth.engine.run.hooks import Hooks, already_written, save_output
 from dreambooth.engine.run.material import Material
 from dreambooth.engine.tracing import graph
-from dreambooth.engine.training import adapters, attention, checkpointing, optimizers, precision, preview
+from dreambooth.engine.training import adapters, attention, checkpointing, loop, optimizers, precision, preview
 from dreambooth.engine.training.ema import Ema
 from dreambooth.engine.training.loop import Ending, train
 from dreambooth.engine.training.pulse import Diverged
+from dreambooth.engine.training.ranks import Together
 from dreambooth.engine.training.session import Session
 from dreambooth.engine.training.text import Texts
 from dreambooth.engine.training.validation import Validation
@@ -105,32 +108,55 @@ def _run(work: Work) -> Ending:
     if ending := resuming.ended_before(work.job):
         return ending
     outputs.remove_abandoned(work.folders)
-    check_abilities(work)
-    source = open_model(work.project)
-    if problem := anatomy.blocks_problem(work.settings, source.header):
-        raise UserError(problem)
-    material = Material.gather(work)
-    length = budget(work.settings, pictures.seen_each_epoch(material.pictures, work.settings.concepts))
-    _check_disk(work, source, length)
-    start = start_file.read(work.settings, source)
-    model, accelerator = load(work, source)
-    material.priors = _class_pictures(work, model, material.instances) + material.kept
-    session, measured = _prepare(work, model, accelerator, length, material, start)
-    work.let_end()  # from here on the loops look, at every step
-    work.phase = trouble.TRAINING
-    hooks = Hooks(work, session, source, measured)
-    try:
-        if work.settings.imagic.enabled:
-            imagic.fit_words(work, session, hooks)
-        ending = train(session, hooks)
-    finally:
-        hooks.close()
+    source = _source(work)
+    session, measured = made_ready(work, source)
+    with followers.beside(work, session):
+        work.let_end()  # from here on the loops look, at every step
+        work.phase = trouble.TRAINING
+        hooks = Hooks(work, session, source, measured)
+        try:
+            if work.settings.imagic.enabled:
+                imagic.fit_words(work, session, hooks)
+            ending = train(session, hooks)
+        finally:
+            hooks.close()
     if "discard" in work.job.requests():
         return "discarded"
     if ending in ("done", "stopped"):
         work.let_end("discard")
         ending = _finish(work, hooks, ending)
     return ending
+
+
+def follow(job: Job, ready: Callable[[torch.device], Together]) -> None:
+    """Takes part in the steps of a job that another process does. `ready` joins it, once this one has all it needs."""
+    work = Work.open(job)
+    work.settings.reporting.tensorboard = False  # the other draws the curves
+    source = _source(work)
+    session, _ = made_ready(work, source)
+    session.ranks = ranks = ready(session.model.device)
+    loop.follow(session, Hooks(work, session, source), ranks.is_told)
+    ranks.close(broken=False)
+
+
+def _source(work: Work) -> Source:
+    """The model that is taught. Raises UserError for what this machine or this model cannot do."""
+    check_abilities(work)
+    source = open_model(work.project)
+    if problem := anatomy.blocks_problem(work.settings, source.header):
+        raise UserError(problem)
+    return source
+
+
+def made_ready(work: Work, source: Source) -> tuple[Session, Validation | None]:
+    """All that a run needs before its first step, or the next one where it has come some way already."""
+    material = Material.gather(work)
+    length = budget(work.settings, pictures.seen_each_epoch(material.pictures, work.settings.concepts))
+    _check_disk(work, source, length)
+    start = start_file.read(work.settings, source)
+    model, accelerator = load(work, source)
+    material.priors = _class_pictures(work, model, material.instances) + material.kept
+    return _prepare(work, model, accelerator, length, material, start)
 
 
 def check_abilities(work: Work) -> None:
@@ -144,6 +170,7 @@ def check_abilities(work: Work) -> None:
         partial(optimizers.check, settings, device),
         partial(attention.check, settings.memory.attention, device, precision.compute_dtype(accelerator)),
         partial(unet_weights.check, settings.memory.unet_weights, device),
+        partial(followers.check, settings.batching.num_processes, device),
     ):
         try:
             check()

@@ -26,6 +26,7 @@ def found(settings: Settings) -> list[str]:
         *_bf16_weights(settings),
         *_step_in_backward(settings),
         *_cuda_graphs(settings),
+        *_processes(settings),
         *_unet_weights(settings),
         *_checkpointed_share(settings),
         *_previews_and_rests(settings),
@@ -125,6 +126,26 @@ def _cuda_graphs(settings: Settings) -> list[str]:
         problems.append(f"{key}: they are made of traced steps; turn tuning.trace_steps on.")
     if settings.tuning.cuda_graphs and settings.memory.step_in_backward:
         problems.append(f"{key}: the optimizer's own step is not captured; turn memory.step_in_backward off.")
+    return problems
+
+
+def _processes(settings: Settings) -> list[str]:
+    count, parts = settings.batching.num_processes, settings.batching.gradient_accumulation_steps
+    if count == 1:
+        return []
+    problems, key = [], "batching.num_processes"
+    if parts % count:
+        problems.append(
+            f"batching.gradient_accumulation_steps: it is {parts}, which {count} processes cannot share evenly; set it "
+            f"to {-(-parts // count) * count}, or {key} to 1."
+        )
+    if settings.imagic.enabled:
+        problems.append(f"{key}: imagic.enabled has one picture, which is not shared; set it to 1.")
+    if settings.tuning.cuda_graphs:
+        problems.append(
+            "tuning.cuda_graphs: what processes tell each other may come in between while a graph is captured; turn it "
+            f"off, or set {key} to 1."
+        )
     return problems
 
 

@@ -130,6 +130,15 @@ class Batching:
     gradient_accumulation_steps: int = setting(
         1, "Gradient Accumulation Steps", "Batches that are added up before the weights change.", min=1, max=256
     )
+    num_processes: int = setting(
+        1,
+        "Number of Processes",
+        "So many GPUs share the batches that are added up for each step, and learn the same as one, sooner; or so many "
+        "parts of a CPU.",
+        min=1,
+        max=64,
+        advanced=True,
+    )
     gradient_checkpointing: bool = setting(
         False, "Gradient Checkpointing", "Much less memory for about a third more time; the result is the same."
     )

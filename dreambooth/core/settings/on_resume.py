@@ -37,6 +37,7 @@ RULES: dict[str, str] = {
     "batching": _ORDER,  # but see _same_step
     "batching.gradient_checkpointing": MAY,
     "batching.class_batch_size": MAY,
+    "batching.num_processes": MAY,
     "learning": MAY,
     "learning.lora_plus_ratio": _OPTIMIZER,
     "optimizer": _OPTIMIZER,

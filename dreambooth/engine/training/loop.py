@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Any, Literal, Protocol
 
 import torch
-from torch import Tensor
 
 from dreambooth.core import schedules
 from dreambooth.core.errors import Problem
@@ -43,16 +42,14 @@ class Hooks(Protocol):
 
 def train(session: Session, hooks: Hooks) -> Ending:
     """Trains from the session's step to the end of its budget, until it is past its best, or somebody asks to stop."""
-    alpha_bar = make_scheduler("ddim", session.model).alphas_cumprod.to(session.model.device)
     pulse = Pulse(session, hooks)
-    session.model.unet.train()
-    optimizers.set_mode(session.optimizer, training=True)
+    _begin(session)
     if session.step == 0:
         hooks.measure(pulse.check)
         hooks.preview(0, pulse.check)
 
     with stepping(session) as in_backward:
-        ending = _take_steps(session, hooks, pulse, alpha_bar, in_backward)
+        ending = _take_steps(session, hooks, _Steps(session, hooks, pulse, in_backward))
     if ending:
         return ending
     pulse.check()
@@ -61,33 +58,67 @@ def train(session: Session, hooks: Hooks) -> Ending:
     return "done"
 
 
-def _take_steps(
-    session: Session, hooks: Hooks, pulse: Pulse, alpha_bar: Tensor, in_backward: StepInBackward | None
-) -> Ending | None:
+def follow(session: Session, hooks: Hooks, is_told: Callable[[], bool]) -> None:
+    """Takes this process's part in every step of another's run, as long as that one says that there is one."""
+    pulse = Pulse(session, hooks)
+    _begin(session)
+    steps = _Steps(session, hooks, pulse, None)  # a step in the backward pass is never shared
+    while is_told():
+        steps.take()
+        pulse.forget()
+
+
+def _begin(session: Session) -> None:
+    session.model.unet.train()
+    optimizers.set_mode(session.optimizer, training=True)
+
+
+def _take_steps(session: Session, hooks: Hooks, steps: _Steps) -> Ending | None:
     """Returns how the run ends if somebody asks for its end."""
-    budget = session.budget
-    passes = Passes(session, hooks, in_backward)
-    reading_learns = schedules.text_images(session.settings, budget)
-    while session.step < budget.steps:
-        if ending := _serve_requests(session, hooks, pulse):
+    while session.step < session.budget.steps:
+        if ending := _serve_requests(session, hooks, steps.pulse):
             return ending
+        session.ranks.begin_step()
+        steps.take()
+        steps.pulse.report_if_due()
+        if _do_what_is_due(session, hooks, steps.pulse):
+            break
+    return None
+
+
+class _Steps:
+    """The steps of a session, and what they have in common."""
+
+    def __init__(self, session: Session, hooks: Hooks, pulse: Pulse, in_backward: StepInBackward | None) -> None:
+        self.session, self.pulse, self.in_backward = session, pulse, in_backward
+        self.passes = Passes(session, hooks, in_backward)
+        self.alpha_bar = make_scheduler("ddim", session.model).alphas_cumprod.to(session.model.device)
+        self.reading_learns = schedules.text_images(session.settings, session.budget)
+
+    def take(self) -> None:
+        session, budget, pulse = self.session, self.session.budget, self.pulse
         _set_rates(session)
 
         # Add up the gradients of the step's batches.
-        for part in range(budget.accumulation):
-            position = (session.step * budget.accumulation + part) * budget.batch
-            torch.manual_seed((session.settings.general.seed * 1_000_003 + position) % 2**63)
-            batch = loss.gathered(session, position, alpha_bar, text_learns=session.images < reading_learns)
-            pulse.add_losses(passes.run(batch))
+        for part in session.ranks.share(budget.accumulation):
+            position = self._seed(part)
+            text_learns = session.images < self.reading_learns
+            batch = loss.gathered(session, position, self.alpha_bar, text_learns=text_learns)
+            pulse.add_losses(self.passes.run(batch))
+        if session.ranks.size > 1:
+            session.ranks.add_up(session, pulse.batches)
+            self._seed(budget.accumulation - 1)  # rounding goes by it, and must be the same everywhere
 
         # Change the weights, unless the step is not sound; the device knows.
-        norms = in_backward.finish() if in_backward else gradients.clip(session)
-        session.change_weights(left_out_if=pulse.end_step(norms), changed=in_backward is not None)
+        norms = self.in_backward.finish() if self.in_backward else gradients.clip(session)
+        session.change_weights(left_out_if=pulse.end_step(norms), changed=self.in_backward is not None)
 
-        pulse.report_if_due()
-        if _do_what_is_due(session, hooks, pulse):
-            break
-    return None
+    def _seed(self, part: int) -> int:
+        """Has random numbers follow from where one of the step's batches begins, and returns that; it counts images."""
+        budget = self.session.budget
+        position = (self.session.step * budget.accumulation + part) * budget.batch
+        torch.manual_seed((self.session.settings.general.seed * 1_000_003 + position) % 2**63)
+        return position
 
 
 def _serve_requests(session: Session, hooks: Hooks, pulse: Pulse) -> Ending | None:

@@ -66,6 +66,10 @@ class Pulse:
         """Leaves a rest out of the pace."""
         self.started += seconds
 
+    def forget(self) -> None:
+        """Leaves what is known of the steps so far to the process that tells of it."""
+        self.bad.clear()
+
     def check(self) -> None:
         """Waits for the device. Raises Diverged if what would be saved now is spoilt."""
         self._read()

@@ -26,6 +26,7 @@ from dreambooth.engine.layers.lora_layer import Quick
 from dreambooth.engine.training import optimizers, precision, rounding, skipping
 from dreambooth.engine.training.adapters import WORDS, Trained
 from dreambooth.engine.training.ema import IN_STATE, Ema
+from dreambooth.engine.training.ranks import Ranks
 from dreambooth.engine.training.text import Texts
 
 
@@ -48,6 +49,7 @@ class Session:
     step: int = 0
     about: dict[str, str] = field(default_factory=dict)  # what the run works on, known again when it goes on
     files: tuple[list[str], list[str]] = ([], [])  # of each example, yours and the class's
+    ranks: Ranks = field(default_factory=Ranks)  # the processes that share its steps
 
     @property
     def images(self) -> int:

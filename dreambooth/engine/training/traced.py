@@ -97,7 +97,7 @@ class Passes:
     def _is_worth(self, shape: _Shape) -> bool:
         """Whether enough of this shape is still to come, as far as can be told from how many came."""
         budget, passed = self.session.budget, sum(other.seen for other in self._shapes.values())
-        to_come = (budget.steps - self.session.step) * budget.accumulation
+        to_come = (budget.steps - self.session.step) * len(self.session.ranks.share(budget.accumulation))
         return shape.seen > BEFORE and to_come * shape.seen / passed >= WORTH
 
     def _written_down(self, shape: _Shape, batch: Batch) -> Losses:

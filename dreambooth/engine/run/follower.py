@@ -1,0 +1,71 @@
+"""One of the other processes of a run that has several: it prepares what the first one has prepared, from the same
+folder, and takes its part in each step. It reports nothing and writes nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from dreambooth.core.errors import UserError
+from dreambooth.core.run import Job
+from dreambooth.engine import worker
+from dreambooth.engine.process import imports
+from dreambooth.engine.run import trouble
+from dreambooth.engine.run.followers import FAILED, READY
+from dreambooth.engine.training.ranks import Together
+
+
+@dataclass(frozen=True)
+class _Seen(Job):
+    """The job as this process sees it: nobody asks it for anything, and it says nothing."""
+
+    def report(self, event: str, **fields: Any) -> None:
+        pass
+
+    def change(self, flat: dict[str, Any]) -> None:
+        pass
+
+    def requests(self) -> set[str]:
+        return set()
+
+    def clear_request(self, what: str) -> None:
+        pass
+
+
+def run(folder: Path, rank: int, size: int, store_path: str) -> int:
+    """Returns the process's exit code."""
+    threading.Thread(target=_end_with_the_first, daemon=True).start()
+    imports.settle()
+    store = dist.FileStore(store_path, size)
+
+    def ready(device: torch.device) -> Together:
+        store.set(f"{READY}{rank}", "")
+        return Together(store, rank, size, device)
+
+    try:
+        worker.follow(_Seen(folder), ready)
+    except Exception as error:  # noqa: BLE001  (the first process hears of it, and tells it)
+        traceback.print_exc()
+        told = {
+            "said": str(error),
+            "out_of_memory": trouble.is_out_of_memory(error),
+            "problems": [one.as_json() for one in error.errors] if isinstance(error, UserError) else [],
+        }
+        store.set(f"{FAILED}{rank}", json.dumps(told))
+        return 1
+    return 0
+
+
+def _end_with_the_first() -> None:
+    """The pipe ends when the first process lets go of it, or is no more."""
+    sys.stdin.buffer.read()
+    os._exit(0)
