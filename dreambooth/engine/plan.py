@@ -238,6 +238,7 @@ def _seconds(work: Work, steps: int) -> float | None:
             "batching.train_batch_size",
             "batching.gradient_accumulation_steps",
             "batching.gradient_checkpointing",
+            "batching.num_processes",
         )
         now = work.job.settings()
         if pace and all(before.get(key) == now[key] for key in same):

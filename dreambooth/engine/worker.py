@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -128,15 +129,15 @@ def _run(work: Work) -> Ending:
     return ending
 
 
-def follow(job: Job, ready: Callable[[torch.device], Together]) -> None:
-    """Takes part in the steps of a job that another process does. `ready` joins it, once this one has all it needs."""
+def follow(job: Job, joined: Callable[[torch.device], AbstractContextManager[Together]]) -> None:
+    """Takes part in the steps of a job that another process does. `joined` joins it, once this one has all it needs."""
     work = Work.open(job)
     work.settings.reporting.tensorboard = False  # the other draws the curves
     source = _source(work)
     session, _ = made_ready(work, source)
-    session.ranks = ranks = ready(session.model.device)
-    loop.follow(session, Hooks(work, session, source), ranks.is_told)
-    ranks.close(broken=False)
+    with joined(session.model.device) as ranks:
+        session.ranks = ranks
+        loop.follow(session, Hooks(work, session, source), ranks.is_told)
 
 
 def _source(work: Work) -> Source:

@@ -66,6 +66,7 @@ PROOFS = {
     "intervals.epoch_pause_time": "engine/test_memory_options.py::test_the_run_rests_after_so_many_epochs",
     "batching.train_batch_size": "engine/test_options.py::test_a_step_is_a_batch_or_several_added_up",
     "batching.gradient_accumulation_steps": "engine/test_options.py::test_a_step_is_a_batch_or_several_added_up",
+    "batching.num_processes": "engine/test_ranks.py::test_what_breaks_another_process_is_told",
     "batching.gradient_checkpointing": "engine/test_options.py::test_checkpointing_works_out_the_blocks_again",
     "batching.class_batch_size": "engine/test_options.py::test_class_pictures_are_drawn_so_many_at_a_time",
     "learning.learning_rate": "engine/test_options.py::test_each_part_has_its_own_learning_rate",

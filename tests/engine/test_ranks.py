@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import re
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
+from dreambooth.core.errors import UserError
 from dreambooth.core.project import Project
-from tests.engine.runs import LORA, output, same, tiny_project, train
+from dreambooth.core.run import Job
+from dreambooth.core.settings import parse
+from dreambooth.engine import worker
+from dreambooth.service import launcher
+from tests.conftest import ROOT
+from tests.engine.runs import LORA, new_run, output, same, tiny_project, told, train
 
 SHARED = {
     "batching.train_batch_size": 1,
@@ -34,3 +49,116 @@ def test_two_processes_learn_what_one_learns(star: Project, settings: dict[str, 
     """To the bit, as a sum of two gradients is the same in either order."""
     alone = output(train(star, **SHARED, **settings))
     assert same(alone, output(train(star, **SHARED, **settings, **{"batching.num_processes": 2})))
+
+
+def test_the_number_of_processes_may_change_when_a_run_goes_on(star: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = new_run(star, **SHARED, **{"batching.num_processes": 2})
+    monkeypatch.setattr(worker.Hooks, "requests", lambda hooks: {"pause"} if hooks.session.step == 2 else set())
+    assert worker.run(job) == "paused"
+    monkeypatch.undo()
+    job.change({"batching.num_processes": 1})
+    assert worker.run(job) == "done"
+    assert same(output(job), output(train(star, **SHARED)))
+
+
+def test_memory_that_is_short_in_another_process_is_met_as_in_this(star: Project, broken_once: Any) -> None:
+    broken_once("torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 96.00 MiB.')")
+    job = train(star, **SHARED, **{"batching.num_processes": 2})
+    warning = told(job, "warning")[0]["text"]
+    assert "96.00 MiB more were needed" in warning and "batching.gradient_checkpointing True" in warning
+    assert same(output(job), output(train(star, **SHARED, **job.changes())))
+
+
+def test_what_breaks_another_process_is_told(star: Project, broken_once: Any) -> None:
+    broken_once("UserError('x.png: it is no picture; take it away.')")
+    with pytest.raises(UserError, match=r"x\.png: it is no picture"):
+        train(star, **SHARED, **{"batching.num_processes": 2})
+
+
+def test_another_process_that_is_killed_costs_the_steps_since_the_last_state(star: Project) -> None:
+    long = {**SHARED, **LORA, "intervals.max_train_steps": 40, "intervals.save_state_every_steps": 1}
+    job = new_run(star, **long, **{"batching.num_processes": 2})
+    with pytest.raises(UserError, match="Process 2 of 2 ended without a word"), killed_at(job, 2):
+        worker.run(job)
+    assert job.states()
+    assert worker.run(job) == "done"
+    assert same(output(job), output(train(star, **long)))
+
+
+def test_no_process_is_left_when_the_first_is_killed(star: Project) -> None:
+    job = new_run(star, **{**SHARED, "batching.num_processes": 2, "intervals.max_train_steps": 100_000})
+    engine = psutil.Process(launcher.start(job, Path(sys.executable)).pid)
+    until(lambda: bool(told(job, "step")))
+    others = engine.children()
+    assert len(others) == 1
+    engine.kill()
+    until(lambda: not others[0].is_running() or others[0].status() == psutil.STATUS_ZOMBIE)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"batching.gradient_accumulation_steps": 3}, "3, which 2 processes cannot share evenly; set it to 4"),
+        ({"tuning.cuda_graphs": True}, "tuning.cuda_graphs: what processes tell each other"),
+        ({"imagic.enabled": True}, "batching.num_processes: imagic.enabled has one picture"),
+    ],
+)
+def test_what_cannot_be_shared_is_refused(settings: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError, match=re.escape(said)):
+        parse({**SHARED, "batching.num_processes": 2, **settings})
+
+
+def test_more_processes_than_devices_are_refused(star: Project) -> None:
+    with pytest.raises(UserError, match=r"batching\.num_processes: it is 64, but there (is|are) .* here; set it to"):
+        train(star, **{**SHARED, "batching.gradient_accumulation_steps": 64, "batching.num_processes": 64})
+
+
+@pytest.fixture
+def broken_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Has the first other process that comes to its second step raise an error there."""
+
+    def breaking(error: str) -> None:
+        (tmp_path / "sitecustomize.py").write_text(
+            "import sys\n"
+            "if 'follow' in sys.orig_argv:\n"
+            "    from pathlib import Path\n"
+            "    import torch\n"
+            "    from dreambooth.core.errors import UserError\n"
+            "    from dreambooth.engine.training.ranks import Together\n"
+            "    plain, seen, mark = Together.add_up, [], Path(__file__).with_name('broken')\n"
+            "    def add_up(ranks, *given):\n"
+            "        seen.append(1)\n"
+            "        if len(seen) == 2 and not mark.exists():\n"
+            "            mark.touch()\n"
+            f"            raise {error}\n"
+            "        plain(ranks, *given)\n"
+            "    Together.add_up = add_up\n"
+        )
+        monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(ROOT)]))
+
+    return breaking
+
+
+@contextlib.contextmanager
+def killed_at(job: Job, step: int) -> Iterator[None]:
+    """Within it the other process is killed once the run has come so far."""
+
+    def kill() -> None:
+        until(lambda: any(event["step"] >= step for event in told(job, "state")))
+        for child in psutil.Process().children():
+            if "follow" in child.cmdline():
+                child.kill()
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join()
+
+
+def until(happened: Callable[[], bool]) -> None:
+    end = time.monotonic() + 60
+    while not happened():
+        assert time.monotonic() < end
+        time.sleep(0.02)

@@ -8,6 +8,7 @@ import os
 import sys
 import threading
 import traceback
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from dreambooth.engine import worker
 from dreambooth.engine.process import imports
 from dreambooth.engine.run import trouble
 from dreambooth.engine.run.followers import FAILED, READY
-from dreambooth.engine.training.ranks import Together
+from dreambooth.engine.training.ranks import Together, together
 
 
 @dataclass(frozen=True)
@@ -47,12 +48,12 @@ def run(folder: Path, rank: int, size: int, store_path: str) -> int:
     imports.settle()
     store = dist.FileStore(store_path, size)
 
-    def ready(device: torch.device) -> Together:
+    def joined(device: torch.device) -> AbstractContextManager[Together]:
         store.set(f"{READY}{rank}", "")
-        return Together(store, rank, size, device)
+        return together(store, rank, size, device)
 
     try:
-        worker.follow(_Seen(folder), ready)
+        worker.follow(_Seen(folder), joined)
     except Exception as error:  # noqa: BLE001  (the first process hears of it, and tells it)
         traceback.print_exc()
         told = {

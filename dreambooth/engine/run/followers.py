@@ -21,7 +21,7 @@ import torch.distributed as dist
 from dreambooth.core.errors import Problem, UserError
 from dreambooth.core.layout import PROJECT
 from dreambooth.core.run import Job
-from dreambooth.engine.training.ranks import Together
+from dreambooth.engine.training.ranks import Parted, together
 from dreambooth.engine.training.session import Session
 from dreambooth.engine.work import Work
 
@@ -57,19 +57,12 @@ def beside(work: Work, session: Session) -> Iterator[None]:
         others = _Others(work.job, store, count, device)
         try:
             others.wait(work)
-            ranks = Together(store, 0, count, device)
-        except BaseException:
-            others.end()
-            raise
-        session.ranks, broken = ranks, True
-        try:
-            yield
-            ranks.end()
-            broken = False
-        except RuntimeError as error:
+            with together(store, 0, count, device) as session.ranks:
+                yield
+                session.ranks.end()
+        except Parted as error:
             raise others.why_ended() or error from None
         finally:
-            ranks.close(broken=broken)
             others.end()
 
 

@@ -8,8 +8,9 @@ steps (see run/followers.py).
 
 from __future__ import annotations
 
+import contextlib
 import datetime
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,6 +26,10 @@ _VALUES_AT_ONCE = 2**25  # gradients that are sent together, of which there is a
 _PATIENCE = datetime.timedelta(days=30)  # the others wait while rank 0 draws or rests; an end is seen at once
 
 
+class Parted(RuntimeError):
+    """Another process has ended, or cannot be spoken to."""
+
+
 class Ranks:
     """A run that has one process."""
 
@@ -37,32 +42,28 @@ class Ranks:
     def begin_step(self) -> None:
         """Tells the others that there is a step to take."""
 
+    def end(self) -> None:
+        """Tells them that there are no more."""
+
     def add_up(self, session: Session, losses: Tensor) -> None:
         """Puts the sums over all processes in the gradients' and the losses' place."""
 
 
 class Together(Ranks):
-    """One process of several, which speak through a store's file. Raises RuntimeError wherever another has ended."""
+    """One process of several, which find each other by a store. Raises Parted wherever they cannot go on together."""
 
     def __init__(self, store: dist.Store, rank: int, size: int, device: torch.device) -> None:
         self.rank, self.size = rank, size
         # NCCL, which is RCCL on a card of AMD, is not there on Windows.
         self.on_card = device.type == "cuda" and dist.is_nccl_available()
         backend = "cpu:gloo,cuda:nccl" if self.on_card else "gloo"
-        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=_PATIENCE)
-
-    def close(self, *, broken: bool) -> None:
-        """With `broken` nobody is waited for."""
-        if broken and self.on_card:
-            dist.distributed_c10d._abort_process_group()
-        else:
-            dist.destroy_process_group()
+        with _speaking():
+            dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=_PATIENCE)
 
     def begin_step(self) -> None:
         self._tell(True)
 
     def end(self) -> None:
-        """Tells the others that there are no more steps."""
         self._tell(False)
 
     def is_told(self) -> bool:
@@ -71,7 +72,8 @@ class Together(Ranks):
 
     def _tell(self, what: bool) -> bool:
         told = torch.tensor([what], dtype=torch.uint8)
-        dist.broadcast(told, 0)
+        with _speaking():
+            dist.broadcast(told, 0)
         return bool(told)
 
     @torch.no_grad()
@@ -89,7 +91,8 @@ class Together(Ranks):
     def _learning(self, weights: list[nn.Parameter]) -> list[nn.Parameter]:
         """Those that have a gradient in any process; where it has none in this one it gets zeros."""
         there = torch.tensor([weight.grad is not None for weight in weights], dtype=torch.uint8)
-        dist.all_reduce(there, dist.ReduceOp.MAX)
+        with _speaking():
+            dist.all_reduce(there, dist.ReduceOp.MAX)
         found = [weight for weight, is_there in zip(weights, there.tolist()) if is_there]
         for weight in found:
             if weight.grad is None:
@@ -97,12 +100,34 @@ class Together(Ranks):
         return found
 
     def _sum(self, tensor: Tensor) -> None:
-        if self.on_card or tensor.device.type == "cpu":
-            dist.all_reduce(tensor)
+        sent = tensor if self.on_card else tensor.cpu()
+        with _speaking():
+            dist.all_reduce(sent)
+        if sent is not tensor:
+            tensor.copy_(sent)
+
+
+@contextlib.contextmanager
+def together(store: dist.Store, rank: int, size: int, device: torch.device) -> Iterator[Together]:
+    """Within it this process is one of several. Raises Parted as that does."""
+    ranks = Together(store, rank, size, device)
+    try:
+        yield ranks
+    except BaseException:
+        if ranks.on_card:  # else its work for the others would be waited for
+            dist.distributed_c10d._abort_process_group()
         else:
-            held = tensor.cpu()
-            dist.all_reduce(held)
-            tensor.copy_(held)
+            dist.destroy_process_group()
+        raise
+    dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def _speaking() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        raise Parted(str(error)) from error
 
 
 def _alike(weights: Iterable[nn.Parameter]) -> list[list[nn.Parameter]]:
