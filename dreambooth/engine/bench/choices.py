@@ -74,6 +74,10 @@ CHOICES = {
         ),
     ),
 }
+_SHARED = Choice(
+    "two batches added up, shared by two processes",
+    {"batching.gradient_accumulation_steps": 2, "batching.num_processes": 2},
+)
 _STEPS, _FEW_STEPS = 45, 4  # a full-size model on a CPU takes some seconds for each
 
 
@@ -82,14 +86,15 @@ def measure(job: Job) -> dict[str, Any]:
     asked = job.read()
     folder = Path(asked["out"])
     methods = [asked["method"]] if asked.get("method") else list(CHOICES)
+    choices = {method: CHOICES[method] + ((_SHARED,) if _has_two_devices() else ()) for method in methods}
     turns = TURNS if _case("lora", asked).steps > _FEW_STEPS else 1
-    total = turns * sum(len(CHOICES[method]) for method in methods) + 1
+    total = turns * sum(map(len, choices.values())) + 1
     taken: dict[tuple[str, str], list[dict[str, Any]]] = {}
     try:
         bench, done = Bench(job, folder, asked), 0
         for _ in range(turns):
             for method in methods:
-                for choice in CHOICES[method]:
+                for choice in choices[method]:
                     _stage(job, f"{method}: {choice.name}", done, total)
                     found = bench.ours(_case(method, asked), "choices_run", choice.changes)
                     taken.setdefault((method, choice.name), []).append(found)
@@ -97,7 +102,7 @@ def measure(job: Job) -> dict[str, Any]:
         _stage(job, "decoding in tiles", done, total)
         case = _case("full", asked)
         decoded = bench.measured("choices_run", case, model=str(_decoder(bench, case)))
-        rows = [_row(method, choice.name, taken) for method in methods for choice in CHOICES[method]]
+        rows = [_row(method, choice.name, taken) for method in methods for choice in choices[method]]
         return {"rows": rows, "tiles": _ratios(decoded["tiled"], decoded["sliced"]), "versions": versions()}
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -108,6 +113,14 @@ def _decoder(bench: Bench, case: Case) -> Path:
     import torch
 
     return bench.source(case.family) if torch.cuda.is_available() else MINIATURE
+
+
+def _has_two_devices() -> bool:
+    """Whether two processes find a GPU each here; without any, a core of the CPU."""
+    from dreambooth.engine import hardware
+    from dreambooth.engine.run import followers
+
+    return followers.devices(hardware.here())[0] > 1
 
 
 def _stage(job: Job, name: str, done: int, total: int) -> None:

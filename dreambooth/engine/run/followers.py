@@ -31,12 +31,16 @@ _POLL_SECONDS = 0.05
 _END_SECONDS = 10.0  # for a process that is about to end
 
 
+def devices(device: torch.device) -> tuple[int, str]:
+    """How many processes have a device of this kind to themselves here, and what it is called."""
+    if device.type == "cpu":
+        return psutil.cpu_count() or 1, "CPU core"
+    return torch.cuda.device_count() if device.type == "cuda" else 1, "GPU"
+
+
 def check(count: int, device: torch.device) -> None:
     """Raises UserError where this machine has no devices for so many processes."""
-    has, what = {
-        "cuda": (torch.cuda.device_count(), "GPU"),
-        "cpu": (psutil.cpu_count() or 1, "CPU core"),
-    }.get(device.type, (1, "GPU"))
+    has, what = devices(device)
     if count > has:
         some = f"1 {what}" if has == 1 else f"{has} {what}s"
         raise UserError(f"{KEY}: it is {count}, but there {'is' if has == 1 else 'are'} {some} here; set it to {has}.")
