@@ -76,7 +76,7 @@ def test_what_breaks_another_process_is_told(star: Project, broken_once: Any) ->
 
 
 def test_another_process_that_is_killed_costs_the_steps_since_the_last_state(star: Project) -> None:
-    long = {**SHARED, **LORA, "intervals.max_train_steps": 40, "intervals.save_state_every_steps": 1}
+    long = {**SHARED, **LORA, "intervals.max_train_steps": 16, "intervals.save_state_every_steps": 1}
     job = new_run(star, **long, **{"batching.num_processes": 2})
     with pytest.raises(UserError, match="Process 2 of 2 ended without a word"), killed_at(job, 2):
         worker.run(job)
