@@ -52,6 +52,12 @@ _RECIPE: Flat = {
 }
 RECIPES: dict[str, Flat] = {
     "LoRA": {**_RECIPE, "general.method": "lora", "learning.lora_learning_rate": 3e-3},
+    "embedding": {
+        **{**_RECIPE, "concepts.0.num_class_images_per": 0},
+        "general.method": "embedding",
+        "concepts.0.instance_token": "sks",
+        "learning.embedding_learning_rate": 1e-2,
+    },
     "full": {**_RECIPE, "general.method": "full", "learning.learning_rate": 4e-4},
 }
 

@@ -91,7 +91,9 @@ def steps(family: str) -> Iterator[Step]:
         for precision in PRECISIONS if everything else ("mixed", "bf16"):
             yield Step(family, "full", "all", precision, checkpointed)
         yield Step(family, "lora", "transformer", "mixed", checkpointed)
+        yield Step(family, "embedding", "none", "mixed", checkpointed)
         if everything:
+            yield Step(family, "embedding", "none", "no", checkpointed)
             for layers in ("attention", "convolutions"):
                 yield Step(family, "lora", layers, "mixed", checkpointed)
             yield Step(family, "lora", "transformer", "no", checkpointed)
@@ -101,7 +103,7 @@ def steps(family: str) -> Iterator[Step]:
 
 def points(step: Step) -> list[Point]:
     side = SIDES[step.family]
-    if step.kind == "full":
+    if step.kind in ("full", "embedding"):
         return [Point(1, side), Point(2, side), Point(1, side // 2)]
     return [Point(1, side, 4), Point(1, side, 64), Point(2, side, 16), Point(1, side // 2, 4), Point(1, side // 2, 64)]
 
@@ -116,7 +118,7 @@ def row(step: Step) -> dict[str, Any]:
     ).T
     last = counted[-1]
     return {
-        "gradients": [round(then / last.gradients, 4) for then in last.gradients_then],
+        "gradients": [round(then / (last.gradients or 1), 4) for then in last.gradients_then],
         "bytes": [[float(f"{value:.7g}") for value in plane] for plane in planes.tolist()],
     }
 

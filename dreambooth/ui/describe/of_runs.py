@@ -120,7 +120,8 @@ def sheet(result: Result) -> str:
 
 
 def exported(result: Result) -> str:
-    return "\n".join([f"Written: {result['path']}", *filter(None, [exporting.told(result)])])
+    files = dict.fromkeys([result["path"], *result["embeddings"].values()])
+    return "\n".join([*(f"Written: {file}" for file in files), *filter(None, [exporting.told(result)])])
 
 
 def demo(result: Result) -> str:
