@@ -109,16 +109,18 @@ def points(step: Step) -> list[Point]:
 
 
 def row(step: Step) -> dict[str, Any]:
-    """What one kind of step holds: for each moment of the backward pass the plane through what was counted."""
+    """What one kind of step holds: for each moment of the backward pass the plane through what was counted. Where no
+    weight has a gradient it is one moment."""
     where = points(step)
     counted = [count(step, point) for point in where]
+    moments = len(counted[0].moments) if counted[0].gradients else 2
     planes = torch.linalg.solve(
         torch.tensor([point.features for point in where], dtype=torch.float64),
-        torch.tensor([live.moments for live in counted], dtype=torch.float64),
+        torch.tensor([live.moments[:moments] for live in counted], dtype=torch.float64),
     ).T
     last = counted[-1]
     return {
-        "gradients": [round(then / (last.gradients or 1), 4) for then in last.gradients_then],
+        "gradients": [round(then / (last.gradients or 1), 4) for then in last.gradients_then[:moments]],
         "bytes": [[float(f"{value:.7g}") for value in plane] for plane in planes.tolist()],
     }
 

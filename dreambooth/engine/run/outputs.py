@@ -95,7 +95,7 @@ def place(folders: Folders, project: Project, settings: Settings, images: int) -
     other = folder.parent if settings.saving.use_subdirectory else folder / project.name
 
     def is_taken(stem: str) -> bool:
-        places = [folders.embeddings, *([folder, other] if settings.is_embedding else [])]
+        places = [folders.embeddings, folders.embeddings / project.name]
         names = [f"{words.stem(stem, number, count)}.safetensors" for number in range(count)]
         embeddings = [place / name for place in places for name in names]
         return any(path.exists() for path in (other / f"{stem}{suffix}", *embeddings))
