@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from dreambooth.core.memory import counted as table
+from dreambooth.core.models import anatomy
 from dreambooth.engine.bench import footprint as counting
 from dreambooth.engine.bench import random_model
 from dreambooth.engine.bench.footprint import Point, Step
@@ -41,6 +42,18 @@ def test_of_an_embedding_alone_the_same_is_counted(checkpointed: bool) -> None:
     assert counted.gradients == done.gradients == 0
     assert counted.moments[:2] == pytest.approx(done.moments[:2], rel=0.05)
     assert counted.moments[1] > 0
+
+
+@pytest.mark.usefixtures("_small")
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_of_a_far_smaller_model_an_embeddings_step_is_told_within_a_tenth(checkpointed: bool) -> None:
+    step, point = Step("sd1", "embedding", "none", "mixed", checkpointed), Point(2, 64)
+    parts = random_model.modules("sd1").items()
+    shapes = {name: {key: tuple(t.shape) for key, t in part.state_dict().items()} for name, part in parts}
+    size = table.Size(anatomy.of_shapes(shapes), "sd1", point.batch, point.side**2, 0)
+    end = "checkpointed" if checkpointed else "whole"
+    told = table.moments(table.Kind(step.kind, step.layers, step.precision), end, size)
+    assert max(held for _, held in told) == pytest.approx(counting.count(step, point).peak, rel=0.1)
 
 
 def test_what_is_gone_is_not_counted() -> None:

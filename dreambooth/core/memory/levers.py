@@ -85,7 +85,7 @@ def _lying(settings: Settings, before: tuple[str, ...], after: str) -> Changes |
     rests = settings.is_embedding or (settings.is_lora and settings.lora.kind == "lora")
     if not rests or settings.memory.unet_weights not in before:
         return None
-    return {"memory.unet_weights": after}
+    return {"memory.unet_weights": after, **(_checkpointing(settings) or {})}  # which needs all blocks checkpointed
 
 
 def _streamed_training(settings: Settings) -> Changes | None:
