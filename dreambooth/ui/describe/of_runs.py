@@ -59,7 +59,7 @@ def finished(result: Result) -> str:
             lines.append(f"Go on without patience: python -m dreambooth resume {result['run']}")
     if result["status"] == "paused":
         lines.append(f"Go on with: python -m dreambooth resume {result['run']}")
-    lines += [f"Written: {path}" for path in result["outputs"]]
+    lines += [f"Written: {path}" for path in result["outputs"] if path not in result["embeddings"].values()]
     for word, path in result["embeddings"].items():
         lines.append(f"Written: {path}: in a WebUI's prompts write {Path(path).stem} for {word}")
     if result["best"]:
