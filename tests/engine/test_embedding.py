@@ -16,7 +16,7 @@ from diffusers import StableDiffusionXLPipeline
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from dreambooth.core import presets, project, schedules
+from dreambooth.core import forecast, presets, project, schedules
 from dreambooth.core.budget import budget
 from dreambooth.core.errors import UserError
 from dreambooth.core.layout import MINIATURE, SUBJECT_PICTURES
@@ -128,6 +128,8 @@ def test_the_vectors_learn_and_not_a_bit_of_the_model(
     event = told(job, "saved")[-1]
     file = Path(event["path"])
     assert (event["kind"], event["bytes"]) == ("embedding", file.stat().st_size)
+    header = checkpoint.read_header(made.source)
+    assert event["bytes"] == pytest.approx(forecast.save_bytes(header, parse(job.settings())), rel=0.15)
     assert event["embeddings"] == {"sks": str(file)}
     assert file.parent == folders(made).embeddings
     assert not list(folders(made).loras.glob("*"))
