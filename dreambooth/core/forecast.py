@@ -13,6 +13,7 @@ from dreambooth.core.models.model_file import Header
 from dreambooth.core.settings import Settings
 
 _LATENT = 8  # pixels a latent, along each side
+_ABOUT_BYTES = 5500  # what a file says of itself, its settings for the most; only beside an embedding's it counts
 
 
 def memory(header: Header, settings: Settings, largest: Bucket, family: str = "") -> Memory:
@@ -21,9 +22,11 @@ def memory(header: Header, settings: Settings, largest: Bucket, family: str = ""
 
 
 def save_bytes(header: Header, settings: Settings) -> int:
-    """The size of each LoRA or checkpoint that a run writes."""
+    """The size of each LoRA, checkpoint or embedding that a run writes."""
     made = anatomy.of(header)
     trained = made.trained(settings)
+    if settings.is_embedding:
+        return trained * 4 + len(settings.words) * _ABOUT_BYTES  # always in full precision
     if settings.saving.half_model:
         return 2 * (trained if settings.is_lora else sum(t.values for t in header.tensors.values()))
     kept = 0 if settings.is_lora else sum(t.end - t.start for t in anatomy.untrained(header, settings))

@@ -16,11 +16,12 @@ _EVERY_CONCEPT = "concepts.N."
 
 class Choice(NamedTuple):
     """A value of a preset and why it is that. With `from_pictures` it is taken only in a concept that has so many
-    pictures or more, and where nothing is chosen yet."""
+    pictures or more, and where nothing is chosen yet; `alone` in its place where words learn alone."""
 
     value: Any
     why: str
     from_pictures: int = 0
+    alone: Any = None
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,12 @@ PRESETS = {
                 "intervals.num_train_epochs": Choice(150, "steps for each picture; a face is judged strictly"),
                 "intervals.max_train_steps": Choice(0, "so that the pictures say how long"),
                 "concepts.N.class_mode": Choice("fill", "the base model makes class pictures where they are missing"),
-                "concepts.N.num_class_images_per": Choice(5, "without them every person would come to look like yours"),
+                "concepts.N.num_class_images_per": Choice(
+                    5,
+                    "without them every person would come to look like yours; none for an embedding, which leaves the "
+                    "class as it is",
+                    alone=0,
+                ),
                 "concepts.N.held_out": _HELD_OUT,
             },
         ),
@@ -96,7 +102,7 @@ def apply(preset: Preset, flat: Mapping[str, Any], over: Mapping[str, Any] | Non
     """
     coming = {**flat, **(over or {})}
     rows = {key.split(".")[1] for key in coming if key.startswith("concepts.")} or {"0"}
-    applied = dict(flat)
+    applied, alone = dict(flat), coming.get("general.method") == "embedding"
     for key, choice in preset.settings.items():
         if not key.startswith(_EVERY_CONCEPT):
             applied[key] = choice.value
@@ -104,7 +110,7 @@ def apply(preset: Preset, flat: Mapping[str, Any], over: Mapping[str, Any] | Non
         for row in sorted(rows):
             own = f"concepts.{row}.{key.removeprefix(_EVERY_CONCEPT)}"
             if not choice.from_pictures or (not coming.get(own) and _pictures(coming, row) >= choice.from_pictures):
-                applied[own] = choice.value
+                applied[own] = choice.value if choice.alone is None or not alone else choice.alone
     return applied
 
 

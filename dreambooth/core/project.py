@@ -132,7 +132,8 @@ class Project:
 
     def results(self, folders: Folders, chosen: Settings) -> Path:
         """Where a run with these settings writes what it has learned."""
-        place = folders.loras if chosen.is_lora else folders.checkpoints
+        places = {"lora": folders.loras, "embedding": folders.embeddings, "checkpoint": folders.checkpoints}
+        place = places[chosen.result_kind]
         return place / self.name if chosen.saving.use_subdirectory else place
 
     def embedding(self, result: Path) -> Path:

@@ -30,8 +30,8 @@ def rate_factor(rates: LearningRate, progress: float) -> float:
 
 def text_images(settings: Settings, budget: Budget) -> float:
     """How many images are seen before what reads the prompts stops learning: the text encoder, or a word."""
-    if settings.embedding.enabled:
-        return settings.embedding.ratio * budget.images
+    if settings.words_learn:
+        return settings.words_share * budget.images
     if stop := settings.tuning.text_encoder_steps:
         return budget.images_seen(stop)
     return settings.tuning.text_encoder_ratio * budget.images
@@ -41,10 +41,12 @@ def curve(settings: Settings, budget: Budget, points: int = 101) -> list[dict[st
     """The rates over a whole run, for drawing: images seen, and the rates of the UNet, the text encoder and words; 0
     where one of them rests."""
     drawn, reading_learns = [], text_images(settings, budget)
+    to_the_end = budget.images + 1
+    reads = to_the_end if reading_learns >= budget.images else reading_learns
     learn = {
-        "unet": budget.images + 1,
-        "text_encoder": reading_learns if settings.tuning.text_encoder_learns else 0,
-        "words": reading_learns if settings.embedding.enabled else 0,
+        "unet": 0 if settings.is_embedding else to_the_end,
+        "text_encoder": reads if settings.tuning.text_encoder_learns else 0,
+        "words": reads if settings.words_learn else 0,
     }
     for point in range(points):
         progress = point / (points - 1)

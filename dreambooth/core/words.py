@@ -1,4 +1,4 @@
-"""Words that learned with a LoRA, as its file says, and how each is written in a WebUI's prompts.
+"""Words that learned, beside a LoRA or alone, as a result's file says, and how each is written in a WebUI's prompts.
 
 A WebUI knows an embedding by its file's name, and calls it by nothing else.
 """
@@ -9,17 +9,23 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-KEY = "dreambooth.words"  # in a LoRA's metadata; its values are the engine's
+# In the metadata of a LoRA or an embedding: {word: the engine's values, or None for what the file's own tensors are}.
+KEY = "dreambooth.words"
 
 
 def of(metadata: Mapping[str, str]) -> list[str]:
-    """The words that learned with a LoRA, in the order of its embeddings; none where its metadata has no list."""
+    """The words that learned together, in the order of their embeddings; none where the metadata has no list."""
+    return list(_said(metadata))
+
+
+def _said(metadata: Mapping[str, str]) -> dict[str, Any]:
     try:
         said = json.loads(metadata.get(KEY, "{}"))
     except (ValueError, TypeError, RecursionError):
-        return []
-    return list(said) if isinstance(said, dict) else []
+        return {}
+    return said if isinstance(said, dict) else {}
 
 
 def stem(result: str, number: int, count: int) -> str:
@@ -27,12 +33,30 @@ def stem(result: str, number: int, count: int) -> str:
     return result if count == 1 else f"{result}-{number + 1}"
 
 
-def in_webui(prompt: str, lora: Path, metadata: Mapping[str, str], embeddings: Path) -> str:
+def names(file: Path, metadata: Mapping[str, str]) -> dict[str, str]:
+    """What the embedding of each word is called that belongs to a LoRA, or to an embedding, whose own word has no
+    values."""
+    said, result = _said(metadata), file.stem
+    own = next((number for number, values in enumerate(said.values()) if values is None), None)
+    if own is not None and len(said) > 1:
+        result = result.removesuffix(f"-{own + 1}")
+    found = {word: stem(result, number, len(said)) for number, word in enumerate(said)}
+    return found if own is None else {**found, list(said)[own]: file.stem}
+
+
+def in_webui(prompt: str, called: Mapping[str, str], embeddings: Path) -> str:
     """The prompt with each word as the WebUI knows it: by the name of its embedding, where that is in its folder."""
-    words = of(metadata)
-    known = {word.lower(): stem(lora.stem, number, len(words)) for number, word in enumerate(words)}
-    names = {word: name for word, name in known.items() if (embeddings / f"{name}.safetensors").is_file()}
-    either = "|".join(re.escape(word) for word in sorted(names, key=len, reverse=True))
+    there = {word.lower(): name for word, name in called.items() if _is_there(embeddings, name)}
+    either = "|".join(re.escape(word) for word in sorted(there, key=len, reverse=True))
     if not either:
         return prompt
-    return re.sub(rf"(?<!\w)({either})(?!\w)", lambda found: names[found[1].lower()], prompt, flags=re.IGNORECASE)
+    return re.sub(rf"(?<!\w)({either})(?!\w)", lambda found: there[found[1].lower()], prompt, flags=re.IGNORECASE)
+
+
+def is_in(prompt: str, name: str) -> bool:
+    """Whether a prompt has an embedding's name."""
+    return bool(re.search(rf"(?<!\w){re.escape(name)}(?!\w)", prompt, re.IGNORECASE))
+
+
+def _is_there(embeddings: Path, name: str) -> bool:
+    return any((embeddings / f"{name}{suffix}").is_file() for suffix in (".safetensors", ".pt"))

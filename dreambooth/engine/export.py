@@ -75,7 +75,8 @@ def run(job: Job) -> dict[str, Any]:
     if asked.get("from_step") is not None:
         return _of_state(job, project, asked, wanted)
     to = _free(asked["to"])
-    return _answer(to, *of_file(job, project, Path(asked["weights"] or project.source), to, wanted))
+    embeddings, held = of_file(job, project, Path(asked["weights"] or project.source), to, wanted)
+    return _answer(to if to.exists() else next(iter(embeddings.values())), embeddings, held)
 
 
 def _answer(to: Path, embeddings: dict[str, Path], held: float | None) -> dict[str, Any]:
@@ -94,10 +95,12 @@ def _free(named: str) -> Path:
 def of_file(
     job: Job, project: Project, weights: Path, to: Path, wanted: Wanted
 ) -> tuple[dict[str, Path], float | None]:
-    """Returns the embeddings that were written beside it, of a LoRA with words that learned with it, and the share."""
+    """Returns the embeddings that were written, beside a LoRA of words that learned with it, and the share."""
     header = checkpoint.read_header(weights)
     about, words, held = checkpoint.describe(header), words_file.read(header), None
     chosen, is_lora = _settings_of(header), about.kind == "lora"
+    if about.kind == "embedding":
+        return _write_words(to, project, chosen, words, half=wanted.half), held
     if is_lora and wanted.is_as_it_is:
         _copy_lora(weights, to)
     elif wanted.is_as_it_is:
@@ -110,7 +113,7 @@ def of_file(
             return changes.of_result(open_model(project, weights), open_model(project), model)
 
         held = _write_changes(job, project, to, _Learned(learned, chosen, about.precision == "fp16", words), wanted)
-    said = outputs.metadata(project, chosen, to.stem, "/textual-inversion")
+    said = outputs.metadata(project, chosen, to.stem, outputs.EMBEDDING)
     return words_file.write_embeddings(to.parent, f"{to.stem}-embedding", project.about["family"], words, said), held
 
 
@@ -129,17 +132,28 @@ def _of_state(job: Job, project: Project, asked: dict[str, Any], wanted: Wanted)
             embeddings, held = of_file(job, project, result, to, wanted)
         finally:
             result.unlink()
+    elif state.settings.is_embedding:
+        embeddings = _write_words(to, project, state.settings, state.model.learned(), half=wanted.half)
     elif wanted.is_as_it_is:
         _write(to, state.source, outputs.changed(state.trained), project, state.settings, half=half)
     else:
         trained = outputs.changed(state.trained)
         learned = _Learned(lambda model: changes.of_weights(trained, state.source, model), state.settings, half)
         held = _write_changes(job, project, to, learned, wanted)
+    to = next(iter(embeddings.values())) if state.settings.is_embedding else to
     if to.is_file():  # a folder is nothing that is drawn with
-        kind = "lora" if wanted.rank or (state.settings.is_lora and wanted.is_as_it_is) else "checkpoint"
+        kind = "lora" if wanted.rank else state.settings.result_kind if wanted.is_as_it_is else "checkpoint"
         size = to.stat().st_size
         of_run.report("exported", kind=kind, path=str(to), bytes=size, images=state.images, step=step)
     return _answer(to, embeddings, held)
+
+
+def _write_words(to: Path, project: Project, chosen: Settings, words: Vectors, *, half: bool) -> dict[str, Path]:
+    """Embeddings: the one word's under the name that was asked for, of several numbered ones."""
+    if to.suffix not in words_file.SUFFIXES:
+        raise UserError(f"{to}: an embedding is one .safetensors or .pt file; name one.")
+    said, family = outputs.metadata(project, chosen, to.stem, outputs.EMBEDDING), project.about["family"]
+    return words_file.write_embeddings(to.parent, to.stem, family, words, said, suffix=to.suffix, half=half)
 
 
 def _write_changes(job: Job, project: Project, to: Path, learned: _Learned, wanted: Wanted) -> float | None:

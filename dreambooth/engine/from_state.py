@@ -29,8 +29,8 @@ from dreambooth.engine.training.ema import IN_STATE
 
 @dataclass
 class Learned:
-    """A run as it was after a step. `model` has its LoRA's layers; of a run of the whole model only `trained` has
-    weights, as all others are in the checkpoint."""
+    """A run as it was after a step. `model` has its LoRA's layers and its words; of a run of the whole model only
+    `trained` has weights, as all others are in the checkpoint."""
 
     settings: Settings
     source: Source
@@ -70,7 +70,7 @@ def read(project: Project, job: Job, step: int) -> Learned:
             "again."
         )
     source = open_model(project)
-    if settings.is_lora:
+    if not settings.is_full:
         model = families.load(source, torch.bfloat16)  # only its layers' shapes count
         start = start_file.read(settings, source)
         trained = adapters.prepare(model, settings, lora.by_module(start.layers, model.parts), start.words)

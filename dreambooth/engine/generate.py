@@ -1,4 +1,4 @@
-"""Pictures from a prompt: with the base model, a trained checkpoint, or a LoRA at any weight."""
+"""Pictures from a prompt: with the base model, a trained checkpoint, an embedding, or a LoRA at any weight."""
 
 from __future__ import annotations
 
@@ -80,13 +80,13 @@ def _drawn(
 
 
 def load(project: Project, weights: str, lora_weight: float = 1.0) -> Model:
-    """The model with `weights` (a checkpoint or LoRA file; empty for the base model), on the device."""
+    """The model with `weights` (a checkpoint, LoRA or embedding; empty for the base model), on the device."""
     path = Path(weights)
     accelerator = precision.accelerator("auto")
     header = checkpoint.read_header(path) if weights else None
-    is_lora = header is not None and checkpoint.describe(header).kind == "lora"
-    source = open_model(project, None if is_lora or not weights else path)
-    layers = lora.read(path, source.tensors, source.about.family) if is_lora else {}
+    kind = checkpoint.describe(header).kind if header is not None else "base"
+    source = open_model(project, None if kind in ("base", "lora", "embedding") else path)
+    layers = lora.read(path, source.tensors, source.about.family) if kind == "lora" else {}
     model = families.load(source, precision.compute_dtype(accelerator))
     lora.add(path, layers, model.parts, lora_weight)
     model.learn(words_file.read(header) if header else {})

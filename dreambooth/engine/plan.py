@@ -16,7 +16,7 @@ from dreambooth.core.models import anatomy, checkpoint
 from dreambooth.core.run import Job
 from dreambooth.core.settings import Settings
 from dreambooth.engine import contact_sheet, suited
-from dreambooth.engine.checkpoints import lora_start
+from dreambooth.engine.checkpoints import embedding_start, lora_start
 from dreambooth.engine.data import class_pictures, masks, pictures, survey
 from dreambooth.engine.data.framing import Cut
 from dreambooth.engine.data.pictures import Example, Gathered
@@ -98,12 +98,13 @@ def _unable(work: Work) -> list[str]:
 
 
 def _start_file(work: Work) -> list[str]:
-    """Why the run cannot go on from the LoRA file that its settings name."""
+    """Why the run cannot go on from the LoRA file or the embedding that its settings name."""
     if work.project.problem:
         return []
     try:
-        weights = lora_start.weights_of(checkpoint.read_header(work.project.source))
-        lora_start.check(work.settings, weights, work.project.about["family"])
+        header = checkpoint.read_header(work.project.source)
+        lora_start.check(work.settings, lora_start.weights_of(header), work.project.about["family"])
+        embedding_start.check(work.settings, header)
     except UserError as error:
         return error.problems
     return []

@@ -316,7 +316,7 @@ def _show_best(work: Work) -> None:
         return
     try:
         work.let_end("pause", "stop", "discard")
-        source = open_model(work.project, None if work.settings.is_lora else path)
+        source = open_model(work.project, path if work.settings.is_full else None)
         model, accelerator = load(work, source)
         best.draw(work, model, accelerator, source, path)
     except (Asked, KeyboardInterrupt):

@@ -41,13 +41,20 @@ def problems(job: Job, changes: Mapping[str, Any] | None = None, step: int | Non
 
 def _problems(opened: Project, chosen: Settings) -> list[str]:
     found = [opened.problem] if opened.problem else []
-    if chosen.is_lora and (file := chosen.lora.start_file.strip()):
+    for file in _start_files(chosen):
         try:
             checkpoint.read_header(Path(file).expanduser())
         except UserError as error:
             found += error.problems
     found += _lora_blocks(opened, chosen)
     return [*found, *picture_files.problems(chosen.concepts)]
+
+
+def _start_files(chosen: Settings) -> list[str]:
+    """What is gone on from."""
+    lora = chosen.lora.start_file.strip() if chosen.is_lora else ""
+    word = chosen.embedding.start_file.strip() if chosen.words_learn else ""
+    return [file for file in (lora, word) if file]
 
 
 def _lora_blocks(opened: Project, chosen: Settings) -> list[str]:

@@ -141,8 +141,8 @@ def sheet(
     opened: Project, wanted: Mapping[str, Any], *, label: str = "{}", within: str = "sheet."
 ) -> tuple[Settings, dict[str, Any]]:
     """The settings and the job's fields for one picture of each result at each weight. `wanted["sheet"]` has `weights`,
-    the files (empty for the base model) and states ({"run", "from_step"}), and `lora_weights`; a checkpoint has no
-    weight and is drawn once. `within` stands before the names of these two in sentences.
+    the files (empty for the base model) and states ({"run", "from_step"}), and `lora_weights`; what is no LoRA
+    has no weight and is drawn once. `within` stands before the names of these two in sentences.
 
     Raises UserError with every value that will not do.
     """
@@ -172,7 +172,7 @@ def _row(opened: Project, asked: str | Mapping[str, Any], label: str) -> dict[st
         if asked.get("from_step") is None:
             raise UserError(f"{called('from_step', label)}: it is missing; a state is one of a run's steps.")
         chosen, of_state = exporting.state(opened, asked, label=label)
-        kind = "lora" if chosen.is_lora else "checkpoint"
+        kind = chosen.result_kind
         name = f"run {of_state['run']}, step {of_state['from_step']}"
         return {"kind": kind, "weights": "", "label": name, **of_state}
     file = asked

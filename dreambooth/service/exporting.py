@@ -29,7 +29,8 @@ def fields(opened: Project, wanted: Mapping[str, Any], *, label: str = "{}") -> 
     onto = _onto(opened, wanted.get("onto"), label)
     is_state = wanted.get("from_step") is not None
     if is_state:
-        what: dict[str, Any] = {**state(opened, wanted, label=label)[1], "weights": ""}
+        chosen, of_state = state(opened, wanted, label=label)
+        what: dict[str, Any] = {**of_state, "weights": ""}
     else:
         what = {"weights": _exported(opened, wanted, label)}
     is_as_it_is = merge is None and rank is None and not onto
@@ -39,7 +40,10 @@ def fields(opened: Project, wanted: Mapping[str, Any], *, label: str = "{}") -> 
     if not (is_as_it_is or is_state or what["weights"]):
         raise UserError(f"{called('base', label)}: the model before training has learned nothing; leave it out.")
     to = _target(wanted.get("to"), called("to", label), optional=is_state and is_as_it_is)
-    makes_lora = rank is not None or (is_as_it_is and what["weights"] and _is_lora(Path(what["weights"])))
+    kind = chosen.result_kind if is_state else _kind(what["weights"])
+    if kind == "embedding":
+        _check_embedding(to, {"merge": merge, "onto": onto or None, "rank": rank}, label)
+    makes_lora = rank is not None or (is_as_it_is and not is_state and kind == "lora")
     if to and makes_lora and not to.endswith(".safetensors"):
         raise UserError(
             f"{called('to', label)}: a LoRA is one .safetensors file; name one, or merge it into its checkpoint "
@@ -98,8 +102,20 @@ def _target(named: Any, key: str, *, optional: bool) -> str:
     return str(to)
 
 
-def _is_lora(file: Path) -> bool:
-    return checkpoint.describe(checkpoint.read_header(file)).kind == "lora"
+def _kind(file: str) -> str:
+    return checkpoint.describe(checkpoint.read_header(Path(file))).kind if file else ""
+
+
+def _check_embedding(to: str, otherwise: Mapping[str, Any], label: str) -> None:
+    """Raises UserError for what an embedding cannot be written as."""
+    for name, value in otherwise.items():
+        if value is not None:
+            raise UserError(
+                f"{called(name, label)}: an embedding is a word, and changes no weights that another file could hold; "
+                "leave it out."
+            )
+    if to and not to.endswith((".safetensors", ".pt")):
+        raise UserError(f"{called('to', label)}: an embedding is one .safetensors or .pt file; name one.")
 
 
 def state(opened: Project, wanted: Mapping[str, Any], *, label: str = "{}") -> tuple[Settings, dict[str, Any]]:

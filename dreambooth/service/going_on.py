@@ -41,8 +41,9 @@ def _from_its_result(job: Job) -> str:
     written = [event["path"] for event in job.story().saved if Path(event["path"]).is_file()]
     if not written:
         return ""
-    if settings.parse(job.settings()).is_lora:
-        return f" A new run learns on from what it wrote with lora.start_file {written[-1]}."
+    if not (chosen := settings.parse(job.settings())).is_full:
+        key = "lora.start_file" if chosen.is_lora else "embedding.start_file"
+        return f" A new run learns on from what it wrote with {key} {written[-1]}."
     return f" What it wrote can be learned on from in a new model that is made from {written[-1]}."
 
 

@@ -1,10 +1,10 @@
-"""What it takes to draw with a result in the WebUI, or to draw a picture again there: a prompt with the LoRA in it, or
-the checkpoint, and how the picture was drawn.
+"""What it takes to draw with a result in the WebUI, or to draw a picture again there: a prompt with the LoRA or the
+embedding in it, or the checkpoint, and how the picture was drawn.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -47,8 +47,8 @@ class Use:
 
 def use(folders: Folders, job: Job, result: Path) -> Use | None:
     """How the WebUI draws with a file that a run wrote; None for a file where the WebUI does not look."""
-    prompt = _as_known(folders, taught(parse(job.settings())), result)
-    found = _weights(folders, result, 1)
+    chosen = parse(job.settings())
+    prompt, found = _as_known(folders, taught(chosen), result, chosen.words), _weights(folders, result, 1)
     return Use(f"{prompt}{found[0]}".lstrip(), found[1]) if found else None
 
 
@@ -79,15 +79,22 @@ def use_picture(
     return Use(prompt, found[1], "\n".join(line for line in lines if line))
 
 
-def _as_known(folders: Folders, prompt: str, file: Path) -> str:
-    """The prompt with the words that learned with a LoRA as the WebUI knows them."""
-    if not file.is_relative_to(folders.loras):
+def _as_known(folders: Folders, prompt: str, file: Path, learned: Sequence[str] = ()) -> str:
+    """The prompt with the words that learned with a LoRA or alone as the WebUI knows them. `learned` are those that the
+    run of an embedding knows of, as a .pt says nothing of its own; an embedding is in the prompt in any case."""
+    is_embedding = file.is_relative_to(folders.embeddings)
+    if not is_embedding and not file.is_relative_to(folders.loras):
         return prompt
     try:
         metadata = _metadata(file, file.stat().st_mtime_ns)
     except (OSError, UserError):
         return prompt  # a file that is gone or damaged has no words
-    return words.in_webui(prompt, file, metadata, folders.embeddings)
+    called = words.names(file, metadata)
+    if not is_embedding:
+        return words.in_webui(prompt, called, folders.embeddings)
+    called = called or ({learned[0]: file.stem} if len(learned) == 1 else {})
+    said = words.in_webui(prompt, called, file.parent)
+    return said if words.is_in(said, file.stem) else f"{said}, {file.stem}".removeprefix(", ")
 
 
 @lru_cache(maxsize=500)
@@ -97,12 +104,15 @@ def _metadata(file: Path, changed: int) -> Mapping[str, str]:
 
 
 def _weights(folders: Folders, file: Path, weight: float) -> tuple[str, str] | None:
-    """The LoRA's tag, or the checkpoint as the WebUI's list finds it; None for a file where the WebUI does not look."""
+    """The LoRA's tag, or the checkpoint as the WebUI's list finds it; of an embedding, whose name the prompt has,
+    neither. None for a file where the WebUI does not look."""
     linked = folders.checkpoints / file.name  # a link there to a file elsewhere is what people keep large files with
     if linked.exists() and linked.resolve() == file:
         return "", file.name
     if file.is_relative_to(folders.checkpoints):
         return "", str(file.relative_to(folders.checkpoints))
+    if file.is_relative_to(folders.embeddings):
+        return "", ""
     return (f" <lora:{file.stem}:{weight:g}>", "") if file.is_relative_to(folders.loras) else None
 
 

@@ -44,7 +44,7 @@ def listing(folders: Folders) -> list[dict[str, Any]]:
 
 
 def inspect(path: Path) -> dict[str, Any]:
-    """What a checkpoint or LoRA is, from its header. Raises UserError for what cannot be read."""
+    """What a checkpoint, LoRA or embedding is, from its header. Raises UserError for what cannot be read."""
     path = paths.named(str(path), "path")
     return {"path": str(path), **checkpoint.describe(checkpoint.read_header(path)).as_json()}
 

@@ -93,15 +93,15 @@ def ask(job: Job, what: Request) -> dict[str, Any]:
 def weights(opened: Project, file: str, *, base: bool) -> Path | None:
     """The file that is meant: the one that was named, or the newest result; None for the base model.
 
-    Raises UserError for a file that is neither checkpoint nor LoRA, or when both are asked for.
+    Raises UserError for a file that is no checkpoint, LoRA or embedding, or when both are asked for.
     """
     if file and base:
         raise UserError("weights, base: these exclude each other; name one.")
     if file:
         path = paths.named(file, "weights")
         about = checkpoint.describe(checkpoint.read_header(path))
-        if about.kind not in ("checkpoint", "lora"):
-            raise UserError(f"{path}: this is neither a checkpoint nor a LoRA.")
+        if about.kind not in ("checkpoint", "lora", "embedding"):
+            raise UserError(f"{path}: this is no checkpoint, LoRA or embedding.")
         return path
     return None if base else _newest_output(opened)
 

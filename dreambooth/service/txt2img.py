@@ -57,14 +57,17 @@ def fields(
     file = Path(made["weights"])
     if made["weights"] and opened.embedding(file).exists():
         raise UserError(f"{file}: this result of Imagic is drawn with a fitted text, which only diffusers can do.")
-    tag, source, header = "", opened.source, checkpoint.read_header(file) if made["weights"] else None
-    if header is not None and checkpoint.describe(header).kind == "lora":
-        if not file.is_relative_to(painter.folders().loras):
-            raise UserError(
-                f"{file}: the WebUI looks for LoRAs in {painter.folders().loras}; put it there, or draw with diffusers."
-            )
-        tag = f" <lora:{file.stem}:{made['lora_weight']:g}>"
-        made["prompt"] = words.in_webui(made["prompt"], file, header.metadata, painter.folders().embeddings)
+    tag, source, folders = "", opened.source, painter.folders()
+    header = checkpoint.read_header(file) if made["weights"] else None
+    kind = checkpoint.describe(header).kind if header is not None else ""
+    if header is not None and kind in ("lora", "embedding"):
+        place = folders.loras if kind == "lora" else folders.embeddings
+        if not file.is_relative_to(place):
+            what = "LoRAs" if kind == "lora" else "embeddings"
+            raise UserError(f"{file}: the WebUI looks for {what} in {place}; put it there, or draw with diffusers.")
+        tag = f" <lora:{file.stem}:{made['lora_weight']:g}>" if kind == "lora" else ""
+        beside = folders.embeddings if kind == "lora" else file.parent
+        made["prompt"] = words.in_webui(made["prompt"], words.names(file, header.metadata), beside)
     elif made["weights"]:
         source = file
     side = opened.resolution

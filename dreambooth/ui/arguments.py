@@ -23,7 +23,7 @@ def _add_tools(add: Callable[..., Any]) -> None:
     add("ui", commands.open_page, "The page, without a WebUI.", lambda _: "").add_argument(
         "--port", type=int, default=7870, metavar="N", help="default 7870"
     )
-    add("inspect", commands.inspect, "Say what a checkpoint or LoRA is.", of_models.about).add_argument(
+    add("inspect", commands.inspect, "Say what a checkpoint, LoRA or embedding is.", of_models.about).add_argument(
         "file", metavar="FILE"
     )
     add("settings", commands.show_settings, "List every setting.", lambda _: reference.markdown(Settings).rstrip())
@@ -164,7 +164,8 @@ def _add_results(add: Callable[..., Any]) -> None:
     sub.add_argument(
         "--to",
         metavar="FILE|DIR",
-        help="a .safetensors or .ckpt file, or a new folder; --from-step can do without, as the run itself would",
+        help="a .safetensors or .ckpt file (of an embedding .safetensors or .pt), or a new folder; --from-step can do "
+        "without, as the run itself would",
     )
     merge = "put what was learned into the checkpoint it was trained from, at this weight"
     sub.add_argument("--merge", type=float, metavar="WEIGHT", help=merge)
@@ -194,9 +195,7 @@ def _add_sheet(add: Callable[..., Any]) -> None:
     sub = add("sheet", results.sheet, "Draw one prompt with several results at several weights.", of_runs.sheet)
     sub.add_argument("name", metavar="NAME")
     sub.add_argument("--prompt", required=True, help="what to draw")
-    sub.add_argument(
-        "--weights", nargs="+", metavar="FILE", help="the rows: checkpoints and LoRAs (default: all that runs wrote)"
-    )
+    sub.add_argument("--weights", nargs="+", metavar="FILE", help="the rows: results (default: all that runs wrote)")
     sub.add_argument("--from-step", type=int, nargs="+", metavar="N", help="rows of a run's states instead")
     sub.add_argument("--run", type=int, metavar="N", help="the run that the states are of (default: the newest)")
     sub.add_argument("--base", action="store_true", help="a first row of the untrained model")
@@ -224,7 +223,7 @@ def _add_state(sub: argparse.ArgumentParser) -> None:
 
 def _add_weights(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--base", action="store_true", help="the untrained model, not the newest result")
-    sub.add_argument("--weights", metavar="FILE", help="this checkpoint or LoRA, not the newest result")
+    sub.add_argument("--weights", metavar="FILE", help="this checkpoint, LoRA or embedding, not the newest result")
 
 
 # In the order in which --help lists them; each is given what adds a command.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,8 @@ from dreambooth.service import environment, errands, models
 from dreambooth.ui import commands
 from dreambooth.ui.commands import Result
 from dreambooth.ui.terminal import Terminal
+
+_ANY_WORD = "sks"  # for what is counted of words that learn, where none is chosen
 
 
 def show_presets(options: argparse.Namespace, terminal: Terminal) -> Result:
@@ -72,8 +74,9 @@ def performance(options: argparse.Namespace, terminal: Terminal) -> Result:
         return _plan_of_model(options, card)
     chosen, plans = settings.parse(commands.settings_over({}, options)), []
     for family in footprint.FAMILIES:
-        for method in ("lora", "full"):
+        for method in ("lora", "full", "embedding"):
             some = planner.with_changes(chosen, {"general.method": method})
+            some.concepts = [replace(one, instance_token=one.instance_token or _ANY_WORD) for one in some.concepts]
             for size in [card] if card else planner.CARDS:
                 made = planner.for_family(some, family, size)
                 plans.append({"family": family, "method": method, "card_bytes": size, **_as_json(made)})

@@ -37,6 +37,22 @@ def test_every_plan_keeps_its_word(family: str, method: str) -> None:
         assert batching.train_batch_size * batching.gradient_accumulation_steps == 2, "the same step"
 
 
+@pytest.mark.parametrize("family", footprint.FAMILIES)
+def test_an_embedding_alone_takes_less_than_a_lora_and_wants_no_other_optimizer(family: str) -> None:
+    alone = settings("embedding", **{"concepts.0.instance_token": "sks", "concepts.0.instance_prompt": "sks"})
+    for checkpointing in (True, False):
+        some, lora = (
+            planner.with_changes(one, {"batching.gradient_checkpointing": checkpointing})
+            for one in (alone, settings(**{"tuning.text_encoder_ratio": 1.0}))
+        )
+        assert footprint.family_needs(some, family).total < footprint.family_needs(lora, family).total
+    for card in planner.CARDS:
+        made = planner.for_family(alone, family, card)
+        assert "optimizer.name" not in made.changes
+        assert "LoRA" not in made.why
+        assert made.fits
+
+
 @pytest.mark.parametrize(
     ("family", "method", "gigabytes"),
     [("sd1", "lora", 4), ("sd1", "full", 8), ("sd2", "lora", 4), ("sdxl", "lora", 8), ("sdxl", "full", 16)],

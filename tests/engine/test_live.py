@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from dreambooth.core.memory import counted as table
+from dreambooth.core.models import anatomy
 from dreambooth.engine.bench import footprint as counting
 from dreambooth.engine.bench import random_model
 from dreambooth.engine.bench.footprint import Point, Step
@@ -32,6 +33,29 @@ def test_without_a_card_the_same_is_counted(kind: str, layers: str, precision: s
     assert counted.moments == pytest.approx(done.moments, rel=0.05)
 
 
+@pytest.mark.usefixtures("_small")
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_of_an_embedding_alone_the_same_is_counted(checkpointed: bool) -> None:
+    """No weight has a gradient, and yet what leads to the text is held."""
+    step, point = Step("sd1", "embedding", "none", "mixed", checkpointed), Point(2, 16)
+    counted, done = counting.count(step, point), counting.count(step, point, fake=False)
+    assert counted.gradients == done.gradients == 0
+    assert counted.moments[:2] == pytest.approx(done.moments[:2], rel=0.05)
+    assert counted.moments[1] > 0
+
+
+@pytest.mark.usefixtures("_small")
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_of_a_far_smaller_model_an_embeddings_step_is_told_within_a_tenth(checkpointed: bool) -> None:
+    step, point = Step("sd1", "embedding", "none", "mixed", checkpointed), Point(2, 64)
+    parts = random_model.modules("sd1").items()
+    shapes = {name: {key: tuple(t.shape) for key, t in part.state_dict().items()} for name, part in parts}
+    size = table.Size(anatomy.of_shapes(shapes), "sd1", point.batch, point.side**2, 0)
+    end = "checkpointed" if checkpointed else "whole"
+    told = table.moments(table.Kind(step.kind, step.layers, step.precision), end, size)
+    assert max(held for _, held in told) == pytest.approx(counting.count(step, point).peak, rel=0.1)
+
+
 def test_what_is_gone_is_not_counted() -> None:
     weight = nn.Parameter(torch.ones(1000))
     with Live([weight], [weight]) as live:
@@ -50,7 +74,9 @@ def test_what_is_gone_is_not_counted() -> None:
 
 def test_the_planes_meet_what_they_were_not_laid_through() -> None:
     """A point of SD 1 at full size that is in no row of the table, counted anew."""
-    step, point = Step("sd1", "lora", "transformer", "mixed", True), Point(3, 40, 32)
-    row = table.families()["sd1"]["steps"][step.name]
-    told = [float(np.dot(plane, point.features)) for plane in row["bytes"]]
-    assert told == pytest.approx(counting.count(step, point).moments, rel=0.03)
+    lora = Step("sd1", "lora", "transformer", "mixed", True), Point(3, 40, 32)
+    word = Step("sd1", "embedding", "none", "mixed", True), Point(3, 40)
+    for step, point in (lora, word):
+        row = table.families()["sd1"]["steps"][step.name]
+        told = [float(np.dot(plane, point.features)) for plane in row["bytes"]]
+        assert told == pytest.approx(counting.count(step, point).moments[: len(told)], rel=0.03)

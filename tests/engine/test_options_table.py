@@ -141,6 +141,7 @@ PROOFS = {
     "embedding.enabled": "engine/test_words.py::test_a_run_teaches_the_word_and_writes_it_twice",
     "embedding.vectors": "engine/test_words.py::test_a_run_teaches_the_word_and_writes_it_twice",
     "embedding.initial_text": "engine/test_words.py::test_a_word_begins_as_the_text_that_is_given",
+    "embedding.start_file": "engine/test_embedding.py::test_a_run_goes_on_from_an_embedding_of_any_trainer",
     "embedding.ratio": "engine/test_words.py::test_the_word_rests_after_its_share_of_the_run",
     "imagic.enabled": "engine/test_imagic.py::test_first_the_text_moves_and_then_the_model_with_the_text_held_still",
     "imagic.embedding_steps": "engine/test_imagic.py::test_the_model_is_trained_on_the_fitted_text",

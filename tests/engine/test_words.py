@@ -270,9 +270,10 @@ def test_the_webuis_prompt_has_the_embeddings_name(trained: tuple[Project, Job],
     assert use is not None
     assert use.prompt == "a photo of sd1_10 star <lora:sd1_10:1>"
     about = checkpoint.read_header(saved(job)[-1]).metadata
-    said = words_module.in_webui("a sks dog, sksy, (SKS:1.2)", saved(job)[-1], about, folders(project).embeddings)
+    called = words_module.names(saved(job)[-1], about)
+    said = words_module.in_webui("a sks dog, sksy, (SKS:1.2)", called, folders(project).embeddings)
     assert said == "a sd1_10 dog, sksy, (sd1_10:1.2)"
-    assert words_module.in_webui("a sks dog", saved(job)[-1], about, tmp_path) == "a sks dog"
+    assert words_module.in_webui("a sks dog", called, tmp_path) == "a sks dog"
 
 
 def test_a_name_that_an_embedding_has_is_not_free(trained: tuple[Project, Job]) -> None:

@@ -171,6 +171,21 @@ def test_what_cannot_be_drawn_so_is_refused_at_once(folders: Folders, lora: Path
     assert webui.asked == [] and run.errands(project.open_project(folders, "star")) == []
 
 
+def test_an_embedding_is_named_in_the_prompt_as_the_webui_knows_it(folders: Folders, tmp_path: Path) -> None:
+    import numpy
+
+    file, webui = folders.embeddings / "star" / "star_60.safetensors", WebUI(folders.models)
+    file.parent.mkdir(parents=True)
+    vectors, own = {"emb_params": numpy.zeros((1, 768), "float32")}, {"dreambooth.words": '{"sks": null}'}
+    save_file(vectors, file, own)
+    save_file(vectors, tmp_path / "star_60.safetensors", own)
+    client(webui).post(PLACE, json={**ASK, "weights": str(file), "prompt": "a photo of SKS star"})
+    ended(folders)
+    assert [(asked.prompt, asked.checkpoint) for asked in webui.asked] == [("a photo of star_60 star", MINIATURE)]
+    answer = client(webui).post(PLACE, json={**ASK, "weights": str(tmp_path / "star_60.safetensors")})
+    assert f"the WebUI looks for embeddings in {folders.embeddings}; put it there" in answer.json()["problems"][0]
+
+
 def test_a_picture_that_cannot_be_written_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot be written"):

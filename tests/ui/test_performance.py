@@ -25,9 +25,10 @@ def test_without_a_model_every_family_and_method_has_a_plan(capsys: pytest.Captu
     code, said = asked(capsys, "--card", "12GB", "--general.resolution", "512")
     assert code == 0
     assert {(one["family"], one["method"]) for one in said["plans"]} == {
-        (family, method) for family in ("sd1", "sd2", "sdxl") for method in ("lora", "full")
+        (family, method) for family in ("sd1", "sd2", "sdxl") for method in ("lora", "full", "embedding")
     }
     assert all(one["card_bytes"] == 12 * 2**30 for one in said["plans"])
+    assert all(one["fits"] for one in said["plans"] if one["method"] == "embedding")
     sdxl = next(one for one in said["plans"] if one["family"] == "sdxl" and one["method"] == "lora")
     _, larger = asked(capsys, "--card", "12GB", "--general.resolution", "1024")
     at_1024 = next(one for one in larger["plans"] if one["family"] == "sdxl" and one["method"] == "lora")

@@ -33,7 +33,7 @@ def full_size(family: str) -> Anatomy:
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of step: what is trained (full, or a kind of LoRA), of which layers, in which precision."""
+    """A kind of step: what is trained (full, a kind of LoRA, or an embedding), of which layers, in which precision."""
 
     trained: str
     layers: str
@@ -46,6 +46,8 @@ class Kind:
     @property
     def usual(self) -> Kind:
         """The one that was counted for every family."""
+        if self.trained == "embedding":
+            return Kind("embedding", "none", "mixed")
         return Kind("full", "all", "mixed") if self.trained == "full" else Kind("lora", "transformer", "mixed")
 
 

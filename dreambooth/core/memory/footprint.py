@@ -65,7 +65,7 @@ def needs(settings: Settings, model: Anatomy, family: str, area: int, *, to_draw
     """About how much memory training takes; `area` is the pixels of the largest bucket in use. `to_draw` says whether
     class pictures that are asked for are still to be drawn, as all may be there."""
     trained, own = model.trained(settings), _own_bytes(settings)
-    weights = _on_device(settings, model) + (trained * own if settings.is_lora else 0)
+    weights = _on_device(settings, model) + (0 if settings.is_full else trained * own)
     resident = trained - _lent(settings, model)
     optimizer = int(resident * optimizer_bytes(settings))
     averages = resident * 4 * settings.tuning.use_ema
@@ -138,7 +138,7 @@ def _precision(settings: Settings) -> str:
 
 def _trains_streamed(settings: Settings) -> bool:
     """Whether weights are trained that lie in the computer's memory."""
-    return settings.memory.unet_weights == "streamed" and not settings.is_lora and settings.tuning.train_unet
+    return settings.memory.unet_weights == "streamed" and settings.is_full and settings.tuning.train_unet
 
 
 def _lent(settings: Settings, model: Anatomy) -> int:
@@ -166,7 +166,7 @@ def _gradients(settings: Settings, model: Anatomy) -> int:
 
 def _base_bytes(settings: Settings) -> int:
     """Bytes of each value of the model."""
-    if not settings.is_lora:
+    if settings.is_full:
         return _own_bytes(settings)
     return 2 if settings.tuning.mixed_precision != "no" else 4
 
@@ -192,6 +192,8 @@ def _moments(settings: Settings, model: Anatomy, family: str, batch: int, pixels
     kind = Kind("full", "all", _precision(settings))
     if settings.is_lora:
         kind = Kind(settings.lora.kind, settings.lora.layers, kind.precision)
+    elif settings.is_embedding:
+        kind = Kind("embedding", "none", kind.precision)
     elif kind.precision == "mixed" and _trains_streamed(settings):
         # What autocast keeps of whole weights in full precision, it does not keep of copies that come and go.
         kind = Kind("full", "all", "bf16")
@@ -215,7 +217,7 @@ def _text_bytes(settings: Settings, family: str, batch: int) -> float:
     """What the text encoders hold while they learn."""
     if not settings.text_learns:
         return 0.0
-    method = "lora" if settings.is_lora else "full"
+    method = "full" if settings.is_full else "lora" if settings.tuning.text_encoder_learns else "embedding"
     end = "checkpointed" if settings.batching.gradient_checkpointing else "whole"
     prompts = batch * settings.tuning.max_token_length / 75
     return counted.text(family, f"{method}/{_precision(settings)}/{end}", prompts)
@@ -231,7 +233,7 @@ def _previews(settings: Settings, model: Anatomy, family: str, area: int) -> int
     choice = settings.previews
     if not choice.count:
         return 0
-    how = {"no": "no", "bf16": "half/autocast", "mixed": "half/autocast" if settings.is_lora else "mixed"}
+    how = {"no": "no", "bf16": "half/autocast", "mixed": "mixed" if settings.is_full else "half/autocast"}
     drawn = Drawing(
         model,
         family,
@@ -249,7 +251,7 @@ def _previews(settings: Settings, model: Anatomy, family: str, area: int) -> int
 
 def _kept_by_autocast(settings: Settings, model: Anatomy) -> int:
     """Each weight of the UNet that is trained in full precision is there in half precision too, once it was used."""
-    if settings.is_lora or not settings.tuning.train_unet or _precision(settings) != "mixed":
+    if not (settings.is_full and settings.tuning.train_unet) or _precision(settings) != "mixed":
         return 0
     return 2 * (model.alone.get(settings.tuning.unet_layers, model.unet) - _lent(settings, model))
 
@@ -260,7 +262,7 @@ def _class_pictures(settings: Settings, model: Anatomy, family: str, area: int) 
     precision, wanted = _precision(settings), [c for c in settings.concepts if _is_drawn(c)]
     if not wanted:
         return 0
-    half = precision == "bf16" or (precision == "mixed" and settings.is_lora)
+    half = precision == "bf16" or (precision == "mixed" and not settings.is_full)
     guided = any(concept.class_guidance_scale > 1 for concept in wanted)
     how, decoding = "half" if half else precision, settings.memory.vae_decoding
     drawn = Drawing(model, family, how, area, guided, decoding, _fetched(settings, model))

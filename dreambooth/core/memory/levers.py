@@ -36,7 +36,7 @@ class Lever:
 
 def _eight_bits(settings: Settings) -> Changes | None:
     wanted = {"adamw": "adamw_8bit", "lion": "lion_8bit"}.get(settings.optimizer.name)
-    if wanted is None or abilities.fault("optimizer.name", wanted):
+    if wanted is None or settings.is_embedding or abilities.fault("optimizer.name", wanted):
         return None
     return {"optimizer.name": wanted}
 
@@ -55,11 +55,11 @@ def _some_checkpointing(settings: Settings) -> Changes | None:
 
 
 def _bf16(settings: Settings) -> Changes | None:
-    return None if settings.is_lora or settings.memory.bf16_weights else {"memory.bf16_weights": True}
+    return None if not settings.is_full or settings.memory.bf16_weights else {"memory.bf16_weights": True}
 
 
 def _in_backward(settings: Settings) -> Changes | None:
-    return None if settings.is_lora or settings.memory.step_in_backward else {"memory.step_in_backward": True}
+    return None if not settings.is_full or settings.memory.step_in_backward else {"memory.step_in_backward": True}
 
 
 def _half_batches(settings: Settings) -> Changes | None:
@@ -82,9 +82,10 @@ def _streamed_model(settings: Settings) -> Changes | None:
 
 
 def _lying(settings: Settings, before: tuple[str, ...], after: str) -> Changes | None:
-    if not settings.is_lora or settings.lora.kind != "lora" or settings.memory.unet_weights not in before:
+    rests = settings.is_embedding or (settings.is_lora and settings.lora.kind == "lora")
+    if not rests or settings.memory.unet_weights not in before:
         return None
-    return {"memory.unet_weights": after}
+    return {"memory.unet_weights": after, **(_checkpointing(settings) or {})}  # which needs all blocks checkpointed
 
 
 def _streamed_training(settings: Settings) -> Changes | None:
@@ -93,7 +94,7 @@ def _streamed_training(settings: Settings) -> Changes | None:
 
 
 def _could_stream(settings: Settings) -> bool:
-    return not settings.is_lora and settings.tuning.train_unet and settings.memory.step_in_backward
+    return settings.is_full and settings.tuning.train_unet and settings.memory.step_in_backward
 
 
 def trains_streamed(settings: Settings) -> bool:
@@ -110,7 +111,7 @@ def _as_many(settings: Settings) -> Changes | None:
 
 def _adafactor(settings: Settings) -> Changes | None:
     chosen = settings.optimizer
-    if settings.is_lora or chosen.name == "adafactor" or chosen.beta2:
+    if not settings.is_full or chosen.name == "adafactor" or chosen.beta2:
         return None
     return {"optimizer.name": "adafactor"}
 
@@ -126,8 +127,8 @@ LEVERS = (
         _some_checkpointing,
     ),
     Lever("gradient checkpointing", "about a third more time", _checkpointing, keeps=True),
-    Lever("the model under the LoRA in 8 bits", "each block is unpacked for its turn", _eight_bit_model),
-    Lever("the model under the LoRA in the computer's memory", "each block is fetched for its turn", _streamed_model),
+    Lever("the resting model in 8 bits", "each block is unpacked for its turn", _eight_bit_model),
+    Lever("the resting model in the computer's memory", "each block is fetched for its turn", _streamed_model),
     Lever("weights held in bf16", "each change is rounded at random", _bf16, lightens=True),
     Lever("the optimizer's step in the backward pass", "each gradient is clipped by itself", _in_backward),
     Lever(

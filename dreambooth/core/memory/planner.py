@@ -61,10 +61,11 @@ def plan(settings: Settings, model: Anatomy, family: str, area: int, card_bytes:
     chosen, pulled = _without_the_needless(settings, pulled, fits) if fits(chosen) else (chosen, pulled)
     changes = difference(settings, chosen)
     after, before = needed(chosen), needed(settings)
-    reasons = _reasons(pulled, changes, after, card_bytes, fits=after.total <= usable)
+    fit, words = after.total <= usable, chosen.is_embedding
+    reasons = _reasons(pulled, changes, after, card_bytes, fits=fit, is_embedding=words)
     if lying := footprint.computer_bytes(chosen, model):
         reasons.append(f"What is streamed takes about {memory(lying)} of the computer's own memory.")
-    return Plan(changes, after, before, usable, after.total <= usable, reasons)
+    return Plan(changes, after, before, usable, fit, reasons)
 
 
 def for_family(settings: Settings, family: str, card_bytes: int) -> Plan:
@@ -150,7 +151,13 @@ def _all(settings: Settings, pulled: list[tuple[Lever, Changes]]) -> Settings:
 
 
 def _reasons(
-    pulled: list[tuple[Lever, Changes]], changes: Changes, after: Memory, card_bytes: int, *, fits: bool
+    pulled: list[tuple[Lever, Changes]],
+    changes: Changes,
+    after: Memory,
+    card_bytes: int,
+    *,
+    fits: bool,
+    is_embedding: bool,
 ) -> list[str]:
     card = f"a card of {card_bytes / 2**30:g} GB"
     reasons, final = [], dict(change for _, done in pulled for change in done.items())
@@ -164,9 +171,10 @@ def _reasons(
     if fits:
         return [f"Needs about {memory(after.total)}, which {card} has.", *reasons]
     most = max(vars(after).items(), key=lambda part: part[1])[0]
+    other = "" if is_embedding else "a LoRA of a smaller rank, "
     return [
         f"Needs about {memory(after.total)} even so, more than {card} can give; most of it are the {most}. Take a "
-        "larger card, a LoRA of a smaller rank, or a smaller general.resolution.",
+        f"larger card, {other}or a smaller general.resolution.",
         *reasons,
     ]
 

@@ -30,6 +30,7 @@ LORA_LAYERS = {
     "convolutions": f"{_TRANSFORMER}|{_CONVOLUTIONS}",
 }
 _TEXT_LAYERS = r"(q_proj|k_proj|v_proj|out_proj|fc1|fc2|c_fc|c_proj|in_proj_weight)(\.weight)?$"
+_WORDS = "token_embedding.weight"  # in each text encoder, (tokens, width)
 _TEXT = "text"  # the key of the text encoders' layers, which are in no block
 
 Layer = tuple[int, int, int, int]  # rows, columns, pixels of the kernel, how many such
@@ -38,13 +39,15 @@ Layers = Mapping[str, list[Layer]]  # by the block of the UNet
 
 @dataclass(frozen=True)
 class Anatomy:
-    """How many values each part has, the UNet's layers that can be trained alone, its transformer and residual blocks
-    and the largest of these; what its layers put out for each latent pixel, in all and in each block that has a name;
-    the layers that a LoRA is put into, of each of its choices of layers."""
+    """How many values each part has, and a vector of a word in all text encoders together; the UNet's layers that can
+    be trained alone, its transformer and residual blocks and the largest of these; what its layers put out for each
+    latent pixel, in all and in each block that has a name; the layers that a LoRA is put into, of each of its choices
+    of layers."""
 
     unet: int
     text: int
     vae: int
+    word: int
     outputs: float
     block_outputs: Mapping[str, float]
     alone: Mapping[str, int]
@@ -54,15 +57,18 @@ class Anatomy:
 
     def trained(self, settings: Settings) -> int:
         """How many values are trained."""
-        unet, text = settings.tuning.train_unet, settings.tuning.text_encoder_learns
-        if not settings.is_lora:
+        unet, text = settings.trains_unet, settings.tuning.text_encoder_learns
+        if settings.is_full:
             return self.alone.get(settings.tuning.unet_layers, self.unet) * unet + self.text * text
+        words = len(settings.words) * settings.embedding.vectors * self.word
+        if settings.is_embedding:
+            return words
         lora, trained = settings.lora, list[list[Layer]]()
         if unet:
             trained += [self.layers[lora.layers][block] for block in self.lora_blocks(lora)]
         if text:
             trained += self.layers[_TEXT].values()
-        return sum(_lora_values(layer, lora) for some in trained for layer in some)
+        return words + sum(_lora_values(layer, lora) for some in trained for layer in some)
 
     def lora_blocks(self, lora: Lora) -> list[str]:
         """The blocks of the UNet that a LoRA with these settings has layers in, in the order of their turns."""
@@ -112,6 +118,7 @@ def of(header: Header) -> Anatomy:
         _values(unet),
         _values(text),
         _values(vae),
+        sum(t.shape[1] for name, t in text.items() if name.endswith(_WORDS) and len(t.shape) == 2),
         outputs(header),
         _block_outputs(header),
         alone,
@@ -133,7 +140,7 @@ def of_shapes(shapes: Mapping[str, Mapping[str, tuple[int, ...]]]) -> Anatomy:
 
 def as_json(anatomy: Anatomy) -> dict[str, Any]:
     return {
-        "values": {"unet": anatomy.unet, "text": anatomy.text, "vae": anatomy.vae},
+        "values": {"unet": anatomy.unet, "text": anatomy.text, "vae": anatomy.vae, "word": anatomy.word},
         "outputs": anatomy.outputs,
         "block_outputs": anatomy.block_outputs,
         "alone": anatomy.alone,
@@ -149,6 +156,7 @@ def from_json(kept: Mapping[str, Any]) -> Anatomy:
         values["unet"],
         values["text"],
         values["vae"],
+        values["word"],
         kept["outputs"],
         kept["block_outputs"],
         kept["alone"],

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dreambooth.core.errors import UserError
+from dreambooth.core.models import embedding_file
 from dreambooth.core.models.diffusers_folder import PARTS, read_folder, read_part
 from dreambooth.core.models.model_file import PICKLES, SUFFIXES, Header, Tensor, read_safetensors
 from dreambooth.core.models.origin import Origin
@@ -33,7 +34,6 @@ _OTHERS = (
     (r"(^|\.)joint_blocks\.\d", "it is Stable Diffusion 3"),
     (r"^(down_blocks|up_blocks)\.\d.*effnet|^clip_txt_mapper", "it is Stable Cascade"),
     (r"control_model\.|^input_hint_block|^controlnet_", "it is a ControlNet, not a whole model"),
-    (r"^(emb_params|string_to_param|\*$)|^clip_[gl]$", "it is a textual-inversion embedding, not a model"),
     (r"\.(oft_diag|oft_R)", "it is a LyCORIS file, not a whole model; name the checkpoint it belongs to"),
 )
 _LORA = re.compile(
@@ -44,12 +44,12 @@ _LORA_BASES = {"sd_v1": "sd1", "sd_v2": "sd2", "sdxl_base_v1-0": "sdxl"}  # as t
 
 @dataclass
 class About:
-    """What a checkpoint or LoRA is. `reason` says why it cannot be trained from, where it cannot.
+    """What a checkpoint, LoRA or embedding is. `reason` says why it cannot be trained from, where it cannot.
 
     `known_by` says how the prediction type was found: chosen, metadata, markers, yaml, scheduler, file name, assumed.
     """
 
-    kind: str  # checkpoint, lora, vae, unknown
+    kind: str  # checkpoint, lora, embedding, vae, unknown
     family: str  # sd1, sd2, sdxl, unknown
     layout: str  # original, diffusers
     precision: str
@@ -123,6 +123,11 @@ def describe(header: Header, origin: Origin | None = None) -> About:
         said = _LORA_BASES.get(header.metadata.get("ss_base_model_version", ""), "unknown")
         about.family = said if (known := lora_family(tensors)) == "unknown" else known
         about.reason = "this is a LoRA, not a whole model; name the checkpoint that it belongs to"
+    elif vectors := embedding_file.parts(tensors):
+        about.kind, about.family = "embedding", embedding_file.family(vectors)
+        about.reason = (
+            "this is a textual-inversion embedding, not a whole model; name the checkpoint that it belongs to"
+        )
     elif other:
         about.reason = f"{other}; Stable Diffusion 1, 2 and SDXL can be trained"
     elif unet:

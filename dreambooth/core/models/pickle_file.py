@@ -39,6 +39,7 @@ _STORAGES = {
 }
 _REBUILD = ("torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor")
 _PARAMETER = "torch._utils._rebuild_parameter"
+_PARAMETERS = "torch.nn.modules.container.ParameterDict"  # what the first textual inversions lie in
 _DICTIONARIES = ("collections.OrderedDict", "collections.defaultdict", "builtins.dict")
 # What training scripts leave in their checkpoints beside the weights; none of it is used.
 _INERT = ("torch.", "numpy.", "pytorch_lightning.", "lightning.", "omegaconf.", "argparse.Namespace", "pathlib.")
@@ -96,6 +97,14 @@ class _Inert:
     def add(self, value: object) -> None: ...
 
 
+class _Parameters(dict):  # type: ignore[type-arg]
+    """Stands for a module that is a dictionary of tensors."""
+
+    def __setstate__(self, state: object) -> None:
+        held = state.get("_parameters") if isinstance(state, dict) else None
+        self.update(held if isinstance(held, dict) else {})
+
+
 class _Mark:
     """Stands for a name in the pickle. Calling it describes a tensor, or gives something inert."""
 
@@ -109,7 +118,9 @@ class _Mark:
         raise pickle.UnpicklingError
 
     def __new__(cls, *arguments: object) -> Any:  # the pickle's NEWOBJ calls this on a mark
-        return object.__new__(cls) if cls is _Mark else _Inert()
+        if cls is _Mark:
+            return object.__new__(cls)
+        return _Parameters() if getattr(cls, "name", "") == _PARAMETERS else _Inert()
 
     def __call__(self, *arguments: Any) -> Any:
         if self.name in _REBUILD:
@@ -231,7 +242,7 @@ def _walk(content: Any) -> list[Any]:
 def _place(content: Any, path: Path, places: Mapping[str, tuple[int, int]]) -> dict[str, Tensor]:
     """The weights of the file: {name: Tensor}, from the first level that holds any."""
     weights = content
-    for level in ("state_dict", "model", "params_ema"):
+    for level in ("state_dict", "model", "params_ema", "string_to_param"):
         if isinstance(weights, dict) and isinstance(weights.get(level), dict):
             weights = weights[level]
             break

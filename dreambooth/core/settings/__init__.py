@@ -42,15 +42,45 @@ class Settings:
         return self.general.method == "lora"
 
     @property
+    def is_full(self) -> bool:
+        return self.general.method == "full"
+
+    @property
+    def is_embedding(self) -> bool:
+        """Whether words learn and nothing else."""
+        return self.general.method == "embedding"
+
+    @property
+    def result_kind(self) -> str:
+        """What a run writes, as what `checkpoint.describe` knows it: lora, checkpoint or embedding."""
+        return "checkpoint" if self.is_full else self.general.method
+
+    @property
+    def trains_unet(self) -> bool:
+        """Whether anything in the UNet is trained, or beside its layers."""
+        return self.tuning.train_unet and not self.is_embedding
+
+    @property
+    def words_learn(self) -> bool:
+        return self.embedding.enabled or self.is_embedding
+
+    @property
+    def words_share(self) -> float:
+        """The share of the run in which words learn."""
+        if self.is_embedding:
+            return 1.0
+        return self.embedding.ratio if self.embedding.enabled else 0.0
+
+    @property
     def text_learns(self) -> bool:
         """Whether prompts are read anew at each step, as something in reading them learns."""
-        return self.tuning.text_encoder_learns or self.embedding.enabled
+        return self.tuning.text_encoder_learns or self.words_learn
 
     @property
     def words(self) -> list[str]:
         """The words that learn."""
         tokens = [concept.instance_token.strip() for concept in self.concepts]
-        return list(dict.fromkeys(filter(None, tokens))) if self.embedding.enabled else []
+        return list(dict.fromkeys(filter(None, tokens))) if self.words_learn else []
 
 
 # Settings that were called otherwise once: {old key: new key}. What was saved under the old ones is still understood.

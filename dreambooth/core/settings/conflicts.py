@@ -37,13 +37,16 @@ def found(settings: Settings) -> list[str]:
         *_lora_blocks(settings),
         *_lora_plus(settings),
         *_embedding(settings),
+        *_embedding_alone(settings),
         *_imagic(settings),
         *_name(settings.saving.custom_model_name),
     ]
 
 
 def rate_keys(settings: Settings) -> tuple[str, str]:
-    """The keys of the learning rates that count: of the UNet and of the text encoder."""
+    """The keys of the learning rates that count: of the UNet and of the text encoder; of words alone twice theirs."""
+    if settings.is_embedding:
+        return "learning.embedding_learning_rate", "learning.embedding_learning_rate"
     lora = "lora_" if settings.is_lora else ""
     return f"learning.{lora}learning_rate", f"learning.{lora}text_encoder_learning_rate"
 
@@ -66,7 +69,7 @@ def _prodigy(settings: Settings) -> list[str]:
         return [
             f"{unet_key}: it is {unet:g}, but prodigy finds the rate itself and takes this as a factor; set it to 1."
         ]
-    if settings.embedding.enabled:
+    if settings.words_learn:
         text_key, text = "learning.embedding_learning_rate", settings.learning.embedding_learning_rate
     if settings.text_learns and text not in (unet, 0):
         return [f"{text_key}: prodigy has one factor for both parts; set it to {unet:g} as well, or to 0."]
@@ -98,6 +101,8 @@ def _bf16_weights(settings: Settings) -> list[str]:
             "memory.bf16_weights: a LoRA is small, and tuning.mixed_precision says how the model around it lies; turn "
             "it off, or set general.method to full."
         ]
+    if settings.is_embedding:
+        return ["memory.bf16_weights: an embedding alone leaves the model's weights as they are; turn it off."]
     if settings.tuning.mixed_precision not in ("auto", "bf16"):
         chosen = settings.tuning.mixed_precision
         return [f"tuning.mixed_precision: it is {chosen}, but memory.bf16_weights computes in bf16; set it to bf16."]
@@ -159,8 +164,8 @@ def _unet_weights(settings: Settings) -> list[str]:
             f"{key}, which saves nothing while each block's weights are kept for the way back; turn "
             "batching.gradient_checkpointing on."
         )
-    if settings.is_lora:
-        if settings.lora.kind != "lora" and not settings.lora.start_file.strip():
+    if not settings.is_full:
+        if settings.is_lora and settings.lora.kind != "lora" and not settings.lora.start_file.strip():
             problems.append(f"{key}, but {settings.lora.kind} looks at the model's whole weights; set it to whole.")
         return problems
     if memory.unet_weights != "streamed":
@@ -248,7 +253,7 @@ def _class_pictures(settings: Settings) -> list[str]:
             problems.append(f"{key}.class_data_dir: it is empty; class_mode folder needs a folder, or choose fill.")
         if concept.class_mode == "prediction" and not concept.class_prompt.strip():
             problems.append(f"{key}.class_prompt: it is empty; say what is to stay as it is: a photo of a dog.")
-        if concept.class_mode == "prediction" and not settings.is_lora:
+        if concept.class_mode == "prediction" and settings.is_full:
             problems.append(
                 f"{key}.class_mode: prediction keeps a LoRA to the model under it, which full fine-tuning changes; "
                 "choose fill, or set general.method to lora."
@@ -259,14 +264,15 @@ def _class_pictures(settings: Settings) -> list[str]:
 def _what_is_trained(settings: Settings) -> list[str]:
     problems = []
     tuning, objective, lora = settings.tuning, settings.objective, settings.lora
-    if not tuning.train_unet and tuning.text_encoder_steps:
+    if not (tuning.train_unet or settings.is_embedding) and tuning.text_encoder_steps:
         problems.append(
             "tuning.text_encoder_steps: without the UNet the text encoder is trained for the whole run; set it to 0."
         )
-    if tuning.unet_layers != "all" and (settings.is_lora or not tuning.train_unet):
+    if tuning.unet_layers != "all" and not (settings.is_full and tuning.train_unet):
         mend = "lora.layers says which layers a LoRA has" if settings.is_lora else "tuning.train_unet is off"
+        mend = "an embedding alone leaves the UNet as it is" if settings.is_embedding else mend
         problems.append(f"tuning.unet_layers: it is {tuning.unet_layers}, but {mend}; set it to all.")
-    if not tuning.train_unet and tuning.text_encoder_ratio < 1 and not settings.embedding.enabled:
+    if not tuning.train_unet and tuning.text_encoder_ratio < 1 and not settings.words_learn:
         problems.append(
             "tuning.train_unet: without the UNet only the text encoder is trained, for the whole run; "
             "set tuning.text_encoder_ratio to 1 or train the UNet."
@@ -319,27 +325,42 @@ def _lora_plus(settings: Settings) -> list[str]:
 
 
 def _embedding(settings: Settings) -> list[str]:
-    """A word that learns has a LoRA beside it, and reading it is all that learns of reading."""
-    if not settings.embedding.enabled:
+    """A word that learns has a LoRA beside it or is alone, and reading it is all that learns of reading."""
+    if not settings.words_learn:
         return []
     problems, tuning = [], settings.tuning
-    if not settings.is_lora:
+    asked = "general.method embedding" if settings.is_embedding else "embedding.enabled"
+    if settings.is_full:
         problems.append(
             "embedding.enabled: full fine-tuning trains every word's with tuning.text_encoder_ratio; turn it off, or "
             "set general.method to lora."
         )
     if not settings.words:
         problems.append(
-            "concepts.0.instance_token: it is empty, and embedding.enabled is to train this word; write the rare word "
-            "of your prompt: sks."
+            f"concepts.0.instance_token: it is empty, and {asked} is to train this word; write the rare word of your "
+            "prompt: sks."
         )
-    if not tuning.train_unet:
+    if not (tuning.train_unet or settings.is_embedding):
         problems.append("tuning.train_unet: a word is trained beside the UNet's LoRA; turn it on.")
     for name in ("text_encoder_ratio", "text_encoder_steps"):
         if getattr(tuning, name):
-            problems.append(
-                f"tuning.{name}: with embedding.enabled a word learns in the text encoder's place; set it to 0."
-            )
+            problems.append(f"tuning.{name}: with {asked} a word learns in the text encoder's place; set it to 0.")
+    return problems
+
+
+def _embedding_alone(settings: Settings) -> list[str]:
+    """All pictures teach a word, and those of the class would teach nothing: no word in their prompts changes."""
+    if not settings.is_embedding:
+        return []
+    problems, why = [], "with general.method embedding only the word changes and the class stays as it is by itself"
+    for number, concept in enumerate(settings.concepts):
+        key = f"concepts.{number}"
+        if settings.words and not concept.instance_token.strip():
+            problems.append(f"{key}.instance_token: it is empty, so that its pictures teach no word; write its own.")
+        if concept.class_mode == "fill" and concept.num_class_images_per:
+            problems.append(f"{key}.num_class_images_per: {why}; set it to 0.")
+        elif concept.class_mode in ("folder", "prediction"):
+            problems.append(f"{key}.class_mode: {why}; set it to off.")
     return problems
 
 
@@ -357,7 +378,11 @@ def _imagic(settings: Settings) -> list[str]:
         problems.append("imagic.enabled: it has no pictures of a class; set concepts.0.class_mode to off.")
     if concept.held_out:
         problems.append("concepts.0.held_out: imagic.enabled has only one picture; set it to 0.")
-    if settings.embedding.enabled:
+    if settings.is_embedding:
+        problems.append(
+            "imagic.enabled: it trains the model too, which general.method embedding does not; turn it off."
+        )
+    elif settings.embedding.enabled:
         problems.append("embedding.enabled: with imagic.enabled the text itself is trained; turn it off.")
     for name in ("text_encoder_ratio", "text_encoder_steps"):
         if getattr(settings.tuning, name):

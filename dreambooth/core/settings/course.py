@@ -10,8 +10,11 @@ from dreambooth.core.schema import setting
 
 @dataclass
 class General:
-    method: Literal["lora", "full"] = setting(
-        "lora", "What to train", "A LoRA is a small add-on file; full fine-tuning writes a whole new checkpoint."
+    method: Literal["lora", "full", "embedding"] = setting(
+        "lora",
+        "What to train",
+        "A LoRA is a small add-on file; full fine-tuning writes a whole new checkpoint; an embedding (Textual "
+        "Inversion) is a word alone that learns, in a file of some kilobytes, and the model stays as it is.",
     )
     resolution: int = setting(
         0,
@@ -171,9 +174,7 @@ class LearningRate:
         max=1000,
         advanced=True,
     )
-    embedding_learning_rate: float = setting(
-        1e-3, "Embedding Learning Rate", "Of a word that learns (embedding.enabled).", min=0, max=1
-    )
+    embedding_learning_rate: float = setting(1e-3, "Embedding Learning Rate", "Of a word that learns.", min=0, max=1)
     scheduler: Literal["constant", "linear", "cosine", "cosine_with_restarts", "polynomial", "rex", "one_cycle"] = (
         setting(
             "constant",

@@ -61,6 +61,7 @@ RULES: dict[str, str] = {
     "lora": _WEIGHTS,
     "embedding": _TAUGHT,
     "embedding.vectors": _WEIGHTS,
+    "embedding.start_file": _WEIGHTS,
     "imagic": _TAUGHT,
     "previews": MAY,
     "saving": MAY,

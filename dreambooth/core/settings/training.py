@@ -134,9 +134,9 @@ class Memory:
     unet_weights: Literal["whole", "int8", "nf4", "streamed"] = setting(
         "whole",
         "UNET's Weights",
-        "How the UNet lies: whole on the card; under a LoRA in 8 bits, which halves it and changes it a little, or in "
-        "4, which halves that and changes it more; or in the computer's memory, from where each block is fetched for "
-        "its turn. All but whole need gradient checkpointing.",
+        "How the UNet lies: whole on the card; under a LoRA or an embedding in 8 bits, which halves it and changes it "
+        "a little, or in 4, which halves that and changes it more; or in the computer's memory, from where each block "
+        "is fetched for its turn. All but whole need gradient checkpointing.",
         advanced=True,
     )
     checkpointed_share: float = setting(
@@ -172,7 +172,7 @@ class Memory:
 
 @dataclass
 class Embedding:
-    """A word that learns vectors of its own beside a LoRA (pivotal tuning)."""
+    """A word that learns vectors of its own, beside a LoRA (pivotal tuning) or alone (textual inversion)."""
 
     enabled: bool = setting(
         False,
@@ -193,10 +193,19 @@ class Embedding:
         "What the word means at first; empty takes what the model makes of it.",
         advanced=True,
     )
+    start_file: str = setting(
+        "",
+        "Embedding File",
+        "An embedding to go on from, of any trainer; the number of vectors and what they mean at first are then that "
+        "file's.",
+        path=True,
+        advanced=True,
+    )
     ratio: float = setting(
         0.5,
         "Step Ratio of Embedding Training",
-        "The share of the run in which the word learns; after it only the LoRA does, and steps are quicker.",
+        "Beside a LoRA: the share of the run in which the word learns; after it only the LoRA does, and steps are "
+        "quicker. A word alone learns to the end.",
         min=0.01,
         max=1,
         advanced=True,

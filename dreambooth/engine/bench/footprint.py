@@ -23,16 +23,22 @@ from dreambooth.engine.layers import lora_layer
 from dreambooth.engine.layers.lora_layer import cast_at_once
 from dreambooth.engine.training import adapters, attention, checkpointing
 from dreambooth.engine.training.precision import is_plain
+from dreambooth.engine.words import learned
 
 SIDES = {"sd1": 64, "sd2": 96, "sdxl": 128}  # of a picture's latents
 PRECISIONS = {"mixed": (torch.float32, True), "bf16": (torch.bfloat16, True), "no": (torch.float32, False)}
 MOMENTS = 12  # of the backward pass
 _POOLED = 1280  # of SDXL's second text encoder
+_VECTORS = 2  # of a word; they take nothing beside the layers that read them
+_READING = [
+    *(("full", precision) for precision in ("mixed", "bf16", "no")),
+    *((method, precision) for method in ("lora", "embedding") for precision in ("mixed", "no")),
+]
 
 
 @dataclass(frozen=True)
 class Step:
-    """One kind of step. `kind` is full, or a kind of LoRA on some layers."""
+    """One kind of step. `kind` is full, a kind of LoRA on some layers, or embedding, where the UNet rests."""
 
     family: str
     kind: str
@@ -81,10 +87,11 @@ def laid(
 ) -> Iterator[tuple[nn.Module, Callable[[], Tensor]]]:
     """The UNet of a step, and what gives its loss."""
     unet, flat = random_model.modules(step.family)["unet"].requires_grad_(False), {"general.method": "full"}
-    if step.kind != "full":
+    if step.kind not in ("full", "embedding"):
         alpha = float(point.rank)
         flat = {"lora.kind": step.kind, "lora.layers": step.layers, "lora.rank": point.rank, "lora.alpha": alpha}
-    _prepare(settings.parse(flat), unet=unet)
+    if step.kind != "embedding":
+        _prepare(settings.parse(flat), unet=unet)
     attention.use(unet, "sdpa")
     if step.checkpointed:
         checkpointing.use(unet, share)
@@ -95,6 +102,10 @@ def laid(
         target = torch.randn(point.batch, 4, point.side, point.side)
         if step.is_plain:
             given |= {name: given[name].to(step.computed) for name in ("sample", "encoder_hidden_states")}
+        if step.kind == "embedding":  # its gradients go through the UNet to what has read the word
+            given["encoder_hidden_states"].requires_grad_(True)
+            if "added_cond_kwargs" in given:
+                given["added_cond_kwargs"]["text_embeds"].requires_grad_(True)
         yield unet, lambda: (unet(**given).sample.float() - target).square().mean()
 
 
@@ -148,7 +159,7 @@ def inputs(unet: nn.Module, family: str, point: Point) -> dict[str, Any]:
 def texts(family: str) -> dict[str, list[float]]:
     """What the text encoders hold while they learn, (a, b): a + b for each 75 tokens of a prompt of the batch."""
     found = {}
-    for method, precision in (("full", "mixed"), ("full", "bf16"), ("full", "no"), ("lora", "mixed"), ("lora", "no")):
+    for method, precision in _READING:
         for checkpointed in (False, True):
             first, eighth = (_text_peak(family, method, precision, checkpointed, batch) for batch in (1, 8))
             each = (eighth - first) / 7
@@ -160,14 +171,20 @@ def texts(family: str) -> dict[str, list[float]]:
 def _text_peak(family: str, method: str, precision: str, checkpointed: bool, batch: int) -> int:
     parts, peak = random_model.modules(family), 0
     encoders: Any = {name: part.requires_grad_(False) for name, part in parts.items() if name.startswith("text")}
-    chosen = settings.parse({"general.method": method, "tuning.text_encoder_ratio": 1.0})
-    _prepare(chosen, unet=parts["unet"], text_encoders=encoders)
+    if method != "embedding":
+        chosen = settings.parse({"general.method": method, "tuning.text_encoder_ratio": 1.0})
+        _prepare(chosen, unet=parts["unet"], text_encoders=encoders)
     with FakeTensorMode(allow_non_fake_inputs=True):
         for encoder in encoders.values():
             fill(encoder.train(), precision, trains_all=method == "full")
             if checkpointed:
                 encoder.gradient_checkpointing_enable()
             tokens = torch.zeros(batch, 77, dtype=torch.long)
+            if method == "embedding":
+                table = encoder.get_input_embeddings()
+                learned.put(encoder, [torch.zeros(_VECTORS, table.embedding_dim)])
+                learned.held(encoder).requires_grad_(True)
+                tokens += table.num_embeddings
 
             def forward(encoder: Any = encoder, tokens: Tensor = tokens) -> Tensor:
                 read = encoder(tokens, output_hidden_states=True)

@@ -52,6 +52,12 @@ _RECIPE: Flat = {
 }
 RECIPES: dict[str, Flat] = {
     "LoRA": {**_RECIPE, "general.method": "lora", "learning.lora_learning_rate": 3e-3},
+    "embedding": {
+        **{**_RECIPE, "concepts.0.num_class_images_per": 0},
+        "general.method": "embedding",
+        "concepts.0.instance_token": "sks",
+        "learning.embedding_learning_rate": 1e-2,
+    },
     "full": {**_RECIPE, "general.method": "full", "learning.learning_rate": 4e-4},
 }
 
@@ -75,6 +81,10 @@ class Option:
 
 def _lora(label: str, **changes: Any) -> Option:
     return Option("LoRA", label, {key.replace("__", "."): value for key, value in changes.items()})
+
+
+def _word(label: str, **changes: Any) -> Option:
+    return Option("embedding", label, {key.replace("__", "."): value for key, value in changes.items()})
 
 
 def _full(label: str, rank: int = 0, **changes: Any) -> Option:
@@ -152,6 +162,13 @@ OPTIONS = (
     _lora("caption dropout 0.1", captions__dropout=0.1),
     _lora("one caption for all", concepts__0__instance_prompt="a photo of sks star"),
     _lora("no class word", concepts__0__instance_prompt="a photo of sks"),
+    _word(""),
+    _word("1 vector", embedding__vectors=1),
+    _word("4 vectors", embedding__vectors=4),
+    _word("8 vectors", embedding__vectors=8),
+    _word("a third of the rate", learning__embedding_learning_rate=3e-3),
+    _word("three times the rate", learning__embedding_learning_rate=3e-2),
+    _word("twice as long", intervals__num_train_epochs=200),
     _full(""),
     _full("half as long", intervals__num_train_epochs=50),
     _full("twice as long", intervals__num_train_epochs=200),

@@ -91,7 +91,9 @@ def steps(family: str) -> Iterator[Step]:
         for precision in PRECISIONS if everything else ("mixed", "bf16"):
             yield Step(family, "full", "all", precision, checkpointed)
         yield Step(family, "lora", "transformer", "mixed", checkpointed)
+        yield Step(family, "embedding", "none", "mixed", checkpointed)
         if everything:
+            yield Step(family, "embedding", "none", "no", checkpointed)
             for layers in ("attention", "convolutions"):
                 yield Step(family, "lora", layers, "mixed", checkpointed)
             yield Step(family, "lora", "transformer", "no", checkpointed)
@@ -101,22 +103,24 @@ def steps(family: str) -> Iterator[Step]:
 
 def points(step: Step) -> list[Point]:
     side = SIDES[step.family]
-    if step.kind == "full":
+    if step.kind in ("full", "embedding"):
         return [Point(1, side), Point(2, side), Point(1, side // 2)]
     return [Point(1, side, 4), Point(1, side, 64), Point(2, side, 16), Point(1, side // 2, 4), Point(1, side // 2, 64)]
 
 
 def row(step: Step) -> dict[str, Any]:
-    """What one kind of step holds: for each moment of the backward pass the plane through what was counted."""
+    """What one kind of step holds: for each moment of the backward pass the plane through what was counted. Where no
+    weight has a gradient it is one moment."""
     where = points(step)
     counted = [count(step, point) for point in where]
+    moments = len(counted[0].moments) if counted[0].gradients else 2
     planes = torch.linalg.solve(
         torch.tensor([point.features for point in where], dtype=torch.float64),
-        torch.tensor([live.moments for live in counted], dtype=torch.float64),
+        torch.tensor([live.moments[:moments] for live in counted], dtype=torch.float64),
     ).T
     last = counted[-1]
     return {
-        "gradients": [round(then / last.gradients, 4) for then in last.gradients_then],
+        "gradients": [round(then / (last.gradients or 1), 4) for then in last.gradients_then[:moments]],
         "bytes": [[float(f"{value:.7g}") for value in plane] for plane in planes.tolist()],
     }
 

@@ -71,6 +71,9 @@ def _with_settings(start: Mapping[str, Outline], settings: Settings) -> str:
 
 
 def _words(header: Header, settings: Settings) -> str:
-    if not words.of(header.metadata) or settings.embedding.enabled:
+    if not words.of(header.metadata):
         return ""
+    if settings.embedding.enabled:
+        both = "was trained with an embedding, which is gone on from too; leave embedding.start_file empty."
+        return both if settings.embedding.start_file.strip() else ""
     return "was trained with an embedding, and is another one without it; turn embedding.enabled on to go on."

@@ -3,7 +3,8 @@ WebUI reads from a folder of its own.
 
 A LoRA holds them in its metadata, which no reader of LoRAs stumbles over: {word: {text encoder: [n, width, base64 of
 the numbers in 32 bits]}}. An embedding is a file for each word, with `emb_params` (n, width), of SDXL `clip_l` and
-`clip_g`.
+`clip_g`; its metadata has the other words that learned with it in the same form, and none for its own. As a .pt, which
+has no metadata, it is what A1111 writes.
 """
 
 from __future__ import annotations
@@ -11,60 +12,122 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from dreambooth.core import words as words_module
 from dreambooth.core.errors import UserError
+from dreambooth.core.models import embedding_file
 from dreambooth.core.models.model_file import Header
-from dreambooth.engine.checkpoints.write import free_name, write_tensors
+from dreambooth.engine.checkpoints.entry import Entry
+from dreambooth.engine.checkpoints.source import Files
+from dreambooth.engine.checkpoints.write import free_name, write
 from dreambooth.engine.words.learned import Vectors
 
+SUFFIXES = (".safetensors", ".pt")  # that embeddings are written with
 _EMBEDDING_KEYS = {
     "sd1": {"text_encoder": "emb_params"},
     "sd2": {"text_encoder": "emb_params"},
-    "sdxl": {"text_encoder": "clip_l", "text_encoder_2": "clip_g"},
+    "sdxl": {part: name for name, part in embedding_file.OF_SDXL.items()},
 }
+_TOKEN = 265  # that A1111 writes for `*`, and nobody reads
+
+Read = dict[str, dict[str, Tensor]]
 
 
-def metadata(words: Vectors) -> dict[str, str]:
-    """What a LoRA says of the words that learned with it; nothing without any."""
-    said = {word: {part: _written(vectors) for part, vectors in of_word.items()} for word, of_word in words.items()}
+def metadata(words: Vectors, own: str = "") -> dict[str, str]:
+    """What a file says of the words that learned together; nothing without any. `own` is the one that the file itself
+    is an embedding of."""
+    said: dict[str, Any] = {
+        word: None if word == own else {part: _written(vectors) for part, vectors in of_word.items()}
+        for word, of_word in words.items()
+    }
     return {words_module.KEY: json.dumps(said, ensure_ascii=False)} if said else {}
 
 
-def read(header: Header) -> dict[str, dict[str, Tensor]]:
-    """The words that belong to a LoRA; none for a file without. Raises UserError if they are damaged."""
-    said = header.metadata.get(words_module.KEY)
-    if said is None:
+def read(header: Header) -> Read:
+    """The words that belong to a LoRA, or to an embedding; that of another program's is called as its file, as in a
+    WebUI. None for any other file. Raises UserError if they are damaged."""
+    said, own = header.metadata.get(words_module.KEY), embedding_file.parts(header.tensors)
+    if said is None and not own:
         return {}
     try:
-        found = {
-            str(word): {str(part): _read(*written) for part, written in of_word.items()}
-            for word, of_word in json.loads(said).items()
+        found: Read = {
+            str(word): _own(own) if written is None else {str(part): _read(*values) for part, values in written.items()}
+            for word, written in ({header.path.stem: None} if said is None else json.loads(said)).items()
         }
         counts = [{len(vectors) for vectors in of_word.values()} for of_word in found.values()]
-    except (ValueError, TypeError, AttributeError, RuntimeError, RecursionError, binascii.Error):
+    except (ValueError, TypeError, AttributeError, RuntimeError, RecursionError, OSError, binascii.Error):
         counts = [set()]
     if any(len(count) != 1 or 0 in count for count in counts):
-        raise UserError(f"{header.path}: the words that it was trained with cannot be read; the file is damaged.")
+        what = "the words that it was trained with" if said is not None else "its vectors"
+        raise UserError(f"{header.path}: {what} cannot be read; the file is damaged.")
     return found
 
 
-def write_embeddings(folder: Path, stem: str, family: str, words: Vectors, about: dict[str, str]) -> dict[str, Path]:
+def write_embeddings(
+    folder: Path,
+    stem: str,
+    family: str,
+    words: Vectors,
+    about: dict[str, str],
+    *,
+    suffix: str = ".safetensors",
+    half: bool = False,
+) -> dict[str, Path]:
     """Writes an embedding for each word, under a name of its own that begins with `stem`. Returns the files.
 
-    Raises UserError if one cannot be written.
+    Raises UserError if one cannot be written; then there is none of them.
     """
-    files = {}
-    for number, (word, of_word) in enumerate(words.items()):
-        target = free_name(folder, words_module.stem(stem, number, len(words)))
-        tensors = {_EMBEDDING_KEYS[family][part]: vectors.float().cpu() for part, vectors in of_word.items()}
-        write_tensors(target, tensors, {**about, "modelspec.title": target.stem, "modelspec.trigger_phrase": word})
-        files[word] = target
+    files: dict[str, Path] = {}
+    try:
+        for number, word in enumerate(words):
+            target = free_name(folder, words_module.stem(stem, number, len(words)), suffix)
+            write_embedding(target, family, words, word, about, half=half)
+            files[word] = target
+    except UserError:
+        for file in files.values():
+            file.unlink(missing_ok=True)
+        raise
     return files
+
+
+def write_embedding(
+    target: Path, family: str, words: Vectors, word: str, about: Mapping[str, str], *, half: bool = False
+) -> None:
+    """Writes the embedding of one of some words that learned together. Raises UserError if it cannot be written."""
+    said = {**about, "modelspec.title": target.stem, "modelspec.trigger_phrase": word, **metadata(words, word)}
+    dtype, keys, within = torch.float16 if half else torch.float32, dict(_EMBEDDING_KEYS[family]), None
+    if target.suffix == ".pt":
+        if len(keys) == 1:
+            keys = dict.fromkeys(keys, "*")
+            within = partial(_as_a1111, target.stem, about.get("dreambooth.base"))
+        else:
+            within = dict
+    vectors = {keys[part]: Entry.of(some.detach().to("cpu", dtype)) for part, some in words[word].items()}
+    write(target, vectors, said, within)
+
+
+def _as_a1111(name: str, base: str | None, tensors: dict[str, Any]) -> dict[str, Any]:
+    """A1111's .pt around its tensor `*`."""
+    about = {"name": name, "step": None, "sd_checkpoint": None, "sd_checkpoint_name": base}
+    return {"string_to_token": {"*": _TOKEN}, "string_to_param": tensors, **about}
+
+
+def _own(parts: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The vectors that are a file's own tensors, (n, width) each."""
+    files, found = Files(), {}
+    for part, place in parts.items():
+        vectors = files.read(place).to(torch.float32, copy=True).reshape(-1, place.shape[-1])
+        if not torch.isfinite(vectors).all():
+            raise ValueError
+        found[part] = vectors
+    return found
 
 
 def _written(vectors: Tensor) -> list[object]:

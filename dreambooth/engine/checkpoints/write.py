@@ -13,6 +13,7 @@ from torch import Tensor
 from dreambooth.core.errors import UserError
 from dreambooth.core.files import atomic
 from dreambooth.core.models import checkpoint
+from dreambooth.core.models.model_file import PICKLES
 from dreambooth.engine.checkpoints import write_pickle
 from dreambooth.engine.checkpoints.entry import Entry
 from dreambooth.engine.checkpoints.source import DTYPES
@@ -26,8 +27,11 @@ def write_tensors(target: Path, tensors: dict[str, Tensor], metadata: dict[str, 
     write(target, {name: Entry.of(tensor) for name, tensor in tensors.items()}, metadata)
 
 
-def write(target: Path, entries: dict[str, Entry], metadata: dict[str, str]) -> None:
-    """Writes a .safetensors or .ckpt file under a temporary name, reads its contents back and moves it into place.
+def write(
+    target: Path, entries: dict[str, Entry], metadata: dict[str, str], within: write_pickle.Within | None = None
+) -> None:
+    """Writes a .safetensors, .ckpt or .pt file under a temporary name, reads its contents back and moves it into place.
+    What is no .safetensors has no metadata; `within` says what its tensors lie in, where that is not a `state_dict`.
 
     Raises UserError if it cannot be written, or if there is a file of this name: none is ever overwritten.
     """
@@ -35,8 +39,8 @@ def write(target: Path, entries: dict[str, Entry], metadata: dict[str, str]) -> 
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with open(staged, "wb") as file:
-            if target.suffix == ".ckpt":
-                write_pickle.write(file, entries)
+            if target.suffix in PICKLES:
+                write_pickle.write(file, entries, **({"within": within} if within else {}))
             else:
                 _write_safetensors(file, entries, metadata)
             file.flush()

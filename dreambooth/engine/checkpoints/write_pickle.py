@@ -1,4 +1,4 @@
-"""Writing a .ckpt file: the zip archive that torch.load reads, without holding more than one tensor in memory."""
+"""Writing a .ckpt or .pt file: the zip archive that torch.load reads, holding no more than one tensor in memory."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import collections
 import io
 import pickle
 import zipfile
+from collections.abc import Callable
 from typing import Any, BinaryIO
 
 import torch
@@ -55,11 +56,14 @@ class _Pickler(pickle.Pickler):
         return ("storage", _STORAGES[obj.entry.dtype], obj.key, "cpu", count)
 
 
-def write(file: BinaryIO, entries: dict[str, Entry]) -> None:
-    """Writes {"state_dict": tensors}."""
+Within = Callable[[dict[str, Any]], dict[str, Any]]  # what tensors, by their names, lie in
+
+
+def write(file: BinaryIO, entries: dict[str, Entry], within: Within = lambda tensors: {"state_dict": tensors}) -> None:
+    """Writes the tensors within what is to be there beside them."""
     program = io.BytesIO()
     tensors = {name: _Tensor(_Storage(entry, str(key))) for key, (name, entry) in enumerate(entries.items())}
-    _Pickler(program, protocol=2).dump({"state_dict": tensors})
+    _Pickler(program, protocol=2).dump(within(tensors))
     with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         _add(archive, file, "data.pkl", program.getbuffer())
         _add(archive, file, "byteorder", memoryview(b"little"))

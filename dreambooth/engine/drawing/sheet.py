@@ -27,7 +27,7 @@ def draw_sheet(job: Job, project: Project, sampling: Sampling) -> dict[str, Any]
     """Draws the sheet that job.json asks for, row by row, and puts it all on sheet.png. A picture is called by its row
     and column: 02-01.png.
 
-    The base model is read once for all LoRAs; a checkpoint has no weight and fills the first column only.
+    The base model is read once for all LoRAs and embeddings; what has no weight fills the first column only.
     """
     wanted = job.read()
     rows, columns = wanted["rows"], wanted["columns"]
@@ -37,7 +37,7 @@ def draw_sheet(job: Job, project: Project, sampling: Sampling) -> dict[str, Any]
     model, source, loaded, paths = None, None, None, list[str]()
     for number, row in enumerate(rows):
         with from_state.as_file(project, job, row) as file:
-            whole = "" if _is_lora(row) else file
+            whole = file if row["kind"] == "checkpoint" else ""
             for column, weight in enumerate(columns if _is_lora(row) else columns[:1]):
                 job.report("stage", name="drawing", done=len(paths), total=total)
                 if model is None or source is None or loaded != whole:
@@ -45,8 +45,8 @@ def draw_sheet(job: Job, project: Project, sampling: Sampling) -> dict[str, Any]
                     source, model = _load(project, whole)
                     model.read_prompts(tuning.max_token_length, tuning.clip_skip, tuning.pad_tokens)
                     loaded = whole
-                lora_file = Path(file) if _is_lora(row) else None
-                with _at_weight(model, source, lora_file, weight), torch.no_grad():
+                added = Path(file) if row["kind"] in ("lora", "embedding") else None
+                with _with_it(model, source, added, weight), torch.no_grad():
                     text = model.encode_text([wanted["prompt"]])
                     [picture] = draw(model, text, [wanted["seed"]], sampling)
                 path = folder / f"{number:02}-{column:02}.png"
@@ -89,12 +89,15 @@ def _load(project: Project, file: str) -> tuple[Source, Model]:
 
 
 @contextmanager
-def _at_weight(model: Model, source: Source, path: Path | None, weight: float) -> Iterator[None]:
-    """The model with a LoRA in it for a while; afterwards its weights are the very same as before."""
+def _with_it(model: Model, source: Source, path: Path | None, weight: float) -> Iterator[None]:
+    """The model with a LoRA at a weight or an embedding for a while; afterwards its weights are the very same as
+    before."""
     if path is None:
         yield
         return
-    layers = lora.read(path, source.tensors, source.about.family)
+    header = checkpoint.read_header(path)
+    is_lora = checkpoint.describe(header).kind == "lora"
+    layers = lora.read(path, source.tensors, source.about.family) if is_lora else {}
     kept = {
         parameter: parameter.detach().clone()
         for part, module in model.parts.items()
@@ -103,7 +106,7 @@ def _at_weight(model: Model, source: Source, path: Path | None, weight: float) -
     }
     try:
         lora.add(path, layers, model.parts, weight)
-        model.learn(words_file.read(checkpoint.read_header(path)))
+        model.learn(words_file.read(header))
         yield
     finally:
         model.learn({})

@@ -29,12 +29,14 @@ def without_previews(work: Work) -> Path | None:
 
 def draw(work: Work, model: Model, accelerator: Any, source: Source, path: Path) -> None:
     """Draws with the result at `path` as previews during the run are drawn. `model` is the base model where it is a
-    LoRA, else the result itself. Raises UserError where they cannot be written."""
+    LoRA or an embedding, else the result itself. Raises UserError where they cannot be written."""
     story, settings, folder = work.job.story(), work.settings, work.job.previews
     assert story.best is not None
     if settings.is_lora:
         layers, words = lora.read(path, source.tensors, source.about.family), words_file.read(read_header(path))
         adapters.prepare(model, settings, lora.by_module(layers, model.parts), words)
+    elif settings.is_embedding:
+        model.learn(words_file.read(read_header(path)))
     images = story.best.images
     work.stage("previews of the best", 0, 1)
     try:

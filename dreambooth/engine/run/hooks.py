@@ -282,8 +282,9 @@ def save_output(work: Work, session: Session, source: Source, images: int, *, be
         made = outputs.save(work.folders, work.project, work.settings, session.model, source, session.trained, images)
     path, words = made.path, {word: str(file) for word, file in made.embeddings.items()}
     imagic.keep(work.project, path, session)
-    kind = "lora" if work.settings.is_lora else "checkpoint"
+    kind, files = work.settings.result_kind, {path, *made.embeddings.values()} if work.settings.is_embedding else {path}
     changes = on_resume.of_the_result(work.job.changes())
     changed = {"changes": changes} if changes else {}
     only = {**({"best": True} if best else {}), **({"embeddings": words} if words else {})}
-    work.job.report("saved", kind=kind, path=str(path), bytes=path.stat().st_size, images=images, **changed, **only)
+    size = sum(file.stat().st_size for file in files)
+    work.job.report("saved", kind=kind, path=str(path), bytes=size, images=images, **changed, **only)

@@ -1,10 +1,11 @@
-"""Writing what a run has learned where the WebUI finds it: a checkpoint or a LoRA, with its settings inside."""
+"""Writing what a run has learned where the WebUI finds it: a checkpoint, a LoRA or embeddings, with its settings."""
 
 from __future__ import annotations
 
 import contextlib
 import datetime
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,12 +37,14 @@ _ARCHITECTURES = {
     ("sdxl", "epsilon"): "stable-diffusion-xl-v1-base",
     ("sdxl", "v_prediction"): "stable-diffusion-xl-v1-base",
 }
+EMBEDDING = "/textual-inversion"  # behind the architecture, as ModelSpec has it
 _KOHYA_VERSIONS = {"sd1": "sd_v1", "sd2": "sd_v2", "sdxl": "sdxl_base_v1-0"}
 
 
 @dataclass(frozen=True)
 class Saved:
-    """What a run wrote: its result, and the embedding of each word that learned with it."""
+    """What a run wrote: its result, and the embedding of each word that learned with it; of words that learned alone
+    the first of these is the result."""
 
     path: Path
     embeddings: dict[str, Path]
@@ -53,8 +56,12 @@ def save(
     """Writes the model as it is now, under a name of its own; never over another file. Raises UserError if it cannot
     be written."""
     target = place(folders, project, settings, images)
-    about = metadata(project, settings, target.stem, "/textual-inversion")
-    made = words_file.write_embeddings(folders.embeddings, target.stem, model.family, model.learned(), about)
+    about = metadata(project, settings, target.stem, EMBEDDING)
+    folder = target.parent if settings.is_embedding else folders.embeddings
+    made = words_file.write_embeddings(folder, target.stem, model.family, model.learned(), about)
+    if settings.is_embedding:
+        _tell_of_new(folders.embeddings)
+        return Saved(next(iter(made.values())), made)
     try:
         write(target, project, settings, model, source, trained)
     except UserError:
@@ -65,9 +72,13 @@ def save(
 
 
 def write(target: Path, project: Project, settings: Settings, model: Model, source: Source, trained: Trained) -> None:
-    """Writes what was learned as the file of its kind. Raises UserError if it cannot be written."""
+    """Writes what was learned as one file of its kind. Raises UserError if it cannot be written."""
     if settings.is_lora:
         write_lora(target, project, settings, model)
+        return
+    if settings.is_embedding:
+        words, about = model.learned(), metadata(project, settings, target.stem, EMBEDDING)
+        words_file.write_embedding(target, model.family, words, next(iter(words)), about)
         return
     entries = original.trained_entries(source, changed(trained), model.family, half=settings.saving.half_model)
     with webui_yaml.beside(target, source, model):
@@ -75,16 +86,18 @@ def write(target: Path, project: Project, settings: Settings, model: Model, sour
 
 
 def place(folders: Folders, project: Project, settings: Settings, images: int) -> Path:
-    """A free name where the WebUI looks for what a run writes after so many images. It knows a LoRA by its name alone,
-    so that one is not free that lies in the other of the two folders that results can go to; nor is one that an
-    embedding has which belongs to another result."""
+    """A free name where the WebUI looks for what a run writes after so many images; of several embeddings the names
+    begin with it. It knows a LoRA or an embedding by its name alone, so that one is not free that lies in the other of
+    the two folders that results can go to; nor is one that an embedding has which belongs to another result."""
     name = f"{settings.saving.custom_model_name or project.name}_{images}"
-    suffix = ".safetensors" if settings.is_lora else f".{settings.saving.checkpoint_format}"
+    suffix = f".{settings.saving.checkpoint_format}" if settings.is_full else ".safetensors"
     folder, count = project.results(folders, settings), len(settings.words)
     other = folder.parent if settings.saving.use_subdirectory else folder / project.name
 
     def is_taken(stem: str) -> bool:
-        embeddings = [folders.embeddings / f"{words.stem(stem, number, count)}.safetensors" for number in range(count)]
+        places = [folders.embeddings, folders.embeddings / project.name]
+        names = [f"{words.stem(stem, number, count)}.safetensors" for number in range(count)]
+        embeddings = [place / name for place in places for name in names]
         return any(path.exists() for path in (other / f"{stem}{suffix}", *embeddings))
 
     return free_name(folder, name, suffix, is_taken)
@@ -114,6 +127,12 @@ def changed(trained: Trained) -> dict[str, Entry]:
         for part, parameters in trained.parts.items()
         for key, parameter in parameters.items()
     }
+
+
+def _tell_of_new(embeddings: Path) -> None:
+    """WebUIs look by the folder's own time for what is new in it, which a file in a folder within it does not move."""
+    with contextlib.suppress(OSError):
+        os.utime(embeddings)
 
 
 def remove_abandoned(folders: Folders) -> None:

@@ -61,7 +61,7 @@ def _what_follows_the_length(settings: Settings) -> list[str]:
         "learning.warmup": settings.learning.warmup > 0,
         "tuning.text_encoder_ratio": not settings.tuning.text_encoder_steps
         and 0 < settings.tuning.text_encoder_ratio < 1,
-        "embedding.ratio": settings.embedding.enabled and settings.embedding.ratio < 1,
+        "embedding.ratio": 0 < settings.words_share < 1,
     }
     return [key for key, follows in found.items() if follows]
 

@@ -93,7 +93,8 @@ def out_of_memory(settings: Settings, phase: str, said: str, together: int = 0) 
     begin = _said(phase, said)
     step = smaller(settings, phase, together)
     if step is None:
-        do = f"{_TRAIN_LESS}, or {_CLOSE}; what was saved before is kept."
+        less = "Take a smaller general.resolution" if settings.is_embedding else _TRAIN_LESS
+        do = f"{less}, or {_CLOSE}; what was saved before is kept."
         raise UserError(Problem(begin, "general.resolution", do))
     changes, name = step
     how = ", ".join(f"{key} {value}" for key, value in changes.items())

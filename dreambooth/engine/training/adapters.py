@@ -54,7 +54,7 @@ class Trained:
     """The parameters that training changes, by part and name; a part that is left alone is not there."""
 
     parts: dict[str, dict[str, nn.Parameter]]
-    kind: str = "full"  # or the LoRA's: lora, dora, loha, lokr or oft
+    kind: str = "full"  # or the LoRA's: lora, dora, loha, lokr or oft; or embedding
 
     @property
     def text_encoders(self) -> list[str]:
@@ -71,15 +71,15 @@ def prepare(
     start: Mapping[str, Mapping[str, Layer]] | None = None,
     words: learned.Vectors | None = None,
 ) -> Trained:
-    """Marks what is trained, after putting LoRA layers in where that is the method.
+    """Marks what is trained, after putting LoRA layers in where that is the method; of an embedding alone its words.
 
     `start` holds layers to go on from, by part and path; the LoRA then has just these layers, each with its own rank.
-    `words` are those that it was trained with; they go on from there.
+    `words` are those that it was trained with, or of an embedding; they go on from there.
     """
     with_text = settings.tuning.text_encoder_learns
     kind = _kind(start) if start else settings.lora.kind
     torch.manual_seed(settings.general.seed)  # the LoRA's first layers start at random
-    learning: dict[str, nn.Module] = {"unet": model.unet} if settings.tuning.train_unet else {}
+    learning: dict[str, nn.Module] = {"unet": model.unet} if settings.trains_unet else {}
     learning |= model.text_encoders if with_text else {}
     for part, module in learning.items():
         if settings.is_lora and start and part in start:
@@ -100,7 +100,7 @@ def prepare(
     trained = {part: _trainable(module) for part, module in learning.items()}
     if settings.words:
         trained[WORDS] = _learning_words(model, settings, words or {})
-    return Trained(trained, kind if settings.is_lora else "full")
+    return Trained(trained, kind if settings.is_lora else settings.general.method)
 
 
 def _learning_words(model: Model, settings: Settings, start: learned.Vectors) -> dict[str, nn.Parameter]:

@@ -47,8 +47,8 @@ def compute_dtype(accelerator: Accelerator) -> torch.dtype:
 
 
 def weights_dtype(accelerator: Accelerator, settings: Settings) -> torch.dtype:
-    """How the UNet and the text encoders are held: half of a LoRA's model, which rests; whole of what is trained."""
-    if settings.is_lora:
+    """How the UNet and the text encoders are held: half of a model that rests; whole of what is trained."""
+    if not settings.is_full:
         return compute_dtype(accelerator)
     return torch.bfloat16 if settings.memory.bf16_weights else torch.float32
 

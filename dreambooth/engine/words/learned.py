@@ -44,7 +44,8 @@ class Words:
         """`counts` says of how many vectors each word is, `vocabulary` how many a text encoder has of its own."""
         first, self.places = vocabulary, list[tuple[list[int], list[int]]]()
         for word, count in counts.items():
-            self.places.append((plain_numbers(tokenizer, word), list(range(first, first + count))))
+            if own := plain_numbers(tokenizer, word):  # what is no word to the model is in no prompt
+                self.places.append((own, list(range(first, first + count))))
             first += count
         self.places.sort(key=lambda place: -len(place[0]))  # a word may begin with another
 

@@ -29,6 +29,7 @@ class Errands(Routes):
         An export has `to`, and generate a `prompt`; each takes `weights`, `base`, or `run` and `from_step` for a state,
         which can be exported without a `to`. An export puts what was learned into its checkpoint at the weight `merge`,
         or into another, `onto`, or makes it a LoRA of the `rank`, and says what share of it that holds as `held`.
+        An embedding is written as it is, as a .safetensors or .pt file.
         A `sheet` of generate has such `weights` as rows, and `lora_weights`.
         Pictures are drawn by the WebUI's own txt2img where `library` is webui, with one of the `samplers` that /status
         names as `sampler`."""

@@ -81,5 +81,5 @@ class Machine(Routes):
         return self.checkpoints()
 
     def inspect(self, body: dict[str, Any]) -> Answer:
-        """What the checkpoint or LoRA at `path` is, from its header."""
+        """What the checkpoint, LoRA or embedding at `path` is, from its header."""
         return models.inspect(Path(text(only(body, "path"), "path")))

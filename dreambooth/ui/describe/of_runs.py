@@ -59,7 +59,7 @@ def finished(result: Result) -> str:
             lines.append(f"Go on without patience: python -m dreambooth resume {result['run']}")
     if result["status"] == "paused":
         lines.append(f"Go on with: python -m dreambooth resume {result['run']}")
-    lines += [f"Written: {path}" for path in result["outputs"]]
+    lines += [f"Written: {path}" for path in result["outputs"] if path not in result["embeddings"].values()]
     for word, path in result["embeddings"].items():
         lines.append(f"Written: {path}: in a WebUI's prompts write {Path(path).stem} for {word}")
     if result["best"]:
@@ -120,7 +120,8 @@ def sheet(result: Result) -> str:
 
 
 def exported(result: Result) -> str:
-    return "\n".join([f"Written: {result['path']}", *filter(None, [exporting.told(result)])])
+    files = dict.fromkeys([result["path"], *result["embeddings"].values()])
+    return "\n".join([*(f"Written: {file}" for file in files), *filter(None, [exporting.told(result)])])
 
 
 def demo(result: Result) -> str:

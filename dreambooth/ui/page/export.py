@@ -30,7 +30,8 @@ class ExportSection:
     def lay_out(self) -> None:
         self.to = gr.Textbox(
             label="Export to",
-            info="The whole path of a .safetensors or .ckpt file, or of a new folder for the Diffusers layout.",
+            info="The whole path of a .safetensors or .ckpt file, of a new folder for the Diffusers layout, or of an "
+            "embedding's .safetensors or .pt file.",
             elem_id="db_export_to",
         )
         with gr.Row(elem_id="db_export_row", elem_classes=["db-fields"]):

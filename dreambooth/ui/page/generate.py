@@ -77,7 +77,7 @@ class GenerateTab:
             self.sheet_columns = gr.Textbox(
                 "0.6, 0.8, 1",
                 label="Lora Weights",
-                info="The columns, with commas between them; a checkpoint has none.",
+                info="The columns, with commas between them; only a LoRA has them.",
                 elem_id="db_sheet_columns",
             )
         self.draw_sheet = gr.Button("Generate a sheet", elem_id="db_draw_sheet", size="sm")

@@ -17,16 +17,16 @@ Line = tuple[str, Sequence[float]]  # what it is the rate of, and the rates at e
 
 
 def schedule_view(own: Settings, length: Budget | None) -> str:
-    """The rate of the UNet, and that of the text encoder or of a word where it learns; `length` is None before there
-    are pictures.
+    """The rates of the UNet, of the text encoder and of words, each where it learns; `length` is None before there are
+    pictures.
 
     A pure function of the settings, so it moves with every control.
     """
     drawn = curve(own, length or budget(own, 1), _POINTS)
     learns = {
-        "unet": own.tuning.train_unet,
+        "unet": own.trains_unet,
         "text_encoder": own.tuning.text_encoder_learns,
-        "words": own.embedding.enabled,
+        "words": own.words_learn,
     }
     lines = [(part, [point[part] for point in drawn]) for part, on in learns.items() if on]
     highest = max((max(rates) for _, rates in lines), default=0.0)

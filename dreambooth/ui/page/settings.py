@@ -41,9 +41,20 @@ TITLES = {
 }
 OPEN = {"general", "intervals"}
 
-# What means something under one method only: style.css hides it under the other.
-ONLY_LORA = ("lora.", "embedding.", "learning.lora_", "learning.embedding_")
-ONLY_FULL = ("learning.learning_rate", "learning.text_encoder_learning_rate", "saving.checkpoint_format")
+# What means nothing under a method, by how its key begins: style.css hides it then.
+_OF_THE_UNET = ("tuning.train_unet", "tuning.freeze_clip_normalization", "optimizer.weight_decay")
+_OF_GRADIENTS = ("optimizer.text_encoder_weight_decay", "optimizer.max_grad_norm")  # but those of words
+_OF_FULL = ("learning.learning_rate", "learning.text_encoder_learning_rate", "saving.checkpoint_format")
+_OF_LORA = ("lora.", "learning.lora_")
+MEANS_NOTHING = {
+    "full": (*_OF_LORA, "embedding.", "learning.embedding_"),
+    "lora": _OF_FULL,
+    "embedding": (
+        *(*_OF_LORA, *_OF_FULL, *_OF_THE_UNET, *_OF_GRADIENTS),
+        *("embedding.enabled", "embedding.ratio", "saving.half_model", "tuning.prior_loss_weight"),
+        *("objective.prior_loss_scale", "objective.prior_loss_target", "objective.prior_loss_weight_min"),
+    ),
+}
 
 
 class SettingsTab:
@@ -65,8 +76,7 @@ class SettingsTab:
         by_section = {name: list(some) for name, some in groupby(own, key=lambda leaf: leaf.key.split(".")[0])}
         for name in sorted(by_section, key=_place):
             title = TITLES.get(name, name.title())
-            classes = ["db-only-lora"] if f"{name}." in ONLY_LORA else []
-            with gr.Accordion(title, open=name in OPEN, elem_id=f"db_section_{name}", elem_classes=classes):
+            with gr.Accordion(title, open=name in OPEN, elem_id=f"db_section_{name}", elem_classes=_hidden(f"{name}.")):
                 _section(self.page.form, by_section[name])
                 if name == "learning":
                     self.schedule = gr.HTML("", elem_id="db_schedule")
@@ -107,10 +117,12 @@ def _section(form: Form, own: list[Leaf]) -> None:
     with gr.Row(elem_id=f"db_fields_{own[0].key.split('.')[0]}", elem_classes=["db-fields"]):
         for leaf in own:
             control = form.add(leaf)
-            if leaf.key.startswith(ONLY_LORA):
-                control.elem_classes = [*control.elem_classes, "db-only-lora"]
-            elif leaf.key in ONLY_FULL:
-                control.elem_classes = [*control.elem_classes, "db-only-full"]
+            control.elem_classes = [*control.elem_classes, *_hidden(leaf.key)]
+
+
+def _hidden(key: str) -> list[str]:
+    """The classes by which style.css hides a setting, or a section of them."""
+    return [f"db-not-{method}" for method, keys in MEANS_NOTHING.items() if key.startswith(keys)]
 
 
 def _place(name: str) -> int:

@@ -18,6 +18,7 @@ FAMILY, SECOND = "family", "concepts.1"
 
 # Folders and files that are made for each row, as {NAME}: see world.py.
 SHAPES, ONE, OF_CLASS, START, START_WITH_TEXT = "{shapes}", "{one}", "{class}", "{lora}", "{loha with text}"
+START_WORD = "{embedding}"
 
 BASE: Row = {
     FAMILY: "sd1",
@@ -134,6 +135,7 @@ VALUES: dict[str, tuple[Any, ...]] = {
     "lora.start_file": (START, START_WITH_TEXT),
     "embedding.vectors": (1, 5),
     "embedding.initial_text": ("a red star",),
+    "embedding.start_file": (START_WORD,),
     "embedding.ratio": (1.0,),
     "imagic.embedding_steps": (1,),
     "imagic.embedding_learning_rate": (0.1,),
@@ -183,4 +185,5 @@ def settings_of(row: Row) -> dict[str, Any]:
     flat = {key: value for key, value in row.items() if key not in (FAMILY, SECOND)}
     if row[SECOND]:
         flat |= {"concepts.1.instance_data_dir": ONE, "concepts.1.instance_prompt": "a photo of a sks cat"}
+        flat |= {"concepts.1.instance_token": "sks"}  # the same word, where words learn
     return flat

@@ -10,12 +10,24 @@ from PIL import Image
 
 from dreambooth.core.layout import SUBJECT_PICTURES
 from dreambooth.core.project import Project
-from tests.engine.pairs.values import BASE, FAMILY, OF_CLASS, ONE, SHAPES, START, START_WITH_TEXT, Row, settings_of
+from tests.engine.pairs.values import (
+    BASE,
+    FAMILY,
+    OF_CLASS,
+    ONE,
+    SHAPES,
+    START,
+    START_WITH_TEXT,
+    START_WORD,
+    Row,
+    settings_of,
+)
 from tests.engine.runs import LORA, saved, tiny_project, train
 
 STARTS: dict[str, dict[str, Any]] = {
     START: {"lora.layers": "convolutions", "lora.alpha": 1.0},
     START_WITH_TEXT: {"lora.kind": "loha", "tuning.text_encoder_ratio": 1.0},
+    START_WORD: {"general.method": "embedding", "concepts.0.instance_token": "sks"},
 }
 
 
@@ -62,7 +74,7 @@ class World:
 
 
 def _is_name(value: Any) -> bool:
-    return value in (SHAPES, ONE, OF_CLASS, START, START_WITH_TEXT)
+    return value in (SHAPES, ONE, OF_CLASS, START, START_WITH_TEXT, START_WORD)
 
 
 def _star() -> Image.Image:

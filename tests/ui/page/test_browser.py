@@ -191,6 +191,12 @@ def test_only_what_the_method_knows_is_shown(hands: Hands, data: Path) -> None:
     hands.choose("db_general_method", "full")
     hands.see("#db_learning_learning_rate")
     assert not hands.page.locator("#db_learning_lora_learning_rate").first.is_visible()
+    hands.choose("db_general_method", "embedding")
+    hands.see("#db_learning_embedding_learning_rate")
+    for name in ("learning_learning_rate", "learning_lora_learning_rate", "saving_half_model"):
+        assert not hands.page.locator(f"#db_{name}").first.is_visible()
+    assert hands.page.locator("#db_section_embedding").is_visible()
+    assert not hands.page.locator("#db_section_lora").is_visible()
     hands.choose("db_general_method", "lora")
     hands.see("#db_learning_lora_learning_rate")
     until(lambda: settings(data)["general.method"] == "lora")
