@@ -208,7 +208,10 @@ def test_many_stay_in_the_computers_memory(widened: Path, photos: Path, monkeypa
     assert torch.equal(drawn[0], drawn[1])
 
 
-def test_a_mask_of_another_shape_is_named(sd1: Project, photos: Path) -> None:
+def test_a_mask_that_will_not_do_is_named_before_anything_begins(
+    sd1: Project, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "load", lambda *given: pytest.fail("the model was read"))
     spot((0, 0, 8, 8), (40, 96)).save(photos / "1-mask.png")
     with pytest.raises(UserError, match=r"1-mask.png: this mask has 40 x 96 pixels and its picture 64 x 64"):
         train(sd1, **{"concepts.0.instance_data_dir": str(photos)})
@@ -226,21 +229,23 @@ def colours(seed: int) -> Image.Image:
 def test_it_learns_to_use_what_it_sees(widened: Path, tmp_path: Path) -> None:
     """At first what is around a hole says nothing to it; afterwards it predicts that part of new pictures by it."""
     (tmp_path / "photos").mkdir()
-    for number in range(24):
+    for number in range(10):
         colours(number).save(tmp_path / "photos" / f"{number}.png")
     star = project.create(Folders(tmp_path), "star", widened)
     before = errors(families.load(open_model(star)))
     changes = {
         "concepts.0.instance_data_dir": str(tmp_path / "photos"),
         "concepts.0.instance_prompt": "x",
-        "batching.train_batch_size": 4,
+        "batching.train_batch_size": 2,
         "intervals.num_train_epochs": 100,
-        "intervals.max_train_steps": 45,
+        "intervals.max_train_steps": 24,
+        "objective.timestep_min": 650,
+        "objective.timestep_max": 750,
     }
     after = errors(families.load(open_source(saved(train(star, **changes))[-1], star.reading)))
     assert before["seen"] == pytest.approx(before["not seen"], rel=1e-3)
-    assert after["seen"] < 0.75 * after["not seen"], (before, after)
-    assert after["seen"] < 0.75 * before["seen"], (before, after)
+    assert after["seen"] < 0.6 * after["not seen"], (before, after)
+    assert after["seen"] < 0.5 * before["seen"], (before, after)
 
 
 @torch.no_grad()
@@ -263,7 +268,7 @@ def errors(model: Model) -> dict[str, float]:
     return {name: float(np.mean(some)) for name, some in found.items()}
 
 
-def test_pausing_changes_no_bit(made: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pausing_changes_no_bit(sd1: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     changes = {
         **CLASS,
         "pictures.hflip": True,
@@ -271,8 +276,8 @@ def test_pausing_changes_no_bit(made: Project, monkeypatch: pytest.MonkeyPatch) 
         "batching.train_batch_size": 1,
         "intervals.max_train_steps": 4,
     }
-    whole = train(made, **changes)
-    stopped = new_run(made, **changes)
+    whole = train(sd1, **changes)
+    stopped = new_run(sd1, **changes)
     monkeypatch.setattr(worker.Hooks, "requests", lambda hooks: {"pause"} if hooks.session.step == 2 else set())
     assert worker.run(stopped) == "paused"
     monkeypatch.undo()
@@ -281,37 +286,27 @@ def test_pausing_changes_no_bit(made: Project, monkeypatch: pytest.MonkeyPatch) 
     assert whole.progress()["prior_loss"] > 0
 
 
-@pytest.mark.parametrize("changes", [{}, LORA | CHECKPOINTED], ids=["full", "lora"])
-def test_steps_from_records_change_no_bit(
-    sd1: Project, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_steps_from_records_change_no_bit(sd1: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With pictures of the class, whose part is what the base model predicts of the same masks."""
     monkeypatch.setattr(traced, "WORTH", 1)
-    changes = changes | {"intervals.max_train_steps": 8, "batching.train_batch_size": 1}
+    changes = {**RUNS["prediction"], "intervals.max_train_steps": 7, "batching.train_batch_size": 1}
     again: list[Any] = []
     real = traced.Passes._again
     monkeypatch.setattr(traced.Passes, "_again", lambda *given: (again.append(given), real(*given))[1])
-    record = output(train(sd1, **changes))
-    assert len(again) >= 4
-    count = len(again)
-    assert same(record, output(train(sd1, **changes, **{"tuning.trace_steps": False})))
-    assert len(again) == count
+    recorded = output(train(sd1, **changes))
+    assert len(again) >= 3
+    again.clear()
+    assert same(recorded, output(train(sd1, **changes, **{"tuning.trace_steps": False})))
+    assert not again
 
 
 RUNS: dict[str, dict[str, Any]] = {
-    **{
-        kind: {**LORA, "lora.kind": kind, "lora.layers": "convolutions"}
-        for kind in ("lora", "loha", "lokr", "dora", "oft")
-    },
+    **{kind: {**LORA, "lora.kind": kind, "lora.layers": "convolutions"} for kind in ("lora", "dora", "oft")},
     "masked": {**LORA, "objective.masked": True, "objective.unmasked_weight": 0.0},
     "prediction": {**LORA, "concepts.0.class_mode": "prediction", "concepts.0.class_prompt": "a photo of a star"},
-    "a word": {**LORA, "embedding.enabled": True, "concepts.0.instance_token": "sks"},
     "streamed": {"memory.unet_weights": "streamed", "memory.step_in_backward": True, **CHECKPOINTED},
-    "int8": {**LORA, "memory.unet_weights": "int8", **CHECKPOINTED},
     "nf4": {**LORA, "memory.unet_weights": "nf4", **CHECKPOINTED},
-    "bf16": {"memory.bf16_weights": True, "tuning.mixed_precision": "bf16"},
-    "text": {"tuning.text_encoder_ratio": 1.0, "tuning.use_ema": True},
-    "not on disk": {**LORA, "pictures.cache_on_disk": False},
-    "previews": {**LORA, "previews.count": 1, "previews.steps": 1},
+    "previews": {**LORA, "previews.count": 1, "previews.steps": 1, "pictures.cache_on_disk": False},
 }
 
 
@@ -445,30 +440,33 @@ def test_its_results_are_inpainting_models_in_each_format(kind: str, made: Proje
     assert np.asarray(inpainted(pipe, Image.new("RGB", (64, 64), "red"), spot((0, 0, 32, 64)))).std() > 0
 
 
-def test_a_lora_of_it_is_merged_and_made_smaller(sd1: Project, tmp_path: Path) -> None:
-    result = saved(train(sd1, **LORA))[-1]
-    exported(sd1, weights=str(result), to=str(tmp_path / "merged.safetensors"), merge=1.0)
+@pytest.fixture(scope="module")
+def learned(sd1: Project) -> dict[str, Path]:
+    """What a run of each method has written."""
+    return {"full": saved(train(sd1))[-1], "lora": saved(train(sd1, **LORA))[-1]}
+
+
+def test_what_it_learned_is_merged_and_extracted(sd1: Project, learned: dict[str, Path], tmp_path: Path) -> None:
+    exported(sd1, weights=str(learned["lora"]), to=str(tmp_path / "merged.safetensors"), merge=1.0)
     assert checkpoint.describe(checkpoint.read_header(tmp_path / "merged.safetensors")).inpainting
-    exported(sd1, weights=str(result), to=str(tmp_path / "small.safetensors"), rank=1)
-    whole = saved(train(sd1))[-1]
-    exported(sd1, weights=str(whole), to=str(tmp_path / "extracted.safetensors"), rank=4)
-    assert not any(
-        "conv_in" in name or "input_blocks_0_0" in name for name in load_file(tmp_path / "extracted.safetensors")
-    )
+    for name, file in learned.items():
+        exported(sd1, weights=str(file), to=str(tmp_path / f"{name}.safetensors"), rank=1)
+        layers = lora.read(tmp_path / f"{name}.safetensors", open_model(sd1).tensors, "sd1")
+        assert layers and "unet/conv_in.weight" not in layers
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])
-def test_what_it_learned_is_put_onto_a_plain_model(sd1: Project, method: str, tmp_path: Path) -> None:
+def test_what_it_learned_is_put_onto_a_plain_model(
+    sd1: Project, learned: dict[str, Path], method: str, tmp_path: Path
+) -> None:
     """Of the first convolution, what it learned for the noisy latents."""
-    plain = tiny.write_original(tmp_path / "plain.safetensors", "sd1")
-    result = saved(train(sd1, **(LORA if method == "lora" else {})))[-1]
-    to = tmp_path / "onto.safetensors"
-    exported(sd1, weights=str(result), to=str(to), onto=str(plain))
+    plain, to = tiny.write_original(tmp_path / "plain.safetensors", "sd1"), tmp_path / "onto.safetensors"
+    exported(sd1, weights=str(learned[method]), to=str(to), onto=str(plain))
     about = checkpoint.describe(checkpoint.read_header(to))
     assert not about.inpainting and not about.metadata["modelspec.architecture"].endswith("/inpainting")
     change = load_file(to)[tiny.FIRST] - load_file(plain)[tiny.FIRST]
     if method == "lora":
         assert not change.any()
     else:
-        learned = load_file(result)[tiny.FIRST] - load_file(sd1.source)[tiny.FIRST]
-        assert learned[:, :4].any() and torch.allclose(change, learned[:, :4], atol=1e-6)
+        wanted = load_file(learned["full"])[tiny.FIRST] - load_file(sd1.source)[tiny.FIRST]
+        assert wanted[:, :4].any() and torch.allclose(change, wanted[:, :4], atol=1e-6)

@@ -135,6 +135,12 @@ def describe(header: Header, origin: Origin | None = None) -> About:
     return about
 
 
+def family_name(about: Mapping[str, Any]) -> str:
+    """What a model is in words, from what was said `as_json`."""
+    name = FAMILIES.get(about["family"], "unknown kind")
+    return f"{name} inpainting" if about.get("inpainting") else name
+
+
 def lora_family(tensors: Mapping[str, Tensor]) -> str:
     """The family that a LoRA belongs to, from the width of the text that its layers read."""
     widths = []

@@ -60,6 +60,9 @@ class Material:
         made = cls(instances, held_out, kept, None)
         if settings.objective.masked:
             made.cut = cache.cut_masks([*made.own, *held_out])
+        elif work.project.about.get("inpainting"):
+            for picture in found:
+                masks.decode(picture.path)  # one that will not do is named before anything begins
         return made
 
     @property
