@@ -48,9 +48,10 @@ def state_bytes(header: Header, settings: Settings) -> int:
     return int(anatomy.of(header).trained(settings) * each)
 
 
-def latent_bytes(buckets: Iterable[Bucket]) -> int:
-    """The size of encoded pictures: mean and standard deviation, 4 channels of 4 bytes each."""
-    return sum(bucket.area // _LATENT**2 * 2 * 4 * 4 for bucket in buckets)
+def latent_bytes(buckets: Iterable[Bucket], masked: int = 0) -> int:
+    """The size of encoded pictures: mean and standard deviation, 4 channels of 4 bytes each; for an inpainting model
+    also what so many masks leave of each."""
+    return sum(bucket.area // _LATENT**2 * (2 + masked) * 4 * 4 for bucket in buckets)
 
 
 def disk_bytes(header: Header, settings: Settings, length: Budget) -> int:

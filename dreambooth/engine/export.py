@@ -197,10 +197,8 @@ def _settings_of(header: Header) -> Settings:
 def _write(
     to: Path, source: Source, changed: dict[str, Entry], project: Project, chosen: Settings, *, half: bool
 ) -> None:
-    """A whole model. One for inpainting, which cannot be trained from, is written as a file alone."""
-    is_file = to.suffix in (".safetensors", ".ckpt")
-    model = None if source.about.inpainting and is_file else families.skeleton(source)
-    if is_file:
+    model = families.skeleton(source)
+    if to.suffix in (".safetensors", ".ckpt"):
         about = _about(project, chosen, to.stem, source) if changed else dict(source.header.metadata)
         with webui_yaml.beside(to, source, model):
             write(to, original.trained_entries(source, changed, source.about.family, half=half), about)
@@ -211,10 +209,8 @@ def _write(
 
 
 def _about(project: Project, chosen: Settings, title: str, source: Source) -> dict[str, str]:
-    said = {**outputs.metadata(project, chosen, title, ""), "dreambooth.base": source.header.path.name}
-    if source.about.inpainting:
-        said["modelspec.architecture"] += "/inpainting"
-    return said
+    said = outputs.metadata(project, chosen, title, outputs.checkpoint_kind(source))
+    return {**said, "dreambooth.base": source.header.path.name}
 
 
 def _copy_lora(weights: Path, to: Path) -> None:

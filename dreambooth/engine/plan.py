@@ -17,7 +17,7 @@ from dreambooth.core.run import Job
 from dreambooth.core.settings import Settings
 from dreambooth.engine import contact_sheet, suited
 from dreambooth.engine.checkpoints import embedding_start, lora_start
-from dreambooth.engine.data import class_pictures, masks, pictures, survey
+from dreambooth.engine.data import class_pictures, inpainting_masks, masks, pictures, survey
 from dreambooth.engine.data.framing import Cut
 from dreambooth.engine.data.pictures import Example, Gathered
 from dreambooth.engine.work import Work
@@ -206,7 +206,10 @@ def _forecast(work: Work, examples: list[list[Example]], length: Budget, *, to_d
     header, settings = checkpoint.read_header(work.project.source), work.settings
     made, family, area = anatomy.of(header), work.project.about["family"], max(bucket.area for bucket in used)
     memory, card = footprint.needs(settings, made, family, area, to_draw=to_draw), abilities.card_bytes()
-    kept = forecast.latent_bytes(one.cut.bucket for variants in examples for one in variants)
+    masked = 0
+    if work.project.about.get("inpainting") and not settings.imagic.enabled:
+        masked = inpainting_masks.count(min(len(variants) for variants in examples if variants))
+    kept = forecast.latent_bytes((one.cut.bucket for variants in examples for one in variants), masked)
     return {
         "memory": {**asdict(memory), "total": memory.total},
         "advice": planner.advice(planner.plan(settings, made, family, area, card, to_draw=to_draw)) if card else "",

@@ -83,7 +83,7 @@ def _onto(opened: Project, named: Any, label: str) -> str:
         raise UserError(
             f"{key}: {file} is {FAMILIES.get(about.family, 'of another kind')}; {opened.name!r} is {FAMILIES[own]}."
         )
-    if about.reason and not about.inpainting:
+    if about.reason:
         raise UserError(f"{key}: {file}: {about.reason}.")
     return str(file)
 

@@ -109,8 +109,9 @@ def test_put_into_a_model_for_inpainting(full: tuple[Project, Path], inpainting:
     assert torch.equal(after[:, 4:], before[:, 4:])
     about = checkpoint.describe(checkpoint.read_header(to))
     assert about.inpainting and about.metadata["dreambooth.base"] == "inpainting.safetensors"
-    with pytest.raises(UserError, match="inpainting model"):
-        exported(made, to=str(tmp_path / "folder"), onto=str(inpainting))
+    exported(made, to=str(tmp_path / "folder"), onto=str(inpainting))
+    folder = load_file(tmp_path / "folder" / "unet" / "diffusion_pytorch_model.safetensors")
+    assert torch.equal(folder["conv_in.weight"], after)
 
 
 def test_a_lora_is_put_into_another_checkpoint(small: tuple[Project, Path], other: Path, tmp_path: Path) -> None:

@@ -60,7 +60,7 @@ KINDS: dict[str, dict[str, Any]] = {
 @pytest.fixture(scope="module")
 def projects(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Project]:
     folder = tmp_path_factory.mktemp("waits")
-    return {family: tiny_project(folder, family) for family in ("sd1", "sdxl")}
+    return {family: tiny_project(folder, family) for family in ("sd1", "sdxl", "sd1-inpainting")}
 
 
 def waits(made: Project, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> list[str]:
@@ -93,6 +93,8 @@ def on_card(session: Session) -> Iterator[torch.Tensor]:
         yield from part.state_dict().values()
     for some in filter(None, (session.instances, session.priors)):
         yield from (*some.mean, *some.std, *(some.mask or []))
+        if some.surroundings:
+            yield from (*(some.surroundings.left or []), *some.surroundings.nothing)
     yield from session.texts.tokens
     for table in filter(None, (session.texts.table, session.texts.base_table)):
         yield from (one for one in (table.hidden, table.pooled, table.mask) if one is not None)
@@ -109,8 +111,9 @@ def test_between_reports_nobody_waits_for_the_card(
     assert waits(projects["sd1"], monkeypatch, **KINDS[kind]) == []
 
 
-def test_nor_with_sdxl(projects: dict[str, Project], monkeypatch: pytest.MonkeyPatch) -> None:
-    assert waits(projects["sdxl"], monkeypatch, **LORA) == []
+@pytest.mark.parametrize("kind", ["sdxl", "sd1-inpainting"])
+def test_nor_with_another_model(kind: str, projects: dict[str, Project], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert waits(projects[kind], monkeypatch, **LORA) == []
 
 
 @pytest.mark.parametrize("changes", [LORA, {"tuning.text_encoder_ratio": 1.0}])
@@ -127,7 +130,7 @@ def test_a_traced_step_waits_for_nothing_and_its_check_once(
     assert len(runs) == 4
 
 
-@pytest.mark.parametrize("family", ["sd1", "sdxl"])
+@pytest.mark.parametrize("family", ["sd1", "sdxl", "sd1-inpainting"])
 def test_a_picture_of_more_steps_waits_no_more_often(family: str, projects: dict[str, Project]) -> None:
     """For its noise and its pixels, but not at each step."""
     model = families.load(open_model(projects[family]), torch.float32)

@@ -9,18 +9,25 @@ import torch
 from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
+    StableDiffusionInpaintPipeline,
     StableDiffusionPipeline,
+    StableDiffusionXLInpaintPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
+from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
+from dreambooth.core.models import checkpoint
 from dreambooth.engine.checkpoints import original
 from dreambooth.engine.checkpoints.entry import Entry
 from dreambooth.engine.checkpoints.write import write
 from dreambooth.engine.words.vocabulary import clip_tokenizer
 
 FAMILIES = ("sd1", "sd2", "sd2-v", "sdxl", "sdxl-v")
+INPAINTING = ("sd1-inpainting", "sd2-inpainting", "sdxl-inpainting")
+FIRST = "model.diffusion_model.input_blocks.0.0.weight"
+INPAINTING = ("sd1-inpainting", "sd2-inpainting", "sdxl-inpainting")  # the same, but for the first convolution
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 
 
@@ -43,15 +50,18 @@ def pipeline(kind: str) -> Any:
             else {"steps_offset": 1}
         ),
     )
-    first = CLIPTextModel(_text("quick_gelu" if kind != "sd2" and kind != "sd2-v" else "gelu"))
+    family, inpaints = family_of(kind), kind in INPAINTING
+    first = CLIPTextModel(_text("gelu" if family == "sd2" else "quick_gelu"))
     parts: dict[str, Any] = {"vae": _vae(0.13025 if kind.startswith("sdxl") else 0.18215), "scheduler": scheduler}
     parts |= {"text_encoder": _livelier(first), "unet": _unet(kind)}
-    if kind.startswith("sdxl"):
+    if family == "sdxl":
         second = _livelier(CLIPTextModelWithProjection(_text("gelu")))
         tokenizers = {"tokenizer": clip_tokenizer(), "tokenizer_2": clip_tokenizer(pad_token="!")}
-        return StableDiffusionXLPipeline(**parts, **tokenizers, text_encoder_2=second)
-    tokenizer = clip_tokenizer(pad_token="!") if kind.startswith("sd2") else clip_tokenizer()
-    return StableDiffusionPipeline(
+        of_sdxl = StableDiffusionXLInpaintPipeline if inpaints else StableDiffusionXLPipeline
+        return of_sdxl(**parts, **tokenizers, text_encoder_2=second)
+    tokenizer = clip_tokenizer(pad_token="!") if family == "sd2" else clip_tokenizer()
+    of_sd = StableDiffusionInpaintPipeline if inpaints else StableDiffusionPipeline
+    return of_sd(
         **parts, tokenizer=tokenizer, safety_checker=None, feature_extractor=None, requires_safety_checker=False
     )
 
@@ -71,6 +81,14 @@ def write_original(path: Path, kind: str, dtype: torch.dtype = torch.float32, **
     if kind == "sdxl-v":
         whole |= {"v_pred": Entry.of(torch.zeros(0)), "ztsnr": Entry.of(torch.zeros(0))}
     write(path, whole, said)
+    return path
+
+
+def write_inpainting(path: Path, plain: Path) -> Path:
+    """An inpainting model that does what a plain one does, whatever it sees: its five more channels weigh nothing."""
+    header, tensors = checkpoint.read_header(plain), load_file(plain)
+    more = torch.zeros(tensors[FIRST].shape[0], 5, 3, 3, dtype=tensors[FIRST].dtype)
+    save_file({**tensors, FIRST: torch.cat([tensors[FIRST], more], 1)}, path, header.metadata)
     return path
 
 
@@ -105,12 +123,18 @@ def _vae(scale: float) -> AutoencoderKL:
 
 
 def _unet(kind: str) -> UNet2DConditionModel:
-    if kind == "sd1":
+    channels = 9 if kind in INPAINTING else 4
+    if family_of(kind) == "sd1":
         return UNet2DConditionModel(
-            sample_size=8, block_out_channels=(32, 32, 64, 64), cross_attention_dim=32, attention_head_dim=8
+            in_channels=channels,
+            sample_size=8,
+            block_out_channels=(32, 32, 64, 64),
+            cross_attention_dim=32,
+            attention_head_dim=8,
         )
-    if kind.startswith("sd2"):
+    if family_of(kind) == "sd2":
         return UNet2DConditionModel(
+            in_channels=channels,
             sample_size=8,
             block_out_channels=(64, 64, 128, 128),
             cross_attention_dim=32,
@@ -118,6 +142,7 @@ def _unet(kind: str) -> UNet2DConditionModel:
             use_linear_projection=True,
         )
     return UNet2DConditionModel(
+        in_channels=channels,
         sample_size=8,
         block_out_channels=(32, 64, 128),
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),

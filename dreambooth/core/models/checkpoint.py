@@ -140,6 +140,12 @@ def describe(header: Header, origin: Origin | None = None) -> About:
     return about
 
 
+def family_name(about: Mapping[str, Any]) -> str:
+    """What a model is in words, from what was said `as_json`."""
+    name = FAMILIES.get(about["family"], "unknown kind")
+    return f"{name} inpainting" if about.get("inpainting") else name
+
+
 def lora_family(tensors: Mapping[str, Tensor]) -> str:
     """The family that a LoRA belongs to, from the width of the text that its layers read."""
     widths = []
@@ -265,7 +271,6 @@ def _precision(tensors: Mapping[str, Tensor]) -> str:
 
 
 _CHANNELS = {
-    9: "it is an inpainting model; use the plain model it was made from, and export the result onto this one",
     8: "it edits pictures (InstructPix2Pix); use the plain model it was made from",
     5: "it is a depth model; use the plain model it was made from",
     7: "it is an upscaler",
@@ -279,7 +284,7 @@ def _why_not(about: About, channels: int, origin: Origin) -> str:
     reasons = {
         "it is SDXL's refiner, which cannot be trained; name the base model": about.family == "refiner",
         "it is of an unknown kind; Stable Diffusion 1, 2 and SDXL can be trained (say which with --family)": not known,
-        _CHANNELS.get(channels, f"its UNet takes {channels} channels instead of 4"): channels != 4,
+        _CHANNELS.get(channels, f"its UNet takes {channels} channels instead of 4"): channels not in (4, 9),
         "it has no text encoder; use the full file instead of this pruned one": not about.has_text_encoder,
         "it has no VAE; name one with --vae FILE": not about.has_vae,
         f"it predicts {about.prediction_type}; models that predict epsilon or v can be trained": (

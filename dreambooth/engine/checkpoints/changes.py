@@ -22,6 +22,8 @@ from dreambooth.engine.checkpoints.source import DTYPES, Source
 Change = Callable[[Tensor], Tensor]  # from a weight as it was to what is added to it, float32, in its shape
 Changes = dict[str, Change]  # by the weights' own names
 
+_FIRST = "unet/conv_in.weight"
+
 
 def of_lora(file: Path, model: Source) -> Changes:
     """What a LoRA file of any kind changes of a model. Raises UserError if it does not belong to it."""
@@ -44,7 +46,7 @@ def of_weights(trained: Mapping[str, Entry], base: Source, model: Source) -> Cha
 
     def change(name: str, entry: Entry) -> Change:
         _check_size(name, entry.shape, model)
-        return lambda plain: _widened(_difference(base.read(name), entry.get()), plain)
+        return lambda plain: _fitted(_difference(base.read(name), entry.get()), plain)
 
     weights = {name: entry for name, entry in trained.items() if entry.dtype.is_floating_point}
     return {name: change(name, entry) for name, entry in weights.items() if not name.startswith("vae/")}
@@ -72,20 +74,22 @@ def _difference(plain: Tensor, trained: Tensor) -> Tensor:
 
 
 def _check_size(name: str, shape: tuple[int, ...], model: Source) -> None:
-    """Raises UserError if a weight of the model has another size, but for channels that it takes besides."""
+    """Raises UserError if a weight of the model has another size, but for the channels that an inpainting model's first
+    convolution takes besides."""
     found = tuple(model.tensors[name].shape) if name in model.tensors else ()
     same_but_channels = len(found) == len(shape) == 4 and (*found[:1], *found[2:]) == (*shape[:1], *shape[2:])
-    if found != shape and not (same_but_channels and found[1] > shape[1]):
+    if found != shape and not (name == _FIRST and same_but_channels):
         raise UserError(
             f"{model.header.path}: its {name} is of another size ({found or 'none'}) than what was trained ({shape}); "
             "name a checkpoint of the same kind."
         )
 
 
-def _widened(changed: Tensor, weight: Tensor) -> Tensor:
-    """A change for the same weight of a model that takes more channels, as an inpainting model's first convolution;
-    these stay as they are."""
+def _fitted(changed: Tensor, weight: Tensor) -> Tensor:
+    """A change for the same weight of a model that takes more channels or fewer, as an inpainting model beside a plain
+    one: those that only one of them has stay as they are, or are left out."""
     if changed.shape == weight.shape:
         return changed
-    more = changed.new_zeros(weight.shape[0], weight.shape[1] - changed.shape[1], *weight.shape[2:])
-    return torch.cat([changed, more], 1)
+    shared = changed[:, : weight.shape[1]]
+    more = changed.new_zeros(weight.shape[0], weight.shape[1] - shared.shape[1], *weight.shape[2:])
+    return torch.cat([shared, more], 1)

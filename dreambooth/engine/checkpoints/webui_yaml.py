@@ -23,8 +23,7 @@ _SD2_HEAD = 64
 def beside(checkpoint: Path, source: Source, model: Any) -> Iterator[None]:
     """Within it a checkpoint is written; its .yaml, if the WebUI needs one, lies there before it, and not without it.
 
-    A file beside the source is taken over. Without a `model` nothing else is: WebUIs know one for inpainting by its
-    weights. Raises UserError if it cannot be written.
+    A file beside the source is taken over. Raises UserError if it cannot be written.
     """
     target, content = checkpoint.with_suffix(".yaml"), _content(source, model)
     if content is None:
@@ -49,7 +48,7 @@ def _content(source: Source, model: Any) -> bytes | None:
             return own.read_bytes()
         except OSError as error:
             raise UserError(f"{own}: the file cannot be read ({error.strerror}).") from None
-    if model is not None and (model.family == "sd2" or model.prediction_type == "v_prediction"):
+    if model.family == "sd2" or model.prediction_type == "v_prediction":
         return json.dumps(layout(model), indent=1).encode()  # JSON is YAML too
     return None
 
@@ -73,7 +72,10 @@ def _latent_diffusion(model: Any, clip: str | None) -> dict[str, Any]:
             "params": {"freeze": True, "layer": "penultimate"},
         }
     schedule = model.noise_schedule
-    parameters = {
+    name, conditions = "LatentDiffusion", dict[str, Any](conditioning_key="crossattn")
+    if model.inpaints:
+        name, conditions = "LatentInpaintDiffusion", {"conditioning_key": "hybrid", "finetune_keys": None}
+    parameters = conditions | {
         "parameterization": "v" if model.prediction_type == "v_prediction" else "eps",
         "linear_start": schedule["beta_start"],
         "linear_end": schedule["beta_end"],
@@ -83,7 +85,6 @@ def _latent_diffusion(model: Any, clip: str | None) -> dict[str, Any]:
         "image_size": 64,
         "channels": 4,
         "cond_stage_trainable": False,
-        "conditioning_key": "crossattn",
         "scale_factor": model.latent_scale,
         "use_ema": False,
         "unet_config": {"target": "ldm.modules.diffusionmodules.openaimodel.UNetModel", "params": unet},
@@ -93,7 +94,7 @@ def _latent_diffusion(model: Any, clip: str | None) -> dict[str, Any]:
         },
         "cond_stage_config": text,
     }
-    return {"target": "ldm.models.diffusion.ddpm.LatentDiffusion", "params": parameters}
+    return {"target": f"ldm.models.diffusion.ddpm.{name}", "params": parameters}
 
 
 def _sdxl(model: Any) -> dict[str, Any]:
@@ -147,7 +148,7 @@ def _unet(model: Any) -> dict[str, Any]:
     widths = config.block_out_channels
     attentive = [2**level for level, kind in enumerate(config.down_block_types) if kind.startswith("CrossAttn")]
     return {
-        "in_channels": 4,
+        "in_channels": config.in_channels,
         "out_channels": 4,
         "model_channels": widths[0],
         "attention_resolutions": attentive[::-1],

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -21,6 +22,9 @@ from dreambooth.engine.data import decoding, framing, masks
 from dreambooth.engine.data.latent_store import Store
 from dreambooth.engine.data.pictures import Example
 from dreambooth.engine.families.model import LATENT_CHANNELS, LATENT_FACTOR, Model
+
+if TYPE_CHECKING:
+    from dreambooth.engine.data.surroundings import Surroundings
 
 MOST_ON_DEVICE = 2**30  # bytes of latents; more stay in the computer's own memory
 
@@ -43,6 +47,7 @@ class Encoded:
     size: Tensor  # on the CPU
     device: torch.device  # where samples are wanted
     mask: list[Tensor] | None = None  # (n, 1, h, w) from 0 to 1 for each bucket, where pictures are masked
+    surroundings: Surroundings | None = None  # what an inpainting model sees of them
 
     def __len__(self) -> int:
         return len(self.prompt)
@@ -65,6 +70,16 @@ class Encoded:
             return None
         mask = self.mask[int(self.bucket[index[0]])]
         return hardware.brought(mask[hardware.brought(self.row[index], mask.device)], self.device)
+
+    def around(self, index: Tensor) -> Tensor | None:
+        """What an inpainting model sees now of the examples at `index` (B,), all of one bucket -> (B, 5, h, w)."""
+        if self.surroundings is None:
+            return None
+        return self.surroundings.sample(int(self.bucket[index[0]]), self.row[index], self.device)
+
+    def nothing_around(self, index: Tensor) -> Tensor | None:
+        """What it sees of them where it paints them as a whole, (1, 5, h, w)."""
+        return None if self.surroundings is None else self.surroundings.nothing[int(self.bucket[index[0]])]
 
 
 @torch.no_grad()

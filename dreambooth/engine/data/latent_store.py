@@ -1,7 +1,8 @@
 """Encoded pictures kept on disk, so that a run on an unchanged set starts without the VAE.
 
-An entry is named after everything that it depends on: the picture's bytes, how it is cut and varied, and the weights of
-the encoder. A changed picture or VAE is thereby another entry, and the old one is removed in time.
+An entry is named after everything that it depends on: the picture's bytes, how it is cut and varied, what of it is
+hidden from an inpainting model, and the weights of the encoder. A changed picture or VAE is thereby another entry, and
+the old one is removed in time.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -43,19 +45,23 @@ class Store:
 
     def read(self, example: Example) -> tuple[Tensor, Tensor] | None:
         """Mean and standard deviation of an example's latents (4, h, w), if they are there and whole."""
-        path = self._path(example)
-        try:
-            entry = load_file(path)
-            os.utime(path)
-            return entry["mean"], entry["std"]
-        except (OSError, SafetensorError, KeyError):
-            return None
+        entry = _read(self._path(example))
+        return (entry["mean"], entry["std"]) if entry.keys() >= {"mean", "std"} else None
 
     def write(self, example: Example, mean: Tensor, std: Tensor) -> None:
-        path = self._path(example)
+        self._write(self._path(example), {"mean": mean, "std": std})
+
+    def read_masked(self, example: Example, mask: np.ndarray) -> Tensor | None:
+        """The latents of what a mask leaves of an example, (4, h, w), if they are there and whole."""
+        return _read(self._path(example, _of_mask(mask))).get("masked")
+
+    def write_masked(self, example: Example, mask: np.ndarray, latents: Tensor) -> None:
+        self._write(self._path(example, _of_mask(mask)), {"masked": latents})
+
+    def _write(self, path: Path, entry: dict[str, Tensor]) -> None:
         try:
             with atomic.staged(path) as staged:
-                save_file({"mean": mean.cpu().contiguous(), "std": std.cpu().contiguous()}, staged)
+                save_file({name: tensor.cpu().contiguous() for name, tensor in entry.items()}, staged)
         except (OSError, SafetensorError) as error:
             self.problem = str(error)
 
@@ -70,11 +76,24 @@ class Store:
                 path.unlink(missing_ok=True)
                 total -= size
 
-    def _path(self, example: Example) -> Path:
-        parts = [VERSION, self.encoder, _digest(example.picture.path), asdict(example.cut)]
+    def _path(self, example: Example, *more: str) -> Path:
+        parts = [VERSION, self.encoder, _digest(example.picture.path), asdict(example.cut), *more]
         name = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
         self.used.add(name)
         return self.folder / f"{name}.safetensors"
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    try:
+        entry = load_file(path)
+        os.utime(path)
+        return entry
+    except (OSError, SafetensorError):
+        return {}
+
+
+def _of_mask(mask: np.ndarray) -> str:
+    return hashlib.sha256(np.packbits(mask > 0).tobytes()).hexdigest()
 
 
 def encoder_fingerprint(model: Model) -> str:

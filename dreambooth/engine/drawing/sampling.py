@@ -17,6 +17,7 @@ from dreambooth.engine import hardware
 from dreambooth.engine.drawing import sampling_choice
 from dreambooth.engine.drawing.prediction import Predictions
 from dreambooth.engine.drawing.sampling_choice import Sampling
+from dreambooth.engine.families import around
 from dreambooth.engine.families.model import LATENT_CHANNELS, LATENT_FACTOR, Model, Text, whole_picture
 
 _KEPT_PROMPTS = 256  # a prompt of SDXL takes 0.6 MB
@@ -58,7 +59,7 @@ def draw(
     known: Known | None = None,
 ) -> list[Image.Image]:
     """One RGB picture for each prompt, given as words or as what the UNet reads, each from its own seed, so that a
-    batch changes nothing.
+    batch changes nothing. An inpainting model paints the whole picture, as in a WebUI's txt2img.
 
     `on_step` is called before each sampling step and may raise to stop. `known` is for pictures that are drawn one
     after the other with the same model. Raises UserError for a scheduler that does not go with this model.
@@ -76,13 +77,15 @@ def draw(
         text = Text.cat([known.negative(sampling.negative_prompt, len(seeds)), text])
     text = text.to(model.unet.dtype)
     sizes = torch.tensor([whole_picture(sampling.width, sampling.height)] * len(text.hidden), device=model.device)
+    nothing = around.nothing(model, sampling.width, sampling.height)
     noise = {"generator": generators} if "generator" in inspect.signature(scheduler.step).parameters else {}
     # The scheduler looks its steps up in the computer's memory; the UNet would have the device waited for at each.
     for t, t_there in zip(scheduler.timesteps, hardware.brought(scheduler.timesteps, model.device)):
         if on_step:
             on_step()
         x = scheduler.scale_model_input(torch.cat([latents, latents]) if guided else latents, t)
-        predicted = known.predict(x.to(model.unet.dtype), t_there, text, sizes).float()
+        x = around.joined(x.to(model.unet.dtype), nothing)
+        predicted = known.predict(x, t_there, text, sizes).float()
         if guided:
             without, with_prompt = predicted.chunk(2)
             predicted = without + sampling.guidance_scale * (with_prompt - without)

@@ -88,6 +88,7 @@ class Model(ABC):
     aside: Aside = field(default_factory=Aside)  # what is on the device only while it is used
     header: Header | None = None  # of the file that it was read from
     words: dict[str, int] = field(default_factory=dict)  # those that have learned, and of how many vectors each is
+    greys: dict[tuple[int, int], Tensor] = field(default_factory=dict)  # by width and height; see around.nothing
 
     family: ClassVar[str]
 
@@ -124,6 +125,11 @@ class Model(ABC):
         return self.place or next(self.unet.parameters()).device  # diffusers looks through every module for it
 
     @property
+    def inpaints(self) -> bool:
+        """Whether its UNet takes what is around a part of a picture; see around.py."""
+        return int(self.unet.config.in_channels) > LATENT_CHANNELS
+
+    @property
     def latent_scale(self) -> float:
         return float(self.vae.config.scaling_factor)
 
@@ -139,6 +145,7 @@ class Model(ABC):
     def to(self, device: torch.device, aside: Iterable[str] = ()) -> None:
         """Moves the parts to the device, but those `aside`, which come there whenever they are used."""
         self.place = device
+        self.greys.clear()
         for name, part in self.parts.items():
             if name in aside and device.type != "cpu":
                 self.aside.put(name, part)
@@ -243,7 +250,8 @@ class Model(ABC):
 
     @abstractmethod
     def denoise(self, x_t: Tensor, t: Tensor, text: Text, sizes: Tensor) -> Tensor:
-        """The UNet's prediction (B, 4, h, w). `sizes` (B, 6) as `whole_picture` has them; only SDXL reads them."""
+        """The UNet's prediction (B, 4, h, w). `sizes` (B, 6) as `whole_picture` has them; only SDXL reads them. An
+        inpainting model takes (B, 9, h, w), see around.py."""
 
     def encode_text(self, prompts: Sequence[str]) -> Text:
         """Prompts -> what the UNet reads, in float32."""

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from diffusers import DDIMScheduler, PNDMScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline
+from diffusers import (
+    DDIMScheduler,
+    PNDMScheduler,
+    StableDiffusionInpaintPipeline,
+    StableDiffusionPipeline,
+    StableDiffusionXLInpaintPipeline,
+    StableDiffusionXLPipeline,
+)
 
 from dreambooth.engine.families.model import Model
 
@@ -19,7 +26,7 @@ def pipeline(model: Model) -> Any:
     parts = {"unet": model.unet, "vae": model.vae, "scheduler": scheduler, **model.text_encoders}
     tokenizers = {part.replace("text_encoder", "tokenizer"): one for part, one in model.tokenizers.items()}
     if model.family == "sdxl":
-        return StableDiffusionXLPipeline(**parts, **tokenizers)
-    return StableDiffusionPipeline(
-        **parts, **tokenizers, safety_checker=None, feature_extractor=None, requires_safety_checker=False
-    )
+        of_sdxl = StableDiffusionXLInpaintPipeline if model.inpaints else StableDiffusionXLPipeline
+        return of_sdxl(**parts, **tokenizers)
+    of_sd = StableDiffusionInpaintPipeline if model.inpaints else StableDiffusionPipeline
+    return of_sd(**parts, **tokenizers, safety_checker=None, feature_extractor=None, requires_safety_checker=False)

@@ -8,9 +8,9 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from dreambooth.engine.checkpoints.source import Source
-from dreambooth.engine.families import shapes
+from dreambooth.engine.families import around, shapes
 from dreambooth.engine.families.loading import unfilled
-from dreambooth.engine.families.model import LATENT_CHANNELS, Model
+from dreambooth.engine.families.model import LATENT_CHANNELS, LATENT_FACTOR, Model
 from dreambooth.engine.families.sd1 import LATENT_SCALE, Sd1
 from dreambooth.engine.words.vocabulary import clip_tokenizer
 
@@ -39,7 +39,8 @@ def seems_to_predict_v(model: Model) -> bool:
         return False
     x = torch.full((1, LATENT_CHANNELS, 8, 8), 0.5, dtype=model.unet.dtype)
     text = torch.full((1, 2, VIT_H_WIDTH), 0.5, dtype=model.unet.dtype)
-    return bool((model.unet(x, 999, text).sample - x).float().mean() < -1)
+    taken = around.joined(x, around.nothing(model, 8 * LATENT_FACTOR, 8 * LATENT_FACTOR))
+    return bool((model.unet(taken, 999, text).sample - x).float().mean() < -1)
 
 
 def _text_config(source: Source) -> dict[str, object]:

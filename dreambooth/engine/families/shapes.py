@@ -46,6 +46,7 @@ def _unet_config(source: Source, there: Shapes) -> dict[str, Any]:
     if heads is None:
         heads = SD1_HEADS if source.about.family == "sd1" else [max(1, width // UNET_HEAD_WIDTH) for width in widths]
     config = {
+        "in_channels": there["conv_in.weight"][1],
         "block_out_channels": widths,
         "down_block_types": tuple("CrossAttnDownBlock2D" if depth else "DownBlock2D" for depth in depths),
         "up_block_types": tuple("CrossAttnUpBlock2D" if depth else "UpBlock2D" for depth in reversed(depths)),

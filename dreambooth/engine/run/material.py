@@ -11,7 +11,7 @@ from torch import Tensor
 from dreambooth.core.errors import Problem, UserError
 from dreambooth.core.memory import footprint
 from dreambooth.core.settings import Settings
-from dreambooth.engine.data import cache, masks, pictures
+from dreambooth.engine.data import cache, inpainting_masks, masks, pictures, surroundings
 from dreambooth.engine.data.cache import Encoded
 from dreambooth.engine.data.latent_store import Store
 from dreambooth.engine.data.order import Slot
@@ -60,6 +60,9 @@ class Material:
         made = cls(instances, held_out, kept, None)
         if settings.objective.masked:
             made.cut = cache.cut_masks([*made.own, *held_out])
+        elif work.project.about.get("inpainting"):
+            for picture in found:
+                masks.decode(picture.path)  # one that will not do is named before anything begins
         return made
 
     @property
@@ -77,18 +80,31 @@ class Material:
         own = [_slot(variants, settings) for variants in self.instances]
         return own, [Slot(example.picture.concept, example.cut.bucket) for example in self.priors]
 
+    def _masks(self, settings: Settings) -> tuple[int, int, int]:
+        """How many masks an inpainting model learns with, of each example that is learned, of the class and held out.
+        Those held out, and Imagic's, which is drawn from words alone, are painted as a whole."""
+        if settings.imagic.enabled:
+            return 0, 0, 0
+        return inpainting_masks.count(min(map(len, self.instances))), inpainting_masks.OF_CLASS, 0
+
     def encode(self, work: Work, model: Model, prompts: list[str]) -> Latents:
         """All as latents, from the disk where they are known already; `prompts` are those of what is learned and of the
         class."""
         store = Store(work.project.latents, model) if work.settings.pictures.cache_on_disk else None
         own, sets = self.own, (self.own, self.priors, self.held_out)
-        total, made = sum(map(len, sets)), list[Encoded | None]()
+        many = self._masks(work.settings) if model.inpaints else (0, 0, 0)
+        rounds = [len(some) * (1 + bool(of_each)) for some, of_each in zip(sets, many)]
+        total, made = sum(rounds), list[Encoded | None]()
         needed = _ROOM * footprint.encoding_bytes(max(one.cut.bucket.area for some in sets for one in some))
         with aside.room_for(int(needed), model.unet):
             for number, some in enumerate(sets):
                 words = [one.picture.prompt for one in some] if some is self.held_out else prompts
-                count = partial(_count, work, sum(map(len, sets[:number])), total)
-                made.append(cache.encode(model, some, words, count, store) if some else None)
+                before = sum(rounds[:number])
+                count = partial(_count, work, before, total)
+                made.append(encoded := cache.encode(model, some, words, count, store) if some else None)
+                if encoded and model.inpaints:
+                    count, seed = partial(_count, work, before + len(some), total), work.settings.general.seed
+                    surroundings.add(model, encoded, some, many[number], seed, count, store)
         if store:
             _tidy(store, work)
         learned, priors, held_out = made

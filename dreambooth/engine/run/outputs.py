@@ -37,7 +37,8 @@ _ARCHITECTURES = {
     ("sdxl", "epsilon"): "stable-diffusion-xl-v1-base",
     ("sdxl", "v_prediction"): "stable-diffusion-xl-v1-base",
 }
-EMBEDDING = "/textual-inversion"  # behind the architecture, as ModelSpec has it
+_IMPLEMENTATION = "https://github.com/Stability-AI/generative-models"
+EMBEDDING, _INPAINTING = "/textual-inversion", "/inpainting"  # behind the architecture, as ModelSpec has it
 _KOHYA_VERSIONS = {"sd1": "sd_v1", "sd2": "sd_v2", "sdxl": "sdxl_base_v1-0"}
 
 
@@ -82,7 +83,7 @@ def write(target: Path, project: Project, settings: Settings, model: Model, sour
         return
     entries = original.trained_entries(source, changed(trained), model.family, half=settings.saving.half_model)
     with webui_yaml.beside(target, source, model):
-        write_file(target, entries, metadata(project, settings, target.stem, ""))
+        write_file(target, entries, metadata(project, settings, target.stem, checkpoint_kind(source)))
 
 
 def place(folders: Folders, project: Project, settings: Settings, images: int) -> Path:
@@ -145,6 +146,11 @@ def remove_abandoned(folders: Folders) -> None:
                     path.unlink()
 
 
+def checkpoint_kind(source: Source) -> str:
+    """What is said of a checkpoint's architecture beside its family."""
+    return _INPAINTING if source.about.inpainting else ""
+
+
 def metadata(project: Project, settings: Settings, title: str, kind: str) -> dict[str, str]:
     """What a file says of itself: ModelSpec, which WebUIs and model sites read, and our settings."""
     about = project.about
@@ -153,7 +159,7 @@ def metadata(project: Project, settings: Settings, title: str, kind: str) -> dic
         "format": "pt",
         "modelspec.sai_model_spec": "1.0.0",
         "modelspec.architecture": _ARCHITECTURES[about["family"], about["prediction_type"]] + kind,
-        "modelspec.implementation": "https://github.com/Stability-AI/generative-models" if not kind else "diffusers",
+        "modelspec.implementation": _IMPLEMENTATION if kind in ("", _INPAINTING) else "diffusers",
         "modelspec.title": title,
         "modelspec.resolution": f"{side}x{side}",
         "modelspec.prediction_type": "v" if v else "epsilon",

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from dreambooth.engine import hardware
+from dreambooth.engine.families import around
 from dreambooth.engine.families.model import Text
 from dreambooth.engine.layers.resting import resting
 from dreambooth.engine.training import noise, objective, precision
@@ -37,6 +38,7 @@ class Batch:
     sizes: Tensor  # (B, 6), as families.model.whole_picture has them
     prior_weight: Tensor  # ()
     mask: Tensor | None = None  # (B, 1, h, w)
+    around: Tensor | None = None  # (B, 5, h, w), what an inpainting model sees, as families.around has it
     concept_weights: Tensor | None = None  # (subjects,)
     hidden: Tensor | None = None
     pooled: Tensor | None = None
@@ -66,11 +68,14 @@ def gathered(session: Session, position: int, alpha_bar: Tensor, *, text_learns:
     priors, predicted = _predicted_last(session, priors)
     own = session.instances
     x_0, sizes, mask = own.sample(instances), own.size[instances], own.masks(instances)
+    seen = own.around(instances)
     texts = session.readings.of_yours(own.prompt[instances], position)
     if session.priors is not None and len(priors):
         x_0 = torch.cat([x_0, session.priors.sample(priors)])
         texts = torch.cat([texts, session.readings.of_class(session.priors.prompt[priors])])
         sizes = torch.cat([sizes, session.priors.size[priors]])
+        if seen is not None and (of_class := session.priors.around(priors)) is not None:
+            seen = torch.cat([seen, of_class])
         if mask is not None:
             mask = torch.cat([mask, mask.new_ones((len(priors), *mask.shape[1:]))])
 
@@ -92,6 +97,7 @@ def gathered(session: Session, position: int, alpha_bar: Tensor, *, text_learns:
         sizes=hardware.brought(sizes, x_0.device),
         prior_weight=torch.full((), prior_weight, device=x_0.device),
         mask=mask,
+        around=seen,
     )
     if any(concept.loss_weight != 1 for concept in settings.concepts):
         batch.concept_weights = _concept_weights(session, instances)
@@ -120,11 +126,11 @@ def _predicted_last(session: Session, priors: Tensor) -> tuple[Tensor, int]:
 def losses(session: Session, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
     """The loss of a batch, with its subject's and its class's part."""
     settings, prediction_type = session.settings, session.model.prediction_type
-    wanted = batch.wanted
+    wanted, taken = batch.wanted, around.joined(batch.x_t, batch.around)
     if batch.base_hidden is not None:
-        base = _base_prediction(session, batch, Text(batch.base_hidden, batch.base_pooled, batch.base_mask))
+        base = _base_prediction(session, taken, batch, Text(batch.base_hidden, batch.base_pooled, batch.base_mask))
         wanted = torch.cat([wanted[: -len(base)], base.to(wanted.dtype)])
-    predicted = denoised(session, batch.x_t, batch.t, _text(session, batch), batch.sizes)
+    predicted = denoised(session, taken, batch.t, _text(session, batch), batch.sizes)
 
     # Judge each picture, and weigh it before the subject's and the class's means are taken.
     choice, alpha_bar_t = settings.objective, batch.alpha_bar_t
@@ -138,15 +144,16 @@ def losses(session: Session, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
 
 
 @torch.no_grad()
-def _base_prediction(session: Session, batch: Batch, text: Text) -> Tensor:
-    """What the UNet predicts without its adapters for the last rows, which read `text`, (P, 4, h, w)."""
-    x_t, t, sizes = (some[-len(text.hidden) :] for some in (batch.x_t, batch.t, batch.sizes))
+def _base_prediction(session: Session, taken: Tensor, batch: Batch, text: Text) -> Tensor:
+    """What the UNet predicts without its adapters for the last rows of `taken`, which read `text`, (P, 4, h, w)."""
+    x_t, t, sizes = (some[-len(text.hidden) :] for some in (taken, batch.t, batch.sizes))
     with resting(session.adapters):
         return denoised(session, x_t, t, text, sizes)
 
 
 def denoised(session: Session, x_t: Tensor, t: Tensor, text: Text, sizes: Tensor) -> Tensor:
-    """What the UNet predicts, (B, 4, h, w), in the precision that the run computes in."""
+    """What the UNet predicts, (B, 4, h, w), in the precision that the run computes in; of an inpainting model `x_t` is
+    what `around.joined` gives."""
     dtype = precision.plain_dtype(session.accelerator, session.settings)
     if dtype is None:
         with session.accelerator.autocast():

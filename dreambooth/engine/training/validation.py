@@ -26,6 +26,7 @@ from dreambooth.engine import hardware
 from dreambooth.engine.data.cache import Encoded
 from dreambooth.engine.data.pictures import Example, class_text
 from dreambooth.engine.drawing.sampling import make_scheduler
+from dreambooth.engine.families import around
 from dreambooth.engine.families.model import Text
 from dreambooth.engine.training import loss, objective
 from dreambooth.engine.training.session import Session
@@ -53,6 +54,7 @@ class _Probe:
     x_0: Tensor  # (1, 4, h, w)
     size: Tensor  # (1, 6)
     mask: Tensor | None
+    around: Tensor | None  # (1, 5, h, w): an inpainting model paints it as a whole
     seed: int
     words: str
     class_words: str = ""
@@ -80,7 +82,15 @@ class Validation:
         plain = Captions(prefix=settings.captions.prefix, suffix=settings.captions.suffix)
         of_class = class_text(settings, picture) if settings.concepts[picture.concept].class_prompt.strip() else ""
         words = captions.variants(picture.prompt, plain, seed)[0]
-        return _Probe(encoded.average(index), encoded.size[index], encoded.masks(index), seed + number, words, of_class)
+        return _Probe(
+            encoded.average(index),
+            encoded.size[index],
+            encoded.masks(index),
+            encoded.nothing_around(index),
+            seed + number,
+            words,
+            of_class,
+        )
 
     @torch.no_grad()
     def measure(self) -> Measured | None:
@@ -127,7 +137,8 @@ class Validation:
         eps, t = noise.to(model.device), torch.tensor(TIMESTEPS, device=model.device)
         x_t = objective.add_noise(probe.x_0, eps, self._alpha_bar)
         text = self._text(words)[torch.zeros(count, dtype=torch.long, device=model.device)]
-        predicted = loss.denoised(self.session, x_t, t, text, probe.size.expand(count, -1))
+        taken = around.joined(x_t, probe.around)
+        predicted = loss.denoised(self.session, taken, t, text, probe.size.expand(count, -1))
         return predicted.float(), objective.target(model.prediction_type, probe.x_0, eps, self._alpha_bar)
 
     def _text(self, words: str) -> Text:

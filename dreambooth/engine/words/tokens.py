@@ -13,6 +13,7 @@ from transformers import CLIPTokenizer
 from dreambooth.core import settings
 from dreambooth.core.project import Folders, open_project
 from dreambooth.core.run import Job
+from dreambooth.engine.families import around
 from dreambooth.engine.families.model import LATENT_CHANNELS, LATENT_FACTOR, Model, Text, whole_picture
 from dreambooth.engine.generate import load
 from dreambooth.engine.words import chunks
@@ -67,8 +68,10 @@ class Meter:
         side = min(_SIDE, model.resolution // LATENT_FACTOR)
         generator = torch.Generator().manual_seed(0)
         noise = torch.randn(_NOISES, LATENT_CHANNELS, side, side, generator=generator)
-        self.x_t = noise.repeat(len(_STEPS), 1, 1, 1).to(model.device, model.unet.dtype)
-        sizes = whole_picture(side * LATENT_FACTOR, side * LATENT_FACTOR)
+        x_t = noise.repeat(len(_STEPS), 1, 1, 1).to(model.device, model.unet.dtype)
+        pixels = side * LATENT_FACTOR
+        self.x_t = around.joined(x_t, around.nothing(model, pixels, pixels))
+        sizes = whole_picture(pixels, pixels)
         self.sizes = torch.tensor([sizes] * len(self.x_t), device=model.device)
         self.t = torch.tensor(_STEPS, device=model.device).repeat_interleave(_NOISES)
         self.known: dict[str, Tensor] = {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from dreambooth.core.abilities import FAULTS
-from dreambooth.core.models.checkpoint import FAMILIES
+from dreambooth.core.models.checkpoint import FAMILIES, family_name
 from dreambooth.core.quantities import memory, size
 from dreambooth.core.values import plain
 from dreambooth.ui.terminal import table
@@ -37,7 +37,7 @@ def about(result: Result) -> str:
     layout = "Diffusers folder" if result["layout"] == "diffusers" else result["kind"]
     rows = [
         ["file", result["path"]],
-        ["is", f"{layout}, {_family(result)}, {result['precision']}, {size(result['bytes'])}"],
+        ["is", f"{layout}, {family_name(result)}, {result['precision']}, {size(result['bytes'])}"],
         ["holds", ", ".join([f"{result['parameters']:,} values in {result['tensors']:,} tensors", *parts])],
     ]
     if result["kind"] == "checkpoint":
@@ -80,7 +80,7 @@ def performance(result: Result) -> str:
 
 def created(result: Result) -> str:
     about = result["about"]
-    what = f"{_family(about)}, {about['resolution']} pixels, {about['prediction_type']}, from {result['source']}"
+    what = f"{family_name(about)}, {about['resolution']} pixels, {about['prediction_type']}, from {result['source']}"
     return f"Created {result['name']} in {result['folder']}: {what}"
 
 
@@ -90,7 +90,7 @@ def model_list(result: Result) -> str:
     rows = [
         [one["name"], one["problem"]]
         if one["problem"]
-        else [one["name"], f"{_family(one['about'])}, from {one['source']}, {one['runs']} runs"]
+        else [one["name"], f"{family_name(one['about'])}, from {one['source']}, {one['runs']} runs"]
         for one in result["models"]
     ]
     return table(rows)
@@ -135,7 +135,3 @@ def tokens(result: Result) -> str:
         rare = [f"{one['word']} {one['strength']:.1%}" for one in result["rare"][:6]]
         lines += ["", f"Rare words of one token that change this model's pictures least: {', '.join(rare)}"]
     return "\n".join(lines)
-
-
-def _family(about: Result) -> str:
-    return FAMILIES.get(about["family"], "unknown kind")

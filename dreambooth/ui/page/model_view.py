@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import quote
 
 from dreambooth.core import run
-from dreambooth.core.models.checkpoint import FAMILIES
+from dreambooth.core.models.checkpoint import family_name
 from dreambooth.core.project import Folders, Project, open_project
 from dreambooth.core.quantities import size
 from dreambooth.core.run import Job
@@ -42,7 +42,7 @@ def _facts(project: Project) -> str:
     about = project.about
     facts = [
         ("From", str(project.source)),
-        ("Is", f"{FAMILIES.get(about['family'], 'unknown kind')}, {about['prediction_type']}, {project.resolution} px"),
+        ("Is", f"{family_name(about)}, {about['prediction_type']}, {project.resolution} px"),
         ("Folder", str(project.folder)),
     ]
     rows = "".join(f"<dt>{what}</dt><dd>{escape(value)}</dd>" for what, value in facts)

@@ -44,7 +44,7 @@ BASE: Row = {
 
 # Of settings that are no choice, and of those that have more choices than are worth trying. The base's comes besides.
 VALUES: dict[str, tuple[Any, ...]] = {
-    FAMILY: ("sd2-v", "sdxl", "sdxl-v"),
+    FAMILY: ("sd2-v", "sdxl", "sdxl-v", "sd1-inpainting"),
     SECOND: (True,),
     "general.resolution": (128,),
     "general.seed": (7,),

@@ -53,9 +53,9 @@ class World:
     def settings(self, row: Row) -> dict[str, Any]:
         """The row's settings with folders and files in place of their names."""
         flat = settings_of(row)
-        rate = "learning.lora_learning_rate"
-        if row["optimizer.name"] == "came" and row[rate] == BASE[rate]:
-            flat[rate] /= 10  # its first steps are ten times as long as others'
+        for rate in ("learning.learning_rate", "learning.lora_learning_rate"):
+            if row["optimizer.name"] == "came" and row[rate] == BASE[rate]:
+                flat[rate] /= 10  # its first steps are ten times as long as others'
         if row["pictures.no_upscale"] and row["pictures.bucket_step"] == 32 and not row["pictures.buckets"]:
             flat["pictures.bucket_step"] = 8  # a square of 32 leaves a very small UNet's middle one value to normalise
         if OF_CLASS in flat.values():  # anew, as a run may fill it up
