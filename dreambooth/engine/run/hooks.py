@@ -15,7 +15,7 @@ from dreambooth.core import validation
 from dreambooth.core.errors import Problem, UserError
 from dreambooth.core.files import atomic
 from dreambooth.core.settings import on_resume
-from dreambooth.core.settings.conflicts import rate_keys
+from dreambooth.core.settings.conflicts.of_optimizers import rate_keys
 from dreambooth.engine.checkpoints.source import Source
 from dreambooth.engine.process.listener import asked_to_end
 from dreambooth.engine.run import imagic, outputs, trouble

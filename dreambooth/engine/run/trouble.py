@@ -13,7 +13,7 @@ from typing import Any
 from dreambooth.core.errors import Problem, UserError
 from dreambooth.core.memory import planner
 from dreambooth.core.settings import Settings
-from dreambooth.core.settings.conflicts import rate_keys
+from dreambooth.core.settings.conflicts.of_optimizers import rate_keys
 
 TRAINING = "training"
 MOST_TURNS_BACK = 3  # after divergence, in one run
