@@ -89,7 +89,7 @@ def test_pausing_at_any_step_changes_no_bit(folders: Folders, method: str, monke
 
 
 def test_a_killed_engine_is_seen_as_lost_and_goes_on(folders: Folders, dreambooth: Run) -> None:
-    longer = {"intervals.num_train_epochs": 60, "batching.gradient_accumulation_steps": 1}
+    longer = {"intervals.num_train_epochs": 25, "batching.gradient_accumulation_steps": 1}
     whole, killed = (new_run(folders, "lora", **longer) for _ in range(2))
     assert worker.run(whole) == "done"
     process = launcher.start(killed, Path(sys.executable))
