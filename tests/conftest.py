@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+from tests import thorough
+
 try:
     from hypothesis import HealthCheck, settings
 except ImportError:  # the page's environment does without
@@ -25,6 +27,11 @@ else:  # a busy machine is no fault of what is tested
 ROOT = Path(__file__).resolve().parents[1]
 
 Run = Callable[..., "Said"]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    thorough.mark(items)
 
 
 def pytest_collection_finish() -> None:

@@ -27,7 +27,7 @@ def test_its_runs_can_be_done(name: str) -> None:
 
 
 def test_a_row_for_each_result_with_what_it_draws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(best, "DRAWN", 4)
+    monkeypatch.setattr(best, "DRAWN", 2)
     name = "LoRA, class by prediction"
     short = {"intervals.num_train_epochs": 2, "intervals.validate_every": 1, "intervals.save_model_every": 1}
     monkeypatch.setitem(best.RUNS, name, {**best.RUNS[name], **short})

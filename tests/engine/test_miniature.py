@@ -48,7 +48,7 @@ def test_a_miniature_is_of_its_family(model: Model) -> None:
 
 def test_the_miniature_draws_what_the_prompt_says(able_model: Model) -> None:
     rng = random.Random(11)
-    scenes = [world.random_scene(rng, size="") for _ in range(64)]
+    scenes = [world.random_scene(rng, size="") for _ in range(40)]
     drawn = measure.draw_scenes(able_model, scenes)
     readings = [reading.read(picture) for picture in drawn]
     colours = sum(r.colour == s.colour for r, s in zip(readings, scenes)) / len(scenes)

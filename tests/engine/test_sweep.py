@@ -32,7 +32,7 @@ def _job(folder: Path, **wanted: Any) -> Job:
 
 
 def test_what_was_measured_is_kept_and_the_rest_follows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sweep, "PICTURES", 8)
+    monkeypatch.setattr(sweep, "PICTURES", 4)
     short = {**sweep.RECIPES["LoRA"], "intervals.num_train_epochs": 1, "concepts.0.num_class_images_per": 1}
     monkeypatch.setitem(sweep.RECIPES, "LoRA", short)
     first = sweep.run(_job(tmp_path, options=["LoRA"], seeds=[1]))

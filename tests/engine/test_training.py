@@ -69,7 +69,7 @@ def full(star: Project) -> Taught:
 
 @pytest.fixture(scope="session")
 def without_prior(star: Project) -> Taught:
-    return teach(star, "full fine-tuning", **{"concepts.0.num_class_images_per": 0})
+    return teach(star, "full fine-tuning", **{"concepts.0.num_class_images_per": 0, "intervals.num_train_epochs": 120})
 
 
 @pytest.fixture(scope="session")
