@@ -7,14 +7,19 @@ from collections.abc import Iterable
 import pytest
 
 _FAMILIES = ("sd1", "sd2-v", "sdxl")
+_KINDS = ("lora", "dora", "loha", "lokr", "oft", "lokr in halves")
+_EACH_KIND_ONCE = (*(f"{kind}-sd1" for kind in _KINDS), "lora-sd2", "lora-sdxl", "dora-sdxl")
 
 # By file and test, the rows as pytest calls them.
 ALWAYS: dict[str, tuple[str, ...]] = {
     "test_adapters.py::test_a_kind_starts_at_the_model_and_learns_from_the_first_step": (
-        *(f"sd1-{kind}" for kind in ("lora", "dora", "loha", "lokr", "oft")),
+        *(f"sd1-{kind}" for kind in _KINDS[:5]),
         "sd2-lora",
         "sdxl-lora",
     ),
+    "test_adapters.py::test_a_webui_makes_of_the_file_what_the_layer_computed": _EACH_KIND_ONCE,
+    "test_adapters.py::test_going_on_starts_where_the_file_ends": _EACH_KIND_ONCE,
+    "test_adapters.py::test_merging_the_file_draws_what_training_saw": _EACH_KIND_ONCE,
     "test_families_training.py::test_full_fine_tuning_changes_unet_and_text_and_nothing_else": (
         "sd1-safetensors",
         "sd2-v-ckpt",
@@ -26,11 +31,6 @@ ALWAYS: dict[str, tuple[str, ...]] = {
     "test_lora_blocks.py::test_traced_or_not_the_same_is_learned": (
         "{}",
         "{'batching.gradient_checkpointing': True, 'memory.unet_weights': 'streamed'}",
-    ),
-    "test_adapters.py::test_going_on_starts_where_the_file_ends": (
-        *(f"{kind}-sd1" for kind in ("lora", "dora", "loha", "lokr", "lokr in halves")),
-        "lora-sd2",
-        "lora-sdxl",
     ),
     "test_in_backward.py::test_every_optimizer_changes_the_weights_as_without_it": ("adamw_8bit", "adafactor"),
     "test_in_backward.py::test_so_with_each_kind_of_lora": ("lokr",),
@@ -46,6 +46,14 @@ ALWAYS: dict[str, tuple[str, ...]] = {
     "test_unet_weights.py::test_streamed_weights_learn_the_same": ("sd1-convolutions", "sdxl-transformer"),
     "test_unet_weights.py::test_streamed_weights_are_changed_as_whole_ones": ("sd1, bf16", "sdxl, text"),
     "test_unet_weights.py::test_a_run_goes_on_with_weights_that_lie_elsewhere": ("sd1",),
+    "test_objective_runs.py::test_a_run_goes_on_from_a_file_of_each_kind": ("dora", "lokr"),
+    "test_objective_runs.py::test_pausing_changes_no_bit_with_every_option_on": ("lora", "oft"),
+    "test_objective_runs.py::test_the_file_of_each_kind_draws_the_last_preview": ("lokr-False", "dora-True"),
+    "test_simulated_apple.py::test_a_run": ("sd1-full", "sd1-previews and class pictures", "sdxl-lora, bf16"),
+    "test_simulated_apple.py::test_each_scheduler_draws": ("heun", "dpm++_sde"),
+    "test_validation.py::test_measuring_changes_nothing_of_what_is_learned": ("changes0", "changes3"),
+    "test_validation.py::test_the_best_is_shown_as_it_was_when_it_was_best": ("changes0", "changes1"),
+    "test_validation.py::test_a_run_that_lost_what_it_is_measured_against_goes_on_without": ("True",),
     "test_optimizers.py::test_a_pause_changes_no_bit": ("adafactor", "adamw_8bit", "prodigy"),
     "test_resume_memory.py::test_killed_in_the_backward_pass": ("streamed", "average and text"),
     "test_sampling.py::test_which_cannot_do_zero_terminal_snr": ("dpm++", "ddim", "ddpm", "euler_a", "sa"),

@@ -32,6 +32,7 @@ def test_it_takes_over_what_fits(family: str, fewer_levels: int, weights: dict[s
             assert torch.equal(taken.flatten(), source.flatten())
 
 
+@pytest.mark.thorough
 def test_its_unet_hears_what_the_first_one_hears(weights: dict[str, torch.Tensor]) -> None:
     torch.manual_seed(0)
     model, first = TextToNoise(SHAPES["sdxl"]), TextToNoise(SHAPES["sd1"])
