@@ -179,7 +179,7 @@ def test_loras_of_the_text_encoder_are_read_by_diffusers_too(star: Project) -> N
     assert alphas
 
 
-def test_enough_class_pictures_are_never_made_again(star: Project, full: Taught, without_prior: Taught) -> None:
+def test_enough_class_pictures_are_never_made_again(star: Project, full: Taught) -> None:
     made = [event for event in full.job.events()[0] if event["event"] == "picture"]
     assert made
     changes = {"intervals.num_train_epochs": 1, "previews.count": 0}
