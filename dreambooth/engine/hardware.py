@@ -24,6 +24,13 @@ def name(device: torch.device) -> str:
     return "the Apple GPU" if device.type == "mps" else "the CPU"
 
 
+def alike(device: torch.device) -> tuple[int, str]:
+    """How many processes find a device of this kind each, and what it is called; of the CPU its cores."""
+    if device.type == "cpu":
+        return psutil.cpu_count() or 1, "CPU core"
+    return torch.cuda.device_count() if device.type == "cuda" else 1, "GPU"
+
+
 def does_bf16(device: torch.device) -> bool:
     """Whether it computes in bf16, at whatever pace."""
     if device.type == "cuda":

@@ -206,9 +206,7 @@ def _forecast(work: Work, examples: list[list[Example]], length: Budget, *, to_d
     header, settings = checkpoint.read_header(work.project.source), work.settings
     made, family, area = anatomy.of(header), work.project.about["family"], max(bucket.area for bucket in used)
     memory, card = footprint.needs(settings, made, family, area, to_draw=to_draw), abilities.card_bytes()
-    masked = 0
-    if work.project.about.get("inpainting") and not settings.imagic.enabled:
-        masked = inpainting_masks.count(min(len(variants) for variants in examples if variants))
+    masked = inpainting_masks.of_yours(examples, settings) if work.project.about.get("inpainting") else 0
     kept = forecast.latent_bytes((one.cut.bucket for variants in examples for one in variants), masked)
     return {
         "memory": {**asdict(memory), "total": memory.total},

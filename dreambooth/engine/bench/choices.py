@@ -118,9 +118,8 @@ def _decoder(bench: Bench, case: Case) -> Path:
 def _has_two_devices() -> bool:
     """Whether two processes find a GPU each here; without any, a core of the CPU."""
     from dreambooth.engine import hardware
-    from dreambooth.engine.run import followers
 
-    return followers.devices(hardware.here())[0] > 1
+    return hardware.alike(hardware.here())[0] > 1
 
 
 def _stage(job: Job, name: str, done: int, total: int) -> None:

@@ -7,12 +7,14 @@ Everything follows from the seed, the picture's name and the number of its varia
 from __future__ import annotations
 
 import random
+from collections.abc import Iterable, Sized
 from math import cos, pi, sin
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
 from dreambooth.core.memory.counted import LATENT
+from dreambooth.core.settings import Settings
 from dreambooth.engine.data import framing
 from dreambooth.engine.data.framing import Cut
 
@@ -28,6 +30,12 @@ Mask = np.ndarray  # (H, W) of bool, true for what is to be painted
 def count(variants: int) -> int:
     """How many masks each variant of one of your pictures has."""
     return max(_LEAST, -(-_PER_PICTURE // variants))
+
+
+def of_yours(examples: Iterable[Sized], settings: Settings) -> int:
+    """How many masks each example is learned with, where these are the variants of each of your pictures. Imagic's
+    picture, which is drawn from words alone, has none."""
+    return 0 if settings.imagic.enabled else count(min(len(variants) for variants in examples if variants))
 
 
 def masks(name: str, variant: int, cut: Cut, own: Image.Image | None, many: int, seed: int) -> list[Mask]:

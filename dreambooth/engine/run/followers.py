@@ -14,13 +14,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 import torch.distributed as dist
 
 from dreambooth.core.errors import Problem, UserError
 from dreambooth.core.layout import PROJECT
 from dreambooth.core.run import Job
+from dreambooth.engine import hardware
 from dreambooth.engine.training.ranks import Parted, together
 from dreambooth.engine.training.session import Session
 from dreambooth.engine.work import Work
@@ -31,16 +31,9 @@ _POLL_SECONDS = 0.05
 _END_SECONDS = 10.0  # for a process that is about to end
 
 
-def devices(device: torch.device) -> tuple[int, str]:
-    """How many processes have a device of this kind to themselves here, and what it is called."""
-    if device.type == "cpu":
-        return psutil.cpu_count() or 1, "CPU core"
-    return torch.cuda.device_count() if device.type == "cuda" else 1, "GPU"
-
-
 def check(count: int, device: torch.device) -> None:
     """Raises UserError where this machine has no devices for so many processes."""
-    has, what = devices(device)
+    has, what = hardware.alike(device)
     if count > has:
         some = f"1 {what}" if has == 1 else f"{has} {what}s"
         raise UserError(f"{KEY}: it is {count}, but there {'is' if has == 1 else 'are'} {some} here; set it to {has}.")
@@ -61,9 +54,10 @@ def beside(work: Work, session: Session) -> Iterator[None]:
         others = _Others(work.job, store, count, device)
         try:
             others.wait(work)
-            with together(store, 0, count, device) as session.ranks:
+            with together(store, 0, count, device) as ranks:
+                session.ranks = ranks
                 yield
-                session.ranks.end()
+                ranks.end()
         except Parted as error:
             raise others.why_ended() or error from None
         finally:

@@ -82,10 +82,8 @@ class Material:
 
     def _masks(self, settings: Settings) -> tuple[int, int, int]:
         """How many masks an inpainting model learns with, of each example that is learned, of the class and held out.
-        Those held out, and Imagic's, which is drawn from words alone, are painted as a whole."""
-        if settings.imagic.enabled:
-            return 0, 0, 0
-        return inpainting_masks.count(min(map(len, self.instances))), inpainting_masks.OF_CLASS, 0
+        Those held out are painted as a whole; Imagic has none of the class."""
+        return inpainting_masks.of_yours(self.instances, settings), inpainting_masks.OF_CLASS, 0
 
     def encode(self, work: Work, model: Model, prompts: list[str]) -> Latents:
         """All as latents, from the disk where they are known already; `prompts` are those of what is learned and of the

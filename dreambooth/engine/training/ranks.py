@@ -42,9 +42,6 @@ class Ranks:
     def begin_step(self) -> None:
         """Tells the others that there is a step to take."""
 
-    def end(self) -> None:
-        """Tells them that there are no more."""
-
     def add_up(self, session: Session, losses: Tensor) -> None:
         """Puts the sums over all processes in the gradients' and the losses' place."""
 
@@ -64,6 +61,7 @@ class Together(Ranks):
         self._tell(True)
 
     def end(self) -> None:
+        """Tells the others that there are no more."""
         self._tell(False)
 
     def is_told(self) -> bool:
