@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import IO
 
 ROOT = Path(__file__).resolve().parents[1]
-MIDDLE = "test_op"  # of the engine's tests, by the time that they take
+MIDDLE = "test_m"  # of the engine's tests, by the time that they take
 sys.path.insert(0, str(ROOT))
 
 from dreambooth.core.errors import UserError  # noqa: E402

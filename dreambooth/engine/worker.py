@@ -73,7 +73,6 @@ def run(job: Job, let_end: Callable[..., None] | None = None) -> Ending:
             (job.folder / BEFORE).unlink()
         imagic.forget(work)
     if ending == "done":
-        trouble.free_memory()
         _show_best(work)
     notices.tell_of_end(work, ending)
     return ending
@@ -314,6 +313,7 @@ def _show_best(work: Work) -> None:
     drawn then. The result is there already: what fails is said, and whoever asks for an end has it at once."""
     if (path := best.without_previews(work)) is None:
         return
+    trouble.free_memory()
     try:
         work.let_end("pause", "stop", "discard")
         source = open_model(work.project, path if work.settings.is_full else None)

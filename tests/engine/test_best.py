@@ -26,6 +26,7 @@ def test_its_runs_can_be_done(name: str) -> None:
     parse(best.RUNS[name])
 
 
+@pytest.mark.thorough
 def test_a_row_for_each_result_with_what_it_draws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(best, "DRAWN", 2)
     name = "LoRA, class by prediction"

@@ -96,6 +96,7 @@ def test_a_lora_is_merged_and_a_checkpoint_named_otherwise(
     assert (whole / "unet").is_dir()
 
 
+@pytest.mark.thorough
 def test_a_state_as_a_lora_is_its_results_as_one(
     star: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -170,6 +171,7 @@ def apart(one: bytes, other: bytes) -> int:
     return max(high for _, high in ImageChops.difference(first, second).getextrema())
 
 
+@pytest.mark.thorough
 def test_pictures_of_a_state_are_those_of_its_export(
     star: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -296,6 +296,7 @@ def test_paths_with_spaces_and_letters_of_all_the_world(tmp_path: Path) -> None:
     assert command_line.main(["runs", "--data", str(place / "models")]) == 0
 
 
+@pytest.mark.thorough
 def test_a_clock_that_is_set_while_a_run_goes_on_changes_nothing(
     star: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -72,6 +72,7 @@ def test_what_is_learned_is_the_same_to_the_bit(changes: dict[str, Any], star: P
     assert same(wanted, output(job))
 
 
+@pytest.mark.thorough
 def test_pictures_of_several_shapes_have_a_graph_each(star: Project, replays: list[Program], tmp_path: Path) -> None:
     for n, path in enumerate(sorted(SUBJECT_PICTURES.glob("*.png"))[:4]):
         Image.open(path).convert("RGB").resize((128, 128) if n % 2 else (256, 64)).save(tmp_path / f"{n}.png")

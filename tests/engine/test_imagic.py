@@ -313,6 +313,7 @@ def near(pictures: list[Image.Image]) -> float:
     return float(np.mean([np.abs(np.asarray(one, float) - original).mean() for one in pictures]))
 
 
+@pytest.mark.thorough
 def test_the_edit_keeps_the_picture_and_follows_the_text(edited: dict[float, list[Image.Image]]) -> None:
     """At 0 it is the picture; at 1 its heart is blue, still on red. The mean difference was measured as 13.4 at 0 and
     26.3 at 1; a blue heart in the very same place would be at 19.7."""

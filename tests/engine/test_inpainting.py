@@ -286,6 +286,7 @@ def test_pausing_changes_no_bit(sd1: Project, monkeypatch: pytest.MonkeyPatch) -
     assert whole.progress()["prior_loss"] > 0
 
 
+@pytest.mark.thorough
 def test_steps_from_records_change_no_bit(sd1: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     """With pictures of the class, whose part is what the base model predicts of the same masks."""
     monkeypatch.setattr(traced, "WORTH", 1)

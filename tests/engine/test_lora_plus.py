@@ -105,6 +105,7 @@ def paused(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
         assert worker.run(job) == "paused"
 
 
+@pytest.mark.thorough
 def test_a_run_from_before_there_was_lora_plus_goes_on(star: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its settings do not have it, and its state one group for each part."""
     flat = {**LORA, **ALL_PARTS, "intervals.max_train_steps": 6}

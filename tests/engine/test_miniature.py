@@ -57,6 +57,7 @@ def test_the_miniature_draws_what_the_prompt_says(able_model: Model) -> None:
     assert min(colours, things, backgrounds) >= 0.9, (colours, things, backgrounds)
 
 
+@pytest.mark.thorough
 def test_a_plain_prompt_gives_varied_things(able_model: Model) -> None:
     assert measure.measure(able_model)["class_variety"] > 0.25
 

@@ -105,6 +105,7 @@ def test_how_prompts_are_read_changes_what_is_learned(star: Project, changes: di
     assert not all(torch.equal(one[name], other[name]) for name in one)
 
 
+@pytest.mark.thorough
 def test_a_short_memory_of_the_average_is_nearer_to_the_weights(star: Project) -> None:
     longer, name = {"intervals.num_train_epochs": 10}, "model.diffusion_model.input_blocks.0.0.weight"
     averages = [{}, *({"tuning.use_ema": True, "tuning.ema_decay": decay} for decay in (0.1, 0.9))]

@@ -1,4 +1,4 @@
-"""Every two values of two settings meet in a real run: `python -m tests -m pairs`; the first row always.
+"""Every two values of two settings meet in a real run: `python -m tests -m pairs`; the first row with -m thorough.
 
 A row that goes wrong is done again alone with -m pairs -k "row12-", as its test is called.
 """
@@ -29,7 +29,7 @@ from tests.engine.runs import same, saved, told
 from tests.engine.simulated_card import SimulatedCard, simulated_card
 
 SEED = 9
-ALWAYS = 1  # row that every run of the tests does
+FIRST = 1  # row that is done without them all
 ON_CARD = 20  # rows that are done on a simulated card, where each takes a minute
 TRACE = "tuning.trace_steps"
 CHANGES = 2  # settings that a row goes on with other values of, one at a time
@@ -46,7 +46,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "row" not in metafunc.fixturenames:
         return
     every, on_card = "pairs" in _marks(metafunc), "card" in metafunc.fixturenames
-    most = (ON_CARD if on_card else None) if every else (0 if on_card else ALWAYS)
+    most = (ON_CARD if on_card else None) if every else (0 if on_card else FIRST)
     rows, _ = covering(most, on_card=on_card)
     marks = [pytest.mark.pairs] if every else []
     named = [pytest.param(n, row, id=f"row{n}-{row[FAMILY]}", marks=marks) for n, row in enumerate(rows)]
@@ -84,6 +84,7 @@ def test_every_two_values_meet() -> None:
     assert not found.missing.any()
 
 
+@pytest.mark.thorough
 def test_a_row(number: int, row: Row, world: World, quick: None) -> None:
     """It learns; the same to the bit without tracing, and when it was paused; and goes on with another value, or says
     why not."""

@@ -41,6 +41,7 @@ def job(folder: Path, **asked: Any) -> Job:
     return run.create(folder / "jobs", {"kind": "bench-plans", **some}, "{}")
 
 
+@pytest.mark.thorough
 def test_a_plan_holds_in_its_card_or_it_is_said_that_it_does_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -113,6 +113,7 @@ def test_concepts_with_pictures_of_their_class_keep_to_these(model: Model) -> No
     assert not torch.allclose(of_class, (said[9:] - kept_to).square().mean(), rtol=1e-2)
 
 
+@pytest.mark.thorough
 def test_a_run_draws_nothing_and_keeps_the_class(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     """A larger weight leaves the class's prompt nearer to what it was."""
     monkeypatch.setattr(pulse, "REPORT_SECONDS", -1.0)  # each step is told

@@ -56,6 +56,7 @@ def test_two_processes_learn_what_one_learns(star: Project, settings: dict[str, 
     assert same(alone, output(train(star, **SHARED, **settings, **{"batching.num_processes": 2})))
 
 
+@pytest.mark.thorough
 def test_the_number_of_processes_may_change_when_a_run_goes_on(star: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     job = new_run(star, **SHARED, **{"batching.num_processes": 2})
     monkeypatch.setattr(worker.Hooks, "requests", lambda hooks: {"pause"} if hooks.session.step == 2 else set())
@@ -66,6 +67,7 @@ def test_the_number_of_processes_may_change_when_a_run_goes_on(star: Project, mo
     assert same(output(job), output(train(star, **SHARED)))
 
 
+@pytest.mark.thorough
 def test_memory_that_is_short_in_another_process_is_met_as_in_this(star: Project, broken_once: Any) -> None:
     broken_once("torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 96.00 MiB.')")
     job = train(star, **SHARED, **{"batching.num_processes": 2})

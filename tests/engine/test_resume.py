@@ -88,6 +88,7 @@ def test_pausing_at_any_step_changes_no_bit(folders: Folders, method: str, monke
     assert not same(output(whole), output(other))
 
 
+@pytest.mark.thorough
 def test_a_killed_engine_is_seen_as_lost_and_goes_on(folders: Folders, dreambooth: Run) -> None:
     longer = {"intervals.num_train_epochs": 25, "batching.gradient_accumulation_steps": 1}
     whole, killed = (new_run(folders, "lora", **longer) for _ in range(2))

@@ -81,6 +81,7 @@ def test_nothing_is_copied_that_nobody_waits_for() -> None:
     assert found == ["hardware.py"]
 
 
+@pytest.mark.thorough
 def test_a_run_is_traced(projects: dict[str, Project], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(traced, "WORTH", 1)
     with simulated_card(SimulatedAppleGpu) as card:

@@ -31,6 +31,7 @@ def _job(folder: Path, **wanted: Any) -> Job:
     return run.create(folder / "job", {"kind": "sweep", "out": str(folder / "out"), **wanted}, "{}")
 
 
+@pytest.mark.thorough
 def test_what_was_measured_is_kept_and_the_rest_follows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sweep, "PICTURES", 4)
     short = {**sweep.RECIPES["LoRA"], "intervals.num_train_epochs": 1, "concepts.0.num_class_images_per": 1}

@@ -293,6 +293,7 @@ def test_what_cannot_be_traced_or_is_too_short_is_done_as_ever(
     assert same(*results)
 
 
+@pytest.mark.thorough
 def test_pictures_of_several_shapes_have_a_program_each(
     projects: dict[str, Project], counted: dict[str, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

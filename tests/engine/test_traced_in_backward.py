@@ -167,6 +167,7 @@ def test_what_is_learned_is_the_same_to_the_bit(
     assert len(results[0][1]) > 2 * 5
 
 
+@pytest.mark.thorough
 def test_pictures_of_several_shapes_have_a_program_each(
     projects: dict[str, Project], programs: list[Program], tmp_path: Path
 ) -> None:
@@ -249,6 +250,7 @@ def test_a_pass_that_cannot_be_written_down_has_changed_nothing(
     assert same(wanted, output(job))
 
 
+@pytest.mark.thorough
 def test_a_run_that_paused_ends_as_one_that_did_not(
     projects: dict[str, Project], programs: list[Program], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -169,6 +169,7 @@ def test_measuring_changes_nothing_of_what_is_learned(project: Project, changes:
     assert same(output(often), output(seldom))
 
 
+@pytest.mark.thorough
 def test_masked_pictures_and_several_shapes_and_concepts_are_measured(project: Project, tmp_path: Path) -> None:
     folder = tmp_path / "shapes"
     folder.mkdir()
@@ -239,6 +240,7 @@ def test_a_run_ends_when_its_patience_does(project: Project, monkeypatch: pytest
     assert kept(train(project, **HELD)) == [8, 24]
 
 
+@pytest.mark.thorough
 def test_a_run_that_ended_by_its_patience_goes_on_nevertheless(
     project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -385,6 +387,7 @@ def test_a_run_that_paused_measures_as_one_that_did_not(project: Project, monkey
     assert same(output(whole), output(job))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("damaged", [False, True])
 def test_a_run_that_lost_what_it_is_measured_against_goes_on_without(
     project: Project, damaged: bool, monkeypatch: pytest.MonkeyPatch

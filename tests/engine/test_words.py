@@ -211,6 +211,7 @@ def test_a_run_that_paused_ends_as_one_that_did_not(
     assert same(vectors(saved(wanted)[-1]), vectors(saved(job)[-1]))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", ["sd1", "sdxl"])
 def test_traced_steps_teach_the_very_same(kind: str, tmp_path: Path) -> None:
     project = tiny_project(tmp_path, kind)

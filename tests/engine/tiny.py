@@ -25,7 +25,6 @@ from dreambooth.engine.checkpoints.write import write
 from dreambooth.engine.words.vocabulary import clip_tokenizer
 
 FAMILIES = ("sd1", "sd2", "sd2-v", "sdxl", "sdxl-v")
-INPAINTING = ("sd1-inpainting", "sd2-inpainting", "sdxl-inpainting")
 FIRST = "model.diffusion_model.input_blocks.0.0.weight"
 INPAINTING = ("sd1-inpainting", "sd2-inpainting", "sdxl-inpainting")  # the same, but for the first convolution
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}

@@ -37,7 +37,10 @@ RESUMED: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize(
     ("device", "kind"),
-    [("cpu", "full, little memory"), *(pytest.param("cuda", kind, marks=pytest.mark.gpu) for kind in RESUMED)],
+    [
+        pytest.param("cpu", "full, little memory", marks=pytest.mark.thorough),
+        *(pytest.param("cuda", kind, marks=pytest.mark.gpu) for kind in RESUMED),
+    ],
     indirect=["device"],  # the others are tested on the CPU in tests/engine
 )
 def test_pausing_changes_no_bit(

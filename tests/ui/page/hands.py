@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
 from typing import Any
 
 WAIT_MS = 60_000
@@ -23,9 +25,15 @@ class Hands:
         self.see("#db_page[data-db-state]")
 
     def see(self, selector: str, text: str | None = None, wait_ms: int = WAIT_MS) -> Any:
-        """Waits until something is in view, with some text if given."""
+        """Waits until something is in view, with some text if given; else raises AssertionError, with a picture."""
         found = self.page.locator(selector, has_text=text).first if text else self.page.locator(selector).first
-        found.wait_for(state="visible", timeout=wait_ms)
+        try:
+            found.wait_for(state="visible", timeout=wait_ms)
+        except Exception as error:  # playwright's own, which not every environment has
+            picture = Path(tempfile.mkdtemp(prefix="unseen-")) / "page.png"
+            self.page.screenshot(path=picture)
+            there = [one.inner_text() for one in self.page.locator(selector).all()]
+            raise AssertionError(f"{selector} {text or ''}: {there}, {self.errors}, see {picture}") from error
         return found
 
     def tab(self, name: str) -> None:
