@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from dreambooth.core.errors import UserError
+from dreambooth.core.layout import SUBJECT_PICTURES
+from dreambooth.core.picture_files import MASK_ENDING
 from dreambooth.core.project import Project
 from dreambooth.core.run import Job
 from dreambooth.engine import worker
@@ -67,6 +72,27 @@ def test_a_length_that_is_passed_already_is_refused_and_another_one_taken(
     going_on.prepare(folders(star), job, LONGER)
     assert worker.run(job) == "done"
     assert told(job, "step")[-1]["step"] == 7
+
+
+@pytest.mark.parametrize("changed", ["a picture", "a caption", "a mask", "nothing"])
+def test_what_is_learned_from_may_change_and_that_is_said(
+    star: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: str
+) -> None:
+    pictures = shutil.copytree(SUBJECT_PICTURES, tmp_path / "pictures")
+    first = min(pictures.glob("*.png"))
+    mask = first.with_name(f"{first.stem}{MASK_ENDING}.png")
+    Image.new("L", (64, 64), 255).save(mask)
+    own = {"concepts.0.instance_data_dir": str(pictures), "concepts.0.instance_prompt": "[filewords]"}
+    job = paused(star, monkeypatch, **own, **{"objective.masked": True})
+    if changed == "a picture":
+        Image.new("RGB", (64, 64), "green").save(first)
+    elif changed == "a caption":
+        first.with_suffix(".txt").write_text("something else", encoding="utf-8")
+    elif changed == "a mask":
+        Image.new("L", (64, 64), 200).save(mask)
+    assert worker.run(job) == "done"
+    said = ["have changed since the last state" in event["text"] for event in told(job, "warning")]
+    assert said == ([] if changed == "nothing" else [True])
 
 
 def test_what_was_written_with_other_settings_is_written_again(star: Project, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+from pathlib import Path
 
 from dreambooth.core.budget import Budget, passed_already
 from dreambooth.core.errors import UserError
 from dreambooth.core.models import checkpoint
 from dreambooth.core.run import Job
 from dreambooth.core.settings import Settings
+from dreambooth.engine.data.masks import file_of
 from dreambooth.engine.data.pictures import Example
 from dreambooth.engine.training import state
 from dreambooth.engine.training.loop import Ending
@@ -46,7 +48,9 @@ def restore(work: Work, session: Session) -> None:
             "length, before as in one of the former."
         )
     if "pictures" in changed:
-        saved.warnings.append("The pictures or their captions have changed since the last state; these go on with it.")
+        saved.warnings.append(
+            "The pictures, their captions or their masks have changed since the last state; these go on with it."
+        )
     for warning in saved.warnings:
         work.job.warn(warning)
     session.restore(weights, rest)
@@ -68,9 +72,15 @@ def _what_follows_the_length(settings: Settings) -> list[str]:
 
 def about(work: Work, length: Budget, own: list[Example], priors: list[Example]) -> dict[str, str]:
     """What the run works on and how long, so that a change is noticed when it goes on."""
-    marks = {example.picture.path: "" for example in (*own, *priors)}
-    marks = {path: checkpoint.fingerprint(path) for path in marks}
+    masked = bool(work.settings.objective.masked or work.project.about.get("inpainting"))
+    marks = {path: _mark(path, masked=masked) for path in {example.picture.path for example in (*own, *priors)}}
     seen = [[marks[one.picture.path], one.picture.prompt, one.cut.conditions] for one in (*own, *priors)]
     pictures_mark = hashlib.sha256(json.dumps(seen).encode()).hexdigest()
     source = checkpoint.fingerprint(work.project.source)
     return {"source": source, "pictures": pictures_mark, "length": str(length.images)}
+
+
+def _mark(picture: Path, *, masked: bool) -> str:
+    """Tells a picture from another, or from the same with another mask."""
+    mask = file_of(picture) if masked else None
+    return "".join(checkpoint.fingerprint(file) for file in (picture, mask) if file)
