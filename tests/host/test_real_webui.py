@@ -229,7 +229,7 @@ def test_a_word_that_learned_is_known_at_once(webui: WebUI) -> None:
     begin(webui, **{"embedding.enabled": True, "concepts.0.instance_token": "sks"})
     assert Path(run_is(webui, "done")["outputs"][-1]).stem == coming
     assert (webui.data / "embeddings" / f"{coming}.safetensors").is_file()
-    webui.wait(lambda: webui.draw(f"a photo of {coming}")[0] != unknown, 60)
+    webui.wait(lambda: webui.draw(PROMPT) and webui.draw(f"a photo of {coming}")[0] != unknown, 120)
 
 
 def test_the_checkpoint_is_listed_and_used_at_once(webui: WebUI, before: dict[str, Any]) -> None:

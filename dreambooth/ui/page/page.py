@@ -101,18 +101,27 @@ class Page:
         on(looked.then, None, js=_ANSWERED)
         self.act(self.choice.input, self.select, [self.choice], self.of_model)
         self.form.watch(lambda event: on(event, None, js=_CHANGED))
-        self.act(self.draft.click, self.save, [], self.saving_places())
+        self.act(self.draft.click, self.save, [], self.saving_places(), each=True)
         self.act(self.compare.click, self.tell_newer, [], [], self.elsewhere)
         for part in self.parts:
             part.bind()
         changed = [self.about, *self.generate_tab.places()]
-        self.act(self.look_again.click, self.look, self.generate_tab.chosen(), changed)
+        self.act(self.look_again.click, self.look, self.generate_tab.chosen(), changed, each=True)
 
-    def act(self, event: Any, do: Callable[..., Shown], more: list[Any], outputs: list[Any], at: Any = None) -> None:
-        """Binds a handler that reads the whole page by name; what is wrong is told at `at`."""
+    def act(
+        self,
+        event: Any,
+        do: Callable[..., Shown],
+        more: list[Any],
+        outputs: list[Any],
+        at: Any = None,
+        *,
+        each: bool = False,
+    ) -> None:
+        """Binds a handler that reads the whole page by name; what is wrong is told at `at`. `each` as in dialect.on."""
         at = at or self.said
         places = list({id(one): one for one in [*outputs, at]}.values())
-        done = dialect.on(event, self.told(do, at), {*self.everything, *more}, places)
+        done = dialect.on(event, self.told(do, at), {*self.everything, *more}, places, each=each)
         dialect.on(done.then, None, js=_ANSWERED)
 
     def told(self, do: Callable[..., Shown], at: Any = None) -> Callable[..., Shown]:

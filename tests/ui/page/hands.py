@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 WAIT_MS = 60_000
+MADE_MS = 1_000
 
 
 class Hands:
@@ -57,7 +58,10 @@ class Hands:
         self.page.locator("ul.options li, [role=option]").filter(has_text=option).first.click()
 
     def unfold(self, section: str) -> None:
+        """Opens a section. Gradio 6 makes its fields then, and gives each its first value twice: what is written in
+        between, sooner than a person could, would be lost."""
         self.page.locator(f"#{section} .label-wrap").first.click()
+        self.page.wait_for_timeout(MADE_MS)
 
     def drop(self, name: str, files: list[str]) -> None:
         self.page.locator(f"#{name} input[type=file]").first.set_input_files(files)
