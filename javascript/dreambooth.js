@@ -10,6 +10,9 @@ const dreamboothPage = (() => {
     const SILENT_MS = 10000; // a WebUI that is starting is disturbed by requests
 
     let draftTimer = null;
+    let made = 0; // counts changes by hand
+    let sent = 0; // of them those that the save has which is on its way
+    let saving = false;
     let lookTimer = null;
     let lastState = null;
     let turn = 0; // counts what this page asks of Python: what was looked up meanwhile may be older or newer
@@ -44,17 +47,32 @@ const dreamboothPage = (() => {
     /* A control was changed by hand: save soon, and say so until it is. */
     function changed() {
         asks();
+        made += 1;
         mark("unsaved", true);
         clearTimeout(draftTimer);
-        draftTimer = setTimeout(() => {
-            draftTimer = null;
-            press("db_save_draft");
-        }, DRAFT_MS);
+        draftTimer = setTimeout(save, DRAFT_MS);
+    }
+
+    /* While a save is on its way, the next one waits for it. */
+    function save() {
+        draftTimer = null;
+        if (!saving) {
+            sent = made;
+            saving = true;
+        }
+        press("db_save_draft");
+    }
+
+    /* A save has been answered, and if more was changed meanwhile, the one that waited is on its way. */
+    function saved() {
+        saving = sent !== made;
+        sent = made;
+        answered();
     }
 
     /* Python has answered: what it was sent is saved, or the reason why not is on the page. */
     function answered() {
-        if (draftTimer === null) {
+        if (draftTimer === null && !saving) {
             mark("unsaved", false);
             asking = false;
         }
@@ -257,6 +275,6 @@ const dreamboothPage = (() => {
     } else {
         start();
     }
-    return {find, all, token, mark, changed, answered, look, lookAgain, silent, onDrawn};
+    return {find, all, token, mark, changed, saved, answered, look, lookAgain, silent, onDrawn};
 })();
 window.dreamboothPage = dreamboothPage;

@@ -33,6 +33,7 @@ Shown = dict[Any, Any]
 
 _CHANGED = "() => { dreamboothPage.changed(); return []; }"
 _ANSWERED = "() => { dreamboothPage.answered(); return []; }"
+_SAVED = "() => { dreamboothPage.saved(); return []; }"
 
 
 def build(host: Host) -> Any:
@@ -101,7 +102,7 @@ class Page:
         on(looked.then, None, js=_ANSWERED)
         self.act(self.choice.input, self.select, [self.choice], self.of_model)
         self.form.watch(lambda event: on(event, None, js=_CHANGED))
-        self.act(self.draft.click, self.save, [], self.saving_places(), each=True)
+        self.act(self.draft.click, self.save, [], self.saving_places(), each=True, answered=_SAVED)
         self.act(self.compare.click, self.tell_newer, [], [], self.elsewhere)
         for part in self.parts:
             part.bind()
@@ -117,12 +118,14 @@ class Page:
         at: Any = None,
         *,
         each: bool = False,
+        answered: str = _ANSWERED,
     ) -> None:
-        """Binds a handler that reads the whole page by name; what is wrong is told at `at`. `each` as in dialect.on."""
+        """Binds a handler that reads the whole page by name; what is wrong is told at `at`. `each` as in dialect.on;
+        `answered` is what the browser then does."""
         at = at or self.said
         places = list({id(one): one for one in [*outputs, at]}.values())
         done = dialect.on(event, self.told(do, at), {*self.everything, *more}, places, each=each)
-        dialect.on(done.then, None, js=_ANSWERED)
+        dialect.on(done.then, None, js=answered)
 
     def told(self, do: Callable[..., Shown], at: Any = None) -> Callable[..., Shown]:
         """The handler with what a person can mend told on the page."""
