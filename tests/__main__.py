@@ -1,7 +1,7 @@
 """Sets up what the tests need and runs them all: `python -m tests`, with pytest's options if wanted.
 
 python -m tests                 lint, types, tests
-python -m tests -m thorough     other rows of tests of which some always run (twenty-five minutes)
+python -m tests -m thorough     other rows of tests of which some always run, whole proofs of learning (an hour)
 python -m tests -m large        the full-size proofs (8 to 16 GB of memory)
 python -m tests -m faults       a run killed two hundred times (a quarter of an hour)
 python -m tests -m fuzz         13,000 damaged files, events, requests and command lines (ten minutes)
