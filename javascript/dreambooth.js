@@ -4,15 +4,15 @@
 "use strict";
 
 const dreamboothPage = (() => {
+    const SAVE = "db_save_draft";
     const DRAFT_MS = 600; // quiet time after which a change is saved
     const RUNNING_MS = 1000;
     const IDLE_MS = 4000;
     const SILENT_MS = 10000; // a WebUI that is starting is disturbed by requests
 
     let draftTimer = null;
-    let made = 0; // counts changes by hand
-    let sent = 0; // of them those that the save has which is on its way
-    let saving = false;
+    const onTheWay = new Set(); // what Python was asked for by those buttons and has not answered yet
+    const again = new Set(); // of them those that were pressed once more
     let lookTimer = null;
     let lastState = null;
     let turn = 0; // counts what this page asks of Python: what was looked up meanwhile may be older or newer
@@ -26,6 +26,13 @@ const dreamboothPage = (() => {
 
     function press(name) {
         find(`button#${name}, #${name} button`)?.click();
+    }
+
+    /* Presses a button that calls `answered` with its name. Gradio drops what is pressed before the last answer came: it
+       is pressed again then. */
+    function ask(name) {
+        (onTheWay.has(name) ? again : onTheWay).add(name);
+        press(name);
     }
 
     function token() {
@@ -47,32 +54,24 @@ const dreamboothPage = (() => {
     /* A control was changed by hand: save soon, and say so until it is. */
     function changed() {
         asks();
-        made += 1;
         mark("unsaved", true);
         clearTimeout(draftTimer);
         draftTimer = setTimeout(save, DRAFT_MS);
     }
 
-    /* While a save is on its way, the next one waits for it. */
     function save() {
         draftTimer = null;
-        if (!saving) {
-            sent = made;
-            saving = true;
-        }
-        press("db_save_draft");
-    }
-
-    /* A save has been answered, and if more was changed meanwhile, the one that waited is on its way. */
-    function saved() {
-        saving = sent !== made;
-        sent = made;
-        answered();
+        ask(SAVE);
     }
 
     /* Python has answered: what it was sent is saved, or the reason why not is on the page. */
-    function answered() {
-        if (draftTimer === null && !saving) {
+    function answered(name) {
+        if (again.delete(name)) {
+            setTimeout(() => press(name));
+        } else {
+            onTheWay.delete(name);
+        }
+        if (draftTimer === null && !onTheWay.has(SAVE)) {
             mark("unsaved", false);
             asking = false;
         }
@@ -95,7 +94,7 @@ const dreamboothPage = (() => {
         }
         const now = `${model} ${settings}`;
         if (knownSettings?.startsWith(`${model} `) && knownSettings !== now) {
-            press("db_compare");
+            ask("db_compare");
         }
         knownSettings = now;
     }
@@ -235,7 +234,7 @@ const dreamboothPage = (() => {
     }
 
     function lookAgain() {
-        press("db_look_again");
+        ask("db_look_again");
     }
 
     function start() {
@@ -275,6 +274,6 @@ const dreamboothPage = (() => {
     } else {
         start();
     }
-    return {find, all, token, mark, changed, saved, answered, look, lookAgain, silent, onDrawn};
+    return {find, all, token, mark, changed, answered, look, lookAgain, silent, onDrawn};
 })();
 window.dreamboothPage = dreamboothPage;

@@ -108,9 +108,12 @@ class ConceptsTab:
         act(self.class_pictures.click, self._make_class_pictures, [], [])
 
     def _choose(self, values: Values) -> Shown:
+        row = actions.row_of(values[self.chosen])
+        if row == int(values[self.page.row]):  # gradio 3 and 4 send this for a new name, too, as after a save
+            return {self.page.said: gr.update()}
         opened = self.page.opened(values)
         self.page.keep(opened, values)
-        return self.page.show(opened.name, actions.row_of(values[self.chosen]), values=values)
+        return self.page.show(opened.name, row, values=values)
 
     def _add(self, values: Values) -> Shown:
         opened = self.page.opened(values)

@@ -17,15 +17,13 @@ def on(
     outputs: Any = None,
     *,
     js: str | None = None,
-    each: bool = False,
 ) -> Any:
     """Binds an event outside of gradio's queue, so that no long job holds it up; returns what `.then` hangs on.
 
-    `js` is a browser function that gets the inputs and returns those that Python gets. An event that comes before the
-    last one is answered is dropped by gradio 4 and later; with `each` the newest of them waits for the answer.
+    `js` is a browser function that gets the inputs and returns those that Python gets. Gradio drops an event that comes
+    before the last one is answered.
     """
     more: dict[str, Any] = {"_js" if _RELEASE < 4 else "js": js} if js else {}
-    more |= {"trigger_mode": "always_last"} if each and _RELEASE >= 4 else {}
     more |= {"api_visibility": "private"} if _RELEASE >= 6 else {"api_name": False}
     return event(do, inputs, outputs, queue=False, show_progress="hidden", **more)
 

@@ -32,8 +32,7 @@ Values = Mapping[Any, Any]
 Shown = dict[Any, Any]
 
 _CHANGED = "() => { dreamboothPage.changed(); return []; }"
-_ANSWERED = "() => { dreamboothPage.answered(); return []; }"
-_SAVED = "() => { dreamboothPage.saved(); return []; }"
+_ANSWERED = "() => {{ dreamboothPage.answered('{}'); return []; }}"  # of a button that the script presses, or of none
 
 
 def build(host: Host) -> Any:
@@ -99,15 +98,15 @@ class Page:
         on = dialect.on
         on(blocks.load, self.told(self.open), None, [*self.of_model, self.model_tab.source])
         looked = on(self.refresh.click, self.told(self.open), None, [*self.of_model, self.model_tab.source])
-        on(looked.then, None, js=_ANSWERED)
+        on(looked.then, None, js=_ANSWERED.format(""))
         self.act(self.choice.input, self.select, [self.choice], self.of_model)
         self.form.watch(lambda event: on(event, None, js=_CHANGED))
-        self.act(self.draft.click, self.save, [], self.saving_places(), each=True, answered=_SAVED)
-        self.act(self.compare.click, self.tell_newer, [], [], self.elsewhere)
+        self.act(self.draft.click, self.save, [], self.saving_places(), button="db_save_draft")
+        self.act(self.compare.click, self.tell_newer, [], [], self.elsewhere, button="db_compare")
         for part in self.parts:
             part.bind()
         changed = [self.about, *self.generate_tab.places()]
-        self.act(self.look_again.click, self.look, self.generate_tab.chosen(), changed, each=True)
+        self.act(self.look_again.click, self.look, self.generate_tab.chosen(), changed, button="db_look_again")
 
     def act(
         self,
@@ -117,15 +116,14 @@ class Page:
         outputs: list[Any],
         at: Any = None,
         *,
-        each: bool = False,
-        answered: str = _ANSWERED,
+        button: str = "",
     ) -> None:
-        """Binds a handler that reads the whole page by name; what is wrong is told at `at`. `each` as in dialect.on;
-        `answered` is what the browser then does."""
+        """Binds a handler that reads the whole page by name; what is wrong is told at `at`. `button` is the one that the
+        page's script asks with."""
         at = at or self.said
         places = list({id(one): one for one in [*outputs, at]}.values())
-        done = dialect.on(event, self.told(do, at), {*self.everything, *more}, places, each=each)
-        dialect.on(done.then, None, js=answered)
+        done = dialect.on(event, self.told(do, at), {*self.everything, *more}, places)
+        dialect.on(done.then, None, js=_ANSWERED.format(button))
 
     def told(self, do: Callable[..., Shown], at: Any = None) -> Callable[..., Shown]:
         """The handler with what a person can mend told on the page."""
