@@ -159,6 +159,8 @@
             dreamboothPage.changed();
         } else if (event.target.matches?.("#db_page .db-search")) {
             search(event.target);
+        } else if (event.target.matches?.("#db_page .db-own-words input")) {
+            setTimeout(() => event.target.dispatchEvent(new KeyboardEvent("keyup"))); // gradio 3 misses what is pasted
         }
     }
 

@@ -38,7 +38,7 @@ def fields(opened: Project, wanted: Mapping[str, Any], *, label: str = "{}") -> 
         other = called("merge" if merge is not None else "onto", label)
         raise UserError(f"{called('rank', label)}: it makes a LoRA, and {other} a checkpoint; choose one.")
     if not (is_as_it_is or is_state or what["weights"]):
-        raise UserError(f"{called('base', label)}: the model before training has learned nothing; leave it out.")
+        raise UserError(f"{called('base', label)}: the model before training has learned nothing; take a result.")
     to = _target(wanted.get("to"), called("to", label), optional=is_state and is_as_it_is)
     kind = chosen.result_kind if is_state else _kind(what["weights"])
     if kind == "embedding":

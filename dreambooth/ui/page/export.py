@@ -48,7 +48,7 @@ class ExportSection:
                 info="Of the same family, also one for inpainting: one of the list, or the path of a file.",
                 allow_custom_value=True,
                 elem_id="db_export_onto",
-                elem_classes=["db-only-onto"],
+                elem_classes=["db-only-onto", "db-own-words"],
             )
             self.merge = gr.Slider(
                 -2, 2, 1, step=0.05, label="Merge Weight", elem_id="db_export_merge", elem_classes=["db-only-merged"]
@@ -75,7 +75,8 @@ class ExportSection:
     def bind(self, weights: Any) -> None:
         """`weights` is the control of the result that is exported."""
         inputs = [weights, self.kind, *self._controls().values()]
-        self.page.act(self.button.click, self._labelled(self._export), inputs, [], self.said)
+        labelled = jobs.labelled({**self._controls(), "base": weights}, self._export)
+        self.page.act(self.button.click, labelled, inputs, [], self.said)
         marked = f"dreamboothPage.mark('export', {json.dumps(_MARKS)}[value])"
         js = f"(value) => {{ {marked}; return []; }}"
         dialect.on(self.kind.change, None, [self.kind], js=js)
@@ -83,9 +84,6 @@ class ExportSection:
     def _controls(self) -> dict[str, Any]:
         """By the names that a job's fields have."""
         return {"to": self.to, "merge": self.merge, "onto": self.onto, "rank": self.rank, "half": self.half}
-
-    def _labelled(self, do: Callable[[Values], Shown]) -> Callable[[Values], Shown]:
-        return jobs.labelled(self._controls(), do)
 
     def _export(self, values: Values) -> Shown:
         opened = self.page.opened(values)

@@ -63,6 +63,7 @@ class ModelTab:
                 info="One of the list, the path of a file or Diffusers folder, or owner/name of the hub.",
                 allow_custom_value=True,
                 elem_id="db_new_source",
+                elem_classes=["db-own-words"],
             )
         with (
             gr.Accordion("How to read it", open=False, elem_id="db_origin_section"),

@@ -55,11 +55,25 @@ def test_a_model_without_a_name_is_refused_where_it_is_made(hands: Hands) -> Non
 
 def test_create(hands: Hands, data: Path) -> None:
     hands.write("db_new_name", NAME)
+    hands.write("db_new_source", str(data / "Stable-diffusion" / "nowhere.safetensors"))
+    hands.press("db_create")
+    hands.see("#db_create_said", "nowhere.safetensors")
+    hands.write("db_new_source", str(data / "Stable-diffusion" / "miniature.safetensors"))
     hands.press("db_create")
     hands.state("none")
     hands.see("#db_about", "Stable Diffusion 1")
     hands.see("#db_about", "No pictures yet")
     assert open_project(Folders(data), NAME).source.name == "miniature.safetensors"
+
+
+def test_what_was_not_learned_cannot_be_put_elsewhere(hands: Hands) -> None:
+    hands.tab("Generate")
+    hands.unfold("db_export_section")
+    hands.choose("db_export_as", "A Lora of another rank")
+    hands.press("db_export")
+    hands.see("#db_export_said", "Draw with: the model before training has learned nothing")
+    hands.choose("db_export_as", "As it is")
+    hands.unfold("db_export_section")
 
 
 def test_training_without_pictures_is_refused_at_the_field(hands: Hands, data: Path) -> None:
@@ -421,8 +435,8 @@ def test_the_script_had_no_errors(hands: Hands) -> None:
 def test_nothing_is_asked_while_a_webui_reloads(hands: Hands) -> None:
     """It puts words in the place of its page then, and a request at the wrong moment can break its start."""
     asked: list[str] = []
-    hands.page.on("request", lambda request: asked.append(request.url))
     hands.page.evaluate("() => { document.body.innerHTML = '<h1>Reloading...</h1>'; dreamboothPage.answered(); }")
+    hands.page.on("request", lambda request: asked.append(request.url))  # of now, not of before
     hands.page.wait_for_timeout(1000)
     assert not [address for address in asked if "/dreambooth/" in address]
     hands.open()
