@@ -17,6 +17,8 @@ from dreambooth.core.files.json_file import read_object
 from dreambooth.core.project import Folders
 from dreambooth.core.run import Job
 
+GPU_VARIABLE = "DREAMBOOTH_GPU"  # the number of the GPU that a WebUI was told to use, for the engines that it starts
+
 
 def hold(job: Job) -> IO[bytes] | None:
     """The device for the calling process, as long as the returned file is open; None if another engine has it."""

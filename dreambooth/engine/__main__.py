@@ -69,7 +69,8 @@ def _take_locks(job: Job, held: contextlib.ExitStack) -> int:
         return REFUSED
     held.enter_context(alive)
     if Path(sys.prefix) == ENGINE:
-        held.enter_context(occupancy.enter(ENGINE_USERS))
+        with contextlib.suppress(PermissionError):  # another user's set-up, as in a container; it waits for nobody then
+            held.enter_context(occupancy.enter(ENGINE_USERS))
         if lock.is_held(SETTING_UP):
             print(f"{job.folder}: the engine's packages are being changed", file=sys.stderr)
             return BUSY

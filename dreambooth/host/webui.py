@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import binascii
 import importlib.util
+import os
 import secrets
 import sys
 from collections.abc import Mapping
@@ -38,6 +39,9 @@ class WebUI:
         self.is_dark: bool | None = {"dark": True, "light": False}.get(shared.cmd_opts.theme or "")
         self.app: Any = None  # the web application, once it has started
         self._folders: Folders | None = None
+        number = str(getattr(shared.cmd_opts, "device_id", None) or "")
+        if number.isdigit():
+            os.environ[device.GPU_VARIABLE] = number  # A1111 works on that one, and shows it to nobody else
 
     def folders(self) -> Folders:
         """The WebUI's models folder, with what flags have moved. Raises UserError if that cannot be noted there."""

@@ -106,16 +106,16 @@ def _of_pydantic(problem: Any) -> Problem:
 
 def _refusal(host: Door, request: Request) -> Response | None:
     """Why a request may not pass; None if it may."""
-    origin = request.headers.get("origin")
-    elsewhere = origin and (origin == "null" or _netloc(origin) != request.headers.get("host"))
-    if elsewhere or request.headers.get("sec-fetch-site") in ("cross-site", "same-site"):
-        return _refused(403, UserError("Requests from other sites are refused."))
     length = request.headers.get("content-length", "")
     if length.isdigit() and int(length) > MOST_BODY_BYTES:
         return _refused(413, UserError(f"The request is larger than {MOST_BODY_BYTES:,} bytes."))
     token = request.headers.get("x-dreambooth-token") or request.query_params.get("token") or ""
     if secrets.compare_digest(token.encode(), host.token.encode()):
-        return None
+        return None  # our page's, which no other site knows; a proxy may have given it another host's name
+    origin = request.headers.get("origin")
+    elsewhere = origin and (origin == "null" or _netloc(origin) != request.headers.get("host"))
+    if elsewhere or request.headers.get("sec-fetch-site") in ("cross-site", "same-site"):
+        return _refused(403, UserError("Requests from other sites are refused."))
     if host.admits(request.headers, request.cookies):
         return None
     login = UserError("Log in first: the WebUI asks for a name and a password.")

@@ -15,19 +15,18 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from dreambooth.core import device
 from dreambooth.core.errors import UserError
 from dreambooth.core.files import atomic, lock, occupancy
 from dreambooth.core.layout import DEVELOPMENT_LOCK, ENGINE, ENGINE_USERS, LOCK, PROJECT, SETTING_UP, STAMP
-from dreambooth.service import torch_build
+from dreambooth.service import packages, torch_build, venv
+from dreambooth.service.packages import Progress
 
-PIP = "pip==26.3"
 VARIABLE = "DREAMBOOTH_ENGINE_PYTHON"
-
-Progress = Callable[[str], None]
 
 
 def python() -> Path:
@@ -37,17 +36,14 @@ def python() -> Path:
         if not Path(named).is_file():
             raise UserError(f"{VARIABLE} names {named}, but there is no such file.")
         return Path(named)
-    return python_in(ENGINE)
+    return venv.python_in(ENGINE)
 
 
 def is_current(*, development: bool = False) -> bool:
     """Whether the environment is complete and made from today's locks. No network, no subprocess."""
     if os.environ.get(VARIABLE):
         return True
-    try:
-        stamp = json.loads(STAMP.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
+    stamp = _stamp()
     return bool(
         stamp.get("engine") == digest(LOCK)
         and (not development or stamp.get("development") == digest(DEVELOPMENT_LOCK))
@@ -76,18 +72,15 @@ def set_up(progress: Progress, *, development: bool = False) -> None:
     _check_host()
     with _only_one(progress):
         _wait_for_engines(progress)
-        development = development or _stamp_has("development")
+        development = development or "development" in _stamp()
         atomic.remove(STAMP)
         machine = torch_build.look()
-        if torch_build.note(machine):
-            progress(torch_build.note(machine))
-        make_venv(ENGINE, progress)
+        packages.make(ENGINE, progress)
         for lock_file in [LOCK, DEVELOPMENT_LOCK] if development else [LOCK]:
-            install_lock(ENGINE, lock_file, progress)
-        _install_torch(machine, progress)
-        progress("Checking that it works")
-        report = check()
-        stamp = {"engine": digest(LOCK), "made": time.time(), "report": report}
+            packages.install_lock(ENGINE, lock_file, progress)
+        report, note = _with_torch(machine, progress)
+        stamp = {"engine": digest(LOCK), "made": time.time(), "report": report, "note": note}
+        stamp["builds"] = [build.name for build in torch_build.builds(machine)]
         if development:
             stamp["development"] = digest(DEVELOPMENT_LOCK)
         atomic.write_text(STAMP, json.dumps(stamp, indent=1))
@@ -97,6 +90,17 @@ def set_up(progress: Progress, *, development: bool = False) -> None:
 def was_made() -> bool:
     """Whether an environment has been set up to the end, from these locks or earlier ones."""
     return STAMP.exists()
+
+
+def note() -> str:
+    """Why a card of this machine is not used, as the set-up found; empty where it is, or there is none."""
+    return str(_stamp().get("note", ""))
+
+
+def is_for_this_machine() -> bool:
+    """Whether the set-up would choose the same builds of PyTorch again; another card or driver asks for others."""
+    made_for = _stamp().get("builds")
+    return made_for is None or made_for == [build.name for build in torch_build.builds(torch_build.look())]
 
 
 def check() -> dict[str, Any]:
@@ -133,6 +137,10 @@ def engine_variables() -> dict[str, str]:
         PYTORCH_ENABLE_MPS_FALLBACK="1",  # what PyTorch lacks on an Apple GPU is done by the CPU, not refused
         OMP_WAIT_POLICY=os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),  # spinning threads stall on a shared CPU
     )
+    if number := os.environ.get(device.GPU_VARIABLE):
+        seen = [one for one in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if one]
+        # Some WebUIs show themselves that one GPU alone, and it is the first then.
+        variables["CUDA_VISIBLE_DEVICES"] = number if not seen else seen[min(int(number), len(seen) - 1)]
     return variables
 
 
@@ -167,7 +175,10 @@ class _only_one:
         self.progress = progress
 
     def __enter__(self) -> None:
-        self.file = lock.acquire(SETTING_UP)
+        try:
+            self.file = lock.acquire(SETTING_UP)
+        except PermissionError:
+            raise UserError(f"{PROJECT}: this user may not write here; set up as the one whose folder it is.") from None
         if self.file is None:
             self.progress("Another set-up is running; waiting for it")
         while self.file is None:
@@ -179,102 +190,57 @@ class _only_one:
             self.file.close()
 
 
-def python_in(folder: Path) -> Path:
-    """The Python of the environment in a folder."""
-    return folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
-
-
-def make_venv(folder: Path, progress: Progress) -> None:
-    """An environment with our pip in a folder; one that works is kept. Raises UserError if it cannot be made."""
-    own = python_in(folder)
-    if not own.exists() or subprocess.run([str(own), "-c", "import pip"], capture_output=True).returncode:
-        _make_empty_venv(folder, progress)
-    _pip(folder, ["install", PIP], progress, "pip")
-
-
-def _make_empty_venv(folder: Path, progress: Progress) -> None:
-    progress(f"Making a Python environment in {folder.name}")
-    shutil.rmtree(folder, ignore_errors=True)
-    command = [sys.executable, "-m", "venv", str(folder)]
-    result = subprocess.run(command, capture_output=True, text=True, errors="replace")
-    if result.returncode:
-        said = (result.stdout + result.stderr).strip()
-        shutil.rmtree(folder, ignore_errors=True)
-        if "ensurepip" in said:
-            version = f"{sys.version_info[0]}.{sys.version_info[1]}"
-            raise UserError(f"This Python has no venv module; install it first (Debian, Ubuntu: python{version}-venv).")
-        raise UserError(f"{folder}: the environment cannot be made ({(said.splitlines() or ['no reason given'])[-1]}).")
-
-
-def install_lock(folder: Path, lock_file: Path, progress: Progress) -> None:
-    """The packages of a lock file, and no other, but PyTorch. Raises UserError if that fails."""
-    wanted = [line for line in _requirements(lock_file) if not line.startswith("torch==")]
-    _pip(folder, ["install", "--no-deps", "--no-warn-script-location", *wanted], progress, f"{len(wanted)} packages")
+def _with_torch(machine: torch_build.Machine, progress: Progress) -> tuple[dict[str, Any], str]:
+    """Installs PyTorch and checks all. Returns the check's report, and why a card is not used."""
+    note = torch_build.note(machine)
+    if note:
+        progress(note)
+    _install_torch(machine, progress)
+    progress("Checking that it works")
+    try:
+        return check(), note
+    except UserError as error:
+        if not torch_build.is_amd(machine):
+            raise
+        progress(f"{error} Taking the CPU")
+    machine, note = replace(machine, has_amd=False), "PyTorch does not work on this AMD GPU: training uses the CPU."
+    _install_torch(machine, progress)
+    return check(), note
 
 
 def _install_torch(machine: torch_build.Machine, progress: Progress) -> None:
     """Tries the builds in turn. Everything else is installed by now, so only PyTorch's own parts are fetched."""
-    wanted = next(line for line in _requirements(LOCK) if line.startswith("torch=="))
+    wanted = next(line for line in packages.requirements(LOCK) if line.startswith("torch=="))
     builds = torch_build.builds(machine)
-    for build in builds:
+    while builds:
+        build = builds.pop(0)
+        takes_place = build.arguments and _installed_build() not in ("", build.name)
+        arguments = [*build.arguments, "--retries", "2", f"{wanted}+{build.name}" if takes_place else wanted]
         try:
-            _pip(ENGINE, ["install", *build.arguments, "--retries", "2", wanted], progress, f"PyTorch ({build.name})")
+            packages.install(ENGINE, arguments, progress, f"PyTorch ({build.name})")
             return
-        except UserError as error:
-            if build is builds[-1]:
+        except packages.NoAnswer:
+            builds = [one for one in builds if not one.arguments]  # the others are of the same place
+            if not builds:
                 raise
-            progress(f"{build.name}: {error}. Trying the next")
+        except packages.NotThere as error:
+            if not builds:
+                raise UserError(f"{error} {torch_build.hint(machine)}".strip()) from None
+        progress(f"There is no PyTorch ({build.name}); trying the next")
 
 
-def _pip(folder: Path, arguments: list[str], progress: Progress, what: str) -> None:
-    progress(f"Installing {what}")
-    command = [str(python_in(folder)), "-m", "pip", "--disable-pip-version-check", "--no-input", *arguments]
-    if PIP not in arguments:
-        command += ["--progress-bar", "raw"]
-    environment = {**os.environ, "PYTHONNOUSERSITE": "1"}
-    environment.pop("PYTHONPATH", None)
-    said: list[str] = []
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, errors="replace"
-    ) as process:
-        try:
-            for line in process.stdout or ():
-                said.append(line.strip())
-                if shown := _pip_progress(line, what):
-                    progress(shown)
-        except BaseException:
-            process.terminate()
-            raise
-    if process.returncode:
-        reasons = [line for line in said if line.startswith("ERROR")] or said[-1:] or ["no reason given"]
-        raise UserError(
-            f"{what} could not be installed: {reasons[-1].removeprefix('ERROR: ')} Run setup again to go on."
-        )
-
-
-def _pip_progress(line: str, what: str) -> str:
-    words = line.split()
-    if line.startswith("Progress ") and len(words) == 4 and int(words[3]) > 20_000_000:
-        return f"{what}: {int(words[1]) / 1e6:,.0f} of {int(words[3]) / 1e6:,.0f} MB"
-    if words[:1] == ["Collecting"]:
-        return f"{what}: {words[1].replace('==', ' ')}"
-    if line.startswith("Installing collected"):
-        return f"{what}: unpacking"
-    return ""
-
-
-def _requirements(lock_file: Path) -> Iterator[str]:
-    for line in lock_file.read_text(encoding="utf-8").splitlines():
-        if line.strip() and not line.startswith("#"):
-            yield line.strip()
+def _installed_build() -> str:
+    """`cu130` of an installed PyTorch 2.13.0+cu130; empty where there is none, or it does not say."""
+    found = next(ENGINE.glob("[Ll]ib/**/site-packages/torch-*.dist-info"), None)
+    return found.name.removesuffix(".dist-info").partition("+")[2] if found else ""
 
 
 def digest(lock_file: Path) -> str:
     return hashlib.sha256(lock_file.read_bytes()).hexdigest()
 
 
-def _stamp_has(key: str) -> bool:
+def _stamp() -> dict[str, Any]:
     try:
-        return key in json.loads(STAMP.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
+        return dict(json.loads(STAMP.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return {}

@@ -109,8 +109,9 @@ def _weights(folders: Folders, file: Path, weight: float) -> tuple[str, str] | N
     linked = folders.checkpoints / file.name  # a link there to a file elsewhere is what people keep large files with
     if linked.exists() and linked.resolve() == file:
         return "", file.name
-    if file.is_relative_to(folders.checkpoints):
-        return "", str(file.relative_to(folders.checkpoints))
+    for checkpoints in (folders.checkpoints, folders.checkpoints.resolve()):
+        if file.is_relative_to(checkpoints):
+            return "", str(file.relative_to(checkpoints))
     if file.is_relative_to(folders.embeddings):
         return "", ""
     return (f" <lora:{file.stem}:{weight:g}>", "") if file.is_relative_to(folders.loras) else None

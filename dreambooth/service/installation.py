@@ -18,11 +18,16 @@ from dreambooth.core.errors import UserError
 from dreambooth.core.files import atomic
 from dreambooth.core.layout import PROJECT
 from dreambooth.service import environment
-from dreambooth.service.environment import Progress
+from dreambooth.service.packages import Progress
 
 NOTE = PROJECT / ".engine.note.json"
 LOG = PROJECT / ".engine.log"
 _WRITE_EVERY_SECONDS = 0.5
+# `python -m dreambooth setup`, for a portable Python too, which finds no module where it stands.
+_SET_UP = (
+    "import runpy, sys; sys.path.insert(0, sys.argv[1]); sys.argv[1:] = ['setup']; "
+    "runpy.run_module('dreambooth', run_name='__main__', alter_sys=True)"
+)
 _STARTING, _STARTING_SECONDS = "Starting", 15  # what Python may take until it says something itself
 
 
@@ -37,6 +42,7 @@ def state() -> dict[str, Any]:
         "working": working,
         "said": note.get("said", "") if working else "",
         "problem": problem,
+        "note": environment.note() if ready else "",
         "log": str(LOG),
     }
 
@@ -77,7 +83,7 @@ def begin() -> None:
         flags = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP | subprocess.CREATE_NO_WINDOW}
     with open(LOG, "wb") as log:
         subprocess.Popen(
-            [sys.executable, "-m", "dreambooth", "setup"],
+            [sys.executable, "-c", _SET_UP, str(PROJECT)],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from dreambooth.core.files import atomic
 from dreambooth.core.layout import PAGE, PAGE_LOCK, PAGE_TESTS_LOCK
-from dreambooth.service import environment
-from dreambooth.service.environment import Progress
+from dreambooth.service import environment, packages, venv
+from dreambooth.service.packages import Progress
 
 STAMP = PAGE / "stamp.json"
 
@@ -21,11 +21,11 @@ def ensure(progress: Progress, *, tests: bool = False) -> Path:
     locks = [PAGE_LOCK, PAGE_TESTS_LOCK] if tests or _has(PAGE_TESTS_LOCK) else [PAGE_LOCK]
     if not all(_has(lock) for lock in locks):
         atomic.remove(STAMP)
-        environment.make_venv(PAGE, progress)
+        packages.make(PAGE, progress)
         for lock in locks:
-            environment.install_lock(PAGE, lock, progress)
+            packages.install_lock(PAGE, lock, progress)
         atomic.write_text(STAMP, json.dumps({lock.name: environment.digest(lock) for lock in locks}))
-    return environment.python_in(PAGE)
+    return venv.python_in(PAGE)
 
 
 def _has(lock: Path) -> bool:

@@ -9,10 +9,15 @@ from pathlib import Path
 
 INDEX = "https://download.pytorch.org/whl/"
 
-# NVIDIA's minimum Linux drivers for a CUDA toolkit's major version; newest build first.
-_CUDA_BY_DRIVER = ((580, ("cu130", "cu129", "cu128", "cu126")), (525, ("cu129", "cu128", "cu126")))
-# From this generation on (Turing, 2018) a card is in every build; the only one that still has those before is the last.
-_IN_ALL_BUILDS, _WITH_OLDER_CARDS = (7, 5), "cu126"
+# NVIDIA's minimum Linux drivers for a CUDA toolkit's major version; newest build first. Which there are of a release is
+# at github.com/pytorch/pytorch/blob/main/RELEASE.md.
+_NEWER_DRIVER = 580
+_CUDA_BY_DRIVER: tuple[tuple[int, tuple[str, ...]], ...] = (
+    (_NEWER_DRIVER, ("cu130", "cu129", "cu126")),
+    (525, ("cu129", "cu126")),
+)
+# From Turing (2018) up to Hopper a card is in every build; older ones are in the last alone, newer ones not in that.
+_IN_ALL_BUILDS, _NOT_IN_OLDEST, _WITH_OLDER_CARDS = (7, 5), (10, 0), "cu126"
 _MACOS = 14  # that its wheels ask for
 _ROCM = ("rocm7.2", "rocm7.1", "rocm7.0", "rocm6.4")
 
@@ -59,7 +64,7 @@ def missing(machine: Machine) -> str:
 
 
 def builds(machine: Machine) -> list[Build]:
-    """The builds to try, the best first; the next is tried where an index has none or does not answer."""
+    """The builds to try, the best first; the next is tried where an index has none."""
     if machine.system == "Darwin":
         return [DEFAULT]
     if machine.nvidia_driver:
@@ -67,11 +72,13 @@ def builds(machine: Machine) -> list[Build]:
         for least, cudas in _CUDA_BY_DRIVER:
             if major >= least and machine.capability and machine.capability < _IN_ALL_BUILDS:
                 return [_from_index(_WITH_OLDER_CARDS)]
+            if major >= least and machine.capability and machine.capability >= _NOT_IN_OLDEST:
+                cudas = tuple(cuda for cuda in cudas if cuda != _WITH_OLDER_CARDS)
             if major >= least:
                 # On Linux the default index has the CUDA 13 build; on Windows it has none for NVIDIA.
                 default = [DEFAULT] if machine.system == "Linux" and "cu130" in cudas else []
                 return [_from_index(cuda) for cuda in cudas] + default
-    if machine.has_amd and machine.system == "Linux":
+    if is_amd(machine):
         return [_from_index(rocm) for rocm in _ROCM]
     return [_from_index("cpu"), DEFAULT]
 
@@ -81,11 +88,23 @@ def note(machine: Machine) -> str:
     if machine.nvidia_driver and int(machine.nvidia_driver.split(".")[0]) < _CUDA_BY_DRIVER[-1][0]:
         return (
             f"The NVIDIA driver {machine.nvidia_driver} is too old for this PyTorch (it needs "
-            f"{_CUDA_BY_DRIVER[-1][0]} or newer): training will use the CPU. Update it and run setup again."
+            f"{_CUDA_BY_DRIVER[-1][0]} or newer): training uses the CPU. Update it and set up again."
         )
     if machine.has_amd and machine.system == "Windows":
-        return "AMD cards are used on Linux only: training will use the CPU."
+        return "AMD cards are used on Linux only: training uses the CPU."
     return ""
+
+
+def hint(machine: Machine) -> str:
+    """What may help where there is none of the builds; empty where nothing is known to."""
+    if machine.nvidia_driver and int(machine.nvidia_driver.split(".")[0]) < _NEWER_DRIVER:
+        return f"Update the NVIDIA driver to {_NEWER_DRIVER} or newer, for which there are others."
+    return ""
+
+
+def is_amd(machine: Machine) -> bool:
+    """Whether its builds are those for an AMD GPU."""
+    return machine.has_amd and machine.system == "Linux" and not machine.nvidia_driver
 
 
 def _from_index(name: str) -> Build:

@@ -36,7 +36,7 @@ Result = dict[str, Any]
 
 
 def setup(options: argparse.Namespace, terminal: Terminal) -> Result:
-    if environment.is_current(development=options.development):
+    if environment.is_current(development=options.development) and environment.is_for_this_machine():
         with contextlib.suppress(UserError):  # what does not work is repaired below
             return environment.check()
     installation.set_up(terminal.show, development=options.development)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import os
 import sys
 import threading
 from importlib.machinery import ModuleSpec
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from dreambooth.core import device
 from dreambooth.core.errors import UserError
 from dreambooth.core.files import lock
 from tests.host.conftest import StandIn
@@ -46,6 +48,16 @@ def test_flags_move_folders_for_the_engine_and_the_command_line_too(webui: Stand
     flags.ckpt_dir = flags.lora_dir = None
     webui.load_script().HOST.folders()
     assert Folders(webui.models).checkpoints == webui.models / "Stable-diffusion", "a flag that is gone moves nothing"
+
+
+def test_the_engine_works_on_the_gpu_that_the_webui_was_told(webui: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(device.GPU_VARIABLE, raising=False)
+    webui.load_script()
+    assert device.GPU_VARIABLE not in os.environ
+    webui.module("shared").cmd_opts.device_id = "1"
+    webui.load_script()
+    assert os.environ[device.GPU_VARIABLE] == "1"
+    monkeypatch.delenv(device.GPU_VARIABLE)
 
 
 def test_a_new_file_is_in_the_lists_at_once(host: Any, webui: StandIn) -> None:

@@ -24,6 +24,7 @@ from dreambooth.core.files import file_names
 from dreambooth.core.layout import MINIATURE, PROJECT, SUBJECT_PICTURES
 from dreambooth.core.project import Folders
 from dreambooth.core.schema import HIDDEN
+from dreambooth.host.base import PAGE_TOKEN
 from dreambooth.host.standalone import Standalone
 from dreambooth.service import api, going_on, models
 from tests.conftest import needs_links
@@ -188,6 +189,10 @@ def test_other_sites_cannot_ask_whatever_they_send_along(folders: Folders) -> No
         assert said.status_code == 403, headers
         assert said.json()["errors"][0]["what"] == "Requests from other sites are refused."
     assert project.open_project(folders, "star")
+    token = {"x-dreambooth-token": PAGE_TOKEN}
+    assert asked.get("/dreambooth/models", headers={"origin": "https://behind-a.proxy", **token}).status_code == 200
+    wrong = {"origin": "https://behind-a.proxy", "x-dreambooth-token": "guessed"}
+    assert asked.get("/dreambooth/models", headers=wrong).status_code == 403
 
 
 def calls(tree: ast.AST) -> Iterator[tuple[str, ast.Call]]:

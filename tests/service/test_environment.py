@@ -2,17 +2,17 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import time
 import types
-from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from dreambooth.core import device
 from dreambooth.core.errors import UserError
 from dreambooth.core.layout import DEVELOPMENT_LOCK, LOCK
-from dreambooth.service import environment, torch_build
+from dreambooth.service import environment, packages, torch_build
 
 
 @pytest.fixture
@@ -90,19 +90,6 @@ def test_of_a_cards_error_the_line_is_told_that_names_it(monkeypatch: pytest.Mon
         environment.check()
 
 
-def test_the_engine_runs_what_the_lock_says() -> None:
-    for line in environment._requirements(LOCK):
-        name, wanted = line.split("==")
-        assert version(name).split("+")[0] == wanted
-
-
-@pytest.mark.parametrize("lock", [LOCK, DEVELOPMENT_LOCK], ids=lambda path: path.name)
-def test_every_version_is_exact(lock: Path) -> None:
-    lines = list(environment._requirements(lock))
-    assert all(re.fullmatch(r"[A-Za-z0-9_.-]+==[0-9][^\s;,*]*", line) for line in lines)
-    assert len({line.split("==")[0].lower() for line in lines}) == len(lines)
-
-
 def test_engine_processes_leave_the_webui_behind(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COMMANDLINE_ARGS", "--medvram")
     monkeypatch.setenv("PYTHONPATH", "/webui")
@@ -117,19 +104,102 @@ def test_a_mac_without_pytorch_is_refused_before_anything_is_fetched(
 ) -> None:
     intel = torch_build.Machine("Darwin", processor="x86_64", release="15.2")
     monkeypatch.setattr(torch_build, "look", lambda: intel)
-    monkeypatch.setattr(environment, "make_venv", lambda *_: pytest.fail("an environment is made"))
+    monkeypatch.setattr(packages, "make", lambda *_: pytest.fail("an environment is made"))
     with pytest.raises(UserError, match=r"an Intel Mac cannot train\. DREAMBOOTH_ENGINE_PYTHON can name"):
         environment.set_up(lambda said: None)
 
 
+def test_an_engine_works_on_the_gpu_that_the_webui_was_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.delenv(device.GPU_VARIABLE, raising=False)
+    assert "CUDA_VISIBLE_DEVICES" not in environment.engine_variables()
+    monkeypatch.setenv(device.GPU_VARIABLE, "1")
+    assert environment.engine_variables()["CUDA_VISIBLE_DEVICES"] == "1"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
+    assert environment.engine_variables()["CUDA_VISIBLE_DEVICES"] == "3"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")  # as Forge does for its --gpu-device-id 1
+    assert environment.engine_variables()["CUDA_VISIBLE_DEVICES"] == "1"
+
+
+class _Index:
+    """Which builds of PyTorch there are, as pip would find them; what is installed is noted."""
+
+    def __init__(self, *there: str, silent: bool = False) -> None:
+        self.there, self.silent, self.asked = there, silent, list[list[str]]()
+
+    def install(self, folder: Path, arguments: list[str], progress: packages.Progress, what: str) -> None:
+        self.asked.append(arguments)
+        if self.silent and "--index-url" in arguments:
+            raise packages.NoAnswer("The index cannot be reached.")
+        if what.removeprefix("PyTorch (").removesuffix(")") not in self.there and not self.silent:
+            raise packages.NotThere("There is none.")
+
+
+RTX_5090 = torch_build.Machine("Windows", "572.16", capability=(12, 0))
+
+
 @pytest.mark.parametrize(
-    ("line", "shown"),
+    ("machine", "index", "tried"),
     [
-        ("Collecting torch==2.13.0\n", "PyTorch: torch 2.13.0"),
-        ("Progress 52428800 of 900000000\n", "PyTorch: 52 of 900 MB"),
-        ("Progress 1 of 20\n", ""),
-        ("  Using cached x.whl\n", ""),
+        (torch_build.Machine("Windows", "581.0", capability=(8, 6)), _Index("cu130"), ["cu130"]),
+        (torch_build.Machine("Windows", "560.1", capability=(8, 6)), _Index("cu126"), ["cu129", "cu126"]),
+        (torch_build.Machine("Linux", "581.0", capability=(8, 6)), _Index(silent=True), ["cu130", "default"]),
     ],
 )
-def test_progress_of_the_set_up(line: str, shown: str) -> None:
-    assert environment._pip_progress(line, "PyTorch") == shown
+def test_the_next_build_is_tried_where_there_is_none(
+    machine: torch_build.Machine, index: _Index, tried: list[str], fresh: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packages, "install", index.install)
+    environment._install_torch(machine, lambda said: None)
+    named = [arguments[1].rpartition("/")[2] if "--index-url" in arguments else "default" for arguments in index.asked]
+    assert named == tried
+
+
+def test_a_card_is_not_given_a_build_without_it_nor_for_a_network_that_is_down(
+    fresh: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index = _Index("cu126")
+    monkeypatch.setattr(packages, "install", index.install)
+    with pytest.raises(UserError, match=r"There is none\. Update the NVIDIA driver to 580 or newer"):
+        environment._install_torch(RTX_5090, lambda said: None)
+    monkeypatch.setattr(packages, "install", _Index(silent=True).install)
+    with pytest.raises(packages.NoAnswer):
+        environment._install_torch(RTX_5090, lambda said: None)
+
+
+def test_another_build_takes_the_place_of_the_one_that_is_there(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To pip, PyTorch 2.13.0 for the CPU is PyTorch 2.13.0 already."""
+    index = _Index("cu130")
+    monkeypatch.setattr(packages, "install", index.install)
+    machine = torch_build.Machine("Linux", "581.0", capability=(8, 6))
+    (fresh / "lib" / "python3.10" / "site-packages" / "torch-2.13.0+cpu.dist-info").mkdir(parents=True)
+    environment._install_torch(machine, lambda said: None)
+    assert index.asked[0][-1].startswith("torch==") and index.asked[0][-1].endswith("+cu130")
+
+
+def test_another_driver_has_the_environment_looked_at_again(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stamp = json.loads((fresh / "stamp.json").read_text())
+    monkeypatch.setattr(torch_build, "look", lambda: torch_build.Machine("Linux", "470.1"))
+    assert environment.is_for_this_machine(), "made before that was noted"
+    (fresh / "stamp.json").write_text(json.dumps({**stamp, "builds": ["cpu", torch_build.DEFAULT.name]}))
+    assert environment.is_for_this_machine()
+    monkeypatch.setattr(torch_build, "look", lambda: torch_build.Machine("Linux", "580.1"))
+    assert not environment.is_for_this_machine()
+    assert environment.is_current(), "it works as it is, and nothing is fetched unasked"
+
+
+def test_an_amd_gpu_that_pytorch_cannot_use_leaves_the_cpu(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    index = _Index(*torch_build._ROCM, "cpu")
+    monkeypatch.setattr(packages, "install", index.install)
+    checked: list[Any] = [UserError("The engine's environment does not work."), {"device": "cpu"}]
+
+    def check() -> dict[str, Any]:
+        found = checked.pop(0)
+        if isinstance(found, UserError):
+            raise found
+        return dict(found)
+
+    monkeypatch.setattr(environment, "check", check)
+    report, note = environment._with_torch(torch_build.Machine("Linux", has_amd=True), lambda said: None)
+    assert report == {"device": "cpu"} and "does not work on this AMD GPU" in note
+    assert index.asked[-1][1].endswith("/cpu")

@@ -125,6 +125,18 @@ def test_a_checkpoint_that_is_linked_into_the_webuis_folder_is_known_there(folde
     assert said and said.checkpoint == MINIATURE.name
 
 
+@needs_links
+def test_a_checkpoint_in_a_folder_that_several_programs_share_is_known_there(folders: Folders, tmp_path: Path) -> None:
+    shared = tmp_path / "shared" / "of-anna"
+    shared.mkdir(parents=True)
+    shutil.copyfile(MINIATURE, shared / "star.safetensors")
+    folders.checkpoints.parent.mkdir(parents=True, exist_ok=True)
+    folders.checkpoints.symlink_to(shared.parent)
+    made = project.create(folders, "star", folders.checkpoints / "of-anna" / "star.safetensors")
+    said = hot_use.use_picture(folders, made, {**ASKED, "scheduler": "ddim"}, 9, "", 1.0)
+    assert said and said.checkpoint == str(Path("of-anna") / "star.safetensors")
+
+
 def test_a_picture_that_the_webui_cannot_draw_is_not_offered(folders: Folders, opened: Project, tmp_path: Path) -> None:
     asked = {**ASKED, "scheduler": "ddim"}
     assert hot_use.use_picture(folders, opened, asked, 9, str(tmp_path / "elsewhere.safetensors"), 1.0) is None

@@ -38,12 +38,22 @@ def test_the_first_start_sets_up_beside_the_webui_and_later_ones_do_not(
     started: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert "in the background" in installation.on_start()
-    assert started == [[sys.executable, "-m", "dreambooth", "setup"]]
+    assert [command[0] for command in started] == [sys.executable]
     assert "is being set up" in installation.on_start(), "it may not have come to say so itself yet"
     monkeypatch.setattr(installation, "_STARTING_SECONDS", 0)
     said = installation.on_start()
     assert "ended before it was done" in said and len(started) == 1, "a person starts the second try"
     assert installation.state()["problem"] in said
+
+
+def test_a_portable_python_finds_the_set_up_too(started: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has a fixed list of places for modules, and where it was started is none of them."""
+    installation.begin()
+    ((python, *arguments),) = started
+    monkeypatch.undo()
+    alone = {**os.environ, "DREAMBOOTH_ENGINE_PYTHON": "/no-python"}
+    said = subprocess.run([python, "-I", *arguments], capture_output=True, text=True, cwd="/", env=alone)
+    assert "DREAMBOOTH_ENGINE_PYTHON names /no-python" in said.stdout + said.stderr
 
 
 def test_an_update_of_the_packages_is_tried_once(started: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,6 +25,7 @@ from dreambooth.service.torch_build import DEFAULT, Machine, builds, missing, no
         (Machine("Linux", "580.95.05", capability=(7, 5)), "cu130", True),
         (Machine("Linux", "580.95.05", capability=(6, 1)), "cu126", False),
         (Machine("Windows", "560.1", capability=(7, 0)), "cu126", False),
+        (Machine("Windows", "572.16", capability=(12, 0)), "cu129", False),
     ],
 )
 def test_each_machine_gets_its_build(machine: Machine, first: str, falls_back: bool) -> None:
@@ -55,6 +56,12 @@ def test_what_the_drivers_tool_says_of_the_first_card(
     monkeypatch.setattr(subprocess, "run", run)
     found = torch_build.look()
     assert (found.nvidia_driver, found.capability) == (driver, capability)
+
+
+def test_the_oldest_build_has_none_of_the_newest_cards() -> None:
+    assert [build.name for build in builds(Machine("Linux", "570.1", capability=(12, 0)))] == ["cu129"]
+    assert [build.name for build in builds(Machine("Linux", "570.1", capability=(9, 0)))] == ["cu129", "cu126"]
+    assert "580" in torch_build.hint(Machine("Linux", "570.1")) and not torch_build.hint(Machine("Linux", "580.1"))
 
 
 def test_a_mac_takes_the_default() -> None:

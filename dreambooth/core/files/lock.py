@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 import time
 from pathlib import Path
 from typing import IO
+
+from dreambooth.core.errors import UserError
+
+_TAKEN = (errno.EAGAIN, errno.EACCES, errno.EDEADLK)  # by another process
 
 if sys.platform == "win32":
     import msvcrt
@@ -28,33 +33,42 @@ else:
 def acquire(path: Path, *, seconds: float = 0) -> IO[bytes] | None:
     """The open lock file, to be kept as long as the lock is needed; None if another process holds it.
 
-    Somebody who only looks has the lock for a moment too, so whoever must not miss it tries for a second.
+    Somebody who only looks has the lock for a moment too, so whoever must not miss it tries for a second. Raises
+    UserError where files cannot be locked.
     """
-    return _open_locked(path, seconds, shared=False)
+    end = time.monotonic() + seconds
+    file = open(path, "ab")  # noqa: SIM115  (the lock lives as long as the file is open)
+    while not _is_locked(file, path, shared=False):
+        if time.monotonic() >= end:
+            file.close()
+            return None
+        time.sleep(0.05)
+    return file
 
 
 def is_held(path: Path) -> bool:
-    """Whether a living process holds the lock."""
-    if not path.exists():
-        return False
+    """Whether a living process holds the lock. Raises UserError where files cannot be locked."""
     for _ in range(_LOOKS):
-        if file := _open_locked(path, 0, shared=True):
-            file.close()
+        try:
+            file = open(path, "rb")  # noqa: SIM115  (others may look at what one user alone may change)
+        except (FileNotFoundError, NotADirectoryError):
             return False
+        with file:
+            if _is_locked(file, path, shared=True):
+                return False
         if _LOOKS > 1:
             time.sleep(0.01)
     return True
 
 
-def _open_locked(path: Path, seconds: float, *, shared: bool) -> IO[bytes] | None:
-    end = time.monotonic() + seconds
-    file = open(path, "ab")  # noqa: SIM115  (the lock lives as long as the file is open)
-    while True:
-        try:
-            _lock(file, shared=shared)
-            return file
-        except OSError:
-            if time.monotonic() >= end:
-                file.close()
-                return None
-            time.sleep(0.05)
+def _is_locked(file: IO[bytes], path: Path, *, shared: bool) -> bool:
+    """Whether this process has the lock now."""
+    try:
+        _lock(file, shared=shared)
+    except OSError as error:
+        if error.errno in _TAKEN:
+            return False
+        raise UserError(
+            f"{path}: files cannot be locked here ({error.strerror}); use a folder of another disk."
+        ) from None
+    return True

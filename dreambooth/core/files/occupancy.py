@@ -16,6 +16,7 @@ def enter(folder: Path) -> IO[bytes]:
     while True:
         descriptor, name = tempfile.mkstemp(prefix=f"{os.getpid()}-", dir=folder)
         os.close(descriptor)
+        os.chmod(name, 0o644)  # whoever counts may be another user
         # Whoever counts may have the lock for a moment, or have taken the file for a dead one's.
         if (held := lock.acquire(Path(name), seconds=1)) and Path(name).exists():
             return held

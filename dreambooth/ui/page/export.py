@@ -74,16 +74,20 @@ class ExportSection:
 
     def bind(self, weights: Any) -> None:
         """`weights` is the control of the result that is exported."""
-        inputs = [weights, self.kind, *self._controls().values()]
-        labelled = jobs.labelled({**self._controls(), "base": weights}, self._export)
-        self.page.act(self.button.click, labelled, inputs, [], self.said)
+        self.weights = weights
+        inputs = [self.kind, *self._controls().values()]
+        self.page.act(self.button.click, self._labelled(self._export), inputs, [], self.said)
         marked = f"dreamboothPage.mark('export', {json.dumps(_MARKS)}[value])"
         js = f"(value) => {{ {marked}; return []; }}"
         dialect.on(self.kind.change, None, [self.kind], js=js)
 
     def _controls(self) -> dict[str, Any]:
         """By the names that a job's fields have."""
-        return {"to": self.to, "merge": self.merge, "onto": self.onto, "rank": self.rank, "half": self.half}
+        own = {"to": self.to, "merge": self.merge, "onto": self.onto, "rank": self.rank, "half": self.half}
+        return {**own, "base": self.weights}
+
+    def _labelled(self, do: Callable[[Values], Shown]) -> Callable[[Values], Shown]:
+        return jobs.labelled(self._controls(), do)
 
     def _export(self, values: Values) -> Shown:
         opened = self.page.opened(values)

@@ -118,8 +118,8 @@ class Page:
         *,
         button: str = "",
     ) -> None:
-        """Binds a handler that reads the whole page by name; what is wrong is told at `at`. `button` is the one that the
-        page's script asks with."""
+        """Binds a handler that reads the whole page by name; what is wrong is told at `at`. `button` is the one that
+        the page's script asks with."""
         at = at or self.said
         places = list({id(one): one for one in [*outputs, at]}.values())
         done = dialect.on(event, self.told(do, at), {*self.everything, *more}, places)
@@ -134,6 +134,8 @@ class Page:
                 return {place: "", **do(*values)}
             except UserError as error:
                 return {place: problem_list(error.problems)}
+            except OSError as error:
+                return {place: problem_list([f"That cannot be done: {error}."])}
 
         return tell
 

@@ -53,7 +53,7 @@ def run_view(folders: Folders, model: str) -> str:
     engine = installation.state()
     if not engine["ready"]:
         return root("working" if engine["working"] else "unready", [("head", _engine(engine))])
-    elsewhere = _elsewhere(folders, model)
+    elsewhere = _unused_card(engine) + _elsewhere(folders, model)
     job = newest_run(folders, model)
     if job is None:
         words = "Runs are shown here as they go." if model else "Make a model first; its runs are shown here."
@@ -142,6 +142,11 @@ def _engine(state: Mapping[str, Any]) -> str:
         said = f'<p class="db-note">Setting the engine up: {escape(state["said"])}</p>'
         return said + bar({"share": None, "note": ""})
     return f'<p class="db-note">{escape(state["problem"])}</p>'
+
+
+def _unused_card(engine: Mapping[str, Any]) -> str:
+    """Why everything is done by the CPU of a machine with a card; with it comes the button that sets up again."""
+    return f'<p class="db-note db-unused-card">{escape(engine["note"])}</p>' if engine["note"] else ""
 
 
 def _curves(course: Course, last: Event) -> str:

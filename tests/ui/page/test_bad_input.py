@@ -75,6 +75,15 @@ def saved(page: Page, values: dict[Any, Any]) -> list[str]:
     return list(json.loads(html.unescape(told[1])))
 
 
+def test_a_file_that_may_not_be_written_is_a_sentence_too(page: Page, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> Any:
+        raise PermissionError(13, "Permission denied", "/models/star/settings.json")
+
+    monkeypatch.setattr(page, "opened", refuse)
+    told = page.told(page.save)({page.model: "star"})
+    assert "Permission denied: &#x27;/models/star/settings.json&#x27;" in told[page.said]
+
+
 @pytest.mark.parametrize("leaf", LEAVES, ids=lambda leaf: leaf.key)
 def test_a_bad_value_is_one_sentence_and_the_rest_is_saved(page: Page, leaf: Leaf) -> None:
     before, right = opened(page).settings(), shown(page)

@@ -17,6 +17,7 @@ from dreambooth.core.layout import MINIATURE
 from dreambooth.core.project import Folders
 from dreambooth.core.settings import Settings, parse, to_json
 from dreambooth.host.standalone import Standalone
+from dreambooth.service import installation
 from dreambooth.ui.page import alone, jobs, routes
 
 
@@ -47,6 +48,17 @@ def job(folders: Folders, *events: dict[str, object]) -> run.Job:
     with open(made.folder / "events.jsonl", "w") as file:
         file.writelines(json.dumps({"time": 0, **event}) + "\n" for event in events)
     return made
+
+
+def test_why_a_card_is_not_used_is_told_as_long_as_that_is_so(
+    folders: Folders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ready = {"ready": True, "working": False, "problem": "", "said": "", "log": ""}
+    for note in ("", "The driver <470> is too old: training uses the CPU."):
+        monkeypatch.setattr(installation, "state", lambda note=note: {**ready, "note": note})
+        headers = {"X-Dreambooth-Token": Standalone.token}
+        shown = client(folders).get("/dreambooth/page/live?view=run&model=star", headers=headers).text
+        assert ("db-unused-card" in shown) == bool(note) and ("driver &lt;470&gt; is" in shown) == bool(note)
 
 
 STEP = {"event": "step", "step": 5, "steps": 10, "images": 5, "loss": 0.5, "rate": 1e-4, "steps_per_second": 2.0,

@@ -1,0 +1,97 @@
+"""Installing packages with pip: how far it is, and in a sentence what went wrong."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from dreambooth.core.errors import UserError
+from dreambooth.service import venv
+
+PIP = "pip==26.3"
+
+Progress = Callable[[str], None]
+
+
+class NotThere(UserError):
+    """The package index answered, and has no such version for this Python and system."""
+
+
+class NoAnswer(UserError):
+    """The package index could not be reached."""
+
+
+def make(folder: Path, progress: Progress) -> None:
+    """An environment with our pip in a folder; one that works is kept. Raises UserError if it cannot be made."""
+    own = venv.python_in(folder)
+    if not own.exists() or subprocess.run([str(own), "-c", "import pip"], capture_output=True).returncode:
+        venv.make(folder, progress)
+    install(folder, [PIP], progress, "pip")
+
+
+def install_lock(folder: Path, lock_file: Path, progress: Progress) -> None:
+    """The packages of a lock file, and no other, but PyTorch. Raises UserError if that fails."""
+    wanted = [line for line in requirements(lock_file) if not line.startswith("torch==")]
+    install(folder, ["--no-deps", "--no-warn-script-location", *wanted], progress, f"{len(wanted)} packages")
+
+
+def install(folder: Path, arguments: list[str], progress: Progress, what: str) -> None:
+    """`pip install` with these arguments in the environment of a folder; `what` is what it is called meanwhile.
+
+    Raises NotThere, NoAnswer, or UserError for everything else."""
+    progress(f"Installing {what}")
+    environment = {**os.environ, "PYTHONNOUSERSITE": "1"}
+    environment.pop("PYTHONPATH", None)
+    said: list[str] = []
+    with venv.short(folder) as reached:
+        command = [str(venv.python_in(reached)), "-m", "pip", "--disable-pip-version-check", "--no-input", "install"]
+        command += arguments if PIP in arguments else ["--progress-bar", "raw", *arguments]
+        with subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, errors="replace"
+        ) as process:
+            try:
+                for line in process.stdout or ():
+                    said.append(line.strip())
+                    if shown := shown_of(line, what):
+                        progress(shown)
+            except BaseException:
+                process.terminate()
+                raise
+    if process.returncode:
+        raise _failure(said, what)
+
+
+def _failure(said: list[str], what: str) -> UserError:
+    reasons = [line.removeprefix("ERROR: ") for line in said if line.startswith("ERROR")] or said[-1:]
+    reason = reasons[-1] if reasons else "no reason given"
+    told = "\n".join(said)
+    if "Retrying (" in told or "Could not fetch URL" in told:
+        return NoAnswer(
+            f"{what}: the package index cannot be reached; look at the network, or at the proxy (HTTPS_PROXY), and run "
+            "setup again to go on."
+        )
+    if re.search(r"\bENOSPC\b|Errno 28\b|No space left", told):
+        return UserError(f"{what}: the disk is full; make room, and run setup again to go on.")
+    failure = f"{what} could not be installed: {reason.rstrip('.')}. Run setup again to go on."
+    return NotThere(failure) if reason.startswith("No matching distribution") else UserError(failure)
+
+
+def shown_of(line: str, what: str) -> str:
+    """What a line of pip's is worth telling a person; empty for most."""
+    words = line.split()
+    if line.startswith("Progress ") and len(words) == 4 and int(words[3]) > 20_000_000:
+        return f"{what}: {int(words[1]) / 1e6:,.0f} of {int(words[3]) / 1e6:,.0f} MB"
+    if words[:1] == ["Collecting"]:
+        return f"{what}: {words[1].replace('==', ' ')}"
+    if line.startswith("Installing collected"):
+        return f"{what}: unpacking"
+    return ""
+
+
+def requirements(lock_file: Path) -> Iterator[str]:
+    for line in lock_file.read_text(encoding="utf-8").splitlines():
+        if line.strip() and not line.startswith("#"):
+            yield line.strip()

@@ -1,0 +1,114 @@
+"""Virtual environments, also by a Python that has no `venv` of its own, and where a path is too long for Windows."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from dreambooth.core.errors import UserError
+
+# For a Python without venv, such as the portable ones that WebUIs for Windows bring; it is not kept.
+VIRTUALENV = "virtualenv==21.15.8"
+_RUN_IT = "import sys; sys.path.insert(0, sys.argv[1]); from virtualenv import cli_run; cli_run(sys.argv[2:])"
+_WITHOUT_VENV = ("No module named venv", "No module named 'venv'", "ensurepip")
+
+# Windows opens no path of more characters unless it was told to. The longest that we install are licences of PyTorch.
+_MOST_CHARACTERS = 259 if os.name == "nt" else sys.maxsize
+_LONGEST_PACKED = 180
+
+
+def python_in(folder: Path) -> Path:
+    """The Python of the environment in a folder."""
+    return folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+
+
+def make(folder: Path, progress: Callable[[str], None]) -> None:
+    """A new environment with a pip; what was there is removed. Raises UserError if it cannot be made."""
+    progress(f"Making a Python environment in {folder.name}")
+    shutil.rmtree(folder, ignore_errors=True)
+    said = _said_by([sys.executable, "-m", "venv", str(folder)])
+    if not said:
+        return
+    shutil.rmtree(folder, ignore_errors=True)
+    if not any(words in said for words in _WITHOUT_VENV):
+        raise UserError(f"{folder}: the environment cannot be made ({said.splitlines()[-1].rstrip('.')}).")
+    _make_with_virtualenv(folder, progress)
+
+
+def _make_with_virtualenv(folder: Path, progress: Callable[[str], None]) -> None:
+    progress("This Python has no venv module; fetching virtualenv")
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as place:
+        pip = ["-m", "pip", "--disable-pip-version-check", "--no-input", "install", "--target", place, VIRTUALENV]
+        said = _said_by([sys.executable, *pip])
+        if not said:
+            kept = str(Path(place) / "kept")
+            said = _said_by([sys.executable, "-c", _RUN_IT, place, "--app-data", kept, str(folder)])
+    if said:
+        shutil.rmtree(folder, ignore_errors=True)
+        version = f"{sys.version_info[0]}.{sys.version_info[1]}"
+        raise UserError(
+            f"This Python has no venv module, and virtualenv does not help ({said.splitlines()[-1].rstrip('.')}); "
+            f"install it (Debian, Ubuntu: python{version}-venv), or start this with another Python."
+        )
+
+
+def _said_by(command: list[str]) -> str:
+    """What a command that failed said; empty where it did not fail."""
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    result = subprocess.run(command, capture_output=True, text=True, errors="replace", env=environment)
+    return ((result.stdout + result.stderr).strip() or "no reason given") if result.returncode else ""
+
+
+@contextlib.contextmanager
+def short(folder: Path) -> Iterator[Path]:
+    """Another path to an environment, where its own is too long for what is installed in it: Windows counts the
+    characters that it is told, not those of the place where they lead. Afterwards nothing that is too long is left, as
+    the Explorer could not remove it."""
+    site = next(iter(folder.glob("[Ll]ib/**/site-packages")), folder / "Lib" / "site-packages")
+    if len(str(site)) + 1 + _LONGEST_PACKED <= _MOST_CHARACTERS:
+        yield folder
+        return
+    place = Path(tempfile.mkdtemp(prefix="db"))
+    link = place / "e"
+    try:
+        _link(folder, link)
+    except OSError as error:
+        place.rmdir()
+        raise UserError(
+            f"{folder}: this path is too long for Windows, and has no shorter one ({error.strerror}); put the WebUI "
+            "into a folder with a shorter path, or have Windows allow long ones (LongPathsEnabled)."
+        ) from None
+    try:
+        yield link
+        for licences in (link / site.relative_to(folder)).glob("*.dist-info/licenses"):
+            if any(len(str(folder / file.relative_to(link))) > _MOST_CHARACTERS for file in licences.rglob("*")):
+                _pack(licences)
+    finally:
+        link.unlink()
+        place.rmdir()
+
+
+def _link(folder: Path, link: Path) -> None:
+    if sys.platform == "win32":
+        import _winapi
+
+        _winapi.CreateJunction(str(folder), str(link))
+    else:
+        link.symlink_to(folder)
+
+
+def _pack(folder: Path) -> None:
+    """A package's licences as one archive, which goes with the package when that is removed."""
+    about, name = folder.parent, folder.name
+    packed = shutil.make_archive(str(about / name), "zip", folder)
+    shutil.rmtree(folder)
+    folder.mkdir()
+    os.replace(packed, folder / Path(packed).name)
+    with open(about / "RECORD", "a", encoding="utf-8") as record:
+        print(f"{about.name}/{name}/{Path(packed).name},,", file=record)

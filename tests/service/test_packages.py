@@ -1,0 +1,86 @@
+"""What pip says, in sentences: for real where it fails at once."""
+
+from __future__ import annotations
+
+import re
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dreambooth.core.errors import UserError
+from dreambooth.core.layout import DEVELOPMENT_LOCK, LOCK
+from dreambooth.service import packages, venv
+
+
+@pytest.fixture
+def ours(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """An environment whose Python is the one that is running."""
+    monkeypatch.setattr(venv, "python_in", lambda folder: Path(sys.executable))
+    return tmp_path
+
+
+def test_no_way_to_the_index_is_not_a_missing_package(ours: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = ["--isolated", "--retries", "1", "--index-url", "http://127.0.0.1:9/simple", "no-such-package==1"]
+    with pytest.raises(packages.NoAnswer, match=r"^It: the package index cannot be reached; .*HTTPS_PROXY.*go on\.$"):
+        packages.install(ours, arguments, lambda said: None, "It")
+
+
+def test_what_an_index_does_not_have_is_told_apart(ours: Path) -> None:
+    arguments = ["--isolated", "--no-index", "--find-links", str(ours), "no-such-package==1"]
+    with pytest.raises(packages.NotThere, match=r"No matching distribution found for no-such-package==1\. Run setup"):
+        packages.install(ours, arguments, lambda said: None, "It")
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        (
+            ["ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device"],
+            "the disk is full",
+        ),
+        (["ERROR: Cannot uninstall six 1.0."], r"Cannot uninstall six 1\.0\. Run setup"),
+        ([], r"no reason given\. Run setup"),
+    ],
+)
+def test_other_failures(said: list[str], told: str) -> None:
+    failure = packages._failure(said, "It")
+    assert type(failure) is UserError
+    with pytest.raises(UserError, match=told):
+        raise failure
+
+
+@pytest.mark.parametrize(
+    ("line", "shown"),
+    [
+        ("Collecting torch==2.13.0\n", "PyTorch: torch 2.13.0"),
+        ("Progress 52428800 of 900000000\n", "PyTorch: 52 of 900 MB"),
+        ("Progress 1 of 20\n", ""),
+        ("  Using cached x.whl\n", ""),
+    ],
+)
+def test_progress(line: str, shown: str) -> None:
+    assert packages.shown_of(line, "PyTorch") == shown
+
+
+def test_the_engine_runs_what_the_lock_says() -> None:
+    for line in packages.requirements(LOCK):
+        name, wanted = line.split("==")
+        assert version(name).split("+")[0] == wanted
+
+
+@pytest.mark.parametrize("lock", [LOCK, DEVELOPMENT_LOCK], ids=lambda path: path.name)
+def test_every_version_is_exact(lock: Path) -> None:
+    lines = list(packages.requirements(lock))
+    assert all(re.fullmatch(r"[A-Za-z0-9_.-]+==[0-9][^\s;,*]*", line) for line in lines)
+    assert len({line.split("==")[0].lower() for line in lines}) == len(lines)
+
+
+def test_an_environment_that_works_is_kept(ours: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(venv, "make", lambda *_: pytest.fail("it is made anew"))
+    monkeypatch.setattr(packages, "install", lambda *given: asked.append(given))
+    packages.make(ours, lambda said: None)
+    assert asked[0][1] == [packages.PIP]

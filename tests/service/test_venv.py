@@ -1,0 +1,117 @@
+"""Environments for real: by a Python without `venv`, and where a path is too long."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from dreambooth.core.errors import UserError
+from dreambooth.service import packages, venv
+
+pytestmark = pytest.mark.skipif(os.name == "nt", reason="the stand-ins are shell scripts and symbolic links")
+LICENCE = "deeply/" * 12 + "LICENSE.txt"
+
+
+def _python_without_venv(place: Path, said: str, *, pip: bool = True) -> Path:
+    """This Python, as if nobody had given it a `venv`."""
+    shim = place / "python"
+    refused = 'echo "No module named pip" >&2; exit 1' if not pip else f'exec {sys.executable} "$@"'
+    shim.write_text(
+        f'#!/bin/sh\n[ "$1 $2" = "-m venv" ] && {{ echo "{said}" >&2; exit 1; }}\n'
+        f'[ "$1 $2" = "-m pip" ] && {{ {refused}; }}\nexec {sys.executable} "$@"\n'
+    )
+    shim.chmod(0o755)
+    return shim
+
+
+def _says(folder: Path, code: str) -> str:
+    command = [str(venv.python_in(folder)), "-I", "-c", code]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+@pytest.mark.parametrize("said", ["python: No module named venv", "ensurepip is not available"])
+def test_a_python_without_venv_has_an_environment_too(
+    said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", str(_python_without_venv(tmp_path, said)))
+    folder, told = tmp_path / "made", list[str]()
+    venv.make(folder, told.append)
+    assert told[-1] == "This Python has no venv module; fetching virtualenv"
+    assert Path(_says(folder, "import sys; print(sys.prefix)")) == folder
+    assert _says(folder, "import pip; print('pip')") == "pip"
+    assert _says(folder, "import importlib.util; print(importlib.util.find_spec('virtualenv'))") == "None"
+
+
+def test_without_a_pip_either_a_person_hears_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shim = _python_without_venv(tmp_path, "No module named venv", pip=False)
+    monkeypatch.setattr(sys, "executable", str(shim))
+    with pytest.raises(UserError, match=r"has no venv module, and .* \(No module named pip\); install it .*Python\.$"):
+        venv.make(tmp_path / "made", lambda said: None)
+    assert not (tmp_path / "made").exists()
+
+
+def test_another_failure_is_told_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", str(_python_without_venv(tmp_path, "Disk quota exceeded.")))
+    with pytest.raises(UserError, match=r"made: the environment cannot be made \(Disk quota exceeded\)\.$"):
+        venv.make(tmp_path / "made", lambda said: None)
+
+
+def _wheel(place: Path) -> Path:
+    """A package whose licence lies as deep as some of PyTorch's."""
+    about = "deep-1.dist-info"
+    files = {
+        "deep.py": "WORD = 'deep'\n",
+        f"{about}/METADATA": "Metadata-Version: 2.4\nName: deep\nVersion: 1\n",
+        f"{about}/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        f"{about}/licenses/{LICENCE}": "Do as you like.\n",
+    }
+    files[f"{about}/RECORD"] = "".join(f"{name},,\n" for name in [*files, f"{about}/RECORD"])
+    file = place / "deep-1-py3-none-any.whl"
+    with zipfile.ZipFile(file, "w") as packed:
+        for name, text in files.items():
+            packed.writestr(name, text)
+    return file
+
+
+def test_a_path_that_is_too_long_is_reached_by_a_shorter_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is too long to be removed by hand afterwards is packed, and goes with its package."""
+    folder, place = tmp_path / "environment", tmp_path / "links"
+    place.mkdir()
+    packages.make(folder, lambda said: None)
+    site = Path(_says(folder, "import sysconfig; print(sysconfig.get_path('purelib'))"))
+    monkeypatch.setattr(venv, "_MOST_CHARACTERS", len(str(site)) + 60)
+    monkeypatch.setattr("tempfile.tempdir", str(place))
+    with venv.short(folder) as reached:
+        assert reached != folder and reached.resolve() == folder
+        assert len(str(reached)) < len(str(place)) + 20
+        assert Path(_says(reached, "import sys; print(sys.prefix)")) == reached, "pip must write by the shorter path"
+    packages.install(folder, ["--no-index", str(_wheel(tmp_path))], lambda said: None, "It")
+    assert _says(folder, "import deep; print(deep.WORD)") == "deep"
+    about = site / "deep-1.dist-info"
+    assert [file.name for file in (about / "licenses").iterdir()] == ["licenses.zip"]
+    with zipfile.ZipFile(about / "licenses" / "licenses.zip") as packed:
+        assert packed.read(LICENCE) == b"Do as you like.\n"
+    packages.install(folder, ["--no-index", str(_wheel(tmp_path))], lambda said: None, "It")  # a repair
+    subprocess.run([str(venv.python_in(folder)), "-m", "pip", "uninstall", "-q", "-y", "deep"], check=True)
+    assert not about.exists()
+    assert list(place.iterdir()) == []
+
+
+def test_where_there_is_no_shorter_path_a_person_hears_both_ways_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(folder: Path, link: Path) -> None:
+        raise OSError(1, "Operation not permitted")
+
+    monkeypatch.setattr(venv, "_MOST_CHARACTERS", 100)
+    monkeypatch.setattr(venv, "_link", refuse)
+    with (
+        pytest.raises(UserError, match=r"too long for Windows, .*shorter path, or .*LongPathsEnabled\)\."),
+        venv.short(tmp_path),
+    ):
+        pass
