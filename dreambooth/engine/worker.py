@@ -108,7 +108,7 @@ def _run(work: Work) -> Ending:
     if ending := resuming.ended_before(work.job):
         return ending
     outputs.remove_abandoned(work.folders)
-    source = _source(work)
+    source = _source(work, work.settings.batching.num_processes)
     session, measured = made_ready(work, source)
     with followers.beside(work, session):
         work.let_end()  # from here on the loops look, at every step
@@ -132,16 +132,19 @@ def follow(job: Job, joined: Callable[[torch.device], AbstractContextManager[Tog
     """Takes part in the steps of a job that another process does. `joined` joins it, once this one has all it needs."""
     work = Work.open(job)
     work.settings.reporting.tensorboard = False  # the other draws the curves
-    source = _source(work)
+    source = _source(work, processes=1)  # of several cards it sees its own alone
     session, _ = made_ready(work, source)
     with joined(session.model.device) as ranks:
         session.ranks = ranks
         loop.follow(session, Hooks(work, session, source), ranks.is_told)
 
 
-def _source(work: Work) -> Source:
-    """The model that is taught. Raises UserError for what this machine or this model cannot do."""
-    check_abilities(work)
+def _source(work: Work, processes: int) -> Source:
+    """The model that is taught. Raises UserError for what this machine or this model cannot do.
+
+    `processes` is how many must find a device of their own here.
+    """
+    check_abilities(work, processes)
     source = open_model(work.project)
     if problem := anatomy.blocks_problem(work.settings, source.header):
         raise UserError(problem)
@@ -159,8 +162,9 @@ def made_ready(work: Work, source: Source) -> tuple[Session, Validation | None]:
     return _prepare(work, model, accelerator, length, material, start)
 
 
-def check_abilities(work: Work) -> None:
-    """Raises UserError with all that this device, environment or model cannot do, before anything is begun."""
+def check_abilities(work: Work, processes: int) -> None:
+    """Raises UserError with all that this device, environment or model cannot do, before anything is begun; `processes`
+    as for `_source`."""
     settings = work.settings
     problems: list[str | Problem] = [*suited.problems(settings, work.project.about)]
     precision.set_deterministic(settings.tuning.deterministic)
@@ -170,7 +174,7 @@ def check_abilities(work: Work) -> None:
         partial(optimizers.check, settings, device),
         partial(attention.check, settings.memory.attention, device, precision.compute_dtype(accelerator)),
         partial(unet_weights.check, settings.memory.unet_weights, device),
-        partial(followers.check, settings.batching.num_processes, device),
+        partial(followers.check, processes, device),
     ):
         try:
             check()

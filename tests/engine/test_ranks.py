@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 import sys
+import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -22,7 +23,7 @@ from dreambooth.core.settings import parse
 from dreambooth.engine import worker
 from dreambooth.service import launcher
 from tests.conftest import ROOT
-from tests.engine.runs import LORA, new_run, output, same, tiny_project, told, train
+from tests.engine.runs import LORA, new_run, output, same, saved, tiny_project, told, train
 
 SHARED = {
     "batching.train_batch_size": 1,
@@ -54,6 +55,12 @@ def test_two_processes_learn_what_one_learns(star: Project, settings: dict[str, 
     """To the bit, as a sum of two gradients is the same in either order."""
     alone = output(train(star, **SHARED, **settings))
     assert same(alone, output(train(star, **SHARED, **settings, **{"batching.num_processes": 2})))
+
+
+def test_another_process_sees_its_own_device_alone(star: Project, in_the_others: Callable[[str], None]) -> None:
+    """As one that was given a card of several."""
+    in_the_others("import psutil\npsutil.cpu_count = lambda *_, **__: 1\n")
+    assert saved(train(star, **SHARED, **{"batching.num_processes": 2}))
 
 
 @pytest.mark.thorough
@@ -121,27 +128,37 @@ def test_more_processes_than_devices_are_refused(star: Project) -> None:
 
 
 @pytest.fixture
-def broken_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+def in_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Has the other processes begin with some Python."""
+
+    def begin(code: str) -> None:
+        (tmp_path / "sitecustomize.py").write_text(
+            f"import sys\nif 'follow' in sys.orig_argv:\n{textwrap.indent(code, '    ')}"
+        )
+        monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(ROOT)]))
+
+    return begin
+
+
+@pytest.fixture
+def broken_once(in_the_others: Callable[[str], None]) -> Any:
     """Has the first other process that comes to its second step raise an error there."""
 
     def breaking(error: str) -> None:
-        (tmp_path / "sitecustomize.py").write_text(
-            "import sys\n"
-            "if 'follow' in sys.orig_argv:\n"
-            "    from pathlib import Path\n"
-            "    import torch\n"
-            "    from dreambooth.core.errors import UserError\n"
-            "    from dreambooth.engine.training.ranks import Together\n"
-            "    plain, seen, mark = Together.add_up, [], Path(__file__).with_name('broken')\n"
-            "    def add_up(ranks, *given):\n"
-            "        seen.append(1)\n"
-            "        if len(seen) == 2 and not mark.exists():\n"
-            "            mark.touch()\n"
-            f"            raise {error}\n"
-            "        plain(ranks, *given)\n"
-            "    Together.add_up = add_up\n"
+        in_the_others(
+            "from pathlib import Path\n"
+            "import torch\n"
+            "from dreambooth.core.errors import UserError\n"
+            "from dreambooth.engine.training.ranks import Together\n"
+            "plain, seen, mark = Together.add_up, [], Path(__file__).with_name('broken')\n"
+            "def add_up(ranks, *given):\n"
+            "    seen.append(1)\n"
+            "    if len(seen) == 2 and not mark.exists():\n"
+            "        mark.touch()\n"
+            f"        raise {error}\n"
+            "    plain(ranks, *given)\n"
+            "Together.add_up = add_up\n"
         )
-        monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(ROOT)]))
 
     return breaking
 
