@@ -337,6 +337,25 @@ def test_a_program_that_gives_something_else_is_not_used(
     assert same(wanted, output(job))
 
 
+def test_memory_that_is_short_in_a_record_is_no_other_opinion(
+    projects: dict[str, Project], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a card's libraries say it."""
+    plain, seen = Program.__call__, list[Program]()
+
+    def short(program: Program, inputs: Any) -> Any:
+        seen.append(program)
+        if len(seen) == 1:
+            raise RuntimeError("GET was unable to find an engine to execute this computation")
+        return plain(program, inputs)
+
+    monkeypatch.setattr(Program, "__call__", short)
+    job = train(projects["sd1"], **STEPS)
+    (warning,) = told(job, "warning")
+    assert warning["where"] == "batching.gradient_checkpointing"
+    assert len(set(seen)) == 2
+
+
 def test_a_run_that_paused_ends_as_one_that_did_not(
     projects: dict[str, Project], counted: dict[str, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -21,15 +21,25 @@ _DRAWING = ("class pictures", "previews")
 _TRAIN_LESS = "Take a smaller general.resolution, train a LoRA of a smaller rank, choose an 8-bit optimizer"
 _DRAW_LESS = "Draw fewer pictures at a time, or smaller ones"
 _CLOSE = "close other programs that use the memory"
-_SAID = "out of memory|can't allocate memory|Invalid buffer size|CU(BLAS|DNN|SOLVER)_STATUS_ALLOC_FAILED"
+_SAID = "|".join(
+    (
+        "out of memory",
+        "can't allocate memory",
+        "Invalid buffer size",
+        r"(CU|HIP)(BLAS|DNN|SOLVER)_STATUS_\w*(ALLOC_FAILED|ALLOCATION_FAILED|NOT_INITIALIZED)",
+        "miopenStatusAllocFailed",
+        "unable to find an engine",  # cuDNN tries all that it has, none of which got its room
+        "Unable to find a valid cuDNN",
+    )
+)
 
 Changes = dict[str, Any]
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """PyTorch has a class of its own for a GPU, a RuntimeError; on a CPU it raises one that says so, for an Apple
-    GPU another one where a single tensor is larger than Metal allows, and for what CUDA's libraries want beside its
-    tensors one that names their code."""
+    GPU another one where a single tensor is larger than Metal allows, and for what a card's libraries want beside its
+    tensors one that names their code. One that cannot begin mostly lacks memory, too."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
     return isinstance(error, RuntimeError) and bool(re.search(_SAID, str(error)))
