@@ -15,12 +15,15 @@ from typing import Any
 
 import psutil
 import pytest
+import torch
+import torch.distributed as dist
 
 from dreambooth.core.errors import UserError
 from dreambooth.core.project import Project
 from dreambooth.core.run import Job
 from dreambooth.core.settings import parse
 from dreambooth.engine import worker
+from dreambooth.engine.training import ranks
 from dreambooth.service import launcher
 from tests.conftest import ROOT
 from tests.engine.runs import LORA, new_run, output, same, saved, tiny_project, told, train
@@ -30,6 +33,7 @@ SHARED = {
     "batching.gradient_accumulation_steps": 2,
     "intervals.max_train_steps": 4,
 }
+CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +85,26 @@ def test_memory_that_is_short_in_another_process_is_met_as_in_this(star: Project
     warning = told(job, "warning")[0]["text"]
     assert "96.00 MiB more were needed" in warning and "batching.gradient_checkpointing True" in warning
     assert same(output(job), output(train(star, **SHARED, **job.changes())))
+
+
+def test_processes_have_met_before_their_first_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody waits then for one that ends in it. One that cannot meet them may try again."""
+    plain, sums = dist.all_reduce, list[torch.Tensor]()
+
+    def fails(*given: Any) -> None:
+        raise RuntimeError("Connection closed by peer")
+
+    def counted(tensor: torch.Tensor) -> None:
+        plain(tensor)
+        sums.append(tensor)
+
+    monkeypatch.setattr(ranks.dist, "all_reduce", fails)
+    with pytest.raises(ranks.Parted, match="closed by peer"), ranks.together(dist.HashStore(), 0, 1, CPU):
+        pass
+    assert not dist.is_initialized()
+    monkeypatch.setattr(ranks.dist, "all_reduce", counted)
+    with ranks.together(dist.HashStore(), 0, 1, CPU):
+        assert [one.tolist() for one in sums] == [[0]]
 
 
 def test_what_breaks_another_process_is_told(star: Project, broken_once: Any) -> None:

@@ -57,6 +57,16 @@ class Together(Ranks):
         with _speaking():
             dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=_PATIENCE)
 
+    def meet(self, device: torch.device) -> None:
+        """Waits until all have spoken by way of their devices.
+
+        NCCL makes its connection when it is first asked for a sum, and waits for good for one that ends before that.
+        """
+        self._sum(torch.zeros(1, device=device))
+        if self.on_card:
+            with _speaking():
+                torch.cuda.synchronize(device)
+
     def begin_step(self) -> None:
         self._tell(True)
 
@@ -110,6 +120,7 @@ def together(store: dist.Store, rank: int, size: int, device: torch.device) -> I
     """Within it this process is one of several. Raises Parted as that does."""
     ranks = Together(store, rank, size, device)
     try:
+        ranks.meet(device)
         yield ranks
     except BaseException:
         if ranks.on_card:  # else its work for the others would be waited for
