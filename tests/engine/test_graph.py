@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -38,7 +39,7 @@ def replays(monkeypatch: pytest.MonkeyPatch) -> list[Program]:
     """A device that has graphs. Which programs were replayed."""
     done: list[Program] = []
 
-    def capture(program: Program, inputs: list[Tensor], pool: Any) -> graph.Captured:
+    def capture(program: Program, inputs: list[Tensor], room: graph.Room) -> graph.Captured:
         outputs = tuple(torch.full_like(one, float("nan")) for one in program(inputs))
 
         def replay() -> None:
@@ -72,17 +73,21 @@ def test_what_is_learned_is_the_same_to_the_bit(changes: dict[str, Any], star: P
     assert same(wanted, output(job))
 
 
-@pytest.mark.thorough
-def test_pictures_of_several_shapes_have_a_graph_each(star: Project, replays: list[Program], tmp_path: Path) -> None:
+def two_shapes(folder: Path) -> dict[str, Any]:
+    """Settings of a run whose pictures are wide and square in turn."""
     for n, path in enumerate(sorted(SUBJECT_PICTURES.glob("*.png"))[:4]):
-        Image.open(path).convert("RGB").resize((128, 128) if n % 2 else (256, 64)).save(tmp_path / f"{n}.png")
-    changes = {
+        Image.open(path).convert("RGB").resize((128, 128) if n % 2 else (256, 64)).save(folder / f"{n}.png")
+    return {
         **STEPS,
-        "concepts.0.instance_data_dir": str(tmp_path),
+        "concepts.0.instance_data_dir": str(folder),
         "general.resolution": 128,
         "intervals.max_train_steps": 16,
-        "batching.gradient_accumulation_steps": 2,
     }
+
+
+@pytest.mark.thorough
+def test_pictures_of_several_shapes_have_a_graph_each(star: Project, replays: list[Program], tmp_path: Path) -> None:
+    changes = {**two_shapes(tmp_path), "batching.gradient_accumulation_steps": 2}
     wanted = output(train(star, **changes, **{"tuning.trace_steps": False}))
     assert same(wanted, output(train(star, **changes, **ON)))
     assert len(set(replays)) == 2
@@ -95,10 +100,10 @@ def test_where_it_cannot_be_captured_or_is_wrong_the_run_goes_on_without(
     wanted = output(train(star, **STEPS, **{"tuning.trace_steps": False}))
     plain = graph.capture
 
-    def fails(program: Program, inputs: list[Tensor], pool: Any) -> graph.Captured:
+    def fails(program: Program, inputs: list[Tensor], room: graph.Room) -> graph.Captured:
         if broken == "capture":
             raise RuntimeError("operation not permitted when stream is capturing.\nMore words.")
-        outputs = plain(program, inputs, pool)[1]
+        outputs = plain(program, inputs, room)[1]
         return lambda: None, outputs  # its outputs stay what they were
 
     monkeypatch.setattr(graph, "capture", fails)
@@ -106,6 +111,27 @@ def test_where_it_cannot_be_captured_or_is_wrong_the_run_goes_on_without(
     (warning,) = told(job, "warning")
     assert warning["where"] == ("tuning.cuda_graphs" if broken == "capture" else "tuning.trace_steps")
     assert ("operation not permitted when stream is capturing)" in warning["text"]) == (broken == "capture")
+    assert same(wanted, output(job))
+
+
+def test_a_graph_whose_room_another_could_not_share_is_given_up(
+    star: Project, replays: list[Program], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, captured = graph.capture, list[int]()
+
+    def fails(program: Program, inputs: list[Tensor], room: graph.Room) -> graph.Captured:
+        captured.append(len(replays))
+        if len(captured) == 2:
+            raise RuntimeError("operation not permitted when stream is capturing.")
+        return plain(program, inputs, room)
+
+    monkeypatch.setattr(graph, "capture", fails)
+    changes = two_shapes(tmp_path)
+    wanted = output(train(star, **changes, **{"tuning.trace_steps": False}))
+    job = train(star, **changes, **ON)
+    (warning,) = told(job, "warning")
+    assert warning["where"] == "tuning.cuda_graphs"
+    assert captured[1:] == [len(replays)], "none is replayed from then on"
     assert same(wanted, output(job))
 
 
@@ -143,6 +169,7 @@ def test_a_capture_that_fails_is_ended_and_its_stream_left(refused: bool, monkey
     class Capture:
         def __init__(self, graph: Any, pool: Any = None, stream: Any = None) -> None:
             self.pool = pool
+            assert (stream is room.stream) == bool(pool), "what cuBLAS has on a stream goes with a graph that goes"
 
         def __enter__(self) -> None:
             streams.append("capturing")
@@ -170,10 +197,30 @@ def test_a_capture_that_fails_is_ended_and_its_stream_left(refused: bool, monkey
         monkeypatch.setattr(torch.cuda, "graph", Capture)
         monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", end, raising=False)
         monkeypatch.setattr(torch._C, "_cuda_releasePool", lambda device, pool: done.append("released"), raising=False)
+        room = graph.Room((0, 1), Stream())
         with pytest.raises(RuntimeError):
-            graph.capture(fails, [torch.ones(2)], (0, 1))  # type: ignore[arg-type]
+            graph.capture(fails, [torch.ones(2)], room)  # type: ignore[arg-type]
     assert streams == ["default"]
     assert done == (["wait", "ended", "released", "a capture went well"] if refused else ["wait", "captured"])
+
+
+def test_graphs_of_several_shapes_are_captured_on_one_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the allocator gives none of them what another is done with."""
+    captured: list[tuple[Any, Any]] = []
+
+    @contextmanager
+    def capture(made: Any, pool: Any, stream: Any) -> Iterator[None]:
+        captured.append((pool, stream))
+        yield
+
+    program: Any = lambda inputs: (inputs[0],)  # noqa: E731
+    with simulated_card():
+        monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: SimpleNamespace(replay=lambda: None))
+        monkeypatch.setattr(torch.cuda, "graph", capture)
+        monkeypatch.setattr(torch.cuda, "graph_pool_handle", object)
+        first = graph.Graph(program, [torch.ones(2, device="cuda")])
+        graph.Graph(program, [torch.ones(3, device="cuda")], like=first)
+    assert captured[0] == captured[1]
 
 
 def test_it_is_refused_without_a_gpu(star: Project) -> None:

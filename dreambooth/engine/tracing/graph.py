@@ -7,6 +7,7 @@ outputs last until the next call. See docs.pytorch.org, "CUDA semantics", on CUD
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,6 +24,14 @@ def fault(device: torch.device) -> str:
     return "" if device.type == "cuda" else NEEDS_CARD
 
 
+@dataclass(frozen=True)
+class Room:
+    """The memory that graphs share. What one of them is done with is given to another on the same stream alone."""
+
+    pool: Any
+    stream: Any
+
+
 class Graph:
     """Does what its program does.
 
@@ -31,9 +40,10 @@ class Graph:
 
     def __init__(self, program: Program, inputs: Sequence[Tensor], like: Graph | None = None) -> None:
         """`like` is another graph that this one shares its room with: only one's outputs last at a time."""
+        self.program = program
         self.inputs = [tensor.clone() for tensor in inputs]
-        self.pool = like.pool if like else _pool(inputs[0].device)
-        self._replay, self.outputs = capture(program, self.inputs, self.pool)
+        self.room = like.room if like else _room(inputs[0].device)
+        self._replay, self.outputs = capture(program, self.inputs, self.room)
 
     def __call__(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
         for own, given in zip(self.inputs, inputs):
@@ -42,34 +52,43 @@ class Graph:
         return self.outputs
 
 
-def capture(program: Program, inputs: list[Tensor], pool: Any) -> Captured:
-    """Has the device write down what a program asks of it. It is done once before, as libraries settle then."""
-    beside, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
-    beside.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(beside):
+def capture(program: Program, inputs: list[Tensor], room: Room) -> Captured:
+    """Has the device write down what a program asks of it. It is done once before, as libraries settle then.
+
+    Where it fails, graphs of the same room must not be replayed any more: PyTorch may have let go of the room that
+    cuBLAS had on their stream.
+    """
+    graph = torch.cuda.CUDAGraph()
+    room.stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(room.stream):
         program(inputs)
         try:
-            with torch.cuda.graph(graph, pool=pool, stream=beside):
+            with torch.cuda.graph(graph, pool=room.pool, stream=room.stream):
                 outputs = program(inputs)
         except RuntimeError:
-            _end(pool, beside)
+            _end(room.pool)
             raise
-    torch.cuda.current_stream().wait_stream(beside)
+    torch.cuda.current_stream().wait_stream(room.stream)
     return graph.replay, outputs
 
 
-def _end(pool: Any, beside: torch.cuda.Stream) -> None:
+def _end(pool: Any) -> None:
     """Ends a capture that the device has refused, which PyTorch itself leaves half ended: its allocator would give back
-    no memory any more, and its generator no random numbers, until a capture has gone well."""
+    no memory any more, and its generator no random numbers, until a capture has gone well.
+
+    That one is on a stream of its own, as what cuBLAS has on its stream goes with it.
+    """
     device = torch.cuda.current_device()
     try:
         torch._C._cuda_endAllocateToPool(device, pool)
     except RuntimeError:
         return  # it was ended
     torch._C._cuda_releasePool(device, pool)
-    with torch.cuda.graph(torch.cuda.CUDAGraph(), stream=beside):
+    with torch.cuda.graph(torch.cuda.CUDAGraph(), stream=torch.cuda.Stream()):
         torch.zeros(1, device="cuda")
 
 
-def _pool(device: torch.device) -> Any:
-    return torch.cuda.graph_pool_handle() if device.type == "cuda" else None
+def _room(device: torch.device) -> Room:
+    if device.type != "cuda":
+        return Room(None, None)
+    return Room(torch.cuda.graph_pool_handle(), torch.cuda.Stream())

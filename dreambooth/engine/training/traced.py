@@ -172,7 +172,10 @@ class Passes:
         except RuntimeError as error:
             if trouble.is_out_of_memory(error):
                 raise
-            self.captures, shape.is_checked = False, True
+            self.captures, shape.is_checked, self._graph = False, True, None
+            for other in self._shapes.values():  # in whose room it was
+                if isinstance(other.program, Graph):
+                    other.program = other.program.program
             said = f"The steps cannot be captured as CUDA graphs ({trouble.first_line(error)}); they go on without."
             self.hooks.warn(Problem(said, "tuning.cuda_graphs", "Turn it off."))
 
