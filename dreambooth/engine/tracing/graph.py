@@ -58,21 +58,22 @@ def capture(program: Program, inputs: list[Tensor], room: Room) -> Captured:
     Where it fails, graphs of the same room must not be replayed any more: PyTorch may have let go of the room that
     cuBLAS had on their stream.
     """
-    graph = torch.cuda.CUDAGraph()
+    graph, is_begun = torch.cuda.CUDAGraph(), False
     room.stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(room.stream):
         program(inputs)
         try:
             with torch.cuda.graph(graph, pool=room.pool, stream=room.stream):
+                is_begun = True
                 outputs = program(inputs)
         except RuntimeError:
-            _end(room.pool)
+            _end(graph, room.pool, is_begun=is_begun)
             raise
     torch.cuda.current_stream().wait_stream(room.stream)
     return graph.replay, outputs
 
 
-def _end(pool: Any) -> None:
+def _end(graph: torch.cuda.CUDAGraph, pool: Any, *, is_begun: bool) -> None:
     """Ends a capture that the device has refused, which PyTorch itself leaves half ended: its allocator would give back
     no memory any more, and its generator no random numbers, until a capture has gone well.
 
@@ -81,11 +82,21 @@ def _end(pool: Any) -> None:
     device = torch.cuda.current_device()
     try:
         torch._C._cuda_endAllocateToPool(device, pool)
-    except RuntimeError:
-        return  # it was ended
+    except RuntimeError:  # it has left the pool, whose memory is the graph's to give back, if there is one
+        if not is_begun or _is_whole(graph):
+            return
     torch._C._cuda_releasePool(device, pool)
     with torch.cuda.graph(torch.cuda.CUDAGraph(), stream=torch.cuda.Stream()):
         torch.zeros(1, device="cuda")
+
+
+def _is_whole(graph: torch.cuda.CUDAGraph) -> bool:
+    """Whether its capture has ended well, whatever was raised within it."""
+    try:
+        graph.pool()
+    except RuntimeError:
+        return False
+    return True
 
 
 def _room(device: torch.device) -> Room:
