@@ -56,11 +56,15 @@ def memory_bytes(device: torch.device) -> int:
 
 def free_bytes(device: torch.device) -> int:
     """How much of a device's memory is free, with what PyTorch keeps there for later; of what it may take, where that
-    is not the whole card (see bench/card_memory.py)."""
+    is not the whole card (see bench/card_memory.py).
+
+    Of a card PyTorch first gives back what it keeps: what it still holds then may be a CUDA graph's, which nobody
+    else can use.
+    """
     if device.type == "cuda":
+        torch.cuda.empty_cache()
         held, (free, total) = torch.cuda.memory_reserved(device), torch.cuda.mem_get_info(device)
-        allowed = int(total * torch.cuda.get_per_process_memory_fraction()) - held
-        return min(free, allowed) + held - torch.cuda.memory_allocated(device)
+        return min(free, int(total * torch.cuda.get_per_process_memory_fraction()) - held)
     available: int = psutil.virtual_memory().available
     if device.type != "mps":
         return available
