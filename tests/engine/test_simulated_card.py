@@ -78,6 +78,54 @@ def test_by_itself_it_computes_in_what_the_card_is_quick_at(
             assert precision.accelerator(wanted).mixed_precision == found
 
 
+@pytest.mark.parametrize(
+    ("chosen", "added"),
+    [
+        ("", ["pinned_max_cached_size_mb:1"]),
+        ("max_split_size_mb:64", ["max_split_size_mb:64,pinned_max_cached_size_mb:1"]),
+        ("pinned_max_cached_size_mb:64", []),
+    ],
+)
+def test_no_more_is_pinned_for_a_card_than_is_asked_for(
+    chosen: str, added: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a person has chosen stays; without a card nothing is chosen."""
+    known = [chosen]
+    monkeypatch.setattr(torch._C, "_accelerator_getAllocatorSettings", lambda: known[-1])
+    monkeypatch.setattr(torch._C, "_accelerator_setAllocatorSettings", known.append)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    precision.accelerator("no")
+    assert known == [chosen]
+    with simulated_card():
+        for _ in range(2):
+            AcceleratorState._reset_state(reset_partial_state=True)
+            assert precision.accelerator("no").device.type == "cuda"
+    assert known == [chosen, *added]
+
+
+def test_a_torch_that_always_rounds_what_it_pins_is_left_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(torch._C, "_accelerator_getAllocatorSettings")
+    hardware.pin_exactly()
+
+
+def test_torch_knows_how_to_pin_exactly() -> None:
+    """It reads the values of the settings that it has."""
+    with pytest.raises(ValueError, match="stoull"):
+        torch._C._accelerator_setAllocatorSettings("pinned_max_cached_size_mb:x")
+    torch._C._accelerator_setAllocatorSettings("")
+
+
+def test_what_was_pinned_is_given_back_when_all_is_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+    monkeypatch.setattr(torch._C, "_host_emptyCache", lambda: done.append("given back"), raising=False)
+    hardware.give_back_pinned()
+    assert not done
+    with simulated_card():
+        monkeypatch.setattr(torch.cuda, "synchronize", lambda: done.append("waited"))
+        hardware.give_back_pinned()
+    assert done == ["waited", "given back"]
+
+
 _CAN_DO_BF16 = torch.cuda.is_bf16_supported  # PyTorch's own
 
 

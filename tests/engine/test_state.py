@@ -196,9 +196,14 @@ def test_without_memory_for_a_copy_the_training_waits(
         monkeypatch.setattr(state_writer, "_SPARE", 2**60)
     else:
         monkeypatch.setattr(state_writer, "copied", fails)
+    given_back: list[bool] = []
+    monkeypatch.setattr(
+        state_writer.hardware, "give_back_pinned", lambda: given_back.append(not any(tmp_path.iterdir()))
+    )
     writer = state_writer.Writer(tmp_path, lambda steps: set(steps))
     writer.begin(5, content(5), told.append)
     assert newest(tmp_path) == 5
+    assert given_back == [True], "before it is written"
     writer.poll(told.append)
     assert told[0].stalled == told[0].seconds > 0
 

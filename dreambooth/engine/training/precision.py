@@ -28,6 +28,8 @@ def accelerator(mixed_precision: str = "auto", *, bf16_weights: bool = False) ->
             else ("tuning.mixed_precision", f"choose auto or {other}")
         )
         raise UserError(f"{key}: this GPU cannot do bf16; {mend}.")
+    if device.type == "cuda":
+        hardware.pin_exactly()
     return Accelerator(mixed_precision=choice)
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from dreambooth.core.budget import Budget
+from dreambooth.engine import hardware
 from dreambooth.engine.run import trouble
 from dreambooth.engine.training import state
 from dreambooth.engine.training.state import Content, Kept, NotSaved
@@ -50,6 +51,7 @@ class Writer:
         self.finish(on_written)
         self._copy = self._copied(content)
         if self._copy is None:
+            hardware.give_back_pinned()  # the copy before, and what there was of this one
             self._write(step, content, began, began)
             self._outcome.stalled = self._outcome.seconds  # type: ignore[union-attr]
             return
