@@ -1,5 +1,6 @@
 """What a run says of itself. Numbers are added up on the device and read only when they are told; reading them is the
-only time that the device is waited for."""
+only time that the device is waited for, but for a scaler's own look at each step (fp16, with optimizers that are not
+fused)."""
 
 from __future__ import annotations
 
