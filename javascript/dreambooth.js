@@ -157,14 +157,21 @@ const dreamboothPage = (() => {
     }
 
     function silent(place, words) {
-        let note = place.querySelector(":scope > .db-silent");
-        if (!note) {
-            note = document.createElement("p");
-            note.className = "db-silent db-note";
-            place.prepend(note);
-        }
-        note.textContent = words;
+        note(place, "db-silent", words);
         return "silent";
+    }
+
+    /* A sentence above a view, in the place of the last one of its kind; empty to take it away. */
+    function note(place, kind, words) {
+        let told = place.querySelector(`:scope > .${kind}`);
+        if (!told) {
+            told = document.createElement("p");
+            told.className = `${kind} db-note`;
+            told.setAttribute("role", "status");
+            place.prepend(told);
+        }
+        told.textContent = words;
+        told.hidden = !words;
     }
 
     /* Replaces only the sections that changed, so that nothing flashes and what was opened stays open. */
@@ -274,6 +281,6 @@ const dreamboothPage = (() => {
     } else {
         start();
     }
-    return {find, all, token, mark, changed, answered, look, lookAgain, silent, onDrawn};
+    return {find, all, token, mark, changed, answered, look, lookAgain, note, onDrawn};
 })();
 window.dreamboothPage = dreamboothPage;

@@ -13,12 +13,14 @@
 
     /* Asks, and shows in the view around `part` what has come of it, or what is to be mended. Returns whether it was done. */
     async function change(part, ...asked) {
+        const view = part.closest(".db-live");
         try {
             await send(...asked);
+            dreamboothPage.note(view, "db-refused", "");
             dreamboothPage.look();
             return true;
         } catch (error) {
-            dreamboothPage.silent(part.closest(".db-live"), error.message);
+            dreamboothPage.note(view, "db-refused", error.message);
             return false;
         }
     }

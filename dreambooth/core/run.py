@@ -22,7 +22,7 @@ import errno
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -238,13 +238,19 @@ def all_runs(folders: Folders) -> Iterator[Job]:
         yield from runs(open_project(folders, name))
 
 
+def current(found: Sequence[Job]) -> Job | None:
+    """Of a model's runs the one that is at work or waits for its turn, else the last; None without any."""
+    at_work = (job for job in reversed(found) if job.is_alive() or "start" in job.requests())
+    return next(at_work, found[-1] if found else None)
+
+
 def find(folders: Folders, run: str) -> Job:
-    """The run called NAME/3, or the last run of NAME. Raises UserError if there is none."""
+    """The run called NAME/3, or the current run of NAME. Raises UserError if there is none."""
     name, _, number = run.partition("/")
     found = runs(open_project(folders, name))
     if not number:
-        if found:
-            return found[-1]
+        if job := current(found):
+            return job
         raise UserError(f"The model {name!r} has no runs yet.")
     for job in found:
         if number.isdigit() and int(job.folder.name) == int(number):

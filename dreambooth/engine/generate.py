@@ -10,6 +10,7 @@ from PIL import Image
 
 from dreambooth.core import settings
 from dreambooth.core.errors import UserError
+from dreambooth.core.files import file_names
 from dreambooth.core.models import checkpoint
 from dreambooth.core.project import Folders, Project, open_project
 from dreambooth.core.run import Job
@@ -60,7 +61,7 @@ def run(job: Job) -> dict[str, Any]:
             batch //= 2
             continue
         for seed, picture in zip(seeds, drawn):
-            path = folder / f"{len(list(folder.glob('*.png'))):05}-{seed}.png"
+            path = file_names.of_drawn(folder, seed)
             png.write_or_refuse(picture, path, "those before it are kept")
             paths.append(str(path))
             job.report("picture", path=str(path), kind="generated")

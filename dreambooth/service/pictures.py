@@ -12,7 +12,7 @@ from typing import Any
 from dreambooth.core import captions, settings
 from dreambooth.core.captions import PICTURES
 from dreambooth.core.errors import UserError
-from dreambooth.core.files import atomic, paths
+from dreambooth.core.files import atomic, file_names, paths
 from dreambooth.core.project import Project
 
 MOST_LISTED = 500
@@ -191,7 +191,7 @@ def keep(picture: Any, folder: Path, seed: int, words: str) -> Path:
     picture.save(content, "png", pnginfo=told)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f"{len(list(folder.glob('*.png'))):05}-{seed}.png"
+        path = file_names.of_drawn(folder, seed)
         atomic.write_bytes(path, content.getvalue())
     except OSError as error:
         raise UserError(

@@ -186,6 +186,13 @@ def test_an_embedding_is_named_in_the_prompt_as_the_webui_knows_it(folders: Fold
     assert f"the WebUI looks for embeddings in {folders.embeddings}; put it there" in answer.json()["problems"][0]
 
 
+def test_no_picture_is_written_over_where_some_were_removed(tmp_path: Path) -> None:
+    drawn = [pictures.keep(Image.new("RGB", (8, 8)), tmp_path, 5, "") for _ in range(3)]
+    assert [path.name for path in drawn] == ["00000-5.png", "00001-5.png", "00002-5.png"]
+    drawn[0].unlink()
+    assert pictures.keep(Image.new("RGB", (8, 8)), tmp_path, 5, "").name == "00003-5.png"
+
+
 def test_a_picture_that_cannot_be_written_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot be written"):

@@ -1,9 +1,11 @@
-"""Which names a file or folder can have on every system."""
+"""Which names a file or folder can have on every system, and those of pictures that are drawn."""
 
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
+_DRAWN = re.compile(r"(\d{5,})-")
 _NEVER = re.compile(r"[<>:\"/\\|?*\x00-\x1f\ud800-\udfff]")
 _WINDOWS_DEVICES = {"con", "prn", "aux", "nul", *(f"com{i}" for i in range(10)), *(f"lpt{i}" for i in range(10))}
 
@@ -13,6 +15,13 @@ def is_sound(name: str) -> bool:
     if not name or name.strip(" .") != name or _NEVER.search(name):
         return False
     return not is_device(name)
+
+
+def of_drawn(folder: Path, seed: int) -> Path:
+    """The file of the next picture that is drawn into a folder. It counts on from the highest number there, so that
+    none is written over where some were removed."""
+    numbers = [int(found[1]) for file in folder.glob("*.png") if (found := _DRAWN.match(file.name))]
+    return folder / f"{max(numbers, default=-1) + 1:05}-{seed}.png"
 
 
 def is_device(name: str) -> bool:

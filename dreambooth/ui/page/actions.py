@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from dreambooth.core import captions, project, run, settings
 from dreambooth.core.errors import UserError
-from dreambooth.core.files import atomic, paths
+from dreambooth.core.files import paths
 from dreambooth.core.memory import planner
 from dreambooth.core.memory.planner import Plan
 from dreambooth.core.models import anatomy, checkpoint
@@ -176,23 +175,6 @@ def performance(opened: Project, shown: Mapping[str, Any], card_bytes: int) -> P
     made = planner.plan(own, model, family, cost.area(opened, own), card_bytes, to_draw=to_draw)
     models.write_settings(opened, {**before, **made.changes})
     return made
-
-
-def take_pictures(opened: Project, row: int, files: list[str]) -> tuple[str, list[str]]:
-    """Copies dropped pictures and captions beside the model, never over another file. Returns their folder, and the
-    names of those that are neither and were left out. Raises UserError where all are."""
-    folder, accepted = opened.folder / "pictures" / f"{row + 1}", (*captions.PICTURES, *captions.BESIDE)
-    strange = [Path(file).name for file in files if Path(file).suffix.lower() not in accepted]
-    if len(strange) == len(files):
-        raise UserError(f"{', '.join(strange)}: these are no pictures or captions ({', '.join(accepted)}).")
-    folder.mkdir(parents=True, exist_ok=True)
-    for file in (Path(file) for file in files if Path(file).name not in strange):
-        target, number = folder / file.name, 2
-        while target.exists() and target.read_bytes() != file.read_bytes():
-            target, number = folder / f"{file.stem}-{number}{file.suffix}", number + 1
-        with atomic.staged(target) as staged:
-            shutil.copyfile(file, staged)
-    return str(folder), strange
 
 
 def rename(host: Host, opened: Project, new_name: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from html import escape
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
@@ -13,6 +14,7 @@ from dreambooth.core.presets import PRESETS
 from dreambooth.core.project import Project
 from dreambooth.core.schema import leaves
 from dreambooth.core.settings import Settings
+from dreambooth.service import dropped
 from dreambooth.ui.page import actions, dialect, jobs, windows
 from dreambooth.ui.page.fragments import SAVED, good, live, problem_list
 from dreambooth.ui.page.plan_view import preset_view
@@ -126,15 +128,14 @@ class ConceptsTab:
 
     def _take_pictures(self, values: Values) -> Shown:
         opened, row = self.page.opened(values), self._row(values)
-        key = f"concepts.{row}.instance_data_dir"
+        key, changed = f"concepts.{row}.instance_data_dir", self.page.changed(opened, values)
+        before = str({**opened.settings(), **changed}[key])
         try:
-            folder, strange = actions.take_pictures(opened, row, dialect.uploaded(values[self.drop]))
+            taken = dropped.take_in(opened, before, [Path(file) for file in dialect.uploaded(values[self.drop])])
         except UserError as error:
             return {self.page.said: problem_list(error.problems), self.drop: None}
-        changed = self.page.changed(opened, values)
-        before = {**opened.settings(), **changed}[key]
-        actions.save(opened, {**changed, key: folder})
-        said = good(f"The pictures are in {folder}.") + _besides(strange, before if before != folder else "")
+        actions.save(opened, {**changed, key: taken.folder})
+        said = good(f"The pictures are in {taken.folder}.") + _besides(taken, before)
         return {**self.page.show(opened.name, row, said, values), self.drop: None}
 
     def _preset(self, name: str) -> Callable[[Values], Shown]:
@@ -167,8 +168,11 @@ class ConceptsTab:
         return row
 
 
-def _besides(strange: list[str], former: str) -> str:
+def _besides(taken: dropped.Taken, former: str) -> str:
     """What is to be known of dropped files: which were left out, and whether another folder was trained before."""
-    left_out = f"Left out, as neither picture nor caption: {', '.join(strange)}." if strange else ""
-    instead = f"Those in {former} are not trained any more." if former else ""
-    return "".join(f'<p class="db-note">{escape(sentence)}</p>' for sentence in (left_out, instead) if sentence)
+    sentences = [
+        f"Left out, as neither picture nor caption: {', '.join(taken.strange)}." if taken.strange else "",
+        f"Left as they were, as their pictures have them already: {', '.join(taken.kept)}." if taken.kept else "",
+        f"Those in {former} are not trained any more." if former not in ("", taken.folder) else "",
+    ]
+    return "".join(f'<p class="db-note">{escape(sentence)}</p>' for sentence in sentences if sentence)

@@ -60,7 +60,7 @@ def resume_with_page(host: Host, opened: Project) -> None:
 
 
 def ask(host: Host, name: str, what: Request) -> None:
-    """Asks the newest run of a model for something."""
+    """Asks the current run of a model for something."""
     runs.ask(run.find(host.folders(), name), what)
 
 

@@ -1,4 +1,4 @@
-"""The newest run of a model, as HTML made from its folder alone: a reload, a second browser or a restart of the WebUI
+"""The current run of a model, as HTML made from its folder alone: a reload, a second browser or a restart of the WebUI
 sees the same. The browser fetches it anew (routes.py); each `section` is replaced only when it changed.
 """
 
@@ -43,18 +43,13 @@ WORDS = {
 }
 
 
-def newest_run(folders: Folders, model: str) -> Job | None:
-    found = run.runs(open_project(folders, model)) if model else []
-    return found[-1] if found else None
-
-
 def run_view(folders: Folders, model: str) -> str:
-    """The newest run of a model: how it is, how far, its curves, previews, files and log."""
+    """The current run of a model: how it is, how far, its curves, previews, files and log."""
     engine = installation.state()
     if not engine["ready"]:
         return root("working" if engine["working"] else "unready", [("head", _engine(engine))])
     elsewhere = _unused_card(engine) + _elsewhere(folders, model)
-    job = newest_run(folders, model)
+    job = run.current(run.runs(open_project(folders, model))) if model else None
     if job is None:
         words = "Runs are shown here as they go." if model else "Make a model first; its runs are shown here."
         return root("none", [("head", f'{elsewhere}<p class="db-quiet">{words}</p>')], _settings(folders, model))

@@ -108,6 +108,17 @@ def test_the_pictures_are_shown_at_once_and_their_captions_change_in_place(hands
     field.blur()
     file = (Path(settings(data)["concepts.0.instance_data_dir"]) / str(name)).with_suffix(".txt")
     until(lambda: file.is_file() and file.read_text() == "a sks star\n")
+    file.unlink()
+    file.mkdir()
+    field.fill("words that cannot be written")
+    field.blur()
+    refused = hands.see("#db_pictures .db-refused")
+    hands.page.wait_for_timeout(5_000)
+    assert refused.is_visible(), "it stays, though the page has looked again"
+    file.rmdir()
+    field.fill("a sks star")
+    field.blur()
+    until(lambda: file.is_file() and not refused.is_visible())
 
 
 def test_what_is_written_is_saved_by_itself(hands: Hands, data: Path) -> None:

@@ -157,6 +157,23 @@ def test_a_check_of_what_is_no_longer_so_is_not_shown(folders: Folders, tmp_path
     assert "have changed since the last check" in shown()
 
 
+def test_the_run_that_is_on_is_shown_and_asked_not_a_later_one_that_rests(folders: Folders) -> None:
+    first, later = job(folders, {"event": "started"}), job(folders, {"event": "started"}, {"event": "paused"})
+    headers = {"X-Dreambooth-Token": Standalone.token}
+
+    def shown() -> str:
+        return client(folders).get("/dreambooth/page/live?view=run&model=star", headers=headers).text
+
+    assert "Run 2" in shown() and run.find(folders, "star").name == later.name
+    first.request("start")
+    assert "Run 1" in shown() and run.find(folders, "star").name == first.name
+    first.clear_request("start")
+    with first.hold() or pytest.fail("it is held"):
+        assert "Run 1" in shown()
+        jobs.ask(Standalone(str(folders.models)), "star", "pause")
+    assert "pause" in first.requests() and not later.requests()
+
+
 def test_a_run_without_an_engine_is_shown_as_lost_not_as_done(folders: Folders) -> None:
     made = job(folders, {"event": "started"}, STEP, {**STEP, "step": 6})
     shown = client(folders).get("/dreambooth/page/live?view=run&model=star").text
