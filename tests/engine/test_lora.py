@@ -234,6 +234,21 @@ def test_what_does_not_fit_is_said(
         lora.read(tmp_path / "x.safetensors", weights(open_source(base)), kind)
 
 
+def test_what_goes_wrong_besides_is_not_told_as_another_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, change = Layer(torch.ones(2, 4), torch.ones(8, 2), 2.0), Layer.change
+
+    def broken(own: Layer, weight: torch.Tensor) -> torch.Tensor:
+        if weight.device.type == "cpu":
+            raise RuntimeError("the card fell out")
+        return change(own, weight)
+
+    monkeypatch.setattr(Layer, "change", broken)
+    with pytest.raises(RuntimeError, match="fell out"):
+        lora.fitting_change(Path("x"), "a.weight", layer, torch.ones(8, 4))
+    with pytest.raises(UserError, match="another size"):
+        lora.fitting_change(Path("x"), "a.weight", layer, torch.ones(9, 4))
+
+
 def test_a_layer_of_another_size_is_refused_before_anything_is_written(base: Path, kind: str, tmp_path: Path) -> None:
     key = "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn1_to_q"
     save_file(

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import types
 import warnings
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from PIL import Image
 
-from dreambooth.core.project import Folders, Project
+from dreambooth.core.project import Project
+from dreambooth.core.run import Job
+from dreambooth.core.settings import Settings, parse
 from dreambooth.core.settings.course import Optimizer
 from dreambooth.engine import generate, hardware, worker
+from dreambooth.engine.checkpoints import lora
+from dreambooth.engine.checkpoints.write import write_tensors
 from dreambooth.engine.families.unet_weights import Int8
-from dreambooth.engine.training import loss, optimizers, precision
+from dreambooth.engine.training import adapters, loss, optimizers, precision
 from dreambooth.service import errands, launcher
 from tests.engine import test_waits
-from tests.engine.runs import LORA, saved, tiny_project, told, train
+from tests.engine.runs import LORA, folders, saved, tiny_project, told, train
 from tests.engine.simulated_card import CARD, simulated_card
 from tests.engine.test_export_of_states import exported, paused
 
@@ -274,7 +280,6 @@ def test_a_run_goes_on_and_its_result_is_drawn_and_exported(
     projects: dict[str, Project], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = projects["sd1"]
-    folders = Folders(made.folder.parents[1])
     with simulated_card() as card:
         job = paused(made, monkeypatch, **LORA, **{"tuning.use_ema": True})
         assert exported(made, job).is_file()
@@ -282,8 +287,34 @@ def test_a_run_goes_on_and_its_result_is_drawn_and_exported(
         assert worker.run(job) == "done"
         before = card.operations
         for weights in ("", str(saved(job)[-1])):
-            chosen, fields = errands.drawing(made, {"prompt": "a star", "steps": 2, "count": 2, "weights": weights})
-            AcceleratorState._reset_state(reset_partial_state=True)
-            drawing = launcher.new_errand(folders, made, "generate", chosen, **fields)
-            assert len(generate.run(drawing)["pictures"]) == 2
+            drawing = errands.drawing(made, {"prompt": "a star", "steps": 2, "count": 2, "weights": weights})
+            assert len(generate.run(_errand(made, *drawing))["pictures"]) == 2
         assert card.operations > before
+
+
+@pytest.mark.parametrize("kind", ["lora", "dora", "loha", "lokr", "oft"])
+def test_a_sheet_takes_results_of_each_kind(projects: dict[str, Project], kind: str, tmp_path: Path) -> None:
+    """The model lies on the card by then, and what is read of a file does not."""
+    made, chosen = projects["sd1"], parse({**LORA, "lora.kind": kind})
+    with simulated_card():
+        AcceleratorState._reset_state(reset_partial_state=True)
+        model = generate.load(made, "")
+        for weight in adapters.prepare(model, chosen).named().values():
+            weight.data += torch.randn_like(weight) * 0.1
+        file = tmp_path / f"{kind}.safetensors"
+        write_tensors(file, lora.lora_tensors(model.parts, model.family, half=False), {})
+        wanted = {"weights": [str(file)], "lora_weights": [0, 1]}
+        drawing = errands.sheet(made, {"prompt": "a star", "steps": 2, "sheet": wanted})
+        without, whole = generate.run(_errand(made, *drawing))["pictures"]
+    assert _pixels(without) != _pixels(whole)
+
+
+def _errand(made: Project, chosen: Settings, fields: dict[str, Any]) -> Job:
+    """What draws; an engine is a process of its own."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    return launcher.new_errand(folders(made), made, "generate", chosen, **fields)
+
+
+def _pixels(path: str) -> bytes:
+    with Image.open(path) as picture:
+        return picture.tobytes()

@@ -66,7 +66,8 @@ def add(path: Path, layers: Mapping[str, AnyLayer], parts: Mapping[str, nn.Modul
             layer = layers.get(f"{part}/{names.canonical_key(part, key)}")
             if layer is not None:
                 with torch.no_grad():
-                    parameter += fitting_change(path, key, layer, parameter).to(parameter) * weight
+                    change = fitting_change(path, key, layer, parameter.cpu())  # a file's tensors lie there
+                    parameter += change.to(parameter) * weight
 
 
 def by_module(layers: Mapping[str, AnyLayer], parts: Mapping[str, nn.Module]) -> dict[str, dict[str, AnyLayer]]:
@@ -85,9 +86,9 @@ def fitting_change(path: Path, name: str, layer: AnyLayer, weight: Tensor) -> Te
     try:
         return layer.change(weight)
     except (ValueError, RuntimeError):
-        raise UserError(
-            f"{path}: its layer for {name} has another size than this model's; it belongs to another model."
-        ) from None
+        if lora_layers.fits(layer, weight):
+            raise
+    raise UserError(f"{path}: its layer for {name} has another size than this model's; it belongs to another model.")
 
 
 def _peft_tensors(layer: Any) -> dict[str, Tensor]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, fields, replace
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -160,6 +160,15 @@ def of(kind: str, found: Mapping[str, Tensor], alpha: float) -> AnyLayer:
     return Orthogonal(_only(OFT, found), alpha)
 
 
+def fits(layer: AnyLayer, weight: Tensor) -> bool:
+    """Whether its sizes go with this weight's and with each other, found without values and whatever device."""
+    try:
+        replace(layer, **{one.name: _sized(getattr(layer, one.name)) for one in fields(layer)}).change(_sized(weight))
+    except (ValueError, RuntimeError):
+        return False
+    return True
+
+
 def rank(found: Mapping[str, Iterable[int]]) -> int:
     """The rank of a layer from its tensors' shapes, which is alpha where a file does not say it; 1 without a rank."""
     shapes = {name: tuple(shape) for name, shape in found.items()}
@@ -169,6 +178,13 @@ def rank(found: Mapping[str, Iterable[int]]) -> int:
 
 def _only(names: Iterable[str], found: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: found[name] for name in names if name in found}
+
+
+def _sized(value: Any) -> Any:
+    """Tensors of the same sizes that hold nothing, in place of those that are given."""
+    if isinstance(value, Tensor):
+        return torch.empty_like(value, device="meta")
+    return {name: _sized(one) for name, one in value.items()} if isinstance(value, Mapping) else value
 
 
 def _product(a: Tensor, b: Tensor, core: Tensor | None) -> Tensor:
