@@ -53,12 +53,12 @@ def run(job: Job) -> dict[str, Any]:
     while len(paths) < count:
         job.report("stage", name="drawing", done=len(paths), total=count)
         seeds = [wanted["seed"] + n for n in range(len(paths), min(count, len(paths) + batch))]
-        many = text[torch.zeros(len(seeds), dtype=torch.long)]
+        many, fewer = text[torch.zeros(len(seeds), dtype=torch.long)], batch > 1 and not wanted["batch"]
         with decoding(model, how):
-            drawn = _drawn(model, many, seeds, sampling, known, may_fail=not wanted["batch"] and batch > 1)
+            drawn = _drawn(model, many, seeds, sampling, known, may_fail=fewer or how != "tiled")
         if drawn is None:
             trouble.free_memory()
-            batch //= 2
+            batch, how = (batch // 2, how) if fewer else (batch, drawn_together.in_tiles(job))
             continue
         for seed, picture in zip(seeds, drawn):
             path = file_names.of_drawn(folder, seed)
@@ -91,7 +91,7 @@ def load(project: Project, weights: str, lora_weight: float = 1.0) -> Model:
     model = families.load(source, precision.compute_dtype(accelerator))
     lora.add(path, layers, model.parts, lora_weight)
     model.learn(words_file.read(header) if header else {})
-    model.to(accelerator.device)
+    model.to(accelerator.device, aside=["vae", *model.text_encoders])
     return model
 
 

@@ -81,3 +81,13 @@ def test_a_run_puts_aside_what_does_not_learn(learning: bool, tmp_path: Path, mo
     work = Work.open(launcher.new_run(folders, made, parse({"tuning.text_encoder_ratio": float(learning)})))
     worker.load(work, open_model(made))
     assert found == [{"vae"} if learning else {"vae", "text_encoder", "text_encoder_2"}]
+
+
+def test_vectors_that_come_later_come_to_the_device_too(model: Model) -> None:
+    model.to(META, aside=["text_encoder", "text_encoder_2"])
+    model.learn({"sks": {part: torch.ones(2, 32) for part in model.text_encoders}})
+    with torch.no_grad():
+        assert model.encode_text(["a sks"]).hidden.device == META
+    model.learn({})
+    with torch.no_grad():
+        assert model.encode_text(["a sks"]).hidden.device == META

@@ -17,7 +17,7 @@ from dreambooth.core.settings import parse
 from dreambooth.engine import class_images, families, generate, hardware
 from dreambooth.engine.bench import drawing_footprint, random_model
 from dreambooth.engine.bench.footprint import Point
-from dreambooth.engine.drawing import drawn_together
+from dreambooth.engine.drawing import drawn_together, sheet
 from dreambooth.engine.drawing.sampling_choice import Sampling
 from dreambooth.engine.families.model import Model
 from dreambooth.engine.run import trouble
@@ -203,3 +203,41 @@ def test_generate_takes_less_where_memory_is_short(
         return
     assert len(generate.run(job)["pictures"]) == 5
     assert sizes == [5, 2, 2, 1]
+
+
+@pytest.mark.parametrize(("batch", "sizes"), [(0, [2, 1, 1, 1]), (2, [2, 2])])
+def test_generate_decodes_in_tiles_where_the_memory_is_short_of_one_picture(
+    star: Project, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, batch: int, sizes: list[int]
+) -> None:
+    found: list[int] = []
+    monkeypatch.setattr(generate, "draw", _short_without_tiles(generate.draw, found))
+    asked = {"prompt": "a star", "base": True, "count": 2, "steps": 1, "width": 64, "height": 64, "batch": batch}
+    chosen, fields = errands.drawing(star, {**asked, "out": str(tmp_path / "out")})
+    job = launcher.new_errand(Folders(star.folder.parents[1]), star, "generate", chosen, **fields)
+    assert len(generate.run(job)["pictures"]) == 2
+    assert found == sizes
+    [warning] = told(job, "warning")
+    assert warning["where"] == "memory.vae_decoding"
+
+
+def test_a_sheet_does_so_from_the_first_picture_that_does_not_fit(
+    star: Project, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    found: list[int] = []
+    monkeypatch.setattr(sheet, "draw", _short_without_tiles(sheet.draw, found))
+    asked = {"prompt": "a star", "steps": 1, "width": 64, "height": 64, "sheet": {"weights": ["", ""]}}
+    chosen, fields = errands.sheet(star, {**asked, "out": str(tmp_path / "out")})
+    job = launcher.new_errand(Folders(star.folder.parents[1]), star, "generate", chosen, **fields)
+    assert len(generate.run(job)["pictures"]) == 2
+    assert found == [1, 1, 1]
+    assert len(told(job, "warning")) == 1
+
+
+def _short_without_tiles(draw: Callable[..., Any], sizes: list[int]) -> Callable[..., Any]:
+    def short(model: Model, text: Any, seeds: list[int], *rest: Any, **more: Any) -> Any:
+        sizes.append(len(seeds))
+        if not model.vae.use_tiling:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return draw(model, text, seeds, *rest, **more)
+
+    return short

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import types
 import warnings
 from pathlib import Path
@@ -19,8 +20,11 @@ from dreambooth.core.settings.course import Optimizer
 from dreambooth.engine import generate, hardware, worker
 from dreambooth.engine.checkpoints import lora
 from dreambooth.engine.checkpoints.write import write_tensors
+from dreambooth.engine.drawing import sheet
+from dreambooth.engine.families.model import Model
 from dreambooth.engine.families.unet_weights import Int8
 from dreambooth.engine.training import adapters, loss, optimizers, precision
+from dreambooth.engine.words import tokens
 from dreambooth.service import errands, launcher
 from tests.engine import test_waits
 from tests.engine.runs import LORA, folders, saved, tiny_project, told, train
@@ -307,6 +311,50 @@ def test_a_sheet_takes_results_of_each_kind(projects: dict[str, Project], kind: 
         drawing = errands.sheet(made, {"prompt": "a star", "steps": 2, "sheet": wanted})
         without, whole = generate.run(_errand(made, *drawing))["pictures"]
     assert _pixels(without) != _pixels(whole)
+
+
+@pytest.mark.parametrize("of_sheet", [False, True])
+def test_while_it_draws_nothing_but_the_unet_lies_on_the_card(
+    projects: dict[str, Project], of_sheet: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that a card on which a model is taught draws with what was learned, too."""
+    draw, beside = generate.draw, list[int]()
+
+    def looked_at(model: Model, *given: Any, **more: Any) -> Any:
+        own = {weight.untyped_storage()._cdata for weight in model.unet.state_dict().values()}
+        found = [one.untyped_storage() for one in gc.get_objects() if isinstance(one, torch.Tensor) and card.has(one)]
+        beside.append(sum({one._cdata: one.nbytes() for one in found if one._cdata not in own}.values()))
+        return draw(model, *given, **more)
+
+    made = projects["sdxl"]
+    with simulated_card() as card:
+        file = str(saved(train(made, **LORA, **{"lora.layers": "convolutions"}))[-1])
+        gc.collect()
+        monkeypatch.setattr(sheet if of_sheet else generate, "draw", looked_at)
+        wanted = {"prompt": "a star", "steps": 2, "weights": file, "sheet": {"weights": [file]}}
+        generate.run(_errand(made, *(errands.sheet if of_sheet else errands.drawing)(made, wanted)))
+    assert len(beside) == 1
+    assert beside[0] < 100_000, "what is read, which is a text"
+
+
+@pytest.mark.parametrize("family", ["sd1", "sdxl"])
+def test_a_word_that_learned_draws_and_words_are_measured(
+    projects: dict[str, Project], family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = projects[family]
+    with simulated_card():
+        job = train(made, **{"general.method": "embedding", "concepts.0.instance_token": "sks"})
+        file = str(saved(job)[-1])
+        drawing = errands.drawing(made, {"prompt": "a sks", "steps": 1, "weights": file})
+        assert generate.run(_errand(made, *drawing))["pictures"]
+        wanted = {"weights": ["", file], "lora_weights": [1]}
+        drawing = errands.sheet(made, {"prompt": "a sks", "steps": 1, "sheet": wanted})
+        assert len(generate.run(_errand(made, *drawing))["pictures"]) == 2
+        monkeypatch.setattr(tokens, "_RARE_FROM", 49_000)
+        fields = errands.words("a sks star", 2, label="{}")
+        AcceleratorState._reset_state(reset_partial_state=True)
+        said = tokens.run(launcher.new_errand(folders(made), made, "tokens", parse({}), **fields))
+        assert len(said["words"]) == 3
 
 
 def _errand(made: Project, chosen: Settings, fields: dict[str, Any]) -> Job:

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import torch
 
+from dreambooth.core.errors import Problem
 from dreambooth.core.memory.drawing_memory import Drawing, most_together
+from dreambooth.core.run import Job
 from dreambooth.engine import hardware
 from dreambooth.engine.drawing.sampling_choice import Sampling
 from dreambooth.engine.families import unet_weights
@@ -34,6 +36,13 @@ def choose(model: Model, sampling: Sampling, wanted: int, decoding: str, *, set_
     )
     most = most_together(area, on_card=device.type != "cpu")
     return drawing.fitting(hardware.free_bytes(device), wanted, most, before)
+
+
+def in_tiles(job: Job) -> str:
+    """How pictures are decoded from now on where there was too little memory for one of them; says so."""
+    said = "The memory was not enough for a whole picture; from here on they are decoded in overlapping tiles."
+    job.warn(Problem(said, "memory.vae_decoding", "Set it to tiled to have it so from the beginning."))
+    return "tiled"
 
 
 def how(model: Model) -> str:

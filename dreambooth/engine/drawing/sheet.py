@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 
 from dreambooth.core import settings
 from dreambooth.core.models import checkpoint
@@ -17,9 +18,11 @@ from dreambooth.engine import families, from_state
 from dreambooth.engine.checkpoints import lora, names, words_file
 from dreambooth.engine.checkpoints.source import Source, open_model
 from dreambooth.engine.data import png
-from dreambooth.engine.drawing.sampling import draw
+from dreambooth.engine.drawing import drawn_together
+from dreambooth.engine.drawing.sampling import decoding, draw
 from dreambooth.engine.drawing.sampling_choice import Sampling
-from dreambooth.engine.families.model import Model
+from dreambooth.engine.families.model import Model, Text
+from dreambooth.engine.run import trouble
 from dreambooth.engine.training import precision, preview
 
 
@@ -33,7 +36,8 @@ def draw_sheet(job: Job, project: Project, sampling: Sampling) -> dict[str, Any]
     rows, columns = wanted["rows"], wanted["columns"]
     total = sum(len(columns) if _is_lora(row) else 1 for row in rows)
     folder = _free_folder(Path(wanted["out"]))
-    tuning = settings.parse(job.settings()).tuning
+    chosen = settings.parse(job.settings())
+    tuning, how = chosen.tuning, chosen.memory.vae_decoding
     model, source, loaded, paths = None, None, None, list[str]()
     for number, row in enumerate(rows):
         with from_state.as_file(project, job, row) as file:
@@ -48,12 +52,28 @@ def draw_sheet(job: Job, project: Project, sampling: Sampling) -> dict[str, Any]
                 added = Path(file) if row["kind"] in ("lora", "embedding") else None
                 with _with_it(model, source, added, weight), torch.no_grad():
                     text = model.encode_text([wanted["prompt"]])
-                    [picture] = draw(model, text, [wanted["seed"]], sampling)
+                    picture = _drawn(model, text, wanted["seed"], sampling, how)
+                    if picture is None:
+                        trouble.free_memory()
+                        how = drawn_together.in_tiles(job)
+                        picture = _drawn(model, text, wanted["seed"], sampling, how)
+                assert picture is not None
                 path = folder / f"{number:02}-{column:02}.png"
                 png.write_or_refuse(picture, path, "the pictures before it are kept")
                 paths.append(str(path))
                 job.report("picture", path=str(path), kind="generated")
     return {"pictures": paths, "sheet": str(_on_one(folder, rows, columns))}
+
+
+def _drawn(model: Model, text: Text, seed: int, sampling: Sampling, how: str) -> Image.Image | None:
+    """One picture; None where there was too little memory and it may be decoded in tiles yet."""
+    try:
+        with decoding(model, how):
+            return draw(model, text, [seed], sampling)[0]
+    except (RuntimeError, MemoryError) as error:
+        if how == "tiled" or not trouble.is_out_of_memory(error):
+            raise
+    return None
 
 
 def _on_one(folder: Path, rows: list[dict[str, Any]], columns: list[float]) -> Path:
@@ -84,7 +104,7 @@ def _load(project: Project, file: str) -> tuple[Source, Model]:
     accelerator = precision.accelerator("auto")
     source = open_model(project, Path(file) if file else None)
     model = families.load(source, precision.compute_dtype(accelerator))
-    model.to(accelerator.device)
+    model.to(accelerator.device, aside=["vae", *model.text_encoders])
     return source, model
 
 
@@ -99,7 +119,7 @@ def _with_it(model: Model, source: Source, path: Path | None, weight: float) -> 
     is_lora = checkpoint.describe(header).kind == "lora"
     layers = lora.read(path, source.tensors, source.about.family) if is_lora else {}
     kept = {
-        parameter: parameter.detach().clone()
+        parameter: parameter.detach().to("cpu", copy=True)  # a card may have no room for most of a model again
         for part, module in model.parts.items()
         for key, parameter in module.named_parameters()
         if f"{part}/{names.canonical_key(part, key)}" in layers

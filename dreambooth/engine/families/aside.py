@@ -48,6 +48,11 @@ class Aside:
             if tensor is not None
         ]
 
+    def changed(self, name: str, part: nn.Module) -> None:
+        """A part has other weights than it had when it was put aside, if it was."""
+        if name in self._places:
+            self.put(name, part)
+
     @contextlib.contextmanager
     def present(self, names: Iterable[str], device: torch.device) -> Iterator[None]:
         """Within it these parts are on the device, as far as they were put aside; within itself it does nothing."""

@@ -193,6 +193,7 @@ class Model(ABC):
             if any(part not in of_word for of_word in vectors.values()):
                 raise UserError("The embedding of these weights was not made for this model; it is another model's.")
             learned.put(encoder, [of_word[part] for of_word in vectors.values()])
+            self.aside.changed(part, encoder)
         self.words = {word: len(next(iter(of_word.values()))) for word, of_word in vectors.items()}
 
     def learned(self) -> dict[str, dict[str, Tensor]]:

@@ -37,14 +37,15 @@ def run(job: Job) -> dict[str, Any]:
     frame = "" if len(words) > 3 else "a photo of a "
     tuning = settings.parse(job.settings()).tuning
     model.read_prompts(tuning.max_token_length, tuning.clip_skip, tuning.pad_tokens)
-    meter = Meter(model)
-    strengths = []
-    for number in range(min(len(words), MEASURED_WORDS)):
-        job.report("stage", name="measuring words", done=number, total=min(len(words), MEASURED_WORDS))
-        without = frame + " ".join([*words[:number], *words[number + 1 :]])
-        strengths.append(meter.strength(frame + prompt, without.strip()))
-    job.report("stage", name="trying rare words", done=0, total=1)
-    rare = rare_words(model, meter, words[-1] if words else "", wanted["candidates"])
+    with model.present(*model.text_encoders):  # a few hundred prompts are read
+        meter = Meter(model)
+        strengths = []
+        for number in range(min(len(words), MEASURED_WORDS)):
+            job.report("stage", name="measuring words", done=number, total=min(len(words), MEASURED_WORDS))
+            without = frame + " ".join([*words[:number], *words[number + 1 :]])
+            strengths.append(meter.strength(frame + prompt, without.strip()))
+        job.report("stage", name="trying rare words", done=0, total=1)
+        rare = rare_words(model, meter, words[-1] if words else "", wanted["candidates"])
     numbers = _numbers(model, prompt)
     return {
         "read_length": tuning.max_token_length,
