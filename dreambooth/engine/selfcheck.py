@@ -15,7 +15,7 @@ from diffusers import UNet2DConditionModel
 from dreambooth.core.abilities import FAULTS
 from dreambooth.engine import hardware
 from dreambooth.engine.families import unet_weights
-from dreambooth.engine.training import attention, optimizers
+from dreambooth.engine.training import attention, optimizers, precision
 from dreambooth.engine.words.vocabulary import clip_tokenizer
 
 PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "peft", "safetensors", "pillow", "numpy")
@@ -55,6 +55,7 @@ def _faults(device: torch.device) -> dict[str, dict[str, str]]:
     found = {
         "optimizer.name": {name: optimizers.fault(name, device) for name in optimizers.RECIPES},
         "memory.attention": {name: attention.fault(name, device) for name in attention.KINDS},
+        "memory.bf16_weights": {"on": precision.bf16_fault(device)},
         "memory.unet_weights": {"nf4": unet_weights.fault("nf4", device)},
     }
     return {key: {name: reason for name, reason in some.items() if reason} for key, some in found.items()}

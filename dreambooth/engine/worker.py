@@ -109,6 +109,7 @@ def _run(work: Work) -> Ending:
         return ending
     outputs.remove_abandoned(work.folders)
     source = _source(work, work.settings.batching.num_processes)
+    _warn_of_bf16(work)
     session, measured = made_ready(work, source)
     with followers.beside(work, session):
         work.let_end()  # from here on the loops look, at every step
@@ -184,6 +185,15 @@ def check_abilities(work: Work, processes: int) -> None:
         problems.append(f"tuning.cuda_graphs: {reason}; turn it off.")
     if problems:
         raise UserError(problems)
+
+
+def _warn_of_bf16(work: Work) -> None:
+    """It is never chosen where it is only emulated, but done where it was asked for."""
+    accelerator, by_weights = precision.of(work.settings), work.settings.memory.bf16_weights
+    reason = precision.bf16_fault(accelerator.device)
+    if reason and precision.compute_dtype(accelerator) == torch.bfloat16:
+        key, do = ("memory.bf16_weights", "Turn it off.") if by_weights else ("tuning.mixed_precision", "Choose auto.")
+        work.job.warn(Problem(f"{key}: {reason}.", key, do))
 
 
 def load(work: Work, source: Source) -> tuple[Model, Any]:

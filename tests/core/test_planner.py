@@ -116,6 +116,13 @@ def test_an_optimizer_that_does_not_work_here_is_not_proposed(monkeypatch: pytes
     assert planner.for_family(settings("full"), "sd1", card).changes.get("optimizer.name") != "adamw_8bit"
 
 
+def test_weights_in_bf16_are_not_proposed_to_a_card_that_only_emulates_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    proposed = planner.for_family(settings("full"), "sdxl", 16 * GB)
+    assert proposed.fits and proposed.changes["memory.bf16_weights"]
+    monkeypatch.setattr("dreambooth.core.abilities.fault", lambda key, choice: key == "memory.bf16_weights")
+    assert "memory.bf16_weights" not in planner.for_family(settings("full"), "sdxl", 16 * GB).changes
+
+
 def test_settings_of_ones_own_stay() -> None:
     start = settings("full", **{"optimizer.name": "lion", "lora.rank": 4})
     made = planner.for_family(start, "sd1", 6 * GB)

@@ -13,11 +13,12 @@ import torch
 from accelerate.state import AcceleratorState
 from PIL import Image
 
+from dreambooth.core.errors import UserError
 from dreambooth.core.project import Project
 from dreambooth.core.run import Job
 from dreambooth.core.settings import Settings, parse
 from dreambooth.core.settings.course import Optimizer
-from dreambooth.engine import generate, hardware, worker
+from dreambooth.engine import generate, hardware, selfcheck, worker
 from dreambooth.engine.checkpoints import lora
 from dreambooth.engine.checkpoints.write import write_tensors
 from dreambooth.engine.drawing import sheet
@@ -27,8 +28,8 @@ from dreambooth.engine.training import adapters, loss, optimizers, precision
 from dreambooth.engine.words import tokens
 from dreambooth.service import errands, launcher
 from tests.engine import test_waits
-from tests.engine.runs import LORA, folders, saved, tiny_project, told, train
-from tests.engine.simulated_card import CARD, simulated_card
+from tests.engine.runs import LORA, folders, new_run, saved, tiny_project, told, train
+from tests.engine.simulated_card import BYTES, CARD, simulated_card
 from tests.engine.test_export_of_states import exported, paused
 
 
@@ -79,10 +80,7 @@ def test_by_itself_it_computes_in_what_the_card_is_quick_at(
 ) -> None:
     """PyTorch says that a card of 2018 can do bf16, which it emulates; asked for, it is done."""
     with simulated_card():
-        monkeypatch.setattr(torch.cuda, "is_bf16_supported", _CAN_DO_BF16)
-        monkeypatch.setattr(torch.cuda, "_check_bf16_tensor_supported", lambda device: True)
-        about = types.SimpleNamespace(major=generation[0], minor=generation[1])
-        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device=None: about)
+        _of_generation(generation, monkeypatch)
         for wanted, found in {"auto": chosen, "bf16": "bf16", "fp16": "fp16"}.items():
             AcceleratorState._reset_state(reset_partial_state=True)
             assert precision.accelerator(wanted).mixed_precision == found
@@ -134,6 +132,40 @@ def test_what_was_pinned_is_given_back_when_all_is_copied(monkeypatch: pytest.Mo
         monkeypatch.setattr(torch.cuda, "synchronize", lambda: done.append("waited"))
         hardware.give_back_pinned()
     assert done == ["waited", "given back"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({**LORA, "tuning.mixed_precision": "bf16"}, "tuning.mixed_precision"),
+        ({"memory.bf16_weights": True, "tuning.mixed_precision": "auto"}, "memory.bf16_weights"),
+        ({**LORA, "tuning.mixed_precision": "auto"}, ""),
+    ],
+)
+def test_where_bf16_is_emulated_that_is_said(
+    projects: dict[str, Project], changes: dict[str, Any], key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with simulated_card():
+        assert not selfcheck._faults(CARD)["memory.bf16_weights"]
+        _of_generation((7, 5), monkeypatch)
+        assert "emulates" in selfcheck._faults(CARD)["memory.bf16_weights"]["on"]
+        monkeypatch.setattr(worker, "made_ready", _stopped)
+        AcceleratorState._reset_state(reset_partial_state=True)
+        job = new_run(projects["sd1"], **changes)
+        with pytest.raises(UserError, match="so far"):
+            worker.run(job)
+    assert [one["where"] for one in told(job, "warning")] == ([key] if key else [])
+
+
+def _stopped(*_: Any) -> Any:
+    raise UserError("It comes so far.")
+
+
+def _of_generation(generation: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", _CAN_DO_BF16)
+    monkeypatch.setattr(torch.cuda, "_check_bf16_tensor_supported", lambda device: True)
+    about = types.SimpleNamespace(major=generation[0], minor=generation[1], total_memory=BYTES)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device=None: about)
 
 
 _CAN_DO_BF16 = torch.cuda.is_bf16_supported  # PyTorch's own

@@ -55,7 +55,9 @@ def _some_checkpointing(settings: Settings) -> Changes | None:
 
 
 def _bf16(settings: Settings) -> Changes | None:
-    return None if not settings.is_full or settings.memory.bf16_weights else {"memory.bf16_weights": True}
+    if not settings.is_full or settings.memory.bf16_weights or abilities.fault("memory.bf16_weights", "on"):
+        return None
+    return {"memory.bf16_weights": True}
 
 
 def _in_backward(settings: Settings) -> Changes | None:

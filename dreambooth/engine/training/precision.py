@@ -33,6 +33,15 @@ def accelerator(mixed_precision: str = "auto", *, bf16_weights: bool = False) ->
     return Accelerator(mixed_precision=choice)
 
 
+def bf16_fault(device: torch.device) -> str:
+    """Why it is not worth computing in bf16 on this device; empty if it is."""
+    if hardware.is_quick_in_bf16(device):
+        return ""
+    if not hardware.does_bf16(device):
+        return "this GPU cannot do bf16"
+    return "this GPU only emulates bf16, and attention then takes gigabytes more than is reckoned with"
+
+
 def of(settings: Settings) -> Accelerator:
     """The accelerator that these settings ask for. Raises UserError where the device cannot do it."""
     made = accelerator(settings.tuning.mixed_precision, bf16_weights=settings.memory.bf16_weights)
