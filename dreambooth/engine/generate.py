@@ -36,13 +36,13 @@ def run(job: Job) -> dict[str, Any]:
     sampling = Sampling(
         width, height, wanted["steps"], wanted["guidance_scale"], wanted["negative_prompt"], wanted["scheduler"]
     )
+    chosen = settings.parse(job.settings())
+    tuning = chosen.tuning
     job.report("stage", name="loading the model", done=0, total=1)
     if "rows" in wanted:
         return sheet.draw_sheet(job, project, sampling)
     with from_state.as_file(project, job, wanted) as weights:
-        model = load(project, weights, wanted["lora_weight"])
-    chosen = settings.parse(job.settings())
-    tuning = chosen.tuning
+        model = load(project, weights, wanted["lora_weight"], precision.to_draw_in(chosen))
     model.read_prompts(tuning.max_token_length, tuning.clip_skip, tuning.pad_tokens)
     model.traced = tuning.trace_steps
     folder, count, how = Path(wanted["out"]), wanted["count"], chosen.memory.vae_decoding
@@ -80,10 +80,10 @@ def _drawn(
     return None
 
 
-def load(project: Project, weights: str, lora_weight: float = 1.0) -> Model:
+def load(project: Project, weights: str, lora_weight: float = 1.0, mixed_precision: str = "auto") -> Model:
     """The model with `weights` (a checkpoint, LoRA or embedding; empty for the base model), on the device."""
     path = Path(weights)
-    accelerator = precision.accelerator("auto")
+    accelerator = precision.accelerator(mixed_precision)
     header = checkpoint.read_header(path) if weights else None
     kind = checkpoint.describe(header).kind if header is not None else "base"
     source = open_model(project, None if kind in ("base", "lora", "embedding") else path)

@@ -16,9 +16,11 @@ from dreambooth.core.settings import parse
 from dreambooth.engine import families, generate
 from dreambooth.engine.checkpoints import lora
 from dreambooth.engine.checkpoints.write import write_tensors
+from dreambooth.engine.drawing.sampling import NotDrawn
 from dreambooth.engine.training import adapters
 from dreambooth.service import errands, launcher
 from tests.engine import tiny
+from tests.engine.test_trouble import no_numbers
 
 PROMPT = {"prompt": "a red star", "steps": 3, "width": 64, "height": 64, "seed": 7}
 
@@ -57,6 +59,18 @@ def test_each_cell_is_the_picture_of_its_result_at_its_weight(star: Project) -> 
     assert (nothing == pixels(base)).all() and (before == pixels(base)).all()
     assert (whole == pixels(full)).all() and (whole != nothing).any()
     assert (again_nothing == nothing).all() and (again_whole == whole).all()
+
+
+def test_the_place_of_what_is_no_picture_stays_empty(star: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    taught = str(star.folder / "taught.safetensors")
+    wanted = {"weights": ["", taught], "lora_weights": [1]}
+    no_numbers(monkeypatch, times=1)
+    made = drawn(star, errands.sheet, sheet=wanted)
+    assert [Path(path).stem for path in made] == ["01-00"]
+    assert Path(made[0]).with_name("sheet.png").exists()
+    no_numbers(monkeypatch)
+    with pytest.raises(NotDrawn):
+        drawn(star, errands.sheet, sheet=wanted)
 
 
 @pytest.mark.parametrize(

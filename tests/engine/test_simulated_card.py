@@ -21,7 +21,8 @@ from dreambooth.core.settings.course import Optimizer
 from dreambooth.engine import generate, hardware, selfcheck, worker
 from dreambooth.engine.checkpoints import lora
 from dreambooth.engine.checkpoints.write import write_tensors
-from dreambooth.engine.drawing import sheet
+from dreambooth.engine.drawing import sampling, sheet
+from dreambooth.engine.drawing.sampling import NotDrawn
 from dreambooth.engine.families.model import Model
 from dreambooth.engine.families.unet_weights import Int8
 from dreambooth.engine.training import adapters, loss, optimizers, precision
@@ -367,6 +368,29 @@ def test_while_it_draws_nothing_but_the_unet_lies_on_the_card(
         generate.run(_errand(made, *(errands.sheet if of_sheet else errands.drawing)(made, wanted)))
     assert len(beside) == 1
     assert beside[0] < 100_000, "what is read, which is a text"
+
+
+@pytest.mark.parametrize(("chosen", "dtype"), [("no", torch.float32), ("auto", torch.float16)])
+@pytest.mark.parametrize("of_sheet", [False, True])
+def test_it_draws_in_full_precision_where_the_run_had_that(
+    projects: dict[str, Project], of_sheet: bool, chosen: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As half precision may not be enough for a model; what cannot be drawn in that says so."""
+
+    def looked_at(model: Model, *_: Any, **__: Any) -> Any:
+        assert model.unet.dtype == dtype
+        raise NotDrawn(sampling._why_not(model))
+
+    monkeypatch.setattr(sheet if of_sheet else generate, "draw", looked_at)
+    wanted = {"prompt": "a star", "base": True, "sheet": {"weights": [""]}}
+    with simulated_card():
+        _of_generation((7, 5), monkeypatch)
+        _, fields = (errands.sheet if of_sheet else errands.drawing)(projects["sd1"], wanted)
+        errand = _errand(projects["sd1"], parse({"tuning.mixed_precision": chosen}), fields)
+        with pytest.raises(
+            NotDrawn, match=r"tuning\.mixed_precision: .* set it to no" if chosen == "auto" else "broken"
+        ):
+            generate.run(errand)
 
 
 @pytest.mark.parametrize("family", ["sd1", "sdxl"])

@@ -13,6 +13,8 @@ from dreambooth.core.project import Project
 from dreambooth.core.run import Job
 from dreambooth.core.settings import parse
 from dreambooth.engine import worker
+from dreambooth.engine.drawing.sampling import NotDrawn
+from dreambooth.engine.families.model import Model
 from dreambooth.engine.run import hooks, trouble
 from dreambooth.engine.training import loss
 from tests.engine.runs import new_run, output, saved, told, train
@@ -146,6 +148,35 @@ def test_each_retreat_takes_less_and_then_it_is_refused(star: Project, monkeypat
         "batching.gradient_accumulation_steps": 4,
     }
     assert len(warnings(job)) == 3
+
+
+def no_numbers(monkeypatch: pytest.MonkeyPatch, times: int = 1000) -> None:
+    """Has a model draw so often what is no picture."""
+    decode, left = Model.decode, [times]
+
+    def spoilt_pixels(own: Model, latents: torch.Tensor) -> torch.Tensor:
+        left[0] -= 1
+        return decode(own, latents) * (1.0 if left[0] < 0 else float("nan"))
+
+    monkeypatch.setattr(Model, "decode", spoilt_pixels)
+
+
+def test_previews_that_are_no_pictures_are_left_out(star: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    no_numbers(monkeypatch, times=1)
+    job = train(star, **{"previews.count": 1, "previews.steps": 1})
+    assert [event["images"] for event in told(job, "preview")] == [5], "and not before the first step"
+    [warning] = told(job, "warning")
+    assert "no picture" in warning["text"] and "the run goes on" in warning["text"]
+
+
+def test_class_pictures_that_are_none_are_not_learned(star: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    no_numbers(monkeypatch)
+    of_class = {"concepts.0.class_prompt": "a moon", "concepts.0.num_class_images_per": 1}
+    job = new_run(star, **of_class, **{"concepts.0.class_infer_steps": 1})
+    before = set(star.folder.rglob("*.png"))
+    with pytest.raises(NotDrawn, match="weights are broken"):
+        worker.run(job)
+    assert set(star.folder.rglob("*.png")) == before
 
 
 def test_stop_changes_nothing_and_says_what_would_help(star: Project, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -65,7 +65,8 @@ class Tuning:
     mixed_precision: Literal["auto", "no", "fp16", "bf16"] = setting(
         "auto",
         "Mixed Precision",
-        "Half precision is quicker on a GPU; auto takes the safest that this device is quick at.",
+        "Half precision is quicker on a GPU; auto takes the safest that this device is quick at. With no the results "
+        "are drawn in full precision, too.",
     )
     use_ema: bool = setting(
         False, "Use EMA", "A running average of the weights is saved and previewed: steadier, a little behind."

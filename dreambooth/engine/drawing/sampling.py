@@ -49,6 +49,10 @@ SCHEDULERS: dict[str, tuple[type, dict[str, Any]]] = {
 }
 
 
+class NotDrawn(UserError):
+    """What a model draws is no picture: its file would be black, and one of a class would be learned so."""
+
+
 @torch.no_grad()
 def draw(
     model: Model,
@@ -62,7 +66,8 @@ def draw(
     batch changes nothing. An inpainting model paints the whole picture, as in a WebUI's txt2img.
 
     `on_step` is called before each sampling step and may raise to stop. `known` is for pictures that are drawn one
-    after the other with the same model. Raises UserError for a scheduler that does not go with this model.
+    after the other with the same model. Raises UserError for a scheduler that does not go with this model, and
+    NotDrawn where what is drawn is no picture.
     """
     scheduler = make_scheduler(sampling.scheduler, model)
     scheduler.set_timesteps(sampling.steps)
@@ -90,7 +95,12 @@ def draw(
             without, with_prompt = predicted.chunk(2)
             predicted = without + sampling.guidance_scale * (with_prompt - without)
         latents = scheduler.step(predicted, t, latents, **noise).prev_sample
-    return to_pictures(model.decode(latents))
+    pixels = model.decode(latents)
+    are_numbers = pixels.isfinite().all()
+    pictures = to_pictures(pixels)  # for which the device is waited for
+    if not are_numbers:
+        raise NotDrawn(_why_not(model))
+    return pictures
 
 
 class Known:
@@ -116,6 +126,15 @@ class Known:
         if prompt not in self._negative:
             self._negative = {prompt: self.model.encode_negative(prompt, 1)}
         return self._negative[prompt][torch.zeros(count, dtype=torch.long, device=self.model.device)]
+
+
+def _why_not(model: Model) -> str:
+    if torch.float16 in (model.unet.dtype, model.drawn_in):
+        return (
+            "tuning.mixed_precision: what the model draws in fp16 is no picture, as its numbers grow too large for it; "
+            "set it to no, and if that does not help, take another checkpoint."
+        )
+    return "What the model draws is no picture, as its numbers are none; its weights are broken, so take others."
 
 
 def make_scheduler(name: str, model: Model) -> Any:

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from dreambooth.core import settings
+from dreambooth.core.errors import Problem
 from dreambooth.core.models import checkpoint
 from dreambooth.core.project import Project
 from dreambooth.core.run import Job
@@ -19,9 +20,9 @@ from dreambooth.engine.checkpoints import lora, names, words_file
 from dreambooth.engine.checkpoints.source import Source, open_model
 from dreambooth.engine.data import png
 from dreambooth.engine.drawing import drawn_together
-from dreambooth.engine.drawing.sampling import decoding, draw
+from dreambooth.engine.drawing.sampling import NotDrawn, decoding, draw
 from dreambooth.engine.drawing.sampling_choice import Sampling
-from dreambooth.engine.families.model import Model, Text
+from dreambooth.engine.families.model import Model
 from dreambooth.engine.run import trouble
 from dreambooth.engine.training import precision, preview
 
@@ -30,15 +31,16 @@ def draw_sheet(job: Job, project: Project, sampling: Sampling) -> dict[str, Any]
     """Draws the sheet that job.json asks for, row by row, and puts it all on sheet.png. A picture is called by its row
     and column: 02-01.png.
 
-    The base model is read once for all LoRAs and embeddings; what has no weight fills the first column only.
+    The base model is read once for all LoRAs and embeddings; what has no weight fills the first column only. The place
+    of what is no picture stays empty; where all are none, NotDrawn is raised.
     """
     wanted = job.read()
     rows, columns = wanted["rows"], wanted["columns"]
     total = sum(len(columns) if _is_lora(row) else 1 for row in rows)
     folder = _free_folder(Path(wanted["out"]))
-    chosen = settings.parse(job.settings())
-    tuning, how = chosen.tuning, chosen.memory.vae_decoding
-    model, source, loaded, paths = None, None, None, list[str]()
+    chosen, drawer = settings.parse(job.settings()), _Drawer(job, sampling)
+    tuning = chosen.tuning
+    model, source, loaded, paths, not_drawn = None, None, None, list[str](), None
     for number, row in enumerate(rows):
         with from_state.as_file(project, job, row) as file:
             whole = file if row["kind"] == "checkpoint" else ""
@@ -46,34 +48,44 @@ def draw_sheet(job: Job, project: Project, sampling: Sampling) -> dict[str, Any]
                 job.report("stage", name="drawing", done=len(paths), total=total)
                 if model is None or source is None or loaded != whole:
                     model = source = None  # before the next is read: two would not fit
-                    source, model = _load(project, whole)
+                    source, model = _load(project, whole, precision.to_draw_in(chosen))
                     model.read_prompts(tuning.max_token_length, tuning.clip_skip, tuning.pad_tokens)
                     loaded = whole
                 added = Path(file) if row["kind"] in ("lora", "embedding") else None
-                with _with_it(model, source, added, weight), torch.no_grad():
-                    text = model.encode_text([wanted["prompt"]])
-                    picture = _drawn(model, text, wanted["seed"], sampling, how)
-                    if picture is None:
-                        trouble.free_memory()
-                        how = drawn_together.in_tiles(job)
-                        picture = _drawn(model, text, wanted["seed"], sampling, how)
-                assert picture is not None
+                try:
+                    with _with_it(model, source, added, weight), torch.no_grad():
+                        picture = drawer.draw(model)
+                except NotDrawn as error:
+                    not_drawn = error
+                    job.warn(Problem(f"{row['label']}, {weight:g}: {error}", do="Its place on the sheet stays empty."))
+                    continue
                 path = folder / f"{number:02}-{column:02}.png"
                 png.write_or_refuse(picture, path, "the pictures before it are kept")
                 paths.append(str(path))
                 job.report("picture", path=str(path), kind="generated")
+    if not paths and not_drawn:
+        raise not_drawn
     return {"pictures": paths, "sheet": str(_on_one(folder, rows, columns))}
 
 
-def _drawn(model: Model, text: Text, seed: int, sampling: Sampling, how: str) -> Image.Image | None:
-    """One picture; None where there was too little memory and it may be decoded in tiles yet."""
-    try:
-        with decoding(model, how):
-            return draw(model, text, [seed], sampling)[0]
-    except (RuntimeError, MemoryError) as error:
-        if how == "tiled" or not trouble.is_out_of_memory(error):
-            raise
-    return None
+class _Drawer:
+    """Draws one picture after the other; where there is too little memory for one, it and all after it in tiles."""
+
+    def __init__(self, job: Job, sampling: Sampling) -> None:
+        self.job, self.wanted, self.sampling = job, job.read(), sampling
+        self.how: str = settings.parse(job.settings()).memory.vae_decoding
+
+    def draw(self, model: Model) -> Image.Image:
+        text = model.encode_text([self.wanted["prompt"]])
+        while True:
+            try:
+                with decoding(model, self.how):
+                    return draw(model, text, [self.wanted["seed"]], self.sampling)[0]
+            except (RuntimeError, MemoryError) as error:
+                if self.how == "tiled" or not trouble.is_out_of_memory(error):
+                    raise
+            trouble.free_memory()
+            self.how = drawn_together.in_tiles(self.job)
 
 
 def _on_one(folder: Path, rows: list[dict[str, Any]], columns: list[float]) -> Path:
@@ -99,9 +111,9 @@ def _free_folder(out: Path) -> Path:
     return folder
 
 
-def _load(project: Project, file: str) -> tuple[Source, Model]:
+def _load(project: Project, file: str, mixed_precision: str) -> tuple[Source, Model]:
     """A checkpoint, or the base model where `file` is empty, on the device."""
-    accelerator = precision.accelerator("auto")
+    accelerator = precision.accelerator(mixed_precision)
     source = open_model(project, Path(file) if file else None)
     model = families.load(source, precision.compute_dtype(accelerator))
     model.to(accelerator.device, aside=["vae", *model.text_encoders])

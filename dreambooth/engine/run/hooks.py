@@ -17,6 +17,7 @@ from dreambooth.core.files import atomic
 from dreambooth.core.settings import on_resume
 from dreambooth.core.settings.conflicts.of_optimizers import rate_keys
 from dreambooth.engine.checkpoints.source import Source
+from dreambooth.engine.drawing.sampling import NotDrawn
 from dreambooth.engine.process.listener import asked_to_end
 from dreambooth.engine.run import imagic, outputs, trouble
 from dreambooth.engine.run.tensorboard import EventFile, curves
@@ -147,6 +148,8 @@ class Hooks:
                 self.answered("save")
                 self.save_model(images, asked=True)
                 continue
+            except NotDrawn as error:
+                return self.warn(error.and_then("These previews are left out; the run goes on."))
             except OSError as error:
                 said = error.strerror or error
                 return self.warn(f"{work.job.previews}: previews cannot be written ({said}); the run goes on.")

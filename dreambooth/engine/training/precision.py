@@ -53,6 +53,12 @@ def of(settings: Settings) -> Accelerator:
     return made
 
 
+def to_draw_in(settings: Settings) -> str:
+    """Which mixed precision to draw a run's results in: what this device is good at, unless the run had none, as half
+    precision may not be enough for a model."""
+    return "no" if settings.tuning.mixed_precision == "no" else "auto"
+
+
 def compute_dtype(accelerator: Accelerator) -> torch.dtype:
     return {"fp16": torch.float16, "bf16": torch.bfloat16}.get(accelerator.mixed_precision, torch.float32)
 
