@@ -171,9 +171,10 @@ def check_abilities(work: Work, processes: int) -> None:
     precision.set_deterministic(settings.tuning.deterministic)
     accelerator = precision.of(settings)
     device = accelerator.device
+    dtype, family = precision.compute_dtype(accelerator), work.project.about["family"]
     for check in (
         partial(optimizers.check, settings, device),
-        partial(attention.check, settings.memory.attention, device, precision.compute_dtype(accelerator)),
+        partial(attention.check, settings.memory.attention, device, dtype, family),
         partial(unet_weights.check, settings.memory.unet_weights, device),
         partial(followers.check, processes, device),
     ):

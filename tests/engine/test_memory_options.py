@@ -253,7 +253,7 @@ def test_flash_attention_is_the_same_by_that_kernel_alone(star: Project, monkeyp
 def test_flash_attention_is_refused_where_it_cannot_be(star: Project) -> None:
     gpu = torch.device("cuda")
     with pytest.raises(UserError, match=r"memory\.attention: flash does not work here"):
-        attention.check("flash", torch.device("privateuseone"), torch.float16)
+        attention.check("flash", torch.device("privateuseone"), torch.float16, "sd1")
     assert attention._has_flash(gpu, torch.bfloat16)
     assert not attention._has_flash(gpu, torch.float32)
     with pytest.raises(UserError, match=r"tuning\.pad_tokens: flash"):

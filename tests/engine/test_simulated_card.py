@@ -302,6 +302,15 @@ def test_a_run(projects: dict[str, Project], family: str, kind: str, monkeypatch
     assert not told(job, "warning"), "among others, that a record gives something else"
 
 
+def test_sd_2_is_not_given_to_sliced_attention_in_fp16(projects: dict[str, Project], tmp_path: Path) -> None:
+    """Where its products would be too large."""
+    chosen = {**LORA, "memory.attention": "sliced", "tuning.mixed_precision": "fp16"}
+    with simulated_card():
+        with pytest.raises(UserError, match=r"memory\.attention: sliced .* choose sdpa"):
+            train(tiny_project(tmp_path, "sd2"), **chosen)
+        train(projects["sd1"], **chosen)
+
+
 def test_beside_another_card_it_leaves_that_alone(
     projects: dict[str, Project], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -40,13 +40,22 @@ def fault(name: str, device: torch.device) -> str:
     return ""
 
 
-def check(name: str, device: torch.device, dtype: torch.dtype) -> None:
-    """Raises UserError if this kind of attention does not work on this device, or not in this precision."""
+def check(name: str, device: torch.device, dtype: torch.dtype, family: str) -> None:
+    """Raises UserError if this kind of attention does not work on this device, or in this precision with this family.
+
+    SD 2.1's own configuration asks for full precision in attention. SDPA's kernels have that within; sliced attention
+    hands its products on in what it is given.
+    """
     if reason := fault(name, device):
         raise UserError(f"memory.attention: {name} does not work here ({reason}); choose sdpa or sliced.")
     if name == "flash" and not _has_flash(device, dtype):
         raise UserError(
             "tuning.mixed_precision: it is no, but memory.attention flash needs half precision; choose auto."
+        )
+    if (name, dtype, family) == ("sliced", torch.float16, "sd2"):
+        raise UserError(
+            "memory.attention: sliced has too little room in fp16 for what SD 2 multiplies; choose sdpa, or set "
+            "tuning.mixed_precision to no."
         )
 
 
