@@ -25,7 +25,7 @@ from dreambooth.engine.drawing import sampling, sheet
 from dreambooth.engine.drawing.sampling import NotDrawn
 from dreambooth.engine.families.model import Model
 from dreambooth.engine.families.unet_weights import Int8
-from dreambooth.engine.training import adapters, loss, optimizers, precision
+from dreambooth.engine.training import adapters, loss, optimizers, precision, state, state_writer
 from dreambooth.engine.words import tokens
 from dreambooth.service import errands, launcher
 from tests.engine import test_waits
@@ -73,6 +73,32 @@ def test_an_optimizer_in_8_bits_does_not_wait_for_the_card_at_each_weight(
             made.step()
     assert len(found) == waits
     assert not torch.equal(weights[2], torch.ones(40, 40))
+
+
+@pytest.mark.parametrize("has_room", [True, False])
+def test_paged_states_are_read_only_while_the_card_rests(
+    has_room: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On Windows the CPU may not read memory that is lent to a card while the card works at anything."""
+    waits, read, save = list[int](), list[int](), state.save
+    with simulated_card():
+        monkeypatch.setattr(torch.cuda, "synchronize", lambda device=None: waits.append(1))
+        monkeypatch.setattr(state, "save", lambda *given: read.append(len(waits)) or save(*given))
+        lent = [torch.ones(4) for _ in range(2)]
+        for one in lent:
+            one.is_paged = True  # type: ignore[attr-defined]
+        if not has_room:
+            monkeypatch.setattr(state_writer, "copied", _no_room)
+        there = torch.ones(4, device="cuda")
+        writer = state_writer.Writer(tmp_path, lambda steps: set(steps))
+        writer.begin(1, {"weights": {"a": there}, "rest": [lent[0], there, lent[1]]}, lambda written: None)
+        writer.finish(lambda written: None)
+    assert read == ([3] if has_room else [1]), "before each that is copied, and at the end; or before all are written"
+    assert state.load(tmp_path, 1)["rest"][0].sum() == 4
+
+
+def _no_room(*_: Any) -> Any:
+    raise MemoryError
 
 
 @pytest.mark.parametrize(("generation", "chosen"), [((7, 5), "fp16"), ((8, 6), "bf16"), ((9, 0), "bf16")])

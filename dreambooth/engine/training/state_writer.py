@@ -51,12 +51,12 @@ class Writer:
         self.finish(on_written)
         self._copy = self._copied(content)
         if self._copy is None:
+            _wait_for_the_card()  # as for the copy: what is written may lie in memory that it works in
             hardware.give_back_pinned()  # the copy before, and what there was of this one
             self._write(step, content, began, began)
             self._outcome.stalled = self._outcome.seconds  # type: ignore[union-attr]
             return
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()  # copies from a GPU go on by themselves
+        _wait_for_the_card()  # copies from a GPU go on by themselves
         copied_at = time.perf_counter()
         self._thread = threading.Thread(target=self._write, args=(step, self._copy, began, copied_at), name="state")
         self._thread.start()
@@ -101,9 +101,12 @@ class Writer:
 def copied(value: Any, earlier: Any = None) -> Any:
     """The same in the computer's memory, in the place of an earlier copy where that is of the same shape.
 
-    Copies from a GPU may still be under way.
+    Copies from a GPU may still be under way. The states of a paged optimizer are read by the CPU, which on Windows it
+    may not do while the card works at anything, such as the copy before.
     """
     if isinstance(value, Tensor):
+        if getattr(value, "is_paged", False):
+            _wait_for_the_card()
         place = earlier
         if not isinstance(earlier, Tensor) or (earlier.shape, earlier.dtype) != (value.shape, value.dtype):
             place = torch.empty(value.shape, dtype=value.dtype, pin_memory=value.is_cuda)
@@ -115,6 +118,11 @@ def copied(value: Any, earlier: Any = None) -> Any:
         places = earlier if isinstance(earlier, (list, tuple)) and len(earlier) == len(value) else [None] * len(value)
         return type(value)(copied(one, place) for one, place in zip(value, places))
     return value
+
+
+def _wait_for_the_card() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 def keeping(budget: Budget, last: int, every_epochs: int) -> Kept:
