@@ -93,6 +93,7 @@ def _persist(work: Work) -> Ending:
             diverged, said, phase = False, trouble.needed(error), work.phase
         # The error is forgotten here, and with it everything that it held.
         trouble.free_memory()
+        optimizers.leave_paged()
         if diverged:
             changes, warning = trouble.diverged(work.settings, said, turns_back)
             turns_back += 1

@@ -75,6 +75,38 @@ def test_an_optimizer_in_8_bits_does_not_wait_for_the_card_at_each_weight(
     assert not torch.equal(weights[2], torch.ones(40, 40))
 
 
+def test_a_paged_optimizer_takes_what_the_one_before_has_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """bitsandbytes never gives back what it has lent, and a run tries again and again where memory is short."""
+    from bitsandbytes import functional
+
+    def lend(*shape: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+        made.append(torch.empty(shape, dtype=dtype))
+        made[-1].is_paged, made[-1].page_deviceid = True, device.index  # type: ignore[attr-defined]
+        return made[-1]
+
+    made: list[torch.Tensor] = []
+    monkeypatch.setattr(functional, "get_paged", lend)
+    monkeypatch.setattr(functional, "fill", lambda tensor, value: tensor.fill_(value))
+    monkeypatch.setattr(functional.GlobalPageManager.get_instance(), "paged_tensors", [])
+    monkeypatch.setattr(optimizers, "_LEFT", [])
+    with simulated_card():
+        weights = [torch.nn.Parameter(torch.ones(side, 400, device="cuda")) for side in (400, 400, 600)]
+
+        def states() -> list[torch.Tensor]:
+            paged = optimizers.RECIPES["paged_adamw_8bit"]([{"params": weights}], Optimizer())
+            return [paged.get_state_buffer(one, dtype=torch.uint8).fill_(7) for one in weights]  # type: ignore[attr-defined]
+
+        first = states()
+        assert len(made) == 3
+        optimizers.leave_paged()
+        monkeypatch.setattr(torch.Tensor, "fill_", lambda own, value: own)
+        again = states()
+        assert len(made) == 3 and [one is other for one, other in zip(first, again)] == [True] * 3
+        assert not any(one.any() for one in again)
+        states()
+    assert len(made) == 6, "what is still in use is nobody else's"
+
+
 @pytest.mark.parametrize("has_room", [True, False])
 def test_paged_states_are_read_only_while_the_card_rests(
     has_room: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

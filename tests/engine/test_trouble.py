@@ -16,7 +16,7 @@ from dreambooth.engine import worker
 from dreambooth.engine.drawing.sampling import NotDrawn
 from dreambooth.engine.families.model import Model
 from dreambooth.engine.run import hooks, trouble
-from dreambooth.engine.training import loss
+from dreambooth.engine.training import loss, optimizers
 from tests.engine.runs import new_run, output, saved, told, train
 from tests.engine.runs import same as same_weights
 from tests.engine.runs import tiny_project as make_project
@@ -148,6 +148,14 @@ def test_each_retreat_takes_less_and_then_it_is_refused(star: Project, monkeypat
         "batching.gradient_accumulation_steps": 4,
     }
     assert len(warnings(job)) == 3
+
+
+def test_each_attempt_leaves_its_lent_memory_to_the_next(star: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    left: list[int] = []
+    monkeypatch.setattr(optimizers, "leave_paged", lambda: left.append(1))
+    at_batches(monkeypatch, {2, 4}, out_of_memory)
+    train(star, **EACH_STEP)
+    assert len(left) == 2
 
 
 def no_numbers(monkeypatch: pytest.MonkeyPatch, times: int = 1000) -> None:

@@ -7,6 +7,7 @@ None is offered before it has taken real steps on this device, and none is ever 
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ Groups = list[dict[str, Any]]
 _ADAM_BETAS, _LION_BETAS, _EPSILON = (0.9, 0.999), (0.9, 0.99), 1e-8
 _ADAFACTOR_EPSILON = 1e-30  # of the squared gradient
 _CAME_BETA3, _CAME_EPSILONS = 0.9999, (1e-30, 1e-16)  # of the steps' disagreement; of the squared gradient and of that
+_LEFT: list[Any] = []  # memory of paged optimizers that are gone
 _PACKED = "__bnb_optimizer_quant_state__"  # where bitsandbytes' state_dict puts its 8-bit values
 
 
@@ -155,10 +157,32 @@ def _bitsandbytes() -> Any:
     return optim
 
 
-def _settled(paged: torch.optim.Optimizer) -> torch.optim.Optimizer:
-    """A paged optimizer whose step ends when the card has done it: its states are memory that the CPU reads."""
+def _settled(paged: Any) -> torch.optim.Optimizer:
+    """A paged optimizer whose step ends when the card has done it, as its states are memory that the CPU reads, and
+    which takes memory that another has left before it asks for more."""
     paged.register_step_post_hook(lambda *_: torch.cuda.synchronize() if torch.cuda.is_available() else None)
-    return paged
+    more = paged.get_state_buffer
+
+    def lent(weight: nn.Parameter, dtype: torch.dtype = torch.float32) -> Tensor:
+        wanted = weight.shape, dtype, weight.device.index
+        for at, one in enumerate(_LEFT):
+            if (one.shape, one.dtype, one.page_deviceid) == wanted:
+                paged.page_mng.paged_tensors.append(_LEFT.pop(at))
+                torch.cuda.synchronize()
+                return one.zero_()
+        return more(weight, dtype=dtype)  # type: ignore[no-any-return]
+
+    paged.get_state_buffer = lent
+    return paged  # type: ignore[no-any-return]
+
+
+def leave_paged() -> None:
+    """What paged optimizers hold is left to the next ones: bitsandbytes never gives it back, and each attempt of a run
+    would take as much again. Nothing may use those optimizers any more."""
+    if "bitsandbytes.functional" in sys.modules:
+        held = sys.modules["bitsandbytes.functional"].GlobalPageManager.get_instance().paged_tensors
+        _LEFT.extend(held)
+        held.clear()
 
 
 def _adamw_8bit(groups: Groups, chosen: Chosen, *, paged: bool = False) -> torch.optim.Optimizer:
