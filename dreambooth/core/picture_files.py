@@ -11,8 +11,8 @@ from dreambooth.core.captions import PICTURES
 from dreambooth.core.files import paths
 from dreambooth.core.settings.dataset import Concept
 
-MASK_ENDING = "-mask"  # NAME-mask.png beside NAME.jpg
-MASK_FOLDER = "masks"  # masks/NAME.png in the folder of NAME.jpg
+_MASK_ENDINGS = ("-masklabel", "-mask")  # NAME-mask.png beside NAME.jpg; OneTrainer's, and what others write
+_MASK_FOLDER = "masks"  # masks/NAME.png in the folder of NAME.jpg
 
 
 def find(folder: Path) -> list[Path]:
@@ -23,6 +23,20 @@ def find(folder: Path) -> list[Path]:
 def is_hidden(name: str) -> bool:
     """Whether a file or folder of this name is one that systems hide."""
     return name.startswith((".", "__MACOSX"))
+
+
+def masks_of(picture: Path) -> list[Path]:
+    """Where a picture's mask may be, the first of which is its own."""
+    beside = [picture.with_name(f"{picture.stem}{ending}.png") for ending in reversed(_MASK_ENDINGS)]
+    return [*beside, picture.parent / _MASK_FOLDER / f"{picture.stem}.png"]
+
+
+def called(file: Path) -> str:
+    """The name, without its ending, that a picture has in common with its caption and its mask beside it."""
+    for ending in _MASK_ENDINGS:
+        if file.suffix.lower() == ".png" and file.stem.endswith(ending):
+            return file.stem.removesuffix(ending)
+    return file.stem
 
 
 def problems(concepts: Sequence[Concept]) -> list[str]:
@@ -88,8 +102,6 @@ def _without_masks(pictures: list[Path]) -> list[Path]:
 
 def _masked(path: Path) -> Path | None:
     """The picture, without its ending, whose mask a file is by its name."""
-    if path.suffix.lower() != ".png":
-        return None
-    if path.parent.name == MASK_FOLDER:
+    if path.suffix.lower() == ".png" and path.parent.name == _MASK_FOLDER:
         return path.parent.parent / path.stem
-    return path.with_name(path.stem.removesuffix(MASK_ENDING)) if path.stem.endswith(MASK_ENDING) else None
+    return path.with_name(called(path)) if called(path) != path.stem else None

@@ -12,7 +12,6 @@ from pathlib import Path
 from dreambooth.core import captions, picture_files
 from dreambooth.core.errors import UserError
 from dreambooth.core.files import atomic
-from dreambooth.core.picture_files import MASK_ENDING, MASK_FOLDER
 from dreambooth.core.project import Folders, Project
 from dreambooth.service import pictures
 
@@ -68,7 +67,7 @@ def _together(files: Iterable[Path]) -> list[tuple[str, list[Path]]]:
     found: dict[tuple[str, int], list[Path]] = {}
     seen: Counter[str] = Counter()
     for file in files:
-        found.setdefault((_called(file), seen[file.name]), []).append(file)
+        found.setdefault((picture_files.called(file), seen[file.name]), []).append(file)
         seen[file.name] += 1
     return [(called, belonging) for (called, _), belonging in found.items()]
 
@@ -80,17 +79,13 @@ def _is_free(folder: Path, stem: str, called: str, belonging: Sequence[Path]) ->
     own = [file for file in belonging if _is_picture(file)]
     if not own or all(_are_same(targets[file], file) for file in own):
         return True
-    if any(_is_picture(file) and _called(file).casefold() == stem.casefold() for file in folder.iterdir()):
+    if any(_is_picture(file) and picture_files.called(file).casefold() == stem.casefold() for file in folder.iterdir()):
         return False
     return all(_are_same(target, file) or not target.exists() for file, target in targets.items())
 
 
 def _is_picture(file: Path) -> bool:
     return file.suffix.lower() in captions.PICTURES
-
-
-def _called(file: Path) -> str:
-    return file.stem.removesuffix(MASK_ENDING)
 
 
 def _are_same(one: Path, other: Path) -> bool:
@@ -105,8 +100,7 @@ def take_away(folders: Folders, opened: Project, folder: Path, name: str) -> Pat
     picture = pictures.confined(folder, name)
     if not are_in(opened, folder):
         raise UserError(f"{picture}: its folder is not the model's own; remove it there yourself.")
-    beside = [captions.beside(picture), picture.with_name(f"{picture.stem}{MASK_ENDING}.png")]
-    beside.append(picture.parent / MASK_FOLDER / f"{picture.stem}.png")
+    beside = [captions.beside(picture), *picture_files.masks_of(picture)]
     if any(other.stem == picture.stem and other != picture for other in picture_files.find(picture.parent)):
         beside = []  # they are that one's, too
     trash, number = folders.trash / f"{opened.name} {picture.name}", 2

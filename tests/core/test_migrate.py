@@ -81,6 +81,20 @@ def left(migration: Migration) -> set[str]:
     return {line.theirs for line in migration.lines if line.fate == "left out"}
 
 
+def test_what_kohya_does_with_captions_where_it_is_not_told() -> None:
+    """It keeps no tag in place, and joins a prefix with a space."""
+    subset = {"image_dir": "/d/anna", "class_tokens": "sks dog"}
+    general = {"shuffle_caption": True, "caption_prefix": "a photo of"}
+    found = kohya.dataset({"general": general, "datasets": [{"subsets": [subset]}]}, look)
+    assert (flat(found)["captions.keep_tags"], flat(found)["captions.prefix"]) == (0, "a photo of")
+    fates = {line.theirs: (line.fate, line.why) for line in found.lines}
+    assert fates["keep_tokens"][0] == fates["datasets 0: caption_prefix"][0] == "changed"
+    assert "a comma" in fates["datasets 0: caption_prefix"][1]
+    assert flat(kohya.dataset(DATASET, look))["captions.keep_tags"] == 2
+    plain = kohya.dataset({"datasets": [{"subsets": [subset]}]}, look)
+    assert "captions.keep_tags" not in plain.settings
+
+
 def test_the_predecessors_config_of_its_guides() -> None:
     migration = predecessor.config(CONFIG_OF_2023_03, look)
     ours = flat(migration)

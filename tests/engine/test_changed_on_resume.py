@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from dreambooth.core import picture_files
 from dreambooth.core.errors import UserError
 from dreambooth.core.layout import SUBJECT_PICTURES
-from dreambooth.core.picture_files import MASK_ENDING
 from dreambooth.core.project import Project
 from dreambooth.core.run import Job
 from dreambooth.engine import worker
@@ -80,7 +80,7 @@ def test_what_is_learned_from_may_change_and_that_is_said(
 ) -> None:
     pictures = shutil.copytree(SUBJECT_PICTURES, tmp_path / "pictures")
     first = min(pictures.glob("*.png"))
-    mask = first.with_name(f"{first.stem}{MASK_ENDING}.png")
+    mask = picture_files.masks_of(first)[0]
     Image.new("L", (64, 64), 255).save(mask)
     own = {"concepts.0.instance_data_dir": str(pictures), "concepts.0.instance_prompt": "[filewords]"}
     job = paused(star, monkeypatch, **own, **{"objective.masked": True})

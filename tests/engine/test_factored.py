@@ -95,7 +95,9 @@ class PlainCame:
         step = gradient / self._follow(self.spread, gradient**2 + 1e-30, 0.999).sqrt()
         step = step / max(1.0, step.square().mean().sqrt().item())
         self.mean = 0.9 * self.mean + 0.1 * step
-        unsure = self._follow(self.disagreement, (step - self.mean) ** 2 + 1e-16, 0.9999)
+        unsure = torch.ones(()).double()  # the authors' implementation has it for matrices alone
+        if step.dim() == 2:
+            unsure = self._follow(self.disagreement, (step - self.mean) ** 2 + 1e-16, 0.9999)
         self.value = self.value - self.rate * (self.mean / unsure.sqrt() + self.decay * self.value)
 
     def _follow(self, kept: list[Tensor], squares: Tensor, beta: float) -> Tensor:

@@ -71,6 +71,23 @@ def test_a_file_wins_over_transparency_and_a_smaller_one_is_enlarged(tmp_path: P
     assert np.abs(np.asarray(found, int) - np.asarray(spot(), int)).mean() < 5
 
 
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_of_a_mask_on_a_transparent_layer_what_was_painted_counts(mode: str, tmp_path: Path) -> None:
+    picture = photo(tmp_path / "a.jpg")
+    layer = Image.new("RGBA", spot().size, (0, 0, 0, 0))
+    layer.paste((255, 255, 255, 255), mask=spot())
+    layer.convert(mode).save(tmp_path / "a-mask.png")
+    found = masks.decode(picture)
+    assert found is not None and np.array_equal(np.asarray(found), np.asarray(spot()))
+
+
+def test_masks_of_onetrainer(tmp_path: Path) -> None:
+    picture = photo(tmp_path / "a.jpg")
+    spot().save(tmp_path / "a-masklabel.png")
+    assert masks.file_of(picture) == tmp_path / "a-masklabel.png"
+    assert picture_files.find(tmp_path) == [picture]
+
+
 def test_masks_are_no_pictures_and_pictures_called_like_masks_are(tmp_path: Path) -> None:
     photo(tmp_path / "a.jpg")
     photo(tmp_path / "a-mask.png")

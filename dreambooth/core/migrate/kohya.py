@@ -25,6 +25,10 @@ _SAME = {
     "caption_prefix": "captions.prefix",
     "caption_suffix": "captions.suffix",
 }
+_OTHERWISE = {
+    "caption_prefix": "a comma parts it from the caption here, a space there, and here it is never shuffled",
+    "caption_suffix": "a comma parts it from the caption here, a space there, and here it is never shuffled",
+}
 _OWN = {"image_dir", "class_tokens", "is_reg", "num_repeats", "caption_extension"}
 _ALWAYS = {"enable_wildcard": "{a|b} and captions of several lines always work", "cache_info": "always so"}
 _NOTHING: tuple[Any, ...] = (None, False, 0, 0.0, "", [])
@@ -64,6 +68,8 @@ def dataset(theirs: Mapping[str, Any], look: Look) -> Migration:
             parts.append(_part(where, own))
             for key in (key for key in subset if key not in _OWN):
                 _one(f"{where}: {key}", key, subset[key], into)
+    if into.settings.get("captions.shuffle_tags") and "captions.keep_tags" not in into.settings:
+        into.take("keep_tokens", "captions.keep_tags", 0, "none is kept there unless it is asked for")
     _arrange(parts, look, into)
     return into
 
@@ -115,7 +121,7 @@ def _one(theirs: str, key: str, value: Any, into: Migration) -> None:
     elif ours and into.settings.get(ours, value) != value:
         into.leave(theirs, value, f"{ours} is one for all pictures here, and its first value stands")
     elif ours:
-        into.take(theirs, ours, value)
+        into.take(theirs, ours, value, _OTHERWISE.get(key, "") if value else "")
     elif value not in _NOTHING:
         into.leave(theirs, value, _ALWAYS.get(key, "there is no such setting here"))
 

@@ -111,8 +111,8 @@ class Objective:
     masked: bool = setting(
         False,
         "Masked Training",
-        "Only what is white in NAME-mask.png beside a picture, or in masks/NAME.png, counts in full; a picture without "
-        "such a file takes its transparency, if it has any.",
+        "Only what is white in NAME-mask.png (or NAME-masklabel.png) beside a picture, or in masks/NAME.png, counts in "
+        "full; a picture without such a file takes its transparency, if it has any.",
     )
     unmasked_weight: float = setting(
         0.1, "Unmasked Weight", "How much the rest of a masked picture counts.", min=0, max=1

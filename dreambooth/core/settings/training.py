@@ -241,8 +241,9 @@ class Lora:
     kind: Literal["lora", "dora", "loha", "lokr", "oft"] = setting(
         "lora",
         "Lora Kind",
-        "The usual LoRA; DoRA, which also learns how strong inputs are; LoHa; LoKr, whose files are the smallest; or "
-        "OFT, which turns what the layers say, but which Forge does not read.",
+        "The usual LoRA; DoRA, which also learns how strong inputs are; LoHa, which wants up to ten times a LoRA's "
+        "rates; LoKr, whose files are the smallest; or OFT, which turns what the layers say, but which Forge does not "
+        "read.",
     )
     rank: int = setting(
         16, "Lora Rank", "Larger learns more and makes a larger file; of OFT the side of its blocks.", min=1, max=512

@@ -22,8 +22,9 @@ _TURNED = (5, 6, 7, 8)  # values of the EXIF orientation that swap width and hei
 _ORIENTATION = 0x0112
 
 
-def decode(path: Path, smallest: int = 0) -> Image.Image:
-    """The picture upright and in RGB; what is transparent lies on white, of an animation the first picture is taken.
+def decode(path: Path, smallest: int = 0, ground: int = 255) -> Image.Image:
+    """The picture upright and in RGB; what is transparent lies on `ground`, white, of an animation the first picture is
+    taken.
 
     With `smallest`, a JPEG may come out smaller, down to that many pixels along its shorter side, which is several
     times faster. Raises UserError naming the file and the mend.
@@ -33,7 +34,7 @@ def decode(path: Path, smallest: int = 0) -> Image.Image:
             if smallest:
                 _draft(image, smallest)
             image.load()
-            return _rgb(ImageOps.exif_transpose(image))
+            return _rgb(ImageOps.exif_transpose(image), ground)
         except _DAMAGE as error:
             raise _unreadable(path, error) from None
 
@@ -103,7 +104,7 @@ def _draft(image: Image.Image, smallest: int) -> None:
     image.draft(None, (int(width / scale), int(height / scale)))
 
 
-def _rgb(image: Image.Image) -> Image.Image:
+def _rgb(image: Image.Image, ground: int) -> Image.Image:
     if image.mode.startswith("I"):  # 16 bits a pixel
         image = _eight_bits(np.asarray(image, dtype=np.float32) / 257)
     elif image.mode == "F":  # light from 0 to 1, or from 0 to 255
@@ -111,7 +112,7 @@ def _rgb(image: Image.Image) -> Image.Image:
         image = _eight_bits(values * 255 if values.max(initial=0) <= 1 else values)
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, (255, 255, 255, 255)), image)
+        image = Image.alpha_composite(Image.new("RGBA", image.size, (ground, ground, ground, 255)), image)
     elif profile := image.info.get("icc_profile"):
         image = _srgb(image, profile)
     if image.mode == "LAB":

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from PIL import Image
 
+from dreambooth.core import picture_files
 from dreambooth.core.errors import UserError
-from dreambooth.core.picture_files import MASK_ENDING, MASK_FOLDER
 from dreambooth.core.settings import Settings
 from dreambooth.engine.data import decoding
 
@@ -17,13 +17,7 @@ _OTHER_SHAPE = 0.02  # how far the sides of a mask may be from the picture's pro
 
 def file_of(picture: Path) -> Path | None:
     """The file that holds a picture's mask; None where there is none."""
-    for place in (
-        picture.with_name(f"{picture.stem}{MASK_ENDING}.png"),
-        picture.parent / MASK_FOLDER / f"{picture.stem}.png",
-    ):
-        if place.is_file():
-            return place
-    return None
+    return next((place for place in picture_files.masks_of(picture) if place.is_file()), None)
 
 
 def decode(picture: Path) -> Image.Image | None:
@@ -35,7 +29,7 @@ def decode(picture: Path) -> Image.Image | None:
     file = file_of(picture)
     if file is None:
         return decoding.decode_alpha(picture)
-    mask = decoding.decode(file).convert("L")
+    mask = decoding.decode(file, ground=0).convert("L")  # where nothing was painted, nothing counts
     if abs(mask.width * height / (mask.height * width) - 1) > _OTHER_SHAPE:
         raise UserError(
             f"{file}: this mask has {mask.width} x {mask.height} pixels and its picture {width} x {height}; "

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from dreambooth.engine.training.factored import Means, alike, empty, shorten, stacked
+from dreambooth.engine.training.factored import Means, alike, empty, shorten, sides, stacked
 
 _CLIP = 1.0  # the largest root mean square of a step before it enters the mean
 _SPREAD, _DISAGREEMENT = ((f"{name}_rows", f"{name}_columns", f"{name}_whole") for name in ("spread", "disagreement"))
@@ -16,6 +16,8 @@ _SPREAD, _DISAGREEMENT = ((f"{name}_rows", f"{name}_columns", f"{name}_whole") f
 
 class CAME(torch.optim.Optimizer):
     """Weight decay is decoupled. Keeps a mean for each weight, and of its two spreads a row and a column.
+
+    What has one side, such as a bias, is stepped by its mean alone, as in the authors' own implementation.
 
     `betas` are those of the mean, of the gradients' spread and of the steps' disagreement; `eps` are added to the two
     spreads.
@@ -39,11 +41,12 @@ class CAME(torch.optim.Optimizer):
 
     def _step(self, some: list[nn.Parameter], group: dict[str, Any]) -> None:
         (beta1, beta2, beta3), (eps1, eps2), rate = group["betas"], group["eps"], group["lr"]
+        is_factored = len(sides(some[0])) == 2
         states = [self.state[weight] for weight in some]
         for state, weight in zip(states, some):
             if not state:
                 state["mean"] = torch.zeros_like(weight, dtype=torch.float32)
-                state.update(empty(weight, *_SPREAD) | empty(weight, *_DISAGREEMENT))
+                state.update(empty(weight, *_SPREAD) | (empty(weight, *_DISAGREEMENT) if is_factored else {}))
         smooth = [state["mean"] for state in states]
         steps, each = stacked([weight.grad for weight in some])  # type: ignore[misc]
         spread = Means(states, *_SPREAD)
@@ -51,11 +54,14 @@ class CAME(torch.optim.Optimizer):
         spread.divide(steps)
         shorten(steps, each, _CLIP)
         torch._foreach_lerp_(smooth, each, 1 - beta1)
-        torch._foreach_sub_(each, smooth)
-        disagreement = Means(states, *_DISAGREEMENT)
-        disagreement.follow(steps, beta3, eps2)
-        torch._foreach_copy_(each, smooth)
-        disagreement.divide(steps)
+        if is_factored:
+            torch._foreach_sub_(each, smooth)
+            disagreement = Means(states, *_DISAGREEMENT)
+            disagreement.follow(steps, beta3, eps2)
+            torch._foreach_copy_(each, smooth)
+            disagreement.divide(steps)
+        else:
+            each = smooth
         if group["weight_decay"]:
             torch._foreach_mul_(some, 1 - rate * group["weight_decay"])
         torch._foreach_add_(some, each, alpha=-rate)
