@@ -5,7 +5,8 @@
     changes.json   what of them the engine has changed since, as dotted keys
     events.jsonl   what happened, one JSON object a line (only the engine writes)
     requests/      what a person asks for: a file named pause, stop, discard, save or preview; start asks the queue to
-                   start the engine as soon as no other is at work
+                   start the engine as soon as no other is at work, and who removes that file decides: an engine
+                   that takes it begins, and where a person was faster, the engine leaves again
     alive          locked by the engine as long as it lives
     waiter         locked by the command that waits for the run's turn, as long as it waits
     watched        touched now and then by whoever looks after the run
@@ -153,8 +154,9 @@ class Job:
         except (FileNotFoundError, NotADirectoryError):
             return set()
 
-    def clear_request(self, what: str) -> None:
-        atomic.remove(self.folder / "requests" / what)
+    def clear_request(self, what: str) -> bool:
+        """Returns whether it was still asked for: of several who clear it at once, one alone is told so."""
+        return atomic.remove(self.folder / "requests" / what)
 
     def status(self) -> Status:
         """What the folder says now; `lost` is an engine that ended without a word."""

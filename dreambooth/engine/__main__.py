@@ -1,4 +1,5 @@
-"""Starts an engine process: `python -m dreambooth.engine FOLDER` does the job that the folder describes.
+"""Starts an engine process: `python -m dreambooth.engine FOLDER` does the job that the folder describes; with `queued`
+behind it, only if the job is still in the queue when the engine could begin.
 
 `selfcheck` and `toml FILE` in the folder's place print a report and a file's content as JSON; `follow` is for the other
 processes of a run that has several.
@@ -24,7 +25,7 @@ from dreambooth.engine.process import imports
 from dreambooth.engine.process.listener import Listener, asked_to_end, ends_at_once, take_signals
 from dreambooth.engine.run import trouble
 
-DONE, BROKEN, REFUSED, BUSY = 0, 1, 2, 3
+DONE, BROKEN, REFUSED, BUSY, TAKEN_OUT = 0, 1, 2, 3, 4
 
 
 def main(arguments: list[str]) -> int:
@@ -41,16 +42,17 @@ def main(arguments: list[str]) -> int:
 
         folder, rank, size, store = arguments[1:]
         return follower.run(Path(folder), int(rank), int(size), store)
-    return _work(Job(Path(arguments[0])))
+    return _work(Job(Path(arguments[0])), is_queued=arguments[1:] == ["queued"])
 
 
-def _work(job: Job) -> int:
+def _work(job: Job, *, is_queued: bool) -> int:
     """The job from its beginning to its last event. Its locks are held until then, or until the process is no more."""
     faulthandler.enable()  # a crash of native code leaves its place in the log
     with contextlib.ExitStack() as held:
         if busy := _take_locks(job, held):
             return busy
-        job.clear_request("start")
+        if not job.clear_request("start") and is_queued:
+            return TAKEN_OUT
         take_signals(job)
         listener = Listener(job)
         listener.let_end(*ends_at_once(job))

@@ -49,11 +49,12 @@ def new_download(folders: Folders, model: HubModel, revision: str) -> Job:
     return run.create(folders.download_errands, job, "{}")
 
 
-def start(job: Job, python: Path, alone_seconds: float = 0) -> subprocess.Popen[bytes]:
+def start(job: Job, python: Path, alone_seconds: float = 0, *, queued: bool = False) -> subprocess.Popen[bytes]:
     """Starts the engine on a job. It lives on without the caller; its output goes to the job's log.
 
-    With `alone_seconds` it pauses when for so long nobody has looked after it (`Job.watch`). Raises UserError if an
-    engine is at work on the job already.
+    With `alone_seconds` it pauses when for so long nobody has looked after it (`Job.watch`). One that is `queued`
+    leaves again where the job was taken out of the queue before it could begin. Raises UserError if an engine is at
+    work on the job already.
     """
     if job.is_alive():
         raise UserError(f"The run {job.name} is running already.")
@@ -64,7 +65,7 @@ def start(job: Job, python: Path, alone_seconds: float = 0) -> subprocess.Popen[
         flags = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP | subprocess.CREATE_NO_WINDOW}
     with open(job.log, "ab") as log:
         process = subprocess.Popen(
-            [str(python), "-m", "dreambooth.engine", str(job.folder)],
+            [str(python), "-m", "dreambooth.engine", str(job.folder), *(["queued"] if queued else [])],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,

@@ -23,7 +23,9 @@ from dreambooth.core.run import Job
 from dreambooth.service import beforehand, environment, launcher
 
 POLL_SECONDS = 1.0
-WAITS_ON = (2, 3)  # exit codes of an engine that found another one on this job or on the device
+# Exit codes of an engine that found another one on this job or on the device, or the job no longer in the queue; where
+# it is asked for now, it was asked for anew.
+WAITS_ON = (2, 3, 4)
 WAITER = "a command waits"  # in a start request: it counts only as long as that command lives
 KEPT_SECONDS = 24 * 3600  # an errand that has ended
 WRITES_BESIDE = ("export", "download")  # need no device, and may write a checkpoint
@@ -63,8 +65,8 @@ def submit(job: Job, *, note: str = "") -> dict[str, Any]:
 def take_turn(job: Job, host: Lender, say: Callable[[str], None]) -> None:
     """Waits in the queue, and looks after it meanwhile, until the job's engine is at work. Says what it waits for.
 
-    Ending it by an exception takes the job out of the queue, and so does the caller's death. Raises UserError if the
-    job leaves the queue without an engine.
+    Ending it by an exception takes the job out of the queue, and so does the caller's death; Ctrl-C asks an engine that
+    was faster to pause. Raises UserError if the job leaves the queue without an engine.
     """
     said, held, before = "", lock.acquire(job.folder / "waiter", seconds=1), job.story().offset
     try:
@@ -76,6 +78,10 @@ def take_turn(job: Job, host: Lender, say: Callable[[str], None]) -> None:
                 said = ahead
                 say(ahead)
             time.sleep(0.2)
+    except KeyboardInterrupt:
+        if job.clear_request("start") or not job.is_alive():
+            raise
+        job.request("pause")  # its turn had just come
     except BaseException:
         job.clear_request("start")
         raise
@@ -163,9 +169,11 @@ class Queue:
         if held is None:  # another process is starting something
             return
         try:
-            if job.status() == "queued" and not device.is_busy(self.host.folders()):
-                self.host.lend_gpu()
-                self.starting[job] = launcher.start(job, environment.python(), 60 * self.host.alone_minutes)
+            if self._may_start(job):
+                self.host.lend_gpu()  # waits for the picture that is being drawn, and people change their minds
+            if self._may_start(job):
+                alone_seconds = 60 * self.host.alone_minutes
+                self.starting[job] = launcher.start(job, environment.python(), alone_seconds, queued=True)
                 time.sleep(0.2)
         except (UserError, OSError) as error:
             job.clear_request("start")
@@ -173,6 +181,9 @@ class Queue:
                 print(f"The engine could not be started: {error}", file=log)
         finally:
             held.close()
+
+    def _may_start(self, job: Job) -> bool:
+        return job.status() == "queued" and not device.is_busy(self.host.folders())
 
 
 def waiting(folders: Folders) -> list[str]:

@@ -220,9 +220,6 @@ def _take_turn(job: Job, terminal: Terminal) -> None:
     try:
         queue.take_turn(job, host, terminal.say)
     except KeyboardInterrupt:
-        if job.is_alive():  # its turn has just come
-            job.request("pause")
-            return
         terminal.say("Taken out of the queue.")
         launcher.forget(job)
         raise

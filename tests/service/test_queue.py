@@ -150,6 +150,65 @@ def test_what_waits_can_be_taken_out(host: Host, star: Project) -> None:
     assert not host.lent and not job.events()[0]
 
 
+def test_what_is_taken_out_while_the_webui_finishes_a_picture_is_not_started(
+    host: Host, star: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, looked = new_run(host, star), queue.Queue(host)
+    queue.submit(job)
+    monkeypatch.setattr(host, "lend_gpu", lambda: runs.ask(job, "pause"))
+    looked.tick()
+    assert job.status() == "new" and not looked.starting
+
+
+def test_an_engine_leaves_again_where_its_job_was_taken_out_as_it_started(host: Host, star: Project) -> None:
+    job, looked = new_run(host, star), queue.Queue(host)
+    process = launcher.start(job, Path(sys.executable), queued=True)
+    assert process.wait(60) in queue.WAITS_ON
+    assert job.status() == "new" and not job.events()[0]
+    queue.submit(job)  # who asks anew before that engine is forgotten waits on
+    looked.starting[job] = process
+    looked._settle_starting()
+    assert job.status() == "queued" and not looked.starting
+
+
+def test_an_engine_that_was_faster_than_a_person_hears_it(
+    host: Host, star: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, engine, clear = new_run(host, star), [], Job.clear_request
+
+    def beaten(self: Job, what: str) -> bool:
+        engine.append(self.hold())
+        clear(self, what)
+        return clear(self, what)
+
+    queue.submit(job)
+    monkeypatch.setattr(Job, "clear_request", beaten)
+    runs.ask(job, "pause")
+    assert job.is_alive() and job.requests() == {"pause"}
+
+
+def test_ctrl_c_takes_a_job_out_or_pauses_an_engine_that_was_faster(
+    host: Host, star: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, engine = new_run(host, star), []
+
+    def interrupted(looked: queue.Queue) -> None:
+        raise KeyboardInterrupt
+
+    def begun(looked: queue.Queue) -> None:
+        engine.append(job.hold())
+        job.clear_request("start")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(queue.Queue, "tick", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        queue.take_turn(job, host, lambda said: None)
+    assert job.status() == "new" and not job.requests()
+    monkeypatch.setattr(queue.Queue, "tick", begun)
+    queue.take_turn(job, host, lambda said: None)
+    assert job.is_alive() and job.requests() == {"pause"}
+
+
 def test_a_check_waits_for_nobody(host: Host, star: Project) -> None:
     job = launcher.new_errand(host.models, star, "check", settings.parse(star.settings()), sheet="")
     queue.submit(job)

@@ -37,9 +37,13 @@ def move(source: Path, target: Path) -> None:
     _patiently(lambda: os.replace(source, target))
 
 
-def remove(path: Path) -> None:
-    """Removes a file; one that is gone is well. Raises OSError."""
-    _patiently(lambda: path.unlink(missing_ok=True))
+def remove(path: Path) -> bool:
+    """Removes a file; one that is gone is well. Returns whether it was there. Raises OSError."""
+    try:
+        _patiently(path.unlink)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def remove_folder(folder: Path) -> None:
