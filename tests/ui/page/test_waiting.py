@@ -1,0 +1,52 @@
+"""What waits while another job has the device: the page offers to take it out of the queue, and nothing is lost."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dreambooth.core import project, run
+from dreambooth.core.files import lock
+from dreambooth.core.project import Folders, Project
+from dreambooth.core.run import Job
+from dreambooth.core.settings import Settings
+from tests.ui.page.conftest import Server
+from tests.ui.page.hands import Hands
+
+
+def made(data: Path, name: str) -> Project:
+    return project.create(Folders(data), name, data / "Stable-diffusion" / "miniature.safetensors", {})
+
+
+@pytest.fixture
+def at_work(data: Path) -> Iterator[Job]:
+    """A run of another model that has the device."""
+    job, projects = run.new_run(Folders(data), made(data, "other"), Settings()), Folders(data).projects
+    (projects / ".device.json").write_text(json.dumps({"folder": str(job.folder)}), encoding="utf-8")
+    with lock.acquire(projects / ".device"):  # type: ignore[union-attr]
+        yield job
+
+
+@pytest.mark.usefixtures("at_work")
+def test_a_run_that_waits_leaves_the_queue_by_one_press_and_keeps_its_state(
+    browser: Any, server: Server, data: Path
+) -> None:
+    job = run.new_run(Folders(data), made(data, "star"), Settings())
+    (job.state / f"{5000:09}").mkdir(parents=True)
+    for event in ("started", "paused"):
+        job.report(event)
+    job.request("start")
+    hands = Hands(browser, server.address)
+    hands.state("queued")
+    hands.see("#db_pause")
+    assert not hands.page.locator("#db_discard").is_visible()
+    hands.press("db_pause")
+    hands.state("paused")
+    hands.see("#db_resume")
+    assert (job.status(), job.states()) == ("paused", [5000])
+    assert hands.errors == []
+    hands.page.close()
