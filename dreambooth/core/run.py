@@ -19,6 +19,7 @@ from the last state.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -40,6 +41,9 @@ Request = Literal["start", "pause", "stop", "discard", "save", "preview"]
 REQUESTS = ("discard", "save", "stop", "pause", "preview")  # the engine's, in the order in which it answers them
 DEVICE_KINDS = ("train", "class-images", "generate", "tokens", "measure")  # jobs that need the device to themselves
 BY_WEBUI = "txt2img"  # the kind of job that the WebUI itself works on, with its own way to draw
+# What going on with a run needs beside its states, in its folder:
+BEFORE = "before.safetensors"  # what was measured before its first step
+FITTED = "words.pt"  # the words of Imagic as far as they are fitted
 Status = Literal["new", "queued", "running", "paused", "stopped", "done", "failed", "lost"]
 
 _DISK_FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
@@ -107,6 +111,13 @@ class Job:
         """The steps after which a state was saved that is still there, the earliest first."""
         found = self.state.iterdir() if self.state.is_dir() else ()
         return sorted(int(path.name) for path in found if path.name.isdigit())
+
+    def forget_states(self) -> None:
+        """Removes what only going on would need, as far as that can be removed."""
+        atomic.remove_folder(self.state)
+        for name in (BEFORE, FITTED):
+            with contextlib.suppress(OSError):
+                atomic.remove(self.folder / name)
 
     def report(self, event: str, **fields: Any) -> None:
         """Appends one event. Only who works on the job calls this, or has written a file of one of its states. On a

@@ -101,6 +101,7 @@ def _report_ending(job: Job, kind: str, listener: Listener) -> int:
         ending = "stopped"
     if ending == "discarded":
         ending, fields = "stopped", {"discarded": True}
+        job.forget_states()  # the run itself has done so, unless it was ended before it had begun
     for request in job.requests():
         job.clear_request(request)
     job.report(ending, **fields)

@@ -5,7 +5,6 @@ pictures -> model -> class pictures -> cache -> training -> outputs
 
 from __future__ import annotations
 
-import contextlib
 import shutil
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -17,10 +16,9 @@ import torch
 
 from dreambooth.core.budget import Budget, budget
 from dreambooth.core.errors import Problem, UserError
-from dreambooth.core.files import atomic
 from dreambooth.core.forecast import disk_bytes
 from dreambooth.core.models import anatomy
-from dreambooth.core.run import Job
+from dreambooth.core.run import BEFORE, Job
 from dreambooth.engine import families, suited
 from dreambooth.engine.checkpoints import lora
 from dreambooth.engine.checkpoints.source import Source, open_model
@@ -49,7 +47,6 @@ from dreambooth.engine.work import Asked, Work
 
 _ROOM = 1.3  # of what encoding is known to take, for the VAE itself and gaps
 CLASS_SHEET = "class-pictures.png"  # in the model's folder
-BEFORE = "before.safetensors"  # in the run's: what was measured before its first step
 
 
 def run(job: Job, let_end: Callable[..., None] | None = None) -> Ending:
@@ -68,10 +65,7 @@ def run(job: Job, let_end: Callable[..., None] | None = None) -> Ending:
         notices.tell_of_end(work, "failed")
         raise
     if ending != "paused" and not resuming.may_go_on(job):
-        atomic.remove_folder(job.state)
-        with contextlib.suppress(OSError):
-            (job.folder / BEFORE).unlink()
-        imagic.forget(work)
+        job.forget_states()
     if ending == "done":
         _show_best(work)
     notices.tell_of_end(work, ending)

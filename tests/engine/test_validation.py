@@ -15,7 +15,7 @@ from PIL import Image, ImageChops
 from dreambooth.core.errors import UserError
 from dreambooth.core.layout import SUBJECT_PICTURES
 from dreambooth.core.project import Folders, Project
-from dreambooth.core.run import Job
+from dreambooth.core.run import BEFORE, Job
 from dreambooth.core.settings import parse
 from dreambooth.engine import families, plan, worker
 from dreambooth.engine.checkpoints.source import open_model
@@ -265,7 +265,7 @@ def test_a_run_that_ended_by_its_patience_goes_on_nevertheless(
     assert same(output(whole), output(job))
     assert [one.held_out for one in job.story().measures] == [0.0, *course]
     assert kept(job)[-1] == 24 and 8 not in kept(job), "what was only the best goes for a better one"
-    assert not job.states() and not (job.folder / worker.BEFORE).exists()
+    assert not job.states() and not (job.folder / BEFORE).exists()
     with pytest.raises(UserError, match=r"it is done. A new run learns on .* lora.start_file .*_24-2.safetensors"):
         going_on.prepare(folders(project), job, {})
 
@@ -382,7 +382,7 @@ def test_a_run_that_paused_measures_as_one_that_did_not(project: Project, monkey
     AcceleratorState._reset_state(reset_partial_state=True)
     assert worker.run(job) == "done"
     assert job.story().measures == whole.story().measures
-    assert not (job.folder / worker.BEFORE).exists()
+    assert not (job.folder / BEFORE).exists()
     assert kept(job) == kept(whole)
     assert same(output(whole), output(job))
 
@@ -398,9 +398,9 @@ def test_a_run_that_lost_what_it_is_measured_against_goes_on_without(
         patched.setattr(worker.Hooks, "requests", asked)
         AcceleratorState._reset_state(reset_partial_state=True)
         assert worker.run(job) == "paused"
-    (job.folder / worker.BEFORE).unlink()
+    (job.folder / BEFORE).unlink()
     if damaged:
-        (job.folder / worker.BEFORE).write_bytes(b"{" * 100)
+        (job.folder / BEFORE).write_bytes(b"{" * 100)
     AcceleratorState._reset_state(reset_partial_state=True)
     assert worker.run(job) == "done"
     assert [event["step"] for event in told(job, "measured")] == [0, 2, 4]

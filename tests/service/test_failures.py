@@ -73,6 +73,29 @@ def test_an_error_of_the_engines_own_is_told_with_its_log(
     assert (said.code, said.answer["errors"]) == (2, refused.json()["errors"])
 
 
+def test_a_run_that_is_discarded_before_it_has_begun_keeps_nothing(
+    folders: Folders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its engine was still importing, so the run itself could not tidy up."""
+    job = run.new_run(folders, project.open_project(folders, "star"), parse({}))
+    (job.state / f"{5000:09}").mkdir(parents=True)
+    for name in (run.BEFORE, run.FITTED):
+        (job.folder / name).touch()
+    job.report("started")
+    job.report("paused")
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(engine, "_do", interrupted)
+    monkeypatch.setattr(engine, "take_signals", lambda job: None)
+    monkeypatch.setattr(engine.Listener, "start", lambda listener: setattr(listener, "has_ended", True))
+    job.request("discard")
+    assert engine.main([str(job.folder)]) == engine.DONE
+    assert (job.status(), job.states()) == ("stopped", [])
+    assert not {job.state.name, run.BEFORE, run.FITTED} & {path.name for path in job.folder.iterdir()}
+
+
 def test_too_little_memory_is_told_alike_in_every_job(folders: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
     (error,) = runs.errors(broken(folders, MemoryError(), monkeypatch), "failed")
     assert error.what.startswith("The memory was not enough while preparing")

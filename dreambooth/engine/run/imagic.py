@@ -21,6 +21,7 @@ from dreambooth.core.errors import UserError
 from dreambooth.core.files import atomic
 from dreambooth.core.models import checkpoint
 from dreambooth.core.project import Project
+from dreambooth.core.run import FITTED
 from dreambooth.engine.checkpoints.write import write_tensors
 from dreambooth.engine.families.model import Model, Text
 from dreambooth.engine.training import imagic
@@ -29,9 +30,8 @@ from dreambooth.engine.training.loop import Hooks
 from dreambooth.engine.training.session import Session
 from dreambooth.engine.work import Asked, Work
 
-__all__ = ["ETA", "fit_words", "forget", "keep", "text", "text_of", "words"]
+__all__ = ["ETA", "fit_words", "keep", "text", "text_of", "words"]
 
-_STATE = "words.pt"  # in the run's folder, until it ends
 _SAVE_STEPS, _REPORT_SECONDS = 50, 0.5
 
 
@@ -41,7 +41,7 @@ def fit_words(work: Work, session: Session, hooks: Hooks) -> None:
     Looks at every step for what a person asks. Raises Asked where the run is to end; what was done so far is kept for
     going on. Raises UserError if the text's numbers are no longer finite.
     """
-    fitting, file = imagic.Fitting(session), work.job.folder / _STATE
+    fitting, file = imagic.Fitting(session), work.job.folder / FITTED
     if file.exists():
         fitting.restore(torch.load(file, map_location="cpu", weights_only=True))
     told, check = 0.0, partial(_check, fitting, file)
@@ -84,11 +84,6 @@ def _check(fitting: imagic.Fitting, file: Path) -> None:
         "imagic.embedding_learning_rate: the words could not be fitted to the picture, as their numbers grew beyond "
         "bounds; lower it."
     )
-
-
-def forget(work: Work) -> None:
-    """Removes what going on would have needed."""
-    (work.job.folder / _STATE).unlink(missing_ok=True)
 
 
 def keep(project: Project, result: Path, session: Session) -> None:
