@@ -61,6 +61,11 @@ class Job:
         return f"{self.folder.parent.parent.name}/{int(self.folder.name)}"
 
     @property
+    def is_run(self) -> bool:
+        """Whether it is a training run; else it is an errand, which nobody resumes."""
+        return self.folder.parent.name == "runs"
+
+    @property
     def state(self) -> Path:
         return self.folder / "state"
 
@@ -168,6 +173,14 @@ class Job:
     def clear_request(self, what: str) -> bool:
         """Returns whether it was still asked for: of several who clear it at once, one alone is told so."""
         return atomic.remove(self.folder / "requests" / what)
+
+    def leave_queue(self) -> bool:
+        """Takes the job out of the queue: a run rests as before, an errand has ended. Returns whether it waited there,
+        and no engine has begun."""
+        waited = self.clear_request("start")
+        if waited and not self.is_run:
+            self.report("stopped")  # no engine will say it
+        return waited
 
     def status(self) -> Status:
         """What the folder says now; `lost` is an engine that ended without a word."""

@@ -78,7 +78,7 @@ def _cause(job: Job, started: dict[str, Any]) -> str:
 
 
 def _advice(job: Job, state: dict[str, Any] | None) -> str:
-    if job.folder.parent.name != "runs":
+    if not job.is_run:
         return "Start it again."
     if state:
         return f"Resume goes on from its last state, at step {state['step']}."

@@ -112,7 +112,7 @@ def result(job: Job) -> dict[str, Any]:
         raise UserError(endings.loss(job))
     if last["event"] == "failed":
         raise UserError(endings.failure(job, last))
-    if last["event"] == "stopped" and job.folder.parent.name != "runs" and job.read()["kind"] != "class-images":
+    if last["event"] == "stopped" and not job.is_run and job.read()["kind"] != "class-images":
         raise UserError("Stopped as asked; what was finished is kept.")
     return dict(last)
 
@@ -123,9 +123,8 @@ def tidy(job: Job) -> None:
     A job that broke keeps its folder, as its log says why.
     """
     last = job.story().ending or {}
-    is_run = job.folder.parent.name == "runs"
     refused = last.get("event") == "failed" and last["refused"] and not job.progress()
-    if refused or (last.get("event") == "done" and not is_run):
+    if refused or (last.get("event") == "done" and not job.is_run):
         atomic.remove_folder(job.folder)
 
 

@@ -105,6 +105,12 @@ def _ahead(job: Job, folders: Folders) -> str:
     return f"{sentence}, and {before} more come first. Ctrl-C gives up." if before else f"{sentence}. Ctrl-C gives up."
 
 
+def waits_for(job: Job, folders: Folders) -> Job | None:
+    """The job that is at work before this one, or comes next before it; None if there is nothing but its own start."""
+    before = device.holder(folders) or next(iter(_waiting(folders)), None)
+    return None if before == job else before
+
+
 def all_jobs(folders: Folders) -> Iterator[Job]:
     for name in names(folders):
         try:
@@ -200,7 +206,7 @@ def _waiting(folders: Folders) -> list[Job]:
         except OSError:
             continue
         if note == WAITER and not lock.is_held(job.folder / "waiter"):
-            job.clear_request("start")  # the command that waited is gone
+            job.leave_queue()  # the command that waited is gone
         else:
             found.append((asked, job))
     return [job for _, job in sorted(found, key=lambda pair: pair[0]) if job.status() == "queued"]
@@ -209,7 +215,7 @@ def _waiting(folders: Folders) -> list[Job]:
 def tidy(folders: Folders) -> None:
     """Removes errands that ended a day ago or longer; nobody waits for their answer any more."""
     for job in [*all_jobs(folders), *run.downloads(folders)]:
-        is_old = job.folder.parent.name != "runs" and job.folder.stat().st_mtime < time.time() - KEPT_SECONDS
+        is_old = not job.is_run and job.folder.stat().st_mtime < time.time() - KEPT_SECONDS
         if is_old and job.status() not in ("running", "queued"):
             atomic.remove_folder(job.folder)
 

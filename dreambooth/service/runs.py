@@ -79,9 +79,9 @@ def outcome(job: Job) -> dict[str, Any]:
 
 
 def ask(job: Job, what: Request) -> dict[str, Any]:
-    """Asks a running engine for something. A run that waits to start is taken out of the queue by pause, stop and
-    discard, and rests as it did before. Raises UserError if the run is neither."""
-    if what in ("pause", "stop", "discard") and job.clear_request("start"):
+    """Asks a running engine for something. A job that waits to start is taken out of the queue by pause, stop and
+    discard. Raises UserError if it does neither."""
+    if what in ("pause", "stop", "discard") and job.leave_queue():
         return {"run": job.name, "asked": what}
     if not job.is_alive():
         raise UserError(f"The run {job.name} is not running: it is {job.status()}.")

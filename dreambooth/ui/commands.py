@@ -209,7 +209,7 @@ def work(job: Job, python: Path, terminal: Terminal) -> Result:
     terminal.end()
     try:
         ending = launcher.result(job)
-        summary = service_runs.summary(job) if job.folder.parent.name == "runs" else {}
+        summary = service_runs.summary(job) if job.is_run else {}
     finally:
         launcher.tidy(job)
     return {**summary, **{key: value for key, value in ending.items() if key not in ("event", "time")}}

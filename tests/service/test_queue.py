@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from dreambooth.core import project, settings
+from dreambooth.core import device, project, settings
 from dreambooth.core.errors import UserError
 from dreambooth.core.layout import MINIATURE, SUBJECT_PICTURES
 from dreambooth.core.project import Folders, Project
@@ -148,6 +148,29 @@ def test_what_waits_can_be_taken_out(host: Host, star: Project) -> None:
     assert job.status() == "new" and queue.waiting(host.models) == []
     queue.Queue(host).tick()
     assert not host.lent and not job.events()[0]
+
+
+def test_an_errand_that_is_taken_out_has_ended(host: Host, star: Project) -> None:
+    def drawing() -> Job:
+        return launcher.new_errand(host.models, star, "generate", settings.parse({}), prompt="a star")
+
+    by_a_person, by_itself = drawing(), drawing()
+    for job, note in ((by_a_person, ""), (by_itself, queue.WAITER)):
+        job.request("start", note)  # the command that waited for the second is gone
+    runs.ask(by_a_person, "stop")
+    assert queue.waiting(host.models) == []
+    assert by_a_person.status() == by_itself.status() == "stopped"
+
+
+def test_what_a_job_waits_for(host: Host, star: Project) -> None:
+    first, second = new_run(host, star), new_run(host, star)
+    for job in (first, second):
+        queue.submit(job)
+    assert queue.waits_for(first, host.models) is None
+    assert queue.waits_for(second, host.models) == first
+    with device.hold(first):  # type: ignore[union-attr]
+        first.clear_request("start")
+        assert queue.waits_for(second, host.models) == first
 
 
 def test_what_is_taken_out_while_the_webui_finishes_a_picture_is_not_started(

@@ -51,7 +51,7 @@ class Errands(Routes):
         return events(self._errand(name, number), offset)
 
     def stop(self, name: str, number: int) -> Answer:
-        """Asks a short job to stop."""
+        """Asks a short job to stop; one that waits for its turn has ended then."""
         return runs.ask(self._errand(name, number), "stop")
 
     def download(self, body: dict[str, Any]) -> Answer:

@@ -11,7 +11,7 @@ from dreambooth.core.project import Folders, Project, open_project
 from dreambooth.core.quantities import size
 from dreambooth.core.run import BY_WEBUI, Job
 from dreambooth.core.story import Story
-from dreambooth.service import exporting, hot_use, runs
+from dreambooth.service import exporting, hot_use, queue, runs
 from dreambooth.ui.page.fragments import (
     Event,
     bar,
@@ -35,17 +35,19 @@ def errand_view(folders: Folders, model: str, kind: str) -> str:
     job = newest_errand(project, kind)
     if job is None:
         return root("none", [("result", "")])
-    return root(*_shown(project, job))
+    return root(*_shown(folders, project, job))
 
 
-def errand_sections(project: Project, job: Job) -> str:
+def errand_sections(folders: Folders, project: Project, job: Job) -> str:
     """The same in one piece, for a view of something else."""
-    return "".join(inner for _, inner in _shown(project, job)[1])
+    return "".join(inner for _, inner in _shown(folders, project, job)[1])
 
 
-def _shown(project: Project, job: Job) -> tuple[str, list[tuple[str, str]]]:
+def _shown(folders: Folders, project: Project, job: Job) -> tuple[str, list[tuple[str, str]]]:
     story, status = job.story(), job.status()
-    if status in ("running", "new", "queued"):
+    if status == "queued":
+        return "running", [("head", _waiting(folders, job) + _stop(job)), ("result", "")]
+    if status in ("running", "new"):
         head = bar(stage(story) or _STARTING) + _stop(job)
         return "running", [("head", head), ("result", _pictures(project, job, story))]
     if job.read()["kind"] == "check" and _is_outdated(project, job):
@@ -56,6 +58,18 @@ def _shown(project: Project, job: Job) -> tuple[str, list[tuple[str, str]]]:
     if story.ending is None or status == "stopped":
         return "done", [("result", warned + _pictures(project, job, story))]
     return "done", [("result", warned + _RESULTS[job.read()["kind"]](project, job, story, story.ending))]
+
+
+def _waiting(folders: Folders, job: Job) -> str:
+    """What a job waits for that has not begun."""
+    before = queue.waits_for(job, folders)
+    if before is None:
+        said = "Waiting for its turn."
+    elif before.is_run:
+        said = f"Waiting for run {before.name}."
+    else:
+        said = f"Waiting for another job of {before.name.rpartition('/')[0]}."
+    return f'<p class="db-quiet">{escape(said)}</p>'
 
 
 def _is_outdated(project: Project, job: Job) -> bool:

@@ -32,7 +32,7 @@ def model_view(folders: Folders, model: str) -> str:
         ("facts", _facts(project)),
         ("results", _results(folders, project, jobs)),
         ("runs", _run_table(jobs)),
-        ("exported", _export(project)),
+        ("exported", _export(folders, project)),
     ]
     exporting = newest_errand(project, "export")
     return root("running" if exporting and exporting.status() in ("new", "queued", "running") else "some", sections)
@@ -120,10 +120,10 @@ def _json(**fields: Any) -> str:
     return escape(json.dumps(fields))
 
 
-def _export(project: Project) -> str:
+def _export(folders: Folders, project: Project) -> str:
     """What becomes of the state that is being exported, or was exported last."""
     job = newest_errand(project, "export")
-    return errand_sections(project, job) if job and job.read().get("from_step") is not None else ""
+    return errand_sections(folders, project, job) if job and job.read().get("from_step") is not None else ""
 
 
 def import_report(kind: str, report: list[dict[str, Any]]) -> str:

@@ -25,7 +25,9 @@ def made(data: Path, name: str) -> Project:
 @pytest.fixture
 def at_work(data: Path) -> Iterator[Job]:
     """A run of another model that has the device."""
-    job, projects = run.new_run(Folders(data), made(data, "other"), Settings()), Folders(data).projects
+    name, projects = "other", Folders(data).projects
+    opened = project.open_project(Folders(data), name) if (projects / name).exists() else made(data, name)
+    job = run.new_run(Folders(data), opened, Settings())
     (projects / ".device.json").write_text(json.dumps({"folder": str(job.folder)}), encoding="utf-8")
     with lock.acquire(projects / ".device"):  # type: ignore[union-attr]
         yield job
@@ -48,5 +50,22 @@ def test_a_run_that_waits_leaves_the_queue_by_one_press_and_keeps_its_state(
     hands.state("paused")
     hands.see("#db_resume")
     assert (job.status(), job.states()) == ("paused", [5000])
+    assert hands.errors == []
+    hands.page.close()
+
+
+def test_a_drawing_that_waits_says_for_what_and_can_be_taken_out(
+    browser: Any, server: Server, data: Path, at_work: Job
+) -> None:
+    job = run.create(made(data, "moon").errands, {"kind": "generate", "model": "moon", "out": ""}, "{}")
+    job.request("start")
+    hands = Hands(browser, server.address)
+    hands.tab("Generate")
+    hands.see("#db_drawn .db-quiet", f"Waiting for run {at_work.name}.")
+    assert not hands.page.locator("#db_drawn .db-bar").is_visible()
+    hands.see("#db_drawn .db-stop").click()
+    hands.page.locator("#db_drawn .db-stop").wait_for(state="detached")
+    assert not hands.page.locator("#db_drawn .db-bar").is_visible()
+    assert job.status() == "stopped"
     assert hands.errors == []
     hands.page.close()
