@@ -215,9 +215,10 @@ def _waiting(folders: Folders) -> list[Job]:
 def tidy(folders: Folders) -> None:
     """Removes errands that ended a day ago or longer; nobody waits for their answer any more."""
     for job in [*all_jobs(folders), *run.downloads(folders)]:
-        is_old = not job.is_run and job.folder.stat().st_mtime < time.time() - KEPT_SECONDS
-        if is_old and job.status() not in ("running", "queued"):
-            atomic.remove_folder(job.folder)
+        with contextlib.suppress(OSError, UserError):  # one that cannot be read, or that another process has removed
+            is_old = not job.is_run and job.folder.stat().st_mtime < time.time() - KEPT_SECONDS
+            if is_old and job.status() not in ("running", "queued"):
+                atomic.remove_folder(job.folder)
 
 
 _watcher: _Watcher | None = None
@@ -228,19 +229,22 @@ class _Watcher(threading.Thread):
 
     def __init__(self, host: Lender) -> None:
         super().__init__(name="dreambooth-queue", daemon=True)
-        self.queue = Queue(host)
+        self.queue, self.said = Queue(host), ""
 
     def run(self) -> None:
-        said = ""
+        self._guarded(lambda: tidy(self.queue.host.folders()))
         while True:
-            try:
-                self.queue.tick()
-                said = ""
-            except Exception as error:  # noqa: BLE001  (the next look may do better; it must not end)
-                if str(error) != said:
-                    said = str(error)
-                    traceback.print_exc()
+            self._guarded(self.queue.tick)
             time.sleep(POLL_SECONDS)
+
+    def _guarded(self, do: Callable[[], None]) -> None:
+        try:
+            do()
+            self.said = ""
+        except Exception as error:  # noqa: BLE001  (the next look may do better; it must not end)
+            if str(error) != self.said:
+                self.said = str(error)
+                traceback.print_exc()
 
 
 def watch(host: Lender) -> None:
@@ -249,6 +253,5 @@ def watch(host: Lender) -> None:
     if _watcher and _watcher.is_alive():
         _watcher.queue.host = host
         return
-    tidy(host.folders())
     _watcher = _Watcher(host)
     _watcher.start()

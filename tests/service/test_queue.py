@@ -261,6 +261,37 @@ def test_old_errands_go_and_runs_stay(host: Host, star: Project) -> None:
     assert kept.folder.exists() and young.folder.exists() and not old.folder.exists()
 
 
+def test_what_cannot_be_tidied_stops_neither_the_rest_nor_the_queue(
+    host: Host, star: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bad, old = (launcher.new_errand(host.models, star, "check", settings.parse({}), sheet="") for _ in range(2))
+    for job in (bad, old):
+        os.utime(job.folder, (0, 0))
+    status = Job.status
+
+    def refused(self: Job) -> str:
+        if self == bad:
+            raise PermissionError(13, "Permission denied")
+        return status(self)
+
+    monkeypatch.setattr(Job, "status", refused)
+    queue.tidy(host.models)
+    assert bad.folder.exists() and not old.folder.exists()
+
+    def looked(self: queue.Queue) -> None:
+        raise KeyboardInterrupt  # nothing less ends it
+
+    def broken(folders: Folders) -> None:
+        raise OSError("the folder is away")
+
+    monkeypatch.setattr(queue, "_watcher", None)
+    monkeypatch.setattr(queue._Watcher, "start", queue._Watcher.run)  # here, not in a thread
+    monkeypatch.setattr(queue.Queue, "tick", looked)
+    monkeypatch.setattr(queue, "tidy", broken)
+    with pytest.raises(KeyboardInterrupt):
+        queue.watch(host)
+
+
 def wait(until: Callable[[], bool], seconds: float = 120) -> float:
     """The seconds until something was so."""
     began = time.monotonic()
