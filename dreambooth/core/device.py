@@ -22,8 +22,7 @@ GPU_VARIABLE = "DREAMBOOTH_GPU"  # the number of the GPU that a WebUI was told t
 
 def hold(job: Job) -> IO[bytes] | None:
     """The device for the calling process, as long as the returned file is open; None if another engine has it."""
-    projects = Folders(Path(job.read()["models"])).projects
-    projects.mkdir(parents=True, exist_ok=True)
+    projects = job.folder.parents[2]  # where it lies by now, whatever it says
     held = lock.acquire(projects / ".device", seconds=1)
     if held:
         with contextlib.suppress(OSError):  # on a full disk nobody can see who has the device, but one has it

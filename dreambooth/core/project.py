@@ -10,7 +10,7 @@ import time
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from dreambooth.core.errors import UserError
 from dreambooth.core.files import atomic, file_names, paths
@@ -28,6 +28,11 @@ _USUAL = {
     "loras": "Lora",
     "embeddings": "embeddings",  # but see _usual
 }
+
+
+def is_place(said: Any) -> TypeGuard[str]:
+    """Whether a file names a folder so. One that is none would put everything wherever the program was started."""
+    return isinstance(said, str) and "\x00" not in said and Path(said).is_absolute()
 
 
 @dataclass(frozen=True)
@@ -83,12 +88,7 @@ class Folders:
             said = read_object(self.models / "dreambooth" / "folders.json")
         except UserError:
             return {}
-        # A place that is none would put everything wherever the program was started.
-        return {
-            key: Path(value)
-            for key, value in said.items()
-            if key in _USUAL and isinstance(value, str) and "\x00" not in value and Path(value).is_absolute()
-        }
+        return {key: Path(value) for key, value in said.items() if key in _USUAL and is_place(value)}
 
     def moved(self, **places: Path | None) -> Folders:
         """The same models folder with its folders, by the names above, in these places from now on; None means the

@@ -1,6 +1,6 @@
 """A job's folder: how the two processes speak.
 
-    job.json       what to do (written once, before the engine starts)
+    job.json       what to do (written before the engine starts; again only where the job lies elsewhere by then)
     settings.json  the settings, frozen
     changes.json   what of them the engine has changed since, as dotted keys
     events.jsonl   what happened, one JSON object a line (only the engine writes)
@@ -33,7 +33,7 @@ from dreambooth.core import story
 from dreambooth.core.errors import Problem, UserError
 from dreambooth.core.files import atomic, lock
 from dreambooth.core.files.json_file import read_object
-from dreambooth.core.project import Folders, Project, names, open_project
+from dreambooth.core.project import Folders, Project, is_place, names, open_project
 from dreambooth.core.settings import Settings, carried_over, to_json
 from dreambooth.core.story import Story
 
@@ -83,6 +83,19 @@ class Job:
         if not isinstance(job.get("kind"), str):
             raise UserError(f"{self.folder / 'job.json'}: the file is damaged; start a new run.")
         return job
+
+    def folders(self) -> Folders:
+        """The models folder that it works in, as job.json says. Raises UserError as `read` does."""
+        said = self.read().get("models")
+        return Folders(Path(said) if is_place(said) else self.folder.parents[3])
+
+    def come_to(self, folders: Folders) -> None:
+        """Has job.json name the models folder and the model that it lies in by now: a WebUI may have been moved or
+        copied, or a model's folder renamed by hand. Raises UserError as `read` does, and OSError."""
+        said = self.read()
+        told = {**said, **where(folders), **({"model": self.folder.parents[1].name} if "model" in said else {})}
+        if told != said:
+            atomic.write_text(self.folder / "job.json", json.dumps(told, indent=1))
 
     def settings(self) -> dict[str, Any]:
         """The frozen settings as dotted keys, with what has been changed since. Raises UserError if they are gone or
@@ -214,8 +227,13 @@ def event_of(line: bytes) -> dict[str, Any] | None:
 
 def new_run(folders: Folders, project: Project, settings: Settings) -> Job:
     """A new training run with its settings frozen; not started yet."""
-    job = {"kind": "train", "model": project.name, "models": str(folders.models)}
+    job = {"kind": "train", "model": project.name, **where(folders)}
     return create(project.runs, job, to_json(settings))
+
+
+def where(folders: Folders) -> dict[str, Any]:
+    """What job.json says of the place that a job works in."""
+    return {"models": str(folders.models)}
 
 
 def create(parent: Path, job: dict[str, Any], settings_json: str) -> Job:

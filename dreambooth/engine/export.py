@@ -20,7 +20,7 @@ from dreambooth.core.errors import UserError
 from dreambooth.core.files import atomic
 from dreambooth.core.models import checkpoint
 from dreambooth.core.models.model_file import PICKLES, Header
-from dreambooth.core.project import Folders, Project, open_project
+from dreambooth.core.project import Project, open_project
 from dreambooth.core.run import Job
 from dreambooth.core.settings import Settings
 from dreambooth.engine import families, from_state
@@ -69,7 +69,7 @@ class _Learned:
 def run(job: Job) -> dict[str, Any]:
     """Writes `to`: a .safetensors or .ckpt file, or a new folder in the Diffusers layout."""
     asked = job.read()
-    project = open_project(Folders(Path(asked["models"])), asked["model"])
+    project = open_project(job.folders(), asked["model"])
     wanted = Wanted(asked["merge"], asked["onto"], asked["rank"], bool(asked["half"]))
     job.report("stage", name="exporting", done=0, total=1)
     if asked.get("from_step") is not None:
@@ -121,7 +121,7 @@ def _of_state(job: Job, project: Project, asked: dict[str, Any], wanted: Wanted)
     """Without a name the file lies where the run itself would have written it."""
     of_run, step = Job(project.runs / f"{asked['run']:04}"), asked["from_step"]
     state = from_state.read(project, of_run, step)
-    own = outputs.place(Folders(Path(asked["models"])), project, state.settings, state.images)
+    own = outputs.place(job.folders(), project, state.settings, state.images)
     to, half = _free(asked["to"] or str(own)), wanted.half or state.settings.saving.half_model
     embeddings, held = dict[str, Path](), None
     if state.settings.is_lora:

@@ -12,7 +12,7 @@ from dreambooth.core import settings
 from dreambooth.core.errors import UserError
 from dreambooth.core.files import file_names
 from dreambooth.core.models import checkpoint
-from dreambooth.core.project import Folders, Project, open_project
+from dreambooth.core.project import Project, open_project
 from dreambooth.core.run import Job
 from dreambooth.engine import families, from_state
 from dreambooth.engine.checkpoints import lora, words_file
@@ -29,7 +29,7 @@ from dreambooth.engine.training import precision
 def run(job: Job) -> dict[str, Any]:
     """Draws what job.json asks for into its folder. Returns the paths."""
     wanted = job.read()
-    project = open_project(Folders(Path(wanted["models"])), wanted["model"])
+    project = open_project(job.folders(), wanted["model"])
     if wanted["scheduler"] not in SCHEDULERS:
         raise UserError(f"scheduler: {wanted['scheduler']!r} is not one of {', '.join(SCHEDULERS)}.")
     width, height = wanted["width"] or project.resolution, wanted["height"] or project.resolution

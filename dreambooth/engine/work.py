@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dreambooth.core import settings as settings_module
@@ -38,7 +37,7 @@ class Work:
 
     @classmethod
     def open(cls, job: Job, let_end: Callable[..., None] | None = None) -> Work:
-        folders = Folders(Path(job.read()["models"]))
+        folders = job.folders()
         project = open_project(folders, job.read()["model"])
         work = cls(job, folders, project, settings_module.parse(job.settings()))
         work.let_end = let_end or work.let_end

@@ -58,6 +58,7 @@ def prepare(
     step without a state, and for what the run would be refused for as soon as it goes on.
     """
     check_resumable(job)
+    job.come_to(folders)
     now, given = job.settings(), {**_without_patience(job), **given}
     changed = on_resume.changes(now, schema.with_secrets(Settings, given, now))
     if problem := _impatient(job, {**now, **changed}):

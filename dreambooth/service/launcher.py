@@ -32,7 +32,7 @@ OnEvent = Callable[[dict[str, Any]], None]
 
 def new_errand(folders: Folders, project: Project, kind: str, settings: Settings, **fields: Any) -> Job:
     """A short job beside the runs: check, class-images, generate, export, measure."""
-    job = {"kind": kind, "model": project.name, "models": str(folders.models), **fields}
+    job = {"kind": kind, "model": project.name, **run.where(folders), **fields}
     return run.create(project.errands, job, to_json(settings))
 
 
@@ -40,7 +40,7 @@ def new_download(folders: Folders, model: HubModel, revision: str) -> Job:
     """The errand that fetches a model from the hub."""
     job = {
         "kind": "download",
-        "models": str(folders.models),
+        **run.where(folders),
         "repository": model.repository,
         "file": model.file,
         "revision": revision,

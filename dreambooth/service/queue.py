@@ -178,6 +178,7 @@ class Queue:
             if self._may_start(job):
                 self.host.lend_gpu()  # waits for the picture that is being drawn, and people change their minds
             if self._may_start(job):
+                job.come_to(self.host.folders())
                 alone_seconds = 60 * self.host.alone_minutes
                 self.starting[job] = launcher.start(job, environment.python(), alone_seconds, queued=True)
                 time.sleep(0.2)

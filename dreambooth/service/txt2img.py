@@ -84,7 +84,7 @@ def fields(
 def begin(folders: Folders, opened: Project, chosen: Settings, made: dict[str, Any], painter: Painter) -> Job:
     """A new job that the WebUI draws from now on, in a thread of its own."""
     job = run.create(
-        opened.errands, {"kind": BY_WEBUI, "model": opened.name, "models": str(folders.models), **made}, to_json(chosen)
+        opened.errands, {"kind": BY_WEBUI, "model": opened.name, **run.where(folders), **made}, to_json(chosen)
     )
     started = threading.Event()
     threading.Thread(target=_work, args=(job, painter, started), name="dreambooth-txt2img", daemon=True).start()

@@ -216,7 +216,8 @@ def work(job: Job, python: Path, terminal: Terminal) -> Result:
 
 
 def _take_turn(job: Job, terminal: Terminal) -> None:
-    host = standalone.Standalone(job.read()["models"], alone_minutes=0)  # who closes a terminal may want it to go on
+    models = str(job.folders().models)
+    host = standalone.Standalone(models, alone_minutes=0)  # who closes a terminal may want it to go on
     try:
         queue.take_turn(job, host, terminal.say)
     except KeyboardInterrupt:

@@ -44,21 +44,21 @@ def run(job: Job) -> dict[str, Any]:
     """Measures job.json's `variants` ({name: weights file, empty for the base}) with its `words` and puts `previews` on
     one sheet."""
     wanted = job.read()
-    project = open_project(Folders(Path(wanted["models"])), wanted["model"])
+    project = open_project(job.folders(), wanted["model"])
     folder = Path(wanted["out"])
     figures: dict[str, Figures] = {}
     for number, (name, weights) in enumerate(wanted["variants"].items()):
         job.report("stage", name="measuring the pictures", done=number, total=len(wanted["variants"]))
         figures[name] = measure(load(project, weights), words=Words(**wanted["words"]))
-    _make_loadable(project.source, Path(wanted["models"]), list(wanted["variants"].values()), folder)
+    _make_loadable(project.source, job.folders(), list(wanted["variants"].values()), folder)
     target = folder / "contact_sheet.png"
     _sheet(wanted["previews"], parse(job.settings())).save(target)
     return {"figures": figures, "contact_sheet": str(target)}
 
 
-def _make_loadable(source: Path, models: Path, results: list[str], folder: Path) -> None:
+def _make_loadable(source: Path, folders: Folders, results: list[str], folder: Path) -> None:
     """Puts the miniature beside its results and the layout that A1111 wants beside each checkpoint."""
-    base = Folders(models).checkpoints / source.name
+    base = folders.checkpoints / source.name
     base.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(source, base)
     for path in [base, *map(Path, filter(None, results))]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor
 from transformers import CLIPTokenizer
 
 from dreambooth.core import settings
-from dreambooth.core.project import Folders, open_project
+from dreambooth.core.project import open_project
 from dreambooth.core.run import Job
 from dreambooth.engine.families import around
 from dreambooth.engine.families.model import LATENT_CHANNELS, LATENT_FACTOR, Model, Text, whole_picture
@@ -29,7 +28,7 @@ _SIDE = 32  # latents; enough to see a word's effect, and quick without a GPU
 def run(job: Job) -> dict[str, Any]:
     """Looks at the job's prompt with its model. Returns tokens, chunks, each word's strength and rare words."""
     wanted = job.read()
-    project = open_project(Folders(Path(wanted["models"])), wanted["model"])
+    project = open_project(job.folders(), wanted["model"])
     job.report("stage", name="loading the model", done=0, total=1)
     model = load(project, "")
     prompt = " ".join(wanted["prompt"].split())
