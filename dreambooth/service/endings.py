@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
+import time
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +16,9 @@ from dreambooth.core.files.json_file import read_object
 from dreambooth.core.run import BY_WEBUI, Job
 
 LOG_LINES, LOG_LENGTH = 8, 2000
+# Exit codes of an engine that found another one on this job or on the device, or the job no longer in the queue; where
+# it is asked for now, it was asked for anew.
+WAITS_ON = (2, 3, 4)
 _CRASHES = ("SIGSEGV", "SIGBUS", "SIGABRT", "SIGFPE", "SIGILL", "SIGTRAP")
 
 
@@ -22,7 +26,7 @@ def note(job: Job, process: subprocess.Popen[bytes]) -> None:
     """Waits for an engine and writes down how its process ended, for whoever asks later."""
     code = process.wait()
     try:
-        atomic.write_text(job.folder / "exit.json", json.dumps({"pid": process.pid, "code": code}))
+        atomic.write_text(job.folder / "exit.json", json.dumps({"pid": process.pid, "code": code, "time": time.time()}))
     except OSError:  # the folder is gone, as an errand's is, or the disk is full
         return
 
@@ -49,8 +53,28 @@ def loss(job: Job) -> Problem:
     """Why an engine that said nothing is gone, as far as can be known, and what to do."""
     if job.read()["kind"] == BY_WEBUI:
         return Problem("The WebUI was closed or started anew while it drew.", "", "Start it again.")
-    last = job.story().last
-    cause, advice = _cause(job, last.get("started", {})), _advice(job, last.get("state"))
+    return _ended(job, job.story().last.get("started", {}))
+
+
+def early(job: Job) -> Problem | None:
+    """Why the engine that was started last is gone, where it ended before it said that it began; None where it did not.
+
+    Its run is as the engine before it has left it, so nothing else tells of it.
+    """
+    try:
+        said = read_object(job.folder / "exit.json")
+    except UserError:
+        return None
+    started = job.story().last.get("started", {})
+    began, at, code = started.get("time", 0), said.get("time"), said.get("code")
+    if not isinstance(code, int) or code in WAITS_ON or said.get("pid") in (started.get("pid"), started.get("parent")):
+        return None
+    is_last = all(isinstance(one, (int, float)) for one in (began, at)) and at > began
+    return _ended(job, {}) if is_last else None
+
+
+def _ended(job: Job, started: dict[str, Any]) -> Problem:
+    cause, advice = _cause(job, started), _advice(job, job.story().last.get("state"))
     return Problem(f"{cause}.", str(job.log), advice, log_excerpt(job))
 
 

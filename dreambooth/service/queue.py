@@ -21,11 +21,9 @@ from dreambooth.core.files import atomic, lock
 from dreambooth.core.project import Folders, names, open_project
 from dreambooth.core.run import Job
 from dreambooth.service import beforehand, environment, launcher
+from dreambooth.service.endings import WAITS_ON
 
 POLL_SECONDS = 1.0
-# Exit codes of an engine that found another one on this job or on the device, or the job no longer in the queue; where
-# it is asked for now, it was asked for anew.
-WAITS_ON = (2, 3, 4)
 WAITER = "a command waits"  # in a start request: it counts only as long as that command lives
 KEPT_SECONDS = 24 * 3600  # an errand that has ended
 WRITES_BESIDE = ("export", "download")  # need no device, and may write a checkpoint

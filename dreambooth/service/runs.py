@@ -14,7 +14,7 @@ from dreambooth.core.project import Project
 from dreambooth.core.run import Job, Request
 from dreambooth.core.settings import Settings
 from dreambooth.core.story import Event, Story
-from dreambooth.service import going_on, launcher
+from dreambooth.service import endings, going_on, launcher
 
 Answer = dict[str, Any]
 
@@ -46,7 +46,9 @@ def summary(job: Job) -> dict[str, Any]:
 
 
 def errors(job: Job, status: str) -> list[Problem]:
-    """Why a run failed or was lost; empty where nothing is wrong."""
+    """Why a run failed or was lost, or its last engine never began; empty where nothing is wrong."""
+    if status not in ("running", "queued") and (problem := endings.early(job)):
+        return [problem]
     if status not in ("failed", "lost"):
         return []
     try:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from fastapi import FastAPI
@@ -162,3 +164,44 @@ def test_how_an_engine_ended_is_known_of_its_own_process_and_of_windows_launcher
     job.report("started", kind="train", pid=5, parent=4, boot="", memory_kills=0)
     (job.folder / "exit.json").write_text(json.dumps({"pid": who, "code": 0xC0000005}))
     assert told in endings.loss(job).what
+
+
+@pytest.fixture
+def paused(folders: Folders) -> Job:
+    job = run.new_run(folders, project.open_project(folders, "star"), parse({}))
+    job.report("started", kind="train", pid=1, parent=1)
+    job.report("paused")
+    return job
+
+
+def ended(job: Job, code: int, pid: int) -> None:
+    """What the starter of an engine writes down when that has ended."""
+    endings.note(job, SimpleNamespace(wait=lambda: code, pid=pid))  # type: ignore[arg-type]
+
+
+def test_an_engine_that_ended_before_it_began_is_told_of(paused: Job) -> None:
+    paused.log.write_text("Permission denied: '/gone'\n")
+    ended(paused, 1, pid=2)
+    summary = runs.summary(paused)
+    assert summary["status"] == "paused"
+    (error,) = summary["errors"]
+    assert "ended before it began (code 1)" in error["what"]
+    assert "Permission denied" in error["log"]
+    paused.request("start")
+    assert not runs.summary(paused)["errors"]
+    paused.clear_request("start")
+    time.sleep(0.002)
+    paused.report("started", kind="train", pid=3, parent=1)
+    paused.report("paused")
+    assert not runs.summary(paused)["errors"]
+
+
+def test_the_end_of_an_engine_that_began_or_came_too_early_is_no_such_end(paused: Job) -> None:
+    for code, pid in ((0, 1), (2, 2), (3, 2)):  # the last two found another one at work
+        ended(paused, code, pid)
+        assert not runs.summary(paused)["errors"]
+    ended(paused, 1, pid=4)
+    time.sleep(0.002)
+    paused.report("started", kind="train", pid=5, parent=1)  # by somebody who did not stay to see how it ended
+    paused.report("paused")
+    assert not runs.summary(paused)["errors"]
