@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -41,10 +41,12 @@ class Folders:
 
     What was moved is written in `models/dreambooth/folders.json`, so that the page, the command line and the engine
     all look in the same place: {"projects": ..., "checkpoints": ..., "loras": ..., "embeddings": ...}, each only where
-    it differs.
+    it differs. Of several WebUIs with flags of their own on one models folder the note is the last one's; `told` is
+    what holds for each of them, and goes with the jobs that it is asked for.
     """
 
     models: Path
+    told: Any = field(default=None, compare=False)  # as the file has it; None: look there
 
     @property
     def projects(self) -> Path:
@@ -84,25 +86,32 @@ class Folders:
 
     @cached_property
     def _moved(self) -> dict[str, Path]:
-        try:
-            said = read_object(self.models / "dreambooth" / "folders.json")
-        except UserError:
-            return {}
+        said = self.told
+        if not isinstance(said, dict):
+            try:
+                said = read_object(self.models / "dreambooth" / "folders.json")
+            except UserError:
+                return {}
         return {key: Path(value) for key, value in said.items() if key in _USUAL and is_place(value)}
+
+    @property
+    def places(self) -> dict[str, str]:
+        """What differs from the usual, as the file has it."""
+        return {key: str(place) for key, place in self._moved.items()}
 
     def moved(self, **places: Path | None) -> Folders:
         """The same models folder with its folders, by the names above, in these places from now on; None means the
         usual one. Raises UserError if that cannot be written down."""
-        wanted = {key: place for key, place in places.items() if place and place != self._usual(key)}
-        if wanted == self._moved:
-            return self
+        wanted = {key: str(place) for key, place in places.items() if place and place != self._usual(key)}
+        if wanted == self.places:
+            return Folders(self.models, wanted)
         note = self.models / "dreambooth" / "folders.json"
         try:
             note.parent.mkdir(parents=True, exist_ok=True)
-            atomic.write_text(note, json.dumps({key: str(place) for key, place in wanted.items()}, indent=1))
+            atomic.write_text(note, json.dumps(wanted, indent=1))
         except OSError as error:
             raise UserError(f"{note}: the file cannot be written ({error.strerror}).") from None
-        return Folders(self.models)
+        return Folders(self.models, wanted)
 
 
 @dataclass(frozen=True)

@@ -85,9 +85,10 @@ class Job:
         return job
 
     def folders(self) -> Folders:
-        """The models folder that it works in, as job.json says. Raises UserError as `read` does."""
-        said = self.read().get("models")
-        return Folders(Path(said) if is_place(said) else self.folder.parents[3])
+        """The folders that it works in, as job.json says. Raises UserError as `read` does."""
+        said = self.read()
+        models = said.get("models")
+        return Folders(Path(models) if is_place(models) else self.folder.parents[3], said.get("folders"))
 
     def come_to(self, folders: Folders) -> None:
         """Has job.json name the models folder and the model that it lies in by now: a WebUI may have been moved or
@@ -233,7 +234,7 @@ def new_run(folders: Folders, project: Project, settings: Settings) -> Job:
 
 def where(folders: Folders) -> dict[str, Any]:
     """What job.json says of the place that a job works in."""
-    return {"models": str(folders.models)}
+    return {"models": str(folders.models), "folders": folders.places}
 
 
 def create(parent: Path, job: dict[str, Any], settings_json: str) -> Job:

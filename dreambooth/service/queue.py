@@ -176,7 +176,7 @@ class Queue:
             if self._may_start(job):
                 self.host.lend_gpu()  # waits for the picture that is being drawn, and people change their minds
             if self._may_start(job):
-                job.come_to(self.host.folders())
+                job.come_to(_place(job, self.host.folders()))
                 alone_seconds = 60 * self.host.alone_minutes
                 self.starting[job] = launcher.start(job, environment.python(), alone_seconds, queued=True)
                 time.sleep(0.2)
@@ -189,6 +189,13 @@ class Queue:
 
     def _may_start(self, job: Job) -> bool:
         return job.status() == "queued" and not device.is_busy(self.host.folders())
+
+
+def _place(job: Job, folders: Folders) -> Folders:
+    """The folders that a job was given, which may be those of another WebUI with other flags; `folders`, among which it
+    was found, if it has been moved since."""
+    given = job.folders()
+    return given if (given.models, given.projects) == (folders.models, folders.projects) else folders
 
 
 def waiting(folders: Folders) -> list[str]:

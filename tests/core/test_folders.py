@@ -36,3 +36,12 @@ def test_a_note_that_cannot_be_written_is_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "dreambooth").write_text("a file")
     with pytest.raises(UserError, match=r"folders\.json: the file cannot be written"):
         Folders(tmp_path).moved(loras=tmp_path / "l")
+
+
+def test_two_webuis_with_flags_of_their_own_keep_them_beside_each_other(tmp_path: Path) -> None:
+    first = Folders(tmp_path).moved(loras=tmp_path / "first")
+    second = Folders(tmp_path).moved(loras=tmp_path / "second", checkpoints=tmp_path / "c")
+    third = Folders(tmp_path).moved()
+    assert [one.loras.name for one in (first, second, third)] == ["first", "second", "Lora"]
+    assert [one.checkpoints.name for one in (first, second)] == ["Stable-diffusion", "c"]
+    assert Folders(tmp_path).loras == third.loras

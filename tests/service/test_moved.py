@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 from pathlib import Path
@@ -104,3 +105,29 @@ def test_a_command_in_the_new_place_goes_on_with_a_run(
     (made,) = runs.summary(run.find(new, "star"))["outputs"]
     assert Path(made).parent == new.loras and Path(made).exists()
     assert not old.models.exists()
+
+
+def test_of_two_webuis_with_one_models_folder_each_gets_what_it_has_asked_for(
+    old: Folders, paused: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, host = old.moved(loras=old.models / "first"), Standalone(str(old.models))
+    second = Folders(old.models).moved(loras=old.models / "second")
+    monkeypatch.setattr(host, "folders", lambda: second)
+    monkeypatch.setattr(environment, "is_current", lambda: True)
+    started = list[Job]()
+    monkeypatch.setattr(launcher, "start", lambda job, *_: started.append(job))
+    going_on.prepare(first, paused, {})
+    paused.request("start")
+    queue.Queue(host).tick()  # the other one's, which comes to look first
+    assert started == [paused]
+    assert Work.open(paused).folders.loras == old.models / "first"
+    paused.clear_request("start")
+    going_on.prepare(second, paused, {})
+    assert Work.open(paused).folders.loras == old.models / "second"
+
+
+@pytest.mark.parametrize("said", [3, [], {"loras": 3}, {"loras": "here"}, {"loras": "/a\0"}])
+def test_damaged_folders_of_a_job_are_the_usual_ones(old: Folders, paused: Job, said: object) -> None:
+    told = {**paused.read(), "folders": said}
+    (paused.folder / "job.json").write_text(json.dumps(told))
+    assert paused.folders().loras == old.loras
