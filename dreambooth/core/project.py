@@ -231,6 +231,7 @@ def create(
     try:
         record = {
             "version": 1,
+            "folder": str(folder),
             "source": str(source),
             "origin": to_flat(chosen),
             "created": time.time(),
@@ -253,14 +254,15 @@ def open_project(folders: Folders, name: str) -> Project:
     if not (folder / "model.json").exists():
         known = ", ".join(names(folders)) or "none"
         raise UserError(f"There is no model named {name!r} in {folders.projects} (there: {known}).")
-    return read(folder)
+    return read(folder, folders.checkpoints)
 
 
-def read(folder: Path) -> Project:
-    """The model in a folder. Raises UserError for one that is damaged."""
+def read(folder: Path, checkpoints: Path) -> Project:
+    """The model in a folder. One whose checkpoint is gone from its place is made from that of the same name among
+    `checkpoints`, if there is one. Raises UserError for one that is damaged."""
     record = read_object(folder / "model.json", "create the model again")
     try:
-        source, about = _path(record["source"]), _about(record["about"])
+        source, about = _found(_path(record["source"]), checkpoints), _about(record["about"])
         return Project(folder, source, from_flat(Origin, dict(record.get("origin", {}))), about)
     except (ValueError, KeyError, TypeError):
         raise UserError(f"{folder / 'model.json'}: the file is damaged; create the model again.") from None
@@ -273,6 +275,14 @@ def _path(said: Any) -> Path:
     return Path(said)
 
 
+def _found(source: Path, checkpoints: Path) -> Path:
+    namesake = checkpoints / source.name
+    try:
+        return namesake if source.name.strip(".") and not source.exists() and namesake.exists() else source
+    except OSError:  # a name that no disk takes, or a disk that is gone
+        return source
+
+
 def _about(said: Any) -> dict[str, Any]:
     """What a model is, as it was found out when it was created."""
     texts = [said[key] for key in ("family", "prediction_type")]
@@ -282,6 +292,13 @@ def _about(said: Any) -> dict[str, Any]:
     if isinstance(side, bool) or not isinstance(side, int) or not 0 < side <= 2**16:
         raise ValueError("no resolution")
     return dict(said)
+
+
+def note_place(folder: Path, place: Path) -> None:
+    """Has the model in a folder say that it lies in `place`, by which it is known later that it was moved. Raises
+    UserError if it is damaged, and OSError."""
+    record = {**read_object(folder / "model.json"), "folder": str(place)}
+    atomic.write_text(folder / "model.json", json.dumps(record, indent=1, ensure_ascii=False))
 
 
 def write_settings(project: Project, flat: dict[str, Any]) -> None:

@@ -36,7 +36,10 @@ def problems(job: Job, changes: Mapping[str, Any] | None = None, step: int | Non
         return []
     chosen = settings.parse({**job.settings(), **(changes or {})})
     too_short = _too_short(job, chosen, step)
-    return [*_problems(project.read(job.folder.parent.parent), chosen), *([too_short] if too_short else [])]
+    return [
+        *_problems(project.read(job.folder.parents[1], job.folders().checkpoints), chosen),
+        *([too_short] if too_short else []),
+    ]
 
 
 def _problems(opened: Project, chosen: Settings) -> list[str]:

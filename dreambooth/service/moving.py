@@ -1,43 +1,103 @@
-"""What the files of a model's folder say of that folder, once it has another name: where previews and pictures lie, and
-whose runs they are.
+"""What the files of a model's folder say of that folder, once it has another name or lies elsewhere: where previews and
+pictures lie, and whose runs they are.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
+from collections.abc import Callable
 from pathlib import Path
 
-from dreambooth.core import run
+from dreambooth.core import project, run
+from dreambooth.core.errors import UserError
 from dreambooth.core.files import atomic
-from dreambooth.core.project import Project
+from dreambooth.core.files.json_file import read_object
+from dreambooth.core.project import Folders, Project
 
 _TOLD_IN = ("*.json", "runs/*/*.json", "runs/*/events.jsonl", "errands/*/*.json", "errands/*/events.jsonl")
+
+Change = Callable[[bytes], bytes]
 
 
 def retell(renamed: Project, before: Path) -> None:
     """Has settings, jobs and events name the folder and the model as they are called now. Raises OSError."""
     for job in run.jobs(renamed):
         atomic.write_text(job.folder / "job.json", json.dumps({**job.read(), "model": renamed.name}, indent=1))
-    for pattern in _TOLD_IN:
-        for file in renamed.folder.glob(pattern):
-            _replace(file, before, renamed.folder)
+    _rewrite(renamed, _other_paths(before, renamed.folder))
+    project.note_place(renamed.folder, renamed.folder)
 
 
-def _replace(file: Path, before: Path, after: Path) -> None:
-    """Writes a JSON file anew with other paths, a line at a time, as events may be very many; as it is if it has none.
+def follow(folders: Folders) -> None:
+    """Has the files of each model that was moved, as with its WebUI, name what came along where it is now.
 
-    Python writes a letter beyond ASCII as it is or by its number; both are found.
+    One that is damaged, at work, or may not be written is left as it is, for the next time.
     """
-    told = [
-        tuple(json.dumps(f"{folder}{os.sep}", ensure_ascii=escaped)[1:-1].encode() for folder in (before, after))
-        for escaped in (True, False)
-    ]
-    with open(file, "rb") as lines:
-        if not any(old in line for line in lines for old, _ in told):
+    for name in project.names(folders):
+        with contextlib.suppress(UserError, OSError):
+            _follow(folders, project.open_project(folders, name))
+
+
+def _follow(folders: Folders, opened: Project) -> None:
+    said = read_object(opened.folder / "model.json").get("folder")
+    if said == str(opened.folder) or any(job.is_alive() for job in run.jobs(opened)):
+        return
+    if project.is_place(said):
+        if Path(said).exists():  # this is a copy, or the same folder by another path: what is named is still there
             return
-    with atomic.staged(file) as staged, open(file, "rb") as lines, open(staged, "wb") as out:
-        for line in lines:
-            for old, new in told:
-                line = line.replace(old, new)
-            out.write(line)
+        _rewrite(opened, _found_paths(*_roots(folders, Path(said), opened.folder)))
+    project.note_place(opened.folder, opened.folder)
+
+
+def _roots(folders: Folders, before: Path, after: Path) -> tuple[Path, Path]:
+    """What was moved, as it was called and as it is: the model's folder, or up to a whole WebUI around it."""
+    top = folders.models.parent if after.is_relative_to(folders.models.parent) else folders.projects
+    while after != top and before.name and before.name == after.name:
+        before, after = before.parent, after.parent
+    return before, after
+
+
+def _other_paths(before: Path, after: Path) -> Change:
+    """Names a folder anew in every path."""
+    told = list(zip(_written(before), _written(after), strict=True))
+
+    def change(line: bytes) -> bytes:
+        for old, new in told:
+            line = line.replace(old, new)
+        return line
+
+    return change
+
+
+def _found_paths(before: Path, after: Path) -> Change:
+    """Names a folder anew in the paths of what is gone from there and is here."""
+    starts = b"|".join(re.escape(old) for old in dict.fromkeys(_written(before)))
+    path = re.compile(rb'"(?:%s)(?:[^"\\]|\\.)*"' % starts)
+
+    def told(match: re.Match[bytes]) -> bytes:
+        try:
+            old = Path(json.loads(match[0]))
+            new = after / old.relative_to(before)
+            return json.dumps(str(new)).encode() if new.exists() and not old.exists() else match[0]
+        except (ValueError, OSError):  # no path, or one that no disk takes
+            return match[0]
+
+    return lambda line: path.sub(told, line)
+
+
+def _written(folder: Path) -> list[bytes]:
+    """How a folder begins a path in a JSON file: Python writes a letter beyond ASCII as it is or by its number."""
+    return [json.dumps(f"{folder}{os.sep}", ensure_ascii=escaped)[1:-1].encode() for escaped in (True, False)]
+
+
+def _rewrite(opened: Project, change: Change) -> None:
+    """Writes the files of a model anew where a change changes them, a line at a time, as events may be very many."""
+    for pattern in _TOLD_IN:
+        for file in opened.folder.glob(pattern):
+            with open(file, "rb") as lines:
+                if all(change(line) == line for line in lines):
+                    continue
+            with atomic.staged(file) as staged, open(file, "rb") as lines, open(staged, "wb") as out:
+                out.writelines(map(change, lines))

@@ -20,7 +20,7 @@ from dreambooth.core.errors import UserError
 from dreambooth.core.files import atomic, lock
 from dreambooth.core.project import Folders, names, open_project
 from dreambooth.core.run import Job
-from dreambooth.service import beforehand, environment, launcher
+from dreambooth.service import beforehand, environment, launcher, moving
 from dreambooth.service.endings import WAITS_ON
 
 POLL_SECONDS = 1.0
@@ -238,6 +238,7 @@ class _Watcher(threading.Thread):
         self.queue, self.said = Queue(host), ""
 
     def run(self) -> None:
+        self._guarded(lambda: moving.follow(self.queue.host.folders()))
         self._guarded(lambda: tidy(self.queue.host.folders()))
         while True:
             self._guarded(self.queue.tick)

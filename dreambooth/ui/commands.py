@@ -26,6 +26,7 @@ from dreambooth.service import (
     installation,
     launcher,
     models,
+    moving,
     page_environment,
     queue,
 )
@@ -141,7 +142,9 @@ def open_page(options: argparse.Namespace, terminal: Terminal) -> Result:
 
 
 def folders(options: argparse.Namespace) -> Folders:
-    return standalone.folders(options.data)
+    found = standalone.folders(options.data)
+    moving.follow(found)
+    return found
 
 
 def given_settings(options: argparse.Namespace) -> dict[str, Any]:

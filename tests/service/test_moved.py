@@ -15,7 +15,7 @@ from dreambooth.core.project import Folders
 from dreambooth.core.run import Job
 from dreambooth.engine.work import Work
 from dreambooth.host.standalone import Standalone
-from dreambooth.service import environment, going_on, launcher, queue, runs
+from dreambooth.service import environment, going_on, launcher, models, moving, queue, runs
 from dreambooth.ui import command_line
 
 SHORT = {
@@ -131,3 +131,105 @@ def test_damaged_folders_of_a_job_are_the_usual_ones(old: Folders, paused: Job, 
     told = {**paused.read(), "folders": said}
     (paused.folder / "job.json").write_text(json.dumps(told))
     assert paused.folders().loras == old.loras
+
+
+@pytest.fixture
+def own(old: Folders) -> Job:
+    """A run of a model that has everything in the WebUI's folder: checkpoint, dropped pictures, previews, a result."""
+    source, result = old.checkpoints / "sub" / "base.safetensors", old.loras / "c\xe4t.safetensors"
+    for file in (source, result):
+        file.parent.mkdir(parents=True)
+        shutil.copyfile(MINIATURE, file)
+    cat = project.create(old, "c\xe4t", source, SHORT)
+    pictures, preview = cat.folder / "pictures" / "1", cat.runs / "0001" / "previews" / "0.png"
+    shutil.copytree(SUBJECT_PICTURES, pictures)
+    project.write_settings(cat, {**cat.settings(), "concepts.0.instance_data_dir": str(pictures)})
+    job = run.new_run(old, cat, settings.parse(cat.settings()))
+    preview.parent.mkdir()
+    preview.touch()
+    job.report("started", kind="train", pid=1, parent=1)
+    job.report("preview", images=1, paths=[str(preview), str(preview.with_name("gone.png"))])
+    job.report("saved", kind="lora", path=str(result), bytes=1, images=1)
+    job.report(
+        "saved", kind="lora", path=str(old.models.parent.with_name("other") / "x.safetensors"), bytes=1, images=1
+    )
+    job.report("paused")
+    return job
+
+
+def test_what_came_along_with_a_webui_is_found_where_it_is_now(old: Folders, own: Job) -> None:
+    before = own.story()
+    new = moved(old)
+    moving.follow(new)
+    opened = project.open_project(new, "c\xe4t")
+    (job,) = run.runs(opened)
+    pictures = str(opened.folder / "pictures" / "1")
+    assert opened.source == new.checkpoints / "sub" / "base.safetensors"
+    assert not opened.problem
+    assert opened.settings()["concepts.0.instance_data_dir"] == pictures
+    assert job.settings()["concepts.0.instance_data_dir"] == pictures
+    assert job.story().previews[1] == [str(job.previews / "0.png"), before.previews[1][1]]  # what is gone stays so
+    assert job.story().saved[0]["path"] == str(new.loras / "c\xe4t.safetensors")
+    assert job.story().saved[1] == before.saved[1]
+    going_on.prepare(new, job, {})
+    told = {file: file.stat().st_mtime_ns for file in opened.folder.rglob("*.json*")}
+    moving.follow(new)
+    assert told == {file: file.stat().st_mtime_ns for file in opened.folder.rglob("*.json*")}
+
+
+def test_a_copy_uses_what_it_names_as_long_as_that_is_there(old: Folders, own: Job) -> None:
+    new = copied(old)
+    moving.follow(new)
+    assert project.open_project(new, "c\xe4t").source.is_relative_to(old.models)
+    shutil.rmtree(old.models.parent)
+    moving.follow(new)
+    assert project.open_project(new, "c\xe4t").source.is_relative_to(new.models)
+
+
+def test_only_the_model_was_moved(old: Folders, own: Job) -> None:
+    new = elsewhere(old)
+    new.projects.mkdir(parents=True)
+    (old.projects / "c\xe4t").rename(new.projects / "cat 2")
+    moving.follow(new)
+    opened = project.open_project(new, "cat 2")
+    assert opened.source.is_relative_to(old.models)  # still there
+    assert opened.settings()["concepts.0.instance_data_dir"] == str(opened.folder / "pictures" / "1")
+
+
+def test_the_files_of_a_model_at_work_wait(old: Folders, own: Job) -> None:
+    new = moved(old)
+    held = run.find(new, "c\xe4t").hold()
+    assert held
+    with held:
+        moving.follow(new)
+        assert project.open_project(new, "c\xe4t").problem
+    moving.follow(new)
+    assert not project.open_project(new, "c\xe4t").problem
+
+
+def test_a_renamed_model_and_a_copy_of_one_know_where_they_lie(old: Folders, own: Job) -> None:
+    models.rename(old, "c\xe4t", "a")
+    models.duplicate(old, "a", "b")
+    new = moved(old)
+    moving.follow(new)
+    for name in ("a", "b"):
+        opened = project.open_project(new, name)
+        assert opened.settings()["concepts.0.instance_data_dir"] == str(opened.folder / "pictures" / "1")
+
+
+def test_a_command_follows_a_moved_webui(old: Folders, own: Job, capsys: pytest.CaptureFixture[str]) -> None:
+    new = moved(old)
+    assert command_line.main(["models", "--json", "--data", str(new.models)]) == 0
+    assert json.loads(capsys.readouterr().out)["models"][0]["problem"] == ""
+
+
+def test_a_checkpoint_that_is_gone_is_found_by_its_name_among_the_checkpoints(old: Folders, own: Job) -> None:
+    source = old.checkpoints / "sub" / "base.safetensors"
+    put = old.checkpoints / "base.safetensors"
+    source.rename(put)
+    opened = project.open_project(old, "c\xe4t")
+    assert (opened.source, opened.problem) == (put, "")
+    going_on.prepare(old, own, {})
+    put.unlink()
+    opened = project.open_project(old, "c\xe4t")
+    assert opened.source == source and "gone; put it back" in opened.problem
