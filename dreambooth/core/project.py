@@ -237,7 +237,7 @@ def create(
             "created": time.time(),
             "about": about.as_json(),
         }
-        atomic.write_text(staged / "model.json", json.dumps(record, indent=1, ensure_ascii=False))
+        atomic.write_text(staged / "model.json", json.dumps(record, indent=1))
         atomic.write_text(staged / "settings.json", to_json(checked))
         os.chmod(staged, 0o755)
         atomic.move(staged, folder)
@@ -298,7 +298,7 @@ def note_place(folder: Path, place: Path) -> None:
     """Has the model in a folder say that it lies in `place`, by which it is known later that it was moved. Raises
     UserError if it is damaged, and OSError."""
     record = {**read_object(folder / "model.json"), "folder": str(place)}
-    atomic.write_text(folder / "model.json", json.dumps(record, indent=1, ensure_ascii=False))
+    atomic.write_text(folder / "model.json", json.dumps(record, indent=1))
 
 
 def write_settings(project: Project, flat: dict[str, Any]) -> None:

@@ -89,7 +89,8 @@ def _found_paths(before: Path, after: Path) -> Change:
 
 def _written(folder: Path) -> list[bytes]:
     """How a folder begins a path in a JSON file: Python writes a letter beyond ASCII as it is or by its number."""
-    return [json.dumps(f"{folder}{os.sep}", ensure_ascii=escaped)[1:-1].encode() for escaped in (True, False)]
+    starts = [json.dumps(f"{folder}{os.sep}", ensure_ascii=escaped)[1:-1] for escaped in (True, False)]
+    return [start.encode(errors="backslashreplace") for start in starts]
 
 
 def _rewrite(opened: Project, change: Change) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -233,3 +234,17 @@ def test_a_checkpoint_that_is_gone_is_found_by_its_name_among_the_checkpoints(ol
     put.unlink()
     opened = project.open_project(old, "c\xe4t")
     assert opened.source == source and "gone; put it back" in opened.problem
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has names that are not Unicode")
+def test_folders_whose_names_are_not_unicode(tmp_path: Path) -> None:
+    old = Folders(tmp_path / os.fsdecode(b"caf\xe9") / "models")
+    project.create(old, "star", MINIATURE)
+    models.rename(old, "star", "a")
+    models.duplicate(old, "a", "b")
+    new = Folders(tmp_path / os.fsdecode(b"caf\xe8") / "models")
+    old.models.parent.rename(new.models.parent)
+    moving.follow(new)
+    for name in ("a", "b"):
+        folder = new.projects / name
+        assert json.loads((folder / "model.json").read_text())["folder"] == str(folder)
