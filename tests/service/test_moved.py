@@ -90,7 +90,7 @@ def test_what_waited_when_the_webui_was_moved_is_started_in_the_new_place(
     paused.request("start")
     new, places = moved(old), list[Path]()
     monkeypatch.setattr(environment, "is_current", lambda: True)
-    monkeypatch.setattr(launcher, "start", lambda job, *_: places.append(job.folders().models))
+    monkeypatch.setattr(launcher, "start", lambda job, *_, **__: places.append(job.folders().models))
     queue.Queue(Standalone(str(new.models))).tick()
     assert places == [new.models]
     assert not old.models.exists()
@@ -116,7 +116,7 @@ def test_of_two_webuis_with_one_models_folder_each_gets_what_it_has_asked_for(
     monkeypatch.setattr(host, "folders", lambda: second)
     monkeypatch.setattr(environment, "is_current", lambda: True)
     started = list[Job]()
-    monkeypatch.setattr(launcher, "start", lambda job, *_: started.append(job))
+    monkeypatch.setattr(launcher, "start", lambda job, *_, **__: started.append(job))
     going_on.prepare(first, paused, {})
     paused.request("start")
     queue.Queue(host).tick()  # the other one's, which comes to look first

@@ -133,7 +133,7 @@ def _use(project: Project, asked: Event, path: Path) -> str:
 
 
 def _folders(asked: Event) -> Folders:
-    return Folders(Path(asked["models"]))
+    return Folders(Path(asked["models"]), asked.get("folders"))
 
 
 def _sheet(project: Project, asked: Event, story: Story) -> str:
