@@ -215,8 +215,12 @@ const dreamboothPage = (() => {
             }
         }
         const state = fresh.dataset.dbState;
-        if (place.dataset.dbLive === "download" && place.dbWas === "running" && state === "done") {
-            press("db_create"); // the model can be made now
+        if (place.dataset.dbLive === "download") {
+            if (state === "running" && place.dbWas !== "running") {
+                place.dbWanted = wantedModel();
+            } else if (state === "done" && place.dbWas === "running" && place.dbWanted === wantedModel()) {
+                press("db_create"); // the model can be made now
+            }
         }
         if (["model", "export"].includes(place.dataset.dbLive) && place.dbWas === "running" && state !== "running") {
             lookAgain(); // a file was exported
@@ -227,6 +231,11 @@ const dreamboothPage = (() => {
         }
         followed();
         return state;
+    }
+
+    /* What the Model tab is about to make: another than was fetched is not made unasked. */
+    function wantedModel() {
+        return all("#db_new_name :is(input, textarea), #db_new_source input").map(({value}) => value).join("\n");
     }
 
     /* The buttons follow the state of the run; when it ends, what hangs on its results is read anew. */

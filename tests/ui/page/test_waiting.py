@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -68,4 +69,47 @@ def test_a_drawing_that_waits_says_for_what_and_can_be_taken_out(
     assert not hands.page.locator("#db_drawn .db-bar").is_visible()
     assert job.status() == "stopped"
     assert hands.errors == []
+    hands.page.close()
+
+
+def test_when_a_model_was_fetched_the_one_that_was_asked_for_is_made_and_no_other(browser: Any, server: Server) -> None:
+    hands, state = Hands(browser, server.address), "none"
+
+    def download(route: Any) -> None:
+        route.fulfill(content_type="text/html", body=f'<div data-db-state="{state}" data-db-settings=""></div>')
+
+    hands.page.route(re.compile("view=download"), download)
+    hands.tab("Model")
+    hands.unfold("db_create_section")
+    hands.see("#db_create")
+    hands.page.evaluate(
+        """() => {
+            window.pressed = 0;
+            document.addEventListener("click", (event) => {
+                if (event.target.closest("#db_create")) {
+                    pressed++;
+                    event.stopImmediatePropagation();
+                }
+            }, true);
+            const view = Object.assign(document.createElement("div"), {className: "db-live", textContent: "…"});
+            view.dataset.dbLive = "download";
+            document.querySelector("#db_create").before(view);
+        }"""
+    )
+
+    def becomes(wanted: str) -> None:
+        nonlocal state
+        state = wanted
+        hands.page.wait_for_function(f"() => document.querySelector('[data-db-live=download]').dbWas === '{wanted}'")
+
+    def fetched(name: str, *, but_then: str = "") -> int:
+        hands.write("db_new_name", name)
+        becomes("running")
+        if but_then:
+            hands.write("db_new_name", but_then)
+        becomes("done")
+        return int(hands.page.evaluate("() => pressed"))
+
+    assert fetched("of-the-hub") == 1
+    assert fetched("of-the-hub", but_then="another") == 1
     hands.page.close()
