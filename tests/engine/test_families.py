@@ -135,6 +135,33 @@ def test_original_to_ours_to_original_changes_no_bit(file: Path, suffix: str, tm
     assert same(before, after)
 
 
+@pytest.mark.parametrize("told_by", ["scheduler", "chosen", "marks"])
+@pytest.mark.parametrize("suffix", [".safetensors", ".ckpt"])
+def test_sdxl_is_written_with_the_marks_of_what_it_predicts(suffix: str, told_by: str, tmp_path: Path) -> None:
+    """By which alone some WebUIs know it; a folder has none, nor a file of which a person says it."""
+    known = Origin(prediction_type="v_prediction", zero_terminal_snr="on") if told_by == "chosen" else Origin()
+    if told_by == "scheduler":
+        path = tiny.write_folder(tmp_path / "folder", "sdxl-v")
+    else:
+        path = tiny.write_original(tmp_path / "x.safetensors", "sdxl" if told_by == "chosen" else "sdxl-v")
+    write(tmp_path / f"y{suffix}", original.trained_entries(open_source(path, known), {}, "sdxl", half=True), {})
+    header = checkpoint.read_header(tmp_path / f"y{suffix}")
+    assert all(header.tensors[mark].values == 0 for mark in ("v_pred", "ztsnr"))
+    about = checkpoint.describe(header)
+    assert (about.prediction_type, about.known_by, about.zero_terminal_snr) == ("v_prediction", "markers", True)
+    if suffix == ".ckpt":
+        assert torch.load(tmp_path / "y.ckpt", weights_only=True)["state_dict"]["v_pred"].shape == (0,)
+
+
+def test_marks_that_a_person_denies_are_not_written(tmp_path: Path) -> None:
+    said = Origin(prediction_type="epsilon", zero_terminal_snr="off")
+    source = open_source(tiny.write_original(tmp_path / "x.safetensors", "sdxl-v"), said)
+    assert not {"v_pred", "ztsnr"} & original.trained_entries(source, {}, "sdxl", half=True).keys()
+    half_way = Origin(zero_terminal_snr="off")
+    source = open_source(tmp_path / "x.safetensors", half_way)
+    assert {"v_pred", "ztsnr"} & original.trained_entries(source, {}, "sdxl", half=True).keys() == {"v_pred"}
+
+
 def test_torch_maps_our_pickles_into_memory(file: Path, tmp_path: Path) -> None:
     source = open_source(file)
     write(tmp_path / "x.ckpt", original.trained_entries(source, {}, source.about.family, half=True), {})

@@ -51,6 +51,14 @@ def test_what_a_person_says_of_a_file_is_kept(tmp_path: Path, dreambooth: Run) -
     assert '"parameterization": "v"' in out.with_suffix(".yaml").read_text()
 
 
+def test_an_sdxl_that_predicts_v_is_known_from_what_is_exported_of_it(tmp_path: Path) -> None:
+    folder = tiny.write_folder(tmp_path / "folder", "sdxl-v")
+    made = project.create(Folders(tmp_path / "models"), "it", folder)
+    file = Path(exported(made, base=True, to=str(tmp_path / "y.safetensors"))["path"])
+    about = checkpoint.describe(checkpoint.read_header(file))
+    assert (about.prediction_type, about.zero_terminal_snr, about.reason) == ("v_prediction", True, "")
+
+
 @pytest.mark.parametrize("kind", ["sd1", "sdxl"])
 def test_a_checkpoint_becomes_every_kind_of_file(kind: str, tmp_path: Path) -> None:
     source, folders = tiny.write_original(tmp_path / "x.safetensors", kind), Folders(tmp_path / "models")

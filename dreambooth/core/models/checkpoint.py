@@ -22,6 +22,7 @@ FAMILIES = {"sd1": "Stable Diffusion 1", "sd2": "Stable Diffusion 2", "sdxl": "S
 UNET = "model.diffusion_model."
 VAE = "first_stage_model."
 EMA = "model_ema."
+V_PREDICTION, ZTSNR = "v_pred", "ztsnr"  # empty tensors: that it predicts v, that it has zero terminal SNR
 _TEXT = {
     "sd1": ("cond_stage_model.transformer.",),
     "sd2": ("cond_stage_model.model.",),
@@ -228,7 +229,7 @@ def _prediction(header: Header, family: str, origin: Origin) -> tuple[str, str]:
     said = header.metadata.get("modelspec.prediction_type", "").lower()
     if said:
         return ("v_prediction" if said.startswith("v") else "epsilon"), "metadata"
-    if "v_pred" in header.tensors:
+    if V_PREDICTION in header.tensors:
         return "v_prediction", "markers"
     scheduler = header.configs.get("scheduler", {}).get("prediction_type")
     if scheduler:
@@ -246,7 +247,7 @@ def _prediction(header: Header, family: str, origin: Origin) -> tuple[str, str]:
 def _zero_terminal_snr(header: Header, origin: Origin) -> bool:
     if origin.zero_terminal_snr != "auto":
         return origin.zero_terminal_snr == "on"
-    return "ztsnr" in header.tensors or bool(header.configs.get("scheduler", {}).get("rescale_betas_zero_snr"))
+    return ZTSNR in header.tensors or bool(header.configs.get("scheduler", {}).get("rescale_betas_zero_snr"))
 
 
 def _resolution(header: Header, about: About) -> int:

@@ -45,9 +45,19 @@ def trained_entries(source: Source, changed: Mapping[str, Entry], family: str, *
     """A file in the original layout: the source's tensors with the `changed` ones ({own name: entry}) in their place.
 
     All others are taken over bit for bit, those that belong to no part of the model too, except that `half` makes
-    32-bit ones 16-bit. The source's EMA weights are left out, as they belong to the untrained model.
+    32-bit ones 16-bit. The source's EMA weights are left out, as they belong to the untrained model. The marks of
+    SDXL say what is true of the source, whatever told it.
     """
-    own = own_entries(source, changed, half=half)
+    original = _in_place(source, own_entries(source, changed, half=half), family, half=half)
+    return _marked(original, source.about) if family == "sdxl" else original
+
+
+def copied(source: Source, tensor: Any) -> Entry:
+    """A tensor as it lies in the source's files."""
+    return Entry(DTYPES[tensor.dtype], tensor.shape, lambda: source.files.read(tensor))
+
+
+def _in_place(source: Source, own: Mapping[str, Entry], family: str, *, half: bool) -> dict[str, Entry]:
     if not source.places:
         return entries(own, family)
     groups = _grouped({name: place for name, place in source.places.items() if name in own})
@@ -65,9 +75,12 @@ def trained_entries(source: Source, changed: Mapping[str, Entry], family: str, *
     return original
 
 
-def copied(source: Source, tensor: Any) -> Entry:
-    """A tensor as it lies in the source's files."""
-    return Entry(DTYPES[tensor.dtype], tensor.shape, lambda: source.files.read(tensor))
+def _marked(original: Mapping[str, Entry], about: checkpoint.About) -> dict[str, Entry]:
+    """With the empty tensors by which alone reForge, SD.Next and ComfyUI know an SDXL that predicts v, and Forge one of
+    zero terminal SNR; without those that are not true of it."""
+    true = {checkpoint.V_PREDICTION: about.prediction_type == "v_prediction", checkpoint.ZTSNR: about.zero_terminal_snr}
+    kept = {name: entry for name, entry in original.items() if true.get(name, True)}
+    return kept | {name: Entry.of(torch.zeros(0)) for name, holds in true.items() if holds and name not in kept}
 
 
 def _halved(entry: Entry) -> Entry:
