@@ -86,6 +86,8 @@ def webui_change(found: dict[str, Tensor], weight: Tensor) -> Tensor:
     if "oft_blocks" in of:
         blocks, whole = of["oft_blocks"], weight.double()
         skew, one = blocks - blocks.transpose(1, 2), torch.eye(blocks.shape[1], dtype=torch.float64)
+        length = skew.norm()  # SD.Next reads no file without alpha, reForge compares it with 0
+        skew = skew * ((length.clamp(max=of["alpha"] * whole.shape[0]) + 1e-8) / (length + 1e-8))
         rotation = torch.block_diag(*((one + each) @ (one - each).inverse() for each in skew))
         return (rotation.T @ whole.flatten(1)).reshape(whole.shape) - whole
     if "lora_up.weight" in of:
@@ -239,15 +241,30 @@ def test_the_rank_is_that_of_every_layer_and_alpha_the_files(kind: str, base: Pa
 
 def test_ofts_rank_is_its_blocks_side_and_alpha_how_strongly_they_count(base: Path, family: str) -> None:
     found = tensors(base, family, **{"lora.kind": "oft", "lora.rank": 12})
-    assert {name.rpartition(".")[2] for name in found} == {"oft_blocks"}
-    assert {tuple(tensor.shape[1:]) for tensor in found.values()} == {(8, 8)}  # 12 divides no side of the tiny models
+    assert {name.rpartition(".")[2] for name in found} == {"oft_blocks", "alpha"}
+    blocks = [tensor for name, tensor in found.items() if name.endswith(".oft_blocks")]
+    assert {tuple(tensor.shape[1:]) for tensor in blocks} == {(8, 8)}  # 12 divides no side of the tiny models
     sizes = []
     for alpha in (8.0, 16.0):
         model = families.load_file(base)
         for parameter in adapters.prepare(model, chosen("oft", **{"lora.alpha": alpha})).named().values():
             parameter.data.fill_(0.01)
-        sizes.append(max(tensor.max().item() for tensor in lora.lora_tensors(model.parts, family, half=False).values()))
+        written = lora.lora_tensors(model.parts, family, half=False)
+        sizes.append(max(tensor.max().item() for name, tensor in written.items() if name.endswith(".oft_blocks")))
     assert sizes == pytest.approx([0.01, 0.02])
+
+
+@pytest.mark.parametrize("half", [True, False])
+def test_an_oft_is_written_with_a_bound_that_it_never_reaches(half: bool, base: Path, family: str) -> None:
+    """Of what turns nothing it is 0: A1111 would divide a length of 0 by itself, in half precision without
+    anything added."""
+    model = families.load_file(base)
+    parameters = list(adapters.prepare(model, chosen("oft")).named().values())
+    for parameter in parameters[1:]:
+        parameter.data = torch.randn_like(parameter) * 10
+    written = lora.lora_tensors(model.parts, family, half=half)
+    bounds = [tensor.item() for name, tensor in written.items() if name.endswith(".alpha")]
+    assert sorted(set(bounds)) == [0.0, 1000.0] and bounds.count(0.0) == 1
 
 
 @pytest.mark.parametrize("factor", [2, 4, 8])

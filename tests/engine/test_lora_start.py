@@ -83,6 +83,14 @@ def test_a_bound_of_zero_in_any_precision_is_none(star: Project, dtype: torch.dt
         assert len(told(star, file)) == bound
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_a_bound_that_nothing_reaches_is_none(star: Project, dtype: torch.dtype, tmp_path: Path) -> None:
+    for bound, refused in ((1000, False), (float("inf"), False), (992, True), (float("nan"), True), (-1, True)):
+        file = tmp_path / f"{bound}.safetensors"
+        save_file({f"{SITE}.oft_blocks": torch.ones(4, 8, 8), f"{SITE}.alpha": torch.tensor(bound, dtype=dtype)}, file)
+        assert bool(told(star, file)) == refused, bound
+
+
 def test_the_check_loads_no_torch() -> None:
     code = "import sys; from dreambooth.engine import plan; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

@@ -2,8 +2,8 @@
 
 Written: a layer's key is `lora_unet_`, `lora_te_` (SDXL: `lora_te1_`, `lora_te2_`) and the layer's diffusers path with
 `_` for `.`; under it lie `lora_down.weight` (rank, in), `lora_up.weight` (out, rank) and `alpha`, of a DoRA also
-`dora_scale` (1, in), of LoHa and LoKr the tensors that LyCORIS names `hada_*` and `lokr_*`; of OFT `oft_blocks` alone.
-Readers scale by alpha / rank, which is exactly how the layer was trained.
+`dora_scale` (1, in), of LoHa and LoKr the tensors that LyCORIS names `hada_*` and `lokr_*`; of OFT `oft_blocks`.
+Readers scale by alpha / rank, which is exactly how the layer was trained; of OFT it says how far the layer may turn.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from dreambooth.core.errors import UserError
 from dreambooth.core.models.model_file import Header
 from dreambooth.engine.checkpoints import lora_header, lora_layers, names
-from dreambooth.engine.checkpoints.lora_header import PREFIXES
+from dreambooth.engine.checkpoints.lora_header import PREFIXES, UNBOUNDED
 from dreambooth.engine.checkpoints.lora_layers import AnyLayer
 from dreambooth.engine.checkpoints.source import Files
 from dreambooth.engine.layers import dora
@@ -93,8 +93,8 @@ def fitting_change(path: Path, name: str, layer: AnyLayer, weight: Tensor) -> Te
 
 def _peft_tensors(layer: Any) -> dict[str, Tensor]:
     """The tensors of one of peft's layers by the names that they have in files."""
-    if isinstance(layer, OftLayer):  # readers take alpha for the most that it may turn
-        return {"oft_blocks": layer.blocks()}
+    if isinstance(layer, OftLayer):
+        return _oft_tensors(layer.blocks())
     if not isinstance(layer, LoraLayer):
         held = {name: getattr(layer, name) for name in layer.adapter_layer_names}
         found = {name: tensors[ADAPTER] for name, tensors in held.items() if ADAPTER in tensors}
@@ -108,6 +108,14 @@ def _peft_tensors(layer: Any) -> dict[str, Tensor]:
         sides = layer.get_base_layer().weight.dim() - 2
         found["dora_scale"] = magnitude.weight.reshape(1, -1, *[1] * sides)
     return found
+
+
+def _oft_tensors(blocks: Tensor) -> dict[str, Tensor]:
+    """With a bound that nothing comes near: reForge and SD.Next read no OFT without one. What turns nothing gets 0,
+    which is none, as A1111 divides the length of its blocks by itself where there is one, also in half precision."""
+    half = blocks.detach().half()
+    turns = (half - half.transpose(-1, -2)).any()
+    return {"oft_blocks": blocks, "alpha": torch.tensor(UNBOUNDED if turns else 0.0)}
 
 
 def _alpha_beside(header: Header, key: str, rank: int) -> float:

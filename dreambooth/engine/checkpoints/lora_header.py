@@ -4,6 +4,7 @@ changes, in all spellings that are about."""
 from __future__ import annotations
 
 import re
+import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,7 @@ from dreambooth.core.models.model_file import Header, Tensor
 from dreambooth.engine.checkpoints import names
 
 OFT = ("oft_blocks",)
+UNBOUNDED = 1000.0  # as an OFT's alpha, which is the most that it may turn: more than any does
 LOHA = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2")
 LOKR = ("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2")
 
@@ -57,8 +59,10 @@ class Outline:
 
     @property
     def is_bounded(self) -> bool:
-        """Whether it is an OFT that may turn only so far, which is what its alpha says where it is not 0."""
-        return self.kind == "oft" and "alpha" in self.tensors and any(_bytes(self.tensors["alpha"]))
+        """Whether it is an OFT that may turn only so far, which is what its alpha says where it is neither 0 nor as
+        large as none can be."""
+        said = self.tensors.get("alpha") if self.kind == "oft" else None
+        return said is not None and any(_bytes(said)) and not _value(said) >= UNBOUNDED
 
 
 def open_file(path: Path) -> Header:
@@ -115,6 +119,15 @@ def _bytes(tensor: Tensor) -> bytes:
     with open(tensor.file, "rb") as file:
         file.seek(tensor.start)
         return file.read(tensor.end - tensor.start)
+
+
+def _value(tensor: Tensor) -> float:
+    """The one number of a tensor in a precision that LoRAs are written in; of another 0."""
+    content = _bytes(tensor)
+    if tensor.dtype == "BF16":  # the upper half of a number of 32 bits
+        return float(struct.unpack("<f", b"\0\0" + content)[0])
+    form = {"F16": "<e", "F32": "<f", "F64": "<d"}.get(tensor.dtype)
+    return float(struct.unpack(form, content)[0]) if form else 0.0
 
 
 def _collected(header: Header) -> tuple[dict[str, dict[str, Tensor]], list[str]]:

@@ -1,7 +1,7 @@
 """OFT (Qiu et al. 2023, arXiv 2306.07280): a weight's outputs are turned, in blocks, and nothing is added to it.
 
 R = (I + Q)(I - Q)^-1 with Q = B - B^T (the Cayley transform, equation 4 there) and W' = R^T W, block by block over the
-outputs. So it stands in `oft_blocks` files, which AUTOMATIC1111, SD.Next and ComfyUI read; peft turns inputs instead,
+outputs. So it stands in `oft_blocks` files, which AUTOMATIC1111, reForge, SD.Next and ComfyUI read; peft turns inputs,
 which no WebUI draws. Since W' x + b = R^T (W x + b) + (b - R^T b), the layer turns what the plain layer puts out.
 """
 
@@ -33,7 +33,7 @@ class OftLayer(nn.Module, BaseTunerLayer):
         self.r, self.alpha, self.scaling = {ADAPTER: rank}, {ADAPTER: alpha}, {ADAPTER: alpha / rank}
 
     def blocks(self) -> Tensor:
-        """B as files have it, where there is no alpha."""
+        """B as files have it, whose alpha is not how strongly it counts."""
         return self.oft_blocks[ADAPTER] * self.scaling[ADAPTER]
 
     def get_delta_weight(self, adapter_name: str = ADAPTER) -> Tensor:
