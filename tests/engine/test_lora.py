@@ -10,6 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from diffusers.utils import convert_state_dict_to_diffusers
+from peft import LoraConfig, get_peft_model_state_dict
+from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 
 from dreambooth.core import settings
@@ -158,6 +161,30 @@ def test_attention_processors_of_old_diffusers_are_read(base: Path, kind: str, t
     save_file(file, tmp_path / "old.safetensors")
     layers = lora.read(tmp_path / "old.safetensors", weights(own), kind)
     assert {key: layer.alpha for key, layer in layers.items()} == {name: 2.0}
+
+
+@pytest.mark.parametrize("only_text", [False, True])
+def test_what_diffusers_scripts_save_is_read(base: Path, kind: str, only_text: bool, tmp_path: Path) -> None:
+    """As its DreamBooth scripts do it, whose text encoders have names of their own."""
+    pipe, saved = tiny.pipeline(kind), dict[str, dict[str, torch.Tensor]]()
+    targets = ["to_q", "to_k", "to_v", "to_out.0", "q_proj", "k_proj", "v_proj", "out_proj"]
+    for part in ("text_encoder", *(("text_encoder_2",) if kind == "sdxl" else ()), *(() if only_text else ("unet",))):
+        module = getattr(pipe, part)
+        module.add_adapter(LoraConfig(r=4, lora_alpha=4, init_lora_weights=False, target_modules=targets))
+        saved[f"{part}_lora_layers"] = convert_state_dict_to_diffusers(get_peft_model_state_dict(module))
+    pipe.save_lora_weights(tmp_path, **saved)
+    file = tmp_path / "pytorch_lora_weights.safetensors"
+    assert any("lora_linear_layer" in name for name in load_file(file))
+    layers = lora.read(file, weights(open_source(base)), kind)
+    seen = {
+        f"{part}/{names.canonical_key(part, path)}.weight": layer.get_delta_weight("default")
+        for part, module in tiny.modules(pipe).items()
+        for path, layer in module.named_modules()
+        if isinstance(layer, LoraLayer)
+    }
+    assert layers.keys() == seen.keys() and len(seen) >= 12
+    own = open_source(base)
+    assert all(torch.allclose(layers[name].change(own.read(name)), change, atol=1e-6) for name, change in seen.items())
 
 
 def test_pefts_own_folder_says_its_alpha(base: Path, kind: str, tmp_path: Path) -> None:

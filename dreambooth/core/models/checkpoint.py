@@ -38,7 +38,8 @@ _OTHERS = (
     (r"\.(oft_diag|oft_R)", "it is a LyCORIS file, not a whole model; name the checkpoint it belongs to"),
 )
 _LORA = re.compile(
-    r"\.lora_(down|up|A|B)\.|\.lora\.(down|up)\.|_lora\.(down|up)\.|\.(hada|lokr)_w[12](_[ab])?$|\.oft_blocks$"
+    r"\.lora_(down|up|A|B)\.|\.lora(_linear_layer)?\.(down|up)\.|_lora\.(down|up)\.|\.(hada|lokr)_w[12](_[ab])?$"
+    r"|\.oft_blocks$"
 )
 _LORA_BASES = {"sd_v1": "sd1", "sd_v2": "sd2", "sdxl_base_v1-0": "sdxl"}  # as trainers write them beside their LoRAs
 

@@ -38,6 +38,8 @@ _ENDINGS = (
     (r"\.lora\.up\.weight", "up"),
     (r"_lora\.down\.weight", "down"),
     (r"_lora\.up\.weight", "up"),
+    (r"\.lora_linear_layer\.down\.weight", "down"),  # diffusers' of text encoders
+    (r"\.lora_linear_layer\.up\.weight", "up"),
     (r"\.lora_A(\.\w+)?\.weight", "down"),
     (r"\.lora_B(\.\w+)?\.weight", "up"),
     *((rf"\.{name}", name) for name in (*LOHA, *LOKR, *OFT, "dora_scale")),
