@@ -209,7 +209,7 @@ def _write(
 
 
 def _about(project: Project, chosen: Settings, title: str, source: Source) -> dict[str, str]:
-    said = outputs.metadata(project, chosen, title, outputs.checkpoint_kind(source))
+    said = outputs.metadata(project, chosen, title, outputs.checkpoint_kind(source), source.about.as_json())
     return {**said, "dreambooth.base": source.header.path.name}
 
 

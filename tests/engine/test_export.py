@@ -114,6 +114,18 @@ def test_put_into_a_model_for_inpainting(full: tuple[Project, Path], inpainting:
     assert torch.equal(folder["conv_in.weight"], after)
 
 
+def test_what_another_checkpoint_is_stays_what_it_is(tmp_path: Path) -> None:
+    """What was learned with a model that predicts the noise, in one that predicts v and is of another size."""
+    made, to = tiny_project(tmp_path, "sd2"), tmp_path / "onto.safetensors"
+    result = saved(train(made))[-1]
+    other = tiny.write_original(tmp_path / "other.safetensors", "sd2-v", **{"modelspec.resolution": "128x128"})
+    exported(made, weights=str(result), to=str(to), onto=str(other))
+    about = checkpoint.describe(checkpoint.read_header(to))
+    assert (about.prediction_type, about.known_by, about.resolution) == ("v_prediction", "metadata", 128)
+    assert about.metadata["modelspec.architecture"] == "stable-diffusion-v2-768-v"
+    assert json.loads(to.with_suffix(".yaml").read_text())["model"]["params"]["parameterization"] == "v"
+
+
 def test_a_lora_is_put_into_another_checkpoint(small: tuple[Project, Path], other: Path, tmp_path: Path) -> None:
     made, _ = small
     into_own, into_other = tmp_path / "own.safetensors", tmp_path / "other.safetensors"

@@ -23,7 +23,7 @@ KEY = "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn1_to_q"
 def test_inspect_says_what_a_file_is_and_how_that_is_known(tmp_path: Path, dreambooth: Run) -> None:
     path = tiny.write_original(tmp_path / "x.safetensors", "sdxl-v")
     said = dreambooth("inspect", path).answer
-    assert (said["family"], said["prediction_type"], said["known_by"]) == ("sdxl", "v_prediction", "metadata")
+    assert (said["family"], said["prediction_type"], said["known_by"]) == ("sdxl", "v_prediction", "markers")
     assert said["zero_terminal_snr"] is True
     assert said["stray"] == ["ztsnr", "v_pred"] or set(said["stray"]) == {"v_pred", "ztsnr"}
     folder = dreambooth("inspect", tiny.write_folder(tmp_path / "folder", "sd2-v")).answer

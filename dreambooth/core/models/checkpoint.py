@@ -48,7 +48,7 @@ _LORA_BASES = {"sd_v1": "sd1", "sd_v2": "sd2", "sdxl_base_v1-0": "sdxl"}  # as t
 class About:
     """What a checkpoint, LoRA or embedding is. `reason` says why it cannot be trained from, where it cannot.
 
-    `known_by` says how the prediction type was found: chosen, metadata, markers, yaml, scheduler, file name, assumed.
+    `known_by` says how the prediction type was found: chosen, markers, metadata, yaml, scheduler, file name, assumed.
     """
 
     kind: str  # checkpoint, lora, embedding, vae, unknown
@@ -227,11 +227,11 @@ def _prediction(header: Header, family: str, origin: Origin) -> tuple[str, str]:
     """What the UNet predicts, and how that is known; the weights themselves do not say."""
     if origin.prediction_type != "auto":
         return origin.prediction_type, "chosen"
+    if V_PREDICTION in header.tensors:  # what WebUIs go by, while mergers write metadata of another of their sources
+        return "v_prediction", "markers"
     said = header.metadata.get("modelspec.prediction_type", "").lower()
     if said:
         return ("v_prediction" if said.startswith("v") else "epsilon"), "metadata"
-    if V_PREDICTION in header.tensors:
-        return "v_prediction", "markers"
     scheduler = header.configs.get("scheduler", {}).get("prediction_type")
     if scheduler:
         return str(scheduler), "scheduler"

@@ -151,9 +151,12 @@ def checkpoint_kind(source: Source) -> str:
     return _INPAINTING if source.about.inpainting else ""
 
 
-def metadata(project: Project, settings: Settings, title: str, kind: str) -> dict[str, str]:
-    """What a file says of itself: ModelSpec, which WebUIs and model sites read, and our settings."""
-    about = project.about
+def metadata(
+    project: Project, settings: Settings, title: str, kind: str, about: Mapping[str, Any] | None = None
+) -> dict[str, str]:
+    """What a file says of itself: ModelSpec, which WebUIs and model sites read, and our settings. `about` is what the
+    model is that is written, where it may be another than the project's."""
+    about = about or project.about
     side, v = about["resolution"], about["prediction_type"] == "v_prediction"
     return {
         "format": "pt",
