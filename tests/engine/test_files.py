@@ -20,6 +20,7 @@ from dreambooth.engine.checkpoints.write import free_name, write, write_tensors
 from dreambooth.engine.drawing.sampling import Sampling, draw, make_scheduler
 from dreambooth.engine.families.model import Model
 from dreambooth.engine.families.pipelines import pipeline
+from tests.engine import tiny
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +67,25 @@ def test_a_merge_that_lost_a_level_of_the_text_encoders_names_is_read_and_writte
     bias = "cond_stage_model.transformer.final_layer_norm.bias"
     assert torch.equal(written[bias], (lost[bias].float() + 1).half())
     assert torch.equal(written["stray.key"], lost["stray.key"])
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_a_pickle_holds_each_number_of_8_bits_in_16(tmp_path: Path, dtype: torch.dtype) -> None:
+    every = torch.arange(256, dtype=torch.uint8).view(dtype)
+    write_tensors(tmp_path / "x.ckpt", {"x": every}, {})
+    read = torch.load(tmp_path / "x.ckpt", weights_only=True)["state_dict"]["x"]
+    assert read.dtype == torch.float16 and torch.equal(read.float().nan_to_num(7e7), every.float().nan_to_num(7e7))
+    header = checkpoint.read_header(tmp_path / "x.ckpt")
+    assert header.tensors["x"].dtype == "F16"
+
+
+def test_a_checkpoint_in_8_bits_is_written_as_a_pickle(tmp_path: Path) -> None:
+    source = open_source(tiny.write_original(tmp_path / "x.safetensors", "sd1", torch.float8_e4m3fn))
+    for suffix in (".ckpt", ".safetensors"):
+        write(tmp_path / f"y{suffix}", original.trained_entries(source, {}, "sd1", half=True), {})
+    one, other = (open_source(tmp_path / f"y{suffix}") for suffix in (".ckpt", ".safetensors"))
+    assert (one.about.precision, other.about.precision) == ("fp16", "fp8")
+    assert all(torch.equal(one.read(name).float(), other.read(name).float()) for name in source.tensors)
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".ckpt"])

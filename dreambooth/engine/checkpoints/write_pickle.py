@@ -7,6 +7,7 @@ import io
 import pickle
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, BinaryIO
 
 import torch
@@ -25,6 +26,7 @@ _STORAGES = {
     torch.uint8: torch.ByteStorage,
     torch.bool: torch.BoolStorage,
 }
+_WIDENED = (torch.float8_e4m3fn, torch.float8_e5m2)  # have no storage there; each of their numbers is one of fp16
 _ALIGNMENT = 64  # of each tensor's bytes, as torch.save has it, so that the file can be mapped
 _FOLDER = "archive"
 
@@ -60,7 +62,8 @@ Within = Callable[[dict[str, Any]], dict[str, Any]]  # what tensors, by their na
 
 
 def write(file: BinaryIO, entries: dict[str, Entry], within: Within = lambda tensors: {"state_dict": tensors}) -> None:
-    """Writes the tensors within what is to be there beside them."""
+    """Writes the tensors within what is to be there beside them; those in 8 bits as the same numbers in 16."""
+    entries = {name: replace(e, dtype=torch.float16) if e.dtype in _WIDENED else e for name, e in entries.items()}
     program = io.BytesIO()
     tensors = {name: _Tensor(_Storage(entry, str(key))) for key, (name, entry) in enumerate(entries.items())}
     _Pickler(program, protocol=2).dump(within(tensors))
