@@ -70,7 +70,7 @@ SD2 = {TO_K: ("F16", [2, 1024], 4096), FIRST: ("F16", [1, 4, 1, 1], 8), "cond_st
         ("x", {}, {}, "", ("epsilon", "assumed", 512)),
         ("x", {}, {"modelspec.prediction_type": "v"}, "", ("v_prediction", "metadata", 768)),
         ("x", {"v_pred": ("F32", [0], 0)}, {}, "", ("v_prediction", "markers", 768)),
-        ("x", {"v_pred": ("F32", [0], 0)}, {"modelspec.prediction_type": "epsilon"}, "", ("v_prediction", "markers", 768)),
+        ("x", {"v_pred": ("F32", [0], 0)}, {"modelspec.prediction_type": "eps"}, "", ("v_prediction", "markers", 768)),
         ("x", {}, {}, 'model:\n  params:\n    parameterization: "v"\n', ("v_prediction", "yaml", 768)),
         ("x-768-v", {}, {}, 'model: {"params": {"parameterization": "eps"}}', ("epsilon", "yaml", 512)),
         ("v2-1_768-ema-pruned", {}, {}, "", ("v_prediction", "file name", 768)),

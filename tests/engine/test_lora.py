@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers.utils import convert_state_dict_to_diffusers
-from peft import LoraConfig, get_peft_model_state_dict
+from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 
@@ -199,6 +199,48 @@ def test_pefts_own_folder_says_its_alpha(base: Path, kind: str, tmp_path: Path) 
     (tmp_path / "adapter_config.json").write_text('{"lora_alpha": 8}', encoding="utf-8")
     layers = lora.read(tmp_path / "adapter_model.safetensors", weights(own), kind)
     assert [layer.alpha for layer in layers.values()] == [8.0]
+
+
+@pytest.mark.parametrize("by_root", [False, True])
+@pytest.mark.parametrize("spelled", ["diffusers", "peft"])
+def test_layers_count_as_strongly_as_in_peft(
+    base: Path, kind: str, spelled: str, by_root: bool, tmp_path: Path
+) -> None:
+    """With rsLoRA, and with ranks and alphas of their own for some layers."""
+    pipe, some = tiny.pipeline(kind), {"attn1.to_q": 3, r"^mid_block\.attentions\.0\.proj_in": 5, "to_k": 7}
+    config = LoraConfig(
+        r=4, lora_alpha=6, init_lora_weights=False, use_rslora=by_root, target_modules=["to_q", "to_k", "proj_in"],
+        rank_pattern={"attn2.to_q": 2}, alpha_pattern=some,
+    )  # fmt: skip
+    if spelled == "peft":
+        wrapped = get_peft_model(pipe.unet, config)
+        wrapped.save_pretrained(str(tmp_path))
+        unet, file = wrapped.base_model.model, tmp_path / "adapter_model.safetensors"
+    else:
+        pipe.unet.add_adapter(config)
+        pipe.save_lora_weights(
+            tmp_path,
+            unet_lora_layers=convert_state_dict_to_diffusers(get_peft_model_state_dict(pipe.unet)),
+            unet_lora_adapter_metadata=pipe.unet.peft_config["default"].to_dict(),
+        )
+        unet, file = pipe.unet, tmp_path / "pytorch_lora_weights.safetensors"
+    found = [(path, layer) for path, layer in unet.named_modules() if isinstance(layer, LoraLayer)]
+    layers, own = lora.read(file, weights(open_source(base)), kind), open_source(base)
+    assert len(layers) == len(found) > 10 and len({layer.scaling["default"] for _, layer in found}) >= 5
+    for path, layer in found:
+        read = layers[f"unet/{path}.weight"].change(own.read(f"unet/{path}.weight"))
+        assert torch.allclose(read, layer.get_delta_weight("default"), atol=1e-6), path
+
+
+@pytest.mark.parametrize("some", [{"(to_q|to_k)": 3}, {"to_q": "much"}, ["to_q"]])
+def test_alphas_that_cannot_be_read_refuse_the_file(base: Path, kind: str, some: object, tmp_path: Path) -> None:
+    key = "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
+    tensors = {f"{key}.lora_A.weight": torch.ones(2, 32), f"{key}.lora_B.weight": torch.ones(32, 2)}
+    said = {"unet.lora_alpha": 6, "unet.alpha_pattern": some}
+    save_file(tensors, tmp_path / "x.safetensors", {"lora_adapter_metadata": json.dumps(said)})
+    header = lora_header.open_file(tmp_path / "x.safetensors")
+    with pytest.raises(UserError, match="alpha_pattern"):
+        lora_header.outlines(header, weights(open_source(base)), kind)
 
 
 def test_going_on_starts_where_the_file_ends(base: Path, trained: Model, file: Path, kind: str) -> None:

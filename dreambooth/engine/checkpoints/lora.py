@@ -8,7 +8,6 @@ Readers scale by alpha / rank, which is exactly how the layer was trained; of OF
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,7 @@ from peft.tuners.lycoris_utils import LycorisLayer
 from torch import Tensor, nn
 
 from dreambooth.core.errors import UserError
-from dreambooth.core.models.model_file import Header
-from dreambooth.engine.checkpoints import lora_header, lora_layers, names
+from dreambooth.engine.checkpoints import lora_header, lora_layers, names, peft_config
 from dreambooth.engine.checkpoints.lora_header import PREFIXES, UNBOUNDED
 from dreambooth.engine.checkpoints.lora_layers import AnyLayer
 from dreambooth.engine.checkpoints.source import Files
@@ -49,11 +47,11 @@ def read(path: Path, weights: Iterable[str], family: str) -> dict[str, AnyLayer]
     Raises UserError if the file is no LoRA, is damaged, or has a layer that this model has no place for.
     """
     header, files = lora_header.open_file(path), Files()
-    layers = {}
+    layers, configured = {}, peft_config.read(header)
     for weight, outline in lora_header.outlines(header, weights, family).items():
         parts = {what: files.read(tensor) for what, tensor in outline.tensors.items()}
         own_rank = lora_layers.rank({what: tensor.shape for what, tensor in parts.items()})
-        assumed = 0.0 if outline.kind == "oft" else _alpha_beside(header, outline.key, own_rank)
+        assumed = 0.0 if outline.kind == "oft" else peft_config.alpha(configured, outline.key, own_rank)
         alpha = parts["alpha"].item() if "alpha" in parts else assumed
         layers[weight] = lora_layers.of(outline.kind, parts, float(alpha))
     return layers
@@ -116,16 +114,3 @@ def _oft_tensors(blocks: Tensor) -> dict[str, Tensor]:
     half = blocks.detach().half()
     turns = (half - half.transpose(-1, -2)).any()
     return {"oft_blocks": blocks, "alpha": torch.tensor(UNBOUNDED if turns else 0.0)}
-
-
-def _alpha_beside(header: Header, key: str, rank: int) -> float:
-    """Alpha of a file that does not hold it: in its metadata, in peft's configuration beside it, or the rank."""
-    try:
-        said: dict[str, Any] = json.loads(header.metadata.get("lora_adapter_metadata", "{}"))
-        part = key.split(".")[0]
-        beside = header.path.with_name("adapter_config.json")
-        if not said and header.path.stem == "adapter_model" and beside.exists():
-            said, part = {"x.lora_alpha": json.loads(beside.read_text(encoding="utf-8"))["lora_alpha"]}, "x"
-        return float(said.get(f"{part}.lora_alpha", rank))
-    except (ValueError, KeyError, TypeError, AttributeError, OSError):
-        return float(rank)

@@ -12,7 +12,7 @@ from pathlib import Path
 from dreambooth.core.errors import UserError
 from dreambooth.core.models import checkpoint
 from dreambooth.core.models.model_file import Header, Tensor
-from dreambooth.engine.checkpoints import names
+from dreambooth.engine.checkpoints import names, peft_config
 
 OFT = ("oft_blocks",)
 UNBOUNDED = 1000.0  # as an OFT's alpha, which is the most that it may turn: more than any does
@@ -84,6 +84,7 @@ def outlines(header: Header, weights: Iterable[str], family: str) -> dict[str, O
     """
     path, places, found = header.path, spellings(weights, family), dict[str, Outline]()
     collected, unknown = _collected(header)
+    peft_config.read(header)
     if unknown:
         raise UserError(
             f"{path}: its tensor {unknown[0]} is of a kind that is not known here, and without it the file would do "
