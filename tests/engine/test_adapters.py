@@ -111,7 +111,7 @@ def webui_change(found: dict[str, Tensor], weight: Tensor) -> Tensor:
     return merged * (of["dora_scale"] / lengths.reshape(1, -1, *[1] * (merged.dim() - 2))) - weight.double()
 
 
-def test_a_webui_makes_of_the_file_what_the_layer_computed(trained: Model, family: str, file: Path) -> None:
+def test_a_webui_makes_of_the_file_what_the_layer_computed(trained: Model, family: str, base: Path, file: Path) -> None:
     """The predecessor trained at scale 1 and wrote an alpha by which WebUIs drew at a fifth of it."""
     layers: dict[str, dict[str, Tensor]] = {}
     for name, tensor in load_file(file).items():
@@ -120,15 +120,14 @@ def test_a_webui_makes_of_the_file_what_the_layer_computed(trained: Model, famil
     torch.manual_seed(1)
     found = adapted(trained)
     assert len(found) == len(layers) > 50
-    prefixes = lora_header.PREFIXES[family]
+    keys = lora_header.keys(open_source(base).tensors, family)
     for path, layer in found.items():
         part, _, own = path.partition("/")
         own = own.removeprefix("text_model.") if part != "unet" else own
         plain = layer.get_base_layer()
         changed = copy.deepcopy(plain)
-        changed.weight.data = (
-            plain.weight + webui_change(layers[prefixes[part] + own.replace(".", "_")], plain.weight)
-        ).float()
+        key = keys[f"{part}/{own}.weight"]
+        changed.weight.data = (plain.weight + webui_change(layers[key], plain.weight)).float()
         wide = isinstance(plain, nn.Linear)
         x = torch.randn(2, 5, plain.in_features) if wide else torch.randn(2, plain.in_channels, 6, 6)
         with torch.no_grad():

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from dreambooth.core import settings
 from dreambooth.core.errors import UserError
 from dreambooth.core.models import checkpoint
 from dreambooth.engine import families
+from dreambooth.engine.bench.random_model import modules as full_size
 from dreambooth.engine.checkpoints import changes, lora, lora_header, names, original
 from dreambooth.engine.checkpoints.lora_layers import Layer
 from dreambooth.engine.checkpoints.source import Source, open_source
@@ -73,11 +74,30 @@ def weights(source: Source) -> list[str]:
 def test_every_layer_is_there_under_a_name_that_webuis_know(file: Path, kind: str) -> None:
     layers = {name.split(".")[0] for name in load_file(file)}
     assert {name.split("_")[1] for name in layers} == {"unet", *({"te1", "te2"} if kind == "sdxl" else {"te"})}
-    assert any("resnets_0_conv1" in name for name in layers)
-    assert any("downsamplers_0_conv" in name for name in layers)
+    original = kind == "sdxl"
+    assert any(("4_0_in_layers_2" if original else "resnets_0_conv1") in name for name in layers)
+    assert any(("input_blocks_3_0_op" if original else "downsamplers_0_conv") in name for name in layers)
     text = [name for name in layers if "_te" in name]
     assert all("_text_model_encoder_layers_" in name for name in text)
     assert checkpoint.describe(checkpoint.read_header(file)).kind == "lora"
+
+
+@pytest.mark.parametrize("family", ["sd1", "sd2", "sdxl"])
+def test_each_layer_of_a_full_size_unet_is_where_a1111_looks_for_it(family: str) -> None:
+    """By its rule for names of diffusers' layout (extensions-builtin/Lora/networks.py), where it takes the upsampler of
+    a first level for one without attention, as SDXL's is not."""
+    own = [f"unet/{key}" for key in full_size(family)["unet"].state_dict()]
+    places, keys = names.to_original(own, family), lora_header.keys(own, family)
+    files = {place.name.removeprefix("model.diffusion_model.") for place in places.values()}
+    there = {name.removesuffix(".weight").replace(".", "_") for name in files}
+    for name, key in keys.items():
+        found = key.removeprefix("lora_unet_")
+        if up := re.fullmatch(r"up_blocks_(\d)_upsamplers_0_conv", found):
+            found = f"output_blocks_{2 + 3 * int(up[1])}_{2 if int(up[1]) else 1}_conv"
+            assert found in there, name
+        if family == "sdxl":
+            assert found in there, name
+    assert len(set(keys.values())) == len(keys) > 300
 
 
 @pytest.mark.parametrize("weight", [1.0, 0.4])
@@ -119,30 +139,21 @@ def as_peft_with_the_adapters_name(name: str, places: dict[str, str]) -> str:
     return as_peft(name, places).replace("lora_A.", "lora_A.default.").replace("lora_B.", "lora_B.default.")
 
 
-@functools.cache
-def sdxl_places(weights: tuple[str, ...]) -> dict[str, names.Place]:
-    return names.to_original(weights, "sdxl")
-
-
-def as_kohya_sdxl(name: str, places: dict[str, str]) -> str:
+def as_paths(name: str, places: dict[str, str]) -> str:
     layer, _, ending = name.partition(".")
-    if not layer.startswith("lora_unet_"):
-        return name
-    place = sdxl_places(tuple(places.values()))[places[layer]].name.removesuffix(".weight")
-    return f"lora_unet_{place.removeprefix('model.diffusion_model.').replace('.', '_')}.{ending}"
+    part, _, path = places[layer].removesuffix(".weight").partition("/")
+    return f"lora_unet_{path.replace('.', '_')}.{ending}" if part == "unet" else name
 
 
-@pytest.mark.parametrize("spelled", [as_diffusers, as_peft, as_peft_with_the_adapters_name, as_kohya_sdxl])
+@pytest.mark.parametrize("spelled", [as_diffusers, as_peft, as_peft_with_the_adapters_name, as_paths])
 def test_other_trainers_spellings_are_read(
     base: Path, file: Path, kind: str, spelled: Callable[[str, dict[str, str]], str], tmp_path: Path
 ) -> None:
-    if spelled is as_kohya_sdxl and kind != "sdxl":
-        pytest.skip("only kohya's SDXL scripts name the UNet's layers as the original file does")
     own = open_source(base)
     layers = lora.read(file, weights(own), kind)
     places = lora_header.spellings(weights(own), kind)
     tensors = load_file(file)
-    has_alpha = spelled is as_kohya_sdxl
+    has_alpha = spelled is as_paths
     other = {spelled(n, places): t for n, t in tensors.items() if has_alpha or not n.endswith(".alpha")}
     said = {f"{part}.lora_alpha": 6.0 for part in ("unet", "text_encoder", "text_encoder_2")}
     save_file(other, tmp_path / "other.safetensors", {"lora_adapter_metadata": json.dumps(said)})

@@ -126,8 +126,10 @@ def test_a_file_has_these_layers_and_is_read_by_us_and_by_diffusers(base: Path, 
         if weight.requires_grad:
             weight.data = torch.randn_like(weight) * 0.2
     write_tensors(path, lora.lora_tensors(model.parts, family, half=False), {})
-    level = "up_blocks_1_attentions_[012]"
-    assert all(re.match(rf"lora_unet_(mid_block_attentions_0|{level})_", name) for name in load_file(path))
+    blocks = "mid_block_attentions_0|up_blocks_1_attentions_[012]"
+    if family == "sdxl":
+        blocks = "middle_block_1|output_blocks_[345]_1"
+    assert all(re.match(rf"lora_unet_({blocks})_", name) for name in load_file(path))
     ours = families.load_file(base)
     plain = picture(ours)
     lora.add(path, lora.read(path, list(open_source(base).tensors), family), ours.parts, 1.0)
@@ -204,9 +206,9 @@ def test_a_run_trains_these_and_writes_them(made: Project) -> None:
     """B-LoRA's two."""
     whole, some = (set(output(train(made, **LORA, **flat))) for flat in ({"lora.layers": "attention"}, B_LORA))
     assert some < whole
-    assert {name[: len("lora_unet_up_blocks_0_attentions_0")] for name in some} == {
-        "lora_unet_up_blocks_0_attentions_0",
-        "lora_unet_up_blocks_0_attentions_1",
+    assert {name[: len("lora_unet_output_blocks_0_1_")] for name in some} == {
+        "lora_unet_output_blocks_0_1_",
+        "lora_unet_output_blocks_1_1_",
     }
 
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dreambooth.engine.checkpoints import lora_header
 from dreambooth.engine.checkpoints.changes import Changes
-from dreambooth.engine.checkpoints.lora_header import PREFIXES
 from dreambooth.engine.checkpoints.source import Source
 
 _SPARE = 16  # directions that are looked for besides those that are kept
@@ -36,6 +36,7 @@ def extract(
     """Of each layer the `rank` largest directions of its change. `fits` says which weights are of layers that LoRAs
     have; what changed besides, as in norms, is left out and counts as not held. `told` hears how many are done."""
     tensors, whole, held = dict[str, Tensor](), 0.0, 0.0
+    keys = lora_header.keys(model.tensors, model.about.family)
     for done, (name, change) in enumerate(changes.items()):
         told(done, len(changes))
         changed = change(model.read(name)).float()
@@ -44,7 +45,7 @@ def extract(
         if size and fits(name):
             down, up = (side.to(dtype) for side in factors(changed, rank))
             held += size - _square(changed.flatten(1) - up.flatten(1).float() @ down.flatten(1).float())
-            key = _key(name, model.about.family)
+            key = keys[name]
             alpha = torch.tensor(float(len(down)), dtype=dtype)  # readers divide it by the rank
             tensors |= {f"{key}.lora_down.weight": down, f"{key}.lora_up.weight": up, f"{key}.alpha": alpha}
     return AsLora(tensors, held / whole if whole else 0.0)
@@ -69,11 +70,6 @@ def factors(changed: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     roots = sizes[:rank].sqrt()
     up, down = left[:, :rank] * roots, (right[:, :rank] * roots).T
     return down.reshape(rank, *changed.shape[1:]), up.reshape(*up.shape, *[1] * (changed.dim() - 2))
-
-
-def _key(name: str, family: str) -> str:
-    part, _, path = name.removesuffix(".weight").partition("/")
-    return PREFIXES[family][part] + path.replace(".", "_")
 
 
 def _square(values: Tensor) -> float:

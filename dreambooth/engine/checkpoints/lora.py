@@ -1,9 +1,10 @@
 """LoRA files: written in the spelling that every WebUI reads (kohya's), read in all spellings that are about.
 
-Written: a layer's key is `lora_unet_`, `lora_te_` (SDXL: `lora_te1_`, `lora_te2_`) and the layer's diffusers path with
-`_` for `.`; under it lie `lora_down.weight` (rank, in), `lora_up.weight` (out, rank) and `alpha`, of a DoRA also
-`dora_scale` (1, in), of LoHa and LoKr the tensors that LyCORIS names `hada_*` and `lokr_*`; of OFT `oft_blocks`.
-Readers scale by alpha / rank, which is exactly how the layer was trained; of OFT it says how far the layer may turn.
+Written: a layer's key is `lora_unet_`, `lora_te_` (SDXL: `lora_te1_`, `lora_te2_`) and the layer's diffusers path, in
+SDXL's UNet its original one, with `_` for `.`; under it lie `lora_down.weight` (rank, in), `lora_up.weight` (out, rank)
+and `alpha`, of a DoRA also `dora_scale` (1, in), of LoHa and LoKr the tensors that LyCORIS names `hada_*` and `lokr_*`;
+of OFT `oft_blocks`. Readers scale by alpha / rank, which is exactly how the layer was trained; of OFT it says how far
+the layer may turn.
 """
 
 from __future__ import annotations
@@ -31,13 +32,17 @@ def lora_tensors(parts: Mapping[str, nn.Module], family: str, *, half: bool) -> 
     """{key: tensor} of the LoRA layers that peft has put into the parts."""
     dtype = torch.float16 if half else torch.float32
     tensors: dict[str, Tensor] = {}
-    for part, prefix in PREFIXES[family].items():
-        for path, layer in parts[part].named_modules():
-            if isinstance(layer, (LoraLayer, LycorisLayer, OftLayer)):
-                key = prefix + names.canonical_key(part, path).replace(".", "_")
-                for name, tensor in _peft_tensors(layer).items():
-                    kept = torch.float32 if name == "dora_scale" else dtype  # it scales whole columns, and is small
-                    tensors[f"{key}.{name}"] = tensor.detach().to("cpu", kept).contiguous()
+    paths = {(part, path): module for part in PREFIXES[family] for path, module in parts[part].named_modules()}
+    layers = {
+        f"{part}/{names.canonical_key(part, path)}.weight": module
+        for (part, path), module in paths.items()
+        if _is_adapter(module) or not any(module.children())
+    }
+    for weight, key in lora_header.keys(layers, family).items():
+        if _is_adapter(layer := layers[weight]):
+            for name, tensor in _peft_tensors(layer).items():
+                kept = torch.float32 if name == "dora_scale" else dtype  # it scales whole columns, and is small
+                tensors[f"{key}.{name}"] = tensor.detach().to("cpu", kept).contiguous()
     return tensors
 
 
@@ -87,6 +92,10 @@ def fitting_change(path: Path, name: str, layer: AnyLayer, weight: Tensor) -> Te
         if lora_layers.fits(layer, weight):
             raise
     raise UserError(f"{path}: its layer for {name} has another size than this model's; it belongs to another model.")
+
+
+def _is_adapter(module: nn.Module) -> bool:
+    return isinstance(module, (LoraLayer, LycorisLayer, OftLayer))
 
 
 def _peft_tensors(layer: Any) -> dict[str, Tensor]:

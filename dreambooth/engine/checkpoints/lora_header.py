@@ -13,6 +13,7 @@ from dreambooth.core.errors import UserError
 from dreambooth.core.models import checkpoint
 from dreambooth.core.models.model_file import Header, Tensor
 from dreambooth.engine.checkpoints import names, peft_config
+from dreambooth.engine.checkpoints.names import Place
 
 OFT = ("oft_blocks",)
 UNBOUNDED = 1000.0  # as an OFT's alpha, which is the most that it may turn: more than any does
@@ -159,9 +160,26 @@ def spellings(weights: Iterable[str], family: str) -> dict[str, str]:
         for spelled in _spelled(part, key, PREFIXES[family][part], family):
             places.setdefault(spelled, name)
         if part == "unet":  # kohya's SDXL scripts name the UNet's layers as the original file does
-            places[originals[name].name.removesuffix(".weight").replace("model.diffusion_model.", "lora_unet_", 1)
-                   .replace(".", "_")] = name  # fmt: skip
+            places[_original_key(originals[name])] = name
     return places
+
+
+def keys(weights: Iterable[str], family: str) -> dict[str, str]:
+    """{a weight's own name: its layer's key in a file that is written}. Of SDXL's UNet it is the original name, as
+    kohya's scripts have it: by diffusers' A1111 misses one layer, and diffusers reads no file of both."""
+    own = [name for name in weights if name.endswith(".weight") and not name.startswith("vae/")]
+    originals, written = names.to_original(own, family), dict[str, str]()
+    for name in own:
+        part, _, key = name.removesuffix(".weight").partition("/")
+        is_original = family == "sdxl" and part == "unet"
+        spelled = PREFIXES[family][part] + key.replace(".", "_")
+        written[name] = _original_key(originals[name]) if is_original else spelled
+    return written
+
+
+def _original_key(place: Place) -> str:
+    name = place.name.removesuffix(".weight").replace("model.diffusion_model.", "lora_unet_", 1)
+    return name.replace(".", "_")
 
 
 def _spelled(part: str, key: str, prefix: str, family: str) -> Iterator[str]:
