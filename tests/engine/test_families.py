@@ -205,12 +205,14 @@ def test_folders_in_several_files_and_in_pickles_are_read(kind: str, folder: Pat
     for name, options in (
         ("sharded", {"max_shard_size": "200KB"}),
         ("pickled", {"safe_serialization": False}),
+        ("sharded pickles", {"safe_serialization": False, "max_shard_size": "200KB"}),
     ):
         tiny.write_folder(tmp_path / name, kind, **options)
         other = open_source(tmp_path / name)
         assert other.tensors.keys() == whole.tensors.keys()
         assert all(torch.equal(other.read(key), whole.read(key)) for key in whole.tensors)
-    assert list((tmp_path / "sharded" / "unet").glob("*.index.json"))
+    assert list((tmp_path / "sharded" / "unet").glob("*.safetensors.index.json"))
+    assert list((tmp_path / "sharded pickles" / "unet").glob("*.bin.index.json"))
 
 
 def test_the_averaged_weights_are_taken_where_asked(file: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,15 +39,18 @@ def read_part(folder: Path) -> dict[str, Tensor]:
                 return read_safetensors(whole).tensors
             index = folder / f"{stem}.safetensors.index{variant}.json"
             if index.exists():
-                return _read_shards(index)
+                return _read_shards(index, read_safetensors)
     for variant in VARIANTS:
         for stem in STEMS:
             if (folder / f"{stem}{variant}.bin").exists():
                 return read_pickle(folder / f"{stem}{variant}.bin").tensors
+            index = folder / f"{stem}.bin.index{variant}.json"
+            if index.exists():
+                return _read_shards(index, read_pickle)
     raise UserError(f"{folder}: there are no weights in this part of the model (a .safetensors file is expected).")
 
 
-def _read_shards(index: Path) -> dict[str, Tensor]:
+def _read_shards(index: Path, read: Callable[[Path], Header]) -> dict[str, Tensor]:
     files = _json(index).get("weight_map")
     if not isinstance(files, dict) or not all(
         isinstance(name, str) and Path(name).name == name for name in files.values()
@@ -57,7 +61,7 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
         shard = index.with_name(name)
         if not shard.exists():
             raise UserError(f"{shard}: this part of the model is missing; copy or download the folder again.")
-        tensors.update(read_safetensors(shard).tensors)
+        tensors.update(read(shard).tensors)
     return tensors
 
 
