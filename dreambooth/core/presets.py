@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from dreambooth.core import picture_files, validation
@@ -16,12 +17,15 @@ _EVERY_CONCEPT = "concepts.N."
 
 class Choice(NamedTuple):
     """A value of a preset and why it is that. With `from_pictures` it is taken only in a concept that has so many
-    pictures or more, and where nothing is chosen yet; `alone` in its place where words learn alone."""
+    pictures or more, and where nothing is chosen yet; `otherwise` has other values by what is trained."""
 
     value: Any
     why: str
     from_pictures: int = 0
-    alone: Any = None
+    otherwise: Mapping[str, Any] = MappingProxyType({})
+
+    def of(self, method: str) -> Any:
+        return self.otherwise.get(method, self.value)
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,7 @@ class Preset:
 _HELD_OUT = Choice(
     1, "one of many can be spared: it is only looked at, and tells when the run is best", validation.CAN_SPARE
 )
+_KEPT = "earlier results stay, as the last is seldom the best; none of a whole model, whose files are large"
 
 
 PRESETS = {
@@ -49,12 +54,13 @@ PRESETS = {
             {
                 "intervals.num_train_epochs": Choice(150, "steps for each picture; a face is judged strictly"),
                 "intervals.max_train_steps": Choice(0, "so that the pictures say how long"),
+                "intervals.save_model_every": Choice(50, _KEPT, otherwise={"full": 0}),
                 "concepts.N.class_mode": Choice("fill", "the base model makes class pictures where they are missing"),
                 "concepts.N.num_class_images_per": Choice(
                     5,
                     "without them every person would come to look like yours; none for an embedding, which leaves the "
                     "class as it is",
-                    alone=0,
+                    otherwise={"embedding": 0},
                 ),
                 "concepts.N.held_out": _HELD_OUT,
             },
@@ -66,6 +72,7 @@ PRESETS = {
             {
                 "intervals.num_train_epochs": Choice(100, "steps for each picture"),
                 "intervals.max_train_steps": Choice(0, "so that the pictures say how long"),
+                "intervals.save_model_every": Choice(50, _KEPT, otherwise={"full": 0}),
                 "concepts.N.class_mode": Choice("fill", "class pictures are made where the next setting asks for them"),
                 "concepts.N.num_class_images_per": Choice(0, "no class pictures: a style is meant to reach everything"),
                 "concepts.N.held_out": _HELD_OUT,
@@ -76,6 +83,8 @@ PRESETS = {
             "Native",
             "Many captioned pictures: trained on their own words alone, without a class.",
             {
+                "intervals.max_train_steps": Choice(3000, "enough for a few dozen pictures and for hundreds alike"),
+                "intervals.save_model_every_steps": Choice(1000, _KEPT, otherwise={"full": 0}),
                 "concepts.N.instance_prompt": Choice(
                     "[filewords]", "each picture is trained on the text file beside it"
                 ),
@@ -102,15 +111,15 @@ def apply(preset: Preset, flat: Mapping[str, Any], over: Mapping[str, Any] | Non
     """
     coming = {**flat, **(over or {})}
     rows = {key.split(".")[1] for key in coming if key.startswith("concepts.")} or {"0"}
-    applied, alone = dict(flat), coming.get("general.method") == "embedding"
+    applied, method = dict(flat), str(coming.get("general.method"))
     for key, choice in preset.settings.items():
         if not key.startswith(_EVERY_CONCEPT):
-            applied[key] = choice.value
+            applied[key] = choice.of(method)
             continue
         for row in sorted(rows):
             own = f"concepts.{row}.{key.removeprefix(_EVERY_CONCEPT)}"
             if not choice.from_pictures or (not coming.get(own) and _pictures(coming, row) >= choice.from_pictures):
-                applied[own] = choice.value if choice.alone is None or not alone else choice.alone
+                applied[own] = choice.of(method)
     return applied
 
 

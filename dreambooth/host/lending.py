@@ -20,6 +20,9 @@ REFUSAL = (
 )
 
 
+_HELD_BACK = "dreambooth_holds_back"  # a mark on what the WebUI knows of its model
+
+
 class _Lock:
     """A lock whose class can be changed, which a plain one's cannot. SD.Next has a plain one."""
 
@@ -83,12 +86,13 @@ def lend() -> None:
         take_back()  # it was lent when the setting was changed
         return
     queue = call_queue.queue_lock
-    if isinstance(queue, _Refusing):
+    if isinstance(queue, _Refusing) and not _has_come_back():
         return
     # What is asked from now on is refused; what was asked before is finished first.
     queue.__class__ = _Refusing
     _Usual.acquire(queue)
     try:
+        hold_back()
         _unload()
     except Exception:  # noqa: BLE001  (what stays on the GPU leaves less room, no more)
         traceback.print_exc()
@@ -98,7 +102,9 @@ def lend() -> None:
 
 def take_back() -> None:
     """As `Host.take_gpu_back` says."""
-    queue = call_queue.queue_lock
+    data, queue = sd_models.model_data, call_queue.queue_lock
+    if vars(data).pop(_HELD_BACK, False) and data.sd_model is None:
+        data.was_loaded_at_least_once = False
     if not isinstance(queue, _Refusing):
         return
     # Pictures are drawn again only when the model is where they expect it; else the queue's next look tries again.
@@ -111,6 +117,22 @@ def take_back() -> None:
         queue.release()
 
 
+def hold_back() -> None:
+    """Where no model is loaded yet, whoever asks for one gets none. A1111's page asks when it is opened, and would load
+    it beside the engine, without the queue."""
+    data = sd_models.model_data
+    if getattr(data, "was_loaded_at_least_once", True) is False and data.sd_model is None:
+        data.was_loaded_at_least_once = True
+        setattr(data, _HELD_BACK, True)
+
+
+def _has_come_back() -> bool:
+    """Whether a model is on the GPU again, as SD.Next and reForge load one at their start, without the queue."""
+    if manager := _memory_manager():
+        return bool(getattr(manager, "current_loaded_models", None))
+    return not _keeps_models() and sd_models.model_data.sd_model is not None
+
+
 def _unload() -> None:
     with getattr(sd_models.model_data, "lock", contextlib.nullcontext()):
         pass  # the model that the WebUI loads at its start is there now
@@ -121,6 +143,8 @@ def _unload() -> None:
             sd_models.send_model_to_cpu(model)
     else:
         sd_models.unload_model_weights()
+        if getattr(sd_models.model_data, "sd_refiner", None):
+            sd_models.unload_model_weights(op="refiner")
     devices.torch_gc()
 
 

@@ -40,7 +40,7 @@ class WebUI:
         self.app: Any = None  # the web application, once it has started
         self._folders: Folders | None = None
         number = str(getattr(shared.cmd_opts, "device_id", None) or "")
-        if number.isdigit():
+        if number.isdigit() and self.name not in ("Forge", "reForge"):  # which have the flag, and do not heed it
             os.environ[device.GPU_VARIABLE] = number  # A1111 works on that one, and shows it to nobody else
 
     def folders(self) -> Folders:
@@ -97,6 +97,7 @@ class WebUI:
         """
         if lending.is_on() and device.is_busy(self.folders()):
             shared.cmd_opts.skip_load_model_at_start = True
+            lending.hold_back()
 
     def lend_gpu(self) -> None:
         lending.lend()

@@ -127,7 +127,10 @@ def check() -> dict[str, Any]:
 def engine_variables() -> dict[str, str]:
     """Environment variables for an engine process: ours on its path, the WebUI's left out, no hub."""
     dropped = ("COMMANDLINE_ARGS", "PYTHONHOME", "PYTHONSTARTUP", "VIRTUAL_ENV", "__PYVENV_LAUNCHER__")
-    variables = {key: value for key, value in os.environ.items() if key not in dropped}
+    # A WebUI that was started with --cuda-malloc has an allocator that counts otherwise, and knows no limits.
+    variables = {
+        key: value for key, value in os.environ.items() if key not in dropped and "cudaMallocAsync" not in value
+    }
     variables.update(
         PYTHONPATH=str(PROJECT),
         PYTHONNOUSERSITE="1",

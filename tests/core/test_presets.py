@@ -22,9 +22,20 @@ def test_steps_and_class_pictures(name: str, epochs: int, per_picture: int) -> N
     assert chosen.lora.rank == 3
 
 
-def test_native_trains_on_captions_alone() -> None:
-    chosen = settings.parse(presets.apply(presets.find("native"), {}, {"concepts.0.num_class_images_per": 0}))
+def test_native_trains_on_captions_alone_for_as_long_with_many_as_with_few() -> None:
+    before = {"intervals.num_train_epochs": 150}  # as another preset has left it
+    chosen = settings.parse(presets.apply(presets.find("native"), before, {"concepts.0.num_class_images_per": 0}))
     assert [(c.instance_prompt, c.class_mode) for c in chosen.concepts] == [("[filewords]", "off")]
+    assert chosen.intervals.max_train_steps == 3000
+    assert presets.apply(presets.find("person"), schema.to_flat(chosen))["intervals.max_train_steps"] == 0
+
+
+@pytest.mark.parametrize("preset", presets.PRESETS.values(), ids=list(presets.PRESETS))
+@pytest.mark.parametrize("method", ["lora", "full", "embedding"])
+def test_earlier_results_are_kept_where_their_files_are_small(preset: presets.Preset, method: str) -> None:
+    applied = presets.apply(preset, {"general.method": method})
+    every = [applied.get(f"intervals.{key}", 0) for key in ("save_model_every", "save_model_every_steps")]
+    assert any(every) == (method != "full")
 
 
 @pytest.mark.parametrize("preset", presets.PRESETS.values(), ids=list(presets.PRESETS))

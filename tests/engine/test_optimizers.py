@@ -292,6 +292,11 @@ def test_a_check_knows_what_the_environment_cannot_do(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
+        ({"learning.lora_learning_rate": 1}, "learning.lora_learning_rate: it is 1, which is a factor for prodigy"),
+        (
+            {"general.method": "full", "learning.learning_rate": 1, "optimizer.name": "lion"},
+            "learning.learning_rate: it is 1, which is a factor for prodigy; for lion take the default, 2e-06",
+        ),
         ({"optimizer.name": "prodigy"}, "learning.lora_learning_rate: it is 0.0001, but prodigy finds the rate"),
         (
             {"optimizer.name": "prodigy", "learning.lora_learning_rate": 1, "tuning.text_encoder_ratio": 1},

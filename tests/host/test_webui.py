@@ -226,6 +226,55 @@ def test_forge_shows_the_refusal_and_not_an_older_error(
     assert thread.last_exception is None
 
 
+def test_who_asks_for_a_model_while_the_gpu_is_lent_loads_none(
+    host: Any, webui: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A1111's own page asks when it is opened, and loads one where none was loaded yet."""
+    data = SimpleNamespace(sd_model=None, loaded_sd_models=[], was_loaded_at_least_once=False)
+    monkeypatch.setattr(webui.module("sd_models"), "model_data", data)
+    host.lend_gpu()
+    assert data.was_loaded_at_least_once
+    host.take_gpu_back()
+    assert data.was_loaded_at_least_once is False, "the next picture loads it"
+    data.was_loaded_at_least_once = True  # somebody has unloaded theirs
+    host.lend_gpu()
+    host.take_gpu_back()
+    assert data.was_loaded_at_least_once
+
+
+@pytest.mark.parametrize("of", ["reForge", "SD.Next"])
+def test_a_model_that_is_loaded_beside_the_queue_leaves_the_gpu_again(
+    of: str, host: Any, webui: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unloaded: list[str] = []
+    models = webui.module("sd_models")
+    if of == "reForge":
+        loaded: list[str] = []
+        manager = SimpleNamespace(current_loaded_models=loaded, unload_all_models=lambda: unloaded.append("all"))
+        monkeypatch.setitem(sys.modules, "ldm_patched.modules.model_management", manager)
+    else:
+        data = SimpleNamespace(sd_model=None, sd_refiner="one")
+
+        def unload(op: str = "model") -> None:
+            unloaded.append(op)
+            data.sd_model = data.sd_refiner = None
+
+        monkeypatch.setattr(models, "model_data", data)
+        monkeypatch.setattr(models, "unload_model_weights", unload, raising=False)
+    host.lend_gpu()
+    first = list(unloaded)
+    assert first in (["all"], ["model"])
+    host.lend_gpu()
+    assert unloaded == first, "there is nothing to unload"
+    if of == "reForge":
+        loaded.append("a model")
+    else:
+        data.sd_model = "a model"
+    host.lend_gpu()
+    assert len(unloaded) == 2
+    host.take_gpu_back()
+
+
 @pytest.mark.parametrize("busy", [True, False])
 def test_a_webui_that_starts_beside_an_engine_loads_no_model(webui: StandIn, tmp_path: Path, busy: bool) -> None:
     folder = webui.models / "dreambooth"

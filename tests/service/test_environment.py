@@ -93,7 +93,9 @@ def test_of_a_cards_error_the_line_is_told_that_names_it(monkeypatch: pytest.Mon
 def test_engine_processes_leave_the_webui_behind(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COMMANDLINE_ARGS", "--medvram")
     monkeypatch.setenv("PYTHONPATH", "/webui")
+    monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "backend:cudaMallocAsync")
     variables = environment.engine_variables()
+    assert "PYTORCH_CUDA_ALLOC_CONF" not in variables
     assert "COMMANDLINE_ARGS" not in variables
     assert "/webui" not in variables["PYTHONPATH"]
     assert variables["HF_HUB_OFFLINE"] == "1"

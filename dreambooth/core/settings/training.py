@@ -221,7 +221,7 @@ class Imagic:
         False,
         "Train Imagic Only",
         "For one picture and a prompt that says what to make of it: the prompt is fitted to the picture, then the "
-        "model; pictures are drawn anywhere between the two.",
+        "model; pictures are drawn anywhere between the two. Of a full-size model a thousand Total Steps are usual.",
     )
     embedding_steps: int = setting(
         500,
@@ -241,9 +241,9 @@ class Lora:
     kind: Literal["lora", "dora", "loha", "lokr", "oft"] = setting(
         "lora",
         "Lora Kind",
-        "The usual LoRA; DoRA, which also learns how strong inputs are; LoHa, which wants up to ten times a LoRA's "
-        "rates; LoKr, whose files are the smallest; or OFT, which turns what the layers say, but which Forge does not "
-        "read.",
+        "The usual LoRA; DoRA, which also learns how strong inputs are; LoHa and LoKr, which want up to ten times a "
+        "LoRA's rates, and LoKr's files are the smallest; or OFT, which turns what the layers say, but which Forge "
+        "does not read.",
     )
     rank: int = setting(
         16, "Lora Rank", "Larger learns more and makes a larger file; of OFT the side of its blocks.", min=1, max=512

@@ -13,7 +13,7 @@ from dreambooth.core import run
 from dreambooth.core.layout import SUBJECT_PICTURES
 from dreambooth.core.project import Folders, open_project
 from tests.ui.page.conftest import Server
-from tests.ui.page.hands import Hands
+from tests.ui.page.hands import MADE_MS, Hands
 
 TRAINING_MS = 240_000
 NAME = "star"
@@ -431,6 +431,8 @@ def test_duplicate_rename_and_the_trash(hands: Hands, data: Path) -> None:
     hands.write("db_other_name", "other")
     hands.press("db_rename")
     hands.see("#db_said", "This is other.")
+    until(lambda: hands.value("db_model") == "other")
+    hands.page.wait_for_timeout(MADE_MS)  # gradio 6 draws the rest of the page anew, bit by bit
     hands.press("db_delete")
     hands.see("#db_delete", "Press again")
     hands.press("db_delete")

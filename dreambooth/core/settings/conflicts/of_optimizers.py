@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from dreambooth.core.settings.course import LearningRate
+
 if TYPE_CHECKING:
     from dreambooth.core.settings import Settings
 
-_PRODIGY_LEAST_RATE = 0.01
+_PRODIGY_LEAST_RATE, _MOST_RATE = 0.01, 0.1
 _NO_EPSILON = ("lion", "lion_8bit", "paged_lion_8bit")
 
 
 def found(settings: Settings) -> list[str]:
     return [
         *_optimizer(settings),
+        *_rates(settings),
         *_prodigy(settings),
         *_schedule_free(settings),
     ]
@@ -34,6 +37,20 @@ def _optimizer(settings: Settings) -> list[str]:
     if chosen.beta2 and chosen.name == "adafactor":
         problems.append("optimizer.beta2: adafactor works out its own; set it to 0.")
     return problems
+
+
+def _rates(settings: Settings) -> list[str]:
+    """A rate that is prodigy's factor, and stayed when another optimizer was chosen, ruins any model at once."""
+    if settings.optimizer.name == "prodigy":
+        return []
+    keys = dict.fromkeys(rate_keys(settings)[: 2 if settings.text_learns else 1])
+    found = {key: getattr(settings.learning, key.split(".")[1]) for key in keys}
+    return [
+        f"{key}: it is {rate:g}, which is a factor for prodigy; for {settings.optimizer.name} take the default, "
+        f"{getattr(LearningRate(), key.split('.')[1]):g}, or at most {_MOST_RATE:g}."
+        for key, rate in found.items()
+        if rate > _MOST_RATE
+    ]
 
 
 def _prodigy(settings: Settings) -> list[str]:
