@@ -97,11 +97,13 @@ def test_the_models_settings_are_taken_where_they_may_change(folders: Folders) -
 def test_what_stands_in_the_way_of_the_models_settings_is_said_and_nothing_taken(folders: Folders) -> None:
     job, opened = paused(folders), project.open_project(folders, "star")
     rests = {"intervals.epoch_pause_frequency": 2, "intervals.epoch_pause_time": 5}
-    prodigy = {"optimizer.name": "prodigy", "learning.lora_learning_rate": 1.0}
-    project.write_settings(
-        opened, {**CONCEPT, **rests, **prodigy}
-    )  # the rate may change, the optimizer that asks for it may not
+    lion = {"optimizer.name": "lion", "learning.lora_learning_rate": 2e-5}
+    project.write_settings(opened, {**CONCEPT, **rests, **lion})  # the rate may change, the optimizer may not
     assert going_on.prospect(job, opened)["problems"] == []
+    prodigy = {"optimizer.name": "prodigy", "learning.lora_learning_rate": 1.0}
+    project.write_settings(opened, {**CONCEPT, **rests, **prodigy})
+    [problem] = going_on.prospect(job, opened)["problems"]
+    assert "a factor for prodigy; for adamw take" in problem, "of the optimizer that stays it would ruin the model"
     project.write_settings(opened, {**CONCEPT, **rests})
     written = paused(folders, "result")
     assert "written its result already" in going_on.prospect(written, opened)["problems"][0]
