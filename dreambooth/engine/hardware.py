@@ -100,6 +100,12 @@ def pin_exactly() -> None:
             torch._C._accelerator_setAllocatorSettings(added)
 
 
+def wait_for_card() -> None:
+    """Until it has done all that it was asked for; without one nothing is waited for."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
 def give_back_pinned() -> None:
     """Has PyTorch give back pinned memory that nobody holds any more. Copies into it are waited for."""
     if torch.cuda.is_available() and (give_back := getattr(torch._C, "_host_emptyCache", None)):

@@ -80,7 +80,7 @@ def set_up(progress: Progress, *, development: bool = False) -> None:
             packages.install_lock(ENGINE, lock_file, progress)
         report, note = _with_torch(machine, progress)
         stamp = {"engine": digest(LOCK), "made": time.time(), "report": report, "note": note}
-        stamp["builds"] = [build.name for build in torch_build.builds(machine)]
+        stamp["builds"] = torch_build.names(machine)
         if development:
             stamp["development"] = digest(DEVELOPMENT_LOCK)
         atomic.write_text(STAMP, json.dumps(stamp, indent=1))
@@ -100,7 +100,7 @@ def note() -> str:
 def is_for_this_machine() -> bool:
     """Whether the set-up would choose the same builds of PyTorch again; another card or driver asks for others."""
     made_for = _stamp().get("builds")
-    return made_for is None or made_for == [build.name for build in torch_build.builds(torch_build.look())]
+    return made_for is None or made_for == torch_build.names(torch_build.look())
 
 
 def check() -> dict[str, Any]:
@@ -234,7 +234,7 @@ def _install_torch(machine: torch_build.Machine, progress: Progress) -> None:
 
 def _installed_build() -> str:
     """`cu130` of an installed PyTorch 2.13.0+cu130; empty where there is none, or it does not say."""
-    found = next(ENGINE.glob("[Ll]ib/**/site-packages/torch-*.dist-info"), None)
+    found = next(venv.site_packages_in(ENGINE).glob("torch-*.dist-info"), None)
     return found.name.removesuffix(".dist-info").partition("+")[2] if found else ""
 
 

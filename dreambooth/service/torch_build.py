@@ -83,6 +83,10 @@ def builds(machine: Machine) -> list[Build]:
     return [_from_index("cpu"), DEFAULT]
 
 
+def names(machine: Machine) -> list[str]:
+    return [build.name for build in builds(machine)]
+
+
 def note(machine: Machine) -> str:
     """One sentence for the person about the choice; empty where it is plain."""
     if machine.nvidia_driver and int(machine.nvidia_driver.split(".")[0]) < _CUDA_BY_DRIVER[-1][0]:

@@ -28,6 +28,11 @@ def python_in(folder: Path) -> Path:
     return folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 
 
+def site_packages_in(folder: Path) -> Path:
+    """Where the packages of the environment in a folder lie; the folder need not exist yet."""
+    return next(folder.glob("lib/python*/site-packages"), folder / "Lib" / "site-packages")
+
+
 def make(folder: Path, progress: Callable[[str], None]) -> None:
     """A new environment with a pip; what was there is removed. Raises UserError if it cannot be made."""
     progress(f"Making a Python environment in {folder.name}")
@@ -70,7 +75,7 @@ def short(folder: Path) -> Iterator[Path]:
     """Another path to an environment, where its own is too long for what is installed in it: Windows counts the
     characters that it is told, not those of the place where they lead. Afterwards nothing that is too long is left, as
     the Explorer could not remove it."""
-    site = next(iter(folder.glob("[Ll]ib/**/site-packages")), folder / "Lib" / "site-packages")
+    site = site_packages_in(folder)
     if len(str(site)) + 1 + _LONGEST_PACKED <= _MOST_CHARACTERS:
         yield folder
         return

@@ -18,14 +18,7 @@ from dreambooth.engine.work import Work
 from dreambooth.host.standalone import Standalone
 from dreambooth.service import environment, going_on, launcher, models, moving, queue, runs
 from dreambooth.ui import command_line
-
-SHORT = {
-    "concepts.0.instance_data_dir": str(SUBJECT_PICTURES),
-    "concepts.0.instance_prompt": "sks star",
-    "intervals.max_train_steps": 2,
-    "previews.count": 0,
-    "lora.rank": 2,
-}
+from tests.service.test_queue import SHORT
 
 
 @pytest.fixture

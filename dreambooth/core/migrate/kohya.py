@@ -25,10 +25,10 @@ _SAME = {
     "caption_prefix": "captions.prefix",
     "caption_suffix": "captions.suffix",
 }
-_OTHERWISE = {
-    "caption_prefix": "a comma parts it from the caption here, a space there, and here it is never shuffled",
-    "caption_suffix": "a comma parts it from the caption here, a space there, and here it is never shuffled",
-}
+_OTHERWISE = dict.fromkeys(
+    ("caption_prefix", "caption_suffix"),
+    "a comma parts it from the caption here, a space there, and here it is never shuffled",
+)
 _OWN = {"image_dir", "class_tokens", "is_reg", "num_repeats", "caption_extension"}
 _ALWAYS = {"enable_wildcard": "{a|b} and captions of several lines always work", "cache_info": "always so"}
 _NOTHING: tuple[Any, ...] = (None, False, 0, 0.0, "", [])

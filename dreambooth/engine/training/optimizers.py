@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from dreambooth.core.errors import UserError
 from dreambooth.core.settings import Settings, learning_rate
 from dreambooth.core.settings.course import Optimizer as Chosen
+from dreambooth.engine import hardware
 from dreambooth.engine.run import trouble
 from dreambooth.engine.training.adapters import UP, WORDS, Trained
 
@@ -160,7 +161,7 @@ def _bitsandbytes() -> Any:
 def _settled(paged: Any) -> torch.optim.Optimizer:
     """A paged optimizer whose step ends when the card has done it, as its states are memory that the CPU reads, and
     which takes memory that another has left before it asks for more."""
-    paged.register_step_post_hook(lambda *_: torch.cuda.synchronize() if torch.cuda.is_available() else None)
+    paged.register_step_post_hook(lambda *_: hardware.wait_for_card())
     more = paged.get_state_buffer
 
     def lent(weight: nn.Parameter, dtype: torch.dtype = torch.float32) -> Tensor:

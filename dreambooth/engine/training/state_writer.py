@@ -51,12 +51,12 @@ class Writer:
         self.finish(on_written)
         self._copy = self._copied(content)
         if self._copy is None:
-            _wait_for_the_card()  # as for the copy: what is written may lie in memory that it works in
+            hardware.wait_for_card()  # as for the copy: what is written may lie in memory that it works in
             hardware.give_back_pinned()  # the copy before, and what there was of this one
             self._write(step, content, began, began)
             self._outcome.stalled = self._outcome.seconds  # type: ignore[union-attr]
             return
-        _wait_for_the_card()  # copies from a GPU go on by themselves
+        hardware.wait_for_card()  # copies from a GPU go on by themselves
         copied_at = time.perf_counter()
         self._thread = threading.Thread(target=self._write, args=(step, self._copy, began, copied_at), name="state")
         self._thread.start()
@@ -106,7 +106,7 @@ def copied(value: Any, earlier: Any = None) -> Any:
     """
     if isinstance(value, Tensor):
         if getattr(value, "is_paged", False):
-            _wait_for_the_card()
+            hardware.wait_for_card()
         place = earlier
         if not isinstance(earlier, Tensor) or (earlier.shape, earlier.dtype) != (value.shape, value.dtype):
             place = torch.empty(value.shape, dtype=value.dtype, pin_memory=value.is_cuda)
@@ -118,11 +118,6 @@ def copied(value: Any, earlier: Any = None) -> Any:
         places = earlier if isinstance(earlier, (list, tuple)) and len(earlier) == len(value) else [None] * len(value)
         return type(value)(copied(one, place) for one, place in zip(value, places))
     return value
-
-
-def _wait_for_the_card() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
 
 
 def keeping(budget: Budget, last: int, every_epochs: int) -> Kept:

@@ -101,12 +101,12 @@ class Page:
         on(looked.then, None, js=_ANSWERED.format(""))
         self.act(self.choice.input, self.select, [self.choice], self.of_model)
         self.form.watch(lambda event: on(event, None, js=_CHANGED))
-        self.act(self.draft.click, self.save, [], self.saving_places(), button="db_save_draft")
-        self.act(self.compare.click, self.tell_newer, [], [], self.elsewhere, button="db_compare")
+        self.act(self.draft.click, self.save, [], self.saving_places(), button=self.draft.elem_id)
+        self.act(self.compare.click, self.tell_newer, [], [], self.elsewhere, button=self.compare.elem_id)
         for part in self.parts:
             part.bind()
         changed = [self.about, *self.generate_tab.places()]
-        self.act(self.look_again.click, self.look, self.generate_tab.chosen(), changed, button="db_look_again")
+        self.act(self.look_again.click, self.look, self.generate_tab.chosen(), changed, button=self.look_again.elem_id)
 
     def act(
         self,
