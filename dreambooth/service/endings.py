@@ -27,6 +27,8 @@ def note(job: Job, process: subprocess.Popen[bytes]) -> None:
     code = process.wait()
     try:
         atomic.write_text(job.folder / "exit.json", json.dumps({"pid": process.pid, "code": code, "time": time.time()}))
+        if not job.is_run and code not in WAITS_ON and job.story().ending is None:
+            job.report("failed", **UserError(_ended(job, {})).as_json(), refused=False)
     except OSError:  # the folder is gone, as an errand's is, or the disk is full
         return
 

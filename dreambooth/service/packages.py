@@ -68,13 +68,13 @@ def _failure(said: list[str], what: str) -> UserError:
     reasons = [line.removeprefix("ERROR: ") for line in said if line.startswith("ERROR")] or said[-1:]
     reason = reasons[-1] if reasons else "no reason given"
     told = "\n".join(said)
+    if re.search(r"\bENOSPC\b|Errno 28\b|No space left", told):  # first: a download may have been tried twice before
+        return UserError(f"{what}: the disk is full; make room, and run setup again to go on.")
     if "Retrying (" in told or "Could not fetch URL" in told:
         return NoAnswer(
             f"{what}: the package index cannot be reached; look at the network, or at the proxy (HTTPS_PROXY), and run "
             "setup again to go on."
         )
-    if re.search(r"\bENOSPC\b|Errno 28\b|No space left", told):
-        return UserError(f"{what}: the disk is full; make room, and run setup again to go on.")
     failure = f"{what} could not be installed: {reason.rstrip('.')}. Run setup again to go on."
     return NotThere(failure) if reason.startswith("No matching distribution") else UserError(failure)
 

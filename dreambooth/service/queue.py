@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 from dreambooth.core import device, run
-from dreambooth.core.errors import UserError
+from dreambooth.core.errors import Problem, UserError
 from dreambooth.core.files import atomic, lock
 from dreambooth.core.project import Folders, names, open_project
 from dreambooth.core.run import Job
@@ -182,13 +182,19 @@ class Queue:
                 time.sleep(0.2)
         except (UserError, OSError) as error:
             job.clear_request("start")
-            with open(job.log, "a", encoding="utf-8") as log:
-                print(f"The engine could not be started: {error}", file=log)
+            if not job.is_alive():
+                job.report("failed", **_not_started(error).as_json(), refused=False)
         finally:
             held.close()
 
     def _may_start(self, job: Job) -> bool:
         return job.status() == "queued" and not device.is_busy(self.host.folders())
+
+
+def _not_started(error: UserError | OSError) -> UserError:
+    if isinstance(error, UserError):
+        return error
+    return UserError(Problem(f"The engine could not be started ({error}).", "", "Run setup again, then start it again."))
 
 
 def _place(job: Job, folders: Folders) -> Folders:

@@ -41,6 +41,13 @@ def test_what_an_index_does_not_have_is_told_apart(ours: Path) -> None:
             ["ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device"],
             "the disk is full",
         ),
+        (
+            [
+                "WARNING: Retrying (Retry(total=4, connect=None)) after connection broken",
+                "ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device",
+            ],
+            "the disk is full",
+        ),
         (["ERROR: Cannot uninstall six 1.0."], r"Cannot uninstall six 1\.0\. Run setup"),
         ([], r"no reason given\. Run setup"),
     ],

@@ -239,17 +239,39 @@ def test_a_check_waits_for_nobody(host: Host, star: Project) -> None:
     assert runs.outcome(job)["result"]["steps"] == 2 and not host.said
 
 
+@pytest.mark.parametrize(
+    ("named", "told"),
+    [
+        ("python", "DREAMBOOTH_ENGINE_PYTHON names {}, but there is no such file."),
+        ("notes.txt", "The engine could not be started ([Errno 13] Permission denied: '{}'). Run setup again, "),
+    ],
+)
 def test_an_engine_that_cannot_start_leaves_the_queue_and_says_why(
-    host: Host, star: Project, monkeypatch: pytest.MonkeyPatch
+    host: Host, star: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named: str, told: str
 ) -> None:
     job = new_run(host, star)
     queue.submit(job)
-    monkeypatch.setenv("DREAMBOOTH_ENGINE_PYTHON", "/nowhere/python")
+    (tmp_path / "notes.txt").touch(0o644)
+    monkeypatch.setenv("DREAMBOOTH_ENGINE_PYTHON", str(tmp_path / named))
     looked = queue.Queue(host)
     looked.tick()
     looked.tick()
-    assert job.status() == "new" and not host.lent
-    assert "could not be started" in job.log.read_text()
+    assert job.status() == "failed" and not host.lent and not job.requests()
+    assert [one.sentence.startswith(told.format(tmp_path / named)) for one in runs.errors(job, "failed")] == [True]
+
+
+def test_an_errand_whose_engine_ends_before_it_begins_has_failed(
+    host: Host, star: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = launcher.new_errand(host.models, star, "check", settings.parse(star.settings()), sheet="")
+    broken = tmp_path / "python"
+    broken.write_text("#!/bin/sh\necho no such library >&2\nexit 1\n")
+    broken.chmod(0o755)
+    monkeypatch.setenv("DREAMBOOTH_ENGINE_PYTHON", str(broken))
+    queue.submit(job)
+    look(queue.Queue(host), lambda: job.status() == "failed")
+    (problem,) = runs.outcome(job)["errors"]
+    assert "ended before it began (code 1)" in problem["what"] and problem["log"] == "no such library"
 
 
 def test_old_errands_go_and_runs_stay(host: Host, star: Project) -> None:
