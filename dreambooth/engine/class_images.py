@@ -8,10 +8,10 @@ from dreambooth.core.errors import UserError
 from dreambooth.core.run import Job
 from dreambooth.engine.checkpoints.source import open_model
 from dreambooth.engine.data import class_pictures, pictures
+from dreambooth.engine.run.beginning import CLASS_SHEET, load, make_class_pictures
 from dreambooth.engine.training import preview
 from dreambooth.engine.training.loop import Ending
 from dreambooth.engine.work import Asked, Work
-from dreambooth.engine.worker import CLASS_SHEET, load, make_class_pictures
 
 
 def run(job: Job) -> tuple[Ending, dict[str, Any]]:

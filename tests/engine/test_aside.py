@@ -11,9 +11,10 @@ import torch
 from dreambooth.core import project
 from dreambooth.core.project import Folders
 from dreambooth.core.settings import parse
-from dreambooth.engine import families, worker
+from dreambooth.engine import families
 from dreambooth.engine.checkpoints.source import open_model
 from dreambooth.engine.families.model import Model
+from dreambooth.engine.run import beginning
 from dreambooth.engine.work import Work
 from dreambooth.service import launcher
 from tests.engine import tiny
@@ -79,7 +80,7 @@ def test_a_run_puts_aside_what_does_not_learn(learning: bool, tmp_path: Path, mo
     folders = Folders(tmp_path)
     made = project.create(folders, "x", tiny.write_original(tmp_path / "x.safetensors", "sdxl"))
     work = Work.open(launcher.new_run(folders, made, parse({"tuning.text_encoder_ratio": float(learning)})))
-    worker.load(work, open_model(made))
+    beginning.load(work, open_model(made))
     assert found == [{"vae"} if learning else {"vae", "text_encoder", "text_encoder_2"}]
 
 

@@ -30,7 +30,7 @@ from dreambooth.engine.checkpoints import webui_yaml
 from dreambooth.engine.checkpoints.write import write_tensors
 from dreambooth.engine.data import class_pictures, png
 from dreambooth.engine.data.latent_store import Store
-from dreambooth.engine.run import hooks, imagic
+from dreambooth.engine.run import beginning, hooks, imagic
 from dreambooth.engine.training import preview
 from dreambooth.service import report
 from dreambooth.ui import command_line
@@ -254,7 +254,7 @@ def test_a_picture_that_vanishes_while_it_is_wanted_is_named(
 ) -> None:
     folder = Path(shutil.copytree(SUBJECT_PICTURES, tmp_path / "pictures"))
     picture = folder / "3.png"
-    load = worker.load
+    load = beginning.load
 
     def then(*arguments: Any) -> Any:
         picture.unlink()
@@ -264,7 +264,7 @@ def test_a_picture_that_vanishes_while_it_is_wanted_is_named(
             picture.mkdir()
         return load(*arguments)
 
-    monkeypatch.setattr(worker, "load", then)
+    monkeypatch.setattr(beginning, "load", then)
     job = new_run(star, **{"concepts.0.instance_data_dir": str(folder), "pictures.cache_on_disk": False})
     with pytest.raises(UserError, match=r"3\.png: this picture cannot be read") as error:
         worker.run(job)

@@ -23,7 +23,8 @@ from dreambooth.engine import families, worker
 from dreambooth.engine.checkpoints.source import open_model
 from dreambooth.engine.drawing.sampling import decoding
 from dreambooth.engine.families.model import Model
-from dreambooth.engine.training import attention, loop, loss, rounding
+from dreambooth.engine.run import beginning
+from dreambooth.engine.training import attention, loop, loss, preview, rounding
 from dreambooth.engine.training.session import Session
 from dreambooth.service import launcher
 from tests.engine import tiny
@@ -124,7 +125,9 @@ def test_what_is_previewed_is_what_is_saved(star: Project, monkeypatch: pytest.M
     for which in ("average", "raw"):
         shown: list[torch.Tensor] = []
         monkeypatch.setattr(
-            worker.preview, "make", lambda model, *_, s=shown, **__: s.append(model.unet.conv_in.weight.clone()) or []
+            preview,
+            "make",
+            lambda model, *_, s=shown, **__: s.append(model.unet.conv_in.weight.clone()) or [],
         )
         changes = {"tuning.use_ema": True, "saving.weights": which, "previews.count": 1}
         job = train(star, **changes, **{"intervals.num_train_epochs": 3})
@@ -171,7 +174,7 @@ def test_a_precision_is_what_the_layers_compute_in(
 ) -> None:
     """And the VAE is in full precision in each."""
     found: dict[str, set[torch.dtype]] = {"unet": set(), "vae": set(), "weights": set()}
-    load = worker.load
+    load = beginning.load
 
     def watched(*arguments: Any) -> Any:
         model, accelerator = load(*arguments)
@@ -181,7 +184,7 @@ def test_a_precision_is_what_the_layers_compute_in(
         found["weights"].add(model.unet.dtype)
         return model, accelerator
 
-    monkeypatch.setattr(worker, "load", watched)
+    monkeypatch.setattr(beginning, "load", watched)
     train(star, **{"tuning.mixed_precision": precision, "previews.count": 1, "previews.steps": 1})
     assert found["unet"] == {torch.float32 if precision == "no" else torch.bfloat16}
     assert found["weights"] == {torch.float32}
@@ -289,14 +292,14 @@ def test_pictures_are_decoded_as_asked(model: Model, how: str, expected: list[tu
 
 def test_previews_and_class_pictures_are_decoded_as_asked(star: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     batches: list[int] = []
-    load = worker.load
+    load = beginning.load
 
     def watched(*arguments: Any) -> Any:
         model, accelerator = load(*arguments)
         model.vae.decoder.register_forward_hook(lambda _, given, __: batches.append(len(given[0])))
         return model, accelerator
 
-    monkeypatch.setattr(worker, "load", watched)
+    monkeypatch.setattr(beginning, "load", watched)
     some = {"previews.count": 4, "previews.steps": 1, "previews.prompts": "a star"}
     train(star, **some, **{"memory.vae_decoding": "whole"})
     assert set(batches) == {4}

@@ -19,6 +19,7 @@ from dreambooth.core.settings import parse
 from dreambooth.engine import class_images, families, plan, worker
 from dreambooth.engine.bench.live import Live
 from dreambooth.engine.families.model import Model, Text
+from dreambooth.engine.run import beginning
 from dreambooth.engine.training import pulse
 from dreambooth.engine.training.session import Session
 from dreambooth.service import launcher
@@ -177,9 +178,9 @@ def test_a_class_that_reads_as_the_subject_does_is_refused_before_the_model_is_l
 
 def test_captions_are_read_without_the_subject(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
-    prepare = worker._prepare
+    prepare = beginning._prepare
     monkeypatch.setattr(
-        worker,
+        beginning,
         "_prepare",
         lambda *given: asked.extend(one.picture.prompt for one in given[4].priors) or prepare(*given),
     )

@@ -15,6 +15,7 @@ from dreambooth.core.run import Job
 from dreambooth.engine import worker
 from dreambooth.engine.bench.card_memory import Card, Cuda
 from dreambooth.engine.bench.card_simulated import Simulated
+from dreambooth.engine.run import beginning
 from dreambooth.engine.training import pulse, traced
 from tests.engine import test_waits
 from tests.engine.runs import LORA, new_run, output, same, told, train
@@ -139,7 +140,7 @@ def test_what_rests_leaves_the_card_and_comes_back(
     """While a LoRA trains, the VAE and the text encoders lie in the computer's memory; while previews are drawn with
     them, they are on the card."""
     found: dict[str, set[str]] = {"steps": set(), "previews": set(), "unet": set()}
-    end_step, load = pulse.Pulse.end_step, worker.load
+    end_step, load = pulse.Pulse.end_step, beginning.load
 
     def lie(part: torch.nn.Module) -> set[str]:
         return {tensor.device.type for tensor in part.state_dict().values()}
@@ -159,7 +160,7 @@ def test_what_rests_leaves_the_card_and_comes_back(
         return model, accelerator
 
     monkeypatch.setattr(pulse.Pulse, "end_step", looked)
-    monkeypatch.setattr(worker, "load", loaded)
+    monkeypatch.setattr(beginning, "load", loaded)
     some = {"intervals.max_train_steps": 2, "previews.count": 1, "previews.steps": 1}
     train(projects["sdxl"], **LORA, **some)
     assert found == {"steps": {"cpu"}, "previews": {device.type}, "unet": {device.type}}

@@ -243,7 +243,10 @@ def test_a_check_waits_for_nobody(host: Host, star: Project) -> None:
     ("named", "told"),
     [
         ("python", "DREAMBOOTH_ENGINE_PYTHON names {}, but there is no such file."),
-        ("notes.txt", "The engine could not be started ([Errno 13] Permission denied: '{}'). Run setup again, "),
+        (
+            "notes.txt",
+            "The engine could not be started ([Errno 13] Permission denied: '{}'). Run setup, then",
+        ),
     ],
 )
 def test_an_engine_that_cannot_start_leaves_the_queue_and_says_why(
@@ -257,7 +260,8 @@ def test_an_engine_that_cannot_start_leaves_the_queue_and_says_why(
     looked.tick()
     looked.tick()
     assert job.status() == "failed" and not host.lent and not job.requests()
-    assert [one.sentence.startswith(told.format(tmp_path / named)) for one in runs.errors(job, "failed")] == [True]
+    (problem,) = runs.errors(job, "failed")
+    assert problem.sentence.startswith(told.format(tmp_path / named))
 
 
 def test_an_errand_whose_engine_ends_before_it_begins_has_failed(
