@@ -11,11 +11,16 @@ import random
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dreambooth.core.errors import UserError
-from dreambooth.core.settings.dataset import Captions, Concept
+
+if TYPE_CHECKING:
+    from dreambooth.core.settings.dataset import Captions, Concept
 
 FILEWORDS = "[filewords]"
+# What is wrong with it where no picture is meant.
+NO_CAPTION = f"{FILEWORDS} stands for a picture's caption, and there is no picture here; write the words themselves."
 # The suffixes of picture files.
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".heic", ".heif")
 BESIDE = (".txt", ".caption")  # caption files, in the order of their precedence

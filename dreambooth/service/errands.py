@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dreambooth.core import settings
+from dreambooth.core import captions, settings
 from dreambooth.core.errors import UserError
 from dreambooth.core.files import paths
 from dreambooth.core.models import checkpoint
@@ -81,7 +81,11 @@ def drawing(opened: Project, wanted: Mapping[str, Any], *, label: str = "{}") ->
         key: wanted.get(key, default) for key, default in (("prompt", ""), ("negative", ""), ("scheduler", "dpm++"))
     }
     texts["prompt"] = "" if texts["prompt"] is None else texts["prompt"]
-    problems += [f"{label.format(key)}: it is not text." for key, value in texts.items() if not isinstance(value, str)]
+    for key, value in texts.items():
+        if not isinstance(value, str):
+            problems.append(f"{label.format(key)}: it is not text.")
+        elif captions.FILEWORDS in value:
+            problems.append(f"{label.format(key)}: {captions.NO_CAPTION}")
     if problem := _eta_problem(wanted.get("eta")):
         problems.append(f"{label.format('eta')}: {problem}")
     if problems:

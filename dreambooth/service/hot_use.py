@@ -5,7 +5,7 @@ embedding in it, or the checkpoint, and how the picture was drawn.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -119,10 +119,10 @@ def _weights(folders: Folders, file: Path, weight: float) -> tuple[str, str] | N
 
 def taught(settings: Settings) -> str:
     """A prompt to try a run's result with: the first of its previews, or else what its first picture was called."""
-    for prompt in settings.previews.prompts.split(";"):
-        if prompt.strip():
-            return prompt.strip()
-    for concept in settings.concepts:
+    first = next(filter(None, map(str.strip, settings.previews.prompts.split(";"))), "")
+    if first and captions.FILEWORDS not in first:
+        return first
+    for concept in (replace(one, instance_prompt=first or one.instance_prompt) for one in settings.concepts):
         folder = Path(concept.instance_data_dir).expanduser()
         found = pictures.names(folder) if captions.FILEWORDS in concept.instance_prompt else []
         try:

@@ -67,6 +67,10 @@ def test_previews_show_what_the_first_picture_is_read_with(tmp_path: Path) -> No
     assert of_class in ("a star on red", "a star on blue")
     chosen.previews.prompts = "one; two"
     assert preview.prompts(chosen) == ["one", "two"]
+    chosen.previews.prompts = "[filewords], in snow; a dog"
+    with_caption, plain = preview.prompts(chosen)
+    assert with_caption in ("a sks star on red, in snow", "a sks star on blue, in snow")
+    assert plain == "a dog"
 
 
 @pytest.fixture(scope="module")

@@ -52,6 +52,7 @@ def test_without_previews_it_is_what_the_first_picture_was_called(tmp_path: Path
     (pictures / "a.txt").write_text("a sks star, on a table")
     concept = {"concepts.0.instance_data_dir": str(pictures), "concepts.0.instance_prompt": "a photo of [filewords]"}
     assert hot_use.taught(parse(concept)) == "a photo of a sks star, on a table"
+    assert hot_use.taught(parse({**concept, "previews.prompts": "[filewords]; one"})) == "a sks star, on a table"
     assert hot_use.taught(parse({"concepts.0.instance_prompt": "a photo of sks star"})) == "a photo of sks star"
     (pictures / "a.txt").unlink()
     (pictures / "a.png").unlink()

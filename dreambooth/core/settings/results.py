@@ -13,7 +13,8 @@ class Previews:
     prompts: str = setting(
         "",
         "Sample Image Prompt",
-        "What previews show, separated by semicolons; empty takes the instance and class prompts.",
+        "What previews show, separated by semicolons; empty takes the instance and class prompts. [filewords] is the "
+        "caption of each concept's first picture.",
     )
     negative_prompt: str = setting("", "Sample Negative Prompt", "What previews must not show.")
     count: int = setting(

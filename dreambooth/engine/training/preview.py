@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -29,12 +30,18 @@ _CLASS_COLUMNS, _CLASS_LINES = 8, 40
 
 
 def prompts(settings: Settings) -> list[str]:
-    """What previews show: the prompts of the settings, or else what each concept's first picture and its class are
-    read with."""
-    chosen = [prompt.strip() for prompt in settings.previews.prompts.split(";") if prompt.strip()]
+    """What previews show: the prompts of the settings, in which [filewords] is the caption of each concept's first
+    picture; or else what that picture and its class are read with."""
+    chosen: list[str] = []
+    for prompt in filter(None, map(str.strip, settings.previews.prompts.split(";"))):
+        if captions.FILEWORDS in prompt:
+            for concept in settings.concepts:
+                chosen += _instance_words(replace(concept, instance_prompt=prompt), settings)
+        else:
+            chosen.append(prompt)
     if not chosen:
         for concept in settings.concepts:
-            chosen += _first_words(concept, settings)
+            chosen += [*_instance_words(concept, settings), *_class_words(concept, settings)]
     return list(dict.fromkeys(chosen))
 
 
@@ -44,16 +51,24 @@ def shown(settings: Settings) -> list[tuple[str, float | None]]:
     return [(prompt, eta) for prompt in prompts(settings) for eta in etas]
 
 
-def _first_words(concept: Concept, settings: Settings) -> list[str]:
-    folder, words = concept.instance_data_dir.strip(), []
-    first = next(iter(picture_files.find(Path(folder).expanduser())), Path(folder)) if folder else Path("none")
-    if concept.instance_prompt.strip():
-        as_it_is = Captions(prefix=settings.captions.prefix, suffix=settings.captions.suffix)
-        words += captions.variants(captions.instance_words(concept, first), as_it_is, settings.general.seed)[:1]
-    if concept.class_prompt.strip():
-        of_class = captions.class_words(concept, captions.file_words(first).split("\n")[0])
-        words += captions.variants(of_class, Captions(), settings.general.seed)[:1]
-    return words
+def _first(concept: Concept) -> Path:
+    folder = concept.instance_data_dir.strip()
+    return next(iter(picture_files.find(Path(folder).expanduser())), Path(folder)) if folder else Path("none")
+
+
+def _instance_words(concept: Concept, settings: Settings) -> tuple[str, ...]:
+    """What the concept's first picture is read with; nothing where there is no prompt for it."""
+    if not concept.instance_prompt.strip():
+        return ()
+    as_it_is = Captions(prefix=settings.captions.prefix, suffix=settings.captions.suffix)
+    return captions.variants(captions.instance_words(concept, _first(concept)), as_it_is, settings.general.seed)[:1]
+
+
+def _class_words(concept: Concept, settings: Settings) -> tuple[str, ...]:
+    if not concept.class_prompt.strip():
+        return ()
+    of_class = captions.class_words(concept, captions.file_words(_first(concept)).split("\n")[0])
+    return captions.variants(of_class, Captions(), settings.general.seed)[:1]
 
 
 def make(

@@ -15,7 +15,7 @@ from typing import Any
 import gradio as gr
 import pytest
 
-from dreambooth.core import project, run
+from dreambooth.core import captions, project, run
 from dreambooth.core.errors import UserError
 from dreambooth.core.layout import MINIATURE, SUBJECT_PICTURES
 from dreambooth.core.project import Folders, Project, open_project
@@ -120,6 +120,13 @@ def test_a_preset_that_wants_more_is_applied_and_says_what(page: Page) -> None:
     told = problem_list(wanted)
     assert "Class Images Per Instance Image asks for class pictures" in told and "num_class_images_per" not in told
     actions.save(now, before)
+
+
+def test_a_prompt_that_asks_for_a_caption_is_refused_where_there_is_no_picture(page: Page) -> None:
+    for key in ("prompt", "negative"):
+        with pytest.raises(UserError) as told:
+            errands.drawing(opened(page), {"prompt": "a star", "base": True, key: "[filewords], in snow"})
+        assert told.value.problems == [f"{key}: {captions.NO_CAPTION}"]
 
 
 def test_a_seed_of_minus_one_is_any_and_other_fields_are_called_by_their_labels(page: Page) -> None:

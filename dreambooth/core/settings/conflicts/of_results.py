@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from dreambooth.core.addresses import is_private
+from dreambooth.core.captions import FILEWORDS, NO_CAPTION
 from dreambooth.core.files import file_names
 
 if TYPE_CHECKING:
@@ -16,10 +17,19 @@ LONGEST_NAME = 80  # as of a model; steps and endings follow
 
 def found(settings: Settings) -> list[str]:
     return [
+        *_negative_prompts(settings),
         *_rests(settings),
         *_name(settings.saving.custom_model_name),
         *_webhook(settings.reporting.webhook_url),
     ]
+
+
+def _negative_prompts(settings: Settings) -> list[str]:
+    """They are no picture's, so that no caption can stand in them."""
+    asked = {"previews.negative_prompt": settings.previews.negative_prompt}
+    for row, concept in enumerate(settings.concepts):
+        asked[f"concepts.{row}.class_negative_prompt"] = concept.class_negative_prompt
+    return [f"{key}: {NO_CAPTION}" for key, words in asked.items() if FILEWORDS in words]
 
 
 def _rests(settings: Settings) -> list[str]:
