@@ -29,9 +29,39 @@ _OTHERWISE = dict.fromkeys(
     ("caption_prefix", "caption_suffix"),
     "a comma parts it from the caption here, a space there, and here it is never shuffled",
 )
+_GRAPHIC = "slight turns of the hue, or gamma, there"
+_OUTSIDE = "what is transparent counted not at all there"
+_CHANGED: dict[str, tuple[tuple[str, Any, str], ...]] = {  # what is on there: our settings for it, and what differs
+    "random_crop": (("pictures.crop", "random", "a random crop"),),
+    "color_aug": (("pictures.brightness", 0.05, _GRAPHIC), ("pictures.colour", 0.05, _GRAPHIC)),
+    "alpha_mask": (
+        ("objective.masked", True, "a mask in a file of its own counts before a picture's transparency"),
+        ("objective.unmasked_weight", 0.0, _OUTSIDE),
+    ),
+}
+_WHOLE_CAPTIONS = "captions.dropout leaves out whole captions, and as often throughout a run"
+_LEFT = {  # what is there besides, and where to look for it here
+    "enable_wildcard": "{a|b} and captions of several lines always work",
+    "cache_info": "always so",
+    "face_crop_aug_range": (
+        "pictures.crop smart keeps what stands out, and pictures.crop_jitter cuts tighter; neither knows faces"
+    ),
+    "keep_tokens_separator": "captions.keep_tags says how many parts stay in front",
+    "secondary_separator": "parts are parted by commas alone",
+    "caption_separator": "parts are parted by commas alone",
+    "caption_dropout_every_n_epochs": _WHOLE_CAPTIONS,
+    "caption_tag_dropout_rate": _WHOLE_CAPTIONS,
+    "token_warmup_min": "all parts of a caption are read from the first step on",
+    "token_warmup_step": "all parts of a caption are read from the first step on",
+    "validation_split": "concepts.N.held_out says how many pictures are only looked at",
+    "validation_seed": "which pictures are held out follows from general.seed",
+    "conditioning_data_dir": "put masks beside the pictures as NAME-mask.png, or into masks, for objective.masked",
+    "metadata_file": "captions are read from a .txt beside each picture",
+    "max_token_length": "set tuning.max_token_length: 150 and 225 are longer",
+    "prior_loss_weight": "set tuning.prior_loss_weight",
+}
 _OWN = {"image_dir", "class_tokens", "is_reg", "num_repeats", "caption_extension"}
-_ALWAYS = {"enable_wildcard": "{a|b} and captions of several lines always work", "cache_info": "always so"}
-_NOTHING: tuple[Any, ...] = (None, False, 0, 0.0, "", [])
+_NOTHING: tuple[Any, ...] = (None, False, 0, 0.0, "", [], ",")
 _DEFAULT_SUFFIX = ".caption"
 
 
@@ -116,14 +146,15 @@ def _shared(where: str, inherited: Mapping[str, Any], into: Migration) -> None:
 
 def _one(theirs: str, key: str, value: Any, into: Migration) -> None:
     ours = _SAME.get(key)
-    if key == "random_crop" and value:
-        into.take(theirs, "pictures.crop", "random", "a random crop")
+    if key in _CHANGED and value:
+        for own, our_value, why in _CHANGED[key]:
+            into.take(theirs, own, our_value, why)
     elif ours and into.settings.get(ours, value) != value:
         into.leave(theirs, value, f"{ours} is one for all pictures here, and its first value stands")
     elif ours:
         into.take(theirs, ours, value, _OTHERWISE.get(key, "") if value else "")
     elif value not in _NOTHING:
-        into.leave(theirs, value, _ALWAYS.get(key, "there is no such setting here"))
+        into.leave(theirs, value, _LEFT.get(key, "there is no such setting here"))
 
 
 def _arrange(parts: list[Part], look: Look, into: Migration) -> None:
