@@ -85,16 +85,17 @@ def test_each_augmentation_changes_the_variants_but_not_the_first(name: str) -> 
     plain, *others = (
         np.asarray(apply(picture, cut)) for cut in cuts("x", (200, 200), SQUARE, choice, 4, lambda: picture)
     )
-    assert len(others) == 3
+    assert len(others) == (1 if name == "hflip" else 3)
     (off,) = cuts("x", (200, 200), SQUARE, Pictures(), 4, no_look)
     assert np.array_equal(plain, np.asarray(apply(picture, off)))
     changed = [not np.array_equal(plain, other) for other in others]
-    assert changed == ([True, False, True] if name == "hflip" else [True] * 3)
+    assert all(changed)
 
 
 @pytest.mark.parametrize("count", [1, 2, 6])
 def test_there_are_as_many_variants_as_are_asked_for(count: int) -> None:
-    assert framing.variants(Pictures(hflip=True, variants=count), (64, 64), SQUARE) == count
+    assert framing.variants(Pictures(rotation=5, variants=count), (64, 64), SQUARE) == count
+    assert framing.variants(Pictures(hflip=True, variants=count), (64, 64), SQUARE) == min(2, count)  # there are no more
     assert framing.variants(Pictures(variants=count), (64, 64), SQUARE) == 1  # with nothing to vary
 
 

@@ -53,11 +53,23 @@ def learned(module: nn.Module, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     return y.detach(), {**found, "x": x.grad}
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.5])
 @pytest.mark.parametrize("name", LAYERS)
-def test_a_layer_says_and_learns_what_pefts_does(name: str, dropout: float) -> None:
+def test_dropout_takes_of_what_lies_between_the_two_matrices(name: str) -> None:
     layer, shape = LAYERS[name]
-    ours, theirs = (module.double() for module in adapted(layer, lora_dropout=dropout))
+    made, _ = adapted(layer, lora_dropout=0.5)
+    ours, x = made[0], torch.randn(shape)
+    torch.manual_seed(4)
+    said = ours(x) - ours.get_base_layer()(x)
+    torch.manual_seed(4)
+    kept = nn.functional.dropout(ours.lora_A[lora_layer.ADAPTER](x), 0.5)
+    assert not torch.equal(kept, ours.lora_A[lora_layer.ADAPTER](x))
+    assert torch.allclose(said, ours.lora_B[lora_layer.ADAPTER](kept) * (5 / 3), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_layer_says_and_learns_what_pefts_does(name: str) -> None:
+    layer, shape = LAYERS[name]
+    ours, theirs = (module.double() for module in adapted(layer))
     x = torch.randn(shape, dtype=torch.float64)
     (said, gradients), (expected, pefts_gradients) = learned(ours, x), learned(theirs, x)
     assert torch.allclose(said, expected, rtol=0, atol=1e-12)

@@ -258,7 +258,7 @@ class Lora:
     dropout: float = setting(
         0.0,
         "Lora Dropout",
-        "The share of the LoRA's input that is left out at random while training.",
+        "The share of the values between a LoRA's two matrices that is left out at random while training.",
         min=0,
         max=0.9,
         advanced=True,

@@ -66,10 +66,11 @@ def centred(size: tuple[int, int], bucket: Bucket) -> Cut:
 
 
 def variants(choice: Pictures, size: tuple[int, int], bucket: Bucket) -> int:
-    """How many variants a picture has: 1 where nothing that is chosen could tell them apart."""
-    chosen = choice.hflip or choice.rotation or choice.brightness or choice.colour or choice.crop_jitter
-    moves = choice.crop == "random" and widest(size, bucket) != size
-    return choice.variants if chosen or moves else 1
+    """How many variants a picture has that differ: 1 where nothing is chosen, and mirroring alone makes 2."""
+    drawn = choice.rotation or choice.brightness or choice.colour or choice.crop_jitter
+    if drawn or (choice.crop == "random" and widest(size, bucket) != size):
+        return choice.variants
+    return min(2, choice.variants) if choice.hflip else 1
 
 
 def _variant(

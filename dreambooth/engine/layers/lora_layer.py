@@ -42,7 +42,8 @@ class _Pair(Quick):
 
 
 class LoraLinear(_Pair, Linear):
-    """y = W x + b + scale B A x."""
+    """y = W x + b + scale B A x. Dropout takes of A x, as the trainers do whose settings people share; peft takes of x,
+    and each layer then keeps a copy of its input."""
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         base, scale = self.get_base_layer(), self.scaling[ADAPTER]
@@ -53,7 +54,7 @@ class LoraLinear(_Pair, Linear):
         dropout = self.lora_dropout[ADAPTER]
         if isinstance(dropout, nn.Identity) or not self.training:
             return _Product.apply(x, weight, bias, down, up, scale)  # type: ignore[no-any-return]
-        return torch.add(base(x), dropout(x) @ down.T @ up.T, alpha=scale)
+        return torch.add(base(x), dropout(x @ down.T) @ up.T, alpha=scale)
 
 
 class LoraConv2d(_Pair, Conv2d):
@@ -65,8 +66,8 @@ class LoraConv2d(_Pair, Conv2d):
         dtype = computed_in(x)
         down, up = (matrix.to(dtype) for matrix in self.cast or self.matrices())
         plain, shape = self.get_base_layer()(x), self.lora_A[ADAPTER]
-        inner = conv2d(self.lora_dropout[ADAPTER](x.to(dtype)), down, None, shape.stride, shape.padding, shape.dilation)
-        return torch.add(plain, conv2d(inner, up), alpha=self.scaling[ADAPTER])
+        inner = conv2d(x.to(dtype), down, None, shape.stride, shape.padding, shape.dilation)
+        return torch.add(plain, conv2d(self.lora_dropout[ADAPTER](inner), up), alpha=self.scaling[ADAPTER])
 
 
 def use_in(config: LoraConfig) -> LoraConfig:

@@ -33,9 +33,12 @@ def offset(eps: Tensor, strength: float) -> Tensor:
 
 def multi_resolution(eps: Tensor, levels: int, discount: float) -> Tensor:
     """eps plus discount^n of noise drawn 2 to 4 times coarser at each level n, of standard deviation 1 in each picture
-    (Whitaker 2023, "Multi-resolution noise for diffusion model training")."""
+    (Whitaker 2023, "Multi-resolution noise for diffusion model training").
+
+    Level 0 is as fine as eps and adds to it in full, as it does there: other numbers would mean the same nowhere else.
+    """
     height, width = eps.shape[2:]
-    total = eps.clone()
+    total = eps + torch.randn_like(eps)
     coarser = 1.0
     for level in range(1, levels + 1):
         coarser *= 2 + 2 * float(torch.rand(()))  # on the CPU: sizes must be known here
