@@ -95,7 +95,7 @@ def test_each_augmentation_changes_the_variants_but_not_the_first(name: str) -> 
 @pytest.mark.parametrize("count", [1, 2, 6])
 def test_there_are_as_many_variants_as_are_asked_for(count: int) -> None:
     assert framing.variants(Pictures(rotation=5, variants=count), (64, 64), SQUARE) == count
-    assert framing.variants(Pictures(hflip=True, variants=count), (64, 64), SQUARE) == min(2, count)  # there are no more
+    assert framing.variants(Pictures(hflip=True, variants=count), (64, 64), SQUARE) == min(2, count)
     assert framing.variants(Pictures(variants=count), (64, 64), SQUARE) == 1  # with nothing to vary
 
 

@@ -306,6 +306,7 @@ def test_a_check_knows_what_the_environment_cannot_do(tmp_path: Path) -> None:
         ({"optimizer.name": "adamw_schedule_free", "tuning.use_ema": True}, "tuning.use_ema: "),
         ({"optimizer.name": "lion", "optimizer.epsilon": 1e-6}, "optimizer.epsilon: lion has none"),
         ({"optimizer.name": "adafactor", "optimizer.beta2": 0.9}, "optimizer.beta2: adafactor"),
+        ({"optimizer.d_coef": 2}, "optimizer.d_coef: adamw has none"),
         ({"memory.bf16_weights": True}, "memory.bf16_weights: a LoRA is small"),
         (
             {"memory.bf16_weights": True, "general.method": "full", "tuning.mixed_precision": "no"},

@@ -88,6 +88,7 @@ PROOFS = {
     "optimizer.beta1": "engine/test_optimizers.py::test_betas_and_epsilon_reach_every_optimizer_that_has_them",
     "optimizer.beta2": "engine/test_optimizers.py::test_betas_and_epsilon_reach_every_optimizer_that_has_them",
     "optimizer.epsilon": "engine/test_optimizers.py::test_betas_and_epsilon_reach_every_optimizer_that_has_them",
+    "optimizer.d_coef": "engine/test_prodigy.py::test_its_coefficient_reaches_it_and_a_run_tells_how_far_it_goes",
     "tuning.train_unet": "engine/test_objective_runs.py::test_train_unet_off_leaves_the_unet_of_the_file_alone",
     "tuning.text_encoder_ratio": "engine/test_options.py::test_the_text_encoder_learns_only_when_asked",
     "tuning.text_encoder_steps": "engine/test_options.py::test_the_text_encoder_stops_at_a_step",

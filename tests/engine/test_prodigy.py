@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from dreambooth.engine.bench.operations import Operations
 from dreambooth.engine.training import optimizers, prodigy
 from dreambooth.engine.training.prodigy import Prodigy
+from tests.engine.runs import tiny_project, told, train
 from tests.engine.simulated_card import simulated_card
 from tests.engine.waits import Waits
 
@@ -26,8 +28,9 @@ def weights() -> list[nn.Parameter]:
     return [nn.Parameter(torch.zeros_like(one) if number % 2 else one) for number, one in enumerate(made)]
 
 
-def published(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-    return Published(groups, lr=1.0, use_bias_correction=True, safeguard_warmup=True)  # type: ignore[no-any-return]
+def published(groups: list[dict[str, Any]], **more: Any) -> torch.optim.Optimizer:
+    advised = {"use_bias_correction": True, "safeguard_warmup": True}
+    return Published(groups, lr=1.0, **advised, **more)  # type: ignore[no-any-return]
 
 
 def groups_of(some: list[nn.Parameter], rates: tuple[float, float] = (0.5, 0.5)) -> list[dict[str, Any]]:
@@ -50,11 +53,14 @@ def way(some: list[nn.Parameter]) -> Tensor:
     return torch.cat([(one.detach() - start.detach()).flatten() for one, start in zip(some, weights())])
 
 
-@pytest.mark.parametrize("rates", [(0.5, 0.5), (0.5, 0.0)])
-def test_it_takes_the_published_steps(rates: tuple[float, float], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("rates", "d_coef"), [((0.5, 0.5), 1.0), ((0.5, 0.0), 1.0), ((0.5, 0.5), 2.0)])
+def test_it_takes_the_published_steps(
+    rates: tuple[float, float], d_coef: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(prodigy, "VALUES_AT_ONCE", 500)
     ours, theirs = weights(), weights()
-    one, other = Prodigy(groups_of(ours, rates)), published(groups_of(theirs, (0.5, 0.5)))
+    one = Prodigy(groups_of(ours, rates), d_coef=d_coef)
+    other = published(groups_of(theirs, (0.5, 0.5)), d_coef=d_coef)
     for group, rate in zip(other.param_groups, rates):  # it takes no 0 to begin with
         group["lr"] = rate
     walk(one, ours, range(STEPS))
@@ -117,3 +123,22 @@ def test_forty_weights_take_the_operations_of_one_and_nobody_waits() -> None:
                 assert bool(waits.found) == (step == 0), "once in a run, for where the weights begin"
         counts.append(counted.count)
     assert counts[0] == counts[1] < 60
+
+
+def test_its_coefficient_reaches_it_and_a_run_tells_how_far_it_goes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A rate of 1 all along would tell nobody anything."""
+    monkeypatch.setattr(prodigy, "_FIRST", 1e-3)
+    coefficients, begun = [], Prodigy.__init__
+
+    def watched(self: Prodigy, *arguments: Any, **more: Any) -> None:
+        begun(self, *arguments, **more)
+        coefficients.append(self.param_groups[0]["d_coef"])
+
+    monkeypatch.setattr(Prodigy, "__init__", watched)
+    chosen = {"general.method": "lora", "lora.rank": 2, "optimizer.name": "prodigy", "optimizer.d_coef": 2.0}
+    job = train(tiny_project(tmp_path), **chosen, **{"learning.lora_learning_rate": 0.5})
+    assert coefficients[-1] == 2.0  # the first is tried out before
+    rate = told(job, "step")[-1]["rate"]
+    assert 0.499e-3 < rate < 0.5 and told(job, "step")[-1]["rates"] == {"unet": rate}

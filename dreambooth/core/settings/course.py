@@ -273,3 +273,11 @@ class Optimizer:
         max=1,
         advanced=True,
     )
+    d_coef: float = setting(
+        1.0,
+        "D Coefficient",
+        "Of Prodigy: how far it goes of what it finds; 0.5 is gentler, 2 bolder. The rate shown is what it found.",
+        min=0.01,
+        max=10,
+        advanced=True,
+    )

@@ -229,7 +229,8 @@ def _came(groups: Groups, chosen: Chosen) -> torch.optim.Optimizer:
 def _prodigy(groups: Groups, chosen: Chosen) -> torch.optim.Optimizer:
     from dreambooth.engine.training.prodigy import Prodigy
 
-    return Prodigy(groups, betas=_betas(chosen, _ADAM_BETAS), eps=chosen.epsilon or _EPSILON)
+    betas = _betas(chosen, _ADAM_BETAS)
+    return Prodigy(groups, betas=betas, eps=chosen.epsilon or _EPSILON, d_coef=chosen.d_coef)
 
 
 def _adamw_schedule_free(groups: Groups, chosen: Chosen) -> torch.optim.Optimizer:

@@ -31,9 +31,11 @@ class Prodigy(torch.optim.Optimizer):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 0,
+        d_coef: float = 1.0,
     ) -> None:
         found = {"d": _FIRST, "d_max": _FIRST, "d_numerator": 0.0, "k": 0}
-        super().__init__(groups, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, **found})
+        chosen = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "d_coef": d_coef}
+        super().__init__(groups, {**chosen, **found})
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
@@ -54,7 +56,8 @@ class Prodigy(torch.optim.Optimizer):
                 inner += self._follow(some, d, group["betas"])
                 size += torch.stack(torch._foreach_norm([self.state[weight]["s"] for weight in some], 1)).sum()
         numerator = _beside(d, first["d_numerator"]) * beta2**0.5 + inner * moved / _FIRST
-        farthest = torch.maximum(_beside(d, first["d_max"]), torch.where(size > 0, numerator / size, 0))
+        estimate = torch.where(size > 0, first["d_coef"] * numerator / size, 0)
+        farthest = torch.maximum(_beside(d, first["d_max"]), estimate)
 
         for group in self.param_groups:
             group.update(d=farthest, d_max=farthest, d_numerator=numerator, k=steps)

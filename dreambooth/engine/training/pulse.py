@@ -85,7 +85,8 @@ class Pulse:
         losses, norms = self._read()
         pace = max(1e-6, now - self.started) / (session.step - self.first_step)  # seconds a step; clocks may be coarse
         made = zip(session.groups, session.optimizer.param_groups)
-        rates = {group.part: held["lr"] for group, held in made if group.times == 1}  # of LoRA+ the smaller one
+        # Of LoRA+ the smaller one; Prodigy's own is a factor to the distance that it finds.
+        rates = {group.part: held["lr"] * float(held.get("d", 1)) for group, held in made if group.times == 1}
         self.hooks.report(
             step=session.step,
             steps=session.budget.steps,

@@ -106,6 +106,7 @@ VALUES: dict[str, tuple[Any, ...]] = {
     "optimizer.beta1": (0.5,),
     "optimizer.beta2": (0.9,),
     "optimizer.epsilon": (1e-6,),
+    "optimizer.d_coef": (0.5,),
     "tuning.text_encoder_ratio": (0.5, 1.0),
     "tuning.text_encoder_steps": (3,),
     "tuning.max_token_length": (150,),

@@ -36,6 +36,8 @@ def _optimizer(settings: Settings) -> list[str]:
         problems.append(f"optimizer.epsilon: {chosen.name} has none; set it to 0.")
     if chosen.beta2 and chosen.name == "adafactor":
         problems.append("optimizer.beta2: adafactor works out its own; set it to 0.")
+    if chosen.d_coef != 1 and chosen.name != "prodigy":
+        problems.append(f"optimizer.d_coef: {chosen.name} has none; set it to 1.")
     return problems
 
 
