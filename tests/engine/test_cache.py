@@ -69,7 +69,7 @@ def encoded_pictures(model: Model, monkeypatch: pytest.MonkeyPatch) -> list[int]
 
 
 def test_every_example_is_found_again_in_its_bucket(model: Model, photos: Path) -> None:
-    some = examples(photos, **{"pictures.hflip": True})
+    some = examples(photos, **{"pictures.hflip": True, "pictures.crop_jitter": 0.2})
     encoded = encode(model, some)
     assert len(encoded) == len(some) == 16
     for n, example in enumerate(some):
