@@ -45,14 +45,26 @@ def test_a_row_for_each_result_with_what_it_draws(tmp_path: Path, monkeypatch: p
         best.run(stopped)
 
 
+def _rows(*drawn: tuple[int, float, float]) -> list[dict[str, Any]]:
+    return [
+        {"step": n, "images": n, "held_out": held, "learned": 0.5, "drift": None, "likeness_on_backgrounds": worth}
+        for n, worth, held in drawn
+    ]
+
+
+def test_a_persons_models_beside_it_stay(tmp_path: Path) -> None:
+    model = tmp_path / "out" / "models" / "Stable-diffusion" / "mine.safetensors"
+    model.parent.mkdir(parents=True)
+    model.write_bytes(b"weights")
+    name = next(iter(best.RUNS))
+    (tmp_path / "out" / "best.json").write_text(json.dumps({f"{name}, seed 1": _rows((1, 0.2, 0.1), (2, 0.5, 0.3))}))
+    (tmp_path / "out" / best.WORK / "models").mkdir(parents=True)
+    best.run(_job(tmp_path, runs=[name], seeds=[1]))
+    assert model.read_bytes() == b"weights"
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["best.json", "best.svg", "models"]
+
+
 def test_what_is_told_of_a_run() -> None:
-    drawn = ((1, 0.2, 0.1), (2, 0.5, 0.3), (3, 0.6, 0.2), (4, 0.1, 0.0))
-    said = best.summary(
-        "a",
-        [
-            {"step": n, "images": n, "held_out": held, "learned": 0.5, "drift": None, "likeness_on_backgrounds": worth}
-            for n, worth, held in drawn
-        ],
-    )
+    said = best.summary("a", _rows((1, 0.2, 0.1), (2, 0.5, 0.3), (3, 0.6, 0.2), (4, 0.1, 0.0)))
     assert [said[f"{at}_images"] for at in ("best", "end", "highest")] == [2, 4, 3]
     assert [said[f"{at}_worth"] for at in ("best", "end", "highest")] == [0.5, 0.1, 0.6]

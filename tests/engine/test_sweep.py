@@ -51,6 +51,18 @@ def test_what_was_measured_is_kept_and_the_rest_follows(tmp_path: Path, monkeypa
     ElementTree.parse(again["plot"])
 
 
+def test_a_persons_models_beside_it_stay(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    model = out / "models" / "Stable-diffusion" / "mine.safetensors"
+    model.parent.mkdir(parents=True)
+    model.write_bytes(b"weights")
+    figures = {key: 0.5 for key, _, _ in sweep_plot.COLUMNS}
+    (out / "sweep.json").write_text(json.dumps({sweep.UNTRAINED: {"0": figures}, "LoRA": {"1": figures}}))
+    sweep.run(_job(tmp_path, options=["LoRA"], seeds=[1]))
+    assert model.read_bytes() == b"weights"
+    assert sorted(path.name for path in out.iterdir()) == ["models", "sweep.json", "sweep.svg"]
+
+
 def _row(name: str, low: float, high: float, seeds: int = 2) -> dict[str, Any]:
     row: dict[str, Any] = {"name": name, "seeds": seeds}
     for key, _, _ in sweep_plot.COLUMNS:

@@ -30,6 +30,7 @@ from dreambooth.engine.process.listener import asked_to_end
 SEEDS = (1, 2)
 LEARNED, HELD_OUT = 5, 1  # pictures
 EPOCHS, EVERY = 300, 20
+WORK = "dreambooth-best"  # in the folder that a person names, which may hold models of his own
 DRAWN = 16  # pictures of each kind, of each result
 
 _LONG = {
@@ -64,9 +65,9 @@ def run(job: Job) -> dict[str, Any]:
             raise UserError(f"Stopped as asked; what was measured is in {file}, and the bench goes on there.")
         job.report("stage", name=name, done=number, total=len(todo))
         if (key := f"{name}, seed {seed}") not in taken:
-            taken[key] = _course(out / "models", RUNS[name], seed)
+            taken[key] = _course(out / WORK / "models", RUNS[name], seed)
             atomic.write_text(file, json.dumps(taken, indent=1))
-    shutil.rmtree(out / "models", ignore_errors=True)
+    shutil.rmtree(out / WORK, ignore_errors=True)
     moments = {name: best_of(rows)["images"] for name, rows in taken.items()}
     (out / "best.svg").write_text(best_plot.draw(taken, moments), encoding="utf-8")
     return {"rows": [summary(name, rows) for name, rows in taken.items()], "plot": str(out / "best.svg")}

@@ -32,6 +32,7 @@ from dreambooth.engine.process.listener import asked_to_end
 SEEDS = (1, 2)
 PICTURES = 24  # measured of each kind
 UNTRAINED = "before training"
+WORK = "dreambooth-sweep"  # in the folder that a person names, which may hold models of his own
 
 Flat = dict[str, Any]
 
@@ -196,7 +197,7 @@ def run(job: Job) -> dict[str, Any]:
     chosen = [option for option in OPTIONS if not wanted.get("options") or option.name in wanted["options"]]
     seeds = wanted.get("seeds") or list(SEEDS)
     taken = _read(out / "sweep.json")
-    star = _project(Folders(out / "models"))
+    star = _project(Folders(out / WORK / "models"))
     todo = [(option, seed) for seed in seeds for option in chosen if str(seed) not in taken.get(option.name, {})]
     if UNTRAINED not in taken:
         taken[UNTRAINED] = {"0": measure.measure(families.load_file(MINIATURE), PICTURES)}
@@ -208,7 +209,7 @@ def run(job: Job) -> dict[str, Any]:
         job.report("stage", name=option.name, done=number, total=len(todo))
         taken.setdefault(option.name, {})[str(seed)] = _taught(star, option, seed)
         atomic.write_text(out / "sweep.json", json.dumps(taken, indent=1))
-    shutil.rmtree(out / "models", ignore_errors=True)
+    shutil.rmtree(out / WORK, ignore_errors=True)
     (out / "sweep.svg").write_text(sweep_plot.draw(table(taken)), encoding="utf-8")
     return {"rows": table(taken), "plot": str(out / "sweep.svg")}
 
