@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import tempfile
 from pathlib import Path
 from typing import Any
 
 from dreambooth.core import run
 from dreambooth.core.errors import UserError
-from dreambooth.core.files import atomic
+from dreambooth.core.files import paths
+from dreambooth.core.files.json_file import read_object
 from dreambooth.core.memory import footprint, planner
 from dreambooth.service import environment
 from dreambooth.ui import commands
@@ -87,22 +89,35 @@ def add(add: Any) -> None:
 
 def bench(options: argparse.Namespace, terminal: Terminal) -> Result:
     default = f"bench-{options.part}{'.json' if options.part == 'memory' else ''}"
-    out = Path(options.out or default).expanduser().resolve()
+    out = paths.named(default if options.out is None else options.out, "--out")
     asked = _asked(options)
-    if out.exists() and options.part not in (*_GOES_ON, "memory"):
+    _check_out(options.part, out)
+    python = environment.ensure(terminal.show)
+    with tempfile.TemporaryDirectory(prefix="dreambooth-bench-", ignore_cleanup_errors=True) as place:
+        job = run.create(Path(place), {"kind": f"bench-{options.part}", "out": str(out), **asked}, "{}")
+        return {"part": options.part, **commands.work(job, python, terminal)}
+
+
+def _check_out(part: str, out: Path) -> None:
+    """Raises UserError for a place that the part cannot write to, or that holds what is not its own."""
+    if part == "memory":
+        if out.is_dir():
+            raise UserError(f"--out: {out} is a folder; name a .json file.")
+        if out.exists() and not (out.is_file() and _is_table(out)):
+            raise UserError(f"--out: {out} is no table that bench memory has written; name another file.")
+    elif part not in _GOES_ON and out.exists():
         raise UserError(
             f"{out}: the benchmark fills and removes a folder of its own; name one that does not exist yet."
         )
-    if out.exists() and not out.is_dir() and options.part in _GOES_ON:
-        raise UserError(f"--out: {out} is a file; name a folder.")
-    python = environment.ensure(terminal.show)
-    job = run.create(
-        out.with_name(f".{out.name}-job"), {"kind": f"bench-{options.part}", "out": str(out), **asked}, "{}"
-    )
+    if problem := paths.unwritable(out.parent if part == "memory" else out):
+        raise UserError(f"--out: {problem}")
+
+
+def _is_table(file: Path) -> bool:
     try:
-        return {"part": options.part, **commands.work(job, python, terminal)}
-    finally:
-        atomic.remove_folder(job.folder.parent)
+        return "bench memory" in str(read_object(file).get("made_by"))
+    except UserError:
+        return False
 
 
 def _asked(options: argparse.Namespace) -> dict[str, Any]:
@@ -111,14 +126,14 @@ def _asked(options: argparse.Namespace) -> dict[str, Any]:
     for name in given:
         if options.part not in _OF[name]:
             raise UserError(f"--{name}: it belongs to bench {' and bench '.join(_OF[name])}.")
-    if "again" in given and not Path(options.out or "").expanduser().is_file():
+    if "again" in given and not (options.out and paths.named(options.out, "--out").is_file()):
         raise UserError("--again: name the table that is there with --out.")
     if given.get("minutes", 1) <= 0:
         raise UserError(f"--minutes: it must be more than 0 (it is {options.minutes:g}).")
     asked: dict[str, Any] = {"large": False, **given}
     for name in ("peer", "work"):
         if name in given:
-            asked[name] = str(Path(given[name]).expanduser().resolve())
+            asked[name] = str(paths.named(given[name], f"--{name}"))
     if "card" in given:
         asked["card_bytes"] = planner.card_size(asked.pop("card"))
     return asked

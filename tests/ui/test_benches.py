@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from dreambooth.core.errors import UserError
+from dreambooth.core.memory import counted
+from dreambooth.service import environment
 from dreambooth.ui import benches, command_line
+from tests.conftest import Run
 
 
 def asked(*flags: str) -> dict[str, object]:
@@ -31,3 +37,48 @@ def test_each_flag_belongs_to_some_parts() -> None:
     ):
         with pytest.raises(UserError, match=said):
             asked(*flags)
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """What a bench says that is not begun: why it is refused, or that it would set the engine up."""
+
+    def set_up(progress: object) -> Path:
+        raise UserError("The engine would be set up now.")
+
+    monkeypatch.setattr(environment, "ensure", set_up)
+
+    def said(*flags: object) -> str:
+        assert command_line.main(["bench", *map(str, flags)]) == 2
+        return capsys.readouterr().err.strip()
+
+    return said
+
+
+def test_nothing_that_is_there_is_written_over(bench: Callable[..., str], tmp_path: Path) -> None:
+    mine, table = tmp_path / "mine.json", tmp_path / "table.json"
+    mine.write_text('{"made_by": "me"}')
+    (tmp_path / "words.txt").write_text("no JSON")
+    shutil.copy(counted.TABLE, table)
+    assert "mine.json is no table that bench memory has written" in bench("memory", "--out", mine)
+    assert "words.txt is no table that bench memory" in bench("memory", "--out", tmp_path / "words.txt")
+    assert f"--out: {tmp_path} is a folder; name a .json file." in bench("memory", "--out", tmp_path)
+    assert bench("memory", "--out", table) == "The engine would be set up now."
+    assert bench("memory", "--out", tmp_path / "new.json") == "The engine would be set up now."
+    assert "does not exist yet" in bench("files", "--out", tmp_path)
+    assert f"--out: {mine} is a file" in bench("sweep", "--out", mine)
+    assert f"--out: {mine} is a file" in bench("training", "--out", mine / "under" / "it")
+    assert f"--out: {mine} is a file" in bench("memory", "--out", mine / "table.json")
+    assert mine.read_text() == '{"made_by": "me"}'
+
+
+@pytest.mark.skipif(not os.access("/", os.W_OK), reason="it may only be read")
+def test_a_disk_of_its_own_can_be_named(dreambooth: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    said = dreambooth("bench", "plans", "--out", "/")
+    assert said.code == 2 and "it needs an NVIDIA card" in said.errors and "Traceback" not in said.errors
+
+
+def test_what_is_no_place(bench: Callable[..., str]) -> None:
+    assert "--out: there is no home of '~nosuchuser'" in bench("sweep", "--out", "~nosuchuser/x")
+    assert "--out: it is empty" in bench("sweep", "--out", "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -39,11 +40,26 @@ def problem(text: str) -> str:
 
 
 def named(text: str, what: str) -> Path:
-    """The absolute path that is meant. Raises UserError, naming `what`, for a text that can be no path."""
+    """The absolute path that is meant. Raises UserError, naming `what`, for a text that can be no path, or is empty."""
     text = meant(text)
+    if not text:
+        raise UserError(f"{what}: it is empty; name a file or folder.")
     if reason := problem(text):
         raise UserError(f"{what}: {reason}")
-    return Path(text).expanduser().resolve()
+    try:
+        return Path(text).expanduser().resolve()
+    except RuntimeError:  # as Python says it up to 3.12
+        raise UserError(f"{what}: {text} is a link that leads back to itself; name the file or folder.") from None
+
+
+def unwritable(path: Path) -> str:
+    """Why nothing can be written at a path, with the folders that it wants; empty where nothing speaks against it."""
+    for place in (path, *path.parents):
+        if os.path.isdir(place):
+            return "" if os.access(place, os.W_OK | os.X_OK) else f"{place} may only be read; name another place."
+        if os.path.lexists(place):
+            return f"{place} is a file, and nothing can be written into it; name another place."
+    return f"there is no {path.anchor}; name another place."
 
 
 def no_folder(path: Path) -> str:
