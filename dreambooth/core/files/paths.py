@@ -55,10 +55,11 @@ def named(text: str, what: str) -> Path:
 def unwritable(path: Path) -> str:
     """Why nothing can be written at a path, with the folders that it wants; empty where nothing speaks against it."""
     for place in (path, *path.parents):
-        if os.path.isdir(place):
-            return "" if os.access(place, os.W_OK | os.X_OK) else f"{place} may only be read; name another place."
-        if os.path.lexists(place):
+        if not os.path.lexists(place):
+            continue
+        if not place.is_dir():
             return f"{place} is a file, and nothing can be written into it; name another place."
+        return "" if os.access(place, os.W_OK | os.X_OK) else f"{place} may only be read; name another place."
     return f"there is no {path.anchor}; name another place."
 
 
