@@ -9,17 +9,19 @@ from typing import Any
 from dreambooth.core import picture_files, project, settings
 from dreambooth.core.budget import budget, passed_already
 from dreambooth.core.errors import UserError
+from dreambooth.core.files import paths
 from dreambooth.core.models import anatomy, checkpoint
-from dreambooth.core.project import Project
+from dreambooth.core.project import Folders, Project
 from dreambooth.core.run import Job
 from dreambooth.core.settings import Settings
 
 _WITH_PICTURES = ("train", "class-images")  # kinds of jobs that begin with the pictures of all concepts
 
 
-def check_new(opened: Project, chosen: Settings) -> None:
-    """Raises UserError with every reason why a new run with these settings would be refused."""
-    if problems := _problems(opened, chosen):
+def check_new(opened: Project, chosen: Settings, folders: Folders | None = None) -> None:
+    """Raises UserError with every reason why a new run with these settings would be refused, which writes its result
+    into one of `folders`; without them, why class pictures would be."""
+    if problems := _problems(opened, chosen, folders):
         raise UserError(problems)
 
 
@@ -32,17 +34,20 @@ def check(job: Job, changes: Mapping[str, Any] | None = None, step: int | None =
 def problems(job: Job, changes: Mapping[str, Any] | None = None, step: int | None = None) -> list[str]:
     """Everything that a job would be refused for; with `changes` to its settings, as dotted keys, and where it goes on
     from another state than the newest, from that of `step`."""
-    if job.read()["kind"] not in _WITH_PICTURES or "result" in job.story().last:
+    kind, folders = job.read()["kind"], job.folders()
+    if kind not in _WITH_PICTURES or "result" in job.story().last:
         return []
     chosen = settings.parse({**job.settings(), **(changes or {})})
     too_short = _too_short(job, chosen, step)
     return [
-        *_problems(project.read(job.folder.parents[1], job.folders().checkpoints), chosen),
+        *_problems(
+            project.read(job.folder.parents[1], folders.checkpoints), chosen, folders if kind == "train" else None
+        ),
         *([too_short] if too_short else []),
     ]
 
 
-def _problems(opened: Project, chosen: Settings) -> list[str]:
+def _problems(opened: Project, chosen: Settings, folders: Folders | None) -> list[str]:
     found = [opened.problem] if opened.problem else []
     for file in _start_files(chosen):
         try:
@@ -50,7 +55,16 @@ def _problems(opened: Project, chosen: Settings) -> list[str]:
         except UserError as error:
             found += error.problems
     found += _lora_blocks(opened, chosen)
+    if folders:
+        found += _unwritable(opened, chosen, folders)
     return [*found, *picture_files.problems(chosen.concepts)]
+
+
+def _unwritable(opened: Project, chosen: Settings, folders: Folders) -> list[str]:
+    """Where the result cannot be written, and the words that learn with it."""
+    places = [opened.results(folders, chosen), *([folders.embeddings] if chosen.words_learn else [])]
+    reasons = {place: paths.unwritable(place) for place in places}
+    return [f"{place}: the result cannot be written there ({why}); mend that." for place, why in reasons.items() if why]
 
 
 def _start_files(chosen: Settings) -> list[str]:

@@ -110,7 +110,7 @@ def _check_out(part: str, out: Path) -> None:
             f"{out}: the benchmark fills and removes a folder of its own; name one that does not exist yet."
         )
     if problem := paths.unwritable(out.parent if part == "memory" else out):
-        raise UserError(f"--out: {problem}")
+        raise UserError(f"--out: {problem}; name another place.")
 
 
 def _is_table(file: Path) -> bool:

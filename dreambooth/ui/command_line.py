@@ -17,11 +17,12 @@ from dreambooth.ui import arguments
 from dreambooth.ui.commands import Result
 from dreambooth.ui.terminal import Terminal
 
-DONE, REFUSED, INTERRUPTED, UNREAD = 0, 2, 130, 141  # the last two as a shell calls SIGINT and SIGPIPE
+DONE, REFUSED, UNFINISHED, INTERRUPTED, UNREAD = 0, 2, 3, 130, 141  # the last two as a shell calls SIGINT and SIGPIPE
 
 
 def main(given: Sequence[str]) -> int:
-    """Runs one command. Returns the exit code: 0 only if it did what it was asked, 2 for bad input."""
+    """Runs one command. Returns the exit code: 0 only if it did what it was asked, 2 for bad input, 3 where a job was
+    paused or ended without a result."""
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a file's name need not be what the terminal can show
     parser, names = _parser()
@@ -47,7 +48,9 @@ def main(given: Sequence[str]) -> int:
         for problem in problems:
             print(problem, file=sys.stderr)
         sys.stdout.flush()
-        return REFUSED if problems else DONE
+        if problems:
+            return REFUSED
+        return UNFINISHED if result.get("unfinished") else DONE
     except (UserError, OSError) as found:
         if _is_unread(found):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python would complain at its end

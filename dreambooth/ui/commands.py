@@ -83,7 +83,7 @@ def class_images(options: argparse.Namespace, terminal: Terminal) -> Result:
 
 def train(options: argparse.Namespace, terminal: Terminal) -> Result:
     opened, merged = project.open_project(folders(options), options.name), merged_settings(options)
-    beforehand.check_new(opened, merged)  # the engine may have to be set up first
+    beforehand.check_new(opened, merged, folders(options))  # the engine may have to be set up first
     python = environment.ensure(terminal.show)
     job = launcher.new_run(folders(options), opened, merged)
     terminal.say(f"Run {job.name}: {job.folder}")
@@ -215,7 +215,15 @@ def work(job: Job, python: Path, terminal: Terminal) -> Result:
         summary = service_runs.summary(job) if job.is_run else {}
     finally:
         launcher.tidy(job)
-    return {**summary, **{key: value for key, value in ending.items() if key not in ("event", "time")}}
+    told = {key: value for key, value in ending.items() if key not in ("event", "time")}
+    return {**summary, **told, **({"unfinished": True} if _is_unfinished(ending, summary) else {})}
+
+
+def _is_unfinished(ending: Result, summary: Result) -> bool:
+    """Whether less came of it than was asked for: it was paused, or ended without a result."""
+    if ending["event"] == "done":
+        return False
+    return ending["event"] != "stopped" or bool(ending.get("discarded")) or not summary.get("outputs")
 
 
 def _take_turn(job: Job, terminal: Terminal) -> None:

@@ -72,7 +72,7 @@ def test_nothing_that_is_there_is_written_over(bench: Callable[..., str], tmp_pa
     assert mine.read_text() == '{"made_by": "me"}'
 
 
-@pytest.mark.skipif(not os.access("/", os.W_OK), reason="it may only be read")
+@pytest.mark.skipif(not os.access("/", os.W_OK), reason="it is read-only")
 def test_a_disk_of_its_own_can_be_named(dreambooth: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     said = dreambooth("bench", "plans", "--out", "/")

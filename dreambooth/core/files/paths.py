@@ -52,15 +52,15 @@ def named(text: str, what: str) -> Path:
         raise UserError(f"{what}: {text} is a link that leads back to itself; name the file or folder.") from None
 
 
-def unwritable(path: Path) -> str:
-    """Why nothing can be written at a path, with the folders that it wants; empty where nothing speaks against it."""
-    for place in (path, *path.parents):
+def unwritable(folder: Path) -> str:
+    """Why no file can be put into a folder, which may have to be made; empty where nothing speaks against it."""
+    for place in (folder, *folder.parents):
         if not os.path.lexists(place):
             continue
         if not place.is_dir():
-            return f"{place} is a file, and nothing can be written into it; name another place."
-        return "" if os.access(place, os.W_OK | os.X_OK) else f"{place} may only be read; name another place."
-    return f"there is no {path.anchor}; name another place."
+            return f"{place} is a file"
+        return "" if os.access(place, os.W_OK | os.X_OK) else f"{place} is read-only"
+    return f"there is no {folder.anchor}"
 
 
 def no_folder(path: Path) -> str:

@@ -38,7 +38,7 @@ def train(host: Host, opened: Project) -> Job:
     for job in run.runs(opened):
         if (status := job.status()) in ("running", "queued"):
             raise UserError(f"The run {job.name} is {status}; pause or stop it first.")
-    beforehand.check_new(opened, settings.parse(opened.settings()))
+    beforehand.check_new(opened, settings.parse(opened.settings()), host.folders())
     if problems := check(host, opened):
         raise UserError(problems)
     job = launcher.new_run(host.folders(), opened, settings.parse(opened.settings()))
