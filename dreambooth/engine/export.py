@@ -19,7 +19,7 @@ from dreambooth.core import settings
 from dreambooth.core.errors import UserError
 from dreambooth.core.files import atomic
 from dreambooth.core.models import checkpoint
-from dreambooth.core.models.model_file import PICKLES, Header
+from dreambooth.core.models.model_file import CHECKPOINTS, EMBEDDINGS, Header
 from dreambooth.core.project import Project, open_project
 from dreambooth.core.run import Job
 from dreambooth.core.settings import Settings
@@ -150,7 +150,7 @@ def _of_state(job: Job, project: Project, asked: dict[str, Any], wanted: Wanted)
 
 def _write_words(to: Path, project: Project, chosen: Settings, words: Vectors, *, half: bool) -> dict[str, Path]:
     """Embeddings: the one word's under the name that was asked for, of several numbered ones."""
-    if to.suffix not in words_file.SUFFIXES:
+    if to.suffix.lower() not in EMBEDDINGS:
         raise UserError(f"{to}: an embedding is one .safetensors or .pt file; name one.")
     said, family = outputs.metadata(project, chosen, to.stem, outputs.EMBEDDING), project.about["family"]
     return words_file.write_embeddings(to.parent, to.stem, family, words, said, suffix=to.suffix, half=half)
@@ -198,12 +198,10 @@ def _write(
     to: Path, source: Source, changed: dict[str, Entry], project: Project, chosen: Settings, *, half: bool
 ) -> None:
     model = families.skeleton(source)
-    if to.suffix in (".safetensors", ".ckpt"):
+    if to.suffix.lower() in CHECKPOINTS:
         about = _about(project, chosen, to.stem, source) if changed else dict(source.header.metadata)
         with webui_yaml.beside(to, source, model):
             write(to, original.trained_entries(source, changed, source.about.family, half=half), about)
-    elif to.suffix in PICKLES or to.suffix in (".yaml", ".json", ".zip"):
-        raise UserError(f"{to}: name a .safetensors or .ckpt file, or a folder for the Diffusers layout.")
     else:
         write_folder(to, pipeline(model), original.own_entries(source, changed, half=half))
 
@@ -224,7 +222,7 @@ def _copy_lora(weights: Path, to: Path) -> None:
 
 
 def _check_lora_file(to: Path) -> None:
-    if to.suffix != ".safetensors":
+    if to.suffix.lower() != ".safetensors":
         raise UserError(
             f"{to}: a LoRA is one .safetensors file; name one, or merge the LoRA into its checkpoint with --merge 1."
         )

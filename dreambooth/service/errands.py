@@ -98,7 +98,6 @@ def drawing(opened: Project, wanted: Mapping[str, Any], *, label: str = "{}") ->
         raise UserError(f"{label.format('eta')}: only a result of Imagic (imagic.enabled) is drawn with it.")
     if values["seed"] == RANDOM:
         values["seed"] = random.randrange(2**31 - values["count"])
-    out = wanted.get("out")
     return chosen, {
         "prompt": texts["prompt"],
         "negative_prompt": texts["negative"],
@@ -107,8 +106,16 @@ def drawing(opened: Project, wanted: Mapping[str, Any], *, label: str = "{}") ->
         **values,
         "eta": wanted.get("eta"),
         **what,
-        "out": str(paths.named(str(out), label.format("out")) if out else opened.folder / "generated"),
+        "out": str(_out(opened, wanted.get("out"), label)),
     }
+
+
+def _out(opened: Project, named: Any, label: str) -> Path:
+    """The folder that pictures are put into. Raises UserError where they cannot."""
+    folder = paths.named(str(named), label.format("out")) if named else opened.folder / "generated"
+    if reason := paths.unwritable(folder):
+        raise UserError(f"{label.format('out')}: nothing can be written in {folder} ({reason}); name another folder.")
+    return folder
 
 
 def _weights(opened: Project, wanted: Mapping[str, Any], label: str) -> tuple[Settings, dict[str, Any]]:

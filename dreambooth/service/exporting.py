@@ -3,6 +3,7 @@ state."""
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from dreambooth.core.errors import UserError
 from dreambooth.core.files import paths
 from dreambooth.core.models import checkpoint
 from dreambooth.core.models.checkpoint import FAMILIES
+from dreambooth.core.models.model_file import CHECKPOINTS, EMBEDDINGS, PICKLES
 from dreambooth.core.project import Project
 from dreambooth.core.quantities import percent
 from dreambooth.core.run import Job
@@ -21,6 +23,7 @@ from dreambooth.service.field_names import called
 
 MOST_RANK = 512
 _NEARLY_ALL = 0.985  # shown as 99 % or 100 %
+_MISSPELLED = 0.75  # how alike an ending is to a known one at least, of 1
 
 
 def fields(opened: Project, wanted: Mapping[str, Any], *, label: str = "{}") -> dict[str, Any]:
@@ -43,12 +46,14 @@ def fields(opened: Project, wanted: Mapping[str, Any], *, label: str = "{}") -> 
     kind = chosen.result_kind if is_state else _kind(what["weights"])
     if kind == "embedding":
         _check_embedding(to, {"merge": merge, "onto": onto or None, "rank": rank}, label)
-    makes_lora = rank is not None or (is_as_it_is and not is_state and kind == "lora")
-    if to and makes_lora and not to.endswith(".safetensors"):
-        raise UserError(
-            f"{called('to', label)}: a LoRA is one .safetensors file; name one, or merge it into its checkpoint "
-            f"({called('merge', label)})."
-        )
+    elif rank is not None or (is_as_it_is and kind == "lora"):
+        if to and Path(to).suffix.lower() != ".safetensors":
+            raise UserError(
+                f"{called('to', label)}: a LoRA is one .safetensors file; name one, or merge it into its checkpoint "
+                f"({called('merge', label)})."
+            )
+    elif to:
+        _check_ending(Path(to), called("to", label))
     return {**what, "to": to, "merge": merge, "onto": onto, "rank": rank or 0, "half": bool(wanted.get("half"))}
 
 
@@ -97,9 +102,22 @@ def _target(named: Any, key: str, *, optional: bool) -> str:
     to = paths.named(named, key)
     if not Path(paths.meant(named)).expanduser().is_absolute():
         raise UserError(f"{key}: {named} is a name without its folder; write the whole path.")
+    if reason := paths.unwritable(to.parent):
+        raise UserError(f"{key}: {to} cannot be written ({reason}); name another file or folder.")
     if to.exists():
         raise UserError(f"{to}: it exists already; name another file or folder.")
     return str(to)
+
+
+def _check_ending(to: Path, key: str) -> None:
+    """Raises UserError for a name of a checkpoint that is neither a file of its own nor likely to be a folder."""
+    ending = to.suffix.lower()
+    if ending in CHECKPOINTS:
+        return
+    if ending in (*PICKLES, ".yaml", ".json", ".zip"):
+        raise UserError(f"{key}: {to}: name a .safetensors or .ckpt file, or a folder for the Diffusers layout.")
+    if close := difflib.get_close_matches(ending, CHECKPOINTS, n=1, cutoff=_MISSPELLED):
+        raise UserError(f"{key}: {to.suffix} is no ending of a model file; did you mean {to.stem}{close[0]}?")
 
 
 def _kind(file: str) -> str:
@@ -114,7 +132,7 @@ def _check_embedding(to: str, otherwise: Mapping[str, Any], label: str) -> None:
                 f"{called(name, label)}: an embedding is a word, and changes no weights that another file could hold; "
                 "leave it out."
             )
-    if to and not to.endswith((".safetensors", ".pt")):
+    if to and Path(to).suffix.lower() not in EMBEDDINGS:
         raise UserError(f"{called('to', label)}: an embedding is one .safetensors or .pt file; name one.")
 
 

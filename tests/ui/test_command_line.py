@@ -233,6 +233,23 @@ def test_generate_and_export_refuse_what_they_cannot_do(data: Path, tmp_path: Pa
     )
 
 
+def test_targets_that_cannot_be_written_are_told_before_an_engine_is_set_up(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(environment, "ensure", lambda progress: pytest.fail("it would be set up"))
+    file = tmp_path / "file"
+    file.touch()
+    for command, flag, place in (
+        (["generate", "--prompt", "x"], "--out", file),
+        (["sheet", "--prompt", "x", "--base"], "--out", file / "under" / "it"),
+        (["export", "--base"], "--to", file / "x.safetensors"),
+        (["export", "--base"], "--to", file / "under" / "it"),
+    ):
+        assert command_line.main([command[0], "star", *command[1:], flag, str(place), "--data", str(data)]) == 2
+        said = capsys.readouterr().err
+        assert said.startswith(f"{flag}: ") and f"({file} is a file)" in said
+
+
 def test_a_sheet_and_a_state_refuse_what_they_cannot_do(data: Path, tmp_path: Path, dreambooth: Run) -> None:
     sheet = ("sheet", "star", "--prompt", "x", "--data", data)
     refused(dreambooth(*sheet), "star has no result yet", "--base")

@@ -73,12 +73,17 @@ def test_a_checkpoint_becomes_every_kind_of_file(kind: str, tmp_path: Path) -> N
         assert one.tensors.keys() <= other.tensors.keys()
         assert all(torch.equal(one.read(key), other.read(key)) for key in one.tensors)
     assert not (tmp_path / "out.yaml").exists()
+    capitals = write("capitals.SAFETENSORS")
+    assert capitals.is_file() and checkpoint.describe(checkpoint.read_header(capitals)).family == kind
     half = write("half.safetensors", half=True)
     assert checkpoint.describe(checkpoint.read_header(half)).precision == "fp16"
     with pytest.raises(UserError, match="exists already"):
         write("folder")
     with pytest.raises(UserError, match=r"name a \.safetensors or \.ckpt file"):
         write("x.zip")
+    for wrong, meant in (("x.safetensor", "x.safetensors"), ("x.cpkt", "x.ckpt")):
+        with pytest.raises(UserError, match=f"is no ending of a model file; did you mean {meant}"):
+            write(wrong)
 
 
 def test_another_trainers_lora_is_merged_and_drawn_with(tmp_path: Path, dreambooth: Run) -> None:

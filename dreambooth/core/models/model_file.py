@@ -33,6 +33,7 @@ BYTES_PER_VALUE = {
 }
 PICKLES = (".ckpt", ".pt", ".pth", ".bin")
 SUFFIXES = (".safetensors", *PICKLES)
+CHECKPOINTS, EMBEDDINGS = (".safetensors", ".ckpt"), (".safetensors", ".pt")  # as which one is written
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,6 @@ from dreambooth.engine.checkpoints.source import Files
 from dreambooth.engine.checkpoints.write import free_name, write
 from dreambooth.engine.words.learned import Vectors
 
-SUFFIXES = (".safetensors", ".pt")  # that embeddings are written with
 _EMBEDDING_KEYS = {
     "sd1": {"text_encoder": "emb_params"},
     "sd2": {"text_encoder": "emb_params"},
@@ -103,7 +102,7 @@ def write_embedding(
     """Writes the embedding of one of some words that learned together. Raises UserError if it cannot be written."""
     said = {**about, "modelspec.title": target.stem, "modelspec.trigger_phrase": word, **metadata(words, word)}
     dtype, keys, within = torch.float16 if half else torch.float32, dict(_EMBEDDING_KEYS[family]), None
-    if target.suffix == ".pt":
+    if target.suffix.lower() == ".pt":
         if len(keys) == 1:
             keys = dict.fromkeys(keys, "*")
             within = partial(_as_a1111, target.stem, about.get("dreambooth.base"))

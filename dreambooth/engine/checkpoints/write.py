@@ -39,7 +39,7 @@ def write(
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with open(staged, "wb") as file:
-            if target.suffix in PICKLES:
+            if target.suffix.lower() in PICKLES:
                 write_pickle.write(file, entries, **({"within": within} if within else {}))
             else:
                 _write_safetensors(file, entries, metadata)
