@@ -59,6 +59,10 @@ def problems_of(concept: Concept, number: int) -> list[str]:
     elif concept.held_out and concept.held_out >= (count := len(of_concept(concept))):
         mend = f"hold out {count - 1} or fewer" if count > 1 else "set it to 0"
         found.append(f"{key}.held_out: of {count} pictures in {folder} none would be left to learn from; {mend}.")
+    of_class = Path(concept.class_data_dir).expanduser()
+    is_wanted = concept.class_mode == "folder" or (concept.class_mode == "fill" and concept.num_class_images_per)
+    if is_wanted and concept.class_data_dir.strip() and of_class.exists() and not of_class.is_dir():
+        found.append(f"{key}.class_data_dir: {paths.no_folder(of_class)}")
     return found
 
 

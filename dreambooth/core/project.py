@@ -219,6 +219,8 @@ def create(
     if not source.exists():
         raise UserError(f"{source}: there is no such file.")
     chosen = from_flat(Origin, origin or {})
+    if chosen.resolution % 8 or 0 < chosen.resolution < 64:
+        raise UserError(f"resolution: it must be a multiple of 8, and at least 64 (it is {chosen.resolution}).")
     if chosen.vae:
         chosen.vae = str(paths.named(chosen.vae, "vae"))
         checkpoint.read_vae(Path(chosen.vae))

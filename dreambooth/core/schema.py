@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
+import re
 import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -20,6 +21,9 @@ from dreambooth.core.files import paths
 from dreambooth.core.values import plain, typed
 
 T = TypeVar("T")
+
+_ROW = re.compile(r"0|[1-9][0-9]{0,5}")
+_DEEPEST = 10  # dots in a key
 
 
 @dataclass(frozen=True)
@@ -128,23 +132,41 @@ def from_flat(cls: type[T], flat: Mapping[str, Any]) -> T:
             given[key] = _convert(raw, leaf)
         except ValueError as error:
             problems.append(f"{key}: {error}")
+        except RecursionError:
+            problems.append(f"{key}: it is nested too deeply; give one value.")
     settings: T = _build(cls, given, "", problems)
     if problems:
         raise UserError(problems)
     return settings
 
 
+class Object(dict[str, Any]):
+    """A JSON object that remembers its pairs, as one key may be there several times."""
+
+    def __init__(self, pairs: list[tuple[str, Any]]) -> None:
+        super().__init__(pairs)
+        self.pairs = pairs
+
+
 def flatten(nested: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested JSON objects and lists -> dotted keys; keys that are dotted already stay as they are."""
+    """Nested JSON objects and lists -> dotted keys; keys that are dotted already stay as they are.
+
+    Raises UserError for a key that is there twice, and for what is nested deeper than any setting.
+    """
+    if prefix.count(".") > _DEEPEST:
+        raise UserError(f"{prefix[:-1]}: it is nested too deeply; no setting is.")
     if isinstance(nested, Mapping) and (nested or not prefix):
-        parts: Any = nested.items()
+        parts: Any = nested.pairs if isinstance(nested, Object) else nested.items()
     elif isinstance(nested, list) and nested and all(isinstance(item, Mapping) for item in nested):
         parts = enumerate(nested)
     else:
         return {prefix[:-1]: nested}
     flat: dict[str, Any] = {}
     for key, value in parts:
-        flat.update(flatten(value, f"{prefix}{key}."))
+        for inner, one in flatten(value, f"{prefix}{key}.").items():
+            if inner in flat:
+                raise UserError(f"{inner}: it is there twice; give it once.")
+            flat[inner] = one
     return flat
 
 
@@ -173,7 +195,12 @@ def with_secrets(cls: type, flat: Mapping[str, Any], own: Mapping[str, Any]) -> 
 
 def general(key: str) -> str:
     """A setting's key with N for row numbers, as `leaves` has it."""
-    return ".".join("N" if part.isdigit() else part for part in key.split("."))
+    return ".".join("N" if is_row(part) else part for part in key.split("."))
+
+
+def is_row(part: str) -> bool:
+    """Whether a part of a key is a row's number, written as we write one."""
+    return _ROW.fullmatch(part) is not None
 
 
 def _unknown(key: str, known: Mapping[str, Leaf]) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from dreambooth import __version__
 from dreambooth.core.drawing import Drawing, Keep, Look
 from dreambooth.core.errors import UserError
+from dreambooth.core.files import paths
 from dreambooth.core.layout import PROJECT
 from dreambooth.core.models.model_file import SUFFIXES
 from dreambooth.core.project import Folders
@@ -16,8 +17,8 @@ from dreambooth.host.base import ALONE_MINUTES, PAGE_TOKEN
 
 def folders(data: str | None = None) -> Folders:
     """`data`, or the models folder of the WebUI around this extension, or one of our own."""
-    if data:
-        return Folders(Path(data).expanduser().resolve())
+    if data is not None:
+        return Folders(paths.named(data, "--data"))
     webui = PROJECT.parent.parent
     if PROJECT.parent.name == "extensions" and (webui / "models").is_dir():
         return Folders(webui / "models")

@@ -12,6 +12,7 @@ from typing import Any
 
 from dreambooth.core import project, settings
 from dreambooth.core.errors import UserError
+from dreambooth.core.files import paths
 from dreambooth.core.layout import MINIATURE, SUBJECT_PICTURES
 from dreambooth.core.project import Folders, Project
 from dreambooth.core.run import Job
@@ -80,12 +81,13 @@ def make_sample(folders: Folders) -> None:
 
 def free_folder(wanted: str | None) -> Path:
     """The folder that the demo may fill: new or empty. Raises UserError if it is neither."""
-    out = Path(wanted or "demo").expanduser().resolve()
-    number = 2
-    while not wanted and out.exists():
+    out, number = paths.named("demo" if wanted is None else wanted, "--out"), 2
+    while wanted is None and out.exists():
         out, number = out.with_name(f"demo-{number}"), number + 1
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out}: the demo fills a new folder; name one that does not exist yet.")
+    if reason := paths.unwritable(out):
+        raise UserError(f"--out: nothing can be written in {out} ({reason}); name another folder.")
     return out
 
 
@@ -103,6 +105,7 @@ def run(out: Path, python: Path, say: Say, on_event: launcher.OnEvent) -> dict[s
         since = time.monotonic()
         jobs[name] = launcher.new_run(folders, made, settings.parse({**made.settings(), **chosen}))
         _work(jobs[name], python, on_event)
+        _output(jobs[name])
         seconds[name] = time.monotonic() - since
     results = {name: _output(job) for name, job in jobs.items()}
     measured = _measure(folders, made, results, jobs, out, python, on_event)
@@ -150,7 +153,12 @@ def _measure(
 
 
 def _output(job: Job) -> str:
-    return str(job.story().saved[-1]["path"])
+    """What a run has written. Raises UserError where it was paused or ended before it had written anything."""
+    story = job.story()
+    if story.status != "done":
+        said = "; ".join(one.sentence for one in story.warnings[-1:]) or f"the run is {story.status}"
+        raise UserError(f"{job.folder}: the demo needs its results, and there is none ({said}); start it anew.")
+    return str(story.saved[-1]["path"])
 
 
 def _slug(name: str) -> str:

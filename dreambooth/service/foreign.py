@@ -6,6 +6,7 @@ import ast
 import json
 import subprocess
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,9 @@ _KINDS = (
 )
 
 
-def read(path: Path, python: Path) -> tuple[str, Migration]:
-    """What the file or folder is, and its settings as ours. `python` is the engine's.
+def read(path: Path, python: Callable[[], Path]) -> tuple[str, Migration]:
+    """What the file or folder is, and its settings as ours. `python` finds the engine's, which
+    reads .toml files alone.
 
     Raises UserError for what cannot be read, or is of no kind that is known.
     """
@@ -34,7 +36,7 @@ def read(path: Path, python: Path) -> tuple[str, Migration]:
     elif not path.is_file():
         raise UserError(f"{path}: there is no such file or folder.")
     elif path.suffix.lower() == ".toml":
-        kind, migration = "kohya's dataset file", _toml(path, python, look)
+        kind, migration = "kohya's dataset file", _toml(path, python(), look)
     else:
         kind, migration = _json(path, look)
     _make_absolute(migration, path if path.is_dir() else path.parent)
@@ -60,7 +62,7 @@ def _parsed(path: Path) -> Any:
         raise UserError(f"{path}: the file cannot be read as text.") from None
     try:
         return json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         first = error
     try:
         last = ast.parse(text).body[-1]
@@ -108,7 +110,7 @@ def _named(folder: Path) -> list[tuple[str, str]]:
 
 def _looker(base: Path) -> Look:
     def look(folder: str) -> Seen:
-        place = base / Path(paths.meant(folder)).expanduser()
+        place = Path(paths.within(base, folder))
         if not folder.strip() or not place.is_dir():
             return Seen()
         pictures = [one for one in place.rglob("*") if one.suffix.lower() in PICTURES and not one.name.startswith(".")]
@@ -128,4 +130,4 @@ def _make_absolute(migration: Migration, base: Path) -> None:
     """A relative folder is meant from where the file lies."""
     for key, value in migration.settings.items():
         if key.endswith("_dir") and str(value).strip():
-            migration.settings[key] = str(base / Path(paths.meant(value)).expanduser())
+            migration.settings[key] = paths.within(base, value)

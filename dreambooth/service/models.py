@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -167,8 +167,13 @@ def changed(own: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any
     """Settings with changes over them; the changes may be nested or dotted. `concepts` as a list replaces them all."""
     given = schema.flatten(changes) if changes else {}
     if isinstance(changes.get("concepts"), list):
-        own = {key: value for key, value in own.items() if not key.startswith("concepts.")}
+        own = without_concepts(own)
     return {**own, **given}
+
+
+def without_concepts(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings for others to bring their own concepts."""
+    return {key: value for key, value in flat.items() if not key.startswith("concepts.")}
 
 
 def with_preset(name: str, own: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -200,16 +205,18 @@ def preset_list() -> list[dict[str, Any]]:
     ]
 
 
-def imported(opened: Project, path: Path, python: Path) -> tuple[str, dict[str, Any], list[dict[str, Any]]]:
+def imported(
+    opened: Project, path: Path, python: Callable[[], Path]
+) -> tuple[str, dict[str, Any], list[dict[str, Any]]]:
     """Another trainer's settings over the model's own: what the file is, the settings, and the fate of every key.
 
-    Its concepts take the place of the model's. Writes nothing. `python` is the engine's. Raises UserError for what
-    cannot be read.
+    Its concepts take the place of the model's. Writes nothing. `python` finds the engine's, where it is needed. Raises
+    UserError for what cannot be read.
     """
     kind, migration = foreign.read(paths.named(str(path), "path"), python)
     own = opened.settings()
     if any(key.startswith("concepts.") for key in migration.settings):
-        own = {key: value for key, value in own.items() if not key.startswith("concepts.")}
+        own = without_concepts(own)
     return kind, {**own, **migration.settings}, [asdict(line) for line in migration.lines]
 
 

@@ -12,11 +12,15 @@ from collections.abc import Callable, Sequence
 from io import TextIOWrapper
 from typing import Any
 
+from dreambooth import __version__
+from dreambooth.core import schema
 from dreambooth.core.errors import UserError
+from dreambooth.core.settings import Settings
 from dreambooth.ui import arguments
 from dreambooth.ui.commands import Result
 from dreambooth.ui.terminal import Terminal
 
+_ALONE = ("-h", "--help", "--version")  # without a command
 DONE, REFUSED, UNFINISHED, INTERRUPTED, UNREAD = 0, 2, 3, 130, 141  # the last two as a shell calls SIGINT and SIGPIPE
 
 
@@ -29,10 +33,8 @@ def main(given: Sequence[str]) -> int:
     if not given:
         parser.print_help()
         return REFUSED
-    if (wanted := given[0]) not in names and not wanted.startswith("-"):
-        close = difflib.get_close_matches(wanted, names, n=1)
-        hint = f"did you mean {close[0]}?" if close else "--help lists them."
-        print(f"{wanted[:40]!r} is no command; {hint}", file=sys.stderr)
+    if (wanted := given[0]) not in (*names, *_ALONE):
+        print(_no_command(wanted, names), file=sys.stderr)
         return REFUSED
     options, extra = parser.parse_known_args(_joined(given))
     terminal = Terminal()
@@ -41,13 +43,14 @@ def main(given: Sequence[str]) -> int:
         result = options.command(options, terminal)
         terminal.end()
         if options.json:
-            print(json.dumps(result, ensure_ascii=False, indent=1))
+            print(json.dumps(result, indent=1))  # in ASCII, as the terminal need not know more
         elif text := options.describe(result):
             print(text)
         problems = result.get("problems", [])
         for problem in problems:
             print(problem, file=sys.stderr)
-        sys.stdout.flush()
+        if sys.stdout:  # none where it was closed
+            sys.stdout.flush()
         if problems:
             return REFUSED
         return UNFINISHED if result.get("unfinished") else DONE
@@ -58,7 +61,7 @@ def main(given: Sequence[str]) -> int:
         terminal.end()
         error = found if isinstance(found, UserError) else _of_the_disk(found)
         if options.json:
-            print(json.dumps(error.as_json(), ensure_ascii=False, indent=1))
+            print(json.dumps(error.as_json(), indent=1))
         for problem in error.errors:
             print(problem.sentence, file=sys.stderr)
         for log in dict.fromkeys(problem.log for problem in error.errors if problem.log):
@@ -67,6 +70,14 @@ def main(given: Sequence[str]) -> int:
     except KeyboardInterrupt:
         terminal.say("Interrupted.")
         return INTERRUPTED
+
+
+def _no_command(wanted: str, names: Sequence[str]) -> str:
+    if wanted.startswith("-"):
+        return f"{wanted.partition('=')[0][:40]}: put it behind the command, as in models {wanted[:80]}"
+    close = difflib.get_close_matches(wanted, names, n=1)
+    hint = f"did you mean {close[0]}?" if close else "--help lists them."
+    return f"{wanted[:40]!r} is no command; {hint}"
 
 
 def _is_unread(error: Exception) -> bool:
@@ -94,17 +105,24 @@ def _joined(given: Sequence[str]) -> list[str]:
 
 
 def _overrides(extra: list[str], *, allowed: bool) -> dict[str, Any]:
-    """--a.b VALUE and --a.b=VALUE -> {a.b: VALUE}; a flag without a value means on."""
+    """--a.b VALUE and --a.b=VALUE -> {a.b: VALUE}; without a value it means on, where it can be on or off."""
     found: dict[str, Any] = {}
-    words = list(extra)
+    words, missing = list(extra), list[str]()
+    kinds = {leaf.key: leaf.kind for leaf in schema.leaves(Settings)}
     while words:
         word = words.pop(0)
         if not word.startswith("--") or not allowed:
             raise UserError(f"{word}: this command takes no such argument; see --help.")
         key, equals, value = word[2:].partition("=")
-        if not equals:
-            value = words.pop(0) if words and not words[0].startswith("--") else "true"
+        if not equals and words and not words[0].startswith("--"):
+            value = words.pop(0)
+        elif not equals and kinds.get(schema.general(key), bool) is bool:  # one that is not there is told as that
+            value = "true"
+        elif not equals:
+            missing.append(f"--{key}: its value is missing.")
         found[key] = value
+    if missing:
+        raise UserError(missing)
     return found
 
 
@@ -113,6 +131,7 @@ def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
     parser = argparse.ArgumentParser(
         prog="python -m dreambooth", description="Teach Stable Diffusion a subject from a few pictures."
     )
+    parser.add_argument("--version", action="version", version=__version__)
     subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
 
     def add(
@@ -125,7 +144,8 @@ def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
         presets: bool = True,
     ) -> Any:
         sub = subparsers.add_parser(name, help=help, description=help, allow_abbrev=False)
-        sub.add_argument("--data", metavar="DIR", help="the models folder (default: the WebUI's, or ./models)")
+        where = "the models folder (default: the WebUI's, or `models` in this project's folder)"
+        sub.add_argument("--data", metavar="DIR", help=where)
         sub.add_argument("--json", action="store_true", help="print the answer as JSON")
         if takes_settings and presets:
             sub.add_argument("--preset", metavar="NAME", help="person, object or native; see presets")

@@ -45,7 +45,7 @@ def setup(options: argparse.Namespace, terminal: Terminal) -> Result:
 
 
 def inspect(options: argparse.Namespace, terminal: Terminal) -> Result:
-    return models.inspect(Path(options.file))
+    return models.inspect(paths.named(options.file, "FILE"))
 
 
 def show_settings(options: argparse.Namespace, terminal: Terminal) -> Result:
@@ -54,23 +54,23 @@ def show_settings(options: argparse.Namespace, terminal: Terminal) -> Result:
 
 def create(options: argparse.Namespace, terminal: Terminal) -> Result:
     origin = {leaf.key: getattr(options, leaf.key) for leaf in schema.leaves(Origin)}
-    made = project.create(
-        folders(options), options.name, _source(options, terminal), settings_over({}, options), origin
-    )
+    found = folders(options, may_be_new=True)
+    made = project.create(found, options.name, _source(options, found, terminal), settings_over({}, options), origin)
     return {"name": made.name, "folder": str(made.folder), "source": str(made.source), "about": made.about}
 
 
-def _source(options: argparse.Namespace, terminal: Terminal) -> Path:
+def _source(options: argparse.Namespace, found: Folders, terminal: Terminal) -> Path:
     """The checkpoint that a person named; what is no path but could be a model of the hub is fetched from there."""
-    model = models.hub_model(folders(options), options.name, options.source)
+    file = paths.named(options.source, "--source")
+    model = models.hub_model(found, options.name, options.source)
     if model is None:
-        return paths.named(options.source, "--source")
+        return file
     python = environment.ensure(terminal.show)
-    return Path(work(launcher.new_download(folders(options), model, options.revision), python, terminal)["path"])
+    return Path(work(launcher.new_download(found, model, options.revision), python, terminal)["path"])
 
 
 def check(options: argparse.Namespace, terminal: Terminal) -> Result:
-    sheet = Path(options.sheet).expanduser().resolve() if options.sheet else None
+    sheet = None if options.sheet is None else paths.named(options.sheet, "--sheet")
     if sheet and (sheet.suffix.lower() not in (".html", ".png") or not sheet.parent.is_dir()):
         raise UserError(f"--sheet: {sheet} must be a .html or .png file in a folder that exists.")
     return errand(options, terminal, "check", merged_settings(options), sheet=str(sheet or ""))
@@ -108,7 +108,8 @@ def resume(options: argparse.Namespace, terminal: Terminal) -> Result:
 
 
 def runs(options: argparse.Namespace, terminal: Terminal) -> Result:
-    return {"runs": [service_runs.summary(job) for job in run.all_runs(folders(options))]}
+    found = folders(options)
+    return {"runs": [service_runs.summary(job) for job in run.all_runs(found)], "folder": str(found.projects)}
 
 
 def pause(options: argparse.Namespace, terminal: Terminal) -> Result:
@@ -129,11 +130,12 @@ def open_page(options: argparse.Namespace, terminal: Terminal) -> Result:
     """Serves the page until Ctrl-C; a models folder without models gets the miniature with a concept to try."""
     if not 1 <= options.port <= 65535:
         raise UserError(f"--port: it must be from 1 to 65535 (it is {options.port}).")
+    found = folders(options, may_be_new=True)
     python = page_environment.ensure(terminal.show)
-    demo.make_sample(folders(options))
+    demo.make_sample(found)
     terminal.end()
     command = [str(python), "-m", "dreambooth.ui.page.alone", "--port", str(options.port)]
-    code = subprocess.call([*command, "--data", str(folders(options).models)], cwd=PROJECT)
+    code = subprocess.call([*command, "--data", str(found.models)], cwd=PROJECT)
     if code:
         raise UserError(
             f"The page ended with code {code}; if the port {options.port} is taken, name another with --port."
@@ -141,8 +143,12 @@ def open_page(options: argparse.Namespace, terminal: Terminal) -> Result:
     return {}
 
 
-def folders(options: argparse.Namespace) -> Folders:
+def folders(options: argparse.Namespace, *, may_be_new: bool = False) -> Folders:
+    """The models folder. Raises UserError where one is named that is not there, unless it `may_be_new`."""
     found = standalone.folders(options.data)
+    is_there = found.models.is_dir()
+    if options.data is not None and not is_there and (found.models.exists() or not may_be_new):
+        raise UserError(f"--data: {paths.no_folder(found.models)}")
     moving.follow(found)
     return found
 
@@ -152,17 +158,23 @@ def given_settings(options: argparse.Namespace) -> dict[str, Any]:
 
     A relative folder is meant from where it is written: beside the settings file, or where the person stands.
     """
+    return _given(options)[0]
+
+
+def _given(options: argparse.Namespace) -> tuple[dict[str, Any], bool]:
+    """The same, and whether the file lists the concepts, which then take the place of the model's."""
     given = _absolute(options.overrides, Path.cwd())
-    if options.settings:
-        file = Path(options.settings).expanduser().resolve()
-        given = {**_absolute(settings.read_file(file), file.parent), **given}
-    return given
+    if options.settings is None:
+        return given, False
+    file = paths.named(options.settings, "--settings")
+    flat, lists_concepts = settings.read_file(file)
+    return {**_absolute(flat, file.parent), **given}, lists_concepts
 
 
 def _absolute(flat: dict[str, Any], base: Path) -> dict[str, Any]:
     named = {leaf.key for leaf in schema.leaves(Settings) if leaf.spec.path}
     return {
-        key: str(base / Path(paths.meant(value)).expanduser())
+        key: paths.within(base, value)
         if schema.general(key) in named and isinstance(value, str) and value.strip()
         else value
         for key, value in flat.items()
@@ -177,7 +189,8 @@ def merged_settings(options: argparse.Namespace) -> Settings:
 
 def settings_over(own: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
     """Settings with those of the command line over them: the preset's, then the file's, then the flags'."""
-    given = given_settings(options)
+    given, lists_concepts = _given(options)
+    own = models.without_concepts(own) if lists_concepts else own
     return models.with_preset(options.preset, own, given) if options.preset else {**own, **given}
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
 from dreambooth.core import abilities, project, schema, settings
 from dreambooth.core.errors import UserError
+from dreambooth.core.files import paths
 from dreambooth.core.memory import footprint, planner
 from dreambooth.core.memory.planner import Plan
 from dreambooth.core.models import anatomy, checkpoint
@@ -26,7 +26,8 @@ def show_presets(options: argparse.Namespace, terminal: Terminal) -> Result:
 
 
 def list_models(options: argparse.Namespace, terminal: Terminal) -> Result:
-    return {"models": models.listing(commands.folders(options))}
+    found = commands.folders(options)
+    return {"models": models.listing(found), "folder": str(found.projects)}
 
 
 def rename(options: argparse.Namespace, terminal: Terminal) -> Result:
@@ -53,7 +54,8 @@ def change(options: argparse.Namespace, terminal: Terminal) -> Result:
 def import_settings(options: argparse.Namespace, terminal: Terminal) -> Result:
     """Another trainer's settings over the model's own; its concepts take the place of the model's."""
     opened = project.open_project(commands.folders(options), options.name)
-    kind, flat, report = models.imported(opened, Path(options.file), environment.ensure(terminal.show))
+    file = paths.named(options.file, "FILE")
+    kind, flat, report = models.imported(opened, file, lambda: environment.ensure(terminal.show))
     models.write_settings(opened, commands.settings_over(flat, options))
     return {"name": opened.name, "kind": kind, "report": report}
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 from dreambooth.core import project, run, settings
@@ -19,7 +18,7 @@ from dreambooth.ui.terminal import Terminal
 
 def report(options: argparse.Namespace, terminal: Terminal) -> Result:
     job = run.find(commands.folders(options), options.run)
-    to = Path(options.to or report_file.name(job)).expanduser().resolve()
+    to = paths.named(report_file.name(job) if options.to is None else options.to, "--to")
     return {"run": job.name, "path": str(report_file.write(job, to))}
 
 
@@ -36,7 +35,7 @@ def sheet(options: argparse.Namespace, terminal: Terminal) -> Result:
     if options.weights and options.from_step:
         raise UserError("--weights, --from-step: these exclude each other; give one.")
     states: list[Any] = [{"run": options.run, "from_step": step} for step in options.from_step or []]
-    files = [str(Path(file).expanduser().resolve()) for file in options.weights or []]
+    files = [str(paths.named(file, "--weights")) for file in options.weights or []]
     results = [] if states or files else [one["path"] for one in reversed(service_runs.outputs(opened))]
     lines = [*([""] if options.base else []), *states, *files, *results]
     if not lines:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 import sys
 import time
@@ -17,7 +18,7 @@ class Terminal:
     """Shows progress on standard error, so that standard output stays for results."""
 
     def __init__(self, stream: TextIO | None = None) -> None:
-        self.stream = stream or sys.stderr
+        self.stream = stream or sys.stderr or io.StringIO()  # there is none where it was closed
         self.moving = self.stream.isatty()
         self.full, self.empty = _DRAWN if _can_show(self.stream, "".join(_DRAWN)) else _TYPED
         self.drawn = 0

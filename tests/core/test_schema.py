@@ -102,7 +102,9 @@ def test_nonsense_is_refused_with_sentences(flat: dict[str, object]) -> None:
 def test_nested_and_dotted_files_mean_the_same(tmp_path: Path) -> None:
     (tmp_path / "nested.json").write_text('{"lora": {"rank": 8}, "concepts": [{"class_prompt": "a dog"}]}')
     (tmp_path / "dotted.json").write_text('{"lora.rank": 8, "concepts.0.class_prompt": "a dog"}')
-    assert parse(read_file(tmp_path / "nested.json")) == parse(read_file(tmp_path / "dotted.json"))
+    (nested, lists), (dotted, lists_dotted) = (read_file(tmp_path / f"{name}.json") for name in ("nested", "dotted"))
+    assert parse(nested) == parse(dotted)
+    assert (lists, lists_dotted) == (True, False)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", '"x"', "\udcff"])

@@ -94,7 +94,7 @@ FLAT = st.dictionaries(KEYS, VALUES, max_size=5)
 def settings_files(base: Path, data: bytes) -> None:
     (base / "s.json").write_bytes(data)
     with told():
-        flat = settings.read_file(base / "s.json")
+        flat, _ = settings.read_file(base / "s.json")
         models.problems(flat)
         settings.to_json(settings.parse(flat))
     options = argparse.Namespace(settings=str(base / "s.json"), overrides={"lora.rank": "4"}, preset="", data=None)
@@ -405,7 +405,7 @@ def settings_of_other_trainers(base: Path, data: bytes) -> None:
     path.write_bytes(data)
     opened = project.open_project(Folders(base / "models"), "star")
     with told():
-        models.imported(opened, path, Path(sys.executable))
+        models.imported(opened, path, lambda: Path(sys.executable))
 
 
 @target(nearly(DATASET))

@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 from PIL import Image
@@ -233,23 +232,6 @@ def test_generate_and_export_refuse_what_they_cannot_do(data: Path, tmp_path: Pa
     )
 
 
-def test_targets_that_cannot_be_written_are_told_before_an_engine_is_set_up(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(environment, "ensure", lambda progress: pytest.fail("it would be set up"))
-    file = tmp_path / "file"
-    file.touch()
-    for command, flag, place in (
-        (["generate", "--prompt", "x"], "--out", file),
-        (["sheet", "--prompt", "x", "--base"], "--out", file / "under" / "it"),
-        (["export", "--base"], "--to", file / "x.safetensors"),
-        (["export", "--base"], "--to", file / "under" / "it"),
-    ):
-        assert command_line.main([command[0], "star", *command[1:], flag, str(place), "--data", str(data)]) == 2
-        said = capsys.readouterr().err
-        assert said.startswith(f"{flag}: ") and f"({file} is a file)" in said
-
-
 def test_a_sheet_and_a_state_refuse_what_they_cannot_do(data: Path, tmp_path: Path, dreambooth: Run) -> None:
     sheet = ("sheet", "star", "--prompt", "x", "--data", data)
     refused(dreambooth(*sheet), "star has no result yet", "--base")
@@ -272,50 +254,10 @@ def test_pictures_that_are_not_there_are_told_before_an_engine_is_set_up(
     assert "concepts.0.instance_data_dir: there are no pictures in" in capsys.readouterr().out
 
 
-SAVED = {"event": "saved", "kind": "lora", "path": "/x", "bytes": 1, "images": 1}
-
-
-@pytest.mark.skipif(os.name == "nt", reason="the stand-in for an engine is a shell's script")
-@pytest.mark.parametrize(
-    ("command", "events", "code"),
-    [
-        ("train", [SAVED, {"event": "done"}], 0),
-        ("train", [SAVED, {"event": "stopped"}], 0),
-        ("train", [{"event": "stopped"}], 3),
-        ("train", [SAVED, {"event": "paused"}], 3),
-        ("train", [SAVED, {"event": "stopped", "discarded": True}], 3),
-        ("class-images", [{"event": "stopped"}], 3),
-        ("class-images", [{"event": "paused"}], 3),
-    ],
-)
-def test_it_ends_with_0_only_where_it_did_what_it_was_asked(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, events: list[dict[str, Any]], code: int
-) -> None:
-    """The engine is a script that tells of an ending at once."""
-    engine = tmp_path / "engine"
-    told = "".join(f"{json.dumps(event)}\n" for event in events)
-    started = '{"event": "started", "time": 0, "pid": \'$$\'}'
-    engine.write_text(f"#!/bin/sh\n(echo '{started}'; cat) >> \"$3/events.jsonl\" <<'END'\n{told}END\n")
-    engine.chmod(0o755)
-    monkeypatch.setenv("DREAMBOOTH_ENGINE_PYTHON", str(engine))
-    flags = ["--concepts.0.instance_data_dir", str(SUBJECT_PICTURES), "--concepts.0.instance_prompt", "x"]
-    assert command_line.main([command, "star", "--data", str(data), *flags]) == code
-
-
-def test_a_result_that_cannot_be_written_is_told_before_an_engine_is_set_up(
-    data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(environment, "ensure", lambda progress: pytest.fail("it would be set up"))
-    (data / "Lora").write_text("no folder")
-    flags = ["--concepts.0.instance_data_dir", str(SUBJECT_PICTURES), "--concepts.0.instance_prompt", "x"]
-    assert command_line.main(["train", "star", "--data", str(data), *flags]) == 2
-    assert f"{data / 'Lora'}: the result cannot be written there ({data / 'Lora'} is a file)" in capsys.readouterr().err
-
-
 def test_runs_that_are_not_there(data: Path, dreambooth: Run) -> None:
     refused(dreambooth("pause", "star", "--data", data), "has no runs yet")
     refused(dreambooth("resume", "star/7", "--data", data), "no run 'star/7'")
-    assert dreambooth("runs", "--data", data).answer == {"runs": []}
+    assert dreambooth("runs", "--data", data).answer == {"runs": [], "folder": str(data / "dreambooth")}
 
 
 def test_the_demo_fills_only_a_new_folder(tmp_path: Path, dreambooth: Run) -> None:

@@ -52,6 +52,12 @@ def named(text: str, what: str) -> Path:
         raise UserError(f"{what}: {text} is a link that leads back to itself; name the file or folder.") from None
 
 
+def within(folder: Path, text: str) -> str:
+    """The path that is meant, in a folder if it is relative; a text that can be none as it is, for who checks it."""
+    text = meant(text)
+    return text if problem(text) else str(folder / Path(text).expanduser())
+
+
 def unwritable(folder: Path) -> str:
     """Why no file can be put into a folder, which may have to be made; empty where nothing speaks against it."""
     for place in (folder, *folder.parents):

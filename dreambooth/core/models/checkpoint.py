@@ -81,6 +81,8 @@ def read_header(path: Path) -> Header:
         return read_folder(path)
     if not path.exists():
         raise UserError(f"{path}: there is no such file.")
+    if not path.is_file():  # a pipe would be waited for
+        raise UserError(f"{path}: this is no file that can be read from any place; name a model file.")
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
         raise UserError(f"{path}: this is no model file; name a {', '.join(SUFFIXES)} file or a Diffusers folder.")

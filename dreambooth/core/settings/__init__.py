@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dreambooth.core.errors import UserError
-from dreambooth.core.schema import flatten, from_flat, group, leaves, table, to_flat
+from dreambooth.core.schema import Object, flatten, from_flat, group, is_row, leaves, table, to_flat
 from dreambooth.core.settings import conflicts
 from dreambooth.core.settings.course import Batching, General, Intervals, LearningRate, Optimizer
 from dreambooth.core.settings.dataset import Captions, Concept, Pictures
@@ -100,7 +100,7 @@ def whole(flat: dict[str, Any]) -> dict[str, Any]:
     """What an earlier version saved, under today's keys and with the defaults of settings that it did not have yet."""
     given = carried_over(flat)
     rows = {key.split(".")[1] for key in given if key.startswith("concepts.")}
-    numbers = sorted((row for row in rows if row.isdigit()), key=int) or ["0"]
+    numbers = sorted((row for row in rows if is_row(row)), key=int) or ["0"]
     defaults = {
         leaf.key.replace(".N.", f".{row}."): leaf.default
         for leaf in leaves(Settings)
@@ -118,17 +118,36 @@ def parse(flat: dict[str, Any]) -> Settings:
     return settings
 
 
-def read_file(path: Path) -> dict[str, Any]:
-    """A settings file as dotted keys, not yet checked. Raises UserError for a file that is none."""
+def read_file(path: Path) -> tuple[dict[str, Any], bool]:
+    """A settings file as dotted keys, not yet checked, and whether it lists the concepts, which then are all of them.
+    Raises UserError for a file that is none."""
     try:
-        nested = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise UserError(f"{path}: the settings file cannot be read ({error.strerror}).") from None
-    except ValueError as error:
-        raise UserError(f"{path}: the settings file is not JSON ({error}).") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: the settings file is no text in UTF-8; save it as that.") from None
+    nested = _parsed(text, path)
     if not isinstance(nested, dict):
         raise UserError(f"{path}: the settings file must hold one JSON object.")
-    return carried_over(flatten(nested))
+    try:
+        flat = flatten(nested)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    return carried_over(flat), isinstance(nested.get("concepts"), list)
+
+
+def _parsed(text: str, path: Path) -> Any:
+    try:
+        return json.loads(text, object_pairs_hook=Object)
+    except RecursionError:
+        raise UserError(f"{path}: the settings file is nested too deeply; no setting is.") from None
+    except ValueError as error:
+        if not text.strip():
+            raise UserError(f"{path}: the settings file is empty; write settings as JSON into it.") from None
+        if path.suffix.lower() == ".toml":
+            raise UserError(f"{path}: settings are read from JSON; kohya's .toml files are taken by import.") from None
+        raise UserError(f"{path}: the settings file is not JSON ({error}).") from None
 
 
 def to_json(settings: Settings) -> str:

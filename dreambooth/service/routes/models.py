@@ -87,7 +87,7 @@ class Models(Routes):
     def take_over(self, name: str, body: dict[str, Any]) -> Answer:
         """Takes over another trainer's settings from the file or folder `path`; tells the fate of each."""
         opened = self.open(name)
-        kind, flat, report = models.imported(opened, Path(text(only(body, "path"), "path")), environment.python())
+        kind, flat, report = models.imported(opened, Path(text(only(body, "path"), "path")), environment.python)
         return {"kind": kind, "settings": _written(opened, flat), "report": report}
 
     def outputs(self, name: str) -> Answer:

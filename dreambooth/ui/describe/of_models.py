@@ -86,7 +86,7 @@ def created(result: Result) -> str:
 
 def model_list(result: Result) -> str:
     if not result["models"]:
-        return "There are no models yet; create makes one."
+        return f"There are no models yet in {result['folder']}; create makes one."
     rows = [
         [one["name"], one["problem"]]
         if one["problem"]

@@ -83,7 +83,7 @@ def _best(best: Result, last: Result) -> str:
 
 def run_list(result: Result) -> str:
     if not result["runs"]:
-        return "There are no runs yet."
+        return f"There are no runs yet in {result['folder']}."
     head = ["run", "status", "step", "loss", "result"]
     rows = [
         [

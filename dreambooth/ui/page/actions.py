@@ -204,6 +204,6 @@ def import_settings(opened: Project, file: str) -> tuple[str, list[dict[str, Any
     """Another trainer's settings over the model's own. Returns what the file is, and the fate of every key."""
     if not file.strip():
         raise UserError("File or Folder: it is empty; name what is to be read.")
-    kind, flat, report = models.imported(opened, Path(file.strip()), jobs.engine())
+    kind, flat, report = models.imported(opened, Path(file.strip()), jobs.engine)
     models.write_settings(opened, flat)
     return kind, report
