@@ -44,7 +44,7 @@ class Migration:
     lines: list[Line] = field(default_factory=list)
 
     def take(self, theirs: str, ours: str, value: Any, why: str = "") -> None:
-        """Takes a foreign setting; with a reason it counts as changed."""
+        """Takes a foreign setting; with a reason it counts as changed. What was taken of it before is forgotten."""
         general = ".".join("0" if part.isdigit() else part for part in ours.split("."))
         try:
             from_flat(Settings, {general: value})
@@ -52,10 +52,15 @@ class Migration:
             self.leave(theirs, value, error.problems[0].removeprefix(f"{general}: "))
             return
         self.settings[ours] = value
+        self.lines = [line for line in self.lines if (line.theirs, line.ours) != (theirs, ours)]
         self.lines.append(Line("changed" if why else "taken", theirs, ours, value, why))
 
     def leave(self, theirs: str, value: Any, why: str) -> None:
         self.lines.append(Line("left out", theirs, "", value, why))
+
+    def told(self) -> set[str]:
+        """The foreign settings of which something was said."""
+        return {one for line in self.lines for one in line.theirs.split(", ")}
 
 
 def number(value: Any, otherwise: float = 0.0) -> float:

@@ -1,4 +1,4 @@
-"""What becomes of other trainers' settings: realistic files of each kind, and a report of every key."""
+"""What becomes of the predecessor's settings: realistic files of each time, and a report of every key."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dreambooth.core import schema, settings
-from dreambooth.core.migrate import kohya, predecessor
-from dreambooth.core.migrate.report import Migration, Seen
+from dreambooth.core.migrate import predecessor
+from dreambooth.core.migrate.predecessor import controls, of_concepts
+from dreambooth.core.migrate.report import Seen
 from dreambooth.core.settings import Settings
+from tests.core.migrations import fates, flat, left, look
 
 CONCEPT_OF_2023_03 = {
     "class_data_dir": "", "class_guidance_scale": 7.5, "class_infer_steps": 40,
@@ -50,49 +52,42 @@ CONFIG_OF_2025 = {
     "save_lora_during": False, "save_embedding_every": 10, "stop_text_encoder": 1.0, "mixed_precision": "bf16",
     "full_mixed_precision": True, "train_unet": False, "clip_skip": 2,
 }  # fmt: skip
-DATASET: dict[str, Any] = {
-    "general": {"enable_bucket": True, "shuffle_caption": True, "caption_extension": ".txt", "keep_tokens": 2},
-    "datasets": [
-        {
-            "resolution": [512, 768],
-            "batch_size": 4,
-            "subsets": [
-                {"image_dir": "/d/anna", "class_tokens": "sks dog", "num_repeats": 10, "caption_dropout_rate": 0.1},
-                {"image_dir": "/d/tom", "class_tokens": "ohwx cat", "flip_aug": True, "color_aug": True},
-                {"is_reg": True, "image_dir": "/d/dogs", "class_tokens": "dog"},
-                {"is_reg": True, "image_dir": "/d/horses", "class_tokens": "horse"},
-            ],
-        }
-    ],
+CONCEPT_OF_2022 = {
+    "instance_data_dir": "/photos/anna", "instance_prompt": "photo of sks dog", "class_prompt": "photo of a dog",
+    "class_data_dir": "/photos/dogs", "num_class_images": 200, "max_steps": 900, "file_prompt_contents": "",
+    "save_sample_template": "/t.txt", "sample_seed": -1,
+}  # fmt: skip
+CONFIG_OF_2022 = {
+    "concepts_list": [CONCEPT_OF_2022], "adam_beta1": 0.8, "adam_beta2": 0.99, "adam_epsilon": 1e-7,
+    "adam_weight_decay": 0.02, "center_crop": False, "max_grad_norm": 2.0, "max_train_steps": 1200,
+    "not_cache_latents": True, "num_train_epochs": 1, "scale_lr": True, "train_text_encoder": True,
+    "use_8bit_adam": True, "use_cpu": True, "save_class_txt": True, "attention": "flash_attention", "loaded": True,
+    "save_embedding_every": 500, "save_preview_every": 0, "learning_rate": 1e-6, "model_name": "anna",
+}  # fmt: skip
+EVERYTHING_ON = {
+    **CONFIG_OF_2025, "disable_class_matching": True, "disable_logging": True, "dynamic_img_norm": True,
+    "ema_predict": True, "freeze_spectral_norm": True, "infer_ema": True, "input_pertubation": True,
+    "lora_model_name": "anna_500.safetensors", "lora_txt_rank": 4, "lora_use_buggy_requires_grad": True,
+    "max_token_length": 300, "min_snr_gamma": 4.0, "noise_scheduler": "DEIS", "save_ckpt_cancel": True,
+    "pretrained_vae_name_or_path": "/vae.safetensors", "save_ckpt_after": True, "save_ckpt_during": True,
+    "save_ema": True, "save_lora_after": True, "save_lora_cancel": True, "save_lora_for_extra_net": True,
+    "save_safetensors": True, "save_state_after": True, "save_state_cancel": True, "save_state_during": True,
+    "scheduler": "UniPCMultistep", "shared_diffusers_path": "/shared", "snapshot": "500", "split_loss": False,
+    "strict_tokens": True, "tenc_grad_clip_norm": 0, "tomesd": 0.5, "train_unfrozen": True, "use_concepts": True,
+    "concepts_path": "/c.json", "use_dream": True, "dream_detail_preservation": 0.5, "use_ema": True,
+    "use_lora_extended": True, "use_shared_src": True, "lr_factor": 0.5, "lr_warmup_steps": 75,
+    "deis_train_scheduler": True,
+}  # fmt: skip
+# What a setting has a meaning with.
+ALONE: dict[str, dict[str, Any]] = {
+    "lr_factor": {"lr_scheduler": "constant"},
+    "lr_scale_pos": {"lr_scheduler": "cosine_annealing"},
+    "lr_warmup_steps": {"lr_scheduler": "cosine", "concepts_list": [CONCEPT_OF_2023_03]},
+    "learning_rate_min": {"lr_scheduler": "cosine_annealing", "learning_rate": 2e-6},
+    "infer_ema": {"use_ema": True},
+    "save_ckpt_during": {"save_embedding_every": 5},
+    "save_lora_during": {"save_embedding_every": 5},
 }
-
-
-def look(folder: str) -> Seen:
-    """Ten pictures everywhere; seven of Anna's have captions."""
-    return Seen(10, {".txt": 7} if folder == "/d/anna" else {})
-
-
-def flat(migration: Migration) -> dict[str, Any]:
-    """The migrated settings, which our schema takes as they are."""
-    return schema.to_flat(settings.parse(migration.settings))
-
-
-def left(migration: Migration) -> set[str]:
-    return {line.theirs for line in migration.lines if line.fate == "left out"}
-
-
-def test_what_kohya_does_with_captions_where_it_is_not_told() -> None:
-    """It keeps no tag in place, and joins a prefix with a space."""
-    subset = {"image_dir": "/d/anna", "class_tokens": "sks dog"}
-    general = {"shuffle_caption": True, "caption_prefix": "a photo of"}
-    found = kohya.dataset({"general": general, "datasets": [{"subsets": [subset]}]}, look)
-    assert (flat(found)["captions.keep_tags"], flat(found)["captions.prefix"]) == (0, "a photo of")
-    fates = {line.theirs: (line.fate, line.why) for line in found.lines}
-    assert fates["keep_tokens"][0] == fates["datasets 0: caption_prefix"][0] == "changed"
-    assert "a comma" in fates["datasets 0: caption_prefix"][1]
-    assert flat(kohya.dataset(DATASET, look))["captions.keep_tags"] == 2
-    plain = kohya.dataset({"datasets": [{"subsets": [subset]}]}, look)
-    assert "captions.keep_tags" not in plain.settings
 
 
 def test_the_predecessors_config_of_its_guides() -> None:
@@ -122,7 +117,7 @@ def test_the_predecessors_last_config() -> None:
     assert (ours["general.resolution"], ours["optimizer.weight_decay"]) == (704, 0.02)
     assert (ours["tuning.clip_skip"], ours["pictures.hflip"]) == (2, True)
     assert "clip_skip" in left(predecessor.config({**CONFIG_OF_2025, "model_type": "SDXL"}, look))
-    assert "concept 0: save_sample_prompt" in left(migration)
+    assert ours["previews.prompts"] == "[filewords]"
     assert (ours["tuning.train_unet"], ours["tuning.text_encoder_ratio"]) == (False, 1.0)
     changed = {line.theirs for line in migration.lines if line.fate == "changed"}
     assert {"resolution", "lora_weight", "lr_scheduler"} <= changed
@@ -170,78 +165,21 @@ def test_a_concepts_list_says_how_many_class_pictures_in_several_ways() -> None:
     assert "concepts_list" in left(migration)
 
 
-def test_kohyas_dataset() -> None:
-    migration = kohya.dataset(DATASET, look)
-    ours = flat(migration)
-    assert (ours["concepts.0.instance_prompt"], ours["concepts.0.repeats"]) == ("[filewords]", 10)
-    assert (ours["concepts.1.instance_prompt"], ours["concepts.1.repeats"]) == ("ohwx cat", 1)
-    assert (ours["concepts.0.class_data_dir"], ours["concepts.0.class_mode"]) == ("/d/dogs", "folder")
-    assert (ours["concepts.0.class_prompt"], ours["concepts.1.class_mode"]) == ("dog", "off")
-    assert (ours["general.resolution"], ours["batching.train_batch_size"]) == (640, 4)
-    assert (ours["captions.shuffle_tags"], ours["captions.keep_tags"], ours["captions.dropout"]) == (True, 2, 0.1)
-    assert "datasets 0, subset 3" in left(migration)
-    assert (ours["pictures.buckets"], ours["pictures.hflip"]) == (True, True)
-    assert any("3 of 10 have none" in line.why for line in migration.lines)
-
-
-def test_what_kohya_calls_otherwise_is_taken() -> None:
-    """Jitter of colours and masked training have other names there, and only roughly the same meaning."""
-    subset = {"image_dir": "/d/tom", "class_tokens": "ohwx cat", "color_aug": True, "alpha_mask": True}
-    migration = kohya.dataset({"datasets": [{"subsets": [subset]}]}, look)
-    changed = [(line.theirs.rpartition(": ")[2], line.ours) for line in migration.lines if line.fate == "changed"]
-    wanted = {"color_aug": ["pictures.brightness", "pictures.colour"]}
-    wanted["alpha_mask"] = ["objective.masked", "objective.unmasked_weight"]
-    assert [pair for pair in changed if pair[0] in wanted] == [(key, one) for key in wanted for one in wanted[key]]
-    ours = flat(migration)
-    assert ours["objective.masked"] and ours["objective.unmasked_weight"] == 0
-    assert 0 < ours["pictures.brightness"] < 0.1 and 0 < ours["pictures.colour"] < 0.1
-
-
-KOHYAS_KEYS: dict[str, Any] = {
-    "alpha_mask": True, "batch_size": 2, "bucket_no_upscale": True, "bucket_reso_steps": 64, "cache_info": True,
-    "caption_dropout_every_n_epochs": 2, "caption_dropout_rate": 0.1, "caption_extension": ".txt",
-    "caption_prefix": "a", "caption_separator": ";", "caption_suffix": "b", "caption_tag_dropout_rate": 0.1,
-    "class_tokens": "sks dog", "color_aug": True, "conditioning_data_dir": "/m", "enable_bucket": True,
-    "enable_wildcard": True, "face_crop_aug_range": [1.0, 2.0], "flip_aug": True, "is_reg": False, "keep_tokens": 1,
-    "keep_tokens_separator": "|||", "max_bucket_reso": 1024, "max_token_length": 225, "metadata_file": "/m.json",
-    "min_bucket_reso": 256, "num_repeats": 2, "prior_loss_weight": 1.0, "random_crop": True, "resolution": 512,
-    "secondary_separator": ";;;", "shuffle_caption": True, "token_warmup_min": 2, "token_warmup_step": 0.5,
-    "validation_seed": 1, "validation_split": 0.1,
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("key", KOHYAS_KEYS)
-def test_every_key_of_kohyas_files_is_known(key: str) -> None:
-    own = {} if key in ("resolution", "batch_size") else {key: KOHYAS_KEYS[key]}
-    whole = {"subsets": [{"image_dir": "/d/tom", **own}]} | ({} if own else {key: KOHYAS_KEYS[key]})
-    lines = kohya.dataset({"datasets": [whole]}, look).lines
-    assert not [line for line in lines if "no such setting" in line.why]
-    if key not in ("caption_extension", "is_reg", "class_tokens"):  # they say how the folder is read
-        assert [line for line in lines if line.theirs.endswith(f": {key}")]
-
-
-def test_kohyas_folders() -> None:
-    named = [("10_sks dog", "/k/10_sks dog"), ("5_ohwx man", "/k/5_ohwx man"), ("notes", "/k/notes")]
-    ours = flat(kohya.folders(named, [("1_dog", "/r/1_dog"), ("1_man", "/r/1_man")], look))
-    assert [ours[f"concepts.{row}.repeats"] for row in (0, 1)] == [10, 5]
-    assert [ours[f"concepts.{row}.instance_prompt"] for row in (0, 1)] == ["sks dog", "ohwx man"]
-    assert [ours[f"concepts.{row}.class_data_dir"] for row in (0, 1)] == ["/r/1_dog", "/r/1_man"]
-
-
 def test_what_cannot_be_turned_off_here_is_told() -> None:
     migration = predecessor.config({**CONFIG_OF_2023_03, "cache_latents": False}, look)
-    assert {line.value: line.why for line in migration.lines if line.theirs == "cache_latents"} == {
-        False: "pictures are always encoded once"
-    }
+    [told] = [line for line in migration.lines if line.theirs == "cache_latents"]
+    assert told.value is False and "pictures are always encoded once" in told.why
 
 
 def test_every_key_of_a_config_is_known_or_told() -> None:
     migration = predecessor.config({**CONFIG_OF_2023_03, "brand_new_option": 3}, look)
     assert "brand_new_option" in left(migration)
-    told = {line.theirs for line in migration.lines}
-    on = {key for key, value in CONFIG_OF_2023_03.items() if value}
-    quiet = predecessor._BOOKKEEPING | {"train_unet", "noise_scheduler", "num_train_epochs"}
-    assert on - told <= quiet
+    for theirs in (CONFIG_OF_2023_03, CONFIG_OF_2025, CONFIG_OF_2022, EVERYTHING_ON):
+        migration = predecessor.config(theirs, look)
+        assert theirs.keys() - {"concepts_list"} <= migration.told()
+        assert not [line for line in migration.lines if line.why == controls.UNKNOWN]
+        names = [one for line in migration.lines if line.fate == "left out" for one in line.theirs.split(", ")]
+        assert len(names) == len(set(names))
 
 
 KEYS = st.sampled_from([*CONFIG_OF_2023_03, *CONFIG_OF_2025])
@@ -256,16 +194,10 @@ def test_no_config_ends_in_a_traceback(theirs: dict[str, Any], listed: list[dict
         assert line.fate == "left out" or line.ours in migration.settings
 
 
-@pytest.mark.parametrize("theirs", [{"datasets": [{"subsets": [{"image_dir": "/x", "num_repeats": 0}]}]},
-                                    {"datasets": [{"resolution": "big", "subsets": [{}]}]}])  # fmt: skip
-def test_odd_datasets(theirs: dict[str, Any]) -> None:
-    assert left(kohya.dataset(theirs, look))
-
-
 def test_every_target_is_a_setting() -> None:
     known = {leaf.key for leaf in schema.leaves(Settings)}
-    concept = {f"concepts.N.{ours}" for ours in predecessor._CONCEPT.values()}
-    targets = {*predecessor._SAME.values(), *predecessor._SAMPLES.values(), *kohya._SAME.values(), *concept}
+    concept = {f"concepts.N.{ours}" for ours in of_concepts.SAME.values()}
+    targets = {*predecessor.SAME.values(), *of_concepts.SAMPLES.values(), *concept}
     assert targets <= known
 
 
@@ -291,4 +223,85 @@ def test_optimizer_schedule_and_rests_come_along() -> None:
     restarts = {**theirs, "lr_scheduler": "cosine_with_restarts", "lr_cycles": 3}
     assert settings.parse(predecessor.config(restarts, look).settings).learning.cycles == 3
     unknown = predecessor.config({**theirs, "optimizer": "Sophia"}, look)
-    assert [line for line in unknown.lines if line.theirs == "optimizer" and "no such optimizer" in line.why]
+    assert [line for line in unknown.lines if line.ours == "optimizer.name" and "no such optimizer" in line.why]
+    assert flat(unknown)["optimizer.name"] == "adamw"
+    assert flat(predecessor.config({**theirs, "optimizer": "CAME"}, look))["optimizer.name"] == "came"
+    found = predecessor.config({**theirs, "optimizer": "AdanIP Dadaptation", "learning_rate": 1.0}, look)
+    assert (flat(found)["optimizer.name"], flat(found)["learning.learning_rate"]) == ("prodigy", 1)
+    assert len([line for line in found.lines if line.ours == "learning.text_encoder_learning_rate"]) == 1
+
+
+def test_what_has_another_name_here_is_taken_or_its_name_is_said() -> None:
+    migration = predecessor.config(EVERYTHING_ON, look)
+    ours = flat(migration)
+    assert (ours["lora.layers"], ours["lora.rank"], ours["saving.weights"]) == ("convolutions", 8, "average")
+    assert (ours["objective.min_snr_gamma"], ours["objective.weighting"]) == (4, "min_snr")
+    assert (ours["previews.scheduler"], ours["tuning.max_token_length"]) == ("unipc", 225)
+    told = fates(migration)
+    for key, name in (
+        ("lora_model_name", "lora.start_file"), ("lora_txt_rank", "lora.rank"), ("snapshot", "Resume"),
+        ("pretrained_vae_name_or_path", "create --vae"), ("full_mixed_precision", "memory.bf16_weights"),
+        ("save_ema", "saving.weights"), ("ema_predict", "saving.weights"), ("model_type", "Family"),
+        ("save_state_during", "intervals.states_kept_every"), ("save_lora_cancel", "Stop and keep"),
+        ("save_lora_after", "always written"), ("tomesd", "not here"), ("use_shared_src", "read where it lies"),
+    ):  # fmt: skip
+        assert told[key][0] == "left out"
+        assert name in told[key][1], key
+    raw = predecessor.config({"use_ema": True, "infer_ema": False}, look)
+    assert flat(raw)["saving.weights"] == "raw"
+    of_full = {**CONFIG_OF_2023_03, "save_ckpt_after": False}
+    assert "always written" in fates(predecessor.config(of_full, look))["save_ckpt_after"][1]
+
+
+@pytest.mark.parametrize("name", ["DDIM", "ddim", "EulerAncestralDiscrete", "DEISMultistepScheduler", "EDMEuler"])
+def test_the_sampler_comes_along(name: str) -> None:
+    migration = predecessor.config({"scheduler": name}, look)
+    wanted = {"DDIM": "ddim", "ddim": "ddim", "EulerAncestralDiscrete": "euler_a", "DEISMultistepScheduler": "deis"}
+    assert flat(migration)["previews.scheduler"] == wanted.get(name, "dpm++")
+    assert fates(migration)["scheduler"][0] == ("changed" if name in wanted else "left out")
+
+
+def test_never_saving_models_does_not_leave_a_run_without_states() -> None:
+    """The wizard there switched saving off on small cards."""
+    migration = predecessor.config({"save_embedding_every": 0, "save_ckpt_during": True, "use_lora": False}, look)
+    assert migration.settings["intervals.save_model_every"] == 0
+    assert migration.settings["intervals.save_state_every"] == Settings().intervals.save_state_every > 0
+    assert [line for line in migration.lines if line.ours.endswith("state_every") and "whole run" in line.why]
+
+
+def test_older_names_of_the_same() -> None:
+    ours = flat(predecessor.config(CONFIG_OF_2022, look))
+    assert (ours["optimizer.name"], ours["optimizer.weight_decay"], ours["optimizer.beta2"]) == (
+        "adamw_8bit",
+        0.02,
+        0.99,
+    )
+    assert (ours["tuning.text_encoder_ratio"], ours["pictures.crop"]) == (1, "random")
+    assert (ours["intervals.max_train_steps"], ours["optimizer.max_grad_norm"]) == (1200, 2)
+    assert ours["concepts.0.num_class_images_per"] == 20
+
+
+def test_a_negative_prompt_has_no_caption() -> None:
+    one = {**CONCEPT_OF_2023_03, "save_sample_negative_prompt": "[filewords]", "class_negative_prompt": "[filewords]"}
+    migration = predecessor.concepts([one], look)
+    assert settings.parse(migration.settings)
+    assert {"concept 0: save_sample_negative_prompt", "concept 0: class_negative_prompt"} <= left(migration)
+
+
+@pytest.mark.parametrize("control", [one for one in controls.every() if one.keys], ids=lambda one: one.label)
+def test_what_is_said_of_a_control_is_what_becomes_of_it(control: controls.Control) -> None:
+    """docs/coming-from.md says what the importer does, and not another thing."""
+    theirs = {**CONFIG_OF_2023_03, **CONFIG_OF_2025, **CONFIG_OF_2022, **EVERYTHING_ON}
+    theirs |= {"tenc_grad_clip_norm": 2.0, "save_preview_every": 5}
+    for key in control.keys:
+        in_concept = {**CONCEPT_OF_2023_03, **CONCEPT_OF_2022, "save_sample_prompt": "[filewords]"}
+        whole = {**ALONE.get(key, {}), key: theirs.get(key) or True, "use_lora": theirs["use_lora"]}
+        if key in in_concept:
+            whole = {"concepts_list": [in_concept]}
+        lines = [line for line in predecessor.config(whole, look).lines if key in line.theirs]
+        assert lines, key
+        for line in lines:
+            left_with_its_name = line.fate == "left out" and (control.told in line.why or line.why == control.why)
+            assert line.ours in control.ours or left_with_its_name, line
+    known = {leaf.key for leaf in schema.leaves(Settings)}
+    assert set(control.ours) <= known
