@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 
 from dreambooth.core import schema, settings
 from dreambooth.core.migrate import predecessor
-from dreambooth.core.migrate.predecessor import controls, of_concepts
+from dreambooth.core.migrate.predecessor import controls, of_concepts, table
 from dreambooth.core.migrate.report import Seen
 from dreambooth.core.settings import Settings
+from tests.conftest import ROOT
 from tests.core.migrations import fates, flat, left, look
 
 CONCEPT_OF_2023_03 = {
@@ -288,13 +289,19 @@ def test_a_negative_prompt_has_no_caption() -> None:
     assert {"concept 0: save_sample_negative_prompt", "concept 0: class_negative_prompt"} <= left(migration)
 
 
+def test_the_table_of_controls_is_up_to_date() -> None:
+    written = (ROOT / "docs" / "coming-from.md").read_text(encoding="utf-8")
+    assert written == table.markdown(), "run: python -m dreambooth.core.migrate.predecessor.table > docs/coming-from.md"
+
+
 @pytest.mark.parametrize("control", [one for one in controls.every() if one.keys], ids=lambda one: one.label)
 def test_what_is_said_of_a_control_is_what_becomes_of_it(control: controls.Control) -> None:
     """docs/coming-from.md says what the importer does, and not another thing."""
     theirs = {**CONFIG_OF_2023_03, **CONFIG_OF_2025, **CONFIG_OF_2022, **EVERYTHING_ON}
     theirs |= {"tenc_grad_clip_norm": 2.0, "save_preview_every": 5}
     for key in control.keys:
-        in_concept = {**CONCEPT_OF_2023_03, **CONCEPT_OF_2022, "save_sample_prompt": "[filewords]"}
+        said = {"save_sample_prompt": "[filewords]", "save_sample_negative_prompt": "blurry"}
+        in_concept = {**CONCEPT_OF_2023_03, **CONCEPT_OF_2022, **said}
         whole = {**ALONE.get(key, {}), key: theirs.get(key) or True, "use_lora": theirs["use_lora"]}
         if key in in_concept:
             whole = {"concepts_list": [in_concept]}

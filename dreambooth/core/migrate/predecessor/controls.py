@@ -89,7 +89,11 @@ CONTROLS: dict[str, tuple[Control, ...]] = {
         Control("Performance Wizard", "it says what it changed and why", place='"Performance"'),
         Control("Refresh", "the page follows a run by itself, also after it was reloaded"),
         Control("Show Advanced", "another name", place='"Show advanced settings"'),
-        Control("Update Extension and Restart", "the WebUI updates its extensions", place="the WebUI's Extensions tab"),
+        Control(
+            "Update Extension and Restart, Changelog",
+            "the WebUI updates its extensions",
+            place="the WebUI's Extensions tab",
+        ),
     ),
     "Concepts": (
         Control(
@@ -111,6 +115,12 @@ CONTROLS: dict[str, tuple[Control, ...]] = {
             "one list for all concepts; [filewords] is the caption of each concept's first picture, there of any",
             keys=("save_sample_prompt",),
             ours=("previews.prompts",),
+        ),
+        Control(
+            "Sample Negative Prompt, Number of Samples to Generate, Sample CFG Scale, Sample Steps",
+            "one for all concepts",
+            keys=("save_sample_negative_prompt", "n_save_sample", "save_guidance_scale", "save_infer_steps"),
+            ours=("previews.negative_prompt", "previews.count", "previews.guidance_scale", "previews.steps"),
         ),
         Control(
             "Sample Prompt Template File",
@@ -148,7 +158,7 @@ CONTROLS: dict[str, tuple[Control, ...]] = {
             place='Concepts tab, "Check the pictures"',
         ),
         Control(
-            "Start Cropping, Source Path, Dest Path, Max Res, Dry Run",
+            "Start Cropping, Source Path, Dest Path, Max Res, Bucket Steps, Dry Run",
             "pictures are cut as they are read, and the files stay as they are",
             ours=("pictures.crop", "pictures.buckets"),
         ),
