@@ -4,6 +4,8 @@
 
 (() => {
     const {find, all} = dreamboothPage;
+    const LEAST_LETTERS = 3; // of a search that asks beyond the settings
+    const MOST_ELSEWHERE = 4; // sentences
     const KEY = /^([a-z_]+(?:\.[a-z0-9_]+)+): /;
 
     /* The number beside a slider is not named in every release of gradio. */
@@ -146,11 +148,25 @@
                 find(`#${one}`)?.classList.toggle("db-not-found", !found.has(one));
             }
         }
+        tellElsewhere(field, words);
         if (opened) { // some releases of gradio make what is in a section when it opens
             setTimeout(search, 100, field);
         } else {
             markChanged();
         }
+    }
+
+    /* What is looked for and is no setting of this tab: where it is, or why it is not here. */
+    function tellElsewhere(field, words) {
+        const known = words.join("").length < LEAST_LETTERS ? [] : JSON.parse(field.dataset.dbElsewhere);
+        const found = known.filter(([names]) => words.every((word) => names.includes(word)));
+        const place = field.parentElement.querySelector(".db-known-elsewhere");
+        place.hidden = !found.length;
+        place.replaceChildren(...found.slice(0, MOST_ELSEWHERE).map(([, sentence]) => {
+            const line = document.createElement("p");
+            line.textContent = sentence;
+            return line;
+        }));
     }
 
     /* gradio tells of choices and sliders; of text it tells only some ways of writing, depending on its release. */

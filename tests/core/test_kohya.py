@@ -107,5 +107,5 @@ def test_odd_datasets(theirs: dict[str, Any]) -> None:
 
 
 def test_every_target_is_a_setting() -> None:
-    ours = {*kohya._SAME.values(), *(row[0] for rows in kohya._CHANGED.values() for row in rows)}
+    ours = {*kohya.SAME.values(), *(row[0] for rows in kohya.CHANGED.values() for row in rows)}
     assert ours <= {leaf.key for leaf in schema.leaves(Settings)}

@@ -12,7 +12,7 @@ from dreambooth.core.migrate.report import Look, Migration, number, side
 
 FOLDER = re.compile(r"(\d+)_(.*)")
 
-_SAME = {
+SAME = {
     "enable_bucket": "pictures.buckets",
     "bucket_no_upscale": "pictures.no_upscale",
     "bucket_reso_steps": "pictures.bucket_step",
@@ -31,7 +31,7 @@ _OTHERWISE = dict.fromkeys(
 )
 _GRAPHIC = "slight turns of the hue, or gamma, there"
 _OUTSIDE = "what is transparent counted not at all there"
-_CHANGED: dict[str, tuple[tuple[str, Any, str], ...]] = {  # what is on there: our settings for it, and what differs
+CHANGED: dict[str, tuple[tuple[str, Any, str], ...]] = {  # what is on there: our settings for it, and what differs
     "random_crop": (("pictures.crop", "random", "a random crop"),),
     "color_aug": (("pictures.brightness", 0.05, _GRAPHIC), ("pictures.colour", 0.05, _GRAPHIC)),
     "alpha_mask": (
@@ -145,9 +145,9 @@ def _shared(where: str, inherited: Mapping[str, Any], into: Migration) -> None:
 
 
 def _one(theirs: str, key: str, value: Any, into: Migration) -> None:
-    ours = _SAME.get(key)
-    if key in _CHANGED and value:
-        for own, our_value, why in _CHANGED[key]:
+    ours = SAME.get(key)
+    if key in CHANGED and value:
+        for own, our_value, why in CHANGED[key]:
             into.take(theirs, own, our_value, why)
     elif ours and into.settings.get(ours, value) != value:
         into.leave(theirs, value, f"{ours} is one for all pictures here, and its first value stands")

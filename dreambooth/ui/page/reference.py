@@ -20,6 +20,7 @@ import gradio as gr
 from dreambooth.host.base import Host
 from dreambooth.host.standalone import Standalone
 from dreambooth.service import api
+from dreambooth.ui.page.finding import elsewhere
 from dreambooth.ui.page.page import build
 from dreambooth.ui.page.run_view import WORDS
 from dreambooth.ui.page.wording import drawn_words
@@ -61,7 +62,7 @@ def texts(host: Host) -> list[str]:
         if isinstance(block, gr.Button) and not hidden:
             found.append(block.value)
         found += [str(choice[0]) if isinstance(choice, tuple) else str(choice) for choice in _choices(block)]
-    found += [*WORDS.values(), *drawn_words(), *_OF_GRADIO]
+    found += [*WORDS.values(), *drawn_words(), *(sentence for _, sentence in elsewhere()), *_OF_GRADIO]
     return list(dict.fromkeys(text for text in found if text and not text.isnumeric()))
 
 

@@ -13,10 +13,12 @@ import pytest
 
 from dreambooth.core import project
 from dreambooth.core.layout import MINIATURE
+from dreambooth.core.migrate.other_names import other_names
 from dreambooth.core.project import Folders, open_project
-from dreambooth.core.schema import to_flat
-from dreambooth.core.settings import parse
+from dreambooth.core.schema import leaves, to_flat
+from dreambooth.core.settings import Settings, parse
 from dreambooth.ui.page import finding
+from dreambooth.ui.page.settings import TITLES
 from tests.ui.page.conftest import Server
 from tests.ui.page.hands import Hands
 from tests.ui.page.test_browser import until
@@ -34,6 +36,56 @@ def test_only_what_differs_from_its_default_is_named() -> None:
         "db_lora_rank": ["lora.rank", "16"],
         "db_tuning_use_ema": ["tuning.use_ema", "off"],
     }
+
+
+def found(asked: str) -> tuple[set[str], list[str]]:
+    """The controls that a search shows, and the sentences beside them."""
+    field = finding.search_field(TITLES)
+    [sections, elsewhere] = [
+        json.loads(html.unescape(re.findall(rf'data-db-{name}="([^"]*)"', field)[0])) for name in ("words", "elsewhere")
+    ]
+    words = asked.lower().split()
+    shown = {one for some in sections.values() for one, known in some.items() if all(word in known for word in words)}
+    return shown, [sentence for known, sentence in elsewhere if all(word in known for word in words)]
+
+
+@pytest.mark.parametrize(
+    ("asked", "key"),
+    [
+        ("constant_with_warmup", "learning.scheduler"), ("cosine", "learning.scheduler"),
+        ("linear", "learning.scheduler"), ("ddim", "previews.scheduler"), ("euler", "previews.scheduler"),
+        ("DEISMultistep", "previews.scheduler"), ("fp16", "tuning.mixed_precision"), ("xformers", "memory.attention"),
+        ("8bit adam", "optimizer.name"), ("use_8bit_adam", "optimizer.name"), ("D-Adaptation", "optimizer.name"),
+        ("freeze clip", "tuning.freeze_clip_normalization"), ("text encoder steps", "tuning.text_encoder_steps"),
+        ("use lora", "general.method"), ("network_dim", "lora.rank"), ("flip_aug", "pictures.hflip"),
+        ("color_aug", "pictures.colour"), ("unfreeze", "tuning.unet_layers"), ("sanity", "previews.prompts"),
+        ("class images", "tuning.prior_loss_weight"), ("tf32", "tuning.mixed_precision"),
+        ("wandb", "reporting.tensorboard"), ("noise_offset", "objective.offset_noise"),
+    ],
+)  # fmt: skip
+def test_a_setting_is_found_by_its_choices_and_by_what_it_is_called_elsewhere(asked: str, key: str) -> None:
+    shown, _ = found(asked)
+    assert f"db_{key.replace('.', '_')}" in shown
+    assert len(shown) < 12
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ("set gradients to none", "always so"), ("shared diffusers", "nothing to share"),
+        ("class images per", "on the Concepts tab"), ("regularization", "on the Concepts tab"),
+        ("sophia", "not here"), ("strict tokens", "not here"), ("debug buckets", "Check the pictures"),
+        ("ToMe", "not here"), ("512x", "How to read it"),
+    ],
+)  # fmt: skip
+def test_what_is_no_setting_here_is_told(asked: str, said: str) -> None:
+    _, sentences = found(asked)
+    assert [sentence for sentence in sentences if said in sentence]
+    assert len(sentences) <= 4
+
+
+def test_other_names_are_of_settings_that_there_are() -> None:
+    assert other_names().keys() <= {leaf.key for leaf in leaves(Settings)}
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +112,16 @@ def test_a_search_shows_what_has_the_words_even_in_closed_sections(hands: Hands)
     words.fill("")
     until(lambda: seen(hands, "db_general_seed") and not seen(hands, "db_lora_dropout"))
     until(lambda: not seen(hands, "db_lora_rank"))  # its section is closed again
+
+
+def test_what_is_not_here_is_said_beside_the_search(hands: Hands) -> None:
+    words = hands.page.locator("#db_page .db-search").first
+    words.fill("set gradients to none")
+    hands.see("#db_search .db-known-elsewhere", "Set Gradients to None When Zeroing: always so")
+    words.fill("constant_with_warmup")
+    until(lambda: seen(hands, "db_learning_scheduler") and not seen(hands, "db_search .db-known-elsewhere"))
+    words.fill("")
+    until(lambda: seen(hands, "db_general_seed") and not seen(hands, "db_learning_scheduler"))
 
 
 def test_a_changed_setting_is_marked_and_put_back(hands: Hands, data: Path) -> None:

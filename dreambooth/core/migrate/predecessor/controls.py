@@ -30,6 +30,7 @@ class Control(NamedTuple):
         return f"{self.here}: {self.why}" if self.here else self.why
 
 
+NOT_HERE = "not here"  # how a reason begins why there is nothing of the kind
 UNKNOWN = "there is no such setting here"
 _READ_FROM_FILE = 'Model tab, "How to read it"'
 _NOBODY = "nothing read it there"

@@ -8,7 +8,7 @@ from typing import Any
 from dreambooth.core.migrate.predecessor import controls
 from dreambooth.core.migrate.report import Look, Migration, number
 
-_SCHEDULES = {  # ours, and why it is not the same
+SCHEDULES = {  # ours, and why it is not the same
     "constant_with_warmup": ("constant", ""),
     "constant": ("constant", "it began lower there"),
     "linear": ("constant", "it rose there and never fell"),
@@ -27,7 +27,7 @@ _SHAPED_BY = {  # what else has a meaning there, and none here
     "cosine_annealing": ("lr_scale_pos",),
     "cosine_annealing_with_restarts": ("lr_scale_pos",),
 }
-_OPTIMIZERS = {
+OPTIMIZERS = {
     "Torch AdamW": "adamw",
     "8bit AdamW": "adamw_8bit",
     "8Bit Adam": "adamw_8bit",
@@ -40,7 +40,7 @@ _OPTIMIZERS = {
     "Prodigy": "prodigy",
 }
 _FINDS_RATES = "Dadaptation"  # how the names of D-Adaptation's optimizers end
-_RATES = {
+RATES = {
     "learning_rate": "learning.learning_rate",
     "txt_learning_rate": "learning.text_encoder_learning_rate",
     "lora_learning_rate": "learning.lora_learning_rate",
@@ -57,18 +57,18 @@ def take(theirs: Mapping[str, Any], listed: Sequence[Any], look: Look, into: Mig
 
 def _rates(theirs: Mapping[str, Any], into: Migration) -> None:
     is_found = into.settings.get("optimizer.name") == "prodigy"
-    for key, ours in _RATES.items():
+    for key, ours in RATES.items():
         if is_found:
             into.take(key, ours, 1.0, "Prodigy finds the rate itself; this is a factor")
         elif theirs.get(key) is not None:
             into.take(key, ours, theirs[key])
     if not is_found and theirs.get("learning_rate") is not None and "txt_learning_rate" not in theirs:
         why = "one rate was for both parts there"
-        into.take("learning_rate", _RATES["txt_learning_rate"], theirs["learning_rate"], why)
+        into.take("learning_rate", RATES["txt_learning_rate"], theirs["learning_rate"], why)
 
 
 def _schedule(name: str, theirs: Mapping[str, Any], listed: Sequence[Any], look: Look, into: Migration) -> None:
-    ours, why = _SCHEDULES.get(name, ("cosine", "the nearest that there is here"))
+    ours, why = SCHEDULES.get(name, ("cosine", "the nearest that there is here"))
     into.take("lr_scheduler", "learning.scheduler", ours, f"{name}: {why}" if why else "")
     _shape(name, theirs, ours, into)
     folders = [str(one.get("instance_data_dir") or "") for one in listed if isinstance(one, dict)]
@@ -101,8 +101,8 @@ def _shape(name: str, theirs: Mapping[str, Any], ours: str, into: Migration) -> 
 
 def _optimizer(theirs: Mapping[str, Any], into: Migration) -> None:
     name = str(theirs.get("optimizer") or "")
-    if name in _OPTIMIZERS:
-        into.take("optimizer", "optimizer.name", _OPTIMIZERS[name])
+    if name in OPTIMIZERS:
+        into.take("optimizer", "optimizer.name", OPTIMIZERS[name])
     elif name.endswith(_FINDS_RATES):
         into.take("optimizer", "optimizer.name", "prodigy", f"{name} is not here; prodigy came of it")
     elif name:

@@ -11,7 +11,7 @@ from dreambooth.core.migrate.report import Migration, number
 from dreambooth.core.settings.course import Intervals
 
 # By the name of diffusers' class without its ending, in small letters.
-_SAMPLERS = {
+SAMPLERS = {
     "ddim": "ddim",
     "ddpm": "ddpm",
     "deismultistep": "deis",
@@ -73,7 +73,7 @@ def _formats(theirs: Mapping[str, Any], into: Migration) -> None:
 
 def _sampler(theirs: Mapping[str, Any], into: Migration) -> None:
     name = str(theirs.get("scheduler") or "")
-    ours = _SAMPLERS.get(name.lower().removesuffix("scheduler"))
+    ours = SAMPLERS.get(name.lower().removesuffix("scheduler"))
     if ours:
         into.take("scheduler", "previews.scheduler", ours, controls.BY_KEY["scheduler"].why)
     elif name:

@@ -1,0 +1,103 @@
+"""What a setting is called elsewhere: by the predecessor, by kohya's scripts, and in guides and talk."""
+
+from __future__ import annotations
+
+from dreambooth.core.migrate import kohya
+from dreambooth.core.migrate.predecessor import SAME, controls, of_concepts, of_rates, of_results
+
+_TALK = {
+    "concepts.N.class_mode": "regularization reg images prior preservation class images",
+    "concepts.N.class_data_dir": "reg_data_dir regularization images",
+    "concepts.N.num_class_images_per": "num_class_images class images regularization with_prior_preservation",
+    "concepts.N.repeats": "num_repeats dataset_repeats",
+    "concepts.N.instance_token": "identifier trigger word unique token",
+    "general.method": "textual inversion fine tuning native training unfreeze model",
+    "general.resolution": "size width height",
+    "captions.dropout": "caption_dropout_rate",
+    "pictures.buckets": "arb aspect_ratio_bucket",
+    "pictures.hflip": "flip mirror augmentation",
+    "pictures.crop_jitter": "zoom augmentation",
+    "pictures.rotation": "rotate augmentation",
+    "pictures.brightness": "augmentation",
+    "pictures.colour": "color saturation augmentation",
+    "intervals.num_train_epochs": "max_train_epochs steps per image",
+    "intervals.max_train_steps": "max_train_steps",
+    "intervals.save_model_every": "save_every_n_epochs save_interval checkpoint snapshot",
+    "intervals.save_model_every_steps": "save_every_n_steps checkpoint snapshot",
+    "intervals.save_state_every": "save_state resume checkpoint snapshot",
+    "intervals.save_preview_every": "sample_every_n_epochs sample images",
+    "batching.gradient_checkpointing": "low vram memory",
+    "batching.num_processes": "multi gpu multi-gpu",
+    "batching.class_batch_size": "sample_batch_size generate class images",
+    "learning.learning_rate": "lr",
+    "learning.text_encoder_learning_rate": "lr learning_rate_te",
+    "learning.lora_learning_rate": "lr unet_lr",
+    "learning.lora_text_encoder_learning_rate": "lr text_encoder_lr",
+    "learning.lora_plus_ratio": "loraplus_lr_ratio",
+    "learning.scheduler": "lr_scheduler",
+    "learning.warmup": "lr_warmup_steps warm up",
+    "learning.cycles": "lr_scheduler_num_cycles",
+    "learning.power": "lr_scheduler_power",
+    "optimizer.name": "optimizer_type use_8bit_adam 8-bit bitsandbytes d-adaptation dadapt",
+    "lora.rank": "network_dim dimension",
+    "lora.alpha": "network_alpha",
+    "lora.dropout": "network_dropout",
+    "lora.kind": "network_module lycoris locon",
+    "lora.layers": "network_module lycoris locon conv_dim",
+    "lora.blocks": "block weight lbw",
+    "lora.start_file": "network_weights continue resume",
+    "embedding.enabled": "pivotal tuning textual inversion",
+    "embedding.vectors": "num_vectors_per_token",
+    "embedding.initial_text": "init_word",
+    "tuning.text_encoder_ratio": "train_text_encoder freeze text encoder",
+    "tuning.text_encoder_steps": "stop_text_encoder_training text encoder training steps",
+    "tuning.prior_loss_weight": "with_prior_preservation regularization class images",
+    "tuning.pad_tokens": "no_token_padding",
+    "tuning.clip_skip": "clipskip",
+    "tuning.max_token_length": "tokens long prompts",
+    "tuning.mixed_precision": "full precision half precision float16 bfloat16",
+    "objective.offset_noise": "noise_offset",
+    "objective.multires_noise_levels": "multires_noise_iterations pyramid noise",
+    "objective.multires_noise_discount": "pyramid noise",
+    "objective.input_perturbation": "ip_noise_gamma",
+    "objective.loss": "loss_type smooth l1 l2",
+    "objective.huber_delta": "huber_c",
+    "objective.weighting": "debiased_estimation_loss min-snr",
+    "objective.masked": "masked_loss",
+    "memory.attention": "mem_eff_attn flash_attention scaled dot product",
+    "memory.bf16_weights": "full_bf16 stochastic rounding",
+    "memory.unet_weights": "fp8_base quantized qlora block swap blocks_to_swap offload",
+    "memory.step_in_backward": "fused_backward_pass",
+    "memory.vae_decoding": "vae slicing tiling",
+    "previews.prompts": "sample_prompts sanity",
+    "previews.scheduler": "sampler sampling method",
+    "previews.seed": "sanity",
+    "saving.half_model": "save_precision fp16 pruned",
+    "saving.checkpoint_format": "save_model_as",
+    "saving.custom_model_name": "output_name",
+    "saving.weights": "ema",
+    "reporting.tensorboard": "wandb logging graph",
+    "reporting.webhook_url": "discord slack",
+}
+
+
+def other_names() -> dict[str, str]:
+    """{our setting: every other name of it, in small letters}."""
+    found: dict[str, list[str]] = {key: [names] for key, names in _TALK.items()}
+    of_a_concept = {key: f"concepts.N.{ours}" for key, ours in of_concepts.SAME.items()}
+    for table in (SAME, of_concepts.SAMPLES, of_rates.RATES, kohya.SAME, of_a_concept):
+        for theirs, ours in table.items():
+            found.setdefault(ours, []).append(theirs)
+    for theirs, rows in kohya.CHANGED.items():
+        for ours, _, _ in rows:
+            found.setdefault(ours, []).append(theirs)
+    for control in controls.every():
+        for ours in control.ours:
+            found.setdefault(ours, []).extend([control.label, *control.keys])
+    for ours, names in (
+        ("learning.scheduler", of_rates.SCHEDULES),
+        ("optimizer.name", of_rates.OPTIMIZERS),
+        ("previews.scheduler", of_results.SAMPLERS),
+    ):
+        found.setdefault(ours, []).extend(names)
+    return {key: " ".join(names).lower() for key, names in found.items()}
