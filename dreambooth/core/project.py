@@ -16,6 +16,7 @@ from dreambooth.core.errors import UserError
 from dreambooth.core.files import atomic, file_names, paths
 from dreambooth.core.files.json_file import read_object
 from dreambooth.core.models import checkpoint
+from dreambooth.core.models.model_file import SUFFIXES
 from dreambooth.core.models.origin import Origin
 from dreambooth.core.schema import from_flat, to_flat
 from dreambooth.core.settings import Settings, parse, to_json, whole
@@ -144,6 +145,11 @@ class Project:
         places = {"lora": folders.loras, "embedding": folders.embeddings, "checkpoint": folders.checkpoints}
         place = places[chosen.result_kind]
         return place / self.name if chosen.saving.use_subdirectory else place
+
+    def is_result(self, folders: Folders, path: Path) -> bool:
+        """Whether a file lies where runs of this model write what they have learned."""
+        places = (folders.checkpoints, folders.loras, folders.embeddings)
+        return path.suffix in SUFFIXES and any(path.parent in (place, place / self.name) for place in places)
 
     def embedding(self, result: Path) -> Path:
         """Where the text lies that Imagic has fitted to the picture of a result."""

@@ -200,8 +200,8 @@ def _write(
     model = families.skeleton(source)
     if to.suffix.lower() in CHECKPOINTS:
         about = _about(project, chosen, to.stem, source) if changed else dict(source.header.metadata)
-        with webui_yaml.beside(to, source, model):
-            write(to, original.trained_entries(source, changed, source.about.family, half=half), about)
+        entries = original.trained_entries(source, changed, source.about.family, half=half)
+        write(to, entries, about, beside=webui_yaml.beside(to, source, model))
     else:
         write_folder(to, pipeline(model), original.own_entries(source, changed, half=half))
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,15 +15,18 @@ from safetensors.torch import load_file, save_file
 from dreambooth.core.errors import UserError
 from dreambooth.core.layout import MINIATURE
 from dreambooth.core.models import checkpoint
+from dreambooth.core.settings import parse
 from dreambooth.engine import families
-from dreambooth.engine.checkpoints import original
+from dreambooth.engine.checkpoints import original, webui_yaml
 from dreambooth.engine.checkpoints.entry import Entry
 from dreambooth.engine.checkpoints.source import open_source
 from dreambooth.engine.checkpoints.write import free_name, write, write_tensors
 from dreambooth.engine.drawing.sampling import Sampling, draw, make_scheduler
 from dreambooth.engine.families.model import Model
 from dreambooth.engine.families.pipelines import pipeline
+from dreambooth.engine.run import outputs
 from tests.engine import tiny
+from tests.engine.runs import folders, tiny_project
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +103,38 @@ def test_another_file_is_never_overwritten(tmp_path: Path, suffix: str) -> None:
     assert path.read_bytes() == b"precious"
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
     assert free_name(tmp_path, "mine", suffix).name == f"mine-2{suffix}"
+
+
+def test_a_yaml_that_was_there_stays_and_is_never_another_models(tmp_path: Path, model: Model) -> None:
+    """A WebUI reads it for every checkpoint of its name."""
+    source = open_source(tiny.write_original(tmp_path / "x.safetensors", "sd2"))
+    like: Any = SimpleNamespace(family="sdxl", prediction_type="v_prediction", unet=None)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(webui_yaml, "layout", lambda model: {"x": 1})
+        target, theirs = tmp_path / "y.safetensors", tmp_path / "y.yaml"
+        for content, meant in (("theirs", like), ('{"x": 1}', model)):  # of a v-prediction, and of an SD 1 without one
+            theirs.write_text(content)
+            with pytest.raises(UserError, match=r"y\.yaml: .* name another file"):
+                webui_yaml.beside(target, source, meant)
+            assert theirs.read_text() == content
+        theirs.write_bytes(json.dumps({"x": 1}, indent=1).encode())
+        with pytest.raises(ZeroDivisionError), webui_yaml.beside(target, source, like):
+            raise ZeroDivisionError
+        assert theirs.exists(), "it was there before"
+        theirs.unlink()
+        with pytest.raises(ZeroDivisionError), webui_yaml.beside(target, source, like):
+            assert theirs.exists()
+            raise ZeroDivisionError
+        assert not theirs.exists()
+
+
+@pytest.mark.parametrize("suffix", [".yaml", ".ckpt", ".safetensors"])
+def test_a_result_takes_no_name_that_another_checkpoint_has(tmp_path: Path, suffix: str) -> None:
+    made, chosen = tiny_project(tmp_path), parse({"general.method": "full"})
+    taken = folders(made).checkpoints / f"sd1_5{suffix}"
+    taken.parent.mkdir()
+    taken.touch()
+    assert outputs.place(folders(made), made, chosen, 5).name == "sd1_5-2.safetensors"
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".ckpt"])

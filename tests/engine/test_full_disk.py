@@ -27,7 +27,8 @@ from dreambooth.core.run import Job
 from dreambooth.core.settings import Settings
 from dreambooth.engine import contact_sheet, export, worker
 from dreambooth.engine.checkpoints import webui_yaml
-from dreambooth.engine.checkpoints.write import write_tensors
+from dreambooth.engine.checkpoints.entry import Entry
+from dreambooth.engine.checkpoints.write import write, write_tensors
 from dreambooth.engine.data import class_pictures, png
 from dreambooth.engine.data.latent_store import Store
 from dreambooth.engine.run import beginning, hooks, imagic
@@ -57,8 +58,8 @@ def broken(star: Project) -> Job:
 
 
 def a_checkpoint_with_its_yaml(place: Path, job: Job) -> None:
-    with webui_yaml.beside(place / "m.safetensors", SOURCE, MODEL):
-        write_tensors(place / "m.safetensors", TENSORS, {})
+    beside, entries = webui_yaml.beside(place / "m.safetensors", SOURCE, MODEL), {"a": Entry.of(TENSORS["a"])}
+    write(place / "m.safetensors", entries, {}, beside=beside)
 
 
 def the_copy_of_a_lora(place: Path, job: Job) -> None:

@@ -222,6 +222,30 @@ def test_what_is_written_anyway_is_not_written_twice_and_stays(
     assert kept(job) == [8, 16, 24]
 
 
+@pytest.mark.parametrize("sibling", ["", ".ckpt"])
+def test_what_goes_with_a_former_best_is_only_what_came_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sibling: str
+) -> None:
+    """Its .yaml stays for another file of that name, and what foreign events name is nobody's former best."""
+    made, precious = tiny_project(tmp_path, "sd2"), tmp_path / "precious.safetensors"
+    precious.touch()
+    checkpoints, measured = folders(made).checkpoints, goes(0.1, 0.3, 0.2, 0.4, 0.1, 0.0)
+
+    def measure(validation: Validation) -> Measured:
+        if sibling and (checkpoints / "sd2_8.yaml").exists():
+            (checkpoints / "sd2_8.ckpt").touch()
+        return measured(validation)  # type: ignore[no-any-return]
+
+    monkeypatch.setattr(Validation, "measure", measure)
+    job = new_run(made, **{**HELD, "general.method": "full"})
+    job.report("saved", kind="checkpoint", path=str(precious), bytes=0, images=1, best=True)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    assert worker.run(job) == "done"
+    assert precious.exists() and [images for images in kept(job) if images > 1] == [16, 24]
+    assert (checkpoints / "sd2_8.yaml").exists() == bool(sibling)
+    assert (checkpoints / "sd2_16.yaml").exists()
+
+
 def test_a_last_result_that_is_the_best_stands_alone(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Validation, "measure", goes(0.1, 0.2, 0.3, 0.4, 0.5, 0.6))
     assert kept(train(project, **HELD)) == [24]

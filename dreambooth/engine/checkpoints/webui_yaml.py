@@ -14,19 +14,41 @@ from typing import Any
 
 from dreambooth.core.errors import UserError
 from dreambooth.core.files import atomic
+from dreambooth.core.models.model_file import SUFFIXES
 from dreambooth.engine.checkpoints.source import Source
 
 _SD2_HEAD = 64
 
 
-@contextlib.contextmanager
-def beside(checkpoint: Path, source: Source, model: Any) -> Iterator[None]:
-    """Within it a checkpoint is written; its .yaml, if the WebUI needs one, lies there before it, and not without it.
+def beside(checkpoint: Path, source: Source, model: Any) -> contextlib.AbstractContextManager[None]:
+    """Within it a checkpoint is put into its place; its .yaml, if the WebUI needs one, lies there before it, and not
+    without it.
 
-    A file beside the source is taken over. Raises UserError if it cannot be written.
+    A file beside the source is taken over. One that is there already stays as it is. Raises UserError if a WebUI would
+    read it for something else than what the checkpoint is, or, within, if it cannot be written.
     """
     target, content = checkpoint.with_suffix(".yaml"), _content(source, model)
-    if content is None:
+    if target.exists() and _read(target) != content:
+        raise UserError(
+            f"{target}: a WebUI would read this file with {checkpoint.name}, and it says something else than what that "
+            "model is; name another file."
+        )
+    return _lying(target, content)
+
+
+def remove(checkpoint: Path, source: Source, model: Any) -> None:
+    """Removes what `beside` wrote for a checkpoint that is gone. What a person has changed, or another file of the same
+    name has need of, stays. Raises OSError."""
+    target = checkpoint.with_suffix(".yaml")
+    if any(checkpoint.with_suffix(suffix).exists() for suffix in SUFFIXES) or not target.is_file():
+        return
+    if target.read_bytes() == _content(source, model):
+        atomic.remove(target)
+
+
+@contextlib.contextmanager
+def _lying(target: Path, content: bytes | None) -> Iterator[None]:
+    if content is None or target.exists():
         yield
         return
     try:
@@ -44,13 +66,17 @@ def beside(checkpoint: Path, source: Source, model: Any) -> Iterator[None]:
 def _content(source: Source, model: Any) -> bytes | None:
     own = source.header.path.with_suffix(".yaml")
     if own.is_file():
-        try:
-            return own.read_bytes()
-        except OSError as error:
-            raise UserError(f"{own}: the file cannot be read ({error.strerror}).") from None
+        return _read(own)
     if model.family == "sd2" or model.prediction_type == "v_prediction":
         return json.dumps(layout(model), indent=1).encode()  # JSON is YAML too
     return None
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: the file cannot be read ({error.strerror}).") from None
 
 
 def layout(model: Any, clip: str | None = None) -> dict[str, Any]:

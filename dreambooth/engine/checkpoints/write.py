@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from dreambooth.engine.checkpoints.entry import Entry
 from dreambooth.engine.checkpoints.source import DTYPES
 
 PARTIAL = ".partial"  # in the name of a file that is being written, after the number of the process
+_NOTHING = contextlib.nullcontext()
 _SPELLED = {dtype: name for name, dtype in DTYPES.items()}
 
 
@@ -28,10 +30,15 @@ def write_tensors(target: Path, tensors: dict[str, Tensor], metadata: dict[str, 
 
 
 def write(
-    target: Path, entries: dict[str, Entry], metadata: dict[str, str], within: write_pickle.Within | None = None
+    target: Path,
+    entries: dict[str, Entry],
+    metadata: dict[str, str],
+    within: write_pickle.Within | None = None,
+    beside: contextlib.AbstractContextManager[None] = _NOTHING,
 ) -> None:
     """Writes a .safetensors, .ckpt or .pt file under a temporary name, reads its contents back and moves it into place.
-    What is no .safetensors has no metadata; `within` says what its tensors lie in, where that is not a `state_dict`.
+    What is no .safetensors has no metadata; `within` says what its tensors lie in, where that is not a `state_dict`;
+    within `beside` the file is moved.
 
     Raises UserError if it cannot be written, or if there is a file of this name: none is ever overwritten.
     """
@@ -47,7 +54,8 @@ def write(
             os.fsync(file.fileno())
         if checkpoint.read_header(staged).tensors.keys() != entries.keys():
             raise UserError(f"{target}: what was written could not be read back; try again.")
-        _move_to_free_name(staged, target)
+        with beside:
+            _move_to_free_name(staged, target)
         atomic.sync_folder(target.parent)
     except OSError as error:
         raise UserError(f"{target}: the file cannot be written ({error.strerror}).") from None

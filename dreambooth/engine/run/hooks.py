@@ -16,6 +16,7 @@ from dreambooth.core.errors import Problem, UserError
 from dreambooth.core.files import atomic
 from dreambooth.core.settings import on_resume
 from dreambooth.core.settings.conflicts.of_optimizers import rate_keys
+from dreambooth.engine.checkpoints import webui_yaml
 from dreambooth.engine.checkpoints.source import Source
 from dreambooth.engine.drawing.sampling import NotDrawn
 from dreambooth.engine.process.listener import asked_to_end
@@ -122,17 +123,24 @@ class Hooks:
         return None
 
     def drop_former_best(self) -> None:
-        """Removes what was written only for having been the best, where a later result is."""
+        """Removes what was written only for having been the best, where a later result is. The events of a folder that
+        came from elsewhere may name any file; none is touched but a result."""
         story = self.work.job.story()
         for event in story.saved:
             if event.get("best") and story.best is not None and event["images"] < story.best.images:
-                path = Path(event["path"])
                 with contextlib.suppress(OSError):  # one that is in use stays
-                    atomic.remove(path)
-                    path.with_suffix(".yaml").unlink(missing_ok=True)
-                    for embedding in event.get("embeddings", {}).values():
-                        Path(embedding).unlink(missing_ok=True)
-                    self.work.job.report("removed", path=str(path))
+                    self._drop(Path(event["path"]), [Path(one) for one in event.get("embeddings", {}).values()])
+
+    def _drop(self, path: Path, embeddings: list[Path]) -> None:
+        folders, project = self.work.folders, self.work.project
+        if not all(project.is_result(folders, file) for file in (path, *embeddings)):
+            return
+        atomic.remove(path)
+        if self.work.settings.is_full:
+            webui_yaml.remove(path, self.source, self.session.model)
+        for embedding in embeddings:
+            atomic.remove(embedding)
+        self.work.job.report("removed", path=str(path))
 
     def preview(self, images: int, check: Callable[[], None]) -> None:
         """Draws previews, until a person asks for something that cannot wait. `check` raises for weights that must not

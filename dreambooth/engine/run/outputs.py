@@ -17,6 +17,7 @@ from torch import Tensor
 from dreambooth import __version__
 from dreambooth.core import schema, words
 from dreambooth.core.errors import UserError
+from dreambooth.core.models.model_file import SUFFIXES
 from dreambooth.core.project import Folders, Project
 from dreambooth.core.schema import to_flat
 from dreambooth.core.settings import Settings
@@ -82,14 +83,15 @@ def write(target: Path, project: Project, settings: Settings, model: Model, sour
         words_file.write_embedding(target, model.family, words, next(iter(words)), about)
         return
     entries = original.trained_entries(source, changed(trained), model.family, half=settings.saving.half_model)
-    with webui_yaml.beside(target, source, model):
-        write_file(target, entries, metadata(project, settings, target.stem, checkpoint_kind(source)))
+    about = metadata(project, settings, target.stem, checkpoint_kind(source))
+    write_file(target, entries, about, beside=webui_yaml.beside(target, source, model))
 
 
 def place(folders: Folders, project: Project, settings: Settings, images: int) -> Path:
     """A free name where the WebUI looks for what a run writes after so many images; of several embeddings the names
     begin with it. It knows a LoRA or an embedding by its name alone, so that one is not free that lies in the other of
-    the two folders that results can go to; nor is one that an embedding has which belongs to another result."""
+    the two folders that results can go to; nor is one that an embedding has which belongs to another result. A .yaml
+    beside checkpoints is read for all that have its name, so that one is free only where there is none of any kind."""
     name = f"{settings.saving.custom_model_name or project.name}_{images}"
     suffix = f".{settings.saving.checkpoint_format}" if settings.is_full else ".safetensors"
     folder, count = project.results(folders, settings), len(settings.words)
@@ -99,7 +101,8 @@ def place(folders: Folders, project: Project, settings: Settings, images: int) -
         places = [folders.embeddings, folders.embeddings / project.name]
         names = [f"{words.stem(stem, number, count)}.safetensors" for number in range(count)]
         embeddings = [place / name for place in places for name in names]
-        return any(path.exists() for path in (other / f"{stem}{suffix}", *embeddings))
+        checkpoints = [folder / f"{stem}{one}" for one in (*SUFFIXES, ".yaml")] if settings.is_full else []
+        return any(path.exists() for path in (other / f"{stem}{suffix}", *embeddings, *checkpoints))
 
     return free_name(folder, name, suffix, is_taken)
 
