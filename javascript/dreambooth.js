@@ -39,10 +39,6 @@ const dreamboothPage = (() => {
         return find("[data-db-token]")?.dataset.dbToken || "";
     }
 
-    function withToken(address) {
-        return `${address}&token=${encodeURIComponent(token())}`;
-    }
-
     /* A word on the page that style.css goes by, such as the method or the state of the run. */
     function mark(name, value) {
         const page = find("#db_page");
@@ -194,7 +190,7 @@ const dreamboothPage = (() => {
             old.dbText = text;
             const open = old.querySelector("details")?.open;
             for (const picture of section.querySelectorAll("[data-db-src]")) {
-                picture[picture.tagName === "A" ? "href" : "src"] = withToken(picture.dataset.dbSrc);
+                picture[picture.tagName === "A" ? "href" : "src"] = picture.dataset.dbSrc;
             }
             const dark = document.querySelector("body.dark, .dark #db_page, #db_page .dark") !== null;
             for (const sheet of section.querySelectorAll("iframe")) {

@@ -24,6 +24,7 @@ from starlette.exceptions import HTTPException
 from dreambooth.core import reference
 from dreambooth.core.errors import Problem, UserError
 from dreambooth.core.settings import Settings
+from dreambooth.service import seals
 from dreambooth.service.routes import KINDS, Door
 
 MOST_BODY_BYTES = 4_000_000
@@ -109,8 +110,7 @@ def _refusal(host: Door, request: Request) -> Response | None:
     length = request.headers.get("content-length", "")
     if length.isdigit() and int(length) > MOST_BODY_BYTES:
         return _refused(413, UserError(f"The request is larger than {MOST_BODY_BYTES:,} bytes."))
-    token = request.headers.get("x-dreambooth-token") or request.query_params.get("token") or ""
-    if secrets.compare_digest(token.encode(), host.token.encode()):
+    if _is_ours(host, request):
         return None  # our page's, which no other site knows; a proxy may have given it another host's name
     origin = request.headers.get("origin")
     elsewhere = origin and (origin == "null" or _netloc(origin) != request.headers.get("host"))
@@ -120,6 +120,14 @@ def _refusal(host: Door, request: Request) -> Response | None:
         return None
     login = UserError("Log in first: the WebUI asks for a name and a password.")
     return _refused(401, login, **{"WWW-Authenticate": "Basic"})
+
+
+def _is_ours(host: Door, request: Request) -> bool:
+    """Whether a request carries the page's secret, or is for a picture or a file at an address that the page gave."""
+    token = request.headers.get("x-dreambooth-token", "")
+    if secrets.compare_digest(token.encode(), host.token.encode()):
+        return True
+    return request.method == "GET" and seals.is_sealed(host.token, request.scope["path"], request.url.query)
 
 
 def _netloc(origin: str) -> str:

@@ -205,7 +205,7 @@ BODIES = {
     "width": 64,
 }  # fmt: skip
 QUERIES = st.dictionaries(
-    st.sampled_from(["file", "side", "kind", "offset", "limit", "run", "changed", "token"]), TEXTS | NUMBERS
+    st.sampled_from(["file", "side", "kind", "offset", "limit", "run", "changed", "seal"]), TEXTS | NUMBERS
 )
 
 

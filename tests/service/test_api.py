@@ -267,7 +267,7 @@ def test_without_the_login_only_the_page_may_ask(tmp_path: Path) -> None:
         assert asked.request(method, path).status_code == 401, path
         assert asked.request(method, path, params={"token": "é"}).status_code == 401, path
     assert asked.get("/dreambooth/models", headers={"X-Dreambooth-Token": PAGE_TOKEN}).status_code == 200
-    assert asked.get("/dreambooth/models", params={"token": PAGE_TOKEN}).status_code == 200
+    assert asked.get("/dreambooth/models", params={"token": PAGE_TOKEN}).status_code == 401
 
 
 def test_a_large_body_is_refused_before_it_is_read(asked: TestClient) -> None:

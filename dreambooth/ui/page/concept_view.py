@@ -16,7 +16,7 @@ from dreambooth.core.project import Folders, Project, open_project
 from dreambooth.core.settings import Settings
 from dreambooth.service import dropped, pictures
 from dreambooth.ui.page.errand_view import newest_errand
-from dreambooth.ui.page.fragments import root, sentence_list
+from dreambooth.ui.page.fragments import root, sentence_list, source
 from dreambooth.ui.page.quality_view import HINT
 
 SHOWN = 48  # pictures at first, and with each "Show more"
@@ -100,9 +100,9 @@ def _tile(
         {"file": name, "changed": path.stat().st_mtime_ns}
     )
     frame = (
-        f'<a class="db-frame" data-db-src="{escape(address)}" target="_blank" '
+        f'<a class="db-frame" {source(address)} target="_blank" '
         f'style="aspect-ratio:{size[0]}/{size[1]}"><img loading="lazy" alt="{escape(name)}" title="{escape(name)}" '
-        f'data-db-src="{escape(address)}&amp;side={_THUMBNAIL_SIDE}">{_shade(path, size, own, shapes, checked)}</a>'
+        f"{source(address, f'&side={_THUMBNAIL_SIDE}')}>{_shade(path, size, own, shapes, checked)}</a>"
     )
     mark = '<b class="db-held-out">held out</b>' if is_held_out else ""
     mark += _away(project, row, folder, name)

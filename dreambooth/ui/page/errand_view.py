@@ -20,6 +20,7 @@ from dreambooth.ui.page.fragments import (
     picture_address,
     problem_list,
     root,
+    source,
     use_button,
     warning_list,
 )
@@ -173,7 +174,7 @@ def _made(project: Project, job: Job, story: Story, done: Event) -> str:
     there, new = (sum(one[key] for one in kinds) for key in ("pictures", "made"))
     said = f"{there:,} class pictures, {new:,} of them new" if kinds else "These settings ask for no class pictures"
     sheet = picture_address(project, Path(done["sheet"])) if done.get("sheet") else ""
-    link = f'; <a data-db-src="{escape(sheet)}" target="_blank">all on one sheet</a>' if sheet else ""
+    link = f'; <a {source(sheet)} target="_blank">all on one sheet</a>' if sheet else ""
     places = "".join(f'<p class="db-quiet">In {escape(folder)}</p>' for folder in {one["folder"]: 0 for one in kinds})
     return f'<p class="db-good">{said}{link}</p>{_pictures(project, job, story)}{places}'
 

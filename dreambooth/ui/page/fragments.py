@@ -15,7 +15,8 @@ from dreambooth.core.project import Folders, Project
 from dreambooth.core.run import Job
 from dreambooth.core.schema import general, leaves
 from dreambooth.core.settings import Settings
-from dreambooth.service import hot_use
+from dreambooth.host.base import PAGE_TOKEN
+from dreambooth.service import hot_use, seals
 
 SAVED = '<p class="db-saved" data-db-problems="[]">Saved</p>'
 _KEY = re.compile(r"([a-z_]+(?:\.[a-z0-9_]+)+): ")
@@ -38,8 +39,13 @@ def root(state: str, sections: list[tuple[str, str]], settings: str = "") -> str
     return f'<div data-db-state="{state}" data-db-settings="{settings}">{body}</div>'
 
 
+def source(address: str, more: str = "") -> str:
+    """The attribute by which the browser gets what lies at an address of ours; `more` is put to the query."""
+    return f'data-db-src="{escape(seals.sealed(PAGE_TOKEN, address + more))}"'
+
+
 def picture_address(project: Project, path: Path) -> str:
-    """Where the browser finds a picture of a model's folder; changes when the file does. Empty if it is elsewhere."""
+    """Where a picture of a model's folder is found; changes when the file does. Empty if it is elsewhere."""
     try:
         inside = path.resolve().relative_to(project.folder.resolve()).as_posix()
         changed = path.stat().st_mtime_ns
@@ -53,8 +59,8 @@ def image(project: Project, path: Path | None, words: str) -> str:
     if not address:
         return ""
     return (
-        f'<a data-db-src="{escape(address)}" target="_blank">'
-        f'<img loading="lazy" data-db-src="{escape(address)}&amp;side=512" '
+        f'<a {source(address)} target="_blank">'
+        f'<img loading="lazy" {source(address, "&side=512")} '
         f'alt="{escape(words)}" title="{escape(words)}"></a>'
     )
 

@@ -20,7 +20,7 @@ from dreambooth.core.run import Job
 from dreambooth.core.story import Course, Story
 from dreambooth.service import going_on, installation, runs
 from dreambooth.ui.page.curves import curve
-from dreambooth.ui.page.fragments import Event, bar, failure_list, image, root, to_txt2img, warning_list
+from dreambooth.ui.page.fragments import Event, bar, failure_list, image, root, source, to_txt2img, warning_list
 from dreambooth.ui.page.quality_view import quality_view
 from dreambooth.ui.page.resume_view import resume_view
 
@@ -128,7 +128,7 @@ def _report(job: Job, status: str) -> str:
         return ""
     model, _, number = job.name.rpartition("/")
     address = f"dreambooth/models/{quote(model)}/report?run={number}"
-    return f'<p><a class="db-report" data-db-src="{escape(address)}" download>Report as a file</a></p>'
+    return f'<p><a class="db-report" {source(address)} download>Report as a file</a></p>'
 
 
 def _engine(state: Mapping[str, Any]) -> str:

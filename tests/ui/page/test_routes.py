@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
+from html import unescape
 from pathlib import Path
 
 import pytest
@@ -17,7 +19,7 @@ from dreambooth.core.layout import MINIATURE
 from dreambooth.core.project import Folders
 from dreambooth.core.settings import Settings, parse, to_json
 from dreambooth.host.standalone import Standalone
-from dreambooth.service import installation
+from dreambooth.service import api, installation
 from dreambooth.ui.page import alone, jobs, routes
 
 
@@ -70,6 +72,39 @@ def test_without_the_login_or_the_pages_token_nothing_is_told(folders: Folders) 
     assert asked.get("/dreambooth/page/live?view=run&model=star").status_code == 401
     with_token = {"X-Dreambooth-Token": Locked.token}
     assert asked.get("/dreambooth/page/live?view=run&model=star", headers=with_token).status_code == 200
+
+
+def test_a_pictures_address_is_good_for_that_picture_and_nothing_else(folders: Folders) -> None:
+    """Whoever gets its link from somebody who has logged in."""
+    failed = job(folders, {"event": "started"}, STEP, {"event": "failed", "problems": ["A sentence."], "refused": True})
+    previews = [failed.previews / f"5-0-{number}.png" for number in range(2)]
+    failed.previews.mkdir()
+    for path in previews:
+        Image.new("RGB", (64, 64)).save(path)
+    failed.report("preview", images=5, paths=[str(path) for path in previews], prompts=["a & b"])
+    app = FastAPI()
+    for made in (routes, api):
+        app.include_router(made.router(Locked(str(folders.models))), prefix="/behind/a/proxy")
+    asked = TestClient(app, base_url="http://here/behind/a/proxy/")
+    headers = {"X-Dreambooth-Token": Locked.token}
+    shown = asked.get("dreambooth/page/live?view=run&model=star", headers=headers).text
+    addresses = [unescape(one) for one in re.findall('data-db-src="(.*?)"', shown)]
+    assert len(addresses) == 5, "two pictures, each with a small one, and the report"
+    for address in addresses:
+        assert Locked.token not in address
+        assert asked.get(address).status_code == 200
+        assert asked.post(address).status_code in (401, 405)
+        seal = address.rpartition("&seal=")[2]
+        for other in (
+            address.replace("&seal=", "&side=64&seal="),
+            address.replace("5-0-0", "5-0-1").replace("run=1", "run=2"),
+            address.replace("models/star/", "models/sun/"),
+            f"dreambooth/models/star/runs?seal={seal}",
+            address.replace(seal, ""),
+            address.replace(seal, Locked.token),
+            address.replace(f"seal={seal}", f"token={Locked.token}"),
+        ):
+            assert other == address or asked.get(other).status_code == 401, other
 
 
 def test_a_view_or_model_that_does_not_exist(folders: Folders) -> None:
