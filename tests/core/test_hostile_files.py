@@ -9,6 +9,7 @@ import pickle
 import pickletools
 import struct
 import time
+import tracemalloc
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,7 @@ import pytest
 
 from dreambooth.core import project
 from dreambooth.core.errors import UserError
+from dreambooth.core.models.pickle_file import read_pickle
 from dreambooth.core.project import Folders
 from tests.conftest import write_safetensors
 
@@ -207,6 +209,41 @@ case(
 )
 case("too long a program", of_bytes(".ckpt", zipped(b"0" * 9_000_000)), "damaged")
 
+# .ckpt files of a few bytes, or some megabytes, that would keep a reader busy for hours
+DEEP = b"N" + b"2\x86" * 60  # a tuple of two, each of which is a tuple of two, ...
+PAIRS = b"}(" + b"".join(b"J" + struct.pack("<i", number) + b"N" for number in range(50_000)) + b"uq\x01"
+for name, program in {
+    "a key of tuples within tuples": b"\x80\x02}" + DEEP + b"Ns.",
+    "many keys with one of tuples": b"\x80\x02}(" + DEEP + b"Nu.",
+    "a dictionary of tuples within tuples": b"\x80\x02(" + DEEP + b"Nd.",
+    "a set of tuples within tuples": b"\x80\x04\x8f(" + DEEP + b"\x90.",
+    "a frozen set of tuples within tuples": b"\x80\x04(" + DEEP + b"\x91.",
+    "Python 2's pairs with a key of tuples": b"\x80\x02ccollections\nOrderedDict\n(](" + DEEP + b"N\x86etR.",
+    "a storage of that name": tensor_program(b"FloatStorage", 0, (1,), (1,)).replace(
+        b"X\x01\x00\x00\x000X", DEEP + b"X"
+    ),
+    "keys that look alike": (
+        b"\x80\x02}("
+        + b"".join(b"\x8a\x0b" + (n * (2**61 - 1)).to_bytes(11, "little") + b"N" for n in range(100_000))
+        + b"u."
+    ),
+    "a tensor of very many sides": tensor_program(b"FloatStorage", 0, (1,) * 60_000, (1,) * 60_000),
+    "copies of copies": b"\x80\x02ccollections\nOrderedDict\nq\x00"
+    + PAIRS
+    + b"0"
+    + b"h\x00h\x01\x85R0" * 100_000
+    + b"N.",
+    "names without end": (
+        b"\x80\x04X" + struct.pack("<I", 10**6) + b"x" * 10**6 + b"q\x00" + b"h\x00h\x00\x930" * 200_000 + b"."
+    ),
+    "steps that lead nowhere": b"\x80\x02" + b"N0" * 900_000 + b"N.",
+}.items():
+    case(name, of_bytes(".ckpt", zipped(program)), "damaged")
+many = f'{{"a": {{"dtype": "F32", "shape": [{"2," * 2_000_000}2], "data_offsets": [0, 4]}}}}'
+case("a tensor of a million sides", of_bytes(".safetensors", header_of(many.encode(), bytes(8))), "damaged")
+spelled = '{"a": {"dtype": "F32", "shape": ["1"], "data_offsets": "04"}}'
+case("numbers in words", of_bytes(".safetensors", header_of(spelled.encode(), bytes(8))), "damaged")
+
 # Diffusers folders
 case("empty folder", of_folder({}), "model_index.json is missing")
 case("damaged index", of_folder({"model_index.json": "{"}), "damaged")
@@ -282,6 +319,20 @@ def test_it_ends_in_one_sentence(name: str, tmp_path: Path, monkeypatch: pytest.
     assert "Traceback" not in sentence and "\n" not in sentence
     assert not (models / "dreambooth").exists() or not list((models / "dreambooth").iterdir())
     assert not (tmp_path / MARKER).exists()
+
+
+def test_a_claimed_length_takes_no_memory(tmp_path: Path) -> None:
+    """Of bytes in the pickle, and of the pickle in its archive."""
+    claimed = zipped(b"\x80\x05\x96" + (2**27).to_bytes(8, "little") + b"x.")
+    bomb = zipped(bytes(2**27), compressed=True).replace(struct.pack("<I", 2**27), struct.pack("<I", 1000))
+    for data in (claimed, bomb):
+        path = of_bytes(".ckpt", data)(tmp_path)
+        tracemalloc.start()
+        with pytest.raises(UserError):
+            read_pickle(path)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 2**24
 
 
 def test_there_are_more_than_fifty() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -92,6 +93,17 @@ def test_a_checkpoint_in_8_bits_is_written_as_a_pickle(tmp_path: Path) -> None:
     one, other = (open_source(tmp_path / f"y{suffix}") for suffix in (".ckpt", ".safetensors"))
     assert (one.about.precision, other.about.precision) == ("fp16", "fp8")
     assert all(torch.equal(one.read(name).float(), other.read(name).float()) for name in source.tensors)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_what_training_scripts_leave_beside_the_weights_is_passed_over(tmp_path: Path, *, zipped: bool) -> None:
+    """A module's own state with its version, callbacks by their types, a schedule's counter, sets, large numbers."""
+    module = torch.nn.Linear(2, 3)
+    beside = {"callbacks": {torch.nn.Linear: {"best": 2**40}}, "steps": Counter({1000: 1}), "seen": {1, (2, 3)}}
+    for name, content in (("whole", {"state_dict": module.state_dict(), **beside}), ("plain", module.state_dict())):
+        torch.save(content, tmp_path / f"{name}.ckpt", _use_new_zipfile_serialization=zipped)
+        header = checkpoint.read_header(tmp_path / f"{name}.ckpt")
+        assert {key: one.shape for key, one in header.tensors.items()} == {"weight": (3, 2), "bias": (3,)}
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".ckpt"])

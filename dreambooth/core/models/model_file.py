@@ -13,10 +13,13 @@ import json
 from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
+from typing import Any
 
 from dreambooth.core.errors import UserError
 
 MAX_HEADER_BYTES = 100_000_000  # the format's own limit
+MAX_SIDES = 64  # of a tensor, as of NumPy's; a model's have four
+_MOST_DIGITS = 20
 BYTES_PER_VALUE = {
     "F64": 8,
     "F32": 4,
@@ -107,14 +110,27 @@ def read_safetensors(path: Path) -> Header:
     return header
 
 
+def _number(digits: str) -> int:
+    """Longer ones take time that goes with the square of their length."""
+    if len(digits) > _MOST_DIGITS:
+        raise ValueError
+    return int(digits)
+
+
+def _numbers(said: Any) -> tuple[int, ...]:
+    if not isinstance(said, list) or len(said) > MAX_SIDES or any(type(one) is not int for one in said):
+        raise ValueError
+    return tuple(said)
+
+
 def _parse(path: Path, text: bytes, data_start: int) -> Header:
     tensors: dict[str, Tensor] = {}
     try:
-        raw = json.loads(text)
+        raw = json.loads(text, parse_int=_number)
         metadata = {str(k): str(v) for k, v in raw.pop("__metadata__", {}).items()}
         for name, entry in raw.items():
-            start, end = (int(x) for x in entry["data_offsets"])
-            shape = tuple(int(n) for n in entry["shape"])
+            start, end = _numbers(entry["data_offsets"])
+            shape = _numbers(entry["shape"])
             tensor = Tensor(str(entry["dtype"]), shape, path, data_start + start, data_start + end)
             wanted = prod(tensor.shape) * BYTES_PER_VALUE[tensor.dtype]
             if start < 0 or end - start != wanted or min(tensor.shape, default=0) < 0:
