@@ -25,6 +25,7 @@ STRANGERS = [("training", "checkpoints")]
 STANDARD_LIBRARY_ONLY = {"core", "host", "service", "ui"}
 # What a file of these rooms may import besides; the WebUI brings all of it.
 BESIDES = {
+    "core/picture_opening.py": {"PIL"},
     "host/describing.py": {"modules", "PIL"},
     "host/drawing.py": {"modules"},
     "host/lending.py": {"modules"},
@@ -105,6 +106,12 @@ def test_no_file_may_import_more_than_it_does() -> None:
 def test_only_one_file_knows_the_gradio_releases_apart() -> None:
     said = {"/".join(parts(path)) for path in FILES if "gr.__version__" in path.read_text(encoding="utf-8")}
     assert said == {"ui/page/dialect.py"}
+
+
+def test_only_one_file_says_what_pictures_are_opened() -> None:
+    """Pillow starts Ghostscript for a `cat.png` that is PostScript."""
+    said = {"/".join(parts(path)) for path in FILES if "Image.open(" in path.read_text(encoding="utf-8")}
+    assert said == {"core/picture_opening.py"}
 
 
 def test_a_check_loads_no_torch() -> None:

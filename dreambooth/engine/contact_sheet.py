@@ -15,6 +15,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from dreambooth.core.errors import UserError
 from dreambooth.core.files import atomic
+from dreambooth.core.picture_opening import open_picture
 from dreambooth.core.quantities import duration, memory, size
 
 MARK = "dreambooth contact sheet"  # in every sheet, so that nothing else is ever overwritten
@@ -166,7 +167,7 @@ def _detail(one: Report) -> str:
 
 def _cropped(one: Report, thumbnail: bytes) -> Image.Image:
     """The thumbnail with what the crop leaves out darkened."""
-    small = Image.open(io.BytesIO(thumbnail)).convert("RGB")
+    small = open_picture(io.BytesIO(thumbnail)).convert("RGB")
     small.thumbnail((_CELL, _CELL))
     scale = small.width / one["width"], small.height / one["height"]
     box = [round(side * scale[n % 2]) for n, side in enumerate(one["crops"][0])]

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from modules import call_queue, shared
-from PIL import Image, ImageOps
+from PIL import ImageOps
 
 from dreambooth.core.errors import UserError
+from dreambooth.core.picture_opening import open_picture
 
 
 def captioners() -> tuple[str, ...]:
@@ -26,7 +27,7 @@ def describe(picture: Path, captioner: str) -> str:
         known = ", ".join(captioners()) or "none"
         raise UserError(f"with: this WebUI has no {captioner!r} that describes pictures (it has: {known}).")
     try:
-        with Image.open(picture) as opened:
+        with open_picture(picture) as opened:
             image = ImageOps.exif_transpose(opened).convert("RGB")
     except Exception as error:  # noqa: BLE001  (Pillow raises nearly anything on a damaged file)
         raise UserError(f"{picture}: the picture cannot be read ({str(error)[:100]}).") from None

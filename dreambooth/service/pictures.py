@@ -13,6 +13,7 @@ from dreambooth.core import captions, settings
 from dreambooth.core.captions import PICTURES
 from dreambooth.core.errors import UserError
 from dreambooth.core.files import atomic, file_names, paths
+from dreambooth.core.picture_opening import open_picture
 from dreambooth.core.project import Project
 
 MOST_LISTED = 500
@@ -74,10 +75,8 @@ def size(path: Path) -> tuple[int, int]:
 
 @lru_cache(maxsize=20_000)
 def _size(path: Path, changed: int) -> tuple[int, int]:
-    from PIL import Image
-
     try:
-        with Image.open(path) as opened:
+        with open_picture(path) as opened:
             turned = opened.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
             return (opened.height, opened.width) if turned else (opened.width, opened.height)
     except Exception as error:  # noqa: BLE001  (Pillow raises nearly anything on a damaged file)
@@ -207,7 +206,7 @@ def thumbnail(path: Path, side: int) -> bytes:
 
     side = max(THUMBNAIL_SIDES[0], min(side, THUMBNAIL_SIDES[1]))
     try:
-        with Image.open(path) as opened:
+        with open_picture(path) as opened:
             if opened.width * opened.height > MOST_PIXELS:
                 raise UserError(f"{path}: the picture is too large for a thumbnail ({opened.width}x{opened.height}).")
             opened.draft("RGB", (side, side))

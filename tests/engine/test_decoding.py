@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,8 @@ import pytest
 from PIL import Image, ImageCms
 
 from dreambooth.core.errors import UserError
-from dreambooth.engine.data.decoding import decode, measure
+from dreambooth.engine.data.decoding import decode, decode_alpha, measure
+from dreambooth.service import pictures
 
 
 def test_a_photo_is_turned_as_its_camera_says(tmp_path: Path) -> None:
@@ -48,6 +50,18 @@ def test_white_of_every_kind_is_white(tmp_path: Path, mode: str) -> None:
 def test_every_kind_of_file_keeps_its_colours(tmp_path: Path, suffix: str) -> None:
     Image.new("RGB", (48, 48), (200, 60, 40)).save(tmp_path / f"x.{suffix}")
     assert np.asarray(decode(tmp_path / f"x.{suffix}")).reshape(-1, 3).mean(0) == pytest.approx([200, 60, 40], abs=6)
+
+
+def test_a_picture_that_is_a_program_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is PostScript Pillow hands to Ghostscript, whatever its name."""
+    path = tmp_path / "cat.png"
+    path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 100 100\n%%EndComments\nshowpage\n")
+    with Image.open(path) as picture:
+        assert picture.format == "EPS", "otherwise this would prove nothing"
+    monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("a program was started"))
+    for read in (decode, measure, decode_alpha, pictures.size, lambda path: pictures.thumbnail(path, 64)):
+        with pytest.raises(UserError, match="it is no picture"):
+            read(path)
 
 
 def test_what_is_transparent_lies_on_white(tmp_path: Path) -> None:

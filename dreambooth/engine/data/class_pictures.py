@@ -24,6 +24,7 @@ from dreambooth.core.buckets import Bucket
 from dreambooth.core.errors import UserError
 from dreambooth.core.files import atomic
 from dreambooth.core.models import checkpoint
+from dreambooth.core.picture_opening import open_picture
 from dreambooth.core.project import Project
 from dreambooth.core.schema import to_flat
 from dreambooth.core.settings import Settings
@@ -228,7 +229,7 @@ def _found(path: Path, number: int, concept: Concept) -> pictures.Picture:
 def _text_of(path: Path, key: str) -> str:
     """What a picture that was made here says of itself; empty where it says nothing."""
     try:
-        with Image.open(path) as image:
+        with open_picture(path) as image:
             return str(image.info.get(key, ""))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return ""  # named as damaged when all class pictures are checked

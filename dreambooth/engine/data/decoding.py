@@ -12,6 +12,7 @@ from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from dreambooth.core import captions
 from dreambooth.core.errors import UserError
+from dreambooth.core.picture_opening import open_picture
 
 warnings.filterwarnings("ignore", module=r"PIL\.")  # odd metadata is not the person's problem
 
@@ -76,7 +77,7 @@ def _open(path: Path) -> Image.Image:
             f"{path}: this picture cannot be read (the engine's Python has no pillow-heif); export it as JPEG or PNG."
         )
     try:
-        return Image.open(path)
+        return open_picture(path)
     except _DAMAGE as error:
         raise _unreadable(path, error) from None
     except Image.DecompressionBombError:

@@ -13,6 +13,7 @@ from PIL import Image
 
 from dreambooth.core.errors import UserError
 from dreambooth.core.picture_files import is_hidden
+from dreambooth.core.picture_opening import open_picture
 from dreambooth.engine.data import decoding
 
 THUMBNAIL = 256  # pixels along the longer side
@@ -37,7 +38,7 @@ class Look:
     error: str = ""
 
     def small(self) -> Image.Image:
-        return Image.open(io.BytesIO(self.thumbnail))
+        return open_picture(io.BytesIO(self.thumbnail))
 
 
 def look_at_all(paths: Iterable[Path], on_look: Callable[[int], None] = lambda done: None) -> list[Look]:

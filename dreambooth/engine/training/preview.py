@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from dreambooth.core import captions, picture_files, validation
 from dreambooth.core.files import atomic
+from dreambooth.core.picture_opening import open_picture
 from dreambooth.core.settings import Settings
 from dreambooth.core.settings.dataset import Captions, Concept
 from dreambooth.engine import hardware
@@ -176,7 +177,7 @@ def sheet(
         pen.text((_GAP, top + 4), word, fill="dimgray", font=font)
         for column, (_, pictures) in enumerate(columns):
             if key in pictures:
-                with Image.open(pictures[key]) as picture:
+                with open_picture(pictures[key]) as picture:
                     enlarged = picture.convert("RGB").resize((_CELL, _CELL), Image.Resampling.LANCZOS)
                 image.paste(enlarged, (_GAP + column * (_CELL + _GAP), top + _LABEL))
     return image
