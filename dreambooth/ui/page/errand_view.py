@@ -190,12 +190,22 @@ def _plan(project: Project, job: Job, story: Story, done: Event) -> str:
     """What the check found: the sentences that would stop a run, and the sheet of all pictures."""
     problems = done["problems"]
     verdict = problem_list(problems) or '<p class="db-good">Nothing stands in the way.</p>'
-    sheet = Path(done["sheet"])
-    try:
-        document = sheet.read_text(encoding="utf-8")
-    except OSError:
+    document = _sheet_of_plan(project, Path(done["sheet"]))
+    if not document:
         return verdict
-    return f'{verdict}<iframe class="db-plan" title="Every picture with its crop" srcdoc="{escape(document)}"></iframe>'
+    frame = f'<iframe class="db-plan" title="Every picture with its crop" sandbox srcdoc="{escape(document)}"></iframe>'
+    return verdict + frame
+
+
+def _sheet_of_plan(project: Project, sheet: Path) -> str:
+    """The sheet's HTML; empty where it is a picture, is gone, or lies elsewhere than with the model: the events of a
+    folder that came from elsewhere may name any file."""
+    try:
+        if sheet.suffix != ".html" or not sheet.resolve().is_relative_to(project.folder.resolve()):
+            return ""
+        return sheet.read_text(encoding="utf-8", errors="replace")
+    except (OSError, ValueError):
+        return ""
 
 
 _RESULTS = {

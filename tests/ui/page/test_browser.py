@@ -207,6 +207,8 @@ def test_the_check_shows_every_picture(hands: Hands) -> None:
     sheet = hands.page.frame_locator("#db_plan iframe")
     sheet.locator("figure").first.wait_for()
     assert sheet.locator("figure").count() == 5
+    frame = hands.page.locator("#db_plan iframe").first
+    assert frame.evaluate("frame => frame.sandbox.length === 0 && frame.hasAttribute('sandbox')"), "it runs no script"
 
 
 def test_only_what_the_method_knows_is_shown(hands: Hands, data: Path) -> None:

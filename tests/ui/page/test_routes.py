@@ -192,6 +192,23 @@ def test_a_check_of_what_is_no_longer_so_is_not_shown(folders: Folders, tmp_path
     assert "have changed since the last check" in shown()
 
 
+def test_a_sheet_is_shown_where_it_lies_with_the_model_and_runs_no_script(folders: Folders, tmp_path: Path) -> None:
+    """Events of a folder that came from elsewhere may name any file of this machine, or a page of somebody's own."""
+    opened = project.open_project(folders, "star")
+    made = run.create(opened.errands, {"kind": "check", "model": "star"}, to_json(parse(opened.settings())))
+
+    def shown(sheet: Path) -> str:
+        sheet.parent.mkdir(exist_ok=True)
+        sheet.write_text("<p>a sheet</p><script>alert()</script>")
+        done = {"event": "done", "time": time.time(), "problems": [], "sheet": str(sheet)}
+        (made.folder / "events.jsonl").write_text(json.dumps(done) + "\n")
+        return client(folders).get("/dreambooth/page/live?view=check&model=star").text
+
+    assert "sandbox srcdoc=" in shown(made.folder / "sheet.html")
+    for elsewhere in (tmp_path / "sheet.html", opened.folder / ".." / "x.html", made.folder / "sheet.png"):
+        assert "iframe" not in shown(elsewhere), elsewhere
+
+
 def test_the_run_that_is_on_is_shown_and_asked_not_a_later_one_that_rests(folders: Folders) -> None:
     first, later = job(folders, {"event": "started"}), job(folders, {"event": "started"}, {"event": "paused"})
     headers = {"X-Dreambooth-Token": Standalone.token}
