@@ -24,7 +24,7 @@ from dreambooth.core.project import Folders
 from dreambooth.core.settings import parse, to_json
 from dreambooth.host.base import PAGE_TOKEN
 from dreambooth.host.standalone import Standalone
-from dreambooth.service import api
+from dreambooth.service import api, environment
 from tests.conftest import CAN_LINK
 
 SECRET = "the words of a file that nobody may read"
@@ -268,6 +268,24 @@ def test_without_the_login_only_the_page_may_ask(tmp_path: Path) -> None:
         assert asked.request(method, path, params={"token": "é"}).status_code == 401, path
     assert asked.get("/dreambooth/models", headers={"X-Dreambooth-Token": PAGE_TOKEN}).status_code == 200
     assert asked.get("/dreambooth/models", params={"token": PAGE_TOKEN}).status_code == 401
+
+
+def test_the_engine_is_checked_once_at_a_time_and_by_no_link(
+    asked: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It starts a process, and another site's page may well have a browser get an address."""
+    meanwhile = []
+
+    def check() -> dict[str, Any]:
+        meanwhile.append(asked.post("/dreambooth/engine/check"))
+        return {"device": "cpu"}
+
+    monkeypatch.setattr(environment, "check", check)
+    assert asked.get("/dreambooth/engine/check").status_code == 405
+    for _ in range(2):
+        assert asked.post("/dreambooth/engine/check").json() == {"device": "cpu"}
+    assert [one.status_code for one in meanwhile] == [400, 400]
+    assert "being checked already" in meanwhile[0].json()["problems"][0]
 
 
 def test_a_large_body_is_refused_before_it_is_read(asked: TestClient) -> None:

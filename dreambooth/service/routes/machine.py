@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import Any
 
 from dreambooth.core import reference
+from dreambooth.core.errors import UserError
 from dreambooth.core.models.origin import Origin
 from dreambooth.core.settings import Settings
 from dreambooth.service import environment, installation, models, queue
 from dreambooth.service.routes.base import Answer, Route, Routes, an_object, only, text
+
+_checking = threading.Lock()
 
 
 class Machine(Routes):
@@ -20,7 +24,7 @@ class Machine(Routes):
             ("GET", "/status", self.status),
             ("POST", "/engine/setup", self.set_up),
             ("GET", "/engine/log", self.log),
-            ("GET", "/engine/check", self.check),
+            ("POST", "/engine/check", self.check),
             ("GET", "/settings", self.settings),
             ("POST", "/settings/check", self.check_settings),
             ("GET", "/presets", self.presets),
@@ -52,8 +56,13 @@ class Machine(Routes):
         return {"log": installation.engine_log()}
 
     def check(self) -> Answer:
-        """The engine's self-check: its packages and the device."""
-        return environment.check()
+        """The engine's self-check: its packages and the device. It starts a process; one at a time."""
+        if not _checking.acquire(blocking=False):
+            raise UserError("The engine is being checked already; wait for the answer.")
+        try:
+            return environment.check()
+        finally:
+            _checking.release()
 
     def settings(self) -> Answer:
         """The JSON schema of every setting, and of how a checkpoint is to be read."""
