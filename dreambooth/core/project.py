@@ -149,7 +149,7 @@ class Project:
     def is_result(self, folders: Folders, path: Path) -> bool:
         """Whether a file lies where runs of this model write what they have learned."""
         places = (folders.checkpoints, folders.loras, folders.embeddings)
-        return path.suffix in SUFFIXES and any(path.parent in (place, place / self.name) for place in places)
+        return path.suffix.lower() in SUFFIXES and any(path.parent in (place, place / self.name) for place in places)
 
     def embedding(self, result: Path) -> Path:
         """Where the text lies that Imagic has fitted to the picture of a result."""
