@@ -230,9 +230,7 @@ def create(
     if chosen.vae:
         chosen.vae = str(paths.named(chosen.vae, "vae"))
         checkpoint.read_vae(Path(chosen.vae))
-    about = checkpoint.describe(checkpoint.read_header(source), chosen)
-    if about.reason:
-        raise UserError(f"{source}: {about.reason}.")
+    about = _read_about(source, chosen)
     checked = parse(settings or {})
     folders.projects.mkdir(parents=True, exist_ok=True)
     staged = Path(tempfile.mkdtemp(prefix=".creating-", dir=folders.projects))
@@ -305,8 +303,29 @@ def _about(said: Any) -> dict[str, Any]:
 def note_place(folder: Path, place: Path) -> None:
     """Has the model in a folder say that it lies in `place`, by which it is known later that it was moved. Raises
     UserError if it is damaged, and OSError."""
-    record = {**read_object(folder / "model.json"), "folder": str(place)}
+    _note(folder, {"folder": str(place)})
+
+
+def remake(project: Project, source: Path, origin: Origin) -> None:
+    """Has a model be made from another checkpoint from now on, read as `origin` says. Raises UserError for one that
+    cannot be trained from, or where that cannot be written down."""
+    about = _read_about(source, origin)
+    try:
+        _note(project.folder, {"source": str(source), "origin": to_flat(origin), "about": about.as_json()})
+    except OSError as error:
+        raise UserError(f"{project.folder}: the model's folder cannot be written ({error.strerror}).") from None
+
+
+def _note(folder: Path, said: dict[str, Any]) -> None:
+    record = {**read_object(folder / "model.json"), **said}
     atomic.write_text(folder / "model.json", json.dumps(record, indent=1))
+
+
+def _read_about(source: Path, origin: Origin) -> checkpoint.About:
+    about = checkpoint.describe(checkpoint.read_header(source), origin)
+    if about.reason:
+        raise UserError(f"{source}: {about.reason}.")
+    return about
 
 
 def write_settings(project: Project, flat: dict[str, Any]) -> None:

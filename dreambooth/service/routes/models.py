@@ -9,7 +9,7 @@ from typing import Any
 from dreambooth.core import schema
 from dreambooth.core.project import Project
 from dreambooth.core.settings import Settings
-from dreambooth.service import environment, models, runs
+from dreambooth.service import environment, learning_on, models, runs
 from dreambooth.service.routes.base import Answer, Route, Routes, an_object, only, text
 
 
@@ -30,6 +30,7 @@ class Models(Routes):
             ("POST", "/models/{name}/preset", self.preset),
             ("POST", "/models/{name}/import", self.take_over),
             ("GET", "/models/{name}/outputs", self.outputs),
+            ("POST", "/models/{name}/learn-on", self.learn_on),
         ]
 
     def all(self) -> Answer:
@@ -94,6 +95,11 @@ class Models(Routes):
         """What the model's runs wrote and is still there, that of the newest run first; `step` is of the state that a
         file was exported from, `best` is true for that of the moment when the run was best."""
         return {"outputs": runs.outputs(self.open(name))}
+
+    def learn_on(self, name: str, body: dict[str, Any]) -> Answer:
+        """Readies the next run to learn on from what a run wrote, `path`: a LoRA or an embedding by the model's
+        settings, a checkpoint by a new model like this one. Tells the `model` that learns on and what was `done`."""
+        return learning_on.learn_on(self.folders, self.open(name), text(only(body, "path"), "path"))
 
 
 def _written(opened: Project, flat: Mapping[str, Any]) -> Answer:

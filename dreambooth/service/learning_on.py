@@ -1,0 +1,66 @@
+"""Learning on from what a run has written: a LoRA or a word is where the model's next run begins, and of a checkpoint a
+new model is made, with the settings and the pictures of the one that taught it."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from pathlib import Path
+from typing import Any
+
+from dreambooth.core import project, run
+from dreambooth.core.errors import UserError
+from dreambooth.core.files import atomic
+from dreambooth.core.project import Folders, Project
+from dreambooth.service import models, runs
+
+
+def learn_on(folders: Folders, opened: Project, file: str) -> dict[str, Any]:
+    """Readies it. Returns the `model` that learns on, and what was `done`, in a sentence.
+
+    Raises UserError for a file that no run of the model has written or that is gone, and for settings that do not go
+    with it; nothing is changed then.
+    """
+    event = _written(opened, file)
+    if event["kind"] == "checkpoint":
+        made = _made_from(folders, opened, Path(file))
+        done = f"The model {made} was made from {Path(file).name}, with these settings and pictures; choose it"
+        return {"model": made, "done": f"{done} to train on."}
+    models.write_settings(opened, {**opened.settings(), **_start(event)})
+    return {"model": opened.name, "done": f"The next run of {opened.name} learns on from {Path(file).name}."}
+
+
+def _written(opened: Project, file: str) -> dict[str, Any]:
+    for job in run.runs(opened):
+        for event in runs.written(job.story()):
+            if event["path"] == file and Path(file).exists():
+                return event
+    raise UserError(
+        f"{file}: no run of {opened.name} has written this file, or it is gone; choose another of its results."
+    )
+
+
+def _start(event: dict[str, Any]) -> dict[str, Any]:
+    """The settings by which the next run begins with a result. A LoRA brings its layers and its words."""
+    if event["kind"] == "embedding":
+        return {"general.method": "embedding", "embedding.start_file": event["path"]}
+    return {
+        "general.method": "lora",
+        "lora.start_file": event["path"],
+        "lora.blocks": "",
+        "embedding.start_file": "",
+    }
+
+
+def _made_from(folders: Folders, opened: Project, source: Path) -> str:
+    """A new model like this one, called NAME-2 or the next that is free. Returns its name."""
+    stem, taken = re.sub(r"-\d+$", "", opened.name), set(project.names(folders))
+    name = next(made for number in itertools.count(2) if (made := f"{stem}-{number}") not in taken)
+    models.duplicate(folders, opened.name, name)
+    copy = project.open_project(folders, name)
+    try:
+        project.remake(copy, source, opened.reading)
+    except UserError:
+        atomic.remove_folder(copy.folder)
+        raise
+    return name
