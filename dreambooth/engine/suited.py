@@ -16,6 +16,8 @@ def problems(settings: Settings, about: Mapping[str, Any]) -> list[str]:
     found = []
     if reason := sampling_choice.problem(settings.previews.scheduler, zero_terminal_snr=about["zero_terminal_snr"]):
         found.append(f"previews.scheduler: {reason}.")
+    if settings.objective.weighting == "noise" and about["prediction_type"] == "epsilon":
+        found.append("objective.weighting: this model predicts the noise as it is; set it to none.")
     if said := clip_skip_problem(settings.tuning.clip_skip, about["family"]):
         found.append(said)
     return found

@@ -107,7 +107,19 @@ def test_min_snr_for_v_is_over_snr_plus_one_and_not_plus_one_after(model: Model,
     assert torch.allclose(weight * difference.square().mean((1, 2, 3)), expected, rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["min_snr", "debiased"])
+def test_the_weight_of_noise_makes_an_error_of_v_that_of_the_noise_it_implies(model: Model) -> None:
+    a = alpha_bar(model)[torch.arange(0, 999, 111)]
+    torch.manual_seed(0)
+    x_0, eps = torch.randn(2, 9, 4, 8, 8)
+    wrong, b = eps + 0.1 * torch.randn_like(eps), a.view(-1, 1, 1, 1)
+    x_t = b.sqrt() * x_0 + (1 - b).sqrt() * eps
+    kind, guessed = model.prediction_type, (x_t - (1 - b).sqrt() * wrong) / b.sqrt()
+    difference = objective.target(kind, guessed, wrong, a) - objective.target(kind, x_0, eps, a)
+    weighed = objective.timestep_weight(kind, Objective(weighting="noise"), a) * difference.square().mean((1, 2, 3))
+    assert torch.allclose(weighed, (wrong - eps).square().mean((1, 2, 3)), rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["min_snr", "debiased", "noise"])
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
 def test_weights_are_finite_without_any_signal(name: str, kind: str) -> None:
     weight = objective.timestep_weight(kind, Objective(weighting=name), torch.tensor([0.0, 1e-9, 0.5, 0.9999]))  # type: ignore[arg-type]

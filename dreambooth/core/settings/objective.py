@@ -31,11 +31,11 @@ class Objective:
         "Whether delta is the same at all timesteps, or 1 at little noise and falling to its value at much.",
         advanced=True,
     )
-    weighting: Literal["none", "min_snr", "debiased"] = setting(
+    weighting: Literal["none", "min_snr", "debiased", "noise"] = setting(
         "none",
         "Timestep Weighting",
         "min_snr lets steps of little noise count less, as the paper of that name has it; debiased lets steps of much "
-        "noise count more.",
+        "noise count more; noise weighs a v-prediction model's steps as if it predicted the noise.",
     )
     min_snr_gamma: float = setting(
         5.0,

@@ -71,13 +71,16 @@ def picture_means(each: Tensor, mask: Tensor | None, unmasked_weight: float) -> 
 
 
 def timestep_weight(prediction_type: str, choice: Objective, alpha_bar_t: Tensor) -> Tensor:
-    """The weight of each picture's error by its timestep, min_snr or debiased, (B,); finite down to alpha_bar_t = 0.
+    """The weight of each picture's error by its timestep as chosen, (B,); finite down to alpha_bar_t = 0.
 
     SNR = alpha_bar_t / (1 - alpha_bar_t). A squared error of 1 in x_0 is one of SNR in eps and of SNR + 1 in v
     (arXiv 2202.00512, section 4 and appendix D), so a weight w on x_0's is w / SNR on eps and w / (SNR + 1) on v.
     min_snr: w = min(SNR, gamma) (arXiv 2303.09556). debiased: w = 1 is without bias (arXiv 2310.08442), which is
     1 / (SNR + 1) on v; the paper softens it on eps to 1 / sqrt(SNR), as 1 / SNR would span five powers of ten.
+    noise: w = SNR, which is what a model of eps has by itself, and alpha_bar_t on v.
     """
+    if choice.weighting == "noise":
+        return torch.ones_like(alpha_bar_t) if prediction_type == "epsilon" else alpha_bar_t
     snr = alpha_bar_t / (1 - alpha_bar_t)
     if choice.weighting == "min_snr":
         if prediction_type == "epsilon":

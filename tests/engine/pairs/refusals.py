@@ -38,7 +38,9 @@ def problems(row: Row) -> list[Problem]:
 
 def _of_the_engine(row: Row, settings: Settings) -> Iterator[str]:
     family, _, kind = row[FAMILY].partition("-")
-    yield from suited.problems(settings, {"family": family, "zero_terminal_snr": (family, kind) == ("sdxl", "v")})
+    predicted = "v_prediction" if kind == "v" else "epsilon"
+    about = {"family": family, "prediction_type": predicted, "zero_terminal_snr": row[FAMILY] == "sdxl-v"}
+    yield from suited.problems(settings, about)
     yield imagic_problem(settings, PICTURES.get(row["concepts.0.instance_data_dir"], MANY) + row[SECOND])
     held_out, count = row["concepts.0.held_out"], PICTURES.get(row["concepts.0.instance_data_dir"], MANY)
     if held_out >= count:
