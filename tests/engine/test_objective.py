@@ -16,7 +16,7 @@ from torch import Tensor
 from dreambooth.core import settings
 from dreambooth.core.errors import UserError
 from dreambooth.core.settings.objective import Objective
-from dreambooth.engine import families
+from dreambooth.engine import families, suited
 from dreambooth.engine.drawing.sampling import make_scheduler
 from dreambooth.engine.families.model import Model
 from dreambooth.engine.training import noise, objective
@@ -395,3 +395,11 @@ def test_masks_are_not_made_for_pictures_of_the_class(one_of_each: Model) -> Non
     each = [(e.mean(0) * weight).sum().item() / weight.sum().item() for e in squares[:3]]
     assert subject == pytest.approx(sum(each) / 3, abs=1e-5)
     assert prior == pytest.approx(squares[3:].mean().item(), abs=1e-5)
+
+
+def test_a_model_of_the_noise_needs_no_weight_of_the_noise() -> None:
+    chosen = settings.parse({"objective.weighting": "noise"})
+    about = {"family": "sd1", "zero_terminal_snr": False}
+    (said,) = suited.problems(chosen, {**about, "prediction_type": "epsilon"})
+    assert said == "objective.weighting: this model predicts the noise as it is; set it to none."
+    assert not suited.problems(chosen, {**about, "prediction_type": "v_prediction"})
