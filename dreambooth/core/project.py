@@ -22,6 +22,7 @@ from dreambooth.core.schema import from_flat, to_flat
 from dreambooth.core.settings import Settings, parse, to_json, whole
 
 LONGEST_NAME = 80
+LONGEST_NAME_BYTES = 180  # of the 255 that a disk takes: steps, endings and the marks of what is being written follow
 
 _USUAL = {
     "projects": "dreambooth",
@@ -203,6 +204,11 @@ def check_name(name: str) -> None:
 def check_new(folders: Folders, name: str) -> Path:
     """The folder that a new model gets. Raises UserError for a bad or taken name."""
     check_name(name)
+    if (length := len(name.encode())) > LONGEST_NAME_BYTES:
+        raise UserError(
+            f"{name!r} is too long for a model's name: with what follows it, its letters take {length} bytes of a "
+            f"file's name, and {LONGEST_NAME_BYTES} are free; choose a shorter one."
+        )
     folder = folders.projects / name
     if folder.exists():
         raise UserError(f"A model named {name!r} exists already ({folder}); choose another name.")

@@ -61,6 +61,24 @@ class Job:
         return f"{self.folder.parent.parent.name}/{int(self.folder.name)}"
 
     @property
+    def title(self) -> str:
+        """What people call it: NAME/3 for a run, NAME's generate for an errand, which has numbers of its own."""
+        if self.is_run:
+            return self.name
+        try:
+            said = self.read()
+        except UserError:
+            said = {"kind": "errand"}
+        if said["kind"] == "download":
+            return f"the download of {said.get('repository', 'a model')}"
+        return f"{self.folder.parent.parent.name}'s {said['kind']}"
+
+    @property
+    def subject(self) -> str:
+        """The same where a sentence begins with it."""
+        return f"The run {self.name}" if self.is_run else f"{self.title[0].upper()}{self.title[1:]}"
+
+    @property
     def is_run(self) -> bool:
         """Whether it is a training run; else it is an errand, which nobody resumes."""
         return self.folder.parent.name == "runs"
@@ -248,8 +266,12 @@ def create(parent: Path, job: dict[str, Any], settings_json: str) -> Job:
             break
         except FileExistsError:  # another process took the number
             number += 1
-    atomic.write_text(folder / "settings.json", settings_json)
-    atomic.write_text(folder / "job.json", json.dumps({"version": 1, "created": time.time(), **job}, indent=1))
+    try:
+        atomic.write_text(folder / "settings.json", settings_json)
+        atomic.write_text(folder / "job.json", json.dumps({"version": 1, "created": time.time(), **job}, indent=1))
+    except OSError:
+        atomic.remove_folder(folder)
+        raise
     return Job(folder)
 
 

@@ -57,7 +57,7 @@ def start(job: Job, python: Path, alone_seconds: float = 0, *, queued: bool = Fa
     work on the job already.
     """
     if job.is_alive():
-        raise UserError(f"The run {job.name} is running already.")
+        raise UserError(f"{job.subject} is running already.")
     for request in job.requests() - {"start"}:  # that one the engine takes back when it has the device
         job.clear_request(request)
     flags: dict[str, Any] = {"start_new_session": True}

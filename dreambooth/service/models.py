@@ -223,4 +223,4 @@ def imported(
 def _check_idle(opened: Project) -> None:
     for job in run.jobs(opened):
         if (status := job.status()) in ("running", "queued"):
-            raise UserError(f"The model {opened.name!r} is at work ({job.name} is {status}); stop or pause it first.")
+            raise UserError(f"The model {opened.name!r} is at work ({job.title} is {status}); stop or pause it first.")

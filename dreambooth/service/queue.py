@@ -49,7 +49,7 @@ def submit(job: Job, *, note: str = "") -> dict[str, Any]:
     if not environment.is_current():
         raise UserError("The engine is not set up yet; press Set up on the Dreambooth tab, or run setup.")
     if (status := job.status()) in ("running", "queued"):
-        raise UserError(f"The run {job.name} is {status} already.")
+        raise UserError(f"{job.subject} is {status} already.")
     beforehand.check(job)
     if job.needs_device:
         job.request("start", note)
@@ -88,18 +88,18 @@ def take_turn(job: Job, host: Lender, say: Callable[[str], None]) -> None:
             held.close()
     if job.story().offset == before and not job.is_alive():
         raise UserError(
-            f"The run {job.name} left the queue before its engine was at work: somebody took it out, or the engine "
+            f"{job.subject} left the queue before its engine was at work: somebody took it out, or the engine "
             f"could not be started (its log, {job.log}, says why then)."
         )
 
 
 def _ahead(job: Job, folders: Folders) -> str:
     """What a job waits for, in a sentence; empty if it is its turn."""
-    at_work, names = device.holder(folders), waiting(folders)
-    if at_work == job or (at_work is None and names[:1] == [job.name]):
+    at_work, waits = device.holder(folders), _waiting(folders)
+    if at_work == job or job not in waits or (at_work is None and waits[0] == job):
         return ""
-    before = names.index(job.name) if job.name in names else 0
-    sentence = f"Waiting: {at_work.name if at_work else 'another job'} is at work"
+    before = waits.index(job)
+    sentence = f"Waiting: {at_work.title if at_work else 'another job'} is at work"
     return f"{sentence}, and {before} more come first. Ctrl-C gives up." if before else f"{sentence}. Ctrl-C gives up."
 
 

@@ -86,7 +86,7 @@ def ask(job: Job, what: Request) -> dict[str, Any]:
     if what in ("pause", "stop", "discard") and job.leave_queue():
         return {"run": job.name, "asked": what}
     if not job.is_alive():
-        raise UserError(f"The run {job.name} is not running: it is {job.status()}.")
+        raise UserError(f"{job.subject} is not running: it is {job.status()}.")
     job.request(what)
     return {"run": job.name, "asked": what}
 

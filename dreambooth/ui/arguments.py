@@ -123,9 +123,12 @@ def _add_training(add: Callable[..., Any]) -> None:
     ):
         add(name, command, meaning, show, takes_settings=True).add_argument("name", metavar="NAME")
     add("runs", commands.runs, "List all runs.", of_runs.run_list)
-    add("pause", commands.pause, "Save a run's state and end its engine.", of_runs.asked).add_argument(
-        "run", metavar="RUN"
-    )
+    for name, command, meaning in (
+        ("pause", commands.pause, "Save a run's state and end its engine."),
+        ("save", commands.save, "Have a running run write what it has learned by now."),
+        ("preview", commands.preview, "Have a running run draw its previews now."),
+    ):
+        add(name, command, meaning, of_runs.asked).add_argument("run", metavar="RUN")
     sub = add(
         "resume",
         commands.resume,

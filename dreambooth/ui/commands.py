@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import signal
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -99,12 +101,15 @@ def resume(options: argparse.Namespace, terminal: Terminal) -> Result:
             raise UserError("--model-settings: it takes the model's own settings; give none beside it.")
         differing = going_on.differences(job, project.open_project(folders(options), job.read()["model"]))
         given = going_on.takeable(differing)
+    python, before = environment.ensure(terminal.show), job.states()  # what is changed now stays so, whatever comes
     for key, value in going_on.prepare(folders(options), job, given, options.from_step, label="--{}").items():
         terminal.say(f"From here on: {key} {value}")
+    if moved := sorted({*before} - {*job.states()}):
+        terminal.say(f"In the trash now, {folders(options).trash}: its states after steps {', '.join(map(str, moved))}")
     for one in differing:
         if one.why_not:
             terminal.say(f"Stays: {one.key} {one.now} (the model has {one.given}), as {one.why_not}")
-    return work(job, environment.ensure(terminal.show), terminal)
+    return work(job, python, terminal)
 
 
 def runs(options: argparse.Namespace, terminal: Terminal) -> Result:
@@ -113,11 +118,19 @@ def runs(options: argparse.Namespace, terminal: Terminal) -> Result:
 
 
 def pause(options: argparse.Namespace, terminal: Terminal) -> Result:
-    return _ask(options, "pause")
+    return _ask(_meant(options), "pause")
 
 
 def stop(options: argparse.Namespace, terminal: Terminal) -> Result:
-    return _ask(options, "discard" if options.discard else "stop")
+    return _ask(_meant(options), "discard" if options.discard else "stop")
+
+
+def save(options: argparse.Namespace, terminal: Terminal) -> Result:
+    return _ask(run.find(folders(options), options.run), "save")
+
+
+def preview(options: argparse.Namespace, terminal: Terminal) -> Result:
+    return _ask(run.find(folders(options), options.run), "preview")
 
 
 def run_demo(options: argparse.Namespace, terminal: Terminal) -> Result:
@@ -135,8 +148,8 @@ def open_page(options: argparse.Namespace, terminal: Terminal) -> Result:
     demo.make_sample(found)
     terminal.end()
     command = [str(python), "-m", "dreambooth.ui.page.alone", "--port", str(options.port)]
-    code = subprocess.call([*command, "--data", str(found.models)], cwd=PROJECT)
-    if code:
+    code = serve([*command, "--data", str(found.models)])
+    if code and code != -signal.SIGTERM:
         raise UserError(
             f"The page ended with code {code}; if the port {options.port} is taken, name another with --port."
         )
@@ -245,13 +258,35 @@ def _take_turn(job: Job, terminal: Terminal) -> None:
     try:
         queue.take_turn(job, host, terminal.say)
     except KeyboardInterrupt:
-        terminal.say("Taken out of the queue.")
         launcher.forget(job)
+        terminal.say("Taken out of the queue.")
         raise
     except UserError:
         launcher.forget(job)
         raise
 
 
-def _ask(options: argparse.Namespace, what: run.Request) -> Result:
-    return service_runs.ask(run.find(folders(options), options.run), what)
+def _ask(job: Job, what: run.Request) -> Result:
+    return {**service_runs.ask(job, what), "title": job.title}
+
+
+def _meant(options: argparse.Namespace) -> Job:
+    """The run that is named; by a model's name alone the job that is at work or waits, which may be an errand."""
+    found = folders(options)
+    if "/" not in options.run:
+        opened = project.open_project(found, options.run)
+        for job in [*reversed(run.runs(opened)), *reversed(run.errands(opened))]:
+            if job.status() in ("running", "queued"):
+                return job
+    return run.find(found, options.run)
+
+
+def serve(command: Sequence[str]) -> int:
+    """Runs a server until it ends, and ends it with this process. Returns its exit code."""
+    with subprocess.Popen(command, cwd=PROJECT) as process:
+        before = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+        try:
+            return process.wait()
+        finally:
+            process.terminate()
+            signal.signal(signal.SIGTERM, before)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import shutil
 import sys
@@ -28,19 +29,18 @@ class Terminal:
     def say(self, text: str) -> None:
         """A line that stays."""
         self._clear()
-        print(text, file=self.stream, flush=True)
+        self._write(f"{text}\n")
 
     def show(self, text: str) -> None:
         """A line that the next one replaces; where there is no terminal, one now and then."""
         if self.moving:
             self._clear()
             text = text[: self._columns() - 1]  # a line that is broken cannot be taken back
-            self.stream.write(text)
-            self.stream.flush()
+            self._write(text)
             self.drawn = len(text)
         elif time.monotonic() - self.printed_at > 5:
             self.printed_at = time.monotonic()
-            print(text, file=self.stream, flush=True)
+            self._write(f"{text}\n")
 
     def event(self, event: dict[str, Any]) -> None:
         """One event of a job."""
@@ -85,8 +85,14 @@ class Terminal:
 
     def _clear(self) -> None:
         if self.moving and self.drawn:
-            self.stream.write("\r" + " " * self.drawn + "\r")
+            self._write("\r" + " " * self.drawn + "\r")
         self.drawn = 0
+
+    def _write(self, text: str) -> None:
+        """Who reads may be gone, as `| tee` is after Ctrl-C; what is under way has to be ended all the same."""
+        with contextlib.suppress(OSError):
+            self.stream.write(text)
+            self.stream.flush()
 
 
 def _can_show(stream: TextIO, text: str) -> bool:

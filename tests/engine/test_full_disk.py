@@ -183,6 +183,24 @@ def test_a_run_lives_through_a_full_disk_and_loses_nothing(
     assert same(output(job), output(whole))
 
 
+def test_what_does_not_fit_is_named_and_leaves_no_job(small_disk: Path) -> None:
+    free = shutil.disk_usage(small_disk).free
+    (small_disk / "ballast").write_bytes(bytes(free - PAGE))
+    with pytest.raises(OSError) as told_of:
+        run.create(small_disk / "runs", {"kind": "train"}, "{}" * PAGE)
+    assert told_of.value.filename == str(small_disk / "runs" / "0001" / "settings.json")
+    assert list((small_disk / "runs").iterdir()) == []
+
+
+def test_a_result_whose_name_is_too_long_pauses_the_run_with_its_state(tmp_path: Path) -> None:
+    """A model of that name can no longer be made, but there are some."""
+    made = tiny_project(tmp_path)
+    longest = made.folder.rename(made.folder.with_name("字" * 80))
+    job = new_run(project.read(longest, tmp_path), **LORA)
+    assert worker.run(job) == "paused"
+    assert job.states() == [1] and "cannot be written" in told(job, "warning")[0]["text"]
+
+
 def test_a_folder_that_may_only_be_read_is_said(
     small_disk: Path, star: Project, capsys: pytest.CaptureFixture[str]
 ) -> None:

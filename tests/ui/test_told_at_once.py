@@ -181,6 +181,12 @@ def test_nobody_need_listen(data: Path) -> None:
         assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_names_of_many_bytes(told: Callable[..., str]) -> None:
+    assert "take 240 bytes of a file's name" in told("create", "字" * 80, "--source", MINIATURE)
+    assert "take 183 bytes of a file's name" in told("set", "star", "--saving.custom_model_name", "字" * 61)
+    assert "saving.custom_model_name" in told("set", "star", "--saving.custom_model_name", "字" * 60, code=0)
+
+
 def test_targets_that_cannot_be_written(told: Callable[..., str], tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.touch()

@@ -20,13 +20,19 @@ _PATIENCE_SECONDS = 3.0 if os.name == "nt" else 0.0
 @contextlib.contextmanager
 def staged(path: Path) -> Iterator[Path]:
     """A name to write a file under. When the block ends, the file is on the disk and takes the place of `path`; when it
-    ends by an exception, `path` is as it was and nothing else is left.
+    ends by an exception, `path` is as it was and nothing else is left. An OSError that names no file, or the other
+    name, names `path`.
     """
-    name = path.with_name(f".{path.name[:150]}.{os.getpid()}-{threading.get_ident()}{STAGED}")
+    start = path.name.encode(errors="surrogateescape")[:150].decode(errors="ignore")
+    name = path.with_name(f".{start}.{os.getpid()}-{threading.get_ident()}{STAGED}")
     try:
         yield name
         _sync(name)
         move(name, path)
+    except OSError as error:
+        if error.errno is None or error.filename not in (None, name, str(name)):
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         with contextlib.suppress(OSError):  # what went wrong is told, not that it could not be tidied up
             name.unlink(missing_ok=True)

@@ -285,6 +285,14 @@ def already_written(work: Work, images: int) -> bool:
 def save_output(work: Work, session: Session, source: Source, images: int, *, best: bool = False) -> None:
     """Writes the model as it is now, with `best` only as long as none is better. Raises UserError if it cannot be
     written."""
+    try:
+        _save_output(work, session, source, images, best=best)
+    except OSError as error:
+        place = error.filename2 or error.filename or work.project.results(work.folders, work.settings)
+        raise UserError(f"{place}: the result cannot be written ({error.strerror or error}).") from None
+
+
+def _save_output(work: Work, session: Session, source: Source, images: int, *, best: bool) -> None:
     if (changed := source.files.overwritten()) is not None:
         raise UserError(
             f"{changed}: the checkpoint was overwritten while the run works with it; put the former one back."

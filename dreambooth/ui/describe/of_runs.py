@@ -99,7 +99,10 @@ def run_list(result: Result) -> str:
 
 
 def asked(result: Result) -> str:
-    return f"Asked {result['run']} to {result['asked']}."
+    if result["asked"] in ("save", "preview"):
+        does = "write what it has learned" if result["asked"] == "save" else "draw previews"
+        return f"Asked {result['title']} to {does} now; it goes on."
+    return f"Asked {result['title']} to {result['asked']}."
 
 
 def class_pictures(result: Result) -> str:

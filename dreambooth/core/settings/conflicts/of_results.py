@@ -12,7 +12,7 @@ from dreambooth.core.files import file_names
 if TYPE_CHECKING:
     from dreambooth.core.settings import Settings
 
-LONGEST_NAME = 80  # as of a model; steps and endings follow
+LONGEST_NAME, LONGEST_NAME_BYTES = 80, 180  # as of a model; steps and endings follow
 
 
 def found(settings: Settings) -> list[str]:
@@ -51,6 +51,11 @@ def _name(name: str) -> list[str]:
         return [f"saving.custom_model_name: {name!r} cannot be a file's name; choose another."]
     if len(name) > LONGEST_NAME:
         return [f"saving.custom_model_name: it has {len(name)} characters; leave at most {LONGEST_NAME}."]
+    if (length := len(name.encode())) > LONGEST_NAME_BYTES:
+        return [
+            f"saving.custom_model_name: its letters take {length} bytes of a file's name; leave at most "
+            f"{LONGEST_NAME_BYTES}."
+        ]
     return []
 
 
