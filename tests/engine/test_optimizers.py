@@ -14,6 +14,7 @@ from torch import nn
 from dreambooth.core import abilities, project
 from dreambooth.core.errors import UserError
 from dreambooth.core.layout import SUBJECT_PICTURES
+from dreambooth.core.memory import footprint
 from dreambooth.core.project import Folders, Project
 from dreambooth.core.run import Job
 from dreambooth.core.settings import parse
@@ -241,6 +242,28 @@ def test_betas_and_epsilon_reach_every_optimizer_that_has_them(name: str) -> Non
         eps = made(name, problem()[0], epsilon=0.5).param_groups[0]["eps"]
         assert (eps[0] if isinstance(eps, tuple) else eps) == 0.5
         assert not torch.equal(moved(name, epsilon=0.5), moved(name))
+
+
+@pytest.mark.parametrize(("name", "beta1"), [*((name, 0.0) for name in WORKING), ("adafactor", 0.9)])
+def test_what_an_optimizer_keeps_is_what_is_counted(name: str, beta1: float) -> None:
+    weight = nn.Parameter(torch.randn(512, 1024, generator=torch.Generator().manual_seed(0)))
+    optimizer = made(name, weight, beta1=beta1)
+    weight.square().sum().backward()
+    optimizer.step()
+    kept = sum(value.nbytes for value in optimizer.state[weight].values() if isinstance(value, torch.Tensor))
+    chosen = {"general.method": "full", "optimizer.name": name, "optimizer.beta1": beta1}
+    rate = {"learning.learning_rate": 1.0} if name == "prodigy" else {}
+    counted = footprint.optimizer_bytes(parse({**chosen, **rate}))
+    assert kept / weight.numel() == pytest.approx(counted, rel=0.03, abs=0.02)
+
+
+@pytest.mark.parametrize(("name", "share"), [("adamw", 0.75), ("adafactor", 0.53)])
+def test_weights_in_bf16_save_what_is_said_of_them(name: str, share: float) -> None:
+    def needed(**more: bool) -> int:
+        asked = {"general.method": "full", "optimizer.name": name, **more}
+        return footprint.family_needs(parse(asked), "sd1").total
+
+    assert needed(**{"memory.bf16_weights": True}) / needed() == pytest.approx(share, abs=0.03)
 
 
 def test_the_text_encoder_has_its_own_weight_decay() -> None:

@@ -28,12 +28,13 @@ OPTIMIZER_BYTES = {  # kept for each trained value
     "lion": 4.0,
     "lion_8bit": 1.0,
     "paged_lion_8bit": 1.0,
-    "adafactor": 0.01,  # a row and a column of each weight; see optimizer_bytes
+    "adafactor": 0.01,  # a row and a column of each weight, and a mean where beta1 asks for it; see optimizer_bytes
     "came": 4.02,  # a mean, and two rows and columns
     "prodigy": 16.0,
     "adamw_schedule_free": 8.0,
 }
 _ROWS_AND_COLUMNS = {"adafactor": 1, "came": 2}
+_MEAN_BYTES = 4.0
 PIXELS_AT_ONCE = 2**19  # of pictures that are encoded together
 GRADIENTS_AT_ONCE = 2**25  # bytes of gradients that are applied together in the backward pass
 _RESTING_BYTES = {"int8": 1.0, "nf4": 0.5 + 4 / 64}  # of each value; the scales of 8 bits are few
@@ -84,7 +85,8 @@ def optimizer_bytes(settings: Settings) -> float:
     name = settings.optimizer.name
     # A LoRA's matrices are as narrow as its rank: the long side alone is that share of all.
     of_sides = 4 * _ROWS_AND_COLUMNS.get(name, 0) / settings.lora.rank if settings.is_lora else 0
-    return OPTIMIZER_BYTES[name] + of_sides
+    mean = _MEAN_BYTES if name == "adafactor" and settings.optimizer.beta1 else 0
+    return OPTIMIZER_BYTES[name] + of_sides + mean
 
 
 def passing_bytes(settings: Settings, model: Anatomy, family: str, area: int) -> int:
