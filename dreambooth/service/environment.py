@@ -121,7 +121,8 @@ def check() -> dict[str, Any]:
         lines = result.stderr.strip().splitlines() or [f"exit code {result.returncode}"]
         # A card's error goes on for some lines about how to look for it.
         reason = next((line for line in reversed(lines) if re.match(r"[\w.]+Error: ", line)), lines[-1])
-        raise UserError(f"The engine's environment ({ENGINE}) does not work: {reason}. Run setup again.") from None
+        said = f"The engine's environment ({ENGINE}) does not work: {reason}."
+        raise UserError(f"{said} Run setup again (on the page: Set Up).") from None
 
 
 def engine_variables() -> dict[str, str]:

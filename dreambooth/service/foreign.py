@@ -84,7 +84,8 @@ def _toml(path: Path, python: Path, look: Look) -> Migration:
         content = json.loads(said.stdout)
     except ValueError:
         reason = (said.stderr.strip().splitlines() or ["it said nothing"])[-1]
-        raise UserError(f"{path}: the engine could not read the file ({reason}); run setup again.") from None
+        mend = "run setup again (on the page: Set Up)"
+        raise UserError(f"{path}: the engine could not read the file ({reason}); {mend}.") from None
     if said.returncode:
         raise UserError(f"{path}: the file is not TOML ({content['problem']}).")
     if not content.get("datasets"):

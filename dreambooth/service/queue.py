@@ -194,7 +194,11 @@ class Queue:
 def _not_started(error: UserError | OSError) -> UserError:
     if isinstance(error, UserError):
         return error
-    return UserError(Problem(f"The engine could not be started ({error}).", "", "Run setup, then start it again."))
+    return UserError(
+        Problem(
+            f"The engine could not be started ({error}).", "", "Run setup (on the page: Set Up), then start it again."
+        )
+    )
 
 
 def _place(job: Job, folders: Folders) -> Folders:

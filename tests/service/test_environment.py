@@ -68,7 +68,7 @@ def test_an_engine_that_does_not_work_is_said_in_one_sentence(monkeypatch: pytes
     broken.write_text("#!/bin/sh\necho 'ImportError: no torch' >&2\nexit 1\n")
     broken.chmod(0o755)
     monkeypatch.setenv(environment.VARIABLE, str(broken))
-    with pytest.raises(UserError, match=r"ImportError: no torch\. Run setup again"):
+    with pytest.raises(UserError, match=r"ImportError: no torch\. Run setup again \(on the page: Set Up\)\."):
         environment.check()
     broken.write_bytes(b"\x7fELF of another machine")
     with pytest.raises(UserError, match=r"no Python that can be started"):

@@ -34,7 +34,8 @@ def load(source: Source, dtype: torch.dtype = torch.float32) -> Model:
     if source.about.known_by == "assumed" and sd2.seems_to_predict_v(model):
         raise UserError(
             f"{source.header.path}: nothing beside the weights says what this model predicts, and they look like "
-            "v-prediction; create the model again with --prediction-type v_prediction (or epsilon, if you know better)."
+            "v-prediction; create the model again with --prediction-type v_prediction (on the page: How to read it, "
+            "Prediction Type), or epsilon, if you know better."
         )
     return model
 
