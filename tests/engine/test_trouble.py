@@ -104,7 +104,7 @@ def test_a_step_that_is_no_number_is_left_out(star: Project, monkeypatch: pytest
     assert told(job, "resumed") == []
     assert len(warnings(job)) == 2  # a state is saved at each step, and each time it is looked
     assert "at step 2" in warnings(job)[0]
-    assert "left out" in warnings(job)[0]
+    assert "whose gradients were left out" in warnings(job)[0]
     assert ".png" in warnings(job)[0]
 
 

@@ -8,6 +8,11 @@ from typing import Literal
 from dreambooth.core.schema import setting
 
 
+# What is said of several rates.
+_OTHER_RATES = "The default is meant for AdamW: Lion wants a third to a tenth of it, CAME a fifth, Prodigy 1."
+_TWO_ENCODERS = "SDXL's two want a lower one."
+
+
 @dataclass
 class General:
     method: Literal["lora", "full", "embedding"] = setting(
@@ -24,7 +29,13 @@ class General:
         min=0,
         max=2048,
     )
-    seed: int = setting(420420, "Seed", "The same seed and settings give the same weights.", min=0, max=2**31 - 1)
+    seed: int = setting(
+        420420,
+        "Seed",
+        "The same seed and settings give the same weights; on a GPU to the last bit only with Deterministic.",
+        min=0,
+        max=2**31 - 1,
+    )
 
 
 @dataclass
@@ -129,7 +140,14 @@ class Intervals:
 
 @dataclass
 class Batching:
-    train_batch_size: int = setting(1, "Batch Size", "Pictures of yours in each step.", min=1, max=256)
+    train_batch_size: int = setting(
+        1,
+        "Batch Size",
+        "Pictures of yours in each step. With more of them an epoch has fewer steps, which bear a higher rate: usually "
+        "twice the rate for four times the batch.",
+        min=1,
+        max=256,
+    )
     gradient_accumulation_steps: int = setting(
         1, "Gradient Accumulation Steps", "Batches that are added up before the weights change.", min=1, max=256
     )
@@ -157,13 +175,17 @@ class Batching:
 
 @dataclass
 class LearningRate:
-    learning_rate: float = setting(2e-6, "Learning Rate", "Of the UNet, in full fine-tuning.", min=0, max=1)
-    text_encoder_learning_rate: float = setting(
-        1e-6, "Text Encoder Learning Rate", "Of the text encoder, in full fine-tuning.", min=0, max=1
+    learning_rate: float = setting(
+        2e-6, "Learning Rate", f"Of the UNet, in full fine-tuning. {_OTHER_RATES}", min=0, max=1
     )
-    lora_learning_rate: float = setting(1e-4, "Lora UNET Learning Rate", "Of the UNet's LoRA.", min=0, max=1)
+    text_encoder_learning_rate: float = setting(
+        1e-6, "Text Encoder Learning Rate", f"Of the text encoder, in full fine-tuning. {_TWO_ENCODERS}", min=0, max=1
+    )
+    lora_learning_rate: float = setting(
+        1e-4, "Lora UNET Learning Rate", f"Of the UNet's LoRA. {_OTHER_RATES}", min=0, max=1
+    )
     lora_text_encoder_learning_rate: float = setting(
-        5e-5, "Lora Text Encoder Learning Rate", "Of the text encoder's LoRA.", min=0, max=1
+        5e-5, "Lora Text Encoder Learning Rate", f"Of the text encoder's LoRA. {_TWO_ENCODERS}", min=0, max=1
     )
     lora_plus_ratio: float = setting(
         1.0,
@@ -228,9 +250,9 @@ class Optimizer:
     ] = setting(
         "adamw",
         "Optimizer",
-        "8bit ones take a quarter of AdamW's memory, paged ones lend it from the computer's; Adafactor takes next to "
-        "none, CAME half; Lion and CAME want a rate five times lower; Prodigy finds the rate, set it to 1; "
-        "schedule-free needs no schedule.",
+        "Beside AdamW's memory 8bit AdamW takes a quarter, Lion and CAME half, 8bit Lion an eighth, Adafactor next to "
+        "none, Prodigy twice as much; paged ones lend theirs from the computer's. Lion and CAME want lower rates; "
+        "Prodigy finds the rate, set it to 1; schedule-free wants the scheduler constant.",
     )
     weight_decay: float = setting(
         0.01, "Weight Decay", "Pulls the UNet's weights gently towards zero.", min=0, max=1, advanced=True
@@ -249,13 +271,19 @@ class Optimizer:
     text_encoder_max_grad_norm: float = setting(
         1.0,
         "TENC Gradient Clip Norm",
-        "Longer gradients of each text encoder are shortened to this; 0 leaves them.",
+        "Longer gradients of each text encoder, or of words that learn, are shortened to this; 0 leaves them.",
         min=0,
         max=1000,
         advanced=True,
     )
     beta1: float = setting(
-        0.0, "Beta 1", "How long the mean of the gradients remembers; 0 is 0.9.", min=0, max=0.99999, advanced=True
+        0.0,
+        "Beta 1",
+        "How long the mean of the gradients remembers; 0 is 0.9, and of Adafactor no mean, which would take 4 bytes of "
+        "each value that is trained.",
+        min=0,
+        max=0.99999,
+        advanced=True,
     )
     beta2: float = setting(
         0.0,

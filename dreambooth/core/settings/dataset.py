@@ -17,7 +17,7 @@ class Concept:
         "",
         "Instance Prompt",
         "What the pictures show, with a rare word for the subject: a photo of sks dog. "
-        "[filewords] stands for the text file beside each picture.",
+        "[filewords] stands for the text file beside each picture, or where there is none for the picture's name.",
     )
     class_prompt: str = setting(
         "",

@@ -34,8 +34,9 @@ class Objective:
     weighting: Literal["none", "min_snr", "debiased", "noise"] = setting(
         "none",
         "Timestep Weighting",
-        "min_snr lets steps of little noise count less, as the paper of that name has it; debiased lets steps of much "
-        "noise count more; noise weighs a v-prediction model's steps as if it predicted the noise.",
+        "min_snr lets steps of little noise count less, as the paper of that name has it, and of a v-prediction model "
+        "also those of much noise; debiased lets steps of much noise count more; noise weighs a v-prediction model's "
+        "steps as if it predicted the noise.",
     )
     min_snr_gamma: float = setting(
         5.0,
@@ -45,10 +46,16 @@ class Objective:
         max=100,
     )
     prior_loss_scale: bool = setting(
-        False, "Scale Prior Loss", "The weight of the class pictures falls evenly to its minimum over the run's epochs."
+        False,
+        "Scale Prior Loss",
+        "The weight of the class pictures falls evenly to its minimum, until the epoch of Prior Loss Target.",
     )
     prior_loss_target: int = setting(
-        100, "Prior Loss Target", "The epoch at which it has fallen to its minimum.", min=1, max=100_000
+        100,
+        "Prior Loss Target",
+        "The epoch at which it has fallen to its minimum, however long the run is.",
+        min=1,
+        max=100_000,
     )
     prior_loss_weight_min: float = setting(
         0.1, "Minimum Prior Loss Weight", "What the weight of the class pictures falls to.", min=0, max=10

@@ -105,8 +105,8 @@ class Tuning:
     nonfinite_steps: int = setting(
         5,
         "Steps Left Out at Most",
-        "A step whose loss is not a number is left out. After so many in a row the run goes back to its last state, "
-        "with half the learning rate.",
+        "A step whose loss is not a number is left out; optimizers other than plain AdamW take it without its "
+        "gradients. After so many in a row the run goes back to its last state, with half the learning rate.",
         min=1,
         max=1000,
         advanced=True,
@@ -123,14 +123,15 @@ class Memory:
         "sdpa",
         "Memory Attention",
         "sdpa takes the quickest kernel for each layer on nearly every device, and the least memory wherever it has "
-        "one; flash that one alone; sliced takes less only where it has none; xformers needs that package.",
+        "one; flash that one alone; sliced takes less only where it has none; xformers needs that package, which is "
+        "not set up, as sdpa takes its place.",
         advanced=True,
     )
     bf16_weights: bool = setting(
         False,
         "Weights in bf16",
-        "Full fine-tuning in half the memory: the weights are held in bf16 and each change is rounded at random, so "
-        "that small ones are not lost.",
+        "Full fine-tuning in a quarter less memory with AdamW, in about half with Adafactor: the weights are held in "
+        "bf16 and each change is rounded at random, so that small ones are not lost.",
     )
     unet_weights: Literal["whole", "int8", "nf4", "streamed"] = setting(
         "whole",
@@ -251,7 +252,8 @@ class Lora:
     alpha: float = setting(
         16.0,
         "Lora Alpha",
-        "The LoRA's strength is alpha divided by rank, in training and in every WebUI.",
+        "The LoRA's strength is alpha divided by rank, in training and in every WebUI; of a LoKr whose rank is so large "
+        "that its factors stay whole it is 1, and of an OFT it counts in training alone.",
         min=0.01,
         max=1024,
     )

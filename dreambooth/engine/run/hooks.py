@@ -78,7 +78,7 @@ class Hooks:
         named = ", ".join(files[:_NAMED]) + (f" and {len(files) - _NAMED} more" if len(files) > _NAMED else "")
         which = f"step {steps[0]}" if len(steps) == 1 else f"steps {steps[0]} to {steps[-1]}"
         said = (
-            f"The loss was not a number at {which}, which {'were' if len(steps) > 1 else 'was'} left out. "
+            f"The loss was not a number at {which}, whose gradients were left out. "
             f"The pictures of step {steps[0]}: {named}."
         )
         do = f"If it comes again, look at these pictures, or lower {rate_keys(self.work.settings)[0]}."
