@@ -9,7 +9,6 @@ import torch
 from PIL import Image
 
 from dreambooth.core import settings
-from dreambooth.core.errors import UserError
 from dreambooth.core.files import file_names
 from dreambooth.core.models import checkpoint
 from dreambooth.core.project import Project, open_project
@@ -19,7 +18,7 @@ from dreambooth.engine.checkpoints import lora, words_file
 from dreambooth.engine.checkpoints.source import open_model
 from dreambooth.engine.data import png
 from dreambooth.engine.drawing import drawn_together, sheet
-from dreambooth.engine.drawing.sampling import SCHEDULERS, Known, decoding, draw
+from dreambooth.engine.drawing.sampling import Known, decoding, draw
 from dreambooth.engine.drawing.sampling_choice import Sampling
 from dreambooth.engine.families.model import Model, Text
 from dreambooth.engine.run import imagic, trouble
@@ -30,8 +29,6 @@ def run(job: Job) -> dict[str, Any]:
     """Draws what job.json asks for into its folder. Returns the paths."""
     wanted = job.read()
     project = open_project(job.folders(), wanted["model"])
-    if wanted["scheduler"] not in SCHEDULERS:
-        raise UserError(f"scheduler: {wanted['scheduler']!r} is not one of {', '.join(SCHEDULERS)}.")
     width, height = wanted["width"] or project.resolution, wanted["height"] or project.resolution
     sampling = Sampling(
         width, height, wanted["steps"], wanted["guidance_scale"], wanted["negative_prompt"], wanted["scheduler"]

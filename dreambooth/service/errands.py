@@ -12,6 +12,7 @@ from dreambooth.core.errors import UserError
 from dreambooth.core.files import paths
 from dreambooth.core.models import checkpoint
 from dreambooth.core.project import Project
+from dreambooth.core.schema import leaves
 from dreambooth.core.settings import Settings
 from dreambooth.service import exporting, runs
 from dreambooth.service.field_names import called
@@ -39,6 +40,7 @@ FIELDS: dict[str, tuple[str, ...]] = {
     "tokens": ("prompt", "candidates"),
 }  # fmt: skip
 MOST_ON_A_SHEET = 200  # pictures
+SCHEDULER = next(leaf for leaf in leaves(settings.Settings) if leaf.key == "previews.scheduler")
 
 
 def errand(opened: Project, kind: str, wanted: Mapping[str, Any], chosen: Settings) -> tuple[Settings, dict[str, Any]]:
@@ -78,7 +80,8 @@ def drawing(opened: Project, wanted: Mapping[str, Any], *, label: str = "{}") ->
         f"{called(key, label)}: {problem}" for key, value in values.items() if (problem := _drawing_problem(key, value))
     ]
     texts = {
-        key: wanted.get(key, default) for key, default in (("prompt", ""), ("negative", ""), ("scheduler", "dpm++"))
+        key: wanted.get(key, default)
+        for key, default in (("prompt", ""), ("negative", ""), ("scheduler", SCHEDULER.default))
     }
     texts["prompt"] = "" if texts["prompt"] is None else texts["prompt"]
     for key, value in texts.items():
@@ -86,6 +89,9 @@ def drawing(opened: Project, wanted: Mapping[str, Any], *, label: str = "{}") ->
             problems.append(f"{label.format(key)}: it is not text.")
         elif captions.FILEWORDS in value:
             problems.append(f"{label.format(key)}: {captions.NO_CAPTION}")
+    if isinstance(texts["scheduler"], str) and texts["scheduler"] not in SCHEDULER.choices:
+        there = ", ".join(SCHEDULER.choices)
+        problems.append(f"{label.format('scheduler')}: {texts['scheduler'][:40]!r} is not one of {there}.")
     if problem := _eta_problem(wanted.get("eta")):
         problems.append(f"{label.format('eta')}: {problem}")
     if problems:

@@ -9,6 +9,7 @@ from typing import Any
 from dreambooth.core import reference, schema
 from dreambooth.core.models.origin import Origin
 from dreambooth.core.settings import Settings
+from dreambooth.service import errands
 from dreambooth.ui import benches, commands, preparing, results
 from dreambooth.ui.describe import of_models, of_runs
 
@@ -215,7 +216,9 @@ def _add_drawing(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--cfg", type=float, default=7.5)
     sub.add_argument("--width", type=int, default=0, help="pixels; 0 takes the model's own size")
     sub.add_argument("--height", type=int, default=0)
-    sub.add_argument("--scheduler", default="dpm++", help="dpm++, ddim, euler, euler_a, lms or pndm")
+    names = ", ".join(errands.SCHEDULER.choices)
+    default = errands.SCHEDULER.default
+    sub.add_argument("--scheduler", metavar="NAME", default=default, help=f"{names} (default: {default})")
     sub.add_argument("--out", metavar="DIR", help="where to (default: the model's folder)")
 
 

@@ -245,7 +245,7 @@ def test_a_check_waits_for_nobody(host: Host, star: Project) -> None:
         ("python", "DREAMBOOTH_ENGINE_PYTHON names {}, but there is no such file."),
         (
             "notes.txt",
-            "The engine could not be started ([Errno 13] Permission denied: '{}'). Run setup (on the page: Set Up), then",
+            "The engine could not be started ([Errno 13] Permission denied: '{}'). Run setup (on the page: Set Up)",
         ),
     ],
 )

@@ -227,9 +227,9 @@ def test_generate_and_export_refuse_what_they_cannot_do(data: Path, tmp_path: Pa
     refused(dreambooth("export", "star", "--to", tmp_path / "x.safetensors", "--data", data), "no finished run")
     said = dreambooth("generate", "star", "--prompt", "x", "--data", data, "--steps", 0, "--width", 65, "--count", -1)
     refused(said, "--steps", "--width", "--count")
-    refused(
-        dreambooth("generate", "star", "--prompt", "x", "--data", data, "--scheduler", "magic"), "'magic' is not one of"
-    )
+    said = dreambooth("generate", "star", "--prompt", "x", "--data", data, "--scheduler", "magic")
+    refused(said, "--scheduler: 'magic' is not one of dpm++, dpm++_karras, ", ", pndm.")
+    assert not list((data / "dreambooth" / "star" / "errands").glob("*")), "it was refused before an engine began"
 
 
 def test_a_sheet_and_a_state_refuse_what_they_cannot_do(data: Path, tmp_path: Path, dreambooth: Run) -> None:

@@ -7,7 +7,6 @@ from typing import Literal
 
 from dreambooth.core.schema import setting
 
-
 # What is said of several rates.
 _OTHER_RATES = "The default is meant for AdamW: Lion wants a third to a tenth of it, CAME a fifth, Prodigy 1."
 _TWO_ENCODERS = "SDXL's two want a lower one."

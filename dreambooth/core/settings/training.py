@@ -252,8 +252,8 @@ class Lora:
     alpha: float = setting(
         16.0,
         "Lora Alpha",
-        "The LoRA's strength is alpha divided by rank, in training and in every WebUI; of a LoKr whose rank is so large "
-        "that its factors stay whole it is 1, and of an OFT it counts in training alone.",
+        "The LoRA's strength is alpha divided by rank, in training and in every WebUI; of a LoKr whose factors stay "
+        "whole, as a large rank leaves them, it is 1, and of an OFT it counts in training alone.",
         min=0.01,
         max=1024,
     )

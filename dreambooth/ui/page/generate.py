@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 
 from dreambooth.core.project import Project
-from dreambooth.core.schema import leaves
-from dreambooth.core.settings import Settings
+from dreambooth.service import errands
 from dreambooth.ui.page import dialect, jobs
 from dreambooth.ui.page.export import ExportSection
 from dreambooth.ui.page.fragments import live
@@ -19,7 +18,6 @@ from dreambooth.ui.page.fragments import live
 if TYPE_CHECKING:
     from dreambooth.ui.page.page import Page, Shown, Values
 
-_SCHEDULER = next(leaf for leaf in leaves(Settings) if leaf.key == "previews.scheduler")
 BASE = "The model before training"
 DIFFUSERS = "Diffusers"
 
@@ -182,8 +180,8 @@ def _fields() -> dict[str, Any]:
             ),
             "seed": gr.Number(420420, label="Sample Seed (-1: any)", elem_id="db_seed"),
             "scheduler": gr.Dropdown(
-                list(_SCHEDULER.choices),
-                value=_SCHEDULER.default,
+                list(errands.SCHEDULER.choices),
+                value=errands.SCHEDULER.default,
                 label="Image Generation Scheduler",
                 elem_id="db_scheduler",
                 elem_classes=["db-only-diffusers"],
