@@ -88,6 +88,11 @@ def class_words(concept: Concept, caption: str) -> str:
     return _squeeze(text)
 
 
+def means_several(text: str) -> bool:
+    """Whether it means several texts by itself, by {a|b} or by its lines."""
+    return bool("\n" in text or _CHOICE.search(text))
+
+
 def variants(text: str, options: Captions, seed: int) -> tuple[str, ...]:
     """The different texts that `text` means, at most `options.variants` of them."""
     if not _varies(text, options):
@@ -148,7 +153,7 @@ def _find(word: str, text: str, *, at_start: bool = False, at_end: bool = False)
 
 def _varies(text: str, options: Captions) -> bool:
     shuffled = options.shuffle_tags and "," in text
-    return options.variants > 1 and bool(shuffled or "\n" in text or _CHOICE.search(text))
+    return options.variants > 1 and (shuffled or means_several(text))
 
 
 def _draw(text: str, options: Captions, source: random.Random) -> str:

@@ -81,7 +81,7 @@ def page(name: str, report: Report, thumbnails: list[bytes]) -> str:
         for what, much, more in facts(report)
     ]
     strangers = [f"Not a picture: {path}" for path in report["strangers"]]
-    notes = _notes("error", report["problems"]) + _notes("warning", strangers)
+    notes = _notes("error", report["problems"]) + _notes("warning", [*report["remarks"], *strangers])
     concepts = []
     for number in sorted({one["concept"] for one in report["pictures"]}):
         own = [(one, t) for one, t in zip(report["pictures"], thumbnails) if one["concept"] == number]
@@ -104,7 +104,7 @@ def picture(name: str, report: Report, thumbnails: list[bytes]) -> Image.Image:
     if len(thumbnails) > MOST_ON_A_PICTURE:
         raise UserError(f"--sheet: a .png shows at most {MOST_ON_A_PICTURE} pictures; name a .html file instead.")
     head = [f"{what}: {much}{f'  ({more})' if more else ''}" for what, much, more in facts(report)]
-    head += [*report["problems"], *(f"Not a picture: {path}" for path in report["strangers"])]
+    head += [*report["problems"], *report["remarks"], *(f"Not a picture: {path}" for path in report["strangers"])]
     columns = min(_COLUMNS, len(thumbnails))
     width = max(_GAP + columns * (_CELL + _GAP), 900)
     high = _CELL + 6 * _LINE + _GAP

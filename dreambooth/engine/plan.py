@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from dreambooth.core import abilities, captions, forecast, run, schedules, validation
+from dreambooth.core import abilities, captions, forecast, remarks, run, schedules, validation
 from dreambooth.core.budget import Budget, budget
 from dreambooth.core.errors import Problem, UserError
 from dreambooth.core.memory import footprint, planner
@@ -28,7 +28,7 @@ _ENLARGED = 1.05  # and so is growing by more than this
 
 def report(job: Job) -> dict[str, Any]:
     """What a run with these settings will do, in `problems` (and taken apart in `errors`) what would stop it, and in
-    `warnings`, in the same form, what is to be known of pictures.
+    `warnings`, in the same form, what is to be known of pictures and (also in `remarks`, as sentences) of settings.
 
     Raises UserError where there is no picture to show.
     """
@@ -58,6 +58,7 @@ def report(job: Job) -> dict[str, Any]:
             plans = class_pictures.plan(work.project, work.settings, learned, work.size)
         except UserError as error:
             problems += error.problems
+    remarked = _remarks(work, gathered, length)
     shown, warnings = _pictures(gathered, examples, work.settings)
     for row, picture in zip(shown, gathered.pictures):
         row["held_out"] = picture in held_out
@@ -79,7 +80,8 @@ def report(job: Job) -> dict[str, Any]:
         "steps_before": _steps_before(work.settings),
         "output_folder": str(work.project.results(work.folders, work.settings)),
         **UserError(problems).as_json(),
-        "warnings": [one.as_json() for one in warnings],
+        "remarks": remarked,
+        "warnings": [one.as_json() for one in [*map(Problem.of, remarked), *warnings]],
         "sheet": job.read().get("sheet", ""),
     }
     if made["sheet"]:
@@ -95,6 +97,11 @@ def _unable(work: Work) -> list[str]:
         if reason := abilities.fault(key, choice):
             problems.append(f"{key}: {choice} does not work here ({reason}); choose another.")
     return problems + suited.problems(settings, work.project.about)
+
+
+def _remarks(work: Work, gathered: Gathered, length: Budget) -> list[str]:
+    model = None if work.project.problem else anatomy.of(checkpoint.read_header(work.project.source))
+    return remarks.found(work.settings, (one.prompt for one in gathered.pictures), length.steps, model)
 
 
 def _start_file(work: Work) -> list[str]:

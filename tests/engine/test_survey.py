@@ -21,6 +21,7 @@ from dreambooth.core.settings import parse
 from dreambooth.engine import contact_sheet, plan
 from dreambooth.engine.data import survey
 from dreambooth.service import launcher
+from dreambooth.ui.describe import of_runs
 
 Write = Callable[[Path], None]
 OK, WARNING, ERROR, LEFT_OUT, STRANGER = "ok", "warning", "error", "left out", "not a picture"
@@ -143,6 +144,20 @@ def checked(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, A
     chosen = parse({"concepts.0.instance_data_dir": str(folder), "concepts.0.instance_prompt": "[filewords], sks"})
     job = launcher.new_errand(folders, project.create(folders, "x", MINIATURE), "check", chosen)
     return folder, plan.report(job)
+
+
+def test_what_is_seldom_meant_is_said_beside_the_plan(tmp_path: Path) -> None:
+    saved(photo(1))(tmp_path / "a.png")
+    asked = {"instance_data_dir": str(tmp_path), "instance_prompt": "a {red|blue} sks star", "class_prompt": "a star"}
+    chosen = parse({**{f"concepts.0.{key}": value for key, value in asked.items()}, "captions.variants": 1})
+    folders = Folders(tmp_path / "models")
+    job = launcher.new_errand(folders, project.create(folders, "x", MINIATURE), "check", chosen)
+    found = plan.report(job)
+    wheres = ["captions.variants", "concepts.0.num_class_images_per"]
+    assert [one["where"] for one in found["warnings"] if one["what"] in found["remarks"]] == wheres
+    assert found["problems"] == []
+    text = contact_sheet.page("x", found, [b""])
+    assert all(escape(sentence) in text and sentence in of_runs.plan(found) for sentence in found["remarks"])
 
 
 def test_each_of_sixty_awkward_files_gets_the_right_verdict(checked: tuple[Path, dict[str, Any]]) -> None:

@@ -19,7 +19,7 @@ def plan(result: Result) -> str:
     folder = _folder_of([one["path"] for one in result["pictures"]])
     lines = [f"In {folder}:"] if folder else []
     lines += [table([head] + [_picture(one, folder) for one in result["pictures"]]), ""]
-    lines += [f"Not a picture: {path}" for path in result["strangers"]]
+    lines += [*result["remarks"], *(f"Not a picture: {path}" for path in result["strangers"])]
     shapes = ", ".join(f"{b['pictures']} at {b['width']}x{b['height']}" for b in result["buckets"])
     lines.append(f"Pictures: {shapes}")
     if out := sum(one["held_out"] for one in result["pictures"]):

@@ -7,6 +7,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from dreambooth.core import run, settings
+from dreambooth.core.errors import Problem
 from dreambooth.core.project import Folders, Project, open_project
 from dreambooth.core.quantities import size
 from dreambooth.core.run import BY_WEBUI, Job
@@ -190,6 +191,7 @@ def _plan(project: Project, job: Job, story: Story, done: Event) -> str:
     """What the check found: the sentences that would stop a run, and the sheet of all pictures."""
     problems = done["problems"]
     verdict = problem_list(problems) or '<p class="db-good">Nothing stands in the way.</p>'
+    verdict += warning_list(list(map(Problem.of, done.get("remarks", []))))  # an older check has none
     document = _sheet_of_plan(project, Path(done["sheet"]))
     if not document:
         return verdict

@@ -1,4 +1,4 @@
-"""Pictures that are learned from and drawn: their sizes, and those of a class."""
+"""Pictures that are learned from and drawn: their sizes, their words, and those of a class."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ def found(settings: Settings) -> list[str]:
     return [
         *_sizes(settings),
         *_preview_sizes(settings),
+        *_shuffled_tags(settings),
         *_class_pictures(settings),
     ]
 
@@ -49,6 +50,15 @@ def _preview_sizes(settings: Settings) -> list[str]:
 def _near(pixels: int, step: int) -> int:
     """The nearest multiple that is not 0."""
     return max(1, round(pixels / step)) * step
+
+
+def _shuffled_tags(settings: Settings) -> list[str]:
+    if not settings.captions.shuffle_tags or settings.captions.variants > 1:
+        return []
+    return [
+        "captions.shuffle_tags: captions.variants is 1, so that no tag would change its place; set captions.variants "
+        "to 8, or turn captions.shuffle_tags off."
+    ]
 
 
 def _class_pictures(settings: Settings) -> list[str]:

@@ -1,0 +1,50 @@
+"""What settings come to that is allowed and seldom meant: said beside a run's plan."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from dreambooth.core import captions
+from dreambooth.core.memory.counted import full_size
+from dreambooth.core.models.anatomy import Anatomy
+from dreambooth.core.settings import Settings
+
+_IMAGIC_STEPS, _IMAGIC_FEW = 1000, 300  # of a full-size model: what is usual, and what is worth a word
+_FULL_SIZE = 0.5  # of SD 1's UNet
+
+
+def found(settings: Settings, texts: Iterable[str], steps: int, model: Anatomy | None) -> list[str]:
+    """A sentence for each. `texts` are what pictures are read with, `steps` those of the run; `model` is None where its
+    file is gone."""
+    return [*_one_text(settings, texts), *_no_class_pictures(settings), *_short_imagic(settings, steps, model)]
+
+
+def _one_text(settings: Settings, texts: Iterable[str]) -> list[str]:
+    if settings.captions.variants > 1 or not any(map(captions.means_several, texts)):
+        return []
+    return [
+        "captions.variants: it is 1, so that of {a|b} and of captions with several lines one and the same is always "
+        "read; set it to 2 or more."
+    ]
+
+
+def _no_class_pictures(settings: Settings) -> list[str]:
+    if settings.is_embedding or settings.imagic.enabled:
+        return []
+    return [
+        f"concepts.{number}.num_class_images_per: it is 0, so that the class prompt is drawn in previews at most and "
+        "keeps nothing of the class; set it to 5 or so if the class is to stay as it is."
+        for number, concept in enumerate(settings.concepts)
+        if concept.class_mode == "fill" and concept.class_prompt.strip() and not concept.num_class_images_per
+    ]
+
+
+def _short_imagic(settings: Settings, steps: int, model: Anatomy | None) -> list[str]:
+    if not settings.imagic.enabled or steps >= _IMAGIC_FEW or model is None:
+        return []
+    if model.unet < _FULL_SIZE * full_size("sd1").unet:
+        return []
+    return [
+        f"intervals.max_train_steps: {steps} steps are few for imagic.enabled, which takes a thousand of a full-size "
+        f"model; set it to {_IMAGIC_STEPS}."
+    ]

@@ -1,0 +1,50 @@
+"""What settings come to that is allowed and seldom meant, and what of it is refused."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from dreambooth.core import remarks
+from dreambooth.core.errors import UserError
+from dreambooth.core.memory.counted import full_size
+from dreambooth.core.settings import parse
+
+IMAGIC: dict[str, Any] = {"imagic.enabled": True}
+CLASS = {"concepts.0.class_prompt": "a dog"}
+SD1 = full_size("sd1")
+
+
+def places(chosen: dict[str, Any], *texts: str, steps: int = 100, model: Any = SD1) -> list[str]:
+    return [sentence.partition(":")[0] for sentence in remarks.found(parse(chosen), texts, steps, model)]
+
+
+def test_one_variant_of_a_text_that_means_several_is_told() -> None:
+    assert places({"captions.variants": 1}, "a dog", "a {red|blue} dog") == ["captions.variants"]
+    assert places({"captions.variants": 1}, "a dog\na cat") == ["captions.variants"]
+    assert places({"captions.variants": 1}, "a dog") == places({}, "a {red|blue} dog") == []
+
+
+def test_a_class_prompt_without_class_pictures_is_told() -> None:
+    assert places(CLASS) == ["concepts.0.num_class_images_per"]
+    for more in (
+        {"concepts.0.num_class_images_per": 2},
+        {"concepts.0.class_mode": "prediction"},
+        {"concepts.0.class_mode": "off"},
+        {"general.method": "embedding", "concepts.0.instance_token": "sks"},
+    ):
+        assert places({**CLASS, **more}) == []
+
+
+def test_few_steps_of_imagic_are_told_of_a_full_size_model() -> None:
+    assert places(IMAGIC) == ["intervals.max_train_steps"]
+    assert places(IMAGIC, steps=1000) == places({}) == places(IMAGIC, model=None) == []
+    assert places(IMAGIC, model=replace(SD1, unet=SD1.unet // 100)) == []
+
+
+def test_tags_that_could_not_be_shuffled_are_refused() -> None:
+    with pytest.raises(UserError, match=r"^captions\.shuffle_tags: captions\.variants is 1"):
+        parse({"captions.shuffle_tags": True, "captions.variants": 1})
+    assert parse({"captions.shuffle_tags": True, "captions.variants": 2}).captions.shuffle_tags
