@@ -8,11 +8,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from dreambooth.core import abilities, captions, forecast, remarks, run, schedules, validation
+from dreambooth.core import abilities, captions, forecast, remarks, schedules, validation
 from dreambooth.core.budget import Budget, budget
 from dreambooth.core.errors import Problem, UserError
 from dreambooth.core.memory import footprint, planner
 from dreambooth.core.models import anatomy, checkpoint
+from dreambooth.core.pace import steps_per_second
 from dreambooth.core.run import Job
 from dreambooth.core.settings import Settings
 from dreambooth.engine import contact_sheet, suited
@@ -238,18 +239,5 @@ def _steps_before(settings: Settings) -> int:
 
 def _seconds(work: Work, steps: int) -> float | None:
     """The time of the training steps at the pace of this model's last run of the same kind; None without one."""
-    for job in reversed(run.runs(work.project)):
-        pace = job.progress().get("steps_per_second")
-        before = job.settings()
-        same = (
-            "general.method",
-            "general.resolution",
-            "batching.train_batch_size",
-            "batching.gradient_accumulation_steps",
-            "batching.gradient_checkpointing",
-            "batching.num_processes",
-        )
-        now = work.job.settings()
-        if pace and all(before.get(key) == now[key] for key in same):
-            return round(steps / pace, 1)
-    return None
+    pace = steps_per_second(work.project, work.job.settings())
+    return round(steps / pace, 1) if pace else None

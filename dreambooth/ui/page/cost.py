@@ -6,23 +6,20 @@ The check looks into every picture and is exact; this answers while settings mov
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from dreambooth.core import forecast, picture_files, run
 from dreambooth.core.budget import Budget, budget
 from dreambooth.core.errors import UserError
 from dreambooth.core.memory import footprint
 from dreambooth.core.models import anatomy, checkpoint
+from dreambooth.core.pace import steps_per_second
 from dreambooth.core.project import Project
 from dreambooth.core.schema import to_flat
 from dreambooth.core.settings import Settings, parse
-
-_SAME_PACE = (
-    "general.method",
-    "general.resolution",
-    "batching.train_batch_size",
-    "batching.gradient_accumulation_steps",
-)
+from dreambooth.core.settings.dataset import Concept
 
 
 @dataclass(frozen=True)
@@ -34,6 +31,8 @@ class Cost:
     seconds: float | None
     memory_bytes: int
     disk_bytes: int
+    class_pictures: int = 0  # that are still to be drawn,
+    or_fewer: bool = False  # at most, where only the check can tell which of them are there
 
 
 def estimate(project: Project, settings: Settings) -> Cost:
@@ -41,17 +40,18 @@ def estimate(project: Project, settings: Settings) -> Cost:
     found = [(concept, len(picture_files.of_concept(concept))) for concept in settings.concepts]
     seen = sum(picture_files.learned(concept, count) * concept.repeats for concept, count in found)
     length = budget(settings, seen) if seen else None
-    memory = disk = 0
+    memory, disk, draws = 0, 0, to_draw(project, settings)
     try:
         header = checkpoint.read_header(project.source)
         model, family, pixels = anatomy.of(header), project.about["family"], area(project, settings)
-        memory = footprint.needs(settings, model, family, pixels, to_draw=to_draw(project, settings)).total
+        memory = footprint.needs(settings, model, family, pixels, to_draw=draws).total
         disk = forecast.disk_bytes(header, settings, length) if length else 0
     except UserError:  # the model's own line says what is wrong with its file
         pass
-    pace = _pace(project, settings)
+    pace = steps_per_second(project, to_flat(settings))
     seconds = length.steps / pace if length and pace else None
-    return Cost(sum(n for _, n in found), length, seconds, memory, disk)
+    missing, or_fewer = _class_pictures(project, found) if draws else (0, False)
+    return Cost(sum(n for _, n in found), length, seconds, memory, disk, missing, or_fewer)
 
 
 def to_draw(project: Project, settings: Settings) -> bool:
@@ -64,6 +64,23 @@ def to_draw(project: Project, settings: Settings) -> bool:
             if _has_drawn(job) and _asked_of_class(parse(job.settings())) == _asked_of_class(settings):
                 return False
     return True
+
+
+def _class_pictures(project: Project, found: Sequence[tuple[Concept, int]]) -> tuple[int, bool]:
+    """How many class pictures are missing of concepts with so many pictures, and whether it may be fewer: those that
+    were drawn for other settings lie among those that count."""
+    missing, or_fewer = 0, False
+    for concept, count in found:
+        if concept.class_mode != "fill":
+            continue
+        wanted = concept.num_class_images_per * picture_files.learned(concept, count)
+        if concept.class_data_dir.strip():
+            folder = Path(concept.class_data_dir).expanduser()
+            wanted = max(0, wanted - (len(picture_files.find(folder)) if folder.is_dir() else 0))
+        else:
+            or_fewer = or_fewer or (bool(wanted) and project.class_pictures.is_dir())
+        missing += wanted
+    return missing, or_fewer
 
 
 def _has_drawn(job: run.Job) -> bool:
@@ -80,13 +97,3 @@ def _asked_of_class(settings: Settings) -> tuple[object, ...]:
 def area(project: Project, settings: Settings) -> int:
     """The pixels of each training picture, as far as the settings say; buckets have about the same."""
     return int((settings.general.resolution or project.resolution) ** 2)
-
-
-def _pace(project: Project, settings: Settings) -> float:
-    """Steps a second of the last run of the same kind; 0 without one."""
-    now = to_flat(settings)
-    for job in reversed(run.runs(project)):
-        before, pace = job.settings(), job.progress().get("steps_per_second")
-        if pace and all(before.get(key) == now[key] for key in _SAME_PACE):
-            return float(pace)
-    return 0.0

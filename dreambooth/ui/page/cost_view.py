@@ -22,6 +22,9 @@ def _words(costs: Cost) -> list[str]:
         return ["No pictures yet"]
     pictures = "1 picture" if costs.pictures == 1 else f"{costs.pictures:,} pictures"
     said = [pictures, f"{costs.length.steps:,} steps"]
+    if count := costs.class_pictures:
+        exactly, at_most = f"before them {count:,} class pictures", f"before them up to {count:,} class pictures"
+        said.append(at_most if costs.or_fewer else exactly)
     if costs.seconds:
         said.append(f"≈ {duration(costs.seconds)}")
     if costs.disk_bytes:

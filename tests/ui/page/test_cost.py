@@ -115,6 +115,31 @@ def test_class_pictures_that_are_there_are_not_to_be_drawn(page: Page) -> None:
     assert not cost.to_draw(star, parse(own)), "a damaged job tells nothing, and takes nothing away"
 
 
+def test_class_pictures_that_are_missing_are_told(page: Page, tmp_path: Path) -> None:
+    star = opened(page)
+    own = {**star.settings(), "concepts.0.class_prompt": "a star", "concepts.0.num_class_images_per": 3}
+
+    def said(**more: Any) -> str:
+        return cost_view(cost.estimate(star, parse({**own, **more})), 0)
+
+    assert "before them 15 class pictures" in said()
+    assert "before them 12 class pictures" in said(**{"concepts.0.held_out": 1})
+    assert "class pictures" not in said(**{"concepts.0.class_mode": "off"})
+    assert "before them 10 class pictures" in said(**{"concepts.0.class_data_dir": str(SUBJECT_PICTURES)})
+    star.class_pictures.mkdir()
+    assert "before them up to 15 class pictures" in said()
+
+
+def test_the_time_is_that_of_runs_of_the_same_kind(page: Page) -> None:
+    star = opened(page)
+    own = {**star.settings(), "batching.gradient_accumulation_steps": 2}
+    job = run.create(star.runs, {"kind": "train", "model": "star"}, to_json(parse(own)))
+    job.report("step", step=1, steps=500, images=1, loss=0.1, rate=1e-3, steps_per_second=2.0, seconds_left=1)
+    assert cost.estimate(star, parse(own)).seconds == 125
+    for key, other in (("gradient_checkpointing", True), ("num_processes", 2), ("gradient_accumulation_steps", 1)):
+        assert cost.estimate(star, parse({**own, f"batching.{key}": other})).seconds is None, key
+
+
 def test_masks_are_no_pictures_and_those_held_out_are_not_learned(page: Page, tmp_path: Path) -> None:
     folder = shutil.copytree(SUBJECT_PICTURES, tmp_path / "masked")
     for path in list(folder.glob("*.png")):
