@@ -6,8 +6,10 @@ import json
 from pathlib import Path
 
 from dreambooth.core.layout import STAMP
+from dreambooth.core.settings import Settings
 
 FAULTS = "faults"  # in the check's report: {setting: {choice: reason}}
+_INSTEAD = {"optimizer.name": "another", "memory.attention": "sdpa", "memory.unet_weights": "int8 or another"}
 
 
 def card_bytes(stamp: Path = STAMP) -> int:
@@ -25,3 +27,13 @@ def fault(key: str, choice: str, stamp: Path = STAMP) -> str:
         return str(report[FAULTS][key].get(choice, ""))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return ""
+
+
+def problems(settings: Settings, stamp: Path = STAMP) -> list[str]:
+    """What of the settings cannot work in the engine's environment, a sentence each."""
+    chosen = (settings.optimizer.name, settings.memory.attention, settings.memory.unet_weights)
+    return [
+        f"{key}: {choice} does not work here ({reason}); choose {instead}."
+        for (key, instead), choice in zip(_INSTEAD.items(), chosen)
+        if (reason := fault(key, choice, stamp))
+    ]

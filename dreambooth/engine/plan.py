@@ -93,11 +93,7 @@ def report(job: Job) -> dict[str, Any]:
 
 def _unable(work: Work) -> list[str]:
     """What this environment was found not to be able to do, and what the model cannot."""
-    settings, problems = work.settings, []
-    for key, choice in (("optimizer.name", settings.optimizer.name), ("memory.attention", settings.memory.attention)):
-        if reason := abilities.fault(key, choice):
-            problems.append(f"{key}: {choice} does not work here ({reason}); choose another.")
-    return problems + suited.problems(settings, work.project.about)
+    return abilities.problems(work.settings) + suited.problems(work.settings, work.project.about)
 
 
 def _remarks(work: Work, gathered: Gathered, length: Budget) -> list[str]:

@@ -306,6 +306,9 @@ def test_a_check_knows_what_the_environment_cannot_do(tmp_path: Path) -> None:
     stamp = tmp_path / "stamp.json"
     assert abilities.fault("optimizer.name", "lion", stamp) == ""
     stamp.write_text('{"report": {"faults": {"optimizer.name": {"lion": "it is tired"}}}}')
+    said = ["optimizer.name: lion does not work here (it is tired); choose another."]
+    assert abilities.problems(parse({"optimizer.name": "lion"}), stamp) == said
+    assert abilities.problems(parse({}), stamp) == []
     assert abilities.fault("optimizer.name", "lion", stamp) == "it is tired"
     assert abilities.fault("optimizer.name", "adamw", stamp) == ""
     stamp.write_text("[]")

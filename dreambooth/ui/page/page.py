@@ -179,9 +179,9 @@ class Page:
         """What moves with every control."""
         own = parse(dict(flat))
         costs = cost.estimate(opened, own)
-        problem = problem_list([opened.problem]) if opened.problem else ""
+        problems = problem_list([*filter(None, [opened.problem]), *abilities.problems(own)])
         costs_shown = cost_view(costs, abilities.card_bytes())
-        about = f'<p class="db-about">{escape(actions.about(opened))}</p>{costs_shown}{problem}'
+        about = f'<p class="db-about">{escape(actions.about(opened))}</p>{costs_shown}{problems}'
         return {self.about: about, **self.settings_tab.moving(own, costs)}
 
     def saving_places(self) -> list[Any]:

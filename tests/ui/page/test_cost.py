@@ -54,6 +54,18 @@ def test_the_bar_moves_with_the_controls(page: Page, monkeypatch: pytest.MonkeyP
     assert "5 pictures · 500 steps" in before
 
 
+def test_a_choice_that_cannot_work_here_is_told_when_it_is_saved(page: Page, monkeypatch: pytest.MonkeyPatch) -> None:
+    faults = {("memory.attention", "xformers"): "the package is not there", ("memory.unet_weights", "nf4"): "no room"}
+    monkeypatch.setattr(abilities, "fault", lambda key, choice, *_: faults.get((key, choice), ""))
+    assert "does not work here" not in page.save(values(page))[page.about]
+    shown = page.save(values(page, memory__attention="xformers"))
+    assert opened(page).settings()["memory.attention"] == "xformers"
+    assert "Memory Attention: xformers does not work here (the package is not there); choose sdpa." in shown[page.about]
+    marks = re.search(r'data-db-problems="([^"]*)"', shown[page.about])
+    assert marks and "memory.attention: xformers" in marks[1], "the browser puts it at the control"
+    assert "does not work here" in page.show("star")[page.about]
+
+
 def test_what_does_not_fit_is_said_with_the_mend(page: Page, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(abilities, "card_bytes", lambda: GB // 2)
     shown = page.save(values(page, batching__train_batch_size=64))[page.about]
