@@ -48,6 +48,7 @@ def main(arguments: list[str]) -> int:
 def _work(job: Job, *, is_queued: bool) -> int:
     """The job from its beginning to its last event. Its locks are held until then, or until the process is no more."""
     faulthandler.enable()  # a crash of native code leaves its place in the log
+    machine.go_first()
     with contextlib.ExitStack() as held:
         if busy := _take_locks(job, held):
             return busy

@@ -9,6 +9,8 @@ import psutil
 import torch
 from torch import Tensor
 
+from dreambooth.core import machine
+
 NEEDS_CARD = "it needs a card of NVIDIA or AMD"
 
 
@@ -66,11 +68,23 @@ def free_bytes(device: torch.device) -> int:
         torch.cuda.empty_cache()
         held, (free, total) = torch.cuda.memory_reserved(device), torch.cuda.mem_get_info(device)
         return min(free, int(total * torch.cuda.get_per_process_memory_fraction()) - held)
-    available: int = psutil.virtual_memory().available
+    available = available_bytes()
     if device.type != "mps":
         return available
     held, used = torch.mps.driver_allocated_memory(), torch.mps.current_allocated_memory()
     return max(0, min(torch.mps.recommended_max_memory() - held, available)) + held - used
+
+
+def available_bytes() -> int:
+    """How much of the computer's own memory is free, or can be at once; in a container what its limit leaves."""
+    free: int = psutil.virtual_memory().available
+    room = machine.room_bytes()
+    return free if room is None else min(free, room)
+
+
+def swap_bytes() -> int:
+    """How much of what lies in the computer's memory could be put on the disk."""
+    return int(psutil.swap_memory().free)
 
 
 def most_used_bytes(device: torch.device) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from dreambooth.core.errors import UserError
 from dreambooth.core.models import checkpoint
 from dreambooth.core.models.origin import Origin
-from dreambooth.engine import families
+from dreambooth.engine import families, hardware
 from dreambooth.engine.checkpoints import original
 from dreambooth.engine.checkpoints.diffusers_folder import write_folder
 from dreambooth.engine.checkpoints.source import open_source
@@ -39,6 +40,18 @@ def file(kind: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def folder(kind: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.write_folder(tmp_path_factory.mktemp("folder") / kind, kind)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems make room on the disk as they go")
+def test_a_model_that_the_memory_cannot_hold_is_refused(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    free = 2**20
+    monkeypatch.setattr(hardware, "available_bytes", lambda: free)
+    monkeypatch.setattr(hardware, "swap_bytes", lambda: 0)
+    with pytest.raises(UserError, match=r"to load it takes about \d+ MB of .* memory, of which 1 MB are free; close"):
+        families.load_file(file, dtype=torch.float16)
+    families.load_file(file)  # of its own precision it stays the file's pages
+    monkeypatch.setattr(hardware, "swap_bytes", lambda: 2**40)
+    families.load_file(file, dtype=torch.float16)
 
 
 def tensors_of(folder: Path) -> dict[str, torch.Tensor]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import math
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 from accelerate import init_empty_weights
@@ -12,8 +14,10 @@ from torch import Tensor, nn
 from transformers.initialization import no_init_weights
 
 from dreambooth.core.errors import UserError
+from dreambooth.core.quantities import memory
+from dreambooth.engine import hardware
 from dreambooth.engine.checkpoints import names
-from dreambooth.engine.checkpoints.source import Source
+from dreambooth.engine.checkpoints.source import DTYPES, Source
 
 
 @contextlib.contextmanager
@@ -21,6 +25,28 @@ def unfilled() -> Iterator[None]:
     """Within it modules are built without weights, and no random numbers are drawn for them."""
     with init_empty_weights(include_buffers=False), no_init_weights():
         yield
+
+
+def new_bytes(source: Source, part: str, module: nn.Module, dtype: torch.dtype) -> int:
+    """How much memory a module's weights take beside the file's own pages, which the system may let go of again."""
+    total = 0
+    for key, wanted in module.state_dict().items():
+        tensor = source.tensors.get(f"{part}/{names.canonical_key(part, key)}")
+        if tensor is not None and DTYPES[tensor.dtype] != dtype:
+            total += wanted.numel() * dtype.itemsize
+    return total
+
+
+def check_room(path: Path, needed: int) -> None:
+    """Raises UserError where Linux has no memory for so many bytes, nor a place on the disk for what lies there: it
+    would end this process, or another one. Other systems make such places as they go."""
+    if sys.platform != "linux" or needed <= (free := hardware.available_bytes()):
+        return
+    if needed > free + hardware.swap_bytes():
+        raise UserError(
+            f"{path}: to load it takes about {memory(needed)} of the computer's memory, of which {memory(free)} are "
+            "free; close other programs that use it."
+        )
 
 
 def fill(source: Source, part: str, module: nn.Module, dtype: torch.dtype) -> None:

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 from torch import Tensor
 
@@ -64,7 +63,7 @@ class Writer:
     def _copied(self, content: Content) -> Any:
         """A copy, in the place of the one before; None where the memory does not hold it. A GPU copies into memory that
         is pinned, of which Windows gives out half of what there is."""
-        if state.content_bytes(content) + _SPARE > psutil.virtual_memory().available + state.content_bytes(self._copy):
+        if state.content_bytes(content) + _SPARE > hardware.available_bytes() + state.content_bytes(self._copy):
             return None
         try:
             return copied(content, self._copy)
