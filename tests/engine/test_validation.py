@@ -22,7 +22,7 @@ from dreambooth.engine.checkpoints.source import open_model
 from dreambooth.engine.data import cache
 from dreambooth.engine.drawing.sampling import make_scheduler
 from dreambooth.engine.families.model import Model
-from dreambooth.engine.run import best
+from dreambooth.engine.run import best, outputs
 from dreambooth.engine.training import loop, objective, preview, state
 from dreambooth.engine.training.session import Session
 from dreambooth.engine.training.state import NotSaved
@@ -212,6 +212,22 @@ def test_the_best_result_is_kept_beside_the_last(project: Project, monkeypatch: 
     job = train(project, **HELD)
     assert kept(job) == [8, 24]
     assert job.story().best is not None and job.story().best.images == 8
+
+
+def test_a_best_that_cannot_be_written_leaves_the_one_before(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also after the end, whose own result is no better."""
+    write = outputs.write
+
+    def full(target: Path, *rest: Any) -> None:
+        if target.stem.endswith("_8"):
+            raise UserError(f"{target}: it cannot be written (No space left on device); make room.")
+        write(target, *rest)
+
+    monkeypatch.setattr(outputs, "write", full)
+    monkeypatch.setattr(Validation, "measure", goes(0.1, 0.3, 0.2, 0.25, 0.1, 0.0))
+    job = train(project, **HELD)
+    assert any("No space left" in event["text"] for event in told(job, "warning"))
+    assert kept(job) == [4, 24]
 
 
 def test_what_is_written_anyway_is_not_written_twice_and_stays(

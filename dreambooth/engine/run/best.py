@@ -11,7 +11,7 @@ from dreambooth.core.models.checkpoint import read_header
 from dreambooth.engine.checkpoints import lora, words_file
 from dreambooth.engine.checkpoints.source import Source
 from dreambooth.engine.families.model import Model
-from dreambooth.engine.run.hooks import show_previews
+from dreambooth.engine.run.hooks import show_previews, written_of_best
 from dreambooth.engine.training import adapters, preview
 from dreambooth.engine.work import Work
 
@@ -23,8 +23,7 @@ def without_previews(work: Work) -> Path | None:
         return None
     if not work.settings.previews.count:
         return None
-    written = (Path(event["path"]) for event in story.saved if event["images"] == story.best.images)
-    return next((path for path in written if path.is_file()), None)
+    return written_of_best(story)
 
 
 def draw(work: Work, model: Model, accelerator: Any, source: Source, path: Path) -> None:

@@ -16,6 +16,7 @@ from dreambooth.core.errors import Problem, UserError
 from dreambooth.core.files import atomic
 from dreambooth.core.settings import on_resume
 from dreambooth.core.settings.conflicts.of_optimizers import rate_keys
+from dreambooth.core.story import Story
 from dreambooth.engine.checkpoints import webui_yaml
 from dreambooth.engine.checkpoints.source import Source
 from dreambooth.engine.drawing.sampling import NotDrawn
@@ -123,11 +124,13 @@ class Hooks:
         return None
 
     def drop_former_best(self) -> None:
-        """Removes what was written only for having been the best, where a later result is. The events of a folder that
-        came from elsewhere may name any file; none is touched but a result."""
+        """Removes what was written only for having been the best, where a later result is; not where that could not be
+        written. The events of a folder that came from elsewhere may name any file; none is touched but a result."""
         story = self.work.job.story()
+        if story.best is None or written_of_best(story) is None:
+            return
         for event in story.saved:
-            if event.get("best") and story.best is not None and event["images"] < story.best.images:
+            if event.get("best") and event["images"] < story.best.images:
                 with contextlib.suppress(OSError):  # one that is in use stays
                     self._drop(Path(event["path"]), [Path(one) for one in event.get("embeddings", {}).values()])
 
@@ -268,6 +271,12 @@ def show_previews(work: Work, images: int, paths: list[Path]) -> None:
     preview.contact_sheet(work.job.previews, work.settings, target, best=best.images if best else None)
     drawn = {"paths": [str(path) for path in paths], "prompts": preview.labels(work.settings)}
     work.job.report("preview", images=images, **drawn, sheet=str(target))
+
+
+def written_of_best(story: Story) -> Path | None:
+    """The result of the moment at which the run was best; None where none is there."""
+    written = (Path(event["path"]) for event in story.saved if story.best and event["images"] == story.best.images)
+    return next((path for path in written if path.is_file()), None)
 
 
 def already_written(work: Work, images: int) -> bool:
