@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from typing import Any
 
 from dreambooth.core import run
+from dreambooth.core.errors import UserError
 from dreambooth.core.project import Project
 
 _SAME = (  # runs that are alike in these go about as quickly
@@ -21,7 +23,9 @@ _SAME = (  # runs that are alike in these go about as quickly
 def steps_per_second(project: Project, flat: Mapping[str, Any]) -> float:
     """Those of the model's last run with settings like these, dotted; 0 without one."""
     for job in reversed(run.runs(project)):
-        before, pace = job.settings(), job.progress().get("steps_per_second")
-        if pace and all(before.get(key) == flat[key] for key in _SAME):
-            return float(pace)
+        pace = job.progress().get("steps_per_second")
+        with contextlib.suppress(UserError):  # one that is damaged tells nothing
+            before = job.settings() if pace else {}
+            if pace and all(before.get(key) == flat[key] for key in _SAME):
+                return float(pace)
     return 0.0

@@ -102,6 +102,13 @@ class Job:
             raise UserError(f"{self.folder / 'job.json'}: the file is damaged; start a new run.")
         return job
 
+    def said(self) -> dict[str, Any]:
+        """The same; empty where the file is gone or damaged."""
+        try:
+            return self.read()
+        except UserError:
+            return {}
+
     def folders(self) -> Folders:
         """The folders that it works in, as job.json says. Raises UserError as `read` does."""
         said = self.read()
@@ -132,10 +139,7 @@ class Job:
 
     @property
     def needs_device(self) -> bool:
-        try:
-            return self.read()["kind"] in DEVICE_KINDS
-        except UserError:
-            return False
+        return self.said().get("kind") in DEVICE_KINDS
 
     def hold(self) -> IO[bytes] | None:
         """Marks the job as alive for as long as the returned file is open; None if it is already."""
@@ -301,8 +305,21 @@ def _jobs(parent: Path) -> list[Job]:
 
 
 def all_runs(folders: Folders) -> Iterator[Job]:
+    """Of all models but those that are damaged."""
+    for project in _sound(folders):
+        yield from runs(project)
+
+
+def all_jobs(folders: Folders) -> Iterator[Job]:
+    """Of all models but those that are damaged."""
+    for project in _sound(folders):
+        yield from jobs(project)
+
+
+def _sound(folders: Folders) -> Iterator[Project]:
     for name in names(folders):
-        yield from runs(open_project(folders, name))
+        with contextlib.suppress(UserError):
+            yield open_project(folders, name)
 
 
 def current(found: Sequence[Job]) -> Job | None:

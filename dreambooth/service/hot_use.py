@@ -46,8 +46,12 @@ class Use:
 
 
 def use(folders: Folders, job: Job, result: Path) -> Use | None:
-    """How the WebUI draws with a file that a run wrote; None for a file where the WebUI does not look."""
-    chosen = parse(job.settings())
+    """How the WebUI draws with a file that a run wrote; None for a file where the WebUI does not look, and of a run
+    whose settings are damaged."""
+    try:
+        chosen = parse(job.settings())
+    except UserError:
+        return None
     prompt, found = _as_known(folders, taught(chosen), result, chosen.words), _weights(folders, result, 1)
     return Use(f"{prompt}{found[0]}".lstrip(), found[1]) if found else None
 

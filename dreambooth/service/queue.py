@@ -12,13 +12,13 @@ import subprocess
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from dreambooth.core import device, run
 from dreambooth.core.errors import Problem, UserError
 from dreambooth.core.files import atomic, lock
-from dreambooth.core.project import Folders, names, open_project
+from dreambooth.core.project import Folders
 from dreambooth.core.run import Job
 from dreambooth.service import beforehand, environment, launcher, moving
 from dreambooth.service.endings import WAITS_ON
@@ -107,14 +107,6 @@ def waits_for(job: Job, folders: Folders) -> Job | None:
     """The job that is at work before this one, or comes next before it; None if there is nothing but its own start."""
     before = device.holder(folders) or next(iter(_waiting(folders)), None)
     return None if before == job else before
-
-
-def all_jobs(folders: Folders) -> Iterator[Job]:
-    for name in names(folders):
-        try:
-            yield from run.jobs(open_project(folders, name))
-        except UserError:  # a damaged model is shown elsewhere
-            continue
 
 
 class Queue:
@@ -215,7 +207,7 @@ def waiting(folders: Folders) -> list[str]:
 
 def _waiting(folders: Folders) -> list[Job]:
     found = []
-    for job in all_jobs(folders):
+    for job in run.all_jobs(folders):
         request = job.folder / "requests" / "start"
         try:
             asked, note = request.stat().st_mtime_ns, request.read_text(encoding="utf-8", errors="replace")
@@ -230,7 +222,7 @@ def _waiting(folders: Folders) -> list[Job]:
 
 def tidy(folders: Folders) -> None:
     """Removes errands that ended a day ago or longer; nobody waits for their answer any more."""
-    for job in [*all_jobs(folders), *run.downloads(folders)]:
+    for job in [*run.all_jobs(folders), *run.downloads(folders)]:
         with contextlib.suppress(OSError, UserError):  # one that cannot be read, or that another process has removed
             is_old = not job.is_run and job.folder.stat().st_mtime < time.time() - KEPT_SECONDS
             if is_old and job.status() not in ("running", "queued"):

@@ -6,11 +6,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from dreambooth.core import run, settings
+from dreambooth.core import project, run, settings
 from dreambooth.core.errors import Problem, UserError
 from dreambooth.core.files import paths
 from dreambooth.core.models import checkpoint
-from dreambooth.core.project import Project
+from dreambooth.core.project import Folders, Project
 from dreambooth.core.run import Job, Request
 from dreambooth.core.settings import Settings
 from dreambooth.core.story import Event, Story
@@ -38,21 +38,33 @@ def summary(job: Job) -> dict[str, Any]:
         "best": asdict(story.best) if story.best else None,
         "measured": asdict(story.measures[-1]) if story.measures else None,
         "previews": str(job.folder / "previews.png") if (job.folder / "previews.png").exists() else None,
-        "created": job.read().get("created"),
+        "created": job.said().get("created"),
         "resumable": status == "new" or going_on.rests(job, status),
         "offset": story.offset,
         "folder": str(job.folder),
     }
 
 
+def of_all(folders: Folders) -> Answer:
+    """The runs of all models, and in `problems` (and taken apart in `errors`) which models are damaged."""
+    found, problems = list[Answer](), list[Problem]()
+    for name in project.names(folders):
+        try:
+            found += [summary(job) for job in run.runs(project.open_project(folders, name))]
+        except UserError as error:
+            problems += error.errors
+    return {"runs": found, **_said(problems)}
+
+
 def errors(job: Job, status: str) -> list[Problem]:
-    """Why a run failed or was lost, or its last engine never began; empty where nothing is wrong."""
-    if status not in ("running", "queued") and (problem := endings.early(job)):
-        return [problem]
-    if status not in ("failed", "lost"):
-        return []
+    """Why a run failed or was lost, its last engine never began, or its folder is damaged; empty where nothing is
+    wrong."""
     try:
-        launcher.result(job)
+        job.read()
+        if status not in ("running", "queued") and (problem := endings.early(job)):
+            return [problem]
+        if status in ("failed", "lost"):
+            launcher.result(job)
     except UserError as error:
         return error.errors
     return []
@@ -70,7 +82,7 @@ def outcome(job: Job) -> dict[str, Any]:
     return {
         "errand": job.name,
         "number": int(job.folder.name),
-        "kind": job.read()["kind"],
+        "kind": job.said().get("kind", ""),
         "status": status,
         **_said(errors(job, status)),
         "warnings": [one.as_json() for one in story.warnings],

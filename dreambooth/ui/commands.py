@@ -114,7 +114,7 @@ def resume(options: argparse.Namespace, terminal: Terminal) -> Result:
 
 def runs(options: argparse.Namespace, terminal: Terminal) -> Result:
     found = folders(options)
-    return {"runs": [service_runs.summary(job) for job in run.all_runs(found)], "folder": str(found.projects)}
+    return {**service_runs.of_all(found), "folder": str(found.projects)}
 
 
 def pause(options: argparse.Namespace, terminal: Terminal) -> Result:

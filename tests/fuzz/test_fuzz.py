@@ -373,7 +373,7 @@ def project_files(base: Path, found: tuple[bytes, bytes, bytes | None, bytes]) -
     with told():
         device.holder(folders)
     api._Json(None).render(models.listing(folders))
-    list(queue.all_jobs(folders))
+    list(run.all_jobs(folders))
     with told():
         opened = project.open_project(folders, "star")
         api._Json(None).render(models.summary(opened))

@@ -35,8 +35,8 @@ class Runs(Routes):
         ]
 
     def all(self) -> Answer:
-        """The runs of all models."""
-        return {"runs": [runs.summary(job) for job in run.all_runs(self.folders)]}
+        """The runs of all models; `problems` says which models are damaged."""
+        return runs.of_all(self.folders)
 
     def of_model(self, name: str) -> Answer:
         """The runs of a model, oldest first."""

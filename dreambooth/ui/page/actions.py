@@ -30,13 +30,19 @@ _CONCEPT = "concepts."
 _LONGEST_NAME = 28  # letters of what a concept is called beside its number
 
 
-def model_to_show(folders: Folders) -> str:
-    """The model that a fresh page opens on: the one in training, or else the one that was changed last."""
-    running = [job for job in run.all_runs(folders) if job.is_alive()]
-    if running:
-        return running[-1].name.rpartition("/")[0]
-    names = project.names(folders)
-    return max(names, key=lambda name: (folders.projects / name / "settings.json").stat().st_mtime, default="")
+def models_to_show(folders: Folders) -> list[str]:
+    """The models that a fresh page opens on, the first that it can show: the one in training, then the one that was
+    changed last, and so on."""
+    running = [job.name.rpartition("/")[0] for job in run.all_runs(folders) if job.is_alive()]
+    by_change = sorted(project.names(folders), key=lambda name: _changed(folders.projects / name), reverse=True)
+    return list(dict.fromkeys([*reversed(running), *by_change]))
+
+
+def _changed(folder: Path) -> float:
+    try:
+        return (folder / "settings.json").stat().st_mtime
+    except OSError:
+        return 0.0
 
 
 def about(opened: Project) -> str:
@@ -63,8 +69,8 @@ def source_of(host: Host, name: str, chosen: str) -> Path | None:
 def _downloaded(folders: Folders, wanted: HubModel) -> Path | None:
     """A model of the hub where it was fetched to; None where the fetching goes on, or begins now."""
     for job in reversed(run.downloads(folders)):
-        said = job.read()
-        if (said["repository"], said["file"]) != (wanted.repository, wanted.file):
+        said = job.said()
+        if (said.get("repository"), said.get("file")) != (wanted.repository, wanted.file):
             continue
         if (status := job.status()) == "running":
             return None

@@ -157,7 +157,10 @@ def _crops_of_last_check(project: Project, own: Settings) -> dict[str, Box]:
     done = job.story() if job else None
     if job is None or done is None or done.status != "done" or done.ending is None:
         return {}
-    then = settings.parse(job.settings())
+    try:
+        then = settings.parse(job.settings())
+    except UserError:  # it is damaged, and tells nothing
+        return {}
     if then.pictures != own.pictures or then.general.resolution != own.general.resolution:
         return {}
     return {one["path"]: tuple(one["crops"][0]) for one in done.ending.get("pictures", []) if one.get("crops")}

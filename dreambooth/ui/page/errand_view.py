@@ -7,7 +7,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from dreambooth.core import run, settings
-from dreambooth.core.errors import Problem
+from dreambooth.core.errors import Problem, UserError
 from dreambooth.core.project import Folders, Project, open_project
 from dreambooth.core.quantities import size
 from dreambooth.core.run import BY_WEBUI, Job
@@ -75,9 +75,13 @@ def _waiting(folders: Folders, job: Job) -> str:
 
 
 def _is_outdated(project: Project, job: Job) -> bool:
-    """Whether the settings, or what lies in the pictures' folders, have changed since a check."""
+    """Whether the settings, or what lies in the pictures' folders, have changed since a check, as far as its folder is
+    not damaged."""
     now = settings.parse(project.settings())
-    if now != settings.parse(job.settings()):
+    try:
+        if now != settings.parse(job.settings()):
+            return True
+    except UserError:
         return True
     begun = (job.folder / "job.json").stat().st_mtime
     folders = (Path(concept.instance_data_dir).expanduser() for concept in now.concepts)
@@ -109,7 +113,7 @@ def download_view(folders: Folders) -> str:
 def newest_errand(project: Project, kind: str) -> Job | None:
     """The newest short job of a kind; the engine and the WebUI's txt2img draw in turn."""
     kinds = (kind, BY_WEBUI) if kind == "generate" else (kind,)
-    return next((job for job in reversed(run.errands(project)) if job.read()["kind"] in kinds), None)
+    return next((job for job in reversed(run.errands(project)) if job.said().get("kind") in kinds), None)
 
 
 def _pictures(project: Project, job: Job, story: Story) -> str:

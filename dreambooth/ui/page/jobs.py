@@ -142,10 +142,17 @@ def results(opened: Project) -> dict[str, Values]:
         found[f"{Path(one['path']).name} ({origin})"] = {"weights": one["path"]}
     for job in reversed(run.runs(opened)):
         number = int(job.folder.name)
-        if going_on.rests(job, job.status()) and not settings.parse(job.settings()).imagic.enabled:
-            for step in reversed(job.states()):
-                found[f"state after step {step:,} (run {number})"] = {"run": number, "from_step": step}
+        for step in reversed(job.states()) if _can_be_drawn_with(job) else ():
+            found[f"state after step {step:,} (run {number})"] = {"run": number, "from_step": step}
     return found
+
+
+def _can_be_drawn_with(job: Job) -> bool:
+    """Whether the states of a run can be: not Imagic's, nor those of a run whose settings are damaged."""
+    try:
+        return going_on.rests(job, job.status()) and not settings.parse(job.settings()).imagic.enabled
+    except UserError:
+        return False
 
 
 def engine() -> Path:

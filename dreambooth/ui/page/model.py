@@ -127,7 +127,7 @@ class ModelTab:
 
     def _delete(self, values: Values) -> Shown:
         said = actions.delete(self.page.host, self.page.opened(values))
-        return self.page.show(actions.model_to_show(self.page.host.folders()), said=good(said))
+        return self.page.show_first(good(said))
 
     def _list_checkpoints(self, chosen: str | None) -> Shown:
         self.page.host.refresh()

@@ -143,8 +143,17 @@ class Page:
 
     def open(self) -> Shown:
         """A page that was just loaded, by whichever browser."""
-        shown = self.show(actions.model_to_show(self.host.folders()))
-        return {**shown, self.model_tab.source: self.model_tab.sources(choose=True)}
+        return {**self.show_first(), self.model_tab.source: self.model_tab.sources(choose=True)}
+
+    def show_first(self, said: str = "") -> Shown:
+        """The model that comes first; one that is damaged is told of, and the next one is shown."""
+        problems: list[str] = []
+        for name in actions.models_to_show(self.host.folders()):
+            try:
+                return self.show(name, said=said + problem_list(problems) if problems else said)
+            except UserError as error:
+                problems += error.problems
+        return self.show("", said=said + problem_list(problems) if problems else said)
 
     def opened(self, values: Values) -> Project:
         """The model whose settings the controls show."""
