@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -9,14 +10,16 @@ import pytest
 import torch
 
 from dreambooth.core.errors import UserError
+from dreambooth.core.layout import MINIATURE
 from dreambooth.core.project import Project
 from dreambooth.core.run import Job
 from dreambooth.core.settings import parse
-from dreambooth.engine import worker
+from dreambooth.core.settings.course import LearningRate
+from dreambooth.engine import families, worker
 from dreambooth.engine.drawing.sampling import NotDrawn
 from dreambooth.engine.families.model import Model
 from dreambooth.engine.run import hooks, trouble
-from dreambooth.engine.training import loss, optimizers
+from dreambooth.engine.training import adapters, loss, optimizers
 from tests.engine.runs import new_run, output, saved, told, train
 from tests.engine.runs import same as same_weights
 from tests.engine.runs import tiny_project as make_project
@@ -125,6 +128,51 @@ def test_a_run_that_keeps_running_away_ends(star: Project, monkeypatch: pytest.M
         worker.run(job)
     assert [path.name for path in job.state.iterdir()] == ["000000001"]
     assert saved(job) == []
+
+
+LEARNS: dict[str, dict[str, Any]] = {
+    "full": {"general.method": "full"},
+    "full with text encoder": {"general.method": "full", "tuning.text_encoder_ratio": 0.5},
+    "text encoder": {"general.method": "full", "tuning.text_encoder_ratio": 1.0, "tuning.train_unet": False},
+    "lora": {"general.method": "lora"},
+    "lora with text encoder": {"general.method": "lora", "tuning.text_encoder_steps": 3},
+    "lora with a word": {"general.method": "lora", "embedding.enabled": True},
+    "a word": {"general.method": "embedding"},
+}
+WORD = {"concepts.0.instance_token": "sks", "concepts.0.instance_prompt": "a photo of sks star"}
+RATES = [f"learning.{field.name}" for field in dataclasses.fields(LearningRate) if field.name.endswith("learning_rate")]
+
+
+@pytest.mark.parametrize("what", LEARNS)
+def test_the_rates_that_are_refused_or_halved_are_those_of_what_learns(what: str) -> None:
+    """As the optimizer has them, for each optimizer, as often as a run may go back."""
+    distinct: dict[str, Any] = {key: 0.001 * (n + 1) for n, key in enumerate(RATES)}
+    flat = {**WORD, **distinct, **LEARNS[what]}
+    chosen = parse(flat)
+    made = optimizers.groups(adapters.prepare(families.load_file(MINIATURE), chosen), chosen)
+    learning = {key for key in RATES for group in made if group.rate(chosen) == distinct[key]}
+    assert learning
+    for name in optimizers.RECIPES:
+        is_prodigy = name == "prodigy"
+        own = {**flat, "optimizer.name": name, **dict.fromkeys(learning, 1.0 if is_prodigy else 0.001)}
+        for key in RATES:
+            bad = 0.5 if is_prodigy and len(learning) > 1 else 1e-3 if is_prodigy else 1
+            try:
+                parse({**own, key: bad})
+                assert key not in learning
+            except UserError as error:
+                assert any(one.startswith(tuple(learning)) for one in error.problems)
+                assert key in learning
+        for turn in range(trouble.MOST_TURNS_BACK):
+            changes, _ = trouble.diverged(parse(own), "It ran away.", turn)
+            assert changes == {key: own[key] / 2 for key in learning}
+            own |= changes
+
+
+def test_a_factor_of_prodigys_that_cannot_be_halved_is_said() -> None:
+    chosen = parse({"optimizer.name": "prodigy", "learning.lora_learning_rate": 0.015})
+    with pytest.raises(UserError, match=r"learning.lora_learning_rate cannot be lowered further: it is 0.015"):
+        trouble.diverged(chosen, "It ran away.", 0)
 
 
 def test_with_too_little_memory_it_goes_on_with_less(star: Project, monkeypatch: pytest.MonkeyPatch) -> None:

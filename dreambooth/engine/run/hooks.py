@@ -15,7 +15,7 @@ from dreambooth.core import validation
 from dreambooth.core.errors import Problem, UserError
 from dreambooth.core.files import atomic
 from dreambooth.core.settings import on_resume
-from dreambooth.core.settings.conflicts.of_optimizers import rate_keys
+from dreambooth.core.settings.conflicts.of_optimizers import rates
 from dreambooth.core.story import Story
 from dreambooth.engine.checkpoints import webui_yaml
 from dreambooth.engine.checkpoints.source import Source
@@ -82,7 +82,7 @@ class Hooks:
             f"The loss was not a number at {which}, whose gradients were left out. "
             f"The pictures of step {steps[0]}: {named}."
         )
-        do = f"If it comes again, look at these pictures, or lower {rate_keys(self.work.settings)[0]}."
+        do = f"If it comes again, look at these pictures, or lower {' and '.join(rates(self.work.settings))}."
         self.warn(Problem(said, "tuning.nonfinite_steps", do))
 
     def measure(self, check: Callable[[], None]) -> bool:

@@ -13,7 +13,7 @@ from typing import Any
 from dreambooth.core.errors import Problem, UserError
 from dreambooth.core.memory import planner
 from dreambooth.core.settings import Settings
-from dreambooth.core.settings.conflicts.of_optimizers import rate_keys
+from dreambooth.core.settings.conflicts.of_optimizers import PRODIGY_LEAST_RATE, rates
 
 TRAINING = "training"
 MOST_TURNS_BACK = 3  # after divergence, in one run
@@ -116,16 +116,22 @@ def out_of_memory(settings: Settings, phase: str, said: str, together: int = 0) 
 
 def diverged(settings: Settings, said: str, turns_back: int) -> tuple[Changes, Problem]:
     """The same for a training that has run away, `turns_back` times before."""
-    unet, text = rate_keys(settings)
-    rates = {key: getattr(settings.learning, key.split(".")[1]) for key in (unet, text)}
+    now = rates(settings)
+    keys, factor = " and ".join(now), max(now.values())
+    if settings.optimizer.name == "prodigy" and factor / 2 < PRODIGY_LEAST_RATE:
+        raise UserError(
+            f"{said} {keys} cannot be lowered further: it is {factor:g}, and prodigy takes no factor below "
+            f"{PRODIGY_LEAST_RATE:g}; what was saved before is sound and kept. Look at the pictures that were named, "
+            "or set tuning.mixed_precision to no."
+        )
     if turns_back >= MOST_TURNS_BACK:
         raise UserError(
             f"{said} It has gone back {turns_back} times to no avail; what was saved before is sound and kept. Look at "
-            f"the pictures that were named, lower {unet}, or set tuning.mixed_precision to no."
+            f"the pictures that were named, lower {keys}, or set tuning.mixed_precision to no."
         )
-    changes = {key: rate / 2 for key, rate in rates.items()}
+    changes = {key: rate / 2 for key, rate in now.items()}
     goes_on = f"{said} The run goes back to its last state and on from there with half the learning rate."
-    return changes, Problem(goes_on, unet)
+    return changes, Problem(goes_on, next(iter(now)))
 
 
 def _said(phase: str, said: str) -> str:

@@ -9,7 +9,7 @@ from dreambooth.core.settings.course import LearningRate
 if TYPE_CHECKING:
     from dreambooth.core.settings import Settings
 
-_PRODIGY_LEAST_RATE, _MOST_RATE = 0.01, 0.1
+PRODIGY_LEAST_RATE, _MOST_RATE = 0.01, 0.1
 _NO_EPSILON = ("lion", "lion_8bit", "paged_lion_8bit")
 
 
@@ -22,12 +22,15 @@ def found(settings: Settings) -> list[str]:
     ]
 
 
-def rate_keys(settings: Settings) -> tuple[str, str]:
-    """The keys of the learning rates that count: of the UNet and of the text encoder; of words alone twice theirs."""
-    if settings.is_embedding:
-        return "learning.embedding_learning_rate", "learning.embedding_learning_rate"
+def rates(settings: Settings) -> dict[str, float]:
+    """The learning rates that count, by their keys: of the UNet, the text encoder and words, each if it learns."""
     lora = "lora_" if settings.is_lora else ""
-    return f"learning.{lora}learning_rate", f"learning.{lora}text_encoder_learning_rate"
+    counts = {
+        f"{lora}learning_rate": settings.trains_unet,
+        f"{lora}text_encoder_learning_rate": settings.tuning.text_encoder_learns and not settings.is_embedding,
+        "embedding_learning_rate": settings.words_learn,
+    }
+    return {f"learning.{name}": getattr(settings.learning, name) for name, learns in counts.items() if learns}
 
 
 def _optimizer(settings: Settings) -> list[str]:
@@ -45,29 +48,22 @@ def _rates(settings: Settings) -> list[str]:
     """A rate that is prodigy's factor, and stayed when another optimizer was chosen, ruins any model at once."""
     if settings.optimizer.name == "prodigy":
         return []
-    keys = dict.fromkeys(rate_keys(settings)[: 2 if settings.text_learns else 1])
-    found = {key: getattr(settings.learning, key.split(".")[1]) for key in keys}
     return [
         f"{key}: it is {rate:g}, which is a factor for prodigy; for {settings.optimizer.name} take the default, "
         f"{getattr(LearningRate(), key.split('.')[1]):g}, or at most {_MOST_RATE:g}."
-        for key, rate in found.items()
+        for key, rate in rates(settings).items()
         if rate > _MOST_RATE
     ]
 
 
 def _prodigy(settings: Settings) -> list[str]:
-    if settings.optimizer.name != "prodigy":
+    if settings.optimizer.name != "prodigy" or not (found := rates(settings)):
         return []
-    unet_key, text_key = rate_keys(settings)
-    unet, text = (getattr(settings.learning, key.split(".")[1]) for key in (unet_key, text_key))
-    if unet < _PRODIGY_LEAST_RATE:
-        return [
-            f"{unet_key}: it is {unet:g}, but prodigy finds the rate itself and takes this as a factor; set it to 1."
-        ]
-    if settings.words_learn:
-        text_key, text = "learning.embedding_learning_rate", settings.learning.embedding_learning_rate
-    if settings.text_learns and text not in (unet, 0):
-        return [f"{text_key}: prodigy has one factor for both parts; set it to {unet:g} as well, or to 0."]
+    (key, factor), *others = found.items()
+    if factor < PRODIGY_LEAST_RATE:
+        return [f"{key}: it is {factor:g}, but prodigy finds the rate itself and takes this as a factor; set it to 1."]
+    if other := next((other for other, rate in others if rate not in (factor, 0)), None):
+        return [f"{other}: prodigy has one factor for both parts; set it to {factor:g} as well, or to 0."]
     if settings.memory.bf16_weights:
         return [
             "memory.bf16_weights: prodigy looks at all weights at once in full precision; choose another optimizer."
