@@ -200,11 +200,16 @@ class Job:
         (folder / what).write_text(note, encoding="utf-8")
 
     def requests(self) -> set[str]:
-        """What is asked for. Other files that may lie there, such as a file manager's, ask for nothing."""
+        """What the engine is asked for. Other files that may lie there, such as a file manager's, ask for nothing."""
         try:
-            return set(os.listdir(self.folder / "requests")) & {"start", *REQUESTS}
+            return set(os.listdir(self.folder / "requests")) & set(REQUESTS)
         except (FileNotFoundError, NotADirectoryError):
             return set()
+
+    @property
+    def waits(self) -> bool:
+        """Whether the queue is asked to start it."""
+        return (self.folder / "requests" / "start").exists()
 
     def clear_request(self, what: str) -> bool:
         """Returns whether it was still asked for: of several who clear it at once, one alone is told so."""
@@ -222,7 +227,7 @@ class Job:
         """What the folder says now; `lost` is an engine that ended without a word."""
         if self.is_alive():
             return "running"
-        if "start" in self.requests():
+        if self.waits:
             return "queued"
         return self.story().status
 
@@ -324,7 +329,7 @@ def _sound(folders: Folders) -> Iterator[Project]:
 
 def current(found: Sequence[Job]) -> Job | None:
     """Of a model's runs the one that is at work or waits for its turn, else the last; None without any."""
-    at_work = (job for job in reversed(found) if job.is_alive() or "start" in job.requests())
+    at_work = (job for job in reversed(found) if job.is_alive() or job.waits)
     return next(at_work, found[-1] if found else None)
 
 

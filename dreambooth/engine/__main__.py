@@ -103,7 +103,7 @@ def _report_ending(job: Job, kind: str, listener: Listener) -> int:
     if ending == "discarded":
         ending, fields = "stopped", {"discarded": True}
         job.forget_states()  # the run itself has done so, unless it was ended before it had begun
-    for request in job.requests():
+    for request in ("start", *job.requests()):
         job.clear_request(request)
     job.report(ending, **fields)
     return DONE

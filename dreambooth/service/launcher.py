@@ -58,7 +58,7 @@ def start(job: Job, python: Path, alone_seconds: float = 0, *, queued: bool = Fa
     """
     if job.is_alive():
         raise UserError(f"{job.subject} is running already.")
-    for request in job.requests() - {"start"}:  # that one the engine takes back when it has the device
+    for request in job.requests():
         job.clear_request(request)
     flags: dict[str, Any] = {"start_new_session": True}
     if sys.platform == "win32":

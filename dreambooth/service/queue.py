@@ -48,16 +48,23 @@ def submit(job: Job, *, note: str = "") -> dict[str, Any]:
     """
     if not environment.is_current():
         raise UserError("The engine is not set up yet; press Set up on the Dreambooth tab, or run setup.")
-    if (status := job.status()) in ("running", "queued"):
-        raise UserError(f"{job.subject} is {status} already.")
+    _check_rests(job)
     beforehand.check(job)
     if job.needs_device:
+        _check_rests(job)  # the look at all pictures may have taken a while
         job.request("start", note)
+        if job.is_alive() and job.clear_request("start"):  # another was faster by a moment, and its engine has begun
+            _check_rests(job)
     else:
         process = launcher.start(job, environment.python())
         if _watcher and job.read()["kind"] in WRITES_BESIDE:
             _watcher.queue.beside.append(process)
     return {"job": job.name, "status": job.status()}
+
+
+def _check_rests(job: Job) -> None:
+    if (status := job.status()) in ("running", "queued"):
+        raise UserError(f"{job.subject} is {status} already.")
 
 
 def take_turn(job: Job, host: Lender, say: Callable[[str], None]) -> None:
@@ -70,7 +77,7 @@ def take_turn(job: Job, host: Lender, say: Callable[[str], None]) -> None:
     try:
         submit(job, note=WAITER)
         looked = Queue(host)
-        while "start" in job.requests():
+        while job.waits:
             looked.tick()
             if (ahead := _ahead(job, host.folders())) and ahead != said:
                 said = ahead
@@ -140,7 +147,7 @@ class Queue:
         """Forgets engines that are at work by now, or ended before they were; one that was too early waits on."""
         for job, process in list(self.starting.items()):
             code = process.poll()
-            if code is None and "start" in job.requests():
+            if code is None and job.waits:
                 continue
             if code not in (None, *WAITS_ON):
                 job.clear_request("start")

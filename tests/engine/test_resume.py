@@ -139,6 +139,19 @@ def test_ctrl_c_pauses_and_stop_keeps_what_was_learned(folders: Folders, dreambo
     assert dreambooth("resume", job.name, "--data", folders.models).code == 2
 
 
+def test_a_start_that_came_too_late_spoils_no_pause(folders: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
+    job, tend = new_run(folders, "lora"), worker.Hooks.tend_states
+
+    def asked(own: worker.Hooks) -> bool:
+        job.request("start")
+        job.request("pause")
+        return tend(own)
+
+    monkeypatch.setattr(worker.Hooks, "tend_states", asked)
+    assert worker.run(job) == "paused"
+    assert job.states() == [1]
+
+
 def test_discarding_keeps_nothing(folders: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
     job = new_run(folders, "lora")
     monkeypatch.setattr(worker.Hooks, "requests", lambda hooks: {"discard"} if hooks.session.step == 3 else set())

@@ -226,7 +226,7 @@ def test_ctrl_c_takes_a_job_out_or_pauses_an_engine_that_was_faster(
     monkeypatch.setattr(queue.Queue, "tick", interrupted)
     with pytest.raises(KeyboardInterrupt):
         queue.take_turn(job, host, lambda said: None)
-    assert job.status() == "new" and not job.requests()
+    assert job.status() == "new" and not job.requests() and not job.waits
     monkeypatch.setattr(queue.Queue, "tick", begun)
     queue.take_turn(job, host, lambda said: None)
     assert job.is_alive() and job.requests() == {"pause"}
@@ -365,4 +365,21 @@ def test_a_request_is_honoured_in_each_phase(
     wait(lambda: said(job, "heard") or process.poll() is not None, 20)
     wait(lambda: process.poll() is not None, 60)
     assert job.status() == ending
-    assert not said(job, "failed") and not job.requests()
+    assert not said(job, "failed") and not job.waits
+
+
+def test_whoever_resumes_a_run_that_another_has_just_started_is_told(
+    host: Host, star: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And it does not start once more when it ends."""
+    job, held, request = new_run(host, star), list[Any](), Job.request
+    for moment in ("check", "request"):
+        with monkeypatch.context() as patched:
+            if moment == "check":
+                patched.setattr(queue.beforehand, "check", lambda job: held.append(job.hold()))
+            else:
+                patched.setattr(Job, "request", lambda *asked: held.append(job.hold()) or request(*asked))
+            with pytest.raises(UserError, match="is running already"):
+                queue.submit(job)
+        assert held[-1] and not job.waits
+        held[-1].close()

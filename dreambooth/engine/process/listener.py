@@ -61,7 +61,7 @@ class Listener(threading.Thread):
         if self._alone.too_long():
             self.job.report("alone", seconds=self._alone.limit)
             self.job.request("pause")
-        asked = self.job.requests() - {"start"}
+        asked = self.job.requests()
         for request in sorted(asked - self._heard):
             self.job.report("heard", request=request)
         self._heard = asked
