@@ -46,14 +46,16 @@ class Budget:
         every = every_epochs * self.pictures
         return bool(every) and self.images_seen(step) // every > self.images_seen(step - 1) // every
 
-    def times_due(self, every_epochs: int, every_steps: int = 0) -> int:
-        """How often that is in the whole run."""
-        by_steps = (self.steps - 1) // every_steps if every_steps else 0
+    def times_due(self, every_epochs: int, every_steps: int = 0, *, after: int = 0) -> int:
+        """How often that is in the whole run, or after a step of it."""
+        by_steps = max(0, (self.steps - 1) // every_steps - after // every_steps) if every_steps else 0
         if not every_epochs:
             return by_steps
         every = every_epochs * self.pictures
         at = {ceil(images / self.images_per_step) for images in range(every, self.images, every)}
-        return by_steps + sum(step < self.steps and not (every_steps and step % every_steps == 0) for step in at)
+        return by_steps + sum(
+            after < step < self.steps and not (every_steps and step % every_steps == 0) for step in at
+        )
 
 
 def passed_already(settings: Settings, made: int, planned: Budget) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from dreambooth.core.buckets import Bucket
 from dreambooth.core.budget import Budget
@@ -33,11 +34,26 @@ def save_bytes(header: Header, settings: Settings) -> int:
     return trained * 4 + kept
 
 
-def saves(settings: Settings, length: Budget) -> int:
-    """How many of them a run of this length writes."""
+@dataclass(frozen=True)
+class Done:
+    """How far a run has come, and what it has written by then."""
+
+    step: int = 0  # of its newest state
+    states: int = 0
+    results: frozenset[int] = frozenset()  # by the images that it had seen
+
+
+def saves(settings: Settings, length: Budget, done: Done = Done()) -> int:
+    """How many of them a run of this length writes, after what is done."""
     intervals = settings.intervals
-    best = settings.saving.keep_best and any(concept.held_out for concept in settings.concepts)
-    return 1 + best + length.times_due(intervals.save_model_every, intervals.save_model_every_steps)
+    due = length.times_due(intervals.save_model_every, intervals.save_model_every_steps, after=done.step)
+    written = sum(images > length.images_seen(done.step) for images in done.results)  # by an engine that was killed
+    return max(0, 1 + due - written) + keeps_best(settings)
+
+
+def keeps_best(settings: Settings) -> bool:
+    """Whether the best result is written too."""
+    return settings.saving.keep_best and any(concept.held_out for concept in settings.concepts)
 
 
 def state_bytes(header: Header, settings: Settings) -> int:
@@ -55,14 +71,15 @@ def latent_bytes(buckets: Iterable[Bucket], masked: int = 0) -> int:
 
 
 def disk_bytes(header: Header, settings: Settings, length: Budget) -> int:
-    """The most that a run takes at once: what it writes, its states, and one more while it is written."""
-    at_once = states_kept(settings, length) + 1
-    return save_bytes(header, settings) * saves(settings, length) + at_once * state_bytes(header, settings)
+    """The most that a run takes at once: what it writes, and its states."""
+    results = saves(settings, length) * save_bytes(header, settings)
+    return results + states(settings, length) * state_bytes(header, settings)
 
 
-def states_kept(settings: Settings, length: Budget) -> int:
-    """How many states a run keeps at most: the newest, and one for each so many epochs."""
+def states(settings: Settings, length: Budget, done: Done = Done()) -> int:
+    """How many states a run has at once at most, beside those that are there: the newest, one for each so many epochs,
+    and one more while it is written. A pause saves one too."""
     intervals = settings.intervals
-    kept = intervals.states_kept + length.times_due(intervals.states_kept_every)
-    saved = length.times_due(intervals.save_state_every, intervals.save_state_every_steps)
-    return max(1, min(kept, saved))
+    at_once = intervals.states_kept + length.times_due(intervals.states_kept_every) + 1
+    saved = 1 + length.times_due(intervals.save_state_every, intervals.save_state_every_steps, after=done.step)
+    return max(1, min(at_once - done.states, saved))

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from dreambooth.core import abilities, captions, forecast, remarks, schedules, validation
+from dreambooth.core import abilities, captions, forecast, remarks, room, schedules, validation
 from dreambooth.core.budget import Budget, budget
 from dreambooth.core.errors import Problem, UserError
 from dreambooth.core.memory import footprint, planner
@@ -48,7 +48,7 @@ def report(job: Job) -> dict[str, Any]:
         problems.append(problem)
     if problem := pictures.imagic_problem(work.settings, len(readable)):
         problems.append(problem)
-    problems += [*_unable(work), *_lora_blocks(work), *_start_file(work)]
+    problems += [*_unable(work), *_lora_blocks(work), *_start_file(work), *_room(work, length)]
     try:
         kept = list(dict.fromkeys(one.picture.prompt for one in pictures.kept_examples(learned, work.settings)))
     except UserError as error:
@@ -120,6 +120,14 @@ def _lora_blocks(work: Work) -> list[str]:
         return []
     said = anatomy.blocks_problem(work.settings, checkpoint.read_header(work.project.source))
     return [said] if said else []
+
+
+def _room(work: Work, length: Budget) -> list[str]:
+    """What a new run would write that no drive has room for."""
+    if work.project.problem:
+        return []
+    header = checkpoint.read_header(work.project.source)
+    return room.problems(work.folders, work.project, header, work.settings, length)
 
 
 def _class_pictures(planned: class_pictures.Plan) -> dict[str, Any]:

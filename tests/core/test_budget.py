@@ -42,4 +42,6 @@ def test_total_steps_take_the_place_of_epochs() -> None:
 def test_how_often_something_is_due_is_known_beforehand(budget: Budget, epochs: int, steps: int) -> None:
     due = [step for step in range(1, budget.steps + 1) if budget.is_due(epochs, step, steps)]
     assert len(due) == budget.times_due(epochs, steps)
+    for after in (1, budget.steps // 2, budget.steps):
+        assert sum(step > after for step in due) == budget.times_due(epochs, steps, after=after)
     assert not steps or {step for step in range(1, budget.steps) if step % steps == 0} <= set(due)

@@ -18,14 +18,16 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from dreambooth.core import project, run
+from dreambooth.core import forecast, project, run
+from dreambooth.core.budget import budget
 from dreambooth.core.errors import UserError
 from dreambooth.core.files import atomic
 from dreambooth.core.layout import SUBJECT_PICTURES
-from dreambooth.core.project import Project
+from dreambooth.core.models import checkpoint
+from dreambooth.core.project import Folders, Project
 from dreambooth.core.run import Job
-from dreambooth.core.settings import Settings
-from dreambooth.engine import contact_sheet, export, worker
+from dreambooth.core.settings import Settings, parse
+from dreambooth.engine import contact_sheet, export, plan, worker
 from dreambooth.engine.checkpoints import webui_yaml
 from dreambooth.engine.checkpoints.entry import Entry
 from dreambooth.engine.checkpoints.write import write, write_tensors
@@ -33,10 +35,11 @@ from dreambooth.engine.data import class_pictures, png
 from dreambooth.engine.data.latent_store import Store
 from dreambooth.engine.run import beginning, hooks, imagic
 from dreambooth.engine.training import preview
-from dreambooth.service import report
+from dreambooth.service import launcher, report
 from dreambooth.ui import command_line
 from tests.engine.runs import LORA, SHORT, new_run, output, same, saved, tiny_project, told, train
 from tests.engine.test_faults import finished, start
+from tests.engine.test_trouble import at_batches, out_of_memory
 
 PAGE = 4096
 NOISE = torch.Generator().manual_seed(0)
@@ -199,6 +202,58 @@ def test_a_result_whose_name_is_too_long_pauses_the_run_with_its_state(tmp_path:
     job = new_run(project.read(longest, tmp_path), **LORA)
     assert worker.run(job) == "paused"
     assert job.states() == [1] and "cannot be written" in told(job, "warning")[0]["text"]
+
+
+SPARING = {
+    "intervals.num_train_epochs": 6,
+    "intervals.save_model_every_steps": 2,
+    "intervals.save_state_every_steps": 1,
+}
+
+
+def test_what_a_run_has_written_needs_no_room_once_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that holds the whole run and little more: it goes on from a pause and from too little memory."""
+    made = tiny_project(tmp_path)
+    header, chosen = checkpoint.read_header(made.source), parse({**SHORT, **SPARING})
+    length = budget(chosen, 5)
+    whole, each = forecast.disk_bytes(header, chosen, length), forecast.save_bytes(header, chosen)
+    assert (forecast.saves(chosen, length), forecast.states(chosen, length)) == (3, 2)
+
+    def usage(place: Path, spare: int = each // 3) -> SimpleNamespace:
+        used = sum(path.stat().st_size for path in tmp_path.joinpath("models").rglob("*") if path.is_file())
+        return SimpleNamespace(free=whole + spare - used)
+
+    monkeypatch.setattr(shutil, "disk_usage", usage)
+    at_batches(monkeypatch, {5}, out_of_memory)
+    job, left = new_run(made, **SPARING), iter([{"pause"}])
+    asked = lambda own: next(left, set()) if own.session.step == 3 else set()  # noqa: E731
+    monkeypatch.setattr(hooks.Hooks, "requests", asked)
+    assert worker.run(job) == "paused"
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: usage(place, -each))
+    with pytest.raises(
+        UserError, match=r"2 results and 1 state\), but .* are free; make room or raise intervals\.save_m"
+    ):
+        worker.run(job)
+    monkeypatch.setattr(shutil, "disk_usage", usage)
+    assert worker.run(job) == "done"
+    assert [event["step"] for event in told(job, "resumed")] == [3, 4], "after the pause, and with less memory"
+    assert [event["images"] for event in told(job, "saved")] == [10, 20, 30]
+
+
+def test_each_drive_is_looked_at_before_a_run_starts(small_disk: Path, tmp_path: Path, star: Project) -> None:
+    """Checkpoints that go to a small one are refused, a LoRA's go elsewhere; the plan says so too."""
+    places = Folders(tmp_path / "models").moved(checkpoints=small_disk / "of WebUIs" / "checkpoints")
+    made = project.create(places, "star", star.source)
+    more = {"saving.keep_best": True, "concepts.0.held_out": 1, **SPARING}
+    said = (
+        rf"^{small_disk}/of WebUIs/checkpoints: the run has about .* to write on this drive \(4 results\), but .* are "
+        r"free; make room, raise intervals\.save_model_every_steps or turn saving\.keep_best off\.$"
+    )
+    with pytest.raises(UserError, match=said):
+        worker.run(launcher.new_run(places, made, parse({**SHORT, **more})))
+    for method, problems in (("full", 1), ("lora", 0)):
+        chosen = parse({**SHORT, **LORA, **more, "general.method": method})
+        assert len(plan.report(launcher.new_errand(places, made, "check", chosen))["problems"]) == problems
 
 
 def test_a_folder_that_may_only_be_read_is_said(

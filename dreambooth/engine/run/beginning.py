@@ -5,16 +5,15 @@ pictures -> model -> class pictures -> cache -> what is trained, its optimizer a
 
 from __future__ import annotations
 
-import shutil
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from dreambooth.core import room
 from dreambooth.core.budget import Budget, budget
 from dreambooth.core.errors import Problem, UserError
-from dreambooth.core.forecast import disk_bytes
 from dreambooth.core.run import BEFORE
 from dreambooth.engine import families, suited
 from dreambooth.engine.checkpoints import lora
@@ -44,22 +43,12 @@ def made_ready(work: Work, source: Source) -> tuple[Session, Validation | None]:
     """All that a run needs before its first step, or the next one where it has come some way already."""
     material = Material.gather(work)
     length = budget(work.settings, pictures.seen_each_epoch(material.pictures, work.settings.concepts))
-    _check_disk(work, source, length)
+    if problems := room.problems(work.folders, work.project, source.header, work.settings, length, work.job):
+        raise UserError(problems)
     start = start_file.read(work.settings, source)
     model, accelerator = load(work, source)
     material.priors = _class_pictures(work, model, material.instances) + material.kept
     return _prepare(work, model, accelerator, length, material, start)
-
-
-def _check_disk(work: Work, source: Source, length: Budget) -> None:
-    """Raises UserError if what the run will write does not fit."""
-    needed = disk_bytes(source.header, work.settings, length)
-    free = shutil.disk_usage(work.folders.models).free
-    if needed > free:
-        raise UserError(
-            f"{work.folders.models}: the run writes about {needed / 1e9:.1f} GB, but {free / 1e9:.1f} GB are free; "
-            "make room, or save states and models less often."
-        )
 
 
 def check_abilities(work: Work, processes: int) -> None:

@@ -10,13 +10,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dreambooth.core import forecast, picture_files, run
+from dreambooth.core import forecast, picture_files, room, run
 from dreambooth.core.budget import Budget, budget
 from dreambooth.core.errors import UserError
 from dreambooth.core.memory import footprint
 from dreambooth.core.models import anatomy, checkpoint
 from dreambooth.core.pace import steps_per_second
-from dreambooth.core.project import Project
+from dreambooth.core.project import Folders, Project
 from dreambooth.core.schema import to_flat
 from dreambooth.core.settings import Settings, parse
 from dreambooth.core.settings.dataset import Concept
@@ -31,27 +31,30 @@ class Cost:
     seconds: float | None
     memory_bytes: int
     disk_bytes: int
+    no_room: list[str]  # a sentence for each drive that has too little for it
     class_pictures: int = 0  # that are still to be drawn,
     or_fewer: bool = False  # at most, where only the check can tell which of them are there
 
 
-def estimate(project: Project, settings: Settings) -> Cost:
-    """About what a run with these settings takes; every picture counts as one of the full size."""
+def estimate(folders: Folders, project: Project, settings: Settings) -> Cost:
+    """About what a new run with these settings takes; every picture counts as one of the full size."""
     found = [(concept, len(picture_files.of_concept(concept))) for concept in settings.concepts]
     seen = sum(picture_files.learned(concept, count) * concept.repeats for concept, count in found)
     length = budget(settings, seen) if seen else None
-    memory, disk, draws = 0, 0, to_draw(project, settings)
+    memory, disk, no_room, draws = 0, 0, list[str](), to_draw(project, settings)
     try:
         header = checkpoint.read_header(project.source)
         model, family, pixels = anatomy.of(header), project.about["family"], area(project, settings)
         memory = footprint.needs(settings, model, family, pixels, to_draw=draws).total
-        disk = forecast.disk_bytes(header, settings, length) if length else 0
+        if length:
+            disk = forecast.disk_bytes(header, settings, length)
+            no_room = room.problems(folders, project, header, settings, length)
     except UserError:  # the model's own line says what is wrong with its file
         pass
     pace = steps_per_second(project, to_flat(settings))
     seconds = length.steps / pace if length and pace else None
     missing, or_fewer = _class_pictures(project, found) if draws else (0, False)
-    return Cost(sum(n for _, n in found), length, seconds, memory, disk, missing, or_fewer)
+    return Cost(sum(n for _, n in found), length, seconds, memory, disk, no_room, missing, or_fewer)
 
 
 def to_draw(project: Project, settings: Settings) -> bool:

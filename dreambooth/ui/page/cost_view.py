@@ -9,12 +9,13 @@ from html import escape
 from dreambooth.core.memory.footprint import SPARE
 from dreambooth.core.quantities import duration, memory, size
 from dreambooth.ui.page.cost import Cost
+from dreambooth.ui.page.fragments import sentence_list
 
 
 def cost_view(costs: Cost, card_bytes: int) -> str:
     """`card_bytes` is 0 where no card is known; then the memory is said without a bar."""
     needs = _needs(costs.memory_bytes, card_bytes) if costs.memory_bytes else ""
-    return f'<p class="db-cost">{escape(" · ".join(_words(costs)))}</p>{needs}'
+    return f'<p class="db-cost">{escape(" · ".join(_words(costs)))}</p>{needs}{sentence_list(costs.no_room)}'
 
 
 def _words(costs: Cost) -> list[str]:

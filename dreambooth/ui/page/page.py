@@ -187,7 +187,7 @@ class Page:
     def moving(self, opened: Project, flat: Mapping[str, Any]) -> Shown:
         """What moves with every control."""
         own = parse(dict(flat))
-        costs = cost.estimate(opened, own)
+        costs = cost.estimate(self.host.folders(), opened, own)
         problems = problem_list([*filter(None, [opened.problem]), *abilities.problems(own)])
         costs_shown = cost_view(costs, abilities.card_bytes())
         about = f'<p class="db-about">{escape(actions.about(opened))}</p>{costs_shown}{problems}'

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -73,9 +74,17 @@ def test_what_does_not_fit_is_said_with_the_mend(page: Page, monkeypatch: pytest
     assert percent(shown) == 100
 
 
+def test_what_a_disk_has_no_room_for_is_said_before_a_run_starts(page: Page, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = cost.estimate(page.host.folders(), opened(page), parse(opened(page).settings())).disk_bytes
+    for free, fits in ((whole, True), (whole - 1, False)):
+        monkeypatch.setattr(shutil, "disk_usage", lambda _, free=free: SimpleNamespace(free=free))
+        shown = page.save(values(page))[page.about]
+        assert ("are free; make room" in shown) is not fits
+
+
 def test_without_a_card_or_pictures_nothing_is_made_up(page: Page) -> None:
     own = parse({})
-    costs = cost.estimate(opened(page), own)
+    costs = cost.estimate(page.host.folders(), opened(page), own)
     assert (costs.pictures, costs.length, costs.seconds) == (0, None, None)
     shown = cost_view(costs, 0)
     assert "No pictures yet" in shown and "of memory" in shown and "db-bar" not in shown
@@ -83,7 +92,7 @@ def test_without_a_card_or_pictures_nothing_is_made_up(page: Page) -> None:
 
 def test_performance_sets_what_fits_and_says_what_and_why(page: Page, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = values(page, batching__train_batch_size=64, previews__negative_prompt="kept")
-    needed = cost.estimate(opened(page), parse({"batching.train_batch_size": 64})).memory_bytes
+    needed = cost.estimate(page.host.folders(), opened(page), parse({"batching.train_batch_size": 64})).memory_bytes
     monkeypatch.setattr(abilities, "card_bytes", lambda: int(needed * 0.97))
     shown = page.run_column._performance(asked)
     said, flat = shown[page.run_column.said], opened(page).settings()
@@ -97,7 +106,7 @@ def test_performance_sets_what_fits_and_says_what_and_why(page: Page, monkeypatc
         assert f"<b>{label}</b>" in said
         assert shown[page.form.controls[key]] == changed[key]
     assert "Needs about" in said and flat["previews.negative_prompt"] == "kept"
-    after = cost.estimate(opened(page), parse(flat)).memory_bytes
+    after = cost.estimate(page.host.folders(), opened(page), parse(flat)).memory_bytes
     assert after < needed * 0.97
 
 
@@ -132,7 +141,7 @@ def test_class_pictures_that_are_missing_are_told(page: Page, tmp_path: Path) ->
     own = {**star.settings(), "concepts.0.class_prompt": "a star", "concepts.0.num_class_images_per": 3}
 
     def said(**more: Any) -> str:
-        return cost_view(cost.estimate(star, parse({**own, **more})), 0)
+        return cost_view(cost.estimate(page.host.folders(), star, parse({**own, **more})), 0)
 
     assert "before them 15 class pictures" in said()
     assert "before them 12 class pictures" in said(**{"concepts.0.held_out": 1})
@@ -147,9 +156,9 @@ def test_the_time_is_that_of_runs_of_the_same_kind(page: Page) -> None:
     own = {**star.settings(), "batching.gradient_accumulation_steps": 2}
     job = run.create(star.runs, {"kind": "train", "model": "star"}, to_json(parse(own)))
     job.report("step", step=1, steps=500, images=1, loss=0.1, rate=1e-3, steps_per_second=2.0, seconds_left=1)
-    assert cost.estimate(star, parse(own)).seconds == 125
+    assert cost.estimate(page.host.folders(), star, parse(own)).seconds == 125
     for key, other in (("gradient_checkpointing", True), ("num_processes", 2), ("gradient_accumulation_steps", 1)):
-        assert cost.estimate(star, parse({**own, f"batching.{key}": other})).seconds is None, key
+        assert cost.estimate(page.host.folders(), star, parse({**own, f"batching.{key}": other})).seconds is None, key
 
 
 def test_masks_are_no_pictures_and_those_held_out_are_not_learned(page: Page, tmp_path: Path) -> None:
@@ -157,6 +166,6 @@ def test_masks_are_no_pictures_and_those_held_out_are_not_learned(page: Page, tm
     for path in list(folder.glob("*.png")):
         shutil.copy(path, path.with_name(f"{path.stem}-mask.png"))
     own = {"concepts.0.instance_data_dir": str(folder), "concepts.0.held_out": 2, "intervals.num_train_epochs": 10}
-    costs = cost.estimate(opened(page), parse(own))
+    costs = cost.estimate(page.host.folders(), opened(page), parse(own))
     assert costs.length
     assert (costs.pictures, costs.length.images) == (5, 30)
