@@ -1,8 +1,9 @@
 """Setting the engine up where nobody looks at a terminal: in the background, with a note that the tab shows.
 
-install.py calls `on_start` at each start of the WebUI. When the environment is current that is a comparison of two
-short files. When it is not, a process of its own is started, once for each version of the lock file; the WebUI does
-not wait for it. After a failure the note says why, and a person starts the next try.
+install.py calls `on_start` at each start of the WebUI, and `python -m dreambooth ui` calls `on_own_page`. When the
+environment is current that is a comparison of two short files. When it is not, a process of its own is started, by
+install.py once for each version of the lock file; the WebUI does not wait for it. After a failure the note says why,
+and a person starts the next try.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from dreambooth.service.packages import Progress
 
 NOTE = PROJECT / ".engine.note.json"
 LOG = PROJECT / ".engine.log"
+SIZE = "about 1.5 GB to fetch without a GPU, 6 GB with one"
 _WRITE_EVERY_SECONDS = 0.5
 # `python -m dreambooth setup`, for a portable Python too, which finds no module where it stands.
 _SET_UP = (
@@ -52,7 +54,7 @@ def _reason(note: dict[str, Any]) -> str:
         return "The extension was updated, and the engine's packages were not yet; set up again."
     if note:
         return "Setting the engine up ended before it was done; set up again to go on where it stopped."
-    return "The engine is not set up yet (about 1.5 GB to fetch without a GPU, 6 GB with one)."
+    return f"The engine is not set up yet ({SIZE})."
 
 
 def on_start() -> str:
@@ -71,6 +73,20 @@ def on_start() -> str:
         return "Dreambooth: the engine is being set up in the background; the Dreambooth tab shows how far."
     except Exception as error:  # noqa: BLE001  (the WebUI must start whatever is wrong here)
         return f"Dreambooth: the engine could not be set up ({type(error).__name__}: {error})."
+
+
+def on_own_page() -> str:
+    """What `python -m dreambooth ui` does about the engine: where it is not there, or not current, its set-up begins in
+    the background, or is tried again. Returns a line for the terminal; empty where all is well."""
+    if _is_current():
+        return ""
+    if state()["working"]:
+        return "The engine is being set up already; the page shows how far."
+    begin()
+    return (
+        f"The engine is being set up in the background ({SIZE}); the page shows how far. It goes on when the page is "
+        f"ended; what it says is in {LOG}."
+    )
 
 
 def begin() -> None:

@@ -140,12 +140,15 @@ def run_demo(options: argparse.Namespace, terminal: Terminal) -> Result:
 
 
 def open_page(options: argparse.Namespace, terminal: Terminal) -> Result:
-    """Serves the page until Ctrl-C; a models folder without models gets the miniature with a concept to try."""
+    """Serves the page until Ctrl-C, and has the engine set up meanwhile where that is wanted; a models folder without
+    models gets the miniature with a concept to try."""
     if not 1 <= options.port <= 65535:
         raise UserError(f"--port: it must be from 1 to 65535 (it is {options.port}).")
     found = folders(options, may_be_new=True)
     python = page_environment.ensure(terminal.show)
     demo.make_sample(found)
+    if said := installation.on_own_page():
+        terminal.say(said)
     terminal.end()
     command = [str(python), "-m", "dreambooth.ui.page.alone", "--port", str(options.port)]
     code = serve([*command, "--data", str(found.models)])

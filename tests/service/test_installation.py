@@ -46,6 +46,18 @@ def test_the_first_start_sets_up_beside_the_webui_and_later_ones_do_not(
     assert installation.state()["problem"] in said
 
 
+def test_the_page_without_a_webui_sets_up_beside_itself_and_says_how_much_that_is(
+    started: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = installation.on_own_page()
+    assert "in the background" in said and "1.5 GB" in said and len(started) == 1
+    assert "already" in installation.on_own_page() and len(started) == 1
+    monkeypatch.setattr(installation, "_STARTING_SECONDS", 0)
+    assert "in the background" in installation.on_own_page() and len(started) == 2, "a person has started it again"
+    monkeypatch.setattr(environment, "is_current", lambda **_: True)
+    assert installation.on_own_page() == "" and len(started) == 2
+
+
 def test_a_portable_python_finds_the_set_up_too(started: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """It has a fixed list of places for modules, and where it was started is none of them."""
     installation.begin()

@@ -6,6 +6,8 @@ The style and the script are the files that a WebUI would add to its pages by it
 from __future__ import annotations
 
 import argparse
+import contextlib
+import socket
 import sys
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -70,10 +72,17 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--port", type=int, default=7870)
     options = parser.parse_args(arguments)
     host = Standalone(options.data)
-    print(f"The page: http://{ADDRESS}:{options.port}", flush=True)
+    try:
+        listening = socket.create_server((ADDRESS, options.port))
+    except OSError as error:
+        print(f"--port: {options.port} cannot be used ({error.strerror}).", file=sys.stderr)
+        return 1
     queue.watch(host)
-    uvicorn.run(application(host), host=ADDRESS, port=options.port, log_level="warning")
-    return 0
+    server = uvicorn.Server(uvicorn.Config(application(host), log_level="warning"))
+    print(f"The page is at http://{ADDRESS}:{options.port} (Ctrl-C ends it; a run goes on).", flush=True)
+    with contextlib.suppress(KeyboardInterrupt):
+        server.run(sockets=[listening])
+    return 0 if server.started else 1
 
 
 if __name__ == "__main__":
