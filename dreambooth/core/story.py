@@ -11,7 +11,7 @@ import threading
 from collections import OrderedDict
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any, Literal, NamedTuple
 
 from dreambooth.core import validation
 from dreambooth.core.errors import Problem
@@ -56,16 +56,26 @@ _MOST_STORIES = 64
 _HEAD_BYTES = 120  # the first event's time is in them, so no two files begin alike
 
 
+class Point(NamedTuple):
+    """Some steps of a run: the last of them, and the means of what was told of them."""
+
+    step: int
+    loss: float
+    subject_loss: float
+    prior_loss: float  # of the class; 0 where it is not kept
+    rate: float
+
+
 @dataclass
 class Course:
-    """Loss and rate over the steps: at most so many points, each the mean of as many steps."""
+    """Losses and rate over the steps: at most so many points, each the mean of as many steps."""
 
-    points: list[tuple[int, float, float]] = field(default_factory=list)  # (last step, loss, rate)
+    points: list[Point] = field(default_factory=list)
     _each: int = 1  # reported steps in a point
-    _open: list[tuple[int, float, float]] = field(default_factory=list)
+    _open: list[Point] = field(default_factory=list)
 
-    def add(self, step: int, loss: float, rate: float) -> None:
-        self._open.append((step, loss, rate))
+    def add(self, point: Point) -> None:
+        self._open.append(point)
         if len(self._open) < self._each:
             return
         self.points.append(_mean(self._open))
@@ -76,7 +86,7 @@ class Course:
 
     def cut(self, step: int) -> None:
         """Forgets what came after a step, from where a run was resumed."""
-        self.points = [point for point in self.points if point[0] <= step]
+        self.points = [point for point in self.points if point.step <= step]
         self._open = []
 
 
@@ -106,8 +116,15 @@ def _measure(event: Event) -> Measure:
     return Measure(event["step"], event["images"], float(event["held_out"]), float(event["learned"]), drifted)
 
 
-def _mean(points: list[tuple[int, float, float]]) -> tuple[int, float, float]:
-    return points[-1][0], sum(p[1] for p in points) / len(points), sum(p[2] for p in points) / len(points)
+def _mean(points: list[Point]) -> Point:
+    return Point(points[-1].step, *(sum(values) / len(points) for values in list(zip(*points))[1:]))
+
+
+def _point(event: Event) -> Point:
+    """A step as it is drawn; one of an earlier version tells of the whole loss alone."""
+    loss, rate = float(event["loss"]), float(event["rate"])
+    subject, prior = event.get("subject_loss", loss), event.get("prior_loss", 0)
+    return Point(event["step"], loss, float(subject), float(prior), rate)
 
 
 @dataclass
@@ -189,8 +206,9 @@ class Story:
         if kind in _LASTING:
             self.last[kind] = event
         if kind == "step":
+            point = _point(event)
             self.step, self.stage = event, None
-            self.course.add(event["step"], float(event["loss"]), float(event["rate"]))
+            self.course.add(point)
         elif kind == "stage":
             self.stage = event
         elif kind == "started":

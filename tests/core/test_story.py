@@ -88,6 +88,13 @@ def test_of_a_long_file_everything_but_steps_is_read_and_what_is_kept_is_small(
     assert points[0][1] < 0.1 and points[-1][1] > 0.9
 
 
+def test_losses_of_the_subject_and_the_class_are_kept_beside_the_whole(path: Path) -> None:
+    write(path, step(1, loss=0.5), {**step(2, loss=0.5), "subject_loss": 0.3, "prior_loss": 0.2},
+          {**step(3), "prior_loss": "much"})  # fmt: skip
+    kept = [(one.step, one.subject_loss, one.prior_loss) for one in story.read(path).course.points]
+    assert kept == [(1, 0.5, 0.0), (2, 0.3, 0.2)], "an earlier version's, today's, and none of a damaged one"
+
+
 def test_what_came_after_the_state_that_was_resumed_is_forgotten(path: Path) -> None:
     write(path, {"event": "started", "time": 0}, step(1), step(2), step(3), {"event": "started", "time": 9},
           {"event": "resumed", "step": 2}, step(3, 0.1))  # fmt: skip

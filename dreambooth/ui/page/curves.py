@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from itertools import pairwise
 
@@ -12,23 +12,45 @@ _MOST_POINTS = 200
 Points = Sequence[tuple[float, float]]
 
 
-def curve(label: str, points: Points, whole: float, kind: str) -> str:
-    """A line from (step, value) pairs; `whole` is the step at the right edge, so that it grows to the right."""
+def curve(label: str, points: Points, whole: float, kind: str, beside: Mapping[str, Points] | None = None) -> str:
+    """A line from (step, value) pairs; `whole` is the step at the right edge, so that it grows to the right. `beside`
+    has thinner lines of the same scale by their names, which a legend tells."""
     if len(points) < 2:
         return ""
-    thinned = _averaged(points)
-    low, high = min(0.0, *(value for _, value in thinned)), max(value for _, value in thinned) or 1.0
-    spread = (high - low) or 1.0
-    drawn = " ".join(
-        f"{_WIDTH * step / max(whole, 1):.1f},{4 + (_HEIGHT - 8) * (1 - (value - low) / spread):.1f}"
-        for step, value in thinned
+    lines = {label: _averaged(points)} | {name: _averaged(line) for name, line in (beside or {}).items()}
+    values = [value for line in lines.values() for _, value in line]
+    low, high = min(0.0, *values), max(values) or 1.0
+    drawn = "".join(
+        f'<polyline class="db-line-{number}" points="{_placed(line, whole, low, high)}" />'
+        for number, line in enumerate(lines.values())
     )
-    last = f"{points[-1][1]:.3g}"
+    words = "; ".join(
+        f"{name}: now {line[-1][1]:.3g}, at most {max(value for _, value in lines[name]):.3g}"
+        for name, line in ((label, points), *(beside or {}).items())
+    )
     return (
-        f'<figure class="db-curve db-{kind}"><figcaption><span>{escape(label)}</span><b>{last}</b></figcaption>'
-        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" preserveAspectRatio="none" role="img" '
-        f'aria-label="{escape(label)}: now {last}, at most {high:.3g}"><polyline points="{drawn}" /></svg></figure>'
+        f'<figure class="db-curve db-{kind}"><figcaption><span>{escape(label)}</span><b>{points[-1][1]:.3g}</b>'
+        f'</figcaption><svg viewBox="0 0 {_WIDTH} {_HEIGHT}" preserveAspectRatio="none" role="img" '
+        f'aria-label="{escape(words)}">{drawn}</svg>{_legend(beside or {})}</figure>'
     )
+
+
+def _placed(line: Points, whole: float, low: float, high: float) -> str:
+    """The points of a line as SVG takes them."""
+    spread = (high - low) or 1.0
+    return " ".join(
+        f"{_WIDTH * step / max(whole, 1):.1f},{4 + (_HEIGHT - 8) * (1 - (value - low) / spread):.1f}"
+        for step, value in line
+    )
+
+
+def _legend(beside: Mapping[str, Points]) -> str:
+    """Which thin line is whose, and where it is now."""
+    said = "".join(
+        f'<span class="db-line-{number}">{escape(name)} <b>{line[-1][1]:.3g}</b></span>'
+        for number, (name, line) in enumerate(beside.items(), 1)
+    )
+    return f'<p class="db-axis">{said}</p>' if said else ""
 
 
 def _averaged(points: Points) -> list[tuple[float, float]]:

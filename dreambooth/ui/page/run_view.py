@@ -23,6 +23,7 @@ from dreambooth.ui.page.curves import curve
 from dreambooth.ui.page.fragments import Event, bar, failure_list, image, root, source, to_txt2img, warning_list
 from dreambooth.ui.page.quality_view import quality_view
 from dreambooth.ui.page.resume_view import resume_view
+from dreambooth.ui.page.schedule_view import PARTS
 
 LOG_LINES = 40
 BEST = '<b class="db-best">best</b>'
@@ -145,13 +146,27 @@ def _unused_card(engine: Mapping[str, Any]) -> str:
 
 
 def _curves(course: Course, last: Event) -> str:
-    points = [point for point in course.points if isfinite(point[1])]
+    points = [point for point in course.points if all(map(isfinite, point))]
     if len(points) < 2:
         return ""
-    whole = last["steps"]
-    loss = curve("Loss", [(step, loss) for step, loss, _ in points], whole, "loss")
-    rate = curve("Learning rate", [(step, rate) for step, _, rate in points], whole, "rate")
-    return f'<div class="db-curves">{loss}{rate}</div>'
+    whole, parts = last["steps"], {}
+    if any(point.prior_loss for point in points):
+        parts = {
+            "Subject": [(point.step, point.subject_loss) for point in points],
+            "Class": [(point.step, point.prior_loss) for point in points],
+        }
+    loss = curve("Loss", [(point.step, point.loss) for point in points], whole, "loss", parts)
+    rate = curve("Learning rate", [(point.step, point.rate) for point in points], whole, "rate")
+    return f'<div class="db-curves">{loss}{rate}</div>{_rates(last)}'
+
+
+def _rates(last: Event) -> str:
+    """The rate of each part as it is now, where there are several: the curve is the first one's."""
+    rates = last.get("rates")
+    if not isinstance(rates, dict) or len(rates) < 2 or not all(isinstance(rate, float) for rate in rates.values()):
+        return ""
+    said = " · ".join(f"{PARTS.get(part, part)} {rate:.3g}" for part, rate in rates.items())
+    return f'<p class="db-axis"><span>Learning rates: {escape(said)}</span></p>'
 
 
 def _previews(project: Project, story: Story) -> str:
@@ -173,7 +188,7 @@ def _previews(project: Project, story: Story) -> str:
             words = escape(story.prompts[key[0]])
             rows.append(f'<tr class="db-words"><th colspan="{len(moments)}" scope="rowgroup">{words}</th></tr>')
         shown = ((cells[key].get(images), images) for images in moments)
-        rows.append("<tr>" + "".join(f"<td>{image(project, path, f'{n:,} images seen')}</td>" for path, n in shown))
+        rows.append("<tr>" + "".join(f"<td>{image(project, path, f'{n:,} pictures seen')}</td>" for path, n in shown))
     return (
         '<h4>Previews <small>by pictures seen</small></h4><div class="db-sheet">'
         f"<table><tr>{head}</tr>{''.join(rows)}</table></div>"
@@ -196,7 +211,7 @@ def _outputs(folders: Folders, job: Job, story: Story) -> str:
         )
         rows.append(
             f'<li title="{escape(str(path))}"><b>{escape(path.name)}</b> {size(event["bytes"])} · '
-            f"{event['images']:,} images seen{of_state}{words}{best}{after}</li>"
+            f"{event['images']:,} pictures seen{of_state}{words}{best}{after}</li>"
         )
     return f'<h4>Written</h4><ul class="db-files">{"".join(rows)}</ul>' if rows else ""
 

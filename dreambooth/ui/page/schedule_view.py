@@ -11,7 +11,7 @@ from dreambooth.core.settings import Settings
 
 _WIDTH, _HEIGHT, _EDGE = 400, 72, 4
 _POINTS = 401
-_PARTS = {"unet": "UNet", "text_encoder": "Text encoder", "words": "Embedding"}
+PARTS = {"unet": "UNet", "text_encoder": "Text encoder", "words": "Embedding"}
 
 Line = tuple[str, Sequence[float]]  # what it is the rate of, and the rates at even steps over the run
 
@@ -55,9 +55,9 @@ def _legend(lines: Sequence[Line]) -> str:
     """Which line is whose; nothing where there is one."""
     if len(lines) < 2:
         return ""
-    return "".join(f'<span class="db-of-{part}">{_PARTS[part]}</span>' for part, _ in lines)
+    return "".join(f'<span class="db-of-{part}">{PARTS[part]}</span>' for part, _ in lines)
 
 
 def _said(line: Line) -> str:
     part, rates = line
-    return f"{_PARTS[part]}: starts at {rates[0]:.3g}, highest {max(rates):.3g}, ends at {rates[-1]:.3g}"
+    return f"{PARTS[part]}: starts at {rates[0]:.3g}, highest {max(rates):.3g}, ends at {rates[-1]:.3g}"
