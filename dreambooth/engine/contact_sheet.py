@@ -49,7 +49,9 @@ def write(path: Path, name: str, report: Report, thumbnails: list[bytes]) -> Non
 def facts(report: Report) -> list[tuple[str, str, str]]:
     """What a person wants to know before starting: (what, how much, a word more)."""
     count, steps = len(report["pictures"]), f"{report['steps']:,}"
-    images = f"{report['images_each_epoch']:,} pictures x {report['epochs']:g} epochs = {report['images']:,} images"
+    images = (
+        f"{report['images_each_epoch']:,} pictures x {report['epochs']:g} epochs = {report['images']:,} pictures seen"
+    )
     time = f"about {duration(report['seconds'])}" if report["seconds"] else "known after a first run"
     needed = report["memory"]
     shapes = ", ".join(f"{b['pictures']} at {b['width']}x{b['height']}" for b in report["buckets"])

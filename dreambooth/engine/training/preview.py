@@ -160,7 +160,7 @@ def contact_sheet(
 
 
 def _moment(images: int, *, is_best: bool) -> str:
-    return f"{images:,} images seen{', best' if is_best else ''}" if images else "before"
+    return f"{images:,} pictures seen{', best' if is_best else ''}" if images else "before"
 
 
 def sheet(

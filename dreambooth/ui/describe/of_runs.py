@@ -33,7 +33,9 @@ def plan(result: Result) -> str:
         more = f" and {len(kept) - 1} more" if len(kept) > 1 else ""
         lines.append(f"Kept as the model predicts it, without class pictures: {kept[0]}{more}")
     time = f", about {duration(result['seconds'])}" if result["seconds"] else ""
-    images = f"{result['images_each_epoch']} pictures x {result['epochs']:g} epochs = {result['images']:,} images"
+    images = (
+        f"{result['images_each_epoch']} pictures x {result['epochs']:g} epochs = {result['images']:,} pictures seen"
+    )
     before = f", after {result['steps_before']:,} that fit the words" if result["steps_before"] else ""
     lines.append(f"{images} in {result['steps']:,} steps{before}{time}")
     if result["memory"]:
@@ -76,9 +78,8 @@ def _best(best: Result, last: Result) -> str:
     better = f"the pictures that were held out are predicted {percent(best['held_out'])} better than before"
     if best["images"] == last["images"]:
         return f"Best at its end: {better}."
-    return (
-        f"Best after {best['images']:,} images: {better}; after {last['images']:,} it was {percent(last['held_out'])}."
-    )
+    at_last = f"after {last['images']:,} it was {percent(last['held_out'])}"
+    return f"Best after {best['images']:,} pictures seen: {better}; {at_last}."
 
 
 def run_list(result: Result) -> str:

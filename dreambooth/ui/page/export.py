@@ -59,7 +59,7 @@ class ExportSection:
             self.half = gr.Checkbox(
                 False, label="Half Model", info="Half precision, half the size.", elem_id="db_export_half"
             )
-        self.button = gr.Button("Generate Ckpt", elem_id="db_export")
+        self.button = gr.Button("Export", elem_id="db_export")
         self.said = gr.HTML("", elem_id="db_export_said")
         self.exported = gr.HTML("", elem_id="db_exported")
 

@@ -22,6 +22,12 @@ Values = dict[str, Any]
 Asked = TypeVar("Asked")
 Answer = TypeVar("Answer")
 NAMED = "‹{}›"  # a field of a job in a sentence, for the page to put the label of its control there
+_CALLED = {
+    "check": "The check of the pictures (Concepts tab)",
+    "class-images": "The making of class pictures (Concepts tab)",
+    "generate": "The drawing of pictures (Generate tab)",
+    "export": "The export (Generate tab)",
+}
 _NAMED = re.compile(NAMED.format("([^›]*)"))
 
 
@@ -78,7 +84,7 @@ def generate(host: Host, opened: Project, wanted: Values) -> None:
     }
     if txt2img.is_asked(asked, host):
         chosen, fields = txt2img.fields(opened, asked, host, label=NAMED)
-        _make_room(opened, "generate")
+        make_room(opened, "generate")
         txt2img.begin(host.folders(), opened, chosen, fields, host)
         return
     ask = errands.sheet if "sheet" in asked else errands.drawing
@@ -120,14 +126,15 @@ def export(host: Host, opened: Project, wanted: Values) -> None:
 
 def _new_errand(host: Host, opened: Project, kind: str, chosen: settings.Settings, **fields: Any) -> Job:
     """A new short job that takes the place of the last of its kind, which must have ended."""
-    _make_room(opened, kind)
+    make_room(opened, kind)
     return launcher.new_errand(host.folders(), opened, kind, chosen, **fields)
 
 
-def _make_room(opened: Project, kind: str) -> None:
+def make_room(opened: Project, kind: str) -> None:
+    """Removes the last short job of a kind. Raises UserError for one that is at work."""
     before = newest_errand(opened, kind)
     if before and before.status() in ("running", "queued"):
-        raise UserError("One is at work already; wait for it.")
+        raise UserError(f"{_CALLED[kind]} is still at work; wait for it, or press Stop beside its progress.")
     if before:
         atomic.remove_folder(before.folder)
 

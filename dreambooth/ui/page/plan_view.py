@@ -9,7 +9,7 @@ from typing import Any
 from dreambooth.core.memory.planner import Plan
 from dreambooth.core.presets import Preset
 from dreambooth.core.schema import general
-from dreambooth.ui.page.fragments import label_of, said
+from dreambooth.ui.page.fragments import label_of, labelled, said
 
 
 def plan_view(made: Plan, before: Mapping[str, Any]) -> str:
@@ -17,9 +17,9 @@ def plan_view(made: Plan, before: Mapping[str, Any]) -> str:
     rows = "".join(f"<li>{_change(key, before[key], value)}</li>" for key, value in made.changes.items())
     changed = f"<ul>{rows}</ul>" if rows else "<p>Nothing had to be changed.</p>"
     kind = "db-good" if made.fits else "db-problems"
-    first, *reasons = made.reasons
-    why = "".join(f"<p>{escape(reason)}</p>" for reason in reasons)
-    return f'<div class="db-plan-made" data-db-problems="[]"><p class="{kind}">{escape(first)}</p>{changed}{why}</div>'
+    first, *reasons = (escape(labelled(reason)) for reason in made.reasons)
+    why = "".join(f"<p>{reason}</p>" for reason in reasons)
+    return f'<div class="db-plan-made" data-db-problems="[]"><p class="{kind}">{first}</p>{changed}{why}</div>'
 
 
 def preset_view(preset: Preset, before: Mapping[str, Any], after: Mapping[str, Any]) -> str:

@@ -30,7 +30,7 @@ def quality_view(story: Story) -> str:
     return (
         f"<h4>How good it is <small>{_words(best, measures[-1], has_ended=story.status in ENDED)}</small></h4>"
         f'<figure class="db-curve db-quality" role="img" aria-label="Pictures held out: {percent(abs(held_out))} '
-        f'{way}, at best {percent(best.held_out)} after {best.images:,} images">{lines}</figure>'
+        f'{way}, at best {percent(best.held_out)} after {best.images:,} pictures seen">{lines}</figure>'
         '<p class="db-axis"><span class="db-of-unet">Pictures held out: '
         f"<b>{percent(abs(held_out))}</b> {way}</span>"
         f'<span class="db-of-text_encoder">Learned pictures: <b>{percent(measures[-1].learned)}</b></span>{moved}</p>'
@@ -42,7 +42,7 @@ def _words(best: Measure, last: Measure, *, has_ended: bool) -> str:
         return "no better than before" if has_ended else "no better than before so far"
     if best == last:
         return "best at its end; a longer run may be better still" if has_ended else "still getting better"
-    return f"best after {best.images:,} images"
+    return f"best after {best.images:,} pictures seen"
 
 
 def _lines(measures: Sequence[Measure], best: Measure, whole: float) -> str:

@@ -62,7 +62,7 @@ def test_a_run_without_held_out_pictures_says_how_to(page: Page) -> None:
 def test_the_best_moment_is_marked_in_the_plot_and_among_what_was_written(page: Page) -> None:
     job = a_run(page, 0.0, 0.2, 0.4, 0.3, 0.1)
     shown = run_view(page.host.folders(), "star")
-    assert "best after 20 images" in shown
+    assert "best after 20 pictures seen" in shown
     assert "<b>10%</b> better than before" in shown and "moved by <b>5.0%</b>" in shown
     written = re.findall(r"<li.*?</li>", shown)
     assert ["db-best" in one for one in written] == [False, True]
@@ -70,7 +70,7 @@ def test_the_best_moment_is_marked_in_the_plot_and_among_what_was_written(page: 
     assert ["db-best" in one for one in tiles] == [False, True]
     assert [one["best"] for one in runs.outputs(opened(page))] == [False, True]
     said = of_runs.finished({**runs.summary(job), "run": "star/1"})
-    assert "Best after 20 images: the pictures that were held out are predicted 40% better than before" in said
+    assert "Best after 20 pictures seen: the pictures that were held out are predicted 40% better than before" in said
 
 
 def test_a_run_that_still_gets_better_or_never_does_is_said_to(page: Page) -> None:

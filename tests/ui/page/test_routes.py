@@ -5,22 +5,27 @@ from __future__ import annotations
 import json
 import os
 import re
+import socket
 import time
 from html import unescape
 from pathlib import Path
 
 import pytest
+import uvicorn
 from fastapi import FastAPI
 from PIL import Image
 from starlette.testclient import TestClient
 
 from dreambooth.core import project, run
+from dreambooth.core.errors import UserError
 from dreambooth.core.layout import MINIATURE
+from dreambooth.core.memory import planner
 from dreambooth.core.project import Folders
 from dreambooth.core.settings import Settings, parse, to_json
 from dreambooth.host.standalone import Standalone
 from dreambooth.service import api, installation
 from dreambooth.ui.page import alone, jobs, routes
+from dreambooth.ui.page.plan_view import plan_view
 
 
 class Locked(Standalone):
@@ -264,6 +269,56 @@ def test_a_thousand_steps_make_a_short_curve(folders: Folders) -> None:
     assert len(shown) < 10_000
 
 
+def test_curves_of_the_subject_and_the_class_and_every_rate_are_named(folders: Folders) -> None:
+    kept = {**STEP, "subject_loss": 0.3, "prior_loss": 0.2, "rates": {"unet": 1e-4, "text_encoder": 5e-5}}
+    job(folders, {"event": "started"}, kept, {**kept, "step": 6})
+    asked, address = client(folders), "/dreambooth/page/live?view=run&model=star"
+    shown = asked.get(address).text
+    assert "Loss: now 0.5, at most 0.5; Subject: now 0.3, at most 0.3; Class: now 0.2, at most 0.2" in shown
+    assert '<span class="db-line-1">Subject <b>0.3</b></span><span class="db-line-2">Class <b>0.2</b></span>' in shown
+    assert "Learning rates: UNet 0.0001 · Text encoder 5e-05" in shown
+    job(folders, {"event": "started"}, STEP, {**STEP, "step": 6, "rates": {"unet": "much", "words": None}})
+    shown = asked.get(address).text
+    assert "Loss: now 0.5" in shown and "Subject" not in shown and "Learning rates" not in shown
+
+
+@pytest.mark.parametrize(
+    ("kind", "called"),
+    [
+        ("check", "check of the pictures (Concepts tab)"),
+        ("class-images", "class pictures (Concepts tab)"),
+        ("generate", "drawing of pictures (Generate tab)"),
+        ("export", "export (Generate tab)"),
+    ],
+)
+def test_what_is_still_at_work_is_named(folders: Folders, kind: str, called: str) -> None:
+    opened = project.open_project(folders, "star")
+    run.create(opened.errands, {"kind": kind, "model": "star"}, to_json(Settings())).request("start")
+    with pytest.raises(UserError) as refused:
+        jobs.make_room(opened, kind)
+    assert f"{called} is still at work; wait for it, or press Stop beside its progress." in str(refused.value)
+
+
+def test_the_address_is_said_when_the_page_can_be_reached(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reached: list[str] = []
+
+    def run(server: uvicorn.Server, sockets: list[socket.socket]) -> None:
+        socket.create_connection(sockets[0].getsockname(), timeout=5).close()
+        reached.append(capsys.readouterr().out)
+        server.started = True
+
+    monkeypatch.setattr(uvicorn.Server, "run", run)
+    assert alone.main(["--data", str(tmp_path), "--port", "0"]) == 0
+    assert "The page is at http://127.0.0.1:" in reached[0]
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert alone.main(["--data", str(tmp_path), "--port", str(port)]) == 1
+    said = capsys.readouterr()
+    assert said.out == "" and f"--port: {port} cannot be used (" in said.err
+
+
 def test_a_run_that_failed_shows_why_with_its_log_and_a_report(folders: Folders) -> None:
     failed = {"event": "failed", "problems": ["It broke."], "refused": False}
     made = job(folders, {"event": "started"}, failed)
@@ -324,6 +379,21 @@ def test_a_models_results_have_the_pictures_that_were_drawn_at_them(folders: Fol
     assert shown.count("data-db-twice") == 1  # going back sets later states aside; going on does not
 
 
+def test_a_button_that_goes_back_to_a_state_says_so(folders: Folders) -> None:
+    made = job(folders, {"event": "started"}, STEP, {"event": "paused"})
+    for step in (3, 5):
+        (made.state / f"{step:09}").mkdir(parents=True)
+    shown = client(folders).get("/dreambooth/page/live?view=model&model=star").text
+    assert 'aria-label="Resume from step 3; later states go to the trash" data-db-twice>3<' in shown
+    assert 'aria-label="Resume from step 5">5<' in shown
+    assert "<th></th>" not in shown
+
+
+def test_reasons_of_performance_call_settings_by_their_labels() -> None:
+    plan = planner.Plan({}, *[None] * 3, False, ["Take a smaller general.resolution.", "lora.rank 4."])  # type: ignore[arg-type]
+    assert "Take a smaller Max Resolution." in plan_view(plan, {}) and "<p>Lora Rank 4.</p>" in plan_view(plan, {})
+
+
 def test_a_file_exported_from_a_state_is_shown_with_the_results(folders: Folders) -> None:
     lora = folders.loras / "star_3.safetensors"
     lora.parent.mkdir(parents=True)
@@ -334,5 +404,5 @@ def test_a_file_exported_from_a_state_is_shown_with_the_results(folders: Folders
         view: client(folders).get(f"/dreambooth/page/live?view={view}&model=star").text for view in ("model", "run")
     }
     assert "run 1, step 1,500" in shown["model"] and "lora:star_3:1" in shown["model"]
-    assert "3 images seen · exported from step 1,500" in shown["run"] and "lora:star_3:1" in shown["run"]
+    assert "3 pictures seen · exported from step 1,500" in shown["run"] and "lora:star_3:1" in shown["run"]
     assert list(jobs.results(project.open_project(folders, "star"))) == ["star_3.safetensors (run 1, step 1,500)"]
