@@ -10,6 +10,10 @@ const dreamboothPage = (() => {
     const IDLE_MS = 4000;
     const SILENT_MS = 10000; // a WebUI that is starting is disturbed by requests
 
+    const PRESSED = "a, button, summary"; // what can have the focus in a view, but for captions
+
+    const small = window.matchMedia("(max-width: 899px)");
+
     let draftTimer = null;
     const onTheWay = new Set(); // what Python was asked for by those buttons and has not answered yet
     const again = new Set(); // of them those that were pressed once more
@@ -34,6 +38,9 @@ const dreamboothPage = (() => {
         (onTheWay.has(name) ? again : onTheWay).add(name);
         press(name);
     }
+
+    /* Words in the WebUI's language, for what words.js does not see being written. */
+    const translated = (words) => window.dreamboothWords?.translated(words) ?? words;
 
     function token() {
         return find("[data-db-token]")?.dataset.dbToken || "";
@@ -196,7 +203,12 @@ const dreamboothPage = (() => {
             for (const sheet of section.querySelectorAll("iframe")) {
                 sheet.srcdoc = sheet.srcdoc.replace("(prefers-color-scheme: dark)", dark ? "all" : "not all");
             }
+            const focused = old.contains(document.activeElement) ? document.activeElement : null;
+            const at = focused && Array.from(old.querySelectorAll(PRESSED)).indexOf(focused);
             old.replaceChildren(...section.childNodes);
+            if (focused) {
+                focusAgain(place, old, focused, at);
+            }
             if (open) {
                 const details = old.querySelector("details");
                 details.open = true;
@@ -207,7 +219,11 @@ const dreamboothPage = (() => {
         const kept = new Set(Array.from(fresh.children, (section) => section.dataset.dbPart));
         for (const old of place.querySelectorAll(":scope > section")) {
             if (!kept.has(old.dataset.dbPart)) {
+                const hadFocus = old.contains(document.activeElement);
                 old.remove();
+                if (hadFocus) {
+                    rest(place);
+                }
             }
         }
         const state = fresh.dataset.dbState;
@@ -221,12 +237,48 @@ const dreamboothPage = (() => {
         if (["model", "export"].includes(place.dataset.dbLive) && place.dbWas === "running" && state !== "running") {
             lookAgain(); // a file was exported
         }
+        if (place.dataset.dbLive !== "run" && place.dbWas === "running" && state !== "running") {
+            tell(ending(place));
+        }
         place.dbWas = state;
         if (place.dataset.dbLive === "run") {
-            ran(place.dataset.dbModel, state);
+            ran(place, state);
         }
         followed();
         return state;
+    }
+
+    /* What stands for the link or button that had the focus before a section was drawn anew gets it: the same one, or
+       the one in its place. */
+    function focusAgain(place, section, focused, at) {
+        const there = Array.from(section.querySelectorAll(PRESSED));
+        const one = there.find((found) => known(found) === known(focused)) ?? there[Math.min(at, there.length - 1)];
+        one ? one.focus({preventScroll: true}) : rest(place);
+    }
+
+    /* By what a link or button is known again. */
+    function known(element) {
+        const {dbSure, ...own} = element.dataset;
+        return JSON.stringify([element.tagName, own, element.ariaLabel, dbSure ? "" : element.textContent]);
+    }
+
+    /* The keyboard goes on from a view where the button is gone that had the focus. */
+    function rest(place) {
+        place.tabIndex = -1;
+        place.focus({preventScroll: true});
+    }
+
+    /* Says something to who does not see the page. */
+    function tell(words) {
+        const line = find("#db_told p");
+        if (line && words) {
+            line.textContent = words;
+        }
+    }
+
+    /* What a view says of its end, where nothing in it speaks by itself. */
+    function ending(place) {
+        return place.querySelector(".db-problems:not([role]), .db-good:not([role])")?.textContent.trim();
     }
 
     /* What the Model tab is about to make: another than was fetched is not made unasked. */
@@ -235,12 +287,17 @@ const dreamboothPage = (() => {
     }
 
     /* The buttons follow the state of the run; when it ends, what hangs on its results is read anew. */
-    function ran(model, state) {
+    function ran(place, state) {
+        const model = place.dataset.dbModel;
         const engineFirst = state === "unready" || state === "working"; // with or without a model
         mark("state", model || engineFirst ? state : "nothing");
         const now = `${model} ${state}`;
         if (lastState === `${model} running` && lastState !== now) {
             lookAgain();
+        }
+        if (lastState?.startsWith(`${model} `) && lastState !== now) {
+            const [run, how] = place.querySelector("h3")?.childNodes || [];
+            tell(how && `${run.textContent.trim()}: ${how.textContent.trim()}`);
         }
         lastState = now;
     }
@@ -249,7 +306,17 @@ const dreamboothPage = (() => {
         ask("db_look_again");
     }
 
+    /* In a small window the run stands above the tabs (style.css), and the keyboard comes to it first there too. */
+    function placeRun() {
+        const run = find("#db_run_column"), columns = run?.parentElement;
+        if (columns && (columns.firstElementChild === run) !== small.matches) {
+            columns[small.matches ? "prepend" : "append"](run);
+        }
+    }
+
     function start() {
+        onDrawn(placeRun);
+        small.addEventListener("change", placeRun);
         document.addEventListener("visibilitychange", look);
         document.addEventListener("click", ({target}) => {
             if (target.closest?.("#db_tabs :is(.tab-nav button, [role=tab])")) {
@@ -286,6 +353,6 @@ const dreamboothPage = (() => {
     } else {
         start();
     }
-    return {find, all, token, mark, changed, answered, look, lookAgain, note, onDrawn};
+    return {find, all, translated, token, mark, changed, answered, look, lookAgain, note, tell, onDrawn};
 })();
 window.dreamboothPage = dreamboothPage;

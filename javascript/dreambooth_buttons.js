@@ -2,6 +2,8 @@
 "use strict";
 
 (() => {
+    const SURE_MS = 10000; // time for a second press
+
     /* Asks the API for a change. Throws what a person can mend. */
     async function send(address, method, body) {
         const headers = {"X-Dreambooth-Token": dreamboothPage.token(), "Content-Type": "application/json"};
@@ -83,12 +85,12 @@
         event.preventDefault();
         const label = button.textContent;
         button.dataset.dbSure = "yes";
-        const again = window.dreamboothWords?.translated("Press again:") ?? "Press again:";
-        button.textContent = `${again} ${label.trim().toLowerCase()}`;
+        button.textContent = `${dreamboothPage.translated("Press again:")} ${label.trim().toLowerCase()}`;
+        dreamboothPage.tell(button.textContent);
         setTimeout(() => {
             delete button.dataset.dbSure;
             button.textContent = label;
-        }, 4000);
+        }, SURE_MS);
     }
 
     document.addEventListener("change", captioned, true);

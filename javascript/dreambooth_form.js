@@ -3,9 +3,9 @@
 "use strict";
 
 (() => {
-    const {find, all} = dreamboothPage;
     const LEAST_LETTERS = 3; // of a search that asks beyond the settings
     const MOST_ELSEWHERE = 4; // sentences
+    const {find, all, translated} = dreamboothPage;
     const KEY = /^([a-z_]+(?:\.[a-z0-9_]+)+): /;
 
     /* The number beside a slider is not named in every release of gradio. */
@@ -26,6 +26,20 @@
         for (const field of all("#db_page input[type=file]")) { // nor this
             if (!field.closest("button, [tabindex]")) {
                 asButton(field.parentElement, field.closest(".block").querySelector("label")?.textContent.trim() || "");
+            }
+        }
+    }
+
+    /* What a button does, where its label does not say it; a label of no letters is no name for it. */
+    function titleButtons() {
+        const titles = JSON.parse(find("[data-db-titles]")?.dataset.dbTitles || "{}");
+        for (const [id, words] of Object.entries(titles)) {
+            const button = find(`button#${id}, #${id} button`);
+            if (button && !button.title) {
+                button.title = translated(words);
+                if (!/[A-Za-z]/.test(button.textContent)) {
+                    button.setAttribute("aria-label", button.title);
+                }
             }
         }
     }
@@ -67,6 +81,7 @@
             if (!sentences.has(old.id)) {
                 old.classList.remove("db-wrong");
                 old.querySelector(":scope > .db-sentence")?.remove();
+                describe(old, "");
             }
         }
         for (const [id, sentence] of sentences) {
@@ -79,11 +94,22 @@
             if (!told) {
                 told = document.createElement("p");
                 told.className = "db-sentence";
-                told.setAttribute("role", "alert");
+                told.id = `${id}_wrong`;
                 field.append(told);
             }
+            describe(field, told.id);
             if (told.textContent !== sentence) {
                 told.textContent = sentence;
+            }
+        }
+    }
+
+    /* Says of the field of a control that it is wrong, and where it stands why; the list of all that is wrong has been
+       read out already. Without a place that it is right. */
+    function describe(control, place) {
+        for (const field of control.querySelectorAll("input, textarea")) {
+            for (const [name, value] of [["aria-invalid", place && "true"], ["aria-describedby", place]]) {
+                value ? field.setAttribute(name, value) : field.removeAttribute(name);
             }
         }
     }
@@ -98,7 +124,7 @@
                 old.querySelector(":scope > .db-reset")?.remove();
             }
         }
-        for (const [id, [key, standard]] of Object.entries(marks)) {
+        for (const [id, [key, label, standard]] of Object.entries(marks)) {
             const field = find(`#${id}`);
             if (!field || field.querySelector(":scope > .db-reset")) {
                 field?.classList.add("db-changed");
@@ -109,7 +135,7 @@
             button.className = "db-reset";
             button.textContent = "● reset";
             button.title = `Changed. The default is ${standard}.`;
-            button.setAttribute("aria-label", `Reset to ${standard}`);
+            button.setAttribute("aria-label", `Reset ${label} to ${standard}`);
             button.addEventListener("click", () => reset(key));
             field.classList.add("db-changed");
             field.append(button);
@@ -182,6 +208,7 @@
 
     dreamboothPage.onDrawn(() => {
         nameFields();
+        titleButtons();
         markProblems();
         markChanged();
     });

@@ -146,7 +146,11 @@ def _add_training(add: Callable[..., Any]) -> None:
     sub.add_argument("--from-step", type=int, metavar="N", help="go back to the state that was saved after this step")
     sub = add("stop", commands.stop, "End a run and keep what it has learned.", of_runs.asked)
     sub.add_argument("run", metavar="RUN")
-    sub.add_argument("--discard", action="store_true", help="keep nothing")
+    sub.add_argument(
+        "--discard",
+        action="store_true",
+        help="write no result and forget its states; results and previews that it has written already stay",
+    )
 
 
 def _add_report(add: Callable[..., Any]) -> None:

@@ -59,7 +59,9 @@ class Terminal:
         elif what == "paused":
             self.say("Paused.")
         elif what == "stopped":
-            self.say("Stopped; nothing was kept." if event.get("discarded") else "Stopped.")
+            self.say(
+                "Stopped without a result; what was written before stays." if event.get("discarded") else "Stopped."
+            )
 
     def end(self) -> None:
         self._clear()

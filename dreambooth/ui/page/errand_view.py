@@ -40,18 +40,19 @@ def errand_view(folders: Folders, model: str, kind: str) -> str:
     return root(*_shown(folders, project, job))
 
 
-def errand_sections(folders: Folders, project: Project, job: Job) -> str:
-    """The same in one piece, for a view of something else."""
-    return "".join(inner for _, inner in _shown(folders, project, job)[1])
+def errand_sections(folders: Folders, project: Project, job: Job) -> list[tuple[str, str]]:
+    """The same, for a view that has other sections too."""
+    return [(f"{job.read()['kind']}-{name}", inner) for name, inner in _shown(folders, project, job)[1]]
 
 
 def _shown(folders: Folders, project: Project, job: Job) -> tuple[str, list[tuple[str, str]]]:
+    """The state and the sections. The button has one of its own: it is not drawn anew while the progress moves."""
     story, status = job.story(), job.status()
     if status == "queued":
-        return "running", [("head", _waiting(folders, job) + _stop(job)), ("result", "")]
+        return "running", [("head", _waiting(folders, job)), ("stop", _stop(job)), ("result", "")]
     if status in ("running", "new"):
-        head = bar(stage(story) or _STARTING) + _stop(job)
-        return "running", [("head", head), ("result", _pictures(project, job, story))]
+        head, drawn = bar(stage(story) or _STARTING), _pictures(project, job, story)
+        return "running", [("head", head), ("stop", _stop(job)), ("result", drawn)]
     if job.read()["kind"] == "check" and _is_outdated(project, job):
         return "done", [("head", _OUTDATED), ("result", "")]
     if status in ("failed", "lost"):

@@ -60,6 +60,6 @@ def _json(of_browser: Any) -> str:
 def changed_view(flat: Mapping[str, Any]) -> str:
     """Which settings differ from their defaults, each marked at its control by the browser, where a press resets it."""
     changed = {key: leaf for key, leaf in OWN.items() if flat[key] != leaf.default}
-    marks = {elem_id(key): [key, said(leaf.default)] for key, leaf in changed.items()}
+    marks = {elem_id(key): [key, leaf.spec.label, said(leaf.default)] for key, leaf in changed.items()}
     count = f"{len(changed)} changed from the defaults" if changed else "All at their defaults"
     return f'<p class="db-quiet" data-db-changed="{_json(marks)}">{count}</p>'

@@ -67,7 +67,7 @@ def image(project: Project, path: Path | None, words: str) -> str:
 
 def problem_list(problems: list[str]) -> str:
     """Sentences about what a person can mend now; the browser puts those about a setting at its control too."""
-    return sentence_list(problems, f' data-db-problems="{problems_data(problems)}"')
+    return sentence_list(problems, f' role="alert" data-db-problems="{problems_data(problems)}"')
 
 
 def problems_data(problems: Iterable[str]) -> str:
@@ -110,7 +110,7 @@ def use_button(use: hot_use.Use | None) -> str:
 
 
 def good(sentence: str) -> str:
-    return f'<p class="db-good" data-db-problems="[]">{escape(sentence)}</p>'
+    return f'<p class="db-good" role="status" data-db-problems="[]">{escape(sentence)}</p>'
 
 
 def key_of(problem: str) -> str:
@@ -151,7 +151,8 @@ def bar(stage: Event) -> str:
     waits = " db-waits" if share is None else ""
     said = f"<span>{escape(name)}</span>" if name and name != "training" else ""
     return (
-        f'<div class="db-bar{waits}" role="progressbar" aria-valuemin="0" aria-valuemax="100"{value}>'
+        f'<div class="db-bar{waits}" role="progressbar" aria-label="{escape(name or "progress")}" '
+        f'aria-valuemin="0" aria-valuemax="100"{value}>'
         f"<i{width}></i></div>"
         f'<p class="db-facts">{said}{percent}<span>{escape(stage["note"])}</span></p>'
     )

@@ -32,7 +32,7 @@ def model_view(folders: Folders, model: str) -> str:
         ("facts", _facts(project)),
         ("results", _results(folders, project, jobs)),
         ("runs", _run_table(jobs)),
-        ("exported", _export(folders, project)),
+        *_export(folders, project),
     ]
     exporting = newest_errand(project, "export")
     return root("running" if exporting and exporting.status() in ("new", "queued", "running") else "some", sections)
@@ -65,7 +65,7 @@ def _result(folders: Folders, project: Project, job: Job, story: Story, event: d
     path, images, of_run = Path(event["path"]), event["images"], f"run {int(job.folder.name)}"
     if "step" in event:
         of_run += f", step {event['step']:,}"
-    shown = image(project, _preview(story, images), f"{path.name}, after {images:,} images")
+    shown = image(project, _preview(story, images), f"{path.name}, after {images:,} pictures seen")
     best = f" · {BEST}" if runs.is_best(story, event) else ""
     shown = shown or '<span class="db-empty">No preview was drawn at this moment.</span>'
     return (
@@ -93,8 +93,8 @@ def _run_table(jobs: list[Job]) -> str:
         points = _points(job, status)
         any_points = any_points or bool(points)
         rows.append(f"<tr>{shown}<td>{points}</td></tr>")
-    going_back = "Resume from step, or export it" if any_points else ""
-    head = f"<tr><th>Run</th><th></th><th>Steps</th><th>Written</th><th>{going_back}</th></tr>"
+    going_back = "<th>Resume from step, or export it</th>" if any_points else "<td></td>"
+    head = f"<tr><th>Run</th><th>Status</th><th>Steps</th><th>Written</th>{going_back}</tr>"
     return f'<table class="db-runs">{head}{"".join(rows)}</table>' if rows else ""
 
 
@@ -107,7 +107,7 @@ def _points(job: Job, status: str) -> str:
     return " ".join(
         '<span class="db-points">'
         f'<button type="button" class="db-point" data-db-send="{escape(address)}/runs/{number}/resume" '
-        f'data-db-body="{_json(from_step=step)}"{"" if step == steps[-1] else " data-db-twice"}>{step:,}</button>'
+        f'data-db-body="{_json(from_step=step)}"{_going_back(step, steps)}>{step:,}</button>'
         f'<button type="button" class="db-point" data-db-send="{escape(address)}/errands" '
         f'data-db-body="{_json(kind="export", run=int(number), from_step=step)}" '
         f'title="Write what it had learned after step {step:,} where it writes its results" '
@@ -116,14 +116,23 @@ def _points(job: Job, status: str) -> str:
     )
 
 
+def _going_back(step: int, steps: list[int]) -> str:
+    """What the button of a state says of itself."""
+    if step == steps[-1]:
+        words, twice = f"Resume from step {step:,}", ""
+    else:
+        words, twice = f"Resume from step {step:,}; later states go to the trash", " data-db-twice"
+    return f' title="{words}" aria-label="{words}"{twice}'
+
+
 def _json(**fields: Any) -> str:
     return escape(json.dumps(fields))
 
 
-def _export(folders: Folders, project: Project) -> str:
+def _export(folders: Folders, project: Project) -> list[tuple[str, str]]:
     """What becomes of the state that is being exported, or was exported last."""
     job = newest_errand(project, "export")
-    return errand_sections(folders, project, job) if job and job.read().get("from_step") is not None else ""
+    return errand_sections(folders, project, job) if job and job.read().get("from_step") is not None else []
 
 
 def import_report(kind: str, report: list[dict[str, Any]]) -> str:
@@ -133,7 +142,7 @@ def import_report(kind: str, report: list[dict[str, Any]]) -> str:
         for line in report
     )
     rows = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in line)}</tr>" for line in lines)
-    head = "<tr><th></th><th>There</th><th>Here</th><th>Value</th><th></th></tr>"
+    head = "<tr><th>Fate</th><th>There</th><th>Here</th><th>Value</th><th>Why</th></tr>"
     return f'{good(f"Read as {kind}.")}<table class="db-runs">{head}{rows}</table>'
 
 

@@ -6,6 +6,7 @@ in the browser whose settings the controls show, so that nothing is ever written
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from html import escape
 from typing import Any
@@ -24,13 +25,14 @@ from dreambooth.ui.page.cost_view import cost_view
 from dreambooth.ui.page.fragments import SAVED, problem_list
 from dreambooth.ui.page.generate import GenerateTab
 from dreambooth.ui.page.model import ModelTab
-from dreambooth.ui.page.run_column import RunColumn
+from dreambooth.ui.page.run_column import TITLES, RunColumn
 from dreambooth.ui.page.settings import SettingsTab
 from dreambooth.ui.page.windows import check_concepts, concepts, newer_view
 
 Values = Mapping[Any, Any]
 Shown = dict[Any, Any]
 
+_REFRESH = "Show models and settings as they are now"
 _CHANGED = "() => { dreamboothPage.changed(); return []; }"
 _ANSWERED = "() => {{ dreamboothPage.answered('{}'); return []; }}"  # of a button that the script presses, or of none
 
@@ -56,7 +58,10 @@ class Page:
         self.parts = (self.model_tab, self.settings_tab, self.concepts_tab, self.generate_tab, self.run_column)
 
     def lay_out(self) -> None:
-        gr.HTML(f'<div data-db-token="{self.host.token}"></div>', elem_id="db_token", visible=True)
+        titles = escape(json.dumps({"db_refresh": _REFRESH, **TITLES}))
+        known = f'<div data-db-token="{self.host.token}" data-db-titles="{titles}"></div>'
+        gr.HTML(known, elem_id="db_token", visible=True)
+        gr.HTML('<p role="status"></p>', elem_id="db_told")  # what the browser says to who does not see the page
         with gr.Row(elem_id="db_head"):
             self.choice = gr.Dropdown([], label="Model", elem_id="db_model")
             self.refresh = gr.Button("⟳", elem_id="db_refresh")

@@ -30,6 +30,21 @@ REQUESTS: tuple[tuple[str, str, Request], ...] = (
     ("db_save", "Save now", "save"),
     ("db_preview", "Preview now", "preview"),
 )
+# What a button does that its label does not say; the browser puts it there, as gradio's buttons have no titles.
+TITLES = {
+    "db_train": "Checks the pictures, then begins a run with exactly what the page shows.",
+    "db_resume": "Goes on from the last state with the run's own settings.",
+    "db_resume_with_page": "Goes on from the last state with what the page shows, as far as it may change then.",
+    "db_train_anew": "Begins a new run with what the page shows; this one stays as it is.",
+    "db_performance": "Sets what fits this machine's card, and says what it changed and why.",
+    "db_set_up": "Fetches the engine's packages, or repairs them, in the background.",
+    "db_pause": "Saves the state and frees the GPU; Resume goes on from it.",
+    "db_stop": "Ends the run and writes its result; this run cannot be resumed.",
+    "db_discard": "Ends the run without a result; this run cannot be resumed. "
+    "Results and previews that it has written already stay.",
+    "db_save": "Writes a result as it is now; the run goes on.",
+    "db_preview": "Draws the previews as it is now; the run goes on.",
+}
 
 
 class RunColumn:

@@ -33,8 +33,8 @@ def test_only_what_differs_from_its_default_is_named() -> None:
 
     assert marks(concepts__0__instance_prompt="a star") == {}
     assert marks(lora__rank=4, tuning__use_ema=True, general__seed=420420) == {
-        "db_lora_rank": ["lora.rank", "16"],
-        "db_tuning_use_ema": ["tuning.use_ema", "off"],
+        "db_lora_rank": ["lora.rank", "Lora Rank", "16"],
+        "db_tuning_use_ema": ["tuning.use_ema", "Use EMA", "off"],
     }
 
 
