@@ -85,7 +85,8 @@
         event.preventDefault();
         const label = button.textContent;
         button.dataset.dbSure = "yes";
-        button.textContent = `${dreamboothPage.translated("Press again:")} ${label.trim().toLowerCase()}`;
+        const again = dreamboothPage.translated("Press again:");
+        button.textContent = `${again} ${label.trim().toLowerCase()}`;
         dreamboothPage.tell(button.textContent);
         setTimeout(() => {
             delete button.dataset.dbSure;
