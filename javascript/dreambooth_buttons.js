@@ -75,6 +75,13 @@
         }
     }
 
+    /* Python puts back the settings from before what the message beside the button tells of. */
+    function undone(event) {
+        if (event.target.closest?.("#db_page [data-db-undo]")) {
+            dreamboothPage.ask("db_undo");
+        }
+    }
+
     /* What destroys or hides work takes a second press. */
     function confirmTwice(event) {
         const button = event.target.closest?.("#db_discard, #db_delete, #db_page [data-db-twice]");
@@ -97,6 +104,7 @@
     document.addEventListener("change", captioned, true);
     document.addEventListener("click", confirmTwice, true);
     document.addEventListener("click", showMore, true);
+    document.addEventListener("click", undone);
     document.addEventListener("click", asked);
     document.addEventListener("click", described, true);
 })();

@@ -3,9 +3,9 @@
 "use strict";
 
 (() => {
+    const {find, all, translated} = dreamboothPage;
     const LEAST_LETTERS = 3; // of a search that asks beyond the settings
     const MOST_ELSEWHERE = 4; // sentences
-    const {find, all, translated} = dreamboothPage;
     const KEY = /^([a-z_]+(?:\.[a-z0-9_]+)+): /;
 
     /* The number beside a slider is not named in every release of gradio. */

@@ -14,15 +14,15 @@ from typing import Any
 import pytest
 from safetensors import safe_open
 
-from dreambooth.core import project, reference, schema
+from dreambooth.core import project, reference, schema, webhook
 from dreambooth.core.errors import UserError
 from dreambooth.core.layout import SUBJECT_PICTURES
 from dreambooth.core.project import Folders, Project
 from dreambooth.core.run import Job
 from dreambooth.core.settings import Settings, parse
+from dreambooth.core.webhook import Allowed
 from dreambooth.engine import worker
-from dreambooth.engine.run import notices, tensorboard
-from dreambooth.engine.run.notices import Allowed
+from dreambooth.engine.run import tensorboard
 from dreambooth.service import launcher
 from tests.engine import tiny
 
@@ -128,7 +128,7 @@ def address(server: http.server.HTTPServer) -> str:
 
 
 def test_the_webhook_is_told(server: Any) -> None:
-    assert notices.post(address(server), "done", HERE) == ""
+    assert webhook.post(address(server), "done", HERE) == ""
     assert [(one["path"], one["content"], one["text"]) for one in server.RequestHandlerClass.got] == [
         ("/hook?a=1", "done", "done")
     ]
@@ -136,22 +136,22 @@ def test_the_webhook_is_told(server: Any) -> None:
 
 def test_a_redirection_is_not_followed(server: Any) -> None:
     server.RequestHandlerClass.answer = 307
-    assert notices.post(address(server), "done", HERE) == "it answered 307"
+    assert webhook.post(address(server), "done", HERE) == "it answered 307"
     assert len(server.RequestHandlerClass.got) == 1
 
 
 def test_nothing_is_sent_to_this_machine_or_its_network(server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """By number, by a name that leads there, and in every spelling of it."""
     port = server.server_address[1]
-    assert notices.post(address(server), "x") == "it is no https address"
-    assert notices.post(f"https://127.0.0.1:{port}/", "x") == "it leads to this machine or its own network"
-    assert notices.post(f"https://[::ffff:127.0.0.1]:{port}/", "x") == "it leads to this machine or its own network"
+    assert webhook.post(address(server), "x") == "it is no https address"
+    assert webhook.post(f"https://127.0.0.1:{port}/", "x") == "it leads to this machine or its own network"
+    assert webhook.post(f"https://[::ffff:127.0.0.1]:{port}/", "x") == "it leads to this machine or its own network"
     for private in ("10.1.2.3", "192.168.0.1", "169.254.169.254", "100.64.0.1", "0.0.0.0", "::1", "fe80::1", "fd00::1"):
         family = socket.AF_INET6 if ":" in private else socket.AF_INET
         place = (family, socket.SOCK_STREAM, 6, "", (private, 443))
         public = (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("93.184.216.34", 443))
         monkeypatch.setattr(socket, "getaddrinfo", lambda *_, found=[public, place], **__: found)
-        assert notices.post(SECRET, "x") == "it leads to this machine or its own network", private
+        assert webhook.post(SECRET, "x") == "it leads to this machine or its own network", private
     assert not server.RequestHandlerClass.got
 
 
@@ -183,7 +183,7 @@ def test_the_end_is_told_and_the_address_shown_to_nobody(
 ) -> None:
     told: list[str] = []
     monkeypatch.setattr(
-        notices, "post", lambda url, text: told.append(text) or ("its host is not known" if fails else "")
+        webhook, "post", lambda url, text: told.append(text) or ("its host is not known" if fails else "")
     )
     job = new_run(star, **{"reporting.webhook_url": SECRET, "reporting.tensorboard": True})
     assert worker.run(job) == "done"
@@ -202,7 +202,7 @@ def test_the_end_is_told_and_the_address_shown_to_nobody(
 
 def test_a_failure_is_told_too(star: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[str] = []
-    monkeypatch.setattr(notices, "post", lambda url, text: told.append(text) or "")
+    monkeypatch.setattr(webhook, "post", lambda url, text: told.append(text) or "")
     job = new_run(star, **{"reporting.webhook_url": SECRET, "concepts.0.instance_data_dir": "/nowhere"})
     with pytest.raises(UserError):
         worker.run(job)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dreambooth.core import captions, project, run, settings
+from dreambooth.core import captions, project, run, settings, webhook
 from dreambooth.core.errors import UserError
 from dreambooth.core.files import paths
 from dreambooth.core.memory import planner
@@ -20,12 +20,13 @@ from dreambooth.core.quantities import size
 from dreambooth.core.schema import to_flat
 from dreambooth.core.settings.dataset import Concept
 from dreambooth.host.base import Host
-from dreambooth.service import launcher, models, queue
+from dreambooth.service import launcher, models, queue, undoing
 from dreambooth.ui.page import cost, jobs
 from dreambooth.ui.page.fragments import key_of
 
 Values = dict[str, Any]
 
+WEBHOOK = "reporting.webhook_url"
 _CONCEPT = "concepts."
 _LONGEST_NAME = 28  # letters of what a concept is called beside its number
 
@@ -132,7 +133,7 @@ def add_concept(opened: Project) -> int:
     """Adds a concept with its defaults. Returns its row."""
     parsed = settings.parse(opened.settings())
     parsed.concepts.append(Concept())
-    _write(opened, parsed)
+    models.write_settings(opened, to_flat(parsed))
     return len(parsed.concepts) - 1
 
 
@@ -142,12 +143,8 @@ def remove_concept(opened: Project, row: int) -> int:
     if len(parsed.concepts) == 1:
         raise UserError("The last concept cannot be removed; change it instead.")
     del parsed.concepts[row]
-    _write(opened, parsed)
+    undoing.change(opened, to_flat(parsed))
     return min(row, len(parsed.concepts) - 1)
-
-
-def _write(opened: Project, changed: settings.Settings) -> None:
-    models.write_settings(opened, to_flat(changed))
 
 
 def apply_preset(opened: Project, shown: Mapping[str, Any], name: str) -> tuple[Values, Values, list[str]]:
@@ -183,6 +180,19 @@ def performance(opened: Project, shown: Mapping[str, Any], card_bytes: int) -> P
     return made
 
 
+def test_notice(address: str, allowed: webhook.Allowed | None = None) -> str:
+    """Tells the webhook something now, as a run tells it of its end. Returns that it came; raises UserError for an
+    address that will not do, or that could not be told. Only a test of ours names what is `allowed`."""
+    if not address.strip():
+        raise UserError(f"{WEBHOOK}: it is empty; paste the address that the service gave you.")
+    if allowed is None:
+        settings.parse({WEBHOOK: address})
+    text = "DreamBooth: this is a test. The ends of runs will be told here."
+    if reason := webhook.post(address.strip(), text, allowed or webhook.Allowed()):
+        raise UserError(f"{WEBHOOK}: the test notice could not be sent ({reason}); look at the address.")
+    return "The test notice was sent and has come."
+
+
 def rename(host: Host, opened: Project, new_name: str) -> str:
     return str(models.rename(host.folders(), opened.name, _new_name(new_name))["name"])
 
@@ -211,5 +221,5 @@ def import_settings(opened: Project, file: str) -> tuple[str, list[dict[str, Any
     if not file.strip():
         raise UserError("File or Folder: it is empty; name what is to be read.")
     kind, flat, report = models.imported(opened, Path(file.strip()), jobs.engine)
-    models.write_settings(opened, flat)
+    undoing.change(opened, flat)
     return kind, report

@@ -16,7 +16,7 @@ from dreambooth.core.schema import leaves
 from dreambooth.core.settings import Settings
 from dreambooth.service import dropped
 from dreambooth.ui.page import actions, dialect, jobs, windows
-from dreambooth.ui.page.fragments import SAVED, good, live, problem_list
+from dreambooth.ui.page.fragments import SAVED, good, live, problem_list, undoable
 from dreambooth.ui.page.plan_view import preset_view
 
 if TYPE_CHECKING:
@@ -123,8 +123,11 @@ class ConceptsTab:
         return self.page.show(opened.name, actions.add_concept(opened), values=values)
 
     def _remove(self, values: Values) -> Shown:
-        opened = self.page.opened(values)
-        return self.page.show(opened.name, actions.remove_concept(opened, self._row(values)), values=values)
+        opened, row = self.page.opened(values), self._row(values)
+        name = actions.concept_names(opened.settings())[row]
+        left = actions.remove_concept(opened, row)
+        said = undoable(f"{name} was removed; its pictures stay where they are.")
+        return self.page.show(opened.name, left, said, values)
 
     def _take_pictures(self, values: Values) -> Shown:
         opened, row = self.page.opened(values), self._row(values)

@@ -113,6 +113,12 @@ def good(sentence: str) -> str:
     return f'<p class="db-good" role="status" data-db-problems="[]">{escape(sentence)}</p>'
 
 
+def undoable(sentence: str) -> str:
+    """What was done, with the button that takes it back (Page.undo)."""
+    button = '<button type="button" class="db-more" data-db-undo>Undo</button>'
+    return f'<p class="db-good" role="status" data-db-problems="[]">{escape(sentence)} {button}</p>'
+
+
 def key_of(problem: str) -> str:
     """The setting that a sentence begins with; empty where it is about none."""
     match = _KEY.match(problem)

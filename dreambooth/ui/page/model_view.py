@@ -19,7 +19,7 @@ from dreambooth.core.run import Job
 from dreambooth.core.story import Story
 from dreambooth.service import going_on, runs
 from dreambooth.ui.page.errand_view import errand_sections, newest_errand
-from dreambooth.ui.page.fragments import good, image, labelled, root, said, to_txt2img
+from dreambooth.ui.page.fragments import image, labelled, root, said, to_txt2img, undoable
 from dreambooth.ui.page.run_view import BEST, WORDS
 
 MOST_RESULTS = 24
@@ -143,7 +143,7 @@ def import_report(kind: str, report: list[dict[str, Any]]) -> str:
     )
     rows = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in line)}</tr>" for line in lines)
     head = "<tr><th>Fate</th><th>There</th><th>Here</th><th>Value</th><th>Why</th></tr>"
-    return f'{good(f"Read as {kind}.")}<table class="db-runs">{head}{rows}</table>'
+    return f'{undoable(f"Read as {kind}.")}<table class="db-runs">{head}{rows}</table>'
 
 
 def _short(value: Any) -> str:

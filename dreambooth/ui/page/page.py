@@ -18,11 +18,12 @@ from dreambooth.core.errors import UserError
 from dreambooth.core.project import Project, open_project
 from dreambooth.core.settings import parse
 from dreambooth.host.base import Host
+from dreambooth.service import undoing
 from dreambooth.ui.page import actions, cost, dialect
 from dreambooth.ui.page.concepts import ConceptsTab
 from dreambooth.ui.page.controls import Form
 from dreambooth.ui.page.cost_view import cost_view
-from dreambooth.ui.page.fragments import SAVED, problem_list
+from dreambooth.ui.page.fragments import SAVED, good, problem_list
 from dreambooth.ui.page.generate import GenerateTab
 from dreambooth.ui.page.model import ModelTab
 from dreambooth.ui.page.run_column import TITLES, RunColumn
@@ -78,6 +79,7 @@ class Page:
             self.draft = gr.Button("save", elem_id="db_save_draft")
             self.compare = gr.Button("compare", elem_id="db_compare")
             self.look_again = gr.Button("look", elem_id="db_look_again")
+            self.take_back = gr.Button("undo", elem_id="db_undo")
 
     def _tabs(self) -> None:
         self.elsewhere = gr.HTML("", elem_id="db_elsewhere")
@@ -110,6 +112,8 @@ class Page:
         self.act(self.compare.click, self.tell_newer, [], [], self.elsewhere, button=self.compare.elem_id)
         for part in self.parts:
             part.bind()
+        undone = [*self.of_model, self.model_tab.imported]
+        self.act(self.take_back.click, self.undo, self.generate_tab.chosen(), undone, button=self.take_back.elem_id)
         changed = [self.about, *self.generate_tab.places()]
         self.act(self.look_again.click, self.look, self.generate_tab.chosen(), changed, button=self.look_again.elem_id)
 
@@ -251,6 +255,13 @@ class Page:
         if not values[self.model]:
             return {}
         return {self.elsewhere: newer_view(self.form.newer(values, self.opened(values).settings()))}
+
+    def undo(self, values: Values) -> Shown:
+        """The settings from before the last change that offered it: called by the browser."""
+        opened = self.opened(values)
+        undoing.undo(opened)
+        shown = self.show(opened.name, int(values[self.row]), good("The settings are as they were before."), values)
+        return {**shown, self.model_tab.imported: ""}
 
     def select(self, values: Values) -> Shown:
         if values[self.model]:

@@ -67,7 +67,7 @@ def texts(host: Host) -> list[str]:
 
 
 _OF_GRADIO = ("number input for #", "range slider for #", "file upload")  # what it tells a screen reader
-_HIDDEN = ("db_shown_model", "db_shown_row", "db_save_draft", "db_look_again")
+_HIDDEN = ("db_shown_model", "db_shown_row", "db_save_draft", "db_look_again", "db_undo")
 
 
 def _choices(block: Any) -> list[Any]:

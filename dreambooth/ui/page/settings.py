@@ -11,10 +11,11 @@ from dreambooth.core.errors import UserError
 from dreambooth.core.project import Project
 from dreambooth.core.schema import Leaf, leaves, to_flat
 from dreambooth.core.settings import Settings
-from dreambooth.ui.page import dialect
+from dreambooth.ui.page import actions, dialect
 from dreambooth.ui.page.controls import Form, to_page
 from dreambooth.ui.page.cost import Cost
 from dreambooth.ui.page.finding import OWN, changed_view, search_field
+from dreambooth.ui.page.fragments import good
 from dreambooth.ui.page.schedule_view import schedule_view
 
 if TYPE_CHECKING:
@@ -80,19 +81,23 @@ class SettingsTab:
                 _section(self.page.form, by_section[name])
                 if name == "learning":
                     self.schedule = gr.HTML("", elem_id="db_schedule")
+                if name == "reporting":
+                    self.test_notice = gr.Button("Send a test notice", elem_id="db_test_notice", size="sm")
+                    self.noticed = gr.HTML("", elem_id="db_noticed")
 
     def places(self) -> list[Any]:
         return self.moving_places()
 
     def show(self, opened: Project | None, row: int) -> Shown:
-        return {} if opened else {self.schedule: "", self.changed: ""}
+        return {} if opened else {self.schedule: "", self.changed: "", self.noticed: ""}
 
     def moving_places(self) -> list[Any]:
-        return [self.schedule, self.changed]
+        return [self.schedule, self.changed, self.noticed]
 
     def moving(self, own: Settings, costs: Cost) -> Shown:
         """What moves with the controls: the rates over the whole run."""
-        return {self.schedule: schedule_view(own, costs.length), self.changed: changed_view(to_flat(own))}
+        changed = changed_view(to_flat(own))
+        return {self.schedule: schedule_view(own, costs.length), self.changed: changed, self.noticed: ""}
 
     def bind(self) -> None:
         marks = ((self.advanced, "advanced"), (self.page.form.controls["general.method"], "method"))
@@ -102,6 +107,11 @@ class SettingsTab:
         controls = [control for key, control in self.page.form.controls.items() if key in OWN]
         places = [*controls, *self.page.saving_places()]
         self.page.act(self.reset.click, self._reset, [self.reset_key], places)
+        self.page.act(self.test_notice.click, self._test_notice, [], [], self.noticed)
+
+    def _test_notice(self, values: Values) -> Shown:
+        address = str(values[self.page.form.controls[actions.WEBHOOK]] or "")
+        return {self.noticed: good(actions.test_notice(address))}
 
     def _reset(self, values: Values) -> Shown:
         """One setting back to its default: called by the browser with its key."""

@@ -164,6 +164,14 @@ def test_a_second_concept_keeps_its_own_fields(hands: Hands, data: Path) -> None
     until(lambda: hands.value("db_concepts_N_class_prompt") == "a photo of a heart")
     hands.press("db_concept_remove")
     until(lambda: "concepts.1.class_prompt" not in settings(data))
+    hands.see("#db_said", "Concept 2 was removed; its pictures stay where they are.")
+    hands.see("#db_said [data-db-undo]").click()
+    until(lambda: settings(data).get("concepts.1.class_prompt") == "a photo of a heart")
+    hands.see("#db_concept", "Concept 2")
+    hands.page.locator("#db_concept label", has_text="Concept 2").click()
+    until(lambda: hands.value("db_concepts_N_class_prompt") == "a photo of a heart")
+    hands.press("db_concept_remove")
+    until(lambda: "concepts.1.class_prompt" not in settings(data))
     until(lambda: hands.value("db_concepts_N_class_prompt") == "a photo of a star")
 
 

@@ -1,0 +1,102 @@
+"""What buttons of the page do besides changing a control: the webhook's test, and one step back."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+
+from dreambooth.core import project
+from dreambooth.core.errors import UserError
+from dreambooth.core.layout import MINIATURE
+from dreambooth.core.project import Folders, Project
+from dreambooth.core.webhook import Allowed
+from dreambooth.service import undoing
+from dreambooth.ui.page import actions
+
+HERE = Allowed(schemes=("http",), private_addresses=("127.0.0.1",))  # only a test can say this
+
+
+class Receiver(http.server.BaseHTTPRequestHandler):
+    got: ClassVar[list[str]] = []
+    answer = 204
+
+    def do_POST(self) -> None:
+        self.got.append(json.loads(self.rfile.read(int(self.headers["Content-Length"])))["content"])
+        self.send_response(self.answer)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def server() -> Iterator[http.server.HTTPServer]:
+    handler = type("Handler", (Receiver,), {"got": []})
+    with http.server.HTTPServer(("127.0.0.1", 0), handler) as running:
+        thread = threading.Thread(target=running.serve_forever)
+        thread.start()
+        yield running
+        running.shutdown()
+        thread.join()
+
+
+def test_a_test_notice_says_in_a_sentence_whether_it_came(server: Any) -> None:
+    address = f"http://127.0.0.1:{server.server_address[1]}/k3y"
+    assert actions.test_notice(f" {address} ", HERE) == "The test notice was sent and has come."
+    assert len(server.RequestHandlerClass.got) == 1 and "this is a test" in server.RequestHandlerClass.got[0]
+    server.RequestHandlerClass.answer = 404
+    for wanted, allowed, said in (
+        (address, HERE, "it answered 404"),
+        (address, None, "it must be an https address"),
+        ("https://localhost/x", None, "its own network"),
+        (" ", None, "it is empty"),
+    ):
+        with pytest.raises(UserError) as refused:
+            actions.test_notice(wanted, allowed)
+        assert said in str(refused.value) and str(refused.value).startswith("reporting.webhook_url: ")
+        assert "k3y" not in str(refused.value)
+    assert len(server.RequestHandlerClass.got) == 2
+
+
+@pytest.fixture
+def star(tmp_path: Path) -> Project:
+    own = {"concepts.0.instance_prompt": "a star", "concepts.1.instance_prompt": "a heart", "lora.rank": 4}
+    return project.create(Folders(tmp_path / "models"), "star", MINIATURE, own)
+
+
+def test_a_removed_concept_comes_back_with_everything_else_as_it_was(star: Project) -> None:
+    before = star.settings()
+    with pytest.raises(UserError, match="nothing to undo"):
+        undoing.undo(star)
+    actions.remove_concept(star, 0)
+    after = star.settings()
+    assert after["concepts.0.instance_prompt"] == "a heart" and "concepts.1.instance_prompt" not in after
+    undoing.undo(star)
+    assert star.settings() == before
+    with pytest.raises(UserError, match="nothing to undo"):
+        undoing.undo(star)
+
+
+def test_what_was_changed_since_is_not_lost_by_a_step_back(star: Project) -> None:
+    actions.remove_concept(star, 1)
+    actions.save(star, {"lora.rank": 8})
+    with pytest.raises(UserError, match="changed since"):
+        undoing.undo(star)
+    assert star.settings()["lora.rank"] == 8
+
+
+def test_an_import_can_be_taken_back(star: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(actions.jobs, "engine", lambda: Path("unused"))  # only a .toml is read with it
+    before = star.settings()
+    file = tmp_path / "concepts_list.json"
+    file.write_text(json.dumps([{"instance_prompt": "a dog", "class_prompt": "", "instance_data_dir": str(tmp_path)}]))
+    actions.import_settings(star, str(file))
+    assert star.settings()["concepts.0.instance_prompt"] == "a dog"
+    undoing.undo(star)
+    assert star.settings() == before
