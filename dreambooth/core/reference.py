@@ -42,7 +42,8 @@ def markdown(cls: type) -> str:
                 "|---|---|---|---|---|",
             ]
         default = "" if leaf.default == "" else f"`{plain(leaf.default)}`"
-        lines.append(f"| `{leaf.key}` | {leaf.spec.label} | {default} | {_values(leaf)} | {leaf.spec.help} |")
+        meaning = leaf.spec.help.replace("|", "\\|")  # or the cell would end there
+        lines.append(f"| `{leaf.key}` | {leaf.spec.label} | {default} | {_values(leaf)} | {meaning} |")
     return "\n".join(lines).strip() + "\n"
 
 

@@ -1,5 +1,5 @@
-"""The address from which the browser keeps the page current, behind the same guard as the API. It only reads; what
-changes anything is an event of gradio's.
+"""The addresses from which the browser keeps the page current, and has help, behind the same guard as the API. They
+only read; what changes anything is an event of gradio's.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dreambooth.core.errors import UserError
 from dreambooth.core.project import Folders
 from dreambooth.host.base import Host
 from dreambooth.service.api import guarded
-from dreambooth.ui.page import concept_view, errand_view, model_view, run_view
+from dreambooth.ui.page import concept_view, errand_view, help_page, model_view, run_view
 
 _View = Callable[[Folders, str, int, int], str]
 
@@ -43,5 +43,6 @@ def router(host: Host) -> APIRouter:
         return HTMLResponse(drawn, headers={"Cache-Control": "no-store"})
 
     made = APIRouter(prefix="/dreambooth/page", route_class=guarded(host))
-    made.add_api_route("/live", live, methods=["GET"], include_in_schema=False, response_model=None)
+    for path, answer in (("/live", live), ("/help", lambda: HTMLResponse(help_page.help_page()))):
+        made.add_api_route(path, answer, methods=["GET"], include_in_schema=False, response_model=None)
     return made

@@ -12,10 +12,11 @@ from dreambooth.core.project import Project
 from dreambooth.core.schema import Leaf, leaves, to_flat
 from dreambooth.core.settings import Settings
 from dreambooth.ui.page import actions, dialect
-from dreambooth.ui.page.controls import Form, to_page
+from dreambooth.ui.page.controls import ADVANCED, Form, to_page
 from dreambooth.ui.page.cost import Cost
 from dreambooth.ui.page.finding import OWN, changed_view, search_field
 from dreambooth.ui.page.fragments import good
+from dreambooth.ui.page.help_page import help_link
 from dreambooth.ui.page.schedule_view import schedule_view
 
 if TYPE_CHECKING:
@@ -82,8 +83,11 @@ class SettingsTab:
                 if name == "learning":
                     self.schedule = gr.HTML("", elem_id="db_schedule")
                 if name == "reporting":
-                    self.test_notice = gr.Button("Send a test notice", elem_id="db_test_notice", size="sm")
+                    self.test_notice = gr.Button(
+                        "Send a test notice", elem_id="db_test_notice", elem_classes=[ADVANCED], size="sm"
+                    )  # shown with the address
                     self.noticed = gr.HTML("", elem_id="db_noticed")
+                gr.HTML(help_link(name, title), elem_id=f"db_help_{name}")
 
     def places(self) -> list[Any]:
         return self.moving_places()

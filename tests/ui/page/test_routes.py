@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import html
 import json
 import os
 import re
 import socket
 import time
-from html import unescape
 from pathlib import Path
 
 import pytest
@@ -21,10 +21,12 @@ from dreambooth.core.errors import UserError
 from dreambooth.core.layout import MINIATURE
 from dreambooth.core.memory import planner
 from dreambooth.core.project import Folders
+from dreambooth.core.schema import leaves
 from dreambooth.core.settings import Settings, parse, to_json
 from dreambooth.host.standalone import Standalone
 from dreambooth.service import api, installation
 from dreambooth.ui.page import alone, jobs, routes
+from dreambooth.ui.page.help_page import help_link
 from dreambooth.ui.page.plan_view import plan_view
 
 
@@ -93,7 +95,7 @@ def test_a_pictures_address_is_good_for_that_picture_and_nothing_else(folders: F
     asked = TestClient(app, base_url="http://here/behind/a/proxy/")
     headers = {"X-Dreambooth-Token": Locked.token}
     shown = asked.get("dreambooth/page/live?view=run&model=star", headers=headers).text
-    addresses = [unescape(one) for one in re.findall('data-db-src="(.*?)"', shown)]
+    addresses = [html.unescape(one) for one in re.findall('data-db-src="(.*?)"', shown)]
     assert len(addresses) == 5, "two pictures, each with a small one, and the report"
     for address in addresses:
         assert Locked.token not in address
@@ -110,6 +112,19 @@ def test_a_pictures_address_is_good_for_that_picture_and_nothing_else(folders: F
             address.replace(f"seal={seal}", f"token={Locked.token}"),
         ):
             assert other == address or asked.get(other).status_code == 401, other
+
+
+def test_the_help_behind_a_section_is_the_shipped_reference(folders: Folders) -> None:
+    assert client(folders, Locked).get("/dreambooth/page/help").status_code == 401
+    link = help_link("lora", "Lora")
+    address = re.search('href="([^"#]+)#lora"', link)
+    assert address and "Lora: keys, defaults and bounds" in link and Locked.token not in link
+    shown = client(folders, Locked).get(f"/{html.unescape(address[1])}").text
+    for leaf in leaves(Settings):
+        assert f'<h2 id="{leaf.key.split(".")[0]}">' in shown
+        row = re.search(f"<tr><td><code>{re.escape(leaf.key)}</code></td>(.*?)</tr>", shown)
+        assert row and row[1].count("<td>") == 4 and html.escape(leaf.spec.help) in row[1], leaf.key
+    assert shown.count("<table>") == shown.count("</table>") == shown.count("<th>setting</th>")
 
 
 def test_a_view_or_model_that_does_not_exist(folders: Folders) -> None:
