@@ -59,7 +59,7 @@ class GenerateTab:
         self.draw = gr.Button("Generate", elem_id="db_draw")
         self.said = gr.HTML("", elem_id="db_draw_said")
         self.drawn = gr.HTML("", elem_id="db_drawn")
-        with gr.Accordion("Export (Generate Ckpt)", open=False, elem_id="db_export_section"):
+        with gr.Accordion("Export", open=False, elem_id="db_export_section"):
             self.export.lay_out()
         self.proposed = gr.Textbox("", elem_id="db_proposed", label="proposed results", elem_classes=["db-hidden"])
 

@@ -7,21 +7,19 @@ from collections.abc import Iterator
 from html import escape
 
 from dreambooth.core.layout import PROJECT
-from dreambooth.host.base import PAGE_TOKEN
-from dreambooth.service import seals
 
-ADDRESS = "dreambooth/page/help?of=settings"
+ADDRESS = "dreambooth/page/help"
 _REFERENCE = PROJECT / "docs" / "settings.md"
 _STYLE = (
     ":root { color-scheme: light dark; } body { font: 15px/1.5 sans-serif; max-width: 1100px; margin: 24px auto; "
-    "padding: 0 16px; } table { border-collapse: collapse; } "
-    "td, th { border-top: 1px solid #8886; padding: 6px 12px 6px 0; text-align: left; vertical-align: top; } code { font-size: 13px; overflow-wrap: anywhere; }"
+    "padding: 0 16px; } table { border-collapse: collapse; } td, th { border-top: 1px solid #8886; "
+    "padding: 6px 12px 6px 0; text-align: left; vertical-align: top; } code { font-size: 13px; white-space: nowrap; }"
 )
 
 
 def help_link(section: str, title: str) -> str:
     """A link to what the reference says of a section of the settings."""
-    address = f"{seals.sealed(PAGE_TOKEN, ADDRESS)}#{section}"
+    address = f"{ADDRESS}#{section}"
     return f'<a class="db-help" href="{escape(address)}" target="_blank">{escape(title)}: keys, defaults and bounds</a>'
 
 

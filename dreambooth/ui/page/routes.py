@@ -1,5 +1,5 @@
-"""The addresses from which the browser keeps the page current, and has help, behind the same guard as the API. They
-only read; what changes anything is an event of gradio's.
+"""The address from which the browser keeps the page current, behind the same guard as the API, and that of the help,
+which is the same for everybody. They only read; what changes anything is an event of gradio's.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from fastapi import APIRouter
 from fastapi.responses import HTMLResponse
+from fastapi.routing import APIRoute
 
 from dreambooth.core.errors import UserError
 from dreambooth.core.project import Folders
@@ -31,7 +32,7 @@ _VIEWS: dict[str, _View] = {
 
 
 def router(host: Host) -> APIRouter:
-    """The page's own address, for the WebUI's application or ours, beside the API's router."""
+    """The page's own addresses, for the WebUI's application or ours, beside the API's router."""
 
     def live(view: str, model: str = "", row: int = 0, shown: int = concept_view.SHOWN) -> HTMLResponse:
         if view not in (*_VIEWS, "pictures"):
@@ -42,7 +43,12 @@ def router(host: Host) -> APIRouter:
             drawn = _VIEWS[view](host.folders(), model, row, shown)
         return HTMLResponse(drawn, headers={"Cache-Control": "no-store"})
 
-    made = APIRouter(prefix="/dreambooth/page", route_class=guarded(host))
-    for path, answer in (("/live", live), ("/help", lambda: HTMLResponse(help_page.help_page()))):
-        made.add_api_route(path, answer, methods=["GET"], include_in_schema=False, response_model=None)
+    def settings_help() -> HTMLResponse:
+        return HTMLResponse(help_page.help_page())
+
+    made = APIRouter(prefix="/dreambooth/page")
+    for path, answer, kind in (("/live", live, guarded(host)), ("/help", settings_help, APIRoute)):
+        made.add_api_route(
+            path, answer, methods=["GET"], include_in_schema=False, response_model=None, route_class_override=kind
+        )
     return made

@@ -75,7 +75,7 @@ def test_a_setting_is_found_by_its_choices_and_by_what_it_is_called_elsewhere(as
         ("set gradients to none", "always so"), ("shared diffusers", "nothing to share"),
         ("class images per", "on the Concepts tab"), ("regularization", "on the Concepts tab"),
         ("sophia", "not here"), ("strict tokens", "not here"), ("debug buckets", "Check the pictures"),
-        ("ToMe", "not here"), ("512x", "How to read it"),
+        ("ToMe", "not here"), ("512x", "How to read it"), ("generate ckpt", '"Export"'),
     ],
 )  # fmt: skip
 def test_what_is_no_setting_here_is_told(asked: str, said: str) -> None:

@@ -115,11 +115,10 @@ def test_a_pictures_address_is_good_for_that_picture_and_nothing_else(folders: F
 
 
 def test_the_help_behind_a_section_is_the_shipped_reference(folders: Folders) -> None:
-    assert client(folders, Locked).get("/dreambooth/page/help").status_code == 401
     link = help_link("lora", "Lora")
     address = re.search('href="([^"#]+)#lora"', link)
-    assert address and "Lora: keys, defaults and bounds" in link and Locked.token not in link
-    shown = client(folders, Locked).get(f"/{html.unescape(address[1])}").text
+    assert address and "Lora: keys, defaults and bounds" in link
+    shown = client(folders, Locked).get(f"/{address[1]}").text  # it asks for no login, and has nothing of anybody's
     for leaf in leaves(Settings):
         assert f'<h2 id="{leaf.key.split(".")[0]}">' in shown
         row = re.search(f"<tr><td><code>{re.escape(leaf.key)}</code></td>(.*?)</tr>", shown)

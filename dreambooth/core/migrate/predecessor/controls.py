@@ -87,6 +87,7 @@ CONTROLS: dict[str, tuple[Control, ...]] = {
         ),
         Control("Save Weights", "another name", place='"Save now"'),
         Control("Generate Samples", "another name", place='"Preview now"'),
+        Control("Generate Ckpt", "another name; it writes any result, or a state", place='Generate tab, "Export"'),
         Control("Performance Wizard", "it says what it changed and why", place='"Performance"'),
         Control("Refresh", "the page follows a run by itself, also after it was reloaded"),
         Control("Show Advanced", "another name", place='"Show advanced settings"'),
@@ -377,7 +378,7 @@ CONTROLS: dict[str, tuple[Control, ...]] = {
         ),
         Control(
             "Generate a .ckpt file / lora weights when training completes",
-            'the last result is always written; of a LoRA "Generate Ckpt" on the Generate tab makes a checkpoint',
+            'the last result is always written; of a LoRA "Export" on the Generate tab makes a checkpoint',
             keys=("save_ckpt_after", "save_lora_after"),
         ),
         Control(
@@ -450,6 +451,7 @@ CONTROLS: dict[str, tuple[Control, ...]] = {
             "Discord Webhook, Save and Test Webhook",
             "told when a run has ended, without pictures",
             ours=("reporting.webhook_url",),
+            place='"Send a test notice"',
         ),
         Control(
             "Weights & Biases (wandb)",
