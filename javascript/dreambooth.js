@@ -353,6 +353,6 @@ const dreamboothPage = (() => {
     } else {
         start();
     }
-    return {find, all, translated, token, mark, changed, ask, answered, look, lookAgain, note, tell, onDrawn};
+    return {find, all, press, translated, token, mark, changed, ask, answered, look, lookAgain, note, tell, onDrawn};
 })();
 window.dreamboothPage = dreamboothPage;

@@ -4,26 +4,28 @@
 (() => {
     const SURE_MS = 10000; // time for a second press
 
-    /* Asks the API for a change. Throws what a person can mend. */
+    /* Asks the API for a change. Returns its answer; throws what a person can mend. */
     async function send(address, method, body) {
         const headers = {"X-Dreambooth-Token": dreamboothPage.token(), "Content-Type": "application/json"};
-        const answer = await fetch(address, {method, headers, body: JSON.stringify(body)});
-        if (!answer.ok) {
-            throw new Error((await answer.json()).problems.join(" "));
+        const response = await fetch(address, {method, headers, body: JSON.stringify(body)});
+        const answer = await response.json();
+        if (!response.ok) {
+            throw new Error(answer.problems.join(" "));
         }
+        return answer;
     }
 
-    /* Asks, and shows in the view around `part` what has come of it, or what is to be mended. Returns whether it was done. */
+    /* Asks, and shows in the view around `part` what has come of it, or what is to be mended. Returns the answer; nothing
+       where it was refused. */
     async function change(part, ...asked) {
         const view = part.closest(".db-live");
         try {
-            await send(...asked);
+            const answer = await send(...asked);
             dreamboothPage.note(view, "db-refused", "");
             dreamboothPage.look();
-            return true;
+            return answer;
         } catch (error) {
             dreamboothPage.note(view, "db-refused", error.message);
-            return false;
         }
     }
 
@@ -41,9 +43,15 @@
         if (!button) {
             return;
         }
+        const view = button.closest(".db-live");
         const isPicture = button.matches(".db-away");
-        if (await change(button, button.dataset.dbSend, "POST", JSON.parse(button.dataset.dbBody)) && isPicture) {
+        const answer = await change(button, button.dataset.dbSend, "POST", JSON.parse(button.dataset.dbBody));
+        if (answer && isPicture) {
             dreamboothPage.lookAgain(); // it counts no more
+        }
+        if (answer?.done) {
+            dreamboothPage.note(view, "db-done", answer.done);
+            dreamboothPage.press("db_refresh"); // the controls as they are now
         }
     }
 

@@ -5,6 +5,7 @@ sees the same. The browser fetches it anew (routes.py); each `section` is replac
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Mapping
 from html import escape
@@ -62,7 +63,7 @@ def run_view(folders: Folders, model: str) -> str:
         ("curves", _curves(story.course, story.step)),
         ("quality", quality_view(story)),
         ("previews", _previews(project, story)),
-        ("outputs", _outputs(folders, job, story)),
+        ("outputs", _outputs(folders, job, story, status)),
         ("log", _log(job)),
     ]
     return root(_state(job, status), sections, _settings(folders, model))
@@ -199,11 +200,11 @@ def _moment(images: int, *, is_best: bool) -> str:
     return f"{images:,}{f' {BEST}' if is_best else ''}" if images else "before"
 
 
-def _outputs(folders: Folders, job: Job, story: Story) -> str:
+def _outputs(folders: Folders, job: Job, story: Story, status: str) -> str:
     rows = []
     for event in runs.written(story)[:_MOST_WRITTEN]:
         path, of_state = Path(event["path"]), f" · exported from step {event['step']:,}" if "step" in event else ""
-        after = to_txt2img(folders, job, path) if path.exists() else " (gone)"
+        after = to_txt2img(folders, job, path) + _learn_on(job, event, status) if path.exists() else " (gone)"
         best = f" · {BEST}" if runs.is_best(story, event) else ""
         words = "".join(
             f" · in a WebUI's prompts <code>{escape(Path(file).stem)}</code> for {escape(word)}"
@@ -214,6 +215,18 @@ def _outputs(folders: Folders, job: Job, story: Story) -> str:
             f"{event['images']:,} pictures seen{of_state}{words}{best}{after}</li>"
         )
     return f'<h4>Written</h4><ul class="db-files">{"".join(rows)}</ul>' if rows else ""
+
+
+def _learn_on(job: Job, event: Event, status: str) -> str:
+    """The button that has the next run begin with a result (service/learning_on.py)."""
+    if status in ("running", "queued"):
+        return ""
+    model, body = job.name.rpartition("/")[0], escape(json.dumps({"path": event["path"]}))
+    means = "Makes a new model of it" if event["kind"] == "checkpoint" else "Has the next run begin with it"
+    return (
+        f' <button type="button" class="db-point" title="{means}" data-db-body="{body}" '
+        f'data-db-send="dreambooth/models/{escape(quote(model))}/learn-on">Learn on</button>'
+    )
 
 
 def _log(job: Job) -> str:
