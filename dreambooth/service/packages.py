@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 from collections.abc import Callable, Iterator
@@ -43,14 +42,12 @@ def install(folder: Path, arguments: list[str], progress: Progress, what: str) -
 
     Raises NotThere, NoAnswer, or UserError for everything else."""
     progress(f"Installing {what}")
-    environment = {**os.environ, "PYTHONNOUSERSITE": "1"}
-    environment.pop("PYTHONPATH", None)
     said: list[str] = []
     with venv.short(folder) as reached:
         command = [str(venv.python_in(reached)), "-m", "pip", "--disable-pip-version-check", "--no-input", "install"]
-        command += arguments if PIP in arguments else ["--progress-bar", "raw", *arguments]
+        command += [*venv.here(reached), *(() if PIP in arguments else ("--progress-bar", "raw")), *arguments]
         with subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, errors="replace"
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=venv.variables(), errors="replace"
         ) as process:
             try:
                 for line in process.stdout or ():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,8 @@ from dreambooth.core.errors import UserError
 # For a Python without venv, such as the portable ones that WebUIs for Windows bring; it is not kept.
 VIRTUALENV = "virtualenv==21.15.8"
 _RUN_IT = "import sys; sys.path.insert(0, sys.argv[1]); from virtualenv import cli_run; cli_run(sys.argv[2:])"
+# What has pip install into another place than the environment that it is of, be that the WebUI's.
+_ELSEWHERE = {"PIP_TARGET", "PIP_PREFIX", "PIP_ROOT", "PIP_USER", "PIP_PYTHON", "PYTHONPATH", "PYTHONHOME"}
 _WITHOUT_VENV = ("No module named venv", "No module named 'venv'", "ensurepip")
 
 # Windows opens no path of more characters unless it was told to. The longest that we install are licences of PyTorch.
@@ -31,6 +34,23 @@ def python_in(folder: Path) -> Path:
 def site_packages_in(folder: Path) -> Path:
     """Where the packages of the environment in a folder lie; the folder need not exist yet."""
     return next(folder.glob("lib/python*/site-packages"), folder / "Lib" / "site-packages")
+
+
+def variables() -> dict[str, str]:
+    """Environment variables for a pip that installs where it is told: those that say where are left out; those of the
+    index, the proxy and the configuration stay."""
+    kept = {key: value for key, value in os.environ.items() if key.upper() not in _ELSEWHERE}
+    return {**kept, "PIP_USER": "0", "PYTHONNOUSERSITE": "1"}
+
+
+def here(folder: Path) -> list[str]:
+    """What a `pip install` is told where a configuration names another place than the environment of a folder, with as
+    much as that names. What `user` says there, our variables outdo; an empty target is none."""
+    command = [str(python_in(folder)), "-m", "pip", "--disable-pip-version-check", "config", "list"]
+    said = subprocess.run(command, capture_output=True, text=True, errors="replace", env=variables()).stdout
+    own = {"target": "", "prefix": str(folder.absolute()), "root": folder.absolute().anchor}
+    named = set(re.findall(r"^(?:global|install)\.(target|prefix|root)=", said, re.MULTILINE))
+    return [word for key in sorted(named) for word in (f"--{key}", own[key])]
 
 
 def make(folder: Path, progress: Callable[[str], None]) -> None:
@@ -65,8 +85,7 @@ def _make_with_virtualenv(folder: Path, progress: Callable[[str], None]) -> None
 
 def _said_by(command: list[str]) -> str:
     """What a command that failed said; empty where it did not fail."""
-    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    result = subprocess.run(command, capture_output=True, text=True, errors="replace", env=environment)
+    result = subprocess.run(command, capture_output=True, text=True, errors="replace", env=variables())
     return ((result.stdout + result.stderr).strip() or "no reason given") if result.returncode else ""
 
 

@@ -29,6 +29,13 @@ def _python_without_venv(place: Path, said: str, *, pip: bool = True) -> Path:
     return shim
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("made") / "environment"
+    packages.make(folder, lambda said: None)
+    return folder
+
+
 def _says(folder: Path, code: str) -> str:
     command = [str(venv.python_in(folder)), "-I", "-c", code]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
@@ -115,3 +122,39 @@ def test_where_there_is_no_shorter_path_a_person_hears_both_ways_out(
         venv.short(tmp_path),
     ):
         pass
+
+
+def _package(folder: Path, name: str) -> Path:
+    """A package of one empty file."""
+    wheel, about = folder / f"{name}-1-py3-none-any.whl", f"{name}-1.dist-info"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr(f"{name}.py", "")
+        archive.writestr(f"{about}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 1\n")
+        archive.writestr(
+            f"{about}/WHEEL", "Wheel-Version: 1.0\nGenerator: x\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
+        archive.writestr(f"{about}/RECORD", "")
+    return wheel
+
+
+@pytest.mark.parametrize("key", ["target", "prefix", "root", "user"])
+def test_packages_land_in_the_environment_whatever_pip_was_told_elsewhere(
+    key: str, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody's `PIP_TARGET` or pip.conf may name the WebUI's packages. What they say of the index stays."""
+    webui, index, conf = tmp_path / "webui", tmp_path / "index", tmp_path / "pip.conf"
+    index.mkdir()
+    value = "true" if key == "user" else str(webui)
+    for number, told in enumerate(("variable", "configuration")):
+        name = f"mine_{key}_{told}"
+        _package(index, name)
+        conf.write_text(f"[global]\nno-index = true\nfind-links = {index}\n" + f"[install]\n{key} = {value}\n" * number)
+        with monkeypatch.context() as patched:
+            patched.delenv("PIP_FIND_LINKS", raising=False)
+            patched.setenv("PIP_CONFIG_FILE", str(conf))
+            patched.setenv("PYTHONUSERBASE", str(webui))
+            if told == "variable":
+                patched.setenv(f"PIP_{key.upper()}", value)
+            packages.install(made, [f"{name}==1"], lambda said: None, "It")
+        assert (venv.site_packages_in(made) / f"{name}.py").exists()
+        assert not webui.exists()
