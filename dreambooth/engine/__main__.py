@@ -114,7 +114,7 @@ def _print_toml(path: Path) -> int:
 
     try:
         print(json.dumps(tomli.loads(path.read_text(encoding="utf-8-sig")), default=str))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         print(json.dumps({"problem": str(error).splitlines()[0]}))
         return REFUSED
     return DONE

@@ -189,7 +189,7 @@ def is_in_loras(name: str) -> bool:
 
 def _settings_of(header: Header) -> Settings:
     """Those that a result was trained with, as it says itself; of another program's file none."""
-    with contextlib.suppress(ValueError, AttributeError, UserError):
+    with contextlib.suppress(ValueError, AttributeError, RecursionError, UserError):
         return settings.parse(settings.whole(json.loads(header.metadata.get("dreambooth.settings", ""))))
     return settings.parse({})
 

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import subprocess
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from dreambooth.core.captions import PICTURES
 from dreambooth.core.errors import UserError
 from dreambooth.core.files import paths
 from dreambooth.core.layout import PROJECT
 from dreambooth.core.migrate import kohya, predecessor
-from dreambooth.core.migrate.report import Look, Migration, Seen
-from dreambooth.service import environment
+from dreambooth.core.migrate.report import Line, Look, Migration, Seen
+from dreambooth.service import environment, pictures
 
+_MOST_BYTES = 20_000_000
 _KINDS = (
     "a concepts_list.json, the predecessor's db_config.json, kohya's dataset .toml, or a folder that holds folders "
     "such as '10_sks dog'"
@@ -30,7 +31,8 @@ def read(path: Path, python: Callable[[], Path]) -> tuple[str, Migration]:
 
     Raises UserError for what cannot be read, or is of no kind that is known.
     """
-    look = _looker(path if path.is_dir() else path.parent)
+    base = path if path.is_dir() else path.parent
+    look = _looker(base)
     if path.is_dir():
         kind, migration = "kohya's folders", _folders(path, look)
     elif not path.is_file():
@@ -39,7 +41,8 @@ def read(path: Path, python: Callable[[], Path]) -> tuple[str, Migration]:
         kind, migration = "kohya's dataset file", _toml(path, python(), look)
     else:
         kind, migration = _json(path, look)
-    _make_absolute(migration, path if path.is_dir() else path.parent)
+    _leave_out_what_is_not_touched(migration, base)
+    _make_absolute(migration, base)
     return kind, migration
 
 
@@ -57,6 +60,8 @@ def _json(path: Path, look: Look) -> tuple[str, Migration]:
 def _parsed(path: Path) -> Any:
     """JSON, or the Python list with comments as which guides print a concepts list."""
     try:
+        if path.stat().st_size > _MOST_BYTES:
+            raise UserError(f"{path}: this is none of the files that can be imported ({_KINDS}); it is too large.")
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError):
         raise UserError(f"{path}: the file cannot be read as text.") from None
@@ -82,7 +87,7 @@ def _toml(path: Path, python: Path, look: Look) -> Migration:
     )
     try:
         content = json.loads(said.stdout)
-    except ValueError:
+    except (ValueError, RecursionError):
         reason = (said.stderr.strip().splitlines() or ["it said nothing"])[-1]
         mend = "run setup again (on the page: Set Up)"
         raise UserError(f"{path}: the engine could not read the file ({reason}); {mend}.") from None
@@ -112,19 +117,45 @@ def _named(folder: Path) -> list[tuple[str, str]]:
 def _looker(base: Path) -> Look:
     def look(folder: str) -> Seen:
         place = Path(paths.within(base, folder))
-        if not folder.strip() or not place.is_dir():
+        if not folder.strip() or _why_not(folder, base) or not place.is_dir():
             return Seen()
-        pictures = [one for one in place.rglob("*") if one.suffix.lower() in PICTURES and not one.name.startswith(".")]
-        suffixes = Counter(
-            file.suffix for one in pictures for file in one.parent.glob(f"{_escaped(one.stem)}.*") if file != one
-        )
-        return Seen(len(pictures), suffixes)
+        found = [place / name for name in pictures.names(place)]
+        of_folders: dict[Path, list[Path]] = {}
+        for one in found:
+            of_folders.setdefault(one.parent, []).append(one)
+        return Seen(len(found), Counter(suffix for each in of_folders.items() for suffix in _beside(*each)))
 
     return look
 
 
-def _escaped(name: str) -> str:
-    return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in name)
+def _beside(folder: Path, some: list[Path]) -> Iterator[str]:
+    """The endings of what lies beside pictures of a folder under their names."""
+    endings: dict[str, list[str]] = {}
+    for file in folder.iterdir():
+        endings.setdefault(file.stem, []).append(file.suffix)
+    for one in some:
+        yield from (ending for ending in endings[one.stem] if ending != one.suffix)
+
+
+def _why_not(named: str, base: Path) -> str:
+    """Why a path that somebody's file names is not to be touched; empty where it may be. Windows logs in, by its user's
+    name, to whatever computer a path leads to."""
+    text = paths.meant(named)
+    if paths.is_of_another_computer(text) and (os.name != "nt" or Path(text).drive.lower() != base.drive.lower()):
+        return "it lies on another computer; name it yourself if you want it"
+    place = Path(paths.within(base, named))
+    return "it is a whole disk; name the folder with the pictures" if place == Path(place.anchor) else ""
+
+
+def _leave_out_what_is_not_touched(migration: Migration, base: Path) -> None:
+    for key, value in list(migration.settings.items()):
+        is_path = key.endswith(("_dir", "_file")) and isinstance(value, str) and value.strip()
+        if is_path and (why := _why_not(value, base)):
+            del migration.settings[key]
+            migration.lines = [
+                Line("left out", line.theirs, "", line.value, why) if line.ours == key else line
+                for line in migration.lines
+            ]
 
 
 def _make_absolute(migration: Migration, base: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,11 @@ import pytest
 from PIL import Image
 
 from dreambooth.core import settings
+from dreambooth.core.errors import UserError
 from dreambooth.core.layout import MINIATURE
 from dreambooth.core.project import Folders, create, open_project
 from dreambooth.core.settings import Settings
+from dreambooth.service import foreign, pictures
 from tests.conftest import Run, Said
 
 
@@ -117,3 +120,43 @@ def test_what_cannot_be_imported(dreambooth: Run, here: Path, name: str, text: s
     assert said in answer.answer["problems"][0]
     assert "Traceback" not in answer.errors
     assert (here / "models/dreambooth/star/settings.json").read_text() == before
+
+
+def test_a_foreign_file_has_nothing_touched_that_it_merely_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Windows would log in to the computer, and the whole disk would be looked through; neither becomes a setting."""
+    touched: list[str] = []
+    monkeypatch.setattr(pictures, "names", lambda folder: touched.append(str(folder)) or [])
+    file = tmp_path / "concepts_list.json"
+    for named, why in (("\\\\evil\\x", "another computer"), ("/", "a whole disk"), (str(tmp_path), "")):
+        concept = {
+            "instance_data_dir": named,
+            "instance_prompt": "a star",
+            "class_data_dir": named,
+            "class_prompt": "x",
+        }
+        file.write_text(json.dumps([concept]))
+        _, said = foreign.read(file, lambda: Path())
+        assert ("concepts.0.instance_data_dir" in said.settings) is not bool(why)
+        assert ("concepts.0.class_data_dir" in said.settings) is not bool(why)
+        assert sum(bool(why) and why in line.why for line in said.lines) == (2 if why else 0)
+    assert set(touched) == {str(tmp_path)}
+
+
+def test_captions_beside_many_pictures_are_counted_at_once(tmp_path: Path) -> None:
+    for number in range(3000):
+        (tmp_path / f"{number}.png").touch()
+        (tmp_path / f"{number}.txt").touch()
+    since = time.process_time()
+    seen = foreign._looker(tmp_path)(".")
+    assert (seen.pictures, seen.captions) == (3000, {".txt": 3000})
+    assert time.process_time() - since < 2
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, '{"concepts_list": ' * 5_000, "x" * 20_000_001])
+def test_a_file_that_is_nested_without_end_is_refused(tmp_path: Path, content: str) -> None:
+    file = tmp_path / "db_config.json"
+    file.write_text(content)
+    with pytest.raises(UserError, match=r"db_config\.json: .*\.$"):
+        foreign.read(file, lambda: Path())

@@ -58,6 +58,11 @@ def within(folder: Path, text: str) -> str:
     return text if problem(text) else str(folder / Path(text).expanduser())
 
 
+def is_of_another_computer(text: str) -> bool:
+    """Whether a path is one by which Windows asks another computer: \\\\NAME\\FOLDER, there also with slashes."""
+    return (text.replace("/", "\\") if os.name == "nt" else text).startswith("\\\\")
+
+
 def unwritable(folder: Path) -> str:
     """Why no file can be put into a folder, which may have to be made; empty where nothing speaks against it."""
     for place in (folder, *folder.parents):
