@@ -19,7 +19,7 @@ from dreambooth.core.models import checkpoint
 from dreambooth.core.models.model_file import SUFFIXES
 from dreambooth.core.models.origin import Origin
 from dreambooth.core.schema import from_flat, to_flat
-from dreambooth.core.settings import Settings, parse, to_json, whole
+from dreambooth.core.settings import Settings, parse, to_json, whole, write_json
 
 LONGEST_NAME = 80
 LONGEST_NAME_BYTES = 180  # of the 255 that a disk takes: steps, endings and the marks of what is being written follow
@@ -250,7 +250,7 @@ def create(
             "about": about.as_json(),
         }
         atomic.write_text(staged / "model.json", json.dumps(record, indent=1))
-        atomic.write_text(staged / "settings.json", to_json(checked))
+        write_json(staged / "settings.json", to_json(checked))
         os.chmod(staged, 0o755)
         atomic.move(staged, folder)
     except OSError as error:
@@ -336,7 +336,7 @@ def _read_about(source: Path, origin: Origin) -> checkpoint.About:
 
 def write_settings(project: Project, flat: dict[str, Any]) -> None:
     """Makes these the model's own settings. Raises UserError for settings that will not do, and writes nothing then."""
-    atomic.write_text(project.folder / "settings.json", to_json(parse(flat)))
+    write_json(project.folder / "settings.json", to_json(parse(flat)))
 
 
 def names(folders: Folders) -> list[str]:

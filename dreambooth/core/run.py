@@ -34,7 +34,7 @@ from dreambooth.core.errors import Problem, UserError
 from dreambooth.core.files import atomic, lock
 from dreambooth.core.files.json_file import read_object
 from dreambooth.core.project import Folders, Project, is_place, names, open_project
-from dreambooth.core.settings import Settings, carried_over, to_json
+from dreambooth.core.settings import Settings, carried_over, to_json, write_json
 from dreambooth.core.story import Story
 
 Request = Literal["start", "pause", "stop", "discard", "save", "preview"]
@@ -135,7 +135,7 @@ class Job:
 
     def change(self, flat: dict[str, Any]) -> None:
         """Changes settings from now on."""
-        atomic.write_text(self.folder / "changes.json", json.dumps({**self.changes(), **flat}, indent=1))
+        write_json(self.folder / "changes.json", json.dumps({**self.changes(), **flat}, indent=1))
 
     @property
     def needs_device(self) -> bool:
@@ -276,7 +276,7 @@ def create(parent: Path, job: dict[str, Any], settings_json: str) -> Job:
         except FileExistsError:  # another process took the number
             number += 1
     try:
-        atomic.write_text(folder / "settings.json", settings_json)
+        write_json(folder / "settings.json", settings_json)
         atomic.write_text(folder / "job.json", json.dumps({"version": 1, "created": time.time(), **job}, indent=1))
     except OSError:
         atomic.remove_folder(folder)

@@ -102,7 +102,7 @@ def duplicate(folders: Folders, name: str, new_name: str) -> dict[str, Any]:
         # Links stay links: one that leads above itself would be followed without end, and others out of the folder.
         shutil.copytree(opened.folder, staged, symlinks=True, ignore=own, dirs_exist_ok=True)
         flat = {key: _moved(value, opened.folder, target) for key, value in opened.settings().items()}
-        atomic.write_text(staged / "settings.json", settings.to_json(settings.parse(flat)))
+        settings.write_json(staged / "settings.json", settings.to_json(settings.parse(flat)))
         project.note_place(staged, target)
         atomic.move(staged, target)
     except OSError as error:

@@ -20,7 +20,7 @@ from fastapi.testclient import TestClient
 
 from dreambooth.core import project, run, settings
 from dreambooth.core.errors import UserError
-from dreambooth.core.files import file_names
+from dreambooth.core.files import atomic, file_names
 from dreambooth.core.layout import MINIATURE, PROJECT, SUBJECT_PICTURES
 from dreambooth.core.project import Folders
 from dreambooth.core.schema import HIDDEN
@@ -224,3 +224,21 @@ def test_nothing_in_the_code_runs_what_a_file_says() -> None:
             if name in never or unsafe or options.get("shell") == "True" or name.endswith(".extractall"):
                 found.append(f"{path.name}: {name}")
     assert found == ["program.py: exec"], "whose text is of numbers and of names that it makes itself"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows keeps a person's files by their folder")
+def test_nobody_else_on_the_machine_reads_a_secret(folders: Folders) -> None:
+    """Neither in a model nor in its runs and copies, nor once they were moved, while they are written too."""
+    star = project.open_project(folders, "star")
+    job = run.new_run(folders, star, settings.parse(star.settings()))
+    job.change({WEBHOOK_KEY: f"{WEBHOOK}/2"})
+    models.duplicate(folders, "star", "moon")
+    models.rename(folders, "star", "sun")
+    plain = project.create(folders, "plain", MINIATURE, CONCEPT)
+    held = {path: path.stat().st_mode & 0o777 for path in folders.projects.rglob("*.json") if "k3y" in path.read_text()}
+    assert sorted(path.name for path in held) == ["changes.json", *["settings.json"] * 3]
+    assert set(held.values()) == {0o600}
+    assert (plain.folder / "settings.json").stat().st_mode & 0o044, "what holds none is as any other file"
+    with pytest.raises(ZeroDivisionError), atomic.staged(next(iter(held))) as staged:
+        assert staged.stat().st_mode & 0o777 == 0o600
+        raise ZeroDivisionError

@@ -6,26 +6,30 @@ import contextlib
 import errno
 import os
 import shutil
+import stat
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 STAGED = ".tmp"  # how the name of a file ends that is being written; it begins with a dot
+_PRIVATE = 0o600
 _ABANDONED_SECONDS = 3600
 # Windows lets nobody move or remove what another process reads just then, be it a virus scanner or our own page.
 _PATIENCE_SECONDS = 3.0 if os.name == "nt" else 0.0
 
 
 @contextlib.contextmanager
-def staged(path: Path) -> Iterator[Path]:
+def staged(path: Path, *, private: bool = False) -> Iterator[Path]:
     """A name to write a file under. When the block ends, the file is on the disk and takes the place of `path`; when it
-    ends by an exception, `path` is as it was and nothing else is left. An OSError that names no file, or the other
-    name, names `path`.
+    ends by an exception, `path` is as it was and nothing else is left. A private one is read by nobody else, as is one
+    that takes the place of such. An OSError that names no file, or the other name, names `path`.
     """
     start = path.name.encode(errors="surrogateescape")[:150].decode(errors="ignore")
     name = path.with_name(f".{start}.{os.getpid()}-{threading.get_ident()}{STAGED}")
     try:
+        if private or _is_private(path):
+            name.touch(_PRIVATE)
         yield name
         _sync(name)
         move(name, path)
@@ -36,6 +40,10 @@ def staged(path: Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):  # what went wrong is told, not that it could not be tidied up
             name.unlink(missing_ok=True)
+
+
+def _is_private(path: Path) -> bool:
+    return os.name != "nt" and path.exists() and stat.S_IMODE(path.stat().st_mode) == _PRIVATE
 
 
 def move(source: Path, target: Path) -> None:
@@ -84,12 +92,12 @@ def sweep(folder: Path) -> None:
                 path.unlink()
 
 
-def write_text(path: Path, text: str) -> None:
-    write_bytes(path, text.encode())
+def write_text(path: Path, text: str, *, private: bool = False) -> None:
+    write_bytes(path, text.encode(), private=private)
 
 
-def write_bytes(path: Path, data: bytes) -> None:
-    with staged(path) as name:
+def write_bytes(path: Path, data: bytes, *, private: bool = False) -> None:
+    with staged(path, private=private) as name:
         name.write_bytes(data)
 
 

@@ -8,7 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from dreambooth.core.errors import UserError
-from dreambooth.core.schema import Object, flatten, from_flat, group, is_row, leaves, table, to_flat
+from dreambooth.core.files import atomic
+from dreambooth.core.schema import (
+    Object,
+    flatten,
+    from_flat,
+    group,
+    is_row,
+    leaves,
+    table,
+    to_flat,
+    without_secrets,
+)
 from dreambooth.core.settings import conflicts
 from dreambooth.core.settings.course import Batching, General, Intervals, LearningRate, Optimizer
 from dreambooth.core.settings.dataset import Captions, Concept, Pictures
@@ -148,6 +159,13 @@ def _parsed(text: str, path: Path) -> Any:
         if path.suffix.lower() == ".toml":
             raise UserError(f"{path}: settings are read from JSON; kohya's .toml files are taken by import.") from None
         raise UserError(f"{path}: the settings file is not JSON ({error}).") from None
+
+
+def write_json(path: Path, text: str) -> None:
+    """Writes settings that are JSON already, by dotted keys; where there is a secret among them, so that nobody but the
+    file's owner can read it. Raises OSError."""
+    flat = json.loads(text)
+    atomic.write_text(path, text, private=without_secrets(Settings, flat) != flat)
 
 
 def to_json(settings: Settings) -> str:
