@@ -5,6 +5,7 @@ file one at a time; none is rounded unless half precision is asked for."""
 from __future__ import annotations
 
 import contextlib
+import filecmp
 import json
 import re
 import shutil
@@ -216,7 +217,8 @@ def _copy_lora(weights: Path, to: Path) -> None:
     try:
         with atomic.staged(to) as staged:
             shutil.copyfile(weights, staged)
-            checkpoint.read_header(weights)
+            if not filecmp.cmp(weights, staged, shallow=False):
+                raise UserError(f"{to}: what was copied is not what is read back; look at the disk, and try again.")
     except OSError as error:
         raise UserError(f"{to}: the file cannot be written ({error.strerror}).") from None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,7 +18,7 @@ from dreambooth.core.errors import UserError
 from dreambooth.core.layout import MINIATURE
 from dreambooth.core.models import checkpoint
 from dreambooth.core.settings import parse
-from dreambooth.engine import families
+from dreambooth.engine import export, families
 from dreambooth.engine.checkpoints import original, webui_yaml
 from dreambooth.engine.checkpoints.entry import Entry
 from dreambooth.engine.checkpoints.source import open_source
@@ -147,6 +148,35 @@ def test_a_result_takes_no_name_that_another_checkpoint_has(tmp_path: Path, suff
     taken.parent.mkdir()
     taken.touch()
     assert outputs.place(folders(made), made, chosen, 5).name == "sd1_5-2.safetensors"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no pwrite")
+@pytest.mark.parametrize("suffix", [".safetensors", ".ckpt"])
+def test_what_the_disk_changed_is_no_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str) -> None:
+    """A byte of a tensor that is another one when it is read back, or a shape."""
+    tensors = {"x": torch.rand(3_000_000), "y": torch.rand(4, 5), "z": torch.zeros(())}
+    write_tensors(tmp_path / f"good{suffix}", tensors, {})
+    content, at_rest = (tmp_path / f"good{suffix}").read_bytes(), os.fsync
+    places = [content.index(one.numpy().tobytes()) + one.nbytes - 1 for one in (tensors["x"], tensors["y"])]
+    for place in (*places, content.index(b"[4,5]") + 1 if suffix == ".safetensors" else places[0]):
+
+        def spoil(descriptor: int, place: int = place) -> None:
+            at_rest(descriptor)
+            os.pwrite(descriptor, bytes([content[place] ^ 1]), place)
+
+        with monkeypatch.context() as patched:
+            patched.setattr("dreambooth.engine.checkpoints.write.os.fsync", spoil)
+            with pytest.raises(UserError, match=rf"bad\{suffix}: what was written is not what is read back"):
+                write_tensors(tmp_path / f"bad{suffix}", tensors, {})
+        assert [path.name for path in tmp_path.iterdir()] == [f"good{suffix}"]
+
+
+def test_a_copy_that_differs_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_tensors(tmp_path / "x.safetensors", {"x": torch.ones(5)}, {})
+    monkeypatch.setattr("shutil.copyfile", lambda source, target: Path(target).write_bytes(b"x" * 84))
+    with pytest.raises(UserError, match="what was copied is not what is read back"):
+        export._copy_lora(tmp_path / "x.safetensors", tmp_path / "y.safetensors")
+    assert not (tmp_path / "y.safetensors").exists()
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".ckpt"])

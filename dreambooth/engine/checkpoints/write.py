@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import zlib
 from collections.abc import Callable
+from io import RawIOBase
 from pathlib import Path
 from typing import BinaryIO
 
@@ -15,12 +17,14 @@ from dreambooth.core.errors import UserError
 from dreambooth.core.files import atomic
 from dreambooth.core.models import checkpoint
 from dreambooth.core.models.model_file import PICKLES
+from dreambooth.core.models.model_file import Tensor as Place
 from dreambooth.engine.checkpoints import write_pickle
 from dreambooth.engine.checkpoints.entry import Entry
 from dreambooth.engine.checkpoints.source import DTYPES
 
 PARTIAL = ".partial"  # in the name of a file that is being written, after the number of the process
 _NOTHING = contextlib.nullcontext()
+_PIECE_BYTES = 1 << 22
 _SPELLED = {dtype: name for name, dtype in DTYPES.items()}
 
 
@@ -47,13 +51,14 @@ def write(
         target.parent.mkdir(parents=True, exist_ok=True)
         with open(staged, "wb") as file:
             if target.suffix.lower() in PICKLES:
-                write_pickle.write(file, entries, **({"within": within} if within else {}))
+                entries = write_pickle.widened(entries)
+                sums = write_pickle.write(file, entries, **({"within": within} if within else {}))
             else:
-                _write_safetensors(file, entries, metadata)
+                sums = _write_safetensors(file, entries, metadata)
             file.flush()
             os.fsync(file.fileno())
-        if checkpoint.read_header(staged).tensors.keys() != entries.keys():
-            raise UserError(f"{target}: what was written could not be read back; try again.")
+        if not _is_as_meant(staged, entries, sums):
+            raise UserError(f"{target}: what was written is not what is read back; look at the disk, and try again.")
         with beside:
             _move_to_free_name(staged, target)
         atomic.sync_folder(target.parent)
@@ -73,7 +78,8 @@ def free_name(
     return folder / f"{name}{suffix}"
 
 
-def _write_safetensors(file: BinaryIO, entries: dict[str, Entry], metadata: dict[str, str]) -> None:
+def _write_safetensors(file: BinaryIO, entries: dict[str, Entry], metadata: dict[str, str]) -> dict[str, int]:
+    """Returns the CRC-32 of each tensor."""
     header: dict[str, object] = {"__metadata__": metadata} if metadata else {}
     offset = 0
     for name, entry in entries.items():
@@ -83,8 +89,35 @@ def _write_safetensors(file: BinaryIO, entries: dict[str, Entry], metadata: dict
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     file.write(len(text).to_bytes(8, "little") + text)
-    for entry in entries.values():
-        file.write(entry.content())
+    sums = {}
+    for name, entry in entries.items():
+        content = entry.content()
+        file.write(content)
+        sums[name] = zlib.crc32(content)
+    return sums
+
+
+def _is_as_meant(path: Path, entries: dict[str, Entry], sums: dict[str, int]) -> bool:
+    """Whether a file holds the tensors that were written, each byte of them. Holds a piece of one in memory."""
+    try:
+        tensors = checkpoint.read_header(path).tensors
+    except UserError:
+        return False
+    kinds = {name: (one.dtype, one.shape, one.stride) for name, one in tensors.items()}
+    if kinds != {name: (_SPELLED[entry.dtype], tuple(entry.shape), None) for name, entry in entries.items()}:
+        return False
+    piece = memoryview(bytearray(_PIECE_BYTES))
+    with open(path, "rb", buffering=0) as file:
+        return all(_sum(file, tensors[name], piece) == sums[name] for name in entries)
+
+
+def _sum(file: RawIOBase, tensor: Place, piece: memoryview) -> int:
+    """The CRC-32 of a tensor as it lies in its file."""
+    file.seek(tensor.start)
+    left, found = tensor.end - tensor.start, 0
+    while left and (count := file.readinto(piece[:left])):
+        found, left = zlib.crc32(piece[:count], found), left - count
+    return found
 
 
 def _move_to_free_name(staged: Path, target: Path) -> None:

@@ -61,22 +61,32 @@ class _Pickler(pickle.Pickler):
 Within = Callable[[dict[str, Any]], dict[str, Any]]  # what tensors, by their names, lie in
 
 
-def write(file: BinaryIO, entries: dict[str, Entry], within: Within = lambda tensors: {"state_dict": tensors}) -> None:
-    """Writes the tensors within what is to be there beside them; those in 8 bits as the same numbers in 16."""
-    entries = {name: replace(e, dtype=torch.float16) if e.dtype in _WIDENED else e for name, e in entries.items()}
+def widened(entries: dict[str, Entry]) -> dict[str, Entry]:
+    """The tensors as they can be written: those in 8 bits as the same numbers in 16."""
+    return {name: replace(e, dtype=torch.float16) if e.dtype in _WIDENED else e for name, e in entries.items()}
+
+
+def write(
+    file: BinaryIO, entries: dict[str, Entry], within: Within = lambda tensors: {"state_dict": tensors}
+) -> dict[str, int]:
+    """Writes the tensors within what is to be there beside them. Returns each one's CRC-32, which the archive has."""
     program = io.BytesIO()
     tensors = {name: _Tensor(_Storage(entry, str(key))) for key, (name, entry) in enumerate(entries.items())}
     _Pickler(program, protocol=2).dump(within(tensors))
     with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         _add(archive, file, "data.pkl", program.getbuffer())
         _add(archive, file, "byteorder", memoryview(b"little"))
-        for key, entry in enumerate(entries.values()):
-            _add(archive, file, f"data/{key}", entry.content())
+        sums = {
+            name: _add(archive, file, f"data/{key}", entry.content())
+            for key, (name, entry) in enumerate(entries.items())
+        }
         _add(archive, file, "version", memoryview(b"3\n"))
+    return sums
 
 
-def _add(archive: zipfile.ZipFile, file: BinaryIO, name: str, content: memoryview) -> None:
-    """One member, its bytes at a multiple of the alignment; the gap is an extra field of its header (PKWARE, 4.5.2)."""
+def _add(archive: zipfile.ZipFile, file: BinaryIO, name: str, content: memoryview) -> int:
+    """One member, its bytes at a multiple of the alignment; the gap is an extra field of its header (PKWARE, 4.5.2).
+    Returns its CRC-32."""
     info = zipfile.ZipInfo(f"{_FOLDER}/{name}")
     wide = 20 if content.nbytes >= zipfile.ZIP64_LIMIT else 0  # zipfile puts sizes of over 2 GB into a field of its own
     before = archive.start_dir + 30 + len(info.filename) + wide
@@ -84,3 +94,4 @@ def _add(archive: zipfile.ZipFile, file: BinaryIO, name: str, content: memoryvie
     info.extra = b"FB" + gap.to_bytes(2, "little") + b"Z" * gap
     with archive.open(info, "w", force_zip64=bool(wide)) as member:
         member.write(content)
+    return info.CRC
