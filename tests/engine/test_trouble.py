@@ -20,7 +20,7 @@ from dreambooth.engine.drawing.sampling import NotDrawn
 from dreambooth.engine.families.model import Model
 from dreambooth.engine.run import hooks, trouble
 from dreambooth.engine.training import adapters, loss, optimizers
-from tests.engine.runs import new_run, output, saved, told, train
+from tests.engine.runs import LORA, new_run, output, saved, told, train
 from tests.engine.runs import same as same_weights
 from tests.engine.runs import tiny_project as make_project
 
@@ -109,6 +109,17 @@ def test_a_step_that_is_no_number_is_left_out(star: Project, monkeypatch: pytest
     assert "at step 2" in warnings(job)[0]
     assert "whose gradients were left out" in warnings(job)[0]
     assert ".png" in warnings(job)[0]
+
+
+@pytest.mark.parametrize("kind", ["full", "lora", "dora", "loha", "lokr", "oft"])
+def test_a_result_that_learned_nothing_says_so(star: Project, kind: str) -> None:
+    """It is a file like any other."""
+    method = {"general.method": "full"} if kind == "full" else {**LORA, "lora.kind": kind}
+    none = {f"learning.{lora}{part}learning_rate": 0.0 for lora in ("", "lora_") for part in ("", "text_encoder_")}
+    for rates, said in (({}, 0), (none, 1)):
+        job = train(star, **{**method, **rates})
+        found = [one for one in warnings(job) if "does not differ from what training began with" in one]
+        assert len(found) == said, warnings(job)
 
 
 def test_after_so_many_the_run_goes_back_with_half_the_rate(star: Project, monkeypatch: pytest.MonkeyPatch) -> None:

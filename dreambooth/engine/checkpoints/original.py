@@ -38,7 +38,7 @@ def entries(own: Mapping[str, Entry], family: str) -> dict[str, Entry]:
 def own_entries(source: Source, changed: Mapping[str, Entry], *, half: bool) -> dict[str, Entry]:
     """{own name: entry} of a model with the `changed` weights in place of the source's."""
     own = {name: changed.get(name) or copied(source, tensor) for name, tensor in source.tensors.items()}
-    return {name: _halved(entry) for name, entry in own.items()} if half else own
+    return {name: halved(entry) for name, entry in own.items()} if half else own
 
 
 def trained_entries(source: Source, changed: Mapping[str, Entry], family: str, *, half: bool) -> dict[str, Entry]:
@@ -68,7 +68,7 @@ def _in_place(source: Source, own: Mapping[str, Entry], family: str, *, half: bo
         if name in groups:
             original[name] = _joined([(place, own[key]) for key, place in groups[name]])
         elif not name.startswith(checkpoint.VAE) or not source.has_other_vae:
-            original[name] = _halved(copied(source, tensor)) if half else copied(source, tensor)
+            original[name] = halved(copied(source, tensor)) if half else copied(source, tensor)
     if source.has_other_vae:
         vae = {name: entry for name, entry in own.items() if name.startswith("vae/")}
         original.update(entries(vae, family))
@@ -83,7 +83,8 @@ def _marked(original: Mapping[str, Entry], about: checkpoint.About) -> dict[str,
     return kept | {name: Entry.of(torch.zeros(0)) for name, holds in true.items() if holds and name not in kept}
 
 
-def _halved(entry: Entry) -> Entry:
+def halved(entry: Entry) -> Entry:
+    """A tensor as it is written in half precision."""
     return replace(entry, dtype=torch.float16) if entry.dtype in (torch.float32, torch.float64) else entry
 
 

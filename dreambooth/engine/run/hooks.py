@@ -21,7 +21,7 @@ from dreambooth.engine.checkpoints import webui_yaml
 from dreambooth.engine.checkpoints.source import Source
 from dreambooth.engine.drawing.sampling import NotDrawn
 from dreambooth.engine.process.listener import asked_to_end
-from dreambooth.engine.run import imagic, outputs, trouble
+from dreambooth.engine.run import effect, imagic, outputs, trouble
 from dreambooth.engine.run.tensorboard import EventFile, curves
 from dreambooth.engine.training import preview, state_writer
 from dreambooth.engine.training.session import Session
@@ -308,6 +308,7 @@ def _save_output(work: Work, session: Session, source: Source, images: int, *, b
         )
     with session.shown():
         made = outputs.save(work.folders, work.project, work.settings, session.model, source, session.trained, images)
+        has_effect = effect.is_there(work.settings, session.model, source, session.trained)
     path, words = made.path, {word: str(file) for word, file in made.embeddings.items()}
     imagic.keep(work.project, path, session)
     kind, files = work.settings.result_kind, {path, *made.embeddings.values()} if work.settings.is_embedding else {path}
@@ -316,3 +317,8 @@ def _save_output(work: Work, session: Session, source: Source, images: int, *, b
     only = {**({"best": True} if best else {}), **({"embeddings": words} if words else {})}
     size = sum(file.stat().st_size for file in files)
     work.job.report("saved", kind=kind, path=str(path), bytes=size, images=images, **changed, **only)
+    if not has_effect:
+        said = f"{path.name} does not differ from what training began with: nothing was learned."
+        count = list(rates(work.settings))
+        do = f"Raise {' and '.join(count)} if these are low, and look at what is said of steps that were left out."
+        work.job.warn(Problem(said, next(iter(count), ""), do))
