@@ -7,18 +7,19 @@ import os
 import shutil
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeGuard
 
 from dreambooth.core.errors import UserError
-from dreambooth.core.files import atomic, file_names, paths
+from dreambooth.core.files import atomic, confinement, file_names
 from dreambooth.core.files.json_file import read_object
 from dreambooth.core.models import checkpoint
 from dreambooth.core.models.model_file import SUFFIXES
 from dreambooth.core.models.origin import Origin
-from dreambooth.core.schema import from_flat, to_flat
+from dreambooth.core.schema import from_flat, is_path, to_flat
 from dreambooth.core.settings import Settings, parse, to_json, whole, write_json
 
 LONGEST_NAME = 80
@@ -227,17 +228,18 @@ def create(
     Raises UserError for a bad or taken name, a source that cannot be trained from, or bad settings.
     """
     folder = check_new(folders, name)
-    source = paths.named(str(source), "source")
+    source = confinement.named(str(source), "source")
     if not source.exists():
         raise UserError(f"{source}: there is no such file.")
     chosen = from_flat(Origin, origin or {})
     if chosen.resolution % 8 or 0 < chosen.resolution < 64:
         raise UserError(f"resolution: it must be a multiple of 8, and at least 64 (it is {chosen.resolution}).")
     if chosen.vae:
-        chosen.vae = str(paths.named(chosen.vae, "vae"))
+        chosen.vae = str(confinement.named(chosen.vae, "vae"))
         checkpoint.read_vae(Path(chosen.vae))
     about = _read_about(source, chosen)
     checked = parse(settings or {})
+    check_places(settings or {}, dict)
     folders.projects.mkdir(parents=True, exist_ok=True)
     staged = Path(tempfile.mkdtemp(prefix=".creating-", dir=folders.projects))
     try:
@@ -336,7 +338,14 @@ def _read_about(source: Path, origin: Origin) -> checkpoint.About:
 
 def write_settings(project: Project, flat: dict[str, Any]) -> None:
     """Makes these the model's own settings. Raises UserError for settings that will not do, and writes nothing then."""
-    write_json(project.folder / "settings.json", to_json(parse(flat)))
+    checked = parse(flat)
+    check_places(flat, project.settings)
+    write_json(project.folder / "settings.json", to_json(checked))
+
+
+def check_places(flat: dict[str, Any], before: Callable[[], dict[str, Any]]) -> None:
+    """Raises UserError for settings that name a place which may not be named here, and did not before."""
+    confinement.check_settings(flat, before, lambda key: is_path(Settings, key))
 
 
 def names(folders: Folders) -> list[str]:

@@ -176,6 +176,11 @@ def shareable(cls: type, flat: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in flat.items() if general(key) not in private}
 
 
+def is_path(cls: type, key: str) -> bool:
+    """Whether a setting, by its dotted key, is a file or a folder."""
+    return any(leaf.key == general(key) for leaf in leaves(cls) if leaf.spec.path)
+
+
 HIDDEN = "(hidden)"  # what is shown of a secret; given back, it stands for the secret that is there
 
 

@@ -20,6 +20,7 @@ from modules import paths, sd_models, shared, ui_extra_networks
 
 from dreambooth.core import device
 from dreambooth.core.drawing import Drawing, Keep, Look
+from dreambooth.core.files import confinement
 from dreambooth.core.project import Folders
 from dreambooth.host import describing, drawing, lending
 from dreambooth.host.base import ALONE_MINUTES, PAGE_TOKEN
@@ -39,6 +40,8 @@ class WebUI:
         self.is_dark: bool | None = {"dark": True, "light": False}.get(shared.cmd_opts.theme or "")
         self.app: Any = None  # the web application, once it has started
         self._folders: Folders | None = None
+        is_confined = getattr(shared.cmd_opts, "hide_ui_dir_config", False)  # SD.Next has no such flag
+        confinement.keep_to(self._own_folders if is_confined else None)
         number = str(getattr(shared.cmd_opts, "device_id", None) or "")
         if number.isdigit() and self.name not in ("Forge", "reForge"):  # which have the flag, and do not heed it
             os.environ[device.GPU_VARIABLE] = number  # A1111 works on that one, and shows it to nobody else
@@ -53,6 +56,12 @@ class WebUI:
                 embeddings=_flag("embeddings_dir") or _setting("embeddings_dir"),
             )
         return self._folders
+
+    def _own_folders(self) -> list[Path]:
+        """Where its models lie, and ours; some WebUIs look for checkpoints in more folders than one."""
+        own = self.folders()
+        listed = {path.parent for _, path in self.checkpoints()}
+        return [own.models, own.projects, own.checkpoints, own.loras, own.embeddings, *listed]
 
     @property
     def alone_minutes(self) -> float:

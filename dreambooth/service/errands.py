@@ -9,7 +9,7 @@ from typing import Any
 
 from dreambooth.core import captions, settings
 from dreambooth.core.errors import UserError
-from dreambooth.core.files import paths
+from dreambooth.core.files import confinement, paths
 from dreambooth.core.models import checkpoint
 from dreambooth.core.project import Project
 from dreambooth.core.schema import leaves
@@ -118,7 +118,7 @@ def drawing(opened: Project, wanted: Mapping[str, Any], *, label: str = "{}") ->
 
 def _out(opened: Project, named: Any, label: str) -> Path:
     """The folder that pictures are put into. Raises UserError where they cannot."""
-    folder = paths.named(str(named), label.format("out")) if named else opened.folder / "generated"
+    folder = confinement.named(str(named), label.format("out")) if named else opened.folder / "generated"
     if reason := paths.unwritable(folder):
         raise UserError(f"{label.format('out')}: nothing can be written in {folder} ({reason}); name another folder.")
     return folder

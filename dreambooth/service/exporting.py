@@ -10,7 +10,7 @@ from typing import Any
 
 from dreambooth.core import run, settings
 from dreambooth.core.errors import UserError
-from dreambooth.core.files import paths
+from dreambooth.core.files import confinement, paths
 from dreambooth.core.models import checkpoint
 from dreambooth.core.models.checkpoint import FAMILIES
 from dreambooth.core.models.model_file import CHECKPOINTS, EMBEDDINGS, PICKLES
@@ -80,7 +80,7 @@ def _onto(opened: Project, named: Any, label: str) -> str:
     """The other checkpoint that what was learned is put into; empty without one. One for inpainting will do."""
     if not named:
         return ""
-    file, key = paths.named(str(named), called("onto", label)), called("onto", label)
+    file, key = confinement.named(str(named), called("onto", label)), called("onto", label)
     about, own = checkpoint.describe(checkpoint.read_header(file)), opened.about["family"]
     if about.kind != "checkpoint":
         raise UserError(f"{key}: {file} is no checkpoint.")
@@ -99,7 +99,7 @@ def _target(named: Any, key: str, *, optional: bool) -> str:
         return ""
     if not isinstance(named, str) or not named.strip():
         raise UserError(f"{key}: it is empty; name a file or folder to write.")
-    to = paths.named(named, key)
+    to = confinement.named(named, key)
     if not Path(paths.meant(named)).expanduser().is_absolute():
         raise UserError(f"{key}: {named} is a name without its folder; write the whole path.")
     if reason := paths.unwritable(to.parent):

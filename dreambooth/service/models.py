@@ -14,7 +14,7 @@ from typing import Any
 
 from dreambooth.core import presets, project, run, schema, settings
 from dreambooth.core.errors import UserError
-from dreambooth.core.files import atomic, paths
+from dreambooth.core.files import atomic, confinement, paths
 from dreambooth.core.models import checkpoint, hub
 from dreambooth.core.models.hub import HubModel
 from dreambooth.core.project import Folders, Project
@@ -45,7 +45,7 @@ def listing(folders: Folders) -> list[dict[str, Any]]:
 
 def inspect(path: Path) -> dict[str, Any]:
     """What a checkpoint, LoRA or embedding is, from its header. Raises UserError for what cannot be read."""
-    path = paths.named(str(path), "path")
+    path = confinement.named(str(path), "path")
     return {"path": str(path), **checkpoint.describe(checkpoint.read_header(path)).as_json()}
 
 
@@ -213,7 +213,7 @@ def imported(
     Its concepts take the place of the model's. Writes nothing. `python` finds the engine's, where it is needed. Raises
     UserError for what cannot be read.
     """
-    kind, migration = foreign.read(paths.named(str(path), "path"), python)
+    kind, migration = foreign.read(confinement.named(str(path), "path"), python)
     own = opened.settings()
     if any(key.startswith("concepts.") for key in migration.settings):
         own = without_concepts(own)

@@ -8,7 +8,7 @@ from typing import Any
 
 from dreambooth.core import project, run, settings
 from dreambooth.core.errors import Problem, UserError
-from dreambooth.core.files import paths
+from dreambooth.core.files import confinement
 from dreambooth.core.models import checkpoint
 from dreambooth.core.project import Folders, Project
 from dreambooth.core.run import Job, Request
@@ -111,7 +111,7 @@ def weights(opened: Project, file: str, *, base: bool) -> Path | None:
     if file and base:
         raise UserError("weights, base: these exclude each other; name one.")
     if file:
-        path = paths.named(file, "weights")
+        path = confinement.named(file, "weights")
         about = checkpoint.describe(checkpoint.read_header(path))
         if about.kind not in ("checkpoint", "lora", "embedding"):
             raise UserError(f"{path}: this is no checkpoint, LoRA or embedding.")

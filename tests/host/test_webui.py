@@ -50,6 +50,29 @@ def test_flags_move_folders_for_the_engine_and_the_command_line_too(webui: Stand
     assert Folders(webui.models).checkpoints == webui.models / "Stable-diffusion", "a flag that is gone moves nothing"
 
 
+def test_a_flag_of_the_webuis_keeps_what_people_name_to_its_folders(
+    webui: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here, on the page and by the API; not on the command line."""
+    from dreambooth.core.files import confinement
+
+    monkeypatch.setattr(confinement, "_own", None)
+    flags = webui.module("shared").cmd_opts
+    flags.ckpt_dir = str(tmp_path / "c")
+    webui.load_script()
+    assert confinement.named(str(tmp_path / "d"), "to") == tmp_path / "d"
+    flags.hide_ui_dir_config = True
+    webui.load_script()
+    for inside in (webui.models / "x", tmp_path / "c" / "x"):
+        assert confinement.named(str(inside), "to") == inside
+    with pytest.raises(UserError, match=r"^to: .*d lies outside of the WebUI's folders, .* --hide-ui-dir-config; name"):
+        confinement.named(str(tmp_path / "d"), "to")
+    del flags.hide_ui_dir_config
+    flags.ckpt_dir = None
+    webui.load_script()
+    assert confinement.named(str(tmp_path / "d"), "to") == tmp_path / "d"
+
+
 def test_the_engine_works_on_the_gpu_that_the_webui_was_told(webui: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(device.GPU_VARIABLE, raising=False)
     webui.load_script()

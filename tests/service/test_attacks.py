@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import json
 import os
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +21,7 @@ from fastapi.testclient import TestClient
 
 from dreambooth.core import project, run, settings
 from dreambooth.core.errors import UserError
-from dreambooth.core.files import atomic, file_names
+from dreambooth.core.files import atomic, confinement, file_names
 from dreambooth.core.layout import MINIATURE, PROJECT, SUBJECT_PICTURES
 from dreambooth.core.project import Folders
 from dreambooth.core.schema import HIDDEN
@@ -242,3 +243,50 @@ def test_nobody_else_on_the_machine_reads_a_secret(folders: Folders) -> None:
     with pytest.raises(ZeroDivisionError), atomic.staged(next(iter(held))) as staged:
         assert staged.stat().st_mode & 0o777 == 0o600
         raise ZeroDivisionError
+
+
+@needs_links
+def test_where_only_the_webuis_folders_may_be_named_no_request_leads_elsewhere(
+    folders: Folders, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A WebUI that others use too, started with --hide-ui-dir-config."""
+    outside, inside = tmp_path_factory.mktemp("outside"), folders.checkpoints / "a.safetensors"
+    folders.checkpoints.mkdir()
+    shutil.copy(MINIATURE, inside)
+    monkeypatch.setattr(confinement, "_own", lambda: [folders.models])
+    asked, there, climbing = (
+        client(folders),
+        {"settings": {"concepts.0.class_data_dir": str(outside)}},
+        inside / "../../..",
+    )
+    export, generate = {"kind": "export", "base": True}, {"kind": "generate", "prompt": "a star", "base": True}
+    for method, place, body in (
+        ("POST", "models", {"name": "moon", "source": str(MINIATURE)}),
+        ("POST", "models", {"name": "moon", "source": str(inside), **there}),
+        ("POST", "models", {"name": "moon", "source": str(inside), "origin": {"vae": str(MINIATURE)}}),
+        ("PATCH", "models/star/settings", there),
+        ("PUT", "models/star/settings", there),
+        ("PATCH", "models/star/settings", {"settings": {"concepts.0.instance_data_dir": f"{climbing}"}}),
+        ("POST", "models/star/import", {"path": str(outside)}),
+        ("POST", "models/star/runs", there),
+        ("POST", "models/star/errands", {**export, "to": str(outside / "x.safetensors")}),
+        (
+            "POST",
+            "models/star/errands",
+            {"kind": "export", "weights": str(MINIATURE), "to": str(inside) + "2.safetensors"},
+        ),
+        ("POST", "models/star/errands", {**generate, "out": str(outside)}),
+        ("POST", "inspect", {"path": str(MINIATURE)}),
+        ("PUT", "models/star/concepts/0/caption", {"file": "star-1.png", "text": "x"}),
+        ("POST", "models/star/concepts/0/describe", {"with": "BLIP"}),
+    ):
+        said = asked.request(method, f"/dreambooth/{place}", json=body)
+        assert said.status_code == 400, (place, body)
+        assert [confinement.FLAG in one for one in said.json()["problems"]] == [True], said.json()
+    assert not list(outside.iterdir())
+    pictures = folders.models / "pictures"
+    pictures.symlink_to(outside)
+    for wanted in ({"lora.rank": 3}, {"concepts.0.instance_data_dir": str(pictures)}):
+        assert asked.patch("/dreambooth/models/star/settings", json={"settings": wanted}).status_code == 200, wanted
+    assert asked.post("/dreambooth/inspect", json={"path": str(inside)}).status_code == 200
+    assert asked.post("/dreambooth/models", json={"name": "moon", "source": str(inside)}).status_code == 200

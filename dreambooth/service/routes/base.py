@@ -59,7 +59,9 @@ class Routes:
     def asked(self, opened: Project, body: Answer) -> Settings:
         """A model's settings with those of a request over them."""
         own = opened.settings()
-        return settings.parse(schema.with_secrets(Settings, models.changed(own, an_object(body, "settings")), own))
+        flat = models.changed(own, an_object(body, "settings"))
+        project.check_places(flat, opened.settings)
+        return settings.parse(schema.with_secrets(Settings, flat, own))
 
     def submit(self, job: Job, show: Callable[[Job], Answer]) -> Answer:
         """Puts a job into the queue; one that cannot be there leaves nothing behind."""

@@ -8,6 +8,7 @@ from typing import Any
 from fastapi import Response
 from fastapi.responses import FileResponse
 
+from dreambooth.core.files import confinement
 from dreambooth.service import dropped, pictures
 from dreambooth.service.routes.base import Answer, Route, Routes, only, text
 
@@ -38,14 +39,14 @@ class Pictures(Routes):
     def write_caption(self, name: str, concept: int, body: dict[str, Any]) -> Answer:
         """Writes the caption `text` beside the picture `file`; without a word the file's name is the caption again."""
         only(body, "file", "text", needed="text")
-        path = pictures.confined(pictures.concept_folder(self.open(name), concept, "instance"), text(body, "file"))
+        path = pictures.confined(self._writable(name, concept), text(body, "file"))
         pictures.write_caption(path, text(body, "text", optional=True))
         return {"file": str(body["file"]), "caption": pictures.caption(path)}
 
     def describe(self, name: str, concept: int, body: dict[str, Any]) -> Answer:
         """Captions by the WebUI's BLIP or DeepDanbooru (`with`) for pictures that have none; for all with `over`."""
         only(body, "with", "over")
-        folder, captioner = pictures.concept_folder(self.open(name), concept, "instance"), text(body, "with")
+        folder, captioner = self._writable(name, concept), text(body, "with")
         described = pictures.describe(
             folder, lambda picture: self.host.describe(picture, captioner), over=bool(body.get("over"))
         )
@@ -58,6 +59,12 @@ class Pictures(Routes):
         folder = pictures.concept_folder(opened, concept, "instance")
         moved = dropped.take_away(self.folders, opened, folder, text(only(body, "file"), "file"))
         return {"file": str(body["file"]), "trash": str(moved)}
+
+    def _writable(self, name: str, concept: int) -> Path:
+        """The folder of a concept's pictures, for captions to be written there."""
+        folder = pictures.concept_folder(self.open(name), concept, "instance")
+        confinement.check(folder, f"concepts.{concept}.instance_data_dir")
+        return folder
 
     def drawn(self, name: str, file: str, side: int = 0, changed: str = "") -> Response:
         """A picture in the model's own folder: previews, class pictures, sheets, generated ones."""

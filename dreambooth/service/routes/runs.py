@@ -7,7 +7,7 @@ from urllib.parse import quote
 
 from fastapi import Response
 
-from dreambooth.core import run, schema
+from dreambooth.core import project, run, schema
 from dreambooth.core.errors import UserError
 from dreambooth.core.run import Job
 from dreambooth.core.settings import Settings
@@ -80,6 +80,7 @@ class Runs(Routes):
             if given:
                 raise UserError("settings, model_settings: these exclude each other; give one.")
             given = going_on.takeable(going_on.differences(job, self.open(name)))
+        project.check_places(given, job.settings)
         step = body.get("from_step")
         if step is not None and (isinstance(step, bool) or not isinstance(step, int)):
             raise UserError(f"from_step: it must be a whole number (it is {step!r}).")
