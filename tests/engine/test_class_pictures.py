@@ -113,6 +113,22 @@ def test_a_folder_as_it_is(star: Project, mine: Path, tmp_path: Path) -> None:
     assert [p.prompt for p in plan(star, mine, **folder, **tokens).there] == ["star, one", "star on grass"]
 
 
+@pytest.mark.parametrize("mode", ["folder", "fill"])
+def test_choices_in_the_class_prompt_are_made_for_pictures_of_ones_own(
+    star: Project, mine: Path, tmp_path: Path, mode: str
+) -> None:
+    for name in range(9):
+        picture(tmp_path / "class" / f"{name}.png").with_suffix(".txt").write_text("on {grass|sand}")
+    own = {"class_mode": mode, "class_data_dir": str(tmp_path / "class"), "num_class_images_per": 4}
+    made = plan(star, mine, class_prompt="a {red|blue} star [filewords]", **own)
+    assert len(made.there) == 9 and made.missing == (3 if mode == "fill" else 0)
+    prompts = {one.prompt for one in class_pictures.prior_pictures([made])}
+    assert prompts <= {f"a {colour} star on {place}" for colour in ("red", "blue") for place in ("grass", "sand")} | {
+        f"a {colour} star a {other} sks star" for colour in ("red", "blue") for other in ("red", "blue")
+    }
+    assert len({one.prompt for one in made.there}) > 1
+
+
 def test_a_folder_that_is_empty_or_not_named(star: Project, mine: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"concepts\.0\.class_data_dir: there are no pictures in"):
         plan(star, mine, class_mode="folder", class_data_dir=str(tmp_path / "gone"))

@@ -91,7 +91,7 @@ def plan(project: Project, settings: Settings, instances: list[list[Example]], s
         own = [variants[0] for variants in instances if variants and variants[0].picture.concept == number]
         square = Bucket(size, size)
         if concept.class_mode == "folder":
-            plans.append(_as_it_is(number, concept, _sampling(concept, square)))
+            plans.append(_as_it_is(settings, number, square))
         elif concept.class_mode == "fill" and concept.num_class_images_per:
             if concept.class_data_dir.strip():
                 plans.append(_filled(settings, number, own, square))
@@ -143,7 +143,8 @@ def prior_pictures(plans: list[Plan]) -> list[pictures.Picture]:
     ]
 
 
-def _as_it_is(number: int, concept: Concept, sampling: Sampling) -> Plan:
+def _as_it_is(settings: Settings, number: int, bucket: Bucket) -> Plan:
+    concept = settings.concepts[number]
     folder = Path(concept.class_data_dir).expanduser()
     found = picture_files.find(folder) if folder.is_dir() else []
     if not found:
@@ -151,7 +152,7 @@ def _as_it_is(number: int, concept: Concept, sampling: Sampling) -> Plan:
             f"concepts.{number}.class_data_dir: there are no pictures in {folder}; name the folder with your class "
             "pictures, or set class_mode to fill to have them made."
         )
-    return Plan(number, folder, [_found(path, number, concept) for path in found], [], sampling)
+    return Plan(number, folder, _found(found, settings, number), [], _sampling(concept, bucket))
 
 
 def _filled(settings: Settings, number: int, own: list[Example], bucket: Bucket) -> Plan:
@@ -160,8 +161,8 @@ def _filled(settings: Settings, number: int, own: list[Example], bucket: Bucket)
     prompts = _prompts(concept, own, settings.captions, seed)
     folder = Path(concept.class_data_dir).expanduser()
     found = picture_files.find(folder)[: len(prompts)] if folder.is_dir() else []
-    there = [_found(path, number, concept) for path in found]
-    return Plan(number, folder, there, _topped_up(folder, prompts, len(found), seed), _sampling(concept, bucket))
+    there, missing = _found(found, settings, number), _topped_up(folder, prompts, len(found), seed)
+    return Plan(number, folder, there, missing, _sampling(concept, bucket))
 
 
 def _drawn(project: Project, settings: Settings, number: int, own: list[Example], bucket: Bucket) -> Plan:
@@ -186,9 +187,14 @@ def _prompts(concept: Concept, own: list[Example], options: Captions, seed: int)
         )
         for turn in range(concept.num_class_images_per):
             text = captions.class_words(concept, lines[turn % len(lines)])
-            texts = captions.variants(text, Captions(variants=options.variants), seed)
-            prompts.append(texts[captions.pick(len(texts), seed, len(prompts))])
+            prompts.append(_chosen(text, options, seed, len(prompts)))
     return prompts
+
+
+def _chosen(text: str, options: Captions, seed: int, place: int) -> str:
+    """The one of the texts that `text` means which the picture at `place` has."""
+    texts = captions.variants(text, Captions(variants=options.variants), seed)
+    return texts[captions.pick(len(texts), seed, place)]
 
 
 def _numbered(folder: Path, prompts: list[str], concept: Concept, seed: int) -> list[Wanted]:
@@ -219,11 +225,15 @@ def _topped_up(folder: Path, prompts: list[str], there: int, seed: int) -> list[
     return wanted
 
 
-def _found(path: Path, number: int, concept: Concept) -> pictures.Picture:
-    """A picture of a class folder, with the prompt that it was made with, or else the class prompt."""
-    made_with = _text_of(path, _PROMPT)
-    caption = captions.file_words(path).split("\n")[0] if captions.FILEWORDS in concept.class_prompt else ""
-    return pictures.Picture(path, made_with or captions.class_words(concept, caption), number)
+def _found(paths: list[Path], settings: Settings, number: int) -> list[pictures.Picture]:
+    """Pictures of a class folder, each with the prompt that it was made with, or else the class prompt."""
+    concept, found = settings.concepts[number], list[pictures.Picture]()
+    for place, path in enumerate(paths):
+        caption = captions.file_words(path).split("\n")[0] if captions.FILEWORDS in concept.class_prompt else ""
+        words = captions.class_words(concept, caption)
+        prompt = _text_of(path, _PROMPT) or _chosen(words, settings.captions, settings.general.seed, place)
+        found.append(pictures.Picture(path, prompt, number))
+    return found
 
 
 def _text_of(path: Path, key: str) -> str:
