@@ -157,12 +157,11 @@ def _walk(folder: Path) -> Iterator[str]:
 def _entry(folder: Path, name: str) -> dict[str, Any]:
     path = folder / name
     try:
-        about = path.stat()
-        caption = path.with_suffix(".txt")
-        text = caption.read_text(encoding="utf-8", errors="replace")[:2000] if caption.is_file() else None
+        about, words = path.stat(), caption(path)
     except OSError as error:
         return {"name": name, "problem": error.strerror}
-    return {"name": name, "bytes": about.st_size, "changed": about.st_mtime, "caption": text}
+    shown = words if words is None else words[:2000]
+    return {"name": name, "bytes": about.st_size, "changed": about.st_mtime, "caption": shown}
 
 
 def confined(folder: Path, name: str) -> Path:

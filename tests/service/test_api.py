@@ -198,6 +198,21 @@ def test_pictures_are_listed_with_captions_and_small(asked: TestClient) -> None:
     assert asked.get("/dreambooth/models/star/concepts/1/pictures").status_code == 400
 
 
+@pytest.mark.parametrize("suffix", [".txt", ".caption"])
+def test_a_caption_that_is_written_is_listed_wherever_it_lies(asked: TestClient, tmp_path: Path, suffix: str) -> None:
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    Image.new("RGB", (64, 64)).save(folder / "a.png")
+    (folder / "a").with_suffix(suffix).write_text("before", encoding="utf-8-sig")
+    create(asked)
+    asked.patch("/dreambooth/models/star/settings", json={"settings": {"concepts.0.instance_data_dir": str(folder)}})
+    place = "/dreambooth/models/star/concepts/0"
+    for words in ("before", "a star"):
+        assert [one["caption"].strip() for one in asked.get(f"{place}/pictures").json()["pictures"]] == [words]
+        asked.put(f"{place}/caption", json={"file": "a.png", "text": "a star"})
+    assert {path.name for path in folder.iterdir()} == {"a.png", f"a{suffix}"}
+
+
 def test_odd_pictures_are_thumbnails_or_sentences(asked: TestClient, tmp_path: Path) -> None:
     folder = tmp_path / "odd"
     folder.mkdir()
