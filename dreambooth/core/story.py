@@ -73,8 +73,12 @@ class Course:
     points: list[Point] = field(default_factory=list)
     _each: int = 1  # reported steps in a point
     _open: list[Point] = field(default_factory=list)
+    _last: int = 0
 
     def add(self, point: Point) -> None:
+        if point.step <= self._last:  # a run that began anew, as it had no state yet, tells of no resuming
+            self.cut(point.step - 1)
+        self._last = point.step
         self._open.append(point)
         if len(self._open) < self._each:
             return

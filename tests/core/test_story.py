@@ -95,6 +95,12 @@ def test_losses_of_the_subject_and_the_class_are_kept_beside_the_whole(path: Pat
     assert kept == [(1, 0.5, 0.0), (2, 0.3, 0.2)], "an earlier version's, today's, and none of a damaged one"
 
 
+def test_what_came_before_a_run_began_anew_is_forgotten(path: Path) -> None:
+    """It had no state to go on from, so it tells of no resuming."""
+    write(path, {"event": "started", "time": 0}, step(1), step(2), step(3), step(1, 0.1), step(2, 0.2))
+    assert [point[:2] for point in story.read(path).course.points] == [(1, 0.1), (2, 0.2)]
+
+
 def test_what_came_after_the_state_that_was_resumed_is_forgotten(path: Path) -> None:
     write(path, {"event": "started", "time": 0}, step(1), step(2), step(3), {"event": "started", "time": 9},
           {"event": "resumed", "step": 2}, step(3, 0.1))  # fmt: skip
