@@ -23,6 +23,7 @@ from dreambooth.core.settings import parse
 from dreambooth.engine import families, from_state, generate, worker
 from dreambooth.engine.checkpoints import words_file
 from dreambooth.engine.families.model import Model
+from dreambooth.engine.run import outputs
 from dreambooth.engine.words import learned
 from dreambooth.engine.words.learned import Words
 from dreambooth.service import hot_use, launcher
@@ -130,6 +131,36 @@ def test_a_run_teaches_the_word_and_writes_it_twice(trained: tuple[Project, Job]
     before = own(generate.load(project, ""), "sks", 3)["text_encoder"]
     assert (within["text_encoder"] - before).abs().max() > 1e-2
     assert not any("te_" in name for name in load_file(file)), "nothing else of the text encoder learns"
+
+
+def test_a_run_that_is_discarded_while_it_writes_leaves_no_embedding(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, place = new_run(project, **WORD), folders(project).embeddings
+
+    def discarded(*_: Any) -> None:
+        assert list(place.glob("*.safetensors"))
+        job.request("discard")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(outputs, "write_lora", discarded)
+    assert worker.run(job) == "discarded"
+    assert not list(place.rglob("*.safetensors"))
+
+
+def test_words_that_are_written_no_further_leave_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = words_file.write
+
+    def short(target: Path, *rest: Any) -> None:
+        if list(tmp_path.iterdir()):
+            raise MemoryError
+        write(target, *rest)
+
+    monkeypatch.setattr(words_file, "write", short)
+    vectors = {word: {"text_encoder": torch.zeros(1, 32)} for word in ("one", "two")}
+    with pytest.raises(MemoryError):
+        words_file.write_embeddings(tmp_path, "star", "sd1", vectors, {})
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_is_drawn_with_a_lora_is_read_with_its_word(trained: tuple[Project, Job]) -> None:

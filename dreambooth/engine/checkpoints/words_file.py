@@ -81,7 +81,7 @@ def write_embeddings(
 ) -> dict[str, Path]:
     """Writes an embedding for each word, under a name of its own that begins with `stem`. Returns the files.
 
-    Raises UserError if one cannot be written; then there is none of them.
+    Raises UserError if one cannot be written; then, and whatever else ends it, there is none of them.
     """
     files: dict[str, Path] = {}
     try:
@@ -89,7 +89,7 @@ def write_embeddings(
             target = free_name(folder, words_module.stem(stem, number, len(words)), suffix)
             write_embedding(target, family, words, word, about, half=half)
             files[word] = target
-    except UserError:
+    except BaseException:
         for file in files.values():
             file.unlink(missing_ok=True)
         raise

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from dreambooth import __version__
 from dreambooth.core import schema, words
-from dreambooth.core.errors import UserError
 from dreambooth.core.models.model_file import SUFFIXES
 from dreambooth.core.project import Folders, Project
 from dreambooth.core.schema import to_flat
@@ -66,7 +65,7 @@ def save(
         return Saved(next(iter(made.values())), made)
     try:
         write(target, project, settings, model, source, trained)
-    except UserError:
+    except BaseException:  # also where a person discards the run
         for file in made.values():
             file.unlink(missing_ok=True)
         raise
