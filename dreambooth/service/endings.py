@@ -108,7 +108,7 @@ def _advice(job: Job, state: dict[str, Any] | None) -> str:
         return "Start it again."
     if state:
         return f"Resume goes on from its last state, at step {state['step']}."
-    return "No state was saved yet; resume begins anew."
+    return "No state was saved yet; start it again."
 
 
 def _exit_code(job: Job, started: dict[str, Any] | None = None) -> int | None:

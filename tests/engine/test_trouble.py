@@ -196,10 +196,18 @@ def test_with_too_little_memory_it_goes_on_with_less(star: Project, monkeypatch:
     assert same_weights(output(whole), output(job)), "checkpointing changes no bit"
 
 
+def test_the_curve_of_a_run_that_begins_anew_begins_anew(star: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dreambooth.engine.training.pulse.REPORT_SECONDS", 0.0)
+    at_batches(monkeypatch, {2}, out_of_memory)
+    job = train(star, **{"intervals.num_train_epochs": 3})
+    assert [event["step"] for event in told(job, "step")] == [1, 1, 2, 3]
+    assert [step for step, *_ in job.story().course.points] == [1, 2, 3]
+
+
 def test_each_retreat_takes_less_and_then_it_is_refused(star: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     at_batches(monkeypatch, set(range(2, 1000)), out_of_memory)
     job = new_run(star, **EACH_STEP, **{"batching.train_batch_size": 4})
-    with pytest.raises(UserError, match=r"smaller general\.resolution"):
+    with pytest.raises(UserError, match=r"memory and resume, or begin a new run with a smaller general\.resolution"):
         worker.run(job)
     assert job.changes() == {
         "batching.gradient_checkpointing": True,
@@ -249,7 +257,7 @@ def test_class_pictures_that_are_none_are_not_learned(star: Project, monkeypatch
 def test_stop_changes_nothing_and_says_what_would_help(star: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     at_batches(monkeypatch, {2}, out_of_memory)
     job = new_run(star, **EACH_STEP, **{"memory.on_out_of_memory": "stop"})
-    with pytest.raises(UserError, match=r"batching\.gradient_checkpointing True"):
+    with pytest.raises(UserError, match=r"batching\.gradient_checkpointing on"):
         worker.run(job)
     assert job.changes() == {}
     assert worker.run(job) == "done"

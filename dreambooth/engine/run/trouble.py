@@ -14,11 +14,12 @@ from dreambooth.core.errors import Problem, UserError
 from dreambooth.core.memory import planner
 from dreambooth.core.settings import Settings
 from dreambooth.core.settings.conflicts.of_optimizers import PRODIGY_LEAST_RATE, rates
+from dreambooth.core.values import plain
 
 TRAINING = "training"
 MOST_TURNS_BACK = 3  # after divergence, in one run
 _DRAWING = ("class pictures", "previews")
-_TRAIN_LESS = "Take a smaller general.resolution, train a LoRA of a smaller rank, choose an 8-bit optimizer"
+_TRAIN_LESS = "begin a new run with a smaller general.resolution, a LoRA of a smaller rank or an 8-bit optimizer"
 _DRAW_LESS = "Draw fewer pictures at a time, or smaller ones"
 _CLOSE = "close other programs that use the memory"
 _SAID = "|".join(
@@ -52,8 +53,13 @@ def first_line(error: BaseException) -> str:
 
 def explained(error: BaseException, phase: str, *, draws: bool) -> Problem:
     """Too little memory where nothing is tried again: what happened, and what to do. `draws` is of a job that draws."""
-    do = _DRAW_LESS if draws else _TRAIN_LESS
-    return Problem(_said(phase, needed(error)), do=f"{do}, or {_CLOSE}; what was saved before is kept.")
+    do = f"{_DRAW_LESS}, or {_CLOSE}" if draws else _resume_or(_TRAIN_LESS)
+    return Problem(_said(phase, needed(error)), do=f"{do}; what was saved before is kept.")
+
+
+def _resume_or(less: str) -> str:
+    """What needs less is not for a run that has begun."""
+    return f"{_CLOSE[0].upper()}{_CLOSE[1:]} and resume, or {less}"
 
 
 def needed(error: BaseException) -> str:
@@ -103,11 +109,11 @@ def out_of_memory(settings: Settings, phase: str, said: str, together: int = 0) 
     begin = _said(phase, said)
     step = smaller(settings, phase, together)
     if step is None:
-        less = "Take a smaller general.resolution" if settings.is_embedding else _TRAIN_LESS
-        do = f"{less}, or {_CLOSE}; what was saved before is kept."
+        less = "begin a new run with a smaller general.resolution" if settings.is_embedding else _TRAIN_LESS
+        do = f"{_resume_or(less)}; what was saved before is kept."
         raise UserError(Problem(begin, "general.resolution", do))
     changes, name = step
-    how = ", ".join(f"{key} {value}" for key, value in changes.items())
+    how = ", ".join(f"{key} {plain(value)}" for key, value in changes.items())
     if settings.memory.on_out_of_memory == "stop":
         do = f"Go on with {name}: resume the run with {how}. What was saved before is kept."
         raise UserError(Problem(begin, "memory.on_out_of_memory", do))
