@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -67,10 +68,18 @@ def prepare(
     if changed or later:
         _check_unfinished(job)
     beforehand.check(job, changed, from_step)
-    if changed:
-        job.change(changed)
-    for step in reversed(later):
-        _to_trash(folders, job, job.state / f"{step:09}")
+    moved = dict[Path, Path]()
+    try:
+        for step in reversed(later):
+            state = job.state / f"{step:09}"
+            moved[state] = _to_trash(folders, job, state)
+        if changed:
+            job.change(changed)
+    except (UserError, OSError):
+        for state, target in moved.items():
+            with contextlib.suppress(OSError):
+                atomic.move(target, state)
+        raise
     return changed
 
 
@@ -136,7 +145,8 @@ def _check_unfinished(job: Job) -> None:
         raise UserError(f"The run {job.name} has written its result already; resume it as it is.")
 
 
-def _to_trash(folders: Folders, job: Job, state: Path) -> None:
+def _to_trash(folders: Folders, job: Job, state: Path) -> Path:
+    """Returns where it lies by then."""
     name, number = f"{job.name.replace('/', ' run ')} state {state.name}", 1
     while (target := folders.trash / f"{name}{f' {number}' if number > 1 else ''}").exists():
         number += 1
@@ -145,3 +155,4 @@ def _to_trash(folders: Folders, job: Job, state: Path) -> None:
         atomic.move(state, target)
     except OSError as error:
         raise UserError(f"{state}: it cannot be moved to the trash ({error.strerror}).") from None
+    return target

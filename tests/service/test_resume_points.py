@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 import sys
@@ -14,6 +15,7 @@ from fastapi.testclient import TestClient
 
 from dreambooth.core import project, run
 from dreambooth.core.errors import UserError
+from dreambooth.core.files import atomic
 from dreambooth.core.layout import MINIATURE, SUBJECT_PICTURES
 from dreambooth.core.project import Folders
 from dreambooth.core.schema import HIDDEN
@@ -178,3 +180,21 @@ def test_what_holds_without_the_models_settings_too_does_not_speak_against_them(
     assert going_on.prospect(job, opened)["problems"] == []
     with pytest.raises(UserError, match="there is no folder"):
         going_on.prepare(folders, job, {"previews.count": 2})
+
+
+@pytest.mark.parametrize("at", ["20", "changes.json"])
+def test_a_run_that_cannot_go_back_whole_stays_where_it_is(
+    folders: Folders, monkeypatch: pytest.MonkeyPatch, at: str
+) -> None:
+    """Of its later states the second cannot be moved, or its changes not be written."""
+    job, move = paused(folders), atomic.move
+
+    def full(source: Path, target: Path) -> None:
+        if source.name.endswith(at) or target.name == at:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        move(source, target)
+
+    monkeypatch.setattr(atomic, "move", full)
+    with pytest.raises((UserError, OSError), match="No space left"):
+        going_on.prepare(folders, job, {"intervals.num_train_epochs": 9}, 10)
+    assert job.changes() == {} and job.states() == [10, 20, 30]
