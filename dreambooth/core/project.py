@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -24,6 +21,7 @@ from dreambooth.core.settings import Settings, parse, to_json, whole, write_json
 
 LONGEST_NAME = 80
 LONGEST_NAME_BYTES = 180  # of the 255 that a disk takes: steps, endings and the marks of what is being written follow
+CREATING, COPYING = "creating", "copying"  # how the folders of models begin that are being made
 
 _USUAL = {
     "projects": "dreambooth",
@@ -241,22 +239,19 @@ def create(
     checked = parse(settings or {})
     check_places(settings or {}, dict)
     folders.projects.mkdir(parents=True, exist_ok=True)
-    staged = Path(tempfile.mkdtemp(prefix=".creating-", dir=folders.projects))
+    record = {
+        "version": 1,
+        "folder": str(folder),
+        "source": str(source),
+        "origin": to_flat(chosen),
+        "created": time.time(),
+        "about": about.as_json(),
+    }
     try:
-        record = {
-            "version": 1,
-            "folder": str(folder),
-            "source": str(source),
-            "origin": to_flat(chosen),
-            "created": time.time(),
-            "about": about.as_json(),
-        }
-        atomic.write_text(staged / "model.json", json.dumps(record, indent=1))
-        write_json(staged / "settings.json", to_json(checked))
-        os.chmod(staged, 0o755)
-        atomic.move(staged, folder)
+        with atomic.staged_folder(folder, CREATING) as staged:
+            atomic.write_text(staged / "model.json", json.dumps(record, indent=1))
+            write_json(staged / "settings.json", to_json(checked))
     except OSError as error:
-        shutil.rmtree(staged, ignore_errors=True)
         raise UserError(f"{folder}: the model's folder cannot be written ({error.strerror}).") from None
     return open_project(folders, name)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
@@ -68,7 +67,8 @@ def create(folders: Folders, name: str, source: Path, flat: dict[str, Any], orig
 
 
 def rename(folders: Folders, name: str, new_name: str) -> dict[str, Any]:
-    """Renames a model, also in its own files. Raises UserError for a taken name or while an engine is at work."""
+    """Renames a model, also in its own files. Raises UserError for a taken name, while an engine is at work, or where
+    they cannot be written, and then it is called as before."""
     opened = project.open_project(folders, name)
     _check_idle(opened)
     target = project.check_new(folders, new_name)
@@ -76,11 +76,15 @@ def rename(folders: Folders, name: str, new_name: str) -> dict[str, Any]:
         atomic.move(opened.folder, target)
     except OSError as error:
         raise UserError(f"{opened.folder}: it cannot be renamed ({error.strerror}).") from None
-    renamed = project.open_project(folders, new_name)
     try:
+        renamed = project.open_project(folders, new_name)
         moving.retell(renamed, opened.folder)
-    except OSError as error:
-        raise UserError(f"{renamed.folder}: it is renamed, but not all of its files ({error.strerror}).") from None
+    except (UserError, OSError) as error:
+        with contextlib.suppress(UserError, OSError):
+            atomic.move(target, opened.folder)
+            moving.retell(opened, target)
+        said = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"{opened.folder}: it cannot be renamed ({said}).") from None
     return summary(renamed)
 
 
@@ -92,22 +96,18 @@ def duplicate(folders: Folders, name: str, new_name: str) -> dict[str, Any]:
     opened = project.open_project(folders, name)
     target = project.check_new(folders, new_name)
     left_out = (opened.runs, opened.errands, opened.latents)
-    staged = target
 
     def own(folder: str, found: list[str]) -> list[str]:
         return [one for one in found if Path(folder) / one in left_out]
 
     try:
-        staged = Path(tempfile.mkdtemp(prefix=".copying-", dir=folders.projects))
-        # Links stay links: one that leads above itself would be followed without end, and others out of the folder.
-        shutil.copytree(opened.folder, staged, symlinks=True, ignore=own, dirs_exist_ok=True)
-        flat = {key: _moved(value, opened.folder, target) for key, value in opened.settings().items()}
-        settings.write_json(staged / "settings.json", settings.to_json(settings.parse(flat)))
-        project.note_place(staged, target)
-        atomic.move(staged, target)
+        with atomic.staged_folder(target, project.COPYING) as staged:
+            # Links stay links: one that leads above itself would be followed without end, and others out of the folder.
+            shutil.copytree(opened.folder, staged, symlinks=True, ignore=own, dirs_exist_ok=True)
+            flat = {key: _moved(value, opened.folder, target) for key, value in opened.settings().items()}
+            settings.write_json(staged / "settings.json", settings.to_json(settings.parse(flat)))
+            project.note_place(staged, target)
     except OSError as error:
-        if staged != target:
-            shutil.rmtree(staged, ignore_errors=True)
         raise UserError(f"{target}: the model cannot be copied ({_first_reason(error)}).") from None
     return summary(project.open_project(folders, new_name))
 

@@ -23,9 +23,11 @@ Change = Callable[[bytes], bytes]
 
 
 def retell(renamed: Project, before: Path) -> None:
-    """Has settings, jobs and events name the folder and the model as they are called now. Raises OSError."""
+    """Has settings, jobs and events name the folder and the model as they are called now, but for jobs that are
+    damaged. Raises OSError."""
     for job in run.jobs(renamed):
-        atomic.write_text(job.folder / "job.json", json.dumps({**job.read(), "model": renamed.name}, indent=1))
+        if said := job.said():
+            atomic.write_text(job.folder / "job.json", json.dumps({**said, "model": renamed.name}, indent=1))
     _rewrite(renamed, _other_paths(before, renamed.folder))
     project.note_place(renamed.folder, renamed.folder)
 

@@ -15,7 +15,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from dreambooth.core import device, run
+from dreambooth.core import device, project, run
 from dreambooth.core.errors import Problem, UserError
 from dreambooth.core.files import atomic, lock
 from dreambooth.core.project import Folders
@@ -228,7 +228,10 @@ def _waiting(folders: Folders) -> list[Job]:
 
 
 def tidy(folders: Folders) -> None:
-    """Removes errands that ended a day ago or longer; nobody waits for their answer any more."""
+    """Removes errands that ended a day ago or longer, as nobody waits for their answer any more, and what is left of
+    models whose making was ended as long ago."""
+    for doing in (project.CREATING, project.COPYING):
+        atomic.sweep_folders(folders.projects, doing)
     for job in [*run.all_jobs(folders), *run.downloads(folders)]:
         with contextlib.suppress(OSError, UserError):  # one that cannot be read, or that another process has removed
             is_old = not job.is_run and job.folder.stat().st_mtime < time.time() - KEPT_SECONDS

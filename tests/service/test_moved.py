@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from dreambooth.core import device, project, run, settings
+from dreambooth.core.errors import UserError
 from dreambooth.core.layout import MINIATURE, SUBJECT_PICTURES
 from dreambooth.core.project import Folders
 from dreambooth.core.run import Job
@@ -50,6 +53,61 @@ def copied(old: Folders) -> Folders:
     new = elsewhere(old)
     shutil.copytree(old.models.parent, new.models.parent)
     return new
+
+
+def test_a_renamed_model_with_a_damaged_job_is_renamed_whole(old: Folders, paused: Job) -> None:
+    star = project.open_project(old, "star")
+    damaged = run.new_run(old, star, settings.parse(star.settings())).folder / "job.json"
+    damaged.write_text("{", encoding="utf-8")
+    assert models.rename(old, "star", "moon")["name"] == "moon"
+    first, second = run.runs(project.open_project(old, "moon"))
+    assert first.read()["model"] == "moon" and (second.folder / "job.json").read_text() == "{"
+
+
+def test_a_model_that_cannot_be_renamed_whole_is_called_as_before(
+    old: Folders, paused: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    note = project.note_place
+
+    def full(folder: Path, place: Path) -> None:
+        if place.name == "moon":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        note(folder, place)
+
+    before = {path: path.read_bytes() for path in old.projects.rglob("*.json*")}
+    monkeypatch.setattr(project, "note_place", full)
+    with pytest.raises(UserError, match=r"star: it cannot be renamed \(No space left on device\)"):
+        models.rename(old, "star", "moon")
+    assert project.names(old) == ["star"] and paused.read()["model"] == "star"
+    assert {path: path.read_bytes() for path in old.projects.rglob("*.json*")} == before
+
+
+def test_a_model_that_is_copied_no_further_leaves_nothing_behind(
+    old: Folders, paused: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And what a kill has left is swept away a day later."""
+    star = project.open_project(old, "star")
+    kept = (star.folder / "settings.json").read_bytes()
+    (star.folder / "settings.json").write_text("{", encoding="utf-8")
+    before = sorted(old.projects.iterdir())
+    with pytest.raises(UserError, match=r"settings\.json: the file is damaged"):
+        models.duplicate(old, "star", "moon")
+    assert sorted(old.projects.iterdir()) == before
+    (star.folder / "settings.json").write_bytes(kept)
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(project, "to_json", interrupted)
+        project.create(old, "moon", MINIATURE)
+    assert sorted(old.projects.iterdir()) == before
+    for name, age in ((".copying-a", 90_000), (".creating-b", 90_000), (".copying-new", 0), (".mine-c", 90_000)):
+        place = old.projects / name
+        place.mkdir()
+        os.utime(place, (time.time() - age,) * 2)
+    queue.tidy(old)
+    assert sorted(old.projects.iterdir()) == sorted([*before, old.projects / ".copying-new", old.projects / ".mine-c"])
+
+
+def interrupted(*_: object) -> str:
+    raise KeyboardInterrupt
 
 
 def test_the_engine_of_a_copy_is_on_the_device_of_the_copy(old: Folders, paused: Job) -> None:

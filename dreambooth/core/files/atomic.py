@@ -7,6 +7,7 @@ import errno
 import os
 import shutil
 import stat
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ from pathlib import Path
 STAGED = ".tmp"  # how the name of a file ends that is being written; it begins with a dot
 _PRIVATE = 0o600
 _ABANDONED_SECONDS = 3600
+_ABANDONED_FOLDER_SECONDS = 24 * 3600
 # Windows lets nobody move or remove what another process reads just then, be it a virus scanner or our own page.
 _PATIENCE_SECONDS = 3.0 if os.name == "nt" else 0.0
 
@@ -44,6 +46,18 @@ def staged(path: Path, *, private: bool = False) -> Iterator[Path]:
 
 def _is_private(path: Path) -> bool:
     return os.name != "nt" and path.exists() and stat.S_IMODE(path.stat().st_mode) == _PRIVATE
+
+
+@contextlib.contextmanager
+def staged_folder(path: Path, doing: str) -> Iterator[Path]:
+    """The same for a new folder: one to write into, which becomes `path` when the block ends."""
+    name = Path(tempfile.mkdtemp(prefix=f".{doing}-", dir=path.parent))
+    try:
+        yield name
+        name.chmod(0o755)
+        move(name, path)
+    finally:
+        shutil.rmtree(name, ignore_errors=True)
 
 
 def move(source: Path, target: Path) -> None:
@@ -90,6 +104,15 @@ def sweep(folder: Path) -> None:
         with contextlib.suppress(OSError):
             if path.stat().st_mtime < before:
                 path.unlink()
+
+
+def sweep_folders(folder: Path, doing: str) -> None:
+    """The same of new folders, a day ago or longer: a model is copied for a while."""
+    before = time.time() - _ABANDONED_FOLDER_SECONDS
+    with contextlib.suppress(OSError):
+        for path in folder.glob(f".{doing}-*"):
+            if path.is_dir() and path.stat().st_mtime < before:
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def write_text(path: Path, text: str, *, private: bool = False) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,29 +15,28 @@ from dreambooth.engine.checkpoints.entry import Entry
 from dreambooth.engine.checkpoints.write import write
 from dreambooth.engine.words.vocabulary import write_vocabulary
 
+_EXPORTING = "exporting"  # how the name of a folder begins that is being written
+
 
 def write_folder(to: Path, pipeline: Any, own: Mapping[str, Entry]) -> None:
     """Writes diffusers' `pipeline`, whose parts may be without weights, with the weights of `own` ({own name: entry}).
 
     The folder appears whole or not at all. Raises UserError if it cannot be written.
     """
-    staged = Path(tempfile.mkdtemp(prefix=".exporting-", dir=to.parent))
+    atomic.sweep_folders(to.parent, _EXPORTING)
     try:
-        pipeline.save_config(staged)
-        for name, part in pipeline.components.items():
-            if isinstance(part, nn.Module):
-                _write_part(staged / name, name, part, own)
-            elif name.startswith("tokenizer"):
-                part.save_pretrained(staged / name)
-                write_vocabulary(staged / name)
-            elif name == "scheduler":
-                part.save_pretrained(staged / name)
-        staged.chmod(0o755)
-        atomic.move(staged, to)
+        with atomic.staged_folder(to, _EXPORTING) as staged:
+            pipeline.save_config(staged)
+            for name, part in pipeline.components.items():
+                if isinstance(part, nn.Module):
+                    _write_part(staged / name, name, part, own)
+                elif name.startswith("tokenizer"):
+                    part.save_pretrained(staged / name)
+                    write_vocabulary(staged / name)
+                elif name == "scheduler":
+                    part.save_pretrained(staged / name)
     except OSError as error:
         raise UserError(f"{to}: the folder cannot be written ({error.strerror}).") from None
-    finally:
-        shutil.rmtree(staged, ignore_errors=True)
 
 
 def _write_part(folder: Path, name: str, part: nn.Module, own: Mapping[str, Entry]) -> None:
