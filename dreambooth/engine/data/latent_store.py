@@ -7,6 +7,7 @@ the old one is removed in time.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -66,15 +67,19 @@ class Store:
             self.problem = str(error)
 
     def prune(self) -> None:
-        """Removes what nobody has used for some time, and beyond that the oldest of what is too much."""
+        """Removes what nobody has used for some time, and beyond that the oldest of what is too much, as far as it can
+        be removed; folders that others have put there stay."""
         if self.problem:
             return
-        entries = [(path.stat().st_mtime, path.stat().st_size, path) for path in self.folder.iterdir()]
-        total, oldest = sum(size for _, size, _ in entries), time.time() - KEPT_DAYS * 86400
-        for changed, size, path in sorted(entries):
-            if path.stem not in self.used and (changed < oldest or total > MOST_BYTES or path.suffix == ".tmp"):
-                path.unlink(missing_ok=True)
-                total -= size
+        with contextlib.suppress(OSError):
+            entries = [(path.stat().st_mtime, path.stat().st_size, path) for path in self.folder.iterdir()]
+            total, oldest = sum(size for _, size, _ in entries), time.time() - KEPT_DAYS * 86400
+            for changed, size, path in sorted(entries):
+                is_old = changed < oldest or total > MOST_BYTES or path.suffix == ".tmp"
+                if is_old and path.stem not in self.used and not path.is_dir():
+                    with contextlib.suppress(OSError):  # it is in use
+                        path.unlink(missing_ok=True)
+                        total -= size
 
     def _path(self, example: Example, *more: str) -> Path:
         parts = [VERSION, self.encoder, _digest(example.picture.path), asdict(example.cut), *more]
