@@ -18,7 +18,7 @@ import torch
 
 from dreambooth.core import settings
 from dreambooth.core.errors import UserError
-from dreambooth.core.files import atomic
+from dreambooth.core.files import atomic, paths
 from dreambooth.core.models import checkpoint
 from dreambooth.core.models.model_file import CHECKPOINTS, EMBEDDINGS, Header
 from dreambooth.core.project import Project, open_project
@@ -89,7 +89,7 @@ def _free(named: str) -> Path:
     to = Path(named)
     if to.exists():
         raise UserError(f"{to}: it exists already; name another file or folder.")
-    to.parent.mkdir(parents=True, exist_ok=True)
+    paths.make_folder(to.parent)
     return to
 
 

@@ -10,6 +10,7 @@ from PIL import Image
 
 from dreambooth.core import settings
 from dreambooth.core.files import file_names
+from dreambooth.core.files.paths import make_folder
 from dreambooth.core.models import checkpoint
 from dreambooth.core.project import Project, open_project
 from dreambooth.core.run import Job
@@ -43,7 +44,7 @@ def run(job: Job) -> dict[str, Any]:
     model.read_prompts(tuning.max_token_length, tuning.clip_skip, tuning.pad_tokens)
     model.traced = tuning.trace_steps
     folder, count, how = Path(wanted["out"]), wanted["count"], chosen.memory.vae_decoding
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     text, known = _text(model, project, wanted), Known(model)
     batch = drawn_together.choose(model, sampling, count, how, set_to=wanted["batch"])
     paths: list[str] = []

@@ -3,6 +3,7 @@
 # ruff: noqa: E501
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import signal
@@ -27,15 +28,16 @@ from dreambooth.core.models import checkpoint
 from dreambooth.core.project import Folders, Project
 from dreambooth.core.run import Job
 from dreambooth.core.settings import Settings, parse
-from dreambooth.engine import contact_sheet, export, plan, worker
+from dreambooth.engine import contact_sheet, export, generate, plan, worker
 from dreambooth.engine.checkpoints import webui_yaml
 from dreambooth.engine.checkpoints.entry import Entry
 from dreambooth.engine.checkpoints.write import write, write_tensors
 from dreambooth.engine.data import class_pictures, png
 from dreambooth.engine.data.latent_store import Store
+from dreambooth.engine.drawing import sheet
 from dreambooth.engine.run import beginning, hooks, imagic
 from dreambooth.engine.training import preview
-from dreambooth.service import launcher, report
+from dreambooth.service import errands, launcher, report
 from dreambooth.ui import command_line
 from tests.engine.runs import LORA, SHORT, folders, new_run, output, same, saved, tiny_project, told, train
 from tests.engine.test_faults import finished, start
@@ -279,6 +281,45 @@ def test_a_folder_that_may_only_be_read_is_said(
     finally:
         subprocess.run(["mount", "-o", "remount,rw", str(small_disk)], check=True)
     assert job.status() == "new"
+
+
+def test_where_nothing_can_be_written_nothing_is_exported_or_drawn(small_disk: Path, star: Project) -> None:
+    """A disk that became read-only after the job was asked for."""
+    places, new = folders(star), small_disk / "new"
+    wanted = {"weights": "", "merge": None, "onto": "", "rank": 0, "half": False}
+    chosen, drawing = errands.drawing(star, {"prompt": "a star", "base": True, "steps": 1})
+    jobs = [(export, "export", {**wanted, "to": str(to)}) for to in (new, new / "folder", new / "x.safetensors")]
+    jobs += [(generate, "generate", {**drawing, "out": str(new)})]
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    try:
+        for module, kind, fields in jobs:
+            with pytest.raises(UserError, match=rf"^{new}.* cannot be (made|written) \(Read-only file system\)"):
+                module.run(launcher.new_errand(places, star, kind, chosen, **fields))
+        with pytest.raises(UserError, match="cannot be made"):
+            sheet._free_folder(new)
+    finally:
+        subprocess.run(["mount", "-o", "remount,rw", str(small_disk)], check=True)
+
+
+def test_what_cannot_be_tidied_away_among_the_latents_ends_no_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = tiny_project(tmp_path)
+    (made.latents / "@eaDir").mkdir(parents=True)  # as a NAS makes it
+    old, locked = made.latents / "old.safetensors", made.latents / "locked.safetensors"
+    for path in (locked, old, made.latents / "@eaDir"):
+        path.exists() or path.touch()
+        os.utime(path, (0, 0))
+    unlink = Path.unlink
+
+    def in_use(path: Path, missing_ok: bool = False) -> None:
+        if path == locked:
+            raise PermissionError(errno.EACCES, "in use", str(path))
+        unlink(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", in_use)
+    train(made, **LORA)
+    assert not old.exists() and locked.exists() and (made.latents / "@eaDir").is_dir()
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows lets nobody remove what a run reads")

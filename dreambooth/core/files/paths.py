@@ -52,6 +52,14 @@ def named(text: str, what: str) -> Path:
         raise UserError(f"{what}: {text} is a link that leads back to itself; name the file or folder.") from None
 
 
+def make_folder(path: Path) -> None:
+    """Makes a folder with those above it, as far as they are not there. Raises UserError if it cannot be made."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{path}: the folder cannot be made ({error.strerror}); name another place.") from None
+
+
 def within(folder: Path, text: str) -> str:
     """The path that is meant, in a folder if it is relative; a text that can be none as it is, for who checks it."""
     text = meant(text)

@@ -12,6 +12,7 @@ from PIL import Image
 
 from dreambooth.core import settings
 from dreambooth.core.errors import Problem
+from dreambooth.core.files.paths import make_folder
 from dreambooth.core.models import checkpoint
 from dreambooth.core.project import Project
 from dreambooth.core.run import Job
@@ -107,7 +108,7 @@ def _free_folder(out: Path) -> Path:
     number = 1
     while (folder := out / f"sheet-{number:03}").exists():
         number += 1
-    folder.mkdir(parents=True)
+    make_folder(folder)
     return folder
 
 
