@@ -61,7 +61,7 @@ def _add_models(add: Callable[..., Any]) -> None:
     sub = add(
         "import",
         preparing.import_settings,
-        "Take over the settings of the predecessor or of kohya's scripts.",
+        "Take over the settings of the predecessor, of kohya's scripts or kohya_ss, or of OneTrainer.",
         of_models.imported,
         takes_settings=True,
     )

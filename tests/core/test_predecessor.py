@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dreambooth.core import schema, settings
-from dreambooth.core.migrate import predecessor
-from dreambooth.core.migrate.predecessor import controls, of_concepts, table
+from dreambooth.core.migrate import predecessor, table
+from dreambooth.core.migrate.control import UNKNOWN, Control
+from dreambooth.core.migrate.predecessor import controls, of_concepts
 from dreambooth.core.migrate.report import Seen
 from dreambooth.core.settings import Settings
 from tests.conftest import ROOT
@@ -178,7 +179,7 @@ def test_every_key_of_a_config_is_known_or_told() -> None:
     for theirs in (CONFIG_OF_2023_03, CONFIG_OF_2025, CONFIG_OF_2022, EVERYTHING_ON):
         migration = predecessor.config(theirs, look)
         assert theirs.keys() - {"concepts_list"} <= migration.told()
-        assert not [line for line in migration.lines if line.why == controls.UNKNOWN]
+        assert not [line for line in migration.lines if line.why == UNKNOWN]
         names = [one for line in migration.lines if line.fate == "left out" for one in line.theirs.split(", ")]
         assert len(names) == len(set(names))
 
@@ -291,11 +292,11 @@ def test_a_negative_prompt_has_no_caption() -> None:
 
 def test_the_table_of_controls_is_up_to_date() -> None:
     written = (ROOT / "docs" / "coming-from.md").read_text(encoding="utf-8")
-    assert written == table.markdown(), "run: python -m dreambooth.core.migrate.predecessor.table > docs/coming-from.md"
+    assert written == table.markdown(), "run: python -m dreambooth.core.migrate.table > docs/coming-from.md"
 
 
 @pytest.mark.parametrize("control", [one for one in controls.every() if one.keys], ids=lambda one: one.label)
-def test_what_is_said_of_a_control_is_what_becomes_of_it(control: controls.Control) -> None:
+def test_what_is_said_of_a_control_is_what_becomes_of_it(control: Control) -> None:
     """docs/coming-from.md says what the importer does, and not another thing."""
     theirs = {**CONFIG_OF_2023_03, **CONFIG_OF_2025, **CONFIG_OF_2022, **EVERYTHING_ON}
     theirs |= {"tenc_grad_clip_norm": 2.0, "save_preview_every": 5}

@@ -35,7 +35,7 @@ from dreambooth.core.run import Job
 from dreambooth.core.settings import Settings, on_resume
 from dreambooth.core.settings.dataset import Captions, Concept
 from dreambooth.host.standalone import Standalone
-from dreambooth.service import api, foreign, going_on, launcher, models, pictures, queue, report, runs
+from dreambooth.service import api, foreign, foreign_disk, going_on, launcher, models, pictures, queue, report, runs
 from dreambooth.ui import command_line, commands
 from tests.fuzz.guard import confined
 from tests.fuzz.inputs import TEXTS, VALUES, damaged, dumped, json_bytes, nearly
@@ -412,7 +412,7 @@ def settings_of_other_trainers(base: Path, data: bytes) -> None:
 def datasets_of_kohya(base: Path, content: Any) -> None:
     with told():
         if isinstance(content, dict) and content.get("datasets"):
-            foreign.kohya.dataset(content, foreign._looker(base))
+            foreign.kohya.dataset(content, foreign_disk.looker(base))
 
 
 def picture(form: str) -> bytes:

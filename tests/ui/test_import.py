@@ -12,10 +12,11 @@ from PIL import Image
 
 from dreambooth.core import settings
 from dreambooth.core.errors import UserError
+from dreambooth.core.files import confinement
 from dreambooth.core.layout import MINIATURE
 from dreambooth.core.project import Folders, create, open_project
 from dreambooth.core.settings import Settings
-from dreambooth.service import foreign, pictures
+from dreambooth.service import foreign, foreign_disk, pictures
 from tests.conftest import Run, Said
 
 
@@ -94,6 +95,62 @@ def test_concepts(dreambooth: Run, here: Path, how: str) -> None:
     assert (ours.intervals.num_train_epochs, ours.lora.rank) == ((9, 2) if how == "config" else (100, 5))
 
 
+def test_kohyas_config_file(dreambooth: Run, here: Path) -> None:
+    (here / "config.toml").write_text("""
+        max_train_steps = 40
+        [model]
+        pretrained_model_name_or_path = "gone.safetensors"
+        [network]
+        network_module = "networks.lora"
+        network_dim = 3
+        [data]
+        train_data_dir = "train"
+        reg_data_dir = "reg"
+        resolution = "64,64"
+        sample_prompts = "prompts.txt"
+    """)
+    (here / "prompts.txt").write_text("a sks star --s 3")
+    said, ours = take(dreambooth, here, here / "config.toml")
+    assert said.code == 0, said.errors
+    assert said.answer["kind"] == "kohya's config file"
+    assert (ours.lora.rank, ours.lora.alpha, ours.intervals.max_train_steps) == (3, 1, 20)
+    assert (ours.concepts[0].instance_data_dir, ours.concepts[0].repeats) == (str(here / "train/10_sks star"), 10)
+    assert (ours.concepts[0].class_mode, ours.previews.prompts, ours.previews.steps) == ("folder", "a sks star", 3)
+    assert dreambooth("check", "star", "--data", here / "models").code == 0
+
+
+def test_a_file_of_kohya_ss(dreambooth: Run, here: Path) -> None:
+    theirs = {"LoRA_type": "Standard", "max_resolution": "64,64", "network_dim": 3, "network_alpha": 2, "epoch": "4",
+              "train_data_dir": str(here / "train"), "optimizer": "Adafactor", "unet_lr": 0.0, "text_encoder_lr": 0.0,
+              "learning_rate": "0.0003"}  # fmt: skip
+    (here / "kohya.json").write_text(json.dumps(theirs))
+    said, ours = take(dreambooth, here, here / "kohya.json")
+    assert said.code == 0, said.errors
+    assert said.answer["kind"] == "a file of kohya_ss"
+    assert (ours.lora.rank, ours.lora.alpha, ours.optimizer.name) == (3, 2, "adafactor")
+    assert (ours.intervals.num_train_epochs, ours.learning.lora_learning_rate) == (4, 3e-4)
+    assert ours.concepts[0].instance_data_dir == str(here / "train/10_sks star")
+
+
+def test_onetrainers_settings_with_their_concepts(dreambooth: Run, here: Path) -> None:
+    concepts = [{"path": str(here / "train/10_sks star"), "text": {"prompt_source": "sample"}, "balancing": 2.0}]
+    theirs = {"training_method": "LORA", "base_model_name": "x/y", "lora_rank": 3, "resolution": "64", "epochs": 4,
+              "concept_file_name": "training_concepts/concepts.json", "optimizer": {"optimizer": "LION"}}  # fmt: skip
+    for folder in ("training_concepts", "training_presets"):
+        (here / folder).mkdir()
+    (here / "training_concepts/concepts.json").write_text(json.dumps(concepts))
+    (here / "training_presets/mine.json").write_text(json.dumps(theirs))
+    said, ours = take(dreambooth, here, here / "training_presets/mine.json")
+    assert said.code == 0, said.errors
+    assert said.answer["kind"] == "OneTrainer's settings"
+    assert (ours.lora.rank, ours.lora.alpha, ours.optimizer.name) == (3, 1, "lion")
+    assert (ours.concepts[0].instance_prompt, ours.concepts[0].repeats) == ("[filewords]", 2)
+    assert {line["fate"] for line in said.answer["report"]} == {"taken", "changed", "left out"}
+    (here / "own.json").write_text(json.dumps(concepts))
+    said, _ = take(dreambooth, here, here / "own.json")
+    assert said.answer["kind"] == "OneTrainer's concepts"
+
+
 @pytest.mark.parametrize(
     ("name", "text", "said"),
     [
@@ -102,7 +159,7 @@ def test_concepts(dreambooth: Run, here: Path, how: str) -> None:
         ("x.json", "import os", "none of the files that can be imported"),
         ("x.json", "concepts = print(1)", "the file is not JSON"),
         ("x.toml", "a = = b", "the file is not TOML"),
-        ("x.toml", "a = 1", "no [[datasets]]"),
+        ("x.toml", "a = 1", "neither [[datasets]]"),
         ("y.json", None, "no such file"),
         ("reg/1_star/..", None, "holds no folders that are named after repeats"),
     ],
@@ -149,7 +206,7 @@ def test_captions_beside_many_pictures_are_counted_at_once(tmp_path: Path) -> No
         (tmp_path / f"{number}.png").touch()
         (tmp_path / f"{number}.txt").touch()
     since = time.process_time()
-    seen = foreign._looker(tmp_path)(".")
+    seen = foreign_disk.looker(tmp_path)(".")
     assert (seen.pictures, seen.captions) == (3000, {".txt": 3000})
     assert time.process_time() - since < 2
 
@@ -160,3 +217,19 @@ def test_a_file_that_is_nested_without_end_is_refused(tmp_path: Path, content: s
     file.write_text(content)
     with pytest.raises(UserError, match=r"db_config\.json: .*\.$"):
         foreign.read(file, lambda: Path())
+
+
+def test_what_a_file_names_outside_of_the_folders_that_may_be_named_is_not_read(tmp_path: Path) -> None:
+    """Its lines would be shown as prompts to whoever imports it."""
+    (tmp_path / "own").mkdir()
+    (tmp_path / "secret.txt").write_text("a secret")
+    file = tmp_path / "own/kohya.json"
+    file.write_text(json.dumps({"max_resolution": "64", "sample_prompts": str(tmp_path / "secret.txt")}))
+    try:
+        confinement.keep_to(lambda: [tmp_path / "own"])
+        _, said = foreign.read(file, lambda: Path())
+    finally:
+        confinement.keep_to(None)
+    assert "previews.prompts" not in said.settings
+    assert any("outside of the WebUI's folders" in line.why for line in said.lines if line.theirs == "sample_prompts")
+    assert foreign.read(file, lambda: Path())[1].settings["previews.prompts"] == "a secret"

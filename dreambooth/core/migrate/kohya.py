@@ -40,7 +40,7 @@ CHANGED: dict[str, tuple[tuple[str, Any, str], ...]] = {  # what is on there: ou
     ),
 }
 _WHOLE_CAPTIONS = "captions.dropout leaves out whole captions, and as often throughout a run"
-_LEFT = {  # what is there besides, and where to look for it here
+LEFT = {  # what is there besides, and where to look for it here
     "enable_wildcard": "{a|b} and captions of several lines always work",
     "cache_info": "always so",
     "face_crop_aug_range": (
@@ -63,6 +63,7 @@ _LEFT = {  # what is there besides, and where to look for it here
 _OWN = {"image_dir", "class_tokens", "is_reg", "num_repeats", "caption_extension"}
 _NOTHING: tuple[Any, ...] = (None, False, 0, 0.0, "", [], ",")
 _DEFAULT_SUFFIX = ".caption"
+BOTH_SUFFIXES = (".txt", ".caption")  # of captions that are read here
 
 
 @dataclass(frozen=True)
@@ -97,22 +98,30 @@ def dataset(theirs: Mapping[str, Any], look: Look) -> Migration:
                 continue
             parts.append(_part(where, own))
             for key in (key for key in subset if key not in _OWN):
-                _one(f"{where}: {key}", key, subset[key], into)
+                take_one(f"{where}: {key}", key, subset[key], into)
     if into.settings.get("captions.shuffle_tags") and "captions.keep_tags" not in into.settings:
         into.take("keep_tokens", "captions.keep_tags", 0, "none is kept there unless it is asked for")
     _arrange(parts, look, into)
     return into
 
 
-def folders(train: Iterable[tuple[str, str]], of_class: Iterable[tuple[str, str]], look: Look) -> Migration:
-    """The settings that folders' names say, each given as (name, path): `10_sks dog` is "sks dog", seen ten times."""
-    into, parts = Migration(), list[Part]()
+def folders(
+    train: Iterable[tuple[str, str]],
+    of_class: Iterable[tuple[str, str]],
+    look: Look,
+    suffixes: tuple[str, ...] = BOTH_SUFFIXES,
+    into: Migration | None = None,
+) -> Migration:
+    """The settings that folders' names say, each given as (name, path): `10_sks dog` is "sks dog", seen ten times.
+
+    A name may follow what the folder is in, and a comma: `train_data_dir, 10_sks dog`.
+    """
+    into, parts = Migration() if into is None else into, list[Part]()
     for is_class, some in ((False, train), (True, of_class)):
         for name, path in some:
-            match = FOLDER.fullmatch(name)
+            match = FOLDER.fullmatch(name.rpartition(", ")[2] if not FOLDER.fullmatch(name) else name)
             if match:
-                words = match[2].strip()
-                parts.append(Part(name, path, words, int(match[1]), (".txt", ".caption"), is_class))
+                parts.append(Part(name, path, match[2].strip(), int(match[1]), suffixes, is_class))
     _arrange(parts, look, into)
     return into
 
@@ -141,10 +150,10 @@ def _shared(where: str, inherited: Mapping[str, Any], into: Migration) -> None:
         elif key == "batch_size":
             into.take(f"{where}: batch_size", "batching.train_batch_size", value)
         else:
-            _one(f"{where}: {key}", key, value, into)
+            take_one(f"{where}: {key}", key, value, into)
 
 
-def _one(theirs: str, key: str, value: Any, into: Migration) -> None:
+def take_one(theirs: str, key: str, value: Any, into: Migration) -> None:
     ours = SAME.get(key)
     if key in CHANGED and value:
         for own, our_value, why in CHANGED[key]:
@@ -154,7 +163,7 @@ def _one(theirs: str, key: str, value: Any, into: Migration) -> None:
     elif ours:
         into.take(theirs, ours, value, _OTHERWISE.get(key, "") if value else "")
     elif value not in _NOTHING:
-        into.leave(theirs, value, _LEFT.get(key, "there is no such setting here"))
+        into.leave(theirs, value, LEFT.get(key, "there is no such setting here"))
 
 
 def _arrange(parts: list[Part], look: Look, into: Migration) -> None:
@@ -191,7 +200,7 @@ def _prompt(part: Part, ours: str, look: Look, into: Migration) -> None:
         missing = seen.pictures - captioned
         why += f"; {missing} of {seen.pictures} have none and take their file's name, not {part.words!r}"
     into.take(f"{part.where}: captions", ours, FILEWORDS, why)
-    odd = [suffix for suffix in part.suffixes if suffix not in (".txt", ".caption")]
+    odd = [suffix for suffix in part.suffixes if suffix not in BOTH_SUFFIXES]
     if odd:
         into.leave(f"{part.where}: caption_extension", odd[0], "only .txt and .caption are read; rename the files")
 

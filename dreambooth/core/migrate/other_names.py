@@ -1,9 +1,12 @@
-"""What a setting is called elsewhere: by the predecessor, by kohya's scripts, and in guides and talk."""
+"""What a setting is called elsewhere: by the predecessor, kohya's scripts and OneTrainer, and in guides and talk."""
 
 from __future__ import annotations
 
-from dreambooth.core.migrate import kohya
+from dreambooth.core.migrate import kohya, onetrainer, sd_scripts
+from dreambooth.core.migrate.control import NOT_HERE
+from dreambooth.core.migrate.onetrainer import controls as of_onetrainer
 from dreambooth.core.migrate.predecessor import SAME, controls, of_concepts, of_rates, of_results
+from dreambooth.core.migrate.sd_scripts import controls as of_sd_scripts
 
 _TALK = {
     "concepts.N.class_mode": "regularization reg images prior preservation class images",
@@ -85,7 +88,8 @@ def other_names() -> dict[str, str]:
     """{our setting: every other name of it, in small letters}."""
     found: dict[str, list[str]] = {key: [names] for key, names in _TALK.items()}
     of_a_concept = {key: f"concepts.N.{ours}" for key, ours in of_concepts.SAME.items()}
-    for table in (SAME, of_concepts.SAMPLES, of_rates.RATES, kohya.SAME, of_a_concept):
+    same = (kohya.SAME, sd_scripts.SAME, onetrainer.SAME)
+    for table in (SAME, of_concepts.SAMPLES, of_rates.RATES, of_a_concept, *same):
         for theirs, ours in table.items():
             found.setdefault(ours, []).append(theirs)
     for theirs, rows in kohya.CHANGED.items():
@@ -94,6 +98,10 @@ def other_names() -> dict[str, str]:
     for control in controls.every():
         for ours in control.ours:
             found.setdefault(ours, []).extend([control.label, *control.keys])
+    for sections in (of_sd_scripts.CONTROLS, of_onetrainer.CONTROLS):
+        for control in (one for some in sections.values() for one in some if not one.why.startswith(NOT_HERE)):
+            for ours in control.ours:
+                found.setdefault(ours, []).extend(control.keys)
     for ours, names in (
         ("learning.scheduler", of_rates.SCHEDULES),
         ("optimizer.name", of_rates.OPTIMIZERS),

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from html import escape
 from typing import Any
 
+from dreambooth.core.migrate.control import NOT_HERE
 from dreambooth.core.migrate.other_names import other_names
 from dreambooth.core.migrate.predecessor import controls
 from dreambooth.core.schema import leaves
@@ -42,7 +43,7 @@ def elsewhere() -> list[tuple[str, str]]:
         if key not in OWN:
             found.append((_words(key).lower(), f"{leaf.spec.label}: on the Concepts tab."))
     for control in controls.every():
-        if not control.ours or control.why.startswith(controls.NOT_HERE):
+        if not control.ours or control.why.startswith(NOT_HERE):
             found.append((f"{control.label} {' '.join(control.keys)}".lower(), f"{control.label}: {control.told}."))
     return [(words, labelled(sentence)) for words, sentence in found]
 

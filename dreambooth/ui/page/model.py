@@ -35,7 +35,8 @@ class ModelTab:
         with gr.Accordion("Import settings", open=False, elem_id="db_import_section"):
             self.import_from = gr.Textbox(
                 label="File or Folder",
-                info="A concepts_list.json or db_config.json of the predecessor, kohya's dataset .toml, or its folder.",
+                info="A concepts_list.json or db_config.json of the predecessor, a .toml or folder of kohya's scripts, "
+                "or a .json of kohya_ss or OneTrainer.",
                 elem_id="db_import_from",
             )
             self.import_button = gr.Button("Import", elem_id="db_import", size="sm")

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from dreambooth.core.migrate.control import UNKNOWN
 from dreambooth.core.migrate.predecessor import controls, of_concepts, of_rates, of_results, of_training
 from dreambooth.core.migrate.report import Look, Migration, side
 
@@ -95,7 +96,7 @@ def _rest(theirs: Mapping[str, Any], into: Migration) -> None:
         if is_part or (value in _NOTHING and key not in _ALWAYS_SO):
             off.append(key)
         else:
-            into.leave(key, value, controls.BY_KEY[key].told if key in controls.BY_KEY else controls.UNKNOWN)
+            into.leave(key, value, controls.BY_KEY[key].told if key in controls.BY_KEY else UNKNOWN)
     if off:
         into.leave(", ".join(off), None, "empty or off, or only for something that is off")
     if own := sorted(theirs.keys() & _FOR_ITSELF):

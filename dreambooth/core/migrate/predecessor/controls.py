@@ -7,32 +7,9 @@ What is called the same here and means the same is not listed.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
 
+from dreambooth.core.migrate.control import READ_FROM_FILE, Control, by_key
 
-class Control(NamedTuple):
-    """What its page called it, what differs or why it is not here, and where to look instead."""
-
-    label: str
-    why: str
-    keys: tuple[str, ...] = ()  # in its db_config.json, or in a concept there
-    ours: tuple[str, ...] = ()  # settings
-    place: str = ""  # on the page or the command line, where it is no setting
-
-    @property
-    def here(self) -> str:
-        """Where to look instead; empty where it is not here."""
-        return ", ".join(filter(None, (*self.ours, self.place)))
-
-    @property
-    def told(self) -> str:
-        """What is said of it where it is left out."""
-        return f"{self.here}: {self.why}" if self.here else self.why
-
-
-NOT_HERE = "not here"  # how a reason begins why there is nothing of the kind
-UNKNOWN = "there is no such setting here"
-_READ_FROM_FILE = 'Model tab, "How to read it"'
 _NOBODY = "nothing read it there"
 
 CONTROLS: dict[str, tuple[Control, ...]] = {
@@ -41,7 +18,7 @@ CONTROLS: dict[str, tuple[Control, ...]] = {
             "512x Model, Model Type",
             "what a file is, is found out from its tensors; Family, Prediction Type and Resolution overrule that",
             keys=("model_type", "v2"),
-            place=_READ_FROM_FILE,
+            place=READ_FROM_FILE,
         ),
         Control(
             "Create From Hub, Model Path, HuggingFace Token",
@@ -51,13 +28,13 @@ CONTROLS: dict[str, tuple[Control, ...]] = {
         Control(
             "Extract EMA Weights",
             "Weights: ema learns from the averaged weights that some files hold",
-            place=_READ_FROM_FILE,
+            place=READ_FROM_FILE,
         ),
         Control(
             "Pretrained VAE Name or Path",
             "the VAE is chosen when the model is created; on the command line it is create --vae",
             keys=("pretrained_vae_name_or_path",),
-            place=f"{_READ_FROM_FILE}, VAE",
+            place=f"{READ_FROM_FILE}, VAE",
         ),
         Control("Unfreeze Model", _NOBODY, keys=("train_unfrozen",), ours=("tuning.unet_layers",)),
         Control(
@@ -467,4 +444,4 @@ def every() -> Iterator[Control]:
         yield from some
 
 
-BY_KEY = {key: control for control in every() for key in control.keys}
+BY_KEY = by_key(CONTROLS)

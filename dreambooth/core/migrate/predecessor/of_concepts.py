@@ -7,6 +7,7 @@ from math import ceil, isfinite
 from typing import Any
 
 from dreambooth.core.captions import FILEWORDS, NO_CAPTION
+from dreambooth.core.migrate.control import UNKNOWN
 from dreambooth.core.migrate.predecessor import controls
 from dreambooth.core.migrate.report import Look, Migration, number
 
@@ -53,7 +54,7 @@ def _one(row: int, key: str, value: Any, into: Migration) -> None:
     elif key in SAME:
         into.take(theirs, f"concepts.{row}.{SAME[key]}", value)
     elif key not in _TAKEN_TOGETHER and value:
-        into.leave(theirs, value, controls.BY_KEY[key].told if key in controls.BY_KEY else controls.UNKNOWN)
+        into.leave(theirs, value, controls.BY_KEY[key].told if key in controls.BY_KEY else UNKNOWN)
 
 
 def _samples(kept: Sequence[Mapping[str, Any]], into: Migration) -> None:

@@ -1,0 +1,103 @@
+"""Another program's settings, each told of: what is taken says so, and at the end the rest says why it is not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Set
+from dataclasses import dataclass, field
+from typing import Any
+
+from dreambooth.core.errors import UserError
+from dreambooth.core.migrate.control import UNKNOWN, Control
+from dreambooth.core.migrate.report import Migration, number
+from dreambooth.core.settings import parse
+
+_NOTHING: tuple[Any, ...] = (None, False, 0, "", [], {}, "None", "none")
+_MOST_CONFLICTS = 10
+
+
+@dataclass
+class Reading:
+    """Settings by the names that the program's table has, and what a file calls them where that differs."""
+
+    theirs: Mapping[str, Any]
+    table: Mapping[str, Control]
+    into: Migration
+    names: Mapping[str, str] = field(default_factory=dict)
+
+    def said(self, key: str) -> bool:
+        """Whether it says anything: not empty, off or 0."""
+        return not nothing(self.theirs.get(key))
+
+    def number(self, key: str, otherwise: float = 0.0) -> float:
+        return number(self.theirs.get(key), otherwise)
+
+    def take(self, key: str, ours: str, value: Any = None, why: str | None = None) -> None:
+        """Takes one, as it is or as `value`; without a reason of its own it has the table's, if any."""
+        known = self.theirs.get(key) if value is None else value
+        if why is None:
+            why = self.table[key].why if key in self.table else ""
+        self.into.take(self.names.get(key, key), ours, exact(known), why)
+
+    def leave(self, key: str, why: str | None = None) -> None:
+        told = self.table[key].told if key in self.table else UNKNOWN
+        self.into.leave(self.names.get(key, key), self.theirs.get(key), told if why is None else why)
+
+    def same(self, table: Mapping[str, str]) -> None:
+        """Those that mean the same under another name, unless they are empty."""
+        for key, ours in table.items():
+            if key in self.theirs and self.theirs[key] not in (None, ""):
+                self.take(key, ours)
+
+    def rest(self, own: Set[str], secret: Set[str], off: Set[str]) -> None:
+        """What nothing was said of yet: `own` are notes of the program's, `secret` ones are shown to nobody, and `off`
+        has a meaning only with something that is off. And what was taken, but does not go together here."""
+        told = self.into.told()
+        quiet: list[str] = []
+        for key in sorted(key for key in self.theirs.keys() - own if self.names.get(key, key) not in told):
+            if key in off or not self.said(key):
+                quiet.append(self.names.get(key, key))
+            elif key in secret:
+                self.into.leave(self.names.get(key, key), None, self.table[key].told)
+            else:
+                self.leave(key)
+        if quiet:
+            self.into.leave(", ".join(quiet), None, "empty or off, or only for something that is off")
+        if notes := sorted(self.names.get(key, key) for key in self.theirs.keys() & own):
+            self.into.leave(", ".join(notes), None, "that program's own notes, and no settings")
+        _settle(self.into)
+
+
+def _settle(into: Migration) -> None:
+    """Leaves out what does not go together here, with the sentence that a run would say of it."""
+    for _ in range(_MOST_CONFLICTS):
+        try:
+            parse(into.settings)
+            return
+        except UserError as error:
+            found = [(problem.partition(":")[0], problem) for problem in error.problems]
+        odd = [(key, problem) for key, problem in found if key in into.settings]
+        for key, problem in dict(odd).items():
+            value = into.settings.pop(key)
+            theirs = [line.theirs for line in into.lines if line.ours == key]
+            into.lines = [line for line in into.lines if line.ours != key]
+            for one in theirs:
+                into.leave(one, value, problem)
+        if not odd:
+            return
+
+
+def nothing(value: Any) -> bool:
+    """Whether a setting there is empty, off or 0."""
+    value = exact(value)
+    return any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in _NOTHING)
+
+
+def exact(value: Any) -> Any:
+    """A number that is written as text, or a whole one with a point, as what it is."""
+    if isinstance(value, str):
+        try:
+            found = float(value)
+        except ValueError:
+            return value
+        return value if found != found else exact(found)
+    return int(value) if isinstance(value, float) and value.is_integer() and abs(value) < 1e15 else value

@@ -1,0 +1,55 @@
+"""kohya's folders of pictures, and how pictures and captions are read."""
+
+from __future__ import annotations
+
+from dreambooth.core.migrate import kohya
+from dreambooth.core.migrate.disk import Disk
+from dreambooth.core.migrate.reading import Reading, exact
+from dreambooth.core.migrate.report import side
+
+_ELSEWHERE = ("max_token_length", "caption_extension")  # settings of a run there, too
+
+
+def take(read: Reading, disk: Disk, *, whole: bool) -> None:
+    _folders(read, disk, whole=whole)
+    if read.said("resolution"):
+        side(read.names.get("resolution", "resolution"), read.theirs["resolution"], read.into)
+    for key in (*kohya.SAME, *kohya.CHANGED, *kohya.LEFT):
+        if (
+            key in read.theirs
+            and key not in read.table
+            and key not in _ELSEWHERE
+            and (read.said(key) or key == "enable_bucket")
+        ):
+            kohya.take_one(read.names.get(key, key), key, exact(read.theirs[key]), read.into)
+    if whole and "enable_bucket" not in read.theirs:
+        read.into.take("enable_bucket", "pictures.buckets", False, "off there unless it is asked for")
+    if read.said("shuffle_caption") and not read.number("keep_tokens"):
+        read.take("keep_tokens", "captions.keep_tags", 0, "none is kept there unless it is asked for")
+    if read.said("no_token_padding"):
+        read.take("no_token_padding", "tuning.pad_tokens", False)
+    if read.said("masked_loss") and not read.said("alpha_mask"):
+        read.take("masked_loss", "objective.masked", True)
+        read.take("masked_loss", "objective.unmasked_weight", 0.0)
+    if read.said("cache_latents_to_disk"):
+        read.take("cache_latents_to_disk", "pictures.cache_on_disk", True, "")
+
+
+def _folders(read: Reading, disk: Disk, *, whole: bool) -> None:
+    found: dict[str, list[tuple[str, str]]] = {"train_data_dir": [], "reg_data_dir": []}
+    for key, some in found.items():
+        folder = str(read.theirs.get(key) or "").strip()
+        if not folder:
+            continue
+        some += [(f"{key}, {name}", path) for name, path in disk.repeated(folder)]
+        if problem := disk.problem(folder):
+            read.leave(key, f"{problem}: {folder}")
+        elif not some:
+            why = "it holds no folders that are named after repeats and class, such as '10_sks dog'"
+            read.leave(key, why if not read.said("in_json") else read.table["in_json"].told)
+    key = "caption_extension" if read.said("caption_extension") else "caption_extention"
+    suffix = str(read.theirs.get(key) or (".caption" if whole else ""))
+    suffixes = (suffix,) if suffix.startswith(".") else kohya.BOTH_SUFFIXES
+    kohya.folders(found["train_data_dir"], found["reg_data_dir"], disk.look, suffixes, read.into)
+    if suffix in kohya.BOTH_SUFFIXES and key in read.theirs:
+        read.leave(key, "a picture's caption is the .txt or the .caption beside it")

@@ -1,0 +1,177 @@
+"""What kohya's scripts train: a LoRA of some kind, the whole model, or a word; and which parts learn."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from dreambooth.core.migrate.disk import Disk
+from dreambooth.core.migrate.reading import Reading
+
+Method = Literal["lora", "full", "embedding"]
+
+_KINDS = {  # LyCORIS' names: ours, and what differs
+    "": ("lora", ""),
+    "lora": ("lora", ""),
+    "locon": ("lora", ""),
+    "loha": ("loha", ""),
+    "lokr": ("lokr", ""),
+    "diag-oft": ("oft", "OFT's blocks are of the side that lora.rank says"),
+    "boft": ("oft", "the nearest that there is here"),
+}
+_LAYERS = {  # LyCORIS' presets
+    "full": ("convolutions", ""),
+    "full-lin": ("transformer", ""),
+    "attn-mlp": ("transformer", ""),
+    "attn-only": ("attention", ""),
+    "unet-transformer-only": ("transformer", ""),
+    "unet-convblock-only": ("convolutions", "the transformer blocks get one, too"),
+}
+_OF_A_LORA = ("network_module", "network_dim", "network_alpha", "unet_lr", "text_encoder_lr", "network_weights")
+_WORDS = {"init_word": "embedding.initial_text", "num_vectors_per_token": "embedding.vectors"}
+
+
+def take(read: Reading, disk: Disk, *, whole: bool) -> Method:
+    method = _method(read)
+    if method == "embedding":
+        _word(read, disk)
+    elif method == "lora":
+        _kind(read)
+        _size(read, disk, whole=whole)
+        _parts(read)
+    else:
+        read.into.take("network_module", "general.method", "full", "there is none, so that the model itself is trained")
+        _text_encoder(read, whole=whole)
+    return method
+
+
+def _method(read: Reading) -> Method:
+    if any(read.said(key) for key in ("token_string", "init_word", "num_vectors_per_token")):
+        return "embedding"
+    if read.theirs.get("algo") == "full" or not any(read.said(key) for key in _OF_A_LORA):
+        return "full"
+    return "lora"
+
+
+def _word(read: Reading, disk: Disk) -> None:
+    why = "a word alone learns"
+    read.take(next(key for key in ("token_string", *_WORDS) if read.said(key)), "general.method", "embedding", why)
+    if read.said("token_string"):
+        rows = {key.split(".")[1] for key in read.into.settings if key.startswith("concepts.")} or {"0"}
+        for row in sorted(rows):
+            read.take("token_string", f"concepts.{row}.instance_token", str(read.theirs["token_string"]))
+    read.same({key: ours for key, ours in _WORDS.items() if read.said(key)})
+    _file(read, disk, "weights", "embedding.start_file")
+
+
+def _kind(read: Reading) -> None:
+    name = str(read.theirs.get("network_module") or "networks.lora")
+    read.take("network_module", "general.method", "lora", "")
+    algo = str(read.theirs.get("algo") or name.removeprefix("networks.").removeprefix("lycoris.kohya")).lower()
+    kind, why = _KINDS.get(algo, ("lora", f"there is no such kind here as {algo}"))
+    if read.said("dora_wd") and kind == "lora":
+        kind, why = "dora", ""
+        read.take("dora_wd", "lora.kind", kind, "")
+    elif read.said("dora_wd"):
+        read.leave("dora_wd", f"DoRA is a kind of its own here, and lora.kind is {kind}")
+    read.take("algo" if read.said("algo") else "network_module", "lora.kind", kind, why)
+    _layers(read, name)
+
+
+def _layers(read: Reading, module: str) -> None:
+    preset = str(read.theirs.get("preset") or ("full" if "lycoris" in module else ""))
+    if preset:
+        layers, why = _LAYERS.get(preset, ("transformer", f"there is no such choice here as {preset}"))
+        read.take("preset", "lora.layers", layers, why)
+    elif read.number("conv_dim"):
+        read.take("conv_dim", "lora.layers", "convolutions", "")
+    else:
+        read.into.take("conv_dim", "lora.layers", "transformer", "without it kohya's LoRA is on these")
+    for key, of_all in (("conv_dim", "network_dim"), ("conv_alpha", "network_alpha")):
+        if read.number(key) and read.number(key) != read.number(of_all, 4 if key == "conv_dim" else 1):
+            read.leave(key)
+        elif read.number(key):
+            read.take(key, "lora.rank" if key == "conv_dim" else "lora.alpha", read.number(key), "")
+
+
+def _size(read: Reading, disk: Disk, *, whole: bool) -> None:
+    for key, ours, otherwise in (("network_dim", "lora.rank", 4), ("network_alpha", "lora.alpha", 1)):
+        if read.number(key):
+            read.take(key, ours, why="")
+        elif whole or key == "network_alpha":
+            read.take(key, ours, otherwise)
+    if read.said("network_dropout"):
+        _dropout(read)
+    if read.said("factor") and read.into.settings.get("lora.kind") == "lokr":
+        read.take("factor", "lora.lokr_factor", max(0, int(read.number("factor"))))
+    _file(read, disk, "network_weights", "lora.start_file")
+    ratios = [key for key in ("loraplus_unet_lr_ratio", "loraplus_lr_ratio") if read.number(key)]
+    if ratios:
+        read.take(ratios[0], "learning.lora_plus_ratio", why="")
+
+
+def _dropout(read: Reading) -> None:
+    kind = read.into.settings.get("lora.kind")
+    if kind in ("lora", "dora"):
+        read.take("network_dropout", "lora.dropout")
+    else:
+        read.leave("network_dropout", f"{kind} has no input to drop; lora and dora have lora.dropout")
+
+
+def _file(read: Reading, disk: Disk, key: str, ours: str) -> None:
+    name = str(read.theirs.get(key) or "").strip()
+    if name and (problem := disk.problem(name)):
+        read.leave(key, f"{problem}: {name}")
+    elif name:
+        read.take(key, ours, name)
+
+
+def _parts(read: Reading) -> None:
+    """Which parts of the model get a LoRA."""
+    unet_only, text_only = "network_train_unet_only", "network_train_text_encoder_only"
+    cached = next((key for key in ("cache_text_encoder_outputs", unet_only) if read.said(key)), "")
+    if _is_zero(read, "text_encoder_lr"):
+        read.take("text_encoder_lr", "tuning.text_encoder_ratio", 0.0, "with a rate of 0 it is not trained")
+    elif cached:
+        read.take(cached, "tuning.text_encoder_ratio", 0.0, "only the UNet is trained")
+    else:
+        why = "both parts are trained there unless it is told otherwise"
+        read.take(text_only if read.said(text_only) else unet_only, "tuning.text_encoder_ratio", 1.0, why)
+    if read.said(text_only) or _is_zero(read, "unet_lr"):
+        key = text_only if read.said(text_only) else "unet_lr"
+        read.take(key, "tuning.train_unet", False, "only the text encoder is trained")
+    else:
+        read.into.settings["tuning.train_unet"] = True
+
+
+def _is_zero(read: Reading, key: str) -> bool:
+    value = read.theirs.get(key)
+    value = value[0] if isinstance(value, list) and value else value
+    return value is not None and value != "" and not isinstance(value, (bool, list)) and _number(value) == 0
+
+
+def _number(value: object) -> float:
+    try:
+        return float(str(value))
+    except ValueError:
+        return 1.0
+
+
+def _text_encoder(read: Reading, *, whole: bool) -> None:
+    """Of full fine-tuning: train_db.py trains it, the others where they are told to."""
+    stop = str(read.theirs.get("stop_text_encoder_training") or "")
+    rates = [key for key in ("learning_rate_te", "learning_rate_te1", "learning_rate_te2") if key in read.theirs]
+    if stop.endswith("%"):
+        share = max(0.0, min(1.0, _number(stop[:-1]) / 100))
+        read.take("stop_text_encoder_training", "tuning.text_encoder_ratio", share)
+    elif _number(stop or 0) < 0:
+        read.take("stop_text_encoder_training", "tuning.text_encoder_ratio", 0.0)
+    elif _number(stop or 0):
+        read.take("stop_text_encoder_training", "tuning.text_encoder_steps", int(_number(stop)))
+    elif "train_text_encoder" in read.theirs:
+        share = 1.0 if read.said("train_text_encoder") else 0.0
+        read.take("train_text_encoder", "tuning.text_encoder_ratio", share)
+    elif rates and not any(read.number(key) for key in rates):
+        read.take(rates[0], "tuning.text_encoder_ratio", 0.0, "with a rate of 0 it is not trained")
+    elif whole or rates or "stop_text_encoder_training" in read.theirs:
+        why = "train_db.py trains it; of fine_tune.py and sdxl_train.py without train_text_encoder set it to 0"
+        read.into.take("stop_text_encoder_training", "tuning.text_encoder_ratio", 1.0, why)

@@ -1,0 +1,116 @@
+"""What kohya's scripts save and show, and how they use the card."""
+
+from __future__ import annotations
+
+import re
+
+from dreambooth.core.migrate.disk import Disk
+from dreambooth.core.migrate.reading import Reading
+from dreambooth.core.migrate.report import number
+
+SAMPLERS = {
+    "ddim": "ddim",
+    "pndm": "pndm",
+    "lms": "lms",
+    "k_lms": "lms",
+    "euler": "euler",
+    "k_euler": "euler",
+    "euler_a": "euler_a",
+    "k_euler_a": "euler_a",
+    "heun": "heun",
+    "dpm_2": "kdpm2",
+    "k_dpm_2": "kdpm2",
+    "dpm_2_a": "kdpm2_a",
+    "k_dpm_2_a": "kdpm2_a",
+    "dpmsolver": "dpm++",
+    "dpmsolver++": "dpm++",
+    "dpmsingle": "dpm++_single",
+}
+_OPTIONS = {  # of a line of prompts, after --
+    "n": "previews.negative_prompt",
+    "w": "previews.width",
+    "h": "previews.height",
+    "d": "previews.seed",
+    "l": "previews.guidance_scale",
+    "s": "previews.steps",
+}
+_OPTION = re.compile(r"\s+--(\w+)\s+(.*?)(?=\s+--\w|$)")
+
+
+def take(read: Reading, disk: Disk) -> None:
+    _saving(read)
+    _previews(read, disk)
+    _machine(read)
+
+
+def _saving(read: Reading) -> None:
+    is_full = read.into.settings.get("general.method") == "full"
+    wanted = str(read.theirs.get("save_model_as") or "")
+    if (wanted in ("safetensors", "ckpt") and is_full) or wanted == "safetensors":
+        read.take("save_model_as", "saving.checkpoint_format", wanted, "")
+    elif wanted:
+        read.leave("save_model_as")
+    if read.said("use_safetensors"):
+        read.take("use_safetensors", "saving.checkpoint_format", "safetensors")
+    precision = str(read.theirs.get("save_precision") or "")
+    if precision:
+        read.take("save_precision", "saving.half_model", precision != "float", "" if precision != "bf16" else None)
+    logs = str(read.theirs.get("log_with") or "")
+    if logs in ("tensorboard", "all") or (read.said("logging_dir") and not logs):
+        read.take("log_with" if logs else "logging_dir", "reporting.tensorboard", True)
+
+
+def _previews(read: Reading, disk: Disk) -> None:
+    name = str(read.theirs.get("sample_sampler") or "")
+    if name in SAMPLERS:
+        read.take("sample_sampler", "previews.scheduler", SAMPLERS[name], "" if name != "dpmsolver" else "the nearest")
+    elif name:
+        read.leave("sample_sampler", "there is no such sampler here; previews.scheduler has others")
+    steps = read.number("sample_every_n_steps")
+    if steps and not read.number("sample_every_n_epochs"):
+        read.take("sample_every_n_steps", "intervals.save_preview_every_steps", why="")
+    text = str(read.theirs.get("sample_prompts") or "").strip()
+    if not text:
+        return
+    if "\n" not in text and re.search(r"\.(txt|toml|json)$", text):
+        found = disk.text(text)
+        if found is None:
+            why = disk.problem(text) or "only a .txt is read"
+            read.leave(
+                "sample_prompts", f"{why}: {text}; write its lines into previews.prompts, with semicolons between"
+            )
+            return
+        text = found
+    _prompts(read, [line.strip() for line in text.splitlines() if line.strip() and not line.strip().startswith("#")])
+
+
+def _prompts(read: Reading, lines: list[str]) -> None:
+    options: dict[str, str] = {}
+    prompts = []
+    for line in lines:
+        prompts.append(_OPTION.split(f"{line} ")[0].strip().replace(";", ","))
+        for name, value in _OPTION.findall(f"{line} "):
+            options.setdefault(name.lower(), value.strip())
+    if prompts:
+        read.take("sample_prompts", "previews.prompts", "; ".join(filter(None, prompts)))
+    for name, value in options.items():
+        if name in _OPTIONS and not (name == "l" and number(value) < 1):
+            read.into.take(
+                f"sample_prompts, --{name}", _OPTIONS[name], value, "one for all prompts; this is the first's"
+            )
+        else:
+            read.into.leave(f"sample_prompts, --{name}", value, "there is no such choice for previews here")
+
+
+def _machine(read: Reading) -> None:
+    is_full = read.into.settings.get("general.method") == "full"
+    if read.said("sdpa"):
+        read.take("sdpa", "memory.attention", "sdpa")
+    if read.said("full_bf16") and is_full:
+        read.take("full_bf16", "memory.bf16_weights", True)
+    if read.said("fused_backward_pass") and is_full:
+        read.take("fused_backward_pass", "memory.step_in_backward", True)
+    eighths = [key for key in ("fp8_base", "fp8_base_unet") if read.said(key)]
+    is_small = read.into.settings.get("lora.kind") == "lora" and read.said("gradient_checkpointing")
+    if eighths and is_small:
+        read.take(eighths[0], "memory.unet_weights", "int8")
