@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
 import signal
@@ -192,7 +193,7 @@ def test_what_does_not_fit_is_named_and_leaves_no_job(small_disk: Path) -> None:
     free = shutil.disk_usage(small_disk).free
     (small_disk / "ballast").write_bytes(bytes(free - PAGE))
     with pytest.raises(OSError) as told_of:
-        run.create(small_disk / "runs", {"kind": "train"}, "{}" * PAGE)
+        run.create(small_disk / "runs", {"kind": "train"}, json.dumps({"x": "y" * 2 * PAGE}))
     assert told_of.value.filename == str(small_disk / "runs" / "0001" / "settings.json")
     assert list((small_disk / "runs").iterdir()) == []
 
