@@ -20,6 +20,15 @@ def card_bytes(stamp: Path = STAMP) -> int:
         return 0
 
 
+def takes_fp16(stamp: Path = STAMP) -> bool:
+    """Whether `auto` means fp16 on this machine: its card is from before bf16."""
+    try:
+        is_card = json.loads(stamp.read_text(encoding="utf-8"))["report"]["device"] == "cuda"
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    return is_card and bool(fault("memory.bf16_weights", "on", stamp))
+
+
 def fault(key: str, choice: str, stamp: Path = STAMP) -> str:
     """Why a choice of a setting does not work in the engine's environment; empty if it does or nothing is known."""
     try:

@@ -217,17 +217,26 @@ def _forecast(work: Work, examples: list[list[Example]], length: Budget, *, to_d
         return {"memory": None, "advice": "", "disk_bytes": 0, "save_bytes": 0, "saves": 0, "state_bytes": 0}
     header, settings = checkpoint.read_header(work.project.source), work.settings
     made, family, area = anatomy.of(header), work.project.about["family"], max(bucket.area for bucket in used)
-    memory, card = footprint.needs(settings, made, family, area, to_draw=to_draw), abilities.card_bytes()
     masked = inpainting_masks.of_yours(examples, settings) if work.project.about.get("inpainting") else 0
     kept = forecast.latent_bytes((one.cut.bucket for variants in examples for one in variants), masked)
+    known = footprint.known_bytes(settings, made, _texts(examples, settings), kept)
+    memory = footprint.needs(settings, made, family, area, to_draw=to_draw, known=known)
+    card = abilities.card_bytes()
+    plan = planner.plan(settings, made, family, area, card, to_draw=to_draw, known=known) if card else None
     return {
         "memory": {**asdict(memory), "total": memory.total},
-        "advice": planner.advice(planner.plan(settings, made, family, area, card, to_draw=to_draw)) if card else "",
+        "advice": planner.advice(plan) if plan else "",
         "disk_bytes": forecast.disk_bytes(header, settings, length) + kept * settings.pictures.cache_on_disk,
         "save_bytes": forecast.save_bytes(header, settings),
         "saves": forecast.saves(settings, length),
         "state_bytes": forecast.state_bytes(header, settings),
     }
+
+
+def _texts(examples: list[list[Example]], settings: Settings) -> int:
+    """How many different texts your pictures are read with."""
+    prompts, seed = {variants[0].picture.prompt for variants in examples if variants}, settings.general.seed
+    return len({text for prompt in prompts for text in captions.variants(prompt, settings.captions, seed)})
 
 
 def _buckets(examples: list[list[Example]]) -> list[dict[str, Any]]:

@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
+from dreambooth.core import abilities
 from dreambooth.core.errors import UserError
-from dreambooth.core.memory import footprint, planner
+from dreambooth.core.memory import footprint, planner, spare
+from dreambooth.core.schema import to_flat
 from dreambooth.core.settings import Settings, conflicts, parse, to_json
 from dreambooth.core.settings.conflicts import found
 
@@ -50,7 +52,7 @@ def test_an_embedding_alone_takes_less_than_a_lora_and_wants_no_other_optimizer(
         made = planner.for_family(alone, family, card)
         assert "optimizer.name" not in made.changes
         assert "LoRA" not in made.why
-        assert made.fits
+        assert made.fits or (family, card) == ("sdxl", 4 * GB), "beside what others hold of that there is no room"
 
 
 @pytest.mark.parametrize(
@@ -130,12 +132,126 @@ def test_settings_of_ones_own_stay() -> None:
     assert to_json(start) == to_json(settings("full", **{"optimizer.name": "lion", "lora.rank": 4}))
 
 
+EMBEDDING = {"concepts.0.instance_token": "sks", "concepts.0.instance_prompt": "sks"}
+
+
+@pytest.mark.parametrize("family", footprint.FAMILIES)
+@pytest.mark.parametrize("method", ["lora", "full", "embedding"])
+def test_performance_asked_again_goes_back_to_what_is_quick(family: str, method: str) -> None:
+    """With smaller pictures and a larger card, and what it changes is always taken."""
+    own = EMBEDDING if method == "embedding" else {}
+    for card in planner.CARDS:
+        start = settings(method, **own)
+        small = planner.with_changes(start, planner.for_family(start, family, card).changes)
+        then = planner.with_changes(small, {"general.resolution": 512})
+        made = planner.for_family(then, family, 24 * GB)
+        again = planner.with_changes(then, made.changes)
+        assert parse(to_flat(again)) == again
+        assert (again.batching.gradient_checkpointing, again.memory.unet_weights) == (False, "whole")
+        assert not again.memory.step_in_backward
+        if small.memory.unet_weights != "whole":
+            assert "weights whole on the card" in made.why
+
+
+def test_what_others_hold_is_spared_on_a_card_of_any_size() -> None:
+    for card in planner.CARDS:
+        assert card - spare.usable(card) >= max(0.06 * card - 1, 1e9)
+    assert spare.usable(2 * GB) == 1.5 * GB
+    for usable in (1e9, 3.2e9, 12e9, 40e9):
+        assert spare.usable(spare.card_with(usable)) == pytest.approx(usable, abs=2)
+
+
+def test_without_bf16_a_small_card_is_told_to_train_a_lora(monkeypatch: pytest.MonkeyPatch) -> None:
+    """fp16 scales its losses, and takes no step in the backward pass."""
+    monkeypatch.setattr(abilities, "fault", lambda key, choice: key == "memory.bf16_weights")
+    monkeypatch.setattr(abilities, "takes_fp16", lambda: True)
+    made = planner.for_family(settings("full"), "sdxl", 11 * GB)
+    assert not made.fits
+    assert made.changes.keys().isdisjoint({"memory.step_in_backward", "memory.unet_weights"})
+    assert "a LoRA, or a smaller general.resolution" in made.why
+    exact = planner.for_family(settings("full", **{"tuning.mixed_precision": "no"}), "sdxl", 11 * GB)
+    assert exact.changes["memory.step_in_backward"]
+
+
+def test_of_a_heavy_optimizer_another_is_named() -> None:
+    factor = {"learning.learning_rate": 1.0, "learning.text_encoder_learning_rate": 1.0}
+    start = settings("full", **{"optimizer.name": "prodigy", "tuning.mixed_precision": "no", **factor})
+    made = planner.for_family(start, "sd1", 12 * GB)
+    assert not made.fits
+    assert "adamw_8bit, which keeps 2 bytes of each value where prodigy keeps 16" in made.why
+
+
+def test_adafactor_with_a_mean_of_its_steps_keeps_that() -> None:
+    plain, smooth = (settings("full", **{"optimizer.name": "adafactor", "optimizer.beta1": b}) for b in (0, 0.9))
+    more = footprint.optimizer_bytes(smooth) - footprint.optimizer_bytes(plain)
+    assert more == 4
+    start = settings("full", **{"optimizer.beta1": 0.9, "memory.bf16_weights": True})
+    made = planner.for_family(start, "sdxl", 8 * GB)
+    assert made.changes.get("optimizer.name") != "adafactor" or made.changes["optimizer.beta1"] == 0
+
+
+def test_on_a_small_card_large_previews_are_decoded_in_tiles() -> None:
+    large = settings(**{"previews.width": 1024, "previews.height": 1024})
+    on_eight, on_twelve = (planner.for_family(large, "sd1", card * GB) for card in (8, 12))
+    assert on_eight.changes["memory.vae_decoding"] == "tiled"
+    assert "decoded in tiles" in on_eight.why
+    assert "memory.vae_decoding" not in on_twelve.changes
+
+
+def needed(**flat: Any) -> int:
+    return footprint.family_needs(settings(flat.pop("method", "full"), **flat), "sd1").total
+
+
+def test_what_is_held_beside_the_step_counts() -> None:
+    values = footprint.full_size("sd1").unet
+    quiet = {"previews.count": 0, "batching.gradient_checkpointing": True}
+    adds_up = {**quiet, "batching.gradient_accumulation_steps": 2}
+    traced, plain = (needed(**adds_up, **{"tuning.trace_steps": traces}) for traces in (True, False))
+    assert traced - plain > 1.5 * values, "gradients come beside those that are there"
+    graphs, without = (needed(**quiet, **{"tuning.cuda_graphs": on}) for on in (True, False))
+    assert graphs - without > 4 * values, "a graph's room is its own"
+    free = {**quiet, "optimizer.name": "adamw_schedule_free", "learning.scheduler": "constant"}
+    assert needed(**free) - needed(**quiet) > 2 * values, "it works on all weights at once"
+    sliced, sdpa = (
+        needed(method="lora", **{"previews.count": 0, "memory.attention": kind}) for kind in ("sliced", "sdpa")
+    )
+    assert sliced - sdpa > 0.7e9
+
+
+def test_a_preview_with_one_side_of_its_own_counts_as_large_as_it_is() -> None:
+    both, one, none = (
+        footprint.preview_area(settings(**flat), 512**2)
+        for flat in (
+            {"previews.width": 1024, "previews.height": 1024},
+            {"previews.height": 1024},
+            {"previews.count": 0},
+        )
+    )
+    assert (both, one, none) == (1024**2, 1024 * 512, 0)
+
+
+def test_many_texts_and_latents_count_until_they_stay_in_the_computers_memory() -> None:
+    some, model = settings(), footprint.full_size("sdxl")
+    assert footprint.known_bytes(some, model, 100, 10**8) == 4 * 100 * 77 * 2048 + 10**8
+    assert footprint.known_bytes(some, model, 1000, 2**31) == 0
+    long = settings(**{"tuning.max_token_length": 225})
+    assert footprint.known_bytes(long, model, 100, 0) == 3 * footprint.known_bytes(some, model, 100, 0)
+    before, after = (footprint.needs(some, model, "sdxl", 1024**2, known=known).total for known in (0, 10**8))
+    assert after - before == 10**8
+
+
 def test_what_a_run_can_go_on_with_changes_nothing_of_what_is_learned() -> None:
-    some, names = settings(**{"batching.train_batch_size": 6}), []
-    while step := planner.smaller(some):
-        some = planner.with_changes(some, step[0])
+    some, names, model = settings(**{"batching.train_batch_size": 6}), list[str](), footprint.full_size("sd1")
+
+    def takes(some: Settings) -> int:
+        return footprint.training_bytes(some, model, "sd1", 512**2)
+
+    while step := planner.smaller(some, takes):
+        then = planner.with_changes(some, step[0])
+        assert takes(then) < takes(some)
+        some = then
         names.append(step[1])
-    assert names[0] == "gradient checkpointing"
+    assert names[:2] == ["gradient checkpointing", "the resting model in the computer's memory"]
     assert some.batching.train_batch_size * some.batching.gradient_accumulation_steps == 6
     assert some.optimizer == settings().optimizer
     assert not found(some)

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from dreambooth.core import run
+from dreambooth.core.memory import spare
 from dreambooth.core.run import Job
 from dreambooth.engine.bench import card, card_ceilings, card_pieces, plans, training
 from dreambooth.engine.bench.card import Results
@@ -192,7 +193,7 @@ def test_memory_is_that_of_the_plan_for_the_goal(tmp_path: Path, monkeypatch: py
     said = of_benches.bench({"part": "card", "rows": Results(tmp_path / "out").rows(), **TELLS})
     assert line(said, "sdxl full within 8.0 GB").endswith("out of time")
     assert line(said, "sdxl lora within 4.3 GB: a step").endswith("NOT REACHED")
-    assert [one.card_bytes for one in wanted][:2] == [int(4.5e9 / 0.94), int(2**32 / 0.94)]
+    assert [one.card_bytes for one in wanted][:2] == [spare.card_with(4.5e9), spare.card_with(2**32)]
     wanted.clear()
     card_pieces.memory(about(tmp_path, "memory", large=True))
     assert [one.method for one in wanted] == ["full", "full"], "those that the time did not suffice for"

@@ -61,7 +61,7 @@ def test_the_free_memory_decides(model: Model, free: Callable[[float], None]) ->
     free(0.9e9)
     whole, sliced = (drawn_together.choose(model, LARGE, 100, how) for how in ("whole", "sliced"))
     assert (whole, sliced) == (1, 1)
-    free(2.2e9)
+    free(3.0e9)
     whole, sliced = (drawn_together.choose(model, LARGE, 100, how) for how in ("whole", "sliced"))
     assert (whole, sliced) == (2, 4)
 

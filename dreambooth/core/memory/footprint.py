@@ -1,12 +1,12 @@
 """How much memory of a card training takes: what is kept, and what a step holds (see counted.py).
 
 At each moment of a step some of the gradients are there; the most of both together is what it takes. What is not
-counted but taken from others' figures is `DRIVER_BYTES` and `SPARE`.
+counted but taken from others' figures is `DRIVER_BYTES`, and what spare.py leaves to others.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dreambooth.core.memory import counted
 from dreambooth.core.memory.counted import FAMILIES, LATENT, OWN_RESOLUTION, Kind, Moments, Size, full_size
@@ -20,7 +20,6 @@ __all__ = ["FAMILIES", "OWN_RESOLUTION", "Memory", "full_size", "needs"]
 # CUDA's context with kernels loaded as they are used: 287 MB (pytorch/pytorch#86509) to 400 MB (#109888), and cuDNN's
 # and cuBLAS's workspaces.
 DRIVER_BYTES = 500_000_000
-SPARE = 0.06  # of a card: what the desktop holds, and the gaps of PyTorch's allocator
 OPTIMIZER_BYTES = {  # kept for each trained value
     "adamw": 8.0,
     "adamw_8bit": 2.0,
@@ -35,7 +34,11 @@ OPTIMIZER_BYTES = {  # kept for each trained value
 }
 _ROWS_AND_COLUMNS = {"adafactor": 1, "came": 2}
 _MEAN_BYTES = 4.0
-PIXELS_AT_ONCE = 2**19  # of pictures that are encoded together
+PIXELS_AT_ONCE = 2**18  # of pictures that are encoded together
+TEXTS_ON_DEVICE = 2**28  # bytes of texts that were read once; more stay in the computer's own memory
+LATENTS_ON_DEVICE = 2**30  # bytes of latents; the same
+_SLICED = 2  # times what a step holds with sliced attention: it keeps its pieces for the way back
+_PROMPT_TOKENS = 77  # that each 75 of a prompt are read as, with their marks
 GRADIENTS_AT_ONCE = 2**25  # bytes of gradients that are applied together in the backward pass
 _RESTING_BYTES = {"int8": 1.0, "nf4": 0.5 + 4 / 64}  # of each value; the scales of 8 bits are few
 # Of what is before a LoRA's first block so much is held all the same: what goes over to the way up; and checkpointed
@@ -62,22 +65,42 @@ class Memory:
         return self.weights + self.gradients + self.optimizer + self.averages + self.activations + self.other
 
 
-def needs(settings: Settings, model: Anatomy, family: str, area: int, *, to_draw: bool = True) -> Memory:
+def needs(
+    settings: Settings, model: Anatomy, family: str, area: int, *, to_draw: bool = True, known: int = 0
+) -> Memory:
     """About how much memory training takes; `area` is the pixels of the largest bucket in use. `to_draw` says whether
-    class pictures that are asked for are still to be drawn, as all may be there."""
-    trained, own = model.trained(settings), _own_bytes(settings)
-    weights = _on_device(settings, model) + (0 if settings.is_full else trained * own)
+    class pictures that are asked for are still to be drawn, as all may be there; `known` is what latents and texts take
+    on the device, where that is known.
+
+    Encoding pictures is not among it: where there is no room for that the UNet comes to the device only later, or the
+    computer does it (see engine/run/material.py).
+    """
+    trained = model.trained(settings)
+    weights = _on_device(settings, model) + (0 if settings.is_full else trained * _own_bytes(settings))
     resident = trained - _lent(settings, model)
     optimizer = int(resident * optimizer_bytes(settings))
     averages = resident * 4 * settings.tuning.use_ema
     held = _gradients(settings, model)
+    lasting = weights + optimizer + averages + known
     peak = passing_bytes(settings, model, family, area)
-    lasting = weights + optimizer + averages
-    drawing = lasting + _previews(settings, model, family, area)
+    graphs = peak * settings.tuning.cuda_graphs  # whose room nothing else can use
+    drawing = _previews(settings, model, family, area)
     before = _on_device(settings, model) + to_draw * _class_pictures(settings, model, family, area)
-    encoding = model.vae * 4 + encoding_bytes(area)  # where room is short, the UNet comes to the device only later
-    activations = max(lasting + peak, drawing, before, encoding) - lasting - held
-    return Memory(weights, held, optimizer, averages, max(0, activations), DRIVER_BYTES)
+    activations = max(lasting + graphs + max(peak, drawing), before) - lasting - held
+    return Memory(weights, held, optimizer, averages, max(0, activations), DRIVER_BYTES + known)
+
+
+def training_bytes(settings: Settings, model: Anatomy, family: str, area: int) -> int:
+    """The same of the steps alone, without what is drawn before and between them."""
+    silent = replace(settings, previews=replace(settings.previews, count=0))
+    return needs(silent, model, family, area, to_draw=False).total
+
+
+def known_bytes(settings: Settings, model: Anatomy, texts: int, latents: int) -> int:
+    """What lies on the device of so many texts that were read, and of so many bytes of latents."""
+    pieces = settings.tuning.max_token_length // 75
+    read = 0 if settings.text_learns else 4 * model.word * _PROMPT_TOKENS * pieces * texts
+    return sum(size if size <= most else 0 for size, most in ((read, TEXTS_ON_DEVICE), (latents, LATENTS_ON_DEVICE)))
 
 
 def optimizer_bytes(settings: Settings) -> float:
@@ -177,15 +200,22 @@ def _step_peak(settings: Settings, model: Anatomy, family: str, area: int, gradi
     """The most that a step holds at once beside weights, optimizer and average, its gradients among it."""
     batching = settings.batching
     batch = batching.train_batch_size * (2 if _has_class_pictures(settings) else 1)
-    always_held = batching.gradient_accumulation_steps > 1 or settings.memory.step_in_backward
+    adds_up, sliced = batching.gradient_accumulation_steps > 1, settings.memory.attention == "sliced"
+    always = 1 if adds_up or settings.memory.step_in_backward else 0
+    # A traced step's gradients come beside those that they are added to; those of a graph are copied for that.
+    again = adds_up and settings.tuning.trace_steps
+    always += again and settings.tuning.cuda_graphs
     text = _text_bytes(settings, family, batch)
     peak = 0.0
     for share, bytes_ in _moments(settings, model, family, batch, area // LATENT**2):
-        peak = max(peak, bytes_ + text + gradients * (1 if always_held else share))
+        held = gradients * (always + (share if again or not always else 0))
+        peak = max(peak, bytes_ * (_SLICED if sliced else 1) + text + held)
     rounding = _ROUNDING_BYTES
     if settings.memory.step_in_backward:
         rounding = max(rounding, int(model.largest_block * _ONE_WEIGHT * _CHANGE_BYTES) - gradients)
     at_the_change = gradients + rounding * settings.memory.bf16_weights
+    if settings.optimizer.name == "adamw_schedule_free":  # which works on all weights at once
+        at_the_change += 4 * model.trained(settings)
     return int(max(peak, at_the_change))
 
 
@@ -240,7 +270,7 @@ def _previews(settings: Settings, model: Anatomy, family: str, area: int) -> int
         model,
         family,
         how[_precision(settings)],
-        choice.width * choice.height or area,
+        preview_area(settings, area),
         choice.guidance_scale > 1,
         settings.memory.vae_decoding,
         _fetched(settings, model),
@@ -249,6 +279,12 @@ def _previews(settings: Settings, model: Anatomy, family: str, area: int) -> int
     prompts = choice.prompts.count(";") + 1 if choice.prompts.strip() else 2 * len(settings.concepts)
     together = min(choice.count * prompts, settings.batching.class_batch_size or 1)
     return drawn.bytes(together)
+
+
+def preview_area(settings: Settings, area: int) -> int:
+    """The pixels of each preview; 0 where none is drawn. A side that is not set is the training pictures'."""
+    choice, side = settings.previews, round(area**0.5)
+    return (choice.width or side) * (choice.height or side) if choice.count else 0
 
 
 def _kept_by_autocast(settings: Settings, model: Anatomy) -> int:

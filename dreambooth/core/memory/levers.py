@@ -12,6 +12,8 @@ from dreambooth.core.settings import Settings
 
 SHARES = (0.25, 0.5, 0.75)  # that may be checkpointed, before all is
 
+_FETCHED = "each block is fetched for its turn"
+
 Changes = dict[str, Any]
 
 
@@ -20,7 +22,7 @@ class Lever:
     """One thing that takes less memory. `pull` gives what it changes, or None where it has nothing left to give.
 
     `keeps` is true where a run can go on with it from its last state and learns the same; `lightens` where it also
-    makes less of what streamed training carries to the card and back.
+    makes less of what streamed training carries to the card and back; `may_take_more` where it is no gain of every run.
     """
 
     name: str
@@ -28,6 +30,7 @@ class Lever:
     pull: Callable[[Settings], Changes | None]
     keeps: bool = False
     lightens: bool = False
+    may_take_more: bool = False
 
     def named(self, changes: Changes) -> str:
         """Its name with what it changes."""
@@ -61,7 +64,17 @@ def _bf16(settings: Settings) -> Changes | None:
 
 
 def _in_backward(settings: Settings) -> Changes | None:
-    return None if not settings.is_full or settings.memory.step_in_backward else {"memory.step_in_backward": True}
+    if not settings.is_full or settings.memory.step_in_backward or scales_losses(settings):
+        return None
+    return {"memory.step_in_backward": True}
+
+
+def scales_losses(settings: Settings) -> bool:
+    """Whether training is in fp16, whose losses are scaled by what all gradients together show: no step is taken
+    before the last of them is there."""
+    chosen = settings.tuning.mixed_precision
+    automatic = chosen == "auto" and not settings.memory.bf16_weights and abilities.takes_fp16()
+    return automatic or chosen == "fp16"
 
 
 def _half_batches(settings: Settings) -> Changes | None:
@@ -80,7 +93,11 @@ def _eight_bit_model(settings: Settings) -> Changes | None:
 
 
 def _streamed_model(settings: Settings) -> Changes | None:
-    return _lying(settings, ("whole", "int8", "nf4"), "streamed")
+    return _lying(settings, ("whole",), "streamed")
+
+
+def _streamed_packed_model(settings: Settings) -> Changes | None:
+    return _lying(settings, ("int8", "nf4"), "streamed")
 
 
 def _lying(settings: Settings, before: tuple[str, ...], after: str) -> Changes | None:
@@ -96,7 +113,8 @@ def _streamed_training(settings: Settings) -> Changes | None:
 
 
 def _could_stream(settings: Settings) -> bool:
-    return settings.is_full and settings.tuning.train_unet and settings.memory.step_in_backward
+    in_backward = settings.memory.step_in_backward and not scales_losses(settings)
+    return settings.is_full and settings.tuning.train_unet and in_backward
 
 
 def trains_streamed(settings: Settings) -> bool:
@@ -115,7 +133,8 @@ def _adafactor(settings: Settings) -> Changes | None:
     chosen = settings.optimizer
     if not settings.is_full or chosen.name == "adafactor" or chosen.beta2:
         return None
-    return {"optimizer.name": "adafactor"}
+    # With a beta1 it would keep a mean of its steps, as large as the model.
+    return {"optimizer.name": "adafactor", **({"optimizer.beta1": 0.0} if chosen.beta1 else {})}
 
 
 # A model in 4 bits is not among them: it changes gradients by a quarter, and streaming, which saves more, by nothing.
@@ -130,7 +149,8 @@ LEVERS = (
     ),
     Lever("gradient checkpointing", "about a third more time", _checkpointing, keeps=True),
     Lever("the resting model in 8 bits", "each block is unpacked for its turn", _eight_bit_model),
-    Lever("the resting model in the computer's memory", "each block is fetched for its turn", _streamed_model),
+    Lever("the resting model in the computer's memory", _FETCHED, _streamed_model, keeps=True, may_take_more=True),
+    Lever("the resting model in the computer's memory", _FETCHED, _streamed_packed_model),
     Lever("weights held in bf16", "each change is rounded at random", _bf16, lightens=True),
     Lever("the optimizer's step in the backward pass", "each gradient is clipped by itself", _in_backward),
     Lever(
@@ -138,18 +158,22 @@ LEVERS = (
         "the same steps, a little slower",
         _half_batches,
         keeps=True,
+        may_take_more=True,
     ),
     Lever("adafactor", "it keeps next to nothing, and learns a little differently", _adafactor),
     Lever(
         "the UNet in the computer's memory",
         "each block and its states are fetched for their turn and go back changed",
         _streamed_training,
+        keeps=True,
+        may_take_more=True,
     ),
 )
 TURNED = (
     "batching.class_batch_size",
     "memory.vae_decoding",
     "optimizer.name",
+    "optimizer.beta1",
     "memory.bf16_weights",
     "memory.unet_weights",
     "memory.step_in_backward",

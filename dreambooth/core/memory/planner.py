@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from dreambooth.core.errors import UserError
-from dreambooth.core.memory import footprint
-from dreambooth.core.memory.footprint import SPARE, Memory
+from dreambooth.core.memory import footprint, spare
+from dreambooth.core.memory.footprint import OPTIMIZER_BYTES, Memory
 from dreambooth.core.memory.levers import LEVERS, TURNED, Changes, Lever, trains_streamed
 from dreambooth.core.models.anatomy import Anatomy
 from dreambooth.core.quantities import memory
@@ -24,6 +24,14 @@ QUICKEST: dict[str, Any] = {
     "batching.gradient_checkpointing": False,
     "memory.checkpointed_share": 1.0,
     "memory.attention": "sdpa",
+    "memory.unet_weights": "whole",
+}
+_SMALL_CARD, _LARGE_PICTURE = 8 * 2**30, 1024**2  # bytes; pixels
+_SAID = {  # of what was changed before any lever
+    "batching.gradient_checkpointing": "Gradient checkpointing off: there is room, and it would cost a third more time",
+    "memory.unet_weights": "The UNet's weights whole on the card: there is room, and none need be fetched or unpacked",
+    "memory.vae_decoding": "Pictures decoded in tiles: on a small card there is no telling that a whole one has room",
+    "memory.step_in_backward": "The optimizer's step after the backward pass: there is room for all gradients",
 }
 
 
@@ -42,27 +50,44 @@ class Plan:
     def why(self) -> str:
         return " ".join(self.reasons)
 
+    @property
+    def flags(self) -> str:
+        """The changes as the command line takes them."""
+        said = {key: str(value).lower() if isinstance(value, bool) else value for key, value in self.changes.items()}
+        return " ".join(f"--{key} {value}" for key, value in said.items())
 
-def plan(settings: Settings, model: Anatomy, family: str, area: int, card_bytes: int, *, to_draw: bool = True) -> Plan:
-    """The quickest way to train that fits a card of so many bytes, or the smallest where none does. `to_draw` is as in
-    `footprint.needs`."""
-    usable = int(card_bytes * (1 - SPARE))
+
+def plan(
+    settings: Settings,
+    model: Anatomy,
+    family: str,
+    area: int,
+    card_bytes: int,
+    *,
+    to_draw: bool = True,
+    known: int = 0,
+) -> Plan:
+    """The quickest way to train that fits a card of so many bytes, or the smallest where none does. `to_draw` and
+    `known` are as in `footprint.needs`."""
+    usable = spare.usable(card_bytes)
+    in_tiles = card_bytes <= _SMALL_CARD and footprint.preview_area(settings, area) >= _LARGE_PICTURE
+    start = _quickest(settings, in_tiles=in_tiles)
 
     def needed(some: Settings) -> Memory:
-        return footprint.needs(some, model, family, area, to_draw=to_draw)
+        return footprint.needs(some, model, family, area, to_draw=to_draw, known=known)
 
     def fits(some: Settings) -> bool:
-        return needed(some).total <= usable
+        return needed(some).total <= usable and not conflicts.found(some)
 
-    chosen, pulled = with_changes(settings, QUICKEST), list[tuple[Lever, Changes]]()
+    chosen, pulled = start, list[tuple[Lever, Changes]]()
     while not fits(chosen) and (step := _next(chosen, LEVERS, needed)):
         pulled.append(step)
         chosen = with_changes(chosen, step[1])
-    chosen, pulled = _without_the_needless(settings, pulled, fits) if fits(chosen) else (chosen, pulled)
+    chosen, pulled = _without_the_needless(start, pulled, fits) if fits(chosen) else (chosen, pulled)
     changes = difference(settings, chosen)
     after, before = needed(chosen), needed(settings)
-    fit, words = after.total <= usable, chosen.is_embedding
-    reasons = _reasons(pulled, changes, after, card_bytes, fits=fit, is_embedding=words)
+    fit = after.total <= usable
+    reasons = _reasons(pulled, changes, chosen, after, card_bytes, fits=fit)
     if lying := footprint.computer_bytes(chosen, model):
         reasons.append(f"What is streamed takes about {memory(lying)} of the computer's own memory.")
     return Plan(changes, after, before, usable, fit, reasons)
@@ -78,15 +103,22 @@ def advice(made: Plan) -> str:
     """What to say of settings that do not fit as they are; empty where they do."""
     if made.needed_before.total <= made.usable:
         return ""
-    flags = " ".join(f"--{key} {value}" for key, value in made.changes.items())
     begin = f"As it is set, it needs more than this machine's card can give, {memory(made.usable)}."
-    return f"{begin} With {flags}: {made.why}" if made.fits else f"{begin} {made.why}"
+    return f"{begin} With {made.flags}: {made.why}" if made.fits else f"{begin} {made.why}"
 
 
-def smaller(settings: Settings) -> tuple[Changes, str] | None:
-    """The next thing that takes less memory with which a run can go on from its last state; None where none is left."""
+def smaller(
+    settings: Settings, needed: Callable[[Settings], int], *, surely: bool = False
+) -> tuple[Changes, str] | None:
+    """The next thing with which a run can go on from its last state and that takes less memory, `surely` by what is
+    `needed`, in bytes, as not all that there is was counted; None where none is left."""
+    before = needed(settings)
     for lever in LEVERS:
-        if lever.keeps and (changes := lever.pull(settings)) and not conflicts.found(with_changes(settings, changes)):
+        if not lever.keeps or not (changes := lever.pull(settings)):
+            continue
+        then = with_changes(settings, changes)
+        helps = needed(then) < before if surely or lever.may_take_more else True
+        if helps and not conflicts.found(then):
             return changes, lever.named(changes)
     return None
 
@@ -130,21 +162,26 @@ def _next(
 
 
 def _without_the_needless(
-    settings: Settings, pulled: list[tuple[Lever, Changes]], fits: Callable[[Settings], bool]
+    start: Settings, pulled: list[tuple[Lever, Changes]], fits: Callable[[Settings], bool]
 ) -> tuple[Settings, list[tuple[Lever, Changes]]]:
     """Takes back what is not needed any more after later levers, the dearest in time first."""
     for at in reversed(range(len(pulled))):
-        if pulled[at][0].lightens and trains_streamed(_all(settings, pulled)):
+        if pulled[at][0].lightens and trains_streamed(_all(start, pulled)):
             continue
         fewer = pulled[:at] + pulled[at + 1 :]
-        chosen = _all(settings, fewer)
-        if fits(chosen) and not conflicts.found(chosen):
+        chosen = _all(start, fewer)
+        if fits(chosen):
             pulled = fewer
-    return _all(settings, pulled), pulled
+    return _all(start, pulled), pulled
 
 
-def _all(settings: Settings, pulled: list[tuple[Lever, Changes]]) -> Settings:
-    chosen = with_changes(settings, QUICKEST)
+def _quickest(settings: Settings, *, in_tiles: bool) -> Settings:
+    """The settings without what costs time and a plan can ask for again."""
+    in_backward = {"memory.step_in_backward": False} if settings.is_full else {}
+    return with_changes(settings, {**QUICKEST, **in_backward, **({"memory.vae_decoding": "tiled"} if in_tiles else {})})
+
+
+def _all(chosen: Settings, pulled: list[tuple[Lever, Changes]]) -> Settings:
     for _, changes in pulled:
         chosen = with_changes(chosen, changes)
     return chosen
@@ -153,11 +190,11 @@ def _all(settings: Settings, pulled: list[tuple[Lever, Changes]]) -> Settings:
 def _reasons(
     pulled: list[tuple[Lever, Changes]],
     changes: Changes,
+    chosen: Settings,
     after: Memory,
     card_bytes: int,
     *,
     fits: bool,
-    is_embedding: bool,
 ) -> list[str]:
     card = f"a card of {card_bytes / 2**30:g} GB"
     reasons, final = [], dict(change for _, done in pulled for change in done.items())
@@ -166,17 +203,25 @@ def _reasons(
             continue  # a later one went further
         named = lever.named(done)
         reasons.append(f"{named[:1].upper()}{named[1:]}{f': {lever.costs}' if lever.costs else ''}.")
-    if not pulled and "batching.gradient_checkpointing" in changes:
-        reasons.append("Gradient checkpointing off: there is room, and it would cost a third more time.")
+        if "checkpointing" not in lever.name and any("checkpoint" in key for key in done):
+            reasons.append("Gradient checkpointing, which that needs: about a third more time.")
+    reasons += [f"{said}." for key, said in _SAID.items() if key in changes and key not in final]
     if fits:
         return [f"Needs about {memory(after.total)}, which {card} has.", *reasons]
     most = max(vars(after).items(), key=lambda part: part[1])[0]
-    other = "" if is_embedding else "a LoRA of a smaller rank, "
-    return [
-        f"Needs about {memory(after.total)} even so, more than {card} can give; most of it are the {most}. Take a "
-        f"larger card, {other}or a smaller general.resolution.",
-        *reasons,
-    ]
+    begin = f"Needs about {memory(after.total)} even so, more than {card} can give; most of it are the {most}."
+    return [f"{begin} Take a larger card, {_instead(chosen, most)}or a smaller general.resolution.", *reasons]
+
+
+def _instead(chosen: Settings, most: str) -> str:
+    """What else could be chosen where nothing fits, most of which goes to one of the parts of Memory."""
+    if chosen.is_embedding:
+        return ""
+    light = OPTIMIZER_BYTES["adamw_8bit"]
+    heavy = most == "optimizer" and OPTIMIZER_BYTES[chosen.optimizer.name] > light
+    other = f"another optimizer, such as adamw_8bit, which keeps {light:g} bytes of each value where " if heavy else ""
+    other += f"{chosen.optimizer.name} keeps {footprint.optimizer_bytes(chosen):.3g}, " if heavy else ""
+    return f"{other}{'a LoRA' if chosen.is_full else 'a LoRA of a smaller rank'}, "
 
 
 def _value(settings: Settings, key: str) -> Any:

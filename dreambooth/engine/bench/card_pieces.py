@@ -18,7 +18,7 @@ from typing import Any
 from dreambooth.core import run
 from dreambooth.core.errors import UserError
 from dreambooth.core.layout import PROJECT, SUBJECT_PICTURES
-from dreambooth.core.memory.footprint import SPARE
+from dreambooth.core.memory import spare
 from dreambooth.core.run import Job
 from dreambooth.engine.bench import card_ceilings, card_waiting, drawing, peers, plans, training
 from dreambooth.engine.bench.card import Results
@@ -164,9 +164,9 @@ def memory(about: About) -> None:
     """The plan for a card that has as much as the goal allows, run inside it."""
     rows = plans.Rows(about.out)
     tries = plans.Bench(about.work, about.models, rows)
-    goals = MEMORY_GOALS if about.large else (("sd1", "lora", plans.Small.cards[0] * (1 - SPARE), None),)
+    goals = MEMORY_GOALS if about.large else (("sd1", "lora", spare.usable(plans.Small.cards[0]), None),)
     for family, method, goal, step_goal in goals:
-        one = plans.Wanted(family, method, int(goal / (1 - SPARE)))
+        one = plans.Wanted(family, method, spare.card_with(goal))
         row = rows.of(one)
         if row is None:
             rows.add(row := tries.row(one, _monotonic(about)))

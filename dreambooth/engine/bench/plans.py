@@ -22,8 +22,8 @@ from typing import Any
 from dreambooth.core import project
 from dreambooth.core.errors import UserError
 from dreambooth.core.layout import MINIATURES, PROJECT, SUBJECT_PICTURES
-from dreambooth.core.memory import footprint, planner
-from dreambooth.core.memory.footprint import DRIVER_BYTES, SPARE
+from dreambooth.core.memory import footprint, planner, spare
+from dreambooth.core.memory.footprint import DRIVER_BYTES
 from dreambooth.core.memory.planner import Plan
 from dreambooth.core.models import anatomy, checkpoint
 from dreambooth.core.project import Folders, Project
@@ -33,7 +33,7 @@ from dreambooth.engine.process.listener import asked_to_end
 
 STEPS = 6
 TRACED_STEPS = 26  # so many that a step is written down and done again, which may take another amount of memory
-OTHERS = SPARE / 2  # of a card: what other programs take; the rest of what the planner spares is for the gaps
+OTHERS = 0.5  # of what the planner spares: what other programs take; the rest is for the gaps
 MOST_SECONDS = 300.0  # of one plan
 LEAST_SECONDS = 20.0  # that are left, for another plan to be begun
 WORK = "dreambooth-bench"
@@ -177,7 +177,7 @@ class Small(Models):
 
     simulated = True
     steps = STEPS
-    cards = (630 * 2**20, 2**30)
+    cards = (800 * 2**20, 2**30)
 
     def side(self, family: str) -> int:
         return 64
@@ -231,7 +231,8 @@ class Bench:
 
     def _in_a_process(self, job: Job, made: Project, one: Wanted, seconds: float, *, capped: bool) -> dict[str, Any]:
         told, out, log = (made.folder / name for name in ("about.json", "out.json", "plan.log"))
-        cap = int(one.card_bytes * (1 - OTHERS)) - DRIVER_BYTES
+        spared = one.card_bytes - spare.usable(one.card_bytes)
+        cap = int(one.card_bytes - OTHERS * spared) - DRIVER_BYTES
         others = 0 if self.models.simulated else taken_by_others()
         about = {"job": str(job.folder), "out": str(out), "cap_bytes": cap if capped else 0}
         told.write_text(json.dumps({**about, "simulated": self.models.simulated}), encoding="utf-8")

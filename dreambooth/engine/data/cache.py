@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dreambooth.core.buckets import Bucket
 from dreambooth.core.errors import UserError
-from dreambooth.core.memory.footprint import pictures_at_once
+from dreambooth.core.memory.footprint import LATENTS_ON_DEVICE, pictures_at_once
 from dreambooth.engine import hardware
 from dreambooth.engine.data import decoding, framing, masks
 from dreambooth.engine.data.latent_store import Store
@@ -26,7 +26,7 @@ from dreambooth.engine.families.model import LATENT_CHANNELS, LATENT_FACTOR, Mod
 if TYPE_CHECKING:
     from dreambooth.engine.data.surroundings import Surroundings
 
-MOST_ON_DEVICE = 2**30  # bytes of latents; more stay in the computer's own memory
+MOST_ON_DEVICE = LATENTS_ON_DEVICE
 
 
 @dataclass

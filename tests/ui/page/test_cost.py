@@ -13,6 +13,7 @@ import pytest
 from dreambooth.core import abilities, project, run
 from dreambooth.core.errors import UserError
 from dreambooth.core.layout import SUBJECT_PICTURES
+from dreambooth.core.memory import spare
 from dreambooth.core.schema import to_flat
 from dreambooth.core.settings import parse, to_json
 from dreambooth.ui.page import actions, cost
@@ -93,7 +94,7 @@ def test_without_a_card_or_pictures_nothing_is_made_up(page: Page) -> None:
 def test_performance_sets_what_fits_and_says_what_and_why(page: Page, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = values(page, batching__train_batch_size=64, previews__negative_prompt="kept")
     needed = cost.estimate(page.host.folders(), opened(page), parse({"batching.train_batch_size": 64})).memory_bytes
-    monkeypatch.setattr(abilities, "card_bytes", lambda: int(needed * 0.97))
+    monkeypatch.setattr(abilities, "card_bytes", lambda: spare.card_with(needed * 0.97))
     shown = page.run_column._performance(asked)
     said, flat = shown[page.run_column.said], opened(page).settings()
     before = to_flat(parse(page.form.read(asked, 0)))
