@@ -20,8 +20,9 @@ from dreambooth.core.run import Job
 from dreambooth.core.settings import parse
 from dreambooth.core.settings.course import Optimizer
 from dreambooth.engine import worker
+from dreambooth.engine.bench.live import Live
 from dreambooth.engine.bench.operations import Operations
-from dreambooth.engine.training import optimizers, rounding
+from dreambooth.engine.training import lion, optimizers, rounding
 from dreambooth.engine.training.adapters import Trained
 from dreambooth.service import launcher
 from tests.engine import tiny
@@ -158,6 +159,22 @@ def test_lion_is_the_published_algorithm() -> None:
         expected = expected - 1e-2 * (direction + 0.1 * expected)
         mean = 0.99 * mean + 0.01 * gradient
     assert torch.allclose(moved("lion", weight_decay=0.1), expected, atol=1e-5)
+
+
+def test_lion_holds_the_steps_of_some_weights_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not of the whole model; and so it learns the same."""
+    monkeypatch.setattr(lion, "VALUES_AT_ONCE", 1000)
+    weights = [nn.Parameter(torch.full((1000,), float(n))) for n in range(8)]
+    optimizer = lion.Lion(weights, lr=1e-2)
+    for weight in weights:
+        weight.grad = torch.ones_like(weight)
+    optimizer.step()
+    for weight in weights:
+        weight.grad = torch.ones_like(weight)
+    with Live() as live:
+        optimizer.step()
+    assert live.peak <= 4 * 1000
+    assert all(torch.allclose(weight, torch.tensor(n - 0.02), atol=1e-3) for n, weight in enumerate(weights))
 
 
 def test_came_is_the_published_algorithm() -> None:

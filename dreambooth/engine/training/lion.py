@@ -6,6 +6,9 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
+from torch import nn
+
+from dreambooth.engine.training.factored import VALUES_AT_ONCE, portions
 
 
 class Lion(torch.optim.Optimizer):
@@ -25,11 +28,15 @@ class Lion(torch.optim.Optimizer):
             for weight in weights:
                 if not self.state[weight]:
                     self.state[weight]["mean"] = torch.zeros_like(weight)
-            gradients = [weight.grad for weight in weights]
-            means = [self.state[weight]["mean"] for weight in weights]
-            beta1, beta2 = group["betas"]
-            directions = torch._foreach_lerp(means, gradients, 1 - beta1)
-            torch._foreach_sign_(directions)
-            torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
-            torch._foreach_add_(weights, directions, alpha=-group["lr"])
-            torch._foreach_lerp_(means, gradients, 1 - beta2)
+            for some in portions(weights, VALUES_AT_ONCE):
+                self._move(some, group)
+
+    def _move(self, weights: list[nn.Parameter], group: dict[str, Any]) -> None:
+        gradients = [weight.grad for weight in weights]
+        means = [self.state[weight]["mean"] for weight in weights]
+        beta1, beta2 = group["betas"]
+        directions = torch._foreach_lerp(means, gradients, 1 - beta1)
+        torch._foreach_sign_(directions)
+        torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
+        torch._foreach_add_(weights, directions, alpha=-group["lr"])
+        torch._foreach_lerp_(means, gradients, 1 - beta2)
