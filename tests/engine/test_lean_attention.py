@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 import pytest
 import torch
 from torch import Tensor
@@ -66,3 +69,27 @@ def test_nothing_large_is_kept_on_an_apple_gpu() -> None:
 def test_elsewhere_it_is_pytorchs_own() -> None:
     inputs = given(torch.float32, 20, 20)
     assert "Lean" not in type(attended(*inputs).grad_fn).__name__
+
+
+@pytest.mark.parametrize("has_kernels", [True, False])
+def test_a_card_of_amd_without_a_fused_kernel_keeps_nothing_large(
+    has_kernels: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[object] = []
+
+    @contextlib.contextmanager
+    def only(kinds: object) -> Iterator[None]:
+        tried.append(kinds)
+        if not has_kernels:
+            raise RuntimeError("No available kernel. Aborting execution.")
+        yield
+
+    monkeypatch.setattr(torch.version, "hip", "7.0")
+    monkeypatch.setattr(lean_attention, "sdpa_kernel", only)
+    lean_attention._has_fused.cache_clear()
+    with simulated_card():
+        for _ in range(2):
+            inputs = [one.detach().to("cuda").requires_grad_() for one in given(torch.float32, 20, 20)]
+            assert ("Lean" in type(attended(*inputs).grad_fn).__name__) == (not has_kernels)
+    assert len(tried) == 1, "it is tried once"
+    lean_attention._has_fused.cache_clear()

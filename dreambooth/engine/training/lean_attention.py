@@ -1,4 +1,5 @@
-"""Attention that keeps nothing of its largest matrix for the backward pass, where PyTorch's own would: on an Apple GPU.
+"""Attention that keeps nothing of its largest matrix for the backward pass, where PyTorch's own would: on an Apple GPU,
+and on cards of AMD that PyTorch has no fused kernel for.
 
 A card's kernels work softmax(Q K^T / sqrt(d)), which has a number for each two places of a picture, out again in the
 backward pass, in parts (Dao et al. 2022, arXiv 2205.14135, section 3.1). PyTorch has none for an Apple GPU that can be
@@ -8,11 +9,13 @@ trained through and keeps the matrix of every layer instead: 3.7 GiB more for SD
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
 _AT_ONCE = 2**24  # numbers of the matrix: 64 MiB, about four times
@@ -20,9 +23,27 @@ _AT_ONCE = 2**24  # numbers of the matrix: 64 MiB, about four times
 
 def attended(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """As scaled_dot_product_attention: (B, heads, N, d), (B, heads, M, d) twice -> (B, heads, N, d)."""
-    if query.device.type == "mps" and torch.is_grad_enabled():
+    if torch.is_grad_enabled() and _keeps_its_matrix(query.device, query.dtype):
         return Lean.apply(query, key, value)  # type: ignore[no-any-return]
     return scaled_dot_product_attention(query, key, value)
+
+
+def _keeps_its_matrix(device: torch.device, dtype: torch.dtype) -> bool:
+    if device.type == "cuda":
+        return torch.version.hip is not None and not _has_fused(device, dtype)
+    return device.type == "mps"
+
+
+@functools.cache
+def _has_fused(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether PyTorch has a kernel that can be trained through, found by trying; known before any step is traced."""
+    query = torch.randn(1, 1, 64, 64, device=device, dtype=dtype, requires_grad=True)
+    try:
+        with sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION]):
+            scaled_dot_product_attention(query, query, query).sum().backward()
+    except RuntimeError:
+        return False
+    return True
 
 
 class Lean(torch.autograd.Function):
