@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
@@ -106,19 +106,26 @@ class Session:
 
     @contextlib.contextmanager
     def shown(self) -> Iterator[None]:
-        """The weights that previews and outputs show stand in the model's place; afterwards no bit is changed."""
+        """The weights that previews and outputs show stand in the model's place; afterwards no bit is changed.
+
+        The device need not have room for both: an average in the weights' precision changes places with them, and what
+        else is set aside lies in the computer's memory.
+        """
         weights = self.trained.named()
-        averaged = self.ema is not None and self.settings.saving.weights == "average"
-        if not averaged and self.settings.optimizer.name != "adamw_schedule_free":
+        average = self.ema.average if self.ema and self.settings.saving.weights == "average" else {}
+        if not average and self.settings.optimizer.name != "adamw_schedule_free":
             yield
             return
-        kept = {name: weight.detach().clone() for name, weight in weights.items()}
+        swapped = {name for name, one in average.items() if _is_alike(one, weights[name])}
+        rest = {name: weight for name, weight in weights.items() if name not in swapped}
+        kept = {name: weight.detach().to("cpu", copy=True) for name, weight in rest.items()}
         optimizers.set_mode(self.optimizer, training=False)
-        if self.ema is not None and averaged:
-            _copy(self.ema.average, weights)
+        _copy({name: average[name] for name in rest if name in average}, weights)
+        _swap(average, weights, swapped)
         try:
             yield
         finally:
+            _swap(average, weights, swapped)
             optimizers.set_mode(self.optimizer, training=True)
             _copy(kept, weights)
 
@@ -150,6 +157,17 @@ class Session:
             self.ema.updates = rest["ema_updates"]
         if self.accelerator.scaler and rest["scaler"]:
             self.accelerator.scaler.load_state_dict(rest["scaler"])
+
+
+def _is_alike(one: Tensor, other: Tensor) -> bool:
+    return (one.dtype, one.device, one.stride()) == (other.dtype, other.device, other.stride())
+
+
+def _swap(some: dict[str, Tensor], others: dict[str, Tensor], names: Iterable[str]) -> None:
+    """Has tensors of these names change places, without a copy."""
+    for name in names:
+        one, other = some[name], others[name]
+        one.data, other.data = other.data, one.data
 
 
 @torch.no_grad()
