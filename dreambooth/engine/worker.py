@@ -67,7 +67,8 @@ def _persist(work: Work) -> Ending:
             changes, warning = trouble.diverged(work.settings, said, turns_back)
             turns_back += 1
         else:
-            changes, warning = trouble.out_of_memory(work.settings, phase, said, work.together)
+            task = trouble.Task.of(work)
+            changes, warning = trouble.out_of_memory(work.settings, phase, said, work.together, task)
         work.job.change(changes)
         work.job.warn(warning)
         work.settings = Work.open(work.job).settings

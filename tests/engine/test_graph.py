@@ -21,7 +21,7 @@ from dreambooth.engine import worker
 from dreambooth.engine.run import trouble
 from dreambooth.engine.tracing import graph
 from dreambooth.engine.tracing.program import Program
-from dreambooth.engine.training import traced
+from dreambooth.engine.training import preview, traced
 from tests.engine.runs import LORA, SHORT, new_run, output, same, tiny_project, told, train
 from tests.engine.simulated_card import simulated_card
 
@@ -262,3 +262,24 @@ def test_it_goes_with_traced_steps_alone(other: dict[str, Any]) -> None:
 def test_the_first_line_of_an_error(error: Exception, said: str) -> None:
     first: Callable[[BaseException], str] = trouble.first_line
     assert first(error) == said
+
+
+def test_previews_that_lack_memory_have_that_of_the_graphs_first(
+    star: Project, replays: list[Program], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make, failed = preview.make, list[int]()
+
+    def short(model: Any, settings: Any, folder: Path, images: int, *rest: Any, **more: Any) -> Any:
+        if images and settings.tuning.cuda_graphs:
+            failed.append(len(replays))
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return make(model, settings, folder, images, *rest, **more)
+
+    monkeypatch.setattr(preview, "make", short)
+    drawn = {"previews.count": 1, "previews.steps": 1, "intervals.save_preview_every_steps": 8}
+    wanted = output(train(star, **STEPS, **{"tuning.trace_steps": False}))
+    job = train(star, **STEPS, **ON, **drawn)
+    assert failed == [8 - traced.BEFORE - 2] == [len(replays)], "from then on none is replayed"
+    assert next(event["text"] for event in told(job, "warning")).endswith("They go on with no CUDA graphs.")
+    assert told(job, "resumed") == []
+    assert same(wanted, output(job))

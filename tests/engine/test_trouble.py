@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 
 from dreambooth.core.errors import UserError
 from dreambooth.core.layout import MINIATURE
+from dreambooth.core.memory import footprint, planner
 from dreambooth.core.project import Project
 from dreambooth.core.run import Job
 from dreambooth.core.settings import parse
@@ -20,6 +22,8 @@ from dreambooth.engine.drawing.sampling import NotDrawn
 from dreambooth.engine.families.model import Model
 from dreambooth.engine.run import hooks, trouble
 from dreambooth.engine.training import adapters, loss, optimizers
+from dreambooth.engine.training.ema import Ema
+from dreambooth.engine.training.session import Session
 from tests.engine.runs import LORA, new_run, output, saved, told, train
 from tests.engine.runs import same as same_weights
 from tests.engine.runs import tiny_project as make_project
@@ -213,6 +217,7 @@ def test_each_retreat_takes_less_and_then_it_is_refused(star: Project, monkeypat
         "batching.gradient_checkpointing": True,
         "batching.train_batch_size": 1,
         "batching.gradient_accumulation_steps": 4,
+        "tuning.trace_steps": False,  # else each half's gradients would come beside those of the others
     }
     assert len(warnings(job)) == 3
 
@@ -280,3 +285,89 @@ def test_previews_without_memory_are_drawn_smaller_and_cost_no_training(
     assert failed == [2, 1]
     assert [event["images"] for event in told(job, "preview")] == [0, 5]
     assert told(job, "resumed") == []
+
+
+def short_while_saving(monkeypatch: pytest.MonkeyPatch, times: int) -> None:
+    save, left = hooks.outputs.save, [times]
+
+    def short(*given: Any) -> Any:
+        left[0] -= 1
+        if left[0] >= 0:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return save(*given)
+
+    monkeypatch.setattr(hooks.outputs, "save", short)
+
+
+def test_a_result_for_whose_average_memory_is_short_is_written_as_it_is(
+    star: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is trained again for it, which would end in the same place."""
+    average = {"tuning.use_ema": True, "tuning.ema_decay": 0.9}
+    raw = output(train(star, **EACH_STEP, **average, **{"saving.weights": "raw"}))
+    short_while_saving(monkeypatch, 1)
+    job = train(star, **EACH_STEP, **average)
+    assert told(job, "resumed") == []
+    [warning] = warnings(job)
+    assert "not enough to write the model" in warning and "as they are" in warning
+    assert same_weights(raw, output(job))
+
+
+def test_a_result_that_cannot_be_written_at_all_waits_in_its_state(
+    star: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short_while_saving(monkeypatch, 2)
+    job = new_run(star, **EACH_STEP)
+    assert worker.run(job) == "paused"
+    assert (told(job, "resumed"), saved(job)) == ([], [])
+    assert "resume the run" in warnings(job)[-1]
+    assert worker.run(job) == "done"
+
+
+def test_what_is_set_aside_for_an_average_takes_no_room_on_the_device() -> None:
+    """In one precision the two change places; else the weights wait in the computer's memory, which is none of it."""
+    for dtype in (torch.float32, torch.bfloat16):
+        weight = torch.nn.Parameter(torch.arange(4.0).to(dtype))
+        before, place = weight.detach().clone(), weight.data_ptr()
+        ema = Ema({"w": weight}, 0.9)
+        ema.average["w"] += 10
+        session: Any = SimpleNamespace(
+            trained=SimpleNamespace(named=lambda weight=weight: {"w": weight}),
+            ema=ema,
+            settings=parse({"general.method": "full", "tuning.use_ema": True}),
+            optimizer=None,
+        )
+        with Session.shown(session):
+            assert torch.equal(weight, before + 10)
+            assert (weight.data_ptr() == place) == (dtype != torch.float32)
+        assert torch.equal(weight, before) and weight.data_ptr() == place
+        assert torch.equal(ema.average["w"], before.float() + 10)
+
+
+def test_where_less_is_set_no_more_is_taken() -> None:
+    """Half a batch is added up to the same step, for which gradients of full fine-tuning are kept."""
+    full = {"general.method": "full", "batching.train_batch_size": 2, "batching.gradient_checkpointing": True}
+    task = trouble.Task(footprint.full_size("sd1"), "sd1", 512**2, streams=True)
+    some = parse({**full, "optimizer.name": "adafactor"})
+    halves = {"batching.train_batch_size": 1, "batching.gradient_accumulation_steps": 2}
+    assert task.needed(planner.with_changes(some, halves), trouble.TRAINING) > task.needed(some, trouble.TRAINING)
+    assert trouble.smaller(some, trouble.TRAINING, task=task) is None
+    many = planner.with_changes(some, {"batching.train_batch_size": 64})
+    step = trouble.smaller(many, trouble.TRAINING, task=task)
+    assert step and step[0] == {**halves, "batching.train_batch_size": 32}
+    fewer = planner.with_changes(many, step[0])
+    assert task.needed(fewer, trouble.TRAINING) < task.needed(many, trouble.TRAINING)
+
+
+@pytest.mark.parametrize("streams", [True, False])
+def test_a_model_that_is_too_large_to_be_loaded_is_streamed(streams: bool) -> None:
+    """To a card; an Apple GPU's memory is the computer's own."""
+    task = trouble.Task(footprint.full_size("sdxl"), "sdxl", 1024**2, streams)
+    step = trouble.smaller(parse({"general.method": "lora"}), trouble.LOADING, task=task)
+    assert (step is not None) == streams
+    if step:
+        assert step[0] == {"memory.unet_weights": "streamed", "batching.gradient_checkpointing": True}
+        then = planner.with_changes(parse({"general.method": "lora"}), step[0])
+        assert trouble.smaller(then, trouble.LOADING, task=task) is None, "and then there is nothing left"
+    with pytest.raises(UserError, match=r"while loading the model.*memory\.unet_weights"):
+        trouble.out_of_memory(parse({"general.method": "full"}), trouble.LOADING, "1 GB more were needed", task=task)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,7 @@ class Hooks:
         kept = state_writer.keeping(session.budget, intervals.states_kept, intervals.states_kept_every)
         self.states = state_writer.Writer(work.job.state, kept)
         self.state_failed_at: float | None = None
+        self.lets_go_of_graphs: Callable[[], None] = lambda: None  # of the steps, where they have any
 
     def requests(self) -> set[str]:
         return self.work.job.requests()
@@ -205,6 +207,9 @@ class Hooks:
         changes, name = step
         self.work.job.change(changes)
         self.work.settings = settings_module.parse(self.work.job.settings())
+        if not self.work.settings.tuning.cuda_graphs:
+            self.lets_go_of_graphs()
+            trouble.free_memory()
         self.warn(
             Problem(f"The memory was not enough for previews: {said}. They go on with {name}.", next(iter(changes)))
         )
@@ -306,9 +311,7 @@ def _save_output(work: Work, session: Session, source: Source, images: int, *, b
         raise UserError(
             f"{changed}: the checkpoint was overwritten while the run works with it; put the former one back."
         )
-    with session.shown():
-        made = outputs.save(work.folders, work.project, work.settings, session.model, source, session.trained, images)
-        has_effect = effect.is_there(work.settings, session.model, source, session.trained)
+    made, has_effect = _written(work, session, source, images)
     path, words = made.path, {word: str(file) for word, file in made.embeddings.items()}
     imagic.keep(work.project, path, session)
     kind, files = work.settings.result_kind, {path, *made.embeddings.values()} if work.settings.is_embedding else {path}
@@ -322,3 +325,26 @@ def _save_output(work: Work, session: Session, source: Source, images: int, *, b
         count = list(rates(work.settings))
         do = f"Raise {' and '.join(count)} if these are low, and look at what is said of steps that were left out."
         work.job.warn(Problem(said, next(iter(count), ""), do))
+
+
+def _written(work: Work, session: Session, source: Source, images: int) -> tuple[outputs.Saved, bool]:
+    """The model as it is now, in files, and whether it differs from what training began with. Where memory is too short
+    for what is to be shown of it, its weights are written as they are: training again would end here again. Raises
+    UserError if they cannot be written."""
+    weights: list[AbstractContextManager[None]] = [session.shown(), contextlib.nullcontext()]
+    for shown in weights:
+        try:
+            with shown:
+                has_effect = effect.is_there(work.settings, session.model, source, session.trained)
+                made = outputs.save(
+                    work.folders, work.project, work.settings, session.model, source, session.trained, images
+                )
+                return made, has_effect
+        except (RuntimeError, MemoryError) as error:
+            if not trouble.is_out_of_memory(error):
+                raise
+            said = f"The memory was not enough to write the model: {trouble.needed(error)}."
+        trouble.free_memory()
+        if shown is weights[0]:
+            work.job.warn(Problem(f"{said} It is tried once more, with the weights as they are.", "saving.weights"))
+    raise UserError(Problem(said, "saving.weights", "Close other programs that use the memory."))

@@ -8,18 +8,28 @@ from __future__ import annotations
 import gc
 import re
 import sys
-from typing import Any
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from dreambooth.core.errors import Problem, UserError
-from dreambooth.core.memory import planner
+from dreambooth.core.memory import footprint, planner
+from dreambooth.core.models import anatomy, checkpoint
+from dreambooth.core.models.anatomy import Anatomy
 from dreambooth.core.settings import Settings
 from dreambooth.core.settings.conflicts.of_optimizers import PRODIGY_LEAST_RATE, rates
 from dreambooth.core.values import plain
 
-TRAINING = "training"
+if TYPE_CHECKING:
+    from dreambooth.engine.work import Work
+
+LOADING, TRAINING = "loading the model", "training"
 MOST_TURNS_BACK = 3  # after divergence, in one run
 _DRAWING = ("class pictures", "previews")
-_TRAIN_LESS = "begin a new run with a smaller general.resolution, a LoRA of a smaller rank or an 8-bit optimizer"
+_TRAIN_LESS = (
+    "begin a new run with a smaller general.resolution, a LoRA of a smaller rank, an 8-bit optimizer, "
+    "memory.unet_weights streamed or int8, or what Performance chooses (the command is `performance`)"
+)
 _DRAW_LESS = "Draw fewer pictures at a time, or smaller ones"
 _CLOSE = "close other programs that use the memory"
 _SAID = "|".join(
@@ -82,14 +92,52 @@ def _spelled(amount: str) -> str:
     return f"{float(value) / 2**20:,.1f} MiB" if unit == "bytes" else f"{value} {unit}"
 
 
-def smaller(settings: Settings, phase: str, together: int = 0) -> tuple[Changes, str] | None:
+@dataclass(frozen=True)
+class Task:
+    """What is trained, as far as its memory goes. `streams` is of a device that has no part in the computer's own."""
+
+    model: Anatomy
+    family: str
+    area: int  # pixels of a picture
+    streams: bool
+
+    @classmethod
+    def of(cls, work: Work) -> Task:
+        from dreambooth.engine import hardware
+
+        model = anatomy.of(checkpoint.read_header(work.project.source))
+        return cls(model, work.project.about["family"], work.size**2, hardware.here().type == "cuda")
+
+    def needed(self, settings: Settings, phase: str) -> int:
+        """About how many bytes of the device a phase needs."""
+        copies = 0
+        if not self.streams and settings.memory.unet_weights == "streamed":
+            settings = planner.with_changes(settings, {"memory.unet_weights": "whole"})
+            copies = 4 * self.model.largest_block  # beside the weights, in the same memory
+        if phase == LOADING:
+            return copies + footprint.needs(settings, self.model, self.family, self.area).weights
+        return copies + footprint.training_bytes(settings, self.model, self.family, self.area)
+
+
+def smaller(settings: Settings, phase: str, together: int = 0, task: Task | None = None) -> tuple[Changes, str] | None:
     """The next thing that takes less memory in this phase, with its name; None where nothing is left. `together` is
-    how many pictures were drawn at a time, where the settings leave that to the free memory."""
+    how many pictures were drawn at a time, where the settings leave that to the free memory; `task` is for what does
+    not draw."""
+    if phase in (TRAINING, "previews") and settings.tuning.cuda_graphs:  # whose room nothing else can use
+        return {"tuning.cuda_graphs": False}, "no CUDA graphs"
     if phase in _DRAWING:
         return _smaller_drawing(settings, together)
-    if phase == TRAINING and settings.tuning.cuda_graphs:
-        return {"tuning.cuda_graphs": False}, "no CUDA graphs"
-    return planner.smaller(settings) if phase == TRAINING else None
+    if phase == TRAINING and settings.tuning.trace_steps and settings.batching.gradient_accumulation_steps > 1:
+        return {"tuning.trace_steps": False}, "steps that are not traced, whose gradients need no room of their own"
+    if task is None or phase not in (LOADING, TRAINING):
+        return None
+    needed, untraced = partial(task.needed, phase=phase), {"tuning.trace_steps": False}
+    step = planner.smaller(settings, needed, surely=phase == LOADING)
+    if step or phase == LOADING or not settings.tuning.trace_steps:
+        return step
+    # Half batches take less only where their gradients have no room of their own.
+    step = planner.smaller(planner.with_changes(settings, untraced), needed)
+    return step and ({**untraced, **step[0]}, f"{step[1]}, not traced")
 
 
 def _smaller_drawing(settings: Settings, together: int) -> tuple[Changes, str] | None:
@@ -101,13 +149,15 @@ def _smaller_drawing(settings: Settings, together: int) -> tuple[Changes, str] |
     return None
 
 
-def out_of_memory(settings: Settings, phase: str, said: str, together: int = 0) -> tuple[Changes, Problem]:
-    """What to change so that it goes on, and what says so; `together` as for `smaller`.
+def out_of_memory(
+    settings: Settings, phase: str, said: str, together: int = 0, task: Task | None = None
+) -> tuple[Changes, Problem]:
+    """What to change so that it goes on, and what says so; `together` and `task` as for `smaller`.
 
     Raises UserError where nothing is left to change, or the person wants the run to stop.
     """
     begin = _said(phase, said)
-    step = smaller(settings, phase, together)
+    step = smaller(settings, phase, together, task)
     if step is None:
         less = "begin a new run with a smaller general.resolution" if settings.is_embedding else _TRAIN_LESS
         do = f"{_resume_or(less)}; what was saved before is kept."
@@ -145,9 +195,7 @@ def _said(phase: str, said: str) -> str:
 
 
 def _doing(phase: str) -> str:
-    return {"loading the model": "loading the model", TRAINING: "training", "previews": "drawing previews"}.get(
-        phase, phase or "preparing"
-    )
+    return {"previews": "drawing previews"}.get(phase, phase or "preparing")
 
 
 def free_memory() -> None:

@@ -69,6 +69,7 @@ class Passes:
         self.captures = settings.tuning.cuda_graphs
         self._graph: Graph | None = None  # the first
         self._shapes: dict[Any, _Shape] = {}
+        hooks.lets_go_of_graphs = self.without_graphs
 
     def run(self, batch: Batch) -> Losses:
         """The losses of a batch, whose gradients are there afterwards."""
@@ -172,12 +173,17 @@ class Passes:
         except RuntimeError as error:
             if trouble.is_out_of_memory(error):
                 raise
-            self.captures, shape.is_checked, self._graph = False, True, None
-            for other in self._shapes.values():  # in whose room it was
-                if isinstance(other.program, Graph):
-                    other.program = other.program.program
+            shape.is_checked = True
+            self.without_graphs()  # in whose room it was
             said = f"The steps cannot be captured as CUDA graphs ({trouble.first_line(error)}); they go on without."
             self.hooks.warn(Problem(said, "tuning.cuda_graphs", "Turn it off."))
+
+    def without_graphs(self) -> None:
+        """From now on nothing is captured, and the memory of what was is free for others."""
+        self.captures, self._graph = False, None
+        for shape in self._shapes.values():
+            if isinstance(shape.program, Graph):
+                shape.program = shape.program.program
 
     def _sized(self, passes: Callable[[], Losses], *, is_trial: bool) -> tuple[Losses, Tensor]:
         """The losses, and all numbers together: these, and how large each gradient is, in two norms."""
