@@ -125,6 +125,9 @@ def check() -> dict[str, Any]:
         raise UserError(f"{said} Run setup again (on the page: Set Up).") from None
 
 
+_ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF")  # of PyTorch, by age
+
+
 def engine_variables() -> dict[str, str]:
     """Environment variables for an engine process: ours on its path, the WebUI's left out, no hub."""
     dropped = ("COMMANDLINE_ARGS", "PYTHONHOME", "PYTHONSTARTUP", "VIRTUAL_ENV", "__PYVENV_LAUNCHER__")
@@ -141,6 +144,9 @@ def engine_variables() -> dict[str, str]:
         PYTORCH_ENABLE_MPS_FALLBACK="1",  # what PyTorch lacks on an Apple GPU is done by the CPU, not refused
         OMP_WAIT_POLICY=os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),  # spinning threads stall on a shared CPU
     )
+    if sys.platform == "linux" and not any(key in variables for key in _ALLOCATOR):
+        # Else pieces of many sizes leave gaps that nothing fits. PyTorch has it for Linux alone.
+        variables[_ALLOCATOR[0]] = "expandable_segments:True"
     if number := os.environ.get(device.GPU_VARIABLE):
         seen = [one for one in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if one]
         # Some WebUIs show themselves that one GPU alone, and it is the first then.

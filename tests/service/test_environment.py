@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
 import types
 from pathlib import Path
@@ -205,3 +206,16 @@ def test_an_amd_gpu_that_pytorch_cannot_use_leaves_the_cpu(fresh: Path, monkeypa
     report, note = environment._with_torch(torch_build.Machine("Linux", has_amd=True), lambda said: None)
     assert report == {"device": "cpu"} and "does not work on this AMD GPU" in note
     assert index.asked[-1][1].endswith("/cpu")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="PyTorch has it for Linux alone")
+@pytest.mark.parametrize("own", ["", "PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"])
+def test_on_linux_the_engines_memory_grows_in_place_unless_somebody_has_chosen(
+    own: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for key in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF"):
+        monkeypatch.delenv(key, raising=False)
+    if own:
+        monkeypatch.setenv(own, "max_split_size_mb:256")
+    found = {key: value for key, value in environment.engine_variables().items() if key.endswith("_ALLOC_CONF")}
+    assert found == ({own: "max_split_size_mb:256"} if own else {"PYTORCH_ALLOC_CONF": "expandable_segments:True"})
