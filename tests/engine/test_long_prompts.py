@@ -17,6 +17,7 @@ from dreambooth.core.project import Folders
 from dreambooth.core.settings import parse
 from dreambooth.engine import families, generate, plan, worker
 from dreambooth.engine.families.model import Model, Text
+from dreambooth.engine.training import text
 from dreambooth.engine.training.text import Texts
 from dreambooth.engine.words import chunks
 from dreambooth.engine.words.vocabulary import clip_tokenizer
@@ -190,3 +191,23 @@ def test_a_clip_skip_that_cannot_be_is_said_before_the_model_is_loaded(tmp_path:
     assert [one.where for one in said.value.errors] == ["tuning.clip_skip", "memory.attention"]
     assert "loading the model" not in [event["name"] for event in told(job, "stage")]
     assert any("tuning.clip_skip: it is 2" in one for one in plan.report(job)["problems"])
+
+
+@pytest.mark.parametrize("learns_of_none", [True, False])
+def test_many_texts_are_read_a_part_at_a_time_into_the_computers_memory(
+    other: Model, monkeypatch: pytest.MonkeyPatch, learns_of_none: bool
+) -> None:
+    """And so they are the same, the empty one of them too."""
+    prompts = ["a star", "a cat", *([""] if learns_of_none else []), "a dog", "a moon"]
+    numbers, whole = torch.tensor([3, 2, 0]), Texts(other, prompts)
+    wanted = whole.embeddings(numbers)
+    read, encode = list[int](), Model.encode_texts
+    monkeypatch.setattr(text, "_BATCH", 2)
+    monkeypatch.setattr(text, "MOST_ON_DEVICE", 100)
+    monkeypatch.setattr(Model, "encode_texts", lambda own, some: (read.append(len(some[0])), encode(own, some))[1])
+    parts = Texts(other, prompts)
+    found = parts.embeddings(numbers)
+    assert read == [2] * (len(prompts) // 2) + [1] * (len(prompts) % 2)
+    assert parts.table is not None and parts.table.hidden.device.type == "cpu"
+    for one, same in zip(found.tensors, wanted.tensors):
+        assert torch.allclose(one, same, atol=1e-5)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -47,12 +47,17 @@ class Text:
     pooled: Tensor | None = None
     mask: Tensor | None = None
 
+    @property
+    def tensors(self) -> list[Tensor]:
+        """Those that are there."""
+        return [one for one in (self.hidden, self.pooled, self.mask) if one is not None]
+
+    def each(self, made: Callable[[Tensor | None], Any]) -> Text:
+        """The same of what is made of each, of None too."""
+        return Text(made(self.hidden), made(self.pooled), made(self.mask))
+
     def __getitem__(self, index: Any) -> Text:
-        return Text(
-            self.hidden[index],
-            None if self.pooled is None else self.pooled[index],
-            None if self.mask is None else self.mask[index],
-        )
+        return self.each(lambda some: None if some is None else some[index])
 
     def to(self, dtype: torch.dtype) -> Text:
         return Text(self.hidden.to(dtype), None if self.pooled is None else self.pooled.to(dtype), self.mask)
@@ -286,7 +291,9 @@ class Model(ABC):
         """Pictures (B, 3, H, W) in [-1, 1] -> mean and standard deviation of their latents (B, 4, H/8, W/8), scaled."""
         with self.present("vae"), torch.autocast(self.device.type, enabled=False):
             posterior = self.vae.encode(pixels.to(self.vae.device, self.vae.dtype)).latent_dist
-        return posterior.mean.float() * self.latent_scale, posterior.std.float() * self.latent_scale
+        found = (hardware.brought(one.float(), self.device) for one in (posterior.mean, posterior.std))
+        mean, std = (one * self.latent_scale for one in found)
+        return mean, std
 
     def decode(self, latents: Tensor) -> Tensor:
         """Scaled latents (B, 4, h, w) -> pictures (B, 3, 8h, 8w) in [-1, 1], float32.

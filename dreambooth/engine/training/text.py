@@ -5,10 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from dreambooth.core.memory.footprint import TEXTS_ON_DEVICE
 from dreambooth.engine import hardware
 from dreambooth.engine.families.model import Model, Text
 from dreambooth.engine.layers.resting import adapters, resting
 
+MOST_ON_DEVICE = TEXTS_ON_DEVICE
 _BATCH = 64  # prompts encoded at a time
 
 
@@ -27,14 +29,14 @@ class Texts:
         """(B,) prompt numbers -> what the UNet reads, from a table. It is made once, when the text encoders rest."""
         if self.table is None:
             self.table = self._all()
-        return self.table[hardware.brought(numbers, self.model.device)]
+        return _looked_up(self.table, numbers, self.model.device)
 
     def base_embeddings(self, numbers: Tensor) -> Text:
         """The same from text encoders without their adapters, which may go on learning."""
         if self.base_table is None:
             with resting(adapters(self.model.text_encoders.values())):
                 self.base_table = self._all()
-        return self.base_table[hardware.brought(numbers, self.model.device)]
+        return _looked_up(self.base_table, numbers, self.model.device)
 
     def look_up(self, numbers: Tensor) -> tuple[Tensor, Tensor | None]:
         """(B,) prompt numbers -> their tokens (text encoders, B, pieces x 77), and which rows are the empty prompt."""
@@ -54,8 +56,39 @@ class Texts:
     def _all(self) -> Text:
         for encoder in self.model.text_encoders.values():
             encoder.eval()
-        parts = [self.prompts[n : n + _BATCH] for n in range(0, len(self.prompts), _BATCH)]
-        text = Text.cat(self.model.encode_texts(parts))
-        if self.nothing < 0:
-            return text
-        return self.model.emptied(text, torch.tensor([self.nothing], device=text.hidden.device))
+        table: Text | None = None
+        for start in range(0, len(self.prompts), _BATCH):
+            some = self.prompts[start : start + _BATCH]
+            text = self.model.encode_texts([some])[0]
+            if start <= self.nothing < start + len(some):
+                text = self.model.emptied(text, torch.tensor([self.nothing - start], device=text.hidden.device))
+            if len(some) == len(self.prompts):
+                return text
+            table = table or _room(text, len(self.prompts))
+            for one, whole in zip(text.tensors, table.tensors):
+                whole[start : start + len(one)].copy_(one)
+        assert table is not None
+        return table
+
+
+def _room(some: Text, count: int) -> Text:
+    """A table for so many prompts that are read like these: where these are, unless that is much."""
+    total = count * sum(one[0].nbytes for one in some.tensors)
+    place = some.hidden.device if total <= MOST_ON_DEVICE else torch.device("cpu")
+
+    def room(tensor: Tensor | None) -> Tensor | None:
+        return None if tensor is None else tensor.new_empty((count, *tensor.shape[1:]), device=place)
+
+    return some.each(room)
+
+
+def _looked_up(table: Text, numbers: Tensor, device: torch.device) -> Text:
+    """Rows of a table, on the device. Out of the computer's memory they come without anybody waiting."""
+    found = table[hardware.brought(numbers, table.hidden.device)]
+    if table.hidden.device.type == device.type:
+        return found
+    return found.each(lambda some: None if some is None else hardware.brought(_pinned(some, device), device))
+
+
+def _pinned(some: Tensor, device: torch.device) -> Tensor:
+    return some.pin_memory() if device.type == "cuda" else some
