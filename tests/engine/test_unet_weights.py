@@ -19,10 +19,10 @@ from dreambooth.core.layout import MINIATURE
 from dreambooth.core.memory import footprint
 from dreambooth.core.project import Project
 from dreambooth.core.settings import carried_over, on_resume, parse
-from dreambooth.engine import families, worker
+from dreambooth.engine import families, hardware, worker
 from dreambooth.engine.bench import streaming
 from dreambooth.engine.bench.footprint import Point
-from dreambooth.engine.families import unet_weights
+from dreambooth.engine.families import fetching, unet_weights
 from dreambooth.engine.families.model import whole_picture
 from dreambooth.engine.run.hooks import Hooks
 from dreambooth.engine.training import adapters, loop
@@ -233,3 +233,19 @@ def test_what_streaming_holds_is_what_the_planner_says(optimizer: str) -> None:
 def test_what_does_not_go_with_it(changes: dict[str, Any], said: str) -> None:
     with pytest.raises(UserError, match=said):
         parse({**STREAMED, **changes})
+
+
+def test_without_enough_to_be_pinned_it_is_streamed_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The card then waits for what it cannot fetch by itself, and that is said once."""
+    said = list[str]()
+
+    def refuse(tensor: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("CUDA error: out of memory")
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", refuse)
+    monkeypatch.setattr(hardware, "_PINS", [True])
+    monkeypatch.setattr(fetching, "streams", lambda device: None)
+    unet = families.load_file(MINIATURE).unet
+    unet_weights.lay(unet, "streamed", torch.device("cuda"), lambda problem: said.append(problem.sentence))
+    assert len(said) == 1 and "(RAM)" in said[0]
+    assert len(list(unet_weights.streamed(unet))) > 10

@@ -46,7 +46,10 @@ class Streamed:
     """
 
     def __init__(self, weight: Tensor, device: torch.device) -> None:
-        self.kept = nn.Parameter(weight.pin_memory() if device.type == "cuda" else weight, requires_grad=False)
+        if device.type == "cuda":
+            plain = weight
+            weight = hardware.in_reach(lambda pinned: plain.pin_memory() if pinned else plain)
+        self.kept = nn.Parameter(weight, requires_grad=False)
         self.fetched: Tensor | None = None  # ahead of its next use
         self.arrived: Callable[[Tensor], None] = lambda gradient: None
 
@@ -147,6 +150,9 @@ def lay(
     for block in unet.modules():
         if kind != "whole" and isinstance(block, BLOCKS):
             _lay_block(block, kind, device, ahead)
+    if kind == "streamed" and device.type == "cuda" and not hardware.pins():
+        said = "memory.unet_weights: too little of the computer's memory (RAM) can be pinned for a card to fetch from"
+        tell(Problem(f"{said}; it waits for what is not.", "memory.unet_weights", "Close other programs."))
 
 
 def is_laid(unet: nn.Module) -> bool:

@@ -45,7 +45,7 @@ def settle(device: torch.device) -> None:
 
 def _put_back(place: Tensor | None, value: Tensor) -> Tensor:
     """The value in its place in the computer's memory, or in a new one where it had none that will do."""
-    pinned = value.is_cuda
-    if place is None or place.shape != value.shape or place.dtype != value.dtype or place.is_pinned() != pinned:
-        place = torch.empty_like(value, device="cpu", pin_memory=pinned)
-    return place.copy_(value, non_blocking=pinned)
+    pins = value.is_cuda and hardware.pins()
+    if place is None or place.shape != value.shape or place.dtype != value.dtype or place.is_pinned() < pins:
+        place = hardware.in_reach(lambda pinned: torch.empty_like(value, device="cpu", pin_memory=pinned and pins))
+    return place.copy_(value, non_blocking=value.is_cuda)
