@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import sys
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 
 import psutil
@@ -10,8 +12,11 @@ import torch
 from torch import Tensor
 
 from dreambooth.core import machine
+from dreambooth.engine.run import trouble
 
 NEEDS_CARD = "it needs a card of NVIDIA or AMD"
+_PINS = [True]
+_LIMITS: set[float] = set()  # shares of the card that this process may take, as they were set here
 
 
 def here() -> torch.device:
@@ -87,6 +92,19 @@ def swap_bytes() -> int:
     return int(psutil.swap_memory().free)
 
 
+def refuse_more_than_is_free(device: torch.device) -> None:
+    """Has PyTorch raise where more of a card is asked for than is free of it. On Windows its driver would lend the
+    computer's memory instead, which is many times slower, and nobody would be told. A smaller limit of others stays."""
+    if sys.platform != "win32" or device.type != "cuda":
+        return
+    limit = torch.cuda.get_per_process_memory_fraction()
+    if limit < 1 and limit not in _LIMITS:
+        return
+    free, total = torch.cuda.mem_get_info()
+    torch.cuda.set_per_process_memory_fraction(min(1.0, (free + torch.cuda.memory_reserved()) / total))
+    _LIMITS.add(torch.cuda.get_per_process_memory_fraction())
+
+
 def most_used_bytes(device: torch.device) -> int:
     """The most that was in use at once; 0 on the CPU. Of an Apple GPU what PyTorch holds, which does not shrink
     by itself, as nothing else is counted there."""
@@ -112,6 +130,24 @@ def pin_exactly() -> None:
         if "pinned_max" not in chosen:  # by the person, or here; what is not said again goes back to its default
             added = ",".join(filter(None, (chosen, "pinned_max_cached_size_mb:1")))
             torch._C._accelerator_setAllocatorSettings(added)
+
+
+def in_reach(make: Callable[[bool], Tensor]) -> Tensor:
+    """What is made, pinned or not, of the computer's memory: pinned, from where a card fetches it by itself, as long as
+    there is enough of that."""
+    if _PINS[0]:
+        try:
+            return make(True)
+        except RuntimeError as error:
+            if not trouble.is_out_of_memory(error):
+                raise
+            _PINS[0] = False
+    return make(False)
+
+
+def pins() -> bool:
+    """Whether the computer has had enough memory to be pinned so far."""
+    return _PINS[0]
 
 
 def wait_for_card() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import sys
 import types
 import warnings
 from pathlib import Path
@@ -208,7 +209,7 @@ def test_where_bf16_is_emulated_that_is_said(
         assert not selfcheck._faults(CARD)["memory.bf16_weights"]
         _of_generation((7, 5), monkeypatch)
         assert "emulates" in selfcheck._faults(CARD)["memory.bf16_weights"]["on"]
-        monkeypatch.setattr(worker, "made_ready", _stopped)
+        monkeypatch.setattr(worker.beginning, "made_ready", _stopped)
         AcceleratorState._reset_state(reset_partial_state=True)
         job = new_run(projects["sd1"], **changes)
         with pytest.raises(UserError, match="so far"):
@@ -489,3 +490,83 @@ def _errand(made: Project, chosen: Settings, fields: dict[str, Any]) -> Job:
 def _pixels(path: str) -> bytes:
     with Image.open(path) as picture:
         return picture.tobytes()
+
+
+def test_pictures_are_encoded_wherever_there_is_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the card, there without the UNet, or by the CPU; the card itself may refuse what was thought to be free."""
+    project, places = tiny_project(tmp_path), list[tuple[str, str]]()
+    encode, refuses = Model.encode_pictures, [False]
+
+    def watched(model: Model, pixels: torch.Tensor) -> Any:
+        places.append((model.unet.device.type, next(model.vae.parameters()).device.type))
+        if refuses[0] and places[-1][1] == "cuda":
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return encode(model, pixels)
+
+    monkeypatch.setattr(Model, "encode_pictures", watched)
+    for free, refused, wanted in (
+        ([BYTES, BYTES], False, [("cuda", "cuda")]),
+        ([0, BYTES], False, [("cpu", "cuda")]),
+        ([0, 0], False, [("cuda", "cpu")]),
+        ([BYTES, BYTES], True, [("cuda", "cuda"), ("cpu", "cuda"), ("cuda", "cpu")]),
+    ):
+        places.clear()
+        refuses[0], left = refused, [BYTES, *free]  # before anything is loaded it is asked, too
+        with simulated_card(), monkeypatch.context() as patch:
+            patch.setattr(hardware, "free_bytes", lambda device, left=left: left.pop(0) if left else BYTES)
+            job = train(project, **LORA, **{"pictures.cache_on_disk": False, "intervals.max_train_steps": 1})
+        assert list(dict.fromkeys(places)) == wanted
+        said = [event["text"] for event in told(job, "warning")]
+        assert any("the CPU encodes them" in text for text in said) == (wanted[-1] == ("cuda", "cpu"))
+
+
+@pytest.mark.parametrize(("system", "limit"), [("win32", 0.75), ("linux", 1.0)])
+def test_on_windows_no_more_is_taken_than_is_free(
+    system: str, limit: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There the driver would lend the computer's memory, so that nothing is ever refused and all is slow."""
+    project, share = tiny_project(tmp_path), [1.0]
+    with simulated_card(), monkeypatch.context() as patch:
+        patch.setattr(hardware, "_LIMITS", set())
+        patch.setattr(sys, "platform", system)
+        patch.setattr(torch.cuda, "mem_get_info", lambda device=None: (BYTES // 2, BYTES))
+        patch.setattr(torch.cuda, "memory_reserved", lambda device=None: BYTES // 4)
+        patch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda device=None: share[0])
+        patch.setattr(
+            torch.cuda, "set_per_process_memory_fraction", lambda given, device=None: share.__setitem__(0, given)
+        )
+        patch.setattr(worker.beginning, "load", _stopped)
+        with pytest.raises(UserError, match="so far"):
+            train(project, **LORA)
+        assert share == [limit]
+        patch.setattr(torch.cuda, "mem_get_info", lambda device=None: (BYTES, BYTES))
+        hardware.refuse_more_than_is_free(torch.device("cuda"))
+        assert share == [1.0], "it follows what others give back"
+        share[0] = 0.3  # as a benchmark has it
+        hardware.refuse_more_than_is_free(torch.device("cuda"))
+        assert share == [0.3]
+
+
+def test_what_a_full_card_has_no_room_for_is_said_before_anything_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = new_run(tiny_project(tmp_path), **LORA, **{"batching.train_batch_size": 64})
+    with simulated_card(), monkeypatch.context() as patch:
+        patch.setattr(hardware, "free_bytes", lambda device: 100 * 2**20)
+        patch.setattr(worker.beginning, "load", _stopped)
+        with pytest.raises(UserError, match="so far"):
+            worker.run(job)
+    [warning] = told(job, "warning")
+    assert "of it are free" in warning["text"]
+    assert "--batching.gradient_checkpointing true" in warning["text"]
+
+
+def test_what_is_streamed_is_held_against_the_computers_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    streamed = {"memory.unet_weights": "streamed", "batching.gradient_checkpointing": True}
+    job = new_run(tiny_project(tmp_path), **LORA, **streamed)
+    with simulated_card(), monkeypatch.context() as patch:
+        patch.setattr(hardware, "available_bytes", lambda: 1000)
+        patch.setattr(worker.beginning, "load", _stopped)
+        with pytest.raises(UserError, match="so far"):
+            worker.run(job)
+    assert "(RAM)" in told(job, "warning")[0]["text"]

@@ -17,12 +17,9 @@ Places = list[tuple[dict[str, Tensor | None], str, Tensor]]  # of each weight: i
 
 
 @contextlib.contextmanager
-def room_for(needed: int, part: nn.Module) -> Iterator[None]:
-    """Within it a part has left its device, if so many bytes would not be free there otherwise."""
+def away(part: nn.Module) -> Iterator[None]:
+    """Within it a part has left its device."""
     device = next(part.parameters()).device
-    if device.type == "cpu" or hardware.free_bytes(device) >= needed:
-        yield
-        return
     part.to("cpu")
     hardware.give_back_memory()
     try:
@@ -37,6 +34,7 @@ class Aside:
     def __init__(self) -> None:
         self._places: dict[str, Places] = {}
         self._present: set[str] = set()
+        self._staying: set[str] = set()
 
     def put(self, name: str, part: nn.Module) -> None:
         """Puts a part aside. It must lie in the computer's memory, and nothing in it may be trained."""
@@ -54,9 +52,19 @@ class Aside:
             self.put(name, part)
 
     @contextlib.contextmanager
+    def staying(self, name: str) -> Iterator[None]:
+        """Within it a part does its work where it lies, and does not come to the device."""
+        self._staying.add(name)
+        try:
+            yield
+        finally:
+            self._staying.remove(name)
+
+    @contextlib.contextmanager
     def present(self, names: Iterable[str], device: torch.device) -> Iterator[None]:
         """Within it these parts are on the device, as far as they were put aside; within itself it does nothing."""
-        fetched = [name for name in names if name in self._places and name not in self._present]
+        here = self._present | self._staying
+        fetched = [name for name in names if name in self._places and name not in here]
         self._present.update(fetched)
         try:
             for name in fetched:

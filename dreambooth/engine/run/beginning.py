@@ -14,19 +14,20 @@ import torch
 from dreambooth.core import room
 from dreambooth.core.budget import Budget, budget
 from dreambooth.core.errors import Problem, UserError
+from dreambooth.core.memory import footprint, shortage
+from dreambooth.core.models import anatomy
 from dreambooth.core.run import BEFORE
-from dreambooth.engine import families, suited
+from dreambooth.engine import families, hardware, suited
 from dreambooth.engine.checkpoints import lora
 from dreambooth.engine.checkpoints.source import Source
 from dreambooth.engine.data import class_pictures, pictures, survey
 from dreambooth.engine.data.order import Order
 from dreambooth.engine.data.pictures import Example
-from dreambooth.engine.data.readings import Readings
 from dreambooth.engine.drawing import drawn_together
 from dreambooth.engine.drawing.sampling import decoding
 from dreambooth.engine.families import unet_weights
 from dreambooth.engine.families.model import Model
-from dreambooth.engine.run import followers, resuming, start_file
+from dreambooth.engine.run import followers, resuming, start_file, trouble
 from dreambooth.engine.run.material import Material
 from dreambooth.engine.tracing import graph
 from dreambooth.engine.training import adapters, attention, checkpointing, optimizers, precision, preview
@@ -46,6 +47,7 @@ def made_ready(work: Work, source: Source) -> tuple[Session, Validation | None]:
     if problems := room.problems(work.folders, work.project, source.header, work.settings, length, work.job):
         raise UserError(problems)
     start = start_file.read(work.settings, source)
+    warn_of_room(work, source, material)
     model, accelerator = load(work, source)
     material.priors = _class_pictures(work, model, material.instances) + material.kept
     return _prepare(work, model, accelerator, length, material, start)
@@ -85,8 +87,23 @@ def warn_of_bf16(work: Work) -> None:
         work.job.warn(Problem(f"{key}: {reason}.", key, do))
 
 
+def warn_of_room(work: Work, source: Source, material: Material) -> None:
+    """Says so before anything is loaded, where less of the device or of the computer's memory is free than the run is
+    known to need: what else could be set, and that others hold the rest."""
+    device, settings = precision.of(work.settings).device, work.settings
+    model, family, area = anatomy.of(source.header), source.about.family, material.largest
+    if lying := shortage.of_computer(settings, model, hardware.available_bytes()):
+        work.job.warn(lying)
+    if device.type == "cpu":
+        return
+    known = footprint.known_bytes(settings, model, len(material.readings(settings).texts), material.latent_bytes())
+    free = hardware.free_bytes(device) + footprint.DRIVER_BYTES  # the driver has its own already
+    if problem := shortage.of_device(settings, model, family, area, free, known=known):
+        work.job.warn(problem)
+
+
 def load(work: Work, source: Source) -> tuple[Model, Any]:
-    work.stage("loading the model", 0, 1)
+    work.stage(trouble.LOADING, 0, 1)
     tuning, accelerator = work.settings.tuning, precision.of(work.settings)
     model = families.load(source, precision.weights_dtype(accelerator, work.settings))
     model.drawn_in = precision.compute_dtype(accelerator)
@@ -144,13 +161,9 @@ def _prepare(
     start: start_file.Start,
 ) -> tuple[Session, Validation | None]:
     settings, own, priors = work.settings, material.own, material.priors
-    readings = Readings(
-        [example.picture.prompt for example in own],
-        [example.picture.prompt for example in priors],
-        settings.captions,
-        settings.general.seed,
-    )
+    readings = material.readings(settings)
     encoded = material.encode(work, model, readings.captions)
+    work.phase = trouble.TRAINING
     trained = adapters.prepare(model, settings, lora.by_module(start.layers, model.parts), start.words)
     _warn_of_long_texts(work, model, readings.texts)
     if settings.batching.gradient_checkpointing:

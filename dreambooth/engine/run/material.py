@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 
 from torch import Tensor
 
+from dreambooth.core import forecast
 from dreambooth.core.errors import Problem, UserError
 from dreambooth.core.memory import footprint
 from dreambooth.core.settings import Settings
+from dreambooth.engine import hardware
 from dreambooth.engine.data import cache, inpainting_masks, masks, pictures, surroundings
 from dreambooth.engine.data.cache import Encoded
 from dreambooth.engine.data.latent_store import Store
 from dreambooth.engine.data.order import Slot
 from dreambooth.engine.data.pictures import Example, Picture
+from dreambooth.engine.data.readings import Readings
 from dreambooth.engine.families import aside
 from dreambooth.engine.families.model import Model
+from dreambooth.engine.run import trouble
 from dreambooth.engine.work import Work
 
-_ROOM = 1.3  # of what encoding is known to take, for the VAE itself and gaps
+Encode = Callable[[], "list[Encoded | None]"]
+
+_ROOM = 1.05  # of what encoding is known to take, for gaps
 
 
 @dataclass
@@ -75,6 +82,20 @@ class Material:
         """Those that are learned, each once."""
         return (variants[0].picture for variants in self.instances)
 
+    @property
+    def largest(self) -> int:
+        """The pixels of the largest picture that is learned."""
+        return max(example.cut.bucket.area for example in self.own)
+
+    def readings(self, settings: Settings) -> Readings:
+        """What pictures and those of the class are read with."""
+        own, priors = ([one.picture.prompt for one in some] for some in (self.own, self.priors))
+        return Readings(own, priors, settings.captions, settings.general.seed)
+
+    def latent_bytes(self) -> int:
+        """What the latents of pictures that are there take."""
+        return forecast.latent_bytes(one.cut.bucket for one in (*self.own, *self.priors, *self.held_out))
+
     def slots(self, settings: Settings) -> tuple[list[Slot], list[Slot]]:
         """The places in the order of what is learned, and of the class."""
         own = [_slot(variants, settings) for variants in self.instances]
@@ -92,9 +113,12 @@ class Material:
         own, sets = self.own, (self.own, self.priors, self.held_out)
         many = self._masks(work.settings) if model.inpaints else (0, 0, 0)
         rounds = [len(some) * (1 + bool(of_each)) for some, of_each in zip(sets, many)]
-        total, made = sum(rounds), list[Encoded | None]()
-        needed = _ROOM * footprint.encoding_bytes(max(one.cut.bucket.area for some in sets for one in some))
-        with aside.room_for(int(needed), model.unet):
+        total = sum(rounds)
+        area = max(one.cut.bucket.area for some in sets for one in some)
+        needed = 4 * sum(weight.numel() for weight in model.vae.parameters()) + footprint.encoding_bytes(area)
+
+        def encode() -> list[Encoded | None]:
+            made = list[Encoded | None]()
             for number, some in enumerate(sets):
                 words = [one.picture.prompt for one in some] if some is self.held_out else prompts
                 before = sum(rounds[:number])
@@ -103,6 +127,9 @@ class Material:
                 if encoded and model.inpaints:
                     count, seed = partial(_count, work, before + len(some), total), work.settings.general.seed
                     surroundings.add(model, encoded, some, many[number], seed, count, store)
+            return made
+
+        made = _with_room(work, model, int(_ROOM * needed), encode)
         if store:
             _tidy(store, work)
         learned, priors, held_out = made
@@ -112,6 +139,26 @@ class Material:
             if held_out is not None:
                 cache.add_masks(held_out, self.cut[len(own) :])
         return Latents(learned, priors, held_out)
+
+
+def _with_room(work: Work, model: Model, needed: int, encode: Encode) -> list[Encoded | None]:
+    """What encoding makes: where so many bytes are free, as they may be only while the UNet is aside; or by the CPU,
+    where they are not or were not enough after all."""
+    if model.device.type == "cpu":
+        return encode()
+    for way in (contextlib.nullcontext(), aside.away(model.unet)):
+        try:
+            with way:
+                if hardware.free_bytes(model.device) >= needed:
+                    return encode()
+        except RuntimeError as error:
+            if not trouble.is_out_of_memory(error):
+                raise
+        hardware.give_back_memory()
+    said = "The device has no room for encoding the pictures; the CPU encodes them, which takes longer."
+    work.job.warn(Problem(said, "pictures.cache_on_disk", "Where it is on, they are kept for the next run."))
+    with model.aside.staying("vae"):
+        return encode()
 
 
 def _count(work: Work, before: int, total: int, done: int) -> None:

@@ -30,6 +30,7 @@ def accelerator(mixed_precision: str = "auto", *, bf16_weights: bool = False) ->
         raise UserError(f"{key}: this GPU cannot do bf16; {mend}.")
     if device.type == "cuda":
         hardware.pin_exactly()
+        hardware.refuse_more_than_is_free(device)
     return Accelerator(mixed_precision=choice)
 
 
