@@ -1,6 +1,7 @@
 /* Keeps the Dreambooth page current. It draws what /dreambooth/page/live says of the folders and holds nothing itself:
    no value of a control is read or written here. What belongs to the controls is in dreambooth_form.js, the buttons of
-   what is drawn are in dreambooth_buttons.js. */
+   what is drawn are in dreambooth_buttons.js, and what only the keyboard and a screen reader want in
+   dreambooth_access.js. */
 "use strict";
 
 const dreamboothPage = (() => {
@@ -9,10 +10,6 @@ const dreamboothPage = (() => {
     const RUNNING_MS = 1000;
     const IDLE_MS = 4000;
     const SILENT_MS = 10000; // a WebUI that is starting is disturbed by requests
-
-    const PRESSED = "a, button, summary"; // what can have the focus in a view, but for captions
-
-    const small = window.matchMedia("(max-width: 899px)");
 
     let draftTimer = null;
     const onTheWay = new Set(); // what Python was asked for by those buttons and has not answered yet
@@ -203,12 +200,7 @@ const dreamboothPage = (() => {
             for (const sheet of section.querySelectorAll("iframe")) {
                 sheet.srcdoc = sheet.srcdoc.replace("(prefers-color-scheme: dark)", dark ? "all" : "not all");
             }
-            const focused = old.contains(document.activeElement) ? document.activeElement : null;
-            const at = focused && Array.from(old.querySelectorAll(PRESSED)).indexOf(focused);
-            old.replaceChildren(...section.childNodes);
-            if (focused) {
-                focusAgain(place, old, focused, at);
-            }
+            dreamboothAccess.keepingFocus(place, old, () => old.replaceChildren(...section.childNodes));
             if (open) {
                 const details = old.querySelector("details");
                 details.open = true;
@@ -219,11 +211,7 @@ const dreamboothPage = (() => {
         const kept = new Set(Array.from(fresh.children, (section) => section.dataset.dbPart));
         for (const old of place.querySelectorAll(":scope > section")) {
             if (!kept.has(old.dataset.dbPart)) {
-                const hadFocus = old.contains(document.activeElement);
-                old.remove();
-                if (hadFocus) {
-                    rest(place);
-                }
+                dreamboothAccess.keepingFocus(place, old, () => old.remove());
             }
         }
         const state = fresh.dataset.dbState;
@@ -238,7 +226,7 @@ const dreamboothPage = (() => {
             lookAgain(); // a file was exported
         }
         if (place.dataset.dbLive !== "run" && place.dbWas === "running" && state !== "running") {
-            tell(ending(place));
+            dreamboothAccess.tell(ending(place));
         }
         place.dbWas = state;
         if (place.dataset.dbLive === "run") {
@@ -246,34 +234,6 @@ const dreamboothPage = (() => {
         }
         followed();
         return state;
-    }
-
-    /* What stands for the link or button that had the focus before a section was drawn anew gets it: the same one, or
-       the one in its place. */
-    function focusAgain(place, section, focused, at) {
-        const there = Array.from(section.querySelectorAll(PRESSED));
-        const one = there.find((found) => known(found) === known(focused)) ?? there[Math.min(at, there.length - 1)];
-        one ? one.focus({preventScroll: true}) : rest(place);
-    }
-
-    /* By what a link or button is known again. */
-    function known(element) {
-        const {dbSure, ...own} = element.dataset;
-        return JSON.stringify([element.tagName, own, element.ariaLabel, dbSure ? "" : element.textContent]);
-    }
-
-    /* The keyboard goes on from a view where the button is gone that had the focus. */
-    function rest(place) {
-        place.tabIndex = -1;
-        place.focus({preventScroll: true});
-    }
-
-    /* Says something to who does not see the page. */
-    function tell(words) {
-        const line = find("#db_told p");
-        if (line && words) {
-            line.textContent = words;
-        }
     }
 
     /* What a view says of its end, where nothing in it speaks by itself. */
@@ -297,7 +257,7 @@ const dreamboothPage = (() => {
         }
         if (lastState?.startsWith(`${model} `) && lastState !== now) {
             const [run, how] = place.querySelector("h3")?.childNodes || [];
-            tell(how && `${run.textContent.trim()}: ${how.textContent.trim()}`);
+            dreamboothAccess.tell(how && `${run.textContent.trim()}: ${how.textContent.trim()}`);
         }
         lastState = now;
     }
@@ -306,17 +266,7 @@ const dreamboothPage = (() => {
         ask("db_look_again");
     }
 
-    /* In a small window the run stands above the tabs (style.css), and the keyboard comes to it first there too. */
-    function placeRun() {
-        const run = find("#db_run_column"), columns = run?.parentElement;
-        if (columns && (columns.firstElementChild === run) !== small.matches) {
-            columns[small.matches ? "prepend" : "append"](run);
-        }
-    }
-
     function start() {
-        onDrawn(placeRun);
-        small.addEventListener("change", placeRun);
         document.addEventListener("visibilitychange", look);
         document.addEventListener("click", ({target}) => {
             if (target.closest?.("#db_tabs :is(.tab-nav button, [role=tab])")) {
@@ -353,6 +303,6 @@ const dreamboothPage = (() => {
     } else {
         start();
     }
-    return {find, all, press, translated, token, mark, changed, ask, answered, look, lookAgain, note, tell, onDrawn};
+    return {find, all, press, translated, token, mark, changed, ask, answered, look, lookAgain, note, onDrawn};
 })();
 window.dreamboothPage = dreamboothPage;

@@ -102,7 +102,7 @@
         button.dataset.dbSure = "yes";
         const again = dreamboothPage.translated("Press again:");
         button.textContent = `${again} ${label.trim().toLowerCase()}`;
-        dreamboothPage.tell(button.textContent);
+        dreamboothAccess.tell(button.textContent);
         setTimeout(() => {
             delete button.dataset.dbSure;
             button.textContent = label;

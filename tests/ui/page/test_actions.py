@@ -1,4 +1,4 @@
-"""What buttons of the page do besides changing a control: the webhook's test, and one step back."""
+"""What buttons of the page do besides changing a control: the webhook's test, one step back, and what they say."""
 
 from __future__ import annotations
 
@@ -11,13 +11,16 @@ from typing import Any, ClassVar
 
 import pytest
 
-from dreambooth.core import project
+from dreambooth.core import project, run
 from dreambooth.core.errors import UserError
 from dreambooth.core.layout import MINIATURE
+from dreambooth.core.memory import planner
 from dreambooth.core.project import Folders, Project
+from dreambooth.core.settings import Settings, to_json
 from dreambooth.core.webhook import Allowed
 from dreambooth.service import undoing
-from dreambooth.ui.page import actions
+from dreambooth.ui.page import actions, jobs
+from dreambooth.ui.page.plan_view import plan_view
 
 HERE = Allowed(schemes=("http",), private_addresses=("127.0.0.1",))  # only a test can say this
 
@@ -92,7 +95,7 @@ def test_what_was_changed_since_is_not_lost_by_a_step_back(star: Project) -> Non
 
 
 def test_an_import_can_be_taken_back(star: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(actions.jobs, "engine", lambda: Path("unused"))  # only a .toml is read with it
+    monkeypatch.setattr(jobs, "engine", lambda: Path("unused"))  # only a .toml is read with it
     before = star.settings()
     file = tmp_path / "concepts_list.json"
     file.write_text(json.dumps([{"instance_prompt": "a dog", "class_prompt": "", "instance_data_dir": str(tmp_path)}]))
@@ -100,3 +103,24 @@ def test_an_import_can_be_taken_back(star: Project, tmp_path: Path, monkeypatch:
     assert star.settings()["concepts.0.instance_prompt"] == "a dog"
     undoing.undo(star)
     assert star.settings() == before
+
+
+@pytest.mark.parametrize(
+    ("kind", "called"),
+    [
+        ("check", "check of the pictures (Concepts tab)"),
+        ("class-images", "class pictures (Concepts tab)"),
+        ("generate", "drawing of pictures (Generate tab)"),
+        ("export", "export (Generate tab)"),
+    ],
+)
+def test_what_is_still_at_work_is_named(star: Project, kind: str, called: str) -> None:
+    run.create(star.errands, {"kind": kind, "model": "star"}, to_json(Settings())).request("start")
+    with pytest.raises(UserError) as refused:
+        jobs.make_room(star, kind)
+    assert f"{called} is still at work; wait for it, or press Stop beside its progress." in str(refused.value)
+
+
+def test_reasons_of_performance_call_settings_by_their_labels() -> None:
+    plan = planner.Plan({}, *[None] * 3, False, ["Take a smaller general.resolution.", "lora.rank 4."])  # type: ignore[arg-type]
+    assert "Take a smaller Max Resolution." in plan_view(plan, {}) and "<p>Lora Rank 4.</p>" in plan_view(plan, {})

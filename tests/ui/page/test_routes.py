@@ -17,9 +17,7 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from dreambooth.core import project, run
-from dreambooth.core.errors import UserError
 from dreambooth.core.layout import MINIATURE
-from dreambooth.core.memory import planner
 from dreambooth.core.project import Folders
 from dreambooth.core.schema import leaves
 from dreambooth.core.settings import Settings, parse, to_json
@@ -27,7 +25,6 @@ from dreambooth.host.standalone import Standalone
 from dreambooth.service import api, installation
 from dreambooth.ui.page import alone, jobs, routes
 from dreambooth.ui.page.help_page import help_link
-from dreambooth.ui.page.plan_view import plan_view
 
 
 class Locked(Standalone):
@@ -296,23 +293,6 @@ def test_curves_of_the_subject_and_the_class_and_every_rate_are_named(folders: F
     assert "Loss: now 0.5" in shown and "Subject" not in shown and "Learning rates" not in shown
 
 
-@pytest.mark.parametrize(
-    ("kind", "called"),
-    [
-        ("check", "check of the pictures (Concepts tab)"),
-        ("class-images", "class pictures (Concepts tab)"),
-        ("generate", "drawing of pictures (Generate tab)"),
-        ("export", "export (Generate tab)"),
-    ],
-)
-def test_what_is_still_at_work_is_named(folders: Folders, kind: str, called: str) -> None:
-    opened = project.open_project(folders, "star")
-    run.create(opened.errands, {"kind": kind, "model": "star"}, to_json(Settings())).request("start")
-    with pytest.raises(UserError) as refused:
-        jobs.make_room(opened, kind)
-    assert f"{called} is still at work; wait for it, or press Stop beside its progress." in str(refused.value)
-
-
 def test_the_address_is_said_when_the_page_can_be_reached(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -401,11 +381,6 @@ def test_a_button_that_goes_back_to_a_state_says_so(folders: Folders) -> None:
     assert 'aria-label="Resume from step 3; later states go to the trash" data-db-twice>3<' in shown
     assert 'aria-label="Resume from step 5">5<' in shown
     assert "<th></th>" not in shown
-
-
-def test_reasons_of_performance_call_settings_by_their_labels() -> None:
-    plan = planner.Plan({}, *[None] * 3, False, ["Take a smaller general.resolution.", "lora.rank 4."])  # type: ignore[arg-type]
-    assert "Take a smaller Max Resolution." in plan_view(plan, {}) and "<p>Lora Rank 4.</p>" in plan_view(plan, {})
 
 
 def test_a_file_exported_from_a_state_is_shown_with_the_results(folders: Folders) -> None:
