@@ -121,8 +121,9 @@ def test_the_keyboard_meets_the_run_where_it_is_seen_and_its_end_can_be_reached(
     first = "() => document.querySelector('#db_columns').firstElementChild.id"
     hands.page.set_viewport_size({"width": 1280, "height": 400})
     box = hands.page.evaluate("() => document.querySelector('#db_run_column').getBoundingClientRect().toJSON()")
-    beside = "() => document.querySelector('#db_run').getBoundingClientRect().top"
-    assert hands.page.evaluate(beside) > 50, "it is under the buttons, not beside them"
+    below = "name => document.querySelector(name).getBoundingClientRect().toJSON()"
+    buttons, shown = (hands.page.evaluate(below, name) for name in ("#db_run_buttons", "#db_run"))
+    assert shown["top"] >= buttons["bottom"], "it is under the buttons, not beside them"
     inner = (
         "() => { const one = document.querySelector('#db_run_column'); return one.scrollHeight - one.clientHeight; }"
     )
