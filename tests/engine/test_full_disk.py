@@ -40,7 +40,7 @@ from dreambooth.engine.run import beginning, hooks, imagic
 from dreambooth.engine.training import preview
 from dreambooth.service import errands, launcher, report
 from dreambooth.ui import command_line
-from tests.engine.runs import LORA, SHORT, new_run, output, same, saved, tiny_project, told, train
+from tests.engine.runs import LORA, SHORT, folders, new_run, output, same, saved, tiny_project, told, train
 from tests.engine.test_faults import finished, start
 from tests.engine.test_trouble import at_batches, out_of_memory
 
