@@ -253,3 +253,9 @@ NESTED |= st.dictionaries(st.sampled_from(["train", "optimizer", "learning_rate"
 @given(st.dictionaries(st.sampled_from(sorted({*NEWEST, *BY_KEY, "concepts"})), NESTED, max_size=20))
 def test_no_file_ends_in_a_traceback(theirs: dict[str, Any]) -> None:
     assert all(line.why or line.fate == "taken" for line in onetrainer.config(theirs, DISK).lines)
+
+
+@pytest.mark.parametrize("odd", [1e300, float("nan"), [{"path": {}}], {"x": [1]}])
+def test_no_key_holds_what_ends_in_a_traceback(odd: Any) -> None:
+    for key in sorted({*NEWEST, *BY_KEY, "concepts"}):
+        assert onetrainer.config({"training_method": "LORA", key: odd}, DISK).lines

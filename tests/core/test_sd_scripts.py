@@ -283,3 +283,10 @@ def test_no_file_ends_in_a_traceback(theirs: dict[str, Any]) -> None:
     for found in (sd_scripts.config_file(theirs, DISK), sd_scripts.page_file(theirs, DISK)):
         assert all(line.why or line.fate == "taken" for line in found.lines)
     assert not [line for line in found.lines if line.why == UNKNOWN]
+
+
+@pytest.mark.parametrize("odd", [1e300, float("nan"), [1]])
+def test_no_key_holds_what_ends_in_a_traceback(odd: Any) -> None:
+    for key in sorted(sd_scripts.KNOWN | PAGE.keys()):
+        assert sd_scripts.page_file({"max_resolution": "512", key: odd}, DISK).lines
+        assert sd_scripts.config_file({"network_dim": 4, key: odd}, DISK).lines

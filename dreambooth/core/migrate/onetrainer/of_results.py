@@ -80,7 +80,8 @@ def _samples(read: Reading, disk: Disk) -> None:
             read.leave(place, f"there is no such list here: {read.theirs[place]}; write previews.prompts")
     elif "sample_definition_file_name" in read.theirs:
         read.leave("sample_definition_file_name", "the samples are in this file")
-    kept = [one for one in listed or [] if isinstance(one, Mapping) and one.get("enabled") is not False]
+    whole = listed if isinstance(listed, list) else []
+    kept = [one for one in whole if isinstance(one, Mapping) and one.get("enabled") is not False]
     kept = [one for one in kept if str(one.get("prompt") or "").strip()]
     if kept:
         _prompts(read, place, kept)

@@ -6,6 +6,7 @@ from typing import Literal
 
 from dreambooth.core.migrate.disk import Disk
 from dreambooth.core.migrate.reading import Reading
+from dreambooth.core.migrate.report import number
 
 Method = Literal["lora", "full", "embedding"]
 
@@ -146,14 +147,7 @@ def _parts(read: Reading) -> None:
 def _is_zero(read: Reading, key: str) -> bool:
     value = read.theirs.get(key)
     value = value[0] if isinstance(value, list) and value else value
-    return value is not None and value != "" and not isinstance(value, (bool, list)) and _number(value) == 0
-
-
-def _number(value: object) -> float:
-    try:
-        return float(str(value))
-    except ValueError:
-        return 1.0
+    return value is not None and value != "" and not isinstance(value, (bool, list)) and number(value, 1.0) == 0
 
 
 def _text_encoder(read: Reading, *, whole: bool) -> None:
@@ -161,12 +155,12 @@ def _text_encoder(read: Reading, *, whole: bool) -> None:
     stop = str(read.theirs.get("stop_text_encoder_training") or "")
     rates = [key for key in ("learning_rate_te", "learning_rate_te1", "learning_rate_te2") if key in read.theirs]
     if stop.endswith("%"):
-        share = max(0.0, min(1.0, _number(stop[:-1]) / 100))
+        share = max(0.0, min(1.0, number(stop[:-1]) / 100))
         read.take("stop_text_encoder_training", "tuning.text_encoder_ratio", share)
-    elif _number(stop or 0) < 0:
+    elif number(stop) < 0:
         read.take("stop_text_encoder_training", "tuning.text_encoder_ratio", 0.0)
-    elif _number(stop or 0):
-        read.take("stop_text_encoder_training", "tuning.text_encoder_steps", int(_number(stop)))
+    elif number(stop):
+        read.take("stop_text_encoder_training", "tuning.text_encoder_steps", int(number(stop)))
     elif "train_text_encoder" in read.theirs:
         share = 1.0 if read.said("train_text_encoder") else 0.0
         read.take("train_text_encoder", "tuning.text_encoder_ratio", share)
