@@ -70,6 +70,13 @@ class Files:
         values = part.view(dtype)
         return values.view(tensor.shape) if tensor.stride is None else values.as_strided(tensor.shape, tensor.stride)
 
+    def are_where_they_were(self) -> bool:
+        """Whether the files that are open are those that their names lead to now."""
+        try:
+            return all(os.path.samestat(known, path.stat()) for path, known in self._known.items())
+        except OSError:
+            return False
+
     def overwritten(self) -> Path | None:
         """A file that holds something else than when it was opened. One that is gone, or in whose place another was
         put, is still there for whoever has it open."""

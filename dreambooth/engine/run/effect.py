@@ -29,6 +29,8 @@ def is_there(settings: Settings, model: Model, source: Source, trained: Trained)
     half = settings.saving.half_model
     if settings.is_lora:
         return changes_anything(lora.lora_tensors(model.parts, model.family, half=half))
+    if not source.files.are_where_they_were():
+        return True  # nobody can look any more
     files = Files()  # the source's own are the model's weights, where these are of the same precision
     for name, entry in outputs.changed(trained).items():
         written = original.halved(entry) if half else entry
