@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -267,3 +268,14 @@ def test_a_source_that_is_gone_is_told(tmp_path: Path) -> None:
     made.source.unlink()
     with pytest.raises(UserError, match=made.source.name):
         exported(made, weights=str(result), rank=4, to=str(tmp_path / "x.safetensors"))
+
+
+def test_what_an_export_left_that_was_killed_is_swept_away_by_the_next(
+    small: tuple[Project, Path], tmp_path: Path
+) -> None:
+    old, new = tmp_path / ".exporting-old", tmp_path / ".exporting-new"
+    for place in (old, new):
+        place.mkdir()
+    os.utime(old, (0, 0))
+    assert Path(exported(small[0], base=True, to=str(tmp_path / "folder"))["path"]).is_dir()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".exporting-new", "folder"]

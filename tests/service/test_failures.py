@@ -164,6 +164,9 @@ def test_how_an_engine_ended_is_known_of_its_own_process_and_of_windows_launcher
     job.report("started", kind="train", pid=5, parent=4, boot="", memory_kills=0)
     (job.folder / "exit.json").write_text(json.dumps({"pid": who, "code": 0xC0000005}))
     assert told in endings.loss(job).what
+    assert endings.loss(job).do == "No state was saved yet; start it again.", "the page offers no Resume then"
+    job.report("state", step=7, path="", seconds=1, stalled=0)
+    assert endings.loss(job).do == "Resume goes on from its last state, at step 7."
 
 
 @pytest.fixture
