@@ -29,6 +29,15 @@ def takes_fp16(stamp: Path = STAMP) -> bool:
     return is_card and bool(fault("memory.bf16_weights", "on", stamp))
 
 
+def is_proven(key: str, choice: str, device_name: str, stamp: Path = STAMP) -> bool:
+    """Whether the check found that a choice of a setting works on a device of this name."""
+    try:
+        report = json.loads(stamp.read_text(encoding="utf-8"))["report"]
+        return bool(report["device_name"] == device_name and choice not in report[FAULTS].get(key, {}))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
+
+
 def fault(key: str, choice: str, stamp: Path = STAMP) -> str:
     """Why a choice of a setting does not work in the engine's environment; empty if it does or nothing is known."""
     try:

@@ -1,8 +1,8 @@
 """Starts an engine process: `python -m dreambooth.engine FOLDER` does the job that the folder describes; with `queued`
 behind it, only if the job is still in the queue when the engine could begin.
 
-`selfcheck` and `toml FILE` in the folder's place print a report and a file's content as JSON; `follow` is for the other
-processes of a run that has several.
+`selfcheck` and `toml FILE` in the folder's place print a report and a file's content as JSON; `selfcheck DEVICE CHOICE`
+and `follow` are for processes that another one of the engine starts.
 """
 
 from __future__ import annotations
@@ -30,11 +30,8 @@ DONE, BROKEN, REFUSED, BUSY, TAKEN_OUT = 0, 1, 2, 3, 4
 
 def main(arguments: list[str]) -> int:
     imports.put_off()
-    if arguments == ["selfcheck"]:
-        from dreambooth.engine import selfcheck
-
-        print(json.dumps(selfcheck.report()))
-        return DONE
+    if arguments[0] == "selfcheck":
+        return _check(arguments[1:])
     if arguments[0] == "toml":  # for Python 3.10, whose own library cannot read it
         return _print_toml(Path(arguments[1]))
     if arguments[0] == "follow":
@@ -43,6 +40,19 @@ def main(arguments: list[str]) -> int:
         folder, rank, size, store = arguments[1:]
         return follower.run(Path(folder), int(rank), int(size), store)
     return _work(Job(Path(arguments[0])), is_queued=arguments[1:] == ["queued"])
+
+
+def _check(asked: list[str]) -> int:
+    """All, or some choices on a device, for process/probe.py."""
+    from dreambooth.engine import selfcheck
+
+    if asked:
+        import torch
+
+        selfcheck.tell(torch.device(asked[0]), asked[1:])
+    else:
+        print(json.dumps(selfcheck.report()))
+    return DONE
 
 
 def _work(job: Job, *, is_queued: bool) -> int:

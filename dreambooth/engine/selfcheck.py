@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import platform
 import sys
+from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -15,6 +17,7 @@ from diffusers import UNet2DConditionModel
 from dreambooth.core.abilities import FAULTS
 from dreambooth.engine import hardware
 from dreambooth.engine.families import unet_weights
+from dreambooth.engine.process import probe
 from dreambooth.engine.training import attention, optimizers, precision
 from dreambooth.engine.words.vocabulary import clip_tokenizer
 
@@ -50,8 +53,21 @@ def report() -> dict[str, Any]:
     }
 
 
+def tell(device: torch.device, choices: Sequence[str]) -> None:
+    """Tries choices, such as `optimizer.name=adamw_8bit`, and prints of each in turn why it does not work, as JSON."""
+    torch.ones(1, device=device).sum().item()
+    print(probe.REACHED, flush=True)
+    for key, _, choice in (one.partition("=") for one in choices):
+        tried = optimizers.tried if key == "optimizer.name" else unet_weights.tried
+        print(json.dumps(tried(choice, device)), flush=True)  # at once: the next one may end this process
+
+
 def _faults(device: torch.device) -> dict[str, dict[str, str]]:
     """What does not work here, of the settings whose choices hang on packages and devices: choice and reason."""
+    if device.type == "cuda":
+        probe.ask(
+            [*(("optimizer.name", name) for name in optimizers.BY_BITSANDBYTES), ("memory.unet_weights", "nf4")], device
+        )
     found = {
         "optimizer.name": {name: optimizers.fault(name, device) for name in optimizers.RECIPES},
         "memory.attention": {name: attention.fault(name, device) for name in attention.KINDS},

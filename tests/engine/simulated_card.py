@@ -24,6 +24,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
+from dreambooth.engine.process import probe
 from dreambooth.engine.tracing.program import Program
 
 CARD, CPU = torch.device("cuda", 0), torch.device("cpu")
@@ -301,6 +302,8 @@ def simulated_card(simulated: type[SimulatedCard] = SimulatedCard) -> Iterator[S
             lambda own, device_type, *args, **more: autocast(own, card.computing(device_type), *args, **more),
         ),
         (torch.autograd, "_engine_run_backward", backward),
+        (probe, "fault", lambda choice, device, tried: tried()),  # it is in this process alone
+        (probe, "ask", lambda choices, device: None),
         (Program, "__call__", operations.again(Program.__call__)),
     ]
     with contextlib.ExitStack() as stack:

@@ -26,6 +26,7 @@ from dreambooth.core.errors import Problem, UserError
 from dreambooth.engine import hardware
 from dreambooth.engine.families import fetching
 from dreambooth.engine.families.fetching import Ahead, Streams
+from dreambooth.engine.process import probe
 from dreambooth.engine.run import trouble
 
 LEAST_VALUES = 4096  # of a weight that is worth it
@@ -121,9 +122,12 @@ def check(kind: str, device: torch.device) -> None:
 
 
 def fault(kind: str, device: torch.device) -> str:
-    """Why weights cannot lie like this on this device, found on a small one; empty if they can."""
-    if kind != "nf4":
-        return ""
+    """Why weights cannot lie like this on this device; empty if they can."""
+    return probe.fault(("memory.unet_weights", kind), device, lambda: tried(kind, device)) if kind == "nf4" else ""
+
+
+def tried(kind: str, device: torch.device) -> str:
+    """The same for weights in 4 bits, found in this process on a small one."""
     weight = torch.linspace(-1, 1, 64 * 128).reshape(64, 128)
     try:
         back = NF4(weight, device, nn.Linear(1, 1)).woken(device).cpu()

@@ -20,11 +20,13 @@ from dreambooth.core.errors import UserError
 from dreambooth.core.settings import Settings, learning_rate
 from dreambooth.core.settings.course import Optimizer as Chosen
 from dreambooth.engine import hardware
+from dreambooth.engine.process import probe
 from dreambooth.engine.run import trouble
 from dreambooth.engine.training.adapters import UP, WORDS, Trained
 
 Groups = list[dict[str, Any]]
 
+BY_BITSANDBYTES = ("adamw_8bit", "paged_adamw_8bit", "lion_8bit", "paged_lion_8bit")
 _ADAM_BETAS, _LION_BETAS, _EPSILON = (0.9, 0.999), (0.9, 0.99), 1e-8
 _ADAFACTOR_EPSILON = 1e-30  # of the squared gradient
 _CAME_BETA3, _CAME_EPSILONS = 0.9999, (1e-30, 1e-16)  # of the steps' disagreement; of the squared gradient and of that
@@ -81,7 +83,14 @@ def check(settings: Settings, device: torch.device) -> None:
 
 
 def fault(name: str, device: torch.device) -> str:
-    """Why an optimizer does not work on this device, found by steps on a small problem; empty if it does."""
+    """Why an optimizer does not work on this device; empty if it does."""
+    if name in BY_BITSANDBYTES:
+        return probe.fault(("optimizer.name", name), device, lambda: tried(name, device))
+    return tried(name, device)
+
+
+def tried(name: str, device: torch.device) -> str:
+    """The same, found in this process by steps on a small problem."""
     with torch.random.fork_rng(devices=[]), torch.enable_grad(), warnings.catch_warnings():
         warnings.filterwarnings("error", message="Paged optimizers are not supported")  # else it would be replaced
         generator = torch.Generator().manual_seed(0)
