@@ -215,10 +215,42 @@ def test_a_capture_that_fails_is_ended_and_its_stream_left(
         monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", end, raising=False)
         monkeypatch.setattr(torch._C, "_cuda_releasePool", lambda device, pool: done.append("released"), raising=False)
         room = graph.Room((0, 1), Stream())
-        with pytest.raises(RuntimeError):
+        with pytest.raises(
+            RuntimeError, match="illegal memory" if fault == "not begun" else "^operation not permitted$"
+        ):
             graph.capture(fails, [torch.ones(2)], room)  # type: ignore[arg-type]
     assert streams == ["default"]
     assert done == wanted
+
+
+@pytest.mark.parametrize("ends", [True, False])
+@pytest.mark.parametrize("culprit", [torch.OutOfMemoryError("CUDA out of memory."), TypeError("odd")])
+def test_what_failed_within_a_capture_is_told_and_not_its_end(
+    culprit: Exception, monkeypatch: pytest.MonkeyPatch, *, ends: bool
+) -> None:
+    class Capture:
+        def __enter__(self) -> None:
+            programs.append(fails)
+
+        def __exit__(self, *error: Any) -> None:
+            raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
+
+    def fails(inputs: list[Tensor]) -> tuple[Tensor, ...]:
+        raise culprit
+
+    def end(*given: Any, **more: Any) -> None:
+        if not ends:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    programs: list[Any] = [lambda inputs: (inputs[0],)]
+    with simulated_card():
+        monkeypatch.setattr(torch.cuda, "CUDAGraph", SimpleNamespace)
+        monkeypatch.setattr(torch.cuda, "graph", lambda *given, **more: Capture())
+        monkeypatch.setattr(graph, "_end", end)
+        program: Any = lambda inputs: programs[-1](inputs)  # noqa: E731
+        with pytest.raises(RuntimeError, match=str(culprit)) as raised:
+            graph.capture(program, [torch.ones(2)], graph.Room(None, torch.cuda.Stream()))
+    assert trouble.is_out_of_memory(raised.value) == isinstance(culprit, torch.OutOfMemoryError)
 
 
 def test_graphs_of_several_shapes_are_captured_on_one_stream(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import gc
+import linecache
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from traceback import format_exception
 from typing import Any
 
 import pytest
@@ -94,8 +98,31 @@ def test_a_programs_text_has_no_words_of_others() -> None:
     gelu = torch.ops.aten.gelu.default
     hostile = "none'); import os; ('"
     line = source.line(Operation(gelu, (Made(1),), {"approximate": hostile}, [Made(2)], is_many=False))
-    assert line == "t2 = f0(t1, approximate=o1)"
+    assert line == "t2 = aten__gelu_0(t1, approximate=o1)"
     assert source.objects["o1"] == hostile
+    call = Operation(functools.partial(_hostile, hostile), (), {}, [], is_many=False)
+    assert source.line(call) == "print_1___import_os__1()"
+
+
+def _hostile(words: str) -> None:
+    raise AssertionError
+
+
+_hostile.__qualname__ = "print(1); import os;"
+
+
+def test_a_traceback_shows_which_operation_of_a_program_it_was() -> None:
+    _, program = record(lambda given: [given[0].exp() @ given[1]], [torch.ones(3, 4), torch.ones(4, 2)])
+    with pytest.raises(RuntimeError) as raised:
+        program([torch.ones(3, 4), torch.ones(5, 2)])
+    assert re.search(
+        r'File "<traced \d+>", line 4, in run\n +t\d+ = aten__mm_1\(t\d+, t1\)', "".join(format_exception(raised.value))
+    )
+    files = {file for file in linecache.cache if file == program._run.__code__.co_filename}
+    assert files
+    del program, raised
+    gc.collect()
+    assert not files & set(linecache.cache), "it goes with the program"
 
 
 def test_a_program_that_is_let_go_of_holds_nothing() -> None:
@@ -333,6 +360,8 @@ def test_a_program_that_gives_something_else_is_not_used(
     job = train(projects["sd1"], **STEPS)
     (warning,) = told(job, "warning")
     assert warning["where"] == "tuning.trace_steps"
+    said = "done again from its record (This device has another opinion)" if wrong == "an error" else "other gradients"
+    assert said in warning["text"]
     assert counted["programs"] == 1
     assert same(wanted, output(job))
 

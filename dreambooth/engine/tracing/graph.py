@@ -6,6 +6,7 @@ outputs last until the next call. See docs.pytorch.org, "CUDA semantics", on CUD
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -58,19 +59,28 @@ def capture(program: Program, inputs: list[Tensor], room: Room) -> Captured:
     Where it fails, graphs of the same room must not be replayed any more: PyTorch may have let go of the room that
     cuBLAS had on their stream.
     """
-    graph, is_begun = torch.cuda.CUDAGraph(), False
+    graph, is_begun, culprit = torch.cuda.CUDAGraph(), False, None
     room.stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(room.stream):
         program(inputs)
         try:
             with torch.cuda.graph(graph, pool=room.pool, stream=room.stream):
                 is_begun = True
-                outputs = program(inputs)
-        except RuntimeError:
-            _end(graph, room.pool, is_begun=is_begun)
-            raise
+                try:
+                    outputs = program(inputs)
+                except Exception as error:
+                    culprit = error
+                    raise
+        except RuntimeError as error:  # of the capture's end, where the device has refused what was asked within it
+            with contextlib.suppress(RuntimeError):  # where even that fails, what is asked next says so
+                _end(graph, room.pool, is_begun=is_begun)
+            raise _told(culprit or error) from None
     torch.cuda.current_stream().wait_stream(room.stream)
     return graph.replay, outputs
+
+
+def _told(culprit: Exception) -> RuntimeError:
+    return culprit if isinstance(culprit, RuntimeError) else RuntimeError(f"{type(culprit).__name__}: {culprit}")
 
 
 def _end(graph: torch.cuda.CUDAGraph, pool: Any, *, is_begun: bool) -> None:

@@ -6,7 +6,11 @@ tensor is let go of right after its last use, so that no more memory is held tha
 
 from __future__ import annotations
 
+import itertools
+import linecache
 import math
+import re
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,6 +21,7 @@ from dreambooth.engine.tracing.recorder import Constant, Made, NotTraceable, Ope
 
 # Norms may differ by this share from those of PyTorch itself: half precision on a card, where sums have no fixed order.
 CLOSE = 0.02
+_NUMBERS = itertools.count()
 
 
 class Program:
@@ -51,7 +56,7 @@ def signature(tensors: Sequence[Tensor]) -> tuple[Any, ...]:
 
 
 def _function(recorder: Recorder, outputs: list[Made | Constant]) -> Callable[..., tuple[Tensor, ...]]:
-    """Python's own compiler makes it: locals are the quickest names that there are."""
+    """Python's own compiler makes it: locals are the quickest names that there are. Tracebacks show its lines."""
     source = _Source()
     lines = []
     for operation, gone in _needed(recorder.operations, outputs):
@@ -62,8 +67,11 @@ def _function(recorder: Recorder, outputs: list[Made | Constant]) -> Callable[..
     head = f"def run({', '.join(map(_name, recorder.inputs))}):"
     constants = {_name(Constant(n)): tensor for n, tensor in enumerate(recorder.constants)}
     space: dict[str, Any] = {**constants, **source.objects}
-    exec(compile("\n    ".join([head, *lines]), "<traced>", "exec"), space)
+    text, file = "\n    ".join([head, *lines]), f"<traced {next(_NUMBERS)}>"
+    exec(compile(text, file, "exec"), space)
     run: Callable[..., tuple[Tensor, ...]] = space.pop("run")  # which refers to the space: both go with the program
+    linecache.cache[file] = (len(text), None, text.splitlines(keepends=True), file)
+    weakref.finalize(run, linecache.cache.pop, file, None)
     return run
 
 
@@ -80,14 +88,17 @@ def _needed(operations: list[Operation], outputs: list[Made | Constant]) -> list
 
 
 class _Source:
-    """Python's text for operations, of numbers and of names that are made here, and the objects that they stand for."""
+    """Python's text for operations, of numbers and of names that are made here of letters, and the objects that these
+    stand for."""
 
     def __init__(self) -> None:
         self.objects: dict[str, Any] = {}
         self._functions: dict[Any, str] = {}
 
     def line(self, operation: Operation) -> str:
-        function = self._functions.setdefault(operation.function, f"f{len(self._functions)}")
+        function = self._functions.setdefault(
+            operation.function, f"{_plain_name(operation.function)}_{len(self._functions)}"
+        )
         # PyTorch's operations without the time that their Python takes.
         self.objects[function] = getattr(operation.function, "_op", operation.function)
         given = [*map(self._text, operation.args), *(f"{k}={self._text(v)}" for k, v in operation.kwargs.items())]
@@ -107,6 +118,12 @@ class _Source:
         name = f"o{len(self.objects)}"
         self.objects[name] = value
         return name
+
+
+def _plain_name(function: Any) -> str:
+    """How a traceback names an operation or a function of Python's."""
+    known = getattr(function, "func", function)  # of a partial one
+    return re.sub(r"\W", "_", getattr(known, "__qualname__", type(known).__name__), flags=re.ASCII)
 
 
 def _name(one: Made | Constant) -> str:

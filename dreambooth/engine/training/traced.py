@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
@@ -36,11 +37,8 @@ if TYPE_CHECKING:
 BEFORE = 2  # batches of a shape that are done as PyTorch does them, while devices and libraries settle
 WORTH = 20  # batches of a shape that must still come: writing one down takes as long as a few
 SMALL = 1e-3  # and those below this share of the largest by as much as that one's
-DIFFERS = Problem(
-    "A step done again from its record gave other gradients than PyTorch; this run goes on without records.",
-    "tuning.trace_steps",
-    "Nothing is wrong with what was learned; the steps take longer.",
-)
+DIFFERS = "A step done again from its record gave other gradients than PyTorch"
+BROKE = "A step could not be done again from its record ({})"
 
 Losses = tuple[Tensor, ...]
 
@@ -140,6 +138,7 @@ class Passes:
 
     def _checked(self, shape: _Shape, batch: Batch) -> Losses:
         """As PyTorch does them; the program is held against that, and all are given up where it differs."""
+        said = DIFFERS
         with self._adding_gradients():
             try:
                 with self._rewound():
@@ -147,7 +146,8 @@ class Passes:
             except RuntimeError as error:
                 if trouble.is_out_of_memory(error):
                     raise
-                found = None
+                traceback.print_exc()
+                said, found = BROKE.format(trouble.first_line(error)), None
             for weight in self.weights:
                 weight.grad = None
             losses, wanted = self._sized(lambda: self._plain(batch), is_trial=False)
@@ -156,7 +156,8 @@ class Passes:
             self.is_on = False
             self._shapes.clear()
             self._graph = None
-            self.hooks.warn(DIFFERS)
+            do = "Nothing is wrong with what was learned; the steps take longer."
+            self.hooks.warn(Problem(f"{said}; this run goes on without records.", "tuning.trace_steps", do))
         elif agrees and self.captures and isinstance(shape.program, Program):
             self._capture(shape, batch)  # and that is checked, too
         else:
@@ -173,6 +174,7 @@ class Passes:
         except RuntimeError as error:
             if trouble.is_out_of_memory(error):
                 raise
+            traceback.print_exc()
             shape.is_checked = True
             self.without_graphs()  # in whose room it was
             said = f"The steps cannot be captured as CUDA graphs ({trouble.first_line(error)}); they go on without."
