@@ -129,14 +129,16 @@ _ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLO
 
 
 def engine_variables() -> dict[str, str]:
-    """Environment variables for an engine process: ours on its path, the WebUI's left out, no hub."""
+    """Environment variables for an engine process: ours on its path, the WebUI's left out, no hub. A path that a person
+    has set up beside another engine's Python is that one's, and stays behind ours."""
     dropped = ("COMMANDLINE_ARGS", "PYTHONHOME", "PYTHONSTARTUP", "VIRTUAL_ENV", "__PYVENV_LAUNCHER__")
     # A WebUI that was started with --cuda-malloc has an allocator that counts otherwise, and knows no limits.
     variables = {
         key: value for key, value in os.environ.items() if key not in dropped and "cudaMallocAsync" not in value
     }
+    paths = [str(PROJECT), os.environ.get("PYTHONPATH", "") if os.environ.get(VARIABLE) else ""]
     variables.update(
-        PYTHONPATH=str(PROJECT),
+        PYTHONPATH=os.pathsep.join(filter(None, paths)),
         PYTHONNOUSERSITE="1",
         PYTHONUTF8="1",
         HF_HUB_OFFLINE="1",

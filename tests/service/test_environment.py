@@ -92,6 +92,7 @@ def test_of_a_cards_error_the_line_is_told_that_names_it(monkeypatch: pytest.Mon
 
 
 def test_engine_processes_leave_the_webui_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(environment.VARIABLE, raising=False)
     monkeypatch.setenv("COMMANDLINE_ARGS", "--medvram")
     monkeypatch.setenv("PYTHONPATH", "/webui")
     monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "backend:cudaMallocAsync")
@@ -100,6 +101,15 @@ def test_engine_processes_leave_the_webui_behind(monkeypatch: pytest.MonkeyPatch
     assert "COMMANDLINE_ARGS" not in variables
     assert "/webui" not in variables["PYTHONPATH"]
     assert variables["HF_HUB_OFFLINE"] == "1"
+
+
+def test_another_engines_python_keeps_its_path_behind_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(environment.VARIABLE, "/opt/torch/bin/python")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(["/opt/more", "/opt/torch"]))
+    found = environment.engine_variables()["PYTHONPATH"].split(os.pathsep)
+    assert found == [str(environment.PROJECT), "/opt/more", "/opt/torch"]
+    monkeypatch.delenv("PYTHONPATH")
+    assert environment.engine_variables()["PYTHONPATH"] == str(environment.PROJECT)
 
 
 def test_a_mac_without_pytorch_is_refused_before_anything_is_fetched(
