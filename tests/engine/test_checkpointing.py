@@ -52,6 +52,29 @@ def test_only_the_chosen_blocks_are_worked_out_again(made: Project, monkeypatch:
     assert same(results[0.0], results[1.0])
 
 
+def test_random_numbers_are_put_back_only_where_some_are_drawn(made: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And with a dropout what is worked out again is what was there before."""
+    read: list[Any] = []
+    state, plain = torch.get_rng_state, checkpointing.checkpoint
+
+    def counted(*given: Any, **more: Any) -> Any:
+        with monkeypatch.context() as patch:
+            patch.setattr(torch, "get_rng_state", lambda: read.append(None) or state())
+            return plain(*given, **more)
+
+    monkeypatch.setattr(checkpointing, "checkpoint", counted)
+    steps = {"intervals.max_train_steps": 2, "tuning.trace_steps": False}
+    plain_steps = {**steps, "batching.gradient_checkpointing": False}
+    assert same(output(train(made, **{**ON, **steps})), output(train(made, **{**ON, **plain_steps})))
+    assert not read
+    dropout = {"lora.dropout": 0.5}
+    wanted = output(train(made, **{**ON, **plain_steps, **dropout}))
+    assert same(wanted, output(train(made, **{**ON, **steps, **dropout})))
+    assert read
+    monkeypatch.setattr(checkpointing, "draws", lambda block: False)
+    assert not same(wanted, output(train(made, **{**ON, **steps, **dropout})))
+
+
 def test_transformers_come_first_and_of_each_kind_the_narrowest() -> None:
     for family in ("sd1", "sdxl"):
         unet = random_model.modules(family)["unet"]

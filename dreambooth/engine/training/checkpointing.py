@@ -13,6 +13,7 @@ from diffusers import UNet2DConditionModel
 from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.resnet import ResnetBlock2D
 from torch import nn
+from torch.nn.modules.dropout import _DropoutNd
 from torch.utils.checkpoint import checkpoint
 
 _OUTSIDE = "mid_block.resnets.0"  # diffusers never asks for its checkpoint
@@ -23,16 +24,27 @@ _RESIDUAL_BYTES = (4, 6)
 
 
 def use(unet: UNet2DConditionModel, share: float) -> None:
-    """Has blocks worked out again in the backward pass that together hold this share of what all of them hold."""
-    if share >= 1:
-        unet.enable_gradient_checkpointing()
-        return
-    chosen = set(cheapest(unet, share))
+    """Has blocks worked out again in the backward pass that together hold this share of what all of them hold.
+
+    Random numbers are put back for that only where a block draws any: to read and to set them takes the CPU as long as
+    some operations, for each block of each step.
+    """
+    chosen = None if share >= 1 else set(cheapest(unet, share))
+    known: dict[nn.Module, bool] = {}
 
     def run(block: nn.Module, *inputs: Any) -> Any:
-        return checkpoint(block.__call__, *inputs, use_reentrant=False) if block in chosen else block(*inputs)
+        if chosen is not None and block not in chosen:
+            return block(*inputs)
+        if block not in known:
+            known[block] = draws(block)
+        return checkpoint(block.__call__, *inputs, use_reentrant=False, preserve_rng_state=known[block])
 
     unet.enable_gradient_checkpointing(run)
+
+
+def draws(block: nn.Module) -> bool:
+    """Whether it draws random numbers in training."""
+    return any(isinstance(part, _DropoutNd) and part.p > 0 for part in block.modules())
 
 
 def cheapest(unet: nn.Module, share: float) -> list[nn.Module]:
