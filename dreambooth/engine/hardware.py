@@ -178,3 +178,14 @@ def brought(tensor: Tensor, device: torch.device, *, copy: bool = False) -> Tens
     (pytorch/pytorch issues 139550 and 189690).
     """
     return tensor.to(device, non_blocking=device.type != "mps", copy=copy)
+
+
+def rows_brought(tensor: Tensor, rows: Tensor, device: torch.device) -> Tensor:
+    """Some rows of a tensor (n, ...), by their numbers (B,) on the CPU -> (B, ...) on the device.
+
+    From the computer's memory a card takes them out of pinned memory: for any other its driver has the CPU wait.
+    """
+    if device.type != "cuda" or tensor.device.type != "cpu":
+        return brought(tensor[brought(rows, tensor.device)], device)
+    some = torch.empty((len(rows), *tensor.shape[1:]), dtype=tensor.dtype, pin_memory=True)
+    return brought(torch.index_select(tensor, 0, rows, out=some), device)

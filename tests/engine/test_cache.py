@@ -17,12 +17,13 @@ from dreambooth.core.layout import MINIATURE
 from dreambooth.core.project import Folders
 from dreambooth.core.run import Job
 from dreambooth.core.settings import parse
-from dreambooth.engine import families, worker
+from dreambooth.engine import families, hardware, worker
 from dreambooth.engine.data import cache, decoding, framing, latent_store, pictures
 from dreambooth.engine.data.latent_store import Store
 from dreambooth.engine.data.pictures import Example
 from dreambooth.engine.families.model import Model
 from dreambooth.service import launcher
+from tests.engine.simulated_card import CARD, simulated_card
 
 
 @pytest.fixture
@@ -53,6 +54,29 @@ def examples(folder: Path, **changes: object) -> list[Example]:
 
 def encode(model: Model, some: list[Example], store: Store | None = None) -> cache.Encoded:
     return cache.encode(model, some, ["x"], lambda done: None, store)
+
+
+def test_latents_in_the_computers_memory_reach_a_card_out_of_pinned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From other memory the driver would have the CPU wait, whatever was asked for."""
+    mean, std = torch.randn(2, 5, 4, 8, 8)
+    index, brought, copied = torch.tensor([3, 1]), hardware.brought, list[bool]()
+
+    def watched(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+        if tensor.device != device:
+            copied.append(tensor.is_pinned())
+        return brought(tensor, device)
+
+    monkeypatch.setattr(hardware, "brought", watched)
+    order = torch.arange(5)
+    for where in (torch.device("cpu"), CARD):
+        with simulated_card() as card:
+            some = [[tensor.to(where)] for tensor in (mean, std, torch.ones(5, 1, 8, 8))]
+            there = cache.Encoded(*some[:2], order * 0, order, order, order, order, CARD, some[2])
+            drawn, average, mask = there.sample(index), there.average(index), there.masks(index)
+            assert all(card.has(one) for one in (drawn, average, mask))
+            assert torch.equal(average.cpu(), mean[index])
+        if where.type == "cpu":
+            assert copied == [True] * 4, "mean and deviation, the mean, the mask"
 
 
 def latents(encoded: cache.Encoded, n: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -55,21 +55,22 @@ class Encoded:
     def sample(self, index: Tensor) -> Tensor:
         """A fresh draw of the latents of the examples at `index` (B,), all of one bucket -> (B, 4, h, w)."""
         number = int(self.bucket[index[0]])
-        rows = hardware.brought(self.row[index], self.mean[number].device)
-        mean, std = (hardware.brought(some[number][rows], self.device) for some in (self.mean, self.std))
+        mean, std = (
+            hardware.rows_brought(some[number], self.row[index], self.device) for some in (self.mean, self.std)
+        )
         return mean + std * torch.randn_like(mean)
 
     def average(self, index: Tensor) -> Tensor:
         """The latents of the examples at `index` (B,), all of one bucket, without chance -> (B, 4, h, w)."""
         mean = self.mean[int(self.bucket[index[0]])]
-        return hardware.brought(mean[hardware.brought(self.row[index], mean.device)], self.device)
+        return hardware.rows_brought(mean, self.row[index], self.device)
 
     def masks(self, index: Tensor) -> Tensor | None:
         """The masks of the examples at `index` (B,), all of one bucket -> (B, 1, h, w); None where none are used."""
         if self.mask is None:
             return None
         mask = self.mask[int(self.bucket[index[0]])]
-        return hardware.brought(mask[hardware.brought(self.row[index], mask.device)], self.device)
+        return hardware.rows_brought(mask, self.row[index], self.device)
 
     def around(self, index: Tensor) -> Tensor | None:
         """What an inpainting model sees now of the examples at `index` (B,), all of one bucket -> (B, 5, h, w)."""
