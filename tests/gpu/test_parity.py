@@ -6,13 +6,15 @@ clipping by its nature, it is held against the plain way with the same.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
+from dreambooth.core.layout import SUBJECT_PICTURES
 from dreambooth.core.project import Project
 from dreambooth.engine.families import unet_weights
 from dreambooth.engine.tracing.graph import Graph
@@ -31,6 +33,8 @@ GRAPH = {**TRACED, "tuning.cuda_graphs": True}
 CHECKPOINTED = {"batching.gradient_checkpointing": True}
 BF16, FP16 = {"tuning.mixed_precision": "bf16"}, {"tuning.mixed_precision": "fp16"}
 FUSED = {"memory.step_in_backward": True}
+DROPOUT, TEXT = {"lora.dropout": 0.3}, {"tuning.text_encoder_ratio": 1.0}
+SHAPES = {"pictures.buckets": True}  # of which the pictures have two
 EIGHT = {"optimizer.name": "adamw_8bit"}
 
 PLAIN: dict[str, dict[str, Any]] = {
@@ -41,13 +45,16 @@ PLAIN: dict[str, dict[str, Any]] = {
     "full, added up": {"batching.gradient_accumulation_steps": 2},
     "lora": LORA,
     "lora, bf16": {**LORA, **BF16},
+    "lora, dropout": {**LORA, **DROPOUT},
+    "lora, text learns": {**LORA, **TEXT},
+    "lora, two shapes": {**LORA, **SHAPES},
 }
 
 
 @dataclass(frozen=True)
 class Way:
     """A way to take steps: beside which plain one, with what changed, how far its losses may be from that one's in the
-    mean, and what is then seen of it in the run."""
+    mean, and what is then seen of it in the run. A CUDA graph that does not want a card is a traced step on the CPU."""
 
     plain: str
     changes: dict[str, Any]
@@ -111,6 +118,30 @@ WAYS = {
     "full, added up, as a CUDA graph": Way(
         "full, added up", {"batching.gradient_accumulation_steps": 2, **GRAPH}, EXACT, {"graph": True}, True
     ),
+    "lora, fp16 with its scaler, as a CUDA graph": Way(
+        "lora", {**LORA, **FP16, **GRAPH}, SCALED, {"graph": True, "scaler": True}, True
+    ),
+    "lora, dropout, as a CUDA graph": Way("lora, dropout", {**LORA, **DROPOUT, **GRAPH}, EXACT, {"graph": True}),
+    "lora, text learns, as a CUDA graph": Way("lora, text learns", {**LORA, **TEXT, **GRAPH}, EXACT, {"graph": True}),
+    "lora, two shapes, as CUDA graphs": Way("lora, two shapes", {**LORA, **SHAPES, **GRAPH}, EXACT, {"graph": True}),
+    "lora, checkpointed, as a CUDA graph": Way(
+        "lora", {**LORA, **CHECKPOINTED, **GRAPH}, EXACT, {"graph": True, "checkpointed": True}
+    ),
+    "lora, streamed, as a CUDA graph": Way(
+        "lora",
+        {**LORA, **CHECKPOINTED, "memory.unet_weights": "streamed", **GRAPH},
+        EXACT,
+        {"graph": True, "lying": "Streamed"},
+    ),
+    "lora, int8, as a CUDA graph": Way(
+        "lora",
+        {**LORA, **CHECKPOINTED, "memory.unet_weights": "int8", **GRAPH},
+        0.005,
+        {"graph": True, "lying": "Int8"},
+    ),
+    "lora, nf4, as a CUDA graph": Way(
+        "lora", {**LORA, **CHECKPOINTED, "memory.unet_weights": "nf4", **GRAPH}, 0.02, {"graph": True, "lying": "NF4"}
+    ),
 }
 
 
@@ -120,22 +151,42 @@ def off(ours: list[float], plain: list[float]) -> float:
     return sum(abs(one - other) / other for one, other in zip(ours, plain)) / len(plain)
 
 
+@pytest.fixture(scope="session")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A folder of wide and square pictures."""
+    folder = tmp_path_factory.mktemp("shapes")
+    for number, path in enumerate(sorted(SUBJECT_PICTURES.glob("*.png"))[:4]):
+        with Image.open(path) as picture:
+            picture.convert("RGB").resize((128, 128) if number % 2 else (256, 64)).save(folder / path.name)
+    return str(folder)
+
+
+def pictures(changes: dict[str, Any], shapes: str) -> dict[str, Any]:
+    return {"concepts.0.instance_data_dir": shapes} if changes.get("pictures.buckets") else {}
+
+
 @pytest.fixture(scope="module")
-def plain(projects: dict[str, Project]) -> Any:
+def plain(projects: dict[str, Project], shapes: str) -> Any:
     """The losses of a plain way, each worked out once for each device."""
 
     @cache
     def found(name: str, device: str, steps: int) -> list[float]:
-        return losses(projects["sd1"], **{**PLAIN[name], **UNTRACED, "intervals.max_train_steps": steps})
+        changes = {**PLAIN[name], **pictures(PLAIN[name], shapes)}
+        return losses(projects["sd1"], **{**changes, **UNTRACED, "intervals.max_train_steps": steps})
 
     return found
 
 
 @pytest.mark.parametrize("name", WAYS)
 def test_it_learns_as_the_plain_way(
-    name: str, device: torch.device, projects: dict[str, Project], plain: Any, monkeypatch: pytest.MonkeyPatch
+    name: str,
+    device: torch.device,
+    projects: dict[str, Project],
+    plain: Any,
+    shapes: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    way = WAYS[name]
+    way = on_this(WAYS[name], device)
     if way.wants_card and device.type == "cpu":
         pytest.skip("done on a card alone")
     if (missing := missing_here(way, device)) and device.type == "cuda":
@@ -143,12 +194,14 @@ def test_it_learns_as_the_plain_way(
     steps, seen, again, replays = STEPS[device.type], watch(monkeypatch), done_again(monkeypatch), list[Graph]()
     replay = Graph.__call__
     monkeypatch.setattr(Graph, "__call__", lambda self, inputs: replays.append(self) or replay(self, inputs))
-    ours = losses(projects["sd1"], **{"intervals.max_train_steps": steps, **UNTRACED, **way.changes})
+    changes = {**way.changes, **pictures(way.changes, shapes)}
+    ours = losses(projects["sd1"], **{"intervals.max_train_steps": steps, **UNTRACED, **changes})
     seen["graph"] = bool(replays)
     assert {key: seen[key] for key in way.seen} == way.seen, "the way was taken"
     assert seen["device"] == device.type
     if not way.changes.get("tuning.cuda_graphs"):
-        assert len(again) == (steps - 1 if way.changes.get("tuning.trace_steps") else 0)
+        first = 2 if way.changes.get("pictures.buckets") else 1  # of each shape one is written down
+        assert len(again) == (steps - first if way.changes.get("tuning.trace_steps") else 0)
     apart = off(ours, plain(way.plain, device.type, steps))
     print(f"{name} on {device.type}: {apart:.6f} of {way.most}")
     assert apart <= way.most
@@ -164,6 +217,12 @@ def test_the_bounds_are_those_of_what_learns(
     idle = losses(projects["sd1"], **{**PLAIN[name], **UNTRACED, **slow, "intervals.max_train_steps": steps})
     loosest = max(way.most for way in WAYS.values() if way.plain.startswith(name))
     assert off(idle, plain(name, device.type, steps)) > 1.2 * loosest
+
+
+def on_this(way: Way, device: torch.device) -> Way:
+    if device.type == "cuda" or way.wants_card or not way.changes.get("tuning.cuda_graphs"):
+        return way
+    return replace(way, changes={**way.changes, "tuning.cuda_graphs": False}, seen={**way.seen, "graph": False})
 
 
 def missing_here(way: Way, device: torch.device) -> str:
