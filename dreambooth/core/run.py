@@ -181,6 +181,10 @@ class Job:
         problem = Problem.of(said) if isinstance(said, str) else said
         self.report("warning", text=problem.sentence, **problem.as_json())
 
+    def warnings(self) -> list[str]:
+        """What it was warned of, the earliest first."""
+        return [event["text"] for event in self.events()[0] if event["event"] == "warning"]
+
     def events(self, offset: int = 0, most_bytes: int = -1) -> tuple[list[dict[str, Any]], int]:
         """The events after byte `offset`, and the offset for the next call. A half-written line is left for it, and so
         is what goes beyond about `most_bytes`: a run of some days tells gigabytes as Python holds them."""

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,7 +16,7 @@ import torch
 from dreambooth.core import run
 from dreambooth.core.memory import spare
 from dreambooth.core.run import Job
-from dreambooth.engine.bench import card, card_ceilings, card_pieces, plans, training
+from dreambooth.engine.bench import card, card_ceilings, card_pieces, card_proofs, plans, training
 from dreambooth.engine.bench.card import Results
 from dreambooth.engine.bench.card_pieces import About
 from dreambooth.engine.bench.card_waiting import PROFILED, TIMED, Waiting
@@ -30,7 +29,10 @@ FOUND = {
     "device_peak_bytes": 2 * 10**9,
     "peak_bytes": 10**9,
     "flops": 10**12,
+    "after_first_seconds": 2.0,
     "replays": 30,
+    "programs": 3,
+    "warnings": [],
 }
 
 
@@ -92,6 +94,7 @@ def test_steps_and_images_are_told_with_their_goals(
 ) -> None:
     """As on a card, whose figures are made up here; a peer takes four times as long as we do."""
     seen: list[tuple[str, Any]] = []
+    lasts: list[bool] = []  # whether cuDNN's attention was put last, of the runs for the first step
     checkout = tmp_path / "peer"
     checkout.mkdir()
     for name in ("train_dreambooth.py", "train_dreambooth_lora.py"):
@@ -99,6 +102,8 @@ def test_steps_and_images_are_told_with_their_goals(
 
     def measured(self: Any, module: str, case: Any, **_: Any) -> dict[str, Any]:
         seen.append((module, case))
+        if case.steps == 12 and module == "own_run":
+            lasts.append("TORCH_CUDNN_SDPA_DEPRIORITIZED" in self.environment)
         return {**FOUND, "step_seconds": 0.2, "first_step_seconds": 12.0} if module == "peer_run" else FOUND
 
     monkeypatch.setattr(training.Bench, "measured", measured)
@@ -110,6 +115,9 @@ def test_steps_and_images_are_told_with_their_goals(
         do(about(tmp_path, piece, **told))
     found = values(tmp_path)
     assert found["sd1 lora batch 1 at 512, ours: a step"] == 0.05
+    assert found["first step of 20 pictures, cuDNN's attention last"] == 3
+    assert found["the 11 steps after it, cuDNN's attention last"] == found["the 11 steps after it"] == 2
+    assert lasts == [False, False, False, True, True] if not peer else any(lasts)
     assert found["sdxl lora batch 1 at 1024, ours: of the measured product of matrices"] == 0.025
     assert found["sd1 full batch 4 at 512, ours: images"] == 80
     assert {(module, case.rank) for module, case in seen if case.method == "lora" and module == "own_run"} == {
@@ -127,14 +135,31 @@ def test_steps_and_images_are_told_with_their_goals(
 
 
 def test_a_traced_step_is_not_told_as_a_cuda_graphs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run whose steps cannot be captured goes on without."""
-    monkeypatch.setattr(training.Bench, "measured", lambda *_, **__: {**FOUND, "replays": 0})
+    """A run whose steps cannot be captured goes on without, and why is said before its folder is gone."""
+
+    def measured(self: Any, module: str, case: Any, **told: Any) -> dict[str, Any]:
+        Job(Path(told["job"])).warn("The steps cannot be captured (operation not permitted).")
+        return {**FOUND, "replays": 0, "programs": 37}
+
+    monkeypatch.setattr(training.Bench, "measured", measured)
     monkeypatch.setattr(plans.Full, "source", lambda self, family, work: plans.MINIATURES[family])
     its = about(tmp_path, "steps", large=True)
     card_pieces.steps(its)
     assert not [what for what in values(tmp_path) if "as a CUDA graph" in what]
     assert len(its.failures) == 2
-    assert "not captured" in its.failures[0]
+    assert "not captured as a CUDA graph (The steps cannot be captured (operation not permitted).)" in its.failures[0]
+    said = of_benches.bench({"part": "card", "rows": Results(tmp_path / "out").rows(), **TELLS})
+    assert "untraced: a step: The steps cannot be captured" in said
+
+
+def test_a_default_step_that_was_not_traced_is_not_told_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that fell back after its trial was done again once."""
+    monkeypatch.setattr(training.Bench, "measured", lambda *_, **__: {**FOUND, "replays": 0, "programs": 1})
+    monkeypatch.setattr(plans.Full, "source", lambda self, family, work: plans.MINIATURES[family])
+    its = about(tmp_path, "steps", large=True)
+    with its.going_on():
+        card_pieces._case(its, card_pieces.Bench(its), card_pieces._lora(its, "sd1"))
+    assert its.failures == ["sd1 lora batch 1 at 512: its steps were not done again from their record"]
 
 
 def test_what_fails_says_why_and_the_rest_is_done(tmp_path: Path) -> None:
@@ -199,14 +224,44 @@ def test_memory_is_that_of_the_plan_for_the_goal(tmp_path: Path, monkeypatch: py
     assert [one.method for one in wanted] == ["full", "full"], "those that the time did not suffice for"
 
 
-def test_the_proofs_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    out = "FAILED tests/gpu/test_x.py::test_y\n1 failed, 30 passed, 2 skipped, 4 warnings, 1 error in 3s\n"
-    monkeypatch.setattr(card_pieces.subprocess, "run", lambda command, **_: SimpleNamespace(stdout=out, given=command))
-    card_pieces.proofs(about(tmp_path, "proofs", large=True))
+def test_the_proofs_are_counted_also_where_they_were_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Real processes: the first ends as one does that meets an error in native code; the time of the second is over as
+    soon as its test hangs."""
+
+    class Hanging(subprocess.Popen[bytes]):
+        def wait(self, timeout: float | None = None) -> int:
+            while timeout and self.poll() is None:
+                if "test_graph_hangs" in (tmp_path / "out" / "proofs.txt").read_text():
+                    raise subprocess.TimeoutExpired(self.args, timeout)
+                time.sleep(0.1)
+            return super().wait()
+
+    tests = tmp_path / "tests" / "gpu"
+    tests.mkdir(parents=True)
+    (tests / "test_it.py").write_text(
+        "import os, pytest, time\n"
+        "@pytest.mark.parametrize('way', ['full, streamed', 'lora'])\ndef test_well(way): print('PASSED')\n"
+        "def test_wrong(): assert False\n"
+        "def test_left_out(): pytest.skip('no card')\n"
+        "def test_ends_it(): os._exit(134)\n"
+        "def test_graph(): pass\n"
+        "def test_graph_hangs(): time.sleep(100)\n"
+    )
+    monkeypatch.setattr(card_proofs, "PROJECT", tmp_path)
+    monkeypatch.setattr(card_proofs, "ON_CARD", (["-k", "not graph"], ["-k", "graph"]))
+    monkeypatch.setattr(card_proofs, "TO_COUNT_SECONDS", 0)
+    monkeypatch.setattr(card_proofs.subprocess, "Popen", Hanging)
+    its = about(tmp_path, "proofs", large=True)
+    with pytest.raises(SystemExit, match="ended with code 134; the tests did not end in the time"):
+        card_pieces.proofs(its)
     rows = {row["what"]: row for row in Results(tmp_path / "out").rows()}
-    assert rows["tests that passed"]["value"] == 30
-    assert (rows["tests that failed"]["value"], rows["tests that failed"]["goal"]) == (2, 0)
-    assert rows["tests that failed"]["which"] == ["FAILED tests/gpu/test_x.py::test_y"]
+    assert rows["tests that passed"]["value"] == 3
+    assert (rows["tests that failed"]["value"], rows["tests that failed"]["goal"]) == (3, 0)
+    assert [name.partition("::")[2] for name in rows["tests that failed"]["which"]] == [
+        "test_wrong",
+        "test_ends_it",
+        "test_graph_hangs",
+    ]
 
 
 def test_drawing_and_plans_are_those_of_their_own_benchmarks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

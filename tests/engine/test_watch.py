@@ -18,6 +18,7 @@ from dreambooth.engine.bench.drawing_run import DrawingWatch, TrainingBegan
 from dreambooth.engine.bench.watch import WARM_STEPS, Watch, peak_bytes
 from dreambooth.engine.drawing.prediction import Predictions
 from tests.conftest import ROOT
+from tests.engine.simulated_card import simulated_card
 
 STEPS = WARM_STEPS + 3
 
@@ -81,6 +82,18 @@ def test_our_predictions_count_also_where_they_are_made_from_their_record(monkey
     for _ in range(5):
         Predictions.__new__(Predictions)(torch.zeros(4), None, None, None)
     assert (watch.predictions, watch.most, watch.began > 0) == (20, 4, True)
+
+
+def test_nothing_is_timed_where_a_graph_is_captured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An event would become a part of the graph, and could not be asked for its time."""
+    watch = Watch(STEPS, time.time())
+    watched = watch.timed(watch.counted(lambda: "done", "programs"))
+    with simulated_card():
+        for is_capturing in (True, False):
+            monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda now=is_capturing: now)
+            assert watched() == "done"
+            assert len(watch.spans) == (not is_capturing)
+    assert watch.programs == 2
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the system counts")

@@ -30,8 +30,8 @@ PIECES = {
     "full": 150,
     "memory": 300,
     "waiting": 150,
-    "proofs": 300,
-    "first": 120,
+    "proofs": 400,
+    "first": 240,
     "drawing": 180,
     "plans": 3600,
 }

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import json
-import re
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -17,10 +14,11 @@ from typing import Any
 
 from dreambooth.core import run
 from dreambooth.core.errors import UserError
-from dreambooth.core.layout import PROJECT, SUBJECT_PICTURES
+from dreambooth.core.layout import SUBJECT_PICTURES
 from dreambooth.core.memory import spare
+from dreambooth.core.picture_opening import open_picture
 from dreambooth.core.run import Job
-from dreambooth.engine.bench import card_ceilings, card_waiting, drawing, peers, plans, training
+from dreambooth.engine.bench import card_ceilings, card_proofs, card_waiting, drawing, peers, plans, training
 from dreambooth.engine.bench.card import Results
 from dreambooth.engine.bench.training import Case
 
@@ -38,6 +36,7 @@ WAYS = {
     "as a CUDA graph": {"tuning.cuda_graphs": True},
     "untraced": {"tuning.trace_steps": False},
 }  # beside the default
+CUDNN_LAST = {"TORCH_CUDNN_SDPA_DEPRIORITIZED": "1"}
 PICTURES = 20  # of which the start is measured
 
 
@@ -131,7 +130,7 @@ def steps(about: About) -> None:
                     if way == "as a CUDA graph":
                         goal = STEP_GOALS[family]
                         if not found["replays"]:
-                            raise UserError(f"{case.title}: its steps were not captured as a CUDA graph")
+                            raise UserError(f"{case.title}: its steps were not captured as a CUDA graph{_why(found)}")
                     _tell(about, case, f"ours, {way}", found, goal)
 
 
@@ -144,7 +143,8 @@ def full(about: About) -> None:
 
 
 def first(about: About) -> None:
-    """From the start of the process to the first step with twenty pictures, the second time, when all is warm."""
+    """From the start of the process to the first step with twenty pictures, the second time, when all is warm; and what
+    it is where cuDNN's attention, which makes a plan for each shape, is what PyTorch takes last."""
     bench = Bench(about)
     there = sorted(SUBJECT_PICTURES.glob("*.png"))
     for number in range(len(there), PICTURES):
@@ -153,11 +153,29 @@ def first(about: About) -> None:
     bench.ours(case)
     ours = bench.ours(case)["first_step_seconds"]
     about.say(f"first step of {PICTURES} pictures", ours, "s")
+    _two_shapes(about, case)
+    bench.environment = CUDNN_LAST
+    about.say(f"first step of {PICTURES} pictures, cuDNN's attention last", bench.ours(case)["first_step_seconds"], "s")
+    _two_shapes(about, case, CUDNN_LAST)
+    bench.environment = {}
     if about.scripts:
         bench.peer(case, about.scripts)
         theirs = bench.peer(case, about.scripts)["first_step_seconds"]
         about.say("diffusers' script", theirs, "s")
         about.say("first step, of theirs", ours / theirs, goal=PEER_START)
+
+
+def _two_shapes(about: About, case: Case, environment: dict[str, str] | None = None) -> None:
+    """A run whose pictures are square and wide in turn."""
+    bench = Bench(about, **{"pictures.buckets": True})
+    bench.environment = environment or {}
+    for number, path in enumerate(sorted(bench.pictures.glob("*.png"))):
+        with open_picture(path) as picture:
+            side = case.resolution
+            picture.convert("RGB").resize((2 * side, side // 2) if number % 2 else (side, side)).save(path)
+    found, which = bench.ours(case), ", cuDNN's attention last" if environment else ""
+    about.say(f"first step, two shapes{which}", found["first_step_seconds"], "s")
+    about.say(f"the {case.steps - 1} steps after it{which}", found["after_first_seconds"], "s")
 
 
 def memory(about: About) -> None:
@@ -188,18 +206,14 @@ def waiting(about: About) -> None:
 
 def proofs(about: About) -> None:
     """The tests that want a card; without one, the same on the CPU."""
-    if importlib.util.find_spec("pytest") is None or not (PROJECT / "tests" / "gpu").is_dir():
+    if not card_proofs.are_there():
         about.say("tests that failed", None, why="pytest or the tests are not there")
         return
-    chosen = ["-m", "gpu"] if about.large else ["-m", "not gpu", "-k", "int8 or pictures_are"]
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *chosen, "tests/gpu"]
-    said = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False).stdout
-    (about.out / "proofs.txt").write_text(said, encoding="utf-8")
-    counts = {name: int(count) for count, name in re.findall(r"(\d+) (passed|failed|skipped|errors?)\b", said)}
-    failed = [line for line in said.splitlines() if line.startswith(("FAILED", "ERROR"))]
-    wrong = counts.get("failed", 0) + counts.get("error", 0) + counts.get("errors", 0)
-    about.say("tests that passed", counts.get("passed", 0), at_least=1)
-    about.say("tests that failed", wrong, goal=0, which=failed)
+    passed, failed, problems = card_proofs.proved(about.out / "proofs.txt", about.told["until"], on_card=about.large)
+    about.say("tests that passed", len(passed), at_least=1)
+    about.say("tests that failed", len(failed), goal=0, which=failed)
+    if problems:
+        sys.exit("; ".join(problems))
 
 
 def draw(about: About) -> None:
@@ -237,7 +251,8 @@ def all_plans(about: About) -> None:
 
 def _case(about: About, bench: Bench, case: Case, goal: float | None = None) -> None:
     """A combination, ours and a peer's, which take turns."""
-    _tell(about, case, "ours", bench.ours(case), goal)
+    found = bench.ours(case)
+    _tell(about, case, "ours", found, goal)
     if about.scripts and case.family == "sd1":
         theirs = bench.peer(case, about.scripts)
         _tell(about, case, "diffusers' script", theirs)
@@ -245,6 +260,13 @@ def _case(about: About, bench: Bench, case: Case, goal: float | None = None) -> 
         times = theirs["step_seconds"] / again["step_seconds"]
         at_least = {"at_least": PEER_IMAGES} if case.method == "full" else {}
         about.say(f"{case.title}: our images a second, times theirs", times, **at_least)
+    if about.large and found["programs"] + found["replays"] < case.steps / 2:
+        raise UserError(f"{case.title}: its steps were not done again from their record{_why(found)}")
+
+
+def _why(found: dict[str, Any]) -> str:
+    """What the run said of it."""
+    return "".join(f" ({said})" for said in found["warnings"])
 
 
 def _wait(about: About, bench: Bench, case: Case) -> None:

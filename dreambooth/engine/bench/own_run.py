@@ -18,8 +18,8 @@ def main(about_file: Path) -> int:
     from dreambooth.engine.tracing.graph import Graph
     from dreambooth.engine.tracing.program import Program
 
-    Program.__call__ = watched.timed(Program.__call__)  # type: ignore[method-assign]
-    Graph.__call__ = watched.timed(watched.replayed(Graph.__call__))  # type: ignore[method-assign]
+    Program.__call__ = watched.timed(watched.counted(Program.__call__, "programs"))  # type: ignore[method-assign]
+    Graph.__call__ = watched.timed(watched.counted(Graph.__call__, "replays"))  # type: ignore[method-assign]
     code = engine.main([about["job"]])
     watch.tell(watched, Path(about["out"]))
     return code

@@ -243,7 +243,7 @@ class Bench:
                 subprocess.run(command, cwd=PROJECT, stdout=file, stderr=file, timeout=seconds, check=False)
             except subprocess.TimeoutExpired:
                 return {"ended": "out of time", "seconds": round(seconds, 1)}
-        ended = {**_ended(job, log), "seconds": round(time.monotonic() - began, 1)}
+        ended = {**_ended(job, log), "seconds": round(time.monotonic() - began, 1), "warnings": job.warnings()}
         if not out.exists():
             return ended
         found = json.loads(out.read_text(encoding="utf-8"))

@@ -121,6 +121,7 @@ def _row(case: Case, who: str, taken: list[dict[str, Any]]) -> dict[str, Any]:
         "device_peak_bytes": int(middle("device_peak_bytes")),
         "flops": taken[0]["flops"],
         "losses": taken[0]["losses"],
+        "warnings": taken[0].get("warnings", []),
         "share_of_peak": None,
     }
     if peak := _peak_flops():
@@ -139,6 +140,7 @@ class Bench:
         for path in SUBJECT_PICTURES.glob("*.png"):
             shutil.copy(path, self.pictures)
         self.count = 0
+        self.environment: dict[str, str] = {}  # variables that the measured processes have beside ours
 
     def ours(self, case: Case, by: str = "own_run", changes: dict[str, Any] | None = None) -> dict[str, Any]:
         """A training of ours, measured by a module beside this one; `changes` are to its settings."""
@@ -163,7 +165,7 @@ class Bench:
         )
         made = project.create(self.models, f"m{self.count}", self.source(case.family))
         work = new_run(self.models, made, settings)
-        found = self.measured(by, case, job=str(work.folder))
+        found = {**self.measured(by, case, job=str(work.folder)), "warnings": work.warnings()}
         shutil.rmtree(made.folder)
         return found
 
@@ -201,8 +203,8 @@ class Bench:
         told.write_text(json.dumps({**about, "out": str(out), "steps": case.steps, "started": time.time()}))
         command = [sys.executable, "-m", f"dreambooth.engine.bench.{module}", str(told)]
         with open(log, "w", encoding="utf-8") as file:
-            one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}
-            code = subprocess.call(command, cwd=PROJECT, env=one_thread, stdout=file, stderr=file)
+            variables = {**os.environ, "OMP_NUM_THREADS": "1", **self.environment}
+            code = subprocess.call(command, cwd=PROJECT, env=variables, stdout=file, stderr=file)
         if code or not out.exists():
             lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() or [f"exit code {code}"]
             raise UserError(f"{case.title}: the measured process failed: {lines[-1]}")

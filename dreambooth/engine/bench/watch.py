@@ -31,6 +31,7 @@ class Watch:
         self.first_step_seconds = 0.0
         self.flops = 0
         self.replays = 0  # of CUDA graphs
+        self.programs = 0  # steps, or their tries, that were done again from their record
         self._counter: Any = None
 
     def install(self) -> None:
@@ -86,6 +87,8 @@ class Watch:
             "mean_step_seconds": sum(steps) / len(steps),
             "flops": self.flops,
             "replays": self.replays,
+            "programs": self.programs,
+            "after_first_seconds": seconds(self.ends[0], self.ends[-1]),
             "losses": [round(float(loss), 6) for loss in self.losses[:8]],
             "peak_bytes": peak_bytes(),
             "device_peak_bytes": device_peak_bytes(),
@@ -94,6 +97,8 @@ class Watch:
     def timed(self, function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)
         def timed(*arguments: Any, **more: Any) -> Any:
+            if _has_card() and _is_capturing():  # an event would become a part of the graph
+                return function(*arguments, **more)
             began = now()
             result = function(*arguments, **more)
             self.spans.append((len(self.ends), began, now()))
@@ -101,13 +106,15 @@ class Watch:
 
         return timed
 
-    def replayed(self, function: Callable[..., Any]) -> Callable[..., Any]:
+    def counted(self, function: Callable[..., Any], what: str) -> Callable[..., Any]:
+        """`what` is `replays` or `programs`."""
+
         @functools.wraps(function)
-        def replayed(*arguments: Any, **more: Any) -> Any:
-            self.replays += 1
+        def counted(*arguments: Any, **more: Any) -> Any:
+            setattr(self, what, getattr(self, what) + 1)
             return function(*arguments, **more)
 
-        return replayed
+        return counted
 
 
 def begin(about: dict[str, Any]) -> Watch:
@@ -139,6 +146,13 @@ def _has_card() -> bool:
     import torch
 
     return bool(torch.cuda.is_available())
+
+
+def _is_capturing() -> bool:
+    """Whether what the device is asked for goes into a CUDA graph."""
+    import torch
+
+    return torch.cuda.is_current_stream_capturing()
 
 
 def now() -> Any:

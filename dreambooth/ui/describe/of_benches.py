@@ -47,8 +47,9 @@ def _training_bench(result: Result) -> str:
                 share,
             ]
         )
+    warned = [f"{one['family']} {one['method']}: {said}" for one in result["rows"] for said in one.get("warnings", ())]
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
-    return f"{table(rows)}\n\n{versions}"
+    return "\n\n".join([table(rows), *dict.fromkeys(warned), versions])
 
 
 def _drawing_bench(result: Result) -> str:

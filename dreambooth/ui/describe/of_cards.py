@@ -13,7 +13,7 @@ WITHIN = 0.1  # of what was measured; the estimate is to be as near
 
 
 def plans(result: Result) -> str:
-    lines = [plan_table(result["rows"]), "", plan_verdict(result["rows"])]
+    lines = [plan_table(result["rows"]), "", plan_verdict(result["rows"]), *_warned(result["rows"])]
     if result["left"]:
         lines.append(f"{result['left']} plans were not reached in the time; the same command goes on with them.")
     return "\n".join([*lines, f"Written: {result['path']}"])
@@ -46,6 +46,16 @@ def plan_table(rows: list[Result]) -> str:
             ]
         )
     return table(lines)
+
+
+def _warned(rows: list[Result]) -> list[str]:
+    """What the runs warned of, which may be why one took longer or more."""
+    return [
+        f"{FAMILIES[one['family']]} {one['method']} on {one['card_bytes'] / 2**30:g} GB: {said}"
+        for one in rows
+        for said in one.get("warnings", ())
+        if "as_on" not in one
+    ]
 
 
 def plan_verdict(rows: list[Result]) -> str:
@@ -81,9 +91,10 @@ def card(result: Result) -> str:
         else:
             lines.append([one["piece"], one["what"], _value(one["value"], one["unit"]), *_goal(one)])
     parts = [] if result["large"] else ["There is no card here: miniatures on the CPU, which say nothing of one."]
-    parts += ["\n".join(about), table(lines)]
+    warned = [f"{one['what']}: {said}" for one in result["rows"] for said in one.get("warnings", ())]
+    parts += ["\n".join(about), table(lines), *warned]
     if result["plans"]:
-        parts += [plan_table(result["plans"]), plan_verdict(result["plans"])]
+        parts += [plan_table(result["plans"]), plan_verdict(result["plans"]), *_warned(result["plans"])]
     if result["left"]:
         left = ", ".join(result["left"])
         parts.append(f"Not ended: {left}. The same command goes on with these (why is in card.log).")
