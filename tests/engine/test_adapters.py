@@ -21,6 +21,7 @@ from dreambooth.core import settings
 from dreambooth.core.errors import UserError
 from dreambooth.core.models import checkpoint
 from dreambooth.engine import families
+from dreambooth.engine.bench.live import Live
 from dreambooth.engine.checkpoints import lora, lora_header, lora_start
 from dreambooth.engine.checkpoints.source import open_source
 from dreambooth.engine.checkpoints.write import write_tensors
@@ -219,6 +220,45 @@ def test_doras_gradient_takes_the_norm_for_a_constant() -> None:
     ((x @ (m * merged / merged.detach().norm(dim=0)).T) - wanted).square().sum().backward()
     for ours, plain in ((down, a), (up, b), (length, m)):
         assert torch.allclose(ours.grad, plain.grad, atol=1e-4)
+
+
+@pytest.mark.parametrize("side", [1, 3])
+@pytest.mark.parametrize("size", [0.01, 1.0, 10.0])
+def test_doras_norms_are_those_of_the_whole_weight(side: int, size: float) -> None:
+    """Without making it: beside the full form in double precision, where little and where much has been learned."""
+    torch.manual_seed(0)
+    kind = nn.Linear(160, 384) if side == 1 else nn.Conv2d(48, 384, side)
+    model = nn.ModuleDict({"q": kind})
+    adapters._inject(model, chosen("dora"), "dora", "q")
+    layer: Any = model["q"]
+    assert torch.equal(layer.dora.scale(layer), torch.ones_like(layer.dora.weight)), "it starts as what it was"
+    down, up, weight = (
+        one.weight for one in (layer.lora_A["default"], layer.lora_B["default"], layer.get_base_layer())
+    )
+    up.data.normal_(std=size * float(weight.std()))
+    whole = weight.double() + (2.0 * up.double().flatten(1) @ down.double().flatten(1)).reshape(weight.shape)
+    wanted = layer.dora.weight / whole.transpose(0, 1).flatten(1).norm(dim=1)
+    assert torch.allclose(layer.dora.scale(layer).double(), wanted, rtol=3e-6, atol=0)
+    with torch.no_grad(), Live([], [weight, down, up, *layer.dora.parameters(), *layer.dora.buffers()]) as live:
+        layer.dora.scale(layer)
+    assert live.peak < weight.nbytes / 2
+
+
+def test_a_column_that_is_all_but_taken_away_scales_nothing_beyond_measure() -> None:
+    """Where rounding has the last word: what is left of it may come out below nothing."""
+    model = nn.ModuleDict({"q": nn.Linear(64, 64, bias=False)})
+    adapters._inject(model, chosen("dora"), "dora", "q")
+    layer: Any = model["q"]
+    weight, down, up = (
+        one.weight.data for one in (layer.get_base_layer(), layer.lora_A["default"], layer.lora_B["default"])
+    )
+    rank = len(down)
+    down.zero_()[:, :rank] = torch.eye(rank)
+    up.copy_(-weight[:, :rank] / layer.scaling["default"])
+    scale = layer.dora.scale(layer)
+    assert torch.allclose(scale[rank:], torch.ones(64 - rank))
+    assert scale[:rank].min() > 100
+    assert scale.max() < 1001
 
 
 def tensors(base: Path, family: str, **changes: Any) -> dict[str, Tensor]:

@@ -3,6 +3,9 @@
 W' = m (W + dW) / |W + dW|, where the norm is taken for each input over all outputs, as the WebUIs' readers take it (the
 paper's columns; peft takes rows). Since m / norm scales inputs, W' x = (W + dW) (m / norm x): the LoRA layer is given
 scaled inputs. As the paper has it (section 4.3), the norm is a constant to the gradient.
+
+Of W + s B A, with columns w_j and a_j, the squared norms are |w_j|^2 + 2 s a_j.(B^T w_j) + s^2 a_j.(B^T B a_j). The
+first is worked out once, and nothing else is as large as the weight.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from dreambooth.engine.layers.lora_layer import ADAPTER
 
 _NAME = "dora"
 _LEAST_NORM = 1e-12
+_ROUNDING = 1e-6  # of a column's square: what is left of one that the change all but takes away is not known better
 
 
 class Magnitude(nn.Module):
@@ -23,13 +27,24 @@ class Magnitude(nn.Module):
 
     def __init__(self, layer: Any) -> None:
         super().__init__()
-        self.weight = nn.Parameter(column_norms(layer.get_base_layer().weight))
+        norms = column_norms(layer.get_base_layer().weight)
+        self.weight = nn.Parameter(norms)
+        self.register_buffer("plain_squares", norms.square(), persistent=False)
 
     def scale(self, layer: Any) -> Tensor:
         """What each input is multiplied by, (in,)."""
         with torch.no_grad(), torch.autocast(self.weight.device.type, enabled=False):
-            norms = column_norms(layer.get_base_layer().weight, change(layer))
+            down, up = (side[ADAPTER].weight.float().flatten(1) for side in (layer.lora_A, layer.lora_B))
+            weight = layer.get_base_layer().weight.float().flatten(1)
+            more = squares_added(weight, down, up * layer.scaling[ADAPTER]).view(len(self.weight), -1).sum(1)
+            norms = torch.maximum(self.plain_squares + more, self.plain_squares * _ROUNDING).sqrt()
         return self.weight / norms
+
+
+def squares_added(weight: Tensor, down: Tensor, up: Tensor) -> Tensor:
+    """What up @ down, (out, r) @ (r, in), adds to the squared norms of a weight's columns, (out, in) -> (in,)."""
+    along = torch.addmm(up.T @ weight, up.T @ up, down, beta=2)
+    return (along * down).sum(0)
 
 
 def attach(layer: Any) -> Magnitude:
@@ -51,13 +66,6 @@ def attach(layer: Any) -> Magnitude:
 def of(layer: nn.Module) -> Magnitude | None:
     """The magnitude of a DoRA layer; None where it is a plain LoRA layer."""
     return getattr(layer, _NAME, None)
-
-
-def change(layer: Any) -> Tensor:
-    """What the LoRA layer adds to its weight, in the weight's shape, float32."""
-    down, up = layer.lora_A[ADAPTER].weight.float(), layer.lora_B[ADAPTER].weight.float()
-    whole = up.flatten(1) @ down.flatten(1) * layer.scaling[ADAPTER]
-    return whole.reshape(layer.get_base_layer().weight.shape)
 
 
 def column_norms(weight: Tensor, change: Tensor | None = None) -> Tensor:
