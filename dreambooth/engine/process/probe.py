@@ -50,8 +50,9 @@ def ask(choices: Sequence[Choice], device: torch.device) -> None:
 
 
 def _is_dangerous(choice: Choice, device: torch.device) -> bool:
-    is_proven = Path(sys.prefix) == ENGINE and abilities.is_proven(*choice, hardware.name(device))
-    return device.type == "cuda" and not is_proven
+    if device.type != "cuda":
+        return False
+    return Path(sys.prefix) != ENGINE or not abilities.is_proven(*choice, hardware.name(device))
 
 
 def _answers(choices: Sequence[Choice], device: torch.device) -> Iterator[str | None]:
