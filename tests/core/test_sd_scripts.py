@@ -277,7 +277,14 @@ def test_no_key_is_told_of_twice_and_each_has_one_row() -> None:
 ANYTHING = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.lists(st.text(max_size=4))
 
 
-@settings(max_examples=40, deadline=None)
+def test_what_is_no_number_is_left_out_with_what_it_may_be() -> None:
+    (line,) = [
+        one for one in sd_scripts.page_file({"max_token_length": ":"}, DISK).lines if one.theirs == "max_token_length"
+    ]
+    assert line.fate == "left out" and line.why == "':' is not a whole number."
+
+
+@settings(max_examples=10, deadline=None)
 @given(st.dictionaries(st.sampled_from(sorted(sd_scripts.KNOWN | PAGE.keys())), ANYTHING, max_size=20))
 def test_no_file_ends_in_a_traceback(theirs: dict[str, Any]) -> None:
     for found in (sd_scripts.config_file(theirs, DISK), sd_scripts.page_file(theirs, DISK)):

@@ -77,6 +77,7 @@ def of_two(tmp_path_factory: pytest.TempPathFactory) -> tuple[Project, Job]:
     return made, train(made, **ALONE, **SECOND, **{"saving.use_subdirectory": True})
 
 
+@pytest.mark.thorough
 def test_the_subject_is_learned_and_the_class_stays(tmp_path: Path) -> None:
     """On the miniature, whose own star is nothing like the subject."""
     star = project.create(Folders(tmp_path), "star", MINIATURE)

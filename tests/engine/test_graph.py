@@ -114,6 +114,7 @@ def test_where_it_cannot_be_captured_or_is_wrong_the_run_goes_on_without(
     assert same(wanted, output(job))
 
 
+@pytest.mark.thorough
 def test_a_graph_whose_room_another_could_not_share_is_given_up(
     star: Project, replays: list[Program], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

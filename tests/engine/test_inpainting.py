@@ -226,6 +226,7 @@ def colours(seed: int) -> Image.Image:
     return Image.fromarray(coarse).resize((64, 64), Image.Resampling.BICUBIC)
 
 
+@pytest.mark.thorough
 def test_it_learns_to_use_what_it_sees(widened: Path, tmp_path: Path) -> None:
     """At first what is around a hole says nothing to it; afterwards it predicts that part of new pictures by it."""
     (tmp_path / "photos").mkdir()

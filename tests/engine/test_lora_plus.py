@@ -89,7 +89,10 @@ def test_what_a_run_tells_is_each_parts_own_rate(star: Project) -> None:
     assert last["gradient_norms"].keys() == {"unet", "text_encoder"}
 
 
-@pytest.mark.parametrize("name", ["adamw", "adamw_schedule_free", "adamw_8bit"])
+SLOW = pytest.param("adamw_8bit", marks=pytest.mark.thorough)
+
+
+@pytest.mark.parametrize("name", ["adamw", "adamw_schedule_free", SLOW])
 def test_with_each_optimizer_a_pause_changes_no_bit(name: str, star: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     flat = {**PLUS, **ALL_PARTS, "optimizer.name": name, "intervals.max_train_steps": 6}
     whole, job = train(star, **flat), new_run(star, **flat)

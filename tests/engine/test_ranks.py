@@ -44,13 +44,16 @@ def star(tmp_path_factory: pytest.TempPathFactory) -> Project:
 @pytest.mark.parametrize(
     "settings",
     [
-        {
-            "tuning.text_encoder_ratio": 0.5,
-            "tuning.use_ema": True,
-            "memory.bf16_weights": True,
-            "tuning.mixed_precision": "bf16",
-            "optimizer.name": "adafactor",
-        },
+        pytest.param(
+            {
+                "tuning.text_encoder_ratio": 0.5,
+                "tuning.use_ema": True,
+                "memory.bf16_weights": True,
+                "tuning.mixed_precision": "bf16",
+                "optimizer.name": "adafactor",
+            },
+            marks=pytest.mark.thorough,
+        ),
         {**LORA, "lora.dropout": 0.3, "concepts.0.class_mode": "prediction", "concepts.0.class_prompt": "a star"},
     ],
     ids=["full, in bf16", "lora"],
@@ -113,6 +116,7 @@ def test_what_breaks_another_process_is_told(star: Project, broken_once: Any) ->
         train(star, **SHARED, **{"batching.num_processes": 2})
 
 
+@pytest.mark.thorough
 def test_another_process_that_is_killed_costs_the_steps_since_the_last_state(star: Project) -> None:
     long = {**SHARED, **LORA, "intervals.max_train_steps": 12, "intervals.save_state_every_steps": 1}
     job = new_run(star, **long, **{"batching.num_processes": 2})

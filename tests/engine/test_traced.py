@@ -385,6 +385,7 @@ def test_memory_that_is_short_in_a_record_is_no_other_opinion(
     assert len(set(seen)) == 2
 
 
+@pytest.mark.thorough
 def test_a_run_that_paused_ends_as_one_that_did_not(
     projects: dict[str, Project], counted: dict[str, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -115,7 +115,10 @@ def test_a_step_that_is_no_number_is_left_out(star: Project, monkeypatch: pytest
     assert ".png" in warnings(job)[0]
 
 
-@pytest.mark.parametrize("kind", ["full", "lora", "dora", "loha", "lokr", "oft"])
+@pytest.mark.parametrize(
+    "kind",
+    ["full", "lora", *(pytest.param(kind, marks=pytest.mark.thorough) for kind in ("dora", "loha", "lokr", "oft"))],
+)
 def test_a_result_that_learned_nothing_says_so(star: Project, kind: str) -> None:
     """It is a file like any other."""
     method = {"general.method": "full"} if kind == "full" else {**LORA, "lora.kind": kind}

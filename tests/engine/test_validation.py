@@ -154,7 +154,10 @@ def _errors(model: Model, path: Path, words: str) -> torch.Tensor:
         {},
         {"tuning.use_ema": True, "lora.dropout": 0.3},
         {"embedding.enabled": True, "concepts.0.instance_token": "sks"},
-        {"tuning.text_encoder_ratio": 1.0, "pictures.hflip": True, "captions.dropout": 0.3},
+        pytest.param(
+            {"tuning.text_encoder_ratio": 1.0, "pictures.hflip": True, "captions.dropout": 0.3},
+            marks=pytest.mark.thorough,
+        ),
         {"general.method": "full", "optimizer.name": "adamw_schedule_free"},
         {"memory.unet_weights": "streamed", "batching.gradient_checkpointing": True},
     ],
@@ -412,6 +415,7 @@ def test_trouble_with_previews_of_the_best_ends_no_run(
     assert kept(job) == [8, 24]
 
 
+@pytest.mark.thorough
 def test_a_run_that_paused_measures_as_one_that_did_not(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     whole, job = train(project, **HELD), new_run(project, **HELD)
     with monkeypatch.context() as patched:

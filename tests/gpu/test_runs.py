@@ -166,6 +166,7 @@ def test_what_rests_leaves_the_card_and_comes_back(
     assert found == {"steps": {"cpu"}, "previews": {device.type}, "unet": {device.type}}
 
 
+@pytest.mark.thorough
 def test_too_little_memory_leads_to_less_of_it(device: torch.device, projects: dict[str, Project]) -> None:
     """A card that has less than a plain step takes, and more than a checkpointed one: the run goes on with
     checkpointing, to the losses of one that was checkpointed from the beginning."""

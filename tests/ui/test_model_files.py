@@ -86,6 +86,7 @@ def test_a_checkpoint_becomes_every_kind_of_file(kind: str, tmp_path: Path) -> N
             write(wrong)
 
 
+@pytest.mark.thorough
 def test_another_trainers_lora_is_merged_and_drawn_with(tmp_path: Path, dreambooth: Run) -> None:
     source, data = tiny.write_original(tmp_path / "x.safetensors", "sd1"), ["--data", tmp_path / "models"]
     assert dreambooth("create", "it", "--source", source, *data).code == 0
