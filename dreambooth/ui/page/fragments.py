@@ -157,7 +157,7 @@ def bar(stage: Event) -> str:
     waits = " db-waits" if share is None else ""
     said = f"<span>{escape(name)}</span>" if name and name != "training" else ""
     return (
-        f'<div class="db-bar{waits}" role="progressbar" aria-label="{escape(name or "progress")}" '
+        f'<div class="db-bar{waits}" role="progressbar" aria-label="{escape(name or "Progress")}" '
         f'aria-valuemin="0" aria-valuemax="100"{value}>'
         f"<i{width}></i></div>"
         f'<p class="db-facts">{said}{percent}<span>{escape(stage["note"])}</span></p>'
