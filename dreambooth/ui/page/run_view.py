@@ -224,7 +224,7 @@ def _learn_on(job: Job, event: Event, status: str) -> str:
     model, body = job.name.rpartition("/")[0], escape(json.dumps({"path": event["path"]}))
     means = "Makes a new model of it" if event["kind"] == "checkpoint" else "Has the next run begin with it"
     return (
-        f' <button type="button" class="db-point" title="{means}" data-db-body="{body}" '
+        f' <button type="button" class="db-learn" title="{means}" data-db-body="{body}" '
         f'data-db-send="dreambooth/models/{escape(quote(model))}/learn-on">Learn on</button>'
     )
 
