@@ -179,9 +179,9 @@ def test_a_model_is_made_ready_to_train_with_the_keyboard_alone(browser: Any, se
     person.write("db_concepts_N_instance_data_dir", str(SUBJECT_PICTURES))
     person.reach("#db_drop *")
     person.write("db_concepts_N_instance_prompt", "a photo of [filewords]")
+    person.hands.saved()  # until the page looks up what has changed elsewhere
     person.press("db_section_class .label-wrap")
     person.reach("#db_section_class :is(input, textarea)")
-    person.hands.saved()
     person.reach("#db_pictures textarea")
     person.reach("#db_train, #db_train *")
     person.hands.see("#db_about", "5 pictures")
