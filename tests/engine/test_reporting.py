@@ -6,8 +6,6 @@ import http.server
 import json
 import socket
 import struct
-import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +18,12 @@ from dreambooth.core.layout import SUBJECT_PICTURES
 from dreambooth.core.project import Folders, Project
 from dreambooth.core.run import Job
 from dreambooth.core.settings import Settings, parse
-from dreambooth.core.webhook import Allowed
 from dreambooth.engine import worker
 from dreambooth.engine.run import tensorboard
 from dreambooth.service import launcher
 from tests.engine import tiny
+from tests.receiver import HERE
+from tests.receiver import server as server
 
 SECRET = "https://hooks.example.com/services/T0/k3y-that-nobody-sees"
 SHORT: dict[str, Any] = {
@@ -92,35 +91,6 @@ def test_tensorboard_itself_reads_it(tmp_path: Path) -> None:
     version, point = list(loader.EventFileLoader(str(file.path)).Load())
     assert version.file_version == "brain.Event:2"
     assert (point.step, point.summary.value[0].tag) == (300, "loss/loss")
-
-
-class Receiver(http.server.BaseHTTPRequestHandler):
-    got: list[dict[str, Any]]
-    answer = 204
-
-    def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers["Content-Length"]))
-        self.got.append({"path": self.path, "host": self.headers["Host"], **json.loads(body)})
-        self.send_response(self.answer)
-        self.send_header("Location", "/elsewhere")
-        self.end_headers()
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
-@pytest.fixture
-def server() -> Iterator[http.server.HTTPServer]:
-    handler = type("Handler", (Receiver,), {"got": []})
-    with http.server.HTTPServer(("127.0.0.1", 0), handler) as running:
-        thread = threading.Thread(target=running.serve_forever)
-        thread.start()
-        yield running
-        running.shutdown()
-        thread.join()
-
-
-HERE = Allowed(schemes=("http",), private_addresses=("127.0.0.1",))  # only a test can say this
 
 
 def address(server: http.server.HTTPServer) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 from dreambooth.core.errors import UserError
 from dreambooth.core.migrate.control import UNKNOWN, Control
+from dreambooth.core.migrate.disk import Disk
 from dreambooth.core.migrate.report import Migration, number
 from dreambooth.core.settings import parse
 
@@ -37,6 +38,14 @@ class Reading:
         if why is None:
             why = self.table[key].why if key in self.table else ""
         self.into.take(self.names.get(key, key), ours, exact(known), why)
+
+    def take_file(self, disk: Disk, key: str, ours: str) -> None:
+        """Takes the path of a file, if it names one that is there."""
+        name = str(self.theirs.get(key) or "").strip()
+        if name and (problem := disk.problem(name)):
+            self.leave(key, f"{problem}: {name}")
+        elif name:
+            self.take(key, ours, name)
 
     def leave(self, key: str, why: str | None = None) -> None:
         told = self.table[key].told if key in self.table else UNKNOWN

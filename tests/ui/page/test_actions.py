@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import http.server
 import json
-import threading
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 
@@ -17,42 +14,17 @@ from dreambooth.core.layout import MINIATURE
 from dreambooth.core.memory import planner
 from dreambooth.core.project import Folders, Project
 from dreambooth.core.settings import Settings, to_json
-from dreambooth.core.webhook import Allowed
 from dreambooth.service import undoing
 from dreambooth.ui.page import actions, jobs
 from dreambooth.ui.page.plan_view import plan_view
-
-HERE = Allowed(schemes=("http",), private_addresses=("127.0.0.1",))  # only a test can say this
-
-
-class Receiver(http.server.BaseHTTPRequestHandler):
-    got: ClassVar[list[str]] = []
-    answer = 204
-
-    def do_POST(self) -> None:
-        self.got.append(json.loads(self.rfile.read(int(self.headers["Content-Length"])))["content"])
-        self.send_response(self.answer)
-        self.end_headers()
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
-@pytest.fixture
-def server() -> Iterator[http.server.HTTPServer]:
-    handler = type("Handler", (Receiver,), {"got": []})
-    with http.server.HTTPServer(("127.0.0.1", 0), handler) as running:
-        thread = threading.Thread(target=running.serve_forever)
-        thread.start()
-        yield running
-        running.shutdown()
-        thread.join()
+from tests.receiver import HERE
+from tests.receiver import server as server
 
 
 def test_a_test_notice_says_in_a_sentence_whether_it_came(server: Any) -> None:
     address = f"http://127.0.0.1:{server.server_address[1]}/k3y"
     assert actions.test_notice(f" {address} ", HERE) == "The test notice was sent and has come."
-    assert len(server.RequestHandlerClass.got) == 1 and "this is a test" in server.RequestHandlerClass.got[0]
+    assert len(server.RequestHandlerClass.got) == 1 and "this is a test" in server.RequestHandlerClass.got[0]["content"]
     server.RequestHandlerClass.answer = 404
     for wanted, allowed, said in (
         (address, HERE, "it answered 404"),

@@ -41,7 +41,7 @@ def _lora(read: Reading, disk: Disk) -> None:
         read.take("dropout_probability", "lora.dropout", why="")
     elif read.said("dropout_probability"):
         read.leave("dropout_probability", f"{kind} has no input to drop; lora and dora have lora.dropout")
-    _file(read, disk, "lora_model_name", "lora.start_file")
+    read.take_file(disk, "lora_model_name", "lora.start_file")
 
 
 def _layers(read: Reading, preset: str) -> None:
@@ -57,12 +57,4 @@ def _word(read: Reading, disk: Disk) -> None:
     for key, ours in (("token_count", "vectors"), ("initial_embedding_text", "initial_text")):
         if read.said(f"embedding.{key}"):
             read.take(f"embedding.{key}", f"embedding.{ours}", why="")
-    _file(read, disk, "embedding.model_name", "embedding.start_file")
-
-
-def _file(read: Reading, disk: Disk, key: str, ours: str) -> None:
-    name = str(read.theirs.get(key) or "").strip()
-    if name and (problem := disk.problem(name)):
-        read.leave(key, f"{problem}: {name}")
-    elif name:
-        read.take(key, ours, name)
+    read.take_file(disk, "embedding.model_name", "embedding.start_file")

@@ -61,7 +61,7 @@ def _word(read: Reading, disk: Disk) -> None:
         for row in sorted(rows):
             read.take("token_string", f"concepts.{row}.instance_token", str(read.theirs["token_string"]))
     read.same({key: ours for key, ours in _WORDS.items() if read.said(key)})
-    _file(read, disk, "weights", "embedding.start_file")
+    read.take_file(disk, "weights", "embedding.start_file")
 
 
 def _kind(read: Reading) -> None:
@@ -104,7 +104,7 @@ def _size(read: Reading, disk: Disk, *, whole: bool) -> None:
         _dropout(read)
     if read.said("factor") and read.into.settings.get("lora.kind") == "lokr":
         read.take("factor", "lora.lokr_factor", max(0, int(read.number("factor"))))
-    _file(read, disk, "network_weights", "lora.start_file")
+    read.take_file(disk, "network_weights", "lora.start_file")
     ratios = [key for key in ("loraplus_unet_lr_ratio", "loraplus_lr_ratio") if read.number(key)]
     if ratios:
         read.take(ratios[0], "learning.lora_plus_ratio", why="")
@@ -116,14 +116,6 @@ def _dropout(read: Reading) -> None:
         read.take("network_dropout", "lora.dropout")
     else:
         read.leave("network_dropout", f"{kind} has no input to drop; lora and dora have lora.dropout")
-
-
-def _file(read: Reading, disk: Disk, key: str, ours: str) -> None:
-    name = str(read.theirs.get(key) or "").strip()
-    if name and (problem := disk.problem(name)):
-        read.leave(key, f"{problem}: {name}")
-    elif name:
-        read.take(key, ours, name)
 
 
 def _parts(read: Reading) -> None:
