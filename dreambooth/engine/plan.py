@@ -13,6 +13,7 @@ from dreambooth.core.budget import Budget, budget
 from dreambooth.core.errors import Problem, UserError
 from dreambooth.core.memory import footprint, planner
 from dreambooth.core.models import anatomy, checkpoint
+from dreambooth.core.models.model_file import Header
 from dreambooth.core.pace import steps_per_second
 from dreambooth.core.run import Job
 from dreambooth.core.settings import Settings
@@ -37,6 +38,7 @@ def report(job: Job) -> dict[str, Any]:
     gathered = pictures.gather(work.settings.concepts, _looking(job))
     if not gathered.pictures:
         raise UserError(gathered.problems)
+    header = None if work.project.problem else checkpoint.read_header(work.project.source)
     examples = pictures.examples(gathered, work.settings, work.size)
     held_out = pictures.held_out(gathered.pictures, work.settings)
     learned = [some for some, one in zip(examples, gathered.pictures) if one not in held_out]
@@ -48,7 +50,7 @@ def report(job: Job) -> dict[str, Any]:
         problems.append(problem)
     if problem := pictures.imagic_problem(work.settings, len(readable)):
         problems.append(problem)
-    problems += [*_unable(work), *_lora_blocks(work), *_start_file(work), *_room(work, length)]
+    problems += [*_unable(work), *_lora_blocks(work, header), *_start_file(work, header), *_room(work, header, length)]
     try:
         kept = list(dict.fromkeys(one.picture.prompt for one in pictures.kept_examples(learned, work.settings)))
     except UserError as error:
@@ -59,7 +61,7 @@ def report(job: Job) -> dict[str, Any]:
             plans = class_pictures.plan(work.project, work.settings, learned, work.size)
         except UserError as error:
             problems += error.problems
-    remarked = _remarks(work, gathered, length)
+    remarked = _remarks(work, header, gathered, length)
     shown, warnings = _pictures(gathered, examples, work.settings)
     for row, picture in zip(shown, gathered.pictures):
         row["held_out"] = picture in held_out
@@ -75,7 +77,7 @@ def report(job: Job) -> dict[str, Any]:
         "epochs": round(length.images / length.pictures, 2),
         "images": length.images,
         "steps": length.steps,
-        **_forecast(work, examples, length, to_draw=any(p.missing for p in plans)),
+        **_forecast(work, header, examples, length, to_draw=any(p.missing for p in plans)),
         "rates": schedules.curve(work.settings, length),
         "seconds": _seconds(work, length.steps + _steps_before(work.settings)),
         "steps_before": _steps_before(work.settings),
@@ -96,17 +98,16 @@ def _unable(work: Work) -> list[str]:
     return abilities.problems(work.settings) + suited.problems(work.settings, work.project.about)
 
 
-def _remarks(work: Work, gathered: Gathered, length: Budget) -> list[str]:
-    model = None if work.project.problem else anatomy.of(checkpoint.read_header(work.project.source))
+def _remarks(work: Work, header: Header | None, gathered: Gathered, length: Budget) -> list[str]:
+    model = None if header is None else anatomy.of(header)
     return remarks.found(work.settings, (one.prompt for one in gathered.pictures), length.steps, model)
 
 
-def _start_file(work: Work) -> list[str]:
+def _start_file(work: Work, header: Header | None) -> list[str]:
     """Why the run cannot go on from the LoRA file or the embedding that its settings name."""
-    if work.project.problem:
+    if header is None:
         return []
     try:
-        header = checkpoint.read_header(work.project.source)
         lora_start.check(work.settings, lora_start.weights_of(header), work.project.about["family"])
         embedding_start.check(work.settings, header)
     except UserError as error:
@@ -114,19 +115,18 @@ def _start_file(work: Work) -> list[str]:
     return []
 
 
-def _lora_blocks(work: Work) -> list[str]:
+def _lora_blocks(work: Work, header: Header | None) -> list[str]:
     """Why the model has nothing to train in the blocks that were chosen."""
-    if work.project.problem or not work.settings.lora.blocks.strip():
+    if header is None or not work.settings.lora.blocks.strip():
         return []
-    said = anatomy.blocks_problem(work.settings, checkpoint.read_header(work.project.source))
+    said = anatomy.blocks_problem(work.settings, header)
     return [said] if said else []
 
 
-def _room(work: Work, length: Budget) -> list[str]:
+def _room(work: Work, header: Header | None, length: Budget) -> list[str]:
     """What a new run would write that no drive has room for."""
-    if work.project.problem:
+    if header is None:
         return []
-    header = checkpoint.read_header(work.project.source)
     return room.problems(work.folders, work.project, header, work.settings, length)
 
 
@@ -210,12 +210,14 @@ def _strangers(work: Work) -> list[Path]:
     return [path for folder in there for path in survey.strangers(folder)]
 
 
-def _forecast(work: Work, examples: list[list[Example]], length: Budget, *, to_draw: bool) -> dict[str, Any]:
+def _forecast(
+    work: Work, header: Header | None, examples: list[list[Example]], length: Budget, *, to_draw: bool
+) -> dict[str, Any]:
     """What the run takes, as far as the model's file tells; without it nothing is known."""
     used = [variants[0].cut.bucket for variants in examples if variants]
-    if work.project.problem or not used:
+    if header is None or not used:
         return {"memory": None, "advice": "", "disk_bytes": 0, "save_bytes": 0, "saves": 0, "state_bytes": 0}
-    header, settings = checkpoint.read_header(work.project.source), work.settings
+    settings = work.settings
     made, family, area = anatomy.of(header), work.project.about["family"], max(bucket.area for bucket in used)
     masked = inpainting_masks.of_yours(examples, settings) if work.project.about.get("inpainting") else 0
     kept = forecast.latent_bytes((one.cut.bucket for variants in examples for one in variants), masked)
