@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -24,13 +25,26 @@ PIECES = ("ceilings", "steps", "full", "memory", "waiting", "proofs", "first", "
 _OF = {  # each flag's parts
     "large": ("training", "drawing", "choices"),
     "peer": ("training", "drawing", "card"),
-    "family": ("plans",),
+    "peer_python": ("training", "card"),
+    "family": ("training", "plans"),
     "card": ("plans",),
-    "method": ("plans", "choices"),
+    "method": ("training", "plans", "choices"),
+    "batch": ("training",),
+    "resolution": ("training",),
+    "steps": ("training",),
+    "rank": ("training",),
+    "repeats": ("training", "drawing"),
     "only": ("card",),
     "again": ("memory",),
     "minutes": ("plans", "card"),
     "work": ("plans", "card"),
+}
+_NUMBERS = {
+    "batch": "training: pictures of a step, in place of each case's own",
+    "resolution": "training: pixels, in place of each case's own",
+    "steps": "training: how many, in place of each case's own (from 20 of a shape on they are traced)",
+    "rank": "training: of a LoRA (4)",
+    "repeats": "training, drawing: how often all take turns (3 beside a peer, else 1)",
 }
 _GOES_ON = ("sweep", "best", "plans", "card")  # in the folder that it has left
 
@@ -60,14 +74,25 @@ def add(add: Any) -> None:
     sub.add_argument(
         "--large",
         action="store_true",
-        help="training, drawing, choices: full-size models with random weights (a GPU)",
+        help="training, drawing, choices: full-size models with random weights (a GPU, or one small case of training)",
     )
     sub.add_argument(
-        "--peer", metavar="DIR", help="training, drawing, card: a checkout of diffusers, whose scripts run side by side"
+        "--peer",
+        metavar="DIR",
+        action="append",
+        help="training, drawing, card: a checkout of diffusers, whose scripts run side by side with us; training and "
+        "card take kohya's sd-scripts too, or both (models of full size: with --large, or a card)",
     )
-    sub.add_argument("--family", choices=footprint.FAMILIES, help="plans: of this family alone")
+    sub.add_argument(
+        "--peer-python",
+        metavar="PYTHON",
+        help="training, card: the Python that sd-scripts runs with (default: that of the folder venv in its checkout)",
+    )
+    sub.add_argument("--family", choices=footprint.FAMILIES, help="training, plans: of this family alone")
     sub.add_argument("--card", metavar="8GB", help="plans: for this size of a card alone")
-    sub.add_argument("--method", choices=("lora", "full"), help="plans, choices: of this method alone")
+    sub.add_argument("--method", choices=("lora", "full"), help="training, plans, choices: of this method alone")
+    for name, what in _NUMBERS.items():
+        sub.add_argument(f"--{name}", type=int, metavar="N", help=what)
     sub.add_argument("--only", nargs="+", choices=PIECES, metavar="NAME", help=f"card: {', '.join(PIECES)}")
     sub.add_argument(
         "--again",
@@ -125,15 +150,28 @@ def _asked(options: argparse.Namespace) -> dict[str, Any]:
     given = {name: value for name in _OF if not ((value := getattr(options, name)) is None or value is False)}
     for name in given:
         if options.part not in _OF[name]:
-            raise UserError(f"--{name}: it belongs to bench {' and bench '.join(_OF[name])}.")
+            raise UserError(f"--{name.replace('_', '-')}: it belongs to bench {' and bench '.join(_OF[name])}.")
     if "again" in given and not (options.out and paths.named(options.out, "--out").is_file()):
         raise UserError("--again: name the table that is there with --out.")
+    for name in _NUMBERS:
+        if given.get(name, 1) < 1:
+            raise UserError(f"--{name}: it must be at least 1 (it is {given[name]}).")
     if given.get("minutes", 1) <= 0:
         raise UserError(f"--minutes: it must be more than 0 (it is {options.minutes:g}).")
     asked: dict[str, Any] = {"large": False, **given}
-    for name in ("peer", "work"):
-        if name in given:
-            asked[name] = str(paths.named(given[name], f"--{name}"))
+    if "peer" in given:
+        asked["peer"] = [str(paths.named(one, "--peer")) for one in given["peer"]]
+    if "peer_python" in given:
+        asked["peer_python"] = _python(given["peer_python"])
+    if "work" in given:
+        asked["work"] = str(paths.named(given["work"], "--work"))
     if "card" in given:
         asked["card_bytes"] = planner.card_size(asked.pop("card"))
     return asked
+
+
+def _python(text: str) -> str:
+    """The program that is meant, a file or a command. A link stays one: it is how a virtual environment is entered."""
+    paths.named(text, "--peer-python")  # refuses what can be no path
+    meant = Path(paths.meant(text)).expanduser()
+    return str(Path(shutil.which(meant) or meant).absolute())

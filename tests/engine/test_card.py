@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,16 @@ import torch
 from dreambooth.core import run
 from dreambooth.core.memory import spare
 from dreambooth.core.run import Job
-from dreambooth.engine.bench import card, card_ceilings, card_pieces, card_proofs, plans, training
+from dreambooth.engine.bench import (
+    card,
+    card_ceilings,
+    card_pieces,
+    card_proofs,
+    peer_diffusers,
+    peer_sd_scripts,
+    plans,
+    training,
+)
 from dreambooth.engine.bench.card import Results
 from dreambooth.engine.bench.card_pieces import About
 from dreambooth.engine.bench.card_waiting import PROFILED, TIMED, Waiting
@@ -41,10 +51,10 @@ def job(folder: Path, **asked: Any) -> Job:
     return run.create(folder / "jobs", {"kind": "bench-card", **some}, "{}")
 
 
-def about(folder: Path, piece: str, *, large: bool = False, peer: str = "") -> About:
+def about(folder: Path, piece: str, *, large: bool = False, peer: Sequence[str] = (), peer_python: str = "") -> About:
     (folder / "work").mkdir(parents=True, exist_ok=True)
     told = {"out": str(folder / "out"), "work": str(folder / "work"), "until": time.time() + 60}
-    return About(piece, {**told, "large": large, "peer": peer})
+    return About(piece, {**told, "large": large, "peer": list(peer), "peer_python": peer_python})
 
 
 def values(folder: Path) -> dict[str, Any]:
@@ -92,13 +102,15 @@ def test_the_command_and_the_pieces_know_each_other() -> None:
 def test_steps_and_images_are_told_with_their_goals(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, peer: bool
 ) -> None:
-    """As on a card, whose figures are made up here; a peer takes four times as long as we do."""
+    """As on a card, whose figures are made up here; peers take four times as long as we do."""
     seen: list[tuple[str, Any]] = []
     lasts: list[bool] = []  # whether cuDNN's attention was put last, of the runs for the first step
-    checkout = tmp_path / "peer"
-    checkout.mkdir()
-    for name in ("train_dreambooth.py", "train_dreambooth_lora.py"):
-        (checkout / name).touch()
+    checkouts = {"diffusers": peer_diffusers.FILES, "sd-scripts": peer_sd_scripts.FILES}
+    monkeypatch.setattr(peer_sd_scripts, "NEEDED", ("torch",))
+    for folder, files in checkouts.items():
+        (tmp_path / folder).mkdir()
+        for name in files:
+            (tmp_path / folder / name).touch()
 
     def measured(self: Any, module: str, case: Any, **_: Any) -> dict[str, Any]:
         seen.append((module, case))
@@ -109,7 +121,9 @@ def test_steps_and_images_are_told_with_their_goals(
     monkeypatch.setattr(training.Bench, "measured", measured)
     monkeypatch.setattr(plans.Full, "source", lambda self, family, work: plans.MINIATURES[family])
     monkeypatch.setattr(card_pieces.Bench, "peer_model", lambda self, family: tmp_path)
-    told = {"large": True, "peer": str(checkout) if peer else ""}
+    told: dict[str, Any] = {"large": True}
+    if peer:
+        told |= {"peer": [str(tmp_path / folder) for folder in checkouts], "peer_python": sys.executable}
     Results(tmp_path / "out").add("ceilings", "product of matrices in bf16", 800.0, "TFLOP/s")
     for piece, do in (("steps", card_pieces.steps), ("full", card_pieces.full), ("first", card_pieces.first)):
         do(about(tmp_path, piece, **told))
@@ -127,9 +141,15 @@ def test_steps_and_images_are_told_with_their_goals(
     assert line(said, "sd1 lora batch 1 at 512, ours: a step").endswith("0.05 s       at most 0.045 s  NOT REACHED")
     assert line(said, "sdxl lora batch 1 at 1024, ours: a step").endswith("at most 0.15 s   reached")
     if peer:
-        assert found["sd1 full batch 1 at 512: our images a second, times theirs"] == pytest.approx(4)
-        assert found["first step, of theirs"] == 0.25
-        assert line(said, "first step, of theirs").endswith("reached")
+        for who, goal in (("diffusers' script", 3), ("sd-scripts", 1)):
+            times = f"sd1 full batch 1 at 512: our images a second, times those of {who}"
+            assert found[times] == pytest.approx(4)
+            assert line(said, times).split()[-4:] == ["at", "least", str(goal), "reached"]
+            assert found[f"first step, to that of {who}"] == 0.25
+            assert line(said, f"first step, to that of {who}").endswith("reached")
+        assert found["sdxl lora batch 1 at 1024, ours, in the layers of sd-scripts: a step"] == 0.05
+        layers = {case.layers for module, case in seen if module == "peer_run" and case.method == "lora"}
+        assert layers == {"attention", "transformer"}
     else:
         assert {module for module, _ in seen} == {"own_run"}
 

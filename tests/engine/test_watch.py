@@ -38,18 +38,20 @@ def unet() -> UNet2DConditionModel:
 
 def test_steps_count_from_the_first_that_trains() -> None:
     """A training may try its optimizer before: that is no step, and stops no clock."""
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(3, 4)), torch.zeros(9)])
     watch = Watch(STEPS, time.time() - 5)
     watch.install()
-    watch.step_ended()
+    watch.step_ended(optimizer)
     assert watch.ends == []
     for n in range(STEPS):
         UNet2DConditionModel.forward(unet(), torch.zeros(1))
         Accelerator.backward(None, torch.tensor(float(n)))  # type: ignore[arg-type]
-        watch.step_ended()
+        watch.step_ended(optimizer)
     found = watch.found()
     assert found["losses"] == [float(n) for n in range(min(8, STEPS))]
     assert 5 < found["first_step_seconds"] < 15
     assert found["step_seconds"] >= 0.01
+    assert found["trained"] == 12, "what has a gradient"
     assert 0.01 <= found["model_seconds"] <= found["mean_step_seconds"]
     assert found["step_cpu_seconds"] < 0.01, "sleep is no work of the CPU"
 

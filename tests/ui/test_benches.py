@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,7 +18,7 @@ from dreambooth.ui import benches, command_line
 from tests.conftest import Run
 
 
-def asked(*flags: str) -> dict[str, object]:
+def asked(*flags: str) -> dict[str, Any]:
     return benches._asked(command_line._parser()[0].parse_args(["bench", *flags]))
 
 
@@ -29,14 +31,33 @@ def test_each_flag_belongs_to_some_parts() -> None:
     }
     assert asked("card", "--only", "steps", "memory")["only"] == ["steps", "memory"]
     assert Path(asked("card", "--work", "x")["work"]).name == "x"
+    race = asked("training", "--peer", "a", "--peer", "b", "--family", "sdxl", "--steps", "30", "--batch", "2")
+    assert [Path(one).name for one in race["peer"]] == ["a", "b"]
+    assert (race["family"], race["steps"], race["batch"]) == ("sdxl", 30, 2)
     for flags, said in (
         (("card", "--large"), "--large: it belongs to bench training and bench drawing"),
         (("training", "--minutes", "9"), "--minutes: it belongs to bench plans and bench card"),
         (("plans", "--minutes", "0"), "--minutes: it must be more than 0"),
+        (("training", "--batch", "0"), "--batch: it must be at least 1"),
+        (("drawing", "--peer-python", "x"), "--peer-python: it belongs to bench training and bench card"),
+        (("drawing", "--steps", "9"), "--steps: it belongs to bench training"),
         (("plans", "--card", "huge"), "--card: 'huge' is no size of a card"),
     ):
         with pytest.raises(UserError, match=said):
             asked(*flags)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="its environments hold no links")
+def test_a_peers_python_is_the_link_that_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is how a virtual environment is entered; a command is looked up as a shell does."""
+    link = tmp_path / "bin" / "python"
+    link.parent.mkdir()
+    link.symlink_to(sys.executable)
+    monkeypatch.chdir(tmp_path)
+    assert asked("training", "--peer-python", "bin/python")["peer_python"] == str(link)
+    monkeypatch.setenv("PATH", str(link.parent))
+    assert asked("training", "--peer-python", "python")["peer_python"] == str(link)
+    assert asked("training", "--peer-python", "nothing")["peer_python"] == str(tmp_path / "nothing")
 
 
 @pytest.fixture

@@ -20,10 +20,10 @@ from typing import Any
 
 from dreambooth.core.layout import PROJECT
 from dreambooth.core.run import Job
-from dreambooth.engine.bench import plans
+from dreambooth.engine.bench import cases, peers, plans
 from dreambooth.engine.process.listener import asked_to_end
 
-# In the order of importance, each with the most seconds that it may take; a peer beside us doubles that.
+# In the order of importance, each with the most seconds that it may take; as many again for each peer beside us.
 PIECES = {
     "ceilings": 90,
     "steps": 330,
@@ -72,6 +72,10 @@ def measure(job: Job) -> dict[str, Any]:
 
     asked = job.read()
     out, large = Path(asked["out"]), torch.cuda.is_available()
+    told = {"peer": asked.get("peer", []), "peer_python": asked.get("peer_python", "")}
+    others = peers.given(told)
+    for peer in others:
+        peers.check(peer, cases.LARGE if large else cases.SMALL, large=large)
     results = Results(out)
     until = time.monotonic() + 60 * asked["minutes"] if asked.get("minutes") else float("inf")
     wanted = [piece for piece in PIECES if piece in (asked.get("only") or PIECES)]
@@ -83,8 +87,8 @@ def measure(job: Job) -> dict[str, Any]:
             if asked_to_end(job) or left < LEAST_SECONDS:
                 break
             job.report("stage", name=f"measuring: {piece}", done=done, total=len(wanted))
-            seconds = min(left, PIECES[piece] * (2 if asked.get("peer") else 1))
-            about = {"out": str(out), "work": str(work), "large": large, "peer": asked.get("peer", "")}
+            seconds = min(left, PIECES[piece] * (1 + len(others)))
+            about = {"out": str(out), "work": str(work), "large": large, **told}
             ended = run_piece(
                 piece, {**about, "until": time.time() + seconds}, seconds, lambda: bool(asked_to_end(job))
             )

@@ -18,13 +18,29 @@ from dreambooth.core.layout import SUBJECT_PICTURES
 from dreambooth.core.memory import spare
 from dreambooth.core.picture_opening import open_picture
 from dreambooth.core.run import Job
-from dreambooth.engine.bench import card_ceilings, card_proofs, card_waiting, drawing, peers, plans, training
+from dreambooth.engine.bench import (
+    card_ceilings,
+    card_proofs,
+    card_waiting,
+    drawing,
+    peer_diffusers,
+    peers,
+    plans,
+    training,
+)
 from dreambooth.engine.bench.card import Results
-from dreambooth.engine.bench.training import Case
+from dreambooth.engine.bench.cases import Case
+from dreambooth.engine.bench.peer_diffusers import Diffusers
+from dreambooth.engine.bench.peers import Peer
 
 RANK = 16
 STEP_GOALS = {"sd1": 0.045, "sdxl": 0.15}  # seconds, on an H100 or H200
-PEER_IMAGES, PEER_START = 3.0, 1 / 3  # times a peer's images a second; of its time to the first step
+PEER_IMAGES = {
+    ("diffusers", "full"): 3.0,
+    ("sd-scripts", "full"): 1.0,
+    ("sd-scripts", "lora"): 1.0,
+}  # times theirs a second
+PEER_START = 1 / 3  # of a peer's time to the first step
 # The most memory, as the issue's table has it: bytes, and the most seconds a step where that is a goal too.
 MEMORY_GOALS = (
     ("sd1", "full", 4.5e9, None),
@@ -48,7 +64,7 @@ class About:
         self.out, self.work, self.large = Path(told["out"]), Path(told["work"]), bool(told["large"])
         self.models: plans.Models = plans.Full() if self.large else plans.Small()
         self.results = Results(self.out)
-        self.scripts = peers.scripts(Path(told["peer"])) if told["peer"] else None
+        self.peers = peers.given(told)
         self.failures: list[str] = []
 
     def say(self, what: str, value: Any, unit: str = "", **more: Any) -> None:
@@ -91,7 +107,7 @@ class Bench(training.Bench):
     def peer_model(self, family: str) -> Path:
         model = self.about.work / f"{family}-folder"
         if not model.exists():
-            peers.write_model(model, self.source(family))
+            peer_diffusers.write_model(model, self.source(family))
         return model
 
     def measured(self, module: str, case: Case, **about: Any) -> dict[str, Any]:
@@ -135,7 +151,7 @@ def steps(about: About) -> None:
 
 
 def full(about: About) -> None:
-    """Full fine-tuning of SD 1: images a second, beside a peer where one is given."""
+    """Full fine-tuning of SD 1: images a second, beside peers where they are given."""
     bench, size, count = Bench(about), *((512, 40) if about.large else (64, 10))
     for batch in (1, 4):
         with about.going_on():
@@ -158,11 +174,14 @@ def first(about: About) -> None:
     about.say(f"first step of {PICTURES} pictures, cuDNN's attention last", bench.ours(case)["first_step_seconds"], "s")
     _two_shapes(about, case, CUDNN_LAST)
     bench.environment = {}
-    if about.scripts:
-        bench.peer(case, about.scripts)
-        theirs = bench.peer(case, about.scripts)["first_step_seconds"]
-        about.say("diffusers' script", theirs, "s")
-        about.say("first step, of theirs", ours / theirs, goal=PEER_START)
+    for peer in about.peers:
+        if peer.trains(case, large=about.large):
+            same = peers.same_work(case, peer)
+            bench.peer(same, peer)
+            theirs = bench.peer(same, peer)["first_step_seconds"]
+            own = ours if same == case else bench.ours(same)["first_step_seconds"]
+            about.say(peer.title, theirs, "s")
+            about.say(f"first step, to that of {peer.title}", own / theirs, goal=PEER_START)
 
 
 def _two_shapes(about: About, case: Case, environment: dict[str, str] | None = None) -> None:
@@ -222,7 +241,8 @@ def draw(about: About) -> None:
     folder.mkdir()
     if about.large:  # so that it is not made once more
         _lay(about.models.source("sd1", about.work), folder / "sd1.safetensors")
-    asked = {"kind": "bench-drawing", "out": str(folder), "large": about.large, "peer": about.told["peer"]}
+    drawing_peers = [one for one in about.told["peer"] if Diffusers.at(Path(one))]
+    asked = {"kind": "bench-drawing", "out": str(folder), "large": about.large, "peer": drawing_peers}
     job = run.create(about.work / "jobs", {**asked, "repeats": 1}, "{}")
     as_theirs = f"in {drawing.PEER_STEPS} steps, {drawing.PEER_BATCH} at once"
     ways = ("ours, as by default", f"ours, {as_theirs}", f"diffusers' script, {as_theirs}")
@@ -250,18 +270,27 @@ def all_plans(about: About) -> None:
 
 
 def _case(about: About, bench: Bench, case: Case, goal: float | None = None) -> None:
-    """A combination, ours and a peer's, which take turns."""
+    """A combination, ours and each peer's, which take turns."""
     found = bench.ours(case)
     _tell(about, case, "ours", found, goal)
-    if about.scripts and case.family == "sd1":
-        theirs = bench.peer(case, about.scripts)
-        _tell(about, case, "diffusers' script", theirs)
-        again = bench.ours(case)
-        times = theirs["step_seconds"] / again["step_seconds"]
-        at_least = {"at_least": PEER_IMAGES} if case.method == "full" else {}
-        about.say(f"{case.title}: our images a second, times theirs", times, **at_least)
+    for peer in about.peers:
+        if peer.trains(case, large=about.large):
+            _beside(about, bench, case, peer)
     if about.large and found["programs"] + found["replays"] < case.steps / 2:
         raise UserError(f"{case.title}: its steps were not done again from their record{_why(found)}")
+
+
+def _beside(about: About, bench: Bench, case: Case, peer: Peer) -> None:
+    """What a peer makes of a case, and we once more, in the same layers."""
+    same = peers.same_work(case, peer)
+    theirs = bench.peer(same, peer)
+    _tell(about, same, peer.title, theirs)
+    again = bench.ours(same)
+    if same != case:
+        _tell(about, same, f"ours, in the layers of {peer.title}", again)
+    goal = PEER_IMAGES.get((peer.name, case.method))
+    what = f"{case.title}: our images a second, times those of {peer.title}"
+    about.say(what, theirs["step_seconds"] / again["step_seconds"], **({"at_least": goal} if goal else {}))
 
 
 def _why(found: dict[str, Any]) -> str:

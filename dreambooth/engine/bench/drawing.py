@@ -18,7 +18,10 @@ from dreambooth.core.errors import UserError
 from dreambooth.core.run import Job, create
 from dreambooth.core.settings import parse, to_json
 from dreambooth.engine.bench import peers
-from dreambooth.engine.bench.training import PROMPT, Bench, Case
+from dreambooth.engine.bench.cases import Case
+from dreambooth.engine.bench.peer_diffusers import Diffusers
+from dreambooth.engine.bench.peers import Peer
+from dreambooth.engine.bench.training import PROMPT, Bench
 from dreambooth.engine.bench.versions import versions
 from dreambooth.engine.process.listener import asked_to_end
 
@@ -38,15 +41,17 @@ class Way:
 def measure(job: Job) -> dict[str, Any]:
     """Measures in the folder that job.json names, and removes it. Returns a row for each way."""
     asked = job.read()
-    folder, peer = Path(asked["out"]), asked.get("peer", "")
-    scripts = peers.scripts(Path(peer)) if peer else None
+    folder, others = Path(asked["out"]), peers.given(asked)
+    for peer in others:
+        if not isinstance(peer, Diffusers):
+            raise UserError(f"--peer: {peer.title} draws no class pictures; name a checkout of diffusers alone.")
     # The script draws in the model's own size.
     family, size, count = ("sd1", 512, 60) if asked.get("large") else ("sd1", 64, 20)
     case = Case(family, "full", 1, size, 1)
     ways = [Way("ours"), Way("ours", PEER_STEPS, PEER_BATCH)]
-    if scripts:
+    if others:
         ways.append(Way("diffusers", PEER_STEPS, PEER_BATCH))
-    turns = int(asked.get("repeats") or (3 if scripts else 1))
+    turns = int(asked.get("repeats") or (3 if others else 1))
     taken: dict[Way, list[dict[str, Any]]] = {way: [] for way in ways}
     try:
         bench = Bench(job, folder, asked)
@@ -58,8 +63,8 @@ def measure(job: Job) -> dict[str, Any]:
                 job.report("stage", name=f"{way.who} draws", done=done, total=turns * len(ways))
                 if way.who == "ours":
                     taken[way].append(_ours(bench, case, way, count))
-                elif scripts:
-                    taken[way].append(_peers(bench, case, count, scripts))
+                else:
+                    taken[way].append(_peers(bench, case, count, others[0]))
         return {
             "rows": [_row(way, taken[way]) for way in ways],
             "pictures": count,
@@ -91,17 +96,13 @@ def _ours(bench: Bench, case: Case, way: Way, count: int) -> dict[str, Any]:
         shutil.rmtree(made.folder)
 
 
-def _peers(bench: Bench, case: Case, count: int, scripts: peers.Scripts) -> dict[str, Any]:
-    out, drawn = bench.folder / "peer-output", bench.folder / "peer-class-pictures"
-    arguments = peers.arguments(case, bench.peer_model(case.family), bench.pictures, PROMPT, out)
-    arguments += ["--with_prior_preservation", f"--class_prompt={CLASS_PROMPT}", f"--class_data_dir={drawn}"]
-    arguments += [f"--num_class_images={count}", f"--sample_batch_size={PEER_BATCH}"]
+def _peers(bench: Bench, case: Case, count: int, peer: Peer) -> dict[str, Any]:
+    drawn = bench.folder / "peer-class-pictures"
+    more = ["--with_prior_preservation", f"--class_prompt={CLASS_PROMPT}", f"--class_data_dir={drawn}"]
+    more += [f"--num_class_images={count}", f"--sample_batch_size={PEER_BATCH}"]
     try:
-        return bench.measured(
-            "drawing_run", case, script=str(scripts["full"]), arguments=arguments, pictures=str(drawn)
-        )
+        return bench.peer(case, peer, "drawing_run", more, pictures=str(drawn))
     finally:
-        shutil.rmtree(out, ignore_errors=True)
         shutil.rmtree(drawn, ignore_errors=True)
 
 

@@ -1,7 +1,7 @@
-"""Speed and memory of training: families x methods x batches x resolutions, each measurement a process of its own, and
-beside them diffusers' own scripts on the same pictures for as many steps.
+"""Speed and memory of training, each measurement a process of its own, and beside ours the trainers of others on the
+same pictures for as many steps.
 
-Without a GPU the models are the bundled miniatures; with one and `large`, full-size models of random weights. Who is
+Without a GPU the models are the bundled miniatures; with `large`, full-size models of random weights. Who is
 compared takes turns; the figures are medians over the turns.
 """
 
@@ -14,7 +14,8 @@ import statistics
 import subprocess
 import sys
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,9 @@ from dreambooth.core.layout import MINIATURES, PROJECT, SUBJECT_PICTURES
 from dreambooth.core.project import Folders
 from dreambooth.core.run import Job, new_run
 from dreambooth.core.settings import parse
-from dreambooth.engine.bench import peers
+from dreambooth.engine.bench import cases, peer_diffusers, peers
+from dreambooth.engine.bench.cases import Case
+from dreambooth.engine.bench.peers import Peer
 from dreambooth.engine.bench.versions import versions
 from dreambooth.engine.process.listener import asked_to_end
 
@@ -42,65 +45,47 @@ PEAK_TFLOPS = {  # dense bf16 of the cards, without sparsity, as their makers sa
 }
 
 
-@dataclass(frozen=True)
-class Case:
-    """One combination that is measured."""
-
-    family: str
-    method: str  # lora or full
-    batch: int
-    resolution: int  # pixels
-    steps: int
-    rank: int = 4
-
-    @property
-    def title(self) -> str:
-        return f"{self.family} {self.method} batch {self.batch} at {self.resolution}"
-
-
-SMALL = [
-    *(Case(family, method, 1, 128, 60) for family in MINIATURES for method in ("full", "lora")),
-    *(Case("sd1", method, 4, 128, 30) for method in ("full", "lora")),
-    *(Case("sd1", method, 1, 256, 30) for method in ("full", "lora")),
-]
-LARGE = [
-    *(Case("sd1", method, batch, 512, 40) for method in ("full", "lora") for batch in (1, 4)),
-    *(Case("sdxl", method, batch, 1024, 30) for method in ("full", "lora") for batch in (1, 4)),
-]
-
-
 def measure(job: Job) -> dict[str, Any]:
     """Measures in the folder that job.json names, and removes it. Returns a row for each case and who did it.
 
-    Raises UserError for a peer's folder that does not hold its scripts, before anything is measured.
+    Raises UserError, before anything is measured, for a peer that cannot be run or can do none of the cases.
     """
     asked = job.read()
-    folder, peer = Path(asked["out"]), asked.get("peer", "")
-    scripts = peers.scripts(Path(peer)) if peer else None
-    cases = LARGE if asked.get("large") else SMALL
-    if scripts:
-        cases = [case for case in cases if case.family == "sd1"]
+    folder, others = Path(asked["out"]), peers.given(asked)
+    found = _cases(asked, others)
     try:
-        return {"rows": _rows(job, folder, cases, scripts, asked), "versions": versions()}
+        return {"rows": _rows(job, folder, found, others, asked), "versions": versions()}
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _rows(job: Job, folder: Path, cases: list[Case], scripts: peers.Scripts | None, asked: Any) -> list[dict[str, Any]]:
-    bench, turns = Bench(job, folder, asked), int(asked.get("repeats") or (3 if scripts else 1))
-    who = ["ours", "diffusers"] if scripts else ["ours"]
-    rows, done = [], 0
-    for case in cases:
-        taken: dict[str, list[dict[str, Any]]] = {one: [] for one in who}
+def _cases(asked: dict[str, Any], others: Sequence[Peer]) -> list[Case]:
+    """Those that are asked for; beside peers, those that one of them can do."""
+    found, large = cases.asked_for(asked), bool(asked.get("large"))
+    for peer in others:
+        peers.check(peer, found, large=large)
+    return [case for case in found if not others or any(peer.trains(case, large=large) for peer in others)]
+
+
+def _rows(job: Job, folder: Path, some: list[Case], others: Sequence[Peer], asked: Any) -> list[dict[str, Any]]:
+    bench, turns = Bench(job, folder, asked), int(asked.get("repeats") or (3 if others else 1))
+    work = [peers.at_work(case, others, large=bench.large) for case in some]
+    rows, done, total = [], 0, turns * sum(map(len, work))
+    for each in work:
+        taken: list[list[dict[str, Any]]] = [[] for _ in each]
         for _ in range(turns):
-            for one in who:
+            for (case, peer), found in zip(each, taken):
                 if asked_to_end(job):
                     raise UserError("Stopped as asked; nothing was measured to the end.")
-                job.report("stage", name=f"{one}: {case.title}", done=done, total=len(cases) * turns * len(who))
-                taken[one].append(bench.ours(case) if one == "ours" else bench.peer(case, scripts))
+                job.report("stage", name=f"{_name(peer)}: {case.title}", done=done, total=total)
+                found.append(bench.peer(case, peer) if peer else bench.ours(case))
                 done += 1
-        rows += [_row(case, one, taken[one]) for one in who]
+        rows += [_row(case, _name(peer), found) for (case, peer), found in zip(each, taken)]
     return rows
+
+
+def _name(peer: Peer | None) -> str:
+    return peer.name if peer else "ours"
 
 
 def _row(case: Case, who: str, taken: list[dict[str, Any]]) -> dict[str, Any]:
@@ -121,6 +106,8 @@ def _row(case: Case, who: str, taken: list[dict[str, Any]]) -> dict[str, Any]:
         "device_peak_bytes": int(middle("device_peak_bytes")),
         "flops": taken[0]["flops"],
         "losses": taken[0]["losses"],
+        "trained": taken[0]["trained"],
+        "versions": taken[0].get("versions", {}),
         "warnings": taken[0].get("warnings", []),
         "share_of_peak": None,
     }
@@ -134,8 +121,9 @@ class Bench:
 
     def __init__(self, job: Job, folder: Path, asked: dict[str, Any]) -> None:
         self.job, self.folder, self.asked = job, folder, asked
+        self.large = bool(asked.get("large"))
         self.models = Folders(folder / "models")
-        self.pictures = folder / "pictures"  # alone, without captions: diffusers' scripts open every file
+        self.pictures = folder / "pictures"  # alone, without captions: others open every file
         self.pictures.mkdir(parents=True)
         for path in SUBJECT_PICTURES.glob("*.png"):
             shutil.copy(path, self.pictures)
@@ -156,7 +144,7 @@ class Bench:
                 "batching.train_batch_size": case.batch,
                 "lora.rank": case.rank,
                 "lora.alpha": float(case.rank),
-                "lora.layers": "attention",  # as diffusers' script
+                "lora.layers": case.layers,
                 "previews.count": 0,
                 "pictures.buckets": False,
                 **self.asked.get("settings", {}),
@@ -169,23 +157,27 @@ class Bench:
         shutil.rmtree(made.folder)
         return found
 
-    def peer(self, case: Case, scripts: peers.Scripts | None) -> dict[str, Any]:
-        assert scripts is not None
-        out = self.folder / "peer-output"
-        arguments = peers.arguments(case, self.peer_model(case.family), self.pictures, PROMPT, out)
-        found = self.measured("peer_run", case, script=str(scripts[case.method]), arguments=arguments)
-        shutil.rmtree(out, ignore_errors=True)
-        return found
+    def peer(
+        self, case: Case, peer: Peer, by: str = "peer_run", more: Sequence[str] = (), **about: Any
+    ) -> dict[str, Any]:
+        """A training of a peer's, measured by a module beside this one; `more` are arguments of its script."""
+        work = self.folder / f"{peer.name}-work"
+        model = self.peer_model(case.family) if peer.reads_folder else self.source(case.family)
+        told = peer.told(case, model, self.pictures, PROMPT, work)
+        try:
+            return self.measured(by, case, **{**told, "arguments": [*told["arguments"], *more], **about})
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
 
     def peer_model(self, family: str) -> Path:
         """The model as diffusers' scripts read it."""
         model = self.folder / f"{family}-folder"
         if not model.exists():
-            peers.write_model(model, self.source(family))
+            peer_diffusers.write_model(model, self.source(family))
         return model
 
     def source(self, family: str) -> Path:
-        if not self.asked.get("large"):
+        if not self.large:
             return MINIATURES[family]
         path = self.folder / f"{family}.safetensors"
         if not path.exists():
@@ -201,9 +193,11 @@ class Bench:
         self.count += 1
         told, out, log = (self.folder / f"{self.count}.{end}" for end in ("about.json", "out.json", "log"))
         told.write_text(json.dumps({**about, "out": str(out), "steps": case.steps, "started": time.time()}))
-        command = [sys.executable, "-m", f"dreambooth.engine.bench.{module}", str(told)]
+        command = [about.get("python", sys.executable), "-m", f"dreambooth.engine.bench.{module}", str(told)]
         with open(log, "w", encoding="utf-8") as file:
             variables = {**os.environ, "OMP_NUM_THREADS": "1", **self.environment}
+            if "python" in about:  # whose packages are not ours
+                variables.pop("PYTHONPATH", None)
             code = subprocess.call(command, cwd=PROJECT, env=variables, stdout=file, stderr=file)
         if code or not out.exists():
             lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() or [f"exit code {code}"]

@@ -1,11 +1,13 @@
 """What is seen of a training process from within: when each step ended, what of it was the UNet's forward and
 backward, the losses, the arithmetic of a step, and the most memory. The same instrument for us and for others: it takes
-hold of diffusers' UNet, accelerate's `backward` and torch's optimizers, not of our own code.
+hold of the UNet's class, accelerate's `backward` and torch's optimizers, not of our own code. It runs in the Python of
+others too, and imports nothing that is not in it.
 """
 
 from __future__ import annotations
 
 import functools
+import importlib
 import json
 import re
 import statistics
@@ -16,20 +18,22 @@ from pathlib import Path
 from typing import Any
 
 WARM_STEPS = 5  # the first ones allocate and tune; they are left out of the median
+UNET = "diffusers:UNet2DConditionModel"  # module and class, of which our models are
 
 
 class Watch:
     """Counts a step at each step of an optimizer. With a card, `flops` has the arithmetic of the last step, which is
     not timed."""
 
-    def __init__(self, steps: int, started: float) -> None:
-        self.steps, self.started = steps, started
+    def __init__(self, steps: int, started: float, unet: str = UNET) -> None:
+        self.steps, self.started, self.unet = steps, started, unet
         self.ends: list[Any] = []
         self.cpu: list[float] = []  # seconds of it until each step ended
         self.spans: list[tuple[int, Any, Any]] = []  # of forward and backward, with the steps that had ended before
         self.losses: list[Any] = []
         self.first_step_seconds = 0.0
         self.flops = 0
+        self.trained = 0  # numbers that the optimizer changes
         self.replays = 0  # of CUDA graphs
         self.programs = 0  # steps, or their tries, that were done again from their record
         self._counter: Any = None
@@ -37,10 +41,11 @@ class Watch:
     def install(self) -> None:
         """Takes hold of the libraries; they must not be in use yet."""
         import accelerate
-        from diffusers import UNet2DConditionModel
         from torch.optim.optimizer import register_optimizer_step_post_hook
 
-        UNet2DConditionModel.forward = self.timed(UNet2DConditionModel.forward)
+        module, _, name = self.unet.partition(":")
+        unet: Any = getattr(importlib.import_module(module), name)
+        unet.forward = self.timed(unet.forward)
         backward = self.timed(accelerate.Accelerator.backward)
 
         @functools.wraps(backward)
@@ -49,9 +54,9 @@ class Watch:
             backward(accelerator, loss, **more)
 
         accelerate.Accelerator.backward = told  # type: ignore[method-assign]
-        register_optimizer_step_post_hook(lambda *_: self.step_ended())
+        register_optimizer_step_post_hook(lambda optimizer, *_: self.step_ended(optimizer))
 
-    def step_ended(self) -> None:
+    def step_ended(self, optimizer: Any) -> None:
         """The device is waited for once, after the first step. What an optimizer does before anything of the UNet has
         gone backward is no step of the training: we try ours on a small problem first."""
         if not self.losses:
@@ -64,6 +69,9 @@ class Watch:
         if not self.ends:
             wait()
             self.first_step_seconds = time.time() - self.started
+            self.trained = sum(
+                p.numel() for group in optimizer.param_groups for p in group["params"] if p.requires_grad
+            )
         self.ends.append(now())
         self.cpu.append(time.process_time())
         if len(self.ends) == self.steps - 1 and _has_card():
@@ -86,6 +94,7 @@ class Watch:
             "model_seconds": sum(inside) / len(steps) if steps else 0.0,
             "mean_step_seconds": sum(steps) / len(steps),
             "flops": self.flops,
+            "trained": self.trained,
             "replays": self.replays,
             "programs": self.programs,
             "after_first_seconds": seconds(self.ends[0], self.ends[-1]),
@@ -118,7 +127,7 @@ class Watch:
 
 
 def begin(about: dict[str, Any]) -> Watch:
-    watch = Watch(about["steps"], about["started"])
+    watch = Watch(about["steps"], about["started"], about.get("unet", UNET))
     watch.install()
     return watch
 
@@ -138,8 +147,8 @@ def peak_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def tell(watch: Watch, out: Path) -> None:
-    out.write_text(json.dumps(watch.found()), encoding="utf-8")
+def tell(watch: Watch, out: Path, **more: Any) -> None:
+    out.write_text(json.dumps({**watch.found(), **more}), encoding="utf-8")
 
 
 def _has_card() -> bool:

@@ -26,14 +26,17 @@ def _file_bench(result: Result) -> str:
 
 
 def _training_bench(result: Result) -> str:
-    head = ["model", "method", "batch", "size", "who", "step (ms)", "CPU (ms)", "images/s", "overhead (ms)"]
+    head = ["model", "method", "trained", "batch", "size", "who", "step (ms)", "CPU (ms)", "images/s", "overhead (ms)"]
     rows = [[*head, "first step (s)", "CPU (s)", "peak memory", "of the card's peak"]]
+    losses = [["model", "method", "who", "losses of the first steps"]]
     for one in result["rows"]:
         share = "" if one["share_of_peak"] is None else f"{one['share_of_peak']:.0%}"
+        method = f"lora {one['rank']}, {one['layers']}" if one["method"] == "lora" else one["method"]
         rows.append(
             [
                 FAMILIES[one["family"]],
-                one["method"],
+                method,
+                f"{one['trained']:,}",
                 str(one["batch"]),
                 str(one["resolution"]),
                 one["who"],
@@ -47,9 +50,14 @@ def _training_bench(result: Result) -> str:
                 share,
             ]
         )
+        losses.append([FAMILIES[one["family"]], method, one["who"], " ".join(f"{loss:.3f}" for loss in one["losses"])])
     warned = [f"{one['family']} {one['method']}: {said}" for one in result["rows"] for said in one.get("warnings", ())]
-    versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
-    return "\n\n".join([table(rows), *dict.fromkeys(warned), versions])
+    theirs = [f"{one['who']}: {_versions(one['versions'])}" for one in result["rows"] if one["versions"]]
+    return "\n\n".join([table(rows), table(losses), *dict.fromkeys([*warned, _versions(result["versions"]), *theirs])])
+
+
+def _versions(some: dict[str, str]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in some.items())
 
 
 def _drawing_bench(result: Result) -> str:
@@ -58,8 +66,7 @@ def _drawing_bench(result: Result) -> str:
         seconds = [f"{one['pictures_per_second']:.2f}"]
         seconds += [f"{one['cpu_seconds_each']:.2f}", f"{one['first_picture_seconds']:.1f}"]
         rows.append([one["who"], str(one["steps"]), str(one["batch"]), *seconds, size(one["peak_bytes"])])
-    versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
-    return f"{result['pictures']} pictures of {result['size']} pixels\n{table(rows)}\n\n{versions}"
+    return f"{result['pictures']} pictures of {result['size']} pixels\n{table(rows)}\n\n{_versions(result['versions'])}"
 
 
 def _sweep(result: Result) -> str:
@@ -101,9 +108,8 @@ def _choices_bench(result: Result) -> str:
         between = " to ".join(f"{value:.2f}" for value in one["between"])
         rows.append([one["method"], one["choice"], *spans, *ratios, between, size(one["peak_bytes"])])
     tiles = result["tiles"]
-    versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
     said = f"Decoding a picture in tiles: {tiles['clock']:.2f} times, {tiles['cpu']:.2f} of the CPU"
-    return f"{table(rows)}\n\n{said}\n\n{versions}"
+    return f"{table(rows)}\n\n{said}\n\n{_versions(result['versions'])}"
 
 
 def _operation_bench(result: Result) -> str:
