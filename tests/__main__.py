@@ -14,6 +14,7 @@ python -m tests tests/host --webui DIR      in a real WebUI's folder, with a bro
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import IO
 
 ROOT = Path(__file__).resolve().parents[1]
+_BESIDE = 2  # that work beside the first
 MIDDLE = "test_m"  # of the engine's tests, by the time that they take
 sys.path.insert(0, str(ROOT))
 
@@ -51,8 +53,9 @@ def main(options: list[str]) -> int:
 
 
 def _run_all(pythons: list[tuple[str, dict[str, str]]]) -> int:
-    """Everything, in parts that two cores take one after the other, the longest first. What the second of them says is
-    shown at the end."""
+    """Everything, in parts that are taken one after the other by whoever is free, the longest first; three at once on
+    two cores, as tests wait for a browser or another process a quarter of their time. What the first of them says is
+    shown as it comes, what the others say at the end."""
     ours, page = pythons
     engine, later = _halves(sorted((ROOT / "tests" / "engine").glob("test_*.py")))
     parts = deque(
@@ -74,12 +77,14 @@ def _run_all(pythons: list[tuple[str, dict[str, str]]]) -> int:
             code = _run(python, check, variables, said) or code
         return code
 
-    with tempfile.TemporaryFile() as said, ThreadPoolExecutor(1) as beside:
-        running = beside.submit(work, said)
+    with contextlib.ExitStack() as opened, ThreadPoolExecutor(_BESIDE) as beside:
+        said = [opened.enter_context(tempfile.TemporaryFile()) for _ in range(_BESIDE)]
+        running = [beside.submit(work, file) for file in said]
         code = work()
-        code = running.result() or code
-        said.seek(0)
-        print(said.read().decode(errors="replace"))
+        for file, other in zip(said, running):
+            code = other.result() or code
+            file.seek(0)
+            print(file.read().decode(errors="replace"))
     print("Something failed." if code else "All is well.", file=sys.stderr)
     return code
 
