@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -35,3 +37,13 @@ def test_many_gradients_are_cleared_by_one_operation() -> None:
         pass
     assert not torch.stack([weight.grad for weight in weights]).any()  # type: ignore[misc]
     assert counted.count < 10
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_one_value_that_is_no_number_is_found_among_all(dtype: torch.dtype, bad: float) -> None:
+    largest = torch.finfo(dtype).max
+    tensors = [torch.full((3, 2), largest, dtype=dtype), torch.ones(4), torch.zeros(0), torch.ones(2, dtype=torch.int8)]
+    assert skipping.all_finite(tensors)
+    tensors[0][1, 1] = bad
+    assert not skipping.all_finite(tensors)

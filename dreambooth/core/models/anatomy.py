@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -102,8 +103,9 @@ def blocks_problem(settings: Settings, header: Header) -> str:
     )
 
 
+@lru_cache(maxsize=4)
 def of(header: Header) -> Anatomy:
-    """The anatomy of a checkpoint or Diffusers folder."""
+    """The anatomy of a checkpoint or Diffusers folder; worked out once, as a run asks for it several times."""
     unet, text = _part(header, _UNET_PREFIXES), _part(header, _TEXT_PREFIXES)
     layers = {name: _lora_layers(unet, pattern) for name, pattern in LORA_LAYERS.items()}
     layers[_TEXT] = {"": _grouped([shape for name, t in text.items() for shape in _text_layers(name, t)])}

@@ -75,7 +75,7 @@ class Tensor:
         return replace(self, shape=self.shape[:2], stride=self.stride[:2] if self.stride else None)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # each is itself, so that what is worked out of one can be remembered
 class Header:
     """What a model file or folder holds. `configs` are a Diffusers folder's, by part."""
 

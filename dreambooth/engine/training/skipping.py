@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -50,9 +51,10 @@ def _clear(optimizer: Any, bad: Tensor) -> None:
 
 @torch.no_grad()
 def all_finite(tensors: list[Tensor]) -> bool:
-    """Whether every value is a number. Waits for the device."""
-    floats = [tensor for tensor in tensors if tensor.is_floating_point() and tensor.numel()]
-    sound: dict[torch.device, list[Tensor]] = {}
-    for tensor in floats:
-        sound.setdefault(tensor.device, []).append(torch.isfinite(tensor).all())
-    return all(bool(torch.stack(some).all()) for some in sound.values())
+    """Whether every value is a number: the largest of each tensor is one. Waits for the device."""
+    alike: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
+    for tensor in tensors:
+        if tensor.is_floating_point() and tensor.numel():
+            alike.setdefault((tensor.device, tensor.dtype), []).append(tensor)
+    largest = (torch.stack(torch._foreach_norm(some, math.inf)) for some in alike.values())
+    return all(bool(torch.isfinite(of_each).all()) for of_each in largest)
