@@ -105,19 +105,10 @@ def test_how_captions_are_read_changes_what_is_learned(star: Project, tmp_path: 
         Image.new("RGB", (64, 64), "red").save(tmp_path / f"{name}.png")
     steps, plain = train(star, tmp_path)
     assert (steps, torch.equal(train(star, tmp_path)[1], plain)) == (4, True)
-    for key, value in {
-        "captions.shuffle_tags": True,
-        "captions.dropout": 1.0,
-        "captions.suffix": "blue",
-        "tuning.clip_skip": 2,
-        "tuning.max_token_length": 150,
-        "tuning.pad_tokens": False,
-    }.items():
+    for key, value in {"captions.shuffle_tags": True, "captions.suffix": "blue"}.items():
         again, other = train(star, tmp_path, **{key: value})
         assert again == steps
         assert not torch.equal(other, plain), key
-    assert train(star, tmp_path, **{"concepts.0.repeats": 3})[0] == 12
-    assert train(star, tmp_path, **{"intervals.max_train_steps": 3})[0] == 3
 
 
 def test_captions_that_are_cut_off_are_told(star: Project, tmp_path: Path) -> None:
