@@ -41,14 +41,19 @@ class Done:
     step: int = 0  # of its newest state
     states: int = 0
     results: frozenset[int] = frozenset()  # by the images that it had seen
+    on_the_way: int = 0  # of them those of which only the newest stay
 
 
 def saves(settings: Settings, length: Budget, done: Done = Done()) -> int:
-    """How many of them a run of this length writes, after what is done."""
+    """How many of them a run of this length has at once at most, beside those that are there: one more than stay while
+    it is written, as the last is in the end."""
     intervals = settings.intervals
     due = length.times_due(intervals.save_model_every, intervals.save_model_every_steps, after=done.step)
     written = sum(images > length.images_seen(done.step) for images in done.results)  # by an engine that was killed
-    return max(0, 1 + due - written) + keeps_best(settings)
+    more = max(0, 1 + due - written)
+    if intervals.results_kept:
+        more = min(more, max(1, intervals.results_kept + 1 - done.on_the_way))
+    return more + keeps_best(settings)
 
 
 def keeps_best(settings: Settings) -> bool:

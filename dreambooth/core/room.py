@@ -15,6 +15,8 @@ from dreambooth.core.quantities import size
 from dreambooth.core.run import Job
 from dreambooth.core.settings import Settings
 
+_OFTEN = ("save_model_every", "save_model_every_steps")
+
 
 @dataclass(frozen=True)
 class _Part:
@@ -77,15 +79,17 @@ def _problem(parts: list[_Part]) -> str:
 
 def _done(job: Job) -> Done:
     steps = job.states()
-    there = {event["images"] for event in job.story().saved if not event.get("best") and Path(event["path"]).is_file()}
-    return Done(max(steps, default=0), len(steps), frozenset(there))
+    there = [event for event in job.story().saved if not event.get("best") and Path(event["path"]).is_file()]
+    on_the_way = sum(bool(event.get("on_the_way")) for event in there)
+    return Done(max(steps, default=0), len(steps), frozenset(event["images"] for event in there), on_the_way)
 
 
 def _fewer_results(settings: Settings, length: Budget, done: Done) -> list[str]:
     intervals, mends = settings.intervals, []
-    for key in ("save_model_every", "save_model_every_steps"):
-        if getattr(intervals, key) and forecast.saves(settings, length, done) > 1:
-            mends.append(f"raise intervals.{key}")
+    if forecast.saves(settings, length, done) > 1 + forecast.keeps_best(settings):
+        mends = [f"raise intervals.{key}" for key in _OFTEN if getattr(intervals, key)]
+        if intervals.results_kept != 1:
+            mends.append(f"{'lower' if intervals.results_kept else 'set'} intervals.results_kept")
     return [*mends, *(["turn saving.keep_best off"] if forecast.keeps_best(settings) else [])]
 
 

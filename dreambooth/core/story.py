@@ -248,9 +248,11 @@ class Story:
                 del self.previews[images]
 
     def _tell_of_file(self, kind: str, event: Event) -> None:
-        if kind == "removed":
-            self.saved = [one for one in self.saved if one["path"] != event["path"]]
-        else:
+        """None is ever written over another: one of the same name that was told of before is gone."""
+        self.saved, self.exported = (
+            [one for one in some if one["path"] != event["path"]] for some in (self.saved, self.exported)
+        )
+        if kind != "removed":
             (self.saved if kind == "saved" else self.exported).append(event)
 
 

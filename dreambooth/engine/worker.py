@@ -15,7 +15,7 @@ from dreambooth.core.models import anatomy
 from dreambooth.core.run import Job
 from dreambooth.engine.checkpoints.source import Source, open_model
 from dreambooth.engine.process.listener import asked_to_end, ends_at_once
-from dreambooth.engine.run import beginning, best, followers, imagic, notices, outputs, resuming, trouble
+from dreambooth.engine.run import beginning, best, followers, imagic, notices, outputs, resuming, thinning, trouble
 from dreambooth.engine.run.hooks import Hooks, already_written, save_output
 from dreambooth.engine.training import loop, optimizers
 from dreambooth.engine.training.loop import Ending, train
@@ -130,7 +130,7 @@ def _finish(work: Work, hooks: Hooks, ending: Ending) -> Ending:
     try:
         if not (ending == "done" and already_written(work, images)):
             save_output(work, session, hooks.source, images)
-        hooks.drop_former_best()
+        thinning.tidy(work, images)
     except UserError as error:
         if not hooks.save_state(wait=True):
             raise

@@ -123,7 +123,7 @@ class Queue:
         self.host = host
         self.starting: dict[Job, subprocess.Popen[bytes]] = {}
         self.at_work: Job | None = None
-        self.written: tuple[Job | None, int] = (None, 0)
+        self.written: tuple[Job | None, list[str]] = (None, [])
         self.beside: list[subprocess.Popen[bytes]] = []  # engines off the device that write files for the WebUI's lists
 
     def tick(self) -> None:
@@ -154,8 +154,9 @@ class Queue:
             del self.starting[job]
 
     def _show_what_is_written(self) -> None:
-        """Refreshes the WebUI's lists when the job at work has written a file, and when it ends."""
-        before, self.written = self.written, (self.at_work, len(self.at_work.story().saved) if self.at_work else 0)
+        """Refreshes the WebUI's lists when the job at work has written or removed a file, and when it ends."""
+        files = [event["path"] for event in self.at_work.story().saved] if self.at_work else []
+        before, self.written = self.written, (self.at_work, files)
         if before != self.written and (before[0] or self.written[1]):
             self.host.refresh()
 

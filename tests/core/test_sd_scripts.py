@@ -159,6 +159,22 @@ def test_what_is_minimised() -> None:
     assert of(huber_c=0.2)["objective.huber_delta"] == 0.1
 
 
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        ({"save_every_n_epochs": 1, "save_last_n_epochs": 3}, 3),
+        ({"save_every_n_steps": 100, "save_last_n_steps": 300}, 4),  # those of steps 300 to 600, at 600
+        ({"save_every_n_steps": 100, "save_last_n_steps": 250}, 3),
+        ({"save_every_n_epochs": 1, "save_last_n_epochs": 2, "save_every_n_steps": 100, "save_last_n_steps": 100}, 4),
+        ({"save_every_n_epochs": 1, "save_last_n_epochs": 2, "save_every_n_steps": 100}, 0),  # all of the steps' stay
+        ({"save_last_n_epochs": 2}, 0),
+        ({"save_every_n_epochs": 1, "save_last_n_epochs": 0}, 0),
+    ],
+)
+def test_how_many_of_the_newest_results_stay(theirs: dict[str, int], ours: int) -> None:
+    assert of(**theirs)["intervals.results_kept"] == ours
+
+
 def test_previews_from_a_file_of_prompts() -> None:
     found = sd_scripts.config_file({"sample_prompts": "/d/prompts.txt", "sample_sampler": "k_euler_a"}, DISK)
     ours = flat(found)

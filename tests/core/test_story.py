@@ -88,6 +88,16 @@ def test_of_a_long_file_everything_but_steps_is_read_and_what_is_kept_is_small(
     assert points[0][1] < 0.1 and points[-1][1] > 0.9
 
 
+def test_of_each_file_the_last_that_was_told_of_it_counts_until_it_is_removed(path: Path) -> None:
+    told = {"kind": "lora", "bytes": 5, "path": "a"}
+    exported = {**told, "event": "exported", "images": 2, "step": 2, "path": "b"}
+    write(path, {"event": "saved", **told, "images": 1}, exported, {"event": "saved", **told, "images": 3})
+    found = story.read(path)
+    assert [one["images"] for one in (*found.saved, *found.exported)] == [3, 2]
+    write(path, {"event": "removed", "path": "b"})
+    assert not story.read(path).exported
+
+
 def test_losses_of_the_subject_and_the_class_are_kept_beside_the_whole(path: Path) -> None:
     write(path, step(1, loss=0.5), {**step(2, loss=0.5), "subject_loss": 0.3, "prior_loss": 0.2},
           {**step(3), "prior_loss": "much"})  # fmt: skip

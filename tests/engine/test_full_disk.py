@@ -36,7 +36,7 @@ from dreambooth.engine.checkpoints.write import write, write_tensors
 from dreambooth.engine.data import class_pictures, png
 from dreambooth.engine.data.latent_store import Store
 from dreambooth.engine.drawing import sheet
-from dreambooth.engine.run import beginning, hooks, imagic
+from dreambooth.engine.run import beginning, hooks, imagic, thinning
 from dreambooth.engine.training import preview
 from dreambooth.service import errands, launcher, report
 from dreambooth.ui import command_line
@@ -233,14 +233,45 @@ def test_what_a_run_has_written_needs_no_room_once_more(tmp_path: Path, monkeypa
     monkeypatch.setattr(hooks.Hooks, "requests", asked)
     assert worker.run(job) == "paused"
     monkeypatch.setattr(shutil, "disk_usage", lambda place: usage(place, -each))
-    with pytest.raises(
-        UserError, match=r"2 results and 1 state\), but .* are free; make room or raise intervals\.save_m"
-    ):
+    said = r"2 results and 1 state\), but .* are free; make room, raise intervals\.save_model_every_steps or set interv"
+    with pytest.raises(UserError, match=said):
         worker.run(job)
     monkeypatch.setattr(shutil, "disk_usage", usage)
     assert worker.run(job) == "done"
     assert [event["step"] for event in told(job, "resumed")] == [3, 4], "after the pause, and with less memory"
     assert [event["images"] for event in told(job, "saved")] == [10, 20, 30]
+
+
+def test_where_few_results_stay_there_is_room_needed_for_one_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the run writes in all; also when it goes on."""
+    made, few = tiny_project(tmp_path), {**SPARING, "intervals.save_model_every_steps": 1, "intervals.results_kept": 1}
+    header, all_of_them = checkpoint.read_header(made.source), {**few, "intervals.results_kept": 0}
+    length, each = budget(parse({**SHORT, **few}), 5), forecast.save_bytes(header, parse({**SHORT, **few}))
+    assert [forecast.saves(parse({**SHORT, **one}), length) for one in (few, all_of_them)] == [2, 6]
+    whole = forecast.disk_bytes(header, parse({**SHORT, **few}), length) + each // 3
+    most = list[int]()
+
+    def usage(place: Path) -> SimpleNamespace:
+        used = sum(path.stat().st_size for path in tmp_path.joinpath("models").rglob("*") if path.is_file())
+        return SimpleNamespace(free=whole - used)
+
+    def counted(work: Any, images: int) -> None:
+        most.append(len(list(folders(made).checkpoints.iterdir())))
+        tidy(work, images)
+
+    tidy = thinning.tidy
+    monkeypatch.setattr(thinning, "tidy", counted)
+    monkeypatch.setattr(shutil, "disk_usage", usage)
+    with pytest.raises(UserError, match=r"set intervals\.results_kept"):
+        worker.run(new_run(made, **all_of_them))
+    job = new_run(made, **few)
+    with monkeypatch.context() as patch:
+        patch.setattr(hooks.Hooks, "requests", lambda own: {"pause"} if own.session.step == 3 else set())
+        assert worker.run(job) == "paused"
+    assert worker.run(job) == "done"
+    assert max(most) == 2 and len(most) == 6
 
 
 def test_each_drive_is_looked_at_before_a_run_starts(small_disk: Path, tmp_path: Path, star: Project) -> None:
@@ -250,7 +281,8 @@ def test_each_drive_is_looked_at_before_a_run_starts(small_disk: Path, tmp_path:
     more = {"saving.keep_best": True, "concepts.0.held_out": 1, **SPARING}
     said = (
         rf"^{small_disk}/of WebUIs/checkpoints: the run has about .* to write on this drive \(4 results\), but .* are "
-        r"free; make room, raise intervals\.save_model_every_steps or turn saving\.keep_best off\.$"
+        r"free; make room, raise intervals\.save_model_every_steps, set intervals\.results_kept or turn "
+        r"saving\.keep_best off\.$"
     )
     with pytest.raises(UserError, match=said):
         worker.run(launcher.new_run(places, made, parse({**SHORT, **more})))

@@ -60,6 +60,7 @@ PROOFS = {
     "intervals.save_state_every_steps": "engine/test_memory_options.py::test_things_are_done_every_so_many_steps",
     "intervals.validate_every": "engine/test_validation.py::test_measuring_changes_nothing_of_what_is_learned",
     "intervals.patience": "engine/test_validation.py::test_a_run_ends_when_its_patience_does",
+    "intervals.results_kept": "engine/test_thinning.py::test_the_newest_the_last_and_what_a_person_asked_for_stay",
     "intervals.states_kept": "engine/test_trouble.py::test_the_states_that_are_asked_for_stay",
     "intervals.states_kept_every": "engine/test_trouble.py::test_the_states_that_are_asked_for_stay",
     "intervals.epoch_pause_frequency": "engine/test_memory_options.py::test_the_run_rests_after_so_many_epochs",

@@ -131,6 +131,20 @@ def test_what_a_run_writes_is_listed_before_it_ends(host: Host, star: Project) -
     look(looked, lambda: not host.lent)
 
 
+def test_a_result_that_took_anothers_place_is_listed(host: Host, star: Project) -> None:
+    """There are as many as before."""
+    job, looked = new_run(host, star), queue.Queue(host)
+    with device.hold(job):  # type: ignore[union-attr]
+        for number in (1, 2):
+            job.report("saved", kind="lora", path=f"/{number}.safetensors", bytes=1, images=number)
+            if number > 1:
+                job.report("removed", path=f"/{number - 1}.safetensors")
+            looked.tick()
+            assert host.said.count("refresh") == number
+            looked.tick()
+            assert host.said.count("refresh") == number
+
+
 def test_an_exported_file_is_listed(host: Host, star: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     looked = queue.Queue(host)
     monkeypatch.setattr(queue, "_watcher", SimpleNamespace(queue=looked))

@@ -27,6 +27,7 @@ _TALK = {
     "intervals.max_train_steps": "max_train_steps",
     "intervals.save_model_every": "save_every_n_epochs save_interval checkpoint snapshot",
     "intervals.save_model_every_steps": "save_every_n_steps checkpoint snapshot",
+    "intervals.results_kept": "save_last_n_epochs save_last_n_steps checkpoints_total_limit step_saves_to_keep",
     "intervals.save_state_every": "save_state resume checkpoint snapshot",
     "intervals.save_preview_every": "sample_every_n_epochs sample images",
     "batching.gradient_checkpointing": "low vram memory",

@@ -103,6 +103,14 @@ class Intervals:
         min=0,
         max=1000,
     )
+    results_kept: int = setting(
+        0,
+        "Results Kept",
+        "Of the results written on the way so many of the newest stay; 0 keeps all. The last, the best, what Save now "
+        "wrote and what you have changed stay in any case.",
+        min=0,
+        max=1000,
+    )
     states_kept: int = setting(
         1,
         "States Kept",

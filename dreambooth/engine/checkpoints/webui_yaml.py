@@ -14,7 +14,6 @@ from typing import Any
 
 from dreambooth.core.errors import UserError
 from dreambooth.core.files import atomic
-from dreambooth.core.models.model_file import SUFFIXES
 from dreambooth.engine.checkpoints.source import Source
 
 _SD2_HEAD = 64
@@ -34,16 +33,6 @@ def beside(checkpoint: Path, source: Source, model: Any) -> contextlib.AbstractC
             "model is; name another file."
         )
     return _lying(target, content)
-
-
-def remove(checkpoint: Path, source: Source, model: Any) -> None:
-    """Removes what `beside` wrote for a checkpoint that is gone. What a person has changed, or another file of the same
-    name has need of, stays. Raises OSError."""
-    target = checkpoint.with_suffix(".yaml")
-    if any(checkpoint.with_suffix(suffix).exists() for suffix in SUFFIXES) or not target.is_file():
-        return
-    if target.read_bytes() == _content(source, model):
-        atomic.remove(target)
 
 
 @contextlib.contextmanager

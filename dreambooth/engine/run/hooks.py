@@ -11,18 +11,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from dreambooth.core import result_files, validation
 from dreambooth.core import settings as settings_module
-from dreambooth.core import validation
 from dreambooth.core.errors import Problem, UserError
-from dreambooth.core.files import atomic
 from dreambooth.core.settings import on_resume
 from dreambooth.core.settings.conflicts.of_optimizers import rates
-from dreambooth.core.story import Story
-from dreambooth.engine.checkpoints import webui_yaml
 from dreambooth.engine.checkpoints.source import Source
 from dreambooth.engine.drawing.sampling import NotDrawn
 from dreambooth.engine.process.listener import asked_to_end
-from dreambooth.engine.run import effect, imagic, outputs, trouble
+from dreambooth.engine.run import effect, imagic, outputs, thinning, trouble
 from dreambooth.engine.run.tensorboard import EventFile, curves
 from dreambooth.engine.training import preview, state_writer
 from dreambooth.engine.training.session import Session
@@ -105,7 +102,6 @@ class Hooks:
         if is_best and settings.saving.keep_best and session.step < session.budget.steps:
             check()
             self.save_model(session.images, asked=False, best=True)
-            self.drop_former_best()
         patience = settings.intervals.patience
         return bool(patience) and validation.measures_past(story.measures) >= patience
 
@@ -124,28 +120,6 @@ class Hooks:
             self.validation = None
         trouble.free_memory()
         return None
-
-    def drop_former_best(self) -> None:
-        """Removes what was written only for having been the best, where a later result is; not where that could not be
-        written. The events of a folder that came from elsewhere may name any file; none is touched but a result."""
-        story = self.work.job.story()
-        if story.best is None or written_of_best(story) is None:
-            return
-        for event in story.saved:
-            if event.get("best") and event["images"] < story.best.images:
-                with contextlib.suppress(OSError):  # one that is in use stays
-                    self._drop(Path(event["path"]), [Path(one) for one in event.get("embeddings", {}).values()])
-
-    def _drop(self, path: Path, embeddings: list[Path]) -> None:
-        folders, project = self.work.folders, self.work.project
-        if not all(project.is_result(folders, file) for file in (path, *embeddings)):
-            return
-        atomic.remove(path)
-        if self.work.settings.is_full:
-            webui_yaml.remove(path, self.source, self.session.model)
-        for embedding in embeddings:
-            atomic.remove(embedding)
-        self.work.job.report("removed", path=str(path))
 
     def preview(self, images: int, check: Callable[[], None]) -> None:
         """Draws previews, until a person asks for something that cannot wait. `check` raises for weights that must not
@@ -216,16 +190,21 @@ class Hooks:
         return True
 
     def save_model(self, images: int, *, asked: bool, best: bool = False) -> None:
-        """Writes the model as it is. Where it cannot be written, this is said and the run goes on.
+        """Writes the model as it is. Where it cannot be written, this is said and the run goes on; else what need not
+        stay any more is removed.
 
         What has been written on the way before the run was killed and went on is not written once more.
         """
-        if not asked and already_written(self.work, images):
-            return
         try:
-            save_output(self.work, self.session, self.source, images, best=best)
+            if asked:
+                save_output(self.work, self.session, self.source, images)
+            elif not already_written(self.work, images) and (best or not thinning.is_passed(self.work, images)):
+                mark = thinning.BEST if best else thinning.ON_THE_WAY
+                save_output(self.work, self.session, self.source, images, mark=mark)
         except UserError as error:
             self.warn(error.and_then("The run goes on."))
+        else:
+            thinning.tidy(self.work, images)
 
     def save_state(self, *, wait: bool) -> bool:
         """Begins to save a state, and waits until it is written if asked. Returns whether it was, as far as is known;
@@ -278,12 +257,6 @@ def show_previews(work: Work, images: int, paths: list[Path]) -> None:
     work.job.report("preview", images=images, **drawn, sheet=str(target))
 
 
-def written_of_best(story: Story) -> Path | None:
-    """The result of the moment at which the run was best; None where none is there."""
-    written = (Path(event["path"]) for event in story.saved if story.best and event["images"] == story.best.images)
-    return next((path for path in written if path.is_file()), None)
-
-
 def already_written(work: Work, images: int) -> bool:
     """Whether this run has written the model of this moment before it was killed, and it is still there.
 
@@ -296,17 +269,17 @@ def already_written(work: Work, images: int) -> bool:
     )
 
 
-def save_output(work: Work, session: Session, source: Source, images: int, *, best: bool = False) -> None:
-    """Writes the model as it is now, with `best` only as long as none is better. Raises UserError if it cannot be
-    written."""
+def save_output(work: Work, session: Session, source: Source, images: int, *, mark: str = "") -> None:
+    """Writes the model as it is now; `mark` is what its event says, where it need not stay (thinning.py). Raises
+    UserError if it cannot be written."""
     try:
-        _save_output(work, session, source, images, best=best)
+        _save_output(work, session, source, images, mark)
     except OSError as error:
         place = error.filename2 or error.filename or work.project.results(work.folders, work.settings)
         raise UserError(f"{place}: the result cannot be written ({error.strerror or error}).") from None
 
 
-def _save_output(work: Work, session: Session, source: Source, images: int, *, best: bool) -> None:
+def _save_output(work: Work, session: Session, source: Source, images: int, mark: str) -> None:
     if (changed := source.files.overwritten()) is not None:
         raise UserError(
             f"{changed}: the checkpoint was overwritten while the run works with it; put the former one back."
@@ -317,7 +290,8 @@ def _save_output(work: Work, session: Session, source: Source, images: int, *, b
     kind, files = work.settings.result_kind, {path, *made.embeddings.values()} if work.settings.is_embedding else {path}
     changes = on_resume.of_the_result(work.job.changes())
     changed = {"changes": changes} if changes else {}
-    only = {**({"best": True} if best else {}), **({"embeddings": words} if words else {})}
+    only: dict[str, Any] = {**({mark: True} if mark else {}), **({"embeddings": words} if words else {})}
+    only["files"] = result_files.marks(_files(work, made))
     size = sum(file.stat().st_size for file in files)
     work.job.report("saved", kind=kind, path=str(path), bytes=size, images=images, **changed, **only)
     if not has_effect:
@@ -325,6 +299,13 @@ def _save_output(work: Work, session: Session, source: Source, images: int, *, b
         count = list(rates(work.settings))
         do = f"Raise {' and '.join(count)} if these are low, and look at what is said of steps that were left out."
         work.job.warn(Problem(said, next(iter(count), ""), do))
+
+
+def _files(work: Work, made: outputs.Saved) -> list[Path]:
+    """What was written for a result, itself first."""
+    beside = [made.path.with_suffix(".yaml")] if work.settings.is_full else []
+    beside += [work.project.embedding(made.path)] if work.settings.imagic.enabled else []
+    return [made.path, *made.embeddings.values(), *(file for file in beside if file.is_file())]
 
 
 def _written(work: Work, session: Session, source: Source, images: int) -> tuple[outputs.Saved, bool]:

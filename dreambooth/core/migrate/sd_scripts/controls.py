@@ -248,7 +248,9 @@ CONTROLS: dict[str, tuple[Control, ...]] = {
         of_keys("save_precision", "half precision or full", "saving.half_model"),
         of_keys("save_n_epoch_ratio", "how often, and not how many", "intervals.save_model_every"),
         of_keys(
-            "save_last_n_epochs, save_last_n_steps", "results stay until you delete them", "intervals.save_model_every"
+            "save_last_n_epochs, save_last_n_steps",
+            "so many results, also where steps are said there; one number for both",
+            "intervals.results_kept",
         ),
         of_keys(
             "save_state, save_state_on_train_end, save_last_n_steps_state, save_last_n_epochs_state",

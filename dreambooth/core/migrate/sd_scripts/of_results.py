@@ -39,6 +39,7 @@ _OPTION = re.compile(r"\s+--(\w+)\s+(.*?)(?=\s+--\w|$)")
 
 def take(read: Reading, disk: Disk) -> None:
     _saving(read)
+    _kept(read)
     _previews(read, disk)
     _machine(read)
 
@@ -58,6 +59,20 @@ def _saving(read: Reading) -> None:
     logs = str(read.theirs.get("log_with") or "")
     if logs in ("tensorboard", "all") or (read.said("logging_dir") and not logs):
         read.take("log_with" if logs else "logging_dir", "reporting.tensorboard", True)
+
+
+def _kept(read: Reading) -> None:
+    """The newest results that stay. Of those of every so many epochs it is a number; of those of every so many steps
+    they are the ones of the last so many steps, and one more. Where one kind stays whole, all do here."""
+    units = [unit for unit in ("epochs", "steps") if read.number(f"save_every_n_{unit}") >= 1]
+    last = {unit: read.number(f"save_last_n_{unit}") for unit in units}
+    if not units or min(last.values()) < 1:
+        return
+    kept = int(last.get("epochs", 0))
+    if "steps" in last:
+        kept += int(last["steps"] // read.number("save_every_n_steps")) + 1
+    keys, why = ", ".join(f"save_last_n_{unit}" for unit in units), read.table["save_last_n_steps"].why
+    read.into.take(keys, "intervals.results_kept", kept, why if "steps" in last else "")
 
 
 def _previews(read: Reading, disk: Disk) -> None:
