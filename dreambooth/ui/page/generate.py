@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
+from dreambooth.core.errors import UserError
 from dreambooth.core.project import Project
 from dreambooth.service import errands
 from dreambooth.ui.page import dialect, jobs
@@ -137,7 +138,7 @@ class GenerateTab:
         return jobs.labelled({**self.fields, **own, **sheet}, do)
 
     def _weights(self, values: Values, opened: Project) -> dict[str, Any]:
-        return jobs.results(opened).get(values[self.weights], {"base": True})
+        return _result(jobs.results(opened), values[self.weights])
 
     def _draw(self, values: Values) -> Shown:
         opened = self.page.opened(values)
@@ -153,14 +154,22 @@ class GenerateTab:
     def _draw_sheet(self, values: Values) -> Shown:
         opened = self.page.opened(values)
         results = jobs.results(opened)
-        chosen = [results.get(label, {"weights": ""}) for label in values[self.sheet_rows] or []]
+        chosen = [_result(results, label) for label in values[self.sheet_rows] or []]
         sheet = {
-            "weights": [one.get("weights", one) for one in chosen],
+            "weights": ["" if "base" in one else one.get("weights", one) for one in chosen],
             "lora_weights": jobs.lora_weights(values[self.sheet_columns] or ""),
         }
         wanted = {name: values[field] for name, field in self.fields.items() if name not in ("eta", "count")}
         jobs.generate(self.page.host, opened, {**wanted, "sheet": sheet})
         return {}
+
+
+def _result(found: dict[str, dict[str, Any]], label: str | None) -> dict[str, Any]:
+    """What a job asks for by what the page calls it; the model before training where nothing is chosen. Raises
+    UserError for a result that is gone by now."""
+    if label and label != BASE and label not in found:
+        raise UserError(f"{label}: it is gone by now; choose another result.")
+    return found.get(label or BASE, {"base": True})
 
 
 def _fields() -> dict[str, Any]:

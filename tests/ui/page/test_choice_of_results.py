@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from dreambooth.core import project, run
+from dreambooth.core.errors import UserError
 from dreambooth.core.layout import SUBJECT_PICTURES
 from dreambooth.core.settings import Settings
 from dreambooth.ui.page.generate import BASE
@@ -67,6 +68,22 @@ def test_what_was_chosen_and_is_gone_makes_room_for_the_newest(page: Page) -> No
     (page.host.folders().loras / "star-1.safetensors").unlink()
     values = of_browser(page, page.look(values), values)
     assert (values[tab.weights], values[tab.sheet_rows]) == (second, [BASE])
+
+
+def test_with_a_result_that_is_gone_since_the_page_looked_nothing_is_drawn_or_exported(page: Page) -> None:
+    """Nor is it done with the model before training in its place."""
+    tab, gone = page.generate_tab, ran(page, 1)
+    values = of_browser(page, page.show("star"), {})
+    values |= {
+        field: field.value for field in (*tab.fields.values(), *tab.export._controls().values(), tab.sheet_columns)
+    }
+    values |= {tab.fields["prompt"]: "a star", tab.export.to: "/x.safetensors", tab.export.kind: tab.export.kind.value}
+    values |= {tab.weights: gone, tab.sheet_rows: [BASE, gone], tab.library: tab.library.value}
+    (page.host.folders().loras / "star-1.safetensors").unlink()
+    for act in (tab._draw, tab._draw_sheet, tab.export._export):
+        with pytest.raises(UserError, match=r"star-1.safetensors \(run 1\): it is gone by now; choose another result."):
+            act(values)
+    assert not page.host.folders().projects.joinpath("star", "errands").exists()
 
 
 def test_another_model_has_its_own_newest(page: Page) -> None:
