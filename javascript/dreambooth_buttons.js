@@ -37,20 +37,22 @@
         }
     }
 
-    /* A button of a view that asks the API for one thing: to go on from a state, to export it, to take a picture away. */
+    /* A button of a view that asks the API for one thing: to go on from a state, to export it, to take a picture away, to
+       delete a result. */
     async function asked(event) {
         const button = event.target.closest?.("#db_page [data-db-send]");
         if (!button) {
             return;
         }
         const view = button.closest(".db-live");
-        const isPicture = button.matches(".db-away");
+        const isGone = button.matches(".db-away, .db-delete"); // what it stands beside
         const answer = await change(button, button.dataset.dbSend, "POST", JSON.parse(button.dataset.dbBody));
-        if (answer && isPicture) {
-            dreamboothPage.lookAgain(); // it counts no more
-        }
         if (answer?.done) {
             dreamboothPage.note(view, "db-done", answer.done);
+        }
+        if (answer && isGone) {
+            dreamboothPage.lookAgain(); // it counts no more
+        } else if (answer?.done) {
             dreamboothPage.press("db_refresh"); // the controls as they are now
         }
     }

@@ -161,8 +161,8 @@ class Job:
                 atomic.remove(self.folder / name)
 
     def report(self, event: str, **fields: Any) -> None:
-        """Appends one event. Only who works on the job calls this, or has written a file of one of its states. On a
-        full disk what does not fit is left out."""
+        """Appends one event. Only who works on the job calls this, or has written or deleted a file of it. On a full
+        disk what does not fit is left out."""
         line = json.dumps({"event": event, "time": round(time.time(), 3), **fields}, ensure_ascii=False)
         # A file's name need not be Unicode; what is not is written as JSON escapes it. A line is written at once, as
         # the engine has two threads that report.

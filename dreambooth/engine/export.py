@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from dreambooth.core import settings
+from dreambooth.core import result_files, settings
 from dreambooth.core.errors import UserError
 from dreambooth.core.files import atomic, paths
 from dreambooth.core.models import checkpoint
@@ -124,7 +124,7 @@ def _of_state(job: Job, project: Project, asked: dict[str, Any], wanted: Wanted)
     state = from_state.read(project, of_run, step)
     own = outputs.place(job.folders(), project, state.settings, state.images)
     to, half = _free(asked["to"] or str(own)), wanted.half or state.settings.saving.half_model
-    embeddings, held = dict[str, Path](), None
+    embeddings, held, had_layout = dict[str, Path](), None, to.with_suffix(".yaml").exists()
     if state.settings.is_lora:
         state.settings.saving.half_model = half
         result = job.folder / own.name
@@ -144,8 +144,11 @@ def _of_state(job: Job, project: Project, asked: dict[str, Any], wanted: Wanted)
     to = next(iter(embeddings.values())) if state.settings.is_embedding else to
     if to.is_file():  # a folder is nothing that is drawn with
         kind = "lora" if wanted.rank else state.settings.result_kind if wanted.is_as_it_is else "checkpoint"
-        size = to.stat().st_size
-        of_run.report("exported", kind=kind, path=str(to), bytes=size, images=state.images, step=step)
+        size, layout = to.stat().st_size, to.with_suffix(".yaml")
+        beside = [layout] if kind == "checkpoint" and layout.is_file() and not had_layout else []
+        files = result_files.marks([to, *embeddings.values(), *beside])
+        told = {"kind": kind, "path": str(to), "bytes": size, "files": files}
+        of_run.report("exported", **told, images=state.images, step=step)
     return _answer(to, embeddings, held)
 
 

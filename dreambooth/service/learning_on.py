@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from dreambooth.core import project, run
+from dreambooth.core import project
 from dreambooth.core.errors import UserError
 from dreambooth.core.files import atomic
 from dreambooth.core.project import Folders, Project
@@ -21,23 +21,13 @@ def learn_on(folders: Folders, opened: Project, file: str) -> dict[str, Any]:
     Raises UserError for a file that no run of the model has written or that is gone, and for settings that do not go
     with it; nothing is changed then.
     """
-    event = _written(opened, file)
+    _, event = runs.written_to(opened, file)[0]
     if event["kind"] == "checkpoint":
         made = _made_from(folders, opened, Path(file))
         done = f"The model {made} was made from {Path(file).name}, with these settings and pictures; choose it"
         return {"model": made, "done": f"{done} to train on."}
     models.write_settings(opened, {**opened.settings(), **_start(event)})
     return {"model": opened.name, "done": f"The next run of {opened.name} learns on from {Path(file).name}."}
-
-
-def _written(opened: Project, file: str) -> dict[str, Any]:
-    for job in run.runs(opened):
-        for event in runs.written(job.story()):
-            if event["path"] == file and Path(file).exists():
-                return event
-    raise UserError(
-        f"{file}: no run of {opened.name} has written this file, or it is gone; choose another of its results."
-    )
 
 
 def _start(event: dict[str, Any]) -> dict[str, Any]:

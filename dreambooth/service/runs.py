@@ -150,6 +150,24 @@ def written(story: Story) -> list[Event]:
     return [*reversed(story.saved), *reversed(story.exported)]
 
 
+def written_to(opened: Project, file: str) -> list[tuple[Job, Event]]:
+    """The runs that have written a file of this very path, with what they say of it, the newest first.
+
+    Raises UserError where none has, and where it is gone.
+    """
+    found = [
+        (job, event)
+        for job in reversed(run.runs(opened))
+        for event in written(job.story())
+        if event["path"] == file and Path(file).exists()
+    ]
+    if not found:
+        raise UserError(
+            f"{file}: no run of {opened.name} has written this file, or it is gone; choose another of its results."
+        )
+    return found
+
+
 def outputs(opened: Project) -> list[dict[str, Any]]:
     """The files that there are of a model's runs and that are still there, those of the newest run first; `step` is of
     the state that one was exported from, None for a run's own, `best` whether the run was best then."""

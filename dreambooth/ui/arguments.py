@@ -184,6 +184,14 @@ def _add_results(add: Callable[..., Any]) -> None:
     _add_state(sub)
     sub.add_argument("--half", action="store_true", help="in half precision (default: as the file is)")
     _add_weights(sub)
+    sub = add(
+        "delete-result",
+        results.delete,
+        "Delete a file that a run wrote, with what goes with it, for good.",
+        lambda result: str(result["done"]),
+    )
+    sub.add_argument("name", metavar="NAME")
+    sub.add_argument("file", metavar="FILE", help="its name or path, as runs has it")
 
 
 def _add_generate(add: Callable[..., Any]) -> None:

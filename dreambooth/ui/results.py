@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 from dreambooth.core import project, run, settings
 from dreambooth.core.errors import UserError
 from dreambooth.core.files import paths
-from dreambooth.service import errands, exporting
+from dreambooth.core.project import Project
+from dreambooth.service import deleting, errands, exporting
 from dreambooth.service import report as report_file
 from dreambooth.service import runs as service_runs
 from dreambooth.ui import commands
@@ -43,6 +45,22 @@ def sheet(options: argparse.Namespace, terminal: Terminal) -> Result:
     asked = {**vars(options), "sheet": {"weights": lines, "lora_weights": options.lora_weights}}
     chosen, fields = errands.sheet(opened, asked, label="--{}", within="")
     return commands.errand(options, terminal, "generate", chosen, **fields)
+
+
+def delete(options: argparse.Namespace, terminal: Terminal) -> Result:
+    found = commands.folders(options)
+    opened = project.open_project(found, options.name)
+    return deleting.delete(found, opened, _result(opened, options.file))
+
+
+def _result(opened: Project, named: str) -> str:
+    """The path of the result that is meant by its name or by any path that leads to it; a path as it is for another."""
+    path = paths.named(named, "FILE")
+    there = dict.fromkeys(one["path"] for one in service_runs.outputs(opened))
+    meant = [one for one in there if named == Path(one).name] or [one for one in there if Path(one).resolve() == path]
+    if len(meant) > 1:
+        raise UserError(f"FILE: {named} can be {' or '.join(meant)}; give the whole path.")
+    return meant[0] if meant else str(path)
 
 
 def export(options: argparse.Namespace, terminal: Terminal) -> Result:

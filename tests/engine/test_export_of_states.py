@@ -18,7 +18,7 @@ from dreambooth.core.run import Job
 from dreambooth.core.settings import parse
 from dreambooth.engine import export, generate, worker
 from dreambooth.engine.run import hooks
-from dreambooth.service import errands, exporting, launcher, runs
+from dreambooth.service import deleting, errands, exporting, launcher, runs
 from tests.engine.runs import LORA, SHORT, new_run, same, saved, tiny_project
 from tests.engine.runs import exported as exported_of_file
 
@@ -83,6 +83,16 @@ def test_it_is_what_the_run_would_have_written(star: Project, kind: str, monkeyp
     assert early.parent == late.parent and early != late
     assert early.stem.split("-")[0] == late.stem.split("-")[0] == "sd1_6"
     assert same(load_file(early), load_file(late))
+
+
+def test_it_is_deleted_with_the_yaml_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run rests, and goes on without it."""
+    made = tiny_project(tmp_path, "sd2")
+    job = paused(made, monkeypatch)
+    early = exported(made, job)
+    assert {path.suffix for path in early.parent.iterdir()} == {".safetensors", ".yaml"}
+    deleting.delete(Folders(tmp_path / "models"), made, str(early))
+    assert not list(early.parent.iterdir()) and not job.story().exported
 
 
 def test_a_lora_is_merged_and_a_checkpoint_named_otherwise(

@@ -9,7 +9,7 @@ from typing import Any
 from dreambooth.core import schema
 from dreambooth.core.project import Project
 from dreambooth.core.settings import Settings
-from dreambooth.service import environment, learning_on, models, runs
+from dreambooth.service import deleting, environment, learning_on, models, runs
 from dreambooth.service.routes.base import Answer, Route, Routes, an_object, only, text
 
 
@@ -30,6 +30,7 @@ class Models(Routes):
             ("POST", "/models/{name}/preset", self.preset),
             ("POST", "/models/{name}/import", self.take_over),
             ("GET", "/models/{name}/outputs", self.outputs),
+            ("POST", "/models/{name}/outputs/delete", self.delete_output),
             ("POST", "/models/{name}/learn-on", self.learn_on),
         ]
 
@@ -95,6 +96,14 @@ class Models(Routes):
         """What the model's runs wrote and is still there, that of the newest run first; `step` is of the state that a
         file was exported from, `best` is true for that of the moment when the run was best."""
         return {"outputs": runs.outputs(self.open(name))}
+
+    def delete_output(self, name: str, body: dict[str, Any]) -> Answer:
+        """Deletes what a run wrote, `path`, for good, with what was written for it, such as an embedding beside a LoRA.
+        Refused for what is elsewhere, was changed since, or is needed: a model was made from it, or a job works with
+        it. Tells how many `bytes` that freed."""
+        done = deleting.delete(self.folders, self.open(name), text(only(body, "path"), "path"))
+        self.host.refresh()
+        return done
 
     def learn_on(self, name: str, body: dict[str, Any]) -> Answer:
         """Readies the next run to learn on from what a run wrote, `path`: a LoRA or an embedding by the model's

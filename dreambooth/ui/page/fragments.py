@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
 
+from dreambooth.core import result_files
 from dreambooth.core.errors import Problem
 from dreambooth.core.project import Folders, Project
 from dreambooth.core.run import Job
@@ -97,6 +98,18 @@ def warning_list(warnings: list[Problem]) -> str:
 def to_txt2img(folders: Folders, job: Job, path: Path) -> str:
     """The button that fills the WebUI's txt2img tab (javascript/hot_use.js); style.css hides it where there is none."""
     return use_button(hot_use.use(folders, job, path))
+
+
+def delete_button(folders: Folders, project: Project, event: Event) -> str:
+    """The button that deletes a result for good (service/deleting.py), where it lies among the model's results."""
+    if not result_files.are_among_results(folders, project, event):
+        return ""
+    means = escape(f"Delete {Path(event['path']).name} for good")
+    return (
+        f' <button type="button" class="db-delete" title="{means}" aria-label="{means}" data-db-twice '
+        f'data-db-body="{escape(json.dumps({"path": event["path"]}))}" '
+        f'data-db-send="dreambooth/models/{escape(quote(project.name))}/outputs/delete">Delete</button>'
+    )
 
 
 def use_button(use: hot_use.Use | None) -> str:

@@ -19,7 +19,7 @@ from dreambooth.core.run import Job
 from dreambooth.core.story import Story
 from dreambooth.service import going_on, runs
 from dreambooth.ui.page.errand_view import errand_sections, newest_errand
-from dreambooth.ui.page.fragments import image, labelled, root, said, to_txt2img, undoable
+from dreambooth.ui.page.fragments import delete_button, image, labelled, root, said, to_txt2img, undoable
 from dreambooth.ui.page.run_view import BEST, WORDS
 
 MOST_RESULTS = 24
@@ -68,9 +68,10 @@ def _result(folders: Folders, project: Project, job: Job, story: Story, event: d
     shown = image(project, _preview(story, images), f"{path.name}, after {images:,} pictures seen")
     best = f" · {BEST}" if runs.is_best(story, event) else ""
     shown = shown or '<span class="db-empty">No preview was drawn at this moment.</span>'
+    buttons = to_txt2img(folders, job, path) + delete_button(folders, project, event)
     return (
         f'<figure class="db-tile" title="{escape(str(path))}">{shown}<figcaption><b>{escape(path.stem)}</b> '
-        f"{of_run} · {size(event['bytes'])}{best}{to_txt2img(folders, job, path)}</figcaption></figure>"
+        f"{of_run} · {size(event['bytes'])}{best}{buttons}</figcaption></figure>"
     )
 
 

@@ -21,7 +21,17 @@ from dreambooth.core.run import Job
 from dreambooth.core.story import Course, Story
 from dreambooth.service import going_on, installation, runs
 from dreambooth.ui.page.curves import curve
-from dreambooth.ui.page.fragments import Event, bar, failure_list, image, root, source, to_txt2img, warning_list
+from dreambooth.ui.page.fragments import (
+    Event,
+    bar,
+    delete_button,
+    failure_list,
+    image,
+    root,
+    source,
+    to_txt2img,
+    warning_list,
+)
 from dreambooth.ui.page.quality_view import quality_view
 from dreambooth.ui.page.resume_view import resume_view
 from dreambooth.ui.page.schedule_view import PARTS
@@ -63,7 +73,7 @@ def run_view(folders: Folders, model: str) -> str:
         ("curves", _curves(story.course, story.step)),
         ("quality", quality_view(story)),
         ("previews", _previews(project, story)),
-        ("outputs", _outputs(folders, job, story, status)),
+        ("outputs", _outputs(folders, project, job, story, status)),
         ("log", _log(job)),
     ]
     return root(_state(job, status), sections, _settings(folders, model))
@@ -200,11 +210,14 @@ def _moment(images: int, *, is_best: bool) -> str:
     return f"{images:,}{f' {BEST}' if is_best else ''}" if images else "before"
 
 
-def _outputs(folders: Folders, job: Job, story: Story, status: str) -> str:
+def _outputs(folders: Folders, project: Project, job: Job, story: Story, status: str) -> str:
     rows = []
     for event in runs.written(story)[:_MOST_WRITTEN]:
         path, of_state = Path(event["path"]), f" · exported from step {event['step']:,}" if "step" in event else ""
-        after = to_txt2img(folders, job, path) + _learn_on(job, event, status) if path.exists() else " (gone)"
+        after = " (gone)"
+        if path.exists():
+            after = to_txt2img(folders, job, path) + _learn_on(job, event, status)
+            after += delete_button(folders, project, event)
         best = f" · {BEST}" if runs.is_best(story, event) else ""
         words = "".join(
             f" · in a WebUI's prompts <code>{escape(Path(file).stem)}</code> for {escape(word)}"

@@ -1,0 +1,72 @@
+"""Deleting a result beside it: one press asks, the second deletes, and what hangs on results is read anew."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from dreambooth.core import project, result_files, run
+from dreambooth.core.project import Folders
+from dreambooth.core.settings import Settings
+from dreambooth.ui.page.model_view import model_view
+from dreambooth.ui.page.run_view import run_view
+from tests.ui.page.conftest import Server
+from tests.ui.page.hands import Hands
+
+
+def ran(folders: Folders) -> list[Path]:
+    """A run that has written two LoRAs."""
+    made = project.create(folders, "star", folders.checkpoints / "miniature.safetensors", {})
+    job, paths = run.new_run(folders, made, Settings()), [folders.loras / f"star_{n}.safetensors" for n in (5, 10)]
+    folders.loras.mkdir(parents=True, exist_ok=True)
+    job.report("started")
+    for images, path in zip((5, 10), paths):
+        path.write_bytes(bytes(images))
+        marks = result_files.marks([path])
+        job.report("saved", kind="lora", path=str(path), bytes=images, images=images, files=marks)
+    job.report("done")
+    return paths
+
+
+def until(is_so: Any) -> None:
+    end = time.monotonic() + 20
+    while not is_so():
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
+def test_two_presses_delete_a_result_and_one_does_not(browser: Any, server: Server, data: Path) -> None:
+    folders = Folders(data)
+    first, last = ran(folders)
+    hands = Hands(browser, server.address)
+    hands.tab("Generate")
+    until(lambda: hands.value("db_weights").startswith(last.name))
+    button = f"#db_run .db-delete[aria-label='Delete {last.name} for good']"
+    hands.see(button, "Delete").click()
+    hands.see(button, "Press again: delete")
+    assert last.exists()
+    hands.see(button).click()
+    hands.see("#db_run .db-done", f"{last.name} is deleted, which freed")
+    until(lambda: not last.exists() and not hands.page.locator(button).count())
+    until(lambda: hands.value("db_weights").startswith(first.name))
+    hands.tab("Model")
+    tile = hands.see("#db_tabs .db-delete")  # of the other, among the model's results
+    first.write_bytes(b"another")
+    tile.click()
+    tile.click()
+    hands.see("#db_tabs .db-refused", "delete it yourself")
+    assert first.exists() and hands.errors == []
+    hands.page.close()
+
+
+def test_only_what_lies_where_results_go_has_the_button(data: Path) -> None:
+    folders = Folders(data)
+    job, elsewhere = run.find(folders, "star"), data / "elsewhere.safetensors"
+    there = len(list(folders.loras.iterdir()))
+    elsewhere.touch()
+    job.report("exported", kind="lora", path=str(elsewhere), bytes=0, images=3, step=3)
+    for view in (run_view, model_view):
+        shown = view(folders, "star")
+        assert "elsewhere" in shown
+        assert shown.count("db-delete") == shown.count("outputs/delete") == shown.count("data-db-twice") == there
