@@ -139,6 +139,7 @@ PROOFS = {
     "lora.layers": "engine/test_options.py::test_a_lora_has_the_layers_that_are_chosen",
     "lora.blocks": "engine/test_lora_blocks.py::test_a_run_trains_these_and_writes_them",
     "lora.lokr_factor": "engine/test_adapters.py::test_the_factor_is_the_first_ones_sides",
+    "lora.max_norm": "engine/test_max_norm.py::test_no_layer_adds_more_than_it_may",
     "lora.start_file": "engine/test_families_training.py::test_going_on_from_a_lora_file_starts_from_what_it_knows",
     "embedding.enabled": "engine/test_words.py::test_a_run_teaches_the_word_and_writes_it_twice",
     "embedding.vectors": "engine/test_words.py::test_a_run_teaches_the_word_and_writes_it_twice",

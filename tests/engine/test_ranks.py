@@ -28,6 +28,7 @@ from dreambooth.service import launcher
 from tests.conftest import ROOT
 from tests.engine.runs import LORA, new_run, output, same, saved, tiny_project, told, train
 
+PREDICTION = {"concepts.0.class_mode": "prediction", "concepts.0.class_prompt": "a star"}
 SHARED = {
     "batching.train_batch_size": 1,
     "batching.gradient_accumulation_steps": 2,
@@ -54,7 +55,7 @@ def star(tmp_path_factory: pytest.TempPathFactory) -> Project:
             },
             marks=pytest.mark.thorough,
         ),
-        {**LORA, "lora.dropout": 0.3, "concepts.0.class_mode": "prediction", "concepts.0.class_prompt": "a star"},
+        {**LORA, "lora.dropout": 0.3, "lora.max_norm": 0.05, **PREDICTION},
     ],
     ids=["full, in bf16", "lora"],
 )

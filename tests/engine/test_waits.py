@@ -23,6 +23,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "full": {},
     "lora": LORA,
     "dora": {**LORA, "lora.kind": "dora"},
+    "max norm": {**LORA, "lora.max_norm": 0.01},
     "text": {"tuning.text_encoder_ratio": 1.0, "captions.dropout": 0.5},
     "text, which rests": {"tuning.text_encoder_ratio": 0.2},
     "a word": {**LORA, "embedding.enabled": True, "concepts.0.instance_token": "sks"},

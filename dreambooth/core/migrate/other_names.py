@@ -49,6 +49,7 @@ _TALK = {
     "lora.kind": "network_module lycoris locon",
     "lora.layers": "network_module lycoris locon conv_dim",
     "lora.blocks": "block weight lbw",
+    "lora.max_norm": "max_norm_regularization weight norm",
     "lora.start_file": "network_weights continue resume",
     "embedding.enabled": "pivotal tuning textual inversion",
     "embedding.vectors": "num_vectors_per_token",

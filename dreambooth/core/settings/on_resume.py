@@ -59,6 +59,7 @@ RULES: dict[str, str] = {
     "memory": MAY,
     "memory.bf16_weights": _WEIGHTS,
     "lora": _WEIGHTS,
+    "lora.max_norm": MAY,
     "embedding": _TAUGHT,
     "embedding.vectors": _WEIGHTS,
     "embedding.start_file": _WEIGHTS,

@@ -285,6 +285,15 @@ class Lora:
         max=512,
         advanced=True,
     )
+    max_norm: float = setting(
+        0.0,
+        "Lora Max Norm",
+        "After each step, what a layer's LoRA adds to its weight is scaled down to this length (its norm) where it is "
+        "longer, so that no layer is overdone; 1 is usual, 0 leaves it.",
+        min=0,
+        max=1000,
+        advanced=True,
+    )
     start_file: str = setting(
         "",
         "Lora Model",

@@ -61,6 +61,8 @@ def _with_settings(start: Mapping[str, Outline], settings: Settings) -> str:
         return "is a LoHa, LoKr or OFT, which has no input to drop; set lora.dropout to 0."
     if not kinds & {("lora", False), ("lora", True)} and settings.learning.lora_plus_ratio != 1:
         return "is a LoHa, LoKr or OFT, for which there is no LoRA+; set learning.lora_plus_ratio to 1."
+    if ("oft", False) in kinds and settings.lora.max_norm:
+        return "is an OFT, which adds nothing to the weights; set lora.max_norm to 0."
     if settings.memory.unet_weights != "whole" and kinds != {("lora", False)}:
         return "is no plain LoRA, and others look at the model's whole weights; set memory.unet_weights to whole."
     if False in on_unet and not settings.tuning.text_encoder_learns:

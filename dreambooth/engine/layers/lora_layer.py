@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -28,9 +28,20 @@ class Quick:
     """A layer whose matrices are put into the precision of the computation together with those of others."""
 
     cast: tuple[Tensor, ...] | None = None  # the matrices so, for one step
+    scaling: dict[str, float]
 
     def matrices(self) -> tuple[Tensor, ...]:
         """What is learned."""
+        raise NotImplementedError
+
+    @property
+    def form(self) -> Hashable:
+        """What layers have in common whose matrices can be stacked."""
+        return type(self), tuple((matrix.shape, matrix.device) for matrix in self.matrices())
+
+    def squares(self, stacked: list[Tensor]) -> Tensor:
+        """Of layers of this one's form, their matrices stacked, (layers, ...) each: the square of the norm of what each
+        adds to its weight before the scale, (layers,)."""
         raise NotImplementedError
 
 
@@ -39,6 +50,10 @@ class _Pair(Quick):
 
     def matrices(self: Any) -> tuple[Tensor, ...]:
         return self.lora_A[ADAPTER].weight, self.lora_B[ADAPTER].weight
+
+    def squares(self, stacked: list[Tensor]) -> Tensor:
+        down, up = (side.flatten(2) for side in stacked)
+        return product_squares(up, down)
 
 
 class LoraLinear(_Pair, Linear):
@@ -102,6 +117,12 @@ def cast_at_once(layers: list[Quick], dtype: torch.dtype) -> Iterator[None]:
     finally:
         for layer in layers:
             layer.cast = None
+
+
+def product_squares(left: Tensor, right: Tensor) -> Tensor:
+    """(n, out, r) and (n, r, in) -> the square of the norm of each left @ right, (n,), which is not made:
+    |L R|^2 = tr(L^T L R R^T)."""
+    return (left.mT @ left).mul_(right @ right.mT).sum((1, 2))
 
 
 def at_hand(base: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:

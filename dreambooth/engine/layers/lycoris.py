@@ -8,6 +8,7 @@ of small matrices, in the precision of the computation and again on the way back
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import conv2d
 
-from dreambooth.engine.layers.lora_layer import ADAPTER, Quick, at_hand, computed_in
+from dreambooth.engine.layers.lora_layer import ADAPTER, Quick, at_hand, computed_in, product_squares
 
 
 class _Lycoris(Quick):
@@ -27,6 +28,10 @@ class _Lycoris(Quick):
     def matrices(self) -> tuple[Tensor, ...]:
         return tuple(getattr(self, name)[ADAPTER] for name in self._names())
 
+    @property
+    def form(self) -> Hashable:
+        return super().form, tuple(self._names())
+
     def _names(self) -> list[str]:
         return [name for name in self.adapter_layer_names if ADAPTER in getattr(self, name)]
 
@@ -35,7 +40,27 @@ class _Lycoris(Quick):
         return {name: one.to(dtype) for name, one in zip(self._names(), self.cast or self.matrices())}
 
 
-class LohaLinear(_Lycoris, loha.Linear):
+class _Loha(_Lycoris):
+    """What LoHa's layers have of each other."""
+
+    def squares(self, stacked: list[Tensor]) -> Tensor:
+        """A layer at a time, as what it adds is no product of small matrices and must be made."""
+        return torch.stack([self._square(dict(zip(self._names(), one))) for one in zip(*stacked)])
+
+    def _square(self, of: dict[str, Tensor]) -> Tensor:
+        first, second = (_product(of[f"hada_w{n}_a"], of[f"hada_w{n}_b"], of.get(f"hada_t{n}")) for n in (1, 2))
+        return first.mul_(second).square_().sum()
+
+
+class _Lokr(_Lycoris):
+    """What LoKr's have."""
+
+    def squares(self, stacked: list[Tensor]) -> Tensor:
+        found = dict(zip(self._names(), stacked))
+        return _factor_squares(found, "lokr_w1") * _factor_squares(found, "lokr_w2")
+
+
+class LohaLinear(_Loha, loha.Linear):
     """y = W x + b + scale (w1_a w1_b o w2_a w2_b) x."""
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -46,7 +71,7 @@ class LohaLinear(_Lycoris, loha.Linear):
         return _HadamardLinear.apply(x, weight, bias, self.scaling[ADAPTER], *halves)  # type: ignore[no-any-return]
 
 
-class LohaConv2d(_Lycoris, loha.Conv2d):
+class LohaConv2d(_Loha, loha.Conv2d):
     """The same for a convolution, whose kernel counts as inputs."""
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -64,7 +89,7 @@ class LohaConv2d(_Lycoris, loha.Conv2d):
         return torch.add(plain, conv2d(x.to(dtype), kernel, None, *_reach(base)), alpha=scale)
 
 
-class LokrLinear(_Lycoris, lokr.Linear):
+class LokrLinear(_Lokr, lokr.Linear):
     """y = W x + b + scale (w1 (x) w2) x, where either factor may be a product of two."""
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -76,7 +101,7 @@ class LokrLinear(_Lycoris, lokr.Linear):
         return _Kronecker.apply(x, weight, bias, first, second, self.scaling[ADAPTER])  # type: ignore[no-any-return]
 
 
-class LokrConv2d(_Lycoris, lokr.Conv2d):
+class LokrConv2d(_Lokr, lokr.Conv2d):
     """The same for a convolution: the second factor has its kernel."""
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -112,6 +137,21 @@ def use(layer: nn.Module) -> None:
 
 def _factor(found: dict[str, Tensor], name: str) -> Tensor:
     return found[name] if name in found else found[f"{name}_a"] @ found[f"{name}_b"]
+
+
+def _factor_squares(stacked: dict[str, Tensor], name: str) -> Tensor:
+    """The square of the norm of each of many factors, (layers,)."""
+    if name in stacked:
+        return stacked[name].flatten(1).square().sum(1)
+    first, second = stacked[f"{name}_a"], stacked[f"{name}_b"]
+    if (core := stacked.get("lokr_t2")) is not None and name == "lokr_w2":
+        return torch.stack([_product(*one).square().sum() for one in zip(first, second, core)])
+    return product_squares(first, second)
+
+
+def _product(first: Tensor, second: Tensor, core: Tensor | None) -> Tensor:
+    """(out, r) @ (r, in); of a file that holds kernels apart with these, (r, r, height, width), between."""
+    return first @ second if core is None else torch.einsum("ijkl,ip,jr->prkl", core, first, second)
 
 
 def _reach(base: Any) -> tuple[Any, Any, Any]:

@@ -26,6 +26,7 @@ from dreambooth.engine.layers.lora_layer import Quick
 from dreambooth.engine.training import optimizers, precision, rounding, skipping
 from dreambooth.engine.training.adapters import WORDS, Trained
 from dreambooth.engine.training.ema import IN_STATE, Ema
+from dreambooth.engine.training.max_norm import MaxNorm
 from dreambooth.engine.training.ranks import Ranks
 from dreambooth.engine.training.text import Texts
 
@@ -66,6 +67,11 @@ class Session:
         return lora_layer.of(self.model.parts[part] for part in self.trained.parts if part != WORDS)
 
     @functools.cached_property
+    def max_norm(self) -> MaxNorm | None:
+        most = self.settings.lora.max_norm if self.settings.is_lora else 0.0
+        return MaxNorm(self.lora_layers, most) if most else None
+
+    @functools.cached_property
     def adapters(self) -> list[BaseTunerLayer]:
         """All adapted layers of the UNet."""
         return resting.adapters([self.model.unet])
@@ -83,12 +89,14 @@ class Session:
         return list(dict.fromkeys(found))
 
     def change_weights(self, left_out_if: Tensor, *, changed: bool = False) -> None:
-        """One step of the optimizer with the gradients that are there, and of the average.
+        """One step of the optimizer with the gradients that are there, of the max norm and of the average.
 
         With `changed` the optimizer has taken its step already.
         """
         if not changed:
             self._step(left_out_if)
+        if self.max_norm:
+            self.max_norm.keep()
         self.step += 1
         if self.ema:
             self.ema.update(self.trained.named())

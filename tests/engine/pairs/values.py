@@ -134,6 +134,7 @@ VALUES: dict[str, tuple[Any, ...]] = {
     "lora.dropout": (0.3,),
     "lora.blocks": ("mid", "IN04-IN05, out"),
     "lora.lokr_factor": (4,),
+    "lora.max_norm": (0.05,),
     "lora.start_file": (START, START_WITH_TEXT),
     "embedding.vectors": (1, 5),
     "embedding.initial_text": ("a red star",),

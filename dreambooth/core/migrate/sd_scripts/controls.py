@@ -102,7 +102,7 @@ CONTROLS: dict[str, tuple[Control, ...]] = {
         of_keys(
             "use_cp, use_tucker, use_scalar, constrain, constraint, rescaled, train_norm, decompose_both, "
             "train_on_input, "
-            "bypass_mode, unit, block_size, train_lora_ggpo, ggpo_sigma, ggpo_beta, scale_weight_norms",
+            "bypass_mode, unit, block_size, train_lora_ggpo, ggpo_sigma, ggpo_beta",
             "not here: there is no such form of a LoRA",
         ),
         of_keys(
@@ -114,6 +114,7 @@ CONTROLS: dict[str, tuple[Control, ...]] = {
         ),
         of_keys("loraplus_lr_ratio, loraplus_unet_lr_ratio", "one for both parts", "learning.lora_plus_ratio"),
         of_keys("loraplus_text_encoder_lr_ratio", "one for both parts", "learning.lora_plus_ratio"),
+        of_keys("scale_weight_norms", "another name", "lora.max_norm"),
         of_keys("network_weights", "a file to go on from", "lora.start_file"),
         of_keys("dim_from_weights", "always so where a file is gone on from", "lora.start_file"),
         of_keys("network_args", "each is told of by its own name"),

@@ -105,6 +105,8 @@ def _size(read: Reading, disk: Disk, *, whole: bool) -> None:
     if read.said("factor") and read.into.settings.get("lora.kind") == "lokr":
         read.take("factor", "lora.lokr_factor", max(0, int(read.number("factor"))))
     read.take_file(disk, "network_weights", "lora.start_file")
+    if read.number("scale_weight_norms"):
+        read.take("scale_weight_norms", "lora.max_norm", why="")
     ratios = [key for key in ("loraplus_unet_lr_ratio", "loraplus_lr_ratio") if read.number(key)]
     if ratios:
         read.take(ratios[0], "learning.lora_plus_ratio", why="")

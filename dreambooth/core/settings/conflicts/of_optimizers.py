@@ -81,4 +81,9 @@ def _schedule_free(settings: Settings) -> list[str]:
         problems.append("tuning.use_ema: adamw_schedule_free averages the weights itself; turn it off.")
     if settings.memory.bf16_weights:
         problems.append("memory.bf16_weights: adamw_schedule_free needs full precision; choose another optimizer.")
+    if settings.is_lora and settings.lora.max_norm:
+        problems.append(
+            "lora.max_norm: adamw_schedule_free goes by an average, which would stay longer; set it to 0, or choose "
+            "another optimizer."
+        )
     return problems

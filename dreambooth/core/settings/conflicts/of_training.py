@@ -15,6 +15,7 @@ def found(settings: Settings) -> list[str]:
         *_what_is_trained(settings),
         *_lora_blocks(settings),
         *_lora_plus(settings),
+        *_max_norm(settings),
         *_embedding(settings),
         *_embedding_alone(settings),
         *_imagic(settings),
@@ -82,6 +83,13 @@ def _lora_plus(settings: Settings) -> list[str]:
     if lora.kind not in ("lora", "dora") and not lora.start_file.strip():
         return [f"{key}, but {lora.kind} has no second matrix that begins at zero; set it to 1."]
     return []
+
+
+def _max_norm(settings: Settings) -> list[str]:
+    lora = settings.lora
+    if not (settings.is_lora and lora.max_norm) or lora.kind != "oft" or lora.start_file.strip():
+        return []
+    return ["lora.max_norm: oft turns what the layers say and adds nothing to them; set it to 0."]
 
 
 def _embedding(settings: Settings) -> list[str]:
