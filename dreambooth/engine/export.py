@@ -180,6 +180,7 @@ def _write_changes(job: Job, project: Project, to: Path, learned: _Learned, want
         raise UserError(f"{to}: nothing was learned that a LoRA could hold.")
     learned.settings.lora.rank = wanted.rank
     learned.settings.lora.alpha = float(wanted.rank)
+    learned.settings.lora.conv_rank, learned.settings.lora.conv_alpha = 0, 0.0
     outputs.write_lora_tensors(to, project, learned.settings, made.tensors, learned.words)
     return made.held
 

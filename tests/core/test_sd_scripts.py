@@ -133,9 +133,43 @@ def test_kinds_of_lora() -> None:
     assert of(**lycoris, network_args=["algo=loha", "conv_dim=8"])["lora.layers"] == "convolutions"
     assert of(**lycoris, network_args=["algo=locon", "dora_wd=True"])["lora.kind"] == "dora"
     assert of(network_dim=8, network_args=["conv_dim=8", "loraplus_lr_ratio=4"])["learning.lora_plus_ratio"] == 4
-    assert left(sd_scripts.config_file({"network_dim": 8, "network_args": ["conv_dim=4"]}, DISK)) >= {
-        "network_args: conv_dim"
-    }
+
+
+ROW = ("lora.layers", "lora.rank", "lora.alpha", "lora.conv_rank", "lora.conv_alpha")
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        ({"network_args": ["conv_dim=4", "conv_alpha=2"]}, ("convolutions", 8, 1, 4, 2)),
+        ({"network_args": ["conv_dim=4"], "network_alpha": 8}, ("convolutions", 8, 8, 4, 1)),
+        ({"network_args": ["conv_dim=8", "conv_alpha=1"]}, ("convolutions", 8, 1, 0, 0)),
+        ({"network_args": ["conv_alpha=2"]}, ("transformer", 8, 1, 0, 0)),
+        (
+            {"network_module": "lycoris.kohya", "network_args": ["algo=loha", "conv_dim=4"], "network_alpha": 2},
+            ("convolutions", 8, 2, 4, 0),
+        ),
+        (
+            {"network_module": "lycoris.kohya", "network_args": ["conv_dim=4", "preset=attn-mlp"]},
+            ("transformer", 8, 1, 0, 0),
+        ),
+    ],
+)
+def test_convolutions_of_a_rank_of_their_own(theirs: dict[str, Any], ours: tuple[Any, ...]) -> None:
+    found = of(network_dim=8, **theirs)
+    assert tuple(found[key] for key in ROW) == ours
+    page = of_page(LoRA_type="Kohya LoCon")
+    assert tuple(page[key] for key in ROW) == ("convolutions", 8, 4, 16, 1)
+
+
+def test_max_norm() -> None:
+    assert of(network_dim=8, scale_weight_norms=1.0)["lora.max_norm"] == 1
+    assert of_page(scale_weight_norms="0.5")["lora.max_norm"] == 0.5
+    assert of_page(scale_weight_norms=0)["lora.max_norm"] == 0
+    free = {"optimizer_type": "AdamWScheduleFree", "lr_scheduler": "constant"}
+    assert "scale_weight_norms" in left(
+        sd_scripts.config_file({"network_dim": 8, "scale_weight_norms": 1, **free}, DISK)
+    )
 
 
 def test_optimizers_that_find_the_rate() -> None:

@@ -37,7 +37,10 @@ CHANGES: dict[str, dict[str, Any]] = {
     "loha": {},
     "lokr": {"lora.rank": 2, "lora.lokr_factor": 4},  # at rank 3 most second factors would be whole
     "oft": {"lora.rank": 8},
+    # As evenly split as can be, where many layers have two whole factors and with them no rank.
     "lokr in halves": {"lora.rank": 3, "lora.kind": "lokr"},
+    "dora of two ranks": {"lora.kind": "dora", "lora.conv_rank": 2, "lora.conv_alpha": 1.0},
+    "loha of two ranks": {"lora.kind": "loha", "lora.conv_rank": 2, "lora.conv_alpha": 1.0},
 }
 
 
@@ -50,17 +53,12 @@ def chosen(kind: str, **more: Any) -> settings.Settings:
 def trained(request: pytest.FixtureRequest, base: Path) -> Model:
     """The model with adapters of a kind that are not zero."""
     model = families.load_file(base)
-    named = adapters.prepare(model, chosen(request.param) if request.param in KINDS else halves()).named()
+    named = adapters.prepare(model, chosen(request.param)).named()
     torch.manual_seed(3)
     for name, parameter in named.items():
         noise = torch.randn_like(parameter)
         parameter.data = parameter * (1 + 0.1 * noise) if "dora" in name else 0.2 * noise
     return model
-
-
-def halves() -> settings.Settings:
-    """LoKr as evenly split as can be, where many layers have two whole factors and with them no rank."""
-    return chosen("lokr in halves")
 
 
 @pytest.fixture
@@ -182,6 +180,26 @@ def test_going_on_starts_where_the_file_ends(trained: Model, family: str, base: 
 
 def test_the_file_is_known_for_a_lora(file: Path, trained: Model) -> None:
     assert checkpoint.describe(checkpoint.read_header(file)).kind == "lora"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_convolutions_may_have_a_rank_and_an_alpha_of_their_own(kind: str, base: Path, family: str) -> None:
+    """Those that see more than a pixel, as kohya and LyCORIS have it."""
+    own = {"lora.rank": 4, "lora.alpha": 8.0, "lora.conv_rank": 2, "lora.conv_alpha": 3.0, "lora.lokr_factor": 2}
+    model, seen = families.load_file(base), set()
+    adapters.prepare(model, chosen(kind, **own))
+    for layer in adapted(model).values():
+        is_wide = getattr(layer.get_base_layer(), "kernel_size", (1, 1)) == (3, 3)
+        alpha = layer.lora_alpha if isinstance(layer, LoraLayer) else layer.alpha
+        assert (layer.r["default"], alpha["default"]) == ((2, 3.0) if is_wide else (4, 8.0))
+        seen.add(is_wide)
+    assert seen == {True, False}
+    written = lora.lora_tensors(model.parts, family, half=False)
+    alphas = {tensor.item() for name, tensor in written.items() if name.endswith("alpha")}
+    assert alphas == ({0.0} if kind == "oft" else {3.0, 8.0})  # of one that turns nothing yet
+    inner = {"loha": "hada_w1_b", "lokr": "lokr_w2_b", "oft": "oft_blocks"}.get(kind, "lora_down.weight")
+    ranks = {tensor.shape[-1 if kind == "oft" else 0] for name, tensor in written.items() if name.endswith(inner)}
+    assert ranks == {2, 4}
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -40,9 +40,9 @@ def test_the_trained_values_are_those_that_training_trains(layers: str, text: fl
 @pytest.mark.parametrize("rank", [2, 40])
 @pytest.mark.parametrize("kind", ["dora", "loha", "lokr", "oft"])
 def test_the_values_of_each_kind_of_lora_are_counted(kind: str, rank: int) -> None:
-    for factor in (0, 4, 5):
+    for factor, of_kernels in ((0, 0), (4, 3), (5, 12)):
         chosen = {"lora.kind": kind, "lora.rank": rank, "lora.lokr_factor": factor, "lora.layers": "convolutions"}
-        settings = parse({**chosen, "tuning.text_encoder_ratio": 1.0})
+        settings = parse({**chosen, "lora.conv_rank": of_kernels, "tuning.text_encoder_ratio": 1.0})
         trained = adapters.prepare(families.load_file(MINIATURE), settings)
         count = sum(parameter.numel() for parameter in trained.named().values())
         assert forecast.state_bytes(HEADER, settings) == 12 * count

@@ -135,6 +135,8 @@ PROOFS = {
     "lora.kind": "engine/test_objective_runs.py::test_the_file_of_each_kind_draws_the_last_preview",
     "lora.rank": "engine/test_adapters.py::test_the_rank_is_that_of_every_layer_and_alpha_the_files",
     "lora.alpha": "engine/test_adapters.py::test_the_rank_is_that_of_every_layer_and_alpha_the_files",
+    "lora.conv_rank": "engine/test_adapters.py::test_convolutions_may_have_a_rank_and_an_alpha_of_their_own",
+    "lora.conv_alpha": "engine/test_adapters.py::test_convolutions_may_have_a_rank_and_an_alpha_of_their_own",
     "lora.dropout": "engine/test_adapters.py::test_dropout_acts_in_training_and_not_in_drawing",
     "lora.layers": "engine/test_options.py::test_a_lora_has_the_layers_that_are_chosen",
     "lora.blocks": "engine/test_lora_blocks.py::test_a_run_trains_these_and_writes_them",

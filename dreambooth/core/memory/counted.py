@@ -56,13 +56,13 @@ class Kind:
 
 @dataclass(frozen=True)
 class Size:
-    """Of what, and how much of it: pictures, latent pixels of each, the LoRA's rank or 0."""
+    """Of what, and how much of it: pictures, latent pixels of each, the LoRA's mean rank or 0."""
 
     model: Anatomy
     family: str
     batch: int
     pixels: int
-    rank: int
+    rank: float
 
 
 def moments(kind: Kind, end: str, size: Size) -> Moments:

@@ -229,7 +229,7 @@ def _moments(settings: Settings, model: Anatomy, family: str, batch: int, pixels
     elif kind.precision == "mixed" and _trains_streamed(settings):
         # What autocast keeps of whole weights in full precision, it does not keep of copies that come and go.
         kind = Kind("full", "all", "bf16")
-    size = Size(model, family, batch, pixels, settings.lora.rank if settings.is_lora else 0)
+    size = Size(model, family, batch, pixels, model.lora_rank(settings.lora) if settings.is_lora else 0)
     from_first = model.kept_share(settings)
 
     def moments(end: str) -> Moments:

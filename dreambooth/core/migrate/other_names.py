@@ -45,6 +45,8 @@ _TALK = {
     "optimizer.name": "optimizer_type use_8bit_adam 8-bit bitsandbytes d-adaptation dadapt",
     "lora.rank": "network_dim dimension",
     "lora.alpha": "network_alpha",
+    "lora.conv_rank": "conv_dim locon",
+    "lora.conv_alpha": "locon",
     "lora.dropout": "network_dropout",
     "lora.kind": "network_module lycoris locon",
     "lora.layers": "network_module lycoris locon conv_dim",

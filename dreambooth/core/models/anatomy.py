@@ -75,6 +75,12 @@ class Anatomy:
         """The blocks of the UNet that a LoRA with these settings has layers in, in the order of their turns."""
         return sorted(unet_blocks.chosen(lora.blocks, self.layers[lora.layers]), key=unet_blocks.place)
 
+    def lora_rank(self, lora: Lora) -> float:
+        """The mean rank of the UNet's layers that have a LoRA."""
+        layers = [layer for block in self.lora_blocks(lora) for layer in self.layers[lora.layers][block]]
+        count = sum(many for *_, many in layers)
+        return sum(lora.size(pixels)[0] * many for _, _, pixels, many in layers) / count if count else lora.rank
+
     def kept_share(self, settings: Settings) -> float:
         """How much of what is kept for the backward pass of a LoRA in all blocks is kept for one in the chosen ones:
         the share of what the layers put out that comes from its first block on."""
@@ -234,12 +240,13 @@ def _grouped(shapes: list[tuple[int, ...]]) -> list[Layer]:
 def _lora_values(layer: Layer, lora: Lora) -> int:
     """How many values a LoRA of some kind has for layers of a shape."""
     out, columns, pixels, count = layer
-    plain = lora.rank * (out + columns * pixels)
+    rank, _ = lora.size(pixels)
+    plain = rank * (out + columns * pixels)
     if lora.kind == "oft":
-        return count * out * oft_side(out, lora.rank)
+        return count * out * oft_side(out, rank)
     if lora.kind == "lokr":
         (a, b), (c, d) = _split(out, lora.lokr_factor), _split(columns, lora.lokr_factor)
-        second = b * d * pixels if lora.rank >= max(b, d) / 2 else lora.rank * (b + d * pixels)
+        second = b * d * pixels if rank >= max(b, d) / 2 else rank * (b + d * pixels)
         return count * (a * c + second)
     return count * {"lora": plain, "dora": plain + columns, "loha": 2 * plain}[lora.kind]
 

@@ -257,6 +257,22 @@ class Lora:
         min=0.01,
         max=1024,
     )
+    conv_rank: int = setting(
+        0,
+        "Lora Convolution Rank",
+        "Of convolutions that see more than a pixel, which Lora Layers convolutions adds; 0 is the rank above.",
+        min=0,
+        max=512,
+        advanced=True,
+    )
+    conv_alpha: float = setting(
+        0.0,
+        "Lora Convolution Alpha",
+        "What is divided by their rank; 0 is the alpha above.",
+        min=0,
+        max=1024,
+        advanced=True,
+    )
     dropout: float = setting(
         0.0,
         "Lora Dropout",
@@ -300,3 +316,9 @@ class Lora:
         "A LoRA file to go on from, of any trainer; kind, rank, alpha and layers are then that file's.",
         path=True,
     )
+
+    def size(self, pixels: int) -> tuple[int, float]:
+        """The rank and the alpha of a layer whose kernel has so many pixels; a linear layer has one."""
+        if pixels == 1:
+            return self.rank, self.alpha
+        return self.conv_rank or self.rank, self.conv_alpha or self.alpha

@@ -8,6 +8,7 @@ which no WebUI draws. Since W' x + b = R^T (W x + b) + (b - R^T b), the layer tu
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -54,12 +55,12 @@ class OftLayer(nn.Module, BaseTunerLayer):
         return result
 
 
-def inject(module: nn.Module, pattern: str, rank: int, alpha: float) -> None:
-    """Puts OFT on every layer whose path matches, and freezes all else."""
+def inject(module: nn.Module, pattern: str, size: Callable[[nn.Module], tuple[int, float]]) -> None:
+    """Puts OFT on every layer whose path matches, with the rank and the alpha that `size` says; freezes all else."""
     module.requires_grad_(False)
     for path, layer in [(path, layer) for path, layer in module.named_modules() if re.fullmatch(pattern, path)]:
         parent, _, name = path.rpartition(".")
-        adapted = OftLayer(layer, rank, alpha).to(layer.weight.device)
+        adapted = OftLayer(layer, *size(layer)).to(layer.weight.device)
         adapted.train(layer.training)
         setattr(module.get_submodule(parent), name, adapted)
 

@@ -20,6 +20,7 @@ from dreambooth.core.models.model_file import SUFFIXES
 from dreambooth.core.project import Folders, Project
 from dreambooth.core.schema import to_flat
 from dreambooth.core.settings import Settings
+from dreambooth.core.settings.training import Lora
 from dreambooth.engine.checkpoints import lora, names, original, webui_yaml, words_file
 from dreambooth.engine.checkpoints.entry import Entry
 from dreambooth.engine.checkpoints.source import Source
@@ -40,6 +41,7 @@ _ARCHITECTURES = {
 _IMPLEMENTATION = "https://github.com/Stability-AI/generative-models"
 EMBEDDING, _INPAINTING = "/textual-inversion", "/inpainting"  # behind the architecture, as ModelSpec has it
 _KOHYA_VERSIONS = {"sd1": "sd_v1", "sd2": "sd_v2", "sdxl": "sdxl_base_v1-0"}
+_OF_A_KERNEL = 9  # pixels
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,7 @@ def write_lora_tensors(
         **_kohya(project, settings, target.stem),
         **words_file.metadata(words),
     }
-    write_tensors(target, tensors, {**about, **_module(tensors)})
+    write_tensors(target, tensors, {**about, **_module(tensors, settings.lora)})
 
 
 def changed(trained: Trained) -> dict[str, Entry]:
@@ -190,14 +192,15 @@ def _kohya(project: Project, settings: Settings, title: str) -> dict[str, str]:
     }
 
 
-def _module(tensors: Mapping[str, Any]) -> dict[str, str]:
-    """Which of the field's programs a LoRA of this kind is known by."""
-    endings = {name.rpartition(".")[2] for name in tensors}
+def _module(tensors: Mapping[str, Any], chosen: Lora) -> dict[str, str]:
+    """Which of the field's programs a LoRA of this kind is known by, and what it was told there."""
+    said, endings = dict[str, Any](), {name.rpartition(".")[2] for name in tensors}
     if "dora_scale" in endings:
-        said: dict[str, Any] = {"algo": "lora", "dora_wd": True}
-    elif "weight" in endings:
-        return {"ss_network_module": "networks.lora"}
-    else:
+        said = {"algo": "lora", "dora_wd": True}
+    elif "weight" not in endings:
         algorithms = {"hada_w1_a": "loha", "oft_blocks": "diag-oft"}
         said = {"algo": next((name for ending, name in algorithms.items() if ending in endings), "lokr")}
-    return {"ss_network_module": "lycoris.kohya", "ss_network_args": json.dumps(said)}
+    module = "lycoris.kohya" if said else "networks.lora"
+    if chosen.conv_rank or chosen.conv_alpha:
+        said |= dict(zip(("conv_dim", "conv_alpha"), chosen.size(_OF_A_KERNEL)))
+    return {"ss_network_module": module, **({"ss_network_args": json.dumps(said)} if said else {})}

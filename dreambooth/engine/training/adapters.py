@@ -3,6 +3,7 @@ that learn vectors of their own; or the whole UNet and text encoders."""
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -164,16 +165,34 @@ def _inject(
 ) -> None:
     """Puts adapters on every layer whose path matches; those to go on from each with its own rank and alpha."""
     if kind == "oft":
-        oft.inject(module, layers, settings.lora.rank, settings.lora.alpha)
+        oft.inject(module, layers, lambda layer: settings.lora.size(_pixels(layer)))
     else:
-        own = {re.escape(path): layer for path, layer in (start or {}).items()}
-        ranks = {path: layer.rank or 1 for path, layer in own.items()}
-        alphas = {path: layer.alpha for path, layer in own.items()}
+        sizes = _sizes(module, settings, layers) if start is None else _sizes_of(start)
+        ranks, alphas = ({path: size[n] for path, size in sizes.items()} for n in (0, 1))
         config = _config(settings, kind, target_modules=layers, rank_pattern=ranks, alpha_pattern=alphas)
         _inject_pefts(module, kind, config)
     for parameter in module.parameters():
         if parameter.requires_grad:  # what is trained is held in full precision, whatever the model around it is
             parameter.data = parameter.data.float()
+
+
+def _sizes(module: nn.Module, settings: Settings, layers: str) -> dict[str, tuple[int, float]]:
+    """The rank and the alpha of the layers that have others than most, by a pattern of their paths."""
+    found: dict[tuple[int, float], list[str]] = {}
+    for path, layer in module.named_modules():
+        if re.fullmatch(layers, path) and (size := settings.lora.size(_pixels(layer))) != settings.lora.size(1):
+            found.setdefault(size, []).append(re.escape(path))
+    return {"|".join(paths): size for size, paths in found.items()}
+
+
+def _sizes_of(start: Mapping[str, Layer]) -> dict[str, tuple[int, float]]:
+    """Those of layers to go on from."""
+    return {re.escape(path): (layer.rank or 1, layer.alpha) for path, layer in start.items()}
+
+
+def _pixels(layer: nn.Module) -> int:
+    """How many pixels a layer's kernel has."""
+    return math.prod(getattr(layer, "kernel_size", (1,)))
 
 
 def _inject_pefts(module: nn.Module, kind: str, config: PeftConfig) -> None:

@@ -131,6 +131,8 @@ VALUES: dict[str, tuple[Any, ...]] = {
     "memory.checkpointed_share": (0.5,),
     "lora.rank": (1, 5),
     "lora.alpha": (0.5,),
+    "lora.conv_rank": (3,),
+    "lora.conv_alpha": (1.0,),
     "lora.dropout": (0.3,),
     "lora.blocks": ("mid", "IN04-IN05, out"),
     "lora.lokr_factor": (4,),

@@ -25,7 +25,7 @@ from tests.engine.pairs.values import (
 from tests.engine.runs import LORA, saved, tiny_project, train
 
 STARTS: dict[str, dict[str, Any]] = {
-    START: {"lora.layers": "convolutions", "lora.alpha": 1.0},
+    START: {"lora.layers": "convolutions", "lora.alpha": 1.0, "lora.conv_rank": 3},
     START_WITH_TEXT: {"lora.kind": "loha", "tuning.text_encoder_ratio": 1.0},
     START_WORD: {"general.method": "embedding", "concepts.0.instance_token": "sks"},
 }

@@ -10,7 +10,6 @@ from dreambooth.core.migrate.control import READ_FROM_FILE, Control, by_key, of_
 _FILE = "what a file is, is found out from its tensors"
 _RUN = "a run goes on from a state of its own"
 _BLOCKS = "which blocks get a LoRA is a setting; ranks and rates are the same for all that do"
-_ONE_RANK = "linear layers and convolutions have one rank and one alpha"
 _CAPTIONS = "captions are read from a .txt beside each picture"
 _LOADING = "always so: pictures are encoded once before the run, and nothing else is loaded while it goes on"
 _ACCELERATE = "the engine starts its own processes"
@@ -90,7 +89,8 @@ CONTROLS: dict[str, tuple[Control, ...]] = {
         ),
         of_keys("network_dim", "4 there unless it is said", "lora.rank"),
         of_keys("network_alpha", "1 there unless it is said", "lora.alpha"),
-        of_keys("conv_dim, conv_alpha", _ONE_RANK, "lora.layers"),
+        of_keys("conv_dim", "of convolutions of more than a pixel", "lora.conv_rank", "lora.layers"),
+        of_keys("conv_alpha", "1 there unless it is said; with LyCORIS network_alpha", "lora.conv_alpha"),
         of_keys("algo, dora_wd", "the kind of LoRA", "lora.kind"),
         of_keys("preset, LyCORIS_preset", "which layers get a LoRA", "lora.layers"),
         of_keys("factor", "-1 there is 0 here", "lora.lokr_factor"),

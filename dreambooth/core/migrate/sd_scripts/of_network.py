@@ -87,11 +87,21 @@ def _layers(read: Reading, module: str) -> None:
         read.take("conv_dim", "lora.layers", "convolutions", "")
     else:
         read.into.take("conv_dim", "lora.layers", "transformer", "without it kohya's LoRA is on these")
-    for key, of_all in (("conv_dim", "network_dim"), ("conv_alpha", "network_alpha")):
-        if read.number(key) and read.number(key) != read.number(of_all, 4 if key == "conv_dim" else 1):
-            read.leave(key)
-        elif read.number(key):
-            read.take(key, "lora.rank" if key == "conv_dim" else "lora.alpha", read.number(key), "")
+    _convolutions(read, module)
+
+
+def _convolutions(read: Reading, module: str) -> None:
+    """Their rank and alpha, where they are others than the rest's."""
+    for key, ours, of_all, unsaid in (
+        ("conv_dim", "rank", "network_dim", 4),
+        ("conv_alpha", "alpha", "network_alpha", 1),
+    ):
+        if read.number(key):
+            own = read.number(key) != read.number(of_all, unsaid)
+            read.take(key, f"lora.conv_{ours}" if own else f"lora.{ours}", read.number(key), "")
+    unsaid_alpha = read.number("conv_dim") and "conv_alpha" not in read.theirs and "lycoris" not in module
+    if unsaid_alpha and read.number("network_alpha", 1) != 1:
+        read.take("conv_alpha", "lora.conv_alpha", 1)
 
 
 def _size(read: Reading, disk: Disk, *, whole: bool) -> None:

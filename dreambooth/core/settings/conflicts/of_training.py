@@ -15,6 +15,7 @@ def found(settings: Settings) -> list[str]:
         *_what_is_trained(settings),
         *_lora_blocks(settings),
         *_lora_plus(settings),
+        *_convolutions(settings),
         *_max_norm(settings),
         *_embedding(settings),
         *_embedding_alone(settings),
@@ -51,8 +52,9 @@ def _what_is_trained(settings: Settings) -> list[str]:
     kind_counts = settings.is_lora and not lora.start_file.strip()  # else the file has its own, and is looked at
     if kind_counts and lora.kind in ("loha", "lokr", "oft") and lora.dropout:
         problems.append(f"lora.dropout: {lora.kind} has no input to drop; set it to 0 or choose lora or dora.")
-    if kind_counts and lora.kind == "oft" and lora.rank < 2:
-        problems.append("lora.rank: 1 leaves oft nothing to turn; set it to 2 or more.")
+    for name in ("rank", "conv_rank"):
+        if kind_counts and lora.kind == "oft" and getattr(lora, name) == 1:
+            problems.append(f"lora.{name}: 1 leaves oft nothing to turn; set it to 2 or more.")
     if settings.memory.attention == "flash" and not tuning.pad_tokens:
         problems.append(
             "tuning.pad_tokens: flash attention cannot leave padding out; turn it on or set memory.attention to sdpa."
@@ -83,6 +85,18 @@ def _lora_plus(settings: Settings) -> list[str]:
     if lora.kind not in ("lora", "dora") and not lora.start_file.strip():
         return [f"{key}, but {lora.kind} has no second matrix that begins at zero; set it to 1."]
     return []
+
+
+def _convolutions(settings: Settings) -> list[str]:
+    lora = settings.lora
+    if not settings.is_lora or lora.layers == "convolutions" or lora.start_file.strip():
+        return []
+    return [
+        f"lora.{name}: it is {value:g}, but lora.layers is {lora.layers}, without convolutions; set it to 0, or "
+        "lora.layers to convolutions."
+        for name, value in (("conv_rank", lora.conv_rank), ("conv_alpha", lora.conv_alpha))
+        if value
+    ]
 
 
 def _max_norm(settings: Settings) -> list[str]:
