@@ -8,7 +8,7 @@ import pytest
 
 _FAMILIES = ("sd1", "sdxl")
 _KINDS = ("lora", "dora", "loha", "lokr", "oft")
-_EACH_KIND_ONCE = (*(f"{kind}-sd1" for kind in _KINDS), "lokr in halves-sd1", "lora-sdxl")
+_EACH_KIND_ONCE = (*(f"{kind}-sd1" for kind in _KINDS), "lokr in halves-sd1", "dora of two ranks-sd1", "lora-sdxl")
 
 # By file and test, the rows as pytest calls them.
 ALWAYS: dict[str, tuple[str, ...]] = {
@@ -18,6 +18,10 @@ ALWAYS: dict[str, tuple[str, ...]] = {
         "sdxl-lora",
     ),
     "test_adapters.py::test_a_webui_makes_of_the_file_what_the_layer_computed": _EACH_KIND_ONCE,
+    "test_adapters.py::test_convolutions_may_have_a_rank_and_an_alpha_of_their_own": (
+        *(f"sd1-{kind}" for kind in _KINDS),
+        "sdxl-lora",
+    ),
     "test_adapters.py::test_going_on_starts_where_the_file_ends": _EACH_KIND_ONCE,
     "test_adapters.py::test_merging_the_file_draws_what_training_saw": _EACH_KIND_ONCE,
     "test_families_training.py::test_full_fine_tuning_changes_unet_and_text_and_nothing_else": (

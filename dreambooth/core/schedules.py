@@ -39,7 +39,7 @@ def text_images(settings: Settings, budget: Budget) -> float:
 
 def curve(settings: Settings, budget: Budget, points: int = 101) -> list[dict[str, float]]:
     """The rates over a whole run, for drawing: images seen, and the rates of the UNet, the text encoder and words; 0
-    where one of them rests."""
+    where one of them rests. A second text encoder is there where it has a rate of its own."""
     drawn, reading_learns = [], text_images(settings, budget)
     to_the_end = budget.images + 1
     reads = to_the_end if reading_learns >= budget.images else reading_learns
@@ -48,10 +48,15 @@ def curve(settings: Settings, budget: Budget, points: int = 101) -> list[dict[st
         "text_encoder": reads if settings.tuning.text_encoder_learns else 0,
         "words": reads if settings.words_learn else 0,
     }
+    full = {part: learning_rate(settings, part) for part in learn}
+    if settings.text_parts == ("text_encoder_2",):
+        full["text_encoder"] = learning_rate(settings, "text_encoder_2")
+    elif len(settings.text_parts) == 2 and settings.learning.text_encoder_2_ratio != 1:
+        learn["text_encoder_2"], full["text_encoder_2"] = reads, learning_rate(settings, "text_encoder_2")
     for point in range(points):
         progress = point / (points - 1)
         factor, images = rate_factor(settings.learning, progress), progress * budget.images
-        rates = {part: learning_rate(settings, part) * factor if images < end else 0.0 for part, end in learn.items()}
+        rates = {part: full[part] * factor if images < end else 0.0 for part, end in learn.items()}
         drawn.append({"images": round(images), **rates})
     return drawn
 

@@ -9,6 +9,7 @@ from dreambooth.core.settings import Settings
 from dreambooth.engine.drawing import sampling_choice
 
 WITH_CLIP_SKIP = ("sd1",)  # families whose text encoder WebUIs read at a block of the person's choice
+WITH_TWO_TEXT_ENCODERS = ("sdxl",)
 
 
 def problems(settings: Settings, about: Mapping[str, Any]) -> list[str]:
@@ -20,6 +21,20 @@ def problems(settings: Settings, about: Mapping[str, Any]) -> list[str]:
         found.append("objective.weighting: this model predicts the noise as it is; set it to none.")
     if said := clip_skip_problem(settings.tuning.clip_skip, about["family"]):
         found.append(said)
+    if settings.tuning.text_encoder_learns and about["family"] not in WITH_TWO_TEXT_ENCODERS:
+        found += _of_two_encoders(settings)
+    return found
+
+
+def _of_two_encoders(settings: Settings) -> list[str]:
+    """What of the settings is for two text encoders, where there is one."""
+    which, ratio, found = settings.tuning.text_encoders, settings.learning.text_encoder_2_ratio, []
+    if which != "both":
+        found.append(f"tuning.text_encoders: it is {which}, but this model has one text encoder; set it to both.")
+    if ratio != 1:
+        found.append(
+            f"learning.text_encoder_2_ratio: it is {ratio:g}, but this model has one text encoder; set it to 1."
+        )
     return found
 
 

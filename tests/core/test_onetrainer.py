@@ -68,6 +68,7 @@ def test_a_saved_configuration() -> None:
     assert ours["learning.warmup"] == 0.03  # 30 of 20 epochs of 10 pictures, 10 times, by twos
     assert (ours["learning.lora_learning_rate"], ours["learning.lora_text_encoder_learning_rate"]) == (1e-4, 3e-4)
     assert (ours["tuning.text_encoder_ratio"], ours["memory.unet_weights"]) == (0.25, "nf4")
+    assert ours["tuning.text_encoders"] == "first"
     assert (ours["objective.weighting"], ours["objective.min_snr_gamma"]) == ("min_snr", 4)
     assert (ours["objective.timesteps"], ours["objective.logit_mean"]) == ("logit_normal", 0.5)
     assert (ours["objective.logit_std"], ours["objective.timestep_max"]) == (1, 899)
@@ -77,12 +78,30 @@ def test_a_saved_configuration() -> None:
     assert (ours["tuning.use_ema"], ours["tuning.mixed_precision"]) == (True, "bf16")
     said = fates(found)
     assert said["lora_alpha"] == ("changed", "1 there unless it is said")
-    assert {"optimizer.amsgrad", "text_encoder_2.train", "prior.train", "backup_after", "base_model_name"} <= left(
-        found
-    )
+    assert {"optimizer.amsgrad", "prior.train", "backup_after", "base_model_name"} <= left(found)
     assert "concept_file_name, concept 0: image.enable_random_contrast" in left(found)
     assert "hidden" not in str(found.lines)
     assert not [line for line in found.lines if line.why == UNKNOWN]
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "rate", "ratio", "which"),
+    [
+        ({"learning_rate": 1e-4}, {"learning_rate": 3e-5}, 1e-4, 0.3, "both"),
+        ({}, {"learning_rate": 6e-4}, 3e-4, 2, "both"),
+        ({"learning_rate": 1e-4}, {"train": False, "learning_rate": 3e-5}, 1e-4, 1, "first"),
+        ({"train": False}, {"learning_rate": 3e-5}, 3e-5, 1, "second"),
+        ({"learning_rate": 0.0}, {"learning_rate": 3e-5}, 3e-5, 1, "second"),
+        ({}, {}, 3e-4, 1, "both"),
+    ],
+)
+def test_the_rates_of_two_text_encoders(
+    first: dict[str, Any], second: dict[str, Any], rate: float, ratio: float, which: str
+) -> None:
+    theirs = {"model_type": "STABLE_DIFFUSION_XL_10_BASE", "learning_rate": 3e-4}
+    ours = of(**theirs, text_encoder=first, text_encoder_2=second)
+    found = ours["learning.lora_text_encoder_learning_rate"], ours["learning.text_encoder_2_ratio"]
+    assert (*found, ours["tuning.text_encoders"]) == (rate, ratio, which)
 
 
 def test_an_old_configuration() -> None:

@@ -115,7 +115,47 @@ def test_full_fine_tuning_and_when_its_text_encoder_stops() -> None:
     assert found["memory.bf16_weights"] is True
     assert of(stop_text_encoder_training=200)["tuning.text_encoder_steps"] == 200
     assert of(train_text_encoder=False)["tuning.text_encoder_ratio"] == 0
-    assert of(learning_rate_te1=2e-6, learning_rate_te2=0)["learning.text_encoder_learning_rate"] == 2e-6
+
+
+RATES = ("text_encoder_learning_rate", "lora_text_encoder_learning_rate", "text_encoder_2_ratio")
+
+
+@pytest.mark.parametrize(
+    ("theirs", "rate", "ratio", "which"),
+    [
+        ({"learning_rate_te1": 2e-6, "learning_rate_te2": 1e-6}, 2e-6, 0.5, "both"),
+        ({"learning_rate_te1": 2e-6, "learning_rate_te2": 0}, 2e-6, 1, "first"),
+        ({"learning_rate_te1": 0, "learning_rate_te2": 3e-6}, 3e-6, 1, "second"),
+        ({"learning_rate_te1": 2e-6, "learning_rate": 1e-6}, 2e-6, 0.5, "both"),
+        ({"learning_rate_te": 4e-6}, 4e-6, 1, "both"),
+        ({"network_dim": 4, "text_encoder_lr": [1e-4, 3e-5]}, 1e-4, 0.3, "both"),
+        ({"network_dim": 4, "text_encoder_lr": [1e-4, 0]}, 1e-4, 1, "first"),
+        ({"network_dim": 4, "text_encoder_lr": [0, 1e-4]}, 1e-4, 1, "second"),
+        ({"network_dim": 4, "text_encoder_lr": [1e-4]}, 1e-4, 1, "both"),
+        ({"network_dim": 4, "text_encoder_lr": 1e-4}, 1e-4, 1, "both"),
+    ],
+)
+def test_the_rates_of_two_text_encoders(theirs: dict[str, Any], rate: float, ratio: float, which: str) -> None:
+    found = of(**theirs)
+    name = RATES["network_dim" in theirs]
+    assert (found[f"learning.{name}"], found[f"learning.{RATES[2]}"], found["tuning.text_encoders"]) == (
+        rate,
+        ratio,
+        which,
+    )
+    assert found["tuning.text_encoder_ratio"] == 1
+
+
+def test_without_a_rate_neither_is_trained() -> None:
+    assert of(network_dim=4, text_encoder_lr=[0, 0])["tuning.text_encoder_ratio"] == 0
+    assert of(learning_rate_te1=0, learning_rate_te2=0)["tuning.text_encoder_ratio"] == 0
+
+
+def test_a_page_says_the_rates_of_both_kinds_of_models() -> None:
+    rates = {"learning_rate": 1e-6, "learning_rate_te": 4e-6, "learning_rate_te1": 2e-6, "learning_rate_te2": 1e-6}
+    one, two = (flat(sd_scripts.page_file({**rates, "sdxl": sdxl}, DISK)) for sdxl in (False, True))
+    assert [one[f"learning.{RATES[n]}"] for n in (0, 2)] == [4e-6, 1]
+    assert [two[f"learning.{RATES[n]}"] for n in (0, 2)] == [2e-6, 0.5]
 
 
 def test_a_word_that_learns() -> None:

@@ -97,7 +97,7 @@ def on_card(session: Session) -> Iterator[torch.Tensor]:
         if some.surroundings:
             yield from (*(some.surroundings.left or []), *some.surroundings.nothing)
     yield from session.texts.tokens
-    for table in filter(None, (session.texts.table, session.texts.base_table)):
+    for table in filter(None, (session.texts.table, session.texts.base_table, session.texts.rest_table)):
         yield from (one for one in (table.hidden, table.pooled, table.mask) if one is not None)
     if session.ema:
         yield from session.ema.average.values()
@@ -112,9 +112,14 @@ def test_between_reports_nobody_waits_for_the_card(
     assert waits(projects["sd1"], monkeypatch, **KINDS[kind]) == []
 
 
-@pytest.mark.parametrize("kind", ["sdxl", "sd1-inpainting"])
-def test_nor_with_another_model(kind: str, projects: dict[str, Project], monkeypatch: pytest.MonkeyPatch) -> None:
-    assert waits(projects[kind], monkeypatch, **LORA) == []
+ONE_OF_TWO = {"tuning.text_encoder_ratio": 1.0, "tuning.text_encoders": "second"}
+
+
+@pytest.mark.parametrize(("kind", "more"), [("sdxl", {}), ("sdxl", ONE_OF_TWO), ("sd1-inpainting", {})])
+def test_nor_with_another_model(
+    kind: str, more: dict[str, Any], projects: dict[str, Project], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert waits(projects[kind], monkeypatch, **LORA, **more) == []
 
 
 @pytest.mark.parametrize("changes", [LORA, {"tuning.text_encoder_ratio": 1.0}])

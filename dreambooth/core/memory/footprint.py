@@ -176,7 +176,7 @@ def _lent(settings: Settings, model: Anatomy) -> int:
 def _on_device(settings: Settings, model: Anatomy) -> int:
     """The weights of the model that stay on the card: the UNet's, and those of text encoders that learn."""
     own = _base_bytes(settings)
-    text = model.text * own if settings.text_learns else 0
+    text = model.read_anew(settings) * own
     lying = settings.memory.unet_weights
     if lying == "whole":
         return model.unet * own + text
@@ -205,7 +205,7 @@ def _step_peak(settings: Settings, model: Anatomy, family: str, area: int, gradi
     # A traced step's gradients come beside those that they are added to; those of a graph are copied for that.
     again = adds_up and settings.tuning.trace_steps
     always += again and settings.tuning.cuda_graphs
-    text = _text_bytes(settings, family, batch)
+    text = _text_bytes(settings, model, family, batch)
     peak = 0.0
     for share, bytes_ in _moments(settings, model, family, batch, area // LATENT**2):
         held = gradients * (always + (share if again or not always else 0))
@@ -245,14 +245,14 @@ def _moments(settings: Settings, model: Anatomy, family: str, batch: int, pixels
     return [(there, share * again + (1 - share) * kept) for (there, kept), (_, again) in zip(whole, all_checkpointed)]
 
 
-def _text_bytes(settings: Settings, family: str, batch: int) -> float:
+def _text_bytes(settings: Settings, model: Anatomy, family: str, batch: int) -> float:
     """What the text encoders hold while they learn."""
     if not settings.text_learns:
         return 0.0
     method = "full" if settings.is_full else "lora" if settings.tuning.text_encoder_learns else "embedding"
     end = "checkpointed" if settings.batching.gradient_checkpointing else "whole"
     prompts = batch * settings.tuning.max_token_length / 75
-    return counted.text(family, f"{method}/{_precision(settings)}/{end}", prompts)
+    return model.read_share(settings) * counted.text(family, f"{method}/{_precision(settings)}/{end}", prompts)
 
 
 def encoding_bytes(area: int) -> int:

@@ -46,6 +46,20 @@ def take_rate(read: Reading, key: str, ours: str, value: Any, why: str | None = 
         read.take(key, ours, value, why)
 
 
+def take_two_rates(read: Reading, ours: str, first: tuple[str, Any], second: tuple[str, Any]) -> None:
+    """The rates of SDXL's two text encoders, each with its key; the second is a multiple of the first here. One whose
+    rate is 0 is not trained; not both are 0."""
+    one, two = number(first[1]), number(second[1])
+    key, rate = first if one else second
+    take_rate(read, key, ours, rate, "")
+    if one and two and one != two:
+        ratio = float(f"{two / one:.6g}")
+        read.take(second[0], "learning.text_encoder_2_ratio", ratio, f"{two:g} is so many times the first one's")
+    elif not (one and two):
+        which, other = ("first", second) if one else ("second", first)
+        read.take(other[0], "tuning.text_encoders", which, "with a rate of 0 it is not trained")
+
+
 def take_schedule(read: Reading, key: str, table: Mapping[str, tuple[str, str]]) -> None:
     """`table`: ours by theirs, and what differs."""
     name = str(read.theirs[key])

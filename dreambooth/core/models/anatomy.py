@@ -18,7 +18,10 @@ from dreambooth.core.settings import Settings
 from dreambooth.core.settings.training import UNET_LAYERS, Lora
 
 _UNET_PREFIXES, _VAE_PREFIXES = (UNET, "unet/"), (VAE, "vae/")
-_TEXT_PREFIXES = ("cond_stage_model.", "conditioner.", "text_encoder")
+_TEXT_PREFIXES = {
+    "text_encoder": ("cond_stage_model.", "conditioner.embedders.0.", "text_encoder/"),
+    "text_encoder_2": ("conditioner.embedders.1.", "text_encoder_2/"),
+}
 _ATTENTION = r"attn[12]\.(to_q|to_k|to_v|to_out\.0)"
 _TRANSFORMER = rf"{_ATTENTION}|ff\.net\.(0\.proj|2)|\.proj_in|\.proj_out"
 _CONVOLUTIONS = (
@@ -32,21 +35,21 @@ LORA_LAYERS = {
 }
 _TEXT_LAYERS = r"(q_proj|k_proj|v_proj|out_proj|fc1|fc2|c_fc|c_proj|in_proj_weight)(\.weight)?$"
 _WORDS = "token_embedding.weight"  # in each text encoder, (tokens, width)
-_TEXT = "text"  # the key of the text encoders' layers, which are in no block
+_TEXT = "text"  # the key of the text encoders' layers, by the encoder
 
 Layer = tuple[int, int, int, int]  # rows, columns, pixels of the kernel, how many such
-Layers = Mapping[str, list[Layer]]  # by the block of the UNet
+Layers = Mapping[str, list[Layer]]  # by the block of the UNet, or by the text encoder
 
 
 @dataclass(frozen=True)
 class Anatomy:
-    """How many values each part has, and a vector of a word in all text encoders together; the UNet's layers that can
-    be trained alone, its transformer and residual blocks and the largest of these; what its layers put out for each
-    latent pixel, in all and in each block that has a name; the layers that a LoRA is put into, of each of its choices
-    of layers."""
+    """How many values each part has, each text encoder by itself, and a vector of a word in all text encoders together;
+    the UNet's layers that can be trained alone, its transformer and residual blocks and the largest of these; what its
+    layers put out for each latent pixel, in all and in each block that has a name; the layers that a LoRA is put into,
+    of each of its choices of layers."""
 
     unet: int
-    text: int
+    texts: Mapping[str, int]
     vae: int
     word: int
     outputs: float
@@ -56,19 +59,30 @@ class Anatomy:
     largest_block: int
     layers: Mapping[str, Layers]
 
+    def read_anew(self, settings: Settings) -> int:
+        """How many values the text encoders have that read prompts at each step."""
+        return sum(many for part, many in self.texts.items() if settings.reads_anew(part))
+
+    def read_share(self, settings: Settings) -> float:
+        """How much of what the layers of all text encoders put out is put out at each step."""
+        put_out = {part: sum(out * many for out, _, _, many in layers) for part, layers in self.layers[_TEXT].items()}
+        read = sum(many for part, many in put_out.items() if settings.reads_anew(part))
+        return read / max(1, sum(put_out.values()))
+
     def trained(self, settings: Settings) -> int:
         """How many values are trained."""
-        unet, text = settings.trains_unet, settings.tuning.text_encoder_learns
+        unet, learning = settings.trains_unet, [part for part in settings.text_parts if part in self.texts]
         if settings.is_full:
-            return self.alone.get(settings.tuning.unet_layers, self.unet) * unet + self.text * text
+            return self.alone.get(settings.tuning.unet_layers, self.unet) * unet + sum(
+                self.texts[part] for part in learning
+            )
         words = len(settings.words) * settings.embedding.vectors * self.word
         if settings.is_embedding:
             return words
         lora, trained = settings.lora, list[list[Layer]]()
         if unet:
             trained += [self.layers[lora.layers][block] for block in self.lora_blocks(lora)]
-        if text:
-            trained += self.layers[_TEXT].values()
+        trained += [self.layers[_TEXT][part] for part in learning]
         return words + sum(_lora_values(layer, lora) for some in trained for layer in some)
 
     def lora_blocks(self, lora: Lora) -> list[str]:
@@ -112,9 +126,14 @@ def blocks_problem(settings: Settings, header: Header) -> str:
 @lru_cache(maxsize=4)
 def of(header: Header) -> Anatomy:
     """The anatomy of a checkpoint or Diffusers folder; worked out once, as a run asks for it several times."""
-    unet, text = _part(header, _UNET_PREFIXES), _part(header, _TEXT_PREFIXES)
+    unet = _part(header, _UNET_PREFIXES)
+    parts = {name: _part(header, prefixes) for name, prefixes in _TEXT_PREFIXES.items()}
+    texts = {name: part for name, part in parts.items() if part}
     layers = {name: _lora_layers(unet, pattern) for name, pattern in LORA_LAYERS.items()}
-    layers[_TEXT] = {"": _grouped([shape for name, t in text.items() for shape in _text_layers(name, t)])}
+    layers[_TEXT] = {
+        part: _grouped([shape for name, t in text.items() for shape in _text_layers(name, t)])
+        for part, text in texts.items()
+    }
     vae = _part(header, _VAE_PREFIXES)
     alone = {
         name: sum(t.values for key, t in unet.items() if re.search(pattern, key))
@@ -124,9 +143,14 @@ def of(header: Header) -> Anatomy:
     blocks = _blocks(unet)
     return Anatomy(
         _values(unet),
-        _values(text),
+        {name: _values(text) for name, text in texts.items()},
         _values(vae),
-        sum(t.shape[1] for name, t in text.items() if name.endswith(_WORDS) and len(t.shape) == 2),
+        sum(
+            t.shape[1]
+            for text in texts.values()
+            for name, t in text.items()
+            if name.endswith(_WORDS) and len(t.shape) == 2
+        ),
         outputs(header),
         _block_outputs(header),
         alone,
@@ -148,7 +172,8 @@ def of_shapes(shapes: Mapping[str, Mapping[str, tuple[int, ...]]]) -> Anatomy:
 
 def as_json(anatomy: Anatomy) -> dict[str, Any]:
     return {
-        "values": {"unet": anatomy.unet, "text": anatomy.text, "vae": anatomy.vae, "word": anatomy.word},
+        "values": {"unet": anatomy.unet, "vae": anatomy.vae, "word": anatomy.word},
+        "texts": anatomy.texts,
         "outputs": anatomy.outputs,
         "block_outputs": anatomy.block_outputs,
         "alone": anatomy.alone,
@@ -162,7 +187,7 @@ def from_json(kept: Mapping[str, Any]) -> Anatomy:
     blocks, largest = kept["blocks"]
     return Anatomy(
         values["unet"],
-        values["text"],
+        kept["texts"],
         values["vae"],
         values["word"],
         kept["outputs"],
@@ -197,7 +222,8 @@ def _layer_outputs(header: Header) -> dict[str, float]:
 def untrained(header: Header, settings: Settings) -> list[Tensor]:
     """The tensors that full fine-tuning leaves as they are in the file."""
     trained: tuple[str, ...] = _UNET_PREFIXES if settings.tuning.train_unet else ()
-    trained += _TEXT_PREFIXES if settings.tuning.text_encoder_learns else ()
+    for part in settings.text_parts:
+        trained += _TEXT_PREFIXES[part]
     return [tensor for name, tensor in header.tensors.items() if not name.startswith(trained)]
 
 

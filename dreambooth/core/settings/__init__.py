@@ -25,7 +25,7 @@ from dreambooth.core.settings.course import Batching, General, Intervals, Learni
 from dreambooth.core.settings.dataset import Captions, Concept, Pictures
 from dreambooth.core.settings.objective import Objective
 from dreambooth.core.settings.results import Previews, Reporting, Saving
-from dreambooth.core.settings.training import Embedding, Imagic, Lora, Memory, Tuning
+from dreambooth.core.settings.training import TEXT_ENCODERS, Embedding, Imagic, Lora, Memory, Tuning
 
 
 @dataclass
@@ -83,9 +83,18 @@ class Settings:
         return self.embedding.ratio if self.embedding.enabled else 0.0
 
     @property
+    def text_parts(self) -> tuple[str, ...]:
+        """The text encoders that learn, by the names of a model's parts; it may not have all of them."""
+        return TEXT_ENCODERS[self.tuning.text_encoders] if self.tuning.text_encoder_learns else ()
+
+    @property
     def text_learns(self) -> bool:
         """Whether prompts are read anew at each step, as something in reading them learns."""
         return self.tuning.text_encoder_learns or self.words_learn
+
+    def reads_anew(self, text_encoder: str) -> bool:
+        """Whether a text encoder reads prompts at each step, as something in it learns."""
+        return self.words_learn or text_encoder in self.text_parts
 
     @property
     def words(self) -> list[str]:
@@ -177,6 +186,7 @@ def learning_rate(settings: Settings, part: str) -> float:
     rates = settings.learning
     if part == "words":
         return rates.embedding_learning_rate
-    if settings.is_lora:
-        return rates.lora_learning_rate if part == "unet" else rates.lora_text_encoder_learning_rate
-    return rates.learning_rate if part == "unet" else rates.text_encoder_learning_rate
+    if part == "unet":
+        return rates.lora_learning_rate if settings.is_lora else rates.learning_rate
+    first = rates.lora_text_encoder_learning_rate if settings.is_lora else rates.text_encoder_learning_rate
+    return first * rates.text_encoder_2_ratio if part == "text_encoder_2" else first

@@ -194,6 +194,14 @@ class LearningRate:
     lora_text_encoder_learning_rate: float = setting(
         5e-5, "Lora Text Encoder Learning Rate", f"Of the text encoder's LoRA. {_TWO_ENCODERS}", min=0, max=1
     )
+    text_encoder_2_ratio: float = setting(
+        1.0,
+        "Second Text Encoder's Ratio",
+        "How many times the text encoder's rate the second one of SDXL has; 1 is one rate for both.",
+        min=0.001,
+        max=1000,
+        advanced=True,
+    )
     lora_plus_ratio: float = setting(
         1.0,
         "LoRA+ Ratio",

@@ -55,6 +55,7 @@ RULES: dict[str, str] = {
     "tuning.clip_skip": _SHOWN,
     "tuning.pad_tokens": _SHOWN,
     "tuning.train_unet": _WEIGHTS,
+    "tuning.text_encoders": _WEIGHTS,
     "objective": _TAUGHT,
     "memory": MAY,
     "memory.bf16_weights": _WEIGHTS,

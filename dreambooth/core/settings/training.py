@@ -9,6 +9,12 @@ from dreambooth.core.schema import setting
 
 # What full fine-tuning trains of the UNet: the names that are in both layouts of a model.
 UNET_LAYERS = {"all": "", "attention": r"\.attn[12]\.", "cross_attention": r"\.attn2\."}
+# The text encoders that are trained, by the names of a model's parts; most models have the first alone.
+TEXT_ENCODERS = {
+    "both": ("text_encoder", "text_encoder_2"),
+    "first": ("text_encoder",),
+    "second": ("text_encoder_2",),
+}
 
 
 @dataclass
@@ -29,6 +35,13 @@ class Tuning:
         "The text encoder is trained until this step, in place of a share of the run; 0 goes by the share.",
         min=0,
         max=10_000_000,
+        advanced=True,
+    )
+    text_encoders: Literal["both", "first", "second"] = setting(
+        "both",
+        "Which Text Encoders",
+        "Of SDXL's two, which are trained where the text encoder is; the other stays as it is, and prompts are read by "
+        "it once.",
         advanced=True,
     )
     unet_layers: Literal["all", "attention", "cross_attention"] = setting(

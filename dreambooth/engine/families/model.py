@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -249,15 +249,26 @@ class Model(ABC):
         """What a text encoder makes of token numbers (B, pieces x 77): hidden states (B, pieces x 77, its width), and
         the pooled text where the UNet reads that."""
 
-    def encode_tokens(self, tokens: Sequence[Tensor]) -> Text:
-        """Token numbers, (B, pieces x 77) for each text encoder, -> what the UNet reads."""
-        read = [self.read_tokens(part, some) for part, some in zip(self.text_encoders, tokens)]
+    def encode_tokens(self, tokens: Sequence[Tensor], known: Mapping[str, Text] = {}) -> Text:
+        """Token numbers, (B, pieces x 77) for each text encoder, -> what the UNet reads. `known` is what some of them
+        have made of these, as `read_alone` has it."""
+        read = [
+            (known[part].hidden, known[part].pooled) if part in known else self.read_tokens(part, some)
+            for part, some in zip(self.text_encoders, tokens)
+        ]
         return self._joined(read, tokens[0])
 
     @abstractmethod
     def denoise(self, x_t: Tensor, t: Tensor, text: Text, sizes: Tensor) -> Tensor:
         """The UNet's prediction (B, 4, h, w). `sizes` (B, 6) as `whole_picture` has them; only SDXL reads them. An
         inpainting model takes (B, 9, h, w), see around.py."""
+
+    def read_alone(self, part: str, prompts: Sequence[str]) -> Text:
+        """What one text encoder makes of prompts, in float32."""
+        tokens = self.tokenize(prompts)[list(self.text_encoders).index(part)]
+        with self.present(part):
+            hidden, pooled = self.read_tokens(part, hardware.brought(tokens, self.device))
+        return Text(hidden, pooled).to(torch.float32)
 
     def encode_text(self, prompts: Sequence[str]) -> Text:
         """Prompts -> what the UNet reads, in float32."""

@@ -110,9 +110,9 @@ def load(work: Work, source: Source) -> tuple[Model, Any]:
     model.traced = tuning.trace_steps
     attention.use(model.unet, work.settings.memory.attention)
     model.read_prompts(tuning.max_token_length, tuning.clip_skip, tuning.pad_tokens)
-    learning = work.settings.text_learns
     unet_weights.lay(model.unet, work.settings.memory.unet_weights, accelerator.device, work.job.warn)
-    model.to(accelerator.device, aside=["vae", *([] if learning else model.text_encoders)])
+    resting = [part for part in model.text_encoders if not work.settings.reads_anew(part)]
+    model.to(accelerator.device, aside=["vae", *resting])
     return model, accelerator
 
 
@@ -166,9 +166,11 @@ def _prepare(
     work.phase = trouble.TRAINING
     trained = adapters.prepare(model, settings, lora.by_module(start.layers, model.parts), start.words)
     _warn_of_long_texts(work, model, readings.texts)
+    learning = [part for part in model.text_encoders if settings.reads_anew(part)]
+    rests = [part for part in model.text_encoders if part not in learning] if learning else []
     if settings.batching.gradient_checkpointing:
         checkpointing.use(model.unet, settings.memory.checkpointed_share)
-        for part in model.text_encoders if settings.text_learns else ():
+        for part in learning:
             model.text_encoders[part].gradient_checkpointing_enable()
     session = Session(
         settings,
@@ -180,7 +182,7 @@ def _prepare(
         encoded.priors,
         Order(*material.slots(settings), settings.general.seed),
         readings,
-        Texts(model, readings.texts),
+        Texts(model, readings.texts, *rests),
         accelerator.prepare(optimizers.make(trained, settings)),
         Ema(trained.named(), settings.tuning.ema_decay) if settings.tuning.use_ema else None,
     )

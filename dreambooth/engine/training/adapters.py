@@ -77,11 +77,10 @@ def prepare(
     `start` holds layers to go on from, by part and path; the LoRA then has just these layers, each with its own rank.
     `words` are those that it was trained with, or of an embedding; they go on from there.
     """
-    with_text = settings.tuning.text_encoder_learns
     kind = _kind(start) if start else settings.lora.kind
     torch.manual_seed(settings.general.seed)  # the LoRA's first layers start at random
     learning: dict[str, nn.Module] = {"unet": model.unet} if settings.trains_unet else {}
-    learning |= model.text_encoders if with_text else {}
+    learning |= {part: one for part, one in model.text_encoders.items() if part in settings.text_parts}
     for part, module in learning.items():
         if settings.is_lora and start and part in start:
             _inject_trained(module, settings, kind, start[part])

@@ -45,6 +45,8 @@ class Batch:
     text_mask: Tensor | None = None
     tokens: Tensor | None = None  # (text encoders, B, pieces x 77)
     emptied: Tensor | None = None  # rows that nothing is read in
+    rest_hidden: Tensor | None = None  # what a text encoder that rests has read, where the other learns
+    rest_pooled: Tensor | None = None
     base_hidden: Tensor | None = None  # what the base model reads for its predictions (P, ...), and so on
     base_pooled: Tensor | None = None
     base_mask: Tensor | None = None
@@ -103,6 +105,10 @@ def gathered(session: Session, position: int, alpha_bar: Tensor, *, text_learns:
         batch.concept_weights = _concept_weights(session, instances)
     if text_learns:
         batch.tokens, batch.emptied = session.texts.look_up(texts)
+        with session.accelerator.autocast():
+            rest = session.texts.at_rest(texts)
+        if rest:
+            batch.rest_hidden, batch.rest_pooled = rest.hidden, rest.pooled
     else:
         with session.accelerator.autocast():
             text = session.texts.embeddings(texts)
@@ -163,8 +169,9 @@ def denoised(session: Session, x_t: Tensor, t: Tensor, text: Text, sizes: Tensor
 
 def _text(session: Session, batch: Batch) -> Text:
     if batch.tokens is not None:
+        rest = None if batch.rest_hidden is None else Text(batch.rest_hidden, batch.rest_pooled)
         with session.accelerator.autocast():
-            return session.texts.read(batch.tokens, batch.emptied)
+            return session.texts.read(batch.tokens, batch.emptied, rest)
     assert batch.hidden is not None
     return Text(batch.hidden, batch.pooled, batch.text_mask)
 

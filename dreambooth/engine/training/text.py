@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -17,13 +19,16 @@ _BATCH = 64  # prompts encoded at a time
 class Texts:
     """Embeddings of the run's few prompts, by number. The empty prompt is what guidance reads where there is none."""
 
-    def __init__(self, model: Model, prompts: list[str]) -> None:
+    def __init__(self, model: Model, prompts: list[str], rests: str = "") -> None:
+        """`rests` is the text encoder that does not learn where the other does."""
         self.model = model
         self.prompts = prompts
         self.tokens = [numbers.to(model.device) for numbers in model.tokenize(prompts)]
         self.nothing = prompts.index("") if "" in prompts else -1
         self.table: Text | None = None
         self.base_table: Text | None = None
+        self.rests = rests
+        self.rest_table: Text | None = None
 
     def embeddings(self, numbers: Tensor) -> Text:
         """(B,) prompt numbers -> what the UNet reads, from a table. It is made once, when the text encoders rest."""
@@ -38,6 +43,14 @@ class Texts:
                 self.base_table = self._all()
         return _looked_up(self.base_table, numbers, self.model.device)
 
+    def at_rest(self, numbers: Tensor) -> Text | None:
+        """What the text encoder that rests makes of them, from a table; None where none does while the other learns."""
+        if not self.rests:
+            return None
+        if self.rest_table is None:
+            self.rest_table = self._table(lambda _, some: self.model.read_alone(self.rests, some))
+        return _looked_up(self.rest_table, numbers, self.model.device)
+
     def look_up(self, numbers: Tensor) -> tuple[Tensor, Tensor | None]:
         """(B,) prompt numbers -> their tokens (text encoders, B, pieces x 77), and which rows are the empty prompt."""
         on_device = hardware.brought(numbers, self.model.device)
@@ -45,23 +58,33 @@ class Texts:
         tokens = torch.stack([some[on_device] for some in self.tokens])
         return tokens, hardware.brought(emptied, self.model.device) if len(emptied) else None
 
-    def read(self, tokens: Tensor, emptied: Tensor | None) -> Text:
+    def read(self, tokens: Tensor, emptied: Tensor | None, resting: Text | None = None) -> Text:
         """What was looked up -> what the UNet reads, for text encoders that learn."""
-        for encoder in self.model.text_encoders.values():
-            encoder.train()
-        text = self.model.encode_tokens(list(tokens))
+        known = {} if resting is None else {self.rests: resting}
+        for part, encoder in self.model.text_encoders.items():
+            encoder.train(part not in known)
+        text = self.model.encode_tokens(list(tokens), known)
         return text if emptied is None else self.model.emptied(text, emptied)
 
-    @torch.no_grad()
     def _all(self) -> Text:
+        return self._table(self._whole)
+
+    def _whole(self, start: int, some: list[str]) -> Text:
+        """What the UNet reads of these prompts, the first of which is the one of that number."""
+        text = self.model.encode_texts([some])[0]
+        if start <= self.nothing < start + len(some):
+            text = self.model.emptied(text, torch.tensor([self.nothing - start], device=text.hidden.device))
+        return text
+
+    @torch.no_grad()
+    def _table(self, read: Callable[[int, list[str]], Text]) -> Text:
+        """What is read of all prompts, some at a time."""
         for encoder in self.model.text_encoders.values():
             encoder.eval()
         table: Text | None = None
         for start in range(0, len(self.prompts), _BATCH):
             some = self.prompts[start : start + _BATCH]
-            text = self.model.encode_texts([some])[0]
-            if start <= self.nothing < start + len(some):
-                text = self.model.emptied(text, torch.tensor([self.nothing - start], device=text.hidden.device))
+            text = read(start, some)
             if len(some) == len(self.prompts):
                 return text
             table = table or _room(text, len(self.prompts))

@@ -11,7 +11,7 @@ from dreambooth.core.settings import Settings
 
 _WIDTH, _HEIGHT, _EDGE = 400, 72, 4
 _POINTS = 401
-PARTS = {"unet": "UNet", "text_encoder": "Text encoder", "words": "Embedding"}
+PARTS = {"unet": "UNet", "text_encoder": "Text encoder", "text_encoder_2": "Second text encoder", "words": "Embedding"}
 
 Line = tuple[str, Sequence[float]]  # what it is the rate of, and the rates at even steps over the run
 
@@ -26,6 +26,7 @@ def schedule_view(own: Settings, length: Budget | None) -> str:
     learns = {
         "unet": own.trains_unet,
         "text_encoder": own.tuning.text_encoder_learns,
+        "text_encoder_2": "text_encoder_2" in drawn[0],
         "words": own.words_learn,
     }
     lines = [(part, [point[part] for point in drawn]) for part, on in learns.items() if on]

@@ -53,7 +53,8 @@ MEANS_NOTHING = {
     "lora": _OF_FULL,
     "embedding": (
         *(*_OF_LORA, *_OF_FULL, *_OF_THE_UNET, *_OF_GRADIENTS),
-        *("embedding.enabled", "embedding.ratio", "saving.half_model", "tuning.prior_loss_weight"),
+        *("tuning.text_encoders", "learning.text_encoder_2_ratio", "tuning.prior_loss_weight"),
+        *("embedding.enabled", "embedding.ratio", "saving.half_model"),
         *("objective.prior_loss_scale", "objective.prior_loss_target", "objective.prior_loss_weight_min"),
     ),
 }

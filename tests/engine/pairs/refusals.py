@@ -45,7 +45,8 @@ def _of_the_engine(row: Row, settings: Settings) -> Iterator[str]:
     held_out, count = row["concepts.0.held_out"], PICTURES.get(row["concepts.0.instance_data_dir"], MANY)
     if held_out >= count:
         yield f"concepts.0.held_out: of {count} pictures none would be left to learn from; set it to 0."
-    start = {START: {"unet/": "lora"}, START_WITH_TEXT: {"unet/": "loha", "text_encoder/": "loha"}}
+    texts = ("text_encoder/", "text_encoder_2/") if family == "sdxl" else ("text_encoder/",)
+    start = {START: {"unet/": "lora"}, START_WITH_TEXT: dict.fromkeys(("unet/", *texts), "loha")}
     parts: Any = start.get(row["lora.start_file"], {})
     if parts and settings.is_lora:
         layers = {part: Outline(kind) for part, kind in parts.items()}

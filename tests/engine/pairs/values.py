@@ -94,6 +94,7 @@ VALUES: dict[str, tuple[Any, ...]] = {
     "learning.text_encoder_learning_rate": (0.0,),
     "learning.lora_learning_rate": (1e-4,),
     "learning.lora_text_encoder_learning_rate": (0.0,),
+    "learning.text_encoder_2_ratio": (0.5,),
     "learning.embedding_learning_rate": (0.01,),
     "learning.lora_plus_ratio": (4.0,),
     "learning.warmup": (0.3,),

@@ -44,6 +44,17 @@ def test_the_text_encoder_has_a_line_of_its_own_where_it_learns() -> None:
     assert "db-of-unet" not in schedule_view(own, None)
 
 
+def test_so_has_the_second_where_its_rate_is_another() -> None:
+    own = cosine()
+    own.tuning.text_encoder_ratio = 1.0
+    assert "Second text encoder" not in schedule_view(own, None)
+    own.learning.text_encoder_2_ratio = 0.5
+    shown = schedule_view(own, None)
+    tops = [min(y for _, y in drawn(shown, part)) for part in ("text_encoder", "text_encoder_2")]
+    assert tops == [36, 52]
+    assert "Second text encoder: starts at 0, highest 2.5e-05" in shown
+
+
 def test_it_says_how_long_the_run_is_and_what_the_rate_is_of() -> None:
     own = cosine()
     assert "end of the run" in schedule_view(own, None)

@@ -182,9 +182,10 @@ CONTROLS: dict[str, tuple[Control, ...]] = {
         of_keys("unet.learning_rate", "another name", "learning.learning_rate", "learning.lora_learning_rate"),
         of_keys(
             "text_encoder.learning_rate, text_encoder_2.learning_rate",
-            "both text encoders have one rate",
+            "the second is so many times the first",
             "learning.text_encoder_learning_rate",
             "learning.lora_text_encoder_learning_rate",
+            "learning.text_encoder_2_ratio",
         ),
         of_keys("learning_rate_scheduler", "COSINE_WITH_HARD_RESTARTS is cosine_with_restarts", "learning.scheduler"),
         of_keys(
@@ -228,8 +229,9 @@ CONTROLS: dict[str, tuple[Control, ...]] = {
         of_keys("unet.train", "another name", "tuning.train_unet"),
         of_keys(
             "text_encoder.train, text_encoder_2.train",
-            "a share of the run, or a step, for both text encoders; trained there unless it is said",
+            "a share of the run, or a step, for those that are trained, as they are there unless it is said",
             "tuning.text_encoder_ratio",
+            "tuning.text_encoders",
         ),
         of_keys(
             "text_encoder.stop_training_after, text_encoder.stop_training_after_unit, "

@@ -119,14 +119,27 @@ def _rates(read: Reading, method: str) -> None:
     if method == "embedding":
         return
     prefix = "lora_" if method == "lora" else ""
-    for part, ours in (("unet", "learning_rate"), ("text_encoder", "text_encoder_learning_rate")):
-        if read.theirs.get(f"{part}.learning_rate") is not None:
-            key = f"{part}.learning_rate"
-            rates.take_rate(read, key, f"learning.{prefix}{ours}", read.theirs[key], "")
-        else:
-            _rate(read, f"learning.{prefix}{ours}")
+    key = "unet.learning_rate"
+    if read.theirs.get(key) is not None:
+        rates.take_rate(read, key, f"learning.{prefix}learning_rate", read.theirs[key], "")
+    else:
+        _rate(read, f"learning.{prefix}learning_rate")
+    _text_rate(read, f"learning.{prefix}text_encoder_learning_rate")
     if read.said("learning_rate") and "learning_rate" not in read.into.told():
         read.leave("learning_rate", "both parts have a rate of their own")
+
+
+def _text_rate(read: Reading, ours: str) -> None:
+    """Of the text encoders that learn."""
+    said = [(f"{part}.learning_rate", read.theirs.get(f"{part}.learning_rate")) for part in _learning(read)]
+    general = ("learning_rate", read.theirs.get("learning_rate", _UNSAID_RATE))
+    found = [pair if pair[1] is not None else general for pair in said]
+    if not any(pair[1] is not None for pair in said):
+        _rate(read, ours)
+    elif len(found) == 2 and any(number(rate) for _, rate in found):
+        rates.take_two_rates(read, ours, *found)
+    else:
+        rates.take_rate(read, found[0][0], ours, found[0][1], "")
 
 
 def _rate(read: Reading, ours: str) -> None:
@@ -160,19 +173,28 @@ def _steps(read: Reading, disk: Disk) -> float:
 
 
 def _parts(read: Reading) -> None:
-    """Which parts learn, and until when; both text encoders are one here."""
+    """Which parts learn, and until when; two text encoders learn for as long as each other here."""
     if "unet.train" in read.theirs:
         read.take("unet.train", "tuning.train_unet", why="")
-    two = str(read.theirs.get("model_type") or "").startswith("STABLE_DIFFUSION_XL")
-    names = ("text_encoder", "text_encoder_2") if two else ("text_encoder",)
-    learns = [part for part in names if read.theirs.get(f"{part}.train") is not False]
+    learns = _learning(read)
     if not learns:
-        for part in names:
+        for part in _text_encoders(read):
             read.take(f"{part}.train", "tuning.text_encoder_ratio", 0.0, "")
         return
-    for part in (part for part in names if part not in learns):
-        read.leave(f"{part}.train", "both text encoders learn here, or neither")
+    for part in _text_encoders(read):
+        if part not in learns:
+            read.take(f"{part}.train", "tuning.text_encoders", "second" if part == "text_encoder" else "first", "")
     _until(read, learns[0])
+
+
+def _text_encoders(read: Reading) -> tuple[str, ...]:
+    is_sdxl = str(read.theirs.get("model_type") or "").startswith("STABLE_DIFFUSION_XL")
+    return ("text_encoder", "text_encoder_2") if is_sdxl else ("text_encoder",)
+
+
+def _learning(read: Reading) -> list[str]:
+    """The text encoders that are trained there."""
+    return [part for part in _text_encoders(read) if read.theirs.get(f"{part}.train") is not False]
 
 
 def _until(read: Reading, part: str) -> None:

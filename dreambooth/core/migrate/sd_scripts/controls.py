@@ -169,14 +169,18 @@ CONTROLS: dict[str, tuple[Control, ...]] = {
         ),
         of_keys(
             "text_encoder_lr",
-            "both text encoders have one rate; 0 or empty on the page is the general rate, or none where the UNet"
-            " has one",
+            "of SDXL's two the second is so many times the first, and one with a rate of 0 is not trained; 0 or empty "
+            "on the page is the general rate, or none where the UNet has one",
             "learning.lora_text_encoder_learning_rate",
+            "learning.text_encoder_2_ratio",
+            "tuning.text_encoders",
         ),
         of_keys(
             "learning_rate_te, learning_rate_te1, learning_rate_te2",
-            "both text encoders have one rate",
+            "of SDXL's two the second is so many times the first, and one with a rate of 0 is not trained",
             "learning.text_encoder_learning_rate",
+            "learning.text_encoder_2_ratio",
+            "tuning.text_encoders",
         ),
         of_keys(
             "lr_scheduler",

@@ -7,6 +7,8 @@ from math import ceil
 from dreambooth.core.migrate import rates
 from dreambooth.core.migrate.disk import Disk
 from dreambooth.core.migrate.reading import Reading
+from dreambooth.core.migrate.report import number
+from dreambooth.core.migrate.sd_scripts import of_network
 from dreambooth.core.migrate.sd_scripts.of_network import Method
 
 OPTIMIZERS = {  # by the name in small letters, without the package
@@ -72,6 +74,10 @@ def without_meaning(read: Reading) -> set[str]:
     schedule = str(read.theirs.get("lr_scheduler") or "constant")
     found |= {"lr_scheduler_num_cycles"} if schedule != "cosine_with_restarts" else set()
     found |= {"lr_scheduler_power"} if schedule != "polynomial" else set()
+    of_others = {"learning_rate_te", "learning_rate_te1", "learning_rate_te2"}
+    found |= (
+        of_others - set(of_network.rate_keys(read)) if read.into.settings.get("general.method") == "full" else set()
+    )
     found |= {"factor"} if read.into.settings.get("lora.kind") != "lokr" else set()
     found |= {"no_metadata", "huber_scale"} if read.number("huber_scale", 1) == 1 else set()
     return found
@@ -119,18 +125,17 @@ def _rates(read: Reading, method: Method, *, whole: bool) -> None:
         _rate(read, "learning_rate", "learning.embedding_learning_rate", whole=whole)
         return
     prefix = "lora_" if method == "lora" else ""
-    ours = (f"learning.{prefix}learning_rate", f"learning.{prefix}text_encoder_learning_rate")
-    own: tuple[tuple[str, ...], ...] = (("unet_lr",), ("text_encoder_lr",))
-    if method == "full":
-        own = ((), ("learning_rate_te", "learning_rate_te1", "learning_rate_te2"))
-    for target, keys in zip(ours, own):
-        said = [key for key in keys if read.theirs.get(key) not in (None, "", [])]
-        if said:
-            value = read.theirs[said[0]]
-            value = value[0] if isinstance(value, list) else value
-            rates.take_rate(read, said[0], target, value, "" if len(said) == 1 else None)
-        else:
-            _rate(read, "learning_rate", target, whole=whole)
+    if method == "lora" and read.theirs.get("unet_lr") not in (None, ""):
+        rates.take_rate(read, "unet_lr", f"learning.{prefix}learning_rate", read.theirs["unet_lr"], "")
+    else:
+        _rate(read, "learning_rate", f"learning.{prefix}learning_rate", whole=whole)
+    ours, found = f"learning.{prefix}text_encoder_learning_rate", of_network.text_rates(read, method)
+    if len(found) == 2 and any(number(rate) for _, rate in found):
+        rates.take_two_rates(read, ours, *found)
+    elif found:
+        rates.take_rate(read, found[0][0], ours, found[0][1], "")
+    else:
+        _rate(read, "learning_rate", ours, whole=whole)
     if read.said("learning_rate") and "learning_rate" not in read.into.told():
         read.leave("learning_rate", "both parts have a rate of their own")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from dreambooth.core.migrate.disk import Disk
 from dreambooth.core.migrate.reading import Reading
@@ -149,15 +149,35 @@ def _parts(read: Reading) -> None:
 
 
 def _is_zero(read: Reading, key: str) -> bool:
-    value = read.theirs.get(key)
-    value = value[0] if isinstance(value, list) and value else value
-    return value is not None and value != "" and not isinstance(value, (bool, list)) and number(value, 1.0) == 0
+    values = _listed(read.theirs.get(key))
+    return bool(values) and all(not isinstance(value, bool) and number(value, 1.0) == 0 for value in values)
+
+
+def _listed(value: Any) -> list[Any]:
+    """What is said, be it one value or several."""
+    return [one for one in (value if isinstance(value, list) else [value]) if one not in (None, "")]
+
+
+def text_rates(read: Reading, method: Method) -> list[tuple[str, Any]]:
+    """The rates that text encoders have of their own, each with its key: none, one for all, or those of SDXL's two."""
+    if method == "lora":
+        return [("text_encoder_lr", rate) for rate in _listed(read.theirs.get("text_encoder_lr"))[:2]]
+    said = {key: read.theirs[key] for key in rate_keys(read) if read.theirs.get(key) not in (None, "")}
+    general = ("learning_rate", read.theirs.get("learning_rate"))
+    pairs = [(key, said[key]) if key in said else general for key in rate_keys(read)]
+    return [pair for pair in pairs if pair[1] not in (None, "")] if said else []
+
+
+def rate_keys(read: Reading) -> tuple[str, ...]:
+    """Of full fine-tuning: SDXL's two have keys of their own."""
+    one, two = ("learning_rate_te",), ("learning_rate_te1", "learning_rate_te2")
+    return one if one[0] in read.theirs and not read.said("sdxl") else two
 
 
 def _text_encoder(read: Reading, *, whole: bool) -> None:
     """Of full fine-tuning: train_db.py trains it, the others where they are told to."""
     stop = str(read.theirs.get("stop_text_encoder_training") or "")
-    rates = [key for key in ("learning_rate_te", "learning_rate_te1", "learning_rate_te2") if key in read.theirs]
+    rates = [key for key in rate_keys(read) if key in read.theirs]
     if stop.endswith("%"):
         share = max(0.0, min(1.0, number(stop[:-1]) / 100))
         read.take("stop_text_encoder_training", "tuning.text_encoder_ratio", share)

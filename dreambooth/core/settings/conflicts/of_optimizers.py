@@ -64,6 +64,8 @@ def _prodigy(settings: Settings) -> list[str]:
         return [f"{key}: it is {factor:g}, but prodigy finds the rate itself and takes this as a factor; set it to 1."]
     if other := next((other for other, rate in others if rate not in (factor, 0)), None):
         return [f"{other}: prodigy has one factor for both parts; set it to {factor:g} as well, or to 0."]
+    if "text_encoder_2" in settings.text_parts and (ratio := settings.learning.text_encoder_2_ratio) != 1:
+        return [f"learning.text_encoder_2_ratio: it is {ratio:g}, but prodigy has one factor for all; set it to 1."]
     if settings.memory.bf16_weights:
         return [
             "memory.bf16_weights: prodigy looks at all weights at once in full precision; choose another optimizer."
