@@ -1,7 +1,7 @@
 /* The buttons and captions of what is drawn on the Dreambooth page: each asks the API for one thing. */
 "use strict";
 
-(() => {
+const dreamboothButtons = (() => {
     const SURE_MS = 10000; // time for a second press
 
     /* Asks the API for a change. Returns its answer; throws what a person can mend. */
@@ -117,4 +117,6 @@
     document.addEventListener("click", undone);
     document.addEventListener("click", asked);
     document.addEventListener("click", described, true);
+    return {change};
 })();
+window.dreamboothButtons = dreamboothButtons;

@@ -164,7 +164,8 @@ def _outline(one: Report, box: list[float], kind: str) -> str:
 
 def _detail(one: Report) -> str:
     variants = f", {len(one['crops'])} variants" if len(one["crops"]) > 1 else ""
-    return f"{one['width']}x{one['height']} → {one['bucket'][0]}x{one['bucket'][1]}{variants}"
+    by_hand = ", crop by hand" if one["chosen"] else ""
+    return f"{one['width']}x{one['height']} → {one['bucket'][0]}x{one['bucket'][1]}{variants}{by_hand}"
 
 
 def _cropped(one: Report, thumbnail: bytes) -> Image.Image:

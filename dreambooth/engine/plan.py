@@ -8,9 +8,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from dreambooth.core import abilities, captions, forecast, remarks, room, schedules, validation
+from dreambooth.core import abilities, captions, crops, forecast, remarks, room, schedules, validation
 from dreambooth.core.budget import Budget, budget
 from dreambooth.core.errors import Problem, UserError
+from dreambooth.core.focal_point import FocalPoint
 from dreambooth.core.memory import footprint, planner
 from dreambooth.core.models import anatomy, checkpoint
 from dreambooth.core.models.model_file import Header
@@ -26,6 +27,7 @@ from dreambooth.engine.work import Work
 
 _KEPT = 0.6  # a crop that keeps less of a picture than this is worth a warning
 _ENLARGED = 1.05  # and so is growing by more than this
+_ROUNDED = 0.01  # of how many times tighter a crop is
 
 
 def report(job: Job) -> dict[str, Any]:
@@ -173,7 +175,7 @@ def _pictures(
             row.update(verdict="error", error=seen.error, warnings=[])
             continue
         cut = variants[0].cut
-        warnings = _warnings(seen, cut)
+        warnings = _warnings(seen, cut, picture.point)
         if number in twins:
             warnings[f"looks the same as {gathered.pictures[twins[number]].path.name}"] = "Take one of them out."
         problems += [Problem(f"{picture.path}: {what}.", str(picture.path), do) for what, do in warnings.items()]
@@ -184,11 +186,12 @@ def _pictures(
             height=seen.height,
             bucket=[cut.bucket.width, cut.bucket.height],
             crops=[[round(side, 1) for side in example.cut.box] for example in variants],
+            chosen=picture.point.as_json() if picture.point else None,
         )
     return rows, problems
 
 
-def _warnings(seen: survey.Look, cut: Cut) -> dict[str, str]:
+def _warnings(seen: survey.Look, cut: Cut, point: FocalPoint | None) -> dict[str, str]:
     """What is to be known of a picture, with what could be done about it."""
     warnings = {}
     if seen.frames > 1:
@@ -198,9 +201,13 @@ def _warnings(seen: survey.Look, cut: Cut) -> dict[str, str]:
         warnings[what] = "Take a larger one, or a smaller general.resolution."
     left, top, right, bottom = cut.box
     kept = (right - left) * (bottom - top) / (seen.width * seen.height)
-    if kept < _KEPT:
+    if kept < _KEPT and point is None:
         what = f"the crop keeps only {kept:.0%} of it"
-        warnings[what] = "Cut it yourself, or let pictures.buckets and pictures.crop find a better one."
+        warnings[what] = "Choose the crop by hand, or let pictures.buckets and pictures.crop find a better one."
+    most = crops.most_zoom((seen.width, seen.height), cut.bucket)
+    if point and point.zoom > most + _ROUNDED:
+        what = f"its crop is {most:.2f} times tighter, not {point.zoom:g} times, so that it need not be enlarged"
+        warnings[what] = "Take a larger picture, a smaller general.resolution, or choose a wider crop."
     return warnings
 
 

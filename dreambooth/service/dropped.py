@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dreambooth.core import captions, picture_files
+from dreambooth.core import captions, focal_point, picture_files
 from dreambooth.core.errors import UserError
 from dreambooth.core.files import atomic
 from dreambooth.core.project import Folders, Project
@@ -25,14 +25,14 @@ def are_in(opened: Project, folder: Path) -> bool:
 class Taken:
     folder: str
     strange: list[str]  # neither pictures nor captions
-    kept: list[str]  # captions and masks that a picture has already, and other ones
+    kept: list[str]  # captions, crops and masks that a picture has already, and other ones
 
 
 def take_in(opened: Project, former: str, files: Sequence[Path]) -> Taken:
-    """Copies dropped pictures with their captions and masks beside the model, never over another file: into `former`,
-    which the concept has, where that is a folder of dropped ones, else into a new one. Raises UserError where none is a
-    picture or caption."""
-    accepted = (*captions.PICTURES, *captions.BESIDE)
+    """Copies dropped pictures with their captions, crops and masks beside the model, never over another file: into
+    `former`, which the concept has, where that is a folder of dropped ones, else into a new one. Raises UserError where
+    none is a picture or caption."""
+    accepted = (*captions.PICTURES, *captions.BESIDE, focal_point.SUFFIX)
     strange = [file.name for file in files if file.suffix.lower() not in accepted]
     if len(strange) == len(files):
         raise UserError(f"{', '.join(strange)}: these are no pictures or captions ({', '.join(accepted)}).")
@@ -93,14 +93,14 @@ def _are_same(one: Path, other: Path) -> bool:
 
 
 def take_away(folders: Folders, opened: Project, folder: Path, name: str) -> Path:
-    """Moves a picture to the trash, with its caption and its mask. Returns where it is then.
+    """Moves a picture to the trash, with its caption, its crop and its mask. Returns where it is then.
 
     Raises UserError for a picture that is not there or not a dropped one, and where it cannot be moved.
     """
     picture = pictures.confined(folder, name)
     if not are_in(opened, folder):
         raise UserError(f"{picture}: its folder is not the model's own; remove it there yourself.")
-    beside = [captions.beside(picture), *picture_files.masks_of(picture)]
+    beside = [captions.beside(picture), focal_point.beside(picture), *picture_files.masks_of(picture)]
     if any(other.stem == picture.stem and other != picture for other in picture_files.find(picture.parent)):
         beside = []  # they are that one's, too
     trash, number = folders.trash / f"{opened.name} {picture.name}", 2

@@ -9,10 +9,11 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from dreambooth.core import captions, settings
+from dreambooth.core import captions, focal_point, picture_files, settings
 from dreambooth.core.captions import PICTURES
 from dreambooth.core.errors import UserError
 from dreambooth.core.files import atomic, file_names, paths
+from dreambooth.core.focal_point import FocalPoint
 from dreambooth.core.picture_opening import open_picture
 from dreambooth.core.project import Project
 
@@ -48,7 +49,8 @@ def concept_folder(opened: Project, concept: int, kind: str) -> Path:
 
 
 def listing(folder: Path, offset: int = 0, limit: int = 100) -> dict[str, Any]:
-    """Pictures in a folder and the folders in it, by name; `limit` of them from `offset` on, with their captions."""
+    """Pictures in a folder and the folders in it, by name; `limit` of them from `offset` on, with their captions and
+    the crops that were chosen."""
     limit = max(0, min(limit, MOST_LISTED))
     found = names(folder)
     shown = found[max(0, offset) : max(0, offset) + limit]
@@ -122,6 +124,21 @@ def write_caption(picture: Path, text: str) -> Path | None:
     return None
 
 
+def write_point(picture: Path, point: FocalPoint | None) -> None:
+    """Writes down where a person wants a picture cropped; with None it is removed, and the crop is automatic again.
+
+    Raises UserError if it cannot be written.
+    """
+    file = focal_point.beside(picture)
+    try:
+        if point is None:
+            atomic.remove(file)
+        else:
+            atomic.write_text(file, focal_point.text(point))
+    except OSError as error:
+        raise UserError(f"{file}: the crop cannot be written ({error.strerror}).") from None
+
+
 def describe(folder: Path, words_of: Callable[[Path], str], *, over: bool = False) -> int:
     """Writes what each picture shows into its caption file; a picture that has one keeps it, unless `over` is asked.
 
@@ -161,7 +178,24 @@ def _entry(folder: Path, name: str) -> dict[str, Any]:
     except OSError as error:
         return {"name": name, "problem": error.strerror}
     shown = words if words is None else words[:2000]
-    return {"name": name, "bytes": about.st_size, "changed": about.st_mtime, "caption": shown}
+    told = {"name": name, "bytes": about.st_size, "changed": about.st_mtime, "caption": shown}
+    try:
+        point = focal_point.read(path)
+    except UserError as error:
+        return {**told, "crop": None, "problem": str(error)}
+    return {**told, "crop": point.as_json() if point else None}
+
+
+def at(place: Path, what: str) -> list[Path]:
+    """The picture that is named, or all of a folder. Raises UserError, naming `what`, where there is none."""
+    found = picture_files.find(place) if place.is_dir() else []
+    if place.is_file() and place.suffix.lower() in PICTURES:
+        found = [place]
+    if not found:
+        raise UserError(
+            f"{what}: {place} is neither a picture nor a folder with some; name one ({', '.join(PICTURES)})."
+        )
+    return found
 
 
 def confined(folder: Path, name: str) -> Path:

@@ -58,6 +58,13 @@ def _add_models(add: Callable[..., Any]) -> None:
     )
     sub.add_argument("name", metavar="NAME")
     sub.add_argument("--sheet", metavar="FILE", help="also write all pictures on one sheet, a .html or .png file")
+    sub = add("crop", preparing.crop, "Choose what is kept of a picture, or say what was chosen.", of_runs.crops)
+    sub.add_argument("picture", metavar="PICTURE|DIR")
+    where = "the middle of what matters, from 0 to 1 of the width and of the height; the crop lies around it"
+    sub.add_argument("--at", nargs=2, type=float, metavar=("X", "Y"), help=where)
+    tighter = "so many times tighter than as much as there is, up to where it would be enlarged (default 1)"
+    sub.add_argument("--zoom", type=float, metavar="Z", help=tighter)
+    sub.add_argument("--automatic", action="store_true", help="forget what was chosen; the settings decide again")
     sub = add(
         "import",
         preparing.import_settings,

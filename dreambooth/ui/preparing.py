@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
-from dreambooth.core import abilities, project, schema, settings
+from dreambooth.core import abilities, focal_point, project, schema, settings
 from dreambooth.core.errors import UserError
 from dreambooth.core.files import paths
+from dreambooth.core.focal_point import FocalPoint
 from dreambooth.core.memory import footprint, planner
 from dreambooth.core.memory.planner import Plan
 from dreambooth.core.models import anatomy, checkpoint
 from dreambooth.core.settings import Settings
-from dreambooth.service import environment, errands, models
+from dreambooth.service import environment, errands, models, pictures
 from dreambooth.ui import commands
 from dreambooth.ui.commands import Result
 from dreambooth.ui.terminal import Terminal
@@ -65,6 +67,41 @@ def tokens(options: argparse.Namespace, terminal: Terminal) -> Result:
     fields = errands.words(options.prompt, options.candidates, label="--{}")
     chosen = settings.parse(project.open_project(commands.folders(options), options.name).settings())
     return commands.errand(options, terminal, "tokens", chosen, **fields)
+
+
+def crop(options: argparse.Namespace, terminal: Terminal) -> Result:
+    """Chooses what is kept of a picture, leaves that to the settings again, or says what was chosen."""
+    place, written = paths.named(options.picture, "PICTURE"), Path(paths.meant(options.picture)).expanduser()
+    if written.is_symlink() and place.is_file():  # what is chosen lies beside the link, as in any folder of pictures
+        place = written.absolute()
+    found = pictures.at(place, "PICTURE")
+    _choose_crop(options, place)
+    chosen, problems = list[Result](), list[str]()
+    for picture in found:
+        if options.automatic:
+            pictures.write_point(picture, None)
+        try:
+            point = focal_point.read(picture)
+        except UserError as error:
+            problems += error.problems
+            continue
+        if point or not place.is_dir():
+            chosen.append({"picture": str(picture), "crop": point.as_json() if point else None})
+    return {"crops": chosen, "pictures": len(found), "problems": problems}
+
+
+def _choose_crop(options: argparse.Namespace, place: Path) -> None:
+    """Writes down what the command line chooses."""
+    if options.at is None and options.zoom is not None:
+        raise UserError("--zoom: it goes with --at, the middle of what is seen larger; give both.")
+    if options.at is None:
+        return
+    if options.automatic:
+        raise UserError("--automatic: it forgets what --at chooses; give one of them.")
+    if place.is_dir():
+        raise UserError(f"--at: it is for one picture, and {place} is a folder; name a picture in it.")
+    given = {"x": options.at[0], "y": options.at[1], "zoom": 1 if options.zoom is None else options.zoom}
+    pictures.write_point(place, FocalPoint.of(given, {"x": "--at", "y": "--at", "zoom": "--zoom"}))
 
 
 def performance(options: argparse.Namespace, terminal: Terminal) -> Result:

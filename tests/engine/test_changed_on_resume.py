@@ -11,12 +11,14 @@ from PIL import Image
 
 from dreambooth.core import picture_files
 from dreambooth.core.errors import UserError
+from dreambooth.core.focal_point import FocalPoint
 from dreambooth.core.layout import SUBJECT_PICTURES
 from dreambooth.core.project import Project
 from dreambooth.core.run import Job
 from dreambooth.engine import worker
 from dreambooth.engine.run import hooks
 from dreambooth.service import going_on
+from dreambooth.service.pictures import write_point
 from tests.engine.runs import LORA, folders, new_run, output, same, saved, tiny_project, told, train
 
 SHORTER = {**LORA, "lora.dropout": 0.2, "intervals.max_train_steps": 4, "tuning.use_ema": True}
@@ -74,12 +76,14 @@ def test_a_length_that_is_passed_already_is_refused_and_another_one_taken(
     assert told(job, "step")[-1]["step"] == 7
 
 
-@pytest.mark.parametrize("changed", ["a picture", "a caption", "a mask", "nothing"])
+@pytest.mark.parametrize("changed", ["a picture", "a caption", "a mask", "a crop", "nothing"])
 def test_what_is_learned_from_may_change_and_that_is_said(
     star: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: str
 ) -> None:
     pictures = shutil.copytree(SUBJECT_PICTURES, tmp_path / "pictures")
     first = min(pictures.glob("*.png"))
+    wide = max(pictures.glob("*.png"))
+    Image.new("RGB", (96, 64), "blue").save(wide)
     mask = picture_files.masks_of(first)[0]
     Image.new("L", (64, 64), 255).save(mask)
     own = {"concepts.0.instance_data_dir": str(pictures), "concepts.0.instance_prompt": "[filewords]"}
@@ -90,6 +94,8 @@ def test_what_is_learned_from_may_change_and_that_is_said(
         first.with_suffix(".txt").write_text("something else", encoding="utf-8")
     elif changed == "a mask":
         Image.new("L", (64, 64), 200).save(mask)
+    elif changed == "a crop":
+        write_point(wide, FocalPoint(0, 0.5))
     assert worker.run(job) == "done"
     said = ["have changed since the last state" in event["text"] for event in told(job, "warning")]
     assert said == ([] if changed == "nothing" else [True])

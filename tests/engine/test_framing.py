@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
 from dreambooth.core.buckets import Bucket, grid
+from dreambooth.core.focal_point import FocalPoint
 from dreambooth.core.settings.dataset import Pictures
 from dreambooth.engine.data import focus, framing
 from dreambooth.engine.data.framing import Cut, apply, cuts
@@ -151,3 +152,74 @@ def test_a_smart_crop_holds_a_subject_that_the_centre_would_cut(ground: str, pla
 
 def test_where_nothing_stands_out_the_middle_is_kept() -> None:
     assert focus.find(Image.new("RGB", (300, 100), "navy"), 100, 100) == (0.5, 0.5)
+
+
+POINT = st.builds(FocalPoint, st.floats(0, 1), st.floats(0, 1), st.floats(1, 20))
+
+
+@given(
+    st.integers(1, 3000),
+    st.integers(1, 3000),
+    POINT,
+    st.sampled_from(["centre", "random", "smart"]),
+    st.booleans(),
+    st.floats(0, 0.5),
+    st.floats(0, 30),
+)
+def test_every_variant_holds_the_point_that_was_chosen(
+    width: int, height: int, point: FocalPoint, crop: Any, buckets: bool, jitter: float, rotation: float
+) -> None:
+    """In its middle half, as far as the picture goes on; the first around it."""
+    choice = Pictures(crop=crop, buckets=buckets, crop_jitter=jitter, rotation=rotation, variants=4)
+    bucket = grid(choice, 512).bucket(width, height)
+    first, *others = cuts("x.png", (width, height), bucket, choice, 7, no_look, point)
+    automatic = cuts("x.png", (width, height), bucket, Pictures(), 7, no_look)[0]
+    assert first.enlarged <= max(1, automatic.enlarged) + 1e-6, "a tighter crop is not enlarged for it"
+    for n, share in ((0, point.x), (1, point.y)):
+        for cut in (first, *others):
+            low, high, whole = cut.box[n], cut.box[n + 2], (width, height)[n]
+            at = share * whole
+            assert -1e-6 <= low <= at + 1e-6 and at - 1e-6 <= high <= whole + 1e-6
+            off = abs(at - (low + high) / 2) / (high - low)
+            is_at_the_edge = low <= 1e-6 or high >= whole - 1e-6
+            limit = 1e-6 if cut is first else 0.25 + 1e-6
+            assert off <= limit or is_at_the_edge or jitter, (off, cut.box)
+    for cut in others:
+        assert (cut.box[2] - cut.box[0]) / (cut.box[3] - cut.box[1]) == pytest.approx(
+            bucket.width / bucket.height, rel=1e-6
+        )
+        assert not cut.degrees or cut.shows(point)
+
+
+@pytest.mark.parametrize("crop", ["centre", "smart", "random"])
+def test_the_first_variant_lies_around_the_point_whatever_crops_go_by(crop: Any) -> None:
+    choice = Pictures(crop=crop)
+    for x, left in ((0.1, 0), (0.4, 70), (1, 200)):
+        first = cuts("x", (300, 100), SQUARE, choice, 0, no_look, FocalPoint(x, 0.9))[0]
+        assert first.box == pytest.approx((left, 0, left + 100, 100))
+    tighter = cuts("x", (300, 100), SQUARE, choice, 0, no_look, FocalPoint(0.5, 0.5, 1.25))[0]
+    assert tighter.box == pytest.approx((110, 10, 190, 90))
+    most = cuts("x", (300, 100), SQUARE, choice, 0, no_look, FocalPoint(0.5, 0.5, 9))[0]
+    assert most.box == pytest.approx((118, 18, 182, 82)), "64 pixels, as many as are trained"
+    small = cuts("x", (50, 50), SQUARE, choice, 0, no_look, FocalPoint(0.5, 0.5, 9))[0]
+    assert small.box == (0, 0, 50, 50)
+
+
+def test_random_crops_around_a_point_differ_and_show_it_turned_and_mirrored() -> None:
+    """A dot is painted at the point and found again in every picture that is made."""
+    picture, point = Image.new("RGB", (400, 200), "white"), FocalPoint(0.3, 0.7)
+    ImageDraw.Draw(picture).ellipse((114, 134, 126, 146), fill="black")
+    choice = Pictures(crop="random", crop_jitter=0.5, rotation=30, hflip=True, variants=64)
+    for bucket in (SQUARE, Bucket(128, 64), Bucket(64, 128)):
+        made = cuts("x", picture.size, bucket, choice, 3, no_look, point)
+        assert len({cut.box for cut in made}) == 64
+        assert any(abs(cut.degrees) > 10 for cut in made)
+        darkest = [np.asarray(apply(picture, cut).convert("L")).min() for cut in made]
+        assert max(darkest) < 128
+
+
+def test_a_tighter_random_crop_has_variants_where_the_whole_picture_has_none() -> None:
+    choice = Pictures(crop="random", variants=3)
+    assert framing.variants(choice, (128, 128), SQUARE) == 1
+    made = cuts("x", (128, 128), SQUARE, choice, 0, no_look, FocalPoint(0.5, 0.5, 2))
+    assert len({cut.box for cut in made}) == 3

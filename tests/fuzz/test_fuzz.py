@@ -202,7 +202,7 @@ BODIES = {
     "name": "star", "source": "/x.safetensors", "settings": {"lora": {"rank": 3}}, "origin": {"family": "sd1"},
     "path": "/x", "to": "y", "kind": "export", "request": "pause", "prompt": "a dog", "weights": "", "count": 1, "seed": 1,
     "merge": 0.5, "candidates": 3, "revision": "", "base": True, "preset": "person", "file": "1.png", "text": "sks",
-    "width": 64,
+    "width": 64, "x": 0.5, "y": 0.5, "zoom": 2,
 }  # fmt: skip
 QUERIES = st.dictionaries(
     st.sampled_from(["file", "side", "kind", "offset", "limit", "run", "changed", "seal"]), TEXTS | NUMBERS
@@ -223,7 +223,11 @@ def api_requests(base: Path, asked: tuple[int, str, str, bytes, dict[str, str]])
     )
     assert len(every) > 40
     path, method = every[which % len(every)]
-    if method == "DELETE" or path.endswith(("rename", "/models")) or (method == "PUT" and path.endswith("caption")):
+    if (
+        method == "DELETE"
+        or path.endswith(("rename", "/models"))
+        or (method == "PUT" and path.endswith(("caption", "crop")))
+    ):
         name, body = "other", body.replace(b"star", b"other")
     place = path.replace("{name}", encoded(name)).replace("{number}", number).replace("{concept}", number)
     said = client.request(

@@ -17,8 +17,9 @@ from hypothesis import HealthCheck, given, strategies
 from hypothesis import settings as hypothesis_settings
 from PIL import Image
 
-from dreambooth.core import project, run
+from dreambooth.core import focal_point, project, run
 from dreambooth.core.errors import UserError
+from dreambooth.core.focal_point import FocalPoint
 from dreambooth.core.layout import MINIATURE, SUBJECT_PICTURES
 from dreambooth.core.project import Folders
 from dreambooth.core.settings import parse, to_json
@@ -168,16 +169,19 @@ def test_a_dropped_picture_goes_to_the_trash_and_none_of_a_persons_own_folder(
     own, theirs = opened.folder / "pictures" / "1", tmp_path / "theirs"
     for folder in (own, theirs):
         folder.mkdir(parents=True)
-        for name in ("a.png", "a.txt", "a-mask.png", "b.png", "b.txt"):
+        for name in ("a.png", "a.txt", "a.focus", "a-mask.png", "b.png", "b.txt"):
             (folder / name).write_text(name)
-    for folder, left in ((own, ["b.png", "b.txt"]), (theirs, ["a-mask.png", "a.png", "a.txt", "b.png", "b.txt"])):
+    for folder, left in (
+        (own, ["b.png", "b.txt"]),
+        (theirs, ["a-mask.png", "a.focus", "a.png", "a.txt", "b.png", "b.txt"]),
+    ):
         asked.patch(f"{model}/settings", json={"settings": {"concepts.0.instance_data_dir": str(folder)}})
         answer = asked.post(f"{model}/concepts/0/remove", json={"file": "a.png"})
         assert sorted(path.name for path in folder.iterdir()) == left
         assert (answer.status_code == 200) == (folder == own)
     assert "is not the model's own; remove it there yourself" in answer.json()["problems"][0]
     trash = folders.trash / "star a.png"
-    assert sorted(path.name for path in trash.iterdir()) == ["a-mask.png", "a.png", "a.txt"]
+    assert sorted(path.name for path in trash.iterdir()) == ["a-mask.png", "a.focus", "a.png", "a.txt"]
     asked.patch(f"{model}/settings", json={"settings": {"concepts.0.instance_data_dir": str(own)}})
     for file in ("a.png", "../../model.json", "../1/b.txt", "", "b.txt"):
         assert asked.post(f"{model}/concepts/0/remove", json={"file": file}).status_code == 400
@@ -211,6 +215,41 @@ def test_a_caption_that_is_written_is_listed_wherever_it_lies(asked: TestClient,
         assert [one["caption"].strip() for one in asked.get(f"{place}/pictures").json()["pictures"]] == [words]
         asked.put(f"{place}/caption", json={"file": "a.png", "text": "a star"})
     assert {path.name for path in folder.iterdir()} == {"a.png", f"a{suffix}"}
+
+
+def test_a_crop_is_chosen_listed_and_forgotten_and_the_picture_stays(asked: TestClient, tmp_path: Path) -> None:
+    folder = tmp_path / "mine"
+    (folder / "below").mkdir(parents=True)
+    Image.new("RGB", (128, 64)).save(folder / "below" / "a.png")
+    before = (folder / "below" / "a.png").read_bytes()
+    create(asked, concepts=[{"instance_data_dir": str(folder), "instance_prompt": "x"}])
+    place = "/dreambooth/models/star/concepts/0"
+    (listed,) = asked.get(f"{place}/pictures").json()["pictures"]
+    assert listed["crop"] is None
+    chosen = {"file": "below/a.png", "x": 0.25, "y": 1}
+    said = asked.put(f"{place}/crop", json=chosen).json()
+    assert said == {"file": "below/a.png", "crop": {"x": 0.25, "y": 1, "zoom": 1}}
+    (listed,) = asked.get(f"{place}/pictures").json()["pictures"]
+    assert listed["crop"] == said["crop"]
+    for body, problems in (
+        ({"x": 0.5, "y": 0.5}, ["file: it is missing."]),
+        ({**chosen, "x": "left"}, ["x: it must be a number from 0 (the left edge) to 1 (the right one)."]),
+        ({**chosen, "zoom": 0}, ["zoom: it must be a number from 1 (as much as there is) to 100."]),
+        ({"file": "below/a.png"}, ["x", "y"]),
+        ({**chosen, "why": 1}, ["why: this request takes no such field (it takes file, x, y, zoom)."]),
+        ({**chosen, "file": "../a.png"}, ["'../a.png' is no picture in"]),
+    ):
+        refused = asked.put(f"{place}/crop", json=body)
+        assert refused.status_code == 400
+        assert all(one.startswith(told) for one, told in zip(refused.json()["problems"], problems, strict=True))
+    assert focal_point.read(folder / "below" / "a.png") == FocalPoint(0.25, 1), "what was refused changed nothing"
+    (folder / "below" / "a.focus").write_text("a word")
+    (listed,) = asked.get(f"{place}/pictures").json()["pictures"]
+    assert listed["crop"] is None and "it holds no crop" in listed["problem"]
+    for _ in range(2):
+        assert asked.delete(f"{place}/crop", params={"file": "below/a.png"}).json()["crop"] is None
+    assert [path.name for path in (folder / "below").iterdir()] == ["a.png"]
+    assert (folder / "below" / "a.png").read_bytes() == before
 
 
 def test_odd_pictures_are_thumbnails_or_sentences(asked: TestClient, tmp_path: Path) -> None:

@@ -107,7 +107,9 @@ def test_a_link_in_a_dataset_leads_nowhere(folders: Folders, tmp_path: Path) -> 
     for file in ("link.png", "linked/secret.png", "../secret.png", str(folders.models / "secret.png")):
         assert asked.get(f"{place}/picture", params={"file": file}).status_code == 400, file
         assert asked.put(f"{place}/caption", json={"file": file, "text": "x"}).status_code == 400, file
-    assert not (folders.models / "secret.txt").exists()
+        assert asked.put(f"{place}/crop", json={"file": file, "x": 0, "y": 0}).status_code == 400, file
+        assert asked.delete(f"{place}/crop", params={"file": file}).status_code == 400, file
+    assert not [one for one in (folders.models).iterdir() if one.stem == "secret" and one.suffix != ".png"]
 
 
 @needs_links
@@ -135,19 +137,27 @@ def test_a_model_that_cannot_be_copied_is_said_with_the_file(folders: Folders) -
 
 
 @needs_links
-def test_a_caption_that_is_written_over_a_link_replaces_the_link(folders: Folders) -> None:
+def test_a_caption_or_crop_that_is_written_over_a_link_replaces_the_link(folders: Folders) -> None:
     pictures = folders.models / "pictures"
     pictures.mkdir()
     (pictures / "a.png").write_bytes((SUBJECT_PICTURES / "1.png").read_bytes())
     kept = folders.models / "kept.txt"
     kept.write_text("kept")
-    (pictures / "a.txt").symlink_to(kept)
+    for name in ("a.txt", "a.focus"):
+        (pictures / name).symlink_to(kept)
     asked = client(folders)
     asked.patch("/dreambooth/models/star/settings", json={"settings": {"concepts.0.instance_data_dir": str(pictures)}})
     said = asked.put("/dreambooth/models/star/concepts/0/caption", json={"file": "a.png", "text": "a star"})
     assert said.status_code == 200
+    crop = "/dreambooth/models/star/concepts/0/crop"
+    assert asked.put(crop, json={"file": "a.png", "x": 0, "y": 1}).status_code == 200
     assert kept.read_text() == "kept"
     assert (pictures / "a.txt").read_text() == "a star\n"
+    assert (pictures / "a.focus").read_text() == '{"x": 0.0, "y": 1.0}\n'
+    (pictures / "a.focus").unlink()
+    (pictures / "a.focus").symlink_to(kept)
+    assert asked.delete(crop, params={"file": "a.png"}).status_code == 200
+    assert kept.read_text() == "kept" and not (pictures / "a.focus").is_symlink()
 
 
 def test_the_secret_of_a_webhook_is_shown_by_no_route_and_lost_by_none(
@@ -278,6 +288,8 @@ def test_where_only_the_webuis_folders_may_be_named_no_request_leads_elsewhere(
         ("POST", "models/star/errands", {**generate, "out": str(outside)}),
         ("POST", "inspect", {"path": str(MINIATURE)}),
         ("PUT", "models/star/concepts/0/caption", {"file": "star-1.png", "text": "x"}),
+        ("PUT", "models/star/concepts/0/crop", {"file": "star-1.png", "x": 0, "y": 0}),
+        ("DELETE", "models/star/concepts/0/crop?file=star-1.png", None),
         ("POST", "models/star/concepts/0/describe", {"with": "BLIP"}),
     ):
         said = asked.request(method, f"/dreambooth/{place}", json=body)

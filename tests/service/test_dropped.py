@@ -63,11 +63,12 @@ def test_what_is_dropped_again_is_there_once_and_its_words_stay(opened: Project,
     assert taken.kept == ["a.txt"]
 
 
-def test_captions_and_masks_find_their_picture(opened: Project, hand: _Hand) -> None:
+def test_captions_masks_and_crops_find_their_picture(opened: Project, hand: _Hand) -> None:
     first = dropped.take_in(opened, "", hand(a__png=ONE))
     dropped.take_in(opened, first.folder, hand(a__txt="one", b__txt="two"))
-    dropped.take_in(opened, first.folder, [*hand(b__png=TWO), *hand(**{"b-mask__png": THREE})])
-    assert set(_there(first.folder)) == {"a.png", "a.txt", "b.png", "b-mask.png", "b.txt"}
+    crop = '{"x": 0.2, "y": 0.5}'
+    dropped.take_in(opened, first.folder, [*hand(b__png=TWO), *hand(**{"b-mask__png": THREE, "b__focus": crop})])
+    assert set(_there(first.folder)) == {"a.png", "a.txt", "b.png", "b-mask.png", "b.txt", "b.focus"}
     taken = dropped.take_in(opened, first.folder, hand(c__txt="three"))
     dropped.take_in(opened, taken.folder, hand(c__png=THREE, c__txt="another three"))
     assert {"c.txt", "c-2.png", "c-2.txt"} < set(_there(first.folder)) and "c.png" not in _there(first.folder)

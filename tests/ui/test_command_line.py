@@ -190,6 +190,29 @@ def test_check_shows_the_plan(data: Path, dreambooth: Run, pictures: Path) -> No
     assert (said.answer["steps"], said.answer["images"], said.answer["class_pictures"][0]["missing"]) == (100, 200, 6)
 
 
+def test_a_crop_is_chosen_for_a_picture_and_forgotten(
+    data: Path, dreambooth: Run, pictures: Path, tmp_path: Path
+) -> None:
+    good, before = pictures / "good.png", everything(pictures)
+    assert dreambooth("crop", good).answer["crops"] == [{"picture": str(good), "crop": None}]
+    chosen = {"x": 0.25, "y": 0, "zoom": 1.2}
+    said = dreambooth("crop", good, "--at", 0.25, 0, "--zoom", 1.2)
+    assert said.code == 0 and said.answer["crops"] == [{"picture": str(good), "crop": chosen}]
+    assert dreambooth("crop", pictures).answer["crops"] == said.answer["crops"]
+    flags = ["--data", data, "--concepts.0.instance_data_dir", pictures, "--concepts.0.instance_prompt", "x"]
+    (row,) = dreambooth("check", "star", *flags).answer["pictures"]
+    assert (row["chosen"], row["crops"]) == (chosen, [[0, 0, 66.7, 66.7]])
+    refused(dreambooth("crop", good, "--at", 2, 0, "--zoom", 0), "--at: it must be", "--zoom: it must be")
+    refused(dreambooth("crop", good, "--zoom", 2), "--zoom: it goes with --at")
+    refused(dreambooth("crop", good, "--at", 0, 0, "--automatic"), "--automatic: it forgets")
+    refused(dreambooth("crop", pictures, "--at", 0, 0), "--at: it is for one picture")
+    refused(dreambooth("crop", tmp_path / "gone.png"), "gone.png is neither a picture nor a folder with some")
+    (pictures / "good.focus").write_text("here")
+    refused(dreambooth("crop", pictures), "good.focus: it holds no crop")
+    assert dreambooth("crop", pictures, "--automatic").answer["crops"] == []
+    assert everything(pictures) == before
+
+
 def test_check_shows_what_stops_a_run_beside_what_is_well(
     data: Path, dreambooth: Run, pictures: Path, tmp_path: Path
 ) -> None:

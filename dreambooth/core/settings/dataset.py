@@ -118,7 +118,7 @@ class Pictures:
         "centre",
         "Crop",
         "Which part is kept where a picture is too wide or too high: the middle, any part, or the part that stands "
-        "out from the rest.",
+        "out from the rest. A crop that you chose by hand goes before it.",
     )
     buckets: bool = setting(
         True,

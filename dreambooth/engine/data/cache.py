@@ -140,8 +140,8 @@ def _leaves_nothing(path: Path, mask: Image.Image) -> str:
     if not to_mask(mask).any():
         return f"{path}: its mask leaves nothing of the picture; whiten what is to be learned."
     return (
-        f"{path}: the crop cuts off all that its mask leaves; cut the picture yourself, or let pictures.buckets and "
-        "pictures.crop find a better one."
+        f"{path}: the crop cuts off all that its mask leaves; choose another one by hand, or let pictures.buckets "
+        "and pictures.crop find a better one."
     )
 
 

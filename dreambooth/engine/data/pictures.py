@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from dreambooth.core import captions, picture_files
+from dreambooth.core import captions, focal_point, picture_files
 from dreambooth.core.buckets import grid
 from dreambooth.core.errors import UserError
+from dreambooth.core.focal_point import FocalPoint
 from dreambooth.core.settings import Settings
 from dreambooth.core.settings.dataset import Captions, Concept
 from dreambooth.engine.data import framing, survey
@@ -24,6 +25,7 @@ class Picture:
     path: Path
     prompt: str
     concept: int
+    point: FocalPoint | None = None  # that a person has chosen for its crop
 
 
 @dataclass(frozen=True)
@@ -56,12 +58,22 @@ def gather(concepts: list[Concept], on_look: Callable[[int, int], None] = lambda
     for number, concept in enumerate(concepts):
         problems += picture_files.problems_of(concept, number)
         for path in picture_files.of_concept(concept):
+            point, problem = _chosen(path)
+            problems += problem
             try:
-                pictures.append(Picture(path, captions.instance_words(concept, path), number))
+                pictures.append(Picture(path, captions.instance_words(concept, path), number, point))
             except UserError as error:
                 problems += error.problems
     looks = survey.look_at_all([p.path for p in pictures], lambda done: on_look(done, len(pictures)))
     return Gathered(pictures, looks, problems + [seen.error for seen in looks if seen.error])
+
+
+def _chosen(path: Path) -> tuple[FocalPoint | None, list[str]]:
+    """The point that was chosen for a picture, and what is wrong with its file."""
+    try:
+        return focal_point.read(path), []
+    except UserError as error:
+        return None, error.problems
 
 
 def imagic_problem(settings: Settings, count: int) -> str:
@@ -88,7 +100,8 @@ def examples(gathered: Gathered, settings: Settings, size: int) -> list[list[Exa
             continue
         extent = (seen.width, seen.height)
         bucket = shapes.bucket(*extent)
-        cuts = framing.cuts(picture.path.name, extent, bucket, settings.pictures, settings.general.seed, seen.small)
+        choice, seed = settings.pictures, settings.general.seed
+        cuts = framing.cuts(picture.path.name, extent, bucket, choice, seed, seen.small, picture.point)
         made.append([Example(picture, cut) for cut in cuts])
     return made
 

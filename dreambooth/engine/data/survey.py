@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from dreambooth.core import focal_point
 from dreambooth.core.errors import UserError
 from dreambooth.core.picture_files import is_hidden
 from dreambooth.core.picture_opening import open_picture
@@ -21,7 +22,7 @@ _WORKERS = 4
 _SAME_BITS = 10  # of 256 that may differ between twins
 _SAME_COLOUR = 6  # of 255, the mean difference of colours between twins
 _NO_PICTURES = {".txt", ".caption", ".json", ".jsonl", ".csv", ".npz", ".npy", ".safetensors", ".toml", ".yaml", ".yml"}
-_NO_PICTURES |= {".md", ".ini", ".db", ".log", ".zip"}
+_NO_PICTURES |= {".md", ".ini", ".db", ".log", ".zip", focal_point.SUFFIX}
 
 
 @dataclass(frozen=True)

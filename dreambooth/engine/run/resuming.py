@@ -49,7 +49,7 @@ def restore(work: Work, session: Session) -> None:
         )
     if "pictures" in changed:
         saved.warnings.append(
-            "The pictures, their captions or their masks have changed since the last state; these go on with it."
+            "The pictures, their captions, crops or masks have changed since the last state; these go on with it."
         )
     for warning in saved.warnings:
         work.job.warn(warning)

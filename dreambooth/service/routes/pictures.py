@@ -9,6 +9,7 @@ from fastapi import Response
 from fastapi.responses import FileResponse
 
 from dreambooth.core.files import confinement
+from dreambooth.core.focal_point import FocalPoint
 from dreambooth.service import dropped, pictures
 from dreambooth.service.routes.base import Answer, Route, Routes, only, text
 
@@ -21,13 +22,15 @@ class Pictures(Routes):
             ("GET", "/models/{name}/concepts/{concept}/pictures", self.listing),
             ("GET", "/models/{name}/concepts/{concept}/picture", self.picture),
             ("PUT", "/models/{name}/concepts/{concept}/caption", self.write_caption),
+            ("PUT", "/models/{name}/concepts/{concept}/crop", self.crop),
+            ("DELETE", "/models/{name}/concepts/{concept}/crop", self.crop_automatically),
             ("POST", "/models/{name}/concepts/{concept}/describe", self.describe),
             ("POST", "/models/{name}/concepts/{concept}/remove", self.remove),
             ("GET", "/models/{name}/picture", self.drawn),
         ]
 
     def listing(self, name: str, concept: int, kind: str = "instance", offset: int = 0, limit: int = 100) -> Answer:
-        """The pictures of a concept, with their captions; `kind` is instance or class."""
+        """The pictures of a concept, with their captions and the crops chosen for them; `kind` is instance or class."""
         return pictures.listing(pictures.concept_folder(self.open(name), concept, kind), offset, limit)
 
     def picture(
@@ -43,6 +46,21 @@ class Pictures(Routes):
         pictures.write_caption(path, text(body, "text", optional=True))
         return {"file": str(body["file"]), "caption": pictures.caption(path)}
 
+    def crop(self, name: str, concept: int, body: dict[str, Any]) -> Answer:
+        """Crops the picture `file` around a point, `x` of its width and `y` of its height (0 to 1) from its upper left
+        corner, as far as the picture allows; with `zoom` so many times tighter, up to where it would be enlarged. A
+        small file beside the picture keeps that."""
+        only(body, "file", "x", "y", "zoom", needed="file")
+        path = pictures.confined(self._writable(name, concept), text(body, "file"))
+        point = FocalPoint.of({key: value for key, value in body.items() if key != "file"})
+        pictures.write_point(path, point)
+        return {"file": str(body["file"]), "crop": point.as_json()}
+
+    def crop_automatically(self, name: str, concept: int, file: str) -> Answer:
+        """Forgets the crop that was chosen for the picture `file`; it is automatic again."""
+        pictures.write_point(pictures.confined(self._writable(name, concept), file), None)
+        return {"file": file, "crop": None}
+
     def describe(self, name: str, concept: int, body: dict[str, Any]) -> Answer:
         """Captions by the WebUI's BLIP or DeepDanbooru (`with`) for pictures that have none; for all with `over`."""
         only(body, "with", "over")
@@ -53,15 +71,15 @@ class Pictures(Routes):
         return {"described": described}
 
     def remove(self, name: str, concept: int, body: dict[str, Any]) -> Answer:
-        """Moves the picture `file` to the trash, with its caption and mask. Only one that was dropped on the page; what
-        lies in a folder of your own stays."""
+        """Moves the picture `file` to the trash, with its caption, crop and mask. Only one that was dropped on the
+        page; what lies in a folder of your own stays."""
         opened = self.open(name)
         folder = pictures.concept_folder(opened, concept, "instance")
         moved = dropped.take_away(self.folders, opened, folder, text(only(body, "file"), "file"))
         return {"file": str(body["file"]), "trash": str(moved)}
 
     def _writable(self, name: str, concept: int) -> Path:
-        """The folder of a concept's pictures, for captions to be written there."""
+        """The folder of a concept's pictures, for captions and crops to be written there."""
         folder = pictures.concept_folder(self.open(name), concept, "instance")
         confinement.check(folder, f"concepts.{concept}.instance_data_dir")
         return folder

@@ -52,6 +52,20 @@ def plan(result: Result) -> str:
     return "\n".join(lines)
 
 
+def crops(result: Result) -> str:
+    """Where pictures are cropped by hand."""
+    if not result["crops"]:
+        return "" if result["problems"] else f"No crop is chosen by hand ({result['pictures']} pictures)."
+    return table([[one["picture"], _crop(one["crop"])] for one in result["crops"]])
+
+
+def _crop(point: Result | None) -> str:
+    if point is None:
+        return "automatic"
+    tighter = f", {point['zoom']:g} times tighter" if point["zoom"] > 1 else ""
+    return f"around {point['x']:.0%} from the left, {point['y']:.0%} from the top{tighter}"
+
+
 def finished(result: Result) -> str:
     where = f"at step {result['step']:,} of {result['steps']:,}" if result["steps"] else "before its first step"
     lines = [f"Run {result['run']} is {result['status']} {where}."]
@@ -156,5 +170,6 @@ def _picture(one: Result, folder: str) -> list[str]:
     variants = f" in {len(one['crops'])} variants" if len(one["crops"]) > 1 else ""
     shape = f"{one['bucket'][0]}x{one['bucket'][1]}{variants}"
     more = f" (and {len(one['texts']) - 1} more)" if len(one["texts"]) > 1 else ""
-    remarks = [*one["warnings"], *(["held out"] if one["held_out"] else [])]
+    marks = {"crop by hand": one["chosen"], "held out": one["held_out"]}
+    remarks = [*one["warnings"], *(mark for mark, is_so in marks.items() if is_so)]
     return [file, f"{one['width']}x{one['height']}", shape, one["prompt"] + more, "; ".join(remarks)]

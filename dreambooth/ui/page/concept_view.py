@@ -10,19 +10,16 @@ from pathlib import Path
 from urllib.parse import quote, urlencode
 
 from dreambooth.core import captions, picture_files, settings, validation
-from dreambooth.core.buckets import Bucket, Grid, grid, widest
 from dreambooth.core.errors import UserError
 from dreambooth.core.project import Folders, Project, open_project
 from dreambooth.core.settings import Settings
 from dreambooth.service import dropped, pictures
-from dreambooth.ui.page.errand_view import newest_errand
+from dreambooth.ui.page.crop_view import Crops
 from dreambooth.ui.page.fragments import root, sentence_list, source
 from dreambooth.ui.page.quality_view import HINT
 
 SHOWN = 48  # pictures at first, and with each "Show more"
 _THUMBNAIL_SIDE = 256
-
-Box = tuple[float, float, float, float]  # left, top, right, bottom, in pixels of the upright picture
 
 
 def concept_view(folders: Folders, model: str, row: int, shown: int, captioners: tuple[str, ...] = ()) -> str:
@@ -36,16 +33,14 @@ def concept_view(folders: Folders, model: str, row: int, shown: int, captioners:
     try:
         folder = pictures.concept_folder(project, row, "instance")
         listed = pictures.names(folder)
-        shapes = grid(own.pictures, own.general.resolution or project.resolution)
+        cropped = Crops.of(project, own)
     except UserError as error:
         return root("none", [("pictures", sentence_list(error.problems))])
     if not listed:
         return root("none", [("pictures", f'<p class="db-quiet">No pictures are in {escape(str(folder))} yet.</p>')])
-    checked = _crops_of_last_check(project, own)
     out = picture_files.held_out(own.concepts[row], [folder / name for name in listed], own.general.seed)
     tiles = "".join(
-        _tile(project, own, row, folder, name, shapes, checked, is_held_out=folder / name in out)
-        for name in listed[:shown]
+        _tile(project, own, row, folder, name, cropped, is_held_out=folder / name in out) for name in listed[:shown]
     )
     more = len(listed) - shown
     button = f'<button type="button" class="db-more" data-db-more="{SHOWN}">Show more ({more:,})</button>'
@@ -86,8 +81,7 @@ def _tile(
     row: int,
     folder: Path,
     name: str,
-    shapes: Grid,
-    checked: dict[str, Box],
+    cropped: Crops,
     *,
     is_held_out: bool,
 ) -> str:
@@ -96,17 +90,18 @@ def _tile(
         size = pictures.size(path)
     except UserError as error:
         return f'<figure class="db-tile">{_problem(error, path, name)}{_away(project, row, folder, name)}</figure>'
-    address = f"dreambooth/models/{quote(project.name)}/concepts/{row}/picture?" + urlencode(
-        {"file": name, "changed": path.stat().st_mtime_ns}
-    )
+    concept = f"dreambooth/models/{quote(project.name)}/concepts/{row}"
+    address = f"{concept}/picture?" + urlencode({"file": name, "changed": path.stat().st_mtime_ns})
+    crop = cropped.framed(path, name, size, concept, address)
     frame = (
-        f'<a class="db-frame" {source(address)} target="_blank" '
+        f'<div class="db-shown"><a class="db-frame" {source(address)} target="_blank" '
         f'style="aspect-ratio:{size[0]}/{size[1]}"><img loading="lazy" alt="{escape(name)}" title="{escape(name)}" '
-        f"{source(address, f'&side={_THUMBNAIL_SIDE}')}>{_shade(path, size, own, shapes, checked)}</a>"
+        f"{source(address, f'&side={_THUMBNAIL_SIDE}')}>{crop.frame}</a>{crop.button}</div>"
     )
     mark = '<b class="db-held-out">held out</b>' if is_held_out else ""
     mark += _away(project, row, folder, name)
-    return f'<figure class="db-tile">{frame}{mark}{_words(project, own, row, path, name)}</figure>'
+    words = sentence_list(crop.problems) + _words(project, own, row, path, name)
+    return f'<figure class="db-tile">{frame}{mark}{words}</figure>'
 
 
 def _away(project: Project, row: int, folder: Path, name: str) -> str:
@@ -124,46 +119,6 @@ def _away(project: Project, row: int, folder: Path, name: str) -> str:
 def _problem(error: UserError, path: Path, name: str) -> str:
     """What is wrong with a picture; a tile has no room for its folder, which the page names above."""
     return sentence_list([problem.replace(str(path), name) for problem in error.problems])
-
-
-def _shade(path: Path, size: tuple[int, int], own: Settings, shapes: Grid, checked: dict[str, Box]) -> str:
-    """What is cut off, dimmed; nothing where that is known only after a check."""
-    bucket = shapes.bucket(*size)
-    if own.pictures.crop == "centre":
-        box = _centred(size, bucket)
-    elif (found := checked.get(str(path))) is None:
-        return ""
-    else:
-        box = found
-    left, top = box[0] / size[0] * 100, box[1] / size[1] * 100
-    width, height = (box[2] - box[0]) / size[0] * 100, (box[3] - box[1]) / size[1] * 100
-    title = f"trained at {bucket}"
-    return (
-        f'<i title="{title}" style="left:{left:.2f}%;top:{top:.2f}%;width:{width:.2f}%;height:{height:.2f}%"></i>'
-        if width * height < 9_980
-        else ""
-    )
-
-
-def _centred(size: tuple[int, int], bucket: Bucket) -> Box:
-    width, height = widest(size, bucket)
-    left, top = (size[0] - width) / 2, (size[1] - height) / 2
-    return left, top, left + width, top + height
-
-
-def _crops_of_last_check(project: Project, own: Settings) -> dict[str, Box]:
-    """Where the last check cut each picture; empty where the cut was chosen otherwise then."""
-    job = newest_errand(project, "check") if own.pictures.crop != "centre" else None
-    done = job.story() if job else None
-    if job is None or done is None or done.status != "done" or done.ending is None:
-        return {}
-    try:
-        then = settings.parse(job.settings())
-    except UserError:  # it is damaged, and tells nothing
-        return {}
-    if then.pictures != own.pictures or then.general.resolution != own.general.resolution:
-        return {}
-    return {one["path"]: tuple(one["crops"][0]) for one in done.ending.get("pictures", []) if one.get("crops")}
 
 
 def _words(project: Project, own: Settings, row: int, path: Path, name: str) -> str:

@@ -85,7 +85,8 @@ def _is_outdated(project: Project, job: Job) -> bool:
     except UserError:
         return True
     begun = (job.folder / "job.json").stat().st_mtime
-    folders = (Path(concept.instance_data_dir).expanduser() for concept in now.concepts)
+    folders = {Path(concept.instance_data_dir).expanduser() for concept in now.concepts}
+    folders |= {Path(one["path"]).parent for one in (job.story().ending or {}).get("pictures", [])}
     return any(folder.is_dir() and folder.stat().st_mtime > begun for folder in folders)
 
 

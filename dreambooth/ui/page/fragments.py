@@ -42,7 +42,12 @@ def root(state: str, sections: list[tuple[str, str]], settings: str = "") -> str
 
 def source(address: str, more: str = "") -> str:
     """The attribute by which the browser gets what lies at an address of ours; `more` is put to the query."""
-    return f'data-db-src="{escape(seals.sealed(PAGE_TOKEN, address + more))}"'
+    return f'data-db-src="{escape(sealed(address + more))}"'
+
+
+def sealed(address: str) -> str:
+    """An address of ours that a browser may ask for without headers."""
+    return seals.sealed(PAGE_TOKEN, address)
 
 
 def picture_address(project: Project, path: Path) -> str:

@@ -138,7 +138,7 @@ CONTROLS: dict[str, tuple[Control, ...]] = {
         ),
         Control(
             "Start Cropping, Source Path, Dest Path, Max Res, Bucket Steps, Dry Run",
-            "pictures are cut as they are read, and the files stay as they are",
+            "pictures are cut as they are read, and the files stay as they are; Crop on a picture cuts it by hand",
             ours=("pictures.crop", "pictures.buckets"),
         ),
         Control("Generate Class Images", "on the Concepts tab", place='Concepts tab, "Generate Class Images"'),
