@@ -14,7 +14,7 @@ from dreambooth.core.captions import PICTURES
 from dreambooth.core.errors import UserError
 from dreambooth.core.files import atomic, file_names, paths
 from dreambooth.core.focal_point import FocalPoint
-from dreambooth.core.picture_opening import open_picture
+from dreambooth.core.picture_opening import open_picture, upright_size
 from dreambooth.core.project import Project
 
 MOST_LISTED = 500
@@ -23,7 +23,6 @@ MOST_LOOKED_AT = 60_000  # files of any kind; somebody may have named a whole di
 MOST_PIXELS = 120_000_000
 THUMBNAIL_SIDES = (32, 768)
 MOST_CAPTION_CHARACTERS = 20_000
-_ORIENTATION = 0x0112  # of EXIF
 _NEWER = (".avif", ".heic", ".heif")
 
 
@@ -79,8 +78,7 @@ def size(path: Path) -> tuple[int, int]:
 def _size(path: Path, changed: int) -> tuple[int, int]:
     try:
         with open_picture(path) as opened:
-            turned = opened.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
-            return (opened.height, opened.width) if turned else (opened.width, opened.height)
+            return upright_size(opened)
     except Exception as error:  # noqa: BLE001  (Pillow raises nearly anything on a damaged file)
         raise _unreadable(path, error) from None
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import struct
 import subprocess
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, ImageFile
 
 from dreambooth.core.errors import UserError
 from dreambooth.engine.data.decoding import decode, decode_alpha, measure
@@ -24,6 +26,49 @@ def test_a_photo_is_turned_as_its_camera_says(tmp_path: Path) -> None:
     assert turned.shape == (64, 32)
     assert turned[:, 20:].mean() < 20 < 230 < turned[:, :12].mean()
     assert measure(tmp_path / "x.jpg") == (32, 64, 1)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tif", "webp", "avif"])
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+def test_every_kind_of_file_is_measured_upright(tmp_path: Path, suffix: str, orientation: int) -> None:
+    """A TIFF's sides Pillow swaps by itself."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / f"x.{suffix}"
+    Image.new("RGB", (64, 32), "red").save(path, exif=exif)
+    assert measure(path)[:2] == decode(path).size == pictures.size(path) == ((32, 64) if orientation == 6 else (64, 32))
+
+
+@pytest.mark.parametrize("behind", [False, True])
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_png_is_measured_without_its_pixels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, behind: bool, turned: bool
+) -> None:
+    """Unless something stands behind them that may say how it is turned."""
+    exif, loaded = Image.Exif(), list[str]()
+    exif[0x0112] = 6
+    path = tmp_path / "x.png"
+    Image.new("RGB", (64, 32), "red").save(path, **({"exif": exif} if turned else {}))
+    if behind:
+        path.write_bytes(last_before_end(path.read_bytes(), b"eXIf" if turned else b"tEXt"))
+    load = ImageFile.ImageFile.load
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda image: (loaded.append(image.filename), load(image))[1])
+    wanted = (32, 64) if turned else (64, 32)
+    assert measure(path) == (*wanted, 1)
+    assert bool(loaded) == behind
+    assert decode(path).size == wanted
+
+
+def last_before_end(png: bytes, kind: bytes) -> bytes:
+    """A PNG with a chunk of that kind behind its pixels, the one that it has, or else a new one."""
+    place = png.find(kind) - 4
+    if place < 0:
+        body = kind + b"Comment\0none"
+        chunk = struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
+    else:
+        length = 12 + struct.unpack(">I", png[place : place + 4])[0]
+        chunk, png = png[place : place + length], png[:place] + png[place + length :]
+    return png[:-12] + chunk + png[-12:]
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "L", "1", "CMYK", "I;16", "I", "F", "LAB", "YCbCr", "RGB"])

@@ -12,15 +12,13 @@ from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from dreambooth.core import captions
 from dreambooth.core.errors import UserError
-from dreambooth.core.picture_opening import open_picture
+from dreambooth.core.picture_opening import open_picture, upright_size
 
 warnings.filterwarnings("ignore", module=r"PIL\.")  # odd metadata is not the person's problem
 
 SUFFIXES = captions.PICTURES
 _DAMAGE = (OSError, ValueError, SyntaxError, EOFError, MemoryError)  # what Pillow raises for files that are not whole
 _HEIF = (".heic", ".heif")
-_TURNED = (5, 6, 7, 8)  # values of the EXIF orientation that swap width and height
-_ORIENTATION = 0x0112
 
 
 def decode(path: Path, smallest: int = 0, ground: int = 255) -> Image.Image:
@@ -30,14 +28,19 @@ def decode(path: Path, smallest: int = 0, ground: int = 255) -> Image.Image:
     With `smallest`, a JPEG may come out smaller, down to that many pixels along its shorter side, which is several
     times faster. Raises UserError naming the file and the mend.
     """
+    try:
+        return _rgb(_upright(path, smallest), ground)
+    except _DAMAGE as error:
+        raise _unreadable(path, error) from None
+
+
+def _upright(path: Path, smallest: int) -> Image.Image:
+    """The picture in its own mode; what else was read of its file is let go of."""
     with _open(path) as image:
-        try:
-            if smallest:
-                _draft(image, smallest)
-            image.load()
-            return _rgb(ImageOps.exif_transpose(image), ground)
-        except _DAMAGE as error:
-            raise _unreadable(path, error) from None
+        if smallest:
+            _draft(image, smallest)
+        image.load()
+        return ImageOps.exif_transpose(image)
 
 
 def decode_alpha(path: Path) -> Image.Image | None:
@@ -62,9 +65,7 @@ def measure(path: Path) -> tuple[int, int, int]:
     """
     with _open(path) as image:
         try:
-            width, height = image.size
-            if image.getexif().get(_ORIENTATION) in _TURNED:
-                width, height = height, width
+            width, height = upright_size(image)
             frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)  # MPO: a photo and its depth
             return width, height, frames
         except _DAMAGE as error:
@@ -118,7 +119,7 @@ def _rgb(image: Image.Image, ground: int) -> Image.Image:
         image = _srgb(image, profile)
     if image.mode == "LAB":
         image = ImageCms.profileToProfile(image, ImageCms.createProfile("LAB"), _SRGB, outputMode="RGB")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _eight_bits(values: np.ndarray) -> Image.Image:
