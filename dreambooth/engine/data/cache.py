@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -18,7 +19,7 @@ from dreambooth.core.buckets import Bucket
 from dreambooth.core.errors import UserError
 from dreambooth.core.memory.footprint import LATENTS_ON_DEVICE, pictures_at_once
 from dreambooth.engine import hardware
-from dreambooth.engine.data import decoding, framing, masks
+from dreambooth.engine.data import ahead, cutting, framing, masks
 from dreambooth.engine.data.latent_store import Store
 from dreambooth.engine.data.pictures import Example
 from dreambooth.engine.families.model import LATENT_CHANNELS, LATENT_FACTOR, Model
@@ -93,7 +94,8 @@ def encode(
 ) -> Encoded:
     """Encodes examples, or takes what the store has of them; their prompts must be among `prompts`.
 
-    Of the pictures, one batch is in memory at a time. Raises UserError naming a picture whose latents are not finite.
+    Of the pictures, one batch is in memory at a time, and for a card what is made ready beside it. Raises UserError
+    naming a picture that cannot be read, or whose latents are not finite.
     """
     encoded = _empty(model, examples, prompts)
     with model.present("vae"):
@@ -104,20 +106,23 @@ def encode(
 def _encode_all(
     model: Model, examples: list[Example], encoded: Encoded, on_batch: Callable[[int], None], store: Store | None
 ) -> None:
-    done = 0
-    for chunk in _chunks(examples):
-        missing = []
-        for n in chunk:
-            if kept := store.read(examples[n]) if store else None:
-                _place(encoded, n, *kept)
-            else:
-                missing.append(n)
-        for n, mean, std in _encoded(model, examples, missing):
-            if store:
-                store.write(examples[n], mean, std)
-            _place(encoded, n, mean, std)
-        done += len(chunk)
-        on_batch(done)
+    chunks, done = list(_chunks(examples)), 0
+    workers = 0 if model.vae.device.type == "cpu" else ahead.WORKERS  # where the CPU encodes, it has no time left
+    in_turn = [examples[n] for chunk in chunks for n in chunk]
+    with closing(cutting.prepared(in_turn, store, workers)) as found:
+        for chunk in chunks:
+            missing = dict[int, Image.Image]()
+            for n, one in zip(chunk, found):
+                if one.known:
+                    _place(encoded, n, *one.known)
+                else:
+                    missing[n] = one.picture
+            for n, mean, std in _encoded(model, examples, missing):
+                if store:
+                    store.write(examples[n], mean, std)
+                _place(encoded, n, mean, std)
+            done += len(chunk)
+            on_batch(done)
 
 
 def cut_masks(examples: list[Example]) -> list[Tensor | None]:
@@ -125,14 +130,18 @@ def cut_masks(examples: list[Example]) -> list[Tensor | None]:
 
     Raises UserError naming a mask that will not do.
     """
-    cut = []
-    for path, some in groupby(examples, key=lambda one: one.picture.path):
-        whole = masks.decode(path)
-        for example in some:
-            mask = None if whole is None else to_mask(framing.shape(whole, example.cut))
-            if whole is not None and mask is not None and not mask.any():
-                raise UserError(_leaves_nothing(path, whole))
-            cut.append(mask)
+    files = [list(some) for _, some in groupby(examples, key=lambda one: one.picture.path)]
+    return [mask for some in ahead.in_order(_cut_mask, files, cutting.bytes_of_file) for mask in some]
+
+
+def _cut_mask(some: list[Example]) -> list[Tensor | None]:
+    path = some[0].picture.path
+    whole, cut = masks.decode(path), []
+    for example in some:
+        mask = None if whole is None else to_mask(framing.shape(whole, example.cut))
+        if whole is not None and mask is not None and not mask.any():
+            raise UserError(_leaves_nothing(path, whole))
+        cut.append(mask)
     return cut
 
 
@@ -193,17 +202,19 @@ def _place(encoded: Encoded, n: int, mean: Tensor, std: Tensor) -> None:
     encoded.std[number][row] = std
 
 
-def _encoded(model: Model, examples: list[Example], numbers: list[int]) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """Mean and deviation of a few examples of one bucket, encoded together; one by one on a CPU, which takes as
-    long for that, with less memory."""
-    if not numbers:
+def _encoded(
+    model: Model, examples: list[Example], some: dict[int, Image.Image]
+) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """Mean and deviation of a few examples of one bucket by their pictures, encoded together; one by one on a CPU,
+    which takes as long for that, with less memory."""
+    if not some:
         return
-    some = [examples[n] for n in numbers]
-    pixels = torch.stack([to_tensor(picture) for picture in _variants(some)])
-    parts = [model.encode_pictures(part) for part in pixels.split(1 if model.device.type == "cpu" else len(pixels))]
+    pixels = torch.stack([to_tensor(picture) for picture in some.values()])
+    at_once = 1 if model.vae.device.type == "cpu" else len(pixels)
+    parts = [model.encode_pictures(part) for part in pixels.split(at_once)]
     means, stds = (torch.cat(side) for side in zip(*parts))
     finite = torch.isfinite(means + stds).flatten(1).all(1).tolist()
-    for n, mean, std, fine in zip(numbers, means, stds, finite):
+    for n, mean, std, fine in zip(some, means, stds, finite):
         if not fine:
             path = examples[n].picture.path
             raise UserError(f"{path}: the VAE cannot encode this picture (its latents are not finite).")
@@ -218,11 +229,3 @@ def _chunks(examples: list[Example]) -> Iterator[list[int]]:
         alike, size = list(some), pictures_at_once(bucket.area)
         for start in range(0, len(alike), size):
             yield alike[start : start + size]
-
-
-def _variants(examples: list[Example]) -> Iterator[Image.Image]:
-    """The pictures of examples; a file with several variants in a row is decoded once."""
-    for path, some in groupby(examples, key=lambda example: example.picture.path):
-        whole = decoding.decode(path)
-        for example in some:
-            yield framing.apply(whole, example.cut)

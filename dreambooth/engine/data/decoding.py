@@ -19,6 +19,8 @@ warnings.filterwarnings("ignore", module=r"PIL\.")  # odd metadata is not the pe
 SUFFIXES = captions.PICTURES
 _DAMAGE = (OSError, ValueError, SyntaxError, EOFError, MemoryError)  # what Pillow raises for files that are not whole
 _HEIF = (".heic", ".heif")
+_BYTES_A_PIXEL = 4  # as Pillow keeps RGB
+_AT_ONCE = 2  # of the same picture: as it is in the file, and turned or in other colours
 
 
 def decode(path: Path, smallest: int = 0, ground: int = 255) -> Image.Image:
@@ -31,7 +33,7 @@ def decode(path: Path, smallest: int = 0, ground: int = 255) -> Image.Image:
     try:
         return _rgb(_upright(path, smallest), ground)
     except _DAMAGE as error:
-        raise _unreadable(path, error) from None
+        raise unreadable(path, error) from None
 
 
 def _upright(path: Path, smallest: int) -> Image.Image:
@@ -41,6 +43,16 @@ def _upright(path: Path, smallest: int) -> Image.Image:
             _draft(image, smallest)
         image.load()
         return ImageOps.exif_transpose(image)
+
+
+def bytes_of(area: int) -> int:
+    """What a decoded picture of so many pixels takes."""
+    return _BYTES_A_PIXEL * area
+
+
+def most_bytes(area: int) -> int:
+    """The most that decoding one holds."""
+    return _AT_ONCE * bytes_of(area)
 
 
 def decode_alpha(path: Path) -> Image.Image | None:
@@ -55,7 +67,7 @@ def decode_alpha(path: Path) -> Image.Image | None:
             image.load()
             return ImageOps.exif_transpose(image).convert("RGBA").getchannel("A")
         except _DAMAGE as error:
-            raise _unreadable(path, error) from None
+            raise unreadable(path, error) from None
 
 
 def measure(path: Path) -> tuple[int, int, int]:
@@ -69,7 +81,7 @@ def measure(path: Path) -> tuple[int, int, int]:
             frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)  # MPO: a photo and its depth
             return width, height, frames
         except _DAMAGE as error:
-            raise _unreadable(path, error) from None
+            raise unreadable(path, error) from None
 
 
 def _open(path: Path) -> Image.Image:
@@ -80,7 +92,7 @@ def _open(path: Path) -> Image.Image:
     try:
         return open_picture(path)
     except _DAMAGE as error:
-        raise _unreadable(path, error) from None
+        raise unreadable(path, error) from None
     except Image.DecompressionBombError:
         most = 2 * (Image.MAX_IMAGE_PIXELS or 0) / 1e6
         raise UserError(
@@ -88,7 +100,8 @@ def _open(path: Path) -> Image.Image:
         ) from None
 
 
-def _unreadable(path: Path, error: Exception) -> UserError:
+def unreadable(path: Path, error: Exception) -> UserError:
+    """What is said of a picture that cannot be read."""
     reason = str(error).splitlines()[0] if str(error) else "damaged"
     if isinstance(error, UnidentifiedImageError):
         reason = "it is empty" if path.stat().st_size == 0 else "it is no picture"

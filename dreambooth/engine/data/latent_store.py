@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from dreambooth.core.files import atomic
+from dreambooth.engine.data import decoding
 from dreambooth.engine.data.pictures import Example
 from dreambooth.engine.families.model import Model
 
@@ -112,12 +113,16 @@ def encoder_fingerprint(model: Model) -> str:
     return digest.hexdigest()
 
 
-@functools.lru_cache(maxsize=4)
+@functools.lru_cache(maxsize=64)
 def _of_content(path: Path, changed: int, size: int) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _digest(path: Path) -> str:
-    """Of a picture's bytes; a picture's variants follow each other, so it is read once for all of them."""
-    about = path.stat()
-    return _of_content(path, about.st_mtime_ns, about.st_size)
+    """Of a picture's bytes; a picture's variants follow each other, so it is read once for all of them, and for what is
+    written of them soon after. Raises UserError for a file that cannot be read."""
+    try:
+        about = path.stat()
+        return _of_content(path, about.st_mtime_ns, about.st_size)
+    except OSError as error:
+        raise decoding.unreadable(path, error) from None

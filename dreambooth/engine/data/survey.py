@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,10 +14,9 @@ from dreambooth.core import focal_point
 from dreambooth.core.errors import UserError
 from dreambooth.core.picture_files import is_hidden
 from dreambooth.core.picture_opening import open_picture
-from dreambooth.engine.data import decoding
+from dreambooth.engine.data import ahead, decoding
 
 THUMBNAIL = 256  # pixels along the longer side
-_WORKERS = 4
 _SAME_BITS = 10  # of 256 that may differ between twins
 _SAME_COLOUR = 6  # of 255, the mean difference of colours between twins
 _NO_PICTURES = {".txt", ".caption", ".json", ".jsonl", ".csv", ".npz", ".npy", ".safetensors", ".toml", ".yaml", ".yml"}
@@ -45,10 +43,9 @@ class Look:
 def look_at_all(paths: Iterable[Path], on_look: Callable[[int], None] = lambda done: None) -> list[Look]:
     """One look at each file, several at a time; of each only a thumbnail is kept. `on_look` hears the count."""
     looks = []
-    with ThreadPoolExecutor(_WORKERS) as pool:
-        for seen in pool.map(look, paths):
-            looks.append(seen)
-            on_look(len(looks))
+    for seen in ahead.in_order(look, paths, workers=ahead.FEW):
+        looks.append(seen)
+        on_look(len(looks))
     return looks
 
 

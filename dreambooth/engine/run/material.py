@@ -68,8 +68,7 @@ class Material:
         if settings.objective.masked:
             made.cut = cache.cut_masks([*made.own, *held_out])
         elif work.project.about.get("inpainting"):
-            for picture in found:
-                masks.decode(picture.path)  # one that will not do is named before anything begins
+            masks.check_all(picture.path for picture in found)  # one that will not do is named before anything begins
         return made
 
     @property
