@@ -15,7 +15,7 @@ from PIL import Image
 from dreambooth.core.errors import UserError
 from dreambooth.core.layout import MINIATURE
 from dreambooth.engine import families
-from dreambooth.engine.data import ahead, cache, cutting, decoding, framing, masks, survey
+from dreambooth.engine.data import ahead, cache, cutting, decoding, framing, latent_store, masks, survey
 from dreambooth.engine.data.latent_store import Store
 from dreambooth.engine.data.pictures import Example
 from dreambooth.engine.families.model import Model
@@ -26,7 +26,7 @@ VARIED = {"pictures.hflip": True, "pictures.crop_jitter": 0.3, "pictures.rotatio
 
 
 def threads() -> set[str]:
-    return {thread.name for thread in threading.enumerate() if thread.name.startswith("pictures")}
+    return {thread.name for thread in threading.enumerate() if thread.name.startswith(("pictures", "latents"))}
 
 
 @pytest.fixture(autouse=True)
@@ -218,6 +218,27 @@ def test_what_was_encoded_before_an_error_is_kept_and_no_thread_goes_on(
     assert len(list((tmp_path / "kept").iterdir())) == 2
     if not asked:
         assert str(caught.value).startswith(f"{turn[2]}: ")
+
+
+def test_latents_go_to_the_disk_beside_the_encoding_and_are_there_after_it(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one_by_one(monkeypatch)
+    monkeypatch.setattr(latent_store, "_MOST_WAITING", 2)
+    where, waiting, some = set[str](), list[int](), examples(photos)
+    save, model = latent_store.save_file, families.load_file(MINIATURE)
+    store = Store(tmp_path / "kept", model)
+
+    def watched(entry: object, path: Path) -> None:
+        where.add(threading.current_thread().name.split("_")[0])
+        save(entry, path)
+
+    monkeypatch.setattr(latent_store, "save_file", watched)
+    cache.encode(model, some, ["x"], lambda done: waiting.append(len(store._waiting)), store)
+    assert where == {"latents"}
+    assert max(waiting) <= 2
+    assert {path.stem for path in (tmp_path / "kept").iterdir()} == store.used
+    assert len(store.used) == len(some) and not store.problem
 
 
 def test_of_pictures_whose_size_is_not_known_few_are_looked_at_at_once(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -98,7 +98,7 @@ def encode(
     naming a picture that cannot be read, or whose latents are not finite.
     """
     encoded = _empty(model, examples, prompts)
-    with model.present("vae"):
+    with model.present("vae"), store.writing_beside() if store else nullcontext():
         _encode_all(model, examples, encoded, on_batch, store)
     return encoded
 

@@ -13,6 +13,9 @@ import hashlib
 import json
 import os
 import time
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 
@@ -30,6 +33,7 @@ from dreambooth.engine.families.model import Model
 VERSION = 1  # of what is kept; another one reads nothing of the old
 KEPT_DAYS = 14  # without being used
 MOST_BYTES = 4_000_000_000
+_MOST_WAITING = 16  # entries that are to be written
 
 
 class Store:
@@ -40,10 +44,23 @@ class Store:
         self.encoder = encoder_fingerprint(model)
         self.used: set[str] = set()
         self.problem = ""  # why entries could not be written
+        self._beside: ThreadPoolExecutor | None = None
+        self._waiting = deque["Future[None]"]()
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             self.problem = str(error)
+
+    @contextlib.contextmanager
+    def writing_beside(self) -> Iterator[None]:
+        """Within it a thread writes: until an entry is on the disk may take as long as encoding a picture. After it all
+        are there."""
+        with ThreadPoolExecutor(1, "latents") as self._beside:
+            try:
+                yield
+            finally:
+                self._beside = None
+                self._wait_for(0)
 
     def read(self, example: Example) -> tuple[Tensor, Tensor] | None:
         """Mean and standard deviation of an example's latents (4, h, w), if they are there and whole."""
@@ -61,9 +78,22 @@ class Store:
         self._write(self._path(example, _of_mask(mask)), {"masked": latents})
 
     def _write(self, path: Path, entry: dict[str, Tensor]) -> None:
+        here = {name: tensor.cpu().contiguous() for name, tensor in entry.items()}
+        if self._beside is None:
+            self._save(path, here)
+            return
+        self._waiting.append(self._beside.submit(self._save, path, here))
+        self._wait_for(_MOST_WAITING)
+
+    def _wait_for(self, left: int) -> None:
+        """Until no more than so many entries are to be written."""
+        while len(self._waiting) > left:
+            self._waiting.popleft().result()
+
+    def _save(self, path: Path, entry: dict[str, Tensor]) -> None:
         try:
             with atomic.staged(path) as staged:
-                save_file({name: tensor.cpu().contiguous() for name, tensor in entry.items()}, staged)
+                save_file(entry, staged)
         except (OSError, SafetensorError) as error:
             self.problem = str(error)
 

@@ -4,6 +4,7 @@ once as the pictures themselves are, and of a quarter nothing, so that it goes o
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -67,7 +68,7 @@ def add(
     total = sum(4 * int(np.prod(shape)) for shape in shapes)
     place = model.device if total <= cache.MOST_ON_DEVICE else torch.device("cpu")
     left = encoded.surroundings.left = [torch.empty(shape, device=place) for shape in shapes]
-    with model.present("vae"):
+    with model.present("vae"), store.writing_beside() if store else nullcontext():
         for done, (n, seen) in enumerate(_seen(model, examples, many, seed, store), start=1):
             left[int(encoded.bucket[n])][int(encoded.row[n])] = seen
             on_example(done)
