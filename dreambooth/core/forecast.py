@@ -58,7 +58,7 @@ def saves(settings: Settings, length: Budget, done: Done = Done()) -> int:
 
 def keeps_best(settings: Settings) -> bool:
     """Whether the best result is written too."""
-    return settings.saving.keep_best and any(concept.held_out for concept in settings.concepts)
+    return settings.saving.keep_best and settings.is_measured
 
 
 def state_bytes(header: Header, settings: Settings) -> int:

@@ -161,7 +161,7 @@ class Story:
 
     @property
     def best(self) -> Measure | None:
-        """When it was best, as far as pictures were held out to tell."""
+        """When it was best, as far as pictures that it does not learn can tell."""
         return validation.best(self.measures)
 
     def catch_up(self, file: IO[bytes], size: int) -> None:

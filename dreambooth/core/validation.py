@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 CAN_SPARE = 8  # pictures of a concept, of which one can be held out without being missed
+MOST_MEASURED = 4  # of the pictures that are learned, and of their mirror images
 
 
 @dataclass(frozen=True)

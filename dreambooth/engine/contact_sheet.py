@@ -69,8 +69,11 @@ def facts(report: Report) -> list[tuple[str, str, str]]:
         rows.append(("Class pictures", f"{missing:,} to be made", f"{there:,} are there"))
     if out := sum(one["held_out"] for one in report["pictures"]):
         rows.append(("Held out", f"{out:,}", "not learned, only looked at, to tell when the run is best"))
-    elif report["could_hold_out"]:
-        rows.append(("Held out", "none", "one that is only looked at would tell when the run is best"))
+    if mirrored := report["mirrored"]:
+        rows.append(("Mirror images", f"{mirrored:,}", "only looked at, to tell when the run is best"))
+    if could := report["could_measure"]:
+        what = "one that is only looked at" if "held_out" in could else "mirror images, only looked at,"
+        rows.append(("Held out", "none", f"{what} would tell when the run is best"))
     if kept := report["kept_prompts"]:
         rows.append(("Class", "kept by prediction", "; ".join(kept)))
     return [*rows, ("Result goes to", Path(report["output_folder"]).name, report["output_folder"])]

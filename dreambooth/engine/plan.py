@@ -69,7 +69,8 @@ def report(job: Job) -> dict[str, Any]:
         row["held_out"] = picture in held_out
     made = {
         "pictures": shown,
-        "could_hold_out": _could_hold_out(gathered, work.settings),
+        "mirrored": work.settings.intervals.validate_mirrored * min(len(learned), validation.MOST_MEASURED),
+        "could_measure": _could_measure(gathered, work.settings),
         "strangers": [str(path) for path in _strangers(work)],
         "buckets": _buckets(examples),
         "class_pictures": [_class_pictures(planned) for planned in plans],
@@ -143,11 +144,15 @@ def _class_pictures(planned: class_pictures.Plan) -> dict[str, Any]:
     }
 
 
-def _could_hold_out(gathered: Gathered, settings: Settings) -> bool:
-    """Whether a picture could be spared to tell when the run is best, and none is."""
+def _could_measure(gathered: Gathered, settings: Settings) -> str:
+    """The setting by which the run could tell when it is best, with its value, where it cannot yet: a picture that can
+    be spared, or else mirror images."""
+    if settings.is_measured or settings.imagic.enabled:
+        return ""
     counts = Counter(picture.concept for picture in gathered.pictures)
-    held_out = [concept.held_out for concept in settings.concepts]
-    return not settings.imagic.enabled and validation.could_tell(held_out, list(counts.values()))
+    if validation.could_tell([0], list(counts.values())):
+        return f"concepts.{counts.most_common(1)[0][0]}.held_out 1"
+    return "" if settings.pictures.hflip else "intervals.validate_mirrored on"
 
 
 def _looking(job: Job) -> Callable[[int, int], None]:

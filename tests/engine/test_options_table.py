@@ -58,6 +58,7 @@ PROOFS = {
     "intervals.save_preview_every_steps": "engine/test_memory_options.py::test_things_are_done_every_so_many_steps",
     "intervals.save_model_every_steps": "engine/test_memory_options.py::test_things_are_done_every_so_many_steps",
     "intervals.save_state_every_steps": "engine/test_memory_options.py::test_things_are_done_every_so_many_steps",
+    "intervals.validate_mirrored": "engine/test_validation.py::test_mirror_images_are_measured_and_change_nothing",
     "intervals.validate_every": "engine/test_validation.py::test_measuring_changes_nothing_of_what_is_learned",
     "intervals.patience": "engine/test_validation.py::test_a_run_ends_when_its_patience_does",
     "intervals.results_kept": "engine/test_thinning.py::test_the_newest_the_last_and_what_a_person_asked_for_stay",

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from PIL import Image, ImageChops
+from PIL import Image, ImageChops, ImageOps
 
 from dreambooth.core.errors import UserError
 from dreambooth.core.layout import SUBJECT_PICTURES
@@ -19,15 +19,17 @@ from dreambooth.core.run import BEFORE, Job
 from dreambooth.core.settings import parse
 from dreambooth.engine import families, plan, worker
 from dreambooth.engine.checkpoints.source import open_model
-from dreambooth.engine.data import cache
+from dreambooth.engine.data import cache, framing
+from dreambooth.engine.data.decoding import decode
 from dreambooth.engine.drawing.sampling import make_scheduler
 from dreambooth.engine.families.model import Model
 from dreambooth.engine.run import best, outputs
+from dreambooth.engine.run.material import Material
 from dreambooth.engine.training import loop, objective, preview, state
 from dreambooth.engine.training.session import Session
 from dreambooth.engine.training.state import NotSaved
 from dreambooth.engine.training.validation import TIMESTEPS, Measured, Validation
-from dreambooth.engine.work import Asked
+from dreambooth.engine.work import Asked, Work
 from dreambooth.service import going_on, launcher, runs
 from dreambooth.ui.describe import of_runs
 from tests.engine.runs import LORA, SHORT, folders, new_run, output, same, saved, tiny_project, told, train
@@ -205,6 +207,50 @@ def test_without_held_out_pictures_nothing_is_measured(project: Project) -> None
     job = train(project, **{**HELD, "concepts.0.held_out": 0})
     assert not told(job, "measured")
     assert len(saved(job)) == 1
+
+
+def test_mirror_images_are_measured_and_change_nothing(project: Project) -> None:
+    """All pictures are learned as without it, and others than these are told of."""
+    changes = {**HELD, "concepts.0.held_out": 0, "intervals.num_train_epochs": 3}
+    plain, measured = train(project, **changes), train(project, **changes, **{"intervals.validate_mirrored": True})
+    assert same(output(plain), output(measured))
+    first, *others = told(measured, "measured")
+    assert (first["held_out"], len(others)) == (0, 3)
+    assert 0 != others[-1]["held_out"] != others[-1]["learned"]
+    assert not told(plain, "measured")
+
+
+def test_a_mirror_image_is_that_of_a_learned_picture(project: Project, sessions: list[Session]) -> None:
+    changes = {**HELD, "intervals.validate_mirrored": True, "intervals.num_train_epochs": 1}
+    work = Work.open(new_run(project, **changes))
+    material = Material.gather(work)
+    (out, *mirrored) = material.held_out
+    assert not out.cut.mirrored
+    assert [one.cut.mirrored for one in mirrored] == [True] * 4
+    assert {one.picture for one in mirrored} == set(material.pictures)
+    left, right = (framing.apply(decode(one.picture.path), one.cut) for one in (mirrored[0], material.own[0]))
+    assert not ImageChops.difference(left, ImageOps.mirror(right)).getbbox()
+
+
+@pytest.mark.parametrize("changes", [{"pictures.hflip": True}, {"imagic.enabled": True}])
+def test_mirror_images_that_could_tell_nothing_are_refused(changes: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=r"intervals.validate_mirrored: .*; turn"):
+        parse({"intervals.validate_mirrored": True, **changes})
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({}, "None held out: with --intervals.validate_mirrored on the run would tell"),
+        ({"intervals.validate_mirrored": True}, "Mirror images only looked at, to tell when the run is best: 4"),
+        ({"pictures.hflip": True}, ""),
+    ],
+)
+def test_the_check_says_what_tells_a_run_of_few_pictures_when_it_is_best(
+    project: Project, changes: dict[str, Any], said: str
+) -> None:
+    shown = of_runs.plan(plan.report(errand(project, "check", **changes)))
+    assert said in shown if said else "when the run is best" not in shown
 
 
 # ---- what comes of it

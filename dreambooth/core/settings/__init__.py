@@ -72,6 +72,11 @@ class Settings:
         return self.tuning.train_unet and not self.is_embedding
 
     @property
+    def is_measured(self) -> bool:
+        """Whether pictures that are not learned tell when a run is best."""
+        return self.intervals.validate_mirrored or any(concept.held_out for concept in self.concepts)
+
+    @property
     def words_learn(self) -> bool:
         return self.embedding.enabled or self.is_embedding
 

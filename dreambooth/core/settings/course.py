@@ -92,14 +92,21 @@ class Intervals:
     validate_every: int = setting(
         10,
         "Validation Frequency (Epochs)",
-        "With pictures held out: how well they are predicted is measured this often.",
+        "With pictures held out or mirror images: how well they are predicted is measured this often.",
         min=1,
         max=100_000,
+    )
+    validate_mirrored: bool = setting(
+        False,
+        "Measure Mirror Images",
+        "Mirror images of up to four pictures are looked at as pictures held out are, so that a run with few can tell, "
+        "too, when it is best; not of writing or a symbol, which a mirror makes another.",
     )
     patience: int = setting(
         0,
         "Patience",
-        "With pictures held out: the run ends after so many measures that were no better than the best; 0 goes on.",
+        "With pictures held out or mirror images: the run ends after so many measures that were no better than the "
+        "best; 0 goes on.",
         min=0,
         max=1000,
     )

@@ -1,5 +1,6 @@
-"""Whether pictures that are held out tell when a run is best: the miniature is taught the demo's subject for far too
-long, a result is kept at each measure, and what these results draw is measured too, which no run knows of.
+"""Whether pictures that are held out, or mirror images, tell when a run is best: the miniature is taught the demo's
+subject for far too long, a result is kept at each measure, and what these results draw is measured too, which no run
+knows of.
 
 What has been measured is kept in a file; called again, the bench goes on where it was.
 """
@@ -42,10 +43,13 @@ _LONG = {
 }
 _PREDICTED = {"concepts.0.class_mode": "prediction"}
 _ALONE = {"concepts.0.class_mode": "off"}
+_MIRRORED = {"concepts.0.held_out": 0, "intervals.validate_mirrored": True}
 RUNS = {
     "LoRA, class by prediction": {**RECIPES["LoRA"], **_LONG, **_PREDICTED},
     "LoRA, no class": {**RECIPES["LoRA"], **_LONG, **_ALONE},
     "full, class pictures": {**RECIPES["full"], **_LONG},
+    "LoRA, class by prediction, mirror images": {**RECIPES["LoRA"], **_LONG, **_PREDICTED, **_MIRRORED},
+    "LoRA, no class, mirror images": {**RECIPES["LoRA"], **_LONG, **_ALONE, **_MIRRORED},
 }
 
 Row = dict[str, Any]
@@ -103,7 +107,7 @@ def _course(models: Path, flat: dict[str, Any], seed: int) -> list[Row]:
     shutil.rmtree(models, ignore_errors=True)
     folders, pictures = Folders(models), models / "pictures"
     star = project.create(folders, "star", MINIATURE)
-    _draw_subject(pictures, seed)
+    _draw_subject(pictures, LEARNED + flat["concepts.0.held_out"], seed)
     own = {"concepts.0.instance_data_dir": str(pictures), "general.seed": seed}
     job = new_run(folders, star, settings.parse({**star.settings(), **flat, **own}))
     command = [sys.executable, "-m", "dreambooth.engine", str(job.folder)]
@@ -118,10 +122,10 @@ def _course(models: Path, flat: dict[str, Any], seed: int) -> list[Row]:
     return rows
 
 
-def _draw_subject(folder: Path, seed: int) -> None:
+def _draw_subject(folder: Path, count: int, seed: int) -> None:
     """Pictures that are the seed's own, each with its caption."""
     folder.mkdir(parents=True)
-    for number, scene in enumerate(world.subject_scenes(LEARNED + HELD_OUT, seed)):
+    for number, scene in enumerate(world.subject_scenes(count, seed)):
         world.draw_subject(scene).save(folder / f"{number}.png")
         words = f"sks {world.SUBJECT_CLASS} on a {scene.background} background"
         (folder / f"{number}.txt").write_text(words, encoding="utf-8")

@@ -144,6 +144,17 @@ def held_out(some: list[Picture], settings: Settings) -> set[Picture]:
     return found
 
 
+def mirrored(instances: list[list[Example]], most: int) -> list[Example]:
+    """Mirror images of at most so many pictures, from the first to the last of them."""
+    chosen = spread(len(instances), most)
+    return [replace(own := instances[n][0], cut=replace(own.cut, mirrored=True)) for n in chosen]
+
+
+def spread(count: int, most: int) -> list[int]:
+    """At most so many places among `count`, the first and the last among them, evenly apart."""
+    return list(dict.fromkeys(round(n * (count - 1) / max(1, most - 1)) for n in range(most)))
+
+
 def prior_examples(priors: list[Picture], looks: list[Look], instances: list[list[Example]]) -> list[Example]:
     """Pictures of the class in the buckets that the subject's pictures have, as many in each as it has of those.
 

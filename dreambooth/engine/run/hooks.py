@@ -116,7 +116,10 @@ class Hooks:
             if not trouble.is_out_of_memory(error):
                 raise
             said = f"The memory was not enough to measure the run: {trouble.needed(error)}."
-            self.warn(Problem(f"{said} It goes on without.", "concepts.0.held_out", "Set it to 0."))
+            place, do = "concepts.0.held_out", "Set it to 0."
+            if self.session.settings.intervals.validate_mirrored:
+                place, do = "intervals.validate_mirrored", "Turn it off."
+            self.warn(Problem(f"{said} It goes on without.", place, do))
             self.validation = None
         trouble.free_memory()
         return None

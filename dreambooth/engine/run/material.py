@@ -13,6 +13,7 @@ from dreambooth.core import forecast
 from dreambooth.core.errors import Problem, UserError
 from dreambooth.core.memory import footprint
 from dreambooth.core.settings import Settings
+from dreambooth.core.validation import MOST_MEASURED
 from dreambooth.engine import hardware
 from dreambooth.engine.data import cache, inpainting_masks, masks, pictures, surroundings
 from dreambooth.engine.data.cache import Encoded
@@ -41,8 +42,9 @@ class Latents:
 
 @dataclass
 class Material:
-    """`instances` are the variants of each picture that is learned, `kept` the same as pictures of a class that is kept
-    by prediction, `cut` the masks of all that are learned and then of those held out, where masks are used."""
+    """`instances` are the variants of each picture that is learned, `held_out` what is only looked at, mirror images
+    too, `kept` the learned ones as pictures of a class that is kept by prediction, `cut` the masks of all that are
+    learned and then of those held out, where masks are used."""
 
     instances: list[list[Example]]
     held_out: list[Example]
@@ -63,6 +65,8 @@ class Material:
         apart, variants = pictures.held_out(found, settings), pictures.examples(gathered, settings, work.size)
         instances = [some for some in variants if some[0].picture not in apart]
         held_out = [some[0] for some in variants if some[0].picture in apart]
+        if settings.intervals.validate_mirrored:
+            held_out += pictures.mirrored(instances, MOST_MEASURED)
         kept = pictures.kept_examples(instances, settings)
         made = cls(instances, held_out, kept, None)
         if settings.objective.masked:

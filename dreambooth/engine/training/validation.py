@@ -2,8 +2,9 @@
 
 What the model predicts of them is measured again and again with the very same noise, against what it predicted before
 the run. As long as the subject is learned, pictures of it that were held out are predicted better, too; from where only
-the training pictures are repeated they are predicted worse, though those still gain. Beside it goes how far what is
-predicted for the class has moved.
+the training pictures are repeated they are predicted worse, though those still gain. Where few can be spared mirror
+images of learned ones do, which are not learned either. Beside it goes how far what is predicted for the class has
+moved.
 
 The noise is that at which the content of a picture is decided (Choi et al. 2022, arXiv 2204.00227, figure 2): below it
 only details are left, which are the first to be learned by heart, and above it hardly anything depends on the words.
@@ -22,7 +23,9 @@ from torch import Tensor
 from dreambooth.core import captions
 from dreambooth.core.files import atomic
 from dreambooth.core.settings.dataset import Captions
+from dreambooth.core.validation import MOST_MEASURED
 from dreambooth.engine import hardware
+from dreambooth.engine.data import pictures
 from dreambooth.engine.data.cache import Encoded
 from dreambooth.engine.data.pictures import Example, class_text
 from dreambooth.engine.drawing.sampling import make_scheduler
@@ -32,7 +35,6 @@ from dreambooth.engine.training import loss, objective
 from dreambooth.engine.training.session import Session
 
 TIMESTEPS = (350, 450, 550, 650, 750, 850)
-MOST_LEARNED = 4  # pictures of those that are learned
 
 _HELD_OUT, _LEARNED, _CLASS_ERROR, _CLASS = "held_out", "learned", "class_error", "class."
 
@@ -70,8 +72,8 @@ class Validation:
         """`own` are the session's examples, `examples` those of `held_out`, in their order."""
         self.session, self.before = session, before
         self.held_out = [self._probe(held_out, n, example) for n, example in enumerate(examples)]
-        chosen = [round(n * (len(own) - 1) / max(1, MOST_LEARNED - 1)) for n in range(MOST_LEARNED)]
-        self.learned = [self._probe(session.instances, n, own[n]) for n in dict.fromkeys(chosen)]
+        chosen = pictures.spread(len(own), MOST_MEASURED)
+        self.learned = [self._probe(session.instances, n, own[n]) for n in chosen]
         self._texts: dict[str, Text] = {}
         self._known = _read(before)
         self._alpha_bar = make_scheduler("ddim", session.model).alphas_cumprod[list(TIMESTEPS)].to(session.model.device)

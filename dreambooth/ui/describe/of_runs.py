@@ -24,8 +24,10 @@ def plan(result: Result) -> str:
     lines.append(f"Pictures: {shapes}")
     if out := sum(one["held_out"] for one in result["pictures"]):
         lines.append(f"{out} held out: not learned, only looked at, to tell when the run is best")
-    elif result["could_hold_out"]:
-        lines.append("None held out: with --concepts.0.held_out 1 the run would tell when it is best")
+    if mirrored := result["mirrored"]:
+        lines.append(f"Mirror images only looked at, to tell when the run is best: {mirrored}")
+    if could := result["could_measure"]:
+        lines.append(f"None held out: with --{could} the run would tell when it is best")
     for one in result["class_pictures"]:
         counts = f"{one['there']} there, {one['wanted']} wanted, {one['missing']} to be made"
         lines.append(f"Class pictures: {counts} in {one['folder']}")
@@ -86,10 +88,10 @@ def finished(result: Result) -> str:
 
 
 def _best(best: Result, last: Result) -> str:
-    """What the pictures that were held out say of a run."""
+    """What the pictures that it does not learn say of a run."""
     if best["held_out"] <= 0:
-        return "The pictures that were held out are predicted no better than before the run."
-    better = f"the pictures that were held out are predicted {percent(best['held_out'])} better than before"
+        return "Pictures that it does not learn are predicted no better than before the run."
+    better = f"pictures that it does not learn are predicted {percent(best['held_out'])} better than before"
     if best["images"] == last["images"]:
         return f"Best at its end: {better}."
     at_last = f"after {last['images']:,} it was {percent(last['held_out'])}"

@@ -1,4 +1,4 @@
-"""How good a run is, as far as pictures were held out to tell: two lines, the best moment, and what they say."""
+"""How good a run is, as far as pictures that it does not learn can tell: two lines, the best moment, some words."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ from dreambooth.service.going_on import ENDED
 _WIDTH, _HEIGHT, _EDGE = 400, 72, 6
 
 HINT = "With one picture held out a run tells when it is best: Pictures Held Out, under Concepts."
+OF_FEW = "With few pictures mirror images tell, too: Measure Mirror Images, under Settings."
 
 Point = tuple[float, float]
 
 
 def quality_view(story: Story) -> str:
-    """Nothing until something has been measured since the run began; of a run without held-out pictures, how to."""
+    """Nothing until something has been measured since the run began; of a run that is not measured, how to."""
     best, measures = story.best, story.measures
     if not measures and story.step:
-        return f'<p class="db-quiet">{HINT}</p>'
+        return f'<p class="db-quiet">{HINT} {OF_FEW}</p>'
     if best is None:
         return ""
     lines = _lines(measures, best, max(story.step.get("steps", 0), measures[-1].step))
@@ -29,9 +30,9 @@ def quality_view(story: Story) -> str:
     moved = f'<span class="db-of-class">The class has moved by <b>{drift:.1%}</b></span>' if drift is not None else ""
     return (
         f"<h4>How good it is <small>{_words(best, measures[-1], has_ended=story.status in ENDED)}</small></h4>"
-        f'<figure class="db-curve db-quality" role="img" aria-label="Pictures held out: {percent(abs(held_out))} '
+        f'<figure class="db-curve db-quality" role="img" aria-label="Pictures not learned: {percent(abs(held_out))} '
         f'{way}, at best {percent(best.held_out)} after {best.images:,} pictures seen">{lines}</figure>'
-        '<p class="db-axis"><span class="db-of-unet">Pictures held out: '
+        '<p class="db-axis"><span class="db-of-unet">Pictures not learned: '
         f"<b>{percent(abs(held_out))}</b> {way}</span>"
         f'<span class="db-of-text_encoder">Learned pictures: <b>{percent(measures[-1].learned)}</b></span>{moved}</p>'
     )

@@ -83,6 +83,7 @@ VALUES: dict[str, tuple[Any, ...]] = {
     "intervals.save_state_every_steps": (2,),
     "intervals.validate_every": (1,),
     "intervals.results_kept": (1,),
+    "intervals.validate_mirrored": (True,),
     "intervals.states_kept": (3,),
     "intervals.states_kept_every": (1,),
     "intervals.epoch_pause_frequency": (1,),

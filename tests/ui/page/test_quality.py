@@ -70,7 +70,7 @@ def test_the_best_moment_is_marked_in_the_plot_and_among_what_was_written(page: 
     assert ["db-best" in one for one in tiles] == [False, True]
     assert [one["best"] for one in runs.outputs(opened(page))] == [False, True]
     said = of_runs.finished({**runs.summary(job), "run": "star/1"})
-    assert "Best after 20 pictures seen: the pictures that were held out are predicted 40% better than before" in said
+    assert "Best after 20 pictures seen: pictures that it does not learn are predicted 40% better than before" in said
 
 
 def test_a_run_that_still_gets_better_or_never_does_is_said_to(page: Page) -> None:

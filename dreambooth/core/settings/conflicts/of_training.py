@@ -20,6 +20,7 @@ def found(settings: Settings) -> list[str]:
         *_embedding(settings),
         *_embedding_alone(settings),
         *_imagic(settings),
+        *_mirror_images(settings),
     ]
 
 
@@ -173,3 +174,13 @@ def _imagic(settings: Settings) -> list[str]:
         if getattr(settings.captions, name):
             problems.append(f"captions.{name}: with imagic.enabled the picture is read with one text; {mend}.")
     return problems
+
+
+def _mirror_images(settings: Settings) -> list[str]:
+    """They tell nothing where they are learned."""
+    key = "intervals.validate_mirrored"
+    if settings.intervals.validate_mirrored and settings.pictures.hflip:
+        return [f"{key}: with pictures.hflip mirror images are learned and tell nothing; turn one of them off."]
+    if settings.intervals.validate_mirrored and settings.imagic.enabled:
+        return [f"{key}: imagic.enabled learns one picture as it is; turn it off."]
+    return []
