@@ -1,18 +1,19 @@
 """The words that a picture is trained on: its caption, the prompt around it, and what varies from step to step.
 
-A text may mean several: a caption file with several lines, {a|b|c}, and shuffled tags. `variants` lists what a
-picture can be trained on, a bounded number, so that each text is encoded once; `pick` chooses one of them. Both follow
-from the seed and the position alone, so a resumed run reads what it would have read.
+A text may mean several: a caption file with several lines, {a|b|c}, and tags that are shuffled or left out. `variants`
+lists what a picture can be trained on, a bounded number, so that each text is encoded once; `pick` chooses one of
+them. Both follow from the seed and the position alone, so a resumed run reads what it would have read.
 """
 
 from __future__ import annotations
 
 import random
 import re
-from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dreambooth.core import emphasis, tags
 from dreambooth.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -94,15 +95,31 @@ def means_several(text: str) -> bool:
 
 
 def variants(text: str, options: Captions, seed: int) -> tuple[str, ...]:
-    """The different texts that `text` means, at most `options.variants` of them."""
+    """The texts that `text` means, at most `options.variants` of them.
+
+    They differ, except where tags are left out by chance: then so many are drawn, and the likelier stand there more
+    often.
+    """
     if not _varies(text, options):
         return (_draw(text, options, random.Random(0)),)
+    if options.tag_dropout:
+        return tuple(_draw(text, options, _random(f"{seed} {number} {text}")) for number in range(options.variants))
     found: dict[str, None] = {}
     for number in range(options.variants * _DRAWS_PER_VARIANT):
         found.setdefault(_draw(text, options, _random(f"{seed} {number} {text}")))
         if len(found) == options.variants:
             break
     return tuple(found)
+
+
+def steady(options: Captions) -> Captions:
+    """The same without what changes from step to step: all tags, each in its place."""
+    return replace(options, shuffle_tags=False, tag_dropout=0.0)
+
+
+def of_class(options: Captions) -> Captions:
+    """How the class's pictures are read: as yours, with nothing around it and nothing that changes."""
+    return replace(steady(options), prefix="", suffix="")
 
 
 def _random(words: str) -> random.Random:
@@ -118,11 +135,6 @@ def pick(count: int, seed: int, place: int) -> int:
 def is_dropped(share: float, seed: int, place: int) -> bool:
     """Whether the picture at `place` is read without a caption; so is this share of all places."""
     return bool(share) and random.Random(f"dropout {seed} {place}").random() < share
-
-
-def tags(text: str) -> list[str]:
-    """The parts between commas."""
-    return [tag for part in text.split(",") if (tag := part.strip())]
 
 
 def _instance(text: str, concept: Concept) -> str:
@@ -152,8 +164,8 @@ def _find(word: str, text: str, *, at_start: bool = False, at_end: bool = False)
 
 
 def _varies(text: str, options: Captions) -> bool:
-    shuffled = options.shuffle_tags and "," in text
-    return options.variants > 1 and (shuffled or means_several(text))
+    of_tags = tags.vary(options) and ("," in text or options.tag_dropout > 0)
+    return options.variants > 1 and (of_tags or means_several(text))
 
 
 def _draw(text: str, options: Captions, source: random.Random) -> str:
@@ -161,15 +173,9 @@ def _draw(text: str, options: Captions, source: random.Random) -> str:
     line = source.choice(text.split("\n"))
     while choice := _CHOICE.search(line):
         line = line[: choice.start()] + source.choice(choice[1].split("|")) + line[choice.end() :]
-    if options.shuffle_tags and options.variants > 1:
-        line = ", ".join(_shuffled(tags(line), options.keep_tags, source))
-    return _squeeze(", ".join(part for part in (options.prefix.strip(), line.strip(), options.suffix.strip()) if part))
-
-
-def _shuffled(some: Sequence[str], keep: int, source: random.Random) -> list[str]:
-    moving = list(some[keep:])
-    source.shuffle(moving)
-    return [*some[:keep], *moving]
+    line = tags.arranged(line, options, source).strip()
+    whole = _squeeze(", ".join(part for part in (options.prefix.strip(), line, options.suffix.strip()) if part))
+    return whole if options.weighted else emphasis.bare(whole, weighted=False)
 
 
 def _squeeze(text: str) -> str:

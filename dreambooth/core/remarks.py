@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from dreambooth.core import captions
+from dreambooth.core import captions, emphasis
 from dreambooth.core.memory.counted import full_size
 from dreambooth.core.models.anatomy import Anatomy
 from dreambooth.core.settings import Settings
@@ -16,7 +16,13 @@ _FULL_SIZE = 0.5  # of SD 1's UNet
 def found(settings: Settings, texts: Iterable[str], steps: int, model: Anatomy | None) -> list[str]:
     """A sentence for each. `texts` are what pictures are read with, `steps` those of the run; `model` is None where its
     file is gone."""
-    return [*_one_text(settings, texts), *_no_class_pictures(settings), *_short_imagic(settings, steps, model)]
+    texts = list(texts)
+    return [
+        *_one_text(settings, texts),
+        *_unread_weights(settings, texts),
+        *_no_class_pictures(settings),
+        *_short_imagic(settings, steps, model),
+    ]
 
 
 def _one_text(settings: Settings, texts: Iterable[str]) -> list[str]:
@@ -25,6 +31,16 @@ def _one_text(settings: Settings, texts: Iterable[str]) -> list[str]:
     return [
         "captions.variants: it is 1, so that of {a|b} and of captions with several lines one and the same is always "
         "read; set it to 2 or more."
+    ]
+
+
+def _unread_weights(settings: Settings, texts: Iterable[str]) -> list[str]:
+    prompts = [*texts, settings.previews.prompts]
+    if settings.captions.weighted or not any(map(emphasis.has_weights, prompts)):
+        return []
+    return [
+        "captions.weighted: it is off, so that what stands as (word:1.2) is read with its brackets and its number; "
+        "turn it on to weigh words as the WebUI does."
     ]
 
 

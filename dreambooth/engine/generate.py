@@ -41,7 +41,7 @@ def run(job: Job) -> dict[str, Any]:
         return sheet.draw_sheet(job, project, sampling)
     with from_state.as_file(project, job, wanted) as weights:
         model = load(project, weights, wanted["lora_weight"], precision.to_draw_in(chosen))
-    model.read_prompts(tuning.max_token_length, tuning.clip_skip, tuning.pad_tokens)
+    model.read_prompts(tuning.max_token_length, tuning.clip_skip, tuning.pad_tokens, weighted=chosen.captions.weighted)
     model.traced = tuning.trace_steps
     folder, count, how = Path(wanted["out"]), wanted["count"], chosen.memory.vae_decoding
     make_folder(folder)

@@ -166,7 +166,8 @@ def _pictures(
     twins, rows, problems, seed = survey.twins(gathered.looks), [], list[Problem](), settings.general.seed
     folders = [Path(concept.instance_data_dir).expanduser() for concept in settings.concepts]
     for number, (picture, seen, variants) in enumerate(zip(gathered.pictures, gathered.looks, examples)):
-        folder, texts = folders[picture.concept], captions.variants(picture.prompt, settings.captions, seed)
+        folder = folders[picture.concept]
+        texts = list(dict.fromkeys(captions.variants(picture.prompt, settings.captions, seed)))
         row: dict[str, Any] = {
             "path": str(picture.path),
             "folder": str(folder),

@@ -10,7 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from dreambooth.core import captions, words
+from dreambooth.core import captions, emphasis, words
 from dreambooth.core.errors import UserError
 from dreambooth.core.models import checkpoint
 from dreambooth.core.project import Folders, Project
@@ -133,6 +133,6 @@ def taught(settings: Settings) -> str:
             words = captions.instance_words(concept, folder / (found[0] if found else "none"))
         except UserError:
             continue
-        if said := captions.variants(words, settings.captions, settings.general.seed):
-            return said[0]
+        if said := captions.variants(words, captions.steady(settings.captions), settings.general.seed):
+            return said[0] if settings.captions.weighted else emphasis.for_webui(said[0])
     return ""

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dreambooth.core import captions
+from dreambooth.core import captions, emphasis, tags
 from dreambooth.core.errors import UserError
 from dreambooth.core.schema import from_flat
 from dreambooth.core.settings.dataset import Captions, Concept
@@ -52,7 +52,16 @@ def test_documented_tokens(
 def test_documented_variants(options: str, text: str, expected: str) -> None:
     chosen = from_flat(Captions, dict(option.split("=") for option in options.split()))
     found = captions.variants(text.replace(" ⏎ ", "\n"), chosen, 7)
-    assert sorted(found) == sorted(expected.split("<br>"))
+    assert sorted(set(found)) == sorted(expected.split("<br>"))
+
+
+@pytest.mark.parametrize(("options", "text", "expected", "counting"), rows("Brackets and weights"))
+def test_documented_weights(options: str, text: str, expected: str, counting: str) -> None:
+    chosen = from_flat(Captions, dict(option.split("=") for option in options.split()))
+    (whole,) = captions.variants(text, chosen, 7)
+    found = emphasis.read(whole, weighted=chosen.weighted)
+    assert [piece for piece, _ in found] == expected.split("`<br>`")
+    assert [f"{weight:.3g}" for _, weight in found] == [f"{float(one):.3g}" for one in counting.split("<br>")]
 
 
 @given(TAGS, st.integers(0, 9), st.integers(2, 9), SEED)
@@ -62,8 +71,84 @@ def test_shuffling_keeps_every_tag_and_those_in_front(some: list[str], keep: int
     assert 1 <= len(found) <= most
     assert len(set(found)) == len(found)
     for text in found:
-        assert Counter(captions.tags(text)) == Counter(some)
-        assert captions.tags(text)[:keep] == some[:keep]
+        assert Counter(tags.parted(text)) == Counter(some)
+        assert tags.parted(text)[:keep] == some[:keep]
+
+
+@given(TAGS, TAGS, TAGS, SEED)
+def test_what_stands_before_a_marker_stays_in_front_and_is_never_left_out(
+    front: list[str], middle: list[str], back: list[str], seed: int
+) -> None:
+    """Whatever keep_tags says; and what stands behind a second one, at the end. The marker is in no text."""
+    options = Captions(shuffle_tags=True, tag_dropout=0.5, keep_tags=9, keep_marker="|||")
+    text = " ||| ".join(", ".join(some) for some in (front, middle, back))
+    for one in captions.variants(text, options, seed):
+        found = tags.parted(one)
+        assert found[: len(front)] == front and found[-len(back) :] == back
+        assert not Counter(found[len(front) : -len(back)]) - Counter(middle)
+    for plain in (captions.steady(options), captions.of_class(options)):
+        assert captions.variants(text, plain, seed) == (", ".join([*front, *middle, *back]),)
+
+
+def test_without_a_marker_in_a_caption_so_many_tags_are_kept() -> None:
+    options = Captions(tag_dropout=1.0, keep_tags=2, keep_marker="|||")
+    assert set(captions.variants("a, b, c, d", options, 1)) == {"a, b"}
+    assert set(captions.variants("a ||| b, c, d", options, 1)) == {"a"}
+
+
+def test_tied_tags_go_together() -> None:
+    options = Captions(shuffle_tags=True, tag_dropout=0.5, keep_tags=0, tie=";;;", variants=64)
+    found = set(captions.variants("red hair;;;long hair, smile, hat", options, 3))
+    assert len({"hair" in text for text in found}) == 2
+    assert all("red hair, long hair" in text or "hair" not in text for text in found)
+
+
+def test_each_tag_is_left_out_as_often_as_its_chance_says() -> None:
+    """However few different texts there are; but none of those that never are."""
+    options = Captions(tag_dropout=0.2, tag_dropout_except=r"Hat, Tifa \(FF7\)", variants=256, weighted=True)
+    found = captions.variants(r"1girl, red hair, (hat:1.2), tifa \(ff7\), smile, alone", options, 5)
+    counts = Counter(tag for text in found for tag in tags.parted(text, weighted=True))
+    kept = ("1girl", "(hat:1.2)", r"tifa \(ff7\)")
+    assert [counts.pop(tag) for tag in kept] == [256] * 3
+    assert counts.keys() == {"red hair", "smile", "alone"}
+    assert all(abs(count / 256 - 0.8) < 0.08 for count in counts.values())
+
+
+def test_tags_that_are_weighed_together_are_one() -> None:
+    text = r"1girl, (red hair, smile:1.2), [hat, (coat)], a \(b, c\), :(, d"
+    found = ["1girl", "(red hair, smile:1.2)", "[hat, (coat)]", r"a \(b", r"c\)", ":(", "d"]
+    assert tags.parted(text, weighted=True) == found
+    assert len(tags.parted(text)) == 9
+
+
+@pytest.mark.parametrize(
+    ("prompt", "pieces"),
+    [
+        ("a dog", [("a dog", 1)]),
+        ("a (red:1.3) dog", [("a ", 1), ("red", 1.3), (" dog", 1)]),
+        ("((red)) [dog]", [("red", 1.21), (" ", 1), ("dog", 1 / 1.1)]),
+        ("(a (red : 0.5) dog:2)", [("a ", 2), ("red ", 1), (" dog", 2)]),
+        (r"tifa \(ff7\), \[x\] \\ \o/", [(r"tifa (ff7), [x] \ o/", 1)]),
+        ("(never closed", [("never closed", 1.1)]),
+        (":) a] b:1.2) c", [(":) a] b:1.2) c", 1)]),
+        ("[a:b:1.2]", [("a:b:1.2", 1 / 1.1)]),
+        ("(dog:-1)(cat:.5)(cow:1.)", [("dog", -1), ("cat", 0.5), ("cow", 1)]),
+        ("(dog:1.2.3)", [("dog:1.2.3", 1.1)]),
+        ("(" * 99 + "dog", [("dog", emphasis.MOST)]),
+        ("()", [("", 1)]),
+    ],
+)
+def test_weights_are_read_as_the_webui_reads_them(prompt: str, pieces: list[tuple[str, float]]) -> None:
+    found = emphasis.read(prompt, weighted=True)
+    assert [text for text, _ in found] == [text for text, _ in pieces]
+    assert [weight for _, weight in found] == pytest.approx([weight for _, weight in pieces])
+
+
+@given(st.text(r"ab, ()[]\:1.2", max_size=30))
+def test_what_is_read_as_it_stands_comes_to_the_webui_as_it_stands(text: str) -> None:
+    plain = emphasis.bare(text.replace("\\", ""), weighted=False)
+    assert emphasis.read(emphasis.for_webui(plain), weighted=True) == [(plain, 1.0)]
+    assert emphasis.bare(text, weighted=True).count("\\") <= text.count("\\") // 2
 
 
 @given(TAGS, SEED)

@@ -42,6 +42,19 @@ def test_what_kohya_does_with_captions_where_it_is_not_told() -> None:
     assert "captions.keep_tags" not in plain.settings
 
 
+def test_kohyas_tags() -> None:
+    said = {"keep_tokens_separator": "|||", "secondary_separator": ";;;", "caption_tag_dropout_rate": 0.2}
+    subset = {"image_dir": "/d/anna", "class_tokens": "sks dog", "caption_dropout_every_n_epochs": 5}
+    other = {"image_dir": "/d/tom", "class_tokens": "ohwx cat", "keep_tokens_separator": "///"}
+    found = kohya.dataset({"general": said, "datasets": [{"subsets": [subset, other]}]}, look)
+    ours = flat(found)
+    assert (ours["captions.keep_marker"], ours["captions.tie"], ours["captions.tag_dropout"]) == ("|||", ";;;", 0.2)
+    assert (ours["captions.dropout_every"], ours["captions.keep_tags"]) == (5, 0)
+    assert "datasets 0, subset 1: keep_tokens_separator" in left(found)
+    why = {line.theirs: line.why for line in found.lines}
+    assert "at each step there" in why["datasets 0: caption_tag_dropout_rate"]
+
+
 def test_kohyas_dataset() -> None:
     migration = kohya.dataset(DATASET, look)
     ours = flat(migration)

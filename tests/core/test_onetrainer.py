@@ -164,6 +164,38 @@ def test_what_is_left_out_of_a_concept(theirs: dict[str, Any], key: str) -> None
     assert f"concepts, concept 0: {key}" in left(onetrainer.concepts([{**CONCEPT, **theirs}], DISK))
 
 
+def tags(**text: Any) -> dict[str, Any]:
+    """A concept's own settings of tag dropout, at its full length and with those that say nothing."""
+    said = {"tag_dropout_enable": True, "tag_dropout_mode": "RANDOM", "tag_dropout_probability": 0.25, **text}
+    quiet = {"tag_dropout_special_tags_mode": "NONE", "tag_dropout_special_tags": "", "keep_tags_count": 3}
+    return {"path": "/d/anna", "text": {**quiet, "tag_delimiter": ",", **said}}
+
+
+def test_tags_that_are_left_out() -> None:
+    white = tags(tag_dropout_special_tags_mode="WHITELIST", tag_dropout_special_tags="a, b")
+    found = onetrainer.concepts([white], DISK)
+    ours = found.settings
+    assert (ours["captions.tag_dropout"], ours["captions.tag_dropout_except"]) == (0.25, "a, b")
+    assert (ours["captions.keep_tags"], "captions.shuffle_tags" in ours) == (3, False)
+    assert not [one for one in left(found) if ": text." in one]
+    off = onetrainer.concepts([tags(tag_dropout_enable=False)], DISK)
+    assert not [line for line in off.lines if "tag" in line.theirs]
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ({"mode": "FULL"}, "mode"),
+        ({"special_tags_mode": "BLACKLIST", "special_tags": "a"}, "special_tags"),
+        ({"special_tags_mode": "WHITELIST", "special_tags": "/a.csv"}, "special_tags"),
+    ],
+)
+def test_tag_dropout_that_is_not_here_is_told(text: dict[str, Any], key: str) -> None:
+    found = onetrainer.concepts([tags(**{f"tag_dropout_{name}": said for name, said in text.items()})], DISK)
+    assert f"concepts, concept 0: text.tag_dropout_{key}" in left(found)
+    assert ("captions.tag_dropout" in found.settings) is (key != "mode")
+
+
 def test_one_text_for_all_pictures_of_a_concept() -> None:
     one = {"path": "/d/tom", "text": {"prompt_source": "concept", "prompt_path": "/d/prompt.txt"}}
     assert flat(onetrainer.concepts([one], DISK))["concepts.0.instance_prompt"] == "a photo of sks dog"
@@ -236,6 +268,16 @@ def test_what_is_said_of_a_concepts_key_is_what_becomes_of_it(key: str) -> None:
     value = values.get(key, 2 if "max" in key or "count" in key or "variations" in key else True)
     value = 0.5 if "strength" in key else value
     inner: dict[str, Any] = {"enable_tag_shuffling": True} if group == "text" else {}
+    if "tag_dropout" in key:
+        some = {
+            "special_tags": "a",
+            "special_tags_mode": "WHITELIST",
+            "probability": 0.5,
+            "mode": "RANDOM",
+            "enable": True,
+        }
+        inner = {f"tag_dropout_{name}": said for name, said in some.items()}
+        value = inner.get(name, True)
     if group == "image":
         inner = {f"enable_{name.rpartition('_max_')[0]}": True} if "_max_" in name else {}
     one: dict[str, Any] = {"path": "/d/tom", "image_variations": 2, "balancing": 2}

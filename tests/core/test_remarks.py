@@ -27,6 +27,13 @@ def test_one_variant_of_a_text_that_means_several_is_told() -> None:
     assert places({"captions.variants": 1}, "a dog") == places({}, "a {red|blue} dog") == []
 
 
+def test_weights_that_are_not_read_are_told() -> None:
+    assert places({}, "a dog", "a (red:1.2) dog") == ["captions.weighted"]
+    assert places({"previews.prompts": "a dog; (sks: .5) dog"}) == ["captions.weighted"]
+    assert places({"captions.weighted": True}, "a (red:1.2) dog") == []
+    assert places({}, r"tifa (ff7), :), a \(dog:1\), 16:9") == []
+
+
 def test_a_class_prompt_without_class_pictures_is_told() -> None:
     assert places(CLASS) == ["concepts.0.num_class_images_per"]
     for more in (
@@ -48,3 +55,23 @@ def test_tags_that_could_not_be_shuffled_are_refused() -> None:
     with pytest.raises(UserError, match=r"^captions\.shuffle_tags: captions\.variants is 1"):
         parse({"captions.shuffle_tags": True, "captions.variants": 1})
     assert parse({"captions.shuffle_tags": True, "captions.variants": 2}).captions.shuffle_tags
+    with pytest.raises(
+        UserError, match=r"^captions\.tag_dropout: captions\.variants is 1.* set captions\.variants to 8"
+    ):
+        parse({"captions.tag_dropout": 0.1, "captions.variants": 1})
+
+
+@pytest.mark.parametrize(
+    ("chosen", "said"),
+    [
+        ({"keep_marker": ","}, r"captions\.keep_marker: it holds a comma.*take another sign, as \|\|\|\."),
+        ({"tie": "a, b"}, r"captions\.tie: it holds a comma.*as ;;;\."),
+        (
+            {"keep_marker": "|||", "tie": "|"},
+            r"captions\.tie: '\|' and captions\.keep_marker, '\|\|\|', cannot be told",
+        ),
+    ],
+)
+def test_markers_that_would_part_tags_or_one_another_are_refused(chosen: dict[str, str], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        parse({f"captions.{key}": value for key, value in chosen.items()})

@@ -264,6 +264,13 @@ def test_captions_are_read_as_the_scripts_would() -> None:
     assert of(train_data_dir="/d/train", caption_extension=".txt")["concepts.0.instance_prompt"] == "[filewords]"
 
 
+def test_what_the_scripts_do_with_tags() -> None:
+    ours = of(caption_tag_dropout_rate=0.1, keep_tokens_separator="|||", weighted_captions=True)
+    assert (ours["captions.tag_dropout"], ours["captions.keep_tags"]) == (0.1, 0)
+    assert (ours["captions.keep_marker"], ours["captions.weighted"]) == ("|||", True)
+    assert of_page(weighted_captions=True, caption_dropout_every_n_epochs=3)["captions.dropout_every"] == 3
+
+
 def test_what_does_not_exist_is_told() -> None:
     theirs = {"train_data_dir": "/gone", "reg_data_dir": "/d/empty", "network_weights": "/gone.safetensors"}
     said = fates(sd_scripts.config_file(theirs, DISK))

@@ -252,6 +252,8 @@ def test_what_cannot_be_drawn_is_said(star: Project, tmp_path: Path) -> None:
         ({"tuning.text_encoder_ratio": 0.5}, "the text itself is trained"),
         ({"captions.shuffle_tags": True}, "captions.shuffle_tags"),
         ({"captions.dropout": 0.5}, "captions.dropout"),
+        ({"captions.dropout_every": 2}, "captions.dropout_every"),
+        ({"captions.tag_dropout": 0.5}, "captions.tag_dropout"),
         ({"concepts.0.instance_prompt": "a", "concepts.1.instance_prompt": "a"}, "leave one concept"),
     ],
 )

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dreambooth.core import project
+from dreambooth.core import emphasis, project
 from dreambooth.core.errors import UserError
 from dreambooth.core.layout import MINIATURE
 from dreambooth.core.project import Folders
@@ -49,7 +49,8 @@ def other(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 @settings(deadline=None, max_examples=30)
 @given(st.text(max_size=200) | st.just(LONG))
 def test_one_piece_is_what_the_tokenizer_itself_makes(miniature: Model, prompt: str) -> None:
-    theirs = clip_tokenizer()(prompt, padding="max_length", max_length=77, truncation=True).input_ids
+    plain = emphasis.bare(prompt, weighted=False)
+    theirs = clip_tokenizer()(plain, padding="max_length", max_length=77, truncation=True).input_ids
     assert miniature.tokenize([prompt])[0][0].tolist() == theirs
 
 

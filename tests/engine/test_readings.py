@@ -56,6 +56,21 @@ def test_a_share_is_read_without_a_caption() -> None:
     assert read(readings, 0, range(400)).count("") == pytest.approx(100, abs=25)
 
 
+def test_every_so_many_epochs_nothing_is_read() -> None:
+    readings = Readings([TAGS], [], Captions(dropout_every=3), 1, epoch=5)
+    assert ["" if text == "" else "a" for text in read(readings, 0, range(35))] == ([*"a" * 10, *[""] * 5] * 3)[:35]
+
+
+def test_what_is_left_out_follows_from_the_seed_and_stays_in_few_texts() -> None:
+    """However long a run is, so many texts are read in all, and the same of them twice."""
+    options = Captions(tag_dropout=0.5, variants=3, keep_marker="|||")
+    readings, again = (Readings(["a star ||| red, large, alone"], [], options, 1) for _ in range(2))
+    seen = read(readings, 0, range(300))
+    assert seen == read(again, 0, range(300))
+    assert set(seen) == set(readings.texts) and 1 < len(set(seen)) <= 3
+    assert all(text.startswith("a star") and "|" not in text for text in seen)
+
+
 def test_previews_show_what_the_first_picture_is_read_with(tmp_path: Path) -> None:
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     (tmp_path / "a.txt").write_text("a star on {red|blue}")
@@ -105,7 +120,7 @@ def test_how_captions_are_read_changes_what_is_learned(star: Project, tmp_path: 
         Image.new("RGB", (64, 64), "red").save(tmp_path / f"{name}.png")
     steps, plain = train(star, tmp_path)
     assert (steps, torch.equal(train(star, tmp_path)[1], plain)) == (4, True)
-    for key, value in {"captions.shuffle_tags": True, "captions.suffix": "blue"}.items():
+    for key, value in {"captions.shuffle_tags": True, "captions.tag_dropout": 0.9, "captions.suffix": "blue"}.items():
         again, other = train(star, tmp_path, **{key: value})
         assert again == steps
         assert not torch.equal(other, plain), key

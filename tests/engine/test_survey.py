@@ -146,6 +146,17 @@ def checked(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, A
     return folder, plan.report(job)
 
 
+def test_the_plan_has_each_text_that_a_caption_is_read_as_once(tmp_path: Path) -> None:
+    saved(photo(1))(tmp_path / "a.png")
+    (tmp_path / "a.txt").write_text(r"sks ||| tifa \(ff7\), smile")
+    chosen = {"concepts.0.instance_data_dir": str(tmp_path), "concepts.0.instance_prompt": "[filewords]"}
+    chosen |= {"captions.keep_marker": "|||", "captions.tag_dropout": 0.5, "captions.variants": 64}
+    folders = Folders(tmp_path / "models")
+    job = launcher.new_errand(folders, project.create(folders, "x", MINIATURE), "check", parse(chosen))
+    (row,) = plan.report(job)["pictures"]
+    assert sorted(row["texts"]) == ["sks", "sks, smile", "sks, tifa (ff7)", "sks, tifa (ff7), smile"]
+
+
 def test_what_is_seldom_meant_is_said_beside_the_plan(tmp_path: Path) -> None:
     saved(photo(1))(tmp_path / "a.png")
     asked = {"instance_data_dir": str(tmp_path), "instance_prompt": "a {red|blue} sks star", "class_prompt": "a star"}

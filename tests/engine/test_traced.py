@@ -242,7 +242,16 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "half precision": ("sd1", {**LORA, **BF16}),
     "autocast": ("sd1", BF16),
     "bf16 weights": ("sd1", {"memory.bf16_weights": True, **BF16}),
-    "text encoders": ("sdxl", {"tuning.text_encoder_ratio": 1.0, "captions.dropout": 0.2, **LONGER}),
+    "text encoders": (
+        "sdxl",
+        {
+            "tuning.text_encoder_ratio": 1.0,
+            "captions.dropout": 0.2,
+            "captions.weighted": True,
+            "concepts.0.instance_prompt": "a photo of {(sks:1.5)|[sks]} star",
+            **LONGER,
+        },
+    ),
     "an optimizer that wants weights in one order": (
         "sdxl",  # whose file holds a transposed one; it is written down before the first step
         {

@@ -14,6 +14,7 @@ import shutil
 import sys
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -26,7 +27,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from dreambooth.core import captions, device, project, run, schema, settings
+from dreambooth.core import captions, device, project, run, schema, settings, tags
 from dreambooth.core.errors import UserError
 from dreambooth.core.layout import MINIATURE, SUBJECT_PICTURES
 from dreambooth.core.models import checkpoint
@@ -255,6 +256,7 @@ def words_and_caption_files(base: Path, some: tuple[str, str, str, str, bytes, i
     picture.with_suffix(".txt").write_bytes(data)
     concept = Concept(instance_prompt=prompt, class_prompt=name, instance_token=token, class_token=kind)
     options = Captions(shuffle_tags=shuffles, keep_tags=keep, prefix=name[:20], suffix=token[:20], variants=4)
+    options = replace(options, keep_marker=kind[:3], tie=token[:2], tag_dropout=keep / 10, weighted=shuffles)
     with told():
         for line in captions.instance_words(concept, picture).split("\n"):
             texts = captions.variants(line, options, 3)
@@ -262,7 +264,7 @@ def words_and_caption_files(base: Path, some: tuple[str, str, str, str, bytes, i
     with told():
         captions.class_words(concept, captions.file_words(picture))
     captions.name_words(name)
-    captions.tags(prompt)
+    tags.parted(prompt, weighted=True)
 
 
 TENSORS = {

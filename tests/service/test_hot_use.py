@@ -54,6 +54,11 @@ def test_without_previews_it_is_what_the_first_picture_was_called(tmp_path: Path
     assert hot_use.taught(parse(concept)) == "a photo of a sks star, on a table"
     assert hot_use.taught(parse({**concept, "previews.prompts": "[filewords]; one"})) == "a sks star, on a table"
     assert hot_use.taught(parse({"concepts.0.instance_prompt": "a photo of sks star"})) == "a photo of sks star"
+    (pictures / "a.txt").write_text(r"sks ||| tifa (ff7), \(hat\)")
+    tagged = {**concept, "captions.keep_marker": "|||", "captions.tag_dropout": 1.0}
+    assert hot_use.taught(parse(tagged)) == r"a photo of sks, tifa \(ff7\), \(hat\)", "all tags, for the WebUI"
+    tagged["captions.weighted"] = True
+    assert hot_use.taught(parse(tagged)) == r"a photo of sks, tifa (ff7), \(hat\)"
     (pictures / "a.txt").unlink()
     (pictures / "a.png").unlink()
     assert hot_use.taught(parse(concept)).startswith("a photo of"), "the file's name where there is no caption"

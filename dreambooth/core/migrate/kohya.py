@@ -21,14 +21,20 @@ SAME = {
     "flip_aug": "pictures.hflip",
     "shuffle_caption": "captions.shuffle_tags",
     "keep_tokens": "captions.keep_tags",
+    "keep_tokens_separator": "captions.keep_marker",
+    "secondary_separator": "captions.tie",
+    "caption_tag_dropout_rate": "captions.tag_dropout",
     "caption_dropout_rate": "captions.dropout",
+    "caption_dropout_every_n_epochs": "captions.dropout_every",
     "caption_prefix": "captions.prefix",
     "caption_suffix": "captions.suffix",
 }
-_OTHERWISE = dict.fromkeys(
-    ("caption_prefix", "caption_suffix"),
-    "a comma parts it from the caption here, a space there, and here it is never shuffled",
-)
+_AROUND = "a comma parts it from the caption here, a space there, and here it is never shuffled"
+_OTHERWISE = {
+    "caption_prefix": _AROUND,
+    "caption_suffix": _AROUND,
+    "caption_tag_dropout_rate": "drawn for each of captions.variants texts here, anew at each step there",
+}
 _GRAPHIC = "slight turns of the hue, or gamma, there"
 _OUTSIDE = "what is transparent counted not at all there"
 CHANGED: dict[str, tuple[tuple[str, Any, str], ...]] = {  # what is on there: our settings for it, and what differs
@@ -39,18 +45,13 @@ CHANGED: dict[str, tuple[tuple[str, Any, str], ...]] = {  # what is on there: ou
         ("objective.unmasked_weight", 0.0, _OUTSIDE),
     ),
 }
-_WHOLE_CAPTIONS = "captions.dropout leaves out whole captions, and as often throughout a run"
 LEFT = {  # what is there besides, and where to look for it here
     "enable_wildcard": "{a|b} and captions of several lines always work",
     "cache_info": "always so",
     "face_crop_aug_range": (
         "pictures.crop smart keeps what stands out, and pictures.crop_jitter cuts tighter; neither knows faces"
     ),
-    "keep_tokens_separator": "captions.keep_tags says how many parts stay in front",
-    "secondary_separator": "parts are parted by commas alone",
     "caption_separator": "parts are parted by commas alone",
-    "caption_dropout_every_n_epochs": _WHOLE_CAPTIONS,
-    "caption_tag_dropout_rate": _WHOLE_CAPTIONS,
     "token_warmup_min": "all parts of a caption are read from the first step on",
     "token_warmup_step": "all parts of a caption are read from the first step on",
     "validation_split": "concepts.N.held_out says how many pictures are only looked at",
@@ -99,7 +100,8 @@ def dataset(theirs: Mapping[str, Any], look: Look) -> Migration:
             parts.append(_part(where, own))
             for key in (key for key in subset if key not in _OWN):
                 take_one(f"{where}: {key}", key, subset[key], into)
-    if into.settings.get("captions.shuffle_tags") and "captions.keep_tags" not in into.settings:
+    varied = any(into.settings.get(f"captions.{name}") for name in ("shuffle_tags", "tag_dropout"))
+    if varied and "captions.keep_tags" not in into.settings:
         into.take("keep_tokens", "captions.keep_tags", 0, "none is kept there unless it is asked for")
     _arrange(parts, look, into)
     return into

@@ -91,12 +91,41 @@ class Captions:
         False, "Shuffle Tags", "The parts between commas change places from step to step, so that no order is learned."
     )
     keep_tags: int = setting(
-        1, "Tags Kept in Front", "So many parts of a caption stay first when tags are shuffled.", min=0, max=100
+        1,
+        "Tags Kept in Front",
+        "So many parts of a caption stay first when tags are shuffled, and are never left out.",
+        min=0,
+        max=100,
+    )
+    keep_marker: str = setting(
+        "",
+        "Marker Behind Kept Tags",
+        "A sign in captions, such as |||: what stands before it is kept in front instead, however many tags that are, "
+        "and what stands behind a second one at the end. The sign itself is not read.",
+    )
+    tie: str = setting(
+        "",
+        "Marker Between Tied Tags",
+        "A sign in captions, such as ;;;: tags with it between them are shuffled or left out as one, and read with a "
+        "comma there.",
+        advanced=True,
+    )
+    tag_dropout: float = setting(
+        0.0,
+        "Tag Dropout",
+        "The chance of each tag that is not kept to be left out, so that none leans on another. It is drawn from the "
+        "seed for each variant of a caption, not anew at each step; with more variants it is met more closely.",
+        min=0,
+        max=1,
+    )
+    tag_dropout_except: str = setting(
+        "", "Tags Never Left Out", "With commas between, wherever in a caption they stand.", advanced=True
     )
     variants: int = setting(
         8,
         "Variants of a Caption",
-        "At most so many texts for each picture, from shuffled tags, {red|blue} and captions of several lines.",
+        "At most so many texts for each picture, from shuffled tags or tags left out, {red|blue} and captions of "
+        "several lines.",
         min=1,
         max=256,
         advanced=True,
@@ -107,6 +136,21 @@ class Captions:
         "The share of your pictures that is read without a caption; more teaches style, less the words.",
         min=0,
         max=1,
+    )
+    dropout_every: int = setting(
+        0,
+        "Caption Dropout Frequency (Epochs)",
+        "Every so many epochs, one of them reads all of your pictures without a caption: 2 is each second; 0 none.",
+        min=0,
+        max=10_000,
+        advanced=True,
+    )
+    weighted: bool = setting(
+        False,
+        "Read (Word:1.2) as Weights",
+        "As in the WebUI, (word:1.2) and ((word)) count more and [word] less: in captions and in the prompts of the "
+        "class, of previews and of pictures you generate. Off, brackets are read as they stand.",
+        advanced=True,
     )
     prefix: str = setting("", "Caption Prefix", "Words before each of your captions; they are never shuffled.")
     suffix: str = setting("", "Caption Suffix", "Words after each of your captions; they are never shuffled.")

@@ -193,7 +193,7 @@ def _prompts(concept: Concept, own: list[Example], options: Captions, seed: int)
 
 def _chosen(text: str, options: Captions, seed: int, place: int) -> str:
     """The one of the texts that `text` means which the picture at `place` has."""
-    texts = captions.variants(text, Captions(variants=options.variants), seed)
+    texts = captions.variants(text, captions.of_class(options), seed)
     return texts[captions.pick(len(texts), seed, place)]
 
 
@@ -272,6 +272,7 @@ def _folder(project: Project, settings: Settings, concept: Concept, sampling: Sa
         settings.tuning.max_token_length,
         settings.tuning.clip_skip,
         settings.tuning.pad_tokens,
+        *(["weights"] if settings.captions.weighted else []),
     ]
     key = hashlib.sha256(json.dumps(depends_on).encode()).hexdigest()[:16]
     return project.class_pictures / key

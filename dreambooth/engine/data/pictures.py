@@ -12,7 +12,7 @@ from dreambooth.core.buckets import grid
 from dreambooth.core.errors import UserError
 from dreambooth.core.focal_point import FocalPoint
 from dreambooth.core.settings import Settings
-from dreambooth.core.settings.dataset import Captions, Concept
+from dreambooth.core.settings.dataset import Concept
 from dreambooth.engine.data import framing, survey
 from dreambooth.engine.data.framing import Cut
 from dreambooth.engine.data.survey import Look
@@ -118,7 +118,7 @@ def kept_examples(instances: list[list[Example]], settings: Settings) -> list[Ex
         if concept.class_mode != "prediction":
             continue
         words = class_text(settings, picture)
-        if words in captions.variants(picture.prompt, settings.captions, seed):
+        if words in captions.variants(picture.prompt, captions.steady(settings.captions), seed):
             key = f"concepts.{picture.concept}.class_prompt"
             raise UserError(
                 f"{key}: it reads {words!r} for {picture.path.name}, as its own prompt does, so that nothing could be "
@@ -132,7 +132,8 @@ def class_text(settings: Settings, picture: Picture) -> str:
     """What one of your pictures is read with as one of its class."""
     concept = settings.concepts[picture.concept]
     line = captions.file_words(picture.path).split("\n")[0] if captions.FILEWORDS in concept.class_prompt else ""
-    return captions.variants(captions.class_words(concept, line), Captions(), settings.general.seed)[0]
+    words, options = captions.class_words(concept, line), captions.of_class(settings.captions)
+    return captions.variants(words, options, settings.general.seed)[0]
 
 
 def held_out(some: list[Picture], settings: Settings) -> set[Picture]:

@@ -50,7 +50,9 @@ def draw_sheet(job: Job, project: Project, sampling: Sampling) -> dict[str, Any]
                 if model is None or source is None or loaded != whole:
                     model = source = None  # before the next is read: two would not fit
                     source, model = _load(project, whole, precision.to_draw_in(chosen))
-                    model.read_prompts(tuning.max_token_length, tuning.clip_skip, tuning.pad_tokens)
+                    model.read_prompts(
+                        tuning.max_token_length, tuning.clip_skip, tuning.pad_tokens, weighted=chosen.captions.weighted
+                    )
                     loaded = whole
                 added = Path(file) if row["kind"] in ("lora", "embedding") else None
                 try:

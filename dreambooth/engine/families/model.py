@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 from typing_extensions import Self
 
+from dreambooth.core import emphasis
 from dreambooth.core.errors import UserError
 from dreambooth.core.memory.drawing_memory import TILE
 from dreambooth.core.models import anatomy
@@ -27,12 +28,12 @@ from dreambooth.core.models.model_file import Header
 from dreambooth.engine import hardware, suited
 from dreambooth.engine.checkpoints.source import Source
 from dreambooth.engine.families.aside import Aside
-from dreambooth.engine.words import chunks, learned
+from dreambooth.engine.words import chunks, learned, pieces
 from dreambooth.engine.words.learned import Words
+from dreambooth.engine.words.pieces import PIECE
 
 LATENT_CHANNELS = 4
 LATENT_FACTOR = 8  # pixels a latent, along each side
-PIECE = chunks.LENGTH + 2  # tokens that a text encoder reads at once, with their marks
 BETAS = {"num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 
 
@@ -87,6 +88,7 @@ class Model(ABC):
     pieces: int = 1  # of 75 tokens, that a prompt is read in
     clip_skip: int = 1
     pad_tokens: bool = True
+    weighted: bool = False  # whether prompts weigh words, as (word:1.2)
     place: torch.device | None = None  # where it works; None where the UNet is
     drawn_in: torch.dtype | None = None  # how the UNet computes while it draws; None: in the precision of its weights
     traced: bool = True  # whether its predictions may be, while it draws
@@ -173,9 +175,12 @@ class Model(ABC):
             for part, training in modes:
                 part.train(training)
 
-    def read_prompts(self, max_token_length: int, clip_skip: int, pad_tokens: bool = True) -> None:
+    def read_prompts(
+        self, max_token_length: int, clip_skip: int, pad_tokens: bool = True, *, weighted: bool = False
+    ) -> None:
         """Sets how prompts are read from now on: in pieces of 75 tokens, up to so many tokens in all; at the text
-        encoder's last block but `clip_skip` - 1; with the padding or without.
+        encoder's last block but `clip_skip` - 1; with the padding or without; with the weights that are written in
+        them or with their brackets.
 
         Raises UserError for a clip skip that this model cannot have.
         """
@@ -187,7 +192,7 @@ class Model(ABC):
                 f"tuning.clip_skip: it is {clip_skip}, but this text encoder has {blocks} blocks; lower it."
             )
         self.pieces, self.clip_skip = max_token_length // chunks.LENGTH, clip_skip
-        self.pad_tokens = pad_tokens
+        self.pad_tokens, self.weighted = pad_tokens, weighted
 
     def learn(self, vectors: learned.Vectors) -> None:
         """Reads these words as their vectors from now on, and no others; none of them is trained yet.
@@ -215,18 +220,36 @@ class Model(ABC):
 
         What is longer is cut off; what is shorter gets empty pieces, so that all prompts are read alike.
         """
-        read = []
-        for part, tokenizer in self.tokenizers.items():
-            words = self._words(part)
-            numbers = [words.put_into(learned.plain_numbers(tokenizer, prompt)) for prompt in prompts]
-            read.append(torch.tensor([_pieces(tokenizer, some, self.pieces) for some in numbers]))
-        return read
+        return [
+            torch.tensor([pieces.laid(tokenizer, numbers, self.pieces) for numbers, _ in self._numbers(part, prompts)])
+            for part, tokenizer in self.tokenizers.items()
+        ]
+
+    def weigh(self, prompts: Sequence[str]) -> Tensor | None:
+        """How much each token of the prompts counts, (B, pieces x 77); None where all count alike."""
+        if not self.weighted:
+            return None
+        part, tokenizer = next(iter(self.tokenizers.items()))
+        rows = [pieces.weights(tokenizer, *read, self.pieces) for read in self._numbers(part, prompts)]
+        return torch.tensor(rows) if any(weight != 1 for row in rows for weight in row) else None
 
     def is_cut(self, prompt: str) -> bool:
         """Whether the prompt is longer than what is read of it."""
         part, tokenizer = next(iter(self.tokenizers.items()))
-        numbers = self._words(part).put_into(learned.plain_numbers(tokenizer, prompt))
-        return len(numbers) > chunks.LENGTH if self.pieces == 1 else len(_split(tokenizer, numbers)) > self.pieces
+        numbers, _ = self._numbers(part, [prompt])[0]
+        return len(numbers) > chunks.LENGTH if self.pieces == 1 else len(pieces.split(tokenizer, numbers)) > self.pieces
+
+    def _numbers(self, part: str, prompts: Sequence[str]) -> list[tuple[list[int], list[float]]]:
+        """Each prompt's token numbers without marks, as this text encoder reads it, and how much each counts."""
+        words, tokenizer = self._words(part), self.tokenizers[part]
+        read = []
+        for prompt in prompts:
+            numbers, weights = list[int](), list[float]()
+            for text, weight in emphasis.read(prompt, weighted=self.weighted):
+                numbers += words.put_into(learned.plain_numbers(tokenizer, text))
+                weights += [weight] * (len(numbers) - len(weights))
+            read.append((numbers, weights))
+        return read
 
     def _words(self, part: str) -> Words:
         """How the words that have learned are found in what this text encoder reads."""
@@ -249,14 +272,16 @@ class Model(ABC):
         """What a text encoder makes of token numbers (B, pieces x 77): hidden states (B, pieces x 77, its width), and
         the pooled text where the UNet reads that."""
 
-    def encode_tokens(self, tokens: Sequence[Tensor], known: Mapping[str, Text] = {}) -> Text:
-        """Token numbers, (B, pieces x 77) for each text encoder, -> what the UNet reads. `known` is what some of them
-        have made of these, as `read_alone` has it."""
+    def encode_tokens(
+        self, tokens: Sequence[Tensor], weights: Tensor | None = None, known: Mapping[str, Text] = {}
+    ) -> Text:
+        """Token numbers, (B, pieces x 77) for each text encoder, -> what the UNet reads; `weights` as `weigh` has them.
+        `known` is what some of them have made of these, as `read_alone` has it."""
         read = [
             (known[part].hidden, known[part].pooled) if part in known else self.read_tokens(part, some)
             for part, some in zip(self.text_encoders, tokens)
         ]
-        return self._joined(read, tokens[0])
+        return self._joined(read, tokens[0], weights)
 
     @abstractmethod
     def denoise(self, x_t: Tensor, t: Tensor, text: Text, sizes: Tensor) -> Tensor:
@@ -282,11 +307,15 @@ class Model(ABC):
             with self.present(part):
                 for of_batch, some in zip(read, tokens):
                     of_batch.append(self.read_tokens(part, some[number]))
-        return [self._joined(of_batch, some[0]).to(torch.float32) for of_batch, some in zip(read, tokens)]
+        weights = [None if some is None else hardware.brought(some, self.device) for some in map(self.weigh, batches)]
+        return [
+            self._joined(of_batch, some[0], counted).to(torch.float32)
+            for of_batch, some, counted in zip(read, tokens, weights)
+        ]
 
-    def _joined(self, read: Sequence[tuple[Tensor, Tensor | None]], tokens: Tensor) -> Text:
+    def _joined(self, read: Sequence[tuple[Tensor, Tensor | None]], tokens: Tensor, weights: Tensor | None) -> Text:
         """What the text encoders have read, side by side, and the pooled text of the last."""
-        hidden = [one for one, _ in read]
+        hidden = [one if weights is None else pieces.weighed(one, weights) for one, _ in read]
         return Text(hidden[0] if len(hidden) == 1 else torch.cat(hidden, dim=-1), read[-1][1], self.mask(tokens))
 
     def emptied(self, text: Text, rows: Tensor) -> Text:
@@ -314,20 +343,6 @@ class Model(ABC):
         scaled = (latents / self.latent_scale).to(self.device, self.vae.dtype)
         with self.present("vae"), torch.autocast(self.device.type, enabled=False):
             return self.vae.decode(scaled).sample.float().clamp(-1, 1)
-
-
-def _pieces(tokenizer: CLIPTokenizer, numbers: Sequence[int], count: int) -> list[int]:
-    """The token numbers of a prompt in `count` pieces of 77 with the begin and end marks."""
-    parts = [numbers[: chunks.LENGTH]] if count == 1 else _split(tokenizer, numbers)[:count]
-    whole: list[int] = []
-    for part in [*parts, *[[]] * (count - len(parts))]:
-        padding = [tokenizer.pad_token_id] * (chunks.LENGTH - len(part))
-        whole += [tokenizer.bos_token_id, *part, tokenizer.eos_token_id, *padding]
-    return whole
-
-
-def _split(tokenizer: CLIPTokenizer, numbers: Sequence[int]) -> list[list[int]]:
-    return chunks.split(numbers, tokenizer.convert_tokens_to_ids(",</w>"))
 
 
 def whole_picture(width: int, height: int) -> list[int]:

@@ -109,7 +109,9 @@ def load(work: Work, source: Source) -> tuple[Model, Any]:
     model.drawn_in = precision.compute_dtype(accelerator)
     model.traced = tuning.trace_steps
     attention.use(model.unet, work.settings.memory.attention)
-    model.read_prompts(tuning.max_token_length, tuning.clip_skip, tuning.pad_tokens)
+    model.read_prompts(
+        tuning.max_token_length, tuning.clip_skip, tuning.pad_tokens, weighted=work.settings.captions.weighted
+    )
     unet_weights.lay(model.unet, work.settings.memory.unet_weights, accelerator.device, work.job.warn)
     resting = [part for part in model.text_encoders if not work.settings.reads_anew(part)]
     model.to(accelerator.device, aside=["vae", *resting])

@@ -93,7 +93,8 @@ class Material:
     def readings(self, settings: Settings) -> Readings:
         """What pictures and those of the class are read with."""
         own, priors = ([one.picture.prompt for one in some] for some in (self.own, self.priors))
-        return Readings(own, priors, settings.captions, settings.general.seed)
+        epoch = pictures.seen_each_epoch(self.pictures, settings.concepts)
+        return Readings(own, priors, settings.captions, settings.general.seed, epoch)
 
     def latent_bytes(self) -> int:
         """What the latents of pictures that are there take."""

@@ -45,6 +45,7 @@ class Batch:
     text_mask: Tensor | None = None
     tokens: Tensor | None = None  # (text encoders, B, pieces x 77)
     emptied: Tensor | None = None  # rows that nothing is read in
+    token_weights: Tensor | None = None  # (B, pieces x 77), how much each token counts
     rest_hidden: Tensor | None = None  # what a text encoder that rests has read, where the other learns
     rest_pooled: Tensor | None = None
     base_hidden: Tensor | None = None  # what the base model reads for its predictions (P, ...), and so on
@@ -104,7 +105,7 @@ def gathered(session: Session, position: int, alpha_bar: Tensor, *, text_learns:
     if any(concept.loss_weight != 1 for concept in settings.concepts):
         batch.concept_weights = _concept_weights(session, instances)
     if text_learns:
-        batch.tokens, batch.emptied = session.texts.look_up(texts)
+        batch.tokens, batch.emptied, batch.token_weights = session.texts.look_up(texts)
         with session.accelerator.autocast():
             rest = session.texts.at_rest(texts)
         if rest:
@@ -171,7 +172,7 @@ def _text(session: Session, batch: Batch) -> Text:
     if batch.tokens is not None:
         rest = None if batch.rest_hidden is None else Text(batch.rest_hidden, batch.rest_pooled)
         with session.accelerator.autocast():
-            return session.texts.read(batch.tokens, batch.emptied, rest)
+            return session.texts.read(batch.tokens, batch.emptied, batch.token_weights, rest)
     assert batch.hidden is not None
     return Text(batch.hidden, batch.pooled, batch.text_mask)
 

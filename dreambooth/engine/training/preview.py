@@ -14,7 +14,7 @@ from dreambooth.core import captions, picture_files, validation
 from dreambooth.core.files import atomic
 from dreambooth.core.picture_opening import open_picture
 from dreambooth.core.settings import Settings
-from dreambooth.core.settings.dataset import Captions, Concept
+from dreambooth.core.settings.dataset import Concept
 from dreambooth.engine import hardware
 from dreambooth.engine.data import png
 from dreambooth.engine.data.pictures import Picture
@@ -61,15 +61,15 @@ def _instance_words(concept: Concept, settings: Settings) -> tuple[str, ...]:
     """What the concept's first picture is read with; nothing where there is no prompt for it."""
     if not concept.instance_prompt.strip():
         return ()
-    as_it_is = Captions(prefix=settings.captions.prefix, suffix=settings.captions.suffix)
-    return captions.variants(captions.instance_words(concept, _first(concept)), as_it_is, settings.general.seed)[:1]
+    words, options = captions.instance_words(concept, _first(concept)), captions.steady(settings.captions)
+    return captions.variants(words, options, settings.general.seed)[:1]
 
 
 def _class_words(concept: Concept, settings: Settings) -> tuple[str, ...]:
     if not concept.class_prompt.strip():
         return ()
-    of_class = captions.class_words(concept, captions.file_words(_first(concept)).split("\n")[0])
-    return captions.variants(of_class, Captions(), settings.general.seed)[:1]
+    words = captions.class_words(concept, captions.file_words(_first(concept)).split("\n")[0])
+    return captions.variants(words, captions.of_class(settings.captions), settings.general.seed)[:1]
 
 
 def make(

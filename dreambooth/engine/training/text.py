@@ -24,6 +24,8 @@ class Texts:
         self.model = model
         self.prompts = prompts
         self.tokens = [numbers.to(model.device) for numbers in model.tokenize(prompts)]
+        weights = model.weigh(prompts)
+        self.weights = None if weights is None else weights.to(model.device)
         self.nothing = prompts.index("") if "" in prompts else -1
         self.table: Text | None = None
         self.base_table: Text | None = None
@@ -51,19 +53,21 @@ class Texts:
             self.rest_table = self._table(lambda _, some: self.model.read_alone(self.rests, some))
         return _looked_up(self.rest_table, numbers, self.model.device)
 
-    def look_up(self, numbers: Tensor) -> tuple[Tensor, Tensor | None]:
-        """(B,) prompt numbers -> their tokens (text encoders, B, pieces x 77), and which rows are the empty prompt."""
+    def look_up(self, numbers: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """(B,) prompt numbers -> their tokens (text encoders, B, pieces x 77), which rows are the empty prompt, and how
+        much each token counts (B, pieces x 77) where any of the run's counts more or less."""
         on_device = hardware.brought(numbers, self.model.device)
         emptied = (numbers == self.nothing).nonzero().flatten()
         tokens = torch.stack([some[on_device] for some in self.tokens])
-        return tokens, hardware.brought(emptied, self.model.device) if len(emptied) else None
+        weights = None if self.weights is None else self.weights[on_device]
+        return tokens, hardware.brought(emptied, self.model.device) if len(emptied) else None, weights
 
-    def read(self, tokens: Tensor, emptied: Tensor | None, resting: Text | None = None) -> Text:
+    def read(self, tokens: Tensor, emptied: Tensor | None, weights: Tensor | None, resting: Text | None = None) -> Text:
         """What was looked up -> what the UNet reads, for text encoders that learn."""
         known = {} if resting is None else {self.rests: resting}
         for part, encoder in self.model.text_encoders.items():
             encoder.train(part not in known)
-        text = self.model.encode_tokens(list(tokens), known)
+        text = self.model.encode_tokens(list(tokens), weights, known)
         return text if emptied is None else self.model.emptied(text, emptied)
 
     def _all(self) -> Text:

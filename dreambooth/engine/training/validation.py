@@ -22,7 +22,6 @@ from torch import Tensor
 
 from dreambooth.core import captions
 from dreambooth.core.files import atomic
-from dreambooth.core.settings.dataset import Captions
 from dreambooth.core.validation import MOST_MEASURED
 from dreambooth.engine import hardware
 from dreambooth.engine.data import pictures
@@ -81,9 +80,8 @@ class Validation:
     def _probe(self, encoded: Encoded, number: int, example: Example) -> _Probe:
         settings, index = self.session.settings, torch.tensor([number])
         picture, seed = example.picture, settings.general.seed
-        plain = Captions(prefix=settings.captions.prefix, suffix=settings.captions.suffix)
         of_class = class_text(settings, picture) if settings.concepts[picture.concept].class_prompt.strip() else ""
-        words = captions.variants(picture.prompt, plain, seed)[0]
+        words = captions.variants(picture.prompt, captions.steady(settings.captions), seed)[0]
         return _Probe(
             encoded.average(index),
             encoded.size[index],

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import CLIPTokenizer
 
-from dreambooth.core import settings
+from dreambooth.core import emphasis, settings
 from dreambooth.core.project import open_project
 from dreambooth.core.run import Job
 from dreambooth.engine.families import around
@@ -31,10 +31,11 @@ def run(job: Job) -> dict[str, Any]:
     project = open_project(job.folders(), wanted["model"])
     job.report("stage", name="loading the model", done=0, total=1)
     model = load(project, "")
-    prompt = " ".join(wanted["prompt"].split())
+    chosen = settings.parse(job.settings())
+    tuning = chosen.tuning
+    prompt = " ".join(emphasis.bare(wanted["prompt"], weighted=chosen.captions.weighted).split())
     words = prompt.split()
     frame = "" if len(words) > 3 else "a photo of a "
-    tuning = settings.parse(job.settings()).tuning
     model.read_prompts(tuning.max_token_length, tuning.clip_skip, tuning.pad_tokens)
     with model.present(*model.text_encoders):  # a few hundred prompts are read
         meter = Meter(model)

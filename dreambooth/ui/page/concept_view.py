@@ -124,13 +124,14 @@ def _problem(error: UserError, path: Path, name: str) -> str:
 def _words(project: Project, own: Settings, row: int, path: Path, name: str) -> str:
     concept = own.concepts[row]
     try:
-        trained = captions.variants(captions.instance_words(concept, path), own.captions, own.general.seed)[0]
+        words = captions.instance_words(concept, path)
+        texts = list(dict.fromkeys(captions.variants(words, own.captions, own.general.seed)))
     except UserError as error:
-        trained, problem = "", _problem(error, path, name)
+        texts, problem = [""], _problem(error, path, name)
     else:
         problem = ""
     if captions.FILEWORDS not in concept.instance_prompt:
-        return problem or f"<figcaption>{escape(trained)}</figcaption>"
+        return problem or f"<figcaption{_all_of(texts)}>{escape(texts[0])}</figcaption>"
     own_words = pictures.caption(path)
     shown = captions.name_words(path.stem) if own_words is None else own_words.strip()
     address = f"dreambooth/models/{quote(project.name)}/concepts/{row}/caption"
@@ -138,5 +139,11 @@ def _words(project: Project, own: Settings, row: int, path: Path, name: str) -> 
         f'<textarea rows="2" aria-label="Caption of {escape(name)}" data-db-caption="{escape(name)}" '
         f'data-db-address="{escape(address)}">{escape(shown)}</textarea>'
     )
-    note = "" if trained == shown else f"<figcaption>trained as: {escape(trained)}</figcaption>"
+    note = "" if texts == [shown] else f"<figcaption{_all_of(texts)}>trained as: {escape(texts[0])}</figcaption>"
     return field + (problem or note)
+
+
+def _all_of(texts: list[str]) -> str:
+    """Every text of a picture that has several, for whoever points at the first."""
+    every = escape("\n".join(texts))
+    return f' title="{every}"' if len(texts) > 1 else ""

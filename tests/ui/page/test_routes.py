@@ -9,6 +9,7 @@ import re
 import socket
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import uvicorn
@@ -161,6 +162,24 @@ def test_describing_is_offered_for_pictures_without_a_caption_where_something_ca
     (tmp_path / "a.txt").write_text("a star\n")
     assert "trained as" not in client(folders).get(address).text
     assert "data-db-describe" not in client(folders, Describing).get(address).text
+
+
+def test_a_caption_is_shown_as_it_is_read(folders: Folders, tmp_path: Path) -> None:
+    """Without its marker and its backslashes, and where tags are left out with all that it is read as."""
+    Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
+    (tmp_path / "a.txt").write_text(r"sks ||| tifa \(ff7\)")
+    own: dict[str, Any] = {"concepts.0.instance_data_dir": str(tmp_path), "captions.keep_marker": "|||"}
+    own["concepts.0.instance_prompt"] = "[filewords]"
+
+    def shown(**more: Any) -> str:
+        project.write_settings(project.open_project(folders, "star"), {**own, **more})
+        return client(folders).get("/dreambooth/page/live?view=pictures&model=star").text
+
+    assert "<figcaption>trained as: sks, tifa (ff7)</figcaption>" in shown()
+    varied = re.search(
+        r'<figcaption title="([^"]+)">trained as: (.*)</figcaption>', shown(**{"captions.tag_dropout": 0.5})
+    )
+    assert varied and sorted(varied[1].split("\n")) == ["sks", "sks, tifa (ff7)"] and varied[2] in varied[1].split("\n")
 
 
 def test_a_picture_that_is_none_is_named_with_the_reason(folders: Folders, tmp_path: Path) -> None:

@@ -126,12 +126,26 @@ CONTROLS: dict[str, tuple[Control, ...]] = {
             "one for all concepts, with several versions of a picture",
             "pictures.colour",
         ),
+        of_keys("text.enable_tag_shuffling", "one for all concepts", "captions.shuffle_tags"),
         of_keys(
-            "text.enable_tag_shuffling, text.tag_delimiter",
-            "one for all concepts, with commas between",
+            "text.tag_delimiter",
+            "tags are parted by commas alone",
             "captions.shuffle_tags",
+            "captions.tag_dropout",
         ),
         of_keys("text.keep_tags_count", "one for all concepts", "captions.keep_tags"),
+        of_keys(
+            "text.tag_dropout_enable, text.tag_dropout_mode, text.tag_dropout_probability",
+            "one for all concepts, and each tag goes by itself and as likely as any other, where full leaves out all "
+            "of them and random weighted the last more often",
+            "captions.tag_dropout",
+        ),
+        of_keys(
+            "text.tag_dropout_special_tags, text.tag_dropout_special_tags_mode, text.tag_dropout_special_tags_regex",
+            "a whitelist, whose tags are never left out, written out with commas between; there is no blacklist and "
+            "no pattern",
+            "captions.tag_dropout_except",
+        ),
         of_keys("aspect_ratio_bucketing", "another name", "pictures.buckets"),
         of_keys("latent_caching, only_cache", "always so: pictures are encoded once", "pictures.cache_on_disk"),
         of_keys(

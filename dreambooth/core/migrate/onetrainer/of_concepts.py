@@ -91,8 +91,9 @@ def _rest(where: str, key: str, one: Mapping[str, Any], into: Migration) -> None
         key.startswith(("text.tag_dropout_", "text.caps_randomize_"))
         and nothing(one.get("text.tag_dropout_enable" if "tag_dropout" in key else "text.caps_randomize_enable"))
     )
-    with_shuffling = key in ("text.tag_delimiter", "text.keep_tags_count")
-    if is_off or (with_shuffling and nothing(one.get("text.enable_tag_shuffling"))):
+    is_off |= key in ("text.tag_delimiter", "text.keep_tags_count")  # which stand for nothing by themselves
+    is_off |= key == "text.tag_dropout_special_tags_mode" and one[key] == "NONE"
+    if is_off:
         return
     into.leave(f"{where}: {key}", exact(one[key]), BY_KEY[key].told if key in BY_KEY else _ELSEWHERE)
 
@@ -158,17 +159,37 @@ def _varied(where: str, one: Mapping[str, Any], into: Migration) -> None:
 
 
 def _words(where: str, one: Mapping[str, Any], into: Migration) -> None:
-    if not nothing(one.get("text.enable_tag_shuffling")):
+    shuffles, drops = (not nothing(one.get(f"text.{name}")) for name in ("enable_tag_shuffling", "tag_dropout_enable"))
+    if shuffles:
         why = BY_KEY["text.enable_tag_shuffling"].why
         into.take(f"{where}: text.enable_tag_shuffling", "captions.shuffle_tags", True, why)
-        into.take(
-            f"{where}: text.keep_tags_count", "captions.keep_tags", exact(one.get("text.keep_tags_count", 1)), why
-        )
-        if str(one.get("text.tag_delimiter") or ",").strip() == ",":
-            into.take(f"{where}: text.tag_delimiter", "captions.shuffle_tags", True, why)
+    drops = drops and _tag_dropout(where, one, into)
+    if shuffles or drops:
+        why, kept = BY_KEY["text.keep_tags_count"].why, exact(one.get("text.keep_tags_count", 1))
+        into.take(f"{where}: text.keep_tags_count", "captions.keep_tags", kept, why)
+        delimiter, control = str(one.get("text.tag_delimiter") or ",").strip(), BY_KEY["text.tag_delimiter"]
+        if delimiter == ",":
+            ours = control.ours[0] if shuffles else control.ours[1]
+            into.take(f"{where}: text.tag_delimiter", ours, into.settings[ours])
         else:
-            into.leave(f"{where}: text.tag_delimiter", one["text.tag_delimiter"], "parts are parted by commas alone")
+            into.leave(f"{where}: text.tag_delimiter", one["text.tag_delimiter"], control.why)
     if number(one.get("text_variations")) > 1:
         into.take(
             f"{where}: text_variations", "captions.variants", exact(one["text_variations"]), "one for all concepts"
         )
+
+
+def _tag_dropout(where: str, one: Mapping[str, Any], into: Migration) -> bool:
+    """Whether it is anything that there is here."""
+    mode = str(one.get("text.tag_dropout_mode") or "FULL")
+    if not mode.startswith("RANDOM"):
+        return False
+    why, chance = BY_KEY["text.tag_dropout_mode"].why, number(one.get("text.tag_dropout_probability"))
+    for key in ("tag_dropout_enable", "tag_dropout_mode", "tag_dropout_probability"):
+        into.take(f"{where}: text.{key}", "captions.tag_dropout", chance, why)
+    some = str(one.get("text.tag_dropout_special_tags") or "").strip()
+    is_list = not some.endswith((".txt", ".csv")) and nothing(one.get("text.tag_dropout_special_tags_regex"))
+    if some and is_list and one.get("text.tag_dropout_special_tags_mode") == "WHITELIST":
+        for key in ("tag_dropout_special_tags", "tag_dropout_special_tags_mode"):
+            into.take(f"{where}: text.{key}", "captions.tag_dropout_except", some, "one for all concepts")
+    return "captions.tag_dropout" in into.settings

@@ -58,7 +58,7 @@ CONTROLS: dict[str, tuple[Control, ...]] = {
         ),
         of_keys("resolution", "a square of about that area, a multiple of 64", "general.resolution"),
         of_keys("caption_extension, caption_extention", "only .txt and .caption are read; rename the files"),
-        of_keys("weighted_captions", "not here: captions are read as they stand, without weights for words"),
+        of_keys("weighted_captions", "the prompts of the class and of previews are read so, too", "captions.weighted"),
         of_keys("no_token_padding", "the other way round", "tuning.pad_tokens"),
         of_keys(
             "resize_interpolation, debug_dataset",

@@ -24,10 +24,12 @@ def take(read: Reading, disk: Disk, *, whole: bool) -> None:
             kohya.take_one(read.names.get(key, key), key, exact(read.theirs[key]), read.into)
     if whole and "enable_bucket" not in read.theirs:
         read.into.take("enable_bucket", "pictures.buckets", False, "off there unless it is asked for")
-    if read.said("shuffle_caption") and not read.number("keep_tokens"):
+    if (read.said("shuffle_caption") or read.number("caption_tag_dropout_rate")) and not read.number("keep_tokens"):
         read.take("keep_tokens", "captions.keep_tags", 0, "none is kept there unless it is asked for")
     if read.said("no_token_padding"):
         read.take("no_token_padding", "tuning.pad_tokens", False)
+    if read.said("weighted_captions"):
+        read.take("weighted_captions", "captions.weighted", True)
     if read.said("masked_loss") and not read.said("alpha_mask"):
         read.take("masked_loss", "objective.masked", True)
         read.take("masked_loss", "objective.unmasked_weight", 0.0)

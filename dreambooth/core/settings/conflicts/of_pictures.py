@@ -12,7 +12,7 @@ def found(settings: Settings) -> list[str]:
     return [
         *_sizes(settings),
         *_preview_sizes(settings),
-        *_shuffled_tags(settings),
+        *_tags(settings),
         *_class_pictures(settings),
     ]
 
@@ -52,13 +52,29 @@ def _near(pixels: int, step: int) -> int:
     return max(1, round(pixels / step)) * step
 
 
-def _shuffled_tags(settings: Settings) -> list[str]:
-    if not settings.captions.shuffle_tags or settings.captions.variants > 1:
-        return []
-    return [
-        "captions.shuffle_tags: captions.variants is 1, so that no tag would change its place; set captions.variants "
-        "to 8, or turn captions.shuffle_tags off."
-    ]
+def _tags(settings: Settings) -> list[str]:
+    options, problems = settings.captions, []
+    if options.shuffle_tags and options.variants == 1:
+        problems.append(
+            "captions.shuffle_tags: captions.variants is 1, so that no tag would change its place; set "
+            "captions.variants to 8, or turn captions.shuffle_tags off."
+        )
+    if options.tag_dropout and options.variants == 1:
+        problems.append(
+            "captions.tag_dropout: captions.variants is 1, so that it would always be the same tags; set "
+            "captions.variants to 8, or set captions.tag_dropout to 0."
+        )
+    marker, tie = options.keep_marker.strip(), options.tie.strip()
+    for name, sign, example in (("keep_marker", marker, "|||"), ("tie", tie, ";;;")):
+        if "," in sign:
+            problems.append(f"captions.{name}: it holds a comma, which parts tags; take another sign, as {example}.")
+    if marker and tie and (marker in tie or tie in marker):
+        other = "&&&" if ";" in marker else ";;;"
+        problems.append(
+            f"captions.tie: {tie!r} and captions.keep_marker, {marker!r}, cannot be told apart; take another sign, "
+            f"as {other}."
+        )
+    return problems
 
 
 def _class_pictures(settings: Settings) -> list[str]:

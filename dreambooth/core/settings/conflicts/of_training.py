@@ -170,8 +170,9 @@ def _imagic(settings: Settings) -> list[str]:
     for name in ("text_encoder_ratio", "text_encoder_steps"):
         if getattr(settings.tuning, name):
             problems.append(f"tuning.{name}: with imagic.enabled the text itself is trained; set it to 0.")
-    for name, mend in (("shuffle_tags", "turn it off"), ("dropout", "set it to 0")):
-        if getattr(settings.captions, name):
+    for name in ("shuffle_tags", "tag_dropout", "dropout", "dropout_every"):
+        if value := getattr(settings.captions, name):
+            mend = "turn it off" if value is True else "set it to 0"
             problems.append(f"captions.{name}: with imagic.enabled the picture is read with one text; {mend}.")
     return problems
 
