@@ -54,6 +54,8 @@ class Terminal:
             self.say(f"Going on from step {event['step']:,}")
         elif what == "saved":
             self.say(f"Saved {event['path']} ({size(event['bytes'])})")
+        elif what == "removed":
+            self.say(f"Removed {event['path']}")
         elif what == "warning":
             self.say(f"Note: {event['text']}")
         elif what == "paused":

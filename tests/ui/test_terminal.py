@@ -27,3 +27,11 @@ def test_a_line_that_moves_fits_the_terminal(monkeypatch: pytest.MonkeyPatch, co
         assert 30 < len(shown) < columns
         assert ("step 1,116 of 1,800" in shown) == (event["event"] == "step")
     assert columns < 200 or "▓" in shown
+
+
+def test_what_is_written_and_what_goes_again_is_told_in_lines_that_stay() -> None:
+    stream = io.StringIO()
+    told = Terminal(stream)
+    told.event({"event": "saved", "path": "/a.safetensors", "bytes": 2e6})
+    told.event({"event": "removed", "path": "/a.safetensors"})
+    assert stream.getvalue().splitlines() == ["Saved /a.safetensors (2.0 MB)", "Removed /a.safetensors"]

@@ -51,6 +51,7 @@ def test_two_presses_delete_a_result_and_one_does_not(browser: Any, server: Serv
     until(lambda: not last.exists() and not hands.page.locator(button).count())
     until(lambda: hands.value("db_weights").startswith(first.name))
     hands.tab("Model")
+    until(lambda: hands.page.locator("#db_tabs .db-delete").count() == 1)
     tile = hands.see("#db_tabs .db-delete")  # of the other, among the model's results
     first.write_bytes(b"another")
     tile.click()
