@@ -243,7 +243,8 @@ const dreamboothPage = (() => {
 
     /* What the Model tab is about to make: another than was fetched is not made unasked. */
     function wantedModel() {
-        return all("#db_new_name :is(input, textarea), #db_new_source input").map(({value}) => value).join("\n");
+        const fields = all("#db_new_source input, :is(#db_new_name, #db_new_revision) :is(input, textarea)");
+        return fields.map(({value}) => value).filter(Boolean).join("\n"); // the last is not there until it is unfolded
     }
 
     /* The buttons follow the state of the run; when it ends, what hangs on its results is read anew. */

@@ -23,13 +23,13 @@ def run(job: Job) -> dict[str, Any]:
     os.environ.pop("HF_HUB_OFFLINE", None)  # the one place that speaks to the hub
     os.environ.update(HF_HUB_DISABLE_TELEMETRY="1", HF_HUB_DISABLE_PROGRESS_BARS="1")
     wanted = job.read()
-    model, out = HubModel(wanted["repository"], wanted["file"]), Path(wanted["out"])
+    model, out = HubModel(wanted["repository"], wanted["file"], wanted["revision"]), Path(wanted["out"])
     job.report("stage", name=f"asking the hub for {model.repository}", done=0, total=1)
-    sizes = _sizes(model, wanted["revision"])
+    sizes = _sizes(model)
     chosen = hub.needed_files(model, sizes)
     total = sum(sizes[name] for name in chosen)
     _check_disk(out, total)
-    work = _Work(model, wanted["revision"], chosen, out)
+    work = _Work(model, chosen, out)
     work.start()
     while work.is_alive():
         job.report("stage", name="downloading", done=min(_downloaded(out), total), total=total, unit="bytes")
@@ -42,9 +42,9 @@ def run(job: Job) -> dict[str, Any]:
 class _Work(threading.Thread):
     """The download itself; as a daemon it ends with the process."""
 
-    def __init__(self, model: HubModel, revision: str, files: list[str], out: Path) -> None:
+    def __init__(self, model: HubModel, files: list[str], out: Path) -> None:
         super().__init__(daemon=True)
-        self.model, self.revision, self.files, self.out = model, revision, files, out
+        self.model, self.files, self.out = model, files, out
         self.error: Exception | None = None
 
     def run(self) -> None:
@@ -52,17 +52,17 @@ class _Work(threading.Thread):
 
         try:
             for name in self.files:
-                hf_hub_download(self.model.repository, name, revision=self.revision or None, local_dir=self.out)
+                hf_hub_download(self.model.repository, name, revision=self.model.revision or None, local_dir=self.out)
         except Exception as error:  # noqa: BLE001  (told by the thread that waits)
             self.error = error
 
 
-def _sizes(model: HubModel, revision: str) -> dict[str, int]:
+def _sizes(model: HubModel) -> dict[str, int]:
     """{file: bytes} of a repository."""
     from huggingface_hub import HfApi
 
     try:
-        info = HfApi().model_info(model.repository, revision=revision or None, files_metadata=True, timeout=20)
+        info = HfApi().model_info(model.repository, revision=model.revision or None, files_metadata=True, timeout=20)
     except Exception as error:  # noqa: BLE001  (the library's many kinds, each told in a sentence)
         raise UserError(_explain(model, error)) from None
     return {one.rfilename: one.size or 0 for one in info.siblings or []}
@@ -74,7 +74,7 @@ def _explain(model: HubModel, error: Exception) -> str:
     if kind == "GatedRepoError":
         return f"{name}: this model is behind a licence; accept it on its page and set HF_TOKEN to your token."
     if kind == "RevisionNotFoundError":
-        return f"{name}: there is no such revision; leave --revision out or name another."
+        return f"{name}: it has no revision {model.revision}; name another, or none for the newest."
     if kind == "RepositoryNotFoundError":
         where = "there is no such file or folder here, and no such model on the Hugging Face hub"
         return f"{name}: {where} (for a private one set HF_TOKEN to your token)."

@@ -36,14 +36,14 @@ def new_errand(folders: Folders, project: Project, kind: str, settings: Settings
     return run.create(project.errands, job, to_json(settings))
 
 
-def new_download(folders: Folders, model: HubModel, revision: str) -> Job:
+def new_download(folders: Folders, model: HubModel) -> Job:
     """The errand that fetches a model from the hub."""
     job = {
         "kind": "download",
         **run.where(folders),
         "repository": model.repository,
         "file": model.file,
-        "revision": revision,
+        "revision": model.revision,
         "out": str(folders.downloads / model.folder_name),
     }
     return run.create(folders.download_errands, job, "{}")

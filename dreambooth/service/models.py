@@ -7,7 +7,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +48,11 @@ def inspect(path: Path) -> dict[str, Any]:
     return {"path": str(path), **checkpoint.describe(checkpoint.read_header(path)).as_json()}
 
 
-def hub_model(folders: Folders, name: str, source: str) -> HubModel | None:
-    """The model of the hub that `source` names; None where it is a path. Raises UserError if `name` will not do."""
+def hub_model(
+    folders: Folders, name: str, source: str, revision: str = "", *, label: str = "revision"
+) -> HubModel | None:
+    """The model of the hub that `source` names; None where it is a path. Raises UserError if `name` will not do, and
+    for a `revision` (which sentences call by the `label`) that is none or is of no model of the hub."""
     model = None if paths.named(source, "source").exists() else hub.parse(source)
     if model is None and source.strip().lower().startswith(("http://", "https://")):
         raise UserError(
@@ -58,12 +61,18 @@ def hub_model(folders: Folders, name: str, source: str) -> HubModel | None:
         )
     if model:
         project.check_new(folders, name)
-    return model
+    return replace(model, revision=wanted) if model and wanted else model
 
 
 def create(folders: Folders, name: str, source: Path, flat: dict[str, Any], origin: dict[str, Any]) -> dict[str, Any]:
     """A new model from a file or Diffusers folder. Raises UserError as `project.create` does."""
     return summary(project.create(folders, name, source, flat, origin))
+    wanted = revision.strip()
+    if wanted and model is None:
+        raise UserError(f"{label}: {source.strip()[:200]} is no model of the hub, which alone has any; leave it empty.")
+    wanted = wanted or (model.revision if model else "")
+    if wanted and not hub.is_revision(wanted):
+        raise UserError(f"{label}: {wanted[:80]!r} can be no branch, tag or commit; name one of the model's page.")
 
 
 def rename(folders: Folders, name: str, new_name: str) -> dict[str, Any]:

@@ -64,11 +64,11 @@ def create(options: argparse.Namespace, terminal: Terminal) -> Result:
 def _source(options: argparse.Namespace, found: Folders, terminal: Terminal) -> Path:
     """The checkpoint that a person named; what is no path but could be a model of the hub is fetched from there."""
     file = paths.named(options.source, "--source")
-    model = models.hub_model(found, options.name, options.source)
+    model = models.hub_model(found, options.name, options.source, options.revision, label="--revision")
     if model is None:
         return file
     python = environment.ensure(terminal.show)
-    return Path(work(launcher.new_download(found, model, options.revision), python, terminal)["path"])
+    return Path(work(launcher.new_download(found, model), python, terminal)["path"])
 
 
 def check(options: argparse.Namespace, terminal: Terminal) -> Result:

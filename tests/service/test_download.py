@@ -87,7 +87,9 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
     server.shutdown()
 
 
-def create(hub: Hub, tmp_path: Path, source: str, token: str = "") -> subprocess.CompletedProcess[str]:
+def create(
+    hub: Hub, tmp_path: Path, source: str, token: str = "", *, name: str = "it", revision: str = ""
+) -> subprocess.CompletedProcess[str]:
     variables = {
         **os.environ,
         "DREAMBOOTH_ENGINE_PYTHON": sys.executable,
@@ -101,9 +103,10 @@ def create(hub: Hub, tmp_path: Path, source: str, token: str = "") -> subprocess
         "-m",
         "dreambooth",
         "create",
-        "it",
+        name,
         "--source",
         source,
+        *(["--revision", revision] if revision else []),
         "--data",
         str(tmp_path / "models"),
     ]
@@ -132,6 +135,30 @@ def test_one_file_behind_a_login(hub: Hub, tmp_path: Path) -> None:
     assert not [path for path in written if b"secret" in path.read_bytes()]
 
 
+def test_a_revision_is_asked_for_and_lies_beside_the_newest(hub: Hub, tmp_path: Path) -> None:
+    first = create(hub, tmp_path, "someone/tiny-sd2")
+    other = create(hub, tmp_path, "someone/tiny-sd2", name="other", revision="refs/pr/1")
+    places = [Path(json.loads(said.stdout)["source"]) for said in (first, other)]
+    assert [place.name for place in places] == ["someone--tiny-sd2", "someone--tiny-sd2@refs--pr--1"]
+    assert any("/revision/refs%2Fpr%2F1" in path for path in hub.asked)
+    assert open_source(places[0]).tensors.keys() == open_source(places[1]).tensors.keys()
+
+
+@pytest.mark.parametrize(
+    ("source", "revision", "told"),
+    [
+        ("a/b", "../../x", "Revision: '../../x' can be no branch, tag or commit"),
+        ("a/b", "a b", "Revision: 'a b' can be no branch"),
+        (str(MINIATURE), "v2", "is no model of the hub, which alone has any; leave it empty."),
+    ],
+)
+def test_what_is_no_revision_is_refused(tmp_path: Path, source: str, revision: str, told: str) -> None:
+    with pytest.raises(UserError) as refused:
+        models.hub_model(Folders(tmp_path), "star", source, revision, label="Revision")
+    assert told in str(refused.value)
+    assert models.hub_model(Folders(tmp_path), "star", "a/b", " v2 ") == HubModel("a/b", "", "v2")
+
+
 def test_what_is_not_there_is_said(hub: Hub, tmp_path: Path) -> None:
     said = create(hub, tmp_path, "someone/nothing")
     assert said.returncode == 2
@@ -156,6 +183,8 @@ def test_the_network_is_asked_for_nothing_else(hub: Hub, tmp_path: Path) -> None
         ("https://huggingface.co/someone/model/tree/main", HubModel("someone/model")),
         ("someone/model/sub/x.safetensors", HubModel("someone/model", "sub/x.safetensors")),
         ("https://huggingface.co/a/b/resolve/main/x.ckpt", HubModel("a/b", "x.ckpt")),
+        ("https://huggingface.co/a/b/blob/v2/x.ckpt", HubModel("a/b", "x.ckpt", "v2")),
+        ("https://huggingface.co/someone/model/tree/fp16", HubModel("someone/model", "", "fp16")),
         ("models/x.safetensors", None),
         ("/absolute/path", None),
         ("./a/b", None),

@@ -10,35 +10,47 @@ from dreambooth.core.errors import UserError
 from dreambooth.core.models.diffusers_folder import INDEX, PARTS, STEMS, VARIANTS
 from dreambooth.core.models.model_file import SUFFIXES
 
+_NEWEST = "main"
 _NAME = r"[A-Za-z0-9][\w.-]{0,95}"
 _ADDRESS = re.compile(r"https://(?:www\.)?huggingface\.co/")
-_ID = re.compile(rf"({_NAME}/{_NAME})(?:/(?:(?:blob|resolve)/[^/]+/)?([\w./ -]+))?/?")
+_REVISION = re.compile(r"[A-Za-z0-9][\w./-]{0,199}")
+_ID = re.compile(rf"({_NAME}/{_NAME})(?:/(?:(?:blob|resolve)/([^/]+)/)?([\w./ -]+))?/?")
 
 
 @dataclass(frozen=True)
 class HubModel:
-    """`repository` is owner/name; `file` one file in it, or empty for what it holds."""
+    """`repository` is owner/name; `file` one file in it, or empty for what it holds; `revision` a branch, tag or
+    commit, or empty for the newest."""
 
     repository: str
     file: str = ""
+    revision: str = ""
 
     @property
     def folder_name(self) -> str:
-        return self.repository.replace("/", "--")
+        """Each revision has a folder of its own, or it would take the place of one that a model was made from."""
+        name = f"{self.repository}@{self.revision}" if self.revision else self.repository
+        return name.replace("/", "--")
 
 
 def parse(text: str) -> HubModel | None:
-    """owner/name, owner/name/file.safetensors, or the page's address; None for anything else, such as a path."""
+    """owner/name, owner/name/file.safetensors, or the page's address, which may be of a revision; None for anything
+    else, such as a path."""
     address = _ADDRESS.sub("", text.strip())
     match = _ID.fullmatch(address)
     if not match or ".." in address:
         return None
-    repository, file = match[1], match[2] or ""
+    repository, revision, file = match[1], match[2] or "", match[3] or ""
     if file.startswith("tree/"):
-        file = ""
+        revision, file = file.split("/")[1], ""
     if repository.lower().endswith(SUFFIXES) or (file and not file.lower().endswith(SUFFIXES)):
         return None
-    return HubModel(repository, file)
+    return HubModel(repository, file, "" if revision == _NEWEST else revision)
+
+
+def is_revision(text: str) -> bool:
+    """Whether a text can be a branch, tag or commit."""
+    return bool(_REVISION.fullmatch(text)) and ".." not in text and not text.endswith(("/", "."))
 
 
 def needed_files(model: HubModel, there: Iterable[str]) -> list[str]:

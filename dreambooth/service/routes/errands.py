@@ -55,13 +55,14 @@ class Errands(Routes):
         return runs.ask(self._errand(name, number), "stop")
 
     def download(self, body: dict[str, Any]) -> Answer:
-        """Fetches a model of the hub; its result's path is a source for a new model of the name."""
+        """Fetches a model of the hub; its result's path is a source for a new model of the name. `revision` is a
+        branch, tag or commit."""
         source = text(only(body, "name", "source", "revision"), "source")
-        model = models.hub_model(self.folders, text(body, "name"), source)
+        revision = text(body, "revision", optional=True)
+        model = models.hub_model(self.folders, text(body, "name"), source, revision)
         if model is None:
             raise UserError(f"source: {source!r} is no model of the hub, which are called owner/name.")
-        revision = text(body, "revision", optional=True)
-        return self.submit(launcher.new_download(self.folders, model, revision), runs.outcome)
+        return self.submit(launcher.new_download(self.folders, model), runs.outcome)
 
     def downloaded(self, number: int) -> Answer:
         """How a download is; its result has the path."""

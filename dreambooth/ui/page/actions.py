@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -55,15 +56,16 @@ def about(opened: Project) -> str:
     return " · ".join([*parts, f"{runs} run{'' if runs == 1 else 's'}"])
 
 
-def source_of(host: Host, name: str, chosen: str) -> Path | None:
-    """The checkpoint that a person chose from the list, named by its path or by its id on the hub; None for a model of
-    the hub that is being fetched."""
+def source_of(host: Host, name: str, chosen: str, revision: str) -> Path | None:
+    """The checkpoint that a person chose from the list, named by its path or by its id on the hub, of which there may
+    be a `revision`; None for a model of the hub that is being fetched."""
     wanted = paths.meant(chosen)
     if not wanted:
-        raise UserError("Source Checkpoint: it is empty; choose one, or give the path of a file or Diffusers folder.")
-    if found := dict(host.checkpoints()).get(chosen):
+        raise UserError(f"{SOURCE}: it is empty; choose one, or give the path of a file or Diffusers folder.")
+    found = dict(host.checkpoints()).get(chosen)
+    hub_model = models.hub_model(host.folders(), name, str(found or wanted), revision, label="Revision")
+    if found:
         return found
-    hub_model = models.hub_model(host.folders(), name, wanted)
     return _downloaded(host.folders(), hub_model) if hub_model else Path(wanted)
 
 
@@ -71,7 +73,7 @@ def _downloaded(folders: Folders, wanted: HubModel) -> Path | None:
     """A model of the hub where it was fetched to; None where the fetching goes on, or begins now."""
     for job in reversed(run.downloads(folders)):
         said = job.said()
-        if (said.get("repository"), said.get("file")) != (wanted.repository, wanted.file):
+        if [said.get(key) for key in ("repository", "file", "revision")] != [*astuple(wanted)]:
             continue
         if (status := job.status()) == "running":
             return None
@@ -79,15 +81,15 @@ def _downloaded(folders: Folders, wanted: HubModel) -> Path | None:
         if path and path.exists():
             return path
         break
-    queue.submit(launcher.new_download(folders, wanted, ""))
+    queue.submit(launcher.new_download(folders, wanted))
     return None
 
 
-def create(host: Host, name: str, chosen: str, origin: Values) -> Project | None:
+def create(host: Host, name: str, chosen: str, origin: Values, revision: str = "") -> Project | None:
     """A new model; None while its source is being fetched from the hub."""
     if not name.strip():
         raise UserError("Name: it is empty; give the new model a name.")
-    source = source_of(host, name.strip(), chosen)
+    source = source_of(host, name.strip(), chosen, revision)
     return project.create(host.folders(), name.strip(), source, {}, origin) if source else None
 
 

@@ -73,6 +73,11 @@ class ModelTab:
             self.origin.add_all(leaves(Origin, prefix="origin."))
         with gr.Row(elem_id="db_create_buttons", elem_classes=["db-line"]):
             self.create = gr.Button("Create", elem_id="db_create", variant="primary")
+            self.revision = gr.Textbox(
+                label="Revision",
+                info="Of a model of the hub: a branch, tag or commit; empty takes its newest.",
+                elem_id="db_new_revision",
+            )
             self.refresh = gr.Button("Look for new checkpoints", elem_id="db_refresh_checkpoints", size="sm")
         self.said = gr.HTML("", elem_id="db_create_said")
         self.downloaded = gr.HTML("", elem_id="db_downloaded")
@@ -91,8 +96,12 @@ class ModelTab:
 
     def bind(self) -> None:
         act, whole = self.page.act, self.page.of_model
-        inputs = [self.name, self.source, *self.origin.controls.values()]
-        act(self.create.click, self._create, inputs, [*whole, self.name, self.downloaded], self.said)
+        inputs = [self.name, self.source, self.revision, *self.origin.controls.values()]
+        outputs = [*whole, self.name, self.revision, self.downloaded]
+        act(self.create.click, self._create, inputs, outputs, self.said)
+        told = self.page.told(self._tell_source, self.source_about)
+        for event in (self.source.input, self.name.blur):
+            dialect.on(event, told, [self.source], [self.source_about])
         for button, do in ((self.rename, actions.rename), (self.duplicate, actions.duplicate)):
             act(button.click, self._under_new_name(do), [self.new_name], [*whole, self.new_name], self.changed)
         act(self.delete.click, self._delete, [], whole, self.changed)
@@ -108,7 +117,8 @@ class ModelTab:
 
     def _create(self, values: Values) -> Shown:
         origin = {key.removeprefix("origin."): value for key, value in self.origin.read(values).items()}
-        made = actions.create(self.page.host, values[self.name] or "", str(values[self.source] or ""), origin)
+        name, source, revision = (str(values[one] or "") for one in (self.name, self.source, self.revision))
+        made = actions.create(self.page.host, name, source, origin, revision)
         if made is None:
             return {self.downloaded: live("download", "")}
         return {
@@ -116,6 +126,7 @@ class ModelTab:
             self.name: "",
             self.downloaded: "",
         }
+            self.revision: "",
 
     def _under_new_name(self, do: Callable[[Host, Project, str], str]) -> Callable[[Values], Shown]:
         def act(values: Values) -> Shown:
