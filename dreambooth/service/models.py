@@ -14,7 +14,7 @@ from typing import Any
 from dreambooth.core import presets, project, run, schema, settings
 from dreambooth.core.errors import UserError
 from dreambooth.core.files import atomic, confinement, paths
-from dreambooth.core.models import checkpoint, hub
+from dreambooth.core.models import checkpoint, hub, told
 from dreambooth.core.models.hub import HubModel
 from dreambooth.core.project import Folders, Project
 from dreambooth.service import foreign, moving
@@ -42,10 +42,18 @@ def listing(folders: Folders) -> list[dict[str, Any]]:
     return found
 
 
-def inspect(path: Path) -> dict[str, Any]:
-    """What a checkpoint, LoRA or embedding is, from its header. Raises UserError for what cannot be read."""
-    path = confinement.named(str(path), "path")
-    return {"path": str(path), **checkpoint.describe(checkpoint.read_header(path)).as_json()}
+def inspect(path: Path, *, label: str = "path") -> dict[str, Any]:
+    """What a checkpoint, LoRA or embedding is, and what it tells of its making, from its header. Raises UserError for
+    what cannot be read; `label` is what sentences call the path by."""
+    path = confinement.named(str(path), label)
+    header = checkpoint.read_header(path)
+    return {
+        "path": str(path),
+        **checkpoint.describe(header).as_json(),
+        "ranks": told.ranks(header.tensors),
+        "trained_words": told.trained_words(header.metadata),
+        "trainer": told.trainer(header.metadata),
+    }
 
 
 def hub_model(

@@ -46,16 +46,24 @@ def about(result: Result) -> str:
         rows.append(["made for", f"{result['resolution']} pixels, {told}"])
     if result["stray"]:
         rows.append(["also holds", f"{', '.join(result['stray'])} (kept, not used)"])
-    if "dreambooth.settings" in result["metadata"]:
-        rows.append(
-            ["trained by", f"this extension, from {result['metadata'].get('dreambooth.base', 'an unknown file')}"]
-        )
+    if result["ranks"]:
+        rows.append(["rank", ranks(result["ranks"])])
+    if result["trained_words"]:
+        rows.append(["trained on", ", ".join(result["trained_words"])])
+    if result["trainer"]:
+        of_base = f", from {base}" if (base := result["metadata"].get("dreambooth.base")) else ""
+        rows.append(["trained by", f"{result['trainer']}{of_base}"])
     rows.append(["training", result["reason"] or "can be trained from"])
     return table(rows)
 
 
 def presets(result: Result) -> str:
     lines = []
+def ranks(found: list[int]) -> str:
+    """16, or 4 to 32 where the layers differ."""
+    return str(found[0]) if len(found) == 1 else f"{found[0]} to {found[-1]}"
+
+
     for one in result["presets"]:
         rows = [[f"    {s['setting']}", _value(s), s["reason"]] for s in one["settings"]]
         lines.append(f"{one['name']}: {one['label']}. {one['meaning']}\n{table(rows)}\n")

@@ -13,7 +13,7 @@ from dreambooth.core.errors import UserError
 from dreambooth.core.files import paths
 from dreambooth.core.memory import planner
 from dreambooth.core.memory.planner import Plan
-from dreambooth.core.models import anatomy, checkpoint
+from dreambooth.core.models import hub
 from dreambooth.core.models.checkpoint import FAMILIES
 from dreambooth.core.models.hub import HubModel
 from dreambooth.core.project import Folders, Project
@@ -22,7 +22,9 @@ from dreambooth.core.schema import to_flat
 from dreambooth.core.settings.dataset import Concept
 from dreambooth.host.base import Host
 from dreambooth.service import launcher, models, queue, undoing
-from dreambooth.ui.page import cost, jobs
+from dreambooth.service import performance as fitting
+from dreambooth.ui.page import jobs
+from dreambooth.ui.page.file_view import SOURCE, source_view
 from dreambooth.ui.page.fragments import key_of
 
 Values = dict[str, Any]
@@ -67,6 +69,16 @@ def source_of(host: Host, name: str, chosen: str, revision: str) -> Path | None:
     if found:
         return found
     return _downloaded(host.folders(), hub_model) if hub_model else Path(wanted)
+def source_about(host: Host, chosen: str) -> str:
+    """What the source is that a person chose or named; nothing where none is."""
+    if found := dict(host.checkpoints()).get(chosen):
+        return source_view(found)
+    wanted = paths.meant(chosen)
+    if wanted and hub.parse(wanted) and not paths.named(wanted, SOURCE).exists():
+        return '<p class="db-quiet">A model of the Hugging Face hub, which is fetched when you press Create.</p>'
+    return source_view(Path(wanted)) if wanted else ""
+
+
 
 
 def _downloaded(folders: Folders, wanted: HubModel) -> Path | None:
@@ -180,19 +192,6 @@ def performance(opened: Project, shown: Mapping[str, Any], card_bytes: int) -> P
     made = planner.plan(own, model, family, cost.area(opened, own), card_bytes, to_draw=to_draw)
     models.write_settings(opened, {**before, **made.changes})
     return made
-
-
-def test_notice(address: str, allowed: webhook.Allowed | None = None) -> str:
-    """Tells the webhook something now, as a run tells it of its end. Returns that it came; raises UserError for an
-    address that will not do, or that could not be told. Only a test of ours names what is `allowed`."""
-    if not address.strip():
-        raise UserError(f"{WEBHOOK}: it is empty; paste the address that the service gave you.")
-    if allowed is None:
-        settings.parse({WEBHOOK: address})
-    text = "DreamBooth: this is a test. The ends of runs will be told here."
-    if reason := webhook.post(address.strip(), text, allowed or webhook.Allowed()):
-        raise UserError(f"{WEBHOOK}: the test notice could not be sent ({reason}); look at the address.")
-    return "The test notice was sent and has come."
 
 
 def rename(host: Host, opened: Project, new_name: str) -> str:

@@ -13,6 +13,7 @@ from dreambooth.core.schema import leaves
 from dreambooth.host.base import Host
 from dreambooth.ui.page import actions, dialect
 from dreambooth.ui.page.controls import Form
+from dreambooth.ui.page.file_view import SOURCE
 from dreambooth.ui.page.fragments import good, live
 from dreambooth.ui.page.model_view import import_report
 
@@ -60,12 +61,13 @@ class ModelTab:
             )
             self.source = gr.Dropdown(
                 [],
-                label="Source Checkpoint",
+                label=SOURCE,
                 info="One of the list, the path of a file or Diffusers folder, or owner/name of the hub.",
                 allow_custom_value=True,
                 elem_id="db_new_source",
                 elem_classes=["db-own-words"],
             )
+        self.source_about = gr.HTML("", elem_id="db_source_about")
         with (
             gr.Accordion("How to read it", open=False, elem_id="db_origin_section"),
             gr.Row(elem_id="db_fields_origin", elem_classes=["db-fields"]),
@@ -126,7 +128,10 @@ class ModelTab:
             self.name: "",
             self.downloaded: "",
         }
-            self.revision: "",
+
+    def _tell_source(self, chosen: str | None) -> Shown:
+        """What the chosen source is. Not before somebody turns to it: no file is opened when the page is."""
+        return {self.source_about: actions.source_about(self.page.host, chosen or "")}
 
     def _under_new_name(self, do: Callable[[Host, Project, str], str]) -> Callable[[Values], Shown]:
         def act(values: Values) -> Shown:

@@ -13,7 +13,7 @@ from dreambooth.core.schema import Leaf, leaves, to_flat
 from dreambooth.core.settings import Settings
 from dreambooth.ui.page import actions, dialect
 from dreambooth.ui.page.controls import ADVANCED, Form, to_page
-from dreambooth.ui.page.cost import Cost
+from dreambooth.ui.page.file_view import STARTS
 from dreambooth.ui.page.finding import OWN, changed_view, search_field
 from dreambooth.ui.page.fragments import good
 from dreambooth.ui.page.help_page import help_link
@@ -65,6 +65,7 @@ class SettingsTab:
         self.page = page
 
     def lay_out(self) -> None:
+        self.starts: dict[str, Any] = {}
         """Adds the controls of all settings but the concepts to the page's form."""
         with gr.Row(elem_id="db_settings_head"):
             self.advanced = gr.Checkbox(
@@ -85,16 +86,19 @@ class SettingsTab:
                     self.schedule = gr.HTML("", elem_id="db_schedule")
                 if name == "reporting":
                     self.test_notice = gr.Button(
+                if (key := f"{name}.start_file") in STARTS:
+                    self.starts[key] = gr.HTML("", elem_id=f"db_{name}_start")
                         "Send a test notice", elem_id="db_test_notice", elem_classes=[ADVANCED], size="sm"
                     )  # shown with the address
                     self.noticed = gr.HTML("", elem_id="db_noticed")
                 gr.HTML(help_link(name, title), elem_id=f"db_help_{name}")
 
     def places(self) -> list[Any]:
-        return self.moving_places()
+        return [*self.starts.values(), *self.moving_places()]
 
     def show(self, opened: Project | None, row: int) -> Shown:
-        return {} if opened else {self.schedule: "", self.changed: "", self.noticed: ""}
+        starts = {place: live(key, opened.name) if opened else "" for key, place in self.starts.items()}
+        return starts if opened else {**starts, self.schedule: "", self.changed: "", self.noticed: ""}
 
     def moving_places(self) -> list[Any]:
         return [self.schedule, self.changed, self.noticed]
