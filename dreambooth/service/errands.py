@@ -39,6 +39,7 @@ FIELDS: dict[str, tuple[str, ...]] = {
     "export": ("to", "merge", "onto", "rank", "half", *_OF_WEIGHTS),
     "tokens": ("prompt", "candidates"),
 }  # fmt: skip
+CANDIDATES = 24  # rare words that are tried
 MOST_ON_A_SHEET = 200  # pictures
 SCHEDULER = next(leaf for leaf in leaves(settings.Settings) if leaf.key == "previews.scheduler")
 
@@ -57,7 +58,7 @@ def errand(opened: Project, kind: str, wanted: Mapping[str, Any], chosen: Settin
     if kind == "export":
         return settings.parse({}), exporting.fields(opened, wanted)
     if kind == "tokens":
-        return chosen, words(wanted.get("prompt"), wanted.get("candidates", 24), label="{}")
+        return chosen, words(wanted.get("prompt"), wanted.get("candidates", CANDIDATES), label="{}")
     raise UserError(f"kind: {kind!r} is none of check, class-images, generate, export, tokens.")
 
 

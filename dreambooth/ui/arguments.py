@@ -86,7 +86,13 @@ def _add_models(add: Callable[..., Any]) -> None:
     sub = add("tokens", preparing.tokens, "Say what the words of a prompt are to a model.", of_models.tokens)
     sub.add_argument("name", metavar="NAME")
     sub.add_argument("prompt", metavar="PROMPT", help="such as 'sks dog'")
-    sub.add_argument("--candidates", type=int, default=24, metavar="N", help="rare words to try (default 24)")
+    sub.add_argument(
+        "--candidates",
+        type=int,
+        default=errands.CANDIDATES,
+        metavar="N",
+        help=f"rare words to try (default {errands.CANDIDATES})",
+    )
 
 
 def _add_keeping(add: Callable[..., Any]) -> None:

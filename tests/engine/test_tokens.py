@@ -35,6 +35,12 @@ def test_a_word_that_the_model_knows_changes_more_than_one_that_it_does_not(ask:
     assert known["strength"] > 3 * unknown["strength"] > 0
 
 
+def test_a_word_that_means_something_is_told_from_a_rare_one(ask: Any) -> None:
+    assert [word["known"] for word in ask("red star", candidates=6)["words"]] == [True, True]
+    assert [word["known"] for word in ask("sks star", candidates=6)["words"]] == [False, True]
+    assert ask("red star")["words"][0]["known"] is None, "nothing to compare it with"
+
+
 def test_words_and_their_tokens(ask: Any) -> None:
     said = ask("sks  mauve-ish star")
     assert [word["word"] for word in said["words"]] == ["sks", "mauve-ish", "star"]

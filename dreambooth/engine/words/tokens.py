@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import statistics
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -22,6 +24,7 @@ _RARE = re.compile(r"[bcdfghjklmnpqrstvwxz]{3}</w>")  # no vowels, so hardly a w
 _RARE_FROM = 30_000  # CLIP's tokens are in the order of their frequency
 _STEPS = (999, 800, 600)  # where the words decide what the picture will be
 _NOISES = 2
+_KNOWN = 3.0  # times what the middle one of the rare words changes, and a word means something
 _SIDE = 32  # latents; enough to see a word's effect, and quick without a GPU
 
 
@@ -54,11 +57,19 @@ def run(job: Job) -> dict[str, Any]:
         "tokens": len(numbers),
         "chunks": [tokenizer(model).decode(chunk) for chunk in chunks.split(numbers, comma(model))],
         "words": [
-            {"word": word, "tokens": _pieces(model, word), "strength": strength}
+            {"word": word, "tokens": _pieces(model, word), "strength": strength, "known": _is_known(strength, rare)}
             for word, strength in zip(words, [*strengths, *[None] * len(words)])
         ],
         "rare": rare,
     }
+
+
+def _is_known(strength: float | None, rare: Sequence[Mapping[str, Any]]) -> bool | None:
+    """Whether a word changes a picture by much more than words that hardly any picture was named with; None where that
+    was not measured."""
+    if strength is None or not rare:
+        return None
+    return strength > _KNOWN * statistics.median(one["strength"] for one in rare)
 
 
 class Meter:

@@ -128,10 +128,11 @@ def imported(result: Result) -> str:
 
 
 def tokens(result: Result) -> str:
-    rows = [["word", "tokens", "changes a picture by"]]
+    rows = [["word", "tokens", "changes a picture by", "to this model"]]
     for one in result["words"]:
         strength = "" if one["strength"] is None else f"{one['strength']:.1%}"
-        rows.append([one["word"], f"{len(one['tokens'])}: {' '.join(one['tokens'])}", strength])
+        known = {True: "means something", False: "means hardly anything", None: ""}[one["known"]]
+        rows.append([one["word"], f"{len(one['tokens'])}: {' '.join(one['tokens'])}", strength, known])
     parts = len(result["chunks"])
     lines = [f"{result['tokens']} tokens, read in {'one piece' if parts == 1 else f'{parts} pieces of up to 75'}:"]
     lines += [f"    {chunk}" for chunk in result["chunks"]]

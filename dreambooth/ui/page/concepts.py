@@ -68,6 +68,16 @@ class ConceptsTab:
         self.pictures = gr.HTML("", elem_id="db_pictures")
         self.check = gr.Button("Check the pictures", elem_id="db_check")
         self.plan = gr.HTML("", elem_id="db_plan")
+        with gr.Accordion("Which word?", open=False, elem_id="db_section_words"):
+            self.words = gr.Textbox(
+                label="Words",
+                info="The rare word with what your subject is: sks dog. Without any, the Instance Prompt. The model is "
+                "loaded, and says how it reads each word and whether it knows it already.",
+                elem_id="db_words",
+            )
+            self.look_at_words = gr.Button("Look at these words", elem_id="db_words_look", size="sm")
+            self.words_said = gr.HTML("", elem_id="db_words_said")
+            self.words_known = gr.HTML("", elem_id="db_words_known")
         with (
             gr.Accordion("Repeats and Tokens", open=False, elem_id="db_section_tokens"),
             gr.Row(elem_id="db_fields_tokens", elem_classes=["db-fields"]),
@@ -80,16 +90,20 @@ class ConceptsTab:
             self.class_pictures_made = gr.HTML("", elem_id="db_class_images_made")
 
     def places(self) -> list[Any]:
-        return [self.chosen, self.preset_said, self.pictures, self.plan, self.class_pictures_made]
+        return [self.chosen, *self._views()]
+
+    def _views(self) -> list[Any]:
+        return [self.preset_said, self.pictures, self.plan, self.words_known, self.class_pictures_made]
 
     def show(self, opened: Project | None, row: int) -> Shown:
         if opened is None:
-            return {self.preset_said: "", self.pictures: "", self.plan: "", self.class_pictures_made: ""}
+            return dict.fromkeys(self._views(), "")
         return {
             **self.names(opened.settings(), row),
             self.preset_said: "",
             self.pictures: live("pictures", opened.name, row=row),
             self.plan: live("check", opened.name),
+            self.words_known: live("tokens", opened.name),
             self.class_pictures_made: live("class-images", opened.name),
         }
 
@@ -107,6 +121,7 @@ class ConceptsTab:
         for name, button in self.presets.items():
             act(button.click, self._preset(name), results, whole)
         act(self.check.click, self._check, [], [])
+        act(self.look_at_words.click, self._look_at_words, [self.words], [], self.words_said)
         act(self.class_pictures.click, self._make_class_pictures, [], [])
 
     def _choose(self, values: Values) -> Shown:
@@ -155,6 +170,12 @@ class ConceptsTab:
         opened = self.page.opened(values)
         self.page.keep(opened, values)
         jobs.check(self.page.host, opened)  # what it found is shown under the button
+        return {}
+
+    def _look_at_words(self, values: Values) -> Shown:
+        opened, row = self.page.opened(values), self._row(values)
+        self.page.keep(opened, values)
+        jobs.look_at_words(self.page.host, opened, row, values[self.words] or "")
         return {}
 
     def _make_class_pictures(self, values: Values) -> Shown:

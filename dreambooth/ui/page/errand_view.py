@@ -25,7 +25,8 @@ from dreambooth.ui.page.fragments import (
     use_button,
     warning_list,
 )
-from dreambooth.ui.page.run_view import stage
+from dreambooth.ui.page.run_view import pause, stage
+from dreambooth.ui.page.words_view import words_view
 
 _OUTDATED = '<p class="db-quiet">The settings or the pictures have changed since the last check.</p>'
 _STARTING = {"name": "starting", "share": None, "note": ""}
@@ -216,10 +217,15 @@ def _sheet_of_plan(project: Project, sheet: Path) -> str:
         return ""
 
 
+def _words(project: Project, job: Job, story: Story, done: Event) -> str:
+    return words_view(job, done)
+
+
 _RESULTS = {
     "check": _plan,
     "generate": _generated,
     "class-images": _made,
     "export": _exported,
+    "tokens": _words,
     BY_WEBUI: _generated,
 }

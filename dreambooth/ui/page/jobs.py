@@ -15,7 +15,18 @@ from dreambooth.core.files import atomic
 from dreambooth.core.project import Project
 from dreambooth.core.run import Job, Request
 from dreambooth.host.base import Host
-from dreambooth.service import beforehand, environment, errands, exporting, going_on, launcher, queue, runs, txt2img
+from dreambooth.service import (
+    beforehand,
+    environment,
+    errands,
+    exporting,
+    going_on,
+    launcher,
+    queue,
+    runs,
+    subject,
+    txt2img,
+)
 from dreambooth.ui.page.errand_view import newest_errand
 
 Values = dict[str, Any]
@@ -27,6 +38,7 @@ _CALLED = {
     "class-images": "The making of class pictures (Concepts tab)",
     "generate": "The drawing of pictures (Generate tab)",
     "export": "The export (Generate tab)",
+    "tokens": "The look at the words (Concepts tab)",
 }
 _NAMED = re.compile(NAMED.format("([^›]*)"))
 
@@ -72,6 +84,16 @@ def ask(host: Host, name: str, what: Request) -> None:
 
 def make_class_pictures(host: Host, opened: Project) -> None:
     queue.submit(_new_errand(host, opened, "class-images", settings.parse(opened.settings())))
+
+
+def look_at_words(host: Host, opened: Project, row: int, wanted: str) -> None:
+    """Has the model say what words are to it; without any, what the concept in `row` is called."""
+    chosen = settings.parse(opened.settings())
+    prompt = wanted.strip() or subject.prompt_of(chosen.concepts[row])
+    if not prompt:
+        raise UserError("Words: there are none, and no Instance Prompt either; write some, such as sks dog.")
+    fields = errands.words(prompt, errands.CANDIDATES, label="{}")
+    queue.submit(_new_errand(host, opened, "tokens", chosen, **fields))
 
 
 def generate(host: Host, opened: Project, wanted: Values) -> None:
