@@ -16,7 +16,7 @@ from modules import call_queue, devices, progress, sd_models, shared
 SETTING = "dreambooth_lend_gpu"
 REFUSAL = (
     "Dreambooth has the GPU: a training or another job of its tab is running. Pause or stop it on the Dreambooth tab, "
-    "or wait until it is done."
+    "or wait until it is done; a run that was paused goes on with Resume."
 )
 
 

@@ -66,14 +66,14 @@ def _shown(folders: Folders, project: Project, job: Job) -> tuple[str, list[tupl
 
 def _waiting(folders: Folders, job: Job) -> str:
     """What a job waits for that has not begun."""
-    before = queue.waits_for(job, folders)
+    before, button = queue.waits_for(job, folders), ""
     if before is None:
         said = "Waiting for its turn."
     elif before.is_run:
-        said = f"Waiting for run {before.name}."
+        said, button = f"Waiting for run {before.name}.", pause(before)
     else:
         said = f"Waiting for another job of {before.name.rpartition('/')[0]}."
-    return f'<p class="db-quiet">{escape(said)}</p>'
+    return f'<p class="db-quiet">{escape(said)} {button}</p>'
 
 
 def _is_outdated(project: Project, job: Job) -> bool:

@@ -97,8 +97,8 @@ def _state(job: Job, status: str) -> str:
 
 
 def _elsewhere(folders: Folders, model: str) -> str:
-    others = [job.name for job in run.all_runs(folders) if job.is_alive() and job.name.rpartition("/")[0] != model]
-    return f'<p class="db-note">{escape(", ".join(others))} is training now.</p>' if others else ""
+    others = [job for job in run.all_runs(folders) if job.is_alive() and job.name.rpartition("/")[0] != model]
+    return "".join(f'<p class="db-note">{escape(job.name)} is training now. {pause(job)}</p>' for job in others)
 
 
 def _head(job: Job, story: Story, status: str) -> str:
@@ -118,6 +118,17 @@ def _head(job: Job, story: Story, status: str) -> str:
     if last.get("memory_bytes"):
         facts.append(memory(last["memory_bytes"]))
     return head + bar({"share": share, "note": left}) + f'<p class="db-facts">{" · ".join(facts)}</p>'
+
+
+def pause(job: Job) -> str:
+    """A button that has a run make room for what else wants the GPU."""
+    model, _, number = job.name.rpartition("/")
+    address, body = f"dreambooth/models/{quote(model)}/runs/{number}/request", escape(json.dumps({"request": "pause"}))
+    means = "Saves its state and frees the GPU; Resume on its own page goes on from it."
+    return (
+        f'<button type="button" class="db-learn" title="{means}" aria-label="Pause {escape(job.name)}" '
+        f'data-db-send="{escape(address)}" data-db-body="{body}">Pause it</button>'
+    )
 
 
 def stage(story: Story) -> Event | None:

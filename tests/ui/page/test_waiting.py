@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,14 @@ def test_a_drawing_that_waits_says_for_what_and_can_be_taken_out(
     hands.tab("Generate")
     hands.see("#db_drawn .db-quiet", f"Waiting for run {at_work.name}.")
     assert not hands.page.locator("#db_drawn .db-bar").is_visible()
+    with at_work.hold():  # type: ignore[union-attr]
+        for place in ("#db_drawn", "#db_run"):
+            (at_work.folder / "requests" / "pause").unlink(missing_ok=True)
+            hands.see(f"{place} button[aria-label='Pause {at_work.name}']", "Pause it").click()
+            until = time.monotonic() + 20
+            while at_work.requests() != {"pause"}:
+                assert time.monotonic() < until, "one press makes room"
+                time.sleep(0.1)
     hands.see("#db_drawn .db-stop").click()
     hands.page.locator("#db_drawn .db-stop").wait_for(state="detached")
     assert not hands.page.locator("#db_drawn .db-bar").is_visible()
