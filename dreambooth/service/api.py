@@ -32,9 +32,11 @@ MOST_BODY_BYTES = 4_000_000
 # Requests whose body may have settings; the schema of each is in the API's own.
 _WITH_SETTINGS = {
     ("POST", "/settings/check"),
+    ("POST", "/performance"),
     ("POST", "/models"),
     ("PUT", "/models/{name}/settings"),
     ("PATCH", "/models/{name}/settings"),
+    ("POST", "/models/{name}/performance"),
     ("POST", "/models/{name}/runs"),
     ("POST", "/models/{name}/runs/{number}/resume"),
 }

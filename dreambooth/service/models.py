@@ -67,6 +67,12 @@ def hub_model(
             f"{source.strip()[:200]} is no address of a model on huggingface.co; download the file, and name "
             "where it lies."
         )
+    wanted = revision.strip()
+    if wanted and model is None:
+        raise UserError(f"{label}: {source.strip()[:200]} is no model of the hub, which alone has any; leave it empty.")
+    wanted = wanted or (model.revision if model else "")
+    if wanted and not hub.is_revision(wanted):
+        raise UserError(f"{label}: {wanted[:80]!r} can be no branch, tag or commit; name one of the model's page.")
     if model:
         project.check_new(folders, name)
     return replace(model, revision=wanted) if model and wanted else model
@@ -75,12 +81,6 @@ def hub_model(
 def create(folders: Folders, name: str, source: Path, flat: dict[str, Any], origin: dict[str, Any]) -> dict[str, Any]:
     """A new model from a file or Diffusers folder. Raises UserError as `project.create` does."""
     return summary(project.create(folders, name, source, flat, origin))
-    wanted = revision.strip()
-    if wanted and model is None:
-        raise UserError(f"{label}: {source.strip()[:200]} is no model of the hub, which alone has any; leave it empty.")
-    wanted = wanted or (model.revision if model else "")
-    if wanted and not hub.is_revision(wanted):
-        raise UserError(f"{label}: {wanted[:80]!r} can be no branch, tag or commit; name one of the model's page.")
 
 
 def rename(folders: Folders, name: str, new_name: str) -> dict[str, Any]:

@@ -6,9 +6,8 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
-from dreambooth.core import reference, schema
+from dreambooth.core import schema
 from dreambooth.core.models.origin import Origin
-from dreambooth.core.settings import Settings
 from dreambooth.service import errands
 from dreambooth.ui import benches, commands, preparing, results
 from dreambooth.ui.describe import of_models, of_runs
@@ -27,7 +26,9 @@ def _add_tools(add: Callable[..., Any]) -> None:
     add("inspect", commands.inspect, "Say what a checkpoint, LoRA or embedding is.", of_models.about).add_argument(
         "file", metavar="FILE"
     )
-    add("settings", commands.show_settings, "List every setting.", lambda _: reference.markdown(Settings).rstrip())
+    add("settings", commands.show_settings, "List every setting, or a model's own.", of_models.settings).add_argument(
+        "name", metavar="NAME", nargs="?", help="a model: what is not at its default"
+    )
     add("presets", preparing.show_presets, "List the presets.", of_models.presets)
     benches.add(add)
 
@@ -83,6 +84,7 @@ def _add_models(add: Callable[..., Any]) -> None:
     )
     sub.add_argument("name", metavar="NAME", nargs="?", help="a model; its own settings are taken")
     sub.add_argument("--card", metavar="8GB", help="the card's memory (default: this machine's)")
+    sub.add_argument("--apply", action="store_true", help="make it the model's own settings, as the page's button does")
     sub = add("tokens", preparing.tokens, "Say what the words of a prompt are to a model.", of_models.tokens)
     sub.add_argument("name", metavar="NAME")
     sub.add_argument("prompt", metavar="PROMPT", help="such as 'sks dog'")
@@ -105,6 +107,16 @@ def _add_keeping(add: Callable[..., Any]) -> None:
         of_models.changed,
         takes_settings=True,
     ).add_argument("name", metavar="NAME")
+    for name, command, meaning, show in (
+        ("undo", preparing.undo, "Put back the settings from before the last import.", of_models.undone),
+        (
+            "notice",
+            preparing.send_notice,
+            "Tell the model's webhook something now, to see that it comes.",
+            of_models.told,
+        ),
+    ):
+        add(name, command, meaning, show).add_argument("name", metavar="NAME")
     for name, command, meaning in (
         ("rename", preparing.rename, "Rename a model."),
         ("duplicate", preparing.duplicate, "Make a model with the settings and pictures of another, without its runs."),
@@ -164,6 +176,17 @@ def _add_training(add: Callable[..., Any]) -> None:
         action="store_true",
         help="write no result and forget its states; results and previews that it has written already stay",
     )
+
+
+def _add_learning_on(add: Callable[..., Any]) -> None:
+    sub = add(
+        "learn-on",
+        preparing.learn_on,
+        "Have the next run begin with a result; of a checkpoint make a new model like this one.",
+        of_models.told,
+    )
+    sub.add_argument("name", metavar="NAME")
+    sub.add_argument("file", metavar="FILE", nargs="?", help="what a run of the model wrote (default: the newest)")
 
 
 def _add_report(add: Callable[..., Any]) -> None:
@@ -258,4 +281,4 @@ def _add_weights(sub: argparse.ArgumentParser) -> None:
 
 
 # In the order in which --help lists them; each is given what adds a command.
-GROUPS = (_add_tools, _add_models, _add_training, _add_report, _add_results)
+GROUPS = (_add_tools, _add_models, _add_training, _add_learning_on, _add_report, _add_results)

@@ -51,7 +51,11 @@ def inspect(options: argparse.Namespace, terminal: Terminal) -> Result:
 
 
 def show_settings(options: argparse.Namespace, terminal: Terminal) -> Result:
-    return reference.json_schema(Settings)
+    """Every setting that there is; of a model its own."""
+    if options.name is None:
+        return reference.json_schema(Settings)
+    opened = project.open_project(folders(options), options.name)
+    return {"name": opened.name, "settings": schema.without_secrets(Settings, opened.settings())}
 
 
 def create(options: argparse.Namespace, terminal: Terminal) -> Result:

@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
-from dreambooth.core import abilities, focal_point, project, schema, settings
+from dreambooth.core import focal_point, project, schema, settings
 from dreambooth.core.errors import UserError
 from dreambooth.core.files import paths
 from dreambooth.core.focal_point import FocalPoint
-from dreambooth.core.memory import footprint, planner
-from dreambooth.core.memory.planner import Plan
-from dreambooth.core.models import anatomy, checkpoint
 from dreambooth.core.settings import Settings
-from dreambooth.service import environment, errands, models, pictures
+from dreambooth.service import environment, errands, learning_on, models, notice, pictures, runs, undoing
+from dreambooth.service import performance as fitting
 from dreambooth.ui import commands
 from dreambooth.ui.commands import Result
 from dreambooth.ui.terminal import Terminal
-
-_ANY_WORD = "sks"  # for what is counted of words that learn, where none is chosen
 
 
 def show_presets(options: argparse.Namespace, terminal: Terminal) -> Result:
@@ -58,8 +52,33 @@ def import_settings(options: argparse.Namespace, terminal: Terminal) -> Result:
     opened = project.open_project(commands.folders(options), options.name)
     file = paths.named(options.file, "FILE")
     kind, flat, report = models.imported(opened, file, lambda: environment.ensure(terminal.show))
-    models.write_settings(opened, commands.settings_over(flat, options))
+    undoing.change(opened, commands.settings_over(flat, options))
     return {"name": opened.name, "kind": kind, "report": report}
+
+
+def undo(options: argparse.Namespace, terminal: Terminal) -> Result:
+    opened = project.open_project(commands.folders(options), options.name)
+    undoing.undo(opened)
+    return models.summary(opened)
+
+
+def send_notice(options: argparse.Namespace, terminal: Terminal) -> Result:
+    opened = project.open_project(commands.folders(options), options.name)
+    return {"name": opened.name, "done": notice.send(opened.settings()[notice.WEBHOOK])}
+
+
+def learn_on(options: argparse.Namespace, terminal: Terminal) -> Result:
+    """Has the next run begin with a result; with the newest where none is named."""
+    found = commands.folders(options)
+    opened = project.open_project(found, options.name)
+    written = [one["path"] for one in runs.outputs(opened)]
+    if options.file is None and not written:
+        raise UserError(f"{opened.name} has no result yet; train it first.")
+    if options.file is None:
+        return learning_on.learn_on(found, opened, written[0])
+    named = paths.named(options.file, "FILE")
+    file = next((one for one in written if Path(one).resolve() == named), str(named))  # a link may lead there
+    return learning_on.learn_on(found, opened, file)
 
 
 def tokens(options: argparse.Namespace, terminal: Terminal) -> Result:
@@ -105,37 +124,12 @@ def _choose_crop(options: argparse.Namespace, place: Path) -> None:
 
 
 def performance(options: argparse.Namespace, terminal: Terminal) -> Result:
-    """What to set for a card, and why."""
-    card = planner.card_size(options.card) if options.card else abilities.card_bytes()
-    if options.name:
-        if not card:
-            raise UserError("--card: no card is known here; say how much memory it has, such as --card 8GB.")
-        return _plan_of_model(options, card)
-    chosen, plans = settings.parse(commands.settings_over({}, options)), []
-    for family in footprint.FAMILIES:
-        for method in ("lora", "full", "embedding"):
-            some = planner.with_changes(chosen, {"general.method": method})
-            some.concepts = [replace(one, instance_token=one.instance_token or _ANY_WORD) for one in some.concepts]
-            for size in [card] if card else planner.CARDS:
-                made = planner.for_family(some, family, size)
-                plans.append({"family": family, "method": method, "card_bytes": size, **_as_json(made)})
-    return {"plans": plans}
-
-
-def _plan_of_model(options: argparse.Namespace, card: int) -> Result:
-    opened, chosen = project.open_project(commands.folders(options), options.name), commands.merged_settings(options)
-    header, side = checkpoint.read_header(opened.source), chosen.general.resolution or opened.resolution
-    made = planner.plan(chosen, anatomy.of(header), opened.about["family"], side**2, card)
-    return {"name": opened.name, "card_bytes": card, **_as_json(made)}
-
-
-def _as_json(made: Plan) -> dict[str, Any]:
-    before = {**asdict(made.needed_before), "total": made.needed_before.total}
-    return {
-        "fits": made.fits,
-        "why": made.why,
-        "changes": made.changes,
-        "flags": [f"--{key} {str(value).lower()}" for key, value in made.changes.items()],
-        "needs": {**asdict(made.needs), "total": made.needs.total},
-        "needed_before": before,
-    }
+    """What to set for a card, and why; with --apply it is set."""
+    card = fitting.card_bytes(options.card or "", label="--card")
+    if not options.name:
+        if options.apply:
+            raise UserError("--apply: it is for a model's own settings; name the model.")
+        return {"plans": fitting.of_every_family(settings.parse(commands.settings_over({}, options)), card)}
+    opened = project.open_project(commands.folders(options), options.name)
+    flat = commands.settings_over(opened.settings(), options)
+    return fitting.asked(opened, flat, card, label="--card", to_apply=options.apply)

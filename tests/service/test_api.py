@@ -160,6 +160,39 @@ def test_settings_are_read_changed_and_refused_whole(asked: TestClient) -> None:
     assert asked.get("/dreambooth/settings").json()["settings"]["properties"]["lora.rank"]["type"] == "integer"
 
 
+def test_what_fits_a_card_is_told_and_set(asked: TestClient) -> None:
+    create(asked, **{"batching.gradient_checkpointing": True})
+    place = "/dreambooth/models/star"
+    wanted = {"card": "8GB", "settings": {"lora.rank": 5}}
+    said = asked.post(f"{place}/performance", json=wanted).json()
+    assert said["fits"] and said["changes"] == {"batching.gradient_checkpointing": False} and said["why"]
+    before = asked.get(f"{place}/settings").json()["settings"]
+    assert before["batching.gradient_checkpointing"] and before["lora.rank"] != 5, "nothing was written"
+    assert asked.post(f"{place}/performance", json={**wanted, "apply": True}).json()["applied"]
+    after = asked.get(f"{place}/settings").json()["settings"]
+    assert (after["batching.gradient_checkpointing"], after["lora.rank"]) == (False, 5)
+    plans = asked.post("/dreambooth/performance", json={"card": "8"}).json()["plans"]
+    assert {one["family"] for one in plans} == {"sd1", "sd2", "sdxl"}
+    for body, told in (
+        ({"card": "large"}, "card: 'large' is no size of a card"),
+        ({"card": "8", "apply": "no"}, "apply: it must be true or false"),
+        ({"cart": "8"}, "cart: this request takes no such field"),
+    ):
+        assert asked.post(f"{place}/performance", json=body).json()["problems"][0].startswith(told)
+
+
+def test_an_import_is_taken_back_and_a_webhook_is_tried(asked: TestClient, tmp_path: Path) -> None:
+    create(asked)
+    place, file = "/dreambooth/models/star", tmp_path / "concepts_list.json"
+    before = asked.get(f"{place}/settings").json()
+    file.write_text(json.dumps([{"instance_prompt": "a dog", "class_prompt": "", "instance_data_dir": str(tmp_path)}]))
+    imported = asked.post(f"{place}/import", json={"path": str(file)}).json()["settings"]
+    assert imported["concepts.0.instance_prompt"] == "a dog"
+    assert asked.post(f"{place}/undo").json() == before == asked.get(f"{place}/settings").json()
+    assert asked.post(f"{place}/undo").json()["problems"] == ["There is nothing to undo."]
+    assert "it is empty" in asked.post(f"{place}/notice").json()["problems"][0]
+
+
 def test_a_dropped_picture_goes_to_the_trash_and_none_of_a_persons_own_folder(
     asked: TestClient, tmp_path: Path
 ) -> None:

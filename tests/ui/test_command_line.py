@@ -7,13 +7,18 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
 
+from dreambooth.core import project, run
 from dreambooth.core.layout import MINIATURE, SUBJECT_PICTURES
+from dreambooth.core.project import Folders
+from dreambooth.core.settings import parse
 from dreambooth.service import environment
 from dreambooth.ui import command_line
+from dreambooth.ui.describe import of_models
 from tests.conftest import ROOT, Run, Said
 
 
@@ -52,6 +57,37 @@ def test_inspect_says_what_the_miniature_is(dreambooth: Run) -> None:
     said = dreambooth("inspect", MINIATURE)
     assert said.code == 0
     assert (said.answer["family"], said.answer["resolution"], said.answer["reason"]) == ("sd1", 64, "")
+
+
+def test_settings_of_a_model_are_told_taken_back_and_go_on_from_a_result(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def asked(*words: object) -> dict[str, Any]:
+        command_line.main([*map(str, words), "--data", str(tmp_path), "--json"])
+        return dict(json.loads(capsys.readouterr().out))
+
+    opened = project.create(Folders(tmp_path), "star", MINIATURE, {"lora.rank": 5})
+    before = asked("settings", "star")["settings"]
+    assert before["lora.rank"] == 5 and "properties" in asked("settings")
+    assert "lora.rank  5" in of_models.settings({"name": "star", "settings": before})
+    file = tmp_path / "concepts_list.json"
+    file.write_text(json.dumps([{"instance_prompt": "a dog", "class_prompt": "", "instance_data_dir": str(tmp_path)}]))
+    assert asked("import", "star", file)["kind"] == "a concepts list"
+    assert asked("settings", "star")["settings"]["concepts.0.instance_prompt"] == "a dog"
+    assert asked("undo", "star")["name"] == "star" and asked("settings", "star")["settings"] == before
+    assert asked("undo", "star")["problems"] == ["There is nothing to undo."]
+    assert "reporting.webhook_url: it is empty" in asked("notice", "star")["problems"][0]
+    assert asked("learn-on", "star")["problems"] == ["star has no result yet; train it first."]
+    result = tmp_path / "star_10.safetensors"
+    result.touch()
+    job = run.new_run(Folders(tmp_path), opened, parse({}))
+    job.report("saved", kind="lora", path=str(result), bytes=0, images=10)
+    job.report("done")
+    for named in ([], [result]):
+        assert asked("learn-on", "star", *named)["model"] == "star"
+        assert asked("settings", "star")["settings"]["lora.start_file"] == str(result)
+        asked("set", "star", "--lora.start_file=")
+    assert "no run of star has written this file" in asked("learn-on", "star", file)["problems"][0]
 
 
 @pytest.mark.parametrize("command", [["inspect"], ["create", "x", "--source"]])

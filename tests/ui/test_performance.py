@@ -13,6 +13,7 @@ from dreambooth.core.layout import MINIATURE
 from dreambooth.core.memory import planner
 from dreambooth.core.project import Folders
 from dreambooth.core.settings import parse
+from dreambooth.service import performance as fitting
 from dreambooth.ui.command_line import main
 
 
@@ -45,6 +46,22 @@ def test_with_a_model_its_own_settings_count(tmp_path: Path, capsys: pytest.Capt
     assert "cost a third more time" in said["why"]
 
 
+def test_the_command_and_the_api_set_what_the_page_sets(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folders, own = Folders(tmp_path), {"batching.gradient_checkpointing": True, "lora.rank": 8}
+    for name in ("a", "b"):
+        project.create(folders, name, MINIATURE, own)
+    _, plain = asked(capsys, "a", "--data", str(tmp_path), "--card", "4")
+    assert not plain["applied"] and project.open_project(folders, "a").settings()["batching.gradient_checkpointing"]
+    code, said = asked(capsys, "a", "--data", str(tmp_path), "--card", "4", "--apply", "--lora.rank", "4")
+    assert code == 0 and said["applied"] and said["changes"] == plain["changes"]
+    made = project.open_project(folders, "b")
+    fitting.asked(made, {**made.settings(), "lora.rank": 4}, fitting.card_bytes("4", label=""), label="", to_apply=True)
+    assert project.open_project(folders, "a").settings() == made.settings()
+    assert (made.settings()["batching.gradient_checkpointing"], made.settings()["lora.rank"]) == (False, 4)
+    code, said = asked(capsys, "--apply")
+    assert code == 2 and "--apply: it is for a model's own settings" in said["problems"][0]
+
+
 def test_no_card_no_plan_for_a_model(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -52,7 +69,7 @@ def test_no_card_no_plan_for_a_model(
     project.create(Folders(tmp_path), "star", MINIATURE)
     code, said = asked(capsys, "star", "--data", str(tmp_path))
     assert code == 2
-    assert "--card 8GB" in str(said["problems"])
+    assert said["problems"] == ["--card: no card is known here; say how much memory it has, such as 8GB."]
 
 
 def test_what_does_not_fit_is_said_with_the_mend() -> None:

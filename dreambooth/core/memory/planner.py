@@ -123,11 +123,12 @@ def smaller(
     return None
 
 
-def card_size(text: str) -> int:
-    """'8GB', '8 GiB', '8' -> bytes. Cards are sold in powers of two. Raises UserError for anything else."""
+def card_size(text: str, *, label: str = "--card") -> int:
+    """'8GB', '8 GiB', '8' -> bytes. Cards are sold in powers of two. Raises UserError for anything else, in a sentence
+    that calls it by the `label`."""
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(?:gi?b?)?\s*", text, re.IGNORECASE)
     if not found or not 1 <= float(found[1]) <= 1024:
-        raise UserError(f"--card: {text!r} is no size of a card; give it in gigabytes, such as 8GB.")
+        raise UserError(f"{label}: {text!r} is no size of a card; give it in gigabytes, such as 8GB.")
     return int(float(found[1]) * 2**30)
 
 

@@ -58,10 +58,14 @@ class Routes:
 
     def asked(self, opened: Project, body: Answer) -> Settings:
         """A model's settings with those of a request over them."""
+        return settings.parse(self.asked_flat(opened, body))
+
+    def asked_flat(self, opened: Project, body: Answer) -> dict[str, Any]:
+        """The same as dotted keys."""
         own = opened.settings()
         flat = models.changed(own, an_object(body, "settings"))
         project.check_places(flat, opened.settings)
-        return settings.parse(schema.with_secrets(Settings, flat, own))
+        return schema.with_secrets(Settings, flat, own)
 
     def submit(self, job: Job, show: Callable[[Job], Answer]) -> Answer:
         """Puts a job into the queue; one that cannot be there leaves nothing behind."""
@@ -99,6 +103,14 @@ def text(body: Answer, key: str, *, optional: bool = False) -> str:
         raise UserError(f"{key}: it is not text.")
     if not value.strip() and not optional:
         raise UserError(f"{key}: it is missing.")
+    return value
+
+
+def a_switch(body: Answer, key: str) -> bool:
+    """Raises UserError for what is neither true nor false; what is left out is false."""
+    value = body.get(key, False)
+    if not isinstance(value, bool):
+        raise UserError(f"{key}: it must be true or false (it is {value!r}).")
     return value
 
 

@@ -6,11 +6,11 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from dreambooth.core import reference, run
+from dreambooth.core import reference, run, settings
 from dreambooth.core.errors import UserError
 from dreambooth.core.models.origin import Origin
 from dreambooth.core.settings import Settings
-from dreambooth.service import environment, installation, models, queue
+from dreambooth.service import environment, installation, models, performance, queue
 from dreambooth.service.routes.base import Answer, Route, Routes, an_object, only, text
 
 _checking = threading.Lock()
@@ -28,6 +28,7 @@ class Machine(Routes):
             ("GET", "/settings", self.settings),
             ("POST", "/settings/check", self.check_settings),
             ("GET", "/presets", self.presets),
+            ("POST", "/performance", self.performance),
             ("GET", "/checkpoints", self.checkpoints),
             ("POST", "/refresh", self.refresh),
             ("POST", "/inspect", self.inspect),
@@ -79,6 +80,14 @@ class Machine(Routes):
     def presets(self) -> Answer:
         """The presets, with a reason for each value."""
         return {"presets": models.preset_list()}
+
+    def performance(self, body: dict[str, Any] | None = None) -> Answer:
+        """Which of `settings` to change for a `card`, such as 8GB, and why, for each family and method; without a
+        card for this machine's, and where it has none for each usual size."""
+        body = only(body or {}, "card", "settings")
+        card = performance.card_bytes(text(body, "card", optional=True), label="card")
+        chosen = settings.parse(models.changed({}, an_object(body, "settings")))
+        return {"plans": performance.of_every_family(chosen, card)}
 
     def checkpoints(self) -> Answer:
         """The checkpoints that a model can be made from."""

@@ -9,8 +9,8 @@ from typing import Any
 from dreambooth.core import schema
 from dreambooth.core.project import Project
 from dreambooth.core.settings import Settings
-from dreambooth.service import deleting, environment, learning_on, models, runs
-from dreambooth.service.routes.base import Answer, Route, Routes, an_object, only, text
+from dreambooth.service import deleting, environment, learning_on, models, notice, performance, runs, undoing
+from dreambooth.service.routes.base import Answer, Route, Routes, a_switch, an_object, only, text
 
 
 class Models(Routes):
@@ -29,6 +29,9 @@ class Models(Routes):
             ("PATCH", "/models/{name}/settings", self.change_settings),
             ("POST", "/models/{name}/preset", self.preset),
             ("POST", "/models/{name}/import", self.take_over),
+            ("POST", "/models/{name}/undo", self.undo),
+            ("POST", "/models/{name}/notice", self.notice),
+            ("POST", "/models/{name}/performance", self.performance),
             ("GET", "/models/{name}/outputs", self.outputs),
             ("POST", "/models/{name}/outputs/delete", self.delete_output),
             ("POST", "/models/{name}/learn-on", self.learn_on),
@@ -90,7 +93,26 @@ class Models(Routes):
         """Takes over another trainer's settings from the file or folder `path`; tells the fate of each."""
         opened = self.open(name)
         kind, flat, report = models.imported(opened, Path(text(only(body, "path"), "path")), environment.python)
-        return {"kind": kind, "settings": _written(opened, flat), "report": report}
+        written = undoing.change(opened, flat)
+        return {"kind": kind, "settings": schema.without_secrets(Settings, written), "report": report}
+
+    def undo(self, name: str) -> Answer:
+        """The settings from before the last import, or from before the page's last removal of a concept."""
+        opened = self.open(name)
+        undoing.undo(opened)
+        return {"settings": schema.without_secrets(Settings, opened.settings())}
+
+    def notice(self, name: str) -> Answer:
+        """Tells the model's webhook (reporting.webhook_url) something now, as a run tells it of its end."""
+        return {"done": notice.send(self.open(name).settings()[notice.WEBHOOK])}
+
+    def performance(self, name: str, body: dict[str, Any] | None = None) -> Answer:
+        """Which settings fit a `card`, such as 8GB (left out: this machine's), and why; `settings` are put over the
+        model's. With `apply` they are made its own, with what the card wants changed."""
+        opened, body = self.open(name), only(body or {}, "card", "settings", "apply")
+        card = performance.card_bytes(text(body, "card", optional=True), label="card")
+        flat, to_apply = self.asked_flat(opened, body), a_switch(body, "apply")
+        return performance.asked(opened, flat, card, label="card", to_apply=to_apply)
 
     def outputs(self, name: str) -> Answer:
         """What the model's runs wrote and is still there, that of the newest run first; `step` is of the state that a

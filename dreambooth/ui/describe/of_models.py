@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from dreambooth.core import reference, schema
 from dreambooth.core.abilities import FAULTS
 from dreambooth.core.models.checkpoint import FAMILIES, family_name
 from dreambooth.core.quantities import memory, size
+from dreambooth.core.settings import Settings
 from dreambooth.core.values import plain
 from dreambooth.ui.terminal import table
 
@@ -57,13 +59,13 @@ def about(result: Result) -> str:
     return table(rows)
 
 
-def presets(result: Result) -> str:
-    lines = []
 def ranks(found: list[int]) -> str:
     """16, or 4 to 32 where the layers differ."""
     return str(found[0]) if len(found) == 1 else f"{found[0]} to {found[-1]}"
 
 
+def presets(result: Result) -> str:
+    lines = []
     for one in result["presets"]:
         rows = [[f"    {s['setting']}", _value(s), s["reason"]] for s in one["settings"]]
         lines.append(f"{one['name']}: {one['label']}. {one['meaning']}\n{table(rows)}\n")
@@ -77,7 +79,8 @@ def _value(row: Result) -> str:
 
 def performance(result: Result) -> str:
     if "plans" not in result:
-        return "\n".join([result["why"], *result["flags"]])
+        set_now = f"These are now the settings of {result['name']}."
+        return "\n".join([result["why"], *result["flags"], *([set_now] if result["applied"] else [])])
     rows = [["model", "method", "card", "needs", "settings"]]
     for one in result["plans"]:
         changes = ", ".join(one["flags"]) or "as they are"
@@ -107,6 +110,26 @@ def model_list(result: Result) -> str:
 def changed(result: Result) -> str:
     rows = [[f"  {key}", "empty" if value == "" else plain(value)] for key, value in result["changed"].items()]
     return f"{result['name']} has now:\n{table(rows)}" if rows else f"{result['name']} had all of that already."
+
+
+def settings(result: Result) -> str:
+    """Every setting that there is; of a model those that are not at their defaults."""
+    if "name" not in result:
+        return reference.markdown(Settings).rstrip()
+    defaults = {leaf.key: leaf.default for leaf in schema.leaves(Settings)}
+    other = {key: value for key, value in result["settings"].items() if value != defaults[schema.general(key)]}
+    if not other:
+        return f"{result['name']} has every setting at its default."
+    rows = [[f"  {key}", "empty" if value == "" else plain(value)] for key, value in other.items()]
+    return f"{result['name']} has, besides the defaults:\n{table(rows)}"
+
+
+def undone(result: Result) -> str:
+    return f"The settings of {result['name']} are as they were before."
+
+
+def told(result: Result) -> str:
+    return str(result["done"])
 
 
 def kept(result: Result) -> str:

@@ -8,10 +8,9 @@ from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
-from dreambooth.core import captions, project, run, settings, webhook
+from dreambooth.core import captions, project, run, settings
 from dreambooth.core.errors import UserError
 from dreambooth.core.files import paths
-from dreambooth.core.memory import planner
 from dreambooth.core.memory.planner import Plan
 from dreambooth.core.models import hub
 from dreambooth.core.models.checkpoint import FAMILIES
@@ -29,7 +28,6 @@ from dreambooth.ui.page.fragments import key_of
 
 Values = dict[str, Any]
 
-WEBHOOK = "reporting.webhook_url"
 _CONCEPT = "concepts."
 _LONGEST_NAME = 28  # letters of what a concept is called beside its number
 
@@ -69,6 +67,8 @@ def source_of(host: Host, name: str, chosen: str, revision: str) -> Path | None:
     if found:
         return found
     return _downloaded(host.folders(), hub_model) if hub_model else Path(wanted)
+
+
 def source_about(host: Host, chosen: str) -> str:
     """What the source is that a person chose or named; nothing where none is."""
     if found := dict(host.checkpoints()).get(chosen):
@@ -77,8 +77,6 @@ def source_about(host: Host, chosen: str) -> str:
     if wanted and hub.parse(wanted) and not paths.named(wanted, SOURCE).exists():
         return '<p class="db-quiet">A model of the Hugging Face hub, which is fetched when you press Create.</p>'
     return source_view(Path(wanted)) if wanted else ""
-
-
 
 
 def _downloaded(folders: Folders, wanted: HubModel) -> Path | None:
@@ -186,11 +184,8 @@ def performance(opened: Project, shown: Mapping[str, Any], card_bytes: int) -> P
     if not card_bytes:
         raise UserError("Performance: no card is known here, so nothing was changed; there is nothing to fit.")
     before = {**opened.settings(), **shown}
-    own = settings.parse(before)
-    model = anatomy.of(checkpoint.read_header(opened.source))
-    to_draw, family = cost.to_draw(opened, own), opened.about["family"]
-    made = planner.plan(own, model, family, cost.area(opened, own), card_bytes, to_draw=to_draw)
-    models.write_settings(opened, {**before, **made.changes})
+    made = fitting.of_model(opened, settings.parse(before), card_bytes, label="Performance")
+    fitting.apply(opened, before, made)
     return made
 
 

@@ -8,7 +8,7 @@ from html import escape
 
 from dreambooth.core.memory import spare
 from dreambooth.core.quantities import duration, memory, size
-from dreambooth.ui.page.cost import Cost
+from dreambooth.service.cost import Cost
 from dreambooth.ui.page.fragments import sentence_list
 
 

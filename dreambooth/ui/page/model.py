@@ -73,13 +73,13 @@ class ModelTab:
             gr.Row(elem_id="db_fields_origin", elem_classes=["db-fields"]),
         ):
             self.origin.add_all(leaves(Origin, prefix="origin."))
-        with gr.Row(elem_id="db_create_buttons", elem_classes=["db-line"]):
-            self.create = gr.Button("Create", elem_id="db_create", variant="primary")
             self.revision = gr.Textbox(
                 label="Revision",
                 info="Of a model of the hub: a branch, tag or commit; empty takes its newest.",
                 elem_id="db_new_revision",
             )
+        with gr.Row(elem_id="db_create_buttons", elem_classes=["db-line"]):
+            self.create = gr.Button("Create", elem_id="db_create", variant="primary")
             self.refresh = gr.Button("Look for new checkpoints", elem_id="db_refresh_checkpoints", size="sm")
         self.said = gr.HTML("", elem_id="db_create_said")
         self.downloaded = gr.HTML("", elem_id="db_downloaded")
@@ -126,6 +126,7 @@ class ModelTab:
         return {
             **self.page.show(made.name, said=good(f"Created {made.name}. Next: the pictures, in Concepts.")),
             self.name: "",
+            self.revision: "",
             self.downloaded: "",
         }
 

@@ -18,8 +18,8 @@ from dreambooth.core.errors import UserError
 from dreambooth.core.project import Project, open_project
 from dreambooth.core.settings import parse
 from dreambooth.host.base import Host
-from dreambooth.service import undoing
-from dreambooth.ui.page import actions, cost, dialect
+from dreambooth.service import cost, undoing
+from dreambooth.ui.page import actions, dialect
 from dreambooth.ui.page.concepts import ConceptsTab
 from dreambooth.ui.page.controls import Form
 from dreambooth.ui.page.cost_view import cost_view

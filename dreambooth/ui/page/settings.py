@@ -11,11 +11,13 @@ from dreambooth.core.errors import UserError
 from dreambooth.core.project import Project
 from dreambooth.core.schema import Leaf, leaves, to_flat
 from dreambooth.core.settings import Settings
-from dreambooth.ui.page import actions, dialect
+from dreambooth.service import notice
+from dreambooth.service.cost import Cost
+from dreambooth.ui.page import dialect
 from dreambooth.ui.page.controls import ADVANCED, Form, to_page
 from dreambooth.ui.page.file_view import STARTS
 from dreambooth.ui.page.finding import OWN, changed_view, search_field
-from dreambooth.ui.page.fragments import good
+from dreambooth.ui.page.fragments import good, live
 from dreambooth.ui.page.help_page import help_link
 from dreambooth.ui.page.schedule_view import schedule_view
 
@@ -63,9 +65,9 @@ MEANS_NOTHING = {
 class SettingsTab:
     def __init__(self, page: Page) -> None:
         self.page = page
+        self.starts: dict[str, Any] = {}
 
     def lay_out(self) -> None:
-        self.starts: dict[str, Any] = {}
         """Adds the controls of all settings but the concepts to the page's form."""
         with gr.Row(elem_id="db_settings_head"):
             self.advanced = gr.Checkbox(
@@ -84,10 +86,10 @@ class SettingsTab:
                 _section(self.page.form, by_section[name])
                 if name == "learning":
                     self.schedule = gr.HTML("", elem_id="db_schedule")
-                if name == "reporting":
-                    self.test_notice = gr.Button(
                 if (key := f"{name}.start_file") in STARTS:
                     self.starts[key] = gr.HTML("", elem_id=f"db_{name}_start")
+                if name == "reporting":
+                    self.test_notice = gr.Button(
                         "Send a test notice", elem_id="db_test_notice", elem_classes=[ADVANCED], size="sm"
                     )  # shown with the address
                     self.noticed = gr.HTML("", elem_id="db_noticed")
@@ -119,8 +121,8 @@ class SettingsTab:
         self.page.act(self.test_notice.click, self._test_notice, [], [], self.noticed)
 
     def _test_notice(self, values: Values) -> Shown:
-        address = str(values[self.page.form.controls[actions.WEBHOOK]] or "")
-        return {self.noticed: good(actions.test_notice(address))}
+        address = str(values[self.page.form.controls[notice.WEBHOOK]] or "")
+        return {self.noticed: good(notice.send(address))}
 
     def _reset(self, values: Values) -> Shown:
         """One setting back to its default: called by the browser with its key."""

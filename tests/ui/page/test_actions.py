@@ -14,7 +14,7 @@ from dreambooth.core.layout import MINIATURE
 from dreambooth.core.memory import planner
 from dreambooth.core.project import Folders, Project
 from dreambooth.core.settings import Settings, to_json
-from dreambooth.service import undoing
+from dreambooth.service import notice, undoing
 from dreambooth.ui.page import actions, jobs
 from dreambooth.ui.page.plan_view import plan_view
 from tests.receiver import HERE
@@ -23,7 +23,7 @@ from tests.receiver import server as server
 
 def test_a_test_notice_says_in_a_sentence_whether_it_came(server: Any) -> None:
     address = f"http://127.0.0.1:{server.server_address[1]}/k3y"
-    assert actions.test_notice(f" {address} ", HERE) == "The test notice was sent and has come."
+    assert notice.send(f" {address} ", HERE) == "The test notice was sent and has come."
     assert len(server.RequestHandlerClass.got) == 1 and "this is a test" in server.RequestHandlerClass.got[0]["content"]
     server.RequestHandlerClass.answer = 404
     for wanted, allowed, said in (
@@ -33,7 +33,7 @@ def test_a_test_notice_says_in_a_sentence_whether_it_came(server: Any) -> None:
         (" ", None, "it is empty"),
     ):
         with pytest.raises(UserError) as refused:
-            actions.test_notice(wanted, allowed)
+            notice.send(wanted, allowed)
         assert said in str(refused.value) and str(refused.value).startswith("reporting.webhook_url: ")
         assert "k3y" not in str(refused.value)
     assert len(server.RequestHandlerClass.got) == 2

@@ -16,7 +16,8 @@ from dreambooth.core.layout import SUBJECT_PICTURES
 from dreambooth.core.memory import spare
 from dreambooth.core.schema import to_flat
 from dreambooth.core.settings import parse, to_json
-from dreambooth.ui.page import actions, cost
+from dreambooth.service import cost
+from dreambooth.ui.page import actions
 from dreambooth.ui.page.cost_view import cost_view
 from dreambooth.ui.page.page import Page
 from tests.ui.page.laid_out import laid_out

@@ -1,0 +1,71 @@
+"""Which settings fit a card, and putting them into a model's own: the same for the page, the API and the commands."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from typing import Any
+
+from dreambooth.core import abilities, settings
+from dreambooth.core.errors import UserError
+from dreambooth.core.memory import footprint, planner
+from dreambooth.core.memory.planner import Plan
+from dreambooth.core.models import anatomy, checkpoint
+from dreambooth.core.project import Project
+from dreambooth.core.settings import Settings
+from dreambooth.service import cost, models
+
+_METHODS = ("lora", "full", "embedding")
+_ANY_WORD = "sks"  # for what is counted of words that learn, where none is chosen
+
+
+def card_bytes(named: str, *, label: str) -> int:
+    """A card of the size that was named, `8GB`; this machine's where none was, and 0 where there is none. Raises
+    UserError for what is no size."""
+    return planner.card_size(named, label=label) if named else abilities.card_bytes()
+
+
+def of_model(opened: Project, chosen: Settings, card: int, *, label: str) -> Plan:
+    """What to set for a card of so many bytes. Raises UserError where no card is known, or the model's file is gone."""
+    if not card:
+        raise UserError(f"{label}: no card is known here; say how much memory it has, such as 8GB.")
+    model, family = anatomy.of(checkpoint.read_header(opened.source)), opened.about["family"]
+    draws, pixels = cost.to_draw(opened, chosen), cost.area(opened, chosen)
+    return planner.plan(chosen, model, family, pixels, card, to_draw=draws)
+
+
+def apply(opened: Project, flat: Mapping[str, Any], made: Plan) -> None:
+    """Makes these settings with the plan's changes the model's own."""
+    models.write_settings(opened, {**flat, **made.changes})
+
+
+def of_every_family(chosen: Settings, card: int) -> list[dict[str, Any]]:
+    """A plan for each family and method, of models of full size; of each usual size of a card where `card` is 0."""
+    found = []
+    for family in footprint.FAMILIES:
+        for method in _METHODS:
+            some = planner.with_changes(chosen, {"general.method": method})
+            some.concepts = [replace(one, instance_token=one.instance_token or _ANY_WORD) for one in some.concepts]
+            for size in [card] if card else planner.CARDS:
+                made = planner.for_family(some, family, size)
+                found.append({"family": family, "method": method, "card_bytes": size, **as_json(made)})
+    return found
+
+
+def asked(opened: Project, flat: Mapping[str, Any], card: int, *, label: str, to_apply: bool) -> dict[str, Any]:
+    """The plan for settings, as answers hold it; `to_apply` makes them the model's own, with the plan's changes."""
+    made = of_model(opened, settings.parse(dict(flat)), card, label=label)
+    if to_apply:
+        apply(opened, flat, made)
+    return {"name": opened.name, "card_bytes": card, "applied": to_apply, **as_json(made)}
+
+
+def as_json(made: Plan) -> dict[str, Any]:
+    return {
+        "fits": made.fits,
+        "why": made.why,
+        "changes": made.changes,
+        "flags": [f"--{key} {str(value).lower()}" for key, value in made.changes.items()],
+        "needs": {**asdict(made.needs), "total": made.needs.total},
+        "needed_before": {**asdict(made.needed_before), "total": made.needed_before.total},
+    }
