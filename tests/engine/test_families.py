@@ -54,6 +54,21 @@ def test_a_model_that_the_memory_cannot_hold_is_refused(file: Path, monkeypatch:
     families.load_file(file, dtype=torch.float16)
 
 
+@pytest.mark.skipif(
+    sys.platform != "linux", reason="elsewhere the system tells it otherwise, or takes pages when it wants"
+)
+def test_what_is_copied_in_another_precision_holds_no_page_of_the_file(file: Path) -> None:
+    def resident() -> int:
+        maps = Path("/proc/self/smaps").read_text(encoding="utf-8").split(str(file))[1:]
+        return sum(int(one.split("Rss:")[1].split()[0]) for one in maps)
+
+    source = open_source(file)
+    copies = {name: source.copy(name, torch.float64) for name in source.tensors}
+    assert resident() == 0
+    assert all(torch.equal(source.read(name).double(), copied) for name, copied in copies.items())
+    assert resident() > 0, "those that are read share them"
+
+
 def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
     """Everything in a Diffusers folder, without the level of names that transformers' versions disagree on."""
     return {

@@ -4,6 +4,7 @@ the file's EMA weights, a VAE of another file. Nothing is read before it is aske
 from __future__ import annotations
 
 import contextlib
+import mmap
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -49,26 +50,41 @@ class Source:
         """A weight as it is in the file, in its own precision. Shares the file's pages: never write into it."""
         return self.files.read(self.tensors[name])
 
+    def copy(self, name: str, dtype: torch.dtype) -> torch.Tensor:
+        """A weight in another precision. None of the file's pages is held for it."""
+        return self.files.copy(self.tensors[name], dtype)
+
 
 class Files:
-    """Open model files, mapped into memory."""
+    """Open model files, mapped into memory: once for weights that share a file's pages, and once for what is copied out
+    of it, whose pages are let go of at once, as nobody else can have changed them."""
 
     def __init__(self) -> None:
         self._mapped: dict[Path, torch.Tensor] = {}
+        self._passing: dict[Path, mmap.mmap] = {}
         self._known: dict[Path, os.stat_result] = {}
 
     def read(self, tensor: Tensor) -> torch.Tensor:
-        if tensor.file not in self._mapped:
-            self._known[tensor.file] = tensor.file.stat()
-            size = self._known[tensor.file].st_size
-            storage = torch.UntypedStorage.from_file(str(tensor.file), shared=False, nbytes=size)
-            self._mapped[tensor.file] = torch.tensor([], dtype=torch.uint8).set_(storage, 0, (size,))
-        part = self._mapped[tensor.file][tensor.start : tensor.end]
-        dtype = DTYPES[tensor.dtype]
-        if tensor.start % dtype.itemsize:  # older files do not align their weights
-            part = part.clone()
-        values = part.view(dtype)
-        return values.view(tensor.shape) if tensor.stride is None else values.as_strided(tensor.shape, tensor.stride)
+        self._open(tensor.file)
+        return _values(tensor, self._mapped[tensor.file])
+
+    def copy(self, tensor: Tensor, dtype: torch.dtype) -> torch.Tensor:
+        self._open(tensor.file)
+        mapped = self._passing[tensor.file]
+        copied = _values(tensor, torch.frombuffer(mapped, dtype=torch.uint8)).to(dtype, copy=True)
+        if hasattr(mmap, "MADV_DONTNEED"):  # else they would count as ours until the system wants them
+            mapped.madvise(mmap.MADV_DONTNEED)
+        return copied
+
+    def _open(self, file: Path) -> None:
+        if file in self._known:
+            return
+        known = file.stat()
+        storage = torch.UntypedStorage.from_file(str(file), shared=False, nbytes=known.st_size)
+        self._mapped[file] = torch.tensor([], dtype=torch.uint8).set_(storage, 0, (known.st_size,))
+        with open(file, "rb") as opened:
+            self._passing[file] = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_COPY)
+        self._known[file] = known
 
     def are_where_they_were(self) -> bool:
         """Whether the files that are open are those that their names lead to now."""
@@ -89,6 +105,15 @@ class Files:
                 ):
                     return path
         return None
+
+
+def _values(tensor: Tensor, file: torch.Tensor) -> torch.Tensor:
+    """A weight among the bytes of its file."""
+    part, dtype = file[tensor.start : tensor.end], DTYPES[tensor.dtype]
+    if tensor.start % dtype.itemsize:  # older files do not align their weights
+        part = part.clone()
+    values = part.view(dtype)
+    return values.view(tensor.shape) if tensor.stride is None else values.as_strided(tensor.shape, tensor.stride)
 
 
 def open_source(path: Path, origin: Origin | None = None) -> Source:

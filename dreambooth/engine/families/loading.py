@@ -60,7 +60,8 @@ def fill(source: Source, part: str, module: nn.Module, dtype: torch.dtype) -> No
         place = source.places[name].name if name in source.places else name
         if name not in source.tensors:
             raise UserError(f"{source.header.path}: the weights {name} are missing; the file is damaged.")
-        tensor = source.read(name)
+        shares = DTYPES[source.tensors[name].dtype] == dtype  # the file's page, until something writes into it
+        tensor = source.read(name) if shares else source.copy(name, dtype)
         if tensor.numel() == wanted.numel() and tensor.dim() != wanted.dim():  # (out, in) and (out, in, 1, 1)
             tensor = tensor.reshape(wanted.shape)
         if tensor.shape != wanted.shape:
@@ -68,10 +69,9 @@ def fill(source: Source, part: str, module: nn.Module, dtype: torch.dtype) -> No
                 f"{source.header.path}: {place} has the shape {tuple(tensor.shape)} instead of {tuple(wanted.shape)}; "
                 "this is no plain Stable Diffusion model."
             )
-        loaded = tensor.to(dtype)  # of the same precision, it stays the file's page until something writes into it
-        if not _is_finite(loaded):
+        if not _is_finite(tensor):
             raise UserError(f"{source.header.path}: {place} holds values that are not finite; this model is broken.")
-        state[key] = loaded
+        state[key] = tensor
     module.load_state_dict(state, assign=True)
     module.requires_grad_(False).eval()
 
