@@ -27,14 +27,16 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from dreambooth.core import captions, device, project, run, schema, settings, tags
+from dreambooth.core import captions, device, focal_point, project, run, schema, settings, tags
+from dreambooth.core.buckets import Bucket
 from dreambooth.core.errors import UserError
 from dreambooth.core.layout import MINIATURE, SUBJECT_PICTURES
 from dreambooth.core.models import checkpoint
 from dreambooth.core.project import Folders
 from dreambooth.core.run import Job
 from dreambooth.core.settings import Settings, on_resume
-from dreambooth.core.settings.dataset import Captions, Concept
+from dreambooth.core.settings.dataset import Captions, Concept, Pictures
+from dreambooth.engine.data import framing
 from dreambooth.host.standalone import Standalone
 from dreambooth.service import api, foreign, foreign_disk, going_on, launcher, models, pictures, queue, report, runs
 from dreambooth.ui import command_line, commands
@@ -111,7 +113,7 @@ def settings_on_resume(base: Path, given: Any) -> None:
 
 
 COMMANDS = st.sampled_from(
-    ["inspect", "create", "models", "set", "rename", "duplicate", "delete", "check", "import", "tokens", "class-images", "train", "runs", "pause", "resume", "stop",
+    ["inspect", "create", "models", "set", "rename", "duplicate", "delete", "check", "crop", "import", "tokens", "class-images", "train", "runs", "pause", "resume", "stop",
      "report", "generate", "export", "settings", "presets", "bench", "ui", "demo", "none"]
 )  # fmt: skip
 FLAGS = st.sampled_from(
@@ -265,6 +267,18 @@ def words_and_caption_files(base: Path, some: tuple[str, str, str, str, bytes, i
         captions.class_words(concept, captions.file_words(picture))
     captions.name_words(name)
     tags.parted(prompt, weighted=True)
+
+
+@target(json_bytes({"x": 0.3, "y": 0.5, "zoom": 2}) | st.binary(max_size=60))
+def crops_by_hand(base: Path, data: bytes) -> None:
+    picture = base / "pictures" / "c.png"
+    picture.parent.mkdir(exist_ok=True)
+    focal_point.beside(picture).write_bytes(data)
+    with told():
+        if point := focal_point.read(picture):
+            choice, bucket = Pictures(crop="random", crop_jitter=0.5, rotation=30), Bucket(64, 64)
+            for cut in framing.cuts(picture.name, (300, 200), bucket, choice, 0, lambda: None, point):
+                assert 0 <= cut.box[0] < cut.box[2] <= 300 and 0 <= cut.box[1] < cut.box[3] <= 200
 
 
 TENSORS = {
