@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 
 from dreambooth.core import project
+from dreambooth.core.errors import UserError
 from dreambooth.core.layout import MINIATURE
 from dreambooth.core.models import checkpoint
+from dreambooth.service import queue
 from dreambooth.ui.page import actions
 from dreambooth.ui.page.file_view import start_view
 from dreambooth.ui.page.page import Page
@@ -70,3 +72,14 @@ def test_no_file_is_opened_before_somebody_turns_to_it(page: Page, monkeypatch: 
     shutil.copy(MINIATURE, page.host.folders().models / "other.safetensors")
     page.open()
     assert set(opened) <= {project.open_project(page.host.folders(), "star").source}
+
+
+def test_the_page_asks_the_hub_for_the_revision_that_it_shows(page: Page, monkeypatch: pytest.MonkeyPatch) -> None:
+    tab, asked = page.model_tab, list[str]()
+    monkeypatch.setattr(queue, "submit", lambda job: asked.append(job.read()["revision"]))
+    values = {**{one: one.value for one in tab.origin.controls.values()}, tab.name: "new"}
+    for source, revision in (("a/b", " v2 "), ("a/b", ""), ("a/b", "v3")):
+        tab._create({**values, tab.source: source, tab.revision: revision})
+    assert asked == ["v2", "", "v3"]
+    with pytest.raises(UserError, match=r"Revision: .* is no model of the hub"):
+        tab._create({**values, tab.source: str(MINIATURE), tab.revision: "v2"})
