@@ -185,12 +185,13 @@ def test_sd_scripts_draws_no_class_pictures(tmp_path: Path, both: dict[str, Any]
 
 UNET = """
 from torchvision import transforms  # as sd-scripts does; where there is none, a stand-in
-import torch
+import time, torch
 class UNet2DConditionModel(torch.nn.Module):
     def __init__(self):
         super().__init__()
         self.frozen, self.learns = torch.nn.Linear(3, 3).requires_grad_(False), torch.nn.Linear(3, 5, bias=False)
     def forward(self, x):
+        time.sleep(0.1)  # longer than a busy machine takes between two steps
         return self.learns(self.frozen(x))
 """
 SCRIPT = """
