@@ -26,7 +26,7 @@ from typing import IO
 
 ROOT = Path(__file__).resolve().parents[1]
 _BESIDE = 2  # that work beside the first
-MIDDLE = "test_m"  # of the engine's tests, by the time that they take
+_SHARES = 4  # of the engine's tests, which take about as long as the page's
 sys.path.insert(0, str(ROOT))
 
 from dreambooth.core.errors import UserError  # noqa: E402
@@ -57,15 +57,14 @@ def _run_all(pythons: list[tuple[str, dict[str, str]]]) -> int:
     two cores, as tests wait for a browser or another process a quarter of their time. What the first of them says is
     shown as it comes, what the others say at the end."""
     ours, page = pythons
-    engine, later = _halves(sorted((ROOT / "tests" / "engine").glob("test_*.py")))
+    engine = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "tests" / "engine").glob("test_*.py"))
     parts = deque(
         [
             (*ours, ["ruff", "check", "."]),
             (*ours, ["ruff", "format", "--check", "."]),
             (*ours, ["mypy"]),
-            (*ours, ["pytest", *later]),
             (*page, ["pytest", "tests/ui/page"]),
-            (*ours, ["pytest", *engine]),
+            *((*ours, ["pytest", *engine[first::_SHARES]]) for first in range(_SHARES)),
             (*ours, ["pytest", "--ignore=tests/engine"]),
         ]
     )
@@ -87,13 +86,6 @@ def _run_all(pythons: list[tuple[str, dict[str, str]]]) -> int:
             print(file.read().decode(errors="replace"))
     print("Something failed." if code else "All is well.", file=sys.stderr)
     return code
-
-
-def _halves(files: list[Path]) -> tuple[list[str], list[str]]:
-    """The files in two parts that take about as long."""
-    names = [str(path.relative_to(ROOT)) for path in files]
-    first = [name for name in names if Path(name).name < MIDDLE]
-    return first, names[len(first) :]
 
 
 def _names_webui(options: list[str]) -> bool:

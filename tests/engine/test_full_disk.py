@@ -76,7 +76,7 @@ def the_copy_of_a_lora(place: Path, job: Job) -> None:
 
 def latents(place: Path, job: Job) -> None:
     store = Store.__new__(Store)
-    store.problem = ""
+    store.problem, store._beside = "", None
     store._path = lambda example: place / "latents.safetensors"  # type: ignore[method-assign]
     store.write(SimpleNamespace(), TENSORS["a"], TENSORS["b"])
     if store.problem:
