@@ -21,7 +21,7 @@ def quality_view(story: Story) -> str:
     """Nothing until something has been measured since the run began; of a run that is not measured, how to."""
     best, measures = story.best, story.measures
     if not measures and story.step:
-        return f'<p class="db-quiet">{HINT} {OF_FEW}</p>'
+        return f'<p class="db-quiet"><span>{HINT}</span> <span>{OF_FEW}</span></p>'
     if best is None:
         return ""
     lines = _lines(measures, best, max(story.step.get("steps", 0), measures[-1].step))
