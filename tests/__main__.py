@@ -58,13 +58,14 @@ def _run_all(pythons: list[tuple[str, dict[str, str]]]) -> int:
     shown as it comes, what the others say at the end."""
     ours, page = pythons
     engine = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "tests" / "engine").glob("test_*.py"))
+    share = -(-len(engine) // _SHARES)
     parts = deque(
         [
             (*ours, ["ruff", "check", "."]),
             (*ours, ["ruff", "format", "--check", "."]),
             (*ours, ["mypy"]),
             (*page, ["pytest", "tests/ui/page"]),
-            *((*ours, ["pytest", *engine[first::_SHARES]]) for first in range(_SHARES)),
+            *((*ours, ["pytest", *engine[first : first + share]]) for first in range(0, len(engine), share)),
             (*ours, ["pytest", "--ignore=tests/engine"]),
         ]
     )
