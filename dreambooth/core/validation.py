@@ -50,11 +50,16 @@ def measures_past(measures: Sequence[Measure]) -> int:
     return 0 if found is None else sum(one.images > found.images for one in measures)
 
 
+def spread(count: int, most: int) -> list[int]:
+    """At most so many places among `count`, the first and the last among them, evenly apart."""
+    return list(dict.fromkeys(round(n * (count - 1) / max(1, most - 1)) for n in range(most)))
+
+
 def thinned(moments: Sequence[int], most: int, best: int | None) -> list[int]:
     """The first, the last and some between of moments in their order, at most so many, and the best among them."""
     if len(moments) <= most:
         return list(moments)
-    chosen = [moments[round(i * (len(moments) - 1) / (most - 1))] for i in range(most)]
+    chosen = [moments[place] for place in spread(len(moments), most)]
     if best is not None and best in moments and best not in chosen:
         nearest = min(range(1, most - 1), key=lambda i: abs(chosen[i] - best))
         chosen[nearest] = best

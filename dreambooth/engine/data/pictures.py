@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from dreambooth.core import captions, focal_point, picture_files
+from dreambooth.core import captions, focal_point, picture_files, validation
 from dreambooth.core.buckets import grid
 from dreambooth.core.errors import UserError
 from dreambooth.core.focal_point import FocalPoint
@@ -147,13 +147,8 @@ def held_out(some: list[Picture], settings: Settings) -> set[Picture]:
 
 def mirrored(instances: list[list[Example]], most: int) -> list[Example]:
     """Mirror images of at most so many pictures, from the first to the last of them."""
-    chosen = spread(len(instances), most)
-    return [replace(own := instances[n][0], cut=replace(own.cut, mirrored=True)) for n in chosen]
-
-
-def spread(count: int, most: int) -> list[int]:
-    """At most so many places among `count`, the first and the last among them, evenly apart."""
-    return list(dict.fromkeys(round(n * (count - 1) / max(1, most - 1)) for n in range(most)))
+    chosen = [instances[n][0] for n in validation.spread(len(instances), most)]
+    return [replace(one, cut=replace(one.cut, mirrored=True)) for one in chosen]
 
 
 def prior_examples(priors: list[Picture], looks: list[Look], instances: list[list[Example]]) -> list[Example]:

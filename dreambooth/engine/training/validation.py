@@ -22,9 +22,8 @@ from torch import Tensor
 
 from dreambooth.core import captions
 from dreambooth.core.files import atomic
-from dreambooth.core.validation import MOST_MEASURED
+from dreambooth.core.validation import MOST_MEASURED, spread
 from dreambooth.engine import hardware
-from dreambooth.engine.data import pictures
 from dreambooth.engine.data.cache import Encoded
 from dreambooth.engine.data.pictures import Example, class_text
 from dreambooth.engine.drawing.sampling import make_scheduler
@@ -71,7 +70,7 @@ class Validation:
         """`own` are the session's examples, `examples` those of `held_out`, in their order."""
         self.session, self.before = session, before
         self.held_out = [self._probe(held_out, n, example) for n, example in enumerate(examples)]
-        chosen = pictures.spread(len(own), MOST_MEASURED)
+        chosen = spread(len(own), MOST_MEASURED)
         self.learned = [self._probe(session.instances, n, own[n]) for n in chosen]
         self._texts: dict[str, Text] = {}
         self._known = _read(before)
