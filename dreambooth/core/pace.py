@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Mapping
 from typing import Any
 
-from dreambooth.core import run
+from dreambooth.core import job_list
 from dreambooth.core.errors import UserError
 from dreambooth.core.project import Project
 
@@ -22,7 +22,7 @@ _SAME = (  # runs that are alike in these go about as quickly
 
 def steps_per_second(project: Project, flat: Mapping[str, Any]) -> float:
     """Those of the model's last run with settings like these, dotted; 0 without one."""
-    for job in reversed(run.runs(project)):
+    for job in reversed(job_list.runs(project)):
         pace = job.progress().get("steps_per_second")
         with contextlib.suppress(UserError):  # one that is damaged tells nothing
             before = job.settings() if pace else {}

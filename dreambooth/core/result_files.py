@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from dreambooth.core import project, run
+from dreambooth.core import job_list, project
 from dreambooth.core.errors import UserError
 from dreambooth.core.files import atomic, paths
 from dreambooth.core.models import checkpoint
@@ -89,7 +89,7 @@ def needed_by(folders: Folders, event: Event) -> str:
             opened = project.open_project(folders, name)
             if os.path.realpath(opened.source) in files:
                 return f"the model {name} was made from it; delete that model first."
-            for job in run.jobs(opened):
+            for job in job_list.jobs(opened):
                 if not files.isdisjoint(_read_by(job)) and (status := _needing(job)):
                     return f"{job.title} works with it and is {status}; let it come to its end first."
     return ""

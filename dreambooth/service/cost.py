@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dreambooth.core import forecast, picture_files, room, run
+from dreambooth.core import forecast, job_list, picture_files, room, run
 from dreambooth.core.budget import Budget, budget
 from dreambooth.core.errors import UserError
 from dreambooth.core.memory import footprint
@@ -62,7 +62,7 @@ def to_draw(project: Project, settings: Settings) -> bool:
     they go by as it is now. The check knows it exactly."""
     if not project.class_pictures.is_dir():
         return True
-    for job in reversed(run.jobs(project)):
+    for job in reversed(job_list.jobs(project)):
         with contextlib.suppress(UserError):  # one that is damaged tells nothing
             if _has_drawn(job) and _asked_of_class(parse(job.settings())) == _asked_of_class(settings):
                 return False

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dreambooth.core import run, settings
+from dreambooth.core import job_list, settings
 from dreambooth.core.errors import UserError
 from dreambooth.core.files import confinement, paths
 from dreambooth.core.models import checkpoint
@@ -162,7 +162,7 @@ def state(opened: Project, wanted: Mapping[str, Any], *, label: str = "{}") -> t
 
 
 def _run(opened: Project, number: int | None, label: str) -> Job:
-    found = run.runs(opened)
+    found = job_list.runs(opened)
     if number is None and found:
         return found[-1]
     for job in found:

@@ -14,14 +14,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from dreambooth.core import run
+from dreambooth.core import job_list, run
 from dreambooth.core.errors import UserError
 from dreambooth.core.files import atomic
+from dreambooth.core.job_list import new_run as new_run
 from dreambooth.core.layout import PROJECT
 from dreambooth.core.models.hub import HubModel
 from dreambooth.core.project import Folders, Project
 from dreambooth.core.run import Job
-from dreambooth.core.run import new_run as new_run
 from dreambooth.core.settings import Settings, to_json
 from dreambooth.service import endings, environment
 
@@ -33,7 +33,7 @@ OnEvent = Callable[[dict[str, Any]], None]
 def new_errand(folders: Folders, project: Project, kind: str, settings: Settings, **fields: Any) -> Job:
     """A short job beside the runs: check, class-images, generate, export, measure."""
     job = {"kind": kind, "model": project.name, **run.where(folders), **fields}
-    return run.create(project.errands, job, to_json(settings))
+    return job_list.create(project.errands, job, to_json(settings))
 
 
 def new_download(folders: Folders, model: HubModel) -> Job:
@@ -46,7 +46,7 @@ def new_download(folders: Folders, model: HubModel) -> Job:
         "revision": model.revision,
         "out": str(folders.downloads / model.folder_name),
     }
-    return run.create(folders.download_errands, job, "{}")
+    return job_list.create(folders.download_errands, job, "{}")
 
 
 def start(job: Job, python: Path, alone_seconds: float = 0, *, queued: bool = False) -> subprocess.Popen[bytes]:

@@ -11,7 +11,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from dreambooth.core import presets, project, run, schema, settings
+from dreambooth.core import job_list, presets, project, schema, settings
 from dreambooth.core.errors import UserError
 from dreambooth.core.files import atomic, confinement, paths
 from dreambooth.core.models import checkpoint, hub, told
@@ -27,7 +27,7 @@ def summary(opened: Project) -> dict[str, Any]:
         "source": str(opened.source),
         "problem": opened.problem,
         "about": opened.about,
-        "runs": len(run.runs(opened)),
+        "runs": len(job_list.runs(opened)),
     }
 
 
@@ -238,6 +238,6 @@ def imported(
 
 
 def _check_idle(opened: Project) -> None:
-    for job in run.jobs(opened):
+    for job in job_list.jobs(opened):
         if (status := job.status()) in ("running", "queued"):
             raise UserError(f"The model {opened.name!r} is at work ({job.title} is {status}); stop or pause it first.")

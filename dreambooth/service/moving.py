@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from dreambooth.core import project, run
+from dreambooth.core import job_list, project
 from dreambooth.core.errors import UserError
 from dreambooth.core.files import atomic
 from dreambooth.core.files.json_file import read_object
@@ -25,7 +25,7 @@ Change = Callable[[bytes], bytes]
 def retell(renamed: Project, before: Path) -> None:
     """Has settings, jobs and events name the folder and the model as they are called now, but for jobs that are
     damaged. Raises OSError."""
-    for job in run.jobs(renamed):
+    for job in job_list.jobs(renamed):
         if said := job.said():
             atomic.write_text(job.folder / "job.json", json.dumps({**said, "model": renamed.name}, indent=1))
     _rewrite(renamed, _other_paths(before, renamed.folder))
@@ -44,7 +44,7 @@ def follow(folders: Folders) -> None:
 
 def _follow(folders: Folders, opened: Project) -> None:
     said = read_object(opened.folder / "model.json").get("folder")
-    if said == str(opened.folder) or any(job.is_alive() for job in run.jobs(opened)):
+    if said == str(opened.folder) or any(job.is_alive() for job in job_list.jobs(opened)):
         return
     if project.is_place(said):
         if Path(said).exists():  # this is a copy, or the same folder by another path: what is named is still there

@@ -15,7 +15,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from dreambooth.core import device, project, run
+from dreambooth.core import device, job_list, project
 from dreambooth.core.errors import Problem, UserError
 from dreambooth.core.files import atomic, lock
 from dreambooth.core.project import Folders
@@ -215,7 +215,7 @@ def waiting(folders: Folders) -> list[str]:
 
 def _waiting(folders: Folders) -> list[Job]:
     found = []
-    for job in run.all_jobs(folders):
+    for job in job_list.all_jobs(folders):
         request = job.folder / "requests" / "start"
         try:
             asked, note = request.stat().st_mtime_ns, request.read_text(encoding="utf-8", errors="replace")
@@ -233,7 +233,7 @@ def tidy(folders: Folders) -> None:
     models whose making was ended as long ago."""
     for doing in (project.CREATING, project.COPYING):
         atomic.sweep_folders(folders.projects, doing)
-    for job in [*run.all_jobs(folders), *run.downloads(folders)]:
+    for job in [*job_list.all_jobs(folders), *job_list.downloads(folders)]:
         with contextlib.suppress(OSError, UserError):  # one that cannot be read, or that another process has removed
             is_old = not job.is_run and job.folder.stat().st_mtime < time.time() - KEPT_SECONDS
             if is_old and job.status() not in ("running", "queued"):

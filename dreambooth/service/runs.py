@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from dreambooth.core import project, run, settings
+from dreambooth.core import job_list, project, settings
 from dreambooth.core.errors import Problem, UserError
 from dreambooth.core.files import confinement
 from dreambooth.core.models import checkpoint
@@ -50,7 +50,7 @@ def of_all(folders: Folders) -> Answer:
     found, problems = list[Answer](), list[Problem]()
     for name in project.names(folders):
         try:
-            found += [summary(job) for job in run.runs(project.open_project(folders, name))]
+            found += [summary(job) for job in job_list.runs(project.open_project(folders, name))]
         except UserError as error:
             problems += error.errors
     return {"runs": found, **_said(problems)}
@@ -121,7 +121,7 @@ def weights(opened: Project, file: str, *, base: bool) -> Path | None:
 
 def _newest_output(opened: Project) -> Path | None:
     """The last file that a run of this model wrote and that is still there."""
-    for job in reversed(run.runs(opened)):
+    for job in reversed(job_list.runs(opened)):
         for event in reversed(job.story().saved):
             if Path(event["path"]).exists():
                 return Path(event["path"])
@@ -131,7 +131,7 @@ def _newest_output(opened: Project) -> Path | None:
 def settings_of(opened: Project, file: Path | None) -> Settings:
     """The settings of the run that wrote the weights, so that prompts are read as it read them; without weights those
     of the newest run, to compare with; else the model's own."""
-    for job in reversed(run.runs(opened)):
+    for job in reversed(job_list.runs(opened)):
         if file is None or str(file) in (event["path"] for event in written(job.story())):
             return settings.parse(job.settings())
     return settings.parse(opened.settings())
@@ -157,7 +157,7 @@ def written_to(opened: Project, file: str) -> list[tuple[Job, Event]]:
     """
     found = [
         (job, event)
-        for job in reversed(run.runs(opened))
+        for job in reversed(job_list.runs(opened))
         for event in written(job.story())
         if event["path"] == file and Path(file).exists()
     ]
@@ -178,7 +178,7 @@ def outputs(opened: Project) -> list[dict[str, Any]]:
             **{key: event[key] for key in ("path", "kind", "images", "bytes")},
             "best": is_best(story, event),
         }
-        for job in reversed(run.runs(opened))
+        for job in reversed(job_list.runs(opened))
         for story in [job.story()]
         for event in written(story)
         if Path(event["path"]).exists()

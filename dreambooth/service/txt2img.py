@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from dreambooth.core import run, words
+from dreambooth.core import job_list, run, words
 from dreambooth.core.drawing import Drawing, Keep, Look
 from dreambooth.core.errors import Problem, UserError
 from dreambooth.core.models import checkpoint
@@ -83,7 +83,7 @@ def fields(
 
 def begin(folders: Folders, opened: Project, chosen: Settings, made: dict[str, Any], painter: Painter) -> Job:
     """A new job that the WebUI draws from now on, in a thread of its own."""
-    job = run.create(
+    job = job_list.create(
         opened.errands, {"kind": BY_WEBUI, "model": opened.name, **run.where(folders), **made}, to_json(chosen)
     )
     started = threading.Event()

@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from dreambooth.core import run
+from dreambooth.core import job_list
 from dreambooth.core.errors import UserError
 from dreambooth.core.files import paths
 from dreambooth.core.files.json_file import read_object
@@ -119,7 +119,7 @@ def bench(options: argparse.Namespace, terminal: Terminal) -> Result:
     _check_out(options.part, out)
     python = environment.ensure(terminal.show)
     with tempfile.TemporaryDirectory(prefix="dreambooth-bench-", ignore_cleanup_errors=True) as place:
-        job = run.create(Path(place), {"kind": f"bench-{options.part}", "out": str(out), **asked}, "{}")
+        job = job_list.create(Path(place), {"kind": f"bench-{options.part}", "out": str(out), **asked}, "{}")
         return {"part": options.part, **commands.work(job, python, terminal)}
 
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dreambooth.core import project, reference, run, schema, settings
+from dreambooth.core import job_list, project, reference, run, schema, settings
 from dreambooth.core.errors import UserError
 from dreambooth.core.files import paths
 from dreambooth.core.layout import PROJECT
@@ -97,7 +97,7 @@ def train(options: argparse.Namespace, terminal: Terminal) -> Result:
 
 
 def resume(options: argparse.Namespace, terminal: Terminal) -> Result:
-    job = run.find(folders(options), options.run)
+    job = job_list.find(folders(options), options.run)
     going_on.check_resumable(job)
     given, differing = given_settings(options), list[Difference]()
     if options.model_settings:
@@ -130,11 +130,11 @@ def stop(options: argparse.Namespace, terminal: Terminal) -> Result:
 
 
 def save(options: argparse.Namespace, terminal: Terminal) -> Result:
-    return _ask(run.find(folders(options), options.run), "save")
+    return _ask(job_list.find(folders(options), options.run), "save")
 
 
 def preview(options: argparse.Namespace, terminal: Terminal) -> Result:
-    return _ask(run.find(folders(options), options.run), "preview")
+    return _ask(job_list.find(folders(options), options.run), "preview")
 
 
 def run_demo(options: argparse.Namespace, terminal: Terminal) -> Result:
@@ -282,10 +282,10 @@ def _meant(options: argparse.Namespace) -> Job:
     found = folders(options)
     if "/" not in options.run:
         opened = project.open_project(found, options.run)
-        for job in [*reversed(run.runs(opened)), *reversed(run.errands(opened))]:
+        for job in [*reversed(job_list.runs(opened)), *reversed(job_list.errands(opened))]:
             if job.status() in ("running", "queued"):
                 return job
-    return run.find(found, options.run)
+    return job_list.find(found, options.run)
 
 
 def serve(command: Sequence[str]) -> int:

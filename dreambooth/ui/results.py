@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from dreambooth.core import project, run, settings
+from dreambooth.core import job_list, project, settings
 from dreambooth.core.errors import UserError
 from dreambooth.core.files import paths
 from dreambooth.core.project import Project
@@ -19,7 +19,7 @@ from dreambooth.ui.terminal import Terminal
 
 
 def report(options: argparse.Namespace, terminal: Terminal) -> Result:
-    job = run.find(commands.folders(options), options.run)
+    job = job_list.find(commands.folders(options), options.run)
     to = paths.named(report_file.name(job) if options.to is None else options.to, "--to")
     return {"run": job.name, "path": str(report_file.write(job, to))}
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from dreambooth.core import project, run, schema
+from dreambooth.core import job_list, project, schema
 from dreambooth.core.errors import UserError
 from dreambooth.core.layout import MINIATURE, SUBJECT_PICTURES
 from dreambooth.core.project import Folders
@@ -74,7 +74,7 @@ def test_a_step_may_be_cut_into_smaller_batches_but_stays_as_large() -> None:
 def job(tmp_path: Path) -> Job:
     folders = Folders(tmp_path)
     own = parse({**NOW, "concepts.0.instance_data_dir": str(SUBJECT_PICTURES)})
-    made = run.new_run(folders, project.create(folders, "star", MINIATURE), own)
+    made = job_list.new_run(folders, project.create(folders, "star", MINIATURE), own)
     made.report("started")
     made.report("paused")
     return made

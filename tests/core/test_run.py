@@ -8,18 +8,20 @@ from pathlib import Path
 
 import pytest
 
-from dreambooth.core import run
+from dreambooth.core import job_list
 from dreambooth.core.files import atomic, lock
 from dreambooth.core.run import Job
 
 
 @pytest.fixture
 def job(tmp_path: Path) -> Job:
-    return run.create(tmp_path / "NAME" / "runs", {"kind": "train", "model": "NAME", "models": str(tmp_path)}, "{}")
+    return job_list.create(
+        tmp_path / "NAME" / "runs", {"kind": "train", "model": "NAME", "models": str(tmp_path)}, "{}"
+    )
 
 
 def test_runs_are_numbered_in_turn(tmp_path: Path, job: Job) -> None:
-    assert (job.name, run.create(job.folder.parent, {}, "{}").name) == ("NAME/1", "NAME/2")
+    assert (job.name, job_list.create(job.folder.parent, {}, "{}").name) == ("NAME/1", "NAME/2")
 
 
 def test_a_half_written_event_is_left_for_the_next_read(job: Job) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from dreambooth.core import run
+from dreambooth.core import job_list
 from dreambooth.core.errors import UserError
 from dreambooth.core.run import Job
 from dreambooth.core.settings import parse
@@ -18,7 +18,7 @@ from dreambooth.ui.describe import of_benches
 
 
 def _job(folder: Path, **wanted: Any) -> Job:
-    return run.create(folder / "job", {"kind": "bench-best", "out": str(folder / "out"), **wanted}, "{}")
+    return job_list.create(folder / "job", {"kind": "bench-best", "out": str(folder / "out"), **wanted}, "{}")
 
 
 @pytest.mark.parametrize("name", best.RUNS)

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from dreambooth.core import run
+from dreambooth.core import job_list
 from dreambooth.core.memory import spare
 from dreambooth.core.run import Job
 from dreambooth.engine.bench import (
@@ -48,7 +48,7 @@ FOUND = {
 
 def job(folder: Path, **asked: Any) -> Job:
     some = {"out": str(folder / "out"), "work": str(folder / "work"), **asked}
-    return run.create(folder / "jobs", {"kind": "bench-card", **some}, "{}")
+    return job_list.create(folder / "jobs", {"kind": "bench-card", **some}, "{}")
 
 
 def about(folder: Path, piece: str, *, large: bool = False, peer: Sequence[str] = (), peer_python: str = "") -> About:

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from dreambooth.core.errors import UserError
+from dreambooth.core.job_list import create
 from dreambooth.core.memory.counted import FAMILIES
-from dreambooth.core.run import Job, create
+from dreambooth.core.run import Job
 from dreambooth.core.settings import parse
 from dreambooth.engine.bench import choices, table
 from dreambooth.engine.bench.training import Bench

@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from dreambooth.core import forecast, project, run
+from dreambooth.core import forecast, job_list, project
 from dreambooth.core.budget import budget
 from dreambooth.core.errors import UserError
 from dreambooth.core.files import atomic
@@ -193,7 +193,7 @@ def test_what_does_not_fit_is_named_and_leaves_no_job(small_disk: Path) -> None:
     free = shutil.disk_usage(small_disk).free
     (small_disk / "ballast").write_bytes(bytes(free - PAGE))
     with pytest.raises(OSError) as told_of:
-        run.create(small_disk / "runs", {"kind": "train"}, json.dumps({"x": "y" * 2 * PAGE}))
+        job_list.create(small_disk / "runs", {"kind": "train"}, json.dumps({"x": "y" * 2 * PAGE}))
     assert told_of.value.filename == str(small_disk / "runs" / "0001" / "settings.json")
     assert list((small_disk / "runs").iterdir()) == []
 
@@ -307,7 +307,7 @@ def test_a_folder_that_may_only_be_read_is_said(
             assert str(models) in said
             assert "Traceback" not in said
         with pytest.raises((UserError, OSError), match="ead-only"):
-            run.new_run(project.Folders(models), made, Settings())
+            job_list.new_run(project.Folders(models), made, Settings())
     finally:
         subprocess.run(["mount", "-o", "remount,rw", str(small_disk)], check=True)
     assert job.status() == "new"

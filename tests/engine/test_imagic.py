@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from dreambooth.core import project, run
+from dreambooth.core import job_list, project
 from dreambooth.core.errors import UserError
 from dreambooth.core.layout import MINIATURE, SUBJECT_PICTURES
 from dreambooth.core.project import Folders, Project
@@ -215,7 +215,7 @@ def test_previews_are_a_row_for_each_eta(star: Project, picture: Path) -> None:
 def drawn(star: Project, folder: Path, weights: Path, **more: Any) -> list[np.ndarray]:
     chosen, fields = errands.drawing(star, {"weights": str(weights), "out": str(folder), "steps": 2, **more})
     wanted = {"kind": "generate", "models": str(star.folder.parents[1]), "model": star.name, **fields}
-    job = run.create(folder, wanted, "{}")
+    job = job_list.create(folder, wanted, "{}")
     (job.folder / "settings.json").write_text("{}")
     return [np.asarray(Image.open(path), int) for path in generate.run(job)["pictures"]] if chosen else []
 

@@ -14,7 +14,7 @@ import pytest
 from transformers import CLIPTokenizer
 
 from dreambooth.core.errors import UserError
-from dreambooth.core.run import create
+from dreambooth.core.job_list import create
 from dreambooth.engine.bench import cases, drawing, peer_diffusers, peer_sd_scripts, peers, training
 from dreambooth.engine.bench.cases import LEAST_STEPS, Case
 from dreambooth.engine.words.vocabulary import clip_tokenizer

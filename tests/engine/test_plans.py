@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from dreambooth.core import run
+from dreambooth.core import job_list
 from dreambooth.core.errors import UserError
 from dreambooth.core.memory import planner, spare
 from dreambooth.core.memory.footprint import DRIVER_BYTES
@@ -38,7 +38,7 @@ def _models(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def job(folder: Path, **asked: Any) -> Job:
     some = {"out": str(folder / "out"), "work": str(folder / "work"), "family": "sd1", **asked}
-    return run.create(folder / "jobs", {"kind": "bench-plans", **some}, "{}")
+    return job_list.create(folder / "jobs", {"kind": "bench-plans", **some}, "{}")
 
 
 @pytest.mark.thorough

@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dreambooth.core import project, run
+from dreambooth.core import job_list, project
 from dreambooth.core.layout import MINIATURE, SUBJECT_PICTURES
 from dreambooth.core.project import Folders
 from dreambooth.core.run import Job
@@ -118,7 +118,7 @@ def test_ctrl_c_pauses_and_stop_keeps_what_was_learned(folders: Folders, dreambo
         deadline = time.monotonic() + 60
         job = None
         while not (job and job.progress()) and time.monotonic() < deadline:
-            there = run.runs(project.open_project(folders, "star"))
+            there = job_list.runs(project.open_project(folders, "star"))
             job = there[-1] if there and there[-1].settings()["intervals.num_train_epochs"] == 2000 else None
             time.sleep(0.1)
         assert job

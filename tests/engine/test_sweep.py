@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from dreambooth.core import run, settings
+from dreambooth.core import job_list, settings
 from dreambooth.core.errors import UserError
 from dreambooth.core.run import Job
 from dreambooth.engine.bench import sweep, sweep_plot
@@ -28,7 +28,7 @@ def test_names_are_unlike() -> None:
 
 
 def _job(folder: Path, **wanted: Any) -> Job:
-    return run.create(folder / "job", {"kind": "sweep", "out": str(folder / "out"), **wanted}, "{}")
+    return job_list.create(folder / "job", {"kind": "sweep", "out": str(folder / "out"), **wanted}, "{}")
 
 
 @pytest.mark.thorough

@@ -27,7 +27,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from dreambooth.core import captions, device, focal_point, project, run, schema, settings, tags
+from dreambooth.core import captions, device, focal_point, job_list, project, schema, settings, tags
 from dreambooth.core.buckets import Bucket
 from dreambooth.core.errors import UserError
 from dreambooth.core.layout import MINIATURE, SUBJECT_PICTURES
@@ -60,7 +60,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A models folder with a model and a run, in which everything happens."""
     folder = tmp_path_factory.mktemp("fuzz")
     made = project.create(Folders(folder / "models"), "star", MINIATURE)
-    run.new_run(Folders(folder / "models"), made, settings.parse(SETTINGS))
+    job_list.new_run(Folders(folder / "models"), made, settings.parse(SETTINGS))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DREAMBOOTH_ENGINE_PYTHON", sys.executable)
         patch.setattr("dreambooth.service.environment.is_current", lambda **_: False)  # no job may start
@@ -393,7 +393,7 @@ def project_files(base: Path, found: tuple[bytes, bytes, bytes | None, bytes]) -
     with told():
         device.holder(folders)
     api._Json(None).render(models.listing(folders))
-    list(run.all_jobs(folders))
+    list(job_list.all_jobs(folders))
     with told():
         opened = project.open_project(folders, "star")
         api._Json(None).render(models.summary(opened))

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, strategies
 from hypothesis import settings as hypothesis_settings
 from PIL import Image
 
-from dreambooth.core import focal_point, project, run
+from dreambooth.core import focal_point, job_list, project
 from dreambooth.core.errors import UserError
 from dreambooth.core.focal_point import FocalPoint
 from dreambooth.core.layout import MINIATURE, SUBJECT_PICTURES
@@ -91,13 +91,13 @@ def test_a_renamed_model_keeps_its_pictures_and_what_was_drawn(asked: TestClient
     changes = {"settings": {"concepts.0.instance_data_dir": str(own)}}
     assert asked.patch("/dreambooth/models/Ännchen/settings", json=changes).status_code == 200
     opened = project.open_project(Folders(tmp_path / "models"), "Ännchen")
-    job = run.create(opened.runs, {"kind": "train", "model": opened.name}, to_json(parse(opened.settings())))
+    job = job_list.create(opened.runs, {"kind": "train", "model": opened.name}, to_json(parse(opened.settings())))
     job.previews.mkdir()
     preview = shutil.copy(next(own.glob("*.png")), job.previews / "00000005-00-00.png")
     elsewhere = f"{opened.folder} 2/a.png"
     job.report("preview", images=5, paths=[str(preview)], sheet=elsewhere)
     assert asked.post("/dreambooth/models/Ännchen/rename", json={"to": "b"}).status_code == 200
-    (shown,) = run.runs(project.open_project(Folders(tmp_path / "models"), "b"))
+    (shown,) = job_list.runs(project.open_project(Folders(tmp_path / "models"), "b"))
     assert shown.name == "b/1" and Path(shown.story().previews[5][0]).is_relative_to(models / "b")
     assert shown.events()[0][0]["sheet"] == elsewhere, "another folder with the same beginning"
     assert shown.settings()["concepts.0.instance_data_dir"] == str(models / "b" / "pictures" / "1")

@@ -19,7 +19,7 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from dreambooth.core import project, run, settings
+from dreambooth.core import job_list, project, settings
 from dreambooth.core.errors import UserError
 from dreambooth.core.files import atomic, confinement, file_names
 from dreambooth.core.layout import MINIATURE, PROJECT, SUBJECT_PICTURES
@@ -64,8 +64,8 @@ def test_no_name_leads_elsewhere(folders: Folders, name: str) -> None:
         lambda: models.rename(folders, "star", name),
         lambda: models.duplicate(folders, "star", name),
         lambda: models.delete(folders, name),
-        lambda: run.find(folders, name),
-        lambda: run.find(folders, f"{name}/1"),
+        lambda: job_list.find(folders, name),
+        lambda: job_list.find(folders, f"{name}/1"),
     ):
         with pytest.raises(UserError):
             do()
@@ -165,7 +165,7 @@ def test_the_secret_of_a_webhook_is_shown_by_no_route_and_lost_by_none(
 ) -> None:
     monkeypatch.setenv("DREAMBOOTH_ENGINE_PYTHON", sys.executable)
     opened, asked = project.open_project(folders, "star"), client(folders)
-    job = run.new_run(folders, opened, settings.parse(opened.settings()))
+    job = job_list.new_run(folders, opened, settings.parse(opened.settings()))
     job.report("started")
     job.report("paused")
     place = "/dreambooth/models/star"
@@ -241,7 +241,7 @@ def test_nothing_in_the_code_runs_what_a_file_says() -> None:
 def test_nobody_else_on_the_machine_reads_a_secret(folders: Folders) -> None:
     """Neither in a model nor in its runs and copies, nor once they were moved, while they are written too."""
     star = project.open_project(folders, "star")
-    job = run.new_run(folders, star, settings.parse(star.settings()))
+    job = job_list.new_run(folders, star, settings.parse(star.settings()))
     job.change({WEBHOOK_KEY: f"{WEBHOOK}/2"})
     models.duplicate(folders, "star", "moon")
     models.rename(folders, "star", "sun")

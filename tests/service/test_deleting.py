@@ -9,7 +9,7 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from dreambooth.core import project, result_files, run
+from dreambooth.core import job_list, project, result_files
 from dreambooth.core.errors import UserError
 from dreambooth.core.files import confinement
 from dreambooth.core.layout import MINIATURE
@@ -36,7 +36,7 @@ def star(folders: Folders) -> Project:
 
 def written(folders: Folders, made: Project, name: str = "star_5", *, images: int = 5) -> tuple[Job, Path]:
     """A run that has written a LoRA with an embedding, and rests."""
-    job, lora = run.new_run(folders, made, Settings()), folders.loras / f"{name}.safetensors"
+    job, lora = job_list.new_run(folders, made, Settings()), folders.loras / f"{name}.safetensors"
     embedding = folders.embeddings / f"{name}.safetensors"
     for path in (lora, embedding):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -207,7 +207,7 @@ def test_what_something_works_with_is_refused_until_that_has_ended(folders: Fold
         with errand.hold():  # type: ignore[union-attr]
             refused(f"moon's {kind} works with it and is running; let it come to its end first")
         errand.report("done")
-    begun = run.new_run(folders, moon, parse({"lora.start_file": str(lora)}))
+    begun = job_list.new_run(folders, moon, parse({"lora.start_file": str(lora)}))
     begun.request("start")
     refused("moon/1 works with it and is queued")
     begun.leave_queue()
@@ -219,7 +219,7 @@ def test_what_something_works_with_is_refused_until_that_has_ended(folders: Fold
 
 
 def test_a_checkpoint_that_a_model_was_made_from_is_refused(folders: Folders, star: Project) -> None:
-    job, result = run.new_run(folders, star, Settings()), folders.checkpoints / "star_5.safetensors"
+    job, result = job_list.new_run(folders, star, Settings()), folders.checkpoints / "star_5.safetensors"
     result.parent.mkdir(parents=True)
     result.write_bytes(MINIATURE.read_bytes())
     marks = result_files.marks([result])

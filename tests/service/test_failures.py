@@ -11,7 +11,7 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from dreambooth.core import project, run
+from dreambooth.core import job_list, project, run
 from dreambooth.core.errors import UserError
 from dreambooth.core.layout import MINIATURE, SUBJECT_PICTURES
 from dreambooth.core.project import Folders
@@ -36,7 +36,7 @@ def folders(tmp_path: Path) -> Folders:
 def broken(folders: Folders, error: BaseException, monkeypatch: pytest.MonkeyPatch) -> Job:
     """A run whose engine met this."""
     opened = project.open_project(folders, "star")
-    job = run.new_run(folders, opened, parse({"concepts.0.instance_data_dir": str(SUBJECT_PICTURES)}))
+    job = job_list.new_run(folders, opened, parse({"concepts.0.instance_data_dir": str(SUBJECT_PICTURES)}))
     job.log.write_text("before\nTraceback (most recent call last):\nthe last line\n")
 
     def fail(*_: object) -> None:
@@ -79,7 +79,7 @@ def test_a_run_that_is_discarded_before_it_has_begun_keeps_nothing(
     folders: Folders, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its engine was still importing, so the run itself could not tidy up."""
-    job = run.new_run(folders, project.open_project(folders, "star"), parse({}))
+    job = job_list.new_run(folders, project.open_project(folders, "star"), parse({}))
     (job.state / f"{5000:09}").mkdir(parents=True)
     for name in (run.BEFORE, run.FITTED):
         (job.folder / name).touch()
@@ -122,7 +122,7 @@ def test_a_terminal_shows_the_sentence_and_the_end_of_the_log(
 
 
 def test_events_of_earlier_versions_and_damaged_ones_are_still_told(folders: Folders) -> None:
-    job = run.new_run(folders, project.open_project(folders, "star"), parse({}))
+    job = job_list.new_run(folders, project.open_project(folders, "star"), parse({}))
     for fields, sentence in (
         ({"problems": ["lora.rank: it is 0; set it to 1."]}, "lora.rank: it is 0; set it to 1."),
         ({"problems": ["A"], "errors": [3]}, "A"),
@@ -134,7 +134,7 @@ def test_events_of_earlier_versions_and_damaged_ones_are_still_told(folders: Fol
 
 def test_a_warning_has_the_form_of_a_failure_everywhere(folders: Folders, dreambooth: Run) -> None:
     opened = project.open_project(folders, "star")
-    job = run.new_run(folders, opened, parse({}))
+    job = job_list.new_run(folders, opened, parse({}))
     job.report("started")
     job.warn("reporting.webhook_url: the notice could not be sent (no host); look at the address.")
     job.warn(UserError("/disk/star.safetensors: the file cannot be written (full).").and_then("The run goes on."))
@@ -160,7 +160,7 @@ def test_a_warning_has_the_form_of_a_failure_everywhere(folders: Folders, dreamb
 def test_how_an_engine_ended_is_known_of_its_own_process_and_of_windows_launcher(
     folders: Folders, who: int, told: str
 ) -> None:
-    job = run.new_run(folders, project.open_project(folders, "star"), parse({}))
+    job = job_list.new_run(folders, project.open_project(folders, "star"), parse({}))
     job.report("started", kind="train", pid=5, parent=4, boot="", memory_kills=0)
     (job.folder / "exit.json").write_text(json.dumps({"pid": who, "code": 0xC0000005}))
     assert told in endings.loss(job).what
@@ -171,7 +171,7 @@ def test_how_an_engine_ended_is_known_of_its_own_process_and_of_windows_launcher
 
 @pytest.fixture
 def paused(folders: Folders) -> Job:
-    job = run.new_run(folders, project.open_project(folders, "star"), parse({}))
+    job = job_list.new_run(folders, project.open_project(folders, "star"), parse({}))
     job.report("started", kind="train", pid=1, parent=1)
     job.report("paused")
     return job

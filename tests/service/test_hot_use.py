@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from dreambooth.core import project, run
+from dreambooth.core import job_list, project, run
 from dreambooth.core.layout import MINIATURE
 from dreambooth.core.project import Folders, Project
 from dreambooth.core.schema import leaves
@@ -18,7 +18,7 @@ from tests.conftest import needs_links
 
 
 def job(folder: Path, **settings: Any) -> run.Job:
-    made = run.create(folder / "runs", {"kind": "train", "models": str(folder)}, to_json(parse(settings)))
+    made = job_list.create(folder / "runs", {"kind": "train", "models": str(folder)}, to_json(parse(settings)))
     assert isinstance(made, run.Job)
     return made
 
@@ -100,7 +100,7 @@ def test_a_picture_is_told_as_the_webui_reads_it(folders: Folders, opened: Proje
 def test_results_in_a_folder_of_their_own_are_listed_used_and_outlive_their_model(
     folders: Folders, opened: Project
 ) -> None:
-    made = run.new_run(folders, opened, parse({"previews.prompts": "a star", "saving.use_subdirectory": True}))
+    made = job_list.new_run(folders, opened, parse({"previews.prompts": "a star", "saving.use_subdirectory": True}))
     files = [folders.loras / "star" / "star_5.safetensors", folders.checkpoints / "star" / "star_5.safetensors"]
     made.report("started")
     for kind, path in zip(("lora", "checkpoint"), files):

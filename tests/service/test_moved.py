@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from dreambooth.core import device, project, run, settings
+from dreambooth.core import device, job_list, project, settings
 from dreambooth.core.errors import UserError
 from dreambooth.core.layout import MINIATURE, SUBJECT_PICTURES
 from dreambooth.core.project import Folders
@@ -33,7 +33,7 @@ def old(tmp_path: Path) -> Folders:
 def paused(old: Folders) -> Job:
     """A run that rests; its engine is no more."""
     star = project.create(old, "star", MINIATURE, SHORT)
-    job = run.new_run(old, star, settings.parse(star.settings()))
+    job = job_list.new_run(old, star, settings.parse(star.settings()))
     job.report("started", kind="train", pid=1, parent=1)
     job.report("paused")
     return job
@@ -57,10 +57,10 @@ def copied(old: Folders) -> Folders:
 
 def test_a_renamed_model_with_a_damaged_job_is_renamed_whole(old: Folders, paused: Job) -> None:
     star = project.open_project(old, "star")
-    damaged = run.new_run(old, star, settings.parse(star.settings())).folder / "job.json"
+    damaged = job_list.new_run(old, star, settings.parse(star.settings())).folder / "job.json"
     damaged.write_text("{", encoding="utf-8")
     assert models.rename(old, "star", "moon")["name"] == "moon"
-    first, second = run.runs(project.open_project(old, "moon"))
+    first, second = job_list.runs(project.open_project(old, "moon"))
     assert first.read()["model"] == "moon" and (second.folder / "job.json").read_text() == "{"
 
 
@@ -112,16 +112,16 @@ def interrupted(*_: object) -> str:
 
 def test_the_engine_of_a_copy_is_on_the_device_of_the_copy(old: Folders, paused: Job) -> None:
     new = copied(old)
-    held = device.hold(run.find(new, "star"))
+    held = device.hold(job_list.find(new, "star"))
     assert held
     with held:
         assert device.is_busy(new) and not device.is_busy(old)
-        assert device.holder(new) == run.find(new, "star")
+        assert device.holder(new) == job_list.find(new, "star")
 
 
 def test_a_run_that_goes_on_in_a_copy_writes_there(old: Folders, paused: Job) -> None:
     new = copied(old)
-    job = run.find(new, "star")
+    job = job_list.find(new, "star")
     going_on.prepare(new, job, {})
     work = Work.open(job)
     assert (work.folders.loras, work.project.folder) == (new.loras, new.projects / "star")
@@ -130,7 +130,7 @@ def test_a_run_that_goes_on_in_a_copy_writes_there(old: Folders, paused: Job) ->
 
 def test_a_run_of_a_model_whose_folder_was_renamed_by_hand_goes_on(old: Folders, paused: Job) -> None:
     (old.projects / "star").rename(old.projects / "sun")
-    job = run.find(old, "sun")
+    job = job_list.find(old, "sun")
     going_on.prepare(old, job, {})
     assert Work.open(job).project.name == "sun"
 
@@ -154,7 +154,7 @@ def test_a_command_in_the_new_place_goes_on_with_a_run(
     monkeypatch.setenv("DREAMBOOTH_ENGINE_PYTHON", sys.executable)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     assert command_line.main(["resume", "star", "--data", str(new.models)]) == 0
-    (made,) = runs.summary(run.find(new, "star"))["outputs"]
+    (made,) = runs.summary(job_list.find(new, "star"))["outputs"]
     assert Path(made).parent == new.loras and Path(made).exists()
     assert not old.models.exists()
 
@@ -196,7 +196,7 @@ def own(old: Folders) -> Job:
     pictures, preview = cat.folder / "pictures" / "1", cat.runs / "0001" / "previews" / "0.png"
     shutil.copytree(SUBJECT_PICTURES, pictures)
     project.write_settings(cat, {**cat.settings(), "concepts.0.instance_data_dir": str(pictures)})
-    job = run.new_run(old, cat, settings.parse(cat.settings()))
+    job = job_list.new_run(old, cat, settings.parse(cat.settings()))
     preview.parent.mkdir()
     preview.touch()
     job.report("started", kind="train", pid=1, parent=1)
@@ -214,7 +214,7 @@ def test_what_came_along_with_a_webui_is_found_where_it_is_now(old: Folders, own
     new = moved(old)
     moving.follow(new)
     opened = project.open_project(new, "c\xe4t")
-    (job,) = run.runs(opened)
+    (job,) = job_list.runs(opened)
     pictures = str(opened.folder / "pictures" / "1")
     assert opened.source == new.checkpoints / "sub" / "base.safetensors"
     assert not opened.problem
@@ -250,7 +250,7 @@ def test_only_the_model_was_moved(old: Folders, own: Job) -> None:
 
 def test_the_files_of_a_model_at_work_wait(old: Folders, own: Job) -> None:
     new = moved(old)
-    held = run.find(new, "c\xe4t").hold()
+    held = job_list.find(new, "c\xe4t").hold()
     assert held
     with held:
         moving.follow(new)

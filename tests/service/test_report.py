@@ -12,7 +12,7 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from hypothesis import given, strategies
 
-from dreambooth.core import project, run
+from dreambooth.core import job_list, project
 from dreambooth.core.errors import UserError
 from dreambooth.core.layout import MINIATURE, SUBJECT_PICTURES
 from dreambooth.core.privacy import Cleaner
@@ -63,7 +63,7 @@ def broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
     monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
     settings = {"concepts.0.instance_data_dir": str(SUBJECT_PICTURES), "lora.rank": 7}
     settings["concepts.0.instance_token"] = "sks"
-    job = run.new_run(folders, made, parse({**settings, "reporting.webhook_url": OLD_WEBHOOK}))
+    job = job_list.new_run(folders, made, parse({**settings, "reporting.webhook_url": OLD_WEBHOOK}))
     job.change({"reporting.webhook_url": WEBHOOK, "previews.count": 2})
     job.log.write_text(LOG)
     job.report("started", pid=1, python="/home/bob-the-person/.venv/bin/python")

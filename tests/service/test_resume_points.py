@@ -13,7 +13,7 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from dreambooth.core import project, run
+from dreambooth.core import job_list, project, run
 from dreambooth.core.errors import UserError
 from dreambooth.core.files import atomic
 from dreambooth.core.layout import MINIATURE, SUBJECT_PICTURES
@@ -37,7 +37,7 @@ def folders(tmp_path: Path) -> Folders:
 
 
 def paused(folders: Folders, *more: str, **changes: Any) -> run.Job:
-    job = run.new_run(folders, project.open_project(folders, "star"), parse({**CONCEPT, **changes}))
+    job = job_list.new_run(folders, project.open_project(folders, "star"), parse({**CONCEPT, **changes}))
     for step in (10, 20, 30):
         (job.state / f"{step:09}").mkdir(parents=True)
     lines = [{"event": "started"}, *({"event": one} for one in more), {"event": "paused"}]

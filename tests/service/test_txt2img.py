@@ -13,7 +13,7 @@ from fastapi.testclient import TestClient
 from PIL import Image
 from safetensors.numpy import save_file
 
-from dreambooth.core import project, run
+from dreambooth.core import job_list, project, run
 from dreambooth.core.drawing import Drawing, Keep, Look
 from dreambooth.core.errors import UserError
 from dreambooth.core.layout import MINIATURE
@@ -73,7 +73,7 @@ def ended(folders: Folders, job_number: int = 1) -> run.Job:
     """The errand, once nobody is at work on it."""
     until = time.monotonic() + 20
     while time.monotonic() < until:
-        found = run.errands(project.open_project(folders, "star"))
+        found = job_list.errands(project.open_project(folders, "star"))
         job = next(one for one in found if int(one.folder.name) == job_number)
         if job.status() != "running":
             return job
@@ -114,7 +114,7 @@ def test_stopping_keeps_what_is_finished(folders: Folders) -> None:
     asked = client(host)
 
     def stop(look: Look) -> None:
-        errand = run.errands(project.open_project(folders, "star"))[-1]
+        errand = job_list.errands(project.open_project(folders, "star"))[-1]
         if list((errand.folder.parents[1] / "generated").glob("*.png")):
             asked.post(f"{PLACE}/1/stop", json={})
 
@@ -144,7 +144,7 @@ def test_what_goes_wrong_is_the_jobs_end(folders: Folders, error: Exception, sai
 
 def test_a_webui_that_is_closed_meanwhile_is_the_cause(folders: Folders) -> None:
     opened = project.open_project(folders, "star")
-    job = run.create(opened.errands, {"kind": run.BY_WEBUI, "model": "star"}, "{}")
+    job = job_list.create(opened.errands, {"kind": run.BY_WEBUI, "model": "star"}, "{}")
     job.report("started", kind=run.BY_WEBUI)
     assert runs.outcome(job)["problems"] == ["The WebUI was closed or started anew while it drew. Start it again."]
 
@@ -168,7 +168,7 @@ def test_what_cannot_be_drawn_so_is_refused_at_once(folders: Folders, lora: Path
     fitted.parent.mkdir(parents=True, exist_ok=True)
     fitted.touch()
     assert "only diffusers can do" in refused(webui, weights=str(lora))
-    assert webui.asked == [] and run.errands(project.open_project(folders, "star")) == []
+    assert webui.asked == [] and job_list.errands(project.open_project(folders, "star")) == []
 
 
 def test_an_embedding_is_named_in_the_prompt_as_the_webui_knows_it(folders: Folders, tmp_path: Path) -> None:

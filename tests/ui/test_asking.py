@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from dreambooth.core import project, run, settings
+from dreambooth.core import job_list, project, settings
 from dreambooth.core.errors import UserError
 from dreambooth.core.layout import MINIATURE, SUBJECT_PICTURES
 from dreambooth.core.project import Folders, Project
@@ -122,7 +122,7 @@ def test_a_run_that_was_given_up_is_gone_though_nobody_reads(star: Project, monk
         with pytest.raises(BrokenPipeError):
             nobody.write("closing it again fails\n")
         os.dup2(os.open(os.devnull, os.O_WRONLY), writing)
-    assert run.runs(star) == []
+    assert job_list.runs(star) == []
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows ends processes without asking them")

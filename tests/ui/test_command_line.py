@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from dreambooth.core import project, run
+from dreambooth.core import job_list, project
 from dreambooth.core.layout import MINIATURE, SUBJECT_PICTURES
 from dreambooth.core.project import Folders
 from dreambooth.core.settings import parse
@@ -80,7 +80,7 @@ def test_settings_of_a_model_are_told_taken_back_and_go_on_from_a_result(
     assert asked("learn-on", "star")["problems"] == ["star has no result yet; train it first."]
     result = tmp_path / "star_10.safetensors"
     result.touch()
-    job = run.new_run(Folders(tmp_path), opened, parse({}))
+    job = job_list.new_run(Folders(tmp_path), opened, parse({}))
     job.report("saved", kind="lora", path=str(result), bytes=0, images=10)
     job.report("done")
     for named in ([], [result]):

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dreambooth.core import run
+from dreambooth.core import job_list
 from dreambooth.core.errors import UserError
 from dreambooth.core.layout import SUBJECT_PICTURES
 from dreambooth.core.memory import spare
@@ -243,7 +243,7 @@ def draw(about: About) -> None:
         _lay(about.models.source("sd1", about.work), folder / "sd1.safetensors")
     drawing_peers = [one for one in about.told["peer"] if Diffusers.at(Path(one))]
     asked = {"kind": "bench-drawing", "out": str(folder), "large": about.large, "peer": drawing_peers}
-    job = run.create(about.work / "jobs", {**asked, "repeats": 1}, "{}")
+    job = job_list.create(about.work / "jobs", {**asked, "repeats": 1}, "{}")
     as_theirs = f"in {drawing.PEER_STEPS} steps, {drawing.PEER_BATCH} at once"
     ways = ("ours, as by default", f"ours, {as_theirs}", f"diffusers' script, {as_theirs}")
     for way, row in zip(ways, drawing.measure(job)["rows"]):
@@ -262,7 +262,7 @@ def all_plans(about: About) -> None:
     minutes = max(0.0, about.told["until"] - time.time()) / 60
     asked = {"kind": "bench-plans", "out": str(about.out), "work": str(about.work), "minutes": minutes}
     few = {} if about.large else {"family": "sd1", "method": "lora"}
-    made = plans.run(run.create(about.work / "jobs", {**asked, **few}, "{}"), about.models)
+    made = plans.run(job_list.create(about.work / "jobs", {**asked, **few}, "{}"), about.models)
     rows = [one for one in made["rows"] if one["ended"] != "not planned"]
     about.say("plans that held in their card", sum(one["ended"] == "held" for one in rows), at_least=len(rows))
     if made["left"]:

@@ -21,13 +21,14 @@ from typing import Any
 
 from dreambooth.core import project
 from dreambooth.core.errors import UserError
+from dreambooth.core.job_list import new_run
 from dreambooth.core.layout import MINIATURES, PROJECT, SUBJECT_PICTURES
 from dreambooth.core.memory import footprint, planner, spare
 from dreambooth.core.memory.footprint import DRIVER_BYTES
 from dreambooth.core.memory.planner import Plan
 from dreambooth.core.models import anatomy, checkpoint
 from dreambooth.core.project import Folders, Project
-from dreambooth.core.run import Job, new_run
+from dreambooth.core.run import Job
 from dreambooth.core.settings import Settings, parse
 from dreambooth.engine.process.listener import asked_to_end
 

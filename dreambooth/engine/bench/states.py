@@ -16,8 +16,7 @@ from typing import Any
 import torch
 from accelerate.state import AcceleratorState
 
-from dreambooth.core import project
-from dreambooth.core import run as runs
+from dreambooth.core import job_list, project
 from dreambooth.core.errors import UserError
 from dreambooth.core.layout import MINIATURE, SUBJECT_PICTURES
 from dreambooth.core.project import Folders
@@ -107,7 +106,7 @@ def _training(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
     for _ in range(_TRAININGS):
         for every, taken in seconds.items():
             chosen = {**_SHARED, **settings, "intervals.save_state_every_steps": every}
-            job = runs.new_run(Folders(folder / "models"), made, parse(chosen))
+            job = job_list.new_run(Folders(folder / "models"), made, parse(chosen))
             AcceleratorState._reset_state(reset_partial_state=True)
             worker.run(job)
             events = job.events()[0]

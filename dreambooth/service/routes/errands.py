@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from dreambooth.core import run
+from dreambooth.core import job_list
 from dreambooth.core.errors import UserError
 from dreambooth.core.run import Job
 from dreambooth.service import errands, launcher, models, runs, txt2img
@@ -66,11 +66,11 @@ class Errands(Routes):
 
     def downloaded(self, number: int) -> Answer:
         """How a download is; its result has the path."""
-        return runs.outcome(numbered(run.downloads(self.folders), number, "download"))
+        return runs.outcome(numbered(job_list.downloads(self.folders), number, "download"))
 
     def stop_download(self, number: int) -> Answer:
         """Asks a download to stop."""
-        return runs.ask(numbered(run.downloads(self.folders), number, "download"), "stop")
+        return runs.ask(numbered(job_list.downloads(self.folders), number, "download"), "stop")
 
     def _errand(self, name: str, number: int) -> Job:
-        return numbered(run.errands(self.open(name)), number, "errand")
+        return numbered(job_list.errands(self.open(name)), number, "errand")

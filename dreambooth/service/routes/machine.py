@@ -6,7 +6,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from dreambooth.core import reference, run, settings
+from dreambooth.core import job_list, reference, settings
 from dreambooth.core.errors import UserError
 from dreambooth.core.models.origin import Origin
 from dreambooth.core.settings import Settings
@@ -36,7 +36,7 @@ class Machine(Routes):
 
     def status(self) -> Answer:
         """The host with its samplers, where models lie, how the engine is, and what runs and waits."""
-        running = [job.name for job in run.all_jobs(self.folders) if job.is_alive()]
+        running = [job.name for job in job_list.all_jobs(self.folders) if job.is_alive()]
         return {
             "host": self.host.name,
             "version": self.host.version,

@@ -7,7 +7,7 @@ from urllib.parse import quote
 
 from fastapi import Response
 
-from dreambooth.core import project, run, schema
+from dreambooth.core import job_list, project, schema
 from dreambooth.core.errors import UserError
 from dreambooth.core.run import Job
 from dreambooth.core.settings import Settings
@@ -40,7 +40,7 @@ class Runs(Routes):
 
     def of_model(self, name: str) -> Answer:
         """The runs of a model, oldest first."""
-        return {"runs": [runs.summary(job) for job in run.runs(self.open(name))]}
+        return {"runs": [runs.summary(job) for job in job_list.runs(self.open(name))]}
 
     def start(self, name: str, body: dict[str, Any] | None = None) -> Answer:
         """A new run with the model's settings, and those of the body over them, in the queue."""
@@ -102,4 +102,4 @@ class Runs(Routes):
         return Response(report.build(job), media_type="application/zip", headers=headers)
 
     def _run(self, name: str, number: int) -> Job:
-        return numbered(run.runs(self.open(name)), number, "run")
+        return numbered(job_list.runs(self.open(name)), number, "run")

@@ -8,7 +8,7 @@ from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
-from dreambooth.core import captions, project, run, settings
+from dreambooth.core import captions, job_list, project, settings
 from dreambooth.core.errors import UserError
 from dreambooth.core.files import paths
 from dreambooth.core.memory.planner import Plan
@@ -35,7 +35,7 @@ _LONGEST_NAME = 28  # letters of what a concept is called beside its number
 def models_to_show(folders: Folders) -> list[str]:
     """The models that a fresh page opens on, the first that it can show: the one in training, then the one that was
     changed last, and so on."""
-    running = [job.name.rpartition("/")[0] for job in run.all_runs(folders) if job.is_alive()]
+    running = [job.name.rpartition("/")[0] for job in job_list.all_runs(folders) if job.is_alive()]
     by_change = sorted(project.names(folders), key=lambda name: _changed(folders.projects / name), reverse=True)
     return list(dict.fromkeys([*reversed(running), *by_change]))
 
@@ -50,7 +50,7 @@ def _changed(folder: Path) -> float:
 def about(opened: Project) -> str:
     """A model in one line."""
     told = opened.about
-    runs = len(run.runs(opened))
+    runs = len(job_list.runs(opened))
     family = FAMILIES.get(told["family"], "unknown kind")
     parts = [family, told["prediction_type"], f"{opened.resolution} px", f"from {opened.source.name}"]
     return " · ".join([*parts, f"{runs} run{'' if runs == 1 else 's'}"])
@@ -81,7 +81,7 @@ def source_about(host: Host, chosen: str) -> str:
 
 def _downloaded(folders: Folders, wanted: HubModel) -> Path | None:
     """A model of the hub where it was fetched to; None where the fetching goes on, or begins now."""
-    for job in reversed(run.downloads(folders)):
+    for job in reversed(job_list.downloads(folders)):
         said = job.said()
         if [said.get(key) for key in ("repository", "file", "revision")] != [*astuple(wanted)]:
             continue

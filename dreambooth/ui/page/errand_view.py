@@ -6,7 +6,7 @@ from html import escape
 from pathlib import Path
 from urllib.parse import quote
 
-from dreambooth.core import run, settings
+from dreambooth.core import job_list, settings
 from dreambooth.core.errors import Problem, UserError
 from dreambooth.core.project import Folders, Project, open_project
 from dreambooth.core.quantities import size
@@ -100,7 +100,7 @@ def _stop(job: Job) -> str:
 
 def download_view(folders: Folders) -> str:
     """The newest download from the hub."""
-    job = next(reversed(run.downloads(folders)), None)
+    job = next(reversed(job_list.downloads(folders)), None)
     if job is None:
         return root("none", [("head", "")])
     status = job.status()
@@ -116,7 +116,7 @@ def download_view(folders: Folders) -> str:
 def newest_errand(project: Project, kind: str) -> Job | None:
     """The newest short job of a kind; the engine and the WebUI's txt2img draw in turn."""
     kinds = (kind, BY_WEBUI) if kind == "generate" else (kind,)
-    return next((job for job in reversed(run.errands(project)) if job.said().get("kind") in kinds), None)
+    return next((job for job in reversed(job_list.errands(project)) if job.said().get("kind") in kinds), None)
 
 
 def _pictures(project: Project, job: Job, story: Story) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from dreambooth.core import run, settings
+from dreambooth.core import job_list, settings
 from dreambooth.core.errors import UserError
 from dreambooth.core.files import atomic
 from dreambooth.core.project import Project
@@ -53,7 +53,7 @@ def check(host: Host, opened: Project) -> list[str]:
 
 def train(host: Host, opened: Project) -> Job:
     """Checks, then queues a run with exactly the model's settings. Raises UserError with all that stands in the way."""
-    for job in run.runs(opened):
+    for job in job_list.runs(opened):
         if (status := job.status()) in ("running", "queued"):
             raise UserError(f"The run {job.name} is {status}; pause or stop it first.")
     beforehand.check_new(opened, settings.parse(opened.settings()), host.folders())
@@ -65,21 +65,21 @@ def train(host: Host, opened: Project) -> Job:
 
 
 def resume(host: Host, name: str) -> None:
-    job = run.find(host.folders(), name)
+    job = job_list.find(host.folders(), name)
     going_on.prepare(host.folders(), job, {})
     queue.submit(job)
 
 
 def resume_with_page(host: Host, opened: Project) -> None:
     """Goes on with the model's own settings, as far as a run that has begun can take them."""
-    job = run.find(host.folders(), opened.name)
+    job = job_list.find(host.folders(), opened.name)
     going_on.prepare(host.folders(), job, going_on.takeable(going_on.differences(job, opened)))
     queue.submit(job)
 
 
 def ask(host: Host, name: str, what: Request) -> None:
     """Asks the current run of a model for something."""
-    runs.ask(run.find(host.folders(), name), what)
+    runs.ask(job_list.find(host.folders(), name), what)
 
 
 def make_class_pictures(host: Host, opened: Project) -> None:
@@ -169,7 +169,7 @@ def results(opened: Project) -> dict[str, Values]:
         origin = f"run {one['run'].rpartition('/')[2]}" + ("" if one["step"] is None else f", step {one['step']:,}")
         origin += ", best" if one["best"] else ""
         found[f"{Path(one['path']).name} ({origin})"] = {"weights": one["path"]}
-    for job in reversed(run.runs(opened)):
+    for job in reversed(job_list.runs(opened)):
         number = int(job.folder.name)
         for step in reversed(job.states()) if _can_be_drawn_with(job) else ():
             found[f"state after step {step:,} (run {number})"] = {"run": number, "from_step": step}

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from dreambooth.core import run
+from dreambooth.core import job_list
 from dreambooth.core.models.checkpoint import family_name
 from dreambooth.core.project import Folders, Project, open_project
 from dreambooth.core.quantities import size
@@ -27,7 +27,7 @@ MOST_RESULTS = 24
 
 def model_view(folders: Folders, model: str) -> str:
     project = open_project(folders, model)
-    jobs = list(reversed(run.runs(project)))
+    jobs = list(reversed(job_list.runs(project)))
     sections = [
         ("facts", _facts(project)),
         ("results", _results(folders, project, jobs)),

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from dreambooth.core import run, validation
+from dreambooth.core import job_list, validation
 from dreambooth.core.project import Folders, Project, open_project
 from dreambooth.core.quantities import duration, memory, size
 from dreambooth.core.run import Job
@@ -61,7 +61,7 @@ def run_view(folders: Folders, model: str) -> str:
     if not engine["ready"]:
         return root("working" if engine["working"] else "unready", [("head", _engine(engine))])
     elsewhere = _unused_card(engine) + _elsewhere(folders, model)
-    job = run.current(run.runs(open_project(folders, model))) if model else None
+    job = job_list.current(job_list.runs(open_project(folders, model))) if model else None
     if job is None:
         words = "Runs are shown here as they go." if model else "Make a model first; its runs are shown here."
         return root("none", [("head", f'{elsewhere}<p class="db-quiet">{words}</p>')], _settings(folders, model))
@@ -97,7 +97,7 @@ def _state(job: Job, status: str) -> str:
 
 
 def _elsewhere(folders: Folders, model: str) -> str:
-    others = [job for job in run.all_runs(folders) if job.is_alive() and job.name.rpartition("/")[0] != model]
+    others = [job for job in job_list.all_runs(folders) if job.is_alive() and job.name.rpartition("/")[0] != model]
     return "".join(f'<p class="db-note">{escape(job.name)} is training now. {pause(job)}</p>' for job in others)
 
 

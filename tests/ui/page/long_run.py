@@ -17,7 +17,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-from dreambooth.core import project, run
+from dreambooth.core import job_list, project
 from dreambooth.core.layout import MINIATURE, SUBJECT_PICTURES
 from dreambooth.core.project import Folders
 from dreambooth.core.run import Job
@@ -53,7 +53,7 @@ def made(folders: Folders, lines: int) -> Job:
     """A model with a run of so many events: steps, and now and then a preview, a file and a state."""
     own = {"concepts.0.instance_data_dir": str(SUBJECT_PICTURES), "concepts.0.instance_prompt": "a photo of sks star"}
     opened = project.create(folders, NAME, MINIATURE, own)
-    job = run.new_run(folders, opened, parse(opened.settings()))
+    job = job_list.new_run(folders, opened, parse(opened.settings()))
     picture = str(next(SUBJECT_PICTURES.glob("*.png")))
     with open(job.folder / "events.jsonl", "w", encoding="utf-8") as file:
         file.write(other(0, "started", kind="train", pid=1, boot="", memory_kills=0))

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from dreambooth.core import project, run
+from dreambooth.core import job_list, project
 from dreambooth.core.errors import UserError
 from dreambooth.core.layout import MINIATURE
 from dreambooth.core.memory import planner
@@ -87,7 +87,7 @@ def test_an_import_can_be_taken_back(star: Project, tmp_path: Path, monkeypatch:
     ],
 )
 def test_what_is_still_at_work_is_named(star: Project, kind: str, called: str) -> None:
-    run.create(star.errands, {"kind": kind, "model": "star"}, to_json(Settings())).request("start")
+    job_list.create(star.errands, {"kind": kind, "model": "star"}, to_json(Settings())).request("start")
     with pytest.raises(UserError) as refused:
         jobs.make_room(star, kind)
     assert f"{called} is still at work; wait for it, or press Stop beside its progress." in str(refused.value)

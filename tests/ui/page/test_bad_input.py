@@ -15,7 +15,7 @@ from typing import Any
 import gradio as gr
 import pytest
 
-from dreambooth.core import captions, project, run
+from dreambooth.core import captions, job_list, project
 from dreambooth.core.errors import UserError
 from dreambooth.core.layout import MINIATURE, SUBJECT_PICTURES
 from dreambooth.core.project import Folders, Project, open_project
@@ -242,7 +242,7 @@ def test_every_number_field_says_what_is_wrong_with_it(hands: Hands, data: Path)
 def test_train_refuses_with_the_same_sentences(hands: Hands, data: Path) -> None:
     hands.press("db_train")
     hands.see("#db_run_said .db-problems", "Seed: -1 is below the minimum, 0.")
-    assert run.runs(open_project(Folders(data), "star")) == []
+    assert job_list.runs(open_project(Folders(data), "star")) == []
 
 
 def test_emptied_fields_are_told_and_mending_them_saves(hands: Hands, data: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from dreambooth.core import run
+from dreambooth.core import job_list, run
 from dreambooth.core.layout import SUBJECT_PICTURES
 from dreambooth.core.project import Folders, open_project
 from tests.ui.page.conftest import Server
@@ -29,7 +29,7 @@ def settings(data: Path) -> dict[str, Any]:
 
 
 def newest(data: Path) -> run.Job:
-    return run.runs(open_project(Folders(data), NAME))[-1]
+    return job_list.runs(open_project(Folders(data), NAME))[-1]
 
 
 def until(found: Any, seconds: float = 60) -> None:
@@ -81,7 +81,7 @@ def test_training_without_pictures_is_refused_at_the_field(hands: Hands, data: P
     hands.see("#db_run_said", "Dataset Directory: it is empty")
     hands.tab("Concepts")
     assert "it is empty" in hands.problem("db_concepts_N_instance_data_dir")
-    assert run.runs(open_project(Folders(data), NAME)) == []
+    assert job_list.runs(open_project(Folders(data), NAME)) == []
 
 
 def test_dropped_pictures_lie_with_the_model(hands: Hands, data: Path) -> None:
@@ -335,7 +335,7 @@ def test_going_on_with_the_pages_settings_says_what_it_changes_and_what_stays(ha
     now = newest(data).settings()
     assert (now["intervals.num_train_epochs"], now["general.seed"]) == (2500, 7)
     until(lambda: newest(data).progress()["step"] > step, 180)
-    assert len(run.runs(open_project(Folders(data), NAME))) == 1
+    assert len(job_list.runs(open_project(Folders(data), NAME))) == 1
 
 
 def test_stopping_keeps_the_result_and_offers_it(hands: Hands, data: Path) -> None:
@@ -436,7 +436,7 @@ def test_duplicate_rename_and_the_trash(hands: Hands, data: Path) -> None:
     hands.press("db_duplicate")
     hands.see("#db_said", "This is copy.")
     copy = open_project(Folders(data), "copy")
-    assert run.runs(copy) == []
+    assert job_list.runs(copy) == []
     assert Path(copy.settings()["concepts.0.instance_data_dir"]).is_relative_to(copy.folder)
     hands.write("db_other_name", "other")
     hands.press("db_rename")

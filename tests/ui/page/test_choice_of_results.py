@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from dreambooth.core import project, run
+from dreambooth.core import job_list, project
 from dreambooth.core.errors import UserError
 from dreambooth.core.layout import SUBJECT_PICTURES
 from dreambooth.core.settings import Settings
@@ -26,7 +26,7 @@ def page(tmp_path: Path) -> Page:
 def ran(page: Page, number: int) -> str:
     """A run that has ended; what the page calls its result."""
     folders = page.host.folders()
-    job = run.new_run(folders, project.open_project(folders, "star"), Settings())
+    job = job_list.new_run(folders, project.open_project(folders, "star"), Settings())
     path = folders.loras / f"star-{number}.safetensors"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.touch()

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from dreambooth.core import abilities, project, run
+from dreambooth.core import abilities, job_list, project
 from dreambooth.core.errors import UserError
 from dreambooth.core.layout import SUBJECT_PICTURES
 from dreambooth.core.memory import spare
@@ -127,13 +127,13 @@ def test_class_pictures_that_are_there_are_not_to_be_drawn(page: Page) -> None:
     own = {**star.settings(), "concepts.0.class_prompt": "a star", "concepts.0.num_class_images_per": 2}
     project.write_settings(star, own)
     assert cost.to_draw(star, parse(own))
-    job = run.create(star.errands, {"kind": "class-images", "model": "star"}, to_json(parse(own)))
+    job = job_list.create(star.errands, {"kind": "class-images", "model": "star"}, to_json(parse(own)))
     star.class_pictures.mkdir()
     assert cost.to_draw(star, parse(own)), "it has not ended"
     job.report("done", class_pictures=[])
     assert not cost.to_draw(star, parse(own))
     assert cost.to_draw(star, parse({**own, "concepts.0.class_prompt": "a large star"}))
-    damaged = run.create(star.errands, {"kind": "class-images", "model": "star"}, to_json(parse(own)))
+    damaged = job_list.create(star.errands, {"kind": "class-images", "model": "star"}, to_json(parse(own)))
     (damaged.folder / "job.json").write_text("{", encoding="utf-8")
     assert not cost.to_draw(star, parse(own)), "a damaged job tells nothing, and takes nothing away"
 
@@ -156,7 +156,7 @@ def test_class_pictures_that_are_missing_are_told(page: Page, tmp_path: Path) ->
 def test_the_time_is_that_of_runs_of_the_same_kind(page: Page) -> None:
     star = opened(page)
     own = {**star.settings(), "batching.gradient_accumulation_steps": 2}
-    job = run.create(star.runs, {"kind": "train", "model": "star"}, to_json(parse(own)))
+    job = job_list.create(star.runs, {"kind": "train", "model": "star"}, to_json(parse(own)))
     job.report("step", step=1, steps=500, images=1, loss=0.1, rate=1e-3, steps_per_second=2.0, seconds_left=1)
     assert cost.estimate(page.host.folders(), star, parse(own)).seconds == 125
     for key, other in (("gradient_checkpointing", True), ("num_processes", 2), ("gradient_accumulation_steps", 1)):

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from PIL import Image, ImageDraw
 
-from dreambooth.core import focal_point, project, run
+from dreambooth.core import focal_point, job_list, project
 from dreambooth.core.focal_point import FocalPoint
 from dreambooth.core.layout import MINIATURE
 from dreambooth.core.project import Folders, open_project
@@ -105,8 +105,8 @@ def planned(hands: Hands, data: Path) -> list[list[float]]:
     """The crops of all pictures that a check shows, made on the page."""
     opened, pressed = open_project(Folders(data), NAME), time.time()
     hands.press("db_check")
-    until(lambda: any(job.status() == "done" and job.read()["created"] > pressed for job in run.errands(opened)))
-    ending = run.errands(opened)[-1].story().ending
+    until(lambda: any(job.status() == "done" and job.read()["created"] > pressed for job in job_list.errands(opened)))
+    ending = job_list.errands(opened)[-1].story().ending
     assert ending and not ending["problems"]
     return [row["crops"][0] for row in ending["pictures"]]
 

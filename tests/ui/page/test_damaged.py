@@ -13,7 +13,7 @@ import pytest
 from fastapi import FastAPI
 from starlette.testclient import TestClient
 
-from dreambooth.core import project, run
+from dreambooth.core import job_list, project
 from dreambooth.core.layout import MINIATURE
 from dreambooth.core.project import Folders
 from dreambooth.core.settings import Settings, to_json
@@ -30,7 +30,9 @@ def paused_run(folders: Folders, model: str) -> None:
     result = folders.loras / f"{model}_5.safetensors"
     result.parent.mkdir(parents=True, exist_ok=True)
     result.touch()
-    made = run.create(project.open_project(folders, model).runs, {"kind": "train", "model": model}, to_json(Settings()))
+    made = job_list.create(
+        project.open_project(folders, model).runs, {"kind": "train", "model": model}, to_json(Settings())
+    )
     saved = {"event": "saved", "kind": "lora", "path": str(result), "bytes": 1, "images": 5}
     for event in ({"event": "started"}, STEP, saved, {"event": "paused"}):
         with open(made.folder / "events.jsonl", "a") as file:

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from dreambooth.core import project, result_files, run
+from dreambooth.core import job_list, project, result_files
 from dreambooth.core.project import Folders
 from dreambooth.core.settings import Settings
 from dreambooth.ui.page.model_view import model_view
@@ -18,7 +18,7 @@ from tests.ui.page.hands import Hands
 def ran(folders: Folders) -> list[Path]:
     """A run that has written two LoRAs."""
     made = project.create(folders, "star", folders.checkpoints / "miniature.safetensors", {})
-    job, paths = run.new_run(folders, made, Settings()), [folders.loras / f"star_{n}.safetensors" for n in (5, 10)]
+    job, paths = job_list.new_run(folders, made, Settings()), [folders.loras / f"star_{n}.safetensors" for n in (5, 10)]
     folders.loras.mkdir(parents=True, exist_ok=True)
     job.report("started")
     for images, path in zip((5, 10), paths):
@@ -63,7 +63,7 @@ def test_two_presses_delete_a_result_and_one_does_not(browser: Any, server: Serv
 
 def test_only_what_lies_where_results_go_has_the_button(data: Path) -> None:
     folders = Folders(data)
-    job, elsewhere = run.find(folders, "star"), data / "elsewhere.safetensors"
+    job, elsewhere = job_list.find(folders, "star"), data / "elsewhere.safetensors"
     there = len(list(folders.loras.iterdir()))
     elsewhere.touch()
     job.report("exported", kind="lora", path=str(elsewhere), bytes=0, images=3, step=3)

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from dreambooth.core import project, run
+from dreambooth.core import job_list, project, run
 from dreambooth.core.project import Folders, open_project
 from dreambooth.core.settings import Settings
 from dreambooth.ui.page.run_view import run_view
@@ -17,7 +17,7 @@ from tests.ui.page.hands import Hands
 def ran(folders: Folders) -> tuple[run.Job, Path]:
     """A run that is under way, and the LoRA that it has written."""
     made = project.create(folders, "star", folders.checkpoints / "miniature.safetensors", {})
-    job, path = run.new_run(folders, made, Settings()), folders.loras / "star_10.safetensors"
+    job, path = job_list.new_run(folders, made, Settings()), folders.loras / "star_10.safetensors"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.touch()
     job.report("started")

@@ -11,7 +11,7 @@ import gradio as gr
 import pytest
 from PIL import Image
 
-from dreambooth.core import project, run
+from dreambooth.core import job_list, project, run
 from dreambooth.core.drawing import Drawing, Keep, Look
 from dreambooth.core.layout import MINIATURE
 from dreambooth.core.project import Folders
@@ -77,7 +77,7 @@ def test_a_webui_is_asked_with_its_own_sampler(folders: Folders) -> None:
     assert tab._draw(choice) == {}
     opened = project.open_project(folders, "star")
     until = time.monotonic() + 20
-    while run.errands(opened)[-1].status() != "done":
+    while job_list.errands(opened)[-1].status() != "done":
         assert time.monotonic() < until
         time.sleep(0.05)
     (wanted,) = WebUI.asked
@@ -88,7 +88,7 @@ def test_a_webui_is_asked_with_its_own_sampler(folders: Folders) -> None:
 
 
 def test_what_is_at_work_shows_its_steps_and_can_be_stopped(folders: Folders) -> None:
-    job = run.create(
+    job = job_list.create(
         project.open_project(folders, "star").errands, {"kind": BY_WEBUI, "model": "star", "out": ""}, "{}"
     )
     with job.hold():  # type: ignore[union-attr]
@@ -103,7 +103,7 @@ def test_a_state_of_a_run_that_rests_is_drawn_with_like_a_result(
     folders: Folders, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened = project.open_project(folders, "star")
-    paused = run.new_run(folders, opened, Settings())
+    paused = job_list.new_run(folders, opened, Settings())
     for step in (1200, 2400):
         (paused.state / f"{step:09}").mkdir(parents=True)
     paused.report("started")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dreambooth.core import presets, project, run
+from dreambooth.core import job_list, presets, project, run
 from dreambooth.core.layout import SUBJECT_PICTURES
 from dreambooth.core.project import Project
 from dreambooth.core.settings import parse, to_json
@@ -35,7 +35,7 @@ def opened(page: Page) -> Project:
 def a_run(page: Page, *held_out: float, drift: float | None = 0.05) -> run.Job:
     """A run that was measured every ten steps, and wrote a result at the second measure and at the last."""
     star = opened(page)
-    job = run.create(star.runs, {"kind": "train", "model": "star"}, to_json(parse(star.settings())))
+    job = job_list.create(star.runs, {"kind": "train", "model": "star"}, to_json(parse(star.settings())))
     last = 10 * (len(held_out) - 1)
     job.report("step", step=last, steps=100, images=last, loss=0.1, rate=1e-3, steps_per_second=2.0, seconds_left=1)
     for n, value in enumerate(held_out):
@@ -53,7 +53,7 @@ def test_before_a_run_was_measured_nothing_is_said_of_it(page: Page) -> None:
 
 
 def test_a_run_without_held_out_pictures_says_how_to(page: Page) -> None:
-    job = run.create(opened(page).runs, {"kind": "train", "model": "star"}, "{}")
+    job = job_list.create(opened(page).runs, {"kind": "train", "model": "star"}, "{}")
     assert quality_view(job.story()) == ""
     job.report("step", step=1, steps=100, images=1, loss=0.1, rate=1e-3)
     assert HINT in quality_view(job.story())

@@ -17,7 +17,7 @@ from fastapi import FastAPI
 from PIL import Image
 from starlette.testclient import TestClient
 
-from dreambooth.core import project, run
+from dreambooth.core import job_list, project, run
 from dreambooth.core.layout import MINIATURE
 from dreambooth.core.project import Folders
 from dreambooth.core.schema import leaves
@@ -49,7 +49,7 @@ def client(folders: Folders, host: type[Standalone] = Standalone) -> TestClient:
 
 
 def job(folders: Folders, *events: dict[str, object]) -> run.Job:
-    made = run.create(
+    made = job_list.create(
         project.open_project(folders, "star").runs, {"kind": "train", "model": "star"}, to_json(Settings())
     )
     with open(made.folder / "events.jsonl", "w") as file:
@@ -206,7 +206,7 @@ def test_a_check_of_what_is_no_longer_so_is_not_shown(folders: Folders, tmp_path
 
     def check() -> None:
         kept = to_json(parse(opened.settings()))
-        made = run.create(opened.errands, {"kind": "check", "model": "star"}, kept)
+        made = job_list.create(opened.errands, {"kind": "check", "model": "star"}, kept)
         problems = ["concepts.0.instance_prompt: it will not do."]
         done = {"event": "done", "time": 0, "problems": problems, "sheet": ""}
         (made.folder / "events.jsonl").write_text(json.dumps(done) + "\n")
@@ -230,7 +230,7 @@ def test_a_check_of_what_is_no_longer_so_is_not_shown(folders: Folders, tmp_path
 def test_a_sheet_is_shown_where_it_lies_with_the_model_and_runs_no_script(folders: Folders, tmp_path: Path) -> None:
     """Events of a folder that came from elsewhere may name any file of this machine, or a page of somebody's own."""
     opened = project.open_project(folders, "star")
-    made = run.create(opened.errands, {"kind": "check", "model": "star"}, to_json(parse(opened.settings())))
+    made = job_list.create(opened.errands, {"kind": "check", "model": "star"}, to_json(parse(opened.settings())))
 
     def shown(sheet: Path) -> str:
         sheet.parent.mkdir(exist_ok=True)
@@ -251,9 +251,9 @@ def test_the_run_that_is_on_is_shown_and_asked_not_a_later_one_that_rests(folder
     def shown() -> str:
         return client(folders).get("/dreambooth/page/live?view=run&model=star", headers=headers).text
 
-    assert "Run 2" in shown() and run.find(folders, "star").name == later.name
+    assert "Run 2" in shown() and job_list.find(folders, "star").name == later.name
     first.request("start")
-    assert "Run 1" in shown() and run.find(folders, "star").name == first.name
+    assert "Run 1" in shown() and job_list.find(folders, "star").name == first.name
     first.clear_request("start")
     with first.hold() or pytest.fail("it is held"):
         assert "Run 1" in shown()
@@ -359,7 +359,7 @@ def test_a_name_of_somebodys_own_that_leads_here_is_refused(folders: Folders) ->
 
 
 def test_a_download_that_waits_is_shown_as_one(folders: Folders) -> None:
-    made = run.create(
+    made = job_list.create(
         folders.download_errands, {"kind": "download", "repository": "a/b", "file": ""}, to_json(Settings())
     )
     asked = client(folders)

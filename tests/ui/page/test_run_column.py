@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from dreambooth.core import project, run
+from dreambooth.core import job_list, project
 from dreambooth.core.project import Folders, Project
 from dreambooth.core.run import Job
 from dreambooth.core.settings import Settings
@@ -41,7 +41,7 @@ def hands(star: Project, browser: Any, server: Server) -> Iterator[Hands]:
 
 def begun(star: Project, data: Path, steps: int = 3) -> Job:
     """A run that has told of some steps."""
-    job = run.new_run(Folders(data), star, Settings())
+    job = job_list.new_run(Folders(data), star, Settings())
     job.report("started")
     for step in range(1, steps + 1):
         job.report("step", step=step, images=step, **STEP)
@@ -82,7 +82,7 @@ def test_the_end_of_a_run_is_said_to_who_does_not_see_it(hands: Hands, star: Pro
 
 
 def test_the_keyboard_keeps_its_place_while_a_view_is_drawn_anew(hands: Hands, star: Project, data: Path) -> None:
-    job = run.create(star.errands, {"kind": "generate", "model": "star", "out": ""}, "{}")
+    job = job_list.create(star.errands, {"kind": "generate", "model": "star", "out": ""}, "{}")
     job.report("started")
     hands.tab("Generate")
     with job.hold() or pytest.fail("it is held"):
@@ -142,7 +142,7 @@ def test_curves_bars_and_borders_can_be_seen_by_weak_eyes(
     Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
     own = {"concepts.0.instance_data_dir": str(tmp_path), "concepts.0.instance_prompt": "[filewords]"}
     project.write_settings(star, own)
-    job, check = begun(star, data), run.create(star.errands, {"kind": "check", "model": "star"}, "{}")
+    job, check = begun(star, data), job_list.create(star.errands, {"kind": "check", "model": "star"}, "{}")
     for step in (1, 3):
         job.report("measured", step=step, images=step, held_out=0.1, learned=0.2, drift=None)
     check.report("started")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from dreambooth.core import project, run
+from dreambooth.core import job_list, project
 from dreambooth.core.layout import MINIATURE
 from dreambooth.core.project import Folders
 from tests.ui.page.conftest import Server
@@ -42,7 +42,7 @@ def test_the_model_says_how_it_reads_a_word(browser: Any, server: Server, data: 
     hands.press("db_words_look")
     hands.see("#db_words_known td", "means something", wait_ms=240_000)
     hands.see("#db_words_known .db-note", "red means something to this model already")
-    (asked,) = run.errands(project.open_project(Folders(data), "moon"))
+    (asked,) = job_list.errands(project.open_project(Folders(data), "moon"))
     assert asked.read()["prompt"] == "red star"
     assert hands.errors == []
     hands.page.close()

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from dreambooth.core import project, run
+from dreambooth.core import job_list, project
 from dreambooth.core.files import lock
 from dreambooth.core.project import Folders, Project
 from dreambooth.core.run import Job
@@ -29,7 +29,7 @@ def at_work(data: Path) -> Iterator[Job]:
     """A run of another model that has the device."""
     name, projects = "other", Folders(data).projects
     opened = project.open_project(Folders(data), name) if (projects / name).exists() else made(data, name)
-    job = run.new_run(Folders(data), opened, Settings())
+    job = job_list.new_run(Folders(data), opened, Settings())
     (projects / ".device.json").write_text(json.dumps({"folder": str(job.folder)}), encoding="utf-8")
     with lock.acquire(projects / ".device"):  # type: ignore[union-attr]
         yield job
@@ -39,7 +39,7 @@ def at_work(data: Path) -> Iterator[Job]:
 def test_a_run_that_waits_leaves_the_queue_by_one_press_and_keeps_its_state(
     browser: Any, server: Server, data: Path
 ) -> None:
-    job = run.new_run(Folders(data), made(data, "star"), Settings())
+    job = job_list.new_run(Folders(data), made(data, "star"), Settings())
     (job.state / f"{5000:09}").mkdir(parents=True)
     for event in ("started", "paused"):
         job.report(event)
@@ -59,7 +59,7 @@ def test_a_run_that_waits_leaves_the_queue_by_one_press_and_keeps_its_state(
 def test_a_drawing_that_waits_says_for_what_and_can_be_taken_out(
     browser: Any, server: Server, data: Path, at_work: Job
 ) -> None:
-    job = run.create(made(data, "moon").errands, {"kind": "generate", "model": "moon", "out": ""}, "{}")
+    job = job_list.create(made(data, "moon").errands, {"kind": "generate", "model": "moon", "out": ""}, "{}")
     job.request("start")
     hands = Hands(browser, server.address)
     hands.tab("Generate")

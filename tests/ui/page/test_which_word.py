@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from dreambooth.core import project, run
+from dreambooth.core import job_list, project
 from dreambooth.core.errors import UserError
 from dreambooth.core.layout import MINIATURE
 from dreambooth.core.project import Folders
@@ -52,7 +52,7 @@ def shown(folders: Folders, **own: Any) -> str:
     """The view of an answer about a star, of a model with such settings."""
     flat = {f"concepts.0.{key}": value for key, value in own.items()}
     opened = project.create(folders, "star", MINIATURE, flat)
-    job = run.create(opened.errands, {"kind": "tokens", "model": "star"}, to_json(parse(flat)))
+    job = job_list.create(opened.errands, {"kind": "tokens", "model": "star"}, to_json(parse(flat)))
     job.report("started", kind="tokens")
     job.report("done", **ANSWER)
     return errand_view(folders, "star", "tokens")
