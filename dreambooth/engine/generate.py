@@ -21,7 +21,8 @@ from dreambooth.engine.data import png
 from dreambooth.engine.drawing import drawn_together, sheet
 from dreambooth.engine.drawing.sampling import Known, decoding, draw
 from dreambooth.engine.drawing.sampling_choice import Sampling
-from dreambooth.engine.families.model import Model, Text
+from dreambooth.engine.families.model import Model
+from dreambooth.engine.families.reading import Text
 from dreambooth.engine.run import imagic, trouble
 from dreambooth.engine.training import precision
 

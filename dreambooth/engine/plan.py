@@ -46,23 +46,8 @@ def report(job: Job) -> dict[str, Any]:
     learned = [some for some, one in zip(examples, gathered.pictures) if one not in held_out]
     seen = pictures.seen_each_epoch(set(gathered.pictures) - held_out, work.settings.concepts)
     length = budget(work.settings, max(1, seen))
-    problems = gathered.problems + ([work.project.problem] if work.project.problem else [])
-    readable = [picture.path for picture, seen in zip(gathered.pictures, gathered.looks) if not seen.error]
-    if problem := masks.problem(work.settings, readable):
-        problems.append(problem)
-    if problem := pictures.imagic_problem(work.settings, len(readable)):
-        problems.append(problem)
-    problems += [*_unable(work), *_lora_blocks(work, header), *_start_file(work, header), *_room(work, header, length)]
-    try:
-        kept = list(dict.fromkeys(one.picture.prompt for one in pictures.kept_examples(learned, work.settings)))
-    except UserError as error:
-        kept, problems = [], problems + error.problems
-    plans = []
-    if not work.project.problem:
-        try:
-            plans = class_pictures.plan(work.project, work.settings, learned, work.size)
-        except UserError as error:
-            problems += error.problems
+    kept, plans, unable = _drawn_before(work, learned)
+    problems = [*gathered.problems, *_problems(work, header, gathered, length), *unable]
     remarked = _remarks(work, header, gathered, length)
     shown, warnings = _pictures(gathered, examples, work.settings)
     for row, picture in zip(shown, gathered.pictures):
@@ -96,9 +81,35 @@ def report(job: Job) -> dict[str, Any]:
     return made
 
 
-def _unable(work: Work) -> list[str]:
-    """What this environment was found not to be able to do, and what the model cannot."""
-    return abilities.problems(work.settings) + suited.problems(work.settings, work.project.about)
+def _problems(work: Work, header: Header | None, gathered: Gathered, length: Budget) -> list[str]:
+    """What would stop the run, of the settings, this environment, the model and the disk; of the pictures what concerns
+    them together."""
+    settings, about = work.settings, work.project.about
+    readable = [picture.path for picture, seen in zip(gathered.pictures, gathered.looks) if not seen.error]
+    of_all = [work.project.problem, masks.problem(settings, readable), pictures.imagic_problem(settings, len(readable))]
+    return [
+        *filter(None, of_all),
+        *abilities.problems(settings),
+        *suited.problems(settings, about),
+        *_lora_blocks(work, header),
+        *_start_file(work, header),
+        *_room(work, header, length),
+    ]
+
+
+def _drawn_before(work: Work, learned: list[list[Example]]) -> tuple[list[str], list[class_pictures.Plan], list[str]]:
+    """The prompts of class pictures that are kept as they are, those that are drawn, and why either cannot be."""
+    kept, plans, problems = list[str](), list[class_pictures.Plan](), list[str]()
+    try:
+        kept = list(dict.fromkeys(one.picture.prompt for one in pictures.kept_examples(learned, work.settings)))
+    except UserError as error:
+        problems += error.problems
+    if not work.project.problem:
+        try:
+            plans = class_pictures.plan(work.project, work.settings, learned, work.size)
+        except UserError as error:
+            problems += error.problems
+    return kept, plans, problems
 
 
 def _remarks(work: Work, header: Header | None, gathered: Gathered, length: Budget) -> list[str]:

@@ -21,7 +21,7 @@ from dreambooth.core.project import Folders, Project
 from dreambooth.core.run import Job
 from dreambooth.core.settings import parse
 from dreambooth.engine import families, generate, worker
-from dreambooth.engine.families.model import Text
+from dreambooth.engine.families.reading import Text
 from dreambooth.engine.miniature import reading, world
 from dreambooth.engine.run import imagic as around
 from dreambooth.engine.training import imagic, preview

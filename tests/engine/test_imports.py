@@ -24,7 +24,7 @@ from pathlib import Path
 from dreambooth.core.layout import MINIATURES
 from dreambooth.core.settings import parse
 from dreambooth.engine import families
-from dreambooth.engine.families.model import Text
+from dreambooth.engine.families.reading import Text
 from dreambooth.engine.training import adapters, optimizers
 import torch
 after = []

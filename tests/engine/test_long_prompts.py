@@ -16,7 +16,8 @@ from dreambooth.core.layout import MINIATURE
 from dreambooth.core.project import Folders
 from dreambooth.core.settings import parse
 from dreambooth.engine import families, generate, plan, worker
-from dreambooth.engine.families.model import Model, Text
+from dreambooth.engine.families.model import Model
+from dreambooth.engine.families.reading import Text
 from dreambooth.engine.training import text
 from dreambooth.engine.training.text import Texts
 from dreambooth.engine.words import chunks

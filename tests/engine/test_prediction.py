@@ -18,7 +18,8 @@ from dreambooth.core.run import Job
 from dreambooth.core.settings import parse
 from dreambooth.engine import class_images, families, plan, worker
 from dreambooth.engine.bench.live import Live
-from dreambooth.engine.families.model import Model, Text
+from dreambooth.engine.families.model import Model
+from dreambooth.engine.families.reading import Text
 from dreambooth.engine.run import beginning
 from dreambooth.engine.training import pulse
 from dreambooth.engine.training.session import Session

@@ -18,7 +18,8 @@ from dreambooth.engine.drawing import sampling_choice
 from dreambooth.engine.drawing.prediction import Predictions
 from dreambooth.engine.drawing.sampling_choice import Sampling
 from dreambooth.engine.families import around
-from dreambooth.engine.families.model import LATENT_CHANNELS, LATENT_FACTOR, Model, Text, whole_picture
+from dreambooth.engine.families.model import LATENT_CHANNELS, LATENT_FACTOR, Model, whole_picture
+from dreambooth.engine.families.reading import Text
 
 _KEPT_PROMPTS = 256  # a prompt of SDXL takes 0.6 MB
 

@@ -9,7 +9,8 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from dreambooth.engine.checkpoints.source import Source
 from dreambooth.engine.families import shapes
 from dreambooth.engine.families.loading import unfilled
-from dreambooth.engine.families.model import Model, Text
+from dreambooth.engine.families.model import Model
+from dreambooth.engine.families.reading import Text
 from dreambooth.engine.words.pieces import PIECE
 from dreambooth.engine.words.vocabulary import clip_tokenizer
 

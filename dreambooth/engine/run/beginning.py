@@ -113,9 +113,14 @@ def load(work: Work, source: Source) -> tuple[Model, Any]:
         tuning.max_token_length, tuning.clip_skip, tuning.pad_tokens, weighted=work.settings.captions.weighted
     )
     unet_weights.lay(model.unet, work.settings.memory.unet_weights, accelerator.device, work.job.warn)
-    resting = [part for part in model.text_encoders if not work.settings.reads_anew(part)]
-    model.to(accelerator.device, aside=["vae", *resting])
+    anew = _read_anew(work, model)
+    model.to(accelerator.device, aside=["vae", *(part for part in model.text_encoders if part not in anew)])
     return model, accelerator
+
+
+def _read_anew(work: Work, model: Model) -> list[str]:
+    """The text encoders that read at every step, as what they make of a text changes."""
+    return [part for part in model.text_encoders if work.settings.reads_anew(part)]
 
 
 def _class_pictures(work: Work, model: Model, instances: list[list[Example]]) -> list[Example]:
@@ -168,11 +173,10 @@ def _prepare(
     work.phase = trouble.TRAINING
     trained = adapters.prepare(model, settings, lora.by_module(start.layers, model.parts), start.words)
     _warn_of_long_texts(work, model, readings.texts)
-    learning = [part for part in model.text_encoders if settings.reads_anew(part)]
-    rests = [part for part in model.text_encoders if part not in learning] if learning else []
+    anew = _read_anew(work, model)
     if settings.batching.gradient_checkpointing:
         checkpointing.use(model.unet, settings.memory.checkpointed_share)
-        for part in learning:
+        for part in anew:
             model.text_encoders[part].gradient_checkpointing_enable()
     session = Session(
         settings,
@@ -184,7 +188,7 @@ def _prepare(
         encoded.priors,
         Order(*material.slots(settings), settings.general.seed),
         readings,
-        Texts(model, readings.texts, *rests),
+        Texts(model, readings.texts, *(part for part in model.text_encoders if anew and part not in anew)),
         accelerator.prepare(optimizers.make(trained, settings)),
         Ema(trained.named(), settings.tuning.ema_decay) if settings.tuning.use_ema else None,
     )

@@ -23,7 +23,8 @@ from dreambooth.core.models import checkpoint
 from dreambooth.core.project import Project
 from dreambooth.core.run import FITTED
 from dreambooth.engine.checkpoints.write import write_tensors
-from dreambooth.engine.families.model import Model, Text
+from dreambooth.engine.families.model import Model
+from dreambooth.engine.families.reading import Text
 from dreambooth.engine.training import imagic
 from dreambooth.engine.training.imagic import ETA, text_of
 from dreambooth.engine.training.loop import Hooks

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dreambooth.engine import hardware
 from dreambooth.engine.families import around
-from dreambooth.engine.families.model import Text
+from dreambooth.engine.families.reading import Text
 from dreambooth.engine.layers.resting import resting
 from dreambooth.engine.training import noise, objective, precision
 

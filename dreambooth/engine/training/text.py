@@ -9,7 +9,8 @@ from torch import Tensor
 
 from dreambooth.core.memory.footprint import TEXTS_ON_DEVICE
 from dreambooth.engine import hardware
-from dreambooth.engine.families.model import Model, Text
+from dreambooth.engine.families.model import Model
+from dreambooth.engine.families.reading import Text
 from dreambooth.engine.layers.resting import adapters, resting
 
 MOST_ON_DEVICE = TEXTS_ON_DEVICE

@@ -28,7 +28,7 @@ from dreambooth.engine.data.cache import Encoded
 from dreambooth.engine.data.pictures import Example, class_text
 from dreambooth.engine.drawing.sampling import make_scheduler
 from dreambooth.engine.families import around
-from dreambooth.engine.families.model import Text
+from dreambooth.engine.families.reading import Text
 from dreambooth.engine.training import loss, objective
 from dreambooth.engine.training.session import Session
 

@@ -15,7 +15,8 @@ from dreambooth.core import emphasis, settings
 from dreambooth.core.project import open_project
 from dreambooth.core.run import Job
 from dreambooth.engine.families import around
-from dreambooth.engine.families.model import LATENT_CHANNELS, LATENT_FACTOR, Model, Text, whole_picture
+from dreambooth.engine.families.model import LATENT_CHANNELS, LATENT_FACTOR, Model, whole_picture
+from dreambooth.engine.families.reading import Text
 from dreambooth.engine.generate import load
 from dreambooth.engine.words import chunks
 
