@@ -34,6 +34,7 @@ BESIDES = {
     "service/routes/pictures.py": {"fastapi"},
     "service/routes/runs.py": {"fastapi"},
     "service/pictures.py": {"PIL"},
+    "service/thumbnails.py": {"PIL"},
     "ui/page/alone.py": {"fastapi", "uvicorn"},  # only where there is no WebUI, from page-lock.txt
     "ui/page/concepts.py": {"gradio"},
     "ui/page/controls.py": {"gradio"},

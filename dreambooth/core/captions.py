@@ -23,7 +23,7 @@ FILEWORDS = "[filewords]"
 # What is wrong with it where no picture is meant.
 NO_CAPTION = f"{FILEWORDS} stands for a picture's caption, and there is no picture here; write the words themselves."
 # The suffixes of picture files.
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".heic", ".heif")
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".heic", ".heif", ".hif")
 BESIDE = (".txt", ".caption")  # caption files, in the order of their precedence
 
 _COUNTER_BEFORE = re.compile(r"^(\d+[-_.)]+\s*|0\d*\s+)+")

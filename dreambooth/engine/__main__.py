@@ -1,8 +1,9 @@
 """Starts an engine process: `python -m dreambooth.engine FOLDER` does the job that the folder describes; with `queued`
 behind it, only if the job is still in the queue when the engine could begin.
 
-`selfcheck` and `toml FILE` in the folder's place print a report and a file's content as JSON; `selfcheck DEVICE CHOICE`
-and `follow` are for processes that another one of the engine starts.
+In the folder's place `selfcheck` and `toml FILE` print a report and a file's content as JSON, `sizes` those of the
+pictures in a JSON list on its input, and `jpeg FILE SIDE` a picture; `selfcheck DEVICE CHOICE` and `follow` are for
+processes that another one of the engine starts.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ def main(arguments: list[str]) -> int:
         return _check(arguments[1:])
     if arguments[0] == "toml":  # for Python 3.10, whose own library cannot read it
         return _print_toml(Path(arguments[1]))
+    if arguments[0] in ("sizes", "jpeg"):  # for a WebUI's Python, whose Pillow knows fewer kinds
+        return _print_picture(*arguments)
     if arguments[0] == "follow":
         from dreambooth.engine.run import follower
 
@@ -126,6 +129,20 @@ def _print_toml(path: Path) -> int:
         print(json.dumps(tomli.loads(path.read_text(encoding="utf-8-sig")), default=str))
     except (OSError, ValueError, RecursionError) as error:
         print(json.dumps({"problem": str(error).splitlines()[0]}))
+        return REFUSED
+    return DONE
+
+
+def _print_picture(what: str, file: str = "", side: str = "0") -> int:
+    from dreambooth.engine.data import shown
+
+    if what == "sizes":
+        print(json.dumps(shown.sizes(map(Path, json.load(sys.stdin)))))
+        return DONE
+    try:
+        sys.stdout.buffer.write(shown.jpeg(Path(file), int(side)))
+    except UserError as error:
+        print(error.problems[0], file=sys.stderr)
         return REFUSED
     return DONE
 

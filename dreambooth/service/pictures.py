@@ -1,10 +1,9 @@
-"""Pictures on the disk, for the page: lists, thumbnails, and files that are served, each confined to its folder."""
+"""Pictures on the disk: lists of them with captions and crops, and files that are served, confined to their folders."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -14,16 +13,13 @@ from dreambooth.core.captions import PICTURES
 from dreambooth.core.errors import UserError
 from dreambooth.core.files import atomic, file_names, paths
 from dreambooth.core.focal_point import FocalPoint
-from dreambooth.core.picture_opening import open_picture, upright_size
 from dreambooth.core.project import Project
+from dreambooth.service import thumbnails
 
 MOST_LISTED = 500
 MOST_WALKED = 20_000
 MOST_LOOKED_AT = 60_000  # files of any kind; somebody may have named a whole disk
-MOST_PIXELS = 120_000_000
-THUMBNAIL_SIDES = (32, 768)
 MOST_CAPTION_CHARACTERS = 20_000
-_NEWER = (".avif", ".heic", ".heif")
 
 
 def concept_folder(opened: Project, concept: int, kind: str) -> Path:
@@ -64,38 +60,6 @@ def listing(folder: Path, offset: int = 0, limit: int = 100) -> dict[str, Any]:
 def names(folder: Path) -> list[str]:
     """The pictures of a folder and of the folders in it, as relative paths, by name."""
     return sorted(_walk(folder))
-
-
-def size(path: Path) -> tuple[int, int]:
-    """Width and height in pixels, turned as the camera says. Raises UserError for what cannot be read."""
-    try:
-        return _size(path, path.stat().st_mtime_ns)
-    except OSError as error:
-        raise UserError(f"{path}: the picture cannot be read ({error.strerror or error}).") from None
-
-
-@lru_cache(maxsize=20_000)
-def _size(path: Path, changed: int) -> tuple[int, int]:
-    try:
-        with open_picture(path) as opened:
-            return upright_size(opened)
-    except Exception as error:  # noqa: BLE001  (Pillow raises nearly anything on a damaged file)
-        raise _unreadable(path, error) from None
-
-
-def _unreadable(path: Path, error: Exception) -> UserError:
-    from PIL import Image, UnidentifiedImageError
-
-    reason = str(error)[:100] or type(error).__name__
-    if isinstance(error, UnidentifiedImageError):
-        reason = "it is no picture"
-        if path.stat().st_size == 0:
-            reason = "it is empty"
-        elif path.suffix.lower() in _NEWER:  # the engine's own Pillow may know it
-            reason = "this Python knows no such pictures; the check says whether the engine does"
-    elif isinstance(error, Image.DecompressionBombError):
-        reason = f"it has more than {2 * (Image.MAX_IMAGE_PIXELS or 0) / 1e6:.0f} million pixels"
-    return UserError(f"{path}: the picture cannot be read ({reason}).")
 
 
 def caption(picture: Path) -> str | None:
@@ -145,7 +109,8 @@ def describe(folder: Path, words_of: Callable[[Path], str], *, over: bool = Fals
     count = 0
     for name in names(folder):
         if over or captions.beside(folder / name) is None:
-            write_caption(folder / name, words_of(folder / name))
+            with thumbnails.readable(folder / name) as picture:
+                write_caption(folder / name, words_of(picture))
             count += 1
     return count
 
@@ -228,30 +193,3 @@ def keep(picture: Any, folder: Path, seed: int, words: str) -> Path:
             f"{folder}: the picture cannot be written ({error.strerror}); those before it are kept."
         ) from None
     return path
-
-
-def thumbnail(path: Path, side: int) -> bytes:
-    """A JPEG of at most `side` pixels, turned as the camera says. Raises UserError for what cannot be read."""
-    # The WebUI brings Pillow; where the page is not, nobody asks for thumbnails.
-    from PIL import Image, ImageOps
-
-    side = max(THUMBNAIL_SIDES[0], min(side, THUMBNAIL_SIDES[1]))
-    try:
-        with open_picture(path) as opened:
-            if opened.width * opened.height > MOST_PIXELS:
-                raise UserError(f"{path}: the picture is too large for a thumbnail ({opened.width}x{opened.height}).")
-            opened.draft("RGB", (side, side))
-            image = ImageOps.exif_transpose(opened)
-            if image.mode.startswith("I"):  # 16 bits a value
-                image = image.convert("I").point(lambda value: value * (1 / 256)).convert("L")
-            image.thumbnail((side, side))
-            if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-                image = image.convert("RGBA")
-                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-            out = BytesIO()
-            image.convert("RGB").save(out, "JPEG", quality=85)
-    except UserError:
-        raise
-    except Exception as error:  # noqa: BLE001  (Pillow raises nearly anything on a damaged file)
-        raise _unreadable(path, error) from None
-    return out.getvalue()

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import struct
 import subprocess
+import sys
 import zlib
 from pathlib import Path
 
 import numpy as np
+import pillow_heif
 import pytest
 from PIL import Image, ImageCms, ImageFile
 
 from dreambooth.core.errors import UserError
+from dreambooth.engine.data import decoding
 from dreambooth.engine.data.decoding import decode, decode_alpha, measure
-from dreambooth.service import pictures
+from dreambooth.service import thumbnails
 
 
 def test_a_photo_is_turned_as_its_camera_says(tmp_path: Path) -> None:
@@ -28,15 +31,18 @@ def test_a_photo_is_turned_as_its_camera_says(tmp_path: Path) -> None:
     assert measure(tmp_path / "x.jpg") == (32, 64, 1)
 
 
-@pytest.mark.parametrize("suffix", ["jpg", "png", "tif", "webp", "avif"])
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tif", "webp", "avif", "heic"])
 @pytest.mark.parametrize("orientation", [1, 3, 6])
 def test_every_kind_of_file_is_measured_upright(tmp_path: Path, suffix: str, orientation: int) -> None:
-    """A TIFF's sides Pillow swaps by itself."""
+    """A TIFF's sides Pillow swaps by itself, and libheif a HEIC's."""
     exif = Image.Exif()
     exif[0x0112] = orientation
-    path = tmp_path / f"x.{suffix}"
-    Image.new("RGB", (64, 32), "red").save(path, exif=exif)
-    assert measure(path)[:2] == decode(path).size == pictures.size(path) == ((32, 64) if orientation == 6 else (64, 32))
+    path, picture = tmp_path / f"x.{suffix}", Image.new("RGB", (64, 32), "red")
+    write = pillow_heif.from_pillow(picture).save if suffix == "heic" else picture.save
+    write(path, exif=exif.tobytes())
+    assert (
+        measure(path)[:2] == decode(path).size == thumbnails.size(path) == ((32, 64) if orientation == 6 else (64, 32))
+    )
 
 
 @pytest.mark.parametrize("behind", [False, True])
@@ -91,9 +97,11 @@ def test_white_of_every_kind_is_white(tmp_path: Path, mode: str) -> None:
     assert np.asarray(loaded).min() > 240
 
 
-@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "avif", "bmp", "gif", "tif"])
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "avif", "bmp", "gif", "tif", "heic"])
 def test_every_kind_of_file_keeps_its_colours(tmp_path: Path, suffix: str) -> None:
-    Image.new("RGB", (48, 48), (200, 60, 40)).save(tmp_path / f"x.{suffix}")
+    picture = Image.new("RGB", (48, 48), (200, 60, 40))
+    write = pillow_heif.from_pillow(picture).save if suffix == "heic" else picture.save
+    write(tmp_path / f"x.{suffix}")
     assert np.asarray(decode(tmp_path / f"x.{suffix}")).reshape(-1, 3).mean(0) == pytest.approx([200, 60, 40], abs=6)
 
 
@@ -104,7 +112,7 @@ def test_a_picture_that_is_a_program_is_none(tmp_path: Path, monkeypatch: pytest
     with Image.open(path) as picture:
         assert picture.format == "EPS", "otherwise this would prove nothing"
     monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("a program was started"))
-    for read in (decode, measure, decode_alpha, pictures.size, lambda path: pictures.thumbnail(path, 64)):
+    for read in (decode, measure, decode_alpha, thumbnails.size, lambda path: thumbnails.thumbnail(path, 64)):
         with pytest.raises(UserError, match="it is no picture"):
             read(path)
 
@@ -143,7 +151,7 @@ def test_a_quick_look_is_smaller_but_never_below_what_was_asked(tmp_path: Path) 
         ("cut.png", b"\x89PNG\r\n\x1a\n half", "it is no picture"),
         ("empty.jpg", b"", "it is empty"),
         ("page.jpg", b"<html>not found</html>", "it is no picture"),
-        ("phone.heic", b"\0\0\0\x18ftypheic", "no pillow-heif"),
+        ("phone.heic", b"\0\0\0\x18ftypheic", "it is damaged or no picture"),
     ],
 )
 def test_what_cannot_be_read_is_named(tmp_path: Path, name: str, content: bytes, reason: str) -> None:
@@ -153,6 +161,19 @@ def test_what_cannot_be_read_is_named(tmp_path: Path, name: str, content: bytes,
     said = caught.value.problems[0]
     assert said.startswith(f"{tmp_path / name}: this picture cannot be read (")
     assert reason in said
+
+
+def test_a_phones_picture_is_known_by_what_it_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some send them on as .jpg. Another engine's Python than ours may lack the package."""
+    pillow_heif.from_pillow(Image.new("RGB", (64, 32), "red")).save(tmp_path / "IMG_1.heic")
+    path = (tmp_path / "IMG_1.heic").rename(tmp_path / "IMG_1.jpg")
+    assert decode(path).size == (64, 32)
+    monkeypatch.setitem(sys.modules, "pi_heif", None)
+    monkeypatch.delitem(Image.OPEN, "HEIF")
+    decoding._reads_heic.cache_clear()
+    with pytest.raises(UserError, match=r"IMG_1\.jpg: .*the engine's Python has no pi-heif"):
+        decode(path)
+    decoding._reads_heic.cache_clear()
 
 
 def test_a_picture_that_ends_early_is_found_by_a_quick_look_too(tmp_path: Path) -> None:

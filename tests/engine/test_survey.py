@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pillow_heif
 import pytest
 from PIL import Image
 
@@ -47,6 +48,12 @@ def cut(image: Image.Image, kind: str, share: float) -> Write:
     return held(written.getvalue()[: int(len(written.getvalue()) * share)])
 
 
+def heic(image: Image.Image) -> bytes:
+    written = io.BytesIO()
+    pillow_heif.from_pillow(image).save(written)
+    return written.getvalue()
+
+
 def turned(orientation: int) -> Write:
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -67,6 +74,8 @@ def awkward_files() -> dict[str, tuple[str, str, Write]]:
         "LOUD.JPG": (OK, "", saved(photo(13), format="JPEG")),
         "plain.webp": (OK, "", saved(photo(14))),
         "plain.avif": (OK, "", saved(photo(15))),
+        "phone.heic": (OK, "", held(heic(photo(38)))),
+        "camera.HIF": (OK, "", held(heic(photo(39)))),
         "plain.bmp": (OK, "", saved(photo(16))),
         "plain.tiff": (OK, "", saved(photo(17))),
         "still.gif": (OK, "", saved(photo(18))),
@@ -115,7 +124,8 @@ def awkward_files() -> dict[str, tuple[str, str, Write]]:
         "cut.tif": (ERROR, "", cut(photo(53, (300, 300)), "TIFF", 0.5)),
         "cut.bmp": (ERROR, "cut short", cut(photo(54, (300, 300)), "BMP", 0.5)),
         "head only.jpg": (ERROR, "", cut(photo(55, (300, 300)), "JPEG", 0.1)),
-        "phone.heic": (ERROR, "pillow-heif", held(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")),
+        "no phone's.heic": (ERROR, "damaged or no picture", held(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")),
+        "cut.heic": (ERROR, "cut short", held(heic(photo(56, (300, 300)))[:-100])),
         "plain.txt": (LEFT_OUT, "", held(b"a caption")),
         "list.json": (LEFT_OUT, "", held(b"{}")),
         "latents.npz": (LEFT_OUT, "", held(b"PK")),

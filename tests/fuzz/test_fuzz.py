@@ -38,7 +38,7 @@ from dreambooth.core.settings import Settings, on_resume
 from dreambooth.core.settings.dataset import Captions, Concept, Pictures
 from dreambooth.engine.data import framing
 from dreambooth.host.standalone import Standalone
-from dreambooth.service import api, foreign, foreign_disk, going_on, launcher, models, pictures, queue, report, runs
+from dreambooth.service import api, foreign, foreign_disk, going_on, launcher, models, queue, report, runs, thumbnails
 from dreambooth.ui import command_line, commands
 from tests.fuzz.guard import confined
 from tests.fuzz.inputs import TEXTS, VALUES, damaged, dumped, json_bytes, nearly
@@ -445,7 +445,7 @@ def picture(form: str) -> bytes:
 def pictures_of_concepts(base: Path, data: bytes) -> None:
     path = base / "p.png"
     path.write_bytes(data)
-    for ask in (pictures.size, lambda file: pictures.thumbnail(file, 64)):
+    for ask in (thumbnails.size, lambda file: thumbnails.thumbnail(file, 64)):
         with told():
             ask(path)
 

@@ -18,7 +18,6 @@ warnings.filterwarnings("ignore", module=r"PIL\.")  # odd metadata is not the pe
 
 SUFFIXES = captions.PICTURES
 _DAMAGE = (OSError, ValueError, SyntaxError, EOFError, MemoryError)  # what Pillow raises for files that are not whole
-_HEIF = (".heic", ".heif")
 _BYTES_A_PIXEL = 4  # as Pillow keeps RGB
 _AT_ONCE = 2  # of the same picture: as it is in the file, and turned or in other colours
 
@@ -85,11 +84,9 @@ def measure(path: Path) -> tuple[int, int, int]:
 
 
 def _open(path: Path) -> Image.Image:
-    if path.suffix.lower() in _HEIF and not _reads_heif():
-        raise UserError(
-            f"{path}: this picture cannot be read (the engine's Python has no pillow-heif); export it as JPEG or PNG."
-        )
     try:
+        if _is_container(path):
+            _reads_heic()
         return open_picture(path)
     except _DAMAGE as error:
         raise unreadable(path, error) from None
@@ -105,7 +102,9 @@ def unreadable(path: Path, error: Exception) -> UserError:
     reason = str(error).splitlines()[0] if str(error) else "damaged"
     if isinstance(error, UnidentifiedImageError):
         reason = "it is empty" if path.stat().st_size == 0 else "it is no picture"
-    elif "truncated" in reason:
+        if _is_container(path):
+            reason = "it is damaged or no picture" if _reads_heic() else "the engine's Python has no pi-heif"
+    elif "truncated" in reason or "end of file" in reason:
         reason = "it is cut short"
     elif isinstance(error, PermissionError):
         reason = "permission denied"
@@ -153,10 +152,17 @@ def _srgb(image: Image.Image, profile: bytes) -> Image.Image:
 _SRGB = ImageCms.createProfile("sRGB")
 
 
+def _is_container(path: Path) -> bool:
+    """Whether a file is of the kind that HEIC is of, which phones write, whatever its name."""
+    with path.open("rb") as file:
+        return file.read(8)[4:] == b"ftyp"
+
+
 @functools.cache
-def _reads_heif() -> bool:
+def _reads_heic() -> bool:
+    """Has Pillow know HEIC, where the package for it is there."""
     try:
-        from pillow_heif import register_heif_opener
+        from pi_heif import register_heif_opener
     except ImportError:
         return False
     register_heif_opener()

@@ -10,7 +10,7 @@ from fastapi.responses import FileResponse
 
 from dreambooth.core.files import confinement
 from dreambooth.core.focal_point import FocalPoint
-from dreambooth.service import dropped, pictures
+from dreambooth.service import dropped, pictures, thumbnails
 from dreambooth.service.routes.base import Answer, Route, Routes, only, text
 
 
@@ -93,6 +93,7 @@ def _picture(folder: Path, file: str, side: int, changed: str) -> Response:
     path = pictures.confined(folder, file)
     seconds = 86_400 if changed else 60
     headers = {"Cache-Control": f"private, max-age={seconds}", "X-Content-Type-Options": "nosniff"}
-    if side:
-        return Response(pictures.thumbnail(path, side), media_type="image/jpeg", headers=headers)
-    return FileResponse(str(path), headers=headers)
+    shown = thumbnails.thumbnail(path, side) if side else thumbnails.whole(path)
+    if shown is None:
+        return FileResponse(str(path), headers=headers)
+    return Response(shown, media_type="image/jpeg", headers=headers)

@@ -13,7 +13,7 @@ from dreambooth.core import captions, picture_files, settings, validation
 from dreambooth.core.errors import UserError
 from dreambooth.core.project import Folders, Project, open_project
 from dreambooth.core.settings import Settings
-from dreambooth.service import dropped, pictures
+from dreambooth.service import dropped, pictures, thumbnails
 from dreambooth.ui.page.crop_view import Crops
 from dreambooth.ui.page.fragments import root, sentence_list, source
 from dreambooth.ui.page.quality_view import HINT
@@ -87,7 +87,7 @@ def _tile(
 ) -> str:
     path = folder / name
     try:
-        size = pictures.size(path)
+        size = thumbnails.size(path)
     except UserError as error:
         return f'<figure class="db-tile">{_problem(error, path, name)}{_away(project, row, folder, name)}</figure>'
     concept = f"dreambooth/models/{quote(project.name)}/concepts/{row}"

@@ -192,7 +192,7 @@ def test_a_picture_that_is_none_is_named_with_the_reason(folders: Folders, tmp_p
     project.write_settings(project.open_project(folders, "star"), own)
     shown = client(folders).get("/dreambooth/page/live?view=pictures&model=star").text
     for said in ("words.jpg: the picture cannot be read (it is no picture)", "nothing.png: the picture cannot be read "
-                 "(it is empty)", "the check says whether the engine does"):  # fmt: skip
+                 "(it is empty)", "phone.heic: the picture cannot be read (it is no picture)"):  # fmt: skip
         assert said in shown
     assert str(place) not in shown
 

@@ -1,0 +1,36 @@
+"""Pictures for a process whose own Pillow cannot read them, such as a WebUI's that knows no HEIC."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable
+from pathlib import Path
+
+from dreambooth.core.errors import UserError
+from dreambooth.engine.data import decoding
+
+_QUALITY = 90  # of a JPEG, which is looked at and not learned
+
+
+def sizes(paths: Iterable[Path]) -> list[tuple[int, int] | str]:
+    """Width and height in pixels of each picture, upright, by its header; of one that cannot be read the reason."""
+    return [_size(path) for path in paths]
+
+
+def _size(path: Path) -> tuple[int, int] | str:
+    try:
+        return decoding.measure(path)[:2]
+    except UserError as error:
+        return error.problems[0]
+
+
+def jpeg(path: Path, side: int) -> bytes:
+    """A picture upright, in sRGB and at most `side` pixels long; with 0 as large as it is.
+
+    Raises UserError naming the file and the mend.
+    """
+    image, written = decoding.decode(path, smallest=side), io.BytesIO()
+    if side:
+        image.thumbnail((side, side))
+    image.save(written, "JPEG", quality=_QUALITY)
+    return written.getvalue()
