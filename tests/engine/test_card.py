@@ -22,10 +22,10 @@ from dreambooth.engine.bench import (
     card_ceilings,
     card_pieces,
     card_proofs,
+    measuring,
     peer_diffusers,
     peer_sd_scripts,
     plans,
-    training,
 )
 from dreambooth.engine.bench.card import Results
 from dreambooth.engine.bench.card_pieces import About
@@ -118,7 +118,7 @@ def test_steps_and_images_are_told_with_their_goals(
             lasts.append("TORCH_CUDNN_SDPA_DEPRIORITIZED" in self.environment)
         return {**FOUND, "step_seconds": 0.2, "first_step_seconds": 12.0} if module == "peer_run" else FOUND
 
-    monkeypatch.setattr(training.Bench, "measured", measured)
+    monkeypatch.setattr(measuring.Bench, "measured", measured)
     monkeypatch.setattr(plans.Full, "source", lambda self, family, work: plans.MINIATURES[family])
     monkeypatch.setattr(card_pieces.Bench, "peer_model", lambda self, family: tmp_path)
     told: dict[str, Any] = {"large": True}
@@ -161,7 +161,7 @@ def test_a_traced_step_is_not_told_as_a_cuda_graphs(tmp_path: Path, monkeypatch:
         Job(Path(told["job"])).warn("The steps cannot be captured (operation not permitted).")
         return {**FOUND, "replays": 0, "programs": 37}
 
-    monkeypatch.setattr(training.Bench, "measured", measured)
+    monkeypatch.setattr(measuring.Bench, "measured", measured)
     monkeypatch.setattr(plans.Full, "source", lambda self, family, work: plans.MINIATURES[family])
     its = about(tmp_path, "steps", large=True)
     card_pieces.steps(its)
@@ -174,7 +174,7 @@ def test_a_traced_step_is_not_told_as_a_cuda_graphs(tmp_path: Path, monkeypatch:
 
 def test_a_default_step_that_was_not_traced_is_not_told_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One that fell back after its trial was done again once."""
-    monkeypatch.setattr(training.Bench, "measured", lambda *_, **__: {**FOUND, "replays": 0, "programs": 1})
+    monkeypatch.setattr(measuring.Bench, "measured", lambda *_, **__: {**FOUND, "replays": 0, "programs": 1})
     monkeypatch.setattr(plans.Full, "source", lambda self, family, work: plans.MINIATURES[family])
     its = about(tmp_path, "steps", large=True)
     with its.going_on():

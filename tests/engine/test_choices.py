@@ -15,7 +15,7 @@ from dreambooth.core.memory.counted import FAMILIES
 from dreambooth.core.run import Job
 from dreambooth.core.settings import parse
 from dreambooth.engine.bench import choices, table
-from dreambooth.engine.bench.training import Bench
+from dreambooth.engine.bench.measuring import Bench
 from dreambooth.engine.bench.versions import COUNTED, versions
 
 

@@ -17,6 +17,7 @@ from dreambooth.core.errors import UserError
 from dreambooth.core.job_list import create
 from dreambooth.engine.bench import cases, drawing, peer_diffusers, peer_sd_scripts, peers, training
 from dreambooth.engine.bench.cases import LEAST_STEPS, Case
+from dreambooth.engine.bench.measuring import Bench
 from dreambooth.engine.words.vocabulary import clip_tokenizer
 from dreambooth.ui.describe import of_benches
 from tests.conftest import ROOT
@@ -212,6 +213,15 @@ os.makedirs(options["output_dir"])
 """
 
 
+TAKEN: dict[str, Any] = {
+    **dict.fromkeys(("step_seconds", "first_step_seconds", "step_cpu_seconds", "first_step_cpu_seconds"), 1.0),
+    **dict.fromkeys(("mean_step_seconds", "model_seconds", "flops"), 1.0),
+    **dict.fromkeys(("peak_bytes", "device_peak_bytes", "trained"), 1234567),
+    "losses": [0.5],
+    "versions": {},
+}
+
+
 def test_what_is_seen_of_a_peer_and_told(both: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A real process of a small script with a UNet of its own; ours is made up."""
     folder = Path(both["peer"][1])
@@ -220,15 +230,12 @@ def test_what_is_seen_of_a_peer_and_told(both: dict[str, Any], tmp_path: Path, m
     (folder / "train_network.py").write_text(SCRIPT)
     taken: list[Case] = []
 
-    def ours(bench: training.Bench, case: Case) -> dict[str, Any]:
+    def ours(bench: Bench, case: Case) -> dict[str, Any]:
         taken.append(case)
-        return {**found, "losses": [0.5], "versions": {}}
+        return TAKEN
 
-    found = dict.fromkeys(("step_seconds", "first_step_seconds", "step_cpu_seconds", "first_step_cpu_seconds"), 1.0)
-    found |= dict.fromkeys(("mean_step_seconds", "model_seconds", "flops"), 1.0)
-    found |= dict.fromkeys(("peak_bytes", "device_peak_bytes", "trained"), 1234567)
-    monkeypatch.setattr(training.Bench, "ours", ours)
-    monkeypatch.setattr(training.Bench, "source", lambda bench, family: tmp_path / "model.safetensors")
+    monkeypatch.setattr(Bench, "ours", ours)
+    monkeypatch.setattr(Bench, "source", lambda bench, family: tmp_path / "model.safetensors")
     chosen = {"family": "sd1", "method": "lora", "resolution": 256, "steps": 9, "batch": 1, "repeats": 1, "large": True}
     about = {"kind": "bench-training", "out": str(tmp_path / "out"), **chosen, **both, "peer": both["peer"][1:]}
     made = training.measure(create(tmp_path / "job", about, "{}"))
@@ -244,6 +251,34 @@ def test_what_is_seen_of_a_peer_and_told(both: dict[str, Any], tmp_path: Path, m
     assert "lora 4, transformer  1,234,567" in said
     assert "0.000 1.000 2.000 3.000" in said
     assert f"sd-scripts: torch {row['versions']['torch']}" in said
+    ratio = made["ratios"][0]
+    assert ratio["steps"] == row["step_seconds"] and ratio["start"] == 1 / row["first_step_seconds"]
+    assert ratio["memory"] == 1234567 / (row["device_peak_bytes"] or row["peak_bytes"])
+
+
+def test_who_fails_ends_the_race_for_itself_alone(
+    both: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the checkout lacks is found when its process has started."""
+    about = {"kind": "bench-training", "out": str(tmp_path / "out"), **both, "large": True, "repeats": 2}
+    about |= {"family": "sd1", "method": "lora", "batch": 1, "peer": both["peer"][1:]}
+    turns: list[Case] = []
+    monkeypatch.setattr(Bench, "ours", lambda bench, case: turns.append(case) or TAKEN)
+    monkeypatch.setattr(Bench, "source", lambda bench, family: tmp_path / "model.safetensors")
+    made = training.measure(create(tmp_path / "job", about, "{}"))
+    assert [row["who"] for row in made["rows"]] == ["ours"] and len(turns) == 2
+    assert made["ratios"] == []
+    said = "sd-scripts: sd1 lora batch 1 at 512: the measured process failed: ModuleNotFoundError: No module named 'li"
+    assert len(made["failed"]) == 1 and made["failed"][0].startswith(said)
+    assert f"Failed: {made['failed'][0]}" in of_benches.bench({"part": "training", **made})
+    monkeypatch.setattr(Bench, "ours", failing)
+    with pytest.raises(UserError) as caught:
+        training.measure(create(tmp_path / "job", about, "{}"))
+    assert [one.partition(":")[0] for one in caught.value.problems] == ["ours", "sd-scripts"]
+
+
+def failing(bench: Bench, case: Case) -> dict[str, Any]:
+    raise UserError("It failed.")
 
 
 def test_a_training_that_nobody_can_join_is_refused(both: dict[str, Any], tmp_path: Path) -> None:

@@ -23,10 +23,10 @@ from dreambooth.engine.bench import (
     card_proofs,
     card_waiting,
     drawing,
+    measuring,
     peer_diffusers,
     peers,
     plans,
-    training,
 )
 from dreambooth.engine.bench.card import Results
 from dreambooth.engine.bench.cases import Case
@@ -93,7 +93,7 @@ class About:
         return torch.device("cuda" if self.large else "cpu")
 
 
-class Bench(training.Bench):
+class Bench(measuring.Bench):
     """Measured processes in a folder of the piece's own, with models that all pieces share."""
 
     def __init__(self, about: About, **settings: Any) -> None:

@@ -18,7 +18,7 @@ from dreambooth.core.errors import UserError
 from dreambooth.core.layout import MINIATURE, SUBJECT_PICTURES
 from dreambooth.core.run import Job
 from dreambooth.engine.bench.cases import Case
-from dreambooth.engine.bench.training import Bench
+from dreambooth.engine.bench.measuring import Bench
 from dreambooth.engine.bench.versions import versions
 from dreambooth.engine.process.listener import asked_to_end
 

@@ -20,9 +20,9 @@ from dreambooth.core.run import Job
 from dreambooth.core.settings import parse, to_json
 from dreambooth.engine.bench import peers
 from dreambooth.engine.bench.cases import Case
+from dreambooth.engine.bench.measuring import PROMPT, Bench
 from dreambooth.engine.bench.peer_diffusers import Diffusers
 from dreambooth.engine.bench.peers import Peer
-from dreambooth.engine.bench.training import PROMPT, Bench
 from dreambooth.engine.bench.versions import versions
 from dreambooth.engine.process.listener import asked_to_end
 

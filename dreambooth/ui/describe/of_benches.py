@@ -53,7 +53,20 @@ def _training_bench(result: Result) -> str:
         losses.append([FAMILIES[one["family"]], method, one["who"], " ".join(f"{loss:.3f}" for loss in one["losses"])])
     warned = [f"{one['family']} {one['method']}: {said}" for one in result["rows"] for said in one.get("warnings", ())]
     theirs = [f"{one['who']}: {_versions(one['versions'])}" for one in result["rows"] if one["versions"]]
-    return "\n\n".join([table(rows), table(losses), *dict.fromkeys([*warned, _versions(result["versions"]), *theirs])])
+    told = [table(rows), *_ratios(result["ratios"]), table(losses)]
+    said = [*(f"Failed: {one}" for one in result["failed"]), *warned, _versions(result["versions"]), *theirs]
+    return "\n\n".join([*told, *dict.fromkeys(said)])
+
+
+def _ratios(found: list[dict[str, Any]]) -> list[str]:
+    """What we are to each peer, as one table; none without a peer."""
+    about = ["model", "method", "batch", "size", "beside"]
+    rows = [[*about, "steps", "for the CPU", "start", "for the CPU", "memory"]]
+    for one in found:
+        about = [FAMILIES[one["family"]], one["method"], str(one["batch"]), str(one["resolution"]), one["who"]]
+        kinds = ("steps", "steps_of_cpu", "start", "start_of_cpu", "memory")
+        rows.append([*about, *(f"{one[kind]:.2f} x" for kind in kinds)])
+    return [table(rows)] if found else []
 
 
 def _versions(some: dict[str, str]) -> str:
