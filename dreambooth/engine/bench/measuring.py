@@ -1,4 +1,4 @@
-"""The folder in which trainings are measured, ours and those of others: each a process of its own on the same pictures."""
+"""The folder in which trainings are measured, ours and those of others, each a process of its own on the same files."""
 
 from __future__ import annotations
 
