@@ -26,7 +26,7 @@ from typing import IO
 
 ROOT = Path(__file__).resolve().parents[1]
 _BESIDE = 2  # that work beside the first
-_SHARES = 4  # of the engine's tests, which take about as long as the page's
+_SHARES = 8  # of the engine's tests, so that no core waits for the last of them
 sys.path.insert(0, str(ROOT))
 
 from dreambooth.core.errors import UserError  # noqa: E402
