@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dreambooth.core import emphasis, tags
+from dreambooth.core import emphasis, picture_names, tags
 from dreambooth.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -26,9 +26,6 @@ NO_CAPTION = f"{FILEWORDS} stands for a picture's caption, and there is no pictu
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".heic", ".heif", ".hif")
 BESIDE = (".txt", ".caption")  # caption files, in the order of their precedence
 
-_COUNTER_BEFORE = re.compile(r"^(\d+[-_.)]+\s*|0\d*\s+)+")
-_COUNTER_AFTER = re.compile(r"(\s*\(\d+\)|[\s_-]+\d+)+$")
-_CAMERAS = {"img", "dsc", "dscn", "dscf", "mvi", "pxl", "image", "photo", "picture", "screenshot", "untitled"}
 _CHOICE = re.compile(r"\{([^{}]*\|[^{}]*)\}")  # the innermost {a|b}
 _DRAWS_PER_VARIANT = 20
 
@@ -45,7 +42,7 @@ def file_words(picture: Path) -> str:
     """
     file = beside(picture)
     if file is None:
-        return name_words(picture.stem)
+        return picture_names.words(picture.stem)
     try:
         text = file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError):
@@ -53,15 +50,9 @@ def file_words(picture: Path) -> str:
     return "\n".join(_squeeze(line) for line in text.splitlines() if line.strip())
 
 
-def name_words(stem: str) -> str:
-    """A file's name as a caption: without its counters, and _ as spaces; empty where a camera chose it.
-
-    >>> name_words("00012-sks_dog on grass (3)")
-    'sks dog on grass'
-    """
-    text = stem.encode(errors="ignore").decode()  # a file's name need not be Unicode
-    bare = _COUNTER_AFTER.sub("", _COUNTER_BEFORE.sub("", text.strip()))
-    return "" if bare.strip().isdigit() or bare.lower() in _CAMERAS else _squeeze(bare.replace("_", " "))
+def says_nothing(concept: Concept, picture: Path) -> bool:
+    """Whether [filewords] stands for nothing at a picture, as it has no caption file and a device chose its name."""
+    return FILEWORDS in concept.instance_prompt and beside(picture) is None and not picture_names.words(picture.stem)
 
 
 def instance_words(concept: Concept, picture: Path) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
 from dreambooth.core import captions, emphasis
 from dreambooth.core.memory.counted import full_size
@@ -13,16 +14,35 @@ _IMAGIC_STEPS, _IMAGIC_FEW = 1000, 300  # of a full-size model: what is usual, a
 _FULL_SIZE = 0.5  # of SD 1's UNet
 
 
-def found(settings: Settings, texts: Iterable[str], steps: int, model: Anatomy | None) -> list[str]:
+def found(
+    settings: Settings,
+    texts: Sequence[str],
+    steps: int,
+    model: Anatomy | None,
+    pictures: Mapping[int, Sequence[Path]] = {},
+) -> list[str]:
     """A sentence for each. `texts` are what pictures are read with, `steps` those of the run; `model` is None where its
-    file is gone."""
-    texts = list(texts)
+    file is gone. `pictures` are those of each concept, by its number."""
     return [
+        *_nothing_said(settings, pictures),
         *_one_text(settings, texts),
         *_unread_weights(settings, texts),
         *_no_class_pictures(settings),
         *_short_imagic(settings, steps, model),
     ]
+
+
+def _nothing_said(settings: Settings, pictures: Mapping[int, Sequence[Path]]) -> list[str]:
+    said = []
+    for number, all_of_it in pictures.items():
+        bare = [path for path in all_of_it if captions.says_nothing(settings.concepts[number], path)]
+        if bare:
+            said.append(
+                f"concepts.{number}.instance_prompt: {captions.FILEWORDS} stands for nothing at {len(bare)} of "
+                f"{len(all_of_it)} pictures, such as {bare[0].name}, whose name a camera or a program chose; write a "
+                "caption for each, or into the prompt what they show."
+            )
+    return said
 
 
 def _one_text(settings: Settings, texts: Iterable[str]) -> list[str]:

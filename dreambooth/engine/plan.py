@@ -114,7 +114,10 @@ def _drawn_before(work: Work, learned: list[list[Example]]) -> tuple[list[str], 
 
 def _remarks(work: Work, header: Header | None, gathered: Gathered, length: Budget) -> list[str]:
     model = None if header is None else anatomy.of(header)
-    return remarks.found(work.settings, (one.prompt for one in gathered.pictures), length.steps, model)
+    texts, paths = [one.prompt for one in gathered.pictures], dict[int, list[Path]]()
+    for one in gathered.pictures:
+        paths.setdefault(one.concept, []).append(one.path)
+    return remarks.found(work.settings, texts, length.steps, model, paths)
 
 
 def _start_file(work: Work, header: Header | None) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,6 +26,19 @@ def test_one_variant_of_a_text_that_means_several_is_told() -> None:
     assert places({"captions.variants": 1}, "a dog", "a {red|blue} dog") == ["captions.variants"]
     assert places({"captions.variants": 1}, "a dog\na cat") == ["captions.variants"]
     assert places({"captions.variants": 1}, "a dog") == places({}, "a {red|blue} dog") == []
+
+
+def test_pictures_of_which_nothing_is_said_are_told(tmp_path: Path) -> None:
+    asked = parse({"concepts.0.instance_prompt": "a photo of [filewords]", "concepts.1.instance_prompt": "a photo"})
+    pictures = {0: [tmp_path / name for name in ("sks dog.jpg", "IMG_1.HEIC", "DSC00002.jpg", "IMG_3.jpg")]}
+    pictures[1] = [tmp_path / "IMG_4.jpg"]
+    (tmp_path / "IMG_3.txt").write_text("a sks dog")
+    said = remarks.found(asked, [], 100, SD1, pictures)
+    assert len(said) == 1 and said[0].startswith("concepts.0.instance_prompt: [filewords] stands for nothing at 2 of 4")
+    assert "such as IMG_1.HEIC" in said[0]
+    for name in ("IMG_1.txt", "DSC00002.caption"):
+        (tmp_path / name).write_text("")  # a caption that is empty is meant so
+    assert remarks.found(asked, [], 100, SD1, pictures) == []
 
 
 def test_weights_that_are_not_read_are_told() -> None:

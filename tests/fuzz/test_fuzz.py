@@ -27,7 +27,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from dreambooth.core import captions, device, focal_point, job_list, project, schema, settings, tags
+from dreambooth.core import captions, device, focal_point, job_list, picture_names, project, schema, settings, tags
 from dreambooth.core.buckets import Bucket
 from dreambooth.core.errors import UserError
 from dreambooth.core.layout import MINIATURE, SUBJECT_PICTURES
@@ -265,7 +265,7 @@ def words_and_caption_files(base: Path, some: tuple[str, str, str, str, bytes, i
             assert 1 <= len(texts) <= 4
     with told():
         captions.class_words(concept, captions.file_words(picture))
-    captions.name_words(name)
+    picture_names.words(name)
     tags.parted(prompt, weighted=True)
 
 

@@ -9,7 +9,7 @@ from html import escape
 from pathlib import Path
 from urllib.parse import quote, urlencode
 
-from dreambooth.core import captions, picture_files, settings, validation
+from dreambooth.core import captions, picture_files, picture_names, settings, validation
 from dreambooth.core.errors import UserError
 from dreambooth.core.project import Folders, Project, open_project
 from dreambooth.core.settings import Settings
@@ -133,7 +133,7 @@ def _words(project: Project, own: Settings, row: int, path: Path, name: str) -> 
     if captions.FILEWORDS not in concept.instance_prompt:
         return problem or f"<figcaption{_all_of(texts)}>{escape(texts[0])}</figcaption>"
     own_words = pictures.caption(path)
-    shown = captions.name_words(path.stem) if own_words is None else own_words.strip()
+    shown = picture_names.words(path.stem) if own_words is None else own_words.strip()
     address = f"dreambooth/models/{quote(project.name)}/concepts/{row}/caption"
     field = (
         f'<textarea rows="2" aria-label="Caption of {escape(name)}" data-db-caption="{escape(name)}" '
