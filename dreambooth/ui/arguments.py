@@ -34,7 +34,7 @@ def _add_tools(add: Callable[..., Any]) -> None:
 
 
 def _add_models(add: Callable[..., Any]) -> None:
-    """A model's folder, and what goes into it."""
+    """Making a model's folder."""
     sub = add(
         "create", commands.create, "Make a model's folder from a checkpoint.", of_models.created, takes_settings=True
     )
@@ -49,7 +49,10 @@ def _add_models(add: Callable[..., Any]) -> None:
     for leaf in schema.leaves(Origin):
         flag = f"--{leaf.key.replace('_', '-')}"
         sub.add_argument(flag, dest=leaf.key, default=leaf.default, choices=leaf.choices or None, help=leaf.spec.help)
-    _add_keeping(add)
+
+
+def _add_preparing(add: Callable[..., Any]) -> None:
+    """What is looked at and chosen before a run."""
     sub = add(
         "check",
         commands.check,
@@ -281,4 +284,13 @@ def _add_weights(sub: argparse.ArgumentParser) -> None:
 
 
 # In the order in which --help lists them; each is given what adds a command.
-GROUPS = (_add_tools, _add_models, _add_training, _add_learning_on, _add_report, _add_results)
+GROUPS = (
+    _add_tools,
+    _add_models,
+    _add_keeping,
+    _add_preparing,
+    _add_training,
+    _add_learning_on,
+    _add_report,
+    _add_results,
+)

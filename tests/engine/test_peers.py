@@ -272,12 +272,13 @@ def test_who_fails_ends_the_race_for_itself_alone(
     assert len(made["failed"]) == 1 and made["failed"][0].startswith(said)
     assert f"Failed: {made['failed'][0]}" in of_benches.bench({"part": "training", **made})
     monkeypatch.setattr(Bench, "ours", failing)
+    monkeypatch.setattr(Bench, "peer", failing)
     with pytest.raises(UserError) as caught:
         training.measure(create(tmp_path / "job", about, "{}"))
     assert [one.partition(":")[0] for one in caught.value.problems] == ["ours", "sd-scripts"]
 
 
-def failing(bench: Bench, case: Case) -> dict[str, Any]:
+def failing(bench: Bench, case: Case, peer: object = None) -> dict[str, Any]:
     raise UserError("It failed.")
 
 

@@ -104,6 +104,12 @@ def gathered(session: Session, position: int, alpha_bar: Tensor, *, text_learns:
     )
     if any(concept.loss_weight != 1 for concept in settings.concepts):
         batch.concept_weights = _concept_weights(session, instances)
+    _read(session, batch, texts, predicted, text_learns=text_learns)
+    return batch
+
+
+def _read(session: Session, batch: Batch, texts: Tensor, predicted: int, *, text_learns: bool) -> None:
+    """Gives a batch what is read, by the texts' numbers; and of the last `predicted` what the base model reads."""
     if text_learns:
         batch.tokens, batch.emptied, batch.token_weights = session.texts.look_up(texts)
         with session.accelerator.autocast():
@@ -118,7 +124,6 @@ def gathered(session: Session, position: int, alpha_bar: Tensor, *, text_learns:
         with session.accelerator.autocast():
             base = session.texts.base_embeddings(texts[-predicted:])
         batch.base_hidden, batch.base_pooled, batch.base_mask = base.hidden, base.pooled, base.mask
-    return batch
 
 
 def _predicted_last(session: Session, priors: Tensor) -> tuple[Tensor, int]:
