@@ -14,7 +14,7 @@ from typing import Any
 from dreambooth.core import job_list, presets, project, schema, settings
 from dreambooth.core.errors import UserError
 from dreambooth.core.files import atomic, confinement, paths
-from dreambooth.core.models import checkpoint, hub, told
+from dreambooth.core.models import checkpoint, embedding_file, hub, told
 from dreambooth.core.models.hub import HubModel
 from dreambooth.core.project import Folders, Project
 from dreambooth.service import foreign, moving
@@ -51,7 +51,7 @@ def inspect(path: Path, *, label: str = "path") -> dict[str, Any]:
         "path": str(path),
         **checkpoint.describe(header).as_json(),
         "ranks": told.ranks(header.tensors),
-        "trained_words": told.trained_words(header.metadata),
+        "trained_words": list(embedding_file.bundled(header.tensors)) or told.trained_words(header.metadata),
         "trainer": told.trainer(header.metadata),
     }
 

@@ -173,6 +173,7 @@ PROOFS = {
     "saving.use_subdirectory": "engine/test_options.py::test_a_folder_of_the_models_own",
     "saving.half_model": "engine/test_options.py::test_results_are_written_in_half_or_whole",
     "saving.checkpoint_format": "engine/test_families_training.py::test_full_fine_tuning_changes_unet_and_text_and_nothing_else",
+    "saving.embedding_in_lora": "engine/test_words.py::test_a_lora_that_holds_its_word_is_read_as_webuis_read_it",
     "saving.keep_best": "engine/test_validation.py::test_the_best_is_not_kept_where_that_is_not_wanted",
     "saving.weights": "engine/test_memory_options.py::test_the_average_or_the_weights_are_saved",
     "reporting.tensorboard": "engine/test_reporting.py::test_a_run_writes_what_tensorboard_reads",

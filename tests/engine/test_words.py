@@ -11,7 +11,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from dreambooth.core import words as words_module
 from dreambooth.core.errors import UserError
@@ -21,12 +21,14 @@ from dreambooth.core.project import Project
 from dreambooth.core.run import Job
 from dreambooth.core.settings import parse
 from dreambooth.engine import families, from_state, generate, worker
-from dreambooth.engine.checkpoints import words_file
+from dreambooth.engine.checkpoints import lora_header, words_file
+from dreambooth.engine.checkpoints.source import open_model
 from dreambooth.engine.families.model import Model
 from dreambooth.engine.run import outputs
 from dreambooth.engine.words import learned
 from dreambooth.engine.words.learned import Words
 from dreambooth.service import hot_use, launcher
+from dreambooth.service.models import inspect
 from tests.engine import tiny
 from tests.engine.runs import LORA, exported, folders, new_run, output, same, saved, tiny_project, told, train
 
@@ -250,6 +252,59 @@ def test_traced_steps_teach_the_very_same(kind: str, tmp_path: Path) -> None:
     traced, plain = train(project, **longer), train(project, **longer, **{"tuning.trace_steps": False})
     assert same(output(traced), output(plain))
     assert same(vectors(saved(traced)[-1]), vectors(saved(plain)[-1]))
+
+
+def as_a1111_finds_it(file: Path) -> dict[str, dict[str, torch.Tensor]]:
+    """The words of a LoRA's file by the text encoder, as A1111's extensions-builtin/Lora takes them from its keys."""
+    found: dict[str, dict[str, torch.Tensor]] = {}
+    for name, tensor in load_file(file).items():
+        layer, _, rest = name.partition(".")
+        if layer == "bundle_emb":
+            word, key = rest.split(".", 1)
+            kind = key.split(".")[0]
+            part = {"clip_g": "text_encoder_2", "clip_l": "text_encoder", "string_to_param": "text_encoder"}[kind]
+            found.setdefault(word, {})[part] = tensor
+    return found
+
+
+@pytest.mark.parametrize("kind", ["sd1", "sdxl"])
+def test_a_lora_that_holds_its_word_is_read_as_webuis_read_it(kind: str, tmp_path: Path) -> None:
+    """And that of another trainer, which says nothing else of its word, is gone on from."""
+    project = tiny_project(tmp_path, kind)
+    file = saved(train(project, **WORD, **{"saving.embedding_in_lora": True}))[-1]
+    within = vectors(file)
+    assert same(as_a1111_finds_it(file)["sks"], within)
+    bare, names = tmp_path / "bare.safetensors", [name for name in load_file(file) if not name.startswith("bundle")]
+    save_file(load_file(file), bare)
+    assert same(vectors(bare), within)
+    assert inspect(bare)["trained_words"] == ["sks"]
+    layers = lora_header.outlines(lora_header.open_file(bare), open_model(project).tensors, kind)
+    assert sum(len(layer.tensors) for layer in layers.values()) == len(names)
+    on = {"lora.start_file": str(bare), "intervals.max_train_steps": 1}
+    rested = {"learning.embedding_learning_rate": 1e-30, "optimizer.weight_decay": 0}
+    again = saved(train(project, **{**WORD, **on, **rested}))[-1]
+    assert all(torch.allclose(vectors(again)[part], one, atol=1e-6) for part, one in within.items())
+    assert not as_a1111_finds_it(again), "only where it is asked for"
+    with pytest.raises(UserError, match="was trained with an embedding"):
+        train(project, **{**LORA, **on})
+    copy_of_it = tmp_path / "copy.safetensors"
+    exported(project, weights=str(file), to=str(copy_of_it))
+    assert same(as_a1111_finds_it(copy_of_it)["sks"], within)
+
+
+def test_a_word_with_a_dot_cannot_be_held_by_a_lora() -> None:
+    asked = {**WORD, "concepts.0.instance_token": "v1.5", "saving.embedding_in_lora": True}
+    with pytest.raises(UserError, match=r"saving\.embedding_in_lora: .* as v1\.5; turn it off"):
+        parse(asked)
+    parse({**asked, "saving.embedding_in_lora": False})
+
+
+def test_damaged_words_of_another_trainers_lora_are_told(tmp_path: Path) -> None:
+    file = saved(train(tiny_project(tmp_path), **WORD, **{"saving.embedding_in_lora": True}))[-1]
+    tensors = {name: tensor for name, tensor in load_file(file).items() if "bundle" not in name}
+    save_file({**tensors, "bundle_emb.sks.unknown": torch.zeros(3)}, tmp_path / "a.safetensors")
+    with pytest.raises(UserError, match=r"a\.safetensors: its vectors cannot be read; the file is damaged"):
+        vectors(tmp_path / "a.safetensors")
 
 
 def test_a_word_begins_as_the_text_that_is_given(project: Project) -> None:

@@ -221,15 +221,20 @@ def test_the_webuis_own_sampler_draws_and_txt2img_draws_it_again(webui: WebUI, v
 
 
 def test_a_word_that_learned_is_known_at_once(webui: WebUI) -> None:
-    """Its name is drawn before and after there is an embedding of that name."""
+    """Its name is drawn before and after there is an embedding of that name. Where the WebUI finds words within LoRAs,
+    the word itself draws the same as the name does."""
     lora = Path(run_is(webui, "done")["outputs"][-1])
     coming = f"{lora.stem}-2"  # what the next run of as many steps is called
     unknown = webui.draw(f"a photo of {coming}")[0]
     assert webui.draw(PROMPT)[0] != unknown  # a WebUI keeps what it made of its last prompt
-    begin(webui, **{"embedding.enabled": True, "concepts.0.instance_token": "sks"})
+    asked = {"embedding.enabled": True, "concepts.0.instance_token": "sks", "saving.embedding_in_lora": True}
+    begin(webui, **asked)
     assert Path(run_is(webui, "done")["outputs"][-1]).stem == coming
     assert (webui.data / "embeddings" / f"{coming}.safetensors").is_file()
     webui.wait(lambda: webui.draw(PROMPT) and webui.draw(f"a photo of {coming}")[0] != unknown, 120)
+    if webui.ask("/dreambooth/status")["host"] == "AUTOMATIC1111":
+        named, said, other = (webui.draw(f"a photo of {word} <lora:{coming}:1>")[0] for word in (coming, "sks", "zwx"))
+        assert named == said != other
 
 
 def test_the_checkpoint_is_listed_and_used_at_once(webui: WebUI, before: dict[str, Any]) -> None:

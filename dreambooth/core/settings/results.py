@@ -62,6 +62,14 @@ class Saving:
     checkpoint_format: Literal["safetensors", "ckpt"] = setting(
         "safetensors", "Checkpoint Format", "The file that full fine-tuning writes; ckpt is for old programs."
     )
+    embedding_in_lora: bool = setting(
+        False,
+        "Embedding in the LoRA's File",
+        "With an embedding: in AUTOMATIC1111 and SD.Next the LoRA alone will do, and prompts say the instance token "
+        "itself. Forge and reForge want the embedding's own file, which is written in any case; diffusers cannot read "
+        "such a LoRA.",
+        advanced=True,
+    )
     keep_best: bool = setting(
         True,
         "Keep the Best",

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from dreambooth.core.errors import UserError
 from dreambooth.core.models import checkpoint
+from dreambooth.core.models.embedding_file import BUNDLED
 from dreambooth.core.models.model_file import Header, Tensor
 from dreambooth.engine.checkpoints import names, peft_config
 from dreambooth.engine.checkpoints.names import Place
@@ -140,6 +141,8 @@ def _collected(header: Header) -> tuple[dict[str, dict[str, Tensor]], list[str]]
     layers: dict[str, dict[str, Tensor]] = {}
     unknown: list[str] = []
     for name, tensor in header.tensors.items():
+        if name.startswith(BUNDLED):  # a word, and no layer
+            continue
         for ending, what in _ENDINGS:
             if match := re.fullmatch(rf"(.+?){ending}", name):
                 key = re.sub(r"\.processor\.(to_[qkv]|to_out)$", r".\1", match[1])

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from dreambooth.core import words
 from dreambooth.core.errors import UserError
+from dreambooth.core.models import embedding_file
 from dreambooth.core.models.model_file import Header
 from dreambooth.core.settings import Settings
 from dreambooth.engine.checkpoints import lora_header, names
@@ -76,7 +77,7 @@ def _with_settings(start: Mapping[str, Outline], settings: Settings) -> str:
 
 
 def _words(header: Header, settings: Settings) -> str:
-    if not words.of(header.metadata):
+    if not (words.of(header.metadata) or embedding_file.bundled(header.tensors)):
         return ""
     if settings.embedding.enabled:
         both = "was trained with an embedding, which is gone on from too; leave embedding.start_file empty."

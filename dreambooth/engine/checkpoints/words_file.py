@@ -2,9 +2,9 @@
 WebUI reads from a folder of its own.
 
 A LoRA holds them in its metadata, which no reader of LoRAs stumbles over: {word: {text encoder: [n, width, base64 of
-the numbers in 32 bits]}}. An embedding is a file for each word, with `emb_params` (n, width), of SDXL `clip_l` and
-`clip_g`; its metadata has the other words that learned with it in the same form, and none for its own. As a .pt, which
-has no metadata, it is what A1111 writes.
+the numbers in 32 bits]}}, and where that is asked for also as tensors, where A1111 and SD.Next find them. An embedding
+is a file for each word, with `emb_params` (n, width), of SDXL `clip_l` and `clip_g`; its metadata has the other words
+that learned with it in the same form, and none for its own. As a .pt, which has no metadata, it is what A1111 writes.
 """
 
 from __future__ import annotations
@@ -50,16 +50,22 @@ def metadata(words: Vectors, own: str = "") -> dict[str, str]:
 
 
 def read(header: Header) -> Read:
-    """The words that belong to a LoRA, or to an embedding; that of another program's is called as its file, as in a
-    WebUI. None for any other file. Raises UserError if they are damaged."""
+    """The words that belong to a LoRA, or to an embedding; those of another program's LoRA are called as they are
+    there, and its embedding as its file, as in a WebUI. None for any other file. Raises UserError if they are
+    damaged."""
     said, own = header.metadata.get(words_module.KEY), embedding_file.parts(header.tensors)
-    if said is None and not own:
+    of_others = {header.path.stem: own} if own else embedding_file.bundled(header.tensors)
+    if said is None and not of_others:
         return {}
     try:
-        found: Read = {
-            str(word): _own(own) if written is None else {str(part): _read(*values) for part, values in written.items()}
-            for word, written in ({header.path.stem: None} if said is None else json.loads(said)).items()
-        }
+        found: Read
+        if said is None:
+            found = {word: _own(parts) for word, parts in of_others.items()}
+        else:
+            found = {
+                str(word): _own(own) if written is None else {str(part): _read(*some) for part, some in written.items()}
+                for word, written in json.loads(said).items()
+            }
         counts = [{len(vectors) for vectors in of_word.values()} for of_word in found.values()]
     except (ValueError, TypeError, AttributeError, RuntimeError, RecursionError, OSError, binascii.Error):
         counts = [set()]
@@ -67,6 +73,15 @@ def read(header: Header) -> Read:
         what = "the words that it was trained with" if said is not None else "its vectors"
         raise UserError(f"{header.path}: {what} cannot be read; the file is damaged.")
     return found
+
+
+def bundled(words: Vectors, family: str) -> dict[str, Tensor]:
+    """The words as tensors of their LoRA's file, by their names there."""
+    return {
+        embedding_file.bundled_name(word, _EMBEDDING_KEYS[family][part]): vectors.detach().float().cpu().contiguous()
+        for word, of_word in words.items()
+        for part, vectors in of_word.items()
+    }
 
 
 def write_embeddings(

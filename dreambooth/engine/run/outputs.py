@@ -122,7 +122,10 @@ def write_lora_tensors(
         **_kohya(project, settings, target.stem),
         **words_file.metadata(words),
     }
-    write_tensors(target, tensors, {**about, **_module(tensors, settings.lora)})
+    about |= _module(tensors, settings.lora)
+    if settings.saving.embedding_in_lora:
+        tensors = {**tensors, **words_file.bundled(words, project.about["family"])}
+    write_tensors(target, tensors, about)
 
 
 def changed(trained: Trained) -> dict[str, Entry]:

@@ -49,8 +49,8 @@ CONTROLS: dict[str, tuple[Control, ...]] = {
         ),
         of_keys(
             "bundle_additional_embeddings",
-            "not here: a word is a file of its own that belongs to the LoRA",
-            "embedding.enabled",
+            "off by itself: only AUTOMATIC1111 and SD.Next read it",
+            "saving.embedding_in_lora",
         ),
         of_keys(
             "unet.weight_dtype",

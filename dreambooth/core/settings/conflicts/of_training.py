@@ -123,6 +123,11 @@ def _embedding(settings: Settings) -> list[str]:
             f"concepts.0.instance_token: it is empty, and {asked} is to train this word; write the rare word of your "
             "prompt: sks."
         )
+    if settings.saving.embedding_in_lora and (dotted := [word for word in settings.words if "." in word]):
+        problems.append(
+            f"saving.embedding_in_lora: a LoRA's file can hold no word with a dot, as {dotted[0]}; turn it off, or "
+            "write the instance token without."
+        )
     if not (tuning.train_unet or settings.is_embedding):
         problems.append("tuning.train_unet: a word is trained beside the UNet's LoRA; turn it on.")
     for name in ("text_encoder_ratio", "text_encoder_steps"):
