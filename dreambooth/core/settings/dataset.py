@@ -17,7 +17,7 @@ class Concept:
         "",
         "Instance Prompt",
         "What the pictures show, with a rare word for the subject: a photo of sks dog. "
-        "[filewords] stands for the text file beside each picture, or where there is none for the picture's name.",
+        "[filewords] stands for the text file beside a picture, or else for its name.",
     )
     class_prompt: str = setting(
         "",
@@ -57,7 +57,7 @@ class Concept:
     num_class_images_per: int = setting(
         0,
         "Class Images Per Instance Image",
-        "In the mode fill: so many class pictures for each of yours; 0 turns prior preservation off.",
+        "In the mode fill, for each of yours; 0 turns prior preservation off.",
         min=0,
         max=1000,
     )

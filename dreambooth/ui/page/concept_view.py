@@ -46,16 +46,18 @@ def concept_view(folders: Folders, model: str, row: int, shown: int, captioners:
     button = f'<button type="button" class="db-more" data-db-more="{SHOWN}">Show more ({more:,})</button>'
     bare = any(captions.beside(folder / name) is None for name in listed[:shown])
     describers = _describers(project, row, captioners) if bare else ""
-    tail = f"{button if more > 0 else ''}{describers}"
+    tail = f"{button if more > 0 else ''}{_hint(own, len(listed))}{describers}"
     return root("some", [("pictures", f'{_head(own, row, len(listed))}<div class="db-tiles">{tiles}</div>{tail}')])
 
 
 def _head(own: Settings, row: int, count: int) -> str:
-    """How many pictures there are, and that one of them could be spared to tell when a run is best."""
-    words = f"{count:,} picture{'' if count == 1 else 's'} <small>{_about_words(own, row)}</small>"
+    return f"<h4>{count:,} picture{'' if count == 1 else 's'} <small>{_about_words(own, row)}</small></h4>"
+
+
+def _hint(own: Settings, count: int) -> str:
+    """That one of the pictures could be spared to tell when a run is best."""
     could_tell = validation.could_tell([concept.held_out for concept in own.concepts], [count])
-    hint = f'<p class="db-quiet">{HINT}</p>' if could_tell and not own.imagic.enabled else ""
-    return f"<h4>{words}</h4>{hint}"
+    return f'<p class="db-quiet">{HINT}</p>' if could_tell and not own.imagic.enabled else ""
 
 
 def _describers(project: Project, row: int, captioners: tuple[str, ...]) -> str:
