@@ -22,7 +22,7 @@ from tests.engine.runs import LORA, saved, tiny_project, told, train
 from tests.engine.simulated_apple import SimulatedAppleGpu, has_kernel
 from tests.engine.simulated_card import BYTES, simulated_card
 from tests.engine.test_export_of_states import paused
-from tests.engine.test_simulated_card import RUNS
+from tests.engine.test_simulated_card import OF_SDXL, RUNS
 
 
 def test_it_plays_an_apple_gpu() -> None:
@@ -59,7 +59,7 @@ LACKING = {"oft": {"linalg_lu_solve"}}  # of its backward pass
         *(("sd1", kind) for kind in QUICK),
         ("sdxl", "lora, bf16"),
         *(
-            pytest.param("sd1", kind, marks=pytest.mark.pairs)
+            pytest.param("sdxl" if kind == OF_SDXL else "sd1", kind, marks=pytest.mark.pairs)
             for kind in sorted(RUNS.keys() - {*QUICK, "full, fp16", "traced", "traced, streamed"})
         ),
     ],
