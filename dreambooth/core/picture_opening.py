@@ -26,6 +26,13 @@ def open_picture(file: Path | BinaryIO) -> Any:
     return Image.open(file, formats=[one for one in _FORMATS if one in Image.OPEN])
 
 
+def is_container(path: Path) -> bool:
+    """Whether a file is of the kind that HEIC and AVIF are of, which not every Pillow knows, whatever its name. Raises
+    OSError where it cannot be read."""
+    with path.open("rb") as file:
+        return file.read(8)[4:] == b"ftyp"
+
+
 def upright_size(image: Any) -> tuple[int, int]:
     """Width and height in pixels of one of Pillow's pictures that was only opened, turned as the camera says. Its
     pixels are not decoded. Raises what Pillow does on a damaged file."""

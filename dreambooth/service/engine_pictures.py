@@ -15,6 +15,7 @@ from pathlib import Path
 
 from dreambooth.core.errors import UserError
 from dreambooth.core.layout import PROJECT
+from dreambooth.core.picture_opening import is_container
 from dreambooth.service import environment
 
 LARGEST = 768  # pixels along the longer side of what is kept of a picture
@@ -24,14 +25,12 @@ _SECONDS = 60
 _FEW = threading.BoundedSemaphore(2)  # processes at a time, however many pictures a page shows
 _LOCK = threading.Lock()
 _SIZES: dict[tuple[Path, int], tuple[int, int] | str] = {}
-_BRAND = b"ftyp"  # in the fifth byte of every file of the kinds that HEIC and AVIF are of
 
 
 def is_one(path: Path) -> bool:
     """Whether the engine may know a picture that is strange to this process's Pillow, by its first bytes."""
     try:
-        with path.open("rb") as file:
-            return file.read(8)[4:] == _BRAND
+        return is_container(path)
     except OSError:
         return False
 
@@ -43,9 +42,9 @@ def size(path: Path, alike: Callable[[], Sequence[Path]]) -> tuple[int, int]:
     """
     with _LOCK:
         if _as_it_is(path) not in _SIZES:
-            wanted = [path, *(one for one in alike() if is_one(one) and one != path)][:_MOST_AT_ONCE]
-            keys = [_as_it_is(one) for one in wanted]
-            _SIZES.update(zip(keys, _sizes(wanted)))
+            others = {_as_it_is(one) for one in alike() if is_one(one)} - {_as_it_is(path), *_SIZES}
+            asked = [_as_it_is(path), *sorted(others)][:_MOST_AT_ONCE]
+            _SIZES.update(zip(asked, _sizes([one for one, _ in asked])))
         told = _SIZES[_as_it_is(path)]
     if isinstance(told, str):
         raise UserError(told)

@@ -12,7 +12,7 @@ from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from dreambooth.core import captions
 from dreambooth.core.errors import UserError
-from dreambooth.core.picture_opening import open_picture, upright_size
+from dreambooth.core.picture_opening import is_container, open_picture, upright_size
 
 warnings.filterwarnings("ignore", module=r"PIL\.")  # odd metadata is not the person's problem
 
@@ -85,7 +85,7 @@ def measure(path: Path) -> tuple[int, int, int]:
 
 def _open(path: Path) -> Image.Image:
     try:
-        if _is_container(path):
+        if is_container(path):
             _reads_heic()
         return open_picture(path)
     except _DAMAGE as error:
@@ -102,7 +102,7 @@ def unreadable(path: Path, error: Exception) -> UserError:
     reason = str(error).splitlines()[0] if str(error) else "damaged"
     if isinstance(error, UnidentifiedImageError):
         reason = "it is empty" if path.stat().st_size == 0 else "it is no picture"
-        if _is_container(path):
+        if is_container(path):
             reason = "it is damaged or no picture" if _reads_heic() else "the engine's Python has no pi-heif"
     elif "truncated" in reason or "end of file" in reason:
         reason = "it is cut short"
@@ -150,12 +150,6 @@ def _srgb(image: Image.Image, profile: bytes) -> Image.Image:
 
 
 _SRGB = ImageCms.createProfile("sRGB")
-
-
-def _is_container(path: Path) -> bool:
-    """Whether a file is of the kind that HEIC is of, which phones write, whatever its name."""
-    with path.open("rb") as file:
-        return file.read(8)[4:] == b"ftyp"
 
 
 @functools.cache
