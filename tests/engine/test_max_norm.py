@@ -133,7 +133,8 @@ def test_no_layer_adds_more_than_it_may(star: Project) -> None:
     free, kept = (saved(train(star, **{**SHORT, **text, MOST: most}))[-1] for most in (0.0, 0.05))
     assert max(lengths(star, free)) > 0.1
     assert max(lengths(star, kept)) == pytest.approx(0.05, rel=1e-5)
-    assert min(lengths(star, kept)) > 0
+    kept_apart = [one for one in lengths(star, kept) if one]  # a single latent attends to itself: no gradient for q, k
+    assert len(kept_apart) >= len(lengths(star, kept)) - 2
 
 
 AVERAGE = {"tuning.use_ema": True, "batching.gradient_accumulation_steps": 2}

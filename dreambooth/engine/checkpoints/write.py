@@ -25,6 +25,7 @@ from dreambooth.engine.checkpoints.source import DTYPES
 PARTIAL = ".partial"  # in the name of a file that is being written, after the number of the process
 _NOTHING = contextlib.nullcontext()
 _PIECE_BYTES = 1 << 22
+_ALIGNMENT = 64  # bytes, a line of a CPU's cache: some CPUs round otherwise where a weight lies elsewhere in one
 _SPELLED = {dtype: name for name, dtype in DTYPES.items()}
 
 
@@ -87,7 +88,7 @@ def _write_safetensors(file: BinaryIO, entries: dict[str, Entry], metadata: dict
         header[name] = {"dtype": _SPELLED[entry.dtype], "shape": entry.shape, "data_offsets": places}
         offset += entry.bytes
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)
+    text += b" " * (-(8 + len(text)) % _ALIGNMENT)
     file.write(len(text).to_bytes(8, "little") + text)
     sums = {}
     for name, entry in entries.items():
