@@ -32,7 +32,8 @@ def test_what_the_docs_tell_to_press_is_there(host: Standalone) -> None:
     there, docs = set(reference.texts(host)), PROJECT / "docs"
     guide = (docs / "guide.md").read_text(encoding="utf-8")
     told = {one for one in re.findall(r"\*\*([^*]+?)\*\*", guide) if not one.endswith(".")}
-    for file in (*(docs / f"{name}.md" for name in ("guide", "how-it-works", "coming-from")), PROJECT / "README.md"):
+    pages = ("guide", "how-it-works", "coming-from", "command-line", "webuis")
+    for file in (*(docs / f"{name}.md" for name in pages), PROJECT / "README.md"):
         plain = file.read_text(encoding="utf-8").replace("**", "")
         told |= {" ".join(one.split()) for one in re.findall(r"(?<!\S)\*([^*]+?)\*", plain)}
     described = {f"Describe with {one}" for one in ("BLIP", "DeepDanbooru")}  # made of the captioner's name
