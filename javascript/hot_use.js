@@ -1,6 +1,6 @@
 /* The WebUI's own txt2img tab, filled by one press on the Dreambooth tab: any element with data-db-use, with the prompt
    in data-db-prompt and, where a checkpoint is to be chosen, its name in data-db-checkpoint. How a picture was drawn is
-   in data-db-parameters, which the WebUI reads from its prompt with a button of its own (service/hot_use.py). */
+   in data-db-parameters, which the WebUI reads from its prompt with a button of its own (service/use_in_txt2img.py). */
 "use strict";
 
 const dreamboothHotUse = (() => {

@@ -14,8 +14,8 @@ from typing import IO
 from dreambooth.core.errors import UserError
 from dreambooth.core.files import atomic, lock
 from dreambooth.core.files.json_file import read_object
+from dreambooth.core.job_folder import Job
 from dreambooth.core.project import Folders
-from dreambooth.core.run import Job
 
 GPU_VARIABLE = "DREAMBOOTH_GPU"  # the number of the GPU that a WebUI was told to use, for the engines that it starts
 

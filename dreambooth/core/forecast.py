@@ -6,11 +6,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from dreambooth.core.buckets import Bucket
-from dreambooth.core.budget import Budget
 from dreambooth.core.memory import footprint
 from dreambooth.core.memory.footprint import Memory
 from dreambooth.core.models import anatomy, checkpoint
 from dreambooth.core.models.model_file import Header
+from dreambooth.core.run_length import Budget
 from dreambooth.core.settings import Settings
 
 _LATENT = 8  # pixels a latent, along each side

@@ -1,4 +1,4 @@
-"""The jobs that there are, of a model or of all, and how a new one's folder is made (run.py has what lies in it)."""
+"""The jobs that there are, of a model or of all, and how a new one's folder is made (its contents: job_folder.py)."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from dreambooth.core import run
+from dreambooth.core import job_folder
 from dreambooth.core.errors import UserError
 from dreambooth.core.files import atomic
+from dreambooth.core.job_folder import Job
 from dreambooth.core.project import Folders, Project, names, open_project
-from dreambooth.core.run import Job
 from dreambooth.core.settings import Settings, to_json, write_json
 
 
 def new_run(folders: Folders, project: Project, settings: Settings) -> Job:
     """A new training run with its settings frozen; not started yet."""
-    job = {"kind": "train", "model": project.name, **run.where(folders)}
+    job = {"kind": "train", "model": project.name, **job_folder.where(folders)}
     return create(project.runs, job, to_json(settings))
 
 

@@ -14,8 +14,8 @@ from dreambooth.core.errors import UserError
 from dreambooth.core.files import atomic, confinement, file_names
 from dreambooth.core.files.json_file import read_object
 from dreambooth.core.models import checkpoint
+from dreambooth.core.models.load_overrides import Origin
 from dreambooth.core.models.model_file import SUFFIXES
-from dreambooth.core.models.origin import Origin
 from dreambooth.core.schema import from_flat, is_path, to_flat
 from dreambooth.core.settings import Settings, parse, to_json, whole, write_json
 

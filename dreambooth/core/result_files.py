@@ -17,11 +17,11 @@ from typing import Any
 from dreambooth.core import job_list, project
 from dreambooth.core.errors import UserError
 from dreambooth.core.files import atomic, paths
+from dreambooth.core.job_folder import Job
+from dreambooth.core.job_history import Event
 from dreambooth.core.models import checkpoint
 from dreambooth.core.models.model_file import SUFFIXES
 from dreambooth.core.project import Folders, Project
-from dreambooth.core.run import Job
-from dreambooth.core.story import Event
 
 _LAYOUT = ".yaml"
 _SAME_SECONDS = 3.0  # a disk may tell times in steps of two

@@ -10,9 +10,9 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from dreambooth.core.budget import Budget
+from dreambooth.core.run_length import Budget
 from dreambooth.core.settings import Settings, learning_rate
-from dreambooth.core.settings.course import LearningRate
+from dreambooth.core.settings.optimization import LearningRate
 
 _ONE_CYCLE_START = 1 / 25  # of the full rate; both as in PyTorch's OneCycleLR, after arXiv 1708.07120
 _ONE_CYCLE_RISE = 0.3  # of the run

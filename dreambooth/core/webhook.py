@@ -12,7 +12,7 @@ import ssl
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from dreambooth.core import addresses
+from dreambooth.core import network_addresses
 
 SECONDS = 10  # for each of connecting and answering
 
@@ -38,7 +38,7 @@ def post(url: str, text: str, allowed: Allowed = Allowed()) -> str:
         found = [str(place[4][0]) for place in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
     except (OSError, UnicodeError):
         return "its host is not known"
-    if any(addresses.is_private(address) and address not in allowed.private_addresses for address in found):
+    if any(network_addresses.is_private(address) and address not in allowed.private_addresses for address in found):
         return "it leads to this machine or its own network"
     body = json.dumps({"content": text, "text": text})
     headers = {"Content-Type": "application/json", "User-Agent": "dreambooth", "Host": parts.netloc}

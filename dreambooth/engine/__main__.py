@@ -17,20 +17,20 @@ import sys
 import traceback
 from pathlib import Path
 
-from dreambooth.core import device, machine
+from dreambooth.core import device, linux
 from dreambooth.core.errors import Problem, UserError
 from dreambooth.core.files import lock, occupancy
-from dreambooth.core.layout import ENGINE, ENGINE_USERS, SETTING_UP
-from dreambooth.core.run import Job
-from dreambooth.engine.process import imports
+from dreambooth.core.install_paths import ENGINE, ENGINE_USERS, SETTING_UP
+from dreambooth.core.job_folder import Job
+from dreambooth.engine.process import lazy_imports
 from dreambooth.engine.process.listener import Listener, asked_to_end, ends_at_once, take_signals
-from dreambooth.engine.run import trouble
+from dreambooth.engine.run import recovery
 
 DONE, BROKEN, REFUSED, BUSY, TAKEN_OUT = 0, 1, 2, 3, 4
 
 
 def main(arguments: list[str]) -> int:
-    imports.put_off()
+    lazy_imports.put_off()
     if arguments[0] == "selfcheck":
         return _check(arguments[1:])
     if arguments[0] == "toml":  # for Python 3.10, whose own library cannot read it
@@ -38,10 +38,10 @@ def main(arguments: list[str]) -> int:
     if arguments[0] in ("sizes", "jpeg"):  # for a WebUI's Python, whose Pillow knows fewer kinds
         return _print_picture(*arguments)
     if arguments[0] == "follow":
-        from dreambooth.engine.run import follower
+        from dreambooth.engine.run import rank_worker
 
         folder, rank, size, store = arguments[1:]
-        return follower.run(Path(folder), int(rank), int(size), store)
+        return rank_worker.run(Path(folder), int(rank), int(size), store)
     return _work(Job(Path(arguments[0])), is_queued=arguments[1:] == ["queued"])
 
 
@@ -61,7 +61,7 @@ def _check(asked: list[str]) -> int:
 def _work(job: Job, *, is_queued: bool) -> int:
     """The job from its beginning to its last event. Its locks are held until then, or until the process is no more."""
     faulthandler.enable()  # a crash of native code leaves its place in the log
-    machine.go_first()
+    linux.go_first()
     with contextlib.ExitStack() as held:
         if busy := _take_locks(job, held):
             return busy
@@ -72,7 +72,7 @@ def _work(job: Job, *, is_queued: bool) -> int:
         listener.let_end(*ends_at_once(job))
         kind = job.read()["kind"]
         numbers = {"pid": os.getpid(), "parent": os.getppid()}
-        job.report("started", kind=kind, **numbers, boot=machine.boot(), memory_kills=machine.memory_kills())
+        job.report("started", kind=kind, **numbers, boot=linux.boot(), memory_kills=linux.memory_kills())
         listener.start()
         return _report_ending(job, kind, listener)
 
@@ -134,13 +134,13 @@ def _print_toml(path: Path) -> int:
 
 
 def _print_picture(what: str, file: str = "", side: str = "0") -> int:
-    from dreambooth.engine.data import shown
+    from dreambooth.engine.data import conversion
 
     if what == "sizes":
-        print(json.dumps(shown.sizes(map(Path, json.load(sys.stdin)))))
+        print(json.dumps(conversion.sizes(map(Path, json.load(sys.stdin)))))
         return DONE
     try:
-        sys.stdout.buffer.write(shown.jpeg(Path(file), int(side)))
+        sys.stdout.buffer.write(conversion.jpeg(Path(file), int(side)))
     except UserError as error:
         print(error.problems[0], file=sys.stderr)
         return REFUSED
@@ -175,25 +175,25 @@ def _do(job: Job, kind: str, listener: Listener) -> tuple[str, dict[str, object]
     if kind == "train":
         from dreambooth.engine import worker
 
-        imports.settle()
+        lazy_imports.settle()
         return worker.run(job, listener.let_end), {}
     if kind == "class-images":
         from dreambooth.engine import class_images
 
-        imports.settle()
+        lazy_imports.settle()
         return class_images.run(job)
     if kind not in _ERRANDS:
         raise UserError(f"{job.folder}: there is no kind of job called {kind!r}.")
     module, function = _ERRANDS[kind]
     errand = getattr(importlib.import_module(f"dreambooth.engine.{module}"), function)
-    imports.settle()
+    lazy_imports.settle()
     return "done", errand(job)
 
 
 def _explain(error: BaseException, job: Job, kind: str) -> Problem:
     """What is no person's fault, with what to do."""
-    if trouble.is_out_of_memory(error):
-        return trouble.explained(error, "", draws=kind != "train")
+    if recovery.is_out_of_memory(error):
+        return recovery.explained(error, "", draws=kind != "train")
     text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     return Problem(
         f"The engine stopped on an error of its own: {text} (the whole report is in {job.log}).",

@@ -15,8 +15,8 @@ from PIL.PngImagePlugin import PngInfo
 
 from dreambooth.core.errors import UserError
 from dreambooth.core.files import atomic
+from dreambooth.core.formatting import duration, memory, size
 from dreambooth.core.picture_opening import open_picture
-from dreambooth.core.quantities import duration, memory, size
 
 MARK = "dreambooth contact sheet"  # in every sheet, so that nothing else is ever overwritten
 MOST_ON_A_PICTURE = 400

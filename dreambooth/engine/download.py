@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from dreambooth.core.errors import UserError
+from dreambooth.core.job_folder import Job
 from dreambooth.core.models import hub
 from dreambooth.core.models.hub import HubModel
-from dreambooth.core.run import Job
 
 POLL_SECONDS = 0.3
 

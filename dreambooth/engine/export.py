@@ -19,22 +19,22 @@ import torch
 from dreambooth.core import result_files, settings
 from dreambooth.core.errors import UserError
 from dreambooth.core.files import atomic, paths
+from dreambooth.core.job_folder import Job
 from dreambooth.core.models import checkpoint
 from dreambooth.core.models.model_file import CHECKPOINTS, EMBEDDINGS, Header
 from dreambooth.core.project import Project, open_project
-from dreambooth.core.run import Job
 from dreambooth.core.settings import Settings
 from dreambooth.engine import families, from_state
-from dreambooth.engine.checkpoints import as_lora, changes, original, webui_yaml, words_file
-from dreambooth.engine.checkpoints.changes import Changes
+from dreambooth.engine.checkpoints import lora_extraction, original, webui_yaml, weight_deltas, words_file
 from dreambooth.engine.checkpoints.diffusers_folder import write_folder
 from dreambooth.engine.checkpoints.entry import Entry
 from dreambooth.engine.checkpoints.source import Source, open_model, open_source
+from dreambooth.engine.checkpoints.weight_deltas import Changes
 from dreambooth.engine.checkpoints.write import write
 from dreambooth.engine.families.pipelines import pipeline
+from dreambooth.engine.prompts.textual_inversion import Vectors
 from dreambooth.engine.run import outputs
 from dreambooth.engine.training import adapters
-from dreambooth.engine.words.learned import Vectors
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class _Learned:
     """What a file or a state holds: its changes of a model, the settings it was trained with, its precision and words
     that learned beside it."""
 
-    changes: Callable[[Source], Changes]
+    weight_deltas: Callable[[Source], Changes]
     settings: Settings
     is_half: bool
     words: Vectors = field(default_factory=dict)
@@ -110,8 +110,8 @@ def of_file(
 
         def learned(model: Source) -> Changes:
             if is_lora:
-                return changes.of_lora(weights, model)
-            return changes.of_result(open_model(project, weights), open_model(project), model)
+                return weight_deltas.of_lora(weights, model)
+            return weight_deltas.of_result(open_model(project, weights), open_model(project), model)
 
         held = _write_changes(job, project, to, _Learned(learned, chosen, about.precision == "fp16", words), wanted)
     said = outputs.metadata(project, chosen, to.stem, outputs.EMBEDDING)
@@ -139,7 +139,7 @@ def _of_state(job: Job, project: Project, asked: dict[str, Any], wanted: Wanted)
         _write(to, state.source, outputs.changed(state.trained), project, state.settings, half=half)
     else:
         trained = outputs.changed(state.trained)
-        learned = _Learned(lambda model: changes.of_weights(trained, state.source, model), state.settings, half)
+        learned = _Learned(lambda model: weight_deltas.of_weights(trained, state.source, model), state.settings, half)
         held = _write_changes(job, project, to, learned, wanted)
     to = next(iter(embeddings.values())) if state.settings.is_embedding else to
     if to.is_file():  # a folder is nothing that is drawn with
@@ -164,7 +164,7 @@ def _write_changes(job: Job, project: Project, to: Path, learned: _Learned, want
     """Writes what was learned into a checkpoint, or as a LoRA of another rank. Returns the share of it in a LoRA."""
     if not wanted.rank:
         model = open_source(Path(wanted.onto)) if wanted.onto else open_model(project)
-        changed = changes.added(model, learned.changes(model), wanted.weight)
+        changed = weight_deltas.added(model, learned.changes(model), wanted.weight)
         _write(to, model, changed, project, learned.settings, half=wanted.half)
         return None
     _check_lora_file(to)
@@ -175,7 +175,7 @@ def _write_changes(job: Job, project: Project, to: Path, learned: _Learned, want
             job.report("stage", name="finding the LoRA", done=done, total=total)
 
     found = learned.changes(base)
-    made = as_lora.extract(base, found, wanted.rank, fits=is_in_loras, dtype=dtype, told=told)
+    made = lora_extraction.extract(base, found, wanted.rank, fits=is_in_loras, dtype=dtype, told=told)
     if not made.tensors:
         raise UserError(f"{to}: nothing was learned that a LoRA could hold.")
     learned.settings.lora.rank = wanted.rank

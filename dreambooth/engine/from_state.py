@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from dreambooth.core import settings as settings_module
-from dreambooth.core.budget import Budget
 from dreambooth.core.errors import UserError
+from dreambooth.core.job_folder import Job
 from dreambooth.core.models import checkpoint
 from dreambooth.core.project import Project
-from dreambooth.core.run import Job
+from dreambooth.core.run_length import Budget
 from dreambooth.core.settings import Settings
 from dreambooth.engine import families
 from dreambooth.engine.checkpoints import lora

@@ -11,9 +11,9 @@ from PIL import Image
 from dreambooth.core import settings
 from dreambooth.core.files import file_names
 from dreambooth.core.files.paths import make_folder
+from dreambooth.core.job_folder import Job
 from dreambooth.core.models import checkpoint
 from dreambooth.core.project import Project, open_project
-from dreambooth.core.run import Job
 from dreambooth.engine import families, from_state
 from dreambooth.engine.checkpoints import lora, words_file
 from dreambooth.engine.checkpoints.source import open_model
@@ -22,8 +22,8 @@ from dreambooth.engine.drawing import drawn_together, sheet
 from dreambooth.engine.drawing.sampling import Known, decoding, draw
 from dreambooth.engine.drawing.sampling_choice import Sampling
 from dreambooth.engine.families.model import Model
-from dreambooth.engine.families.reading import Text
-from dreambooth.engine.run import imagic, trouble
+from dreambooth.engine.families.text_encoding import Text
+from dreambooth.engine.run import imagic, recovery
 from dreambooth.engine.training import precision
 
 
@@ -56,7 +56,7 @@ def run(job: Job) -> dict[str, Any]:
         with decoding(model, how):
             drawn = _drawn(model, many, seeds, sampling, known, may_fail=fewer or how != "tiled")
         if drawn is None:
-            trouble.free_memory()
+            recovery.free_memory()
             batch, how = (batch // 2, how) if fewer else (batch, drawn_together.in_tiles(job))
             continue
         for seed, picture in zip(seeds, drawn):
@@ -74,7 +74,7 @@ def _drawn(
     try:
         return draw(model, text, seeds, sampling, known=known)
     except (RuntimeError, MemoryError) as error:
-        if not may_fail or not trouble.is_out_of_memory(error):
+        if not may_fail or not recovery.is_out_of_memory(error):
             raise
     return None
 

@@ -11,8 +11,8 @@ import psutil
 import torch
 from torch import Tensor
 
-from dreambooth.core import machine
-from dreambooth.engine.run import trouble
+from dreambooth.core import linux
+from dreambooth.engine.run import recovery
 
 NEEDS_CARD = "it needs a card of NVIDIA or AMD"
 _PINS = [True]
@@ -83,7 +83,7 @@ def free_bytes(device: torch.device) -> int:
 def available_bytes() -> int:
     """How much of the computer's own memory is free, or can be at once; in a container what its limit leaves."""
     free: int = psutil.virtual_memory().available
-    room = machine.room_bytes()
+    room = linux.room_bytes()
     return free if room is None else min(free, room)
 
 
@@ -139,7 +139,7 @@ def in_reach(make: Callable[[bool], Tensor]) -> Tensor:
         try:
             return make(True)
         except RuntimeError as error:
-            if not trouble.is_out_of_memory(error):
+            if not recovery.is_out_of_memory(error):
                 raise
             _PINS[0] = False
     return make(False)

@@ -8,20 +8,29 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from dreambooth.core import abilities, captions, crops, forecast, remarks, room, schedules, validation
-from dreambooth.core.budget import Budget, budget
+from dreambooth.core import (
+    captions,
+    crops,
+    disk_space,
+    engine_capabilities,
+    forecast,
+    schedules,
+    setting_remarks,
+    validation,
+)
 from dreambooth.core.errors import Problem, UserError
 from dreambooth.core.focal_point import FocalPoint
+from dreambooth.core.job_folder import Job
 from dreambooth.core.memory import footprint, planner
 from dreambooth.core.models import anatomy, checkpoint
 from dreambooth.core.models.model_file import Header
-from dreambooth.core.pace import steps_per_second
-from dreambooth.core.run import Job
+from dreambooth.core.run_length import Budget, budget
 from dreambooth.core.settings import Settings
-from dreambooth.engine import contact_sheet, suited
+from dreambooth.core.step_rate import steps_per_second
+from dreambooth.engine import compatibility, contact_sheet
 from dreambooth.engine.checkpoints import embedding_start, lora_start
-from dreambooth.engine.data import class_pictures, inpainting_masks, masks, pictures, survey
-from dreambooth.engine.data.framing import Cut
+from dreambooth.engine.data import class_pictures, inpainting_masks, inspection, masks, pictures
+from dreambooth.engine.data.cropping import Cut
 from dreambooth.engine.data.pictures import Example, Gathered
 from dreambooth.engine.work import Work
 
@@ -89,8 +98,8 @@ def _problems(work: Work, header: Header | None, gathered: Gathered, length: Bud
     of_all = [work.project.problem, masks.problem(settings, readable), pictures.imagic_problem(settings, len(readable))]
     return [
         *filter(None, of_all),
-        *abilities.problems(settings),
-        *suited.problems(settings, about),
+        *engine_capabilities.problems(settings),
+        *compatibility.problems(settings, about),
         *_lora_blocks(work, header),
         *_start_file(work, header),
         *_room(work, header, length),
@@ -117,7 +126,7 @@ def _remarks(work: Work, header: Header | None, gathered: Gathered, length: Budg
     texts, paths = [one.prompt for one in gathered.pictures], dict[int, list[Path]]()
     for one in gathered.pictures:
         paths.setdefault(one.concept, []).append(one.path)
-    return remarks.found(work.settings, texts, length.steps, model, paths)
+    return setting_remarks.found(work.settings, texts, length.steps, model, paths)
 
 
 def _start_file(work: Work, header: Header | None) -> list[str]:
@@ -144,7 +153,7 @@ def _room(work: Work, header: Header | None, length: Budget) -> list[str]:
     """What a new run would write that no drive has room for."""
     if header is None:
         return []
-    return room.problems(work.folders, work.project, header, work.settings, length)
+    return disk_space.problems(work.folders, work.project, header, work.settings, length)
 
 
 def _class_pictures(planned: class_pictures.Plan) -> dict[str, Any]:
@@ -177,7 +186,7 @@ def _pictures(
     gathered: Gathered, examples: list[list[Example]], settings: Settings
 ) -> tuple[list[dict[str, Any]], list[Problem]]:
     """Each picture, and what is to be known of any."""
-    twins, rows, problems, seed = survey.twins(gathered.looks), [], list[Problem](), settings.general.seed
+    twins, rows, problems, seed = inspection.twins(gathered.looks), [], list[Problem](), settings.general.seed
     folders = [Path(concept.instance_data_dir).expanduser() for concept in settings.concepts]
     for number, (picture, seen, variants) in enumerate(zip(gathered.pictures, gathered.looks, examples)):
         folder = folders[picture.concept]
@@ -211,7 +220,7 @@ def _pictures(
     return rows, problems
 
 
-def _warnings(seen: survey.Look, cut: Cut, point: FocalPoint | None) -> dict[str, str]:
+def _warnings(seen: inspection.Look, cut: Cut, point: FocalPoint | None) -> dict[str, str]:
     """What is to be known of a picture, with what could be done about it."""
     warnings = {}
     if seen.frames > 1:
@@ -234,7 +243,7 @@ def _warnings(seen: survey.Look, cut: Cut, point: FocalPoint | None) -> dict[str
 def _strangers(work: Work) -> list[Path]:
     folders = [concept.instance_data_dir for concept in work.settings.concepts if concept.instance_data_dir.strip()]
     there = [folder for name in dict.fromkeys(folders) if (folder := Path(name).expanduser()).is_dir()]
-    return [path for folder in there for path in survey.strangers(folder)]
+    return [path for folder in there for path in inspection.strangers(folder)]
 
 
 def _forecast(
@@ -250,7 +259,7 @@ def _forecast(
     kept = forecast.latent_bytes((one.cut.bucket for variants in examples for one in variants), masked)
     known = footprint.known_bytes(settings, made, _texts(examples, settings), kept)
     memory = footprint.needs(settings, made, family, area, to_draw=to_draw, known=known)
-    card = abilities.card_bytes()
+    card = engine_capabilities.card_bytes()
     plan = planner.plan(settings, made, family, area, card, to_draw=to_draw, known=known) if card else None
     return {
         "memory": {**asdict(memory), "total": memory.total},

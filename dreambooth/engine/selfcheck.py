@@ -14,12 +14,12 @@ import peft  # noqa: F401
 import torch
 from diffusers import UNet2DConditionModel
 
-from dreambooth.core.abilities import FAULTS
+from dreambooth.core.engine_capabilities import FAULTS
 from dreambooth.engine import hardware
 from dreambooth.engine.families import unet_weights
 from dreambooth.engine.process import probe
+from dreambooth.engine.prompts.vocabulary import clip_tokenizer
 from dreambooth.engine.training import attention, optimizers, precision
-from dreambooth.engine.words.vocabulary import clip_tokenizer
 
 PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "peft", "safetensors", "pillow", "numpy")
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from dreambooth.core import settings as settings_module
+from dreambooth.core.job_folder import Job
 from dreambooth.core.project import Folders, Project, open_project
-from dreambooth.core.run import Job
 from dreambooth.core.settings import Settings
 from dreambooth.engine.process.listener import ENDINGS, ends_at_once
 

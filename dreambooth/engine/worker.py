@@ -1,6 +1,6 @@
 """One job from its folder to its outputs, stage by stage: the first file of the engine to read.
 
-its abilities -> the beginning (run/beginning.py) -> training -> outputs
+its abilities -> the beginning (run/setup.py) -> training -> outputs
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ from contextlib import AbstractContextManager
 import torch
 
 from dreambooth.core.errors import Problem, UserError
+from dreambooth.core.job_folder import Job
 from dreambooth.core.models import anatomy
-from dreambooth.core.run import Job
 from dreambooth.engine.checkpoints.source import Source, open_model
 from dreambooth.engine.process.listener import asked_to_end, ends_at_once
-from dreambooth.engine.run import beginning, best, followers, imagic, notices, outputs, resuming, thinning, trouble
+from dreambooth.engine.run import best, end_notice, imagic, outputs, rank_launcher, recovery, resuming, retention, setup
 from dreambooth.engine.run.hooks import Hooks, already_written, save_output
 from dreambooth.engine.training import loop, optimizers
+from dreambooth.engine.training.data_parallel import Together
 from dreambooth.engine.training.loop import Ending, train
-from dreambooth.engine.training.pulse import Diverged
-from dreambooth.engine.training.ranks import Together
+from dreambooth.engine.training.step_metrics import Diverged
 from dreambooth.engine.work import Asked, Work
 
 
@@ -37,13 +37,13 @@ def run(job: Job, let_end: Callable[..., None] | None = None) -> Ending:
         if not ending:
             raise
     except BaseException:
-        notices.tell_of_end(work, "failed")
+        end_notice.tell_of_end(work, "failed")
         raise
     if ending != "paused" and not resuming.may_go_on(job):
         job.forget_states()
     if ending == "done":
         _show_best(work)
-    notices.tell_of_end(work, ending)
+    end_notice.tell_of_end(work, ending)
     return ending
 
 
@@ -57,18 +57,18 @@ def _persist(work: Work) -> Ending:
         except Diverged as error:
             diverged, said = True, str(error)
         except (RuntimeError, MemoryError) as error:
-            if not trouble.is_out_of_memory(error):
+            if not recovery.is_out_of_memory(error):
                 raise
-            diverged, said, phase = False, trouble.needed(error), work.phase
+            diverged, said, phase = False, recovery.needed(error), work.phase
         # The error is forgotten here, and with it everything that it held.
-        trouble.free_memory()
+        recovery.free_memory()
         optimizers.leave_paged()
         if diverged:
-            changes, warning = trouble.diverged(work.settings, said, turns_back)
+            changes, warning = recovery.diverged(work.settings, said, turns_back)
             turns_back += 1
         else:
-            task = trouble.Task.of(work)
-            changes, warning = trouble.out_of_memory(work.settings, phase, said, work.together, task)
+            task = recovery.Task.of(work)
+            changes, warning = recovery.out_of_memory(work.settings, phase, said, work.together, task)
         work.job.change(changes)
         work.job.warn(warning)
         work.settings = Work.open(work.job).settings
@@ -80,11 +80,11 @@ def _run(work: Work) -> Ending:
         return ending
     outputs.remove_abandoned(work.folders)
     source = _source(work, work.settings.batching.num_processes)
-    beginning.warn_of_bf16(work)
-    session, measured = beginning.made_ready(work, source)
-    with followers.beside(work, session):
+    setup.warn_of_bf16(work)
+    session, measured = setup.made_ready(work, source)
+    with rank_launcher.beside(work, session):
         work.let_end()  # from here on the loops look, at every step
-        work.phase = trouble.TRAINING
+        work.phase = recovery.TRAINING
         hooks = Hooks(work, session, source, measured)
         try:
             if work.settings.imagic.enabled:
@@ -105,7 +105,7 @@ def follow(job: Job, joined: Callable[[torch.device], AbstractContextManager[Tog
     work = Work.open(job)
     work.settings.reporting.tensorboard = False  # the other draws the curves
     source = _source(work, processes=1)  # of several cards it sees its own alone
-    session, _ = beginning.made_ready(work, source)
+    session, _ = setup.made_ready(work, source)
     with joined(session.model.device) as ranks:
         session.ranks = ranks
         loop.follow(session, Hooks(work, session, source), ranks.is_told)
@@ -116,7 +116,7 @@ def _source(work: Work, processes: int) -> Source:
 
     `processes` is how many must find a device of their own here.
     """
-    beginning.check_abilities(work, processes)
+    setup.check_abilities(work, processes)
     source = open_model(work.project)
     if problem := anatomy.blocks_problem(work.settings, source.header):
         raise UserError(problem)
@@ -130,7 +130,7 @@ def _finish(work: Work, hooks: Hooks, ending: Ending) -> Ending:
     try:
         if not (ending == "done" and already_written(work, images)):
             save_output(work, session, hooks.source, images)
-        thinning.tidy(work, images)
+        retention.tidy(work, images)
     except UserError as error:
         if not hooks.save_state(wait=True):
             raise
@@ -150,20 +150,20 @@ def _show_best(work: Work) -> None:
     drawn then. The result is there already: what fails is said, and whoever asks for an end has it at once."""
     if (path := best.without_previews(work)) is None:
         return
-    trouble.free_memory()
+    recovery.free_memory()
     try:
         work.let_end("pause", "stop", "discard")
         source = open_model(work.project, path if work.settings.is_full else None)
-        model, accelerator = beginning.load(work, source)
+        model, accelerator = setup.load(work, source)
         best.draw(work, model, accelerator, source, path)
     except (Asked, KeyboardInterrupt):
         return
     except UserError as error:
         work.job.warn(error.and_then("The best has no previews."))
     except (RuntimeError, MemoryError) as error:
-        if not trouble.is_out_of_memory(error):
+        if not recovery.is_out_of_memory(error):
             raise
-        said = f"The memory was not enough for previews of the best: {trouble.needed(error)}. They were left out."
+        said = f"The memory was not enough for previews of the best: {recovery.needed(error)}. They were left out."
         work.job.warn(Problem(said, "previews.count", "Draw fewer or smaller ones."))
     finally:
         work.let_end()

@@ -11,7 +11,7 @@ from dreambooth.core.drawing import Drawing, Keep, Look
 from dreambooth.core.project import Folders
 
 # What the page's own requests carry in the header X-Dreambooth-Token; a picture's address, which has no headers, has a
-# seal that was made with it (service/seals.py). Made anew in each process; here a reloaded page finds it again.
+# seal that was made with it (service/signed_urls.py). Made anew in each process; here a reloaded page finds it again.
 PAGE_TOKEN = secrets.token_urlsafe(24)
 
 

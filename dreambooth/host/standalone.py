@@ -9,7 +9,7 @@ from dreambooth import __version__
 from dreambooth.core.drawing import Drawing, Keep, Look
 from dreambooth.core.errors import UserError
 from dreambooth.core.files import paths
-from dreambooth.core.layout import PROJECT
+from dreambooth.core.install_paths import PROJECT
 from dreambooth.core.models.model_file import SUFFIXES
 from dreambooth.core.project import Folders
 from dreambooth.host.base import ALONE_MINUTES, PAGE_TOKEN

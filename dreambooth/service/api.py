@@ -24,7 +24,7 @@ from starlette.exceptions import HTTPException
 from dreambooth.core import reference
 from dreambooth.core.errors import Problem, UserError
 from dreambooth.core.settings import Settings
-from dreambooth.service import seals
+from dreambooth.service import signed_urls
 from dreambooth.service.routes import KINDS, Door
 
 MOST_BODY_BYTES = 4_000_000
@@ -129,7 +129,7 @@ def _is_ours(host: Door, request: Request) -> bool:
     token = request.headers.get("x-dreambooth-token", "")
     if secrets.compare_digest(token.encode(), host.token.encode()):
         return True
-    return request.method == "GET" and seals.is_sealed(host.token, request.scope["path"], request.url.query)
+    return request.method == "GET" and signed_urls.is_sealed(host.token, request.scope["path"], request.url.query)
 
 
 def _netloc(origin: str) -> str:

@@ -10,16 +10,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dreambooth.core import forecast, job_list, picture_files, room, run
-from dreambooth.core.budget import Budget, budget
+from dreambooth.core import disk_space, forecast, job_folder, job_list, picture_files
 from dreambooth.core.errors import UserError
 from dreambooth.core.memory import footprint
 from dreambooth.core.models import anatomy, checkpoint
-from dreambooth.core.pace import steps_per_second
 from dreambooth.core.project import Folders, Project
+from dreambooth.core.run_length import Budget, budget
 from dreambooth.core.schema import to_flat
 from dreambooth.core.settings import Settings, parse
 from dreambooth.core.settings.dataset import Concept
+from dreambooth.core.step_rate import steps_per_second
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def estimate(folders: Folders, project: Project, settings: Settings) -> Cost:
         memory = footprint.needs(settings, model, family, pixels, to_draw=draws).total
         if length:
             disk = forecast.disk_bytes(header, settings, length)
-            no_room = room.problems(folders, project, header, settings, length)
+            no_room = disk_space.problems(folders, project, header, settings, length)
     except UserError:  # the model's own line says what is wrong with its file
         pass
     pace = steps_per_second(project, to_flat(settings))
@@ -86,7 +86,7 @@ def _class_pictures(project: Project, found: Sequence[tuple[Concept, int]]) -> t
     return missing, or_fewer
 
 
-def _has_drawn(job: run.Job) -> bool:
+def _has_drawn(job: job_folder.Job) -> bool:
     """Whether a job has come to the end of its class pictures."""
     kind, story = job.said().get("kind"), job.story()
     return bool(story.step) if kind == "train" else kind == "class-images" and story.status == "done"

@@ -8,8 +8,8 @@ from typing import Any
 from dreambooth.core import result_files
 from dreambooth.core.errors import UserError
 from dreambooth.core.files import confinement
+from dreambooth.core.formatting import size
 from dreambooth.core.project import Folders, Project
-from dreambooth.core.quantities import size
 from dreambooth.service import runs
 
 

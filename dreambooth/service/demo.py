@@ -13,9 +13,9 @@ from typing import Any
 from dreambooth.core import project, settings
 from dreambooth.core.errors import UserError
 from dreambooth.core.files import paths
-from dreambooth.core.layout import MINIATURE, SUBJECT_PICTURES
+from dreambooth.core.install_paths import MINIATURE, SUBJECT_PICTURES
+from dreambooth.core.job_folder import Job
 from dreambooth.core.project import Folders, Project
-from dreambooth.core.run import Job
 from dreambooth.service import launcher
 
 FIGURES = {

@@ -14,7 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from dreambooth.core.errors import UserError
-from dreambooth.core.layout import PROJECT
+from dreambooth.core.install_paths import PROJECT
 from dreambooth.core.picture_opening import is_container
 from dreambooth.service import environment
 

@@ -22,7 +22,7 @@ from typing import Any
 from dreambooth.core import device
 from dreambooth.core.errors import UserError
 from dreambooth.core.files import atomic, lock, occupancy
-from dreambooth.core.layout import DEVELOPMENT_LOCK, ENGINE, ENGINE_USERS, LOCK, PROJECT, SETTING_UP, STAMP
+from dreambooth.core.install_paths import DEVELOPMENT_LOCK, ENGINE, ENGINE_USERS, LOCK, PROJECT, SETTING_UP, STAMP
 from dreambooth.service import packages, torch_build, venv
 from dreambooth.service.packages import Progress
 

@@ -11,12 +11,12 @@ from typing import Any
 from dreambooth.core import job_list, settings
 from dreambooth.core.errors import UserError
 from dreambooth.core.files import confinement, paths
+from dreambooth.core.formatting import percent
+from dreambooth.core.job_folder import Job
 from dreambooth.core.models import checkpoint
 from dreambooth.core.models.checkpoint import FAMILIES
 from dreambooth.core.models.model_file import CHECKPOINTS, EMBEDDINGS, PICKLES
 from dreambooth.core.project import Project
-from dreambooth.core.quantities import percent
-from dreambooth.core.run import Job
 from dreambooth.core.settings import Settings
 from dreambooth.service import runs
 from dreambooth.service.field_names import called

@@ -17,7 +17,7 @@ from typing import Any
 
 from dreambooth.core.errors import UserError
 from dreambooth.core.files import atomic
-from dreambooth.core.layout import PROJECT
+from dreambooth.core.install_paths import PROJECT
 from dreambooth.service import environment
 from dreambooth.service.packages import Progress
 

@@ -14,16 +14,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from dreambooth.core import job_list, run
+from dreambooth.core import job_folder, job_list
 from dreambooth.core.errors import UserError
 from dreambooth.core.files import atomic
+from dreambooth.core.install_paths import PROJECT
+from dreambooth.core.job_folder import Job
 from dreambooth.core.job_list import new_run as new_run
-from dreambooth.core.layout import PROJECT
 from dreambooth.core.models.hub import HubModel
 from dreambooth.core.project import Folders, Project
-from dreambooth.core.run import Job
 from dreambooth.core.settings import Settings, to_json
-from dreambooth.service import endings, environment
+from dreambooth.service import environment, exit_causes
 
 POLL_SECONDS = 0.1
 
@@ -32,7 +32,7 @@ OnEvent = Callable[[dict[str, Any]], None]
 
 def new_errand(folders: Folders, project: Project, kind: str, settings: Settings, **fields: Any) -> Job:
     """A short job beside the runs: check, class-images, generate, export, measure."""
-    job = {"kind": kind, "model": project.name, **run.where(folders), **fields}
+    job = {"kind": kind, "model": project.name, **job_folder.where(folders), **fields}
     return job_list.create(project.errands, job, to_json(settings))
 
 
@@ -40,7 +40,7 @@ def new_download(folders: Folders, model: HubModel) -> Job:
     """The errand that fetches a model from the hub."""
     job = {
         "kind": "download",
-        **run.where(folders),
+        **job_folder.where(folders),
         "repository": model.repository,
         "file": model.file,
         "revision": model.revision,
@@ -73,7 +73,7 @@ def start(job: Job, python: Path, alone_seconds: float = 0, *, queued: bool = Fa
             env={**environment.engine_variables(), "DREAMBOOTH_ALONE_SECONDS": str(alone_seconds)},
             **flags,
         )
-    threading.Thread(target=endings.note, args=(job, process), daemon=True).start()
+    threading.Thread(target=exit_causes.note, args=(job, process), daemon=True).start()
     return process
 
 
@@ -89,7 +89,7 @@ def follow(job: Job, process: subprocess.Popen[bytes] | None, on_event: OnEvent,
             on_event(event)
         if ended and not events:
             if process:
-                endings.note(job, process)
+                exit_causes.note(job, process)
             return
         if not ended:
             job.watch()
@@ -109,9 +109,9 @@ def result(job: Job) -> dict[str, Any]:
     """How the job ended. Raises UserError with its problems if it failed or was lost, or was an errand and stopped."""
     last = job.story().ending
     if last is None or last["event"] == "started":
-        raise UserError(endings.loss(job))
+        raise UserError(exit_causes.loss(job))
     if last["event"] == "failed":
-        raise UserError(endings.failure(job, last))
+        raise UserError(exit_causes.failure(job, last))
     if last["event"] == "stopped" and not job.is_run and job.read()["kind"] != "class-images":
         raise UserError("Stopped as asked; what was finished is kept.")
     return dict(last)

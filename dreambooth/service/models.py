@@ -14,10 +14,10 @@ from typing import Any
 from dreambooth.core import job_list, presets, project, schema, settings
 from dreambooth.core.errors import UserError
 from dreambooth.core.files import atomic, confinement, paths
-from dreambooth.core.models import checkpoint, embedding_file, hub, told
+from dreambooth.core.models import checkpoint, embedding_file, hub, training_metadata
 from dreambooth.core.models.hub import HubModel
 from dreambooth.core.project import Folders, Project
-from dreambooth.service import foreign, moving
+from dreambooth.service import import_settings, relocation
 
 
 def summary(opened: Project) -> dict[str, Any]:
@@ -50,9 +50,10 @@ def inspect(path: Path, *, label: str = "path") -> dict[str, Any]:
     return {
         "path": str(path),
         **checkpoint.describe(header).as_json(),
-        "ranks": told.ranks(header.tensors),
-        "trained_words": list(embedding_file.bundled(header.tensors)) or told.trained_words(header.metadata),
-        "trainer": told.trainer(header.metadata),
+        "ranks": training_metadata.ranks(header.tensors),
+        "trained_words": list(embedding_file.bundled(header.tensors))
+        or training_metadata.trained_words(header.metadata),
+        "trainer": training_metadata.trainer(header.metadata),
     }
 
 
@@ -95,11 +96,11 @@ def rename(folders: Folders, name: str, new_name: str) -> dict[str, Any]:
         raise UserError(f"{opened.folder}: it cannot be renamed ({error.strerror}).") from None
     try:
         renamed = project.open_project(folders, new_name)
-        moving.retell(renamed, opened.folder)
+        relocation.retell(renamed, opened.folder)
     except (UserError, OSError) as error:
         with contextlib.suppress(UserError, OSError):
             atomic.move(target, opened.folder)
-            moving.retell(opened, target)
+            relocation.retell(opened, target)
         said = error.strerror if isinstance(error, OSError) else error
         raise UserError(f"{opened.folder}: it cannot be renamed ({said}).") from None
     return summary(renamed)
@@ -230,7 +231,7 @@ def imported(
     Its concepts take the place of the model's. Writes nothing. `python` finds the engine's, where it is needed. Raises
     UserError for what cannot be read.
     """
-    kind, migration = foreign.read(confinement.named(str(path), "path"), python)
+    kind, migration = import_settings.read(confinement.named(str(path), "path"), python)
     own = opened.settings()
     if any(key.startswith("concepts.") for key in migration.settings):
         own = without_concepts(own)

@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 
 from dreambooth.core.files import atomic
-from dreambooth.core.layout import PAGE, PAGE_LOCK, PAGE_TESTS_LOCK
+from dreambooth.core.install_paths import PAGE, PAGE_LOCK, PAGE_TESTS_LOCK
 from dreambooth.service import environment, packages, venv
 from dreambooth.service.packages import Progress
 

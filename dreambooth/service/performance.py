@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
-from dreambooth.core import abilities, settings
+from dreambooth.core import engine_capabilities, settings
 from dreambooth.core.errors import UserError
 from dreambooth.core.memory import footprint, planner
 from dreambooth.core.memory.planner import Plan
@@ -22,7 +22,7 @@ _ANY_WORD = "sks"  # for what is counted of words that learn, where none is chos
 def card_bytes(named: str, *, label: str) -> int:
     """A card of the size that was named, `8GB`; this machine's where none was, and 0 where there is none. Raises
     UserError for what is no size."""
-    return planner.card_size(named, label=label) if named else abilities.card_bytes()
+    return planner.card_size(named, label=label) if named else engine_capabilities.card_bytes()
 
 
 def of_model(opened: Project, chosen: Settings, card: int, *, label: str) -> Plan:

@@ -18,10 +18,10 @@ from typing import Any, Protocol
 from dreambooth.core import device, job_list, project
 from dreambooth.core.errors import Problem, UserError
 from dreambooth.core.files import atomic, lock
+from dreambooth.core.job_folder import Job
 from dreambooth.core.project import Folders
-from dreambooth.core.run import Job
-from dreambooth.service import beforehand, environment, launcher, moving
-from dreambooth.service.endings import WAITS_ON
+from dreambooth.service import environment, launcher, preflight, relocation
+from dreambooth.service.exit_causes import WAITS_ON
 
 POLL_SECONDS = 1.0
 WAITER = "a command waits"  # in a start request: it counts only as long as that command lives
@@ -49,7 +49,7 @@ def submit(job: Job, *, note: str = "") -> dict[str, Any]:
     if not environment.is_current():
         raise UserError("The engine is not set up yet; press Set up on the Dreambooth tab, or run setup.")
     _check_rests(job)
-    beforehand.check(job)
+    preflight.check(job)
     if job.needs_device:
         _check_rests(job)  # the look at all pictures may have taken a while
         job.request("start", note)
@@ -251,7 +251,7 @@ class _Watcher(threading.Thread):
         self.queue, self.said = Queue(host), ""
 
     def run(self) -> None:
-        self._guarded(lambda: moving.follow(self.queue.host.folders()))
+        self._guarded(lambda: relocation.follow(self.queue.host.folders()))
         self._guarded(lambda: tidy(self.queue.host.folders()))
         while True:
             self._guarded(self.queue.tick)

@@ -25,9 +25,9 @@ from dreambooth.core import schema
 from dreambooth.core.errors import UserError
 from dreambooth.core.files import atomic
 from dreambooth.core.files.json_file import read_object
-from dreambooth.core.layout import STAMP
+from dreambooth.core.install_paths import STAMP
+from dreambooth.core.job_folder import Job, event_of
 from dreambooth.core.privacy import Cleaner, is_secret
-from dreambooth.core.run import Job, event_of
 from dreambooth.core.settings import Settings
 from dreambooth.service import environment, installation, runs
 

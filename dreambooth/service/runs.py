@@ -9,12 +9,12 @@ from typing import Any
 from dreambooth.core import job_list, project, settings
 from dreambooth.core.errors import Problem, UserError
 from dreambooth.core.files import confinement
+from dreambooth.core.job_folder import Job, Request
+from dreambooth.core.job_history import Event, Story
 from dreambooth.core.models import checkpoint
 from dreambooth.core.project import Folders, Project
-from dreambooth.core.run import Job, Request
 from dreambooth.core.settings import Settings
-from dreambooth.core.story import Event, Story
-from dreambooth.service import endings, going_on, launcher
+from dreambooth.service import exit_causes, launcher, resume_run
 
 Answer = dict[str, Any]
 
@@ -39,7 +39,7 @@ def summary(job: Job) -> dict[str, Any]:
         "measured": asdict(story.measures[-1]) if story.measures else None,
         "previews": str(job.folder / "previews.png") if (job.folder / "previews.png").exists() else None,
         "created": job.said().get("created"),
-        "resumable": status == "new" or going_on.rests(job, status),
+        "resumable": status == "new" or resume_run.rests(job, status),
         "offset": story.offset,
         "folder": str(job.folder),
     }
@@ -61,7 +61,7 @@ def errors(job: Job, status: str) -> list[Problem]:
     wrong."""
     try:
         job.read()
-        if status not in ("running", "queued") and (problem := endings.early(job)):
+        if status not in ("running", "queued") and (problem := exit_causes.early(job)):
             return [problem]
         if status in ("failed", "lost"):
             launcher.result(job)

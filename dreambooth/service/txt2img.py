@@ -8,14 +8,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from dreambooth.core import job_list, run, words
+from dreambooth.core import job_folder, job_list, learned_words
 from dreambooth.core.drawing import Drawing, Keep, Look
 from dreambooth.core.errors import Problem, UserError
+from dreambooth.core.job_folder import BY_WEBUI, Job
 from dreambooth.core.models import checkpoint
 from dreambooth.core.project import Folders, Project
-from dreambooth.core.run import BY_WEBUI, Job
 from dreambooth.core.settings import Settings, to_json
-from dreambooth.service import errands, pictures
+from dreambooth.service import pictures, short_jobs
 
 LIBRARIES = ("diffusers", "webui")
 _BATCH = 4  # pictures at a time, where the person leaves it to us: how much room the WebUI's model leaves is not known
@@ -52,7 +52,7 @@ def fields(
     sampler = wanted.get("sampler") or painter.samplers[0]
     if sampler not in painter.samplers:
         raise UserError(f"sampler: {sampler!r} is none of {painter.name}'s: {', '.join(painter.samplers)}.")
-    chosen, made = errands.drawing(opened, wanted, label=label)
+    chosen, made = short_jobs.drawing(opened, wanted, label=label)
     made.pop("scheduler")
     file = Path(made["weights"])
     if made["weights"] and opened.embedding(file).exists():
@@ -67,7 +67,7 @@ def fields(
             raise UserError(f"{file}: the WebUI looks for {what} in {place}; put it there, or draw with diffusers.")
         tag = f" <lora:{file.stem}:{made['lora_weight']:g}>" if kind == "lora" else ""
         beside = folders.embeddings if kind == "lora" else file.parent
-        made["prompt"] = words.in_webui(made["prompt"], words.names(file, header.metadata), beside)
+        made["prompt"] = learned_words.in_webui(made["prompt"], learned_words.names(file, header.metadata), beside)
     elif made["weights"]:
         source = file
     side = opened.resolution
@@ -84,7 +84,7 @@ def fields(
 def begin(folders: Folders, opened: Project, chosen: Settings, made: dict[str, Any], painter: Painter) -> Job:
     """A new job that the WebUI draws from now on, in a thread of its own."""
     job = job_list.create(
-        opened.errands, {"kind": BY_WEBUI, "model": opened.name, **run.where(folders), **made}, to_json(chosen)
+        opened.errands, {"kind": BY_WEBUI, "model": opened.name, **job_folder.where(folders), **made}, to_json(chosen)
     )
     started = threading.Event()
     threading.Thread(target=_work, args=(job, painter, started), name="dreambooth-txt2img", daemon=True).start()

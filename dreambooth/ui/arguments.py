@@ -7,8 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 from dreambooth.core import schema
-from dreambooth.core.models.origin import Origin
-from dreambooth.service import errands
+from dreambooth.core.models.load_overrides import Origin
+from dreambooth.service import short_jobs
 from dreambooth.ui import benches, commands, preparing, results
 from dreambooth.ui.describe import of_models, of_runs
 
@@ -94,9 +94,9 @@ def _add_preparing(add: Callable[..., Any]) -> None:
     sub.add_argument(
         "--candidates",
         type=int,
-        default=errands.CANDIDATES,
+        default=short_jobs.CANDIDATES,
         metavar="N",
-        help=f"rare words to try (default {errands.CANDIDATES})",
+        help=f"rare words to try (default {short_jobs.CANDIDATES})",
     )
 
 
@@ -267,8 +267,8 @@ def _add_drawing(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--cfg", type=float, default=7.5)
     sub.add_argument("--width", type=int, default=0, help="pixels; 0 takes the model's own size")
     sub.add_argument("--height", type=int, default=0)
-    names = ", ".join(errands.SCHEDULER.choices)
-    default = errands.SCHEDULER.default
+    names = ", ".join(short_jobs.SCHEDULER.choices)
+    default = short_jobs.SCHEDULER.default
     sub.add_argument("--scheduler", metavar="NAME", default=default, help=f"{names} (default: {default})")
     sub.add_argument("--out", metavar="DIR", help="where to (default: the model's folder)")
 

@@ -10,27 +10,27 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dreambooth.core import job_list, project, reference, run, schema, settings
+from dreambooth.core import job_folder, job_list, project, reference, schema, settings
 from dreambooth.core.errors import UserError
 from dreambooth.core.files import paths
-from dreambooth.core.layout import PROJECT
-from dreambooth.core.models.origin import Origin
+from dreambooth.core.install_paths import PROJECT
+from dreambooth.core.job_folder import Job
+from dreambooth.core.models.load_overrides import Origin
 from dreambooth.core.project import Folders
-from dreambooth.core.run import Job
 from dreambooth.core.settings import Settings
 from dreambooth.core.settings.on_resume import Difference
 from dreambooth.host import standalone
 from dreambooth.service import (
-    beforehand,
     demo,
     environment,
-    going_on,
     installation,
     launcher,
     models,
-    moving,
     page_environment,
+    preflight,
     queue,
+    relocation,
+    resume_run,
 )
 from dreambooth.service import runs as service_runs
 from dreambooth.ui.terminal import Terminal
@@ -83,13 +83,13 @@ def check(options: argparse.Namespace, terminal: Terminal) -> Result:
 
 
 def class_images(options: argparse.Namespace, terminal: Terminal) -> Result:
-    beforehand.check_new(project.open_project(folders(options), options.name), merged_settings(options))
+    preflight.check_new(project.open_project(folders(options), options.name), merged_settings(options))
     return errand(options, terminal, "class-images", merged_settings(options))
 
 
 def train(options: argparse.Namespace, terminal: Terminal) -> Result:
     opened, merged = project.open_project(folders(options), options.name), merged_settings(options)
-    beforehand.check_new(opened, merged, folders(options))  # the engine may have to be set up first
+    preflight.check_new(opened, merged, folders(options))  # the engine may have to be set up first
     python = environment.ensure(terminal.show)
     job = launcher.new_run(folders(options), opened, merged)
     terminal.say(f"Run {job.name}: {job.folder}")
@@ -98,15 +98,15 @@ def train(options: argparse.Namespace, terminal: Terminal) -> Result:
 
 def resume(options: argparse.Namespace, terminal: Terminal) -> Result:
     job = job_list.find(folders(options), options.run)
-    going_on.check_resumable(job)
+    resume_run.check_resumable(job)
     given, differing = given_settings(options), list[Difference]()
     if options.model_settings:
         if given:
             raise UserError("--model-settings: it takes the model's own settings; give none beside it.")
-        differing = going_on.differences(job, project.open_project(folders(options), job.read()["model"]))
-        given = going_on.takeable(differing)
+        differing = resume_run.differences(job, project.open_project(folders(options), job.read()["model"]))
+        given = resume_run.takeable(differing)
     python, before = environment.ensure(terminal.show), job.states()  # what is changed now stays so, whatever comes
-    for key, value in going_on.prepare(folders(options), job, given, options.from_step, label="--{}").items():
+    for key, value in resume_run.prepare(folders(options), job, given, options.from_step, label="--{}").items():
         terminal.say(f"From here on: {key} {value}")
     if moved := sorted({*before} - {*job.states()}):
         terminal.say(f"In the trash now, {folders(options).trash}: its states after steps {', '.join(map(str, moved))}")
@@ -169,7 +169,7 @@ def folders(options: argparse.Namespace, *, may_be_new: bool = False) -> Folders
     is_there = found.models.is_dir()
     if options.data is not None and not is_there and (found.models.exists() or not may_be_new):
         raise UserError(f"--data: {paths.no_folder(found.models)}")
-    moving.follow(found)
+    relocation.follow(found)
     return found
 
 
@@ -273,7 +273,7 @@ def _take_turn(job: Job, terminal: Terminal) -> None:
         raise
 
 
-def _ask(job: Job, what: run.Request) -> Result:
+def _ask(job: Job, what: job_folder.Request) -> Result:
     return {**service_runs.ask(job, what), "title": job.title}
 
 

@@ -10,7 +10,7 @@ from dreambooth.core.errors import UserError
 from dreambooth.core.files import paths
 from dreambooth.core.focal_point import FocalPoint
 from dreambooth.core.settings import Settings
-from dreambooth.service import environment, errands, learning_on, models, notice, pictures, runs, undoing
+from dreambooth.service import continue_from, environment, models, notice, pictures, runs, settings_undo, short_jobs
 from dreambooth.service import performance as fitting
 from dreambooth.ui import commands
 from dreambooth.ui.commands import Result
@@ -52,13 +52,13 @@ def import_settings(options: argparse.Namespace, terminal: Terminal) -> Result:
     opened = project.open_project(commands.folders(options), options.name)
     file = paths.named(options.file, "FILE")
     kind, flat, report = models.imported(opened, file, lambda: environment.ensure(terminal.show))
-    undoing.change(opened, commands.settings_over(flat, options))
+    settings_undo.change(opened, commands.settings_over(flat, options))
     return {"name": opened.name, "kind": kind, "report": report}
 
 
 def undo(options: argparse.Namespace, terminal: Terminal) -> Result:
     opened = project.open_project(commands.folders(options), options.name)
-    undoing.undo(opened)
+    settings_undo.undo(opened)
     return models.summary(opened)
 
 
@@ -75,15 +75,15 @@ def learn_on(options: argparse.Namespace, terminal: Terminal) -> Result:
     if options.file is None and not written:
         raise UserError(f"{opened.name} has no result yet; train it first.")
     if options.file is None:
-        return learning_on.learn_on(found, opened, written[0])
+        return continue_from.learn_on(found, opened, written[0])
     named = paths.named(options.file, "FILE")
     file = next((one for one in written if Path(one).resolve() == named), str(named))  # a link may lead there
-    return learning_on.learn_on(found, opened, file)
+    return continue_from.learn_on(found, opened, file)
 
 
 def tokens(options: argparse.Namespace, terminal: Terminal) -> Result:
     """What the words of a prompt are to the model."""
-    fields = errands.words(options.prompt, options.candidates, label="--{}")
+    fields = short_jobs.words(options.prompt, options.candidates, label="--{}")
     chosen = settings.parse(project.open_project(commands.folders(options), options.name).settings())
     return commands.errand(options, terminal, "tokens", chosen, **fields)
 

@@ -10,7 +10,7 @@ from dreambooth.core import job_list, project, settings
 from dreambooth.core.errors import UserError
 from dreambooth.core.files import paths
 from dreambooth.core.project import Project
-from dreambooth.service import deleting, errands, exporting
+from dreambooth.service import deleting, exporting, short_jobs
 from dreambooth.service import report as report_file
 from dreambooth.service import runs as service_runs
 from dreambooth.ui import commands
@@ -26,7 +26,7 @@ def report(options: argparse.Namespace, terminal: Terminal) -> Result:
 
 def generate(options: argparse.Namespace, terminal: Terminal) -> Result:
     opened = project.open_project(commands.folders(options), options.name)
-    chosen, fields = errands.drawing(opened, vars(options), label="--{}")
+    chosen, fields = short_jobs.drawing(opened, vars(options), label="--{}")
     if not (fields["weights"] or options.base or options.from_step):
         terminal.say(f"{opened.name} has no result yet; this draws with the model before training.")
     return commands.errand(options, terminal, "generate", chosen, **fields)
@@ -43,7 +43,7 @@ def sheet(options: argparse.Namespace, terminal: Terminal) -> Result:
     if not lines:
         raise UserError(f"--weights: {opened.name} has no result yet; name files, or add --base for the model before.")
     asked = {**vars(options), "sheet": {"weights": lines, "lora_weights": options.lora_weights}}
-    chosen, fields = errands.sheet(opened, asked, label="--{}", within="")
+    chosen, fields = short_jobs.sheet(opened, asked, label="--{}", within="")
     return commands.errand(options, terminal, "generate", chosen, **fields)
 
 

@@ -9,7 +9,7 @@ import sys
 import time
 from typing import Any, TextIO
 
-from dreambooth.core.quantities import duration, memory, size
+from dreambooth.core.formatting import duration, memory, size
 
 _WIDTH, _SHORTEST = 24, 6  # of a bar
 _DRAWN, _TYPED = ("▓", "░"), ("#", ".")  # Windows writes into a pipe or file what its code page has

@@ -10,9 +10,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dreambooth.core.errors import UserError
-from dreambooth.core.layout import MINIATURE
+from dreambooth.core.install_paths import MINIATURE
 from dreambooth.core.models import checkpoint
-from dreambooth.core.models.origin import Origin
+from dreambooth.core.models.load_overrides import Origin
 from tests.conftest import write_safetensors
 from tests.core.test_hostile_files import tensor_program, zipped
 

@@ -10,11 +10,11 @@ import pytest
 
 from dreambooth.core import job_list, project, schema
 from dreambooth.core.errors import UserError
-from dreambooth.core.layout import MINIATURE, SUBJECT_PICTURES
+from dreambooth.core.install_paths import MINIATURE, SUBJECT_PICTURES
+from dreambooth.core.job_folder import Job
 from dreambooth.core.project import Folders
-from dreambooth.core.run import Job
 from dreambooth.core.settings import Settings, on_resume, parse
-from dreambooth.service import going_on
+from dreambooth.service import resume_run
 
 NOW = schema.to_flat(parse({"concepts.0.instance_prompt": "sks star", "batching.train_batch_size": 4}))
 
@@ -81,11 +81,11 @@ def job(tmp_path: Path) -> Job:
 
 
 def test_only_what_differs_is_written_down(job: Job, tmp_path: Path) -> None:
-    assert going_on.prepare(Folders(tmp_path), job, {**job.settings(), "intervals.max_train_steps": 50}) == {
+    assert resume_run.prepare(Folders(tmp_path), job, {**job.settings(), "intervals.max_train_steps": 50}) == {
         "intervals.max_train_steps": 50
     }
     assert json.loads((job.folder / "changes.json").read_text()) == {"intervals.max_train_steps": 50}
-    assert going_on.prepare(Folders(tmp_path), job, {"intervals.max_train_steps": 60}) == {
+    assert resume_run.prepare(Folders(tmp_path), job, {"intervals.max_train_steps": 60}) == {
         "intervals.max_train_steps": 60
     }
     assert job.settings()["intervals.max_train_steps"] == 60
@@ -95,9 +95,9 @@ def test_a_run_that_cannot_go_on_is_not_changed(job: Job, tmp_path: Path) -> Non
     job.report("started")
     job.report("result", ending="done")
     with pytest.raises(UserError, match="has written its result already"):
-        going_on.prepare(Folders(tmp_path), job, {"intervals.max_train_steps": 50})
-    assert going_on.prepare(Folders(tmp_path), job, {}) == {}
+        resume_run.prepare(Folders(tmp_path), job, {"intervals.max_train_steps": 50})
+    assert resume_run.prepare(Folders(tmp_path), job, {}) == {}
     job.report("done")
     with pytest.raises(UserError, match="it is done"):
-        going_on.prepare(Folders(tmp_path), job, {"previews.count": 3})
+        resume_run.prepare(Folders(tmp_path), job, {"previews.count": 3})
     assert job.changes() == {}

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from dreambooth.core import abilities
+from dreambooth.core import engine_capabilities
 from dreambooth.core.errors import UserError
-from dreambooth.core.memory import footprint, planner, spare
+from dreambooth.core.memory import footprint, headroom, planner
 from dreambooth.core.schema import to_flat
 from dreambooth.core.settings import Settings, conflicts, parse, to_json
 from dreambooth.core.settings.conflicts import found
@@ -114,14 +114,14 @@ def test_what_streams_is_not_on_the_card() -> None:
 def test_an_optimizer_that_does_not_work_here_is_not_proposed(monkeypatch: pytest.MonkeyPatch) -> None:
     card = 12 * GB
     assert planner.for_family(settings("full"), "sd1", card).changes["optimizer.name"] == "adamw_8bit"
-    monkeypatch.setattr("dreambooth.core.abilities.fault", lambda key, choice: "no bitsandbytes")
+    monkeypatch.setattr("dreambooth.core.engine_capabilities.fault", lambda key, choice: "no bitsandbytes")
     assert planner.for_family(settings("full"), "sd1", card).changes.get("optimizer.name") != "adamw_8bit"
 
 
 def test_weights_in_bf16_are_not_proposed_to_a_card_that_only_emulates_it(monkeypatch: pytest.MonkeyPatch) -> None:
     proposed = planner.for_family(settings("full"), "sdxl", 16 * GB)
     assert proposed.fits and proposed.changes["memory.bf16_weights"]
-    monkeypatch.setattr("dreambooth.core.abilities.fault", lambda key, choice: key == "memory.bf16_weights")
+    monkeypatch.setattr("dreambooth.core.engine_capabilities.fault", lambda key, choice: key == "memory.bf16_weights")
     assert "memory.bf16_weights" not in planner.for_family(settings("full"), "sdxl", 16 * GB).changes
 
 
@@ -155,16 +155,16 @@ def test_performance_asked_again_goes_back_to_what_is_quick(family: str, method:
 
 def test_what_others_hold_is_spared_on_a_card_of_any_size() -> None:
     for card in planner.CARDS:
-        assert card - spare.usable(card) >= max(0.06 * card - 1, 1e9)
-    assert spare.usable(2 * GB) == 1.5 * GB
+        assert card - headroom.usable(card) >= max(0.06 * card - 1, 1e9)
+    assert headroom.usable(2 * GB) == 1.5 * GB
     for usable in (1e9, 3.2e9, 12e9, 40e9):
-        assert spare.usable(spare.card_with(usable)) == pytest.approx(usable, abs=2)
+        assert headroom.usable(headroom.card_with(usable)) == pytest.approx(usable, abs=2)
 
 
 def test_without_bf16_a_small_card_is_told_to_train_a_lora(monkeypatch: pytest.MonkeyPatch) -> None:
     """fp16 scales its losses, and takes no step in the backward pass."""
-    monkeypatch.setattr(abilities, "fault", lambda key, choice: key == "memory.bf16_weights")
-    monkeypatch.setattr(abilities, "takes_fp16", lambda: True)
+    monkeypatch.setattr(engine_capabilities, "fault", lambda key, choice: key == "memory.bf16_weights")
+    monkeypatch.setattr(engine_capabilities, "takes_fp16", lambda: True)
     made = planner.for_family(settings("full"), "sdxl", 11 * GB)
     assert not made.fits
     assert made.changes.keys().isdisjoint({"memory.step_in_backward", "memory.unet_weights"})

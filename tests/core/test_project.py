@@ -7,7 +7,7 @@ import pytest
 
 from dreambooth.core import project
 from dreambooth.core.errors import UserError
-from dreambooth.core.layout import MINIATURE
+from dreambooth.core.install_paths import MINIATURE
 from dreambooth.core.project import Folders
 from dreambooth.core.settings import RENAMED, parse
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dreambooth.core import story
+from dreambooth.core import job_history
 from dreambooth.core.validation import Measure, best, could_tell, measures_past, thinned
 
 
@@ -53,10 +53,10 @@ def test_no_measure_is_better_than_the_best(values: list[float]) -> None:
     assert found.held_out == pytest.approx(max(values), abs=1e-9)
 
 
-def told(folder: Path, *events: dict[str, object]) -> story.Story:
+def told(folder: Path, *events: dict[str, object]) -> job_history.Story:
     path = folder / "events.jsonl"
     path.write_text("".join(json.dumps(one) + "\n" for one in events), encoding="utf-8")
-    return story.read(path)
+    return job_history.read(path)
 
 
 def measured(step: int, held_out: object, **more: object) -> dict[str, object]:

@@ -11,16 +11,16 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from dreambooth.core.buckets import Bucket
-from dreambooth.core.budget import budget
+from dreambooth.core.run_length import budget
 from dreambooth.core.settings import parse
+from dreambooth.engine.data.batch_order import Order, Slot
 from dreambooth.engine.data.cache import Encoded
-from dreambooth.engine.data.order import Order, Slot
-from dreambooth.engine.data.readings import Readings
+from dreambooth.engine.data.caption_schedule import Readings
 from dreambooth.engine.drawing.sampling import make_scheduler
 from dreambooth.engine.families.model import Model
 from dreambooth.engine.training import adapters, loss, optimizers
 from dreambooth.engine.training.session import Session
-from dreambooth.engine.training.text import Texts
+from dreambooth.engine.training.text_embeddings import Texts
 
 BUCKET = Bucket(64, 64)
 

@@ -10,9 +10,9 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
 from dreambooth.core import project
-from dreambooth.core.layout import SUBJECT_PICTURES
+from dreambooth.core.install_paths import SUBJECT_PICTURES
+from dreambooth.core.job_folder import Job
 from dreambooth.core.project import Folders, Project
-from dreambooth.core.run import Job
 from dreambooth.core.settings import parse
 from dreambooth.engine import export, worker
 from dreambooth.service import exporting, launcher

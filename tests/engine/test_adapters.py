@@ -21,7 +21,7 @@ from dreambooth.core import settings
 from dreambooth.core.errors import UserError
 from dreambooth.core.models import checkpoint
 from dreambooth.engine import families
-from dreambooth.engine.bench.live import Live
+from dreambooth.engine.bench.live_tensors import Live
 from dreambooth.engine.checkpoints import lora, lora_header, lora_start
 from dreambooth.engine.checkpoints.source import open_source
 from dreambooth.engine.checkpoints.write import write_tensors

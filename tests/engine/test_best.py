@@ -11,7 +11,7 @@ import pytest
 
 from dreambooth.core import job_list
 from dreambooth.core.errors import UserError
-from dreambooth.core.run import Job
+from dreambooth.core.job_folder import Job
 from dreambooth.core.settings import parse
 from dreambooth.engine.bench import best
 from dreambooth.ui.describe import of_benches

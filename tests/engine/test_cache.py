@@ -13,12 +13,12 @@ from PIL import Image
 
 from dreambooth.core import forecast, project
 from dreambooth.core.buckets import Bucket
-from dreambooth.core.layout import MINIATURE
+from dreambooth.core.install_paths import MINIATURE
+from dreambooth.core.job_folder import Job
 from dreambooth.core.project import Folders
-from dreambooth.core.run import Job
 from dreambooth.core.settings import parse
 from dreambooth.engine import families, hardware, worker
-from dreambooth.engine.data import cache, decoding, framing, latent_store, pictures
+from dreambooth.engine.data import cache, cropping, decoding, latent_store, pictures
 from dreambooth.engine.data.latent_store import Store
 from dreambooth.engine.data.pictures import Example
 from dreambooth.engine.families.model import Model
@@ -97,7 +97,7 @@ def test_every_example_is_found_again_in_its_bucket(model: Model, photos: Path) 
     encoded = encode(model, some)
     assert len(encoded) == len(some) == 16
     for n, example in enumerate(some):
-        picture = framing.apply(decoding.decode(example.picture.path), example.cut)
+        picture = cropping.apply(decoding.decode(example.picture.path), example.cut)
         mean, _ = model.encode_pictures(cache.to_tensor(picture)[None])
         assert torch.allclose(latents(encoded, n)[0], mean[0], atol=1e-4)
         bucket = example.cut.bucket
@@ -110,7 +110,7 @@ def test_draws_are_of_the_distribution_of_encoding_afresh(model: Model, photos: 
     encoded, count = encode(model, some), 4000
     torch.manual_seed(0)
     drawn = encoded.sample(torch.zeros(count, dtype=torch.long))
-    pixels = cache.to_tensor(framing.apply(decoding.decode(some[0].picture.path), some[0].cut))[None]
+    pixels = cache.to_tensor(cropping.apply(decoding.decode(some[0].picture.path), some[0].cut))[None]
     posterior = model.vae.encode(pixels).latent_dist
     afresh = torch.cat([posterior.sample() for _ in range(count)]) * model.latent_scale
     error = afresh.std(0) / count**0.5  # of a mean

@@ -15,11 +15,11 @@ import pytest
 import torch
 
 from dreambooth.core import job_list
-from dreambooth.core.memory import spare
-from dreambooth.core.run import Job
+from dreambooth.core.job_folder import Job
+from dreambooth.core.memory import headroom
 from dreambooth.engine.bench import (
     card,
-    card_ceilings,
+    card_peaks,
     card_pieces,
     card_proofs,
     measuring,
@@ -28,8 +28,8 @@ from dreambooth.engine.bench import (
     plans,
 )
 from dreambooth.engine.bench.card import Results
+from dreambooth.engine.bench.card_idle_time import PROFILED, TIMED, Waiting
 from dreambooth.engine.bench.card_pieces import About
-from dreambooth.engine.bench.card_waiting import PROFILED, TIMED, Waiting
 from dreambooth.ui import benches
 from dreambooth.ui.describe import of_benches
 
@@ -238,7 +238,7 @@ def test_memory_is_that_of_the_plan_for_the_goal(tmp_path: Path, monkeypatch: py
     said = of_benches.bench({"part": "card", "rows": Results(tmp_path / "out").rows(), **TELLS})
     assert line(said, "sdxl full within 8.0 GB").endswith("out of time")
     assert line(said, "sdxl lora within 4.3 GB: a step").endswith("NOT REACHED")
-    assert [one.card_bytes for one in wanted][:2] == [spare.card_with(4.5e9), spare.card_with(2**32)]
+    assert [one.card_bytes for one in wanted][:2] == [headroom.card_with(4.5e9), headroom.card_with(2**32)]
     wanted.clear()
     card_pieces.memory(about(tmp_path, "memory", large=True))
     assert [one.method for one in wanted] == ["full", "full"], "those that the time did not suffice for"
@@ -319,5 +319,5 @@ def test_where_the_time_of_a_step_goes() -> None:
 
 def test_ceilings_are_measured_in_turns() -> None:
     times = iter([0.0, 0.0, 0.0, *([0.01] * 5), *([0.03] * 5)])
-    assert card_ceilings.seconds(lambda: time.sleep(next(times))) == pytest.approx(0.02, abs=0.01)
-    assert json.dumps(card_ceilings.card(torch.device("cpu")))
+    assert card_peaks.seconds(lambda: time.sleep(next(times))) == pytest.approx(0.02, abs=0.01)
+    assert json.dumps(card_peaks.card(torch.device("cpu")))

@@ -12,12 +12,12 @@ from PIL import Image
 from dreambooth.core import picture_files
 from dreambooth.core.errors import UserError
 from dreambooth.core.focal_point import FocalPoint
-from dreambooth.core.layout import SUBJECT_PICTURES
+from dreambooth.core.install_paths import SUBJECT_PICTURES
+from dreambooth.core.job_folder import Job
 from dreambooth.core.project import Project
-from dreambooth.core.run import Job
 from dreambooth.engine import worker
 from dreambooth.engine.run import hooks
-from dreambooth.service import going_on
+from dreambooth.service import resume_run
 from dreambooth.service.pictures import write_point
 from tests.engine.runs import LORA, folders, new_run, output, same, saved, tiny_project, told, train
 
@@ -43,7 +43,7 @@ def test_resuming_with_more_steps_is_the_run_that_had_them_from_the_beginning(
 ) -> None:
     job = paused(star, monkeypatch)
     often = {"intervals.save_preview_every_steps": 2, "previews.count": 1, "previews.steps": 1}
-    assert going_on.prepare(folders(star), job, {**LONGER, **often}) == {**LONGER, **often}
+    assert resume_run.prepare(folders(star), job, {**LONGER, **often}) == {**LONGER, **often}
     assert worker.run(job) == "done"
     assert told(job, "step")[-1]["step"] == 7
     assert told(job, "preview")
@@ -55,7 +55,7 @@ def test_resuming_with_more_steps_is_the_run_that_had_them_from_the_beginning(
 def test_a_schedule_that_goes_by_the_length_is_said(star: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     falling = {"learning.scheduler": "cosine", "tuning.text_encoder_ratio": 0.5}
     job = paused(star, monkeypatch, **falling)
-    going_on.prepare(folders(star), job, LONGER)
+    resume_run.prepare(folders(star), job, LONGER)
     assert worker.run(job) == "done"
     (warning,) = told(job, "warning")
     assert "learning.scheduler and tuning.text_encoder_ratio go by it" in warning["text"]
@@ -71,7 +71,7 @@ def test_a_length_that_is_passed_already_is_refused_and_another_one_taken(
     with pytest.raises(UserError, match=r"intervals\.max_train_steps: the run has made 3 steps already"):
         worker.run(job)
     job.report("failed", problems=["..."], refused=True)
-    going_on.prepare(folders(star), job, LONGER)
+    resume_run.prepare(folders(star), job, LONGER)
     assert worker.run(job) == "done"
     assert told(job, "step")[-1]["step"] == 7
 
@@ -105,7 +105,7 @@ def test_what_was_written_with_other_settings_is_written_again(star: Project, mo
     """A result that has the place of this moment but not its settings is not taken for it."""
     job = paused(star, monkeypatch, **{"intervals.save_model_every_steps": 2})
     assert len(saved(job)) == 1
-    going_on.prepare(folders(star), job, {"learning.lora_learning_rate": 1e-3})
+    resume_run.prepare(folders(star), job, {"learning.lora_learning_rate": 1e-3})
     (job.state / "000000003").rename(job.folder / "lost")  # so that it begins anew
     assert worker.run(job) == "done"
     before, again, last = saved(job)

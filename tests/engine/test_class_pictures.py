@@ -13,10 +13,10 @@ from PIL import Image
 from dreambooth.core import project, settings
 from dreambooth.core.buckets import Bucket
 from dreambooth.core.errors import UserError
-from dreambooth.core.layout import MINIATURE
+from dreambooth.core.install_paths import MINIATURE
 from dreambooth.core.project import Folders, Project
 from dreambooth.engine import class_images, families
-from dreambooth.engine.data import class_pictures, pictures, survey
+from dreambooth.engine.data import class_pictures, inspection, pictures
 from dreambooth.engine.data.class_pictures import Plan
 from dreambooth.engine.families.model import Model
 from dreambooth.service import launcher
@@ -94,7 +94,7 @@ def test_they_are_drawn_in_the_shapes_of_your_pictures(star: Project, mine: Path
     make(model, square, wide)
     drawn = plans(star, parsed)
     priors = class_pictures.prior_pictures(drawn)
-    looks = survey.look_at_all([p.path for p in priors])
+    looks = inspection.look_at_all([p.path for p in priors])
     assert Counter((seen.width, seen.height) for seen in looks) == {(64, 64): 6, (80, 48): 2}
     instances = pictures.examples(pictures.gather(parsed.concepts), parsed, 64)
     cuts = [example.cut for example in pictures.prior_examples(priors, looks, instances)]

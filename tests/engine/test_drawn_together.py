@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from dreambooth.core import project
+from dreambooth.core.job_folder import Job
 from dreambooth.core.project import Folders, Project
-from dreambooth.core.run import Job
 from dreambooth.core.settings import parse
 from dreambooth.engine import class_images, families, generate, hardware
 from dreambooth.engine.bench import drawing_footprint, random_model
@@ -20,12 +20,12 @@ from dreambooth.engine.bench.footprint import Point
 from dreambooth.engine.drawing import drawn_together, sheet
 from dreambooth.engine.drawing.sampling_choice import Sampling
 from dreambooth.engine.families.model import Model
-from dreambooth.engine.run import trouble
+from dreambooth.engine.run import recovery
 from dreambooth.engine.training import adapters, preview
-from dreambooth.service import errands, launcher
+from dreambooth.service import launcher, short_jobs
 from tests.engine import tiny
 from tests.engine.runs import told
-from tests.engine.test_live import SMALL
+from tests.engine.test_live_tensors import SMALL
 
 SMALL_PICTURES, LARGE = Sampling(64, 64), Sampling(512, 512)
 
@@ -168,12 +168,12 @@ def test_previews_are_drawn_as_the_memory_has_it(
 def test_the_retreat_goes_on_from_what_was_drawn_together() -> None:
     settings, found = parse({}), []
     for together in (16, 8, 1, 0):
-        step = trouble.smaller(settings, "previews", together)
+        step = recovery.smaller(settings, "previews", together)
         found.append(step[0] if step else None)
     tiles = {"memory.vae_decoding": "tiled"}
     assert found == [{"batching.class_batch_size": 8}, {"batching.class_batch_size": 4}, tiles, tiles]
     own = parse({"batching.class_batch_size": 2})
-    assert trouble.smaller(own, "class pictures", 16) == (
+    assert recovery.smaller(own, "class pictures", 16) == (
         {"batching.class_batch_size": 1},
         "1 pictures drawn at a time",
     )
@@ -195,7 +195,7 @@ def test_generate_takes_less_where_memory_is_short(
 
     monkeypatch.setattr(generate, "draw", short)
     asked = {"prompt": "a star", "base": True, "count": 5, "steps": 1, "width": 64, "height": 64, "batch": batch}
-    chosen, fields = errands.drawing(star, {**asked, "out": str(tmp_path / "out")})
+    chosen, fields = short_jobs.drawing(star, {**asked, "out": str(tmp_path / "out")})
     job = launcher.new_errand(Folders(star.folder.parents[1]), star, "generate", chosen, **fields)
     if batch:
         with pytest.raises(torch.OutOfMemoryError):
@@ -212,7 +212,7 @@ def test_generate_decodes_in_tiles_where_the_memory_is_short_of_one_picture(
     found: list[int] = []
     monkeypatch.setattr(generate, "draw", _short_without_tiles(generate.draw, found))
     asked = {"prompt": "a star", "base": True, "count": 2, "steps": 1, "width": 64, "height": 64, "batch": batch}
-    chosen, fields = errands.drawing(star, {**asked, "out": str(tmp_path / "out")})
+    chosen, fields = short_jobs.drawing(star, {**asked, "out": str(tmp_path / "out")})
     job = launcher.new_errand(Folders(star.folder.parents[1]), star, "generate", chosen, **fields)
     assert len(generate.run(job)["pictures"]) == 2
     assert found == sizes
@@ -226,7 +226,7 @@ def test_a_sheet_does_so_from_the_first_picture_that_does_not_fit(
     found: list[int] = []
     monkeypatch.setattr(sheet, "draw", _short_without_tiles(sheet.draw, found))
     asked = {"prompt": "a star", "steps": 1, "width": 64, "height": 64, "sheet": {"weights": ["", ""]}}
-    chosen, fields = errands.sheet(star, {**asked, "out": str(tmp_path / "out")})
+    chosen, fields = short_jobs.sheet(star, {**asked, "out": str(tmp_path / "out")})
     job = launcher.new_errand(Folders(star.folder.parents[1]), star, "generate", chosen, **fields)
     assert len(generate.run(job)["pictures"]) == 2
     assert found == [1, 1, 1]

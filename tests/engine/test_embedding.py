@@ -17,12 +17,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from dreambooth.core import forecast, presets, project, schedules
-from dreambooth.core.budget import budget
 from dreambooth.core.errors import UserError
-from dreambooth.core.layout import MINIATURE, SUBJECT_PICTURES
+from dreambooth.core.install_paths import MINIATURE, SUBJECT_PICTURES
+from dreambooth.core.job_folder import Job
 from dreambooth.core.models import anatomy, checkpoint
 from dreambooth.core.project import Folders, Project
-from dreambooth.core.run import Job
+from dreambooth.core.run_length import budget
 from dreambooth.core.settings import parse
 from dreambooth.engine import families, generate, plan, worker
 from dreambooth.engine.checkpoints import words_file
@@ -31,7 +31,7 @@ from dreambooth.engine.training import loop
 from dreambooth.engine.training.loop import Ending, Hooks
 from dreambooth.engine.training.session import Session
 from dreambooth.engine.training.validation import Measured, Validation
-from dreambooth.service import errands, exporting, hot_use, launcher, runs
+from dreambooth.service import exporting, launcher, runs, short_jobs, use_in_txt2img
 from tests.engine import tiny
 from tests.engine.runs import LORA, exported, folders, new_run, same, saved, tiny_project, told, train
 
@@ -296,14 +296,14 @@ def test_two_concepts_learn_a_word_each(of_two: tuple[Project, Job], tmp_path: P
 
 def test_the_webuis_prompt_has_the_embeddings_names(of_two: tuple[Project, Job]) -> None:
     made, job = of_two
-    use = hot_use.use(folders(made), job, saved(job)[-1])
-    assert use == hot_use.Use("a photo of sd1_10-1 star", "")
+    use = use_in_txt2img.use(folders(made), job, saved(job)[-1])
+    assert use == use_in_txt2img.Use("a photo of sd1_10-1 star", "")
     asked = {"prompt": "a zwx and SKS", "steps": 1, "guidance_scale": 5.0, "width": 0, "height": 0}
     other = Path(told(job, "saved")[-1]["embeddings"]["zwx"])
-    again = hot_use.use_picture(folders(made), made, {**asked, "negative_prompt": ""}, 1, str(other), 1.0)
+    again = use_in_txt2img.use_picture(folders(made), made, {**asked, "negative_prompt": ""}, 1, str(other), 1.0)
     assert again is not None
     assert again.prompt == "a sd1_10-2 and sd1_10-1"
-    plain = hot_use.use_picture(
+    plain = use_in_txt2img.use_picture(
         folders(made), made, {**asked, "prompt": "a cat", "negative_prompt": ""}, 1, str(other), 1
     )
     assert plain is not None
@@ -337,13 +337,13 @@ def test_it_is_listed_drawn_on_a_sheet_and_drawn_of_a_state(
     states: list[Any] = [{"run": int(paused.folder.name), "from_step": 2}]
     asked = {"prompt": PROMPT, "steps": 2, "width": 64, "height": 64, "out": str(tmp_path)}
     wanted = {**asked, "sheet": {"weights": ["", file, *states], "lora_weights": [0.5, 1.0]}}
-    chosen, made_of = errands.sheet(made, wanted)
+    chosen, made_of = short_jobs.sheet(made, wanted)
     assert [row["kind"] for row in made_of["rows"]] == ["base", "embedding", "embedding"]
     done = generate.run(launcher.new_errand(folders(made), made, "generate", chosen, **made_of))
     pictures = [Path(path) for path in done["pictures"]]
     assert [path.name for path in pictures] == ["00-00.png", "01-00.png", "02-00.png"], "it has no weight"
     assert len({path.read_bytes() for path in pictures}) == 3
-    chosen, fields = errands.drawing(made, {**asked, "weights": file})
+    chosen, fields = short_jobs.drawing(made, {**asked, "weights": file})
     [alone] = generate.run(launcher.new_errand(folders(made), made, "generate", chosen, **fields))["pictures"]
     assert Path(alone).is_file()
     done = exported(made, **states[0])

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from dreambooth.core.errors import UserError
 from dreambooth.core.models import checkpoint
 from dreambooth.core.project import Project
-from dreambooth.engine.checkpoints import as_lora, lora
+from dreambooth.engine.checkpoints import lora, lora_extraction
 from dreambooth.engine.checkpoints.source import open_source
 from tests.engine import tiny
 from tests.engine.runs import LORA, exported, saved, tiny_project, train
@@ -219,13 +219,13 @@ def test_the_search_holds_what_the_exact_decomposition_holds() -> None:
     matrix = left * torch.arange(1, 301).float().rsqrt() @ right
     changed = matrix.view(300, 100, 3, 1)
     for rank in (4, 32, 128):
-        down, up = as_lora.factors(changed, rank)
+        down, up = lora_extraction.factors(changed, rank)
         assert down.shape == (rank, 100, 3, 1) and up.shape == (300, rank, 1, 1)
         held = 1 - (matrix - up.flatten(1) @ down.flatten(1)).square().sum() / matrix.square().sum()
         exact = torch.linalg.svdvals(matrix).square()
         assert held >= (exact[:rank].sum() / exact.sum()) * 0.999
-    again = as_lora.factors(changed, 4)
-    assert all(torch.equal(one, two) for one, two in zip(again, as_lora.factors(changed, 4)))
+    again = lora_extraction.factors(changed, 4)
+    assert all(torch.equal(one, two) for one, two in zip(again, lora_extraction.factors(changed, 4)))
 
 
 def test_what_cannot_be_exported_so_is_said_in_a_sentence(

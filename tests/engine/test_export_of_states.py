@@ -13,12 +13,12 @@ from PIL import Image, ImageChops
 from safetensors.torch import load_file
 
 from dreambooth.core.errors import UserError
+from dreambooth.core.job_folder import Job
 from dreambooth.core.project import Folders, Project
-from dreambooth.core.run import Job
 from dreambooth.core.settings import parse
 from dreambooth.engine import export, generate, worker
 from dreambooth.engine.run import hooks
-from dreambooth.service import deleting, errands, exporting, launcher, runs
+from dreambooth.service import deleting, exporting, launcher, runs, short_jobs
 from tests.engine.runs import LORA, SHORT, new_run, same, saved, tiny_project
 from tests.engine.runs import exported as exported_of_file
 
@@ -193,7 +193,7 @@ def test_pictures_of_a_state_are_those_of_its_export(
     files = [exported(star, job, to=str(tmp_path / f"{n}.safetensors")) for n, job in enumerate((taught, whole))]
 
     def drawn(**wanted: Any) -> dict[str, Any]:
-        make = errands.sheet if "sheet" in wanted else errands.drawing
+        make = short_jobs.sheet if "sheet" in wanted else short_jobs.drawing
         chosen, fields = make(star, {**drawing, **wanted})
         errand = launcher.new_errand(folders, star, "generate", chosen, **fields)
         result = generate.run(errand)
@@ -214,6 +214,6 @@ def test_pictures_of_a_state_are_those_of_its_export(
     with Image.open(single[0]) as one, Image.open(sheet["pictures"][1]) as cell:
         assert one.tobytes() == cell.tobytes()
     with pytest.raises(UserError, match="exclude each other"):
-        errands.drawing(star, {**drawing, **states[0], "base": True})
+        short_jobs.drawing(star, {**drawing, **states[0], "base": True})
     with pytest.raises(UserError, match=r"from_step: it is missing|from-step: it is missing"):
-        errands.sheet(star, {**drawing, "sheet": {"weights": [{"run": 1}]}})
+        short_jobs.sheet(star, {**drawing, "sheet": {"weights": [{"run": 1}]}})

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from dreambooth.core.errors import UserError
 from dreambooth.core.models import checkpoint
-from dreambooth.core.models.origin import Origin
+from dreambooth.core.models.load_overrides import Origin
 from dreambooth.engine import families, hardware
 from dreambooth.engine.checkpoints import original
 from dreambooth.engine.checkpoints.diffusers_folder import write_folder

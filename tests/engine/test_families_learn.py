@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from dreambooth.core import project, settings
-from dreambooth.core.layout import MINIATURES, SUBJECT_PICTURES
+from dreambooth.core.install_paths import MINIATURES, SUBJECT_PICTURES
 from dreambooth.core.project import Folders
 from dreambooth.engine import worker
 from dreambooth.engine.miniature import measure

@@ -12,10 +12,10 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from dreambooth.core import project, settings
-from dreambooth.core.layout import SUBJECT_PICTURES
+from dreambooth.core.install_paths import SUBJECT_PICTURES
+from dreambooth.core.job_folder import Job
 from dreambooth.core.models import checkpoint
 from dreambooth.core.project import Folders, Project
-from dreambooth.core.run import Job
 from dreambooth.engine import families, worker
 from dreambooth.engine.checkpoints import lora
 from dreambooth.engine.checkpoints.source import open_model, open_source

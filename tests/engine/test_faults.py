@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 import torch
 
+from dreambooth.core.job_folder import Job
 from dreambooth.core.project import Project
-from dreambooth.core.run import Job
 from dreambooth.engine import worker
 from tests.engine.runs import new_run, output, same, saved, tiny_project, told
 

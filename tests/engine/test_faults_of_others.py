@@ -23,10 +23,10 @@ from dreambooth.core.project import Project
 from dreambooth.core.settings import Settings
 from dreambooth.core.settings.dataset import Pictures
 from dreambooth.engine import families, worker
-from dreambooth.engine.data import framing
+from dreambooth.engine.data import cropping
 from dreambooth.engine.families.model import Model, whole_picture
 from dreambooth.engine.run import outputs
-from dreambooth.engine.training import gradients, loop, loss, pulse
+from dreambooth.engine.training import gradient_clipping, loop, loss, step_metrics
 from dreambooth.engine.training.ema import Ema
 from dreambooth.engine.training.session import Session
 from tests.conftest import ROOT
@@ -60,11 +60,11 @@ HELD = {
     "predecessor: the VAE computed in half precision": "engine/test_memory_options.py::test_the_vae_is_in_full_precision_when_a_lora_previews_in_bf16",
     "diffusers, kohya, OneTrainer, SimpleTuner, ai-toolkit: every step waits for the loss to be read": "engine/test_memory_options.py::test_nothing_waits_for_the_device_between_reports",
     # Order
-    "predecessor: an epoch did not see each picture once": "engine/test_order.py::test_every_picture_is_seen_exactly_once_in_each_epoch",
+    "predecessor: an epoch did not see each picture once": "engine/test_batch_order.py::test_every_picture_is_seen_exactly_once_in_each_epoch",
     "predecessor: latents were kept by path alone, whatever had become of the file": "engine/test_cache.py::test_only_what_has_changed_is_encoded_anew",
     # Resuming
     "kohya: a second resume counted from the first, and full fine-tuning from 0": "engine/test_optimizers.py::test_a_pause_changes_no_bit",
-    "diffusers: the order of the data began anew after a resume": "engine/test_order.py::test_the_position_alone_says_what_comes",
+    "diffusers: the order of the data began anew after a resume": "engine/test_batch_order.py::test_the_position_alone_says_what_comes",
     "predecessor: a resumed run left out its first epoch": "engine/test_resume.py::test_pausing_at_any_step_changes_no_bit",
     "diffusers: the older state was deleted before the newer was written": "engine/test_state.py::test_a_file_that_cannot_grow_any_further_keeps_the_state_before",
     "OneTrainer, ai-toolkit: a state in pieces was gone on from at 0, or with fresh moments": "engine/test_state.py::test_a_state_that_is_cut_anywhere_is_never_loaded",
@@ -151,7 +151,7 @@ def test_the_predecessor_showed_an_epochs_loss_divided_by_twice_the_batch(
         return found
 
     monkeypatch.setattr(loss, "losses", kept)
-    monkeypatch.setattr(pulse, "REPORT_SECONDS", 1e9)  # only at the end
+    monkeypatch.setattr(step_metrics, "REPORT_SECONDS", 1e9)  # only at the end
     changes = {"batching.train_batch_size": 2, "batching.gradient_accumulation_steps": 2}
     job = train(star, **changes, **{"intervals.max_train_steps": 3})
     assert len(seen) == 6
@@ -164,7 +164,7 @@ def test_the_predecessor_showed_an_epochs_loss_divided_by_twice_the_batch(
 def test_the_predecessor_told_sdxl_the_width_for_the_height() -> None:
     """predecessor.md 6: time_ids were (w, h, 0, 0, w, h)."""
     assert whole_picture(96, 64) == [64, 96, 0, 0, 64, 96]
-    assert framing.centred((192, 128), Bucket(96, 64)).conditions == [128, 192, 0, 0, 64, 96]
+    assert cropping.centred((192, 128), Bucket(96, 64)).conditions == [128, 192, 0, 0, 64, 96]
 
 
 def test_the_predecessor_scaled_sdxls_latents_like_those_of_sd1(model: Model) -> None:
@@ -181,7 +181,7 @@ def test_the_predecessor_scaled_sdxls_latents_like_those_of_sd1(model: Model) ->
 def test_the_predecessor_tossed_for_a_flip_once_and_kept_to_it() -> None:
     """predecessor.md 2.8: with cached latents a picture was seen on one side only. Here it has both in turn."""
     picture = Image.fromarray(np.zeros((64, 64, 3), np.uint8))
-    found = framing.cuts("a.png", (64, 64), Bucket(64, 64), Pictures(hflip=True), 0, lambda: picture)
+    found = cropping.cuts("a.png", (64, 64), Bucket(64, 64), Pictures(hflip=True), 0, lambda: picture)
     assert {cut.mirrored for cut in found} == {False, True}
 
 
@@ -201,7 +201,7 @@ def test_the_predecessors_average_was_still_where_it_began() -> None:
 def test_the_predecessors_nested_accumulation_stepped_too_often(star: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     """predecessor.md 7: once for each model that accumulated. And several batches are to be as good as one."""
     taken: list[torch.Tensor] = []
-    clip = gradients.clip
+    clip = gradient_clipping.clip
 
     def kept(session: Session) -> Any:
         norms = clip(session)

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dreambooth.core.errors import UserError
-from dreambooth.core.layout import MINIATURE
+from dreambooth.core.install_paths import MINIATURE
 from dreambooth.core.models import checkpoint
 from dreambooth.core.settings import parse
 from dreambooth.engine import export, families

@@ -11,7 +11,7 @@ from PIL import Image
 
 from dreambooth.core import focal_point, project
 from dreambooth.core.focal_point import FocalPoint
-from dreambooth.core.layout import MINIATURE
+from dreambooth.core.install_paths import MINIATURE
 from dreambooth.core.project import Folders, Project
 from dreambooth.core.settings import parse
 from dreambooth.engine import contact_sheet, families, plan

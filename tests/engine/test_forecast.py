@@ -11,7 +11,7 @@ from torch import nn
 
 from dreambooth.core import forecast, project
 from dreambooth.core.buckets import Bucket
-from dreambooth.core.layout import MINIATURE, SUBJECT_PICTURES
+from dreambooth.core.install_paths import MINIATURE, SUBJECT_PICTURES
 from dreambooth.core.memory import footprint
 from dreambooth.core.models import anatomy, checkpoint
 from dreambooth.core.models.model_file import Header, Tensor

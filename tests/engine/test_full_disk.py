@@ -21,13 +21,13 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from dreambooth.core import forecast, job_list, project
-from dreambooth.core.budget import budget
 from dreambooth.core.errors import UserError
 from dreambooth.core.files import atomic
-from dreambooth.core.layout import SUBJECT_PICTURES
+from dreambooth.core.install_paths import SUBJECT_PICTURES
+from dreambooth.core.job_folder import Job
 from dreambooth.core.models import checkpoint
 from dreambooth.core.project import Folders, Project
-from dreambooth.core.run import Job
+from dreambooth.core.run_length import budget
 from dreambooth.core.settings import Settings, parse
 from dreambooth.engine import contact_sheet, export, generate, plan, worker
 from dreambooth.engine.checkpoints import webui_yaml
@@ -36,13 +36,13 @@ from dreambooth.engine.checkpoints.write import write, write_tensors
 from dreambooth.engine.data import class_pictures, png
 from dreambooth.engine.data.latent_store import Store
 from dreambooth.engine.drawing import sheet
-from dreambooth.engine.run import beginning, hooks, imagic, thinning
+from dreambooth.engine.run import hooks, imagic, retention, setup
 from dreambooth.engine.training import preview
-from dreambooth.service import errands, launcher, report
+from dreambooth.service import launcher, report, short_jobs
 from dreambooth.ui import command_line
 from tests.engine.runs import LORA, SHORT, folders, new_run, output, same, saved, tiny_project, told, train
 from tests.engine.test_faults import finished, start
-from tests.engine.test_trouble import at_batches, out_of_memory
+from tests.engine.test_recovery import at_batches, out_of_memory
 
 PAGE = 4096
 NOISE = torch.Generator().manual_seed(0)
@@ -175,7 +175,7 @@ def test_a_run_lives_through_a_full_disk_and_loses_nothing(
 
     report_step = hooks.Hooks.report
     monkeypatch.setattr(hooks.Hooks, "report", fill)
-    monkeypatch.setattr("dreambooth.engine.training.pulse.REPORT_SECONDS", 0.0)
+    monkeypatch.setattr("dreambooth.engine.training.step_metrics.REPORT_SECONDS", 0.0)
     with pytest.raises(UserError):
         worker.run(job)
     assert ballast.stat().st_size > 1 << 20
@@ -261,8 +261,8 @@ def test_where_few_results_stay_there_is_room_needed_for_one_more(
         most.append(len(list(folders(made).checkpoints.iterdir())))
         tidy(work, images)
 
-    tidy = thinning.tidy
-    monkeypatch.setattr(thinning, "tidy", counted)
+    tidy = retention.tidy
+    monkeypatch.setattr(retention, "tidy", counted)
     monkeypatch.setattr(shutil, "disk_usage", usage)
     with pytest.raises(UserError, match=r"set intervals\.results_kept"):
         worker.run(new_run(made, **all_of_them))
@@ -317,7 +317,7 @@ def test_where_nothing_can_be_written_nothing_is_exported_or_drawn(small_disk: P
     """A disk that became read-only after the job was asked for."""
     places, new = folders(star), small_disk / "new"
     wanted = {"weights": "", "merge": None, "onto": "", "rank": 0, "half": False}
-    chosen, drawing = errands.drawing(star, {"prompt": "a star", "base": True, "steps": 1})
+    chosen, drawing = short_jobs.drawing(star, {"prompt": "a star", "base": True, "steps": 1})
     jobs = [(export, "export", {**wanted, "to": str(to)}) for to in (new, new / "folder", new / "x.safetensors")]
     jobs += [(generate, "generate", {**drawing, "out": str(new)})]
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
@@ -402,7 +402,7 @@ def test_a_picture_that_vanishes_while_it_is_wanted_is_named(
 ) -> None:
     folder = Path(shutil.copytree(SUBJECT_PICTURES, tmp_path / "pictures"))
     picture = folder / "3.png"
-    load = beginning.load
+    load = setup.load
 
     def then(*arguments: Any) -> Any:
         picture.unlink()
@@ -412,7 +412,7 @@ def test_a_picture_that_vanishes_while_it_is_wanted_is_named(
             picture.mkdir()
         return load(*arguments)
 
-    monkeypatch.setattr(beginning, "load", then)
+    monkeypatch.setattr(setup, "load", then)
     job = new_run(star, **{"concepts.0.instance_data_dir": str(folder), "pictures.cache_on_disk": False})
     with pytest.raises(UserError, match=r"3\.png: this picture cannot be read") as error:
         worker.run(job)

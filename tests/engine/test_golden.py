@@ -15,11 +15,11 @@ import pytest
 from accelerate.state import AcceleratorState
 
 from dreambooth.core import project
-from dreambooth.core.layout import MINIATURE, SUBJECT_PICTURES
+from dreambooth.core.install_paths import MINIATURE, SUBJECT_PICTURES
 from dreambooth.core.project import Folders
 from dreambooth.core.settings import parse
 from dreambooth.engine import worker
-from dreambooth.engine.training import pulse
+from dreambooth.engine.training import step_metrics
 from dreambooth.service import launcher
 from tests.engine import tiny
 
@@ -64,13 +64,13 @@ def losses(kind: str, method: str, folder: Path) -> list[float]:
 def test_the_first_losses_are_as_they_were(
     kind: str, method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pulse, "REPORT_SECONDS", -1.0)  # after each step
+    monkeypatch.setattr(step_metrics, "REPORT_SECONDS", -1.0)  # after each step
     golden: dict[str, Any] = json.loads(GOLDEN.read_text())
     assert losses(kind, method, tmp_path) == pytest.approx(golden[kind][method], rel=1e-3)
 
 
 if __name__ == "__main__":
-    pulse.REPORT_SECONDS = -1.0
+    step_metrics.REPORT_SECONDS = -1.0
     found: dict[str, dict[str, list[float]]] = {}
     for one in KINDS:
         with tempfile.TemporaryDirectory() as place:

@@ -14,14 +14,14 @@ from PIL import Image
 from torch import Tensor
 
 from dreambooth.core.errors import UserError
-from dreambooth.core.layout import SUBJECT_PICTURES
+from dreambooth.core.install_paths import SUBJECT_PICTURES
 from dreambooth.core.project import Project
 from dreambooth.core.settings import parse
 from dreambooth.engine import worker
-from dreambooth.engine.run import trouble
+from dreambooth.engine.run import recovery
 from dreambooth.engine.tracing import graph
 from dreambooth.engine.tracing.program import Program
-from dreambooth.engine.training import preview, traced
+from dreambooth.engine.training import preview, traced_step
 from tests.engine.runs import LORA, SHORT, new_run, output, same, tiny_project, told, train
 from tests.engine.simulated_card import simulated_card
 
@@ -49,7 +49,7 @@ def replays(monkeypatch: pytest.MonkeyPatch) -> list[Program]:
 
         return replay, outputs
 
-    monkeypatch.setattr(traced, "WORTH", 4)
+    monkeypatch.setattr(traced_step, "WORTH", 4)
     monkeypatch.setattr(graph, "fault", lambda device: "")
     monkeypatch.setattr(graph, "capture", capture)
     return done
@@ -69,7 +69,7 @@ def test_what_is_learned_is_the_same_to_the_bit(changes: dict[str, Any], star: P
     wanted = output(train(star, **STEPS, **changes, **{"tuning.trace_steps": False}))
     job = train(star, **STEPS, **changes, **ON)
     assert not told(job, "warning")
-    assert len(replays) == 12 * changes.get("batching.gradient_accumulation_steps", 1) - traced.BEFORE - 2
+    assert len(replays) == 12 * changes.get("batching.gradient_accumulation_steps", 1) - traced_step.BEFORE - 2
     assert same(wanted, output(job))
 
 
@@ -251,7 +251,7 @@ def test_what_failed_within_a_capture_is_told_and_not_its_end(
         program: Any = lambda inputs: programs[-1](inputs)  # noqa: E731
         with pytest.raises(RuntimeError, match=str(culprit)) as raised:
             graph.capture(program, [torch.ones(2)], graph.Room(None, torch.cuda.Stream()))
-    assert trouble.is_out_of_memory(raised.value) == isinstance(culprit, torch.OutOfMemoryError)
+    assert recovery.is_out_of_memory(raised.value) == isinstance(culprit, torch.OutOfMemoryError)
 
 
 def test_graphs_of_several_shapes_are_captured_on_one_stream(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -293,7 +293,7 @@ def test_it_goes_with_traced_steps_alone(other: dict[str, Any]) -> None:
     ],
 )
 def test_the_first_line_of_an_error(error: Exception, said: str) -> None:
-    first: Callable[[BaseException], str] = trouble.first_line
+    first: Callable[[BaseException], str] = recovery.first_line
     assert first(error) == said
 
 
@@ -312,7 +312,7 @@ def test_previews_that_lack_memory_have_that_of_the_graphs_first(
     drawn = {"previews.count": 1, "previews.steps": 1, "intervals.save_preview_every_steps": 8}
     wanted = output(train(star, **STEPS, **{"tuning.trace_steps": False}))
     job = train(star, **STEPS, **ON, **drawn)
-    assert failed == [8 - traced.BEFORE - 2] == [len(replays)], "from then on none is replayed"
+    assert failed == [8 - traced_step.BEFORE - 2] == [len(replays)], "from then on none is replayed"
     assert next(event["text"] for event in told(job, "warning")).endswith("They go on with no CUDA graphs.")
     assert told(job, "resumed") == []
     assert same(wanted, output(job))

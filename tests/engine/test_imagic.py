@@ -16,17 +16,17 @@ from safetensors.torch import load_file
 
 from dreambooth.core import job_list, project
 from dreambooth.core.errors import UserError
-from dreambooth.core.layout import MINIATURE, SUBJECT_PICTURES
+from dreambooth.core.install_paths import MINIATURE, SUBJECT_PICTURES
+from dreambooth.core.job_folder import Job
 from dreambooth.core.project import Folders, Project
-from dreambooth.core.run import Job
 from dreambooth.core.settings import parse
 from dreambooth.engine import families, generate, worker
-from dreambooth.engine.families.reading import Text
+from dreambooth.engine.families.text_encoding import Text
 from dreambooth.engine.miniature import reading, world
 from dreambooth.engine.run import imagic as around
 from dreambooth.engine.training import imagic, preview
 from dreambooth.engine.training.session import Session
-from dreambooth.service import errands
+from dreambooth.service import short_jobs
 from tests.engine.runs import new_run, output, same, saved, tiny_project, told, train
 
 EDIT = {"imagic.enabled": True, "imagic.embedding_steps": 6, "intervals.max_train_steps": 4}
@@ -213,7 +213,7 @@ def test_previews_are_a_row_for_each_eta(star: Project, picture: Path) -> None:
 
 
 def drawn(star: Project, folder: Path, weights: Path, **more: Any) -> list[np.ndarray]:
-    chosen, fields = errands.drawing(star, {"weights": str(weights), "out": str(folder), "steps": 2, **more})
+    chosen, fields = short_jobs.drawing(star, {"weights": str(weights), "out": str(folder), "steps": 2, **more})
     wanted = {"kind": "generate", "models": str(star.folder.parents[1]), "model": star.name, **fields}
     job = job_list.create(folder, wanted, "{}")
     (job.folder / "settings.json").write_text("{}")

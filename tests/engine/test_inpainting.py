@@ -18,21 +18,21 @@ from torch import Tensor
 from dreambooth.core import forecast, picture_files, project, settings
 from dreambooth.core.buckets import Bucket
 from dreambooth.core.errors import UserError
-from dreambooth.core.layout import MINIATURE, SUBJECT_PICTURES
+from dreambooth.core.install_paths import MINIATURE, SUBJECT_PICTURES
 from dreambooth.core.models import checkpoint
 from dreambooth.core.project import Folders, Project
 from dreambooth.engine import families, generate, plan, worker
 from dreambooth.engine.checkpoints import lora
 from dreambooth.engine.checkpoints.source import open_model, open_source
-from dreambooth.engine.data import cache, decoding, framing, inpainting_masks, pictures, surroundings
+from dreambooth.engine.data import cache, cropping, decoding, inpainting_latents, inpainting_masks, pictures
 from dreambooth.engine.data.latent_store import Store
 from dreambooth.engine.data.pictures import Example
 from dreambooth.engine.drawing.sampling import Sampling, draw, make_scheduler
-from dreambooth.engine.families import around
+from dreambooth.engine.families import inpainting_inputs
 from dreambooth.engine.families.model import Model
-from dreambooth.engine.training import objective, traced
-from dreambooth.engine.words.tokens import Meter
-from dreambooth.service import errands, launcher
+from dreambooth.engine.prompts.tokens import Meter
+from dreambooth.engine.training import objective, traced_step
+from dreambooth.service import launcher, short_jobs
 from tests.engine import tiny
 from tests.engine.runs import LORA, SHORT, exported, folders, new_run, output, same, saved, tiny_project, told, train
 
@@ -44,7 +44,7 @@ CLASS = {
 }
 CHECKPOINTED = {"batching.gradient_checkpointing": True}
 BUCKET = Bucket(64, 64)
-CUT = framing.centred((64, 64), BUCKET)
+CUT = cropping.centred((64, 64), BUCKET)
 
 
 @pytest.fixture(scope="module", params=tiny.INPAINTING)
@@ -87,7 +87,7 @@ def test_masks_follow_from_seed_name_and_variant_alone() -> None:
 
 
 def test_masks_are_large_and_leave_something() -> None:
-    cut = framing.centred((128, 64), Bucket(128, 64))
+    cut = cropping.centred((128, 64), Bucket(128, 64))
     shares = [
         mask.mean()
         for n in range(100)
@@ -106,7 +106,7 @@ def test_a_pictures_own_mask_is_used_as_it_is_grown_and_beside_others() -> None:
     for grown in found[2::2]:
         assert grown[found[0]].all() and grown.sum() > found[0].sum()
     assert not any((mask == found[0]).all() for mask in found[1:])
-    mirrored = framing.Cut(BUCKET, (0, 0, 64, 64), (64, 64), mirrored=True)
+    mirrored = cropping.Cut(BUCKET, (0, 0, 64, 64), (64, 64), mirrored=True)
     assert (inpainting_masks.masks("a.png", 0, mirrored, own, 1, 0)[0] == found[0][:, ::-1]).all()
 
 
@@ -142,7 +142,7 @@ def photos(tmp_path: Path) -> Path:
 
 def seen(model: Model, some: list[Example], many: int = 2, store: Store | None = None) -> cache.Encoded:
     encoded = cache.encode(model, some, ["x"], lambda done: None, store)
-    surroundings.add(model, encoded, some, many, 0, lambda done: None, store)
+    inpainting_latents.add(model, encoded, some, many, 0, lambda done: None, store)
     return encoded
 
 
@@ -158,7 +158,7 @@ def test_it_sees_the_mask_and_the_latents_of_what_that_leaves(widened: Path, pho
     assert found.shape == (6, 2, 5, 8, 8)
     for n, example in enumerate(some):
         own = spot((16, 16, 48, 40)) if n in (2, 3) else None
-        picture = framing.apply(decoding.decode(example.picture.path), example.cut)
+        picture = cropping.apply(decoding.decode(example.picture.path), example.cut)
         for m, mask in enumerate(inpainting_masks.masks(example.picture.path.name, n % 2, example.cut, own, 2, 0)):
             hidden = np.where(mask[..., None], 127.5, np.asarray(picture, dtype=np.float32))
             pixels = torch.from_numpy(hidden).permute(2, 0, 1)[None].float() / 127.5 - 1
@@ -169,7 +169,7 @@ def test_it_sees_the_mask_and_the_latents_of_what_that_leaves(widened: Path, pho
 def test_a_quarter_of_the_time_it_sees_nothing(widened: Path, photos: Path) -> None:
     model = families.load_file(widened)
     encoded = seen(model, examples(photos), many=3)
-    nothing = around.nothing(model, 64, 64)
+    nothing = inpainting_inputs.nothing(model, 64, 64)
     assert nothing is not None and nothing[0, 0].min() == 1
     assert torch.equal(nothing[:, 1:], model.encode_pictures(torch.zeros(1, 3, 64, 64))[0])
     torch.manual_seed(0)
@@ -254,17 +254,17 @@ def errors(model: Model) -> dict[str, float]:
     """How wrong pictures that were not learned are predicted outside of a hole, where that is seen or not."""
     mask = torch.zeros(1, 1, 64, 64)
     mask[..., 16:48, 16:48] = 1
-    t, outside, text = torch.tensor([700]), 1 - around.of_latents(mask), model.encode_text(["x"])
-    alpha_bar, nothing = make_scheduler("ddim", model).alphas_cumprod[t], around.nothing(model, 64, 64)
+    t, outside, text = torch.tensor([700]), 1 - inpainting_inputs.of_latents(mask), model.encode_text(["x"])
+    alpha_bar, nothing = make_scheduler("ddim", model).alphas_cumprod[t], inpainting_inputs.nothing(model, 64, 64)
     found: dict[str, list[float]] = {"seen": [], "not seen": []}
     for number in range(100, 110):
         pixels = cache.to_tensor(colours(number))[None]
         x_0, _ = model.encode_pictures(pixels)
         eps = torch.randn(x_0.shape, generator=torch.Generator().manual_seed(number))
         x_t = objective.add_noise(x_0, eps, alpha_bar)
-        given = torch.cat([around.of_latents(mask), around.masked(model, pixels, mask)], 1)
+        given = torch.cat([inpainting_inputs.of_latents(mask), inpainting_inputs.masked(model, pixels, mask)], 1)
         for name, some in (("seen", given), ("not seen", nothing)):
-            predicted = model.denoise(around.joined(x_t, some), t, text, torch.zeros(1, 6))
+            predicted = model.denoise(inpainting_inputs.joined(x_t, some), t, text, torch.zeros(1, 6))
             found[name].append(((predicted - eps).square() * outside).sum().item())
     return {name: float(np.mean(some)) for name, some in found.items()}
 
@@ -290,11 +290,11 @@ def test_pausing_changes_no_bit(sd1: Project, monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.thorough
 def test_steps_from_records_change_no_bit(sd1: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     """With pictures of the class, whose part is what the base model predicts of the same masks."""
-    monkeypatch.setattr(traced, "WORTH", 1)
+    monkeypatch.setattr(traced_step, "WORTH", 1)
     changes = {**RUNS["prediction"], "intervals.max_train_steps": 7, "batching.train_batch_size": 1}
     again: list[Any] = []
-    real = traced.Passes._again
-    monkeypatch.setattr(traced.Passes, "_again", lambda *given: (again.append(given), real(*given))[1])
+    real = traced_step.Passes._again
+    monkeypatch.setattr(traced_step.Passes, "_again", lambda *given: (again.append(given), real(*given))[1])
     recorded = output(train(sd1, **changes))
     assert len(again) >= 3
     again.clear()
@@ -341,8 +341,8 @@ def test_held_out_pictures_are_measured(sd1: Project, photos: Path) -> None:
 
 def test_imagic_fits_words_to_the_whole_picture(sd1: Project, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     taken: list[Tensor] = []
-    real = around.joined
-    monkeypatch.setattr(around, "joined", lambda x, more: (taken.append(more), real(x, more))[1])
+    real = inpainting_inputs.joined
+    monkeypatch.setattr(inpainting_inputs, "joined", lambda x, more: (taken.append(more), real(x, more))[1])
     for path in photos.glob("[02]*.png"):
         path.unlink()
     changes = {"imagic.enabled": True, "imagic.embedding_steps": 3, "intervals.max_train_steps": 2}
@@ -399,7 +399,7 @@ def inpainted(pipe: Any, image: Image.Image, mask: Image.Image) -> Image.Image:
 
 
 def test_generate_draws_and_words_are_measured(sd1: Project) -> None:
-    chosen, fields = errands.drawing(sd1, {"prompt": PROMPT, "base": True, "width": 64, "height": 64, "steps": 1})
+    chosen, fields = short_jobs.drawing(sd1, {"prompt": PROMPT, "base": True, "width": 64, "height": 64, "steps": 1})
     job = launcher.new_errand(folders(sd1), sd1, "generate", chosen, **fields)
     [path] = generate.run(job)["pictures"]
     assert Image.open(path).size == (64, 64)

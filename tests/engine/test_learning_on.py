@@ -12,7 +12,7 @@ from dreambooth.core.errors import UserError
 from dreambooth.core.project import Project, names, open_project
 from dreambooth.core.settings import parse
 from dreambooth.engine import worker
-from dreambooth.service import launcher, learning_on, models
+from dreambooth.service import continue_from, launcher, models
 from tests.engine.runs import LORA, folders, output, same, saved, tiny_project, train
 
 RESTING = {"learning.learning_rate": 0.0, "learning.lora_learning_rate": 0.0}
@@ -37,7 +37,7 @@ def test_a_lora_is_where_the_next_run_begins(star: Project) -> None:
     shown = {key: value for key, value in job.settings().items() if key.startswith("concepts.")}
     models.write_settings(star, {**star.settings(), **shown, **OWN, "tuning.mixed_precision": "no"})
     file = str(saved(job)[-1])
-    answer = learning_on.learn_on(folders(star), star, file)
+    answer = continue_from.learn_on(folders(star), star, file)
     assert answer == {"model": "sd1", "done": f"The next run of sd1 learns on from {Path(file).name}."}
     assert star.settings()["pictures.hflip"] is True
     assert same(next_run(star, **RESTING, **{"saving.half_model": False}), output(job))
@@ -48,7 +48,7 @@ def test_of_a_checkpoint_a_new_model_is_made_that_keeps_settings_and_pictures(st
     kept = star.folder / "pictures" / "0"
     kept.mkdir(parents=True)
     (kept / "a.png").write_bytes(b"a picture")
-    made = [learning_on.learn_on(folders(star), star, str(saved(job)[-1]))["model"] for _ in range(2)]
+    made = [continue_from.learn_on(folders(star), star, str(saved(job)[-1]))["model"] for _ in range(2)]
     assert made == ["sd1-2", "sd1-3"]
     copy = open_project(folders(star), "sd1-2")
     assert copy.source == saved(job)[-1] and (copy.folder / "pictures" / "0" / "a.png").exists()
@@ -63,8 +63,8 @@ def test_what_no_run_has_written_is_refused_and_nothing_is_changed(star: Project
     file, before = saved(job)[-1], star.settings()
     for other in (star.source, file.with_name("gone.safetensors")):
         with pytest.raises(UserError, match="no run of sd1 has written this file"):
-            learning_on.learn_on(folders(star), star, str(other))
+            continue_from.learn_on(folders(star), star, str(other))
     file.write_bytes(b"damaged")
     with pytest.raises(UserError):
-        learning_on.learn_on(folders(star), star, str(file))
+        continue_from.learn_on(folders(star), star, str(file))
     assert names(folders(star)) == ["sd1"] and star.settings() == before

@@ -12,16 +12,16 @@ from hypothesis import strategies as st
 
 from dreambooth.core import emphasis, project
 from dreambooth.core.errors import UserError
-from dreambooth.core.layout import MINIATURE
+from dreambooth.core.install_paths import MINIATURE
 from dreambooth.core.project import Folders
 from dreambooth.core.settings import parse
 from dreambooth.engine import families, generate, plan, worker
 from dreambooth.engine.families.model import Model
-from dreambooth.engine.families.reading import Text
-from dreambooth.engine.training import text
-from dreambooth.engine.training.text import Texts
-from dreambooth.engine.words import chunks
-from dreambooth.engine.words.vocabulary import clip_tokenizer
+from dreambooth.engine.families.text_encoding import Text
+from dreambooth.engine.prompts import chunking
+from dreambooth.engine.prompts.vocabulary import clip_tokenizer
+from dreambooth.engine.training import text_embeddings
+from dreambooth.engine.training.text_embeddings import Texts
 from dreambooth.service import launcher
 from tests.engine import tiny
 from tests.engine.runs import new_run, tiny_project, told
@@ -147,7 +147,7 @@ def test_without_padding_a_long_prompt_keeps_all_its_pieces(model: Model) -> Non
     model.read_prompts(225, 1, pad_tokens=False)
     mask = model.encode_text([LONG, ""]).mask
     assert mask is not None
-    pieces = chunks.split(clip_tokenizer()(LONG, add_special_tokens=False).input_ids, 267)
+    pieces = chunking.split(clip_tokenizer()(LONG, add_special_tokens=False).input_ids, 267)
     assert mask.reshape(2, 3, 77).sum(-1).tolist() == [[len(piece) + 2 for piece in pieces], [2, 0, 0]]
 
 
@@ -204,8 +204,8 @@ def test_many_texts_are_read_a_part_at_a_time_into_the_computers_memory(
     numbers, whole = torch.tensor([3, 2, 0]), Texts(other, prompts)
     wanted = whole.embeddings(numbers)
     read, encode = list[int](), Model.encode_texts
-    monkeypatch.setattr(text, "_BATCH", 2)
-    monkeypatch.setattr(text, "MOST_ON_DEVICE", 100)
+    monkeypatch.setattr(text_embeddings, "_BATCH", 2)
+    monkeypatch.setattr(text_embeddings, "MOST_ON_DEVICE", 100)
     monkeypatch.setattr(Model, "encode_texts", lambda own, some: (read.append(len(some[0])), encode(own, some))[1])
     parts = Texts(other, prompts)
     found = parts.embeddings(numbers)

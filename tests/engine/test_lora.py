@@ -20,7 +20,7 @@ from dreambooth.core.errors import UserError
 from dreambooth.core.models import checkpoint
 from dreambooth.engine import families
 from dreambooth.engine.bench.random_model import modules as full_size
-from dreambooth.engine.checkpoints import changes, lora, lora_header, names, original
+from dreambooth.engine.checkpoints import lora, lora_header, names, original, weight_deltas
 from dreambooth.engine.checkpoints.lora_layers import Layer
 from dreambooth.engine.checkpoints.source import Source, open_source
 from dreambooth.engine.checkpoints.write import write_tensors
@@ -269,7 +269,7 @@ def test_merging_equals_adding(base: Path, file: Path, kind: str) -> None:
     model, source = families.load_file(base), open_source(base)
     lora.add(file, lora.read(file, weights(source), kind), model.parts, 0.7)
     own = original.own_tensors(model.parts)
-    changed = changes.added(source, changes.of_lora(file, source), 0.7)
+    changed = weight_deltas.added(source, weight_deltas.of_lora(file, source), 0.7)
     assert len(changed) == len(load_file(file)) // 3
     for name, entry in changed.items():
         assert torch.allclose(entry.get(), own[name].reshape(entry.shape), atol=1e-6)
@@ -336,4 +336,4 @@ def test_a_layer_of_another_size_is_refused_before_anything_is_written(base: Pat
         tmp_path / "x.safetensors",
     )
     with pytest.raises(UserError, match="another size"):
-        changes.of_lora(tmp_path / "x.safetensors", open_source(base))
+        weight_deltas.of_lora(tmp_path / "x.safetensors", open_source(base))

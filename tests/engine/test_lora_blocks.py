@@ -29,7 +29,7 @@ from dreambooth.engine.drawing.sampling import Sampling, draw, make_scheduler
 from dreambooth.engine.families.model import Model, whole_picture
 from dreambooth.engine.families.pipelines import pipeline
 from dreambooth.engine.training import adapters, checkpointing
-from dreambooth.service import beforehand
+from dreambooth.service import preflight
 from tests.engine.runs import LORA, SHORT, new_run, output, same, tiny_project, told, train
 
 B_LORA = {"lora.blocks": "OUT00, OUT01", "lora.layers": "attention"}  # of SDXL: what it shows, and its style
@@ -253,7 +253,7 @@ def test_blocks_that_have_nothing_to_train_are_said_before_anything_starts(
     wanted = rf"^lora\.blocks: {said} .*; choose among IN04, IN05, IN07, IN08, MID, OUT00, .*, OUT05\.$"
     job = new_run(made, **LORA, **{"lora.blocks": chosen})
     with pytest.raises(UserError, match=wanted):
-        beforehand.check_new(made, settings.parse({**SHORT, **LORA, "lora.blocks": chosen}))
+        preflight.check_new(made, settings.parse({**SHORT, **LORA, "lora.blocks": chosen}))
     assert [one for one in plan.report(job)["problems"] if re.match(wanted, one)]
     with pytest.raises(UserError, match=wanted):
         worker.run(job)
@@ -262,4 +262,4 @@ def test_blocks_that_have_nothing_to_train_are_said_before_anything_starts(
 
 def test_where_a_lora_in_no_block_is_trained_the_blocks_do_not_count(made: Project) -> None:
     for flat in ({"general.method": "full"}, {"lora.blocks": "in"}, {"lora.blocks": ""}):
-        beforehand.check_new(made, settings.parse({**SHORT, **LORA, "lora.blocks": "IN01", **flat}))
+        preflight.check_new(made, settings.parse({**SHORT, **LORA, "lora.blocks": "IN01", **flat}))

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from dreambooth.core import settings
 from dreambooth.engine.bench import operations
-from dreambooth.engine.bench.live import norms_as_on_a_card
+from dreambooth.engine.bench.live_tensors import norms_as_on_a_card
 from dreambooth.engine.layers import lora_layer
 from dreambooth.engine.training import adapters, precision
 from tests.engine import runs, tiny

@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from dreambooth.core.errors import UserError
+from dreambooth.core.job_folder import Job
 from dreambooth.core.project import Project
-from dreambooth.core.run import Job
 from dreambooth.core.settings import learning_rate, on_resume, parse, to_flat
 from dreambooth.engine import families, worker
 from dreambooth.engine.run import hooks
-from dreambooth.engine.training import adapters, in_backward, optimizers, pulse
+from dreambooth.engine.training import adapters, fused_backward, optimizers, step_metrics
 from tests.engine.runs import LORA, new_run, output, same, tiny_project, told, train
 
 RATIO = "learning.lora_plus_ratio"
@@ -127,8 +127,8 @@ def test_a_run_from_before_there_was_lora_plus_goes_on(star: Project, monkeypatc
 
 @pytest.mark.parametrize("more", [{}, {"memory.unet_weights": "streamed", "batching.gradient_checkpointing": True}])
 def test_so_in_the_backward_pass(more: dict[str, Any], star: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(in_backward, "PORTION_BYTES", 10_000)
-    monkeypatch.setattr(pulse, "REPORT_SECONDS", -1.0)  # each step's norms are told
+    monkeypatch.setattr(fused_backward, "PORTION_BYTES", 10_000)
+    monkeypatch.setattr(step_metrics, "REPORT_SECONDS", -1.0)  # each step's norms are told
     unclipped = {"optimizer.max_grad_norm": 0.0, "optimizer.text_encoder_max_grad_norm": 0.0}
     flat = {**PLUS, **ALL_PARTS, **unclipped, "batching.train_batch_size": 1, **more}
     plain, fused = (train(star, **flat, **{"memory.step_in_backward": on}) for on in (False, True))

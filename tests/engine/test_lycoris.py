@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from dreambooth.core import settings
 from dreambooth.engine.bench import operations
-from dreambooth.engine.bench.live import norms_as_on_a_card
-from dreambooth.engine.layers import lora_layer, lycoris, resting
+from dreambooth.engine.bench.live_tensors import norms_as_on_a_card
+from dreambooth.engine.layers import disabled_adapters, lora_layer, lycoris
 from dreambooth.engine.training import adapters
 from tests.engine import tiny
 from tests.engine.test_lora_layer import LAYERS, gradients, in_half, learned
@@ -62,7 +62,7 @@ def test_at_rest_it_is_the_plain_layer(name: str, kind: str) -> None:
     x = torch.randn(shape)
     plain = theirs[0].get_base_layer()(x)  # type: ignore[operator]
     assert not torch.allclose(ours(x), plain, atol=1e-3)
-    with resting.resting(resting.adapters([ours])):
+    with disabled_adapters.resting(disabled_adapters.adapters([ours])):
         assert torch.equal(ours(x), plain)
 
 

@@ -15,11 +15,11 @@ from safetensors.torch import load_file
 from dreambooth.core import picture_files, project, settings
 from dreambooth.core.buckets import Bucket
 from dreambooth.core.errors import UserError
-from dreambooth.core.layout import MINIATURE
+from dreambooth.core.install_paths import MINIATURE
+from dreambooth.core.job_folder import Job
 from dreambooth.core.project import Folders, Project
-from dreambooth.core.run import Job
 from dreambooth.engine import families, worker
-from dreambooth.engine.data import cache, decoding, framing, masks
+from dreambooth.engine.data import cache, cropping, decoding, masks
 from dreambooth.engine.data.pictures import Example, Picture
 from dreambooth.service import launcher
 
@@ -122,9 +122,9 @@ def test_a_mask_is_cut_turned_and_mirrored_with_its_picture(seed: int) -> None:
     }
     choice = settings.parse(changes).pictures
     whole, bucket = spot().convert("RGB"), Bucket(64, 64)
-    for cut in framing.cuts("a.png", whole.size, bucket, choice, seed, lambda: whole):
-        picture = framing.apply(whole, replace(cut, brightness=1.0, colour=1.0)).convert("L")
-        mask = framing.shape(spot(), cut)
+    for cut in cropping.cuts("a.png", whole.size, bucket, choice, seed, lambda: whole):
+        picture = cropping.apply(whole, replace(cut, brightness=1.0, colour=1.0)).convert("L")
+        mask = cropping.shape(spot(), cut)
         assert np.abs(np.asarray(picture, int) - np.asarray(mask, int)).max() <= 1
         latents = cache.to_mask(mask)
         blocks = np.asarray(mask, float).reshape(8, 8, 8, 8).mean((1, 3)) / 255
@@ -138,7 +138,7 @@ def examples(folder: Path, **changes: Any) -> list[Example]:
     for path in picture_files.find(folder):
         with Image.open(path) as image:
             size = image.size
-        for cut in framing.cuts(path.name, size, Bucket(64, 64), choice, 0, Image.new):
+        for cut in cropping.cuts(path.name, size, Bucket(64, 64), choice, 0, Image.new):
             made.append(Example(Picture(path, "x", 0), cut))
     return made
 

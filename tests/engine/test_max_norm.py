@@ -20,7 +20,7 @@ from dreambooth.engine.checkpoints.source import open_model
 from dreambooth.engine.layers import lora_layer
 from dreambooth.engine.layers.lora_layer import ADAPTER, Quick
 from dreambooth.engine.run import hooks
-from dreambooth.engine.training import adapters, in_backward
+from dreambooth.engine.training import adapters, fused_backward
 from dreambooth.engine.training.max_norm import MaxNorm
 from tests.engine import tiny
 from tests.engine.runs import LORA, new_run, output, same, saved, tiny_project, train
@@ -153,7 +153,7 @@ def test_a_pause_changes_no_bit(more: dict[str, Any], star: Project, monkeypatch
 
 
 def test_in_the_backward_pass_it_comes_to_the_same(star: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(in_backward, "PORTION_BYTES", 10_000)
+    monkeypatch.setattr(fused_backward, "PORTION_BYTES", 10_000)
     unclipped = {**SHORT, "optimizer.max_grad_norm": 0.0}
     plain, fused = (output(train(star, **unclipped, **{"memory.step_in_backward": on})) for on in (False, True))
     assert same(plain, fused)

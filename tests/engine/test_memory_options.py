@@ -15,16 +15,16 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from dreambooth.core import project
 from dreambooth.core.errors import UserError
-from dreambooth.core.layout import SUBJECT_PICTURES
+from dreambooth.core.install_paths import SUBJECT_PICTURES
+from dreambooth.core.job_folder import Job
 from dreambooth.core.project import Folders, Project
-from dreambooth.core.run import Job
 from dreambooth.core.settings import parse
 from dreambooth.engine import families, worker
 from dreambooth.engine.checkpoints.source import open_model
 from dreambooth.engine.drawing.sampling import decoding
 from dreambooth.engine.families.model import Model
-from dreambooth.engine.run import beginning
-from dreambooth.engine.training import attention, loop, loss, preview, rounding
+from dreambooth.engine.run import setup
+from dreambooth.engine.training import attention, loop, loss, preview, stochastic_rounding
 from dreambooth.engine.training.session import Session
 from dreambooth.service import launcher
 from tests.engine import tiny
@@ -162,7 +162,7 @@ def test_small_changes_get_through_in_a_run_of_bf16_weights(star: Project, monke
     start = load_file(star.source)[WEIGHT].bfloat16().float()
     slow = {"memory.bf16_weights": True, "learning.learning_rate": 2e-5, "intervals.num_train_epochs": 3}
     at_random = (output(train(star, **slow))[WEIGHT] != start).float().mean()
-    monkeypatch.setattr(rounding, "round_at_random", lambda whole, each, numbers: None)
+    monkeypatch.setattr(stochastic_rounding, "round_at_random", lambda whole, each, numbers: None)
     nearest = (output(train(star, **slow))[WEIGHT] != start).float().mean()
     assert at_random > 0.05
     assert nearest < at_random / 3
@@ -174,7 +174,7 @@ def test_a_precision_is_what_the_layers_compute_in(
 ) -> None:
     """And the VAE is in full precision in each."""
     found: dict[str, set[torch.dtype]] = {"unet": set(), "vae": set(), "weights": set()}
-    load = beginning.load
+    load = setup.load
 
     def watched(*arguments: Any) -> Any:
         model, accelerator = load(*arguments)
@@ -184,7 +184,7 @@ def test_a_precision_is_what_the_layers_compute_in(
         found["weights"].add(model.unet.dtype)
         return model, accelerator
 
-    monkeypatch.setattr(beginning, "load", watched)
+    monkeypatch.setattr(setup, "load", watched)
     train(star, **{"tuning.mixed_precision": precision, "previews.count": 1, "previews.steps": 1})
     assert found["unet"] == {torch.float32 if precision == "no" else torch.bfloat16}
     assert found["weights"] == {torch.float32}
@@ -292,14 +292,14 @@ def test_pictures_are_decoded_as_asked(model: Model, how: str, expected: list[tu
 
 def test_previews_and_class_pictures_are_decoded_as_asked(star: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     batches: list[int] = []
-    load = beginning.load
+    load = setup.load
 
     def watched(*arguments: Any) -> Any:
         model, accelerator = load(*arguments)
         model.vae.decoder.register_forward_hook(lambda _, given, __: batches.append(len(given[0])))
         return model, accelerator
 
-    monkeypatch.setattr(beginning, "load", watched)
+    monkeypatch.setattr(setup, "load", watched)
     some = {"previews.count": 4, "previews.steps": 1, "previews.prompts": "a star"}
     train(star, **some, **{"memory.vae_decoding": "whole"})
     assert set(batches) == {4}

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dreambooth.core.layout import MINIATURE, MINIATURES
+from dreambooth.core.install_paths import MINIATURE, MINIATURES
 from dreambooth.engine import families
 from dreambooth.engine.families.model import Model
 from dreambooth.engine.miniature import measure, reading, webui_layout, world

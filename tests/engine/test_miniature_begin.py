@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dreambooth.core.layout import MINIATURE
+from dreambooth.core.install_paths import MINIATURE
 from dreambooth.engine import families
 from dreambooth.engine.miniature.begin import begin_with
 from dreambooth.engine.miniature.model import TextToNoise

@@ -16,7 +16,7 @@ from torch import Tensor
 from dreambooth.core import settings
 from dreambooth.core.errors import UserError
 from dreambooth.core.settings.objective import Objective
-from dreambooth.engine import families, suited
+from dreambooth.engine import compatibility, families
 from dreambooth.engine.drawing.sampling import make_scheduler
 from dreambooth.engine.families.model import Model
 from dreambooth.engine.training import noise, objective
@@ -400,6 +400,6 @@ def test_masks_are_not_made_for_pictures_of_the_class(one_of_each: Model) -> Non
 def test_a_model_of_the_noise_needs_no_weight_of_the_noise() -> None:
     chosen = settings.parse({"objective.weighting": "noise"})
     about = {"family": "sd1", "zero_terminal_snr": False}
-    (said,) = suited.problems(chosen, {**about, "prediction_type": "epsilon"})
+    (said,) = compatibility.problems(chosen, {**about, "prediction_type": "epsilon"})
     assert said == "objective.weighting: this model predicts the noise as it is; set it to none."
-    assert not suited.problems(chosen, {**about, "prediction_type": "v_prediction"})
+    assert not compatibility.problems(chosen, {**about, "prediction_type": "v_prediction"})

@@ -13,10 +13,10 @@ from safetensors.torch import load_file
 
 from dreambooth.core import project, settings
 from dreambooth.core.errors import UserError
-from dreambooth.core.layout import MINIATURE, SUBJECT_PICTURES
+from dreambooth.core.install_paths import MINIATURE, SUBJECT_PICTURES
+from dreambooth.core.job_folder import Job
 from dreambooth.core.models import checkpoint
 from dreambooth.core.project import Folders, Project
-from dreambooth.core.run import Job
 from dreambooth.engine import families, worker
 from dreambooth.engine.checkpoints import lora
 from dreambooth.engine.checkpoints.source import open_model

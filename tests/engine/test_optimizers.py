@@ -11,18 +11,18 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from dreambooth.core import abilities, project
+from dreambooth.core import engine_capabilities, project
 from dreambooth.core.errors import UserError
-from dreambooth.core.layout import SUBJECT_PICTURES
+from dreambooth.core.install_paths import SUBJECT_PICTURES
+from dreambooth.core.job_folder import Job
 from dreambooth.core.memory import footprint
 from dreambooth.core.project import Folders, Project
-from dreambooth.core.run import Job
 from dreambooth.core.settings import parse
-from dreambooth.core.settings.course import Optimizer
+from dreambooth.core.settings.optimization import Optimizer
 from dreambooth.engine import worker
-from dreambooth.engine.bench.live import Live
+from dreambooth.engine.bench.live_tensors import Live
 from dreambooth.engine.bench.operations import Operations
-from dreambooth.engine.training import lion, optimizers, rounding
+from dreambooth.engine.training import lion, optimizers, stochastic_rounding
 from dreambooth.engine.training.adapters import Trained
 from dreambooth.service import launcher
 from tests.engine import tiny
@@ -321,15 +321,15 @@ def test_a_paged_optimizer_is_not_quietly_an_ordinary_one() -> None:
 
 def test_a_check_knows_what_the_environment_cannot_do(tmp_path: Path) -> None:
     stamp = tmp_path / "stamp.json"
-    assert abilities.fault("optimizer.name", "lion", stamp) == ""
+    assert engine_capabilities.fault("optimizer.name", "lion", stamp) == ""
     stamp.write_text('{"report": {"faults": {"optimizer.name": {"lion": "it is tired"}}}}')
     said = ["optimizer.name: lion does not work here (it is tired); choose another."]
-    assert abilities.problems(parse({"optimizer.name": "lion"}), stamp) == said
-    assert abilities.problems(parse({}), stamp) == []
-    assert abilities.fault("optimizer.name", "lion", stamp) == "it is tired"
-    assert abilities.fault("optimizer.name", "adamw", stamp) == ""
+    assert engine_capabilities.problems(parse({"optimizer.name": "lion"}), stamp) == said
+    assert engine_capabilities.problems(parse({}), stamp) == []
+    assert engine_capabilities.fault("optimizer.name", "lion", stamp) == "it is tired"
+    assert engine_capabilities.fault("optimizer.name", "adamw", stamp) == ""
     stamp.write_text("[]")
-    assert abilities.fault("optimizer.name", "lion", stamp) == ""
+    assert engine_capabilities.fault("optimizer.name", "lion", stamp) == ""
 
 
 @pytest.mark.parametrize(
@@ -365,8 +365,8 @@ def test_what_does_not_go_together_is_refused(change: dict[str, Any], said: str)
 
 def rounded(exact: torch.Tensor, number: int) -> torch.Tensor:
     """As the second of three that are rounded together."""
-    whole, each = rounding.in_full([torch.ones(3, 5), exact, torch.ones(2)])
-    rounding.round_at_random(whole, each, [8, number, 9])
+    whole, each = stochastic_rounding.in_full([torch.ones(3, 5), exact, torch.ones(2)])
+    stochastic_rounding.round_at_random(whole, each, [8, number, 9])
     return each[1]
 
 
@@ -401,7 +401,7 @@ def test_a_hundred_weights_are_rounded_in_hardly_more_operations_than_it_draws()
         for weight in weights:
             weight.grad = torch.ones_like(weight)
         with Operations() as counted:
-            rounding.step(optimizer)
+            stochastic_rounding.step(optimizer)
     assert counted.count < 100 + 12
 
 
@@ -420,7 +420,7 @@ def test_small_changes_of_bf16_weights_are_not_lost(name: str) -> None:
         for step in range(60):
             torch.manual_seed(step)  # as the loop does
             weight.grad = torch.ones_like(weight)
-            rounding.step(optimizer) if at_random else optimizer.step()
+            stochastic_rounding.step(optimizer) if at_random else optimizer.step()
         assert weight.dtype == dtype
         return 1 - weight.double().mean().item()
 

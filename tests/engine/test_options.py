@@ -14,9 +14,9 @@ from safetensors.torch import load_file
 
 from dreambooth.core import project, settings
 from dreambooth.core.errors import UserError
-from dreambooth.core.layout import MINIATURE, SUBJECT_PICTURES
+from dreambooth.core.install_paths import MINIATURE, SUBJECT_PICTURES
+from dreambooth.core.job_folder import Job
 from dreambooth.core.project import Folders, Project
-from dreambooth.core.run import Job
 from dreambooth.core.settings.conflicts import of_optimizers
 from dreambooth.engine import families, plan, worker
 from dreambooth.engine.data import class_pictures, pictures

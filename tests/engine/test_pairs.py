@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 
 from dreambooth.core.errors import Problem, UserError
+from dreambooth.core.job_folder import Job
 from dreambooth.core.project import Folders
-from dreambooth.core.run import Job
 from dreambooth.core.schema import general
 from dreambooth.core.settings import on_resume, parse
-from dreambooth.service import going_on, launcher
+from dreambooth.service import launcher, resume_run
 from tests.engine.pairs import refusals, running
 from tests.engine.pairs.covering import Covering
 from tests.engine.pairs.running import LOADING, Done
@@ -199,7 +199,7 @@ def go_on(job: Job, key: str, value: Any) -> None:
     """The run goes on with the value, or it is refused."""
     print("goes on with", key, value)
     try:
-        going_on.prepare(Folders(job.folder.parents[3]), job, {key: value})
+        resume_run.prepare(Folders(job.folder.parents[3]), job, {key: value})
     except UserError as error:
         print("refused:", error)
         check_sentences(error.errors)

@@ -18,7 +18,7 @@ from dreambooth.core.job_list import create
 from dreambooth.engine.bench import cases, drawing, peer_diffusers, peer_sd_scripts, peers, training
 from dreambooth.engine.bench.cases import LEAST_STEPS, Case
 from dreambooth.engine.bench.measuring import Bench
-from dreambooth.engine.words.vocabulary import clip_tokenizer
+from dreambooth.engine.prompts.vocabulary import clip_tokenizer
 from dreambooth.ui.describe import of_benches
 from tests.conftest import ROOT
 

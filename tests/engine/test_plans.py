@@ -12,14 +12,14 @@ import torch
 
 from dreambooth.core import job_list
 from dreambooth.core.errors import UserError
-from dreambooth.core.memory import planner, spare
+from dreambooth.core.job_folder import Job
+from dreambooth.core.memory import headroom, planner
 from dreambooth.core.memory.footprint import DRIVER_BYTES
-from dreambooth.core.run import Job
 from dreambooth.core.settings import parse
 from dreambooth.engine.bench import plans
 from dreambooth.engine.bench.card_memory import Cuda, Moments
 from dreambooth.engine.bench.plans import Bench, Full, Rows, Small, Wanted
-from dreambooth.engine.training.traced import BEFORE, WORTH
+from dreambooth.engine.training.traced_step import BEFORE, WORTH
 from dreambooth.ui.describe import of_benches
 from tests.engine import tiny
 
@@ -46,7 +46,7 @@ def test_a_plan_holds_in_its_card_or_it_is_said_that_it_does_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whole runs, in processes of their own; the card is made so small that one of two plans is wrong."""
-    monkeypatch.setattr(plans, "OTHERS", (CARD - DRIVER_BYTES - 30 * 2**20) / (CARD - spare.usable(CARD)))
+    monkeypatch.setattr(plans, "OTHERS", (CARD - DRIVER_BYTES - 30 * 2**20) / (CARD - headroom.usable(CARD)))
     made = plans.run(job(tmp_path, card_bytes=CARD), Small())
     lora, full = made["rows"]
     assert (lora["method"], lora["ended"], lora["steps"]) == ("lora", "held", plans.STEPS)
@@ -114,7 +114,7 @@ def test_what_is_outside_the_allocator_counts(
 ) -> None:
     """The allocator refuses what goes beyond its limit, but not what the driver takes for itself."""
     card, others = 2**30, 100
-    reserved = int(card - plans.OTHERS * (card - spare.usable(card))) - DRIVER_BYTES
+    reserved = int(card - plans.OTHERS * (card - headroom.usable(card))) - DRIVER_BYTES
 
     def runs(command: list[str], **_: Any) -> None:
         about = json.loads(Path(command[-1]).read_text())

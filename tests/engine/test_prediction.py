@@ -12,16 +12,16 @@ from accelerate.state import AcceleratorState
 from torch import Tensor
 
 from dreambooth.core.errors import UserError
-from dreambooth.core.layout import SUBJECT_PICTURES
+from dreambooth.core.install_paths import SUBJECT_PICTURES
+from dreambooth.core.job_folder import Job
 from dreambooth.core.project import Folders, Project
-from dreambooth.core.run import Job
 from dreambooth.core.settings import parse
 from dreambooth.engine import class_images, families, plan, worker
-from dreambooth.engine.bench.live import Live
+from dreambooth.engine.bench.live_tensors import Live
 from dreambooth.engine.families.model import Model
-from dreambooth.engine.families.reading import Text
-from dreambooth.engine.run import beginning
-from dreambooth.engine.training import pulse
+from dreambooth.engine.families.text_encoding import Text
+from dreambooth.engine.run import setup
+from dreambooth.engine.training import step_metrics
 from dreambooth.engine.training.session import Session
 from dreambooth.service import launcher
 from dreambooth.ui.describe import of_runs
@@ -118,7 +118,7 @@ def test_concepts_with_pictures_of_their_class_keep_to_these(model: Model) -> No
 @pytest.mark.thorough
 def test_a_run_draws_nothing_and_keeps_the_class(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     """A larger weight leaves the class's prompt nearer to what it was."""
-    monkeypatch.setattr(pulse, "REPORT_SECONDS", -1.0)  # each step is told
+    monkeypatch.setattr(step_metrics, "REPORT_SECONDS", -1.0)  # each step is told
     drifts = []
     for weight in (0.0, 10.0):
         job = train(project, **{**KEPT, "tuning.prior_loss_weight": weight, "intervals.num_train_epochs": 16})
@@ -179,9 +179,9 @@ def test_a_class_that_reads_as_the_subject_does_is_refused_before_the_model_is_l
 
 def test_captions_are_read_without_the_subject(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
-    prepare = beginning._prepare
+    prepare = setup._prepare
     monkeypatch.setattr(
-        beginning,
+        setup,
         "_prepare",
         lambda *given: asked.extend(one.picture.prompt for one in given[4].priors) or prepare(*given),
     )

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dreambooth.core import abilities
+from dreambooth.core import engine_capabilities
 from dreambooth.core.errors import UserError
 from dreambooth.core.settings import parse
 from dreambooth.engine import hardware, selfcheck
@@ -85,12 +85,12 @@ def test_where_the_set_up_saw_it_work_it_is_tried_here(
     unknown: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stamp = tmp_path / "stamp.json"
-    report = {"device_name": "a card", abilities.FAULTS: {"optimizer.name": {"lion_8bit": "it is tired"}}}
+    report = {"device_name": "a card", engine_capabilities.FAULTS: {"optimizer.name": {"lion_8bit": "it is tired"}}}
     stamp.write_text(json.dumps({"report": report}))
     monkeypatch.setattr(hardware, "name", lambda device: "a card")
     monkeypatch.setattr(probe, "ENGINE", Path(sys.prefix))
-    proven = abilities.is_proven
-    monkeypatch.setattr(abilities, "is_proven", lambda *about: proven(*about, stamp))
+    proven = engine_capabilities.is_proven
+    monkeypatch.setattr(engine_capabilities, "is_proven", lambda *about: proven(*about, stamp))
     monkeypatch.setattr(probe, "_answers", lambda choices, device: ["there"] * len(choices))
     said = [probe.fault(("optimizer.name", name), CARD, lambda: "here") for name in ("adamw_8bit", "lion_8bit")]
     assert said == ["here", "there"]

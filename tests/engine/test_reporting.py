@@ -14,9 +14,9 @@ from safetensors import safe_open
 
 from dreambooth.core import project, reference, schema, webhook
 from dreambooth.core.errors import UserError
-from dreambooth.core.layout import SUBJECT_PICTURES
+from dreambooth.core.install_paths import SUBJECT_PICTURES
+from dreambooth.core.job_folder import Job
 from dreambooth.core.project import Folders, Project
-from dreambooth.core.run import Job
 from dreambooth.core.settings import Settings, parse
 from dreambooth.engine import worker
 from dreambooth.engine.run import tensorboard

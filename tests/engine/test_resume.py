@@ -15,9 +15,9 @@ import torch
 from safetensors.torch import load_file
 
 from dreambooth.core import job_list, project
-from dreambooth.core.layout import MINIATURE, SUBJECT_PICTURES
+from dreambooth.core.install_paths import MINIATURE, SUBJECT_PICTURES
+from dreambooth.core.job_folder import Job
 from dreambooth.core.project import Folders
-from dreambooth.core.run import Job
 from dreambooth.core.settings import parse
 from dreambooth.engine import worker
 from dreambooth.service import launcher

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from accelerate.state import AcceleratorState
 
+from dreambooth.core.job_folder import Job
 from dreambooth.core.project import Project
-from dreambooth.core.run import Job
 from dreambooth.engine import worker
-from dreambooth.engine.training import gradients, in_backward
-from dreambooth.engine.training.in_backward import StepInBackward
+from dreambooth.engine.training import fused_backward, gradient_clipping
+from dreambooth.engine.training.fused_backward import StepInBackward
 from tests.engine.runs import LORA, new_run, output, same, tiny_project, told, train
 
 FUSED = {"memory.step_in_backward": True}
@@ -65,7 +65,7 @@ class Killed(BaseException):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_killed_in_the_backward_pass(kind: str, made: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(in_backward, "PORTION_BYTES", 20_000)  # of very small models several a step
+    monkeypatch.setattr(fused_backward, "PORTION_BYTES", 20_000)  # of very small models several a step
     changes = {**STEPS, **KINDS[kind]}
     counted = count_portions(monkeypatch)
     whole = output(train(made, **changes))
@@ -104,14 +104,14 @@ def kill(job: Job, monkeypatch: pytest.MonkeyPatch, at: int) -> None:
 
             patch.setattr(StepInBackward, "_apply_some", apply_some)
         else:
-            clip = gradients.clip
+            clip = gradient_clipping.clip
 
             def clipped(session: Any) -> Any:
                 if session.step == 2:
                     raise Killed
                 return clip(session)
 
-            patch.setattr(gradients, "clip", clipped)
+            patch.setattr(gradient_clipping, "clip", clipped)
         AcceleratorState._reset_state(reset_partial_state=True)
         with pytest.raises(Killed):
             worker.run(job)

@@ -20,7 +20,7 @@ from dreambooth.engine.drawing import sampling_choice
 from dreambooth.engine.drawing.sampling import SCHEDULERS, Known, draw
 from dreambooth.engine.drawing.sampling_choice import NO_ZERO_TERMINAL_SNR, Sampling
 from dreambooth.engine.families.model import Model
-from dreambooth.engine.run import beginning
+from dreambooth.engine.run import setup
 from dreambooth.engine.training import preview
 from dreambooth.engine.work import Work
 from dreambooth.service import launcher
@@ -147,4 +147,4 @@ def test_the_unet_draws_in_the_precision_of_the_training(model: Model, tmp_path:
     made = project.create(Folders(tmp_path), "m", tiny.write_original(tmp_path / "m.safetensors", "sd1"))
     job = launcher.new_run(Folders(tmp_path), made, parse({"general.method": "full", "tuning.mixed_precision": "bf16"}))
     work = Work.open(job)
-    assert beginning.load(work, open_model(made))[0].drawn_in == torch.bfloat16
+    assert setup.load(work, open_model(made))[0].drawn_in == torch.bfloat16

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from dreambooth.core.budget import budget
+from dreambooth.core.run_length import budget
 from dreambooth.core.schedules import curve, rate_factor
 from dreambooth.core.settings import parse
-from dreambooth.core.settings.course import LearningRate
+from dreambooth.core.settings.optimization import LearningRate
 
 STEPS = 100
 

@@ -18,9 +18,9 @@ from dreambooth.engine.checkpoints import lora
 from dreambooth.engine.checkpoints.write import write_tensors
 from dreambooth.engine.drawing.sampling import NotDrawn
 from dreambooth.engine.training import adapters
-from dreambooth.service import errands, launcher
+from dreambooth.service import launcher, short_jobs
 from tests.engine import tiny
-from tests.engine.test_trouble import no_numbers
+from tests.engine.test_recovery import no_numbers
 
 PROMPT = {"prompt": "a red star", "steps": 3, "width": 64, "height": 64, "seed": 7}
 
@@ -51,10 +51,10 @@ def drawn(star: Project, ask: object, **wanted: object) -> list[str]:
 
 def test_each_cell_is_the_picture_of_its_result_at_its_weight(star: Project) -> None:
     taught = str(star.folder / "taught.safetensors")
-    made = drawn(star, errands.sheet, sheet={"weights": [taught, "", taught], "lora_weights": [0, 1]})
+    made = drawn(star, short_jobs.sheet, sheet={"weights": [taught, "", taught], "lora_weights": [0, 1]})
     assert [Path(path).stem for path in made] == ["00-00", "00-01", "01-00", "02-00", "02-01"]
-    [base] = drawn(star, errands.drawing, base=True)
-    [full] = drawn(star, errands.drawing, weights=taught)
+    [base] = drawn(star, short_jobs.drawing, base=True)
+    [full] = drawn(star, short_jobs.drawing, weights=taught)
     nothing, whole, before, again_nothing, again_whole = map(pixels, made)
     assert (nothing == pixels(base)).all() and (before == pixels(base)).all()
     assert (whole == pixels(full)).all() and (whole != nothing).any()
@@ -65,12 +65,12 @@ def test_the_place_of_what_is_no_picture_stays_empty(star: Project, monkeypatch:
     taught = str(star.folder / "taught.safetensors")
     wanted = {"weights": ["", taught], "lora_weights": [1]}
     no_numbers(monkeypatch, times=1)
-    made = drawn(star, errands.sheet, sheet=wanted)
+    made = drawn(star, short_jobs.sheet, sheet=wanted)
     assert [Path(path).stem for path in made] == ["01-00"]
     assert Path(made[0]).with_name("sheet.png").exists()
     no_numbers(monkeypatch)
     with pytest.raises(NotDrawn):
-        drawn(star, errands.sheet, sheet=wanted)
+        drawn(star, short_jobs.sheet, sheet=wanted)
 
 
 @pytest.mark.parametrize(
@@ -85,4 +85,4 @@ def test_the_place_of_what_is_no_picture_stays_empty(star: Project, monkeypatch:
 )
 def test_what_cannot_be_a_sheet_is_refused(star: Project, sheet: object, said: str) -> None:
     with pytest.raises(UserError, match=said):
-        errands.sheet(star, {**PROMPT, "sheet": sheet})
+        short_jobs.sheet(star, {**PROMPT, "sheet": sheet})

@@ -14,9 +14,9 @@ from dreambooth.core.project import Folders, Project
 from dreambooth.engine import families, generate, hardware, selfcheck, worker
 from dreambooth.engine.drawing import sampling
 from dreambooth.engine.drawing.sampling_choice import Sampling
-from dreambooth.engine.run import trouble
-from dreambooth.engine.training import precision, skipping, traced
-from dreambooth.service import environment, errands, launcher
+from dreambooth.engine.run import recovery
+from dreambooth.engine.training import nonfinite_steps, precision, traced_step
+from dreambooth.service import environment, launcher, short_jobs
 from tests.conftest import ROOT
 from tests.engine.runs import LORA, saved, tiny_project, told, train
 from tests.engine.simulated_apple import SimulatedAppleGpu, has_kernel
@@ -83,7 +83,7 @@ def test_nothing_is_copied_that_nobody_waits_for() -> None:
 
 @pytest.mark.thorough
 def test_a_run_is_traced(projects: dict[str, Project], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(traced, "WORTH", 1)
+    monkeypatch.setattr(traced_step, "WORTH", 1)
     with simulated_card(SimulatedAppleGpu) as card:
         job = train(projects["sd1"], **LORA, **{"intervals.num_train_epochs": 5, "lora.dropout": 0.5})
     assert not told(job, "warning"), "among others, that a record gives something else"
@@ -99,7 +99,7 @@ def test_a_run_goes_on_and_its_result_is_drawn(projects: dict[str, Project], mon
         AcceleratorState._reset_state(reset_partial_state=True)
         assert worker.run(job) == "done"
         before = card.operations
-        chosen, fields = errands.drawing(made, {"prompt": "a star", "steps": 2, "weights": str(saved(job)[-1])})
+        chosen, fields = short_jobs.drawing(made, {"prompt": "a star", "steps": 2, "weights": str(saved(job)[-1])})
         AcceleratorState._reset_state(reset_partial_state=True)
         assert len(generate.run(launcher.new_errand(folders, made, "generate", chosen, **fields))["pictures"]) == 1
         assert card.operations > before
@@ -147,7 +147,7 @@ def test_a_step_that_is_no_number_is_left_out() -> None:
         weight = nn.Parameter(torch.ones(4, device="mps"))
         optimizer = torch.optim.AdamW([weight], lr=0.1, weight_decay=0, fused=True)
         weight.grad = torch.full_like(weight, float("nan"))
-        with skipping.skipped_if(optimizer, torch.ones((), device="mps", dtype=torch.bool)):
+        with nonfinite_steps.skipped_if(optimizer, torch.ones((), device="mps", dtype=torch.bool)):
             optimizer.step()
         assert weight.tolist() == [1, 1, 1, 1]
 
@@ -172,5 +172,5 @@ def test_memory() -> None:
     ],
 )
 def test_too_little_memory_is_known_for_what_it_is(said: str, needed: str) -> None:
-    assert trouble.is_out_of_memory(RuntimeError(said))
-    assert trouble.needed(RuntimeError(said)) == needed
+    assert recovery.is_out_of_memory(RuntimeError(said))
+    assert recovery.needed(RuntimeError(said)) == needed

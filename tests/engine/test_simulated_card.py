@@ -15,10 +15,10 @@ from accelerate.state import AcceleratorState
 from PIL import Image
 
 from dreambooth.core.errors import UserError
+from dreambooth.core.job_folder import Job
 from dreambooth.core.project import Project
-from dreambooth.core.run import Job
 from dreambooth.core.settings import Settings, parse
-from dreambooth.core.settings.course import Optimizer
+from dreambooth.core.settings.optimization import Optimizer
 from dreambooth.engine import generate, hardware, selfcheck, worker
 from dreambooth.engine.checkpoints import lora
 from dreambooth.engine.checkpoints.write import write_tensors
@@ -26,9 +26,9 @@ from dreambooth.engine.drawing import sampling, sheet
 from dreambooth.engine.drawing.sampling import NotDrawn
 from dreambooth.engine.families.model import Model
 from dreambooth.engine.families.unet_weights import Int8
+from dreambooth.engine.prompts import tokens
 from dreambooth.engine.training import adapters, loss, optimizers, precision, state, state_writer
-from dreambooth.engine.words import tokens
-from dreambooth.service import errands, launcher
+from dreambooth.service import launcher, short_jobs
 from tests.engine import test_waits
 from tests.engine.runs import LORA, folders, new_run, saved, tiny_project, told, train
 from tests.engine.simulated_card import BYTES, CARD, simulated_card
@@ -408,7 +408,7 @@ def test_a_run_goes_on_and_its_result_is_drawn_and_exported(
         assert worker.run(job) == "done"
         before = card.operations
         for weights in ("", str(saved(job)[-1])):
-            drawing = errands.drawing(made, {"prompt": "a star", "steps": 2, "count": 2, "weights": weights})
+            drawing = short_jobs.drawing(made, {"prompt": "a star", "steps": 2, "count": 2, "weights": weights})
             assert len(generate.run(_errand(made, *drawing))["pictures"]) == 2
         assert card.operations > before
 
@@ -425,7 +425,7 @@ def test_a_sheet_takes_results_of_each_kind(projects: dict[str, Project], kind: 
         file = tmp_path / f"{kind}.safetensors"
         write_tensors(file, lora.lora_tensors(model.parts, model.family, half=False), {})
         wanted = {"weights": [str(file)], "lora_weights": [0, 1]}
-        drawing = errands.sheet(made, {"prompt": "a star", "steps": 2, "sheet": wanted})
+        drawing = short_jobs.sheet(made, {"prompt": "a star", "steps": 2, "sheet": wanted})
         without, whole = generate.run(_errand(made, *drawing))["pictures"]
     assert _pixels(without) != _pixels(whole)
 
@@ -449,7 +449,7 @@ def test_while_it_draws_nothing_but_the_unet_lies_on_the_card(
         gc.collect()
         monkeypatch.setattr(sheet if of_sheet else generate, "draw", looked_at)
         wanted = {"prompt": "a star", "steps": 2, "weights": file, "sheet": {"weights": [file]}}
-        generate.run(_errand(made, *(errands.sheet if of_sheet else errands.drawing)(made, wanted)))
+        generate.run(_errand(made, *(short_jobs.sheet if of_sheet else short_jobs.drawing)(made, wanted)))
     assert len(beside) == 1
     assert beside[0] < 100_000, "what is read, which is a text"
 
@@ -469,7 +469,7 @@ def test_it_draws_in_full_precision_where_the_run_had_that(
     wanted = {"prompt": "a star", "base": True, "sheet": {"weights": [""]}}
     with simulated_card():
         _of_generation((7, 5), monkeypatch)
-        _, fields = (errands.sheet if of_sheet else errands.drawing)(projects["sd1"], wanted)
+        _, fields = (short_jobs.sheet if of_sheet else short_jobs.drawing)(projects["sd1"], wanted)
         errand = _errand(projects["sd1"], parse({"tuning.mixed_precision": chosen}), fields)
         with pytest.raises(
             NotDrawn, match=r"tuning\.mixed_precision: .* set it to no" if chosen == "auto" else "broken"
@@ -485,13 +485,13 @@ def test_a_word_that_learned_draws_and_words_are_measured(
     with simulated_card():
         job = train(made, **{"general.method": "embedding", "concepts.0.instance_token": "sks"})
         file = str(saved(job)[-1])
-        drawing = errands.drawing(made, {"prompt": "a sks", "steps": 1, "weights": file})
+        drawing = short_jobs.drawing(made, {"prompt": "a sks", "steps": 1, "weights": file})
         assert generate.run(_errand(made, *drawing))["pictures"]
         wanted = {"weights": ["", file], "lora_weights": [1]}
-        drawing = errands.sheet(made, {"prompt": "a sks", "steps": 1, "sheet": wanted})
+        drawing = short_jobs.sheet(made, {"prompt": "a sks", "steps": 1, "sheet": wanted})
         assert len(generate.run(_errand(made, *drawing))["pictures"]) == 2
         monkeypatch.setattr(tokens, "_RARE_FROM", 49_000)
-        fields = errands.words("a sks star", 2, label="{}")
+        fields = short_jobs.words("a sks star", 2, label="{}")
         AcceleratorState._reset_state(reset_partial_state=True)
         said = tokens.run(launcher.new_errand(folders(made), made, "tokens", parse({}), **fields))
         assert len(said["words"]) == 3

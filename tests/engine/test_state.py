@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 import torch
 
-from dreambooth.core.budget import Budget
 from dreambooth.core.errors import UserError
+from dreambooth.core.run_length import Budget
 from dreambooth.engine.training import state, state_writer
 
 CONTENT = {

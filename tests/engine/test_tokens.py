@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dreambooth.core import project, settings
-from dreambooth.core.layout import MINIATURE
+from dreambooth.core.install_paths import MINIATURE
 from dreambooth.core.project import Folders
-from dreambooth.engine.words import chunks, tokens
+from dreambooth.engine.prompts import chunking, tokens
 from dreambooth.service import launcher
 
 COMMA = 267
@@ -73,9 +73,9 @@ def test_rare_words_are_single_tokens_in_the_order_of_their_effect(ask: Any) -> 
 
 @given(st.lists(st.sampled_from([COMMA, 1, 2, 3]), max_size=300))
 def test_pieces_hold_every_token_in_order(numbers: list[int]) -> None:
-    pieces = chunks.split(numbers, COMMA)
+    pieces = chunking.split(numbers, COMMA)
     assert [number for piece in pieces for number in piece] == numbers
-    assert all(len(piece) <= chunks.LENGTH for piece in pieces)
+    assert all(len(piece) <= chunking.LENGTH for piece in pieces)
 
 
 @pytest.mark.parametrize(
@@ -84,4 +84,4 @@ def test_pieces_hold_every_token_in_order(numbers: list[int]) -> None:
 )
 def test_a_piece_ends_behind_a_comma_that_is_near(comma_at: int | None, first: int) -> None:
     numbers = [COMMA if place == comma_at else 1 for place in range(80)]
-    assert [len(piece) for piece in chunks.split(numbers, COMMA)] == [first, 80 - first]
+    assert [len(piece) for piece in chunking.split(numbers, COMMA)] == [first, 80 - first]

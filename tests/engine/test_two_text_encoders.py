@@ -10,15 +10,15 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from dreambooth.core import forecast, schedules
-from dreambooth.core.budget import budget
 from dreambooth.core.errors import UserError
 from dreambooth.core.models import anatomy, checkpoint
 from dreambooth.core.project import Project
+from dreambooth.core.run_length import budget
 from dreambooth.core.settings import parse
-from dreambooth.engine import families, suited, worker
+from dreambooth.engine import compatibility, families, worker
 from dreambooth.engine.families.sdxl import Sdxl
 from dreambooth.engine.run import hooks
-from dreambooth.engine.training import adapters, pulse, text, traced
+from dreambooth.engine.training import adapters, step_metrics, text_embeddings, traced_step
 from tests.engine.runs import LORA, new_run, output, same, saved, tiny_project, told, train
 
 WHICH, RATIO = "tuning.text_encoders", "learning.text_encoder_2_ratio"
@@ -76,7 +76,7 @@ def test_one_learns_and_the_other_stays(method: str, star: Project) -> None:
 
 def test_the_one_that_rests_reads_once(star: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     """And the same as where both are read at each step: until something was learned the losses are theirs."""
-    monkeypatch.setattr(pulse, "REPORT_SECONDS", -1.0)
+    monkeypatch.setattr(step_metrics, "REPORT_SECONDS", -1.0)
     read: list[str] = []
     plain = Sdxl.read_tokens
     monkeypatch.setattr(Sdxl, "read_tokens", lambda model, part, some: (read.append(part), plain(model, part, some))[1])
@@ -92,9 +92,9 @@ def test_the_one_that_rests_reads_once(star: Project, monkeypatch: pytest.Monkey
 
 @pytest.mark.thorough
 def test_it_is_the_same_traced_and_paused_and_after_the_text_rests(star: Project, monkeypatch: Any) -> None:
-    monkeypatch.setattr(traced, "BEFORE", 1)
-    monkeypatch.setattr(traced, "WORTH", 1)
-    monkeypatch.setattr(text, "_BATCH", 1)  # prompts at a time
+    monkeypatch.setattr(traced_step, "BEFORE", 1)
+    monkeypatch.setattr(traced_step, "WORTH", 1)
+    monkeypatch.setattr(text_embeddings, "_BATCH", 1)  # prompts at a time
     flat = {**LORA, **LEARNS, WHICH: "first", "captions.dropout": 0.3, "intervals.max_train_steps": 8}
     flat |= {"tuning.text_encoder_ratio": 0.8, "batching.gradient_accumulation_steps": 2}
     plain, job = output(train(star, **flat, **{"tuning.trace_steps": False})), new_run(star, **flat)
@@ -137,11 +137,13 @@ def test_a_file_is_not_gone_on_from_by_half(star: Project) -> None:
 def test_models_with_one_are_told_so() -> None:
     about = {"family": "sd1", "prediction_type": "epsilon", "zero_terminal_snr": False}
     chosen = {WHICH: "second", RATIO: 0.5}
-    said = suited.problems(parse({**chosen, "tuning.text_encoder_ratio": 1.0}), about)
+    said = compatibility.problems(parse({**chosen, "tuning.text_encoder_ratio": 1.0}), about)
     assert [one.split(":")[0] for one in said] == [WHICH, RATIO]
     assert all("this model has one text encoder" in one for one in said)
-    assert suited.problems(parse(chosen), about) == []  # where it rests they say nothing
-    assert suited.problems(parse({**chosen, "tuning.text_encoder_ratio": 1.0}), {**about, "family": "sdxl"}) == []
+    assert compatibility.problems(parse(chosen), about) == []  # where it rests they say nothing
+    assert (
+        compatibility.problems(parse({**chosen, "tuning.text_encoder_ratio": 1.0}), {**about, "family": "sdxl"}) == []
+    )
 
 
 def test_prodigy_has_one_factor() -> None:

@@ -15,14 +15,14 @@ from safetensors.torch import load_file
 from torch import nn
 
 from dreambooth.core.errors import UserError
-from dreambooth.core.layout import MINIATURE
+from dreambooth.core.install_paths import MINIATURE
 from dreambooth.core.memory import footprint
 from dreambooth.core.project import Project
 from dreambooth.core.settings import carried_over, on_resume, parse
 from dreambooth.engine import families, hardware, worker
 from dreambooth.engine.bench import streaming
 from dreambooth.engine.bench.footprint import Point
-from dreambooth.engine.families import fetching, unet_weights
+from dreambooth.engine.families import unet_weights, weight_prefetch
 from dreambooth.engine.families.model import whole_picture
 from dreambooth.engine.run.hooks import Hooks
 from dreambooth.engine.training import adapters, loop
@@ -244,7 +244,7 @@ def test_without_enough_to_be_pinned_it_is_streamed_all_the_same(monkeypatch: py
 
     monkeypatch.setattr(torch.Tensor, "pin_memory", refuse)
     monkeypatch.setattr(hardware, "_PINS", [True])
-    monkeypatch.setattr(fetching, "streams", lambda device: None)
+    monkeypatch.setattr(weight_prefetch, "streams", lambda device: None)
     unet = families.load_file(MINIATURE).unet
     unet_weights.lay(unet, "streamed", torch.device("cuda"), lambda problem: said.append(problem.sentence))
     assert len(said) == 1 and "(RAM)" in said[0]

@@ -13,24 +13,24 @@ from accelerate.state import AcceleratorState
 from PIL import Image, ImageChops, ImageOps
 
 from dreambooth.core.errors import UserError
-from dreambooth.core.layout import SUBJECT_PICTURES
+from dreambooth.core.install_paths import SUBJECT_PICTURES
+from dreambooth.core.job_folder import BEFORE, Job
 from dreambooth.core.project import Folders, Project
-from dreambooth.core.run import BEFORE, Job
 from dreambooth.core.settings import parse
 from dreambooth.engine import families, plan, worker
 from dreambooth.engine.checkpoints.source import open_model
-from dreambooth.engine.data import cache, framing
+from dreambooth.engine.data import cache, cropping
 from dreambooth.engine.data.decoding import decode
 from dreambooth.engine.drawing.sampling import make_scheduler
 from dreambooth.engine.families.model import Model
 from dreambooth.engine.run import best, outputs
-from dreambooth.engine.run.material import Material
+from dreambooth.engine.run.dataset import Material
 from dreambooth.engine.training import loop, objective, preview, state
 from dreambooth.engine.training.session import Session
 from dreambooth.engine.training.state import NotSaved
 from dreambooth.engine.training.validation import TIMESTEPS, Measured, Validation
 from dreambooth.engine.work import Asked, Work
-from dreambooth.service import going_on, launcher, runs
+from dreambooth.service import launcher, resume_run, runs
 from dreambooth.ui.describe import of_runs
 from tests.engine.runs import LORA, SHORT, folders, new_run, output, same, saved, tiny_project, told, train
 
@@ -228,7 +228,7 @@ def test_a_mirror_image_is_that_of_a_learned_picture(project: Project, sessions:
     assert not out.cut.mirrored
     assert [one.cut.mirrored for one in mirrored] == [True] * 4
     assert {one.picture for one in mirrored} == set(material.pictures)
-    left, right = (framing.apply(decode(one.picture.path), one.cut) for one in (mirrored[0], material.own[0]))
+    left, right = (cropping.apply(decode(one.picture.path), one.cut) for one in (mirrored[0], material.own[0]))
     assert not ImageChops.difference(left, ImageOps.mirror(right)).getbbox()
 
 
@@ -344,8 +344,8 @@ def test_a_run_that_ended_by_its_patience_goes_on_nevertheless(
         assert (job.states(), kept(job)) == ([8], [8, 16])
         assert runs.summary(job)["resumable"]
         with pytest.raises(UserError, match="2 measures past its best already"):
-            going_on.prepare(folders(project), job, {"intervals.patience": "2"})
-        assert going_on.prepare(folders(project), job, {}) == {"intervals.patience": 0}
+            resume_run.prepare(folders(project), job, {"intervals.patience": "2"})
+        assert resume_run.prepare(folders(project), job, {}) == {"intervals.patience": 0}
         rest = iter(course[4:])
         patched.setattr(Validation, "measure", lambda self: Measured(next(rest), 0.5, None))
         AcceleratorState._reset_state(reset_partial_state=True)
@@ -356,7 +356,7 @@ def test_a_run_that_ended_by_its_patience_goes_on_nevertheless(
     assert kept(job)[-1] == 24 and 8 not in kept(job), "what was only the best goes for a better one"
     assert not job.states() and not (job.folder / BEFORE).exists()
     with pytest.raises(UserError, match=r"it is done. A new run learns on .* lora.start_file .*_24-2.safetensors"):
-        going_on.prepare(folders(project), job, {})
+        resume_run.prepare(folders(project), job, {})
 
 
 def test_a_run_that_was_killed_before_it_could_say_that_it_ended_by_its_patience_can_still_go_on(

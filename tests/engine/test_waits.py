@@ -14,7 +14,7 @@ from dreambooth.engine.checkpoints.source import open_model
 from dreambooth.engine.drawing.sampling import Known, draw
 from dreambooth.engine.drawing.sampling_choice import Sampling
 from dreambooth.engine.tracing.program import Program
-from dreambooth.engine.training import loop, pulse, traced
+from dreambooth.engine.training import loop, step_metrics, traced_step
 from dreambooth.engine.training.session import Session
 from tests.engine.runs import LORA, tiny_project, train
 from tests.engine.waits import Waits
@@ -66,7 +66,7 @@ def projects(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Project]:
 
 def waits(made: Project, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> list[str]:
     """Who waits in the second to the fourth step of a run of five."""
-    monkeypatch.setattr(pulse, "REPORT_SECONDS", 1e9)
+    monkeypatch.setattr(step_metrics, "REPORT_SECONDS", 1e9)
     seen: list[Waits] = []
     set_rates, do_what_is_due = loop._set_rates, loop._do_what_is_due
 
@@ -126,13 +126,13 @@ def test_nor_with_another_model(
 def test_a_traced_step_waits_for_nothing_and_its_check_once(
     changes: dict[str, Any], projects: dict[str, Project], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(traced, "BEFORE", 0)
-    monkeypatch.setattr(traced, "WORTH", 1)
+    monkeypatch.setattr(traced_step, "BEFORE", 0)
+    monkeypatch.setattr(traced_step, "WORTH", 1)
     runs = []
     run = Program.__call__
     monkeypatch.setattr(Program, "__call__", lambda self, given: runs.append(self) or run(self, given))
     (found,) = waits(projects["sdxl"], monkeypatch, **changes)
-    assert found.startswith("tolist at traced.py")
+    assert found.startswith("tolist at traced_step.py")
     assert len(runs) == 4
 
 
@@ -149,13 +149,13 @@ def test_a_picture_of_more_steps_waits_no_more_often(family: str, projects: dict
 
 
 def test_who_waits_is_seen(projects: dict[str, Project], monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = pulse.Pulse.add_losses
+    plain = step_metrics.Pulse.add_losses
 
-    def reads(self: pulse.Pulse, losses: tuple[torch.Tensor, ...]) -> None:
+    def reads(self: step_metrics.Pulse, losses: tuple[torch.Tensor, ...]) -> None:
         losses[0].item()
         torch.zeros(3).to(self.session.model.device)
         plain(self, losses)
 
-    monkeypatch.setattr(pulse.Pulse, "add_losses", reads)
+    monkeypatch.setattr(step_metrics.Pulse, "add_losses", reads)
     found = {one.split(" at ")[0] for one in waits(projects["sd1"], monkeypatch)}
     assert found == {"_local_scalar_dense", "to(device)"}

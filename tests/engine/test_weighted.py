@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from dreambooth.core import project
-from dreambooth.core.layout import MINIATURE
+from dreambooth.core.install_paths import MINIATURE
 from dreambooth.core.project import Folders
 from dreambooth.core.settings import parse
 from dreambooth.engine import families, generate
 from dreambooth.engine.families.model import Model
-from dreambooth.engine.training.text import Texts
+from dreambooth.engine.training.text_embeddings import Texts
 from dreambooth.service import launcher
 from tests.engine import tiny
 from tests.engine.runs import output, same, tiny_project, train

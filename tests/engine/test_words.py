@@ -11,23 +11,23 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+from dreambooth.engine.prompts.textual_inversion import Words
 from safetensors.torch import load_file, save_file
 
-from dreambooth.core import words as words_module
+from dreambooth.core import learned_words as words_module
 from dreambooth.core.errors import UserError
-from dreambooth.core.layout import SUBJECT_PICTURES
+from dreambooth.core.install_paths import SUBJECT_PICTURES
+from dreambooth.core.job_folder import Job
 from dreambooth.core.models import checkpoint
 from dreambooth.core.project import Project
-from dreambooth.core.run import Job
 from dreambooth.core.settings import parse
 from dreambooth.engine import families, from_state, generate, worker
 from dreambooth.engine.checkpoints import lora_header, words_file
 from dreambooth.engine.checkpoints.source import open_model
 from dreambooth.engine.families.model import Model
+from dreambooth.engine.prompts import textual_inversion
 from dreambooth.engine.run import outputs
-from dreambooth.engine.words import learned
-from dreambooth.engine.words.learned import Words
-from dreambooth.service import hot_use, launcher
+from dreambooth.service import launcher, use_in_txt2img
 from dreambooth.service.models import inspect
 from tests.engine import tiny
 from tests.engine.runs import LORA, exported, folders, new_run, output, same, saved, tiny_project, told, train
@@ -61,7 +61,7 @@ def project(tmp_path: Path) -> Project:
 def own(model: Model, text: str, count: int) -> dict[str, torch.Tensor]:
     """The vectors that a text has already."""
     return {
-        part: learned.initial(encoder, model.tokenizers[part], text, count)
+        part: textual_inversion.initial(encoder, model.tokenizers[part], text, count)
         for part, encoder in model.text_encoders.items()
     }
 
@@ -93,7 +93,7 @@ def test_the_longest_word_is_found_and_never_half_of_another(model: Model) -> No
     part, tokenizer = next(iter(model.tokenizers.items()))
     vocabulary = model.text_encoders[part].get_input_embeddings().num_embeddings
     found = Words(tokenizer, vocabulary, {"sks": 1, "sks dog": 2, "anna-dog": 1})
-    numbers = learned.plain_numbers(tokenizer, "sks dog, sks cat, sksy, Anna-Dog dog")
+    numbers = textual_inversion.plain_numbers(tokenizer, "sks dog, sks cat, sksy, Anna-Dog dog")
     new = [number - vocabulary for number in found.put_into(numbers) if number >= vocabulary]
     assert new == [1, 2, 0, 3]
 
@@ -353,7 +353,7 @@ def test_a_run_goes_on_from_a_lora_and_its_word(trained: tuple[Project, Job]) ->
 
 def test_the_webuis_prompt_has_the_embeddings_name(trained: tuple[Project, Job], tmp_path: Path) -> None:
     project, job = trained
-    use = hot_use.use(folders(project), job, saved(job)[-1])
+    use = use_in_txt2img.use(folders(project), job, saved(job)[-1])
     assert use is not None
     assert use.prompt == "a photo of sd1_10 star <lora:sd1_10:1>"
     about = checkpoint.read_header(saved(job)[-1]).metadata

@@ -22,7 +22,7 @@ from dreambooth.core.models import checkpoint
 from dreambooth.engine.checkpoints import original
 from dreambooth.engine.checkpoints.entry import Entry
 from dreambooth.engine.checkpoints.write import write
-from dreambooth.engine.words.vocabulary import clip_tokenizer
+from dreambooth.engine.prompts.vocabulary import clip_tokenizer
 
 FAMILIES = ("sd1", "sd2", "sd2-v", "sdxl", "sdxl-v")
 FIRST = "model.diffusion_model.input_blocks.0.0.weight"

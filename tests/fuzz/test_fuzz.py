@@ -30,15 +30,26 @@ from PIL import Image
 from dreambooth.core import captions, device, focal_point, job_list, picture_names, project, schema, settings, tags
 from dreambooth.core.buckets import Bucket
 from dreambooth.core.errors import UserError
-from dreambooth.core.layout import MINIATURE, SUBJECT_PICTURES
+from dreambooth.core.install_paths import MINIATURE, SUBJECT_PICTURES
+from dreambooth.core.job_folder import Job
 from dreambooth.core.models import checkpoint
 from dreambooth.core.project import Folders
-from dreambooth.core.run import Job
 from dreambooth.core.settings import Settings, on_resume
 from dreambooth.core.settings.dataset import Captions, Concept, Pictures
-from dreambooth.engine.data import framing
+from dreambooth.engine.data import cropping
 from dreambooth.host.standalone import Standalone
-from dreambooth.service import api, foreign, foreign_disk, going_on, launcher, models, queue, report, runs, thumbnails
+from dreambooth.service import (
+    api,
+    import_paths,
+    import_settings,
+    launcher,
+    models,
+    queue,
+    report,
+    resume_run,
+    runs,
+    thumbnails,
+)
 from dreambooth.ui import command_line, commands
 from tests.fuzz.guard import confined
 from tests.fuzz.inputs import TEXTS, VALUES, damaged, dumped, json_bytes, nearly
@@ -192,11 +203,11 @@ def requests_and_files_of_a_run(base: Path, found: tuple[dict[str, bytes], dict[
 def look_at(job: Job) -> None:
     """Everything that is asked of a job's folder."""
     assert job.status() in ("new", "queued", "running", "paused", "stopped", "done", "failed", "lost")
-    for ask in (runs.summary, runs.outcome, launcher.result, report.build, Job.settings, going_on.check_resumable):
+    for ask in (runs.summary, runs.outcome, launcher.result, report.build, Job.settings, resume_run.check_resumable):
         with told():
             api._Json(None).render(ask(job) if ask is not report.build else len(report.build(job)))
     with told():
-        going_on.prepare(Folders(job.folder.parents[3]), job, {"previews.count": 2})
+        resume_run.prepare(Folders(job.folder.parents[3]), job, {"previews.count": 2})
     (job.folder / "changes.json").unlink(missing_ok=True)
 
 
@@ -277,7 +288,7 @@ def crops_by_hand(base: Path, data: bytes) -> None:
     with told():
         if point := focal_point.read(picture):
             choice, bucket = Pictures(crop="random", crop_jitter=0.5, rotation=30), Bucket(64, 64)
-            for cut in framing.cuts(picture.name, (300, 200), bucket, choice, 0, lambda: None, point):
+            for cut in cropping.cuts(picture.name, (300, 200), bucket, choice, 0, lambda: None, point):
                 assert 0 <= cut.box[0] < cut.box[2] <= 300 and 0 <= cut.box[1] < cut.box[3] <= 200
 
 
@@ -432,7 +443,7 @@ def settings_of_other_trainers(base: Path, data: bytes) -> None:
 def datasets_of_kohya(base: Path, content: Any) -> None:
     with told():
         if isinstance(content, dict) and content.get("datasets"):
-            foreign.kohya.dataset(content, foreign_disk.looker(base))
+            import_settings.kohya.dataset(content, import_paths.looker(base))
 
 
 def picture(form: str) -> bytes:

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import torch
 
+from dreambooth.core.job_folder import Job
 from dreambooth.core.project import Project
-from dreambooth.core.run import Job
-from dreambooth.engine.training import pulse
+from dreambooth.engine.training import step_metrics
 from tests.engine.conftest import fresh_accelerator as fresh_accelerator
 from tests.engine.runs import tiny_project, told, train
 
@@ -58,7 +58,7 @@ def reported(made: Project, **changes: Any) -> Job:
     At 64 pixels the innermost blocks of the tiny SD 1 have one pixel, so that its norms make anything of a rounding.
     """
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pulse, "REPORT_SECONDS", -1.0)
+        patch.setattr(step_metrics, "REPORT_SECONDS", -1.0)
         every = {
             "batching.train_batch_size": 1,
             "intervals.save_state_every": 0,

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from dreambooth.core.project import Project
-from dreambooth.engine.families import fetching
-from dreambooth.engine.training import traced
+from dreambooth.engine.families import weight_prefetch
+from dreambooth.engine.training import traced_step
 from tests.engine.runs import LORA, told
 from tests.engine.simulated_streams import Late
 from tests.gpu.conftest import reported
@@ -29,12 +29,12 @@ def test_what_is_fetched_ahead_learns_as_what_is_there(
     kind: str, is_traced: bool, device: torch.device, projects: dict[str, Project], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On the CPU its second line of work is simulated."""
-    monkeypatch.setattr(traced, "BEFORE", 1)
-    monkeypatch.setattr(traced, "WORTH", 1)
+    monkeypatch.setattr(traced_step, "BEFORE", 1)
+    monkeypatch.setattr(traced_step, "WORTH", 1)
     changes = {**KINDS[kind], "tuning.trace_steps": is_traced, "intervals.max_train_steps": STEPS[device.type]}
     plain = reported(projects["sd1"], **changes)
 
-    copies, streams = Late if device.type == "cpu" else fetching.Beside, fetching.streams
+    copies, streams = Late if device.type == "cpu" else weight_prefetch.Beside, weight_prefetch.streams
     copied, copy = [0], copies.copy
 
     def counted(self: Any, place: Tensor, weight: Tensor) -> None:
@@ -42,7 +42,7 @@ def test_what_is_fetched_ahead_learns_as_what_is_there(
         copy(self, place, weight)
 
     monkeypatch.setattr(copies, "copy", counted)
-    monkeypatch.setattr(fetching, "streams", lambda device: Late() if device.type == "cpu" else streams(device))
+    monkeypatch.setattr(weight_prefetch, "streams", lambda device: Late() if device.type == "cpu" else streams(device))
     job = reported(projects["sd1"], **changes, **{"memory.unet_weights": "streamed"})
     assert not told(job, "warning"), "the first block that was fetched ahead was right"
     assert copied[0] > 10 * STEPS[device.type]

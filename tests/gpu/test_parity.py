@@ -14,12 +14,12 @@ import pytest
 import torch
 from PIL import Image
 
-from dreambooth.core.layout import SUBJECT_PICTURES
+from dreambooth.core.install_paths import SUBJECT_PICTURES
 from dreambooth.core.project import Project
 from dreambooth.engine.families import unet_weights
 from dreambooth.engine.tracing.graph import Graph
 from dreambooth.engine.tracing.program import Program
-from dreambooth.engine.training import attention, optimizers, pulse, traced
+from dreambooth.engine.training import attention, optimizers, step_metrics, traced_step
 from dreambooth.engine.training.session import Session
 from tests.engine.runs import LORA
 from tests.gpu.conftest import losses
@@ -240,21 +240,21 @@ def missing_here(way: Way, device: torch.device) -> str:
 def watch(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """What a run works with, as it is after its first step."""
     seen: dict[str, Any] = {}
-    end_step = pulse.Pulse.end_step
+    end_step = step_metrics.Pulse.end_step
 
-    def looked(self: pulse.Pulse, norms: torch.Tensor) -> torch.Tensor:
+    def looked(self: step_metrics.Pulse, norms: torch.Tensor) -> torch.Tensor:
         if not seen:
             seen.update(about(self.session))
         return end_step(self, norms)
 
-    monkeypatch.setattr(pulse.Pulse, "end_step", looked)
+    monkeypatch.setattr(step_metrics.Pulse, "end_step", looked)
     return seen
 
 
 def done_again(monkeypatch: pytest.MonkeyPatch) -> list[Program]:
     """Grows by one for each step that is done again from its record, which is all but the first here."""
-    monkeypatch.setattr(traced, "BEFORE", 0)
-    monkeypatch.setattr(traced, "WORTH", 1)
+    monkeypatch.setattr(traced_step, "BEFORE", 0)
+    monkeypatch.setattr(traced_step, "WORTH", 1)
     again: list[Program] = []
     call = Program.__call__
 

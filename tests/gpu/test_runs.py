@@ -10,13 +10,13 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 
+from dreambooth.core.job_folder import Job
 from dreambooth.core.project import Project
-from dreambooth.core.run import Job
 from dreambooth.engine import worker
 from dreambooth.engine.bench.card_memory import Card, Cuda
 from dreambooth.engine.bench.card_simulated import Simulated
-from dreambooth.engine.run import beginning
-from dreambooth.engine.training import pulse, traced
+from dreambooth.engine.run import setup
+from dreambooth.engine.training import step_metrics, traced_step
 from tests.engine import test_waits
 from tests.engine.runs import LORA, new_run, output, same, told, train
 from tests.gpu.conftest import reported, without_card
@@ -99,8 +99,8 @@ def test_nobody_waits_for_the_card(
     compared once; and so is a step that is done again from its record."""
     monkeypatch.setattr(test_waits, "Waits", CardWaits)
     if kind == "traced":
-        monkeypatch.setattr(traced, "BEFORE", 0)
-        monkeypatch.setattr(traced, "WORTH", 1)
+        monkeypatch.setattr(traced_step, "BEFORE", 0)
+        monkeypatch.setattr(traced_step, "WORTH", 1)
     found = test_waits.waits(projects["sd1"], monkeypatch, **test_waits.KINDS.get(kind, LORA))
     assert len(found) <= {"streamed": 4, "traced": 1}.get(kind, 0), found
 
@@ -117,16 +117,16 @@ def test_who_waits_for_the_card_is_seen(
         modes: list[str] = []
         monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
         monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", modes.append)
-    plain = pulse.Pulse.add_losses
+    plain = step_metrics.Pulse.add_losses
 
-    def reads(self: pulse.Pulse, losses: tuple[torch.Tensor, ...]) -> None:
+    def reads(self: step_metrics.Pulse, losses: tuple[torch.Tensor, ...]) -> None:
         losses[0].item()
         if not on_card and modes[-1:] == ["warn"]:
             warnings.warn("the mode does not detect all synchronizing operations", stacklevel=1)  # said by PyTorch once
             warnings.warn("called a synchronizing CUDA operation", stacklevel=1)
         plain(self, losses)
 
-    monkeypatch.setattr(pulse.Pulse, "add_losses", reads)
+    monkeypatch.setattr(step_metrics.Pulse, "add_losses", reads)
     monkeypatch.setattr(test_waits, "Waits", CardWaits)
     found = test_waits.waits(projects["sd1"], monkeypatch, **LORA)
     assert len(found) >= 3, "one for each step that is looked at"
@@ -140,12 +140,12 @@ def test_what_rests_leaves_the_card_and_comes_back(
     """While a LoRA trains, the VAE and the text encoders lie in the computer's memory; while previews are drawn with
     them, they are on the card."""
     found: dict[str, set[str]] = {"steps": set(), "previews": set(), "unet": set()}
-    end_step, load = pulse.Pulse.end_step, beginning.load
+    end_step, load = step_metrics.Pulse.end_step, setup.load
 
     def lie(part: torch.nn.Module) -> set[str]:
         return {tensor.device.type for tensor in part.state_dict().values()}
 
-    def looked(self: pulse.Pulse, norms: torch.Tensor) -> torch.Tensor:
+    def looked(self: step_metrics.Pulse, norms: torch.Tensor) -> torch.Tensor:
         parts = self.session.model.parts
         found["steps"] |= lie(parts["vae"]) | lie(parts["text_encoder"]) | lie(parts["text_encoder_2"])
         found["unet"] |= lie(parts["unet"])
@@ -159,8 +159,8 @@ def test_what_rests_leaves_the_card_and_comes_back(
         )
         return model, accelerator
 
-    monkeypatch.setattr(pulse.Pulse, "end_step", looked)
-    monkeypatch.setattr(beginning, "load", loaded)
+    monkeypatch.setattr(step_metrics.Pulse, "end_step", looked)
+    monkeypatch.setattr(setup, "load", loaded)
     some = {"intervals.max_train_steps": 2, "previews.count": 1, "previews.steps": 1}
     train(projects["sdxl"], **LORA, **some)
     assert found == {"steps": {"cpu"}, "previews": {device.type}, "unet": {device.type}}

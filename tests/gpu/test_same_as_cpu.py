@@ -13,9 +13,9 @@ import torch
 from accelerate.state import AcceleratorState
 
 from dreambooth.core import project
-from dreambooth.core.layout import MINIATURE
+from dreambooth.core.install_paths import MINIATURE
+from dreambooth.core.job_folder import Job
 from dreambooth.core.project import Folders, Project
-from dreambooth.core.run import Job
 from dreambooth.core.settings import parse
 from dreambooth.engine import class_images
 from dreambooth.service import launcher
@@ -139,7 +139,7 @@ def class_pictures(star: Project, folder: Path, batch: int, seed: int = 0) -> An
 
 
 def train_pictures() -> str:
-    from dreambooth.core.layout import SUBJECT_PICTURES
+    from dreambooth.core.install_paths import SUBJECT_PICTURES
 
     return str(SUBJECT_PICTURES)
 

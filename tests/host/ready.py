@@ -19,7 +19,7 @@ from typing import Any
 from playwright.sync_api import sync_playwright
 
 from dreambooth.core import project
-from dreambooth.core.layout import MINIATURE, PROJECT, SUBJECT_PICTURES
+from dreambooth.core.install_paths import MINIATURE, PROJECT, SUBJECT_PICTURES
 from dreambooth.core.project import Folders
 from tests.host.real import LONG_MS, WebUI
 from tests.ui.page.conftest import chromium

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import torch
 
-from dreambooth.core.layout import MINIATURE
+from dreambooth.core.install_paths import MINIATURE
 from dreambooth.engine import families
 from dreambooth.engine.bench.random_model import write_random
 from dreambooth.engine.checkpoints.webui_yaml import layout
-from dreambooth.engine.words.vocabulary import write_vocabulary
+from dreambooth.engine.prompts.vocabulary import write_vocabulary
 
 _MARKS = {"bos_token": "<|startoftext|>", **dict.fromkeys(("eos_token", "pad_token", "unk_token"), "<|endoftext|>")}
 

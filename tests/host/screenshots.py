@@ -13,7 +13,7 @@ from pathlib import Path
 from playwright.sync_api import sync_playwright
 
 from dreambooth.core import project
-from dreambooth.core.layout import MINIATURE, PROJECT, SUBJECT_PICTURES
+from dreambooth.core.install_paths import MINIATURE, PROJECT, SUBJECT_PICTURES
 from dreambooth.core.project import Folders
 from dreambooth.service import demo
 from tests.host.real import LONG_MS, Visitor, WebUI

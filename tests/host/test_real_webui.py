@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from dreambooth.core.layout import SUBJECT_PICTURES
+from dreambooth.core.install_paths import SUBJECT_PICTURES
 from dreambooth.service import environment
 from tests.conftest import ROOT
 from tests.host.real import LONG_MS, UNTRANSLATED, Refused, Visitor, WebUI, install_from_page, snapshot

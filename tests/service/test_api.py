@@ -20,7 +20,7 @@ from PIL import Image
 from dreambooth.core import focal_point, job_list, project
 from dreambooth.core.errors import UserError
 from dreambooth.core.focal_point import FocalPoint
-from dreambooth.core.layout import MINIATURE, SUBJECT_PICTURES
+from dreambooth.core.install_paths import MINIATURE, SUBJECT_PICTURES
 from dreambooth.core.project import Folders
 from dreambooth.core.settings import parse, to_json
 from dreambooth.host.base import PAGE_TOKEN

@@ -22,12 +22,12 @@ from fastapi.testclient import TestClient
 from dreambooth.core import job_list, project, settings
 from dreambooth.core.errors import UserError
 from dreambooth.core.files import atomic, confinement, file_names
-from dreambooth.core.layout import MINIATURE, PROJECT, SUBJECT_PICTURES
+from dreambooth.core.install_paths import MINIATURE, PROJECT, SUBJECT_PICTURES
 from dreambooth.core.project import Folders
 from dreambooth.core.schema import HIDDEN
 from dreambooth.host.base import PAGE_TOKEN
 from dreambooth.host.standalone import Standalone
-from dreambooth.service import api, going_on, models
+from dreambooth.service import api, models, resume_run
 from tests.conftest import needs_links
 
 WEBHOOK = "https://hooks.example.com/services/T0/k3y-that-nobody-sees"
@@ -185,7 +185,7 @@ def test_the_secret_of_a_webhook_is_shown_by_no_route_and_lost_by_none(
         assert b"k3y-that-nobody-sees" not in said.content, said.request.url
     assert opened.settings()[WEBHOOK_KEY] == WEBHOOK, "what was hidden and given back is what it was"
     assert opened.settings()["lora.rank"] == 5
-    assert going_on.prepare(folders, job, {WEBHOOK_KEY: HIDDEN, "previews.count": 2}) == {"previews.count": 2}
+    assert resume_run.prepare(folders, job, {WEBHOOK_KEY: HIDDEN, "previews.count": 2}) == {"previews.count": 2}
     assert asked.patch(f"{place}/settings", json={"settings": {WEBHOOK_KEY: ""}}).json()["settings"][WEBHOOK_KEY] == ""
 
 

@@ -12,12 +12,12 @@ from fastapi.testclient import TestClient
 from dreambooth.core import job_list, project, result_files
 from dreambooth.core.errors import UserError
 from dreambooth.core.files import confinement
-from dreambooth.core.layout import MINIATURE
+from dreambooth.core.install_paths import MINIATURE
+from dreambooth.core.job_folder import Job
 from dreambooth.core.project import Folders, Project
-from dreambooth.core.run import Job
 from dreambooth.core.settings import Settings, parse
 from dreambooth.host.standalone import Standalone
-from dreambooth.service import api, deleting, launcher, learning_on, runs
+from dreambooth.service import api, continue_from, deleting, launcher, runs
 from dreambooth.ui import command_line
 from tests.conftest import needs_links
 
@@ -81,7 +81,7 @@ def test_a_result_goes_with_what_was_written_for_it_and_is_listed_nowhere(folder
     assert runs.summary(job)["outputs"] == [] and job.status() == "done"
     assert runs.weights(star, "", base=False) == first, "what export and generate take by themselves"
     with pytest.raises(UserError, match="it is gone"):
-        learning_on.learn_on(folders, star, str(lora))
+        continue_from.learn_on(folders, star, str(lora))
     assert asked.post(f"{PLACE}/delete", json={"path": str(lora)}).status_code == 400
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from dreambooth.core.errors import UserError
-from dreambooth.core.layout import MINIATURE
+from dreambooth.core.install_paths import MINIATURE
 from dreambooth.core.models.hub import HubModel, needed_files, parse
 from dreambooth.core.project import Folders
 from dreambooth.engine.checkpoints.source import open_source

@@ -12,7 +12,7 @@ import pytest
 
 from dreambooth.core import device
 from dreambooth.core.errors import UserError
-from dreambooth.core.layout import DEVELOPMENT_LOCK, LOCK
+from dreambooth.core.install_paths import DEVELOPMENT_LOCK, LOCK
 from dreambooth.service import environment, packages, torch_build
 
 

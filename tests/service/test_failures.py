@@ -11,15 +11,15 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from dreambooth.core import job_list, project, run
+from dreambooth.core import job_folder, job_list, project
 from dreambooth.core.errors import UserError
-from dreambooth.core.layout import MINIATURE, SUBJECT_PICTURES
+from dreambooth.core.install_paths import MINIATURE, SUBJECT_PICTURES
+from dreambooth.core.job_folder import Job
 from dreambooth.core.project import Folders
-from dreambooth.core.run import Job
 from dreambooth.core.settings import parse
 from dreambooth.engine import __main__ as engine
 from dreambooth.host.standalone import Standalone
-from dreambooth.service import api, endings, runs
+from dreambooth.service import api, exit_causes, runs
 from dreambooth.ui import command_line, commands
 from tests.conftest import Run
 
@@ -81,7 +81,7 @@ def test_a_run_that_is_discarded_before_it_has_begun_keeps_nothing(
     """Its engine was still importing, so the run itself could not tidy up."""
     job = job_list.new_run(folders, project.open_project(folders, "star"), parse({}))
     (job.state / f"{5000:09}").mkdir(parents=True)
-    for name in (run.BEFORE, run.FITTED):
+    for name in (job_folder.BEFORE, job_folder.FITTED):
         (job.folder / name).touch()
     job.report("started")
     job.report("paused")
@@ -95,7 +95,7 @@ def test_a_run_that_is_discarded_before_it_has_begun_keeps_nothing(
     job.request("discard")
     assert engine.main([str(job.folder)]) == engine.DONE
     assert (job.status(), job.states()) == ("stopped", [])
-    assert not {job.state.name, run.BEFORE, run.FITTED} & {path.name for path in job.folder.iterdir()}
+    assert not {job.state.name, job_folder.BEFORE, job_folder.FITTED} & {path.name for path in job.folder.iterdir()}
 
 
 def test_too_little_memory_is_told_alike_in_every_job(folders: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,10 +163,10 @@ def test_how_an_engine_ended_is_known_of_its_own_process_and_of_windows_launcher
     job = job_list.new_run(folders, project.open_project(folders, "star"), parse({}))
     job.report("started", kind="train", pid=5, parent=4, boot="", memory_kills=0)
     (job.folder / "exit.json").write_text(json.dumps({"pid": who, "code": 0xC0000005}))
-    assert told in endings.loss(job).what
-    assert endings.loss(job).do == "No state was saved yet; start it again.", "the page offers no Resume then"
+    assert told in exit_causes.loss(job).what
+    assert exit_causes.loss(job).do == "No state was saved yet; start it again.", "the page offers no Resume then"
     job.report("state", step=7, path="", seconds=1, stalled=0)
-    assert endings.loss(job).do == "Resume goes on from its last state, at step 7."
+    assert exit_causes.loss(job).do == "Resume goes on from its last state, at step 7."
 
 
 @pytest.fixture
@@ -179,7 +179,7 @@ def paused(folders: Folders) -> Job:
 
 def ended(job: Job, code: int, pid: int) -> None:
     """What the starter of an engine writes down when that has ended."""
-    endings.note(job, SimpleNamespace(wait=lambda: code, pid=pid))  # type: ignore[arg-type]
+    exit_causes.note(job, SimpleNamespace(wait=lambda: code, pid=pid))  # type: ignore[arg-type]
 
 
 def test_an_engine_that_ended_before_it_began_is_told_of(paused: Job) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from dreambooth.core.errors import UserError
 from dreambooth.core.files import lock
-from dreambooth.core.layout import PROJECT
+from dreambooth.core.install_paths import PROJECT
 from dreambooth.service import environment, installation
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from dreambooth.core.errors import UserError
-from dreambooth.core.layout import DEVELOPMENT_LOCK, LOCK
+from dreambooth.core.install_paths import DEVELOPMENT_LOCK, LOCK
 from dreambooth.service import packages, venv
 
 

@@ -14,10 +14,10 @@ import pytest
 
 from dreambooth.core import device, project, settings
 from dreambooth.core.errors import UserError
-from dreambooth.core.layout import MINIATURE, SUBJECT_PICTURES
+from dreambooth.core.install_paths import MINIATURE, SUBJECT_PICTURES
+from dreambooth.core.job_folder import Job
 from dreambooth.core.project import Folders, Project
-from dreambooth.core.run import Job
-from dreambooth.service import exporting, going_on, launcher, queue, runs
+from dreambooth.service import exporting, launcher, queue, resume_run, runs
 
 SHORT = {
     "concepts.0.instance_data_dir": str(SUBJECT_PICTURES),
@@ -98,7 +98,7 @@ def test_two_runs_follow_each_other_and_the_gpu_comes_back(host: Host, star: Pro
     assert not any(together)
     assert host.said[0] == "lend" and host.said[-1] == "take back" and host.said.count("refresh") >= 2
     with pytest.raises(UserError, match="cannot be resumed: it is done"):
-        going_on.check_resumable(first)
+        resume_run.check_resumable(first)
 
 
 def test_a_killed_engine_is_lost_with_its_cause_and_resumes(host: Host, star: Project) -> None:

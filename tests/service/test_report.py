@@ -14,10 +14,10 @@ from hypothesis import given, strategies
 
 from dreambooth.core import job_list, project
 from dreambooth.core.errors import UserError
-from dreambooth.core.layout import MINIATURE, SUBJECT_PICTURES
+from dreambooth.core.install_paths import MINIATURE, SUBJECT_PICTURES
+from dreambooth.core.job_folder import Job
 from dreambooth.core.privacy import Cleaner
 from dreambooth.core.project import Folders
-from dreambooth.core.run import Job
 from dreambooth.core.schema import HIDDEN
 from dreambooth.core.settings import parse
 from dreambooth.host.standalone import Standalone

@@ -13,15 +13,15 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from dreambooth.core import job_list, project, run
+from dreambooth.core import job_folder, job_list, project
 from dreambooth.core.errors import UserError
 from dreambooth.core.files import atomic
-from dreambooth.core.layout import MINIATURE, SUBJECT_PICTURES
+from dreambooth.core.install_paths import MINIATURE, SUBJECT_PICTURES
 from dreambooth.core.project import Folders
 from dreambooth.core.schema import HIDDEN
 from dreambooth.core.settings import parse
 from dreambooth.host.standalone import Standalone
-from dreambooth.service import api, errands, exporting, going_on
+from dreambooth.service import api, exporting, resume_run, short_jobs
 
 CONCEPT = {  # five pictures
     "concepts.0.instance_data_dir": str(SUBJECT_PICTURES),
@@ -36,7 +36,7 @@ def folders(tmp_path: Path) -> Folders:
     return made
 
 
-def paused(folders: Folders, *more: str, **changes: Any) -> run.Job:
+def paused(folders: Folders, *more: str, **changes: Any) -> job_folder.Job:
     job = job_list.new_run(folders, project.open_project(folders, "star"), parse({**CONCEPT, **changes}))
     for step in (10, 20, 30):
         (job.state / f"{step:09}").mkdir(parents=True)
@@ -48,30 +48,30 @@ def paused(folders: Folders, *more: str, **changes: Any) -> run.Job:
 def test_later_states_are_moved_to_the_trash(folders: Folders) -> None:
     job = paused(folders)
     assert job.states() == [10, 20, 30]
-    going_on.prepare(folders, job, {}, 10)
+    resume_run.prepare(folders, job, {}, 10)
     assert job.states() == [10]
     assert sorted(path.name for path in folders.trash.iterdir()) == [
         "star run 1 state 000000020",
         "star run 1 state 000000030",
     ]
     (job.state / "000000020").mkdir()
-    going_on.prepare(folders, job, {}, 10)  # once more: nothing in the trash is overwritten
+    resume_run.prepare(folders, job, {}, 10)  # once more: nothing in the trash is overwritten
     assert len(list(folders.trash.iterdir())) == 3
 
 
 def test_the_newest_state_moves_nothing(folders: Folders) -> None:
     job = paused(folders)
-    going_on.prepare(folders, job, {}, 30)
+    resume_run.prepare(folders, job, {}, 30)
     assert job.states() == [10, 20, 30]
 
 
 def test_what_cannot_be_is_refused_and_moves_nothing(folders: Folders) -> None:
     job = paused(folders)
     with pytest.raises(UserError, match=r"no state after step 15 \(there: 10, 20, 30\)"):
-        going_on.prepare(folders, job, {}, 15)
+        resume_run.prepare(folders, job, {}, 15)
     written = paused(folders, "result")
     with pytest.raises(UserError, match="written its result already"):
-        going_on.prepare(folders, written, {}, 10)
+        resume_run.prepare(folders, written, {}, 10)
     assert job.states() == written.states() == [10, 20, 30]
 
 
@@ -80,10 +80,10 @@ WEBHOOK = "reporting.webhook_url"
 
 def test_the_models_settings_are_taken_where_they_may_change(folders: Folders) -> None:
     job, opened = paused(folders), project.open_project(folders, "star")
-    assert going_on.prospect(job, opened) == {"differences": [], "problems": []}
+    assert resume_run.prospect(job, opened) == {"differences": [], "problems": []}
     secret = {WEBHOOK: "https://discord.com/api/webhooks/1/secret"}
     project.write_settings(opened, {**CONCEPT, "lora.rank": 4, "intervals.num_train_epochs": 7, **secret})
-    prospect = going_on.prospect(job, opened)
+    prospect = resume_run.prospect(job, opened)
     assert {one["key"]: bool(one["why_not"]) for one in prospect["differences"]} == {
         "intervals.num_train_epochs": False,
         "lora.rank": True,
@@ -91,9 +91,9 @@ def test_the_models_settings_are_taken_where_they_may_change(folders: Folders) -
     }
     assert [one["given"] for one in prospect["differences"] if one["key"] == WEBHOOK] == [HIDDEN]
     assert "secret" not in json.dumps(prospect)
-    going_on.prepare(folders, job, going_on.takeable(going_on.differences(job, opened)))
+    resume_run.prepare(folders, job, resume_run.takeable(resume_run.differences(job, opened)))
     assert job.changes() == {"intervals.num_train_epochs": 7, **secret}
-    assert [one.key for one in going_on.differences(job, opened)] == ["lora.rank"]
+    assert [one.key for one in resume_run.differences(job, opened)] == ["lora.rank"]
 
 
 def test_what_stands_in_the_way_of_the_models_settings_is_said_and_nothing_taken(folders: Folders) -> None:
@@ -101,16 +101,16 @@ def test_what_stands_in_the_way_of_the_models_settings_is_said_and_nothing_taken
     rests = {"intervals.epoch_pause_frequency": 2, "intervals.epoch_pause_time": 5}
     lion = {"optimizer.name": "lion", "learning.lora_learning_rate": 2e-5}
     project.write_settings(opened, {**CONCEPT, **rests, **lion})  # the rate may change, the optimizer may not
-    assert going_on.prospect(job, opened)["problems"] == []
+    assert resume_run.prospect(job, opened)["problems"] == []
     prodigy = {"optimizer.name": "prodigy", "learning.lora_learning_rate": 1.0}
     project.write_settings(opened, {**CONCEPT, **rests, **prodigy})
-    [problem] = going_on.prospect(job, opened)["problems"]
+    [problem] = resume_run.prospect(job, opened)["problems"]
     assert "a factor for prodigy; for adamw take" in problem, "of the optimizer that stays it would ruin the model"
     project.write_settings(opened, {**CONCEPT, **rests})
     written = paused(folders, "result")
-    assert "written its result already" in going_on.prospect(written, opened)["problems"][0]
+    assert "written its result already" in resume_run.prospect(written, opened)["problems"][0]
     with pytest.raises(UserError, match="written its result already"):
-        going_on.prepare(folders, written, going_on.takeable(going_on.differences(written, opened)))
+        resume_run.prepare(folders, written, resume_run.takeable(resume_run.differences(written, opened)))
     assert written.changes() == {}
 
 
@@ -135,13 +135,13 @@ def test_a_length_that_is_passed_already_is_refused_before_anything_is_changed_o
             rf"{next(iter(changes))}: the run has made 30 steps already, more than the {steps} that it is to have now"
         )
         with pytest.raises(UserError, match=said):
-            going_on.prepare(folders, job, changes)
+            resume_run.prepare(folders, job, changes)
         project.write_settings(opened, {**CONCEPT, **changes})
-        assert "has made 30 steps already" in going_on.prospect(job, opened)["problems"][0]
+        assert "has made 30 steps already" in resume_run.prospect(job, opened)["problems"][0]
     with pytest.raises(UserError, match="has made 20 steps already"):
-        going_on.prepare(folders, job, {"intervals.num_train_epochs": 3}, 20)
+        resume_run.prepare(folders, job, {"intervals.num_train_epochs": 3}, 20)
     assert job.changes() == {} and job.states() == [10, 20, 30]
-    assert going_on.prepare(folders, job, {"intervals.num_train_epochs": 5}, 20) == {"intervals.num_train_epochs": 5}
+    assert resume_run.prepare(folders, job, {"intervals.num_train_epochs": 5}, 20) == {"intervals.num_train_epochs": 5}
     assert job.states() == [10, 20], "from an earlier state there is room for so short a run"
 
 
@@ -149,26 +149,26 @@ def test_pictures_that_went_make_a_run_shorter_than_it_has_become(folders: Folde
     for number in range(2):
         shutil.copyfile(SUBJECT_PICTURES / "1.png", tmp_path / f"{number}.png")
     job = paused(folders, **{"concepts.0.instance_data_dir": str(tmp_path), "intervals.num_train_epochs": 15})
-    going_on.prepare(folders, job, {})
+    resume_run.prepare(folders, job, {})
     (tmp_path / "1.png").unlink()
     with pytest.raises(UserError, match="more than the 15 that it is to have now"):
-        going_on.prepare(folders, job, {})
+        resume_run.prepare(folders, job, {})
     (tmp_path / "0.png").unlink()
     with pytest.raises(UserError, match=r"concepts\.0\.instance_data_dir: there are no pictures in"):
-        going_on.prepare(folders, job, {})
+        resume_run.prepare(folders, job, {})
 
 
 def test_a_step_without_a_state_is_called_as_the_person_has_asked_for_it(folders: Folders) -> None:
     job = paused(folders)
     with pytest.raises(UserError, match=r"^from_step: the run star/1 has no state after step 15"):
-        going_on.prepare(folders, job, {}, 15)
+        resume_run.prepare(folders, job, {}, 15)
     with pytest.raises(UserError, match=r"^--from-step: the run star/1 has no state after step 15"):
-        going_on.prepare(folders, job, {}, 15, label="--{}")
+        resume_run.prepare(folders, job, {}, 15, label="--{}")
     opened = project.open_project(folders, "star")
     with pytest.raises(UserError, match=r"^from_step: the run"):
         exporting.state(opened, {"from_step": 15})
     with pytest.raises(UserError, match=r"^lora_weight: "):
-        errands.drawing(opened, {"prompt": "a star", "lora_weight": 9})
+        short_jobs.drawing(opened, {"prompt": "a star", "lora_weight": 9})
 
 
 def test_what_holds_without_the_models_settings_too_does_not_speak_against_them(
@@ -177,9 +177,9 @@ def test_what_holds_without_the_models_settings_too_does_not_speak_against_them(
     job = paused(folders, **{"concepts.0.instance_data_dir": str(tmp_path / "gone")})
     opened = project.open_project(folders, "star")
     project.write_settings(opened, {**job.settings(), "previews.count": 2})
-    assert going_on.prospect(job, opened)["problems"] == []
+    assert resume_run.prospect(job, opened)["problems"] == []
     with pytest.raises(UserError, match="there is no folder"):
-        going_on.prepare(folders, job, {"previews.count": 2})
+        resume_run.prepare(folders, job, {"previews.count": 2})
 
 
 @pytest.mark.parametrize("at", ["20", "changes.json"])
@@ -196,5 +196,5 @@ def test_a_run_that_cannot_go_back_whole_stays_where_it_is(
 
     monkeypatch.setattr(atomic, "move", full)
     with pytest.raises((UserError, OSError), match="No space left"):
-        going_on.prepare(folders, job, {"intervals.num_train_epochs": 9}, 10)
+        resume_run.prepare(folders, job, {"intervals.num_train_epochs": 9}, 10)
     assert job.changes() == {} and job.states() == [10, 20, 30]

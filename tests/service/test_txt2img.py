@@ -13,10 +13,10 @@ from fastapi.testclient import TestClient
 from PIL import Image
 from safetensors.numpy import save_file
 
-from dreambooth.core import job_list, project, run
+from dreambooth.core import job_folder, job_list, project
 from dreambooth.core.drawing import Drawing, Keep, Look
 from dreambooth.core.errors import UserError
-from dreambooth.core.layout import MINIATURE
+from dreambooth.core.install_paths import MINIATURE
 from dreambooth.core.project import Folders
 from dreambooth.host.standalone import Standalone
 from dreambooth.service import api, launcher, pictures, runs
@@ -69,7 +69,7 @@ def client(host: Standalone) -> TestClient:
     return TestClient(app, base_url="http://here")
 
 
-def ended(folders: Folders, job_number: int = 1) -> run.Job:
+def ended(folders: Folders, job_number: int = 1) -> job_folder.Job:
     """The errand, once nobody is at work on it."""
     until = time.monotonic() + 20
     while time.monotonic() < until:
@@ -144,8 +144,8 @@ def test_what_goes_wrong_is_the_jobs_end(folders: Folders, error: Exception, sai
 
 def test_a_webui_that_is_closed_meanwhile_is_the_cause(folders: Folders) -> None:
     opened = project.open_project(folders, "star")
-    job = job_list.create(opened.errands, {"kind": run.BY_WEBUI, "model": "star"}, "{}")
-    job.report("started", kind=run.BY_WEBUI)
+    job = job_list.create(opened.errands, {"kind": job_folder.BY_WEBUI, "model": "star"}, "{}")
+    job.report("started", kind=job_folder.BY_WEBUI)
     assert runs.outcome(job)["problems"] == ["The WebUI was closed or started anew while it drew. Start it again."]
 
 

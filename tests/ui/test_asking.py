@@ -13,9 +13,9 @@ import pytest
 
 from dreambooth.core import job_list, project, settings
 from dreambooth.core.errors import UserError
-from dreambooth.core.layout import MINIATURE, SUBJECT_PICTURES
+from dreambooth.core.install_paths import MINIATURE, SUBJECT_PICTURES
+from dreambooth.core.job_folder import Job
 from dreambooth.core.project import Folders, Project
-from dreambooth.core.run import Job
 from dreambooth.service import environment, launcher, queue
 from dreambooth.ui import command_line
 from tests.conftest import ROOT

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from dreambooth.core.errors import UserError
-from dreambooth.core.memory import counted
+from dreambooth.core.memory import footprint_table
 from dreambooth.service import environment
 from dreambooth.ui import benches, command_line
 from tests.conftest import Run
@@ -80,7 +80,7 @@ def test_nothing_that_is_there_is_written_over(bench: Callable[..., str], tmp_pa
     mine, table = tmp_path / "mine.json", tmp_path / "table.json"
     mine.write_text('{"made_by": "me"}')
     (tmp_path / "words.txt").write_text("no JSON")
-    shutil.copy(counted.TABLE, table)
+    shutil.copy(footprint_table.TABLE, table)
     assert "mine.json is no table that bench memory has written" in bench("memory", "--out", mine)
     assert "words.txt is no table that bench memory" in bench("memory", "--out", tmp_path / "words.txt")
     assert f"--out: {tmp_path} is a folder; name a .json file." in bench("memory", "--out", tmp_path)

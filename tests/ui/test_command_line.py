@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from dreambooth.core import job_list, project
-from dreambooth.core.layout import MINIATURE, SUBJECT_PICTURES
+from dreambooth.core.install_paths import MINIATURE, SUBJECT_PICTURES
 from dreambooth.core.project import Folders
 from dreambooth.core.settings import parse
 from dreambooth.service import environment

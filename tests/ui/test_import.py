@@ -13,10 +13,10 @@ from PIL import Image
 from dreambooth.core import settings
 from dreambooth.core.errors import UserError
 from dreambooth.core.files import confinement
-from dreambooth.core.layout import MINIATURE
+from dreambooth.core.install_paths import MINIATURE
 from dreambooth.core.project import Folders, create, open_project
 from dreambooth.core.settings import Settings
-from dreambooth.service import foreign, foreign_disk, pictures
+from dreambooth.service import import_paths, import_settings, pictures
 from tests.conftest import Run, Said
 
 
@@ -194,7 +194,7 @@ def test_a_foreign_file_has_nothing_touched_that_it_merely_names(
             "class_prompt": "x",
         }
         file.write_text(json.dumps([concept]))
-        _, said = foreign.read(file, lambda: Path())
+        _, said = import_settings.read(file, lambda: Path())
         assert ("concepts.0.instance_data_dir" in said.settings) is not bool(why)
         assert ("concepts.0.class_data_dir" in said.settings) is not bool(why)
         assert sum(bool(why) and why in line.why for line in said.lines) == (2 if why else 0)
@@ -206,7 +206,7 @@ def test_captions_beside_many_pictures_are_counted_at_once(tmp_path: Path) -> No
         (tmp_path / f"{number}.png").touch()
         (tmp_path / f"{number}.txt").touch()
     since = time.process_time()
-    seen = foreign_disk.looker(tmp_path)(".")
+    seen = import_paths.looker(tmp_path)(".")
     assert (seen.pictures, seen.captions) == (3000, {".txt": 3000})
     assert time.process_time() - since < 2
 
@@ -216,7 +216,7 @@ def test_a_file_that_is_nested_without_end_is_refused(tmp_path: Path, content: s
     file = tmp_path / "db_config.json"
     file.write_text(content)
     with pytest.raises(UserError, match=r"db_config\.json: .*\.$"):
-        foreign.read(file, lambda: Path())
+        import_settings.read(file, lambda: Path())
 
 
 def test_what_a_file_names_outside_of_the_folders_that_may_be_named_is_not_read(tmp_path: Path) -> None:
@@ -227,9 +227,9 @@ def test_what_a_file_names_outside_of_the_folders_that_may_be_named_is_not_read(
     file.write_text(json.dumps({"max_resolution": "64", "sample_prompts": str(tmp_path / "secret.txt")}))
     try:
         confinement.keep_to(lambda: [tmp_path / "own"])
-        _, said = foreign.read(file, lambda: Path())
+        _, said = import_settings.read(file, lambda: Path())
     finally:
         confinement.keep_to(None)
     assert "previews.prompts" not in said.settings
     assert any("outside of the WebUI's folders" in line.why for line in said.lines if line.theirs == "sample_prompts")
-    assert foreign.read(file, lambda: Path())[1].settings["previews.prompts"] == "a secret"
+    assert import_settings.read(file, lambda: Path())[1].settings["previews.prompts"] == "a secret"

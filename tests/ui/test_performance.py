@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from dreambooth.core import abilities, project
-from dreambooth.core.layout import MINIATURE
+from dreambooth.core import engine_capabilities, project
+from dreambooth.core.install_paths import MINIATURE
 from dreambooth.core.memory import planner
 from dreambooth.core.project import Folders
 from dreambooth.core.settings import parse
@@ -65,7 +65,7 @@ def test_the_command_and_the_api_set_what_the_page_sets(tmp_path: Path, capsys: 
 def test_no_card_no_plan_for_a_model(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(abilities, "card_bytes", lambda: 0)
+    monkeypatch.setattr(engine_capabilities, "card_bytes", lambda: 0)
     project.create(Folders(tmp_path), "star", MINIATURE)
     code, said = asked(capsys, "star", "--data", str(tmp_path))
     assert code == 2

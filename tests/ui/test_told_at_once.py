@@ -14,7 +14,7 @@ import pytest
 
 from dreambooth import __version__
 from dreambooth.core import project, settings
-from dreambooth.core.layout import MINIATURE, SUBJECT_PICTURES
+from dreambooth.core.install_paths import MINIATURE, SUBJECT_PICTURES
 from dreambooth.core.project import Folders
 from dreambooth.service import environment
 from dreambooth.ui import command_line

@@ -1,16 +1,16 @@
-"""How much memory of a card training takes: what is kept, and what a step holds (see counted.py).
+"""How much memory of a card training takes: what is kept, and what a step holds (see footprint_table.py).
 
 At each moment of a step some of the gradients are there; the most of both together is what it takes. What is not
-counted but taken from others' figures is `DRIVER_BYTES`, and what spare.py leaves to others.
+counted but taken from others' figures is `DRIVER_BYTES`, and what headroom.py leaves to others.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from dreambooth.core.memory import counted
-from dreambooth.core.memory.counted import FAMILIES, LATENT, OWN_RESOLUTION, Kind, Moments, Size, full_size
+from dreambooth.core.memory import footprint_table
 from dreambooth.core.memory.drawing_memory import Drawing
+from dreambooth.core.memory.footprint_table import FAMILIES, LATENT, OWN_RESOLUTION, Kind, Moments, Size, full_size
 from dreambooth.core.models.anatomy import Anatomy
 from dreambooth.core.settings import Settings
 from dreambooth.core.settings.dataset import Concept
@@ -73,7 +73,7 @@ def needs(
     on the device, where that is known.
 
     Encoding pictures is not among it: where there is no room for that the UNet comes to the device only later, or the
-    computer does it (see engine/run/material.py).
+    computer does it (see engine/run/dataset.py).
     """
     trained = model.trained(settings)
     weights = _on_device(settings, model) + (0 if settings.is_full else trained * _own_bytes(settings))
@@ -234,7 +234,7 @@ def _moments(settings: Settings, model: Anatomy, family: str, batch: int, pixels
 
     def moments(end: str) -> Moments:
         held = from_first + _HELD_BEFORE[end] * (1 - from_first)
-        return [(there, held * bytes_) for there, bytes_ in counted.moments(kind, end, size)]
+        return [(there, held * bytes_) for there, bytes_ in footprint_table.moments(kind, end, size)]
 
     if not settings.batching.gradient_checkpointing:
         return moments("whole")
@@ -252,12 +252,12 @@ def _text_bytes(settings: Settings, model: Anatomy, family: str, batch: int) -> 
     method = "full" if settings.is_full else "lora" if settings.tuning.text_encoder_learns else "embedding"
     end = "checkpointed" if settings.batching.gradient_checkpointing else "whole"
     prompts = batch * settings.tuning.max_token_length / 75
-    return model.read_share(settings) * counted.text(family, f"{method}/{_precision(settings)}/{end}", prompts)
+    return model.read_share(settings) * footprint_table.text(family, f"{method}/{_precision(settings)}/{end}", prompts)
 
 
 def encoding_bytes(area: int) -> int:
     """What encoding pictures of so many pixels holds beside the VAE, before the first step."""
-    return counted.picture("encode", area) * pictures_at_once(area)
+    return footprint_table.picture("encode", area) * pictures_at_once(area)
 
 
 def _previews(settings: Settings, model: Anatomy, family: str, area: int) -> int:

@@ -12,11 +12,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from dreambooth.core.errors import UserError
-from dreambooth.core.memory import footprint, spare
+from dreambooth.core.formatting import memory
+from dreambooth.core.memory import footprint, headroom
 from dreambooth.core.memory.footprint import OPTIMIZER_BYTES, Memory
-from dreambooth.core.memory.levers import LEVERS, TURNED, Changes, Lever, trains_streamed
+from dreambooth.core.memory.savings import LEVERS, TURNED, Changes, Lever, trains_streamed
 from dreambooth.core.models.anatomy import Anatomy
-from dreambooth.core.quantities import memory
 from dreambooth.core.settings import Settings, conflicts
 
 CARDS = tuple(gigabytes * 2**30 for gigabytes in (4, 6, 8, 12, 16, 24))
@@ -69,7 +69,7 @@ def plan(
 ) -> Plan:
     """The quickest way to train that fits a card of so many bytes, or the smallest where none does. `to_draw` and
     `known` are as in `footprint.needs`."""
-    usable = spare.usable(card_bytes)
+    usable = headroom.usable(card_bytes)
     in_tiles = card_bytes <= _SMALL_CARD and footprint.preview_area(settings, area) >= _LARGE_PICTURE
     start = _quickest(settings, in_tiles=in_tiles)
 

@@ -15,7 +15,7 @@ from dreambooth.core.models import unet_blocks
 from dreambooth.core.models.checkpoint import UNET, VAE
 from dreambooth.core.models.model_file import Header, Tensor
 from dreambooth.core.settings import Settings
-from dreambooth.core.settings.training import UNET_LAYERS, Lora
+from dreambooth.core.settings.method import UNET_LAYERS, Lora
 
 _UNET_PREFIXES, _VAE_PREFIXES = (UNET, "unet/"), (VAE, "vae/")
 _TEXT_PREFIXES = {

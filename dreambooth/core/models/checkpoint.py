@@ -12,8 +12,8 @@ from typing import Any
 from dreambooth.core.errors import UserError
 from dreambooth.core.models import embedding_file
 from dreambooth.core.models.diffusers_folder import PARTS, read_folder, read_part
+from dreambooth.core.models.load_overrides import Origin
 from dreambooth.core.models.model_file import PICKLES, SUFFIXES, Header, Tensor, read_safetensors
-from dreambooth.core.models.origin import Origin
 from dreambooth.core.models.pickle_file import read_pickle
 
 PRECISIONS = {"F32": "fp32", "F16": "fp16", "BF16": "bf16", "F64": "fp64", "F8_E4M3": "fp8", "F8_E5M2": "fp8"}

@@ -21,11 +21,11 @@ from dreambooth.core.schema import (
     without_secrets,
 )
 from dreambooth.core.settings import conflicts
-from dreambooth.core.settings.course import Batching, General, Intervals, LearningRate, Optimizer
 from dreambooth.core.settings.dataset import Captions, Concept, Pictures
+from dreambooth.core.settings.method import TEXT_ENCODERS, Embedding, Imagic, Lora, Memory, Tuning
 from dreambooth.core.settings.objective import Objective
+from dreambooth.core.settings.optimization import Batching, General, Intervals, LearningRate, Optimizer
 from dreambooth.core.settings.results import Previews, Reporting, Saving
-from dreambooth.core.settings.training import TEXT_ENCODERS, Embedding, Imagic, Lora, Memory, Tuning
 
 
 @dataclass

@@ -18,10 +18,10 @@ from typing import Any
 from dreambooth.core import project, settings, validation
 from dreambooth.core.errors import UserError
 from dreambooth.core.files import atomic
+from dreambooth.core.install_paths import MINIATURE, PROJECT
+from dreambooth.core.job_folder import Job
 from dreambooth.core.job_list import new_run
-from dreambooth.core.layout import MINIATURE, PROJECT
 from dreambooth.core.project import Folders
-from dreambooth.core.run import Job
 from dreambooth.core.validation import Measure
 from dreambooth.engine.bench import best_plot
 from dreambooth.engine.bench.sweep import RECIPES

@@ -18,8 +18,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from dreambooth.core.layout import PROJECT
-from dreambooth.core.run import Job
+from dreambooth.core.install_paths import PROJECT
+from dreambooth.core.job_folder import Job
 from dreambooth.engine.bench import cases, peers, plans
 from dreambooth.engine.process.listener import asked_to_end
 

@@ -9,7 +9,7 @@ import functools
 import time
 from typing import Any, Protocol
 
-from dreambooth.core.run import Job
+from dreambooth.core.job_folder import Job
 
 
 class Card(Protocol):
@@ -69,9 +69,9 @@ class Moments:
 
     def watch(self) -> None:
         """Takes hold of what jobs report; each step is reported, for which the card is waited for."""
-        from dreambooth.engine.training import pulse
+        from dreambooth.engine.training import step_metrics
 
-        pulse.REPORT_SECONDS = -1.0
+        step_metrics.REPORT_SECONDS = -1.0
         report = Job.report
 
         @functools.wraps(report)

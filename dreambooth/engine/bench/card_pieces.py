@@ -14,14 +14,14 @@ from typing import Any
 
 from dreambooth.core import job_list
 from dreambooth.core.errors import UserError
-from dreambooth.core.layout import SUBJECT_PICTURES
-from dreambooth.core.memory import spare
+from dreambooth.core.install_paths import SUBJECT_PICTURES
+from dreambooth.core.job_folder import Job
+from dreambooth.core.memory import headroom
 from dreambooth.core.picture_opening import open_picture
-from dreambooth.core.run import Job
 from dreambooth.engine.bench import (
-    card_ceilings,
+    card_idle_time,
+    card_peaks,
     card_proofs,
-    card_waiting,
     drawing,
     measuring,
     peer_diffusers,
@@ -125,11 +125,11 @@ class Bench(measuring.Bench):
 
 def ceilings(about: About) -> None:
     size, side = (2 * 10**9, 8192) if about.large else (10**7, 256)
-    found = card_ceilings.card(about.device)
+    found = card_peaks.card(about.device)
     about.say("card", found["name"], **found)
-    about.say("versions", ", ".join(f"{name} {one}" for name, one in card_ceilings.about_software().items()))
-    about.say("copying, read and written", card_ceilings.copied_bytes_per_second(about.device, size) / 1e9, "GB/s")
-    about.say("product of matrices in bf16", card_ceilings.flops_per_second(about.device, side) / 1e12, "TFLOP/s")
+    about.say("versions", ", ".join(f"{name} {one}" for name, one in card_peaks.about_software().items()))
+    about.say("copying, read and written", card_peaks.copied_bytes_per_second(about.device, size) / 1e9, "GB/s")
+    about.say("product of matrices in bf16", card_peaks.flops_per_second(about.device, side) / 1e12, "TFLOP/s")
 
 
 def steps(about: About) -> None:
@@ -201,9 +201,9 @@ def memory(about: About) -> None:
     """The plan for a card that has as much as the goal allows, run inside it."""
     rows = plans.Rows(about.out)
     tries = plans.Bench(about.work, about.models, rows)
-    goals = MEMORY_GOALS if about.large else (("sd1", "lora", spare.usable(plans.Small.cards[0]), None),)
+    goals = MEMORY_GOALS if about.large else (("sd1", "lora", headroom.usable(plans.Small.cards[0]), None),)
     for family, method, goal, step_goal in goals:
-        one = plans.Wanted(family, method, spare.card_with(goal))
+        one = plans.Wanted(family, method, headroom.card_with(goal))
         row = rows.of(one)
         if row is None:
             rows.add(row := tries.row(one, _monotonic(about)))
@@ -220,7 +220,7 @@ def waiting(about: About) -> None:
     bench.module = "card_waiting"
     for family in ("sd1", "sdxl"):
         with about.going_on():
-            _wait(about, bench, replace(_lora(about, family), steps=card_waiting.PROFILED.stop + 1))
+            _wait(about, bench, replace(_lora(about, family), steps=card_idle_time.PROFILED.stop + 1))
 
 
 def proofs(about: About) -> None:

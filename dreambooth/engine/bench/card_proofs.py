@@ -10,7 +10,7 @@ import sys
 import time
 from pathlib import Path
 
-from dreambooth.core.layout import PROJECT
+from dreambooth.core.install_paths import PROJECT
 
 # Those of CUDA graphs have a process of their own: after some errors a card does nothing more for one that met them.
 ON_CARD = (["-m", "gpu", "-k", "not graph"], ["-m", "gpu", "-k", "graph"])

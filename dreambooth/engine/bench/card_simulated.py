@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from dreambooth.engine.bench.live import Live
+from dreambooth.engine.bench.live_tensors import Live
 
 
 class Simulated(Live):

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from dreambooth.core.errors import UserError
-from dreambooth.core.layout import MINIATURES
+from dreambooth.core.install_paths import MINIATURES
 from dreambooth.engine.bench.watch import WARM_STEPS
 
 LEAST_STEPS = WARM_STEPS + 3

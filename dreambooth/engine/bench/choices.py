@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from dreambooth.core.errors import UserError
-from dreambooth.core.layout import MINIATURE, SUBJECT_PICTURES
-from dreambooth.core.run import Job
+from dreambooth.core.install_paths import MINIATURE, SUBJECT_PICTURES
+from dreambooth.core.job_folder import Job
 from dreambooth.engine.bench.cases import Case
 from dreambooth.engine.bench.measuring import Bench
 from dreambooth.engine.bench.versions import versions

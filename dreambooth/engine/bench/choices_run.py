@@ -18,13 +18,13 @@ from typing import Any
 
 from dreambooth.engine import __main__ as engine
 from dreambooth.engine.bench import watch
-from dreambooth.engine.process import imports
+from dreambooth.engine.process import lazy_imports
 
 _DECODED = 5  # times each way
 
 
 def main(about_file: Path) -> int:
-    imports.put_off()
+    lazy_imports.put_off()
     about = json.loads(about_file.read_text(encoding="utf-8"))
     code, found = _training(about) if "job" in about else (0, _decoding(Path(about["model"])))
     found |= {"peak_bytes": watch.peak_bytes(), "device_peak_bytes": watch.device_peak_bytes()}
@@ -33,7 +33,7 @@ def main(about_file: Path) -> int:
 
 
 def _training(about: dict[str, Any]) -> tuple[int, dict[str, Any]]:
-    from dreambooth.engine.training.traced import Passes
+    from dreambooth.engine.training.traced_step import Passes
 
     clock, cpu, run = list[Any](), list[float](), Passes.run
 

@@ -15,8 +15,8 @@ from typing import Any
 
 from dreambooth.core import project
 from dreambooth.core.errors import UserError
+from dreambooth.core.job_folder import Job
 from dreambooth.core.job_list import create
-from dreambooth.core.run import Job
 from dreambooth.core.settings import parse, to_json
 from dreambooth.engine.bench import peers
 from dreambooth.engine.bench.cases import Case

@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dreambooth.engine.bench import random_model
 from dreambooth.engine.bench.footprint import SIDES, Point, fill, inputs
-from dreambooth.engine.bench.live import Live, norms_as_on_a_card
+from dreambooth.engine.bench.live_tensors import Live, norms_as_on_a_card
 from dreambooth.engine.training import attention
 
 HOW = {"half": "bf16", "half/autocast": "bf16", "mixed": "mixed", "no": "no"}  # and the precision of the weights

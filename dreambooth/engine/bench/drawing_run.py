@@ -17,7 +17,7 @@ from typing import Any
 
 from dreambooth.engine import __main__ as engine
 from dreambooth.engine.bench import peer_run, watch
-from dreambooth.engine.process import imports
+from dreambooth.engine.process import lazy_imports
 
 
 class TrainingBegan(Exception):
@@ -80,7 +80,7 @@ class DrawingWatch:
 def main(about_file: Path) -> int:
     about, seen = json.loads(about_file.read_text(encoding="utf-8")), DrawingWatch()
     if "job" in about:
-        imports.put_off()  # as the engine does, before the watch takes hold of diffusers
+        lazy_imports.put_off()  # as the engine does, before the watch takes hold of diffusers
         seen.install_in_ours()
         code = engine.main([about["job"]])
     else:

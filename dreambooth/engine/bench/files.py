@@ -16,9 +16,9 @@ from typing import Any
 
 from dreambooth.core import project
 from dreambooth.core.errors import UserError
-from dreambooth.core.layout import PROJECT
+from dreambooth.core.install_paths import PROJECT
+from dreambooth.core.job_folder import Job
 from dreambooth.core.project import Folders, open_project
-from dreambooth.core.run import Job
 from dreambooth.engine.bench.watch import peak_bytes
 from dreambooth.engine.process.listener import asked_to_end
 
@@ -122,25 +122,25 @@ def _export(folder: Path, family: str) -> None:
 def _extract(folder: Path, family: str) -> None:
     import torch
 
-    from dreambooth.engine.checkpoints import as_lora, changes
+    from dreambooth.engine.checkpoints import lora_extraction, weight_deltas
     from dreambooth.engine.checkpoints.source import open_source
     from dreambooth.engine.checkpoints.write import write_tensors
     from dreambooth.engine.export import is_in_loras
 
     base, trained = open_source(_file(folder, family)), open_source(_trained(folder, family))
-    learned = changes.of_result(trained, base, base)
+    learned = weight_deltas.of_result(trained, base, base)
     how: dict[str, Any] = {"fits": is_in_loras, "dtype": torch.float16, "told": lambda done, total: None}
-    made = as_lora.extract(base, learned, EXTRACTED_RANK, **how)
+    made = lora_extraction.extract(base, learned, EXTRACTED_RANK, **how)
     write_tensors(folder / "out.safetensors", made.tensors, {})
 
 
 def _onto(folder: Path, family: str) -> None:
-    from dreambooth.engine.checkpoints import changes, original
+    from dreambooth.engine.checkpoints import original, weight_deltas
     from dreambooth.engine.checkpoints.source import open_source
     from dreambooth.engine.checkpoints.write import write
 
     base, trained = open_source(_file(folder, family)), open_source(_trained(folder, family))
-    changed = changes.added(base, changes.of_result(trained, base, base), 0.5)
+    changed = weight_deltas.added(base, weight_deltas.of_result(trained, base, base), 0.5)
     write(folder / "out.safetensors", original.trained_entries(base, changed, family, half=False), {})
 
 

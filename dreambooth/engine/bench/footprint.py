@@ -1,4 +1,4 @@
-"""What a training step of each kind holds, on models of full size and without a card: every tensor of it (see live.py).
+"""What a training step of each kind holds, on full-size models without a card: every tensor of it (live_tensors.py).
 
 Attention is counted as it is on a card, where its matrix is never held; norms in half precision are widened there.
 """
@@ -18,12 +18,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from dreambooth.core import settings
 from dreambooth.core.settings import Settings
 from dreambooth.engine.bench import random_model
-from dreambooth.engine.bench.live import Live, norms_as_on_a_card
+from dreambooth.engine.bench.live_tensors import Live, norms_as_on_a_card
 from dreambooth.engine.layers import lora_layer
 from dreambooth.engine.layers.lora_layer import cast_at_once
+from dreambooth.engine.prompts import textual_inversion
 from dreambooth.engine.training import adapters, attention, checkpointing
 from dreambooth.engine.training.precision import is_plain
-from dreambooth.engine.words import learned
 
 SIDES = {"sd1": 64, "sd2": 96, "sdxl": 128}  # of a picture's latents
 PRECISIONS = {"mixed": (torch.float32, True), "bf16": (torch.bfloat16, True), "no": (torch.float32, False)}
@@ -182,8 +182,8 @@ def _text_peak(family: str, method: str, precision: str, checkpointed: bool, bat
             tokens = torch.zeros(batch, 77, dtype=torch.long)
             if method == "embedding":
                 table = encoder.get_input_embeddings()
-                learned.put(encoder, [torch.zeros(_VECTORS, table.embedding_dim)])
-                learned.held(encoder).requires_grad_(True)
+                textual_inversion.put(encoder, [torch.zeros(_VECTORS, table.embedding_dim)])
+                textual_inversion.held(encoder).requires_grad_(True)
                 tokens += table.num_embeddings
 
             def forward(encoder: Any = encoder, tokens: Tensor = tokens) -> Tensor:

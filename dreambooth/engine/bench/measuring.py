@@ -14,10 +14,10 @@ from typing import Any
 
 from dreambooth.core import project
 from dreambooth.core.errors import UserError
+from dreambooth.core.install_paths import MINIATURES, PROJECT, SUBJECT_PICTURES
+from dreambooth.core.job_folder import Job
 from dreambooth.core.job_list import new_run
-from dreambooth.core.layout import MINIATURES, PROJECT, SUBJECT_PICTURES
 from dreambooth.core.project import Folders
-from dreambooth.core.run import Job
 from dreambooth.core.settings import parse
 from dreambooth.engine.bench import peer_diffusers
 from dreambooth.engine.bench.cases import Case

@@ -13,9 +13,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dreambooth.core.errors import UserError
-from dreambooth.core.run import Job
+from dreambooth.core.job_folder import Job
 from dreambooth.engine.bench.footprint import SIDES, Point, Step, laid
-from dreambooth.engine.bench.live import norms_as_on_a_card
+from dreambooth.engine.bench.live_tensors import norms_as_on_a_card
 from dreambooth.engine.layers import lora_layer
 from dreambooth.engine.process.listener import asked_to_end
 

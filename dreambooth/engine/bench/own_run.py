@@ -8,11 +8,11 @@ from pathlib import Path
 
 from dreambooth.engine import __main__ as engine
 from dreambooth.engine.bench import watch
-from dreambooth.engine.process import imports
+from dreambooth.engine.process import lazy_imports
 
 
 def main(about_file: Path) -> int:
-    imports.put_off()  # as the engine does, before the watch takes hold of diffusers
+    lazy_imports.put_off()  # as the engine does, before the watch takes hold of diffusers
     about = json.loads(about_file.read_text(encoding="utf-8"))
     watched = watch.begin(about)
     from dreambooth.engine.tracing.graph import Graph

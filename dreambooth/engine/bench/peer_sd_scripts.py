@@ -134,7 +134,7 @@ def _text(value: str) -> str:
 
 def _tokenizers(folder: Path) -> Path:
     """CLIP's vocabulary as transformers' older tokenizers read it."""
-    from dreambooth.engine.words.vocabulary import write_vocabulary
+    from dreambooth.engine.prompts.vocabulary import write_vocabulary
 
     for name in _TOKENIZERS:
         (folder / name).mkdir(parents=True, exist_ok=True)

@@ -21,14 +21,14 @@ from typing import Any
 
 from dreambooth.core import project
 from dreambooth.core.errors import UserError
+from dreambooth.core.install_paths import MINIATURES, PROJECT, SUBJECT_PICTURES
+from dreambooth.core.job_folder import Job
 from dreambooth.core.job_list import new_run
-from dreambooth.core.layout import MINIATURES, PROJECT, SUBJECT_PICTURES
-from dreambooth.core.memory import footprint, planner, spare
+from dreambooth.core.memory import footprint, headroom, planner
 from dreambooth.core.memory.footprint import DRIVER_BYTES
 from dreambooth.core.memory.planner import Plan
 from dreambooth.core.models import anatomy, checkpoint
 from dreambooth.core.project import Folders, Project
-from dreambooth.core.run import Job
 from dreambooth.core.settings import Settings, parse
 from dreambooth.engine.process.listener import asked_to_end
 
@@ -232,7 +232,7 @@ class Bench:
 
     def _in_a_process(self, job: Job, made: Project, one: Wanted, seconds: float, *, capped: bool) -> dict[str, Any]:
         told, out, log = (made.folder / name for name in ("about.json", "out.json", "plan.log"))
-        spared = one.card_bytes - spare.usable(one.card_bytes)
+        spared = one.card_bytes - headroom.usable(one.card_bytes)
         cap = int(one.card_bytes - OTHERS * spared) - DRIVER_BYTES
         others = 0 if self.models.simulated else taken_by_others()
         about = {"job": str(job.folder), "out": str(out), "cap_bytes": cap if capped else 0}

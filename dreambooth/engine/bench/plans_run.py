@@ -13,13 +13,13 @@ from typing import Any
 from dreambooth.engine import __main__ as engine
 from dreambooth.engine.bench import watch
 from dreambooth.engine.bench.card_memory import Card, Cuda, Moments
-from dreambooth.engine.process import imports
+from dreambooth.engine.process import lazy_imports
 
 TIMED_STEPS = 3  # the last ones; the first allocate and tune
 
 
 def main(about_file: Path) -> int:
-    imports.put_off()  # as the engine does
+    lazy_imports.put_off()  # as the engine does
     about = json.loads(about_file.read_text(encoding="utf-8"))
     with contextlib.ExitStack() as until_the_end:
         card: Card = _simulated(until_the_end) if about["simulated"] else Cuda()

@@ -18,9 +18,9 @@ from accelerate.state import AcceleratorState
 
 from dreambooth.core import job_list, project
 from dreambooth.core.errors import UserError
-from dreambooth.core.layout import MINIATURE, SUBJECT_PICTURES
+from dreambooth.core.install_paths import MINIATURE, SUBJECT_PICTURES
+from dreambooth.core.job_folder import Job
 from dreambooth.core.project import Folders
-from dreambooth.core.run import Job
 from dreambooth.core.settings import parse
 from dreambooth.engine import worker
 from dreambooth.engine.process.listener import asked_to_end

@@ -18,11 +18,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from dreambooth.core.settings import Settings
 from dreambooth.engine.bench import random_model
 from dreambooth.engine.bench.footprint import PRECISIONS, Point, fill, inputs
-from dreambooth.engine.bench.live import Live, norms_as_on_a_card
+from dreambooth.engine.bench.live_tensors import Live, norms_as_on_a_card
 from dreambooth.engine.families import unet_weights
-from dreambooth.engine.families.fetching import InTurn
+from dreambooth.engine.families.weight_prefetch import InTurn
 from dreambooth.engine.training import adapters, checkpointing, optimizers
-from dreambooth.engine.training.in_backward import StepInBackward
+from dreambooth.engine.training.fused_backward import StepInBackward
 from dreambooth.engine.training.precision import is_plain
 
 CPU = torch.device("cpu")

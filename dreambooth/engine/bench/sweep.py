@@ -19,10 +19,10 @@ from typing import Any
 from dreambooth.core import project, settings
 from dreambooth.core.errors import UserError
 from dreambooth.core.files import atomic
+from dreambooth.core.install_paths import MINIATURE, PROJECT, SUBJECT_PICTURES
+from dreambooth.core.job_folder import Job
 from dreambooth.core.job_list import new_run
-from dreambooth.core.layout import MINIATURE, PROJECT, SUBJECT_PICTURES
 from dreambooth.core.project import Folders, Project
-from dreambooth.core.run import Job
 from dreambooth.engine import export, families
 from dreambooth.engine.bench import sweep_plot
 from dreambooth.engine.export import Wanted

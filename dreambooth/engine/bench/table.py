@@ -20,11 +20,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from dreambooth.core.errors import UserError
 from dreambooth.core.files import atomic
 from dreambooth.core.files.json_file import read_object
+from dreambooth.core.job_folder import Job
 from dreambooth.core.models import anatomy
-from dreambooth.core.run import Job
 from dreambooth.engine.bench import drawing_footprint, random_model
 from dreambooth.engine.bench.footprint import PRECISIONS, SIDES, Point, Step, count, fill, texts
-from dreambooth.engine.bench.live import Live
+from dreambooth.engine.bench.live_tensors import Live
 from dreambooth.engine.bench.versions import COUNTED, versions
 from dreambooth.engine.process.listener import asked_to_end
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from dreambooth.core.errors import UserError
-from dreambooth.core.run import Job
+from dreambooth.core.job_folder import Job
 from dreambooth.engine.bench import cases, peers
 from dreambooth.engine.bench.cases import Case
 from dreambooth.engine.bench.measuring import Bench

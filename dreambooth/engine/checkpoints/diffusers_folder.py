@@ -13,7 +13,7 @@ from dreambooth.core.files import atomic
 from dreambooth.engine.checkpoints import names
 from dreambooth.engine.checkpoints.entry import Entry
 from dreambooth.engine.checkpoints.write import write
-from dreambooth.engine.words.vocabulary import write_vocabulary
+from dreambooth.engine.prompts.vocabulary import write_vocabulary
 
 _EXPORTING = "exporting"  # how the name of a folder begins that is being written
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from dreambooth.core import words
+from dreambooth.core import learned_words
 from dreambooth.core.errors import UserError
 from dreambooth.core.models import embedding_file
 from dreambooth.core.models.model_file import Header
@@ -77,7 +77,7 @@ def _with_settings(start: Mapping[str, Outline], settings: Settings) -> str:
 
 
 def _words(header: Header, settings: Settings) -> str:
-    if not (words.of(header.metadata) or embedding_file.bundled(header.tensors)):
+    if not (learned_words.of(header.metadata) or embedding_file.bundled(header.tensors)):
         return ""
     if settings.embedding.enabled:
         both = "was trained with an embedding, which is gone on from too; leave embedding.start_file empty."

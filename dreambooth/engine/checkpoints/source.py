@@ -13,8 +13,8 @@ import torch
 
 from dreambooth.core.errors import UserError
 from dreambooth.core.models import checkpoint
+from dreambooth.core.models.load_overrides import Origin
 from dreambooth.core.models.model_file import Header, Tensor
-from dreambooth.core.models.origin import Origin
 from dreambooth.core.project import Project
 from dreambooth.engine.checkpoints import names
 from dreambooth.engine.checkpoints.names import Place

@@ -20,14 +20,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dreambooth.core import words as words_module
+from dreambooth.core import learned_words as words_module
 from dreambooth.core.errors import UserError
 from dreambooth.core.models import embedding_file
 from dreambooth.core.models.model_file import Header
 from dreambooth.engine.checkpoints.entry import Entry
 from dreambooth.engine.checkpoints.source import Files
 from dreambooth.engine.checkpoints.write import free_name, write
-from dreambooth.engine.words.learned import Vectors
+from dreambooth.engine.prompts.textual_inversion import Vectors
 
 _EMBEDDING_KEYS = {
     "sd1": {"text_encoder": "emb_params"},

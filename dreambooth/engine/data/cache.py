@@ -19,13 +19,13 @@ from dreambooth.core.buckets import Bucket
 from dreambooth.core.errors import UserError
 from dreambooth.core.memory.footprint import LATENTS_ON_DEVICE, pictures_at_once
 from dreambooth.engine import hardware
-from dreambooth.engine.data import ahead, cutting, framing, masks
+from dreambooth.engine.data import cropping, masks, prefetch, vae_inputs
 from dreambooth.engine.data.latent_store import Store
 from dreambooth.engine.data.pictures import Example
 from dreambooth.engine.families.model import LATENT_CHANNELS, LATENT_FACTOR, Model
 
 if TYPE_CHECKING:
-    from dreambooth.engine.data.surroundings import Surroundings
+    from dreambooth.engine.data.inpainting_latents import Surroundings
 
 MOST_ON_DEVICE = LATENTS_ON_DEVICE
 
@@ -107,9 +107,9 @@ def _encode_all(
     model: Model, examples: list[Example], encoded: Encoded, on_batch: Callable[[int], None], store: Store | None
 ) -> None:
     chunks, done = list(_chunks(examples)), 0
-    workers = 0 if model.vae.device.type == "cpu" else ahead.WORKERS  # where the CPU encodes, it has no time left
+    workers = 0 if model.vae.device.type == "cpu" else prefetch.WORKERS  # where the CPU encodes, it has no time left
     in_turn = [examples[n] for chunk in chunks for n in chunk]
-    with closing(cutting.prepared(in_turn, store, workers)) as found:
+    with closing(vae_inputs.prepared(in_turn, store, workers)) as found:
         for chunk in chunks:
             missing = dict[int, Image.Image]()
             for n, one in zip(chunk, found):
@@ -131,14 +131,14 @@ def cut_masks(examples: list[Example]) -> list[Tensor | None]:
     Raises UserError naming a mask that will not do.
     """
     files = [list(some) for _, some in groupby(examples, key=lambda one: one.picture.path)]
-    return [mask for some in ahead.in_order(_cut_mask, files, cutting.bytes_of_file) for mask in some]
+    return [mask for some in prefetch.in_order(_cut_mask, files, vae_inputs.bytes_of_file) for mask in some]
 
 
 def _cut_mask(some: list[Example]) -> list[Tensor | None]:
     path = some[0].picture.path
     whole, cut = masks.decode(path), []
     for example in some:
-        mask = None if whole is None else to_mask(framing.shape(whole, example.cut))
+        mask = None if whole is None else to_mask(cropping.shape(whole, example.cut))
         if whole is not None and mask is not None and not mask.any():
             raise UserError(_leaves_nothing(path, whole))
         cut.append(mask)

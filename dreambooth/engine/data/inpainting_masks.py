@@ -13,10 +13,10 @@ from math import cos, pi, sin
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from dreambooth.core.memory.counted import LATENT
+from dreambooth.core.memory.footprint_table import LATENT
 from dreambooth.core.settings import Settings
-from dreambooth.engine.data import framing
-from dreambooth.engine.data.framing import Cut
+from dreambooth.engine.data import cropping
+from dreambooth.engine.data.cropping import Cut
 
 HIDES_ALL = 0.25  # of the times a picture is seen: so often these models learned to paint whole pictures
 OF_CLASS = 2  # masks of a picture of the class, which many others stand beside
@@ -41,7 +41,7 @@ def of_yours(examples: Iterable[Sized], settings: Settings) -> int:
 def masks(name: str, variant: int, cut: Cut, own: Image.Image | None, many: int, seed: int) -> list[Mask]:
     """The masks of a picture's variant. `own` is the mask of the whole upright picture, mode L: every second is that,
     first as it is, then grown, as nobody paints around a subject exactly."""
-    shaped = None if own is None else np.asarray(framing.shape(own, cut)) >= _WHITE
+    shaped = None if own is None else np.asarray(cropping.shape(own, cut)) >= _WHITE
     return [_mask(f"{seed}/{name}/{variant}/mask {number}", number, cut, shaped) for number in range(many)]
 
 

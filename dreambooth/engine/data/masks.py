@@ -10,7 +10,7 @@ from PIL import Image
 from dreambooth.core import picture_files
 from dreambooth.core.errors import UserError
 from dreambooth.core.settings import Settings
-from dreambooth.engine.data import ahead, decoding
+from dreambooth.engine.data import decoding, prefetch
 
 _OTHER_SHAPE = 0.02  # how far the sides of a mask may be from the picture's proportions
 
@@ -40,7 +40,7 @@ def decode(picture: Path) -> Image.Image | None:
 
 def check_all(pictures: Iterable[Path]) -> None:
     """Raises UserError naming the first picture whose mask will not do."""
-    for _ in ahead.in_order(_check, pictures, workers=ahead.FEW):
+    for _ in prefetch.in_order(_check, pictures, workers=prefetch.FEW):
         pass
 
 

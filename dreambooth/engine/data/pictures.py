@@ -13,9 +13,9 @@ from dreambooth.core.errors import UserError
 from dreambooth.core.focal_point import FocalPoint
 from dreambooth.core.settings import Settings
 from dreambooth.core.settings.dataset import Concept
-from dreambooth.engine.data import framing, survey
-from dreambooth.engine.data.framing import Cut
-from dreambooth.engine.data.survey import Look
+from dreambooth.engine.data import cropping, inspection
+from dreambooth.engine.data.cropping import Cut
+from dreambooth.engine.data.inspection import Look
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def gather(concepts: list[Concept], on_look: Callable[[int, int], None] = lambda
                 pictures.append(Picture(path, captions.instance_words(concept, path), number, point))
             except UserError as error:
                 problems += error.problems
-    looks = survey.look_at_all([p.path for p in pictures], lambda done: on_look(done, len(pictures)))
+    looks = inspection.look_at_all([p.path for p in pictures], lambda done: on_look(done, len(pictures)))
     return Gathered(pictures, looks, problems + [seen.error for seen in looks if seen.error])
 
 
@@ -101,7 +101,7 @@ def examples(gathered: Gathered, settings: Settings, size: int) -> list[list[Exa
         extent = (seen.width, seen.height)
         bucket = shapes.bucket(*extent)
         choice, seed = settings.pictures, settings.general.seed
-        cuts = framing.cuts(picture.path.name, extent, bucket, choice, seed, seen.small, picture.point)
+        cuts = cropping.cuts(picture.path.name, extent, bucket, choice, seed, seen.small, picture.point)
         made.append([Example(picture, cut) for cut in cuts])
     return made
 
@@ -167,7 +167,7 @@ def prior_examples(priors: list[Picture], looks: list[Look], instances: list[lis
             first, after = before * len(own) // total, -(-(before + used[bucket]) * len(own) // total)
             before += used[bucket]
             made += [
-                Example(priors[n], framing.centred((looks[n].width, looks[n].height), bucket))
+                Example(priors[n], cropping.centred((looks[n].width, looks[n].height), bucket))
                 for n in sorted(own[first:after])
             ]
     return made

@@ -8,8 +8,8 @@ from __future__ import annotations
 import torch
 
 from dreambooth.core.errors import Problem
+from dreambooth.core.job_folder import Job
 from dreambooth.core.memory.drawing_memory import Drawing, most_together
-from dreambooth.core.run import Job
 from dreambooth.engine import hardware
 from dreambooth.engine.drawing.sampling_choice import Sampling
 from dreambooth.engine.families import unet_weights

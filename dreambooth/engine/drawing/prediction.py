@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dreambooth.engine.families.model import Model
-from dreambooth.engine.families.reading import Text
+from dreambooth.engine.families.text_encoding import Text
 from dreambooth.engine.tracing.program import CLOSE, NotTraceable, Program, record, signature
 
 WORTH = 40  # predictions of a shape: whoever asked for so many draws more than one picture

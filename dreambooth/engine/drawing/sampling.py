@@ -17,9 +17,9 @@ from dreambooth.engine import hardware
 from dreambooth.engine.drawing import sampling_choice
 from dreambooth.engine.drawing.prediction import Predictions
 from dreambooth.engine.drawing.sampling_choice import Sampling
-from dreambooth.engine.families import around
+from dreambooth.engine.families import inpainting_inputs
 from dreambooth.engine.families.model import LATENT_CHANNELS, LATENT_FACTOR, Model, whole_picture
-from dreambooth.engine.families.reading import Text
+from dreambooth.engine.families.text_encoding import Text
 
 _KEPT_PROMPTS = 256  # a prompt of SDXL takes 0.6 MB
 
@@ -83,14 +83,14 @@ def draw(
         text = Text.cat([known.negative(sampling.negative_prompt, len(seeds)), text])
     text = text.to(model.unet.dtype)
     sizes = torch.tensor([whole_picture(sampling.width, sampling.height)] * len(text.hidden), device=model.device)
-    nothing = around.nothing(model, sampling.width, sampling.height)
+    nothing = inpainting_inputs.nothing(model, sampling.width, sampling.height)
     noise = {"generator": generators} if "generator" in inspect.signature(scheduler.step).parameters else {}
     # The scheduler looks its steps up in the computer's memory; the UNet would have the device waited for at each.
     for t, t_there in zip(scheduler.timesteps, hardware.brought(scheduler.timesteps, model.device)):
         if on_step:
             on_step()
         x = scheduler.scale_model_input(torch.cat([latents, latents]) if guided else latents, t)
-        x = around.joined(x.to(model.unet.dtype), nothing)
+        x = inpainting_inputs.joined(x.to(model.unet.dtype), nothing)
         predicted = known.predict(x, t_there, text, sizes).float()
         if guided:
             without, with_prompt = predicted.chunk(2)

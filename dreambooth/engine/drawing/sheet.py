@@ -13,9 +13,9 @@ from PIL import Image
 from dreambooth.core import settings
 from dreambooth.core.errors import Problem
 from dreambooth.core.files.paths import make_folder
+from dreambooth.core.job_folder import Job
 from dreambooth.core.models import checkpoint
 from dreambooth.core.project import Project
-from dreambooth.core.run import Job
 from dreambooth.engine import families, from_state
 from dreambooth.engine.checkpoints import lora, names, words_file
 from dreambooth.engine.checkpoints.source import Source, open_model
@@ -24,7 +24,7 @@ from dreambooth.engine.drawing import drawn_together
 from dreambooth.engine.drawing.sampling import NotDrawn, decoding, draw
 from dreambooth.engine.drawing.sampling_choice import Sampling
 from dreambooth.engine.families.model import Model
-from dreambooth.engine.run import trouble
+from dreambooth.engine.run import recovery
 from dreambooth.engine.training import precision, preview
 
 
@@ -85,9 +85,9 @@ class _Drawer:
                 with decoding(model, self.how):
                     return draw(model, text, [self.wanted["seed"]], self.sampling)[0]
             except (RuntimeError, MemoryError) as error:
-                if self.how == "tiled" or not trouble.is_out_of_memory(error):
+                if self.how == "tiled" or not recovery.is_out_of_memory(error):
                     raise
-            trouble.free_memory()
+            recovery.free_memory()
             self.how = drawn_together.in_tiles(self.job)
 
 

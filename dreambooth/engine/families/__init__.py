@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from dreambooth.core.errors import UserError
-from dreambooth.core.models.origin import Origin
+from dreambooth.core.models.load_overrides import Origin
 from dreambooth.engine.checkpoints.source import Source, open_source
 from dreambooth.engine.families import sd1, sd2, sdxl
 from dreambooth.engine.families.loading import check_room, fill, new_bytes

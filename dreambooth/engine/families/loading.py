@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers.initialization import no_init_weights
 
 from dreambooth.core.errors import UserError
-from dreambooth.core.quantities import memory
+from dreambooth.core.formatting import memory
 from dreambooth.engine import hardware
 from dreambooth.engine.checkpoints import names
 from dreambooth.engine.checkpoints.source import DTYPES, Source

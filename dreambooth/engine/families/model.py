@@ -24,7 +24,7 @@ from dreambooth.core.models.anatomy import Anatomy
 from dreambooth.core.models.model_file import Header
 from dreambooth.engine import hardware
 from dreambooth.engine.checkpoints.source import Source
-from dreambooth.engine.families.reading import Reader, Text
+from dreambooth.engine.families.text_encoding import Reader, Text
 
 LATENT_CHANNELS = 4
 LATENT_FACTOR = 8  # pixels a latent, along each side
@@ -85,7 +85,7 @@ class Model(Reader):
 
     @property
     def inpaints(self) -> bool:
-        """Whether its UNet takes what is around a part of a picture; see around.py."""
+        """Whether its UNet takes what is around a part of a picture; see inpainting_inputs.py."""
         return int(self.unet.config.in_channels) > LATENT_CHANNELS
 
     @property
@@ -126,7 +126,7 @@ class Model(Reader):
     @abstractmethod
     def denoise(self, x_t: Tensor, t: Tensor, text: Text, sizes: Tensor) -> Tensor:
         """The UNet's prediction (B, 4, h, w). `sizes` (B, 6) as `whole_picture` has them; only SDXL reads them. An
-        inpainting model takes (B, 9, h, w), see around.py."""
+        inpainting model takes (B, 9, h, w), see inpainting_inputs.py."""
 
     def encode_pictures(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Pictures (B, 3, H, W) in [-1, 1] -> mean and standard deviation of their latents (B, 4, H/8, W/8), scaled."""

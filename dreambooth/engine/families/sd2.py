@@ -8,11 +8,11 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from dreambooth.engine.checkpoints.source import Source
-from dreambooth.engine.families import around, shapes
+from dreambooth.engine.families import inpainting_inputs, shapes
 from dreambooth.engine.families.loading import unfilled
 from dreambooth.engine.families.model import LATENT_CHANNELS, LATENT_FACTOR, Model
 from dreambooth.engine.families.sd1 import LATENT_SCALE, Sd1
-from dreambooth.engine.words.vocabulary import clip_tokenizer
+from dreambooth.engine.prompts.vocabulary import clip_tokenizer
 
 VIT_H_WIDTH, VIT_H_BLOCKS = 1024, 24
 
@@ -39,7 +39,7 @@ def seems_to_predict_v(model: Model) -> bool:
         return False
     x = torch.full((1, LATENT_CHANNELS, 8, 8), 0.5, dtype=model.unet.dtype)
     text = torch.full((1, 2, VIT_H_WIDTH), 0.5, dtype=model.unet.dtype)
-    taken = around.joined(x, around.nothing(model, 8 * LATENT_FACTOR, 8 * LATENT_FACTOR))
+    taken = inpainting_inputs.joined(x, inpainting_inputs.nothing(model, 8 * LATENT_FACTOR, 8 * LATENT_FACTOR))
     return bool((model.unet(taken, 999, text).sample - x).float().mean() < -1)
 
 

@@ -11,9 +11,9 @@ from dreambooth.engine.checkpoints.source import Source
 from dreambooth.engine.families import shapes
 from dreambooth.engine.families.loading import unfilled
 from dreambooth.engine.families.model import Model
-from dreambooth.engine.families.reading import Text
-from dreambooth.engine.words.pieces import PIECE
-from dreambooth.engine.words.vocabulary import clip_tokenizer
+from dreambooth.engine.families.text_encoding import Text
+from dreambooth.engine.prompts.token_chunks import PIECE
+from dreambooth.engine.prompts.vocabulary import clip_tokenizer
 
 LATENT_SCALE = 0.13025
 

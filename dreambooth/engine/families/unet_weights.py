@@ -6,10 +6,10 @@ with their own scale (Dettmers et al. 2023, arXiv 2305.14314, without its double
 `streamed` ones lie in the computer's memory. The blocks of the UNet, one transformer block or one residual block each,
 get them back in the precision of the computation while they work. With gradient checkpointing nothing of a block
 outlives that, so that the device holds the weights of one block at a time, and those of the next one where a GPU
-fetches streamed ones ahead (see fetching.py).
+fetches streamed ones ahead (see weight_prefetch.py).
 
 Streamed weights may be trained: what a block computes with is then a copy, whose gradient goes to whoever waits for it
-(see training/in_backward.py), as ZeRO-Infinity has it (Rajbhandari et al. 2021, arXiv 2104.07857).
+(see training/fused_backward.py), as ZeRO-Infinity has it (Rajbhandari et al. 2021, arXiv 2104.07857).
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from torch import Tensor, nn
 
 from dreambooth.core.errors import Problem, UserError
 from dreambooth.engine import hardware
-from dreambooth.engine.families import fetching
-from dreambooth.engine.families.fetching import Ahead, Streams
+from dreambooth.engine.families import weight_prefetch
+from dreambooth.engine.families.weight_prefetch import Ahead, Streams
 from dreambooth.engine.process import probe
-from dreambooth.engine.run import trouble
+from dreambooth.engine.run import recovery
 
 LEAST_VALUES = 4096  # of a weight that is worth it
 NF4_BLOCK = 64  # values with a scale of their own
@@ -132,7 +132,7 @@ def tried(kind: str, device: torch.device) -> str:
     try:
         back = NF4(weight, device, nn.Linear(1, 1)).woken(device).cpu()
     except Exception as error:  # noqa: BLE001  (whatever it is, this is not for here)
-        return trouble.first_line(error)
+        return recovery.first_line(error)
     return "" if (back - weight).abs().max() < 0.2 else "its values do not come back"
 
 
@@ -147,7 +147,7 @@ def lay(
 
     Streamed ones are fetched ahead `by` such streams, or the device's own; `tell` hears where that goes wrong.
     """
-    streams, ahead = by or fetching.streams(device), None
+    streams, ahead = by or weight_prefetch.streams(device), None
     if kind == "streamed" and streams:
         ahead = Ahead(streams, device, tell)
         unet.register_forward_pre_hook(lambda *_: ahead.begin_pass())

@@ -11,9 +11,9 @@ from typing import Any
 
 from PIL import Image
 
+from dreambooth.core.job_folder import Job
 from dreambooth.core.models import checkpoint
 from dreambooth.core.project import Folders, open_project
-from dreambooth.core.run import Job
 from dreambooth.core.settings import Settings, parse
 from dreambooth.engine.drawing.sampling import Known, draw
 from dreambooth.engine.drawing.sampling_choice import Sampling

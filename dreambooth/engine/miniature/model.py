@@ -9,7 +9,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from dreambooth.engine.miniature import world
 from dreambooth.engine.miniature.shapes import Shape
-from dreambooth.engine.words.vocabulary import clip_tokenizer
+from dreambooth.engine.prompts.vocabulary import clip_tokenizer
 
 WHOLE = (world.SIZE, world.SIZE, 0, 0, world.SIZE, world.SIZE)  # original height, width; crop top, left; target
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dreambooth.core.layout import MINIATURE, MINIATURES, SUBJECT_PICTURES
+from dreambooth.core.install_paths import MINIATURE, MINIATURES, SUBJECT_PICTURES
 from dreambooth.engine import families
 from dreambooth.engine.checkpoints import original
 from dreambooth.engine.checkpoints.entry import Entry

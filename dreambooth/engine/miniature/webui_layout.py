@@ -10,7 +10,7 @@ from typing import Any
 from dreambooth.engine import families
 from dreambooth.engine.checkpoints import webui_yaml
 from dreambooth.engine.checkpoints.source import open_source
-from dreambooth.engine.words.vocabulary import write_vocabulary
+from dreambooth.engine.prompts.vocabulary import write_vocabulary
 
 
 def write(model_file: Path, clip_folder: Path) -> Path:

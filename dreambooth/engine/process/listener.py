@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from dreambooth.core.run import Job
+from dreambooth.core.job_folder import Job
 
 LOOK_SECONDS = 0.2
 ALONE_VARIABLE = "DREAMBOOTH_ALONE_SECONDS"  # how long an engine goes on with nobody there; 0 or nothing: for ever

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import torch
 
-from dreambooth.core import abilities
-from dreambooth.core.layout import ENGINE, PROJECT
+from dreambooth.core import engine_capabilities
+from dreambooth.core.install_paths import ENGINE, PROJECT
 from dreambooth.engine import hardware
 
 SECONDS = 120  # the most that another process may take
@@ -52,7 +52,7 @@ def ask(choices: Sequence[Choice], device: torch.device) -> None:
 def _is_dangerous(choice: Choice, device: torch.device) -> bool:
     if device.type != "cuda":
         return False
-    return Path(sys.prefix) != ENGINE or not abilities.is_proven(*choice, hardware.name(device))
+    return Path(sys.prefix) != ENGINE or not engine_capabilities.is_proven(*choice, hardware.name(device))
 
 
 def _answers(choices: Sequence[Choice], device: torch.device) -> Iterator[str | None]:

@@ -12,7 +12,7 @@ from dreambooth.engine.checkpoints import lora, words_file
 from dreambooth.engine.checkpoints.source import Source
 from dreambooth.engine.families.model import Model
 from dreambooth.engine.run.hooks import show_previews
-from dreambooth.engine.run.thinning import written_of_best
+from dreambooth.engine.run.retention import written_of_best
 from dreambooth.engine.training import adapters, preview
 from dreambooth.engine.work import Work
 

@@ -19,7 +19,7 @@ from dreambooth.core.settings.conflicts.of_optimizers import rates
 from dreambooth.engine.checkpoints.source import Source
 from dreambooth.engine.drawing.sampling import NotDrawn
 from dreambooth.engine.process.listener import asked_to_end
-from dreambooth.engine.run import effect, imagic, outputs, thinning, trouble
+from dreambooth.engine.run import imagic, outputs, recovery, retention, unchanged_result
 from dreambooth.engine.run.tensorboard import EventFile, curves
 from dreambooth.engine.training import preview, state_writer
 from dreambooth.engine.training.session import Session
@@ -113,15 +113,15 @@ class Hooks:
             said = f"{self.validation.before}: what the run is measured against cannot be written"
             self.warn(f"{said} ({error.strerror or error}); after a pause it is not measured any more.")
         except (RuntimeError, MemoryError) as error:
-            if not trouble.is_out_of_memory(error):
+            if not recovery.is_out_of_memory(error):
                 raise
-            said = f"The memory was not enough to measure the run: {trouble.needed(error)}."
+            said = f"The memory was not enough to measure the run: {recovery.needed(error)}."
             place, do = "concepts.0.held_out", "Set it to 0."
             if self.session.settings.intervals.validate_mirrored:
                 place, do = "intervals.validate_mirrored", "Turn it off."
             self.warn(Problem(f"{said} It goes on without.", place, do))
             self.validation = None
-        trouble.free_memory()
+        recovery.free_memory()
         return None
 
     def preview(self, images: int, check: Callable[[], None]) -> None:
@@ -144,10 +144,10 @@ class Hooks:
                 said = error.strerror or error
                 return self.warn(f"{work.job.previews}: previews cannot be written ({said}); the run goes on.")
             except (RuntimeError, MemoryError) as error:
-                if not trouble.is_out_of_memory(error):
+                if not recovery.is_out_of_memory(error):
                     raise
-                said = trouble.needed(error)
-            trouble.free_memory()
+                said = recovery.needed(error)
+            recovery.free_memory()
             if not self._draw_smaller(said):
                 return None
         return None
@@ -176,7 +176,7 @@ class Hooks:
 
     def _draw_smaller(self, said: str) -> bool:
         """Has previews take less memory from now on, if they can; the training has lost nothing."""
-        step = trouble.smaller(self.work.settings, "previews", self.work.together)
+        step = recovery.smaller(self.work.settings, "previews", self.work.together)
         if step is None or self.work.settings.memory.on_out_of_memory == "stop":
             left_out = f"The memory was not enough for previews: {said}. They were left out; the run goes on."
             self.warn(Problem(left_out, "previews.count", "Draw fewer or smaller ones."))
@@ -186,7 +186,7 @@ class Hooks:
         self.work.settings = settings_module.parse(self.work.job.settings())
         if not self.work.settings.tuning.cuda_graphs:
             self.lets_go_of_graphs()
-            trouble.free_memory()
+            recovery.free_memory()
         self.warn(
             Problem(f"The memory was not enough for previews: {said}. They go on with {name}.", next(iter(changes)))
         )
@@ -201,13 +201,13 @@ class Hooks:
         try:
             if asked:
                 save_output(self.work, self.session, self.source, images)
-            elif not already_written(self.work, images) and (best or not thinning.is_passed(self.work, images)):
-                mark = thinning.BEST if best else thinning.ON_THE_WAY
+            elif not already_written(self.work, images) and (best or not retention.is_passed(self.work, images)):
+                mark = retention.BEST if best else retention.ON_THE_WAY
                 save_output(self.work, self.session, self.source, images, mark=mark)
         except UserError as error:
             self.warn(error.and_then("The run goes on."))
         else:
-            thinning.tidy(self.work, images)
+            retention.tidy(self.work, images)
 
     def save_state(self, *, wait: bool) -> bool:
         """Begins to save a state, and waits until it is written if asked. Returns whether it was, as far as is known;
@@ -273,7 +273,7 @@ def already_written(work: Work, images: int) -> bool:
 
 
 def save_output(work: Work, session: Session, source: Source, images: int, *, mark: str = "") -> None:
-    """Writes the model as it is now; `mark` is what its event says, where it need not stay (thinning.py). Raises
+    """Writes the model as it is now; `mark` is what its event says, where it need not stay (retention.py). Raises
     UserError if it cannot be written."""
     try:
         _save_output(work, session, source, images, mark)
@@ -319,16 +319,16 @@ def _written(work: Work, session: Session, source: Source, images: int) -> tuple
     for shown in weights:
         try:
             with shown:
-                has_effect = effect.is_there(work.settings, session.model, source, session.trained)
+                has_effect = unchanged_result.is_there(work.settings, session.model, source, session.trained)
                 made = outputs.save(
                     work.folders, work.project, work.settings, session.model, source, session.trained, images
                 )
                 return made, has_effect
         except (RuntimeError, MemoryError) as error:
-            if not trouble.is_out_of_memory(error):
+            if not recovery.is_out_of_memory(error):
                 raise
-            said = f"The memory was not enough to write the model: {trouble.needed(error)}."
-        trouble.free_memory()
+            said = f"The memory was not enough to write the model: {recovery.needed(error)}."
+        recovery.free_memory()
         if shown is weights[0]:
             work.job.warn(Problem(f"{said} It is tried once more, with the weights as they are.", "saving.weights"))
     raise UserError(Problem(said, "saving.weights", "Close other programs that use the memory."))

@@ -19,12 +19,12 @@ from torch import Tensor
 
 from dreambooth.core.errors import UserError
 from dreambooth.core.files import atomic
+from dreambooth.core.job_folder import FITTED
 from dreambooth.core.models import checkpoint
 from dreambooth.core.project import Project
-from dreambooth.core.run import FITTED
 from dreambooth.engine.checkpoints.write import write_tensors
 from dreambooth.engine.families.model import Model
-from dreambooth.engine.families.reading import Text
+from dreambooth.engine.families.text_encoding import Text
 from dreambooth.engine.training import imagic
 from dreambooth.engine.training.imagic import ETA, text_of
 from dreambooth.engine.training.loop import Hooks

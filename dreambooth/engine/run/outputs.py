@@ -15,20 +15,20 @@ import psutil
 from torch import Tensor
 
 from dreambooth import __version__
-from dreambooth.core import schema, words
+from dreambooth.core import learned_words, schema
 from dreambooth.core.models.model_file import SUFFIXES
 from dreambooth.core.project import Folders, Project
 from dreambooth.core.schema import to_flat
 from dreambooth.core.settings import Settings
-from dreambooth.core.settings.training import Lora
+from dreambooth.core.settings.method import Lora
 from dreambooth.engine.checkpoints import lora, names, original, webui_yaml, words_file
 from dreambooth.engine.checkpoints.entry import Entry
 from dreambooth.engine.checkpoints.source import Source
 from dreambooth.engine.checkpoints.write import PARTIAL, free_name, write_tensors
 from dreambooth.engine.checkpoints.write import write as write_file
 from dreambooth.engine.families.model import Model
+from dreambooth.engine.prompts.textual_inversion import Vectors
 from dreambooth.engine.training.adapters import Trained
-from dreambooth.engine.words.learned import Vectors
 
 _ARCHITECTURES = {
     ("sd1", "epsilon"): "stable-diffusion-v1",
@@ -100,7 +100,7 @@ def place(folders: Folders, project: Project, settings: Settings, images: int) -
 
     def is_taken(stem: str) -> bool:
         places = [folders.embeddings, folders.embeddings / project.name]
-        names = [f"{words.stem(stem, number, count)}.safetensors" for number in range(count)]
+        names = [f"{learned_words.stem(stem, number, count)}.safetensors" for number in range(count)]
         embeddings = [place / name for place in places for name in names]
         checkpoints = [folder / f"{stem}{one}" for one in (*SUFFIXES, ".yaml")] if settings.is_full else []
         return any(path.exists() for path in (other / f"{stem}{suffix}", *embeddings, *checkpoints))

@@ -6,10 +6,10 @@ import hashlib
 import json
 from pathlib import Path
 
-from dreambooth.core.budget import Budget, passed_already
 from dreambooth.core.errors import UserError
+from dreambooth.core.job_folder import Job
 from dreambooth.core.models import checkpoint
-from dreambooth.core.run import Job
+from dreambooth.core.run_length import Budget, passed_already
 from dreambooth.core.settings import Settings
 from dreambooth.engine.data.masks import file_of
 from dreambooth.engine.data.pictures import Example

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from dreambooth.core import words as words_module
+from dreambooth.core import learned_words as words_module
 from dreambooth.core.models import checkpoint
 from dreambooth.core.settings import Settings
 from dreambooth.engine.checkpoints import embedding_start, lora, lora_start, words_file

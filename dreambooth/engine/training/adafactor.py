@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dreambooth.engine.training.factored import Means, State, alike, empty, shorten, sides, stacked
+from dreambooth.engine.training.factored_moments import Means, State, alike, empty, shorten, sides, stacked
 
 _CLIP = 1.0  # the largest root mean square of a step
 _DECAY = -0.8  # the mean of squares forgets with 1 - step to this power

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 
 from dreambooth.core.models import unet_blocks
 from dreambooth.core.settings import Settings
-from dreambooth.core.settings.training import UNET_LAYERS
+from dreambooth.core.settings.method import UNET_LAYERS
 from dreambooth.engine.families import unet_weights
 from dreambooth.engine.families.model import Model
 from dreambooth.engine.layers import dora, lora_layer, lycoris, oft
 from dreambooth.engine.layers.lora_layer import ADAPTER
-from dreambooth.engine.words import learned
+from dreambooth.engine.prompts import textual_inversion
 
 _ATTENTION = r"transformer_blocks\.\d+\.attn[12]\.(to_q|to_k|to_v|to_out\.0)"
 # What kohya's LoRA covers: attention, feed-forward and the projections around each transformer.
@@ -70,7 +70,7 @@ def prepare(
     model: Model,
     settings: Settings,
     start: Mapping[str, Mapping[str, Layer]] | None = None,
-    words: learned.Vectors | None = None,
+    words: textual_inversion.Vectors | None = None,
 ) -> Trained:
     """Marks what is trained, after putting LoRA layers in where that is the method; of an embedding alone its words.
 
@@ -103,17 +103,17 @@ def prepare(
     return Trained(trained, kind if settings.is_lora else settings.general.method)
 
 
-def _learning_words(model: Model, settings: Settings, start: learned.Vectors) -> dict[str, nn.Parameter]:
+def _learning_words(model: Model, settings: Settings, start: textual_inversion.Vectors) -> dict[str, nn.Parameter]:
     """The vectors of all words that learn, by text encoder."""
     chosen, vectors = settings.embedding, dict[str, Mapping[str, Tensor]]()
     for word in settings.words:
         text = chosen.initial_text.strip() or word
         vectors[word] = start.get(word) or {
-            part: learned.initial(encoder, model.tokenizers[part], text, chosen.vectors)
+            part: textual_inversion.initial(encoder, model.tokenizers[part], text, chosen.vectors)
             for part, encoder in model.text_encoders.items()
         }
     model.learn(vectors)
-    trained = {part: learned.held(encoder) for part, encoder in model.text_encoders.items()}
+    trained = {part: textual_inversion.held(encoder) for part, encoder in model.text_encoders.items()}
     for parameter in trained.values():
         parameter.data = parameter.data.to(model.device)
         parameter.requires_grad_(True)

@@ -13,7 +13,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from dreambooth.core.errors import UserError
 from dreambooth.engine import hardware
-from dreambooth.engine.run import trouble
+from dreambooth.engine.run import recovery
 from dreambooth.engine.training.lean_attention import attended
 
 KINDS = ("sdpa", "flash", "sliced", "xformers")
@@ -36,7 +36,7 @@ def fault(name: str, device: torch.device) -> str:
     except ModuleNotFoundError:
         return "the package is not installed in the engine's environment"
     except Exception as error:  # noqa: BLE001  (it fails in many ways where it was built for another PyTorch)
-        return trouble.first_line(error)
+        return recovery.first_line(error)
     return ""
 
 

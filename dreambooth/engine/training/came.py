@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from dreambooth.engine.training.factored import Means, alike, empty, shorten, sides, stacked
+from dreambooth.engine.training.factored_moments import Means, alike, empty, shorten, sides, stacked
 
 _CLIP = 1.0  # the largest root mean square of a step before it enters the mean
 _SPREAD, _DISAGREEMENT = ((f"{name}_rows", f"{name}_columns", f"{name}_whole") for name in ("spread", "disagreement"))

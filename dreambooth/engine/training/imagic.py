@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from dreambooth.engine.drawing.sampling import make_scheduler
-from dreambooth.engine.families.reading import Text
+from dreambooth.engine.families.text_encoding import Text
 from dreambooth.engine.training import loss
 from dreambooth.engine.training.session import Session
 

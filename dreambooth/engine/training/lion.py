@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from dreambooth.engine.training.factored import VALUES_AT_ONCE, portions
+from dreambooth.engine.training.factored_moments import VALUES_AT_ONCE, portions
 
 
 class Lion(torch.optim.Optimizer):

@@ -10,13 +10,13 @@ import torch
 
 from dreambooth.core import schedules
 from dreambooth.core.errors import Problem
-from dreambooth.core.run import REQUESTS
+from dreambooth.core.job_folder import REQUESTS
 from dreambooth.engine.drawing.sampling import make_scheduler
-from dreambooth.engine.training import gradients, loss, optimizers
-from dreambooth.engine.training.in_backward import StepInBackward, stepping
-from dreambooth.engine.training.pulse import Pulse
+from dreambooth.engine.training import gradient_clipping, loss, optimizers
+from dreambooth.engine.training.fused_backward import StepInBackward, stepping
 from dreambooth.engine.training.session import Session
-from dreambooth.engine.training.traced import Passes
+from dreambooth.engine.training.step_metrics import Pulse
+from dreambooth.engine.training.traced_step import Passes
 
 COOLING_POLL_SECONDS = 0.2
 
@@ -110,7 +110,7 @@ class _Steps:
             self._seed(budget.accumulation - 1)  # rounding goes by it, and must be the same everywhere
 
         # Change the weights, unless the step is not sound; the device knows.
-        norms = self.in_backward.finish() if self.in_backward else gradients.clip(session)
+        norms = self.in_backward.finish() if self.in_backward else gradient_clipping.clip(session)
         session.change_weights(left_out_if=pulse.end_step(norms), changed=self.in_backward is not None)
 
     def _seed(self, part: int) -> int:

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from dreambooth.engine import hardware
-from dreambooth.engine.families import around
-from dreambooth.engine.families.reading import Text
-from dreambooth.engine.layers.resting import resting
+from dreambooth.engine.families import inpainting_inputs
+from dreambooth.engine.families.text_encoding import Text
+from dreambooth.engine.layers.disabled_adapters import resting
 from dreambooth.engine.training import noise, objective, precision
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class Batch:
     sizes: Tensor  # (B, 6), as families.model.whole_picture has them
     prior_weight: Tensor  # ()
     mask: Tensor | None = None  # (B, 1, h, w)
-    around: Tensor | None = None  # (B, 5, h, w), what an inpainting model sees, as families.around has it
+    inpainting_inputs: Tensor | None = None  # (B, 5, h, w), what an inpainting model sees, as families.around has it
     concept_weights: Tensor | None = None  # (subjects,)
     hidden: Tensor | None = None
     pooled: Tensor | None = None
@@ -138,7 +138,7 @@ def _predicted_last(session: Session, priors: Tensor) -> tuple[Tensor, int]:
 def losses(session: Session, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
     """The loss of a batch, with its subject's and its class's part."""
     settings, prediction_type = session.settings, session.model.prediction_type
-    wanted, taken = batch.wanted, around.joined(batch.x_t, batch.around)
+    wanted, taken = batch.wanted, inpainting_inputs.joined(batch.x_t, batch.around)
     if batch.base_hidden is not None:
         base = _base_prediction(session, taken, batch, Text(batch.base_hidden, batch.base_pooled, batch.base_mask))
         wanted = torch.cat([wanted[: -len(base)], base.to(wanted.dtype)])

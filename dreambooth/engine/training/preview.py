@@ -22,7 +22,7 @@ from dreambooth.engine.drawing import drawn_together
 from dreambooth.engine.drawing.sampling import Known, decoding, draw
 from dreambooth.engine.drawing.sampling_choice import Sampling
 from dreambooth.engine.families.model import Model
-from dreambooth.engine.families.reading import Text
+from dreambooth.engine.families.text_encoding import Text
 from dreambooth.engine.training import imagic
 
 _NAME = "{images:08}-{prompt:02}-{number:02}.png"

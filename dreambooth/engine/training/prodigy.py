@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dreambooth.engine.training.factored import VALUES_AT_ONCE, portions
+from dreambooth.engine.training.factored_moments import VALUES_AT_ONCE, portions
 
 _FIRST = 1e-6  # the distance that it begins with
 

@@ -14,21 +14,21 @@ from accelerate import Accelerator
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
 
-from dreambooth.core.budget import Budget
 from dreambooth.core.errors import UserError
+from dreambooth.core.run_length import Budget
 from dreambooth.core.settings import Settings
+from dreambooth.engine.data.batch_order import Order
 from dreambooth.engine.data.cache import Encoded
-from dreambooth.engine.data.order import Order
-from dreambooth.engine.data.readings import Readings
+from dreambooth.engine.data.caption_schedule import Readings
 from dreambooth.engine.families.model import Model
-from dreambooth.engine.layers import lora_layer, resting
+from dreambooth.engine.layers import disabled_adapters, lora_layer
 from dreambooth.engine.layers.lora_layer import Quick
-from dreambooth.engine.training import optimizers, precision, rounding, skipping
+from dreambooth.engine.training import nonfinite_steps, optimizers, precision, stochastic_rounding
 from dreambooth.engine.training.adapters import WORDS, Trained
+from dreambooth.engine.training.data_parallel import Ranks
 from dreambooth.engine.training.ema import IN_STATE, Ema
 from dreambooth.engine.training.max_norm import MaxNorm
-from dreambooth.engine.training.ranks import Ranks
-from dreambooth.engine.training.text import Texts
+from dreambooth.engine.training.text_embeddings import Texts
 
 
 @dataclass
@@ -74,7 +74,7 @@ class Session:
     @functools.cached_property
     def adapters(self) -> list[BaseTunerLayer]:
         """All adapted layers of the UNet."""
-        return resting.adapters([self.model.unet])
+        return disabled_adapters.adapters([self.model.unet])
 
     def computing(self) -> AbstractContextManager[None]:
         """What a batch needs from its loss to its gradients."""
@@ -103,11 +103,13 @@ class Session:
 
     def _step(self, left_out_if: Tensor) -> None:
         sound = (
-            contextlib.nullcontext() if self.accelerator.scaler else skipping.skipped_if(self.optimizer, left_out_if)
+            contextlib.nullcontext()
+            if self.accelerator.scaler
+            else nonfinite_steps.skipped_if(self.optimizer, left_out_if)
         )
         with sound:
             if self.settings.memory.bf16_weights:
-                rounding.step(self.optimizer)
+                stochastic_rounding.step(self.optimizer)
             else:
                 self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)

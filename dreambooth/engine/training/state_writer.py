@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dreambooth.core.budget import Budget
+from dreambooth.core.run_length import Budget
 from dreambooth.engine import hardware
-from dreambooth.engine.run import trouble
+from dreambooth.engine.run import recovery
 from dreambooth.engine.training import state
 from dreambooth.engine.training.state import Content, Kept, NotSaved
 
@@ -68,7 +68,7 @@ class Writer:
         try:
             return copied(content, self._copy)
         except (RuntimeError, MemoryError) as error:
-            if not trouble.is_out_of_memory(error):
+            if not recovery.is_out_of_memory(error):
                 raise
             return None
 

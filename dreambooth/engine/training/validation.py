@@ -27,8 +27,8 @@ from dreambooth.engine import hardware
 from dreambooth.engine.data.cache import Encoded
 from dreambooth.engine.data.pictures import Example, class_text
 from dreambooth.engine.drawing.sampling import make_scheduler
-from dreambooth.engine.families import around
-from dreambooth.engine.families.reading import Text
+from dreambooth.engine.families import inpainting_inputs
+from dreambooth.engine.families.text_encoding import Text
 from dreambooth.engine.training import loss, objective
 from dreambooth.engine.training.session import Session
 
@@ -54,7 +54,7 @@ class _Probe:
     x_0: Tensor  # (1, 4, h, w)
     size: Tensor  # (1, 6)
     mask: Tensor | None
-    around: Tensor | None  # (1, 5, h, w): an inpainting model paints it as a whole
+    inpainting_inputs: Tensor | None  # (1, 5, h, w): an inpainting model paints it as a whole
     seed: int
     words: str
     class_words: str = ""
@@ -136,7 +136,7 @@ class Validation:
         eps, t = noise.to(model.device), torch.tensor(TIMESTEPS, device=model.device)
         x_t = objective.add_noise(probe.x_0, eps, self._alpha_bar)
         text = self._text(words)[torch.zeros(count, dtype=torch.long, device=model.device)]
-        taken = around.joined(x_t, probe.around)
+        taken = inpainting_inputs.joined(x_t, probe.around)
         predicted = loss.denoised(self.session, taken, t, text, probe.size.expand(count, -1))
         return predicted.float(), objective.target(model.prediction_type, probe.x_0, eps, self._alpha_bar)
 

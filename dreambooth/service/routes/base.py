@@ -12,8 +12,8 @@ from typing import Any, Protocol
 from dreambooth.core import project, schema, settings
 from dreambooth.core.drawing import Drawing, Keep, Look
 from dreambooth.core.errors import UserError
+from dreambooth.core.job_folder import Job
 from dreambooth.core.project import Folders, Project
-from dreambooth.core.run import Job
 from dreambooth.core.settings import Settings
 from dreambooth.service import launcher, models, queue
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from dreambooth.core import job_list, reference, settings
 from dreambooth.core.errors import UserError
-from dreambooth.core.models.origin import Origin
+from dreambooth.core.models.load_overrides import Origin
 from dreambooth.core.settings import Settings
 from dreambooth.service import environment, installation, models, performance, queue
 from dreambooth.service.routes.base import Answer, Route, Routes, an_object, only, text

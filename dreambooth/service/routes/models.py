@@ -9,7 +9,7 @@ from typing import Any
 from dreambooth.core import schema
 from dreambooth.core.project import Project
 from dreambooth.core.settings import Settings
-from dreambooth.service import deleting, environment, learning_on, models, notice, performance, runs, undoing
+from dreambooth.service import continue_from, deleting, environment, models, notice, performance, runs, settings_undo
 from dreambooth.service.routes.base import Answer, Route, Routes, a_switch, an_object, only, text
 
 
@@ -93,13 +93,13 @@ class Models(Routes):
         """Takes over another trainer's settings from the file or folder `path`; tells the fate of each."""
         opened = self.open(name)
         kind, flat, report = models.imported(opened, Path(text(only(body, "path"), "path")), environment.python)
-        written = undoing.change(opened, flat)
+        written = settings_undo.change(opened, flat)
         return {"kind": kind, "settings": schema.without_secrets(Settings, written), "report": report}
 
     def undo(self, name: str) -> Answer:
         """The settings from before the last import, or from before the page's last removal of a concept."""
         opened = self.open(name)
-        undoing.undo(opened)
+        settings_undo.undo(opened)
         return {"settings": schema.without_secrets(Settings, opened.settings())}
 
     def notice(self, name: str) -> Answer:
@@ -130,7 +130,7 @@ class Models(Routes):
     def learn_on(self, name: str, body: dict[str, Any]) -> Answer:
         """Readies the next run to learn on from what a run wrote, `path`: a LoRA or an embedding by the model's
         settings, a checkpoint by a new model like this one. Tells the `model` that learns on and what was `done`."""
-        return learning_on.learn_on(self.folders, self.open(name), text(only(body, "path"), "path"))
+        return continue_from.learn_on(self.folders, self.open(name), text(only(body, "path"), "path"))
 
 
 def _written(opened: Project, flat: Mapping[str, Any]) -> Answer:

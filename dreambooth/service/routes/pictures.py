@@ -10,7 +10,7 @@ from fastapi.responses import FileResponse
 
 from dreambooth.core.files import confinement
 from dreambooth.core.focal_point import FocalPoint
-from dreambooth.service import dropped, pictures, thumbnails
+from dreambooth.service import pictures, thumbnails, uploads
 from dreambooth.service.routes.base import Answer, Route, Routes, only, text
 
 
@@ -75,7 +75,7 @@ class Pictures(Routes):
         page; what lies in a folder of your own stays."""
         opened = self.open(name)
         folder = pictures.concept_folder(opened, concept, "instance")
-        moved = dropped.take_away(self.folders, opened, folder, text(only(body, "file"), "file"))
+        moved = uploads.take_away(self.folders, opened, folder, text(only(body, "file"), "file"))
         return {"file": str(body["file"]), "trash": str(moved)}
 
     def _writable(self, name: str, concept: int) -> Path:

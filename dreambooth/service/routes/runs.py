@@ -9,9 +9,9 @@ from fastapi import Response
 
 from dreambooth.core import job_list, project, schema
 from dreambooth.core.errors import UserError
-from dreambooth.core.run import Job
+from dreambooth.core.job_folder import Job
 from dreambooth.core.settings import Settings
-from dreambooth.service import going_on, installation, launcher, report, runs
+from dreambooth.service import installation, launcher, report, resume_run, runs
 from dreambooth.service.routes.base import Answer, Route, Routes, an_object, events, numbered, only, text
 
 REQUESTS = ("pause", "stop", "discard", "save", "preview")
@@ -67,24 +67,24 @@ class Runs(Routes):
 
     def differences(self, name: str, number: int) -> Answer:
         """How the model's own settings differ from the run's, with the reason (`why_not`) of each that must stay."""
-        return going_on.prospect(self._run(name, number), self.open(name))
+        return resume_run.prospect(self._run(name, number), self.open(name))
 
     def resume(self, name: str, number: int, body: dict[str, Any] | None = None) -> Answer:
         """Puts a run in the queue again, from its newest state, or from that of `from_step`; `settings` that may change
         then are taken, others refused. With `model_settings` it takes the model's own where they may change, and keeps
         the others."""
         job, body = self._run(name, number), only(body or {}, "settings", "model_settings", "from_step")
-        going_on.check_resumable(job)
+        resume_run.check_resumable(job)
         given = schema.flatten(an_object(body, "settings")) if body.get("settings") else {}
         if body.get("model_settings"):
             if given:
                 raise UserError("settings, model_settings: these exclude each other; give one.")
-            given = going_on.takeable(going_on.differences(job, self.open(name)))
+            given = resume_run.takeable(resume_run.differences(job, self.open(name)))
         project.check_places(given, job.settings)
         step = body.get("from_step")
         if step is not None and (isinstance(step, bool) or not isinstance(step, int)):
             raise UserError(f"from_step: it must be a whole number (it is {step!r}).")
-        going_on.prepare(self.folders, job, given, step)
+        resume_run.prepare(self.folders, job, given, step)
         return self.submit(job, runs.summary)
 
     def request(self, name: str, number: int, body: dict[str, Any]) -> Answer:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from dreambooth.core.formatting import memory
 from dreambooth.core.models.checkpoint import FAMILIES
-from dreambooth.core.quantities import memory
 from dreambooth.ui.terminal import table
 
 Result = dict[str, Any]

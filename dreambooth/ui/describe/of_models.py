@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from dreambooth.core import reference, schema
-from dreambooth.core.abilities import FAULTS
+from dreambooth.core.engine_capabilities import FAULTS
+from dreambooth.core.formatting import memory, size
 from dreambooth.core.models.checkpoint import FAMILIES, family_name
-from dreambooth.core.quantities import memory, size
 from dreambooth.core.settings import Settings
 from dreambooth.core.values import plain
 from dreambooth.ui.terminal import table

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from dreambooth.core.quantities import duration, memory, percent, size
+from dreambooth.core.formatting import duration, memory, percent, size
 from dreambooth.service import exporting
 from dreambooth.service.demo import FIGURES
 from dreambooth.ui.terminal import table

@@ -11,16 +11,16 @@ from typing import Any
 from dreambooth.core import captions, job_list, project, settings
 from dreambooth.core.errors import UserError
 from dreambooth.core.files import paths
+from dreambooth.core.formatting import size
 from dreambooth.core.memory.planner import Plan
 from dreambooth.core.models import hub
 from dreambooth.core.models.checkpoint import FAMILIES
 from dreambooth.core.models.hub import HubModel
 from dreambooth.core.project import Folders, Project
-from dreambooth.core.quantities import size
 from dreambooth.core.schema import to_flat
 from dreambooth.core.settings.dataset import Concept
 from dreambooth.host.base import Host
-from dreambooth.service import launcher, models, queue, undoing
+from dreambooth.service import launcher, models, queue, settings_undo
 from dreambooth.service import performance as fitting
 from dreambooth.ui.page import jobs
 from dreambooth.ui.page.file_view import SOURCE, source_view
@@ -155,7 +155,7 @@ def remove_concept(opened: Project, row: int) -> int:
     if len(parsed.concepts) == 1:
         raise UserError("The last concept cannot be removed; change it instead.")
     del parsed.concepts[row]
-    undoing.change(opened, to_flat(parsed))
+    settings_undo.change(opened, to_flat(parsed))
     return min(row, len(parsed.concepts) - 1)
 
 
@@ -217,5 +217,5 @@ def import_settings(opened: Project, file: str) -> tuple[str, list[dict[str, Any
     if not file.strip():
         raise UserError("File or Folder: it is empty; name what is to be read.")
     kind, flat, report = models.imported(opened, Path(file.strip()), jobs.engine)
-    undoing.change(opened, flat)
+    settings_undo.change(opened, flat)
     return kind, report

@@ -18,7 +18,7 @@ from fastapi.middleware.trustedhost import TrustedHostMiddleware
 from fastapi.responses import FileResponse, Response, StreamingResponse
 
 from dreambooth import __version__
-from dreambooth.core.layout import PROJECT
+from dreambooth.core.install_paths import PROJECT
 from dreambooth.host.base import Host
 from dreambooth.host.standalone import Standalone
 from dreambooth.service import api, queue

@@ -13,7 +13,7 @@ from dreambooth.core import captions, picture_files, picture_names, settings, va
 from dreambooth.core.errors import UserError
 from dreambooth.core.project import Folders, Project, open_project
 from dreambooth.core.settings import Settings
-from dreambooth.service import dropped, pictures, thumbnails
+from dreambooth.service import pictures, thumbnails, uploads
 from dreambooth.ui.page.crop_view import Crops
 from dreambooth.ui.page.fragments import root, sentence_list, source
 from dreambooth.ui.page.quality_view import HINT
@@ -108,7 +108,7 @@ def _tile(
 
 def _away(project: Project, row: int, folder: Path, name: str) -> str:
     """A button that takes a dropped picture away."""
-    if not dropped.are_in(project, folder):
+    if not uploads.are_in(project, folder):
         return ""
     address = f"dreambooth/models/{quote(project.name)}/concepts/{row}/remove"
     words = f"Move {escape(name)} to the trash"

@@ -14,7 +14,7 @@ from dreambooth.core.presets import PRESETS
 from dreambooth.core.project import Project
 from dreambooth.core.schema import leaves
 from dreambooth.core.settings import Settings
-from dreambooth.service import dropped
+from dreambooth.service import uploads
 from dreambooth.ui.page import actions, dialect, jobs, windows
 from dreambooth.ui.page.fragments import SAVED, good, live, problem_list, undoable
 from dreambooth.ui.page.plan_view import preset_view
@@ -149,7 +149,7 @@ class ConceptsTab:
         key, changed = f"concepts.{row}.instance_data_dir", self.page.changed(opened, values)
         before = str({**opened.settings(), **changed}[key])
         try:
-            taken = dropped.take_in(opened, before, [Path(file) for file in dialect.uploaded(values[self.drop])])
+            taken = uploads.take_in(opened, before, [Path(file) for file in dialect.uploaded(values[self.drop])])
         except UserError as error:
             return {self.page.said: problem_list(error.problems), self.drop: None}
         actions.save(opened, {**changed, key: taken.folder})
@@ -192,7 +192,7 @@ class ConceptsTab:
         return row
 
 
-def _besides(taken: dropped.Taken, former: str) -> str:
+def _besides(taken: uploads.Taken, former: str) -> str:
     """What is to be known of dropped files: which were left out, and whether another folder was trained before."""
     sentences = [
         f"Left out, as neither picture nor caption: {', '.join(taken.strange)}." if taken.strange else "",

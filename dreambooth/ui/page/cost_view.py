@@ -6,8 +6,8 @@ from __future__ import annotations
 
 from html import escape
 
-from dreambooth.core.memory import spare
-from dreambooth.core.quantities import duration, memory, size
+from dreambooth.core.formatting import duration, memory, size
+from dreambooth.core.memory import headroom
 from dreambooth.service.cost import Cost
 from dreambooth.ui.page.fragments import sentence_list
 
@@ -36,7 +36,7 @@ def _words(costs: Cost) -> list[str]:
 def _needs(needed: int, card: int) -> str:
     if not card:
         return f'<p class="db-needs">Needs about {memory(needed)} of memory</p>'
-    fits = needed <= spare.usable(card)
+    fits = needed <= headroom.usable(card)
     said = f"Needs about {memory(needed)} of {memory(card)}"
     after = "" if fits else ", more than the card can give; Performance sets what fits"
     percent = min(100.0, needed / card * 100)

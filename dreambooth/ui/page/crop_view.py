@@ -15,8 +15,8 @@ from dreambooth.core.crops import Box
 from dreambooth.core.errors import UserError
 from dreambooth.core.project import Project
 from dreambooth.core.settings import Settings
-from dreambooth.ui.page.errand_view import newest_errand
 from dreambooth.ui.page.fragments import sealed
+from dreambooth.ui.page.short_job_view import newest_errand
 
 _LARGE = 768  # pixels along the longer side of the picture in which one chooses
 _NEARLY_ALL = 0.998  # of a picture: no frame is drawn around that

@@ -12,12 +12,12 @@ from urllib.parse import quote, urlencode
 
 from dreambooth.core import result_files
 from dreambooth.core.errors import Problem
+from dreambooth.core.job_folder import Job
 from dreambooth.core.project import Folders, Project
-from dreambooth.core.run import Job
 from dreambooth.core.schema import general, leaves
 from dreambooth.core.settings import Settings
 from dreambooth.host.base import PAGE_TOKEN
-from dreambooth.service import hot_use, seals
+from dreambooth.service import signed_urls, use_in_txt2img
 
 SAVED = '<p class="db-saved" data-db-problems="[]">Saved</p>'
 _KEY = re.compile(r"([a-z_]+(?:\.[a-z0-9_]+)+): ")
@@ -47,7 +47,7 @@ def source(address: str, more: str = "") -> str:
 
 def sealed(address: str) -> str:
     """An address of ours that a browser may ask for without headers."""
-    return seals.sealed(PAGE_TOKEN, address)
+    return signed_urls.sealed(PAGE_TOKEN, address)
 
 
 def picture_address(project: Project, path: Path) -> str:
@@ -102,7 +102,7 @@ def warning_list(warnings: list[Problem]) -> str:
 
 def to_txt2img(folders: Folders, job: Job, path: Path) -> str:
     """The button that fills the WebUI's txt2img tab (javascript/hot_use.js); style.css hides it where there is none."""
-    return use_button(hot_use.use(folders, job, path))
+    return use_button(use_in_txt2img.use(folders, job, path))
 
 
 def delete_button(folders: Folders, project: Project, event: Event) -> str:
@@ -117,7 +117,7 @@ def delete_button(folders: Folders, project: Project, event: Event) -> str:
     )
 
 
-def use_button(use: hot_use.Use | None) -> str:
+def use_button(use: use_in_txt2img.Use | None) -> str:
     if use is None:
         return ""
     parameters = f' data-db-parameters="{escape(use.parameters)}"' if use.parameters else ""

@@ -11,7 +11,7 @@ import gradio as gr
 
 from dreambooth.core.errors import UserError
 from dreambooth.core.project import Project
-from dreambooth.service import errands
+from dreambooth.service import short_jobs
 from dreambooth.ui.page import dialect, jobs
 from dreambooth.ui.page.export import ExportSection
 from dreambooth.ui.page.fragments import live
@@ -189,8 +189,8 @@ def _fields() -> dict[str, Any]:
             ),
             "seed": gr.Number(420420, label="Sample Seed (-1: any)", elem_id="db_seed"),
             "scheduler": gr.Dropdown(
-                list(errands.SCHEDULER.choices),
-                value=errands.SCHEDULER.default,
+                list(short_jobs.SCHEDULER.choices),
+                value=short_jobs.SCHEDULER.default,
                 label="Image Generation Scheduler",
                 elem_id="db_scheduler",
                 elem_classes=["db-only-diffusers"],

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from html import escape
 
-from dreambooth.core.layout import PROJECT
+from dreambooth.core.install_paths import PROJECT
 
 ADDRESS = "dreambooth/page/help"
 _REFERENCE = PROJECT / "docs" / "settings.md"

@@ -12,22 +12,22 @@ from typing import Any, TypeVar
 from dreambooth.core import job_list, settings
 from dreambooth.core.errors import UserError
 from dreambooth.core.files import atomic
+from dreambooth.core.job_folder import Job, Request
 from dreambooth.core.project import Project
-from dreambooth.core.run import Job, Request
 from dreambooth.host.base import Host
 from dreambooth.service import (
-    beforehand,
     environment,
-    errands,
     exporting,
-    going_on,
     launcher,
+    preflight,
     queue,
+    resume_run,
     runs,
-    subject,
+    short_jobs,
+    subject_words,
     txt2img,
 )
-from dreambooth.ui.page.errand_view import newest_errand
+from dreambooth.ui.page.short_job_view import newest_errand
 
 Values = dict[str, Any]
 Asked = TypeVar("Asked")
@@ -56,7 +56,7 @@ def train(host: Host, opened: Project) -> Job:
     for job in job_list.runs(opened):
         if (status := job.status()) in ("running", "queued"):
             raise UserError(f"The run {job.name} is {status}; pause or stop it first.")
-    beforehand.check_new(opened, settings.parse(opened.settings()), host.folders())
+    preflight.check_new(opened, settings.parse(opened.settings()), host.folders())
     if problems := check(host, opened):
         raise UserError(problems)
     job = launcher.new_run(host.folders(), opened, settings.parse(opened.settings()))
@@ -66,14 +66,14 @@ def train(host: Host, opened: Project) -> Job:
 
 def resume(host: Host, name: str) -> None:
     job = job_list.find(host.folders(), name)
-    going_on.prepare(host.folders(), job, {})
+    resume_run.prepare(host.folders(), job, {})
     queue.submit(job)
 
 
 def resume_with_page(host: Host, opened: Project) -> None:
     """Goes on with the model's own settings, as far as a run that has begun can take them."""
     job = job_list.find(host.folders(), opened.name)
-    going_on.prepare(host.folders(), job, going_on.takeable(going_on.differences(job, opened)))
+    resume_run.prepare(host.folders(), job, resume_run.takeable(resume_run.differences(job, opened)))
     queue.submit(job)
 
 
@@ -89,10 +89,10 @@ def make_class_pictures(host: Host, opened: Project) -> None:
 def look_at_words(host: Host, opened: Project, row: int, wanted: str) -> None:
     """Has the model say what words are to it; without any, what the concept in `row` is called."""
     chosen = settings.parse(opened.settings())
-    prompt = wanted.strip() or subject.prompt_of(chosen.concepts[row])
+    prompt = wanted.strip() or subject_words.prompt_of(chosen.concepts[row])
     if not prompt:
         raise UserError("Words: there are none, and no Instance Prompt either; write some, such as sks dog.")
-    fields = errands.words(prompt, errands.CANDIDATES, label="{}")
+    fields = short_jobs.words(prompt, short_jobs.CANDIDATES, label="{}")
     queue.submit(_new_errand(host, opened, "tokens", chosen, **fields))
 
 
@@ -101,7 +101,7 @@ def generate(host: Host, opened: Project, wanted: Values) -> None:
     if not (wanted["prompt"] or "").strip():
         raise UserError("Sample Prompt: it is empty; say what to draw.")
     asked = {
-        key: whole(value) if isinstance(errands.DRAWING.get(key, ("",))[0], int) else value
+        key: whole(value) if isinstance(short_jobs.DRAWING.get(key, ("",))[0], int) else value
         for key, value in wanted.items()
     }
     if txt2img.is_asked(asked, host):
@@ -109,7 +109,7 @@ def generate(host: Host, opened: Project, wanted: Values) -> None:
         make_room(opened, "generate")
         txt2img.begin(host.folders(), opened, chosen, fields, host)
         return
-    ask = errands.sheet if "sheet" in asked else errands.drawing
+    ask = short_jobs.sheet if "sheet" in asked else short_jobs.drawing
     chosen, fields = ask(opened, asked, label=NAMED)
     queue.submit(_new_errand(host, opened, "generate", chosen, **fields))
 
@@ -179,7 +179,7 @@ def results(opened: Project) -> dict[str, Values]:
 def _can_be_drawn_with(job: Job) -> bool:
     """Whether the states of a run can be: not Imagic's, nor those of a run whose settings are damaged."""
     try:
-        return going_on.rests(job, job.status()) and not settings.parse(job.settings()).imagic.enabled
+        return resume_run.rests(job, job.status()) and not settings.parse(job.settings()).imagic.enabled
     except UserError:
         return False
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from dreambooth.core.models.origin import Origin
+from dreambooth.core.models.load_overrides import Origin
 from dreambooth.core.project import Project
 from dreambooth.core.schema import leaves
 from dreambooth.host.base import Host

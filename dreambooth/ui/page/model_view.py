@@ -12,15 +12,15 @@ from typing import Any
 from urllib.parse import quote
 
 from dreambooth.core import job_list
+from dreambooth.core.formatting import size
+from dreambooth.core.job_folder import Job
+from dreambooth.core.job_history import Story
 from dreambooth.core.models.checkpoint import family_name
 from dreambooth.core.project import Folders, Project, open_project
-from dreambooth.core.quantities import size
-from dreambooth.core.run import Job
-from dreambooth.core.story import Story
-from dreambooth.service import going_on, runs
-from dreambooth.ui.page.errand_view import errand_sections, newest_errand
+from dreambooth.service import resume_run, runs
 from dreambooth.ui.page.fragments import delete_button, image, labelled, root, said, to_txt2img, undoable
 from dreambooth.ui.page.run_view import BEST, WORDS
+from dreambooth.ui.page.short_job_view import errand_sections, newest_errand
 
 MOST_RESULTS = 24
 
@@ -101,7 +101,7 @@ def _run_table(jobs: list[Job]) -> str:
 
 def _points(job: Job, status: str) -> str:
     """A button for each state; going back to an earlier one takes a second press, as it sets the later ones aside."""
-    if not going_on.rests(job, status):
+    if not resume_run.rests(job, status):
         return ""
     model, _, number = job.name.rpartition("/")
     address, steps = f"dreambooth/models/{quote(model)}", job.states()

@@ -13,12 +13,12 @@ from typing import Any
 
 import gradio as gr
 
-from dreambooth.core import abilities, project
+from dreambooth.core import engine_capabilities, project
 from dreambooth.core.errors import UserError
 from dreambooth.core.project import Project, open_project
 from dreambooth.core.settings import parse
 from dreambooth.host.base import Host
-from dreambooth.service import cost, undoing
+from dreambooth.service import cost, settings_undo
 from dreambooth.ui.page import actions, dialect
 from dreambooth.ui.page.concepts import ConceptsTab
 from dreambooth.ui.page.controls import Form
@@ -197,8 +197,8 @@ class Page:
         """What moves with every control."""
         own = parse(dict(flat))
         costs = cost.estimate(self.host.folders(), opened, own)
-        problems = problem_list([*filter(None, [opened.problem]), *abilities.problems(own)])
-        costs_shown = cost_view(costs, abilities.card_bytes())
+        problems = problem_list([*filter(None, [opened.problem]), *engine_capabilities.problems(own)])
+        costs_shown = cost_view(costs, engine_capabilities.card_bytes())
         about = f'<p class="db-about">{escape(actions.about(opened))}</p>{costs_shown}{problems}'
         return {self.about: about, **self.settings_tab.moving(own, costs)}
 
@@ -259,7 +259,7 @@ class Page:
     def undo(self, values: Values) -> Shown:
         """The settings from before the last change that offered it: called by the browser."""
         opened = self.opened(values)
-        undoing.undo(opened)
+        settings_undo.undo(opened)
         shown = self.show(opened.name, int(values[self.row]), good("The settings are as they were before."), values)
         return {**shown, self.model_tab.imported: ""}
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dreambooth.core.quantities import percent
-from dreambooth.core.story import Story
+from dreambooth.core.formatting import percent
+from dreambooth.core.job_history import Story
 from dreambooth.core.validation import Measure
-from dreambooth.service.going_on import ENDED
+from dreambooth.service.resume_run import ENDED
 
 _WIDTH, _HEIGHT, _EDGE = 400, 72, 6
 

@@ -6,9 +6,9 @@ from html import escape
 from typing import Any
 
 from dreambooth.core.errors import UserError
+from dreambooth.core.job_folder import Job
 from dreambooth.core.project import Project
-from dreambooth.core.run import Job
-from dreambooth.service import going_on
+from dreambooth.service import resume_run
 from dreambooth.ui.page.fragments import label_of, said, sentence_list
 
 _NEVERTHELESS = '<p class="db-quiet"><b>Resume</b> goes on nevertheless, without Patience.</p>'
@@ -20,7 +20,7 @@ def resume_view(job: Job, opened: Project) -> str:
     """Which settings differ, before anything starts; empty where none does. style.css offers to resume with the page's
     where there is a list of those that may change and nothing stands in the way (db-takes)."""
     try:
-        prospect = going_on.prospect(job, opened)
+        prospect = resume_run.prospect(job, opened)
     except UserError as error:  # settings that an older version wrote, and that do not go together any more
         return sentence_list(error.problems)
     found: list[Difference] = prospect["differences"]

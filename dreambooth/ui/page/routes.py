@@ -14,13 +14,13 @@ from dreambooth.core.errors import UserError
 from dreambooth.core.project import Folders
 from dreambooth.host.base import Host
 from dreambooth.service.api import guarded
-from dreambooth.ui.page import concept_view, errand_view, file_view, help_page, model_view, run_view
+from dreambooth.ui.page import concept_view, file_view, help_page, model_view, run_view, short_job_view
 
 _View = Callable[[Folders, str, int, int], str]
 
 
 def _errand(kind: str) -> _View:
-    return lambda folders, model, row, shown: errand_view.errand_view(folders, model, kind)
+    return lambda folders, model, row, shown: short_job_view.errand_view(folders, model, kind)
 
 
 def _start(key: str) -> _View:
@@ -30,7 +30,7 @@ def _start(key: str) -> _View:
 _VIEWS: dict[str, _View] = {
     "run": lambda folders, model, row, shown: run_view.run_view(folders, model),
     "model": lambda folders, model, row, shown: model_view.model_view(folders, model),
-    "download": lambda folders, model, row, shown: errand_view.download_view(folders),
+    "download": lambda folders, model, row, shown: short_job_view.download_view(folders),
     **{kind: _errand(kind) for kind in ("check", "generate", "class-images", "export", "tokens")},
     **{key: _start(key) for key in file_view.STARTS},
 }

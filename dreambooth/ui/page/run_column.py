@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from dreambooth.core import abilities
+from dreambooth.core import engine_capabilities
+from dreambooth.core.job_folder import Request
 from dreambooth.core.project import Project
-from dreambooth.core.run import Request
 from dreambooth.core.schema import to_flat
 from dreambooth.core.settings import parse
 from dreambooth.host.base import Host
@@ -107,7 +107,7 @@ class RunColumn:
         page = self.page
         opened, row = page.opened(values), int(values[page.row])
         before = to_flat(parse({**opened.settings(), **page.changed(opened, values)}))
-        made = actions.performance(opened, before, abilities.card_bytes())
+        made = actions.performance(opened, before, engine_capabilities.card_bytes())
         return {**page.show(opened.name, row, values=values), self.said: plan_view(made, before)}
 
     def _on_run(self, do: Callable[[Host, str], Any]) -> Callable[[Values], Shown]:

@@ -15,11 +15,11 @@ from typing import Any
 from urllib.parse import quote
 
 from dreambooth.core import job_list, validation
+from dreambooth.core.formatting import duration, memory, size
+from dreambooth.core.job_folder import Job
+from dreambooth.core.job_history import Course, Story
 from dreambooth.core.project import Folders, Project, open_project
-from dreambooth.core.quantities import duration, memory, size
-from dreambooth.core.run import Job
-from dreambooth.core.story import Course, Story
-from dreambooth.service import going_on, installation, runs
+from dreambooth.service import installation, resume_run, runs
 from dreambooth.ui.page.curves import curve
 from dreambooth.ui.page.fragments import (
     Event,
@@ -93,7 +93,7 @@ def _state(job: Job, status: str) -> str:
     patience."""
     if status in ("failed", "lost"):
         return "resumable" if job.state.is_dir() and any(job.state.iterdir()) else "failed"
-    return "past-best" if status == "done" and going_on.rests(job, status) else status
+    return "past-best" if status == "done" and resume_run.rests(job, status) else status
 
 
 def _elsewhere(folders: Folders, model: str) -> str:
@@ -242,7 +242,7 @@ def _outputs(folders: Folders, project: Project, job: Job, story: Story, status:
 
 
 def _learn_on(job: Job, event: Event, status: str) -> str:
-    """The button that has the next run begin with a result (service/learning_on.py)."""
+    """The button that has the next run begin with a result (service/continue_from.py)."""
     if status in ("running", "queued"):
         return ""
     model, body = job.name.rpartition("/")[0], escape(json.dumps({"path": event["path"]}))

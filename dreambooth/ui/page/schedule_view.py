@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
-from dreambooth.core.budget import Budget, budget
+from dreambooth.core.run_length import Budget, budget
 from dreambooth.core.schedules import curve
 from dreambooth.core.settings import Settings
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from html import unescape
 from pathlib import Path
 
-from dreambooth.core.layout import PROJECT
+from dreambooth.core.install_paths import PROJECT
 from dreambooth.core.presets import PRESETS
 from dreambooth.ui.page.fragments import labelled
 
@@ -24,7 +24,7 @@ _TAG = re.compile(r"<[^>]*>?|^[^<>]*>")
 _NAMED = re.compile(r'(?:title|aria-label|placeholder|alt)="([^"]*)"')
 _IN_SCRIPT = re.compile(r"""(?:"([^"\\\n]+)"|`([^`\n]+)`)""")
 _STAGE = re.compile(r"""(?:report\("stage", name=|stage\(|stage, |"name": )"([a-z ]+)\"""")
-_STAGES_OF = ("dreambooth/engine", "dreambooth/core/story.py")
+_STAGES_OF = ("dreambooth/engine", "dreambooth/core/job_history.py")
 _SENTENCES_OF = ("dreambooth/core", "dreambooth/service", "dreambooth/engine/data/pictures.py")
 _ABOUT = re.compile(
     rf"^(?:{_HOLE}|[a-z_]+)(?:\.(?:{_HOLE}|[a-z0-9_]+))*: "

@@ -7,8 +7,8 @@ from typing import Any
 
 from dreambooth.core import settings
 from dreambooth.core.errors import UserError
-from dreambooth.core.run import Job
-from dreambooth.service import subject
+from dreambooth.core.job_folder import Job
+from dreambooth.service import subject_words
 
 _MOST_RARE = 6
 _KNOWN = {True: "<td>means something</td>", False: "<td>means hardly anything</td>", None: "<td></td>"}
@@ -35,7 +35,7 @@ def _warning(job: Job, done: Event) -> str:
         chosen = settings.parse(job.settings())
     except UserError:  # they are damaged, and tell of no subject
         return ""
-    own = subject.own_words(chosen, [one["word"] for one in done["words"]])
+    own = subject_words.own_words(chosen, [one["word"] for one in done["words"]])
     known = [one["word"] for one in done["words"] if one["word"] in own and one["known"]]
     instead = f", such as {done['rare'][0]['word']}" if done["rare"] else ""
     return "".join(

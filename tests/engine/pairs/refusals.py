@@ -9,7 +9,7 @@ from typing import Any
 from dreambooth.core.buckets import grid
 from dreambooth.core.errors import Problem, UserError
 from dreambooth.core.settings import Settings, parse
-from dreambooth.engine import suited
+from dreambooth.engine import compatibility
 from dreambooth.engine.checkpoints import lora_start
 from dreambooth.engine.checkpoints.lora_header import Outline
 from dreambooth.engine.data.pictures import imagic_problem
@@ -40,7 +40,7 @@ def _of_the_engine(row: Row, settings: Settings) -> Iterator[str]:
     family, _, kind = row[FAMILY].partition("-")
     predicted = "v_prediction" if kind == "v" else "epsilon"
     about = {"family": family, "prediction_type": predicted, "zero_terminal_snr": row[FAMILY] == "sdxl-v"}
-    yield from suited.problems(settings, about)
+    yield from compatibility.problems(settings, about)
     yield imagic_problem(settings, PICTURES.get(row["concepts.0.instance_data_dir"], MANY) + row[SECOND])
     held_out, count = row["concepts.0.held_out"], PICTURES.get(row["concepts.0.instance_data_dir"], MANY)
     if held_out >= count:

@@ -19,10 +19,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from dreambooth.core import schedules
-from dreambooth.core.run import Job
+from dreambooth.core.job_folder import Job
 from dreambooth.core.settings import learning_rate
 from dreambooth.engine import worker
-from dreambooth.engine.training import loop, pulse, traced
+from dreambooth.engine.training import loop, step_metrics, traced_step
 from dreambooth.engine.training.loop import Ending, Hooks
 from dreambooth.engine.training.session import Session
 from tests.engine.runs import saved, told
@@ -45,9 +45,9 @@ class Done:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Steps are traced early enough for so short a run, each is reported, and nobody rests."""
-    monkeypatch.setattr(traced, "BEFORE", 1)
-    monkeypatch.setattr(traced, "WORTH", 1)
-    monkeypatch.setattr(pulse, "REPORT_SECONDS", -1.0)
+    monkeypatch.setattr(traced_step, "BEFORE", 1)
+    monkeypatch.setattr(traced_step, "WORTH", 1)
+    monkeypatch.setattr(step_metrics, "REPORT_SECONDS", -1.0)
     monkeypatch.setattr(loop, "_rest", lambda seconds, hooks: 0.0)
 
 

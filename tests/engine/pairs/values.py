@@ -172,7 +172,7 @@ ON_CARD: dict[str, tuple[Any, ...]] = {
 }
 
 LEFT_OUT = {
-    "batching.num_processes": "more processes learn the same as one; test_ranks.py has rows of its own",
+    "batching.num_processes": "more processes learn the same as one; test_data_parallel.py has rows of its own",
     "tuning.trace_steps": "each row is run with it and without it",
     "intervals.patience": "a run that ends by itself is not there to be paused half way",
     "reporting.webhook_url": "it leads to the internet",

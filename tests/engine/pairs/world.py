@@ -8,7 +8,7 @@ from typing import Any
 
 from PIL import Image
 
-from dreambooth.core.layout import SUBJECT_PICTURES
+from dreambooth.core.install_paths import SUBJECT_PICTURES
 from dreambooth.core.project import Project
 from tests.engine.pairs.values import (
     BASE,

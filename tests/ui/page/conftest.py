@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from dreambooth.core.layout import MINIATURE
+from dreambooth.core.install_paths import MINIATURE
 from dreambooth.service import environment
 
 ROOT = Path(__file__).resolve().parents[3]

@@ -10,7 +10,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from dreambooth.core.layout import SUBJECT_PICTURES
+from dreambooth.core.install_paths import SUBJECT_PICTURES
 from tests.ui.page.conftest import Server, chromium, models_folder
 from tests.ui.page.hands import Hands
 

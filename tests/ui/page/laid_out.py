@@ -8,7 +8,7 @@ from typing import Any
 import gradio as gr
 
 from dreambooth.core import project
-from dreambooth.core.layout import MINIATURE
+from dreambooth.core.install_paths import MINIATURE
 from dreambooth.host.standalone import Standalone
 from dreambooth.ui.page.page import Page
 

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from dreambooth.core import job_list, project
-from dreambooth.core.layout import MINIATURE, SUBJECT_PICTURES
+from dreambooth.core.install_paths import MINIATURE, SUBJECT_PICTURES
+from dreambooth.core.job_folder import Job
 from dreambooth.core.project import Folders
-from dreambooth.core.run import Job
 from dreambooth.core.settings import parse
 from tests.ui.page.conftest import Server, chromium, models_folder
 from tests.ui.page.hands import Hands

@@ -19,7 +19,7 @@ from typing import Any
 from PIL import Image
 
 from dreambooth.core import project
-from dreambooth.core.layout import MINIATURE
+from dreambooth.core.install_paths import MINIATURE
 from dreambooth.core.project import Folders
 from tests.ui.page.conftest import Server, chromium, models_folder
 from tests.ui.page.hands import Hands

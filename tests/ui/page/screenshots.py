@@ -16,7 +16,7 @@ from typing import Any
 from PIL import Image
 
 from dreambooth.core import project
-from dreambooth.core.layout import PROJECT
+from dreambooth.core.install_paths import PROJECT
 from dreambooth.core.project import Folders
 from dreambooth.engine.miniature import world
 from dreambooth.service import demo

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from dreambooth.core import project
-from dreambooth.core.layout import MINIATURE, SUBJECT_PICTURES
+from dreambooth.core.install_paths import MINIATURE, SUBJECT_PICTURES
 from dreambooth.core.project import Folders
 from tests.ui.page.conftest import Server
 from tests.ui.page.contrast import FAINT

@@ -10,11 +10,11 @@ import pytest
 
 from dreambooth.core import job_list, project
 from dreambooth.core.errors import UserError
-from dreambooth.core.layout import MINIATURE
+from dreambooth.core.install_paths import MINIATURE
 from dreambooth.core.memory import planner
 from dreambooth.core.project import Folders, Project
 from dreambooth.core.settings import Settings, to_json
-from dreambooth.service import notice, undoing
+from dreambooth.service import notice, settings_undo
 from dreambooth.ui.page import actions, jobs
 from dreambooth.ui.page.plan_view import plan_view
 from tests.receiver import HERE
@@ -48,21 +48,21 @@ def star(tmp_path: Path) -> Project:
 def test_a_removed_concept_comes_back_with_everything_else_as_it_was(star: Project) -> None:
     before = star.settings()
     with pytest.raises(UserError, match="nothing to undo"):
-        undoing.undo(star)
+        settings_undo.undo(star)
     actions.remove_concept(star, 0)
     after = star.settings()
     assert after["concepts.0.instance_prompt"] == "a heart" and "concepts.1.instance_prompt" not in after
-    undoing.undo(star)
+    settings_undo.undo(star)
     assert star.settings() == before
     with pytest.raises(UserError, match="nothing to undo"):
-        undoing.undo(star)
+        settings_undo.undo(star)
 
 
 def test_what_was_changed_since_is_not_lost_by_a_step_back(star: Project) -> None:
     actions.remove_concept(star, 1)
     actions.save(star, {"lora.rank": 8})
     with pytest.raises(UserError, match="changed since"):
-        undoing.undo(star)
+        settings_undo.undo(star)
     assert star.settings()["lora.rank"] == 8
 
 
@@ -73,7 +73,7 @@ def test_an_import_can_be_taken_back(star: Project, tmp_path: Path, monkeypatch:
     file.write_text(json.dumps([{"instance_prompt": "a dog", "class_prompt": "", "instance_data_dir": str(tmp_path)}]))
     actions.import_settings(star, str(file))
     assert star.settings()["concepts.0.instance_prompt"] == "a dog"
-    undoing.undo(star)
+    settings_undo.undo(star)
     assert star.settings() == before
 
 

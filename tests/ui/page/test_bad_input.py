@@ -17,11 +17,11 @@ import pytest
 
 from dreambooth.core import captions, job_list, project
 from dreambooth.core.errors import UserError
-from dreambooth.core.layout import MINIATURE, SUBJECT_PICTURES
+from dreambooth.core.install_paths import MINIATURE, SUBJECT_PICTURES
 from dreambooth.core.project import Folders, Project, open_project
 from dreambooth.core.schema import Leaf, leaves
 from dreambooth.core.settings import Settings
-from dreambooth.service import errands
+from dreambooth.service import short_jobs
 from dreambooth.ui.page import actions, jobs
 from dreambooth.ui.page.controls import elem_id, make
 from dreambooth.ui.page.export import AS_IT_IS, ONTO
@@ -125,13 +125,13 @@ def test_a_preset_that_wants_more_is_applied_and_says_what(page: Page) -> None:
 def test_a_prompt_that_asks_for_a_caption_is_refused_where_there_is_no_picture(page: Page) -> None:
     for key in ("prompt", "negative"):
         with pytest.raises(UserError) as told:
-            errands.drawing(opened(page), {"prompt": "a star", "base": True, key: "[filewords], in snow"})
+            short_jobs.drawing(opened(page), {"prompt": "a star", "base": True, key: "[filewords], in snow"})
         assert told.value.problems == [f"{key}: {captions.NO_CAPTION}"]
 
 
 def test_a_seed_of_minus_one_is_any_and_other_fields_are_called_by_their_labels(page: Page) -> None:
     own = opened(page)
-    seeds = {errands.drawing(own, {"prompt": "a star", "base": True, "seed": -1})[1]["seed"] for _ in range(3)}
+    seeds = {short_jobs.drawing(own, {"prompt": "a star", "base": True, "seed": -1})[1]["seed"] for _ in range(3)}
     assert len(seeds) == 3 and min(seeds) >= 0
     tab = page.generate_tab
     values = {field: field.value for field in (*tab.fields.values(), tab.library, tab.sampler, tab.sheet_rows)}

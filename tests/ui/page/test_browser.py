@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from dreambooth.core import job_list, run
-from dreambooth.core.layout import SUBJECT_PICTURES
+from dreambooth.core import job_folder, job_list
+from dreambooth.core.install_paths import SUBJECT_PICTURES
 from dreambooth.core.project import Folders, open_project
 from tests.ui.page.conftest import Server
 from tests.ui.page.hands import MADE_MS, Hands
@@ -28,7 +28,7 @@ def settings(data: Path) -> dict[str, Any]:
     return open_project(Folders(data), NAME).settings()
 
 
-def newest(data: Path) -> run.Job:
+def newest(data: Path) -> job_folder.Job:
     return job_list.runs(open_project(Folders(data), NAME))[-1]
 
 

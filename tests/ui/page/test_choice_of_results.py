@@ -9,7 +9,7 @@ import pytest
 
 from dreambooth.core import job_list, project
 from dreambooth.core.errors import UserError
-from dreambooth.core.layout import SUBJECT_PICTURES
+from dreambooth.core.install_paths import SUBJECT_PICTURES
 from dreambooth.core.settings import Settings
 from dreambooth.ui.page.generate import BASE
 from dreambooth.ui.page.page import Page

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from dreambooth.core import abilities, job_list, project
+from dreambooth.core import engine_capabilities, job_list, project
 from dreambooth.core.errors import UserError
-from dreambooth.core.layout import SUBJECT_PICTURES
-from dreambooth.core.memory import spare
+from dreambooth.core.install_paths import SUBJECT_PICTURES
+from dreambooth.core.memory import headroom
 from dreambooth.core.schema import to_flat
 from dreambooth.core.settings import parse, to_json
 from dreambooth.service import cost
@@ -49,7 +49,7 @@ def percent(html: str) -> float:
 
 
 def test_the_bar_moves_with_the_controls(page: Page, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(abilities, "card_bytes", lambda: GB)
+    monkeypatch.setattr(engine_capabilities, "card_bytes", lambda: GB)
     before = page.save(values(page))[page.about]
     after = page.save(values(page, batching__train_batch_size=64))[page.about]
     assert percent(after) > percent(before) + 5
@@ -59,7 +59,7 @@ def test_the_bar_moves_with_the_controls(page: Page, monkeypatch: pytest.MonkeyP
 
 def test_a_choice_that_cannot_work_here_is_told_when_it_is_saved(page: Page, monkeypatch: pytest.MonkeyPatch) -> None:
     faults = {("memory.attention", "xformers"): "the package is not there", ("memory.unet_weights", "nf4"): "no room"}
-    monkeypatch.setattr(abilities, "fault", lambda key, choice, *_: faults.get((key, choice), ""))
+    monkeypatch.setattr(engine_capabilities, "fault", lambda key, choice, *_: faults.get((key, choice), ""))
     assert "does not work here" not in page.save(values(page))[page.about]
     shown = page.save(values(page, memory__attention="xformers"))
     assert opened(page).settings()["memory.attention"] == "xformers"
@@ -70,7 +70,7 @@ def test_a_choice_that_cannot_work_here_is_told_when_it_is_saved(page: Page, mon
 
 
 def test_what_does_not_fit_is_said_with_the_mend(page: Page, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(abilities, "card_bytes", lambda: GB // 2)
+    monkeypatch.setattr(engine_capabilities, "card_bytes", lambda: GB // 2)
     shown = page.save(values(page, batching__train_batch_size=64))[page.about]
     assert "db-too-much" in shown and "Performance sets what fits" in shown
     assert percent(shown) == 100
@@ -95,7 +95,7 @@ def test_without_a_card_or_pictures_nothing_is_made_up(page: Page) -> None:
 def test_performance_sets_what_fits_and_says_what_and_why(page: Page, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = values(page, batching__train_batch_size=64, previews__negative_prompt="kept")
     needed = cost.estimate(page.host.folders(), opened(page), parse({"batching.train_batch_size": 64})).memory_bytes
-    monkeypatch.setattr(abilities, "card_bytes", lambda: spare.card_with(needed * 0.97))
+    monkeypatch.setattr(engine_capabilities, "card_bytes", lambda: headroom.card_with(needed * 0.97))
     shown = page.run_column._performance(asked)
     said, flat = shown[page.run_column.said], opened(page).settings()
     before = to_flat(parse(page.form.read(asked, 0)))
@@ -113,7 +113,7 @@ def test_performance_sets_what_fits_and_says_what_and_why(page: Page, monkeypatc
 
 
 def test_performance_without_a_card_changes_nothing(page: Page, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(abilities, "card_bytes", lambda: 0)
+    monkeypatch.setattr(engine_capabilities, "card_bytes", lambda: 0)
     before = opened(page).settings()
     with pytest.raises(UserError, match="no card is known here"):
         page.run_column._performance(values(page))

@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw
 
 from dreambooth.core import focal_point, job_list, project
 from dreambooth.core.focal_point import FocalPoint
-from dreambooth.core.layout import MINIATURE
+from dreambooth.core.install_paths import MINIATURE
 from dreambooth.core.project import Folders, open_project
 from dreambooth.core.settings import parse
 from dreambooth.engine import plan

@@ -14,7 +14,7 @@ from fastapi import FastAPI
 from starlette.testclient import TestClient
 
 from dreambooth.core import job_list, project
-from dreambooth.core.layout import MINIATURE
+from dreambooth.core.install_paths import MINIATURE
 from dreambooth.core.project import Folders
 from dreambooth.core.settings import Settings, to_json
 from dreambooth.service import api

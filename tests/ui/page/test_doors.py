@@ -12,12 +12,12 @@ from typing import Any
 import gradio as gr
 import pytest
 
-from dreambooth.core.layout import PROJECT
-from dreambooth.core.models.origin import Origin
+from dreambooth.core.install_paths import PROJECT
+from dreambooth.core.models.load_overrides import Origin
 from dreambooth.core.presets import PRESETS
 from dreambooth.core.schema import leaves
 from dreambooth.host.standalone import Standalone
-from dreambooth.service import api, errands
+from dreambooth.service import api, short_jobs
 from dreambooth.ui import command_line
 from dreambooth.ui.page import build
 
@@ -228,7 +228,7 @@ def test_a_short_job_takes_the_same_by_every_door(kind: str) -> None:
     given = {flag[2:].replace("-", "_") for flag in commands()[kind] if flag.startswith("--")}
     given |= {"prompt"} if kind == "tokens" else set()  # it has no flag there
     of_webui_and_sheet = {"library", "sampler", "sheet"}
-    assert given - {"help", "data", "json"} == set(errands.FIELDS[kind]) - of_webui_and_sheet
+    assert given - {"help", "data", "json"} == set(short_jobs.FIELDS[kind]) - of_webui_and_sheet
 
 
 def test_whoever_lists_a_door_as_missing_says_why() -> None:

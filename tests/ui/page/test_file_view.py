@@ -12,7 +12,7 @@ import pytest
 
 from dreambooth.core import project
 from dreambooth.core.errors import UserError
-from dreambooth.core.layout import MINIATURE
+from dreambooth.core.install_paths import MINIATURE
 from dreambooth.core.models import checkpoint
 from dreambooth.service import queue
 from dreambooth.ui.page import actions

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from dreambooth.core import project
-from dreambooth.core.layout import MINIATURE
+from dreambooth.core.install_paths import MINIATURE
 from dreambooth.core.migrate.other_names import other_names
 from dreambooth.core.project import Folders, open_project
 from dreambooth.core.schema import leaves, to_flat

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from dreambooth.core.layout import PROJECT
+from dreambooth.core.install_paths import PROJECT
 
 _WEBUI = """
 <div id="tab_txt2img"><div id="txt2img_prompt"><textarea></textarea></div><button id="paste"></button></div>

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from dreambooth.core import job_list, project, run
+from dreambooth.core import job_folder, job_list, project
 from dreambooth.core.project import Folders, open_project
 from dreambooth.core.settings import Settings
 from dreambooth.ui.page.run_view import run_view
@@ -14,7 +14,7 @@ from tests.ui.page.conftest import Server
 from tests.ui.page.hands import Hands
 
 
-def ran(folders: Folders) -> tuple[run.Job, Path]:
+def ran(folders: Folders) -> tuple[job_folder.Job, Path]:
     """A run that is under way, and the LoRA that it has written."""
     made = project.create(folders, "star", folders.checkpoints / "miniature.safetensors", {})
     job, path = job_list.new_run(folders, made, Settings()), folders.loras / "star_10.safetensors"

@@ -11,18 +11,18 @@ import gradio as gr
 import pytest
 from PIL import Image
 
-from dreambooth.core import job_list, project, run
+from dreambooth.core import job_folder, job_list, project
 from dreambooth.core.drawing import Drawing, Keep, Look
-from dreambooth.core.layout import MINIATURE
+from dreambooth.core.install_paths import MINIATURE
+from dreambooth.core.job_folder import BY_WEBUI
 from dreambooth.core.project import Folders
-from dreambooth.core.run import BY_WEBUI
 from dreambooth.core.settings import Settings
 from dreambooth.host.standalone import Standalone
 from dreambooth.service import queue
-from dreambooth.ui.page.errand_view import errand_view
 from dreambooth.ui.page.export import AS_IT_IS
 from dreambooth.ui.page.generate import BASE
 from dreambooth.ui.page.page import Page
+from dreambooth.ui.page.short_job_view import errand_view
 
 
 class WebUI(Standalone):
@@ -108,7 +108,7 @@ def test_a_state_of_a_run_that_rests_is_drawn_with_like_a_result(
         (paused.state / f"{step:09}").mkdir(parents=True)
     paused.report("started")
     paused.report("paused")
-    submitted: list[run.Job] = []
+    submitted: list[job_folder.Job] = []
     monkeypatch.setattr(queue, "submit", submitted.append)
     made = page(Standalone(str(folders.models)))
     tab = made.generate_tab

@@ -14,7 +14,7 @@ from PIL import Image, UnidentifiedImageError
 from starlette.testclient import TestClient
 
 from dreambooth.core import project
-from dreambooth.core.layout import MINIATURE
+from dreambooth.core.install_paths import MINIATURE
 from dreambooth.core.project import Folders
 from dreambooth.host.standalone import Standalone
 from dreambooth.service import api, engine_pictures, environment

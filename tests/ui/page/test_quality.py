@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from dreambooth.core import job_list, presets, project, run
-from dreambooth.core.layout import SUBJECT_PICTURES
+from dreambooth.core import job_folder, job_list, presets, project
+from dreambooth.core.install_paths import SUBJECT_PICTURES
 from dreambooth.core.project import Project
 from dreambooth.core.settings import parse, to_json
 from dreambooth.service import runs
@@ -32,7 +32,7 @@ def opened(page: Page) -> Project:
     return project.open_project(page.host.folders(), "star")
 
 
-def a_run(page: Page, *held_out: float, drift: float | None = 0.05) -> run.Job:
+def a_run(page: Page, *held_out: float, drift: float | None = 0.05) -> job_folder.Job:
     """A run that was measured every ten steps, and wrote a result at the second measure and at the last."""
     star = opened(page)
     job = job_list.create(star.runs, {"kind": "train", "model": "star"}, to_json(parse(star.settings())))

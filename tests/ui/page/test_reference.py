@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from fastapi import FastAPI
 
-from dreambooth.core.layout import PROJECT
+from dreambooth.core.install_paths import PROJECT
 from dreambooth.core.schema import leaves
 from dreambooth.core.settings import Settings
 from dreambooth.host.standalone import Standalone

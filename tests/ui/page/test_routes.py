@@ -17,8 +17,8 @@ from fastapi import FastAPI
 from PIL import Image
 from starlette.testclient import TestClient
 
-from dreambooth.core import job_list, project, run
-from dreambooth.core.layout import MINIATURE
+from dreambooth.core import job_folder, job_list, project
+from dreambooth.core.install_paths import MINIATURE
 from dreambooth.core.project import Folders
 from dreambooth.core.schema import leaves
 from dreambooth.core.settings import Settings, parse, to_json
@@ -48,7 +48,7 @@ def client(folders: Folders, host: type[Standalone] = Standalone) -> TestClient:
     return TestClient(app)
 
 
-def job(folders: Folders, *events: dict[str, object]) -> run.Job:
+def job(folders: Folders, *events: dict[str, object]) -> job_folder.Job:
     made = job_list.create(
         project.open_project(folders, "star").runs, {"kind": "train", "model": "star"}, to_json(Settings())
     )
@@ -322,7 +322,7 @@ def test_the_address_is_said_when_the_page_can_be_reached(
         reached.append(capsys.readouterr().out)
         server.started = True
 
-    monkeypatch.setattr(uvicorn.Server, "run", run)
+    monkeypatch.setattr(uvicorn.Server, "run", job_folder)
     assert alone.main(["--data", str(tmp_path), "--port", "0"]) == 0
     assert "The page is at http://127.0.0.1:" in reached[0]
     with socket.create_server(("127.0.0.1", 0)) as taken:

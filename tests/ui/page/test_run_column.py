@@ -10,10 +10,10 @@ import pytest
 from PIL import Image
 
 from dreambooth.core import job_list, project
+from dreambooth.core.job_folder import Job
 from dreambooth.core.project import Folders, Project
-from dreambooth.core.run import Job
 from dreambooth.core.settings import Settings
-from dreambooth.service import dropped
+from dreambooth.service import uploads
 from dreambooth.ui.page.run_column import TITLES
 from tests.ui.page.conftest import Server
 from tests.ui.page.contrast import FAINT_LINES
@@ -102,7 +102,7 @@ def test_after_a_picture_was_taken_away_the_keyboard_is_at_the_next(
     files = [tmp_path / f"{name}.png" for name in "abc"]
     for file in files:
         Image.new("RGB", (64, 64)).save(file)
-    folder = dropped.take_in(star, "", files).folder
+    folder = uploads.take_in(star, "", files).folder
     project.write_settings(star, {"concepts.0.instance_data_dir": folder, "concepts.0.instance_prompt": "a star"})
     hands.press("db_refresh")
     hands.tab("Concepts")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from dreambooth.core.budget import budget
+from dreambooth.core.run_length import budget
 from dreambooth.core.settings import Settings
 from dreambooth.ui.page.schedule_view import schedule_view
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from dreambooth.core import job_list, project
-from dreambooth.core.layout import MINIATURE
+from dreambooth.core.install_paths import MINIATURE
 from dreambooth.core.project import Folders
 from tests.ui.page.conftest import Server
 from tests.ui.page.hands import Hands

@@ -13,8 +13,8 @@ import pytest
 
 from dreambooth.core import job_list, project
 from dreambooth.core.files import lock
+from dreambooth.core.job_folder import Job
 from dreambooth.core.project import Folders, Project
-from dreambooth.core.run import Job
 from dreambooth.core.settings import Settings
 from tests.ui.page.conftest import Server
 from tests.ui.page.hands import Hands

@@ -9,13 +9,13 @@ import pytest
 
 from dreambooth.core import job_list, project
 from dreambooth.core.errors import UserError
-from dreambooth.core.layout import MINIATURE
+from dreambooth.core.install_paths import MINIATURE
 from dreambooth.core.project import Folders
 from dreambooth.core.settings import parse, to_json
 from dreambooth.core.settings.dataset import Concept
-from dreambooth.service import subject
+from dreambooth.service import subject_words
 from dreambooth.ui.page import jobs
-from dreambooth.ui.page.errand_view import errand_view
+from dreambooth.ui.page.short_job_view import errand_view
 
 ANSWER: dict[str, Any] = {
     "prompt": "red star",
@@ -43,9 +43,9 @@ ANSWER: dict[str, Any] = {
 def test_the_subjects_own_words_are_told_from_the_others(
     concept: dict[str, Any], looked_at: str, own: list[str]
 ) -> None:
-    assert subject.prompt_of(Concept(**concept)) == looked_at
+    assert subject_words.prompt_of(Concept(**concept)) == looked_at
     chosen = parse({f"concepts.0.{key}": value for key, value in concept.items()})
-    assert subject.own_words(chosen, looked_at.split()) == own
+    assert subject_words.own_words(chosen, looked_at.split()) == own
 
 
 def shown(folders: Folders, **own: Any) -> str:

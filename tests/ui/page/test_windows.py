@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from dreambooth.core.errors import UserError
-from dreambooth.core.layout import SUBJECT_PICTURES
+from dreambooth.core.install_paths import SUBJECT_PICTURES
 from dreambooth.core.project import Project, open_project
 from dreambooth.ui.page import actions, jobs
 from dreambooth.ui.page.page import Page

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dreambooth.core import project
-from dreambooth.core.layout import MINIATURE, PROJECT, SUBJECT_PICTURES
+from dreambooth.core.install_paths import MINIATURE, PROJECT, SUBJECT_PICTURES
 from dreambooth.core.project import Folders
 from dreambooth.ui.page.wording import drawn_words
 from tests.ui.page.conftest import Server

@@ -8,7 +8,7 @@ from typing import Any
 from dreambooth.core.captions import FILEWORDS
 from dreambooth.core.migrate.predecessor import controls
 from dreambooth.core.migrate.report import Migration, number
-from dreambooth.core.settings.course import Intervals
+from dreambooth.core.settings.optimization import Intervals
 
 # By the name of diffusers' class without its ending, in small letters.
 SAMPLERS = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from dreambooth.core.settings.course import LearningRate
+from dreambooth.core.settings.optimization import LearningRate
 
 if TYPE_CHECKING:
     from dreambooth.core.settings import Settings

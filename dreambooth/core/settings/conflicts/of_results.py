@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from dreambooth.core.addresses import is_private
 from dreambooth.core.captions import FILEWORDS, NO_CAPTION
 from dreambooth.core.files import file_names
+from dreambooth.core.network_addresses import is_private
 
 if TYPE_CHECKING:
     from dreambooth.core.settings import Settings

@@ -1,0 +1,72 @@
+"""One of the other processes of a run that has several: it prepares what the first one has prepared, from the same
+folder, and takes its part in each step. It reports nothing and writes nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+import traceback
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from dreambooth.core.errors import UserError
+from dreambooth.core.job_folder import Job
+from dreambooth.engine import worker
+from dreambooth.engine.process import lazy_imports
+from dreambooth.engine.run import recovery
+from dreambooth.engine.run.rank_launcher import FAILED, READY
+from dreambooth.engine.training.data_parallel import Together, together
+
+
+@dataclass(frozen=True)
+class _Seen(Job):
+    """The job as this process sees it: nobody asks it for anything, and it says nothing."""
+
+    def report(self, event: str, **fields: Any) -> None:
+        pass
+
+    def change(self, flat: dict[str, Any]) -> None:
+        pass
+
+    def requests(self) -> set[str]:
+        return set()
+
+    def clear_request(self, what: str) -> None:
+        pass
+
+
+def run(folder: Path, rank: int, size: int, store_path: str) -> int:
+    """Returns the process's exit code."""
+    threading.Thread(target=_end_with_the_first, daemon=True).start()
+    lazy_imports.settle()
+    store = dist.FileStore(store_path, size)
+
+    def joined(device: torch.device) -> AbstractContextManager[Together]:
+        store.set(f"{READY}{rank}", "")
+        return together(store, rank, size, device)
+
+    try:
+        worker.follow(_Seen(folder), joined)
+    except Exception as error:  # noqa: BLE001  (the first process hears of it, and tells it)
+        traceback.print_exc()
+        told = {
+            "said": str(error),
+            "out_of_memory": recovery.is_out_of_memory(error),
+            "problems": [one.as_json() for one in error.errors] if isinstance(error, UserError) else [],
+        }
+        store.set(f"{FAILED}{rank}", json.dumps(told))
+        return 1
+    return 0
+
+
+def _end_with_the_first() -> None:
+    """The pipe ends when the first process lets go of it, or is no more."""
+    sys.stdin.buffer.read()
+    os._exit(0)

@@ -1,0 +1,210 @@
+"""From a job's folder to a session that can take its first step, or its next one.
+
+pictures -> model -> class pictures -> cache -> what is trained, its optimizer and its state
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dreambooth.core import disk_space
+from dreambooth.core.errors import Problem, UserError
+from dreambooth.core.job_folder import BEFORE
+from dreambooth.core.memory import footprint, memory_warnings
+from dreambooth.core.models import anatomy
+from dreambooth.core.run_length import Budget, budget
+from dreambooth.engine import compatibility, families, hardware
+from dreambooth.engine.checkpoints import lora
+from dreambooth.engine.checkpoints.source import Source
+from dreambooth.engine.data import class_pictures, inspection, pictures
+from dreambooth.engine.data.batch_order import Order
+from dreambooth.engine.data.pictures import Example
+from dreambooth.engine.drawing import drawn_together
+from dreambooth.engine.drawing.sampling import decoding
+from dreambooth.engine.families import unet_weights
+from dreambooth.engine.families.model import Model
+from dreambooth.engine.run import rank_launcher, recovery, resuming, start_file
+from dreambooth.engine.run.dataset import Material
+from dreambooth.engine.tracing import graph
+from dreambooth.engine.training import adapters, attention, checkpointing, optimizers, precision, preview
+from dreambooth.engine.training.ema import Ema
+from dreambooth.engine.training.session import Session
+from dreambooth.engine.training.text_embeddings import Texts
+from dreambooth.engine.training.validation import Validation
+from dreambooth.engine.work import Work
+
+CLASS_SHEET = "class-pictures.png"  # in the model's folder
+
+
+def made_ready(work: Work, source: Source) -> tuple[Session, Validation | None]:
+    """All that a run needs before its first step, or the next one where it has come some way already."""
+    material = Material.gather(work)
+    length = budget(work.settings, pictures.seen_each_epoch(material.pictures, work.settings.concepts))
+    if problems := disk_space.problems(work.folders, work.project, source.header, work.settings, length, work.job):
+        raise UserError(problems)
+    start = start_file.read(work.settings, source)
+    warn_of_room(work, source, material)
+    model, accelerator = load(work, source)
+    material.priors = _class_pictures(work, model, material.instances) + material.kept
+    return _prepare(work, model, accelerator, length, material, start)
+
+
+def check_abilities(work: Work, processes: int) -> None:
+    """Raises UserError with all that this device, environment or model cannot do, before anything is begun; `processes`
+    as for `_source`."""
+    settings = work.settings
+    problems: list[str | Problem] = [*compatibility.problems(settings, work.project.about)]
+    precision.set_deterministic(settings.tuning.deterministic)
+    accelerator = precision.of(settings)
+    device = accelerator.device
+    dtype, family = precision.compute_dtype(accelerator), work.project.about["family"]
+    for check in (
+        partial(optimizers.check, settings, device),
+        partial(attention.check, settings.memory.attention, device, dtype, family),
+        partial(unet_weights.check, settings.memory.unet_weights, device),
+        partial(rank_launcher.check, processes, device),
+    ):
+        try:
+            check()
+        except UserError as error:
+            problems += error.errors
+    if settings.tuning.cuda_graphs and (reason := graph.fault(device)):
+        problems.append(f"tuning.cuda_graphs: {reason}; turn it off.")
+    if problems:
+        raise UserError(problems)
+
+
+def warn_of_bf16(work: Work) -> None:
+    """It is never chosen where it is only emulated, but done where it was asked for."""
+    accelerator, by_weights = precision.of(work.settings), work.settings.memory.bf16_weights
+    reason = precision.bf16_fault(accelerator.device)
+    if reason and precision.compute_dtype(accelerator) == torch.bfloat16:
+        key, do = ("memory.bf16_weights", "Turn it off.") if by_weights else ("tuning.mixed_precision", "Choose auto.")
+        work.job.warn(Problem(f"{key}: {reason}.", key, do))
+
+
+def warn_of_room(work: Work, source: Source, material: Material) -> None:
+    """Says so before anything is loaded, where less of the device or of the computer's memory is free than the run is
+    known to need: what else could be set, and that others hold the rest."""
+    device, settings = precision.of(work.settings).device, work.settings
+    model, family, area = anatomy.of(source.header), source.about.family, material.largest
+    if lying := memory_warnings.of_computer(settings, model, hardware.available_bytes()):
+        work.job.warn(lying)
+    if device.type == "cpu":
+        return
+    known = footprint.known_bytes(settings, model, len(material.readings(settings).texts), material.latent_bytes())
+    free = hardware.free_bytes(device) + footprint.DRIVER_BYTES  # the driver has its own already
+    if problem := memory_warnings.of_device(settings, model, family, area, free, known=known):
+        work.job.warn(problem)
+
+
+def load(work: Work, source: Source) -> tuple[Model, Any]:
+    work.stage(recovery.LOADING, 0, 1)
+    tuning, accelerator = work.settings.tuning, precision.of(work.settings)
+    model = families.load(source, precision.weights_dtype(accelerator, work.settings))
+    model.drawn_in = precision.compute_dtype(accelerator)
+    model.traced = tuning.trace_steps
+    attention.use(model.unet, work.settings.memory.attention)
+    model.read_prompts(
+        tuning.max_token_length, tuning.clip_skip, tuning.pad_tokens, weighted=work.settings.captions.weighted
+    )
+    unet_weights.lay(model.unet, work.settings.memory.unet_weights, accelerator.device, work.job.warn)
+    anew = _read_anew(work, model)
+    model.to(accelerator.device, aside=["vae", *(part for part in model.text_encoders if part not in anew)])
+    return model, accelerator
+
+
+def _read_anew(work: Work, model: Model) -> list[str]:
+    """The text encoders that read at every step, as what they make of a text changes."""
+    return [part for part in model.text_encoders if work.settings.reads_anew(part)]
+
+
+def _class_pictures(work: Work, model: Model, instances: list[list[Example]]) -> list[Example]:
+    plans = class_pictures.plan(work.project, work.settings, instances, work.size)
+    total = sum(plan.missing for plan in plans)
+    if total:
+        make_class_pictures(work, model, plans, total)
+    prior = class_pictures.prior_pictures(plans)
+    looks = inspection.look_at_all([picture.path for picture in prior])
+    problems = [seen.error for seen in looks if seen.error]
+    if problems:
+        raise UserError(problems)
+    return pictures.prior_examples(prior, looks, instances)
+
+
+def make_class_pictures(work: Work, model: Model, plans: list[class_pictures.Plan], total: int) -> None:
+    work.stage("class pictures", 0, total)
+
+    def on_batch(done: int, total: int, last: Path) -> None:
+        work.job.report("picture", path=str(last), kind="class")
+        work.stage("class pictures", done, total)
+
+    def together(plan: class_pictures.Plan) -> int:
+        how, set_to = work.settings.memory.vae_decoding, work.settings.batching.class_batch_size
+        work.together = drawn_together.choose(
+            model, plan.sampling, len(plan.drawn), how, set_to=set_to, before=plan.together_before
+        )
+        return work.together
+
+    with decoding(model, work.settings.memory.vae_decoding):
+        class_pictures.make(model, plans, together, on_batch, work.stop_if_asked)
+    sheet = work.project.folder / CLASS_SHEET
+    try:
+        preview.class_sheet(class_pictures.prior_pictures(plans), sheet)
+    except OSError as error:
+        work.job.warn(f"{sheet}: the sheet cannot be written ({error.strerror or error}); the run goes on without it.")
+
+
+def _prepare(
+    work: Work,
+    model: Model,
+    accelerator: Any,
+    length: Budget,
+    material: Material,
+    start: start_file.Start,
+) -> tuple[Session, Validation | None]:
+    settings, own, priors = work.settings, material.own, material.priors
+    readings = material.readings(settings)
+    encoded = material.encode(work, model, readings.captions)
+    work.phase = recovery.TRAINING
+    trained = adapters.prepare(model, settings, lora.by_module(start.layers, model.parts), start.words)
+    _warn_of_long_texts(work, model, readings.texts)
+    anew = _read_anew(work, model)
+    if settings.batching.gradient_checkpointing:
+        checkpointing.use(model.unet, settings.memory.checkpointed_share)
+        for part in anew:
+            model.text_encoders[part].gradient_checkpointing_enable()
+    session = Session(
+        settings,
+        length,
+        model,
+        trained,
+        accelerator,
+        encoded.own,
+        encoded.priors,
+        Order(*material.slots(settings), settings.general.seed),
+        readings,
+        Texts(model, readings.texts, *(part for part in model.text_encoders if anew and part not in anew)),
+        accelerator.prepare(optimizers.make(trained, settings)),
+        Ema(trained.named(), settings.tuning.ema_decay) if settings.tuning.use_ema else None,
+    )
+    session.about = resuming.about(work, length, own, priors)
+    session.files = ([str(one.picture.path) for one in own], [str(one.picture.path) for one in priors])
+    resuming.restore(work, session)
+    if encoded.held_out is None:
+        return session, None
+    return session, Validation(session, own, encoded.held_out, material.held_out, work.job.folder / BEFORE)
+
+
+def _warn_of_long_texts(work: Work, model: Model, texts: list[str]) -> None:
+    long = [text for text in texts if model.is_cut(text)]
+    if long:
+        length = work.settings.tuning.max_token_length
+        cut = f"{len(long)} of {len(texts)} captions are cut off after {length} tokens, such as: {long[0][:80]}..."
+        key = "tuning.max_token_length"
+        do = f"{key} can be up to 225." if length < 225 else "Write shorter captions."
+        work.job.warn(Problem(cut, key, do))

@@ -1,0 +1,137 @@
+"""Settings of other trainers on the disk: what a file or folder is, and what it says as ours."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from dreambooth.core.errors import UserError
+from dreambooth.core.files import paths
+from dreambooth.core.install_paths import PROJECT
+from dreambooth.core.migrate import kohya, onetrainer, predecessor, sd_scripts
+from dreambooth.core.migrate.disk import Disk
+from dreambooth.core.migrate.report import Line, Look, Migration
+from dreambooth.service import environment, import_paths
+
+_MOST_BYTES = 20_000_000
+_KINDS = (
+    "a concepts_list.json, the predecessor's db_config.json, kohya's dataset or config .toml, a .json of kohya_ss or "
+    "of OneTrainer, or a folder that holds folders such as '10_sks dog'"
+)
+
+
+def read(path: Path, python: Callable[[], Path]) -> tuple[str, Migration]:
+    """What the file or folder is, and its settings as ours. `python` finds the engine's, which
+    reads .toml files alone.
+
+    Raises UserError for what cannot be read, or is of no kind that is known.
+    """
+    base = path if path.is_dir() else path.parent
+    disk = import_paths.seen_from(base)
+    if path.is_dir():
+        kind, migration = "kohya's folders", _folders(path, disk.look)
+    elif not path.is_file():
+        raise UserError(f"{path}: there is no such file or folder.")
+    elif path.suffix.lower() == ".toml":
+        kind, migration = _toml(path, python(), disk)
+    else:
+        kind, migration = _json(path, disk)
+    _leave_out_what_is_not_touched(migration, base)
+    _make_absolute(migration, base)
+    return kind, migration
+
+
+def _json(path: Path, disk: Disk) -> tuple[str, Migration]:
+    content = _parsed(path)
+    if isinstance(content, dict) and "instance_data_dir" in content:
+        content = [content]
+    if isinstance(content, dict):
+        if content.keys() & {"concepts_list", "num_train_epochs"}:
+            return "the predecessor's db_config.json", predecessor.config(content, disk.look)
+        if content.keys() & onetrainer.KNOWN:
+            return "OneTrainer's settings", onetrainer.config(content, disk)
+        if content.keys() & sd_scripts.OF_PAGE:
+            return "a file of kohya_ss", sd_scripts.page_file(content, disk)
+    if isinstance(content, list):
+        keys = {key for one in content if isinstance(one, dict) for key in one}
+        if "instance_data_dir" in keys:
+            return "a concepts list", predecessor.concepts(content, disk.look)
+        if keys >= {"path", "text"}:
+            return "OneTrainer's concepts", onetrainer.concepts(content, disk)
+    raise UserError(f"{path}: this is none of the files that can be imported ({_KINDS}).")
+
+
+def _parsed(path: Path) -> Any:
+    """JSON, or the Python list with comments as which guides print a concepts list."""
+    try:
+        if path.stat().st_size > _MOST_BYTES:
+            raise UserError(f"{path}: this is none of the files that can be imported ({_KINDS}); it is too large.")
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError):
+        raise UserError(f"{path}: the file cannot be read as text.") from None
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        first = error
+    try:
+        last = ast.parse(text).body[-1]
+        return ast.literal_eval(last.value) if isinstance(last, (ast.Assign, ast.Expr)) else None
+    except (ValueError, SyntaxError, IndexError, MemoryError, RecursionError):
+        raise UserError(f"{path}: the file is not JSON ({first}).") from None
+
+
+def _toml(path: Path, python: Path, disk: Disk) -> tuple[str, Migration]:
+    said = subprocess.run(
+        [str(python), "-m", "dreambooth.engine", "toml", str(path)],
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        cwd=PROJECT,
+        env=environment.engine_variables(),
+    )
+    try:
+        content = json.loads(said.stdout)
+    except (ValueError, RecursionError):
+        reason = (said.stderr.strip().splitlines() or ["it said nothing"])[-1]
+        mend = "run setup again (on the page: Set Up)"
+        raise UserError(f"{path}: the engine could not read the file ({reason}); {mend}.") from None
+    if said.returncode:
+        raise UserError(f"{path}: the file is not TOML ({content['problem']}).")
+    if content.get("datasets"):
+        return "kohya's dataset file", kohya.dataset(content, disk.look)
+    if sd_scripts.flat(content).keys() & sd_scripts.KNOWN:
+        return "kohya's config file", sd_scripts.config_file(content, disk)
+    raise UserError(
+        f"{path}: the file has neither [[datasets]] nor an argument of kohya's scripts; only their dataset and config "
+        "files can be imported."
+    )
+
+
+def _folders(path: Path, look: Look) -> Migration:
+    train, of_class = (path / "img" if (path / "img").is_dir() else path), path / "reg"
+    found = import_paths.named(train) or ([(path.name, str(path))] if kohya.FOLDER.fullmatch(path.name) else [])
+    if not found:
+        raise UserError(f"{path}: it holds no folders that are named after repeats and class, such as '10_sks dog'.")
+    return kohya.folders(found, import_paths.named(of_class), look)
+
+
+def _leave_out_what_is_not_touched(migration: Migration, base: Path) -> None:
+    for key, value in list(migration.settings.items()):
+        is_path = key.endswith(("_dir", "_file")) and isinstance(value, str) and value.strip()
+        if is_path and (why := import_paths.why_not(value, base)):
+            del migration.settings[key]
+            migration.lines = [
+                Line("left out", line.theirs, "", line.value, why) if line.ours == key else line
+                for line in migration.lines
+            ]
+
+
+def _make_absolute(migration: Migration, base: Path) -> None:
+    """A relative folder or file is meant from where the file lies."""
+    for key, value in migration.settings.items():
+        if key.endswith(("_dir", ".start_file")) and str(value).strip():
+            migration.settings[key] = paths.within(base, value)

@@ -1,0 +1,223 @@
+"""A run by several processes learns what one process learns."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+import torch.distributed as dist
+
+from dreambooth.core.errors import UserError
+from dreambooth.core.job_folder import Job
+from dreambooth.core.project import Project
+from dreambooth.core.settings import parse
+from dreambooth.engine import worker
+from dreambooth.engine.training import data_parallel
+from dreambooth.service import launcher
+from tests.conftest import ROOT
+from tests.engine.runs import LORA, new_run, output, same, saved, tiny_project, told, train
+
+PREDICTION = {"concepts.0.class_mode": "prediction", "concepts.0.class_prompt": "a star"}
+SHARED = {
+    "batching.train_batch_size": 1,
+    "batching.gradient_accumulation_steps": 2,
+    "intervals.max_train_steps": 4,
+}
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def star(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    return tiny_project(tmp_path_factory.mktemp("ranks"))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        pytest.param(
+            {
+                "tuning.text_encoder_ratio": 0.5,
+                "tuning.use_ema": True,
+                "memory.bf16_weights": True,
+                "tuning.mixed_precision": "bf16",
+                "optimizer.name": "adafactor",
+            },
+            marks=pytest.mark.thorough,
+        ),
+        {**LORA, "lora.dropout": 0.3, "lora.max_norm": 0.05, **PREDICTION},
+    ],
+    ids=["full, in bf16", "lora"],
+)
+def test_two_processes_learn_what_one_learns(star: Project, settings: dict[str, Any]) -> None:
+    """To the bit, as a sum of two gradients is the same in either order."""
+    alone = output(train(star, **SHARED, **settings))
+    assert same(alone, output(train(star, **SHARED, **settings, **{"batching.num_processes": 2})))
+
+
+def test_another_process_sees_its_own_device_alone(star: Project, in_the_others: Callable[[str], None]) -> None:
+    """As one that was given a card of several."""
+    in_the_others("import psutil\npsutil.cpu_count = lambda *_, **__: 1\n")
+    assert saved(train(star, **SHARED, **{"batching.num_processes": 2}))
+
+
+@pytest.mark.thorough
+def test_the_number_of_processes_may_change_when_a_run_goes_on(star: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = new_run(star, **SHARED, **{"batching.num_processes": 2})
+    monkeypatch.setattr(worker.Hooks, "requests", lambda hooks: {"pause"} if hooks.session.step == 2 else set())
+    assert worker.run(job) == "paused"
+    monkeypatch.undo()
+    job.change({"batching.num_processes": 1})
+    assert worker.run(job) == "done"
+    assert same(output(job), output(train(star, **SHARED)))
+
+
+@pytest.mark.thorough
+def test_memory_that_is_short_in_another_process_is_met_as_in_this(star: Project, broken_once: Any) -> None:
+    broken_once("torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 96.00 MiB.')")
+    job = train(star, **SHARED, **{"batching.num_processes": 2})
+    warning = told(job, "warning")[0]["text"]
+    assert "96.00 MiB more were needed" in warning and "tuning.trace_steps off" in warning
+    assert same(output(job), output(train(star, **SHARED, **job.changes())))
+
+
+def test_processes_have_met_before_their_first_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody waits then for one that ends in it. One that cannot meet them may try again."""
+    plain, sums = dist.all_reduce, list[torch.Tensor]()
+
+    def fails(*given: Any) -> None:
+        raise RuntimeError("Connection closed by peer")
+
+    def counted(tensor: torch.Tensor) -> None:
+        plain(tensor)
+        sums.append(tensor)
+
+    monkeypatch.setattr(data_parallel.dist, "all_reduce", fails)
+    with (
+        pytest.raises(data_parallel.Parted, match="closed by peer"),
+        data_parallel.together(dist.HashStore(), 0, 1, CPU),
+    ):
+        pass
+    assert not dist.is_initialized()
+    monkeypatch.setattr(data_parallel.dist, "all_reduce", counted)
+    with data_parallel.together(dist.HashStore(), 0, 1, CPU):
+        assert [one.tolist() for one in sums] == [[0]]
+
+
+def test_what_breaks_another_process_is_told(star: Project, broken_once: Any) -> None:
+    broken_once("UserError('x.png: it is no picture; take it away.')")
+    with pytest.raises(UserError, match=r"x\.png: it is no picture"):
+        train(star, **SHARED, **{"batching.num_processes": 2})
+
+
+@pytest.mark.thorough
+def test_another_process_that_is_killed_costs_the_steps_since_the_last_state(star: Project) -> None:
+    long = {**SHARED, **LORA, "intervals.max_train_steps": 12, "intervals.save_state_every_steps": 1}
+    job = new_run(star, **long, **{"batching.num_processes": 2})
+    with pytest.raises(UserError, match="Process 2 of 2 ended without a word"), killed_at(job, 2):
+        worker.run(job)
+    assert job.states()
+    assert worker.run(job) == "done"
+    assert same(output(job), output(train(star, **long)))
+
+
+def test_no_process_is_left_when_the_first_is_killed(star: Project) -> None:
+    job = new_run(star, **{**SHARED, "batching.num_processes": 2, "intervals.max_train_steps": 100_000})
+    engine = psutil.Process(launcher.start(job, Path(sys.executable)).pid)
+    until(lambda: bool(told(job, "step")))
+    others = engine.children()
+    assert len(others) == 1
+    if sys.platform == "linux":  # the system would end them before the WebUI that has started them
+        for process in (engine, *others):
+            assert int(Path(f"/proc/{process.pid}/oom_score_adj").read_text()) >= 500
+    engine.kill()
+    until(lambda: not others[0].is_running() or others[0].status() == psutil.STATUS_ZOMBIE)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"batching.gradient_accumulation_steps": 3}, "3, which 2 processes cannot share evenly; set it to 4"),
+        ({"tuning.cuda_graphs": True}, "tuning.cuda_graphs: what processes tell each other"),
+        ({"imagic.enabled": True}, "batching.num_processes: imagic.enabled has one picture"),
+    ],
+)
+def test_what_cannot_be_shared_is_refused(settings: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError, match=re.escape(said)):
+        parse({**SHARED, "batching.num_processes": 2, **settings})
+
+
+def test_more_processes_than_devices_are_refused(star: Project) -> None:
+    with pytest.raises(UserError, match=r"batching\.num_processes: it is 64, but there (is|are) .* here; set it to"):
+        train(star, **{**SHARED, "batching.gradient_accumulation_steps": 64, "batching.num_processes": 64})
+
+
+@pytest.fixture
+def in_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Has the other processes begin with some Python."""
+
+    def begin(code: str) -> None:
+        (tmp_path / "sitecustomize.py").write_text(
+            f"import sys\nif 'follow' in sys.orig_argv:\n{textwrap.indent(code, '    ')}"
+        )
+        monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(ROOT)]))
+
+    return begin
+
+
+@pytest.fixture
+def broken_once(in_the_others: Callable[[str], None]) -> Any:
+    """Has the first other process that comes to its second step raise an error there."""
+
+    def breaking(error: str) -> None:
+        in_the_others(
+            "from pathlib import Path\n"
+            "import torch\n"
+            "from dreambooth.core.errors import UserError\n"
+            "from dreambooth.engine.training.data_parallel import Together\n"
+            "plain, seen, mark = Together.add_up, [], Path(__file__).with_name('broken')\n"
+            "def add_up(ranks, *given):\n"
+            "    seen.append(1)\n"
+            "    if len(seen) == 2 and not mark.exists():\n"
+            "        mark.touch()\n"
+            f"        raise {error}\n"
+            "    plain(ranks, *given)\n"
+            "Together.add_up = add_up\n"
+        )
+
+    return breaking
+
+
+@contextlib.contextmanager
+def killed_at(job: Job, step: int) -> Iterator[None]:
+    """Within it the other process is killed once the run has come so far."""
+
+    def kill() -> None:
+        until(lambda: any(event["step"] >= step for event in told(job, "state")))
+        for child in psutil.Process().children():
+            if "follow" in child.cmdline():
+                child.kill()
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join()
+
+
+def until(happened: Callable[[], bool]) -> None:
+    end = time.monotonic() + 60
+    while not happened():
+        assert time.monotonic() < end
+        time.sleep(0.02)
