@@ -32,7 +32,7 @@ from dreambooth.core import job_history
 from dreambooth.core.errors import Problem, UserError
 from dreambooth.core.files import atomic, lock
 from dreambooth.core.files.json_file import read_object
-from dreambooth.core.job_history import Story
+from dreambooth.core.job_history import JobHistory
 from dreambooth.core.project import Folders, is_place
 from dreambooth.core.settings import carried_over, write_json
 
@@ -242,7 +242,7 @@ class Job:
         """The fields of the last step that was reported; empty before the first."""
         return self.story().step
 
-    def story(self) -> Story:
+    def story(self) -> JobHistory:
         """What the events come to."""
         return job_history.read(self.folder / "events.jsonl")
 

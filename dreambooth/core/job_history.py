@@ -132,7 +132,7 @@ def _point(event: Event) -> Point:
 
 
 @dataclass
-class Story:
+class JobHistory:
     """A job as its events tell it."""
 
     # Of an engine that is not alive: lost where it ended without a word.
@@ -256,11 +256,11 @@ class Story:
             (self.saved if kind == "saved" else self.exported).append(event)
 
 
-_stories: OrderedDict[Path, Story] = OrderedDict()
+_stories: OrderedDict[Path, JobHistory] = OrderedDict()
 _lock = threading.Lock()
 
 
-def read(path: Path) -> Story:
+def read(path: Path) -> JobHistory:
     """The story in an events file, which may not be there yet. What was read before is kept for the next look."""
     with _lock:
         try:
@@ -270,10 +270,10 @@ def read(path: Path) -> Story:
                 head = file.read(_HEAD_BYTES)
                 file.seek(0)
                 known = _stories.pop(path, None)
-                found = known if known and known.is_of(head, size) else Story()
+                found = known if known and known.is_of(head, size) else JobHistory()
                 found.catch_up(file, size)
         except FileNotFoundError:
-            return Story()
+            return JobHistory()
         _stories[path] = found
         if len(_stories) > _MOST_STORIES:
             _stories.popitem(last=False)

@@ -73,7 +73,7 @@ def read(project: Project, job: Job, step: int) -> Learned:
     if not settings.is_full:
         model = families.load(source, torch.bfloat16)  # only its layers' shapes count
         start = start_file.read(settings, source)
-        trained = adapters.prepare(model, settings, lora.by_module(start.layers, model.parts), start.words)
+        trained = adapters.make_trainable(model, settings, lora.by_module(start.layers, model.parts), start.words)
     else:
         model, trained = families.skeleton(source), _of_the_whole_model(content["weights"])
     _fill(trained, settings, content)

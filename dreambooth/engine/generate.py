@@ -22,7 +22,7 @@ from dreambooth.engine.drawing import drawn_together, sheet
 from dreambooth.engine.drawing.sampling import Known, decoding, draw
 from dreambooth.engine.drawing.sampling_choice import Sampling
 from dreambooth.engine.families.model import Model
-from dreambooth.engine.families.text_encoding import Text
+from dreambooth.engine.families.text_encoding import TextEmbedding
 from dreambooth.engine.run import imagic, recovery
 from dreambooth.engine.training import precision
 
@@ -68,7 +68,7 @@ def run(job: Job) -> dict[str, Any]:
 
 
 def _drawn(
-    model: Model, text: Text, seeds: list[int], sampling: Sampling, known: Known, *, may_fail: bool
+    model: Model, text: TextEmbedding, seeds: list[int], sampling: Sampling, known: Known, *, may_fail: bool
 ) -> list[Image.Image] | None:
     """None where there was too little memory and that may be."""
     try:
@@ -95,7 +95,7 @@ def load(project: Project, weights: str, lora_weight: float = 1.0, mixed_precisi
 
 
 @torch.no_grad()
-def _text(model: Model, project: Project, wanted: dict[str, Any]) -> Text:
+def _text(model: Model, project: Project, wanted: dict[str, Any]) -> TextEmbedding:
     """What is read, (1, ...): the prompt, for a result of Imagic blended with the text that was fitted to its picture.
 
     Raises UserError where that is asked for and cannot be.

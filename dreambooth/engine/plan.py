@@ -30,7 +30,7 @@ from dreambooth.core.step_rate import steps_per_second
 from dreambooth.engine import compatibility, contact_sheet
 from dreambooth.engine.checkpoints import embedding_start, lora_start
 from dreambooth.engine.data import class_pictures, inpainting_masks, inspection, masks, pictures
-from dreambooth.engine.data.cropping import Cut
+from dreambooth.engine.data.cropping import Crop
 from dreambooth.engine.data.pictures import Example, Gathered
 from dreambooth.engine.work import Work
 
@@ -220,7 +220,7 @@ def _pictures(
     return rows, problems
 
 
-def _warnings(seen: inspection.Look, cut: Cut, point: FocalPoint | None) -> dict[str, str]:
+def _warnings(seen: inspection.Inspection, cut: Crop, point: FocalPoint | None) -> dict[str, str]:
     """What is to be known of a picture, with what could be done about it."""
     warnings = {}
     if seen.frames > 1:

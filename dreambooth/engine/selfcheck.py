@@ -58,7 +58,7 @@ def tell(device: torch.device, choices: Sequence[str]) -> None:
     torch.ones(1, device=device).sum().item()
     print(probe.REACHED, flush=True)
     for key, _, choice in (one.partition("=") for one in choices):
-        tried = optimizers.tried if key == "optimizer.name" else unet_weights.tried
+        tried = optimizers.try_here if key == "optimizer.name" else unet_weights.try_here
         print(json.dumps(tried(choice, device)), flush=True)  # at once: the next one may end this process
 
 

@@ -16,9 +16,9 @@ from dreambooth.core.models import anatomy
 from dreambooth.engine.checkpoints.source import Source, open_model
 from dreambooth.engine.process.listener import asked_to_end, ends_at_once
 from dreambooth.engine.run import best, end_notice, imagic, outputs, rank_launcher, recovery, resuming, retention, setup
-from dreambooth.engine.run.hooks import Hooks, already_written, save_output
+from dreambooth.engine.run.hooks import RunHooks, already_written, save_output
 from dreambooth.engine.training import loop, optimizers
-from dreambooth.engine.training.data_parallel import Together
+from dreambooth.engine.training.data_parallel import DataParallel
 from dreambooth.engine.training.loop import Ending, train
 from dreambooth.engine.training.step_metrics import Diverged
 from dreambooth.engine.work import Asked, Work
@@ -81,11 +81,11 @@ def _run(work: Work) -> Ending:
     outputs.remove_abandoned(work.folders)
     source = _source(work, work.settings.batching.num_processes)
     setup.warn_of_bf16(work)
-    session, measured = setup.made_ready(work, source)
+    session, measured = setup.prepare_session(work, source)
     with rank_launcher.beside(work, session):
         work.let_end()  # from here on the loops look, at every step
         work.phase = recovery.TRAINING
-        hooks = Hooks(work, session, source, measured)
+        hooks = RunHooks(work, session, source, measured)
         try:
             if work.settings.imagic.enabled:
                 imagic.fit_words(work, session, hooks)
@@ -100,15 +100,15 @@ def _run(work: Work) -> Ending:
     return ending
 
 
-def follow(job: Job, joined: Callable[[torch.device], AbstractContextManager[Together]]) -> None:
+def follow(job: Job, joined: Callable[[torch.device], AbstractContextManager[DataParallel]]) -> None:
     """Takes part in the steps of a job that another process does. `joined` joins it, once this one has all it needs."""
     work = Work.open(job)
     work.settings.reporting.tensorboard = False  # the other draws the curves
     source = _source(work, processes=1)  # of several cards it sees its own alone
-    session, _ = setup.made_ready(work, source)
+    session, _ = setup.prepare_session(work, source)
     with joined(session.model.device) as ranks:
         session.ranks = ranks
-        loop.follow(session, Hooks(work, session, source), ranks.is_told)
+        loop.follow(session, RunHooks(work, session, source), ranks.is_told)
 
 
 def _source(work: Work, processes: int) -> Source:
@@ -123,7 +123,7 @@ def _source(work: Work, processes: int) -> Source:
     return source
 
 
-def _finish(work: Work, hooks: Hooks, ending: Ending) -> Ending:
+def _finish(work: Work, hooks: RunHooks, ending: Ending) -> Ending:
     """Writes the result. Where that is not possible, the state is saved instead and the run pauses."""
     session, images = hooks.session, hooks.session.images
     work.job.report("stage", name="writing the result", done=0, total=1)

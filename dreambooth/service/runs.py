@@ -10,7 +10,7 @@ from dreambooth.core import job_list, project, settings
 from dreambooth.core.errors import Problem, UserError
 from dreambooth.core.files import confinement
 from dreambooth.core.job_folder import Job, Request
-from dreambooth.core.job_history import Event, Story
+from dreambooth.core.job_history import Event, JobHistory
 from dreambooth.core.models import checkpoint
 from dreambooth.core.project import Folders, Project
 from dreambooth.core.settings import Settings
@@ -137,14 +137,14 @@ def settings_of(opened: Project, file: Path | None) -> Settings:
     return settings.parse(opened.settings())
 
 
-def is_best(story: Story, event: Event) -> bool:
+def is_best(story: JobHistory, event: Event) -> bool:
     """Whether what was written is a run's own result of the moment that it was best, as far as that was measured, and
     better than before the run."""
     best = story.best
     return best is not None and best.is_better and event["event"] == "saved" and event["images"] == best.images
 
 
-def written(story: Story) -> list[Event]:
+def written(story: JobHistory) -> list[Event]:
     """What there is of a run: its results, the newest first, then what was exported of its states, so that the first
     is what the run itself has come to."""
     return [*reversed(story.saved), *reversed(story.exported)]

@@ -41,8 +41,8 @@ def test_only_what_was_added_is_read(path: Path, monkeypatch: pytest.MonkeyPatch
     write(path, {"event": "started", "time": 0}, *(step(n) for n in range(1, 101)))
     assert job_history.read(path).step["step"] == 100
     read: list[bytes] = []
-    take = job_history.Story._take
-    monkeypatch.setattr(job_history.Story, "_take", lambda self, line: (read.append(line), take(self, line))[1])
+    take = job_history.JobHistory._take
+    monkeypatch.setattr(job_history.JobHistory, "_take", lambda self, line: (read.append(line), take(self, line))[1])
     write(path, step(101), {"event": "paused", "time": 5})
     found = job_history.read(path)
     assert len(read) == 2

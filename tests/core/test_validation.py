@@ -53,7 +53,7 @@ def test_no_measure_is_better_than_the_best(values: list[float]) -> None:
     assert found.held_out == pytest.approx(max(values), abs=1e-9)
 
 
-def told(folder: Path, *events: dict[str, object]) -> job_history.Story:
+def told(folder: Path, *events: dict[str, object]) -> job_history.JobHistory:
     path = folder / "events.jsonl"
     path.write_text("".join(json.dumps(one) + "\n" for one in events), encoding="utf-8")
     return job_history.read(path)

@@ -13,9 +13,9 @@ from torch import Tensor
 from dreambooth.core.buckets import Bucket
 from dreambooth.core.run_length import budget
 from dreambooth.core.settings import parse
-from dreambooth.engine.data.batch_order import Order, Slot
+from dreambooth.engine.data.batch_order import BatchOrder, Slot
 from dreambooth.engine.data.cache import Encoded
-from dreambooth.engine.data.caption_schedule import Readings
+from dreambooth.engine.data.caption_schedule import CaptionSchedule
 from dreambooth.engine.drawing.sampling import make_scheduler
 from dreambooth.engine.families.model import Model
 from dreambooth.engine.training import adapters, loss, optimizers
@@ -60,10 +60,10 @@ def session(model: Model, *, batch: int = 3, priors: bool = True, concepts: int 
     numbers = [n % concepts for n in range(6)]
     instances, of_class = encoded(6, numbers, 1), encoded(6, numbers, 2)
     slots = [Slot(number, BUCKET) for number in numbers]
-    readings = Readings(["a star"] * 6, ["a thing"] * 6, settings.captions, 0)
+    readings = CaptionSchedule(["a star"] * 6, ["a thing"] * 6, settings.captions, 0)
     instances.prompt.fill_(readings.captions.index("a star"))
     of_class.prompt.fill_(readings.captions.index("a thing"))
-    trained = adapters.prepare(own, settings)
+    trained = adapters.make_trainable(own, settings)
     return Session(
         settings,
         budget(settings, 6),
@@ -72,7 +72,7 @@ def session(model: Model, *, batch: int = 3, priors: bool = True, concepts: int 
         Accelerator(cpu=True),
         instances,
         of_class if priors else None,
-        Order(slots, slots if priors else [], 0),
+        BatchOrder(slots, slots if priors else [], 0),
         readings,
         Texts(own, readings.texts),
         optimizers.make(trained, settings),

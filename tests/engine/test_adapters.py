@@ -53,7 +53,7 @@ def chosen(kind: str, **more: Any) -> settings.Settings:
 def trained(request: pytest.FixtureRequest, base: Path) -> Model:
     """The model with adapters of a kind that are not zero."""
     model = families.load_file(base)
-    named = adapters.prepare(model, chosen(request.param)).named()
+    named = adapters.make_trainable(model, chosen(request.param)).named()
     torch.manual_seed(3)
     for name, parameter in named.items():
         noise = torch.randn_like(parameter)
@@ -167,7 +167,7 @@ def test_going_on_starts_where_the_file_ends(trained: Model, family: str, base: 
     model = families.load_file(base)
     start = lora.by_module(lora.read(file, open_source(base).tensors, family), model.parts)
     other = settings.parse({"lora.rank": 16, "tuning.text_encoder_ratio": 1.0})  # the kind is the file's
-    assert all(p.requires_grad for p in adapters.prepare(model, other, start).named().values())
+    assert all(p.requires_grad for p in adapters.make_trainable(model, other, start).named().values())
     again = lora.lora_tensors(model.parts, family, half=False)
     before = load_file(file)
     assert again.keys() == before.keys()
@@ -187,7 +187,7 @@ def test_convolutions_may_have_a_rank_and_an_alpha_of_their_own(kind: str, base:
     """Those that see more than a pixel, as kohya and LyCORIS have it."""
     own = {"lora.rank": 4, "lora.alpha": 8.0, "lora.conv_rank": 2, "lora.conv_alpha": 3.0, "lora.lokr_factor": 2}
     model, seen = families.load_file(base), set()
-    adapters.prepare(model, chosen(kind, **own))
+    adapters.make_trainable(model, chosen(kind, **own))
     for layer in adapted(model).values():
         is_wide = getattr(layer.get_base_layer(), "kernel_size", (1, 1)) == (3, 3)
         alpha = layer.lora_alpha if isinstance(layer, LoraLayer) else layer.alpha
@@ -282,7 +282,7 @@ def test_a_column_that_is_all_but_taken_away_scales_nothing_beyond_measure() -> 
 def tensors(base: Path, family: str, **changes: Any) -> dict[str, Tensor]:
     """What the file of an untrained LoRA holds."""
     model = families.load_file(base)
-    adapters.prepare(model, settings.parse({"lora.layers": "attention", **changes}))
+    adapters.make_trainable(model, settings.parse({"lora.layers": "attention", **changes}))
     return lora.lora_tensors(model.parts, family, half=False)
 
 
@@ -304,7 +304,7 @@ def test_ofts_rank_is_its_blocks_side_and_alpha_how_strongly_they_count(base: Pa
     sizes = []
     for alpha in (8.0, 16.0):
         model = families.load_file(base)
-        for parameter in adapters.prepare(model, chosen("oft", **{"lora.alpha": alpha})).named().values():
+        for parameter in adapters.make_trainable(model, chosen("oft", **{"lora.alpha": alpha})).named().values():
             parameter.data.fill_(0.01)
         written = lora.lora_tensors(model.parts, family, half=False)
         sizes.append(max(tensor.max().item() for name, tensor in written.items() if name.endswith(".oft_blocks")))
@@ -316,7 +316,7 @@ def test_an_oft_is_written_with_a_bound_that_it_never_reaches(half: bool, base: 
     """Of what turns nothing it is 0: A1111 would divide a length of 0 by itself, in half precision without
     anything added."""
     model = families.load_file(base)
-    parameters = list(adapters.prepare(model, chosen("oft")).named().values())
+    parameters = list(adapters.make_trainable(model, chosen("oft")).named().values())
     for parameter in parameters[1:]:
         parameter.data = torch.randn_like(parameter) * 10
     written = lora.lora_tensors(model.parts, family, half=half)
@@ -333,7 +333,7 @@ def test_the_factor_is_the_first_ones_sides(factor: int, base: Path, family: str
 @pytest.mark.parametrize("kind", ["lora", "dora"])
 def test_dropout_acts_in_training_and_not_in_drawing(kind: str, base: Path, family: str) -> None:
     model = families.load_file(base)
-    for name, parameter in adapters.prepare(model, chosen(kind, **{"lora.dropout": 0.5})).named().items():
+    for name, parameter in adapters.make_trainable(model, chosen(kind, **{"lora.dropout": 0.5})).named().items():
         parameter.data = parameter if "dora" in name else torch.randn_like(parameter) * 0.1
     layer = next(iter(adapted(model).values()))
     x = torch.ones(1, 4, layer.in_features) if hasattr(layer, "in_features") else torch.ones(1, 32, 8, 8)
@@ -350,7 +350,7 @@ def test_dropout_acts_in_training_and_not_in_drawing(kind: str, base: Path, fami
 def parts_of(base: Path, **changes: Any) -> tuple[Model, set[str]]:
     """A model prepared with settings, and the parts that are trained."""
     model = families.load_file(base)
-    return model, set(adapters.prepare(model, settings.parse(changes)).parts)
+    return model, set(adapters.make_trainable(model, settings.parse(changes)).parts)
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])

@@ -33,7 +33,7 @@ def star(tmp_path_factory: pytest.TempPathFactory) -> Project:
 def paused(star: Project, monkeypatch: pytest.MonkeyPatch, step: int = 3, **changes: Any) -> Job:
     job = new_run(star, **{**SHORTER, **changes})
     with monkeypatch.context() as patch:
-        patch.setattr(hooks.Hooks, "requests", lambda own: {"pause"} if own.session.step == step else set())
+        patch.setattr(hooks.RunHooks, "requests", lambda own: {"pause"} if own.session.step == step else set())
         assert worker.run(job) == "paused"
     return job
 

@@ -94,7 +94,7 @@ def test_they_are_drawn_in_the_shapes_of_your_pictures(star: Project, mine: Path
     make(model, square, wide)
     drawn = plans(star, parsed)
     priors = class_pictures.prior_pictures(drawn)
-    looks = inspection.look_at_all([p.path for p in priors])
+    looks = inspection.inspect_all([p.path for p in priors])
     assert Counter((seen.width, seen.height) for seen in looks) == {(64, 64): 6, (80, 48): 2}
     instances = pictures.examples(pictures.gather(parsed.concepts), parsed, 64)
     cuts = [example.cut for example in pictures.prior_examples(priors, looks, instances)]

@@ -14,7 +14,7 @@ from dreambooth.core.buckets import Bucket, grid
 from dreambooth.core.focal_point import FocalPoint
 from dreambooth.core.settings.dataset import Pictures
 from dreambooth.engine.data import cropping, saliency
-from dreambooth.engine.data.cropping import Cut, apply, cuts
+from dreambooth.engine.data.cropping import Crop, apply, cuts
 
 SQUARE = Bucket(64, 64)
 AUGMENTED: dict[str, Any] = {"hflip": True, "rotation": 10.0, "brightness": 0.3, "colour": 0.3, "crop_jitter": 0.3}
@@ -102,14 +102,14 @@ def test_there_are_as_many_variants_as_are_asked_for(count: int) -> None:
 
 def test_a_flip_mirrors() -> None:
     picture = noise(64, 64)
-    made = apply(picture, Cut(SQUARE, (0, 0, 64, 64), (64, 64), mirrored=True))
+    made = apply(picture, Crop(SQUARE, (0, 0, 64, 64), (64, 64), mirrored=True))
     assert np.array_equal(np.asarray(made), np.asarray(picture)[:, ::-1])
 
 
 @given(st.floats(-30, 30), st.sampled_from([SQUARE, Bucket(128, 64), Bucket(64, 192)]))
 def test_turning_brings_nothing_in_from_outside(degrees: float, bucket: Bucket) -> None:
     picture = Image.new("RGB", (bucket.width + 20, bucket.height + 20), "red")
-    made = apply(picture, Cut(bucket, (10, 10, 10 + bucket.width, 10 + bucket.height), picture.size, degrees=degrees))
+    made = apply(picture, Crop(bucket, (10, 10, 10 + bucket.width, 10 + bucket.height), picture.size, degrees=degrees))
     assert made.size == (bucket.width, bucket.height)
     assert np.asarray(made).reshape(-1, 3).min(0).tolist() == [255, 0, 0]
 
@@ -117,8 +117,8 @@ def test_turning_brings_nothing_in_from_outside(degrees: float, bucket: Bucket) 
 def test_brightness_and_colour() -> None:
     picture = Image.new("RGB", (8, 8), (100, 60, 20))
     box = (0.0, 0.0, 8.0, 8.0)
-    assert np.asarray(apply(picture, Cut(SQUARE, box, (8, 8), brightness=1.5)))[0, 0].tolist() == [150, 90, 30]
-    grey = np.asarray(apply(picture, Cut(SQUARE, box, (8, 8), colour=0.0)))[0, 0]
+    assert np.asarray(apply(picture, Crop(SQUARE, box, (8, 8), brightness=1.5)))[0, 0].tolist() == [150, 90, 30]
+    grey = np.asarray(apply(picture, Crop(SQUARE, box, (8, 8), colour=0.0)))[0, 0]
     assert grey.max() - grey.min() <= 1
 
 

@@ -104,13 +104,13 @@ def test_processes_have_met_before_their_first_step(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(data_parallel.dist, "all_reduce", fails)
     with (
-        pytest.raises(data_parallel.Parted, match="closed by peer"),
-        data_parallel.together(dist.HashStore(), 0, 1, CPU),
+        pytest.raises(data_parallel.PeerLost, match="closed by peer"),
+        data_parallel.joined_processes(dist.HashStore(), 0, 1, CPU),
     ):
         pass
     assert not dist.is_initialized()
     monkeypatch.setattr(data_parallel.dist, "all_reduce", counted)
-    with data_parallel.together(dist.HashStore(), 0, 1, CPU):
+    with data_parallel.joined_processes(dist.HashStore(), 0, 1, CPU):
         assert [one.tolist() for one in sums] == [[0]]
 
 

@@ -72,7 +72,7 @@ def test_in_which_precision_it_draws(model: Model, monkeypatch: pytest.MonkeyPat
     assert drawn_together.how(model) == "mixed"
     assert drawn_together._kept(model) == 0
     learning = families.load_file(model.header.path)  # type: ignore[union-attr]
-    adapters.prepare(learning, parse({"general.method": "full"}))
+    adapters.make_trainable(learning, parse({"general.method": "full"}))
     with torch.autocast("cpu", torch.bfloat16):
         assert drawn_together._kept(learning) == 2 * sum(weight.numel() for weight in learning.unet.parameters())
         learning.unet.to(torch.bfloat16)

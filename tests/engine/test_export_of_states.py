@@ -35,7 +35,7 @@ def paused(star: Project, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> Jo
     job = new_run(star, **{**FULL, **changes})
     AcceleratorState._reset_state(reset_partial_state=True)  # each run has a process of its own
     with monkeypatch.context() as patch:
-        patch.setattr(hooks.Hooks, "requests", lambda own: {"pause"} if own.session.step == STEP else set())
+        patch.setattr(hooks.RunHooks, "requests", lambda own: {"pause"} if own.session.step == STEP else set())
         assert worker.run(job) == "paused"
     return job
 
@@ -51,7 +51,7 @@ def exported(star: Project, job: Job, **wanted: Any) -> Path:
 def stopped(job: Job, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The result of the run, stopped at once where it goes on."""
     with monkeypatch.context() as patch:
-        patch.setattr(hooks.Hooks, "requests", lambda own: {"stop"})
+        patch.setattr(hooks.RunHooks, "requests", lambda own: {"stop"})
         assert worker.run(job) == "stopped"
     return saved(job)[-1]
 

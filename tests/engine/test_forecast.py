@@ -30,7 +30,7 @@ HEADER = checkpoint.read_header(MINIATURE)
 def test_the_trained_values_are_those_that_training_trains(layers: str, text: float) -> None:
     method = {"general.method": "full"} if layers == "all" else {"lora.layers": layers, "lora.rank": 4}
     settings = parse({**method, "tuning.text_encoder_ratio": text})
-    trained = adapters.prepare(families.load_file(MINIATURE), settings)
+    trained = adapters.make_trainable(families.load_file(MINIATURE), settings)
     count = sum(parameter.numel() for parameter in trained.named().values())
     assert forecast.memory(HEADER, settings, Bucket(64, 64)).gradients == 4 * count
     assert anatomy.of(HEADER).trained(settings) == count
@@ -43,7 +43,7 @@ def test_the_values_of_each_kind_of_lora_are_counted(kind: str, rank: int) -> No
     for factor, of_kernels in ((0, 0), (4, 3), (5, 12)):
         chosen = {"lora.kind": kind, "lora.rank": rank, "lora.lokr_factor": factor, "lora.layers": "convolutions"}
         settings = parse({**chosen, "lora.conv_rank": of_kernels, "tuning.text_encoder_ratio": 1.0})
-        trained = adapters.prepare(families.load_file(MINIATURE), settings)
+        trained = adapters.make_trainable(families.load_file(MINIATURE), settings)
         count = sum(parameter.numel() for parameter in trained.named().values())
         assert forecast.state_bytes(HEADER, settings) == 12 * count
 
@@ -51,7 +51,7 @@ def test_the_values_of_each_kind_of_lora_are_counted(kind: str, rank: int) -> No
 @pytest.mark.parametrize("layers", ["attention", "cross_attention"])
 def test_layers_that_rest_are_not_counted(layers: str) -> None:
     settings = parse({"general.method": "full", "tuning.unet_layers": layers})
-    trained = adapters.prepare(families.load_file(MINIATURE), settings)
+    trained = adapters.make_trainable(families.load_file(MINIATURE), settings)
     count = sum(parameter.numel() for parameter in trained.named().values())
     assert forecast.state_bytes(HEADER, settings) == 12 * count
 
@@ -59,7 +59,7 @@ def test_layers_that_rest_are_not_counted(layers: str) -> None:
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_the_text_encoder_alone_is_counted_alone(method: str) -> None:
     settings = parse({"general.method": method, "tuning.text_encoder_ratio": 1.0, "tuning.train_unet": False})
-    trained = adapters.prepare(families.load_file(MINIATURE), settings)
+    trained = adapters.make_trainable(families.load_file(MINIATURE), settings)
     count = sum(parameter.numel() for parameter in trained.named().values())
     assert forecast.state_bytes(HEADER, settings) == 12 * count
 

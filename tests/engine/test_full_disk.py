@@ -161,7 +161,7 @@ def test_a_run_lives_through_a_full_disk_and_loses_nothing(
     there = project.create(project.Folders(small_disk / "models"), "star", star.source)
     job, ballast = new_run(there, **often), small_disk / "ballast"
 
-    def fill(own: hooks.Hooks, **fields: Any) -> None:
+    def fill(own: hooks.RunHooks, **fields: Any) -> None:
         if own.session.step == 2 and not ballast.exists():
             own.states.finish(own._state_written)
             with open(ballast, "wb", buffering=0) as file:
@@ -173,8 +173,8 @@ def test_a_run_lives_through_a_full_disk_and_loses_nothing(
                         continue
         report_step(own, **fields)
 
-    report_step = hooks.Hooks.report
-    monkeypatch.setattr(hooks.Hooks, "report", fill)
+    report_step = hooks.RunHooks.report
+    monkeypatch.setattr(hooks.RunHooks, "report", fill)
     monkeypatch.setattr("dreambooth.engine.training.step_metrics.REPORT_SECONDS", 0.0)
     with pytest.raises(UserError):
         worker.run(job)
@@ -230,7 +230,7 @@ def test_what_a_run_has_written_needs_no_room_once_more(tmp_path: Path, monkeypa
     at_batches(monkeypatch, {5}, out_of_memory)
     job, left = new_run(made, **SPARING), iter([{"pause"}])
     asked = lambda own: next(left, set()) if own.session.step == 3 else set()  # noqa: E731
-    monkeypatch.setattr(hooks.Hooks, "requests", asked)
+    monkeypatch.setattr(hooks.RunHooks, "requests", asked)
     assert worker.run(job) == "paused"
     monkeypatch.setattr(shutil, "disk_usage", lambda place: usage(place, -each))
     said = r"2 results and 1 state\), but .* are free; make room, raise intervals\.save_model_every_steps or set interv"
@@ -268,7 +268,7 @@ def test_where_few_results_stay_there_is_room_needed_for_one_more(
         worker.run(new_run(made, **all_of_them))
     job = new_run(made, **few)
     with monkeypatch.context() as patch:
-        patch.setattr(hooks.Hooks, "requests", lambda own: {"pause"} if own.session.step == 3 else set())
+        patch.setattr(hooks.RunHooks, "requests", lambda own: {"pause"} if own.session.step == 3 else set())
         assert worker.run(job) == "paused"
     assert worker.run(job) == "done"
     assert max(most) == 2 and len(most) == 6
@@ -361,13 +361,13 @@ def test_a_checkpoint_that_is_gone_or_replaced_during_a_run_changes_nothing(tmp_
         made = project.create(project.Folders(tmp_path / "models"), what, source)
         job = new_run(made, **longer)
 
-        def then(own: hooks.Hooks, source: Path = source, what: str = what, **fields: Any) -> None:
+        def then(own: hooks.RunHooks, source: Path = source, what: str = what, **fields: Any) -> None:
             source.unlink(missing_ok=True)
             if what == "replaced":
                 source.write_bytes(b"another file")
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(hooks.Hooks, "report", then)
+            patch.setattr(hooks.RunHooks, "report", then)
             assert worker.run(job) == "done"
         assert same(output(job), output(whole))
 
@@ -379,12 +379,12 @@ def test_a_checkpoint_that_is_overwritten_spoils_no_result(
     made = project.create(project.Folders(tmp_path / "models"), "star", source)
     job = new_run(made, **{"intervals.num_train_epochs": 3})
 
-    def overwritten(own: hooks.Hooks, **fields: Any) -> None:
+    def overwritten(own: hooks.RunHooks, **fields: Any) -> None:
         with open(source, "r+b") as file:
             file.seek(source.stat().st_size // 2)
             file.write(struct.pack("<2f", 0.1, 0.2))
 
-    monkeypatch.setattr(hooks.Hooks, "report", overwritten)
+    monkeypatch.setattr(hooks.RunHooks, "report", overwritten)
     assert worker.run(job) == "paused"
     assert "was overwritten while the run works with it; put the former one back" in told(job, "warning")[-1]["text"]
     assert not saved(job)

@@ -13,7 +13,7 @@ from dreambooth.core.errors import UserError
 from dreambooth.core.project import Project
 from dreambooth.core.settings import parse
 from dreambooth.engine.training import fused_backward, loss
-from dreambooth.engine.training.fused_backward import Arrived, StepInBackward
+from dreambooth.engine.training.fused_backward import Arrived, FusedBackward
 from tests.engine.runs import LORA, saved, tiny_project, told, train
 
 ON = {"memory.step_in_backward": True}
@@ -100,16 +100,16 @@ def watch(monkeypatch: pytest.MonkeyPatch, most: list[int], largest: list[int]) 
 
 def test_each_gradient_is_clipped_by_its_own_norm(star: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[float] = []
-    plain = StepInBackward._apply_some
+    plain = FusedBackward._apply_some
 
-    def look(self: StepInBackward, number: int, some: list[Arrived]) -> None:
+    def look(self: FusedBackward, number: int, some: list[Arrived]) -> None:
         step = self.inner.step
         gradients = [gradient for _, gradient in some]
         monkeypatch.setattr(self.inner, "step", lambda: (seen.extend(float(g.norm()) for g in gradients), step()))
         plain(self, number, some)
         monkeypatch.setattr(self.inner, "step", step)
 
-    monkeypatch.setattr(StepInBackward, "_apply_some", look)
+    monkeypatch.setattr(FusedBackward, "_apply_some", look)
     train(star, **SHORT | {"optimizer.max_grad_norm": 0.01, "intervals.max_train_steps": 1}, **ON)
     assert max(seen) == pytest.approx(0.01, rel=1e-3)
     assert sum(norm < 0.0099 for norm in seen) > 10, "shorter ones stay as they are"

@@ -21,7 +21,7 @@ from dreambooth.core.job_folder import Job
 from dreambooth.core.project import Folders, Project
 from dreambooth.core.settings import parse
 from dreambooth.engine import families, generate, worker
-from dreambooth.engine.families.text_encoding import Text
+from dreambooth.engine.families.text_encoding import TextEmbedding
 from dreambooth.engine.miniature import reading, world
 from dreambooth.engine.run import imagic as around
 from dreambooth.engine.training import imagic, preview
@@ -68,7 +68,7 @@ def test_first_the_text_moves_and_then_the_model_with_the_text_held_still(made: 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(imagic.Fitting, "take_step", lambda self: (look(self.session, self.fitted.text), take(self)))
 
-        def look(session: Any, text: Text) -> None:
+        def look(session: Any, text: TextEmbedding) -> None:
             texts.append(text.hidden.detach().clone())
             weights.append(session.model.unet.conv_in.weight.detach().clone())
 
@@ -97,7 +97,7 @@ def test_the_model_is_trained_on_the_fitted_text(star: Project, picture: Path, m
     read: list[torch.Tensor] = []
     denoise = families.sd1.Sd1.denoise
 
-    def kept(model: Any, x_t: Any, t: Any, text: Text, sizes: Any) -> Any:
+    def kept(model: Any, x_t: Any, t: Any, text: TextEmbedding, sizes: Any) -> Any:
         read.append(text.hidden.detach().clone())
         return denoise(model, x_t, t, text, sizes)
 
@@ -121,8 +121,8 @@ def test_the_embedding_is_moved_as_adam_moves_it(star: Project, picture: Path) -
 
 def test_eta_leads_from_the_fitted_text_to_the_prompt() -> None:
     """Equation 3 of the paper; 2 goes as far beyond the prompt."""
-    target = Text(torch.ones(2, 3, 4), torch.ones(2, 5))
-    other = Text(torch.zeros(1, 3, 4), torch.zeros(1, 5))
+    target = TextEmbedding(torch.ones(2, 3, 4), torch.ones(2, 5))
+    other = TextEmbedding(torch.zeros(1, 3, 4), torch.zeros(1, 5))
     for eta in (0.0, 0.25, 1.0, 2.0):
         made = imagic.blended(target, other, eta)
         assert torch.allclose(made.hidden, torch.full((2, 3, 4), eta))

@@ -106,7 +106,7 @@ def test_a_pictures_own_mask_is_used_as_it_is_grown_and_beside_others() -> None:
     for grown in found[2::2]:
         assert grown[found[0]].all() and grown.sum() > found[0].sum()
     assert not any((mask == found[0]).all() for mask in found[1:])
-    mirrored = cropping.Cut(BUCKET, (0, 0, 64, 64), (64, 64), mirrored=True)
+    mirrored = cropping.Crop(BUCKET, (0, 0, 64, 64), (64, 64), mirrored=True)
     assert (inpainting_masks.masks("a.png", 0, mirrored, own, 1, 0)[0] == found[0][:, ::-1]).all()
 
 
@@ -293,8 +293,8 @@ def test_steps_from_records_change_no_bit(sd1: Project, monkeypatch: pytest.Monk
     monkeypatch.setattr(traced_step, "WORTH", 1)
     changes = {**RUNS["prediction"], "intervals.max_train_steps": 7, "batching.train_batch_size": 1}
     again: list[Any] = []
-    real = traced_step.Passes._again
-    monkeypatch.setattr(traced_step.Passes, "_again", lambda *given: (again.append(given), real(*given))[1])
+    real = traced_step.TracedStep._again
+    monkeypatch.setattr(traced_step.TracedStep, "_again", lambda *given: (again.append(given), real(*given))[1])
     recorded = output(train(sd1, **changes))
     assert len(again) >= 3
     again.clear()

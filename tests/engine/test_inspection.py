@@ -223,7 +223,7 @@ def test_the_caption_is_the_final_one(checked: tuple[Path, dict[str, Any]]) -> N
 @pytest.mark.parametrize("suffix", ["html", "png"])
 def test_the_sheet_shows_every_picture(checked: tuple[Path, dict[str, Any]], tmp_path: Path, suffix: str) -> None:
     _, said = checked
-    thumbnails = [inspection.look(Path(row["path"])).thumbnail for row in said["pictures"]]
+    thumbnails = [inspection.inspect(Path(row["path"])).thumbnail for row in said["pictures"]]
     sheet = tmp_path / f"sheet.{suffix}"
     for _ in range(2):  # a sheet may be written anew
         contact_sheet.write(sheet, "x <y>", said, thumbnails)
@@ -263,4 +263,4 @@ def test_alike_is_not_the_same(tmp_path: Path) -> None:
     pattern.save(tmp_path / "pattern.png")
     Image.merge("RGB", pattern.split()[::-1]).save(tmp_path / "pattern in other colours.png")
     pattern.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(tmp_path / "pattern from the other side.png")
-    assert inspection.twins([inspection.look(path) for path in sorted(tmp_path.iterdir())]) == {}
+    assert inspection.twins([inspection.inspect(path) for path in sorted(tmp_path.iterdir())]) == {}

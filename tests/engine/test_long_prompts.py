@@ -17,7 +17,7 @@ from dreambooth.core.project import Folders
 from dreambooth.core.settings import parse
 from dreambooth.engine import families, generate, plan, worker
 from dreambooth.engine.families.model import Model
-from dreambooth.engine.families.text_encoding import Text
+from dreambooth.engine.families.text_encoding import TextEmbedding
 from dreambooth.engine.prompts import chunking
 from dreambooth.engine.prompts.vocabulary import clip_tokenizer
 from dreambooth.engine.training import text_embeddings
@@ -136,7 +136,7 @@ def test_without_padding_the_unet_reads_the_words_and_their_marks_alone(
             together = one.denoise(x_t, t, bare, sizes)
             for n, words in enumerate((5, 4)):
                 pooled = None if padded.pooled is None else padded.pooled[n : n + 1]
-                text = Text(padded.hidden[n : n + 1, :words], pooled)
+                text = TextEmbedding(padded.hidden[n : n + 1, :words], pooled)
                 alone = one.denoise(x_t[n : n + 1], t[:1], text, sizes[:1])
                 assert torch.allclose(together[n : n + 1], alone, atol=1e-4)
             assert not torch.allclose(together, one.denoise(x_t, t, padded, sizes), atol=1e-4)

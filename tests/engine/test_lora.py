@@ -51,7 +51,7 @@ def trained(base: Path) -> Model:
     """The model with LoRA layers that are not zero."""
     model = families.load_file(base)
     torch.manual_seed(3)
-    for parameter in adapters.prepare(model, CHOSEN).named().values():
+    for parameter in adapters.make_trainable(model, CHOSEN).named().values():
         parameter.data = torch.randn_like(parameter) * 0.1
     return model
 
@@ -258,7 +258,7 @@ def test_going_on_starts_where_the_file_ends(base: Path, trained: Model, file: P
     model = families.load_file(base)
     start = lora.by_module(lora.read(file, weights(open_source(base)), kind), model.parts)
     other = settings.parse({"lora.rank": 16, "tuning.text_encoder_ratio": 1.0})
-    named = adapters.prepare(model, other, start).named()
+    named = adapters.make_trainable(model, other, start).named()
     assert len(named) == 2 * len(load_file(file)) // 3
     assert np.abs(picture(model) - picture(trained)).max() <= 1
     again = lora.lora_tensors(model.parts, kind, half=False)

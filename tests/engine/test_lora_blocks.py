@@ -48,7 +48,7 @@ def places(model: Model) -> set[str]:
 
 def prepared(base: Path, **changes: Any) -> Model:
     model = families.load_file(base)
-    adapters.prepare(model, settings.parse({"lora.rank": 2, **changes}))
+    adapters.make_trainable(model, settings.parse({"lora.rank": 2, **changes}))
     return model
 
 
@@ -100,7 +100,9 @@ def test_every_kind_of_lora_has_them(kind: str, base: Path) -> None:
 
 def test_the_text_encoder_learns_as_ever(base: Path) -> None:
     whole, some = (
-        adapters.prepare(families.load_file(base), settings.parse({"tuning.text_encoder_ratio": 1.0, **flat})).parts
+        adapters.make_trainable(
+            families.load_file(base), settings.parse({"tuning.text_encoder_ratio": 1.0, **flat})
+        ).parts
         for flat in ({}, {"lora.blocks": "mid"})
     )
     assert some["text_encoder"].keys() == whole["text_encoder"].keys()
@@ -111,7 +113,7 @@ def test_the_text_encoder_learns_as_ever(base: Path) -> None:
 @pytest.mark.parametrize("chosen", ["out", "IN04-OUT03", "MID"])
 def test_the_trained_values_are_counted(chosen: str, layers: str, base: Path) -> None:
     wanted = settings.parse({"lora.blocks": chosen, "lora.layers": layers, "lora.rank": 3})
-    trained = adapters.prepare(families.load_file(base), wanted).named()
+    trained = adapters.make_trainable(families.load_file(base), wanted).named()
     counted = anatomy.of(checkpoint.read_header(base))
     assert counted.trained(wanted) == sum(weight.numel() for weight in trained.values()) > 0
     kept = anatomy.from_json(anatomy.as_json(counted))

@@ -34,7 +34,7 @@ def adapted(layer: nn.Module, **more: Any) -> tuple[nn.Module, nn.Module]:
     torch.manual_seed(0)
     made = nn.Sequential(copy.deepcopy(layer))
     config = LoraConfig(r=3, lora_alpha=5, target_modules=["0"], **more)
-    inject_adapter_in_model(lora_layer.use_in(config), made)
+    inject_adapter_in_model(lora_layer.replace_layers(config), made)
     for parameter in made.parameters():
         parameter.data.normal_(std=0.3)
     theirs = copy.deepcopy(made)
@@ -116,7 +116,7 @@ def gradients(module: nn.Module, dtype: torch.dtype, *, autocast: bool = False, 
     if not autocast:
         given |= {name: given[name].to(dtype) for name in ("sample", "encoder_hidden_states")}
     module.zero_grad()
-    layers = lora_layer.of([module]) if at_once else []
+    layers = lora_layer.adapter_layers([module]) if at_once else []
     with lora_layer.cast_at_once(layers, dtype), torch.autocast("cpu", dtype, enabled=autocast):
         module(**given).sample.float().square().mean().backward()
     assert all(layer.cast is None for layer in layers)
@@ -158,8 +158,8 @@ def test_casting_at_once_changes_no_bit() -> None:
 
 def test_nothing_is_cast_without_need() -> None:
     module = unet("sd1")
-    with lora_layer.cast_at_once(lora_layer.of([module]), torch.float32):
-        assert all(layer.cast is None for layer in lora_layer.of([module]))
+    with lora_layer.cast_at_once(lora_layer.adapter_layers([module]), torch.float32):
+        assert all(layer.cast is None for layer in lora_layer.adapter_layers([module]))
 
 
 @pytest.mark.parametrize(

@@ -68,7 +68,7 @@ def test_a_part_has_two_groups_and_one_without(star: Project) -> None:
         made = {}
         for ratio in (1.0, 4.0):
             settings = parse({**LORA, **more, "concepts.0.instance_data_dir": "x", RATIO: ratio})
-            trained = adapters.prepare(families.load_file(star.source), settings)
+            trained = adapters.make_trainable(families.load_file(star.source), settings)
             made[ratio] = optimizers.groups(trained, settings)
             held = optimizers.make(trained, settings).param_groups
             assert [one["params"] for one in held] == [one.weights for one in made[ratio]]
@@ -105,7 +105,7 @@ def test_with_each_optimizer_a_pause_changes_no_bit(name: str, star: Project, mo
 
 def paused(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(hooks.Hooks, "requests", lambda own: {"pause"} if own.session.step == 3 else set())
+        patch.setattr(hooks.RunHooks, "requests", lambda own: {"pause"} if own.session.step == 3 else set())
         assert worker.run(job) == "paused"
 
 

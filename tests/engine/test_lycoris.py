@@ -62,7 +62,7 @@ def test_at_rest_it_is_the_plain_layer(name: str, kind: str) -> None:
     x = torch.randn(shape)
     plain = theirs[0].get_base_layer()(x)  # type: ignore[operator]
     assert not torch.allclose(ours(x), plain, atol=1e-3)
-    with disabled_adapters.resting(disabled_adapters.adapters([ours])):
+    with disabled_adapters.disabled(disabled_adapters.adapters([ours])):
         assert torch.equal(ours(x), plain)
 
 
@@ -95,7 +95,7 @@ def unet(kind: str) -> nn.Module:
 
 def with_pefts(module: nn.Module) -> nn.Module:
     made = copy.deepcopy(module)
-    for layer in lora_layer.of([made]):
+    for layer in lora_layer.adapter_layers([made]):
         layer.__class__ = type(layer).__bases__[-1]
     return made.eval()
 
@@ -103,7 +103,7 @@ def with_pefts(module: nn.Module) -> nn.Module:
 @pytest.mark.parametrize("kind", ["loha", "lokr"])
 def test_a_step_in_bf16_is_as_near_to_full_precision_as_pefts_with_autocast(kind: str) -> None:
     module = unet(kind)
-    layers = lora_layer.of([module])
+    layers = lora_layer.adapter_layers([module])
     assert len(layers) > 20 and any(isinstance(layer, (lycoris.LohaConv2d, lycoris.LokrConv2d)) for layer in layers)
     exact = gradients(with_pefts(module), torch.float32)
     assert torch.allclose(gradients(module, torch.float32), exact, rtol=1e-3, atol=1e-6 * exact.abs().max().item())

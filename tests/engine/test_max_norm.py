@@ -18,7 +18,7 @@ from dreambooth.engine.bench.operations import Operations
 from dreambooth.engine.checkpoints import lora
 from dreambooth.engine.checkpoints.source import open_model
 from dreambooth.engine.layers import lora_layer
-from dreambooth.engine.layers.lora_layer import ADAPTER, Quick
+from dreambooth.engine.layers.lora_layer import ADAPTER, AdapterLayer
 from dreambooth.engine.run import hooks
 from dreambooth.engine.training import adapters, fused_backward
 from dreambooth.engine.training.max_norm import MaxNorm
@@ -54,7 +54,7 @@ def adapted(form: str) -> nn.Module:
         flat = {"lora.rank": 3, "lora.alpha": 2.0, "lora.layers": "convolutions", **FORMS[form]}
         settings = parse(flat)
         adapters._inject(made, settings, settings.lora.kind, adapters.LORA_LAYERS["convolutions"])
-    for layer in lora_layer.of([made]):
+    for layer in lora_layer.adapter_layers([made]):
         size = 0.5 * torch.rand(())
         for matrix in layer.matrices():
             matrix.data = torch.randn_like(matrix) * size
@@ -83,7 +83,7 @@ def length(layer: Any) -> float:
 
 @pytest.mark.parametrize("form", [*FORMS, *APART])
 def test_what_is_longer_than_the_limit_becomes_as_long_by_equal_shares(form: str) -> None:
-    layers = lora_layer.of([adapted(form)])
+    layers = lora_layer.adapter_layers([adapted(form)])
     before = [(length(layer), [matrix.detach().clone() for matrix in layer.matrices()]) for layer in layers]
     most = sorted(size for size, _ in before)[len(before) // 2]
     MaxNorm(layers, most * 1.0001).keep()
@@ -102,7 +102,7 @@ def test_what_is_longer_than_the_limit_becomes_as_long_by_equal_shares(form: str
 
 def test_layers_of_one_form_are_done_together_in_parts_that_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     """With the same numbers, and without the products."""
-    layers, alone = (lora_layer.of([adapted("lora")]) for _ in range(2))
+    layers, alone = (lora_layer.adapter_layers([adapted("lora")]) for _ in range(2))
     counted = Operations()
     together = MaxNorm(layers, 0.1)
     assert len(together.stacks) < len(layers) / 3
@@ -117,7 +117,7 @@ def test_layers_of_one_form_are_done_together_in_parts_that_fit(monkeypatch: pyt
     assert all(torch.allclose(one, other, rtol=1e-6, atol=0) for one, other in pairs)
 
 
-def matrices(layers: list[Quick]) -> list[Tensor]:
+def matrices(layers: list[AdapterLayer]) -> list[Tensor]:
     return [matrix for layer in layers for matrix in layer.matrices()]
 
 
@@ -146,7 +146,7 @@ def test_a_pause_changes_no_bit(more: dict[str, Any], star: Project, monkeypatch
     flat = {**SHORT, **more, "intervals.max_train_steps": 6}
     whole, job = output(train(star, **flat)), new_run(star, **flat)
     with monkeypatch.context() as patch:
-        patch.setattr(hooks.Hooks, "requests", lambda own: {"pause"} if own.session.step == 3 else set())
+        patch.setattr(hooks.RunHooks, "requests", lambda own: {"pause"} if own.session.step == 3 else set())
         assert worker.run(job) == "paused"
     assert worker.run(job) == "done"
     assert same(output(job), whole)

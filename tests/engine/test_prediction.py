@@ -19,7 +19,7 @@ from dreambooth.core.settings import parse
 from dreambooth.engine import class_images, families, plan, worker
 from dreambooth.engine.bench.live_tensors import Live
 from dreambooth.engine.families.model import Model
-from dreambooth.engine.families.text_encoding import Text
+from dreambooth.engine.families.text_encoding import TextEmbedding
 from dreambooth.engine.run import setup
 from dreambooth.engine.training import step_metrics
 from dreambooth.engine.training.session import Session
@@ -34,7 +34,7 @@ KEPT: dict[str, Any] = {
     "concepts.0.class_prompt": "a photo of a star",
     "batching.train_batch_size": 2,
 }
-Call = tuple[Tensor, Tensor, Text, Tensor, Tensor]  # what the UNet was given, and what it said
+Call = tuple[Tensor, Tensor, TextEmbedding, Tensor, Tensor]  # what the UNet was given, and what it said
 
 
 @pytest.fixture(scope="module", params=["sd1", "sdxl"])
@@ -61,7 +61,7 @@ def calls(session: Session) -> tuple[tuple[Tensor, ...], list[Call]]:
     found: list[Call] = []
     original = type(session.model).denoise
 
-    def denoise(model: Model, x_t: Tensor, t: Tensor, text: Text, sizes: Tensor) -> Tensor:
+    def denoise(model: Model, x_t: Tensor, t: Tensor, text: TextEmbedding, sizes: Tensor) -> Tensor:
         said = original(model, x_t, t, text, sizes)
         found.append((x_t, t, text, sizes, said))
         return said

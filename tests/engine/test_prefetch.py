@@ -261,7 +261,7 @@ def test_of_pictures_whose_size_is_not_known_few_are_looked_at_at_once(
 
     for name in ("decode", "decode_alpha"):
         monkeypatch.setattr(decoding, name, watched)
-    for look in (inspection.look_at_all, masks.check_all):
+    for look in (inspection.inspect_all, masks.check_all):
         most[0] = 0
         look(sorted(photos.iterdir()))
         assert 1 < most[0] <= prefetch.FEW

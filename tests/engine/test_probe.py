@@ -77,7 +77,7 @@ def test_on_a_card_it_is_asked_of_another_process_once(
 
 def test_every_choice_of_bitsandbytes_is_known_as_such(unknown: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
-    broken = [name for name in optimizers.RECIPES if optimizers.tried(name, CPU)]
+    broken = [name for name in optimizers.RECIPES if optimizers.try_here(name, CPU)]
     assert tuple(broken) == optimizers.BY_BITSANDBYTES
 
 

@@ -167,7 +167,7 @@ def test_the_rates_that_are_refused_or_halved_are_those_of_what_learns(what: str
     distinct: dict[str, Any] = {key: 0.001 * (n + 1) for n, key in enumerate(RATES)}
     flat = {**WORD, **distinct, **LEARNS[what]}
     chosen = parse(flat)
-    made = optimizers.groups(adapters.prepare(families.load_file(MINIATURE), chosen), chosen)
+    made = optimizers.groups(adapters.make_trainable(families.load_file(MINIATURE), chosen), chosen)
     learning = {key for key in RATES for group in made if group.rate(chosen) == distinct[key]}
     assert learning
     for name in optimizers.RECIPES:

@@ -33,7 +33,7 @@ def star(tmp_path_factory: pytest.TempPathFactory) -> Project:
     made = project.create(Folders(place / "models"), "star", base)
     model = families.load_file(base)
     torch.manual_seed(3)
-    for parameter in adapters.prepare(model, parse({})).named().values():
+    for parameter in adapters.make_trainable(model, parse({})).named().values():
         parameter.data = torch.randn_like(parameter) * 0.1
     write_tensors(made.folder / "taught.safetensors", lora.lora_tensors(model.parts, model.family, half=False), {})
     return made

@@ -362,14 +362,14 @@ def projects(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Project]:
     ],
 )
 def test_a_run(projects: dict[str, Project], family: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    gathered, elsewhere = loss.gathered, set[str]()
+    gathered, elsewhere = loss.make_batch, set[str]()
 
     def looked_at(*given: Any, **more: Any) -> loss.Batch:
         batch = gathered(*given, **more)
         elsewhere.update(name for name, tensor in batch.tensors().items() if not card.has(tensor))
         return batch
 
-    monkeypatch.setattr(loss, "gathered", looked_at)
+    monkeypatch.setattr(loss, "make_batch", looked_at)
     with simulated_card() as card:
         job = train(projects[family], **RUNS[kind])
     assert not elsewhere, "no CUDA graph could be made of a step that is given them"
@@ -420,7 +420,7 @@ def test_a_sheet_takes_results_of_each_kind(projects: dict[str, Project], kind: 
     with simulated_card():
         AcceleratorState._reset_state(reset_partial_state=True)
         model = generate.load(made, "")
-        for weight in adapters.prepare(model, chosen).named().values():
+        for weight in adapters.make_trainable(model, chosen).named().values():
             weight.data += torch.randn_like(weight) * 0.1
         file = tmp_path / f"{kind}.safetensors"
         write_tensors(file, lora.lora_tensors(model.parts, model.family, half=False), {})

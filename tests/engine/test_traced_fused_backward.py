@@ -19,7 +19,7 @@ from dreambooth.engine.bench.live_tensors import Live
 from dreambooth.engine.tracing.program import NotTraceable, Program, record
 from dreambooth.engine.tracing.recorder import Recorder, call
 from dreambooth.engine.training import fused_backward, loss, traced_step
-from dreambooth.engine.training.fused_backward import Arrived, StepInBackward
+from dreambooth.engine.training.fused_backward import Arrived, FusedBackward
 from dreambooth.engine.training.loss import Batch
 from tests.engine.runs import new_run, output, same, tiny_project, told, train
 
@@ -149,13 +149,13 @@ def test_what_is_learned_is_the_same_to_the_bit(
 ) -> None:
     """And the weights change in the same portions."""
     family, changes = KINDS[kind]
-    results, portions, plain = [], list[tuple[int, list[torch.Size]]](), StepInBackward._apply_some
+    results, portions, plain = [], list[tuple[int, list[torch.Size]]](), FusedBackward._apply_some
 
-    def watched(self: StepInBackward, number: int, some: list[Arrived]) -> None:
+    def watched(self: FusedBackward, number: int, some: list[Arrived]) -> None:
         portions.append((number, [weight.shape for weight, _ in some]))
         plain(self, number, some)
 
-    monkeypatch.setattr(StepInBackward, "_apply_some", watched)
+    monkeypatch.setattr(FusedBackward, "_apply_some", watched)
     for more in (OFF, {}):
         job = train(projects[family], **{**STEPS, **changes, **more})
         assert not told(job, "warning")
@@ -187,7 +187,7 @@ def test_pictures_of_several_shapes_have_a_program_each(
 def test_a_step_whose_loss_is_no_number_changes_nothing(
     projects: dict[str, Project], programs: list[Program], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain = loss.gathered
+    plain = loss.make_batch
 
     def spoilt(session: Any, *given: Any, **more: Any) -> Batch:
         batch = plain(session, *given, **more)
@@ -195,7 +195,7 @@ def test_a_step_whose_loss_is_no_number_changes_nothing(
             batch.x_t.fill_(float("nan"))
         return batch
 
-    monkeypatch.setattr(loss, "gathered", spoilt)
+    monkeypatch.setattr(loss, "make_batch", spoilt)
     results = []
     for more in (OFF, {}):
         job = train(projects["sd1"], **STEPS, **more)
@@ -210,9 +210,9 @@ def test_a_program_that_gives_something_else_has_changed_nothing(
     wrong: str, projects: dict[str, Project], programs: list[Program], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wanted = output(train(projects["sd1"], **STEPS, **OFF))
-    arrived, count = StepInBackward._arrived, [0]
+    arrived, count = FusedBackward._arrived, [0]
 
-    def spoilt(self: StepInBackward, weight: nn.Parameter, number: int, gradient: Tensor) -> None:
+    def spoilt(self: FusedBackward, weight: nn.Parameter, number: int, gradient: Tensor) -> None:
         if programs:  # the first is run before PyTorch does the same batch
             count[0] += 1
             if count[0] == 20 and wrong == "an error":
@@ -221,7 +221,7 @@ def test_a_program_that_gives_something_else_has_changed_nothing(
                 gradient.mul_(1.5)
         arrived(self, weight, number, gradient)
 
-    monkeypatch.setattr(StepInBackward, "_arrived", spoilt)
+    monkeypatch.setattr(FusedBackward, "_arrived", spoilt)
     job = train(projects["sd1"], **STEPS)
     (warning,) = told(job, "warning")
     assert warning["where"] == "tuning.trace_steps"

@@ -99,7 +99,7 @@ def test_it_is_the_same_traced_and_paused_and_after_the_text_rests(star: Project
     flat |= {"tuning.text_encoder_ratio": 0.8, "batching.gradient_accumulation_steps": 2}
     plain, job = output(train(star, **flat, **{"tuning.trace_steps": False})), new_run(star, **flat)
     with monkeypatch.context() as patch:
-        patch.setattr(hooks.Hooks, "requests", lambda own: {"pause"} if own.session.step == 3 else set())
+        patch.setattr(hooks.RunHooks, "requests", lambda own: {"pause"} if own.session.step == 3 else set())
         assert worker.run(job) == "paused"
     assert worker.run(job) == "done"
     assert not told(job, "warning")
@@ -118,7 +118,7 @@ def test_what_is_trained_is_counted(method: str, which: str, star: Project) -> N
     settings = parse(chosen)
     model, header = families.load_file(star.source), checkpoint.read_header(star.source)
     sizes = {part: sum(one.numel() for one in encoder.parameters()) for part, encoder in model.text_encoders.items()}
-    values = sum(weight.numel() for weight in adapters.prepare(model, settings).named().values())
+    values = sum(weight.numel() for weight in adapters.make_trainable(model, settings).named().values())
     counted = anatomy.of(header)
     assert counted.trained(settings) == values
     assert counted == anatomy.from_json(anatomy.as_json(counted))

@@ -24,7 +24,7 @@ from dreambooth.engine.bench import streaming
 from dreambooth.engine.bench.footprint import Point
 from dreambooth.engine.families import unet_weights, weight_prefetch
 from dreambooth.engine.families.model import whole_picture
-from dreambooth.engine.run.hooks import Hooks
+from dreambooth.engine.run.hooks import RunHooks
 from dreambooth.engine.training import adapters, loop
 from dreambooth.engine.training.session import Session
 from tests.engine import tiny
@@ -115,8 +115,8 @@ def test_what_does_not_work_here_is_said(monkeypatch: pytest.MonkeyPatch) -> Non
 def one_step(changes: dict[str, Any]) -> tuple[float, dict[str, torch.Tensor]]:
     """The loss on some noise, and the LoRA's gradients."""
     settings, model = parse(changes), families.load_file(MINIATURE)
-    unet_weights.lay(model.unet, settings.memory.unet_weights, torch.device("cpu"))
-    trained = adapters.prepare(model, settings)
+    unet_weights.store_weights(model.unet, settings.memory.unet_weights, torch.device("cpu"))
+    trained = adapters.make_trainable(model, settings)
     model.unet.enable_gradient_checkpointing()
     torch.manual_seed(0)
     x, text = torch.randn(2, 4, 16, 16), model.encode_text(["a star", "a photo of a red star"])
@@ -186,7 +186,7 @@ def blocks(unet: nn.Module) -> Iterator[nn.Module]:
 def test_most_of_the_weights_rest(tmp_path: Path) -> None:
     unet = families.load_file(tiny.write_original(tmp_path / "x.safetensors", "sd1")).unet
     whole = sum(weight.numel() for weight in unet.parameters())
-    unet_weights.lay(unet, "streamed", torch.device("cpu"))
+    unet_weights.store_weights(unet, "streamed", torch.device("cpu"))
     assert sum(weight.numel() for weight in unet.parameters()) < 0.3 * whole
 
 
@@ -196,7 +196,7 @@ def test_a_run_goes_on_with_weights_that_lie_elsewhere(made: Project, monkeypatc
     last = {"intervals.max_train_steps": 3}
     job = new_run(made, **FULL, **last)
     with monkeypatch.context() as patch:
-        patch.setattr(Hooks, "requests", lambda hooks: {"pause"} if hooks.session.step == 1 else set())
+        patch.setattr(RunHooks, "requests", lambda hooks: {"pause"} if hooks.session.step == 1 else set())
         assert worker.run(job) == "paused"
     job.change(on_resume.changes(job.settings(), {"memory.unet_weights": "streamed"}))
     AcceleratorState._reset_state(reset_partial_state=True)
@@ -246,6 +246,6 @@ def test_without_enough_to_be_pinned_it_is_streamed_all_the_same(monkeypatch: py
     monkeypatch.setattr(hardware, "_PINS", [True])
     monkeypatch.setattr(weight_prefetch, "streams", lambda device: None)
     unet = families.load_file(MINIATURE).unet
-    unet_weights.lay(unet, "streamed", torch.device("cuda"), lambda problem: said.append(problem.sentence))
+    unet_weights.store_weights(unet, "streamed", torch.device("cuda"), lambda problem: said.append(problem.sentence))
     assert len(said) == 1 and "(RAM)" in said[0]
     assert len(list(unet_weights.streamed(unet))) > 10

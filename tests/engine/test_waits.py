@@ -149,13 +149,13 @@ def test_a_picture_of_more_steps_waits_no_more_often(family: str, projects: dict
 
 
 def test_who_waits_is_seen(projects: dict[str, Project], monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = step_metrics.Pulse.add_losses
+    plain = step_metrics.StepMetrics.add_losses
 
-    def reads(self: step_metrics.Pulse, losses: tuple[torch.Tensor, ...]) -> None:
+    def reads(self: step_metrics.StepMetrics, losses: tuple[torch.Tensor, ...]) -> None:
         losses[0].item()
         torch.zeros(3).to(self.session.model.device)
         plain(self, losses)
 
-    monkeypatch.setattr(step_metrics.Pulse, "add_losses", reads)
+    monkeypatch.setattr(step_metrics.StepMetrics, "add_losses", reads)
     found = {one.split(" at ")[0] for one in waits(projects["sd1"], monkeypatch)}
     assert found == {"_local_scalar_dense", "to(device)"}

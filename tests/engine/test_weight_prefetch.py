@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from dreambooth.core.job_folder import Job
 from dreambooth.core.project import Project
 from dreambooth.engine.families import unet_weights, weight_prefetch
-from dreambooth.engine.families.weight_prefetch import Ahead
+from dreambooth.engine.families.weight_prefetch import Prefetcher
 from dreambooth.engine.tracing.program import Program
 from dreambooth.engine.training import fused_backward, traced_step
 from tests.engine.runs import LORA, output, same, tiny_project, told, train
@@ -60,7 +60,7 @@ def on(device: Any, *, checked: bool = True) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(weight_prefetch, "streams", lambda _: device)
         if not checked:
-            patch.setattr(Ahead, "_check", lambda *_: None)
+            patch.setattr(Prefetcher, "_check", lambda *_: None)
         yield
 
 
@@ -184,13 +184,13 @@ def blocks(count: int) -> list[nn.Module]:
     return [nn.Linear(3, 3) for _ in range(count)]
 
 
-def laid(device: Any, made: list[nn.Module]) -> Ahead:
-    ahead = Ahead(device, CPU, lambda said: None)
+def laid(device: Any, made: list[nn.Module]) -> Prefetcher:
+    ahead = Prefetcher(device, CPU, lambda said: None)
     ahead.blocks.update({block: list(block.parameters()) for block in made})
     return ahead
 
 
-def passed(ahead: Ahead, order: list[nn.Module]) -> list[bool]:
+def passed(ahead: Prefetcher, order: list[nn.Module]) -> list[bool]:
     """Whether each block's weights were there in its turn, and were right."""
     ahead.begin_pass()
     found = []
@@ -239,11 +239,11 @@ def test_what_nobody_waits_for_is_freed_on_its_way(monkeypatch: pytest.MonkeyPat
     ahead.begin_pass()
     ahead.turn(a)
 
-    def forgets(self: Ahead) -> None:
+    def forgets(self: Prefetcher) -> None:
         self._under_way = []
 
     with monkeypatch.context() as patch:
-        patch.setattr(Ahead, "_settle", forgets)
+        patch.setattr(Prefetcher, "_settle", forgets)
         ahead.turn(c)
     device.join()
     assert device.freed > 0
@@ -270,7 +270,7 @@ def test_a_gpu_is_asked_for_both_waits(captures: bool, monkeypatch: pytest.Monke
     monkeypatch.setattr(torch.cuda, "stream", stream)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream("computing"))
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: captures)
-    beside, place = weight_prefetch.Beside(CPU), torch.zeros(2)
+    beside, place = weight_prefetch.CopyStream(CPU), torch.zeros(2)
     beside.follow()
     beside.copy(place, torch.ones(2))
     beside.join()

@@ -11,7 +11,6 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
-from dreambooth.engine.prompts.textual_inversion import Words
 from safetensors.torch import load_file, save_file
 
 from dreambooth.core import learned_words as words_module
@@ -26,6 +25,7 @@ from dreambooth.engine.checkpoints import lora_header, words_file
 from dreambooth.engine.checkpoints.source import open_model
 from dreambooth.engine.families.model import Model
 from dreambooth.engine.prompts import textual_inversion
+from dreambooth.engine.prompts.textual_inversion import LearnedTokens
 from dreambooth.engine.run import outputs
 from dreambooth.service import launcher, use_in_txt2img
 from dreambooth.service.models import inspect
@@ -92,7 +92,7 @@ def test_a_word_of_several_vectors_reads_as_the_words_that_they_are_of(model: Mo
 def test_the_longest_word_is_found_and_never_half_of_another(model: Model) -> None:
     part, tokenizer = next(iter(model.tokenizers.items()))
     vocabulary = model.text_encoders[part].get_input_embeddings().num_embeddings
-    found = Words(tokenizer, vocabulary, {"sks": 1, "sks dog": 2, "anna-dog": 1})
+    found = LearnedTokens(tokenizer, vocabulary, {"sks": 1, "sks dog": 2, "anna-dog": 1})
     numbers = textual_inversion.plain_numbers(tokenizer, "sks dog, sks cat, sksy, Anna-Dog dog")
     new = [number - vocabulary for number in found.put_into(numbers) if number >= vocabulary]
     assert new == [1, 2, 0, 3]

@@ -34,7 +34,7 @@ def test_what_is_fetched_ahead_learns_as_what_is_there(
     changes = {**KINDS[kind], "tuning.trace_steps": is_traced, "intervals.max_train_steps": STEPS[device.type]}
     plain = reported(projects["sd1"], **changes)
 
-    copies, streams = Late if device.type == "cpu" else weight_prefetch.Beside, weight_prefetch.streams
+    copies, streams = Late if device.type == "cpu" else weight_prefetch.CopyStream, weight_prefetch.streams
     copied, copy = [0], copies.copy
 
     def counted(self: Any, place: Tensor, weight: Tensor) -> None:

@@ -240,14 +240,14 @@ def missing_here(way: Way, device: torch.device) -> str:
 def watch(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """What a run works with, as it is after its first step."""
     seen: dict[str, Any] = {}
-    end_step = step_metrics.Pulse.end_step
+    end_step = step_metrics.StepMetrics.end_step
 
-    def looked(self: step_metrics.Pulse, norms: torch.Tensor) -> torch.Tensor:
+    def looked(self: step_metrics.StepMetrics, norms: torch.Tensor) -> torch.Tensor:
         if not seen:
             seen.update(about(self.session))
         return end_step(self, norms)
 
-    monkeypatch.setattr(step_metrics.Pulse, "end_step", looked)
+    monkeypatch.setattr(step_metrics.StepMetrics, "end_step", looked)
     return seen
 
 

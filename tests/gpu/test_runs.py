@@ -117,16 +117,16 @@ def test_who_waits_for_the_card_is_seen(
         modes: list[str] = []
         monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
         monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", modes.append)
-    plain = step_metrics.Pulse.add_losses
+    plain = step_metrics.StepMetrics.add_losses
 
-    def reads(self: step_metrics.Pulse, losses: tuple[torch.Tensor, ...]) -> None:
+    def reads(self: step_metrics.StepMetrics, losses: tuple[torch.Tensor, ...]) -> None:
         losses[0].item()
         if not on_card and modes[-1:] == ["warn"]:
             warnings.warn("the mode does not detect all synchronizing operations", stacklevel=1)  # said by PyTorch once
             warnings.warn("called a synchronizing CUDA operation", stacklevel=1)
         plain(self, losses)
 
-    monkeypatch.setattr(step_metrics.Pulse, "add_losses", reads)
+    monkeypatch.setattr(step_metrics.StepMetrics, "add_losses", reads)
     monkeypatch.setattr(test_waits, "Waits", CardWaits)
     found = test_waits.waits(projects["sd1"], monkeypatch, **LORA)
     assert len(found) >= 3, "one for each step that is looked at"
@@ -140,12 +140,12 @@ def test_what_rests_leaves_the_card_and_comes_back(
     """While a LoRA trains, the VAE and the text encoders lie in the computer's memory; while previews are drawn with
     them, they are on the card."""
     found: dict[str, set[str]] = {"steps": set(), "previews": set(), "unet": set()}
-    end_step, load = step_metrics.Pulse.end_step, setup.load
+    end_step, load = step_metrics.StepMetrics.end_step, setup.load
 
     def lie(part: torch.nn.Module) -> set[str]:
         return {tensor.device.type for tensor in part.state_dict().values()}
 
-    def looked(self: step_metrics.Pulse, norms: torch.Tensor) -> torch.Tensor:
+    def looked(self: step_metrics.StepMetrics, norms: torch.Tensor) -> torch.Tensor:
         parts = self.session.model.parts
         found["steps"] |= lie(parts["vae"]) | lie(parts["text_encoder"]) | lie(parts["text_encoder_2"])
         found["unet"] |= lie(parts["unet"])
@@ -159,7 +159,7 @@ def test_what_rests_leaves_the_card_and_comes_back(
         )
         return model, accelerator
 
-    monkeypatch.setattr(step_metrics.Pulse, "end_step", looked)
+    monkeypatch.setattr(step_metrics.StepMetrics, "end_step", looked)
     monkeypatch.setattr(setup, "load", loaded)
     some = {"intervals.max_train_steps": 2, "previews.count": 1, "previews.steps": 1}
     train(projects["sdxl"], **LORA, **some)

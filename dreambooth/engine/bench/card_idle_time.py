@@ -33,16 +33,16 @@ class Waiting:
         self.profiler: Any = None
 
     def install(self) -> None:
-        from dreambooth.engine.training.step_metrics import Pulse
+        from dreambooth.engine.training.step_metrics import StepMetrics
 
-        report = Pulse.report_if_due
+        report = StepMetrics.report_if_due
 
         @functools.wraps(report)
-        def told(pulse: Pulse) -> None:
+        def told(pulse: StepMetrics) -> None:
             self.step_ended()
             report(pulse)
 
-        Pulse.report_if_due = told  # type: ignore[method-assign]
+        StepMetrics.report_if_due = told  # type: ignore[method-assign]
 
     def step_ended(self) -> None:
         self.done += 1

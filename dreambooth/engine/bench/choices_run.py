@@ -33,9 +33,9 @@ def main(about_file: Path) -> int:
 
 
 def _training(about: dict[str, Any]) -> tuple[int, dict[str, Any]]:
-    from dreambooth.engine.training.traced_step import Passes
+    from dreambooth.engine.training.traced_step import TracedStep
 
-    clock, cpu, run = list[Any](), list[float](), Passes.run
+    clock, cpu, run = list[Any](), list[float](), TracedStep.run
 
     @functools.wraps(run)
     def noted(*arguments: Any) -> Any:
@@ -43,7 +43,7 @@ def _training(about: dict[str, Any]) -> tuple[int, dict[str, Any]]:
         cpu.append(time.process_time())
         return run(*arguments)
 
-    Passes.run = noted  # type: ignore[method-assign]
+    TracedStep.run = noted  # type: ignore[method-assign]
     code = engine.main([about["job"]])
     watch.wait()
     warm = min(watch.WARM_STEPS, about["steps"] // 4)

@@ -112,14 +112,17 @@ def laid(
 def _prepare(chosen: Settings, **parts: Any) -> None:
     """Marks what is trained, in parts that have no weights yet."""
     model: Any = SimpleNamespace(**{"text_encoders": {}, "device": torch.device("meta"), **parts})
-    adapters.prepare(model, chosen)
+    adapters.make_trainable(model, chosen)
 
 
 def _counted(module: nn.Module, forward: Any, *, mixed: bool, plain: bool = False) -> Live:
     held = [*module.parameters(), *module.buffers()]
     undo, cast = norms_as_on_a_card(), torch.bfloat16 if mixed else torch.float32
     try:
-        with Live(module.parameters(), held, parts=MOMENTS) as live, cast_at_once(lora_layer.of([module]), cast):
+        with (
+            Live(module.parameters(), held, parts=MOMENTS) as live,
+            cast_at_once(lora_layer.adapter_layers([module]), cast),
+        ):
             with torch.autocast("cpu", torch.bfloat16, enabled=mixed and not plain):
                 loss = forward()
             live.is_backward = True

@@ -57,12 +57,12 @@ def count(family: str, kind: str, *, usual: bool = False) -> tuple[int, int]:
     step = Step(family, kind, "transformer" if is_lora else "all", "mixed" if is_lora else "bf16", checkpointed=False)
     with laid(step, Point(1, SIDES[family], RANK if is_lora else 0)) as (unet, forward):
         if usual:
-            for layer in lora_layer.of([unet]):
+            for layer in lora_layer.adapter_layers([unet]):
                 layer.__class__ = type(layer).__bases__[-1]  # peft's own
         undo, there, back = norms_as_on_a_card(), Operations(), Operations()
         try:
             with there, torch.autocast("cpu", torch.bfloat16, enabled=usual):
-                cast = lora_layer.cast_at_once(lora_layer.of([unet]), torch.bfloat16)
+                cast = lora_layer.cast_at_once(lora_layer.adapter_layers([unet]), torch.bfloat16)
                 with cast:
                     loss = forward()
             with back:

@@ -20,9 +20,9 @@ from dreambooth.engine.bench import random_model
 from dreambooth.engine.bench.footprint import PRECISIONS, Point, fill, inputs
 from dreambooth.engine.bench.live_tensors import Live, norms_as_on_a_card
 from dreambooth.engine.families import unet_weights
-from dreambooth.engine.families.weight_prefetch import InTurn
+from dreambooth.engine.families.weight_prefetch import SameStream
 from dreambooth.engine.training import adapters, checkpointing, optimizers
-from dreambooth.engine.training.fused_backward import StepInBackward
+from dreambooth.engine.training.fused_backward import FusedBackward
 from dreambooth.engine.training.precision import is_plain
 
 CPU = torch.device("cpu")
@@ -48,14 +48,16 @@ def build(settings: Settings, family: str, point: Point) -> tuple[nn.Module, Any
     precision = "mixed" if precision == "auto" else precision
     unet: Any = random_model.modules(family)["unet"].requires_grad_(False)
     fill(unet.eval(), precision, trains_all=True)
-    unet_weights.lay(unet, settings.memory.unet_weights, CPU, by=InTurn())  # as a card holds two blocks at once
+    unet_weights.store_weights(
+        unet, settings.memory.unet_weights, CPU, by=SameStream()
+    )  # as a card holds two blocks at once
     model: Any = SimpleNamespace(unet=unet, text_encoders={}, device=CPU)
-    trained = adapters.prepare(model, settings)
+    trained = adapters.make_trainable(model, settings)
     if settings.batching.gradient_checkpointing:
         checkpointing.use(unet, settings.memory.checkpointed_share)
     optimizer = optimizers.make(trained, settings)
     session: Any = SimpleNamespace(settings=settings, model=model, trained=trained, optimizer=optimizer)
-    stepping = StepInBackward(session)
+    stepping = FusedBackward(session)
     given, target = inputs(unet, family, point), torch.randn(point.batch, 4, point.side, point.side)
     held, is_mixed = PRECISIONS[precision]
     if is_mixed and is_plain(torch.bfloat16, held):

@@ -58,7 +58,7 @@ def read(path: Path, weights: Iterable[str], family: str) -> dict[str, AnyLayer]
         own_rank = lora_layers.rank({what: tensor.shape for what, tensor in parts.items()})
         assumed = 0.0 if outline.kind == "oft" else peft_config.alpha(configured, outline.key, own_rank)
         alpha = parts["alpha"].item() if "alpha" in parts else assumed
-        layers[weight] = lora_layers.of(outline.kind, parts, float(alpha))
+        layers[weight] = lora_layers.layer_of(outline.kind, parts, float(alpha))
     return layers
 
 
@@ -111,7 +111,7 @@ def _peft_tensors(layer: Any) -> dict[str, Tensor]:
         "lora_up.weight": layer.lora_B[ADAPTER].weight,
         "alpha": torch.tensor(float(layer.lora_alpha[ADAPTER])),
     }
-    if (magnitude := dora.of(layer)) is not None:
+    if (magnitude := dora.magnitudes_of(layer)) is not None:
         sides = layer.get_base_layer().weight.dim() - 2
         found["dora_scale"] = magnitude.weight.reshape(1, -1, *[1] * sides)
     return found

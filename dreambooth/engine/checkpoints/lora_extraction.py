@@ -17,7 +17,7 @@ _ROUNDS = 8  # of looking: of what the exact decomposition would hold 0.1 % is m
 
 
 @dataclass(frozen=True)
-class AsLora:
+class ExtractedLora:
     """A LoRA's tensors by their names in a file, and the share of the square of what was learned that they hold."""
 
     tensors: dict[str, Tensor]
@@ -32,7 +32,7 @@ def extract(
     fits: Callable[[str], bool],
     dtype: torch.dtype,
     told: Callable[[int, int], None],
-) -> AsLora:
+) -> ExtractedLora:
     """Of each layer the `rank` largest directions of its change. `fits` says which weights are of layers that LoRAs
     have; what changed besides, as in norms, is left out and counts as not held. `told` hears how many are done."""
     tensors, whole, held = dict[str, Tensor](), 0.0, 0.0
@@ -48,7 +48,7 @@ def extract(
             key = keys[name]
             alpha = torch.tensor(float(len(down)), dtype=dtype)  # readers divide it by the rank
             tensors |= {f"{key}.lora_down.weight": down, f"{key}.lora_up.weight": up, f"{key}.alpha": alpha}
-    return AsLora(tensors, held / whole if whole else 0.0)
+    return ExtractedLora(tensors, held / whole if whole else 0.0)
 
 
 def factors(changed: Tensor, rank: int) -> tuple[Tensor, Tensor]:

@@ -148,7 +148,7 @@ class Orthogonal(Change):
 AnyLayer = Layer | Hadamard | Kronecker | Orthogonal
 
 
-def of(kind: str, found: Mapping[str, Tensor], alpha: float) -> AnyLayer:
+def layer_of(kind: str, found: Mapping[str, Tensor], alpha: float) -> AnyLayer:
     """The layer that these tensors make, by their names in LyCORIS' files."""
     magnitude = found.get("dora_scale")
     if kind == "lora":

@@ -24,7 +24,7 @@ class Slot:
     repeats: int = 1  # how often each pass sees it
 
 
-class Order:
+class BatchOrder:
     """All pictures of a batch are of one bucket, so that its shape is known beforehand.
 
     Every picture is seen once in each pass over its bucket, or as often as it repeats, in a new order each time, in its

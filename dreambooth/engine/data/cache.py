@@ -25,7 +25,7 @@ from dreambooth.engine.data.pictures import Example
 from dreambooth.engine.families.model import LATENT_CHANNELS, LATENT_FACTOR, Model
 
 if TYPE_CHECKING:
-    from dreambooth.engine.data.inpainting_latents import Surroundings
+    from dreambooth.engine.data.inpainting_latents import InpaintingLatents
 
 MOST_ON_DEVICE = LATENTS_ON_DEVICE
 
@@ -48,7 +48,7 @@ class Encoded:
     size: Tensor  # on the CPU
     device: torch.device  # where samples are wanted
     mask: list[Tensor] | None = None  # (n, 1, h, w) from 0 to 1 for each bucket, where pictures are masked
-    surroundings: Surroundings | None = None  # what an inpainting model sees of them
+    surroundings: InpaintingLatents | None = None  # what an inpainting model sees of them
 
     def __len__(self) -> int:
         return len(self.prompt)

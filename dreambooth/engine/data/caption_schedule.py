@@ -11,7 +11,7 @@ from dreambooth.core import captions
 from dreambooth.core.settings.dataset import Captions
 
 
-class Readings:
+class CaptionSchedule:
     """`captions` are the distinct captions of all pictures; `texts` are what is encoded: each caption's variants."""
 
     def __init__(

@@ -20,7 +20,7 @@ _TURNS = (1.0, 0.5, 0.25)  # of the angle that was drawn; no point is turned out
 
 
 @dataclass(frozen=True)
-class Cut:
+class Crop:
     """One variant of a picture: `box` is cut out and resized to `bucket`, then turned, mirrored and toned."""
 
     bucket: Bucket
@@ -70,7 +70,7 @@ def cuts(
     seed: int,
     look: Callable[[], Image.Image],
     point: FocalPoint | None = None,
-) -> list[Cut]:
+) -> list[Crop]:
     """All variants of a picture called `name` of `size` (width, height) pixels.
 
     The first is only cropped: around the `point` that a person has chosen, whatever else a crop goes by, and all others
@@ -82,7 +82,7 @@ def cuts(
         small = look()
         place = saliency.find(small, window[0] / size[0] * small.width, window[1] / size[1] * small.height)
         box = crops.box(size, window, place)
-    whole = Cut(bucket, box, size)
+    whole = Crop(bucket, box, size)
     made = [whole]
     for number in range(1, variants(choice, size, bucket, point)):
         draws = crops.drawn(name, seed, number)
@@ -92,9 +92,9 @@ def cuts(
     return made
 
 
-def centred(size: tuple[int, int], bucket: Bucket) -> Cut:
+def centred(size: tuple[int, int], bucket: Bucket) -> Crop:
     """The middle of a picture of `size` (width, height) pixels, as much of it as the bucket's shape lets in."""
-    return Cut(bucket, crops.box(size, crops.window(size, bucket), crops.MIDDLE), size)
+    return Crop(bucket, crops.box(size, crops.window(size, bucket), crops.MIDDLE), size)
 
 
 def variants(choice: Pictures, size: tuple[int, int], bucket: Bucket, point: FocalPoint | None = None) -> int:
@@ -105,7 +105,7 @@ def variants(choice: Pictures, size: tuple[int, int], bucket: Bucket, point: Foc
     return min(2, choice.variants) if choice.hflip else 1
 
 
-def _variant(whole: Cut, choice: Pictures, number: int, draws: Sequence[float], point: FocalPoint | None) -> Cut:
+def _variant(whole: Crop, choice: Pictures, number: int, draws: Sequence[float], point: FocalPoint | None) -> Crop:
     """A crop varied by what was drawn for it; with the point in it, in its middle half as far as that can be."""
     angle, light, colour, zoom, jitter_x, jitter_y = draws[2:]
     left, top, right, bottom = whole.box
@@ -128,7 +128,7 @@ def _variant(whole: Cut, choice: Pictures, number: int, draws: Sequence[float], 
     return next((one for one in turned if one.shows(point)), replace(made, degrees=0.0))
 
 
-def apply(image: Image.Image, cut: Cut) -> Image.Image:
+def apply(image: Image.Image, cut: Crop) -> Image.Image:
     """The variant itself: an RGB picture of the bucket's size."""
     made = shape(image, cut)
     if cut.brightness != 1:
@@ -138,7 +138,7 @@ def apply(image: Image.Image, cut: Cut) -> Image.Image:
     return made
 
 
-def shape(image: Image.Image, cut: Cut) -> Image.Image:
+def shape(image: Image.Image, cut: Crop) -> Image.Image:
     """A picture or its mask cut, resized, turned and mirrored to the bucket's size, in its own tones."""
     made = (
         _turned(image, cut)
@@ -150,7 +150,7 @@ def shape(image: Image.Image, cut: Cut) -> Image.Image:
     return made
 
 
-def _turned(image: Image.Image, cut: Cut) -> Image.Image:
+def _turned(image: Image.Image, cut: Crop) -> Image.Image:
     """The box turned about its middle. It is enlarged a little, so that nothing from outside the picture comes in."""
     width, height = cut.bucket.width, cut.bucket.height
     large = (round(width * cut.grown) + 2, round(height * cut.grown) + 2)

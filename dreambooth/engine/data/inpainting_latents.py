@@ -26,7 +26,7 @@ from dreambooth.engine.families.model import LATENT_FACTOR, Model
 
 
 @dataclass
-class Surroundings:
+class InpaintingLatents:
     """Of a set of examples, a tensor for each bucket: what each of an example's masks leaves, (n, masks, 5, h, w), and
     what is around a whole picture, (1, 5, h, w). Without masks every picture is painted whole."""
 
@@ -61,7 +61,7 @@ def add(
     """
     sides = [(LATENT_FACTOR * mean.shape[3], LATENT_FACTOR * mean.shape[2]) for mean in encoded.mean]
     nothing = [seen for width, height in sides if (seen := inpainting_inputs.nothing(model, width, height)) is not None]
-    encoded.surroundings = Surroundings(None, nothing)
+    encoded.surroundings = InpaintingLatents(None, nothing)
     if not many:
         return
     shapes = [(len(mean), many, inpainting_inputs.CHANNELS, *mean.shape[2:]) for mean in encoded.mean]

@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw, ImageFilter
 from dreambooth.core.memory.footprint_table import LATENT
 from dreambooth.core.settings import Settings
 from dreambooth.engine.data import cropping
-from dreambooth.engine.data.cropping import Cut
+from dreambooth.engine.data.cropping import Crop
 
 HIDES_ALL = 0.25  # of the times a picture is seen: so often these models learned to paint whole pictures
 OF_CLASS = 2  # masks of a picture of the class, which many others stand beside
@@ -38,14 +38,14 @@ def of_yours(examples: Iterable[Sized], settings: Settings) -> int:
     return 0 if settings.imagic.enabled else count(min(len(variants) for variants in examples if variants))
 
 
-def masks(name: str, variant: int, cut: Cut, own: Image.Image | None, many: int, seed: int) -> list[Mask]:
+def masks(name: str, variant: int, cut: Crop, own: Image.Image | None, many: int, seed: int) -> list[Mask]:
     """The masks of a picture's variant. `own` is the mask of the whole upright picture, mode L: every second is that,
     first as it is, then grown, as nobody paints around a subject exactly."""
     shaped = None if own is None else np.asarray(cropping.shape(own, cut)) >= _WHITE
     return [_mask(f"{seed}/{name}/{variant}/mask {number}", number, cut, shaped) for number in range(many)]
 
 
-def _mask(key: str, number: int, cut: Cut, own: Mask | None) -> Mask:
+def _mask(key: str, number: int, cut: Crop, own: Mask | None) -> Mask:
     draw = random.Random(key.encode("utf-8", "surrogatepass"))
     if own is not None and number % 2 == 0:
         found = _grown(own, draw) if number else own

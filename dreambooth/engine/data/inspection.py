@@ -24,7 +24,7 @@ _NO_PICTURES |= {".md", ".ini", ".db", ".log", ".zip", focal_point.SUFFIX}
 
 
 @dataclass(frozen=True)
-class Look:
+class Inspection:
     """What one look at a picture file told. With an `error` the rest is empty."""
 
     path: Path
@@ -40,32 +40,32 @@ class Look:
         return open_picture(io.BytesIO(self.thumbnail))
 
 
-def look_at_all(paths: Iterable[Path], on_look: Callable[[int], None] = lambda done: None) -> list[Look]:
+def inspect_all(paths: Iterable[Path], on_look: Callable[[int], None] = lambda done: None) -> list[Inspection]:
     """One look at each file, several at a time; of each only a thumbnail is kept. `on_look` hears the count."""
     looks = []
-    for seen in prefetch.in_order(look, paths, workers=prefetch.FEW):
+    for seen in prefetch.in_order(inspect, paths, workers=prefetch.FEW):
         looks.append(seen)
         on_look(len(looks))
     return looks
 
 
-def look(path: Path) -> Look:
+def inspect(path: Path) -> Inspection:
     """Reads the whole file, so that damage at its end is found as well."""
     try:
         width, height, frames = decoding.measure(path)
         small = decoding.decode(path, smallest=THUMBNAIL)
     except UserError as error:
-        return Look(path, error=error.problems[0])
+        return Inspection(path, error=error.problems[0])
     small.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX)
     written = io.BytesIO()
     small.save(written, "JPEG", quality=85)
     grey = np.asarray(small.convert("L").resize((17, 16), Image.Resampling.BOX), dtype=int)
     edges = np.packbits(grey[:, 1:] > grey[:, :-1]).tobytes()
     colours = small.resize((8, 8), Image.Resampling.BOX).tobytes()
-    return Look(path, width, height, frames, written.getvalue(), edges, colours)
+    return Inspection(path, width, height, frames, written.getvalue(), edges, colours)
 
 
-def twins(looks: list[Look]) -> dict[int, int]:
+def twins(looks: list[Inspection]) -> dict[int, int]:
     """{number of a picture: number of an earlier one that looks the same}.
 
     Alike are two pictures with the same pattern of light (difference hash) and the same colours at 8x8.

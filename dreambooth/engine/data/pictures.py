@@ -14,8 +14,8 @@ from dreambooth.core.focal_point import FocalPoint
 from dreambooth.core.settings import Settings
 from dreambooth.core.settings.dataset import Concept
 from dreambooth.engine.data import cropping, inspection
-from dreambooth.engine.data.cropping import Cut
-from dreambooth.engine.data.inspection import Look
+from dreambooth.engine.data.cropping import Crop
+from dreambooth.engine.data.inspection import Inspection
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Example:
     """What training sees: one variant of one picture."""
 
     picture: Picture
-    cut: Cut
+    cut: Crop
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Gathered:
     """All pictures of a run, a look at each, and every sentence about what would stop the run."""
 
     pictures: list[Picture]
-    looks: list[Look]
+    looks: list[Inspection]
     problems: list[str]
 
     def usable(self) -> list[Picture]:
@@ -64,7 +64,7 @@ def gather(concepts: list[Concept], on_look: Callable[[int, int], None] = lambda
                 pictures.append(Picture(path, captions.instance_words(concept, path), number, point))
             except UserError as error:
                 problems += error.problems
-    looks = inspection.look_at_all([p.path for p in pictures], lambda done: on_look(done, len(pictures)))
+    looks = inspection.inspect_all([p.path for p in pictures], lambda done: on_look(done, len(pictures)))
     return Gathered(pictures, looks, problems + [seen.error for seen in looks if seen.error])
 
 
@@ -151,7 +151,7 @@ def mirrored(instances: list[list[Example]], most: int) -> list[Example]:
     return [replace(one, cut=replace(one.cut, mirrored=True)) for one in chosen]
 
 
-def prior_examples(priors: list[Picture], looks: list[Look], instances: list[list[Example]]) -> list[Example]:
+def prior_examples(priors: list[Picture], looks: list[Inspection], instances: list[list[Example]]) -> list[Example]:
     """Pictures of the class in the buckets that the subject's pictures have, as many in each as it has of those.
 
     The widest go into the widest bucket, so that the least is cut off. Where a bucket would get none, it shares one

@@ -56,7 +56,7 @@ def how(model: Model) -> str:
 def _fetched(model: Model) -> int:
     """Bytes of the weights of a block and the middle one that lie elsewhere or smaller between two uses."""
     assert model.anatomy is not None
-    return 2 * 4 * model.anatomy.largest_block if unet_weights.is_laid(model.unet) else 0
+    return 2 * 4 * model.anatomy.largest_block if unet_weights.has_stored_weights(model.unet) else 0
 
 
 def _kept(model: Model) -> int:

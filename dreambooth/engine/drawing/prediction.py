@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dreambooth.engine.families.model import Model
-from dreambooth.engine.families.text_encoding import Text
+from dreambooth.engine.families.text_encoding import TextEmbedding
 from dreambooth.engine.tracing.program import CLOSE, NotTraceable, Program, record, signature
 
 WORTH = 40  # predictions of a shape: whoever asked for so many draws more than one picture
@@ -33,7 +33,7 @@ class Predictions:
         self._shapes: dict[Any, _Shape] = {}
 
     @torch.no_grad()
-    def __call__(self, x: Tensor, t: Tensor, text: Text, sizes: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, t: Tensor, text: TextEmbedding, sizes: Tensor) -> Tensor:
         """What `Model.denoise` gives, in the precision that this model draws in."""
         given = [x, t, sizes, *(one for one in (text.hidden, text.pooled, text.mask) if one is not None)]
         shape = self._shapes.setdefault((signature(given), text.pooled is None), _Shape())
@@ -45,7 +45,7 @@ class Predictions:
             x, t, sizes, hidden, *more = given
             pooled = None if text.pooled is None else more.pop(0)
             with _computing(self.model):
-                return [self.model.denoise(x, t, Text(hidden, pooled, more[0] if more else None), sizes)]
+                return [self.model.denoise(x, t, TextEmbedding(hidden, pooled, more[0] if more else None), sizes)]
 
         if not self.is_on or shape.seen <= WORTH:
             return plain(given)[0]

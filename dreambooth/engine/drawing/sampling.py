@@ -19,7 +19,7 @@ from dreambooth.engine.drawing.prediction import Predictions
 from dreambooth.engine.drawing.sampling_choice import Sampling
 from dreambooth.engine.families import inpainting_inputs
 from dreambooth.engine.families.model import LATENT_CHANNELS, LATENT_FACTOR, Model, whole_picture
-from dreambooth.engine.families.text_encoding import Text
+from dreambooth.engine.families.text_encoding import TextEmbedding
 
 _KEPT_PROMPTS = 256  # a prompt of SDXL takes 0.6 MB
 
@@ -57,7 +57,7 @@ class NotDrawn(UserError):
 @torch.no_grad()
 def draw(
     model: Model,
-    prompts: list[str] | Text,
+    prompts: list[str] | TextEmbedding,
     seeds: list[int],
     sampling: Sampling,
     on_step: Callable[[], None] | None = None,
@@ -77,10 +77,10 @@ def draw(
     latents = torch.stack([torch.randn(shape, generator=g) for g in generators]).to(model.device)
     latents = latents * scheduler.init_noise_sigma
     known = known or Known(model)
-    text = prompts if isinstance(prompts, Text) else known.read(prompts)
+    text = prompts if isinstance(prompts, TextEmbedding) else known.read(prompts)
     guided = sampling.guidance_scale > 1
     if guided:
-        text = Text.cat([known.negative(sampling.negative_prompt, len(seeds)), text])
+        text = TextEmbedding.cat([known.negative(sampling.negative_prompt, len(seeds)), text])
     text = text.to(model.unet.dtype)
     sizes = torch.tensor([whole_picture(sampling.width, sampling.height)] * len(text.hidden), device=model.device)
     nothing = inpainting_inputs.nothing(model, sampling.width, sampling.height)
@@ -111,18 +111,18 @@ class Known:
     def __init__(self, model: Model) -> None:
         self.model = model
         self.predict = Predictions(model)
-        self._texts: dict[str, Text] = {}
-        self._negative: dict[str, Text] = {}
+        self._texts: dict[str, TextEmbedding] = {}
+        self._negative: dict[str, TextEmbedding] = {}
 
-    def read(self, prompts: list[str]) -> Text:
+    def read(self, prompts: list[str]) -> TextEmbedding:
         """Each prompt once and by itself, so that a picture does not depend on which others are drawn with it."""
         if missing := [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._texts]:
             if len(self._texts) + len(missing) > _KEPT_PROMPTS:
                 self._texts = {prompt: text for prompt, text in self._texts.items() if prompt in prompts}
             self._texts.update(zip(missing, self.model.encode_texts([[prompt] for prompt in missing])))
-        return Text.cat([self._texts[prompt] for prompt in prompts])
+        return TextEmbedding.cat([self._texts[prompt] for prompt in prompts])
 
-    def negative(self, prompt: str, count: int) -> Text:
+    def negative(self, prompt: str, count: int) -> TextEmbedding:
         """The other side of classifier-free guidance, `count` times."""
         if prompt not in self._negative:
             self._negative = {prompt: self.model.encode_negative(prompt, 1)}

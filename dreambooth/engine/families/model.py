@@ -24,7 +24,7 @@ from dreambooth.core.models.anatomy import Anatomy
 from dreambooth.core.models.model_file import Header
 from dreambooth.engine import hardware
 from dreambooth.engine.checkpoints.source import Source
-from dreambooth.engine.families.text_encoding import Reader, Text
+from dreambooth.engine.families.text_encoding import TextEmbedding, TextEncoding
 
 LATENT_CHANNELS = 4
 LATENT_FACTOR = 8  # pixels a latent, along each side
@@ -32,7 +32,7 @@ BETAS = {"num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, 
 
 
 @dataclass
-class Model(Reader):
+class Model(TextEncoding):
     """A loaded model. The parts stay on the device that `to` put them on."""
 
     unet: UNet2DConditionModel
@@ -124,7 +124,7 @@ class Model(Reader):
                 part.train(training)
 
     @abstractmethod
-    def denoise(self, x_t: Tensor, t: Tensor, text: Text, sizes: Tensor) -> Tensor:
+    def denoise(self, x_t: Tensor, t: Tensor, text: TextEmbedding, sizes: Tensor) -> Tensor:
         """The UNet's prediction (B, 4, h, w). `sizes` (B, 6) as `whole_picture` has them; only SDXL reads them. An
         inpainting model takes (B, 9, h, w), see inpainting_inputs.py."""
 

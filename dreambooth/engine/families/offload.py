@@ -28,7 +28,7 @@ def away(part: nn.Module) -> Iterator[None]:
         part.to(device)
 
 
-class Aside:
+class Offloader:
     """The parts that were put aside, by name."""
 
     def __init__(self) -> None:

@@ -10,7 +10,7 @@ from dreambooth.engine.checkpoints.source import Source
 from dreambooth.engine.families import shapes
 from dreambooth.engine.families.loading import unfilled
 from dreambooth.engine.families.model import Model
-from dreambooth.engine.families.text_encoding import Text
+from dreambooth.engine.families.text_encoding import TextEmbedding
 from dreambooth.engine.prompts.token_chunks import PIECE
 from dreambooth.engine.prompts.vocabulary import clip_tokenizer
 
@@ -29,7 +29,7 @@ class Sd1(Model):
             hidden = read.last_hidden_state
         return hidden.reshape(len(tokens), -1, hidden.shape[-1]), None
 
-    def denoise(self, x_t: Tensor, t: Tensor, text: Text, sizes: Tensor) -> Tensor:
+    def denoise(self, x_t: Tensor, t: Tensor, text: TextEmbedding, sizes: Tensor) -> Tensor:
         return self.unet(x_t, t, text.hidden, encoder_attention_mask=text.mask).sample
 
 

@@ -11,7 +11,7 @@ from dreambooth.engine.checkpoints.source import Source
 from dreambooth.engine.families import shapes
 from dreambooth.engine.families.loading import unfilled
 from dreambooth.engine.families.model import Model
-from dreambooth.engine.families.text_encoding import Text
+from dreambooth.engine.families.text_encoding import TextEmbedding
 from dreambooth.engine.prompts.token_chunks import PIECE
 from dreambooth.engine.prompts.vocabulary import clip_tokenizer
 
@@ -28,12 +28,12 @@ class Sdxl(Model):
         pooled = read.text_embeds.reshape(count, self.pieces, -1)[:, 0] if part == "text_encoder_2" else None
         return hidden.reshape(count, -1, hidden.shape[-1]), pooled
 
-    def emptied(self, text: Text, rows: Tensor) -> Text:
+    def emptied(self, text: TextEmbedding, rows: Tensor) -> TextEmbedding:
         """Zeros, as SDXL was trained and as WebUIs and diffusers do."""
         assert text.pooled is not None
-        return Text(text.hidden.index_fill(0, rows, 0), text.pooled.index_fill(0, rows, 0), text.mask)
+        return TextEmbedding(text.hidden.index_fill(0, rows, 0), text.pooled.index_fill(0, rows, 0), text.mask)
 
-    def denoise(self, x_t: Tensor, t: Tensor, text: Text, sizes: Tensor) -> Tensor:
+    def denoise(self, x_t: Tensor, t: Tensor, text: TextEmbedding, sizes: Tensor) -> Tensor:
         added = {"text_embeds": text.pooled, "time_ids": hardware.brought(sizes, x_t.device)}
         return self.unet(x_t, t, text.hidden, encoder_attention_mask=text.mask, added_cond_kwargs=added).sample
 

@@ -15,14 +15,14 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from dreambooth.core import emphasis
 from dreambooth.core.errors import UserError
 from dreambooth.engine import compatibility, hardware
-from dreambooth.engine.families.offload import Aside
+from dreambooth.engine.families.offload import Offloader
 from dreambooth.engine.prompts import chunking, textual_inversion, token_chunks
-from dreambooth.engine.prompts.textual_inversion import Words
+from dreambooth.engine.prompts.textual_inversion import LearnedTokens
 from dreambooth.engine.prompts.token_chunks import PIECE
 
 
 @dataclass
-class Text:
+class TextEmbedding:
     """Prompts as the UNet reads them: hidden states (B, pieces x 77, width), and the pooled text (B, width) of SDXL.
 
     `mask` (B, pieces x 77) is true for what is read; None where everything is, padding too.
@@ -37,21 +37,21 @@ class Text:
         """Those that are there."""
         return [one for one in (self.hidden, self.pooled, self.mask) if one is not None]
 
-    def each(self, made: Callable[[Tensor | None], Any]) -> Text:
+    def each(self, made: Callable[[Tensor | None], Any]) -> TextEmbedding:
         """The same of what is made of each, of None too."""
-        return Text(made(self.hidden), made(self.pooled), made(self.mask))
+        return TextEmbedding(made(self.hidden), made(self.pooled), made(self.mask))
 
-    def __getitem__(self, index: Any) -> Text:
+    def __getitem__(self, index: Any) -> TextEmbedding:
         return self.each(lambda some: None if some is None else some[index])
 
-    def to(self, dtype: torch.dtype) -> Text:
-        return Text(self.hidden.to(dtype), None if self.pooled is None else self.pooled.to(dtype), self.mask)
+    def to(self, dtype: torch.dtype) -> TextEmbedding:
+        return TextEmbedding(self.hidden.to(dtype), None if self.pooled is None else self.pooled.to(dtype), self.mask)
 
     @staticmethod
-    def cat(texts: Sequence[Text]) -> Text:
+    def cat(texts: Sequence[TextEmbedding]) -> TextEmbedding:
         pooled = [text.pooled for text in texts if text.pooled is not None]
         masks = [text.mask for text in texts if text.mask is not None]
-        return Text(
+        return TextEmbedding(
             torch.cat([text.hidden for text in texts]),
             torch.cat(pooled) if pooled else None,
             torch.cat(masks) if masks else None,
@@ -59,7 +59,7 @@ class Text:
 
 
 @dataclass
-class Reader(ABC):
+class TextEncoding(ABC):
     """The part of a model that reads. A family says what its text encoders make of tokens."""
 
     text_encoders: dict[str, CLIPTextModel]  # by part: text_encoder, and text_encoder_2 where there are two
@@ -70,7 +70,7 @@ class Reader(ABC):
     pad_tokens: bool = True
     weighted: bool = False  # whether prompts weigh words, as (word:1.2)
     words: dict[str, int] = field(default_factory=dict)  # those that have learned, and of how many vectors each is
-    aside: Aside = field(default_factory=Aside)  # what is on the device only while it is used
+    aside: Offloader = field(default_factory=Offloader)  # what is on the device only while it is used
 
     family: ClassVar[str]
 
@@ -165,10 +165,10 @@ class Reader(ABC):
             read.append((numbers, weights))
         return read
 
-    def _words(self, part: str) -> Words:
+    def _words(self, part: str) -> LearnedTokens:
         """How the words that have learned are found in what this text encoder reads."""
         vocabulary = self.text_encoders[part].get_input_embeddings().num_embeddings
-        return Words(self.tokenizers[part], vocabulary, self.words)
+        return LearnedTokens(self.tokenizers[part], vocabulary, self.words)
 
     def mask(self, tokens: Tensor) -> Tensor | None:
         """What is read of token numbers (B, pieces x 77) without the padding: each piece up to its end mark, and no
@@ -187,8 +187,8 @@ class Reader(ABC):
         the pooled text where the UNet reads that."""
 
     def encode_tokens(
-        self, tokens: Sequence[Tensor], weights: Tensor | None = None, known: Mapping[str, Text] = {}
-    ) -> Text:
+        self, tokens: Sequence[Tensor], weights: Tensor | None = None, known: Mapping[str, TextEmbedding] = {}
+    ) -> TextEmbedding:
         """Token numbers, (B, pieces x 77) for each text encoder, -> what the UNet reads; `weights` as `weigh` has them.
         `known` is what some of them have made of these, as `read_alone` has it."""
         read = [
@@ -197,18 +197,18 @@ class Reader(ABC):
         ]
         return self._joined(read, tokens[0], weights)
 
-    def read_alone(self, part: str, prompts: Sequence[str]) -> Text:
+    def read_alone(self, part: str, prompts: Sequence[str]) -> TextEmbedding:
         """What one text encoder makes of prompts, in float32."""
         tokens = self.tokenize(prompts)[list(self.text_encoders).index(part)]
         with self.present(part):
             hidden, pooled = self.read_tokens(part, hardware.brought(tokens, self.device))
-        return Text(hidden, pooled).to(torch.float32)
+        return TextEmbedding(hidden, pooled).to(torch.float32)
 
-    def encode_text(self, prompts: Sequence[str]) -> Text:
+    def encode_text(self, prompts: Sequence[str]) -> TextEmbedding:
         """Prompts -> what the UNet reads, in float32."""
         return self.encode_texts([prompts])[0]
 
-    def encode_texts(self, batches: Sequence[Sequence[str]]) -> list[Text]:
+    def encode_texts(self, batches: Sequence[Sequence[str]]) -> list[TextEmbedding]:
         """Several batches of prompts. Text encoders that were put aside come one after the other, each once."""
         tokens = [[hardware.brought(some, self.device) for some in self.tokenize(prompts)] for prompts in batches]
         read: list[list[tuple[Tensor, Tensor | None]]] = [[] for _ in batches]
@@ -222,16 +222,20 @@ class Reader(ABC):
             for of_batch, some, counted in zip(read, tokens, weights)
         ]
 
-    def _joined(self, read: Sequence[tuple[Tensor, Tensor | None]], tokens: Tensor, weights: Tensor | None) -> Text:
+    def _joined(
+        self, read: Sequence[tuple[Tensor, Tensor | None]], tokens: Tensor, weights: Tensor | None
+    ) -> TextEmbedding:
         """What the text encoders have read, side by side, and the pooled text of the last."""
         hidden = [one if weights is None else token_chunks.weighed(one, weights) for one, _ in read]
-        return Text(hidden[0] if len(hidden) == 1 else torch.cat(hidden, dim=-1), read[-1][1], self.mask(tokens))
+        return TextEmbedding(
+            hidden[0] if len(hidden) == 1 else torch.cat(hidden, dim=-1), read[-1][1], self.mask(tokens)
+        )
 
-    def emptied(self, text: Text, rows: Tensor) -> Text:
+    def emptied(self, text: TextEmbedding, rows: Tensor) -> TextEmbedding:
         """The text, of which these rows are the empty prompt's, as the other side of guidance reads that."""
         return text
 
-    def encode_negative(self, prompt: str, count: int) -> Text:
+    def encode_negative(self, prompt: str, count: int) -> TextEmbedding:
         """What the UNet reads for the other side of classifier-free guidance, `count` times."""
         text = self.encode_text([prompt] * count)
         return text if prompt else self.emptied(text, torch.arange(count, device=text.hidden.device))

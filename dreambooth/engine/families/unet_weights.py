@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from dreambooth.core.errors import Problem, UserError
 from dreambooth.engine import hardware
 from dreambooth.engine.families import weight_prefetch
-from dreambooth.engine.families.weight_prefetch import Ahead, Streams
+from dreambooth.engine.families.weight_prefetch import Prefetcher, Streams
 from dreambooth.engine.process import probe
 from dreambooth.engine.run import recovery
 
@@ -34,7 +34,7 @@ NF4_BLOCK = 64  # values with a scale of their own
 BLOCKS = (BasicTransformerBlock, ResnetBlock2D)
 
 
-class Resting(Protocol):
+class StoredWeight(Protocol):
     """A weight between two uses."""
 
     def woken(self, device: torch.device) -> Tensor: ...
@@ -123,10 +123,10 @@ def check(kind: str, device: torch.device) -> None:
 
 def fault(kind: str, device: torch.device) -> str:
     """Why weights cannot lie like this on this device; empty if they can."""
-    return probe.fault(("memory.unet_weights", kind), device, lambda: tried(kind, device)) if kind == "nf4" else ""
+    return probe.fault(("memory.unet_weights", kind), device, lambda: try_here(kind, device)) if kind == "nf4" else ""
 
 
-def tried(kind: str, device: torch.device) -> str:
+def try_here(kind: str, device: torch.device) -> str:
     """The same for weights in 4 bits, found in this process on a small one."""
     weight = torch.linspace(-1, 1, 64 * 128).reshape(64, 128)
     try:
@@ -136,7 +136,7 @@ def tried(kind: str, device: torch.device) -> str:
     return "" if (back - weight).abs().max() < 0.2 else "its values do not come back"
 
 
-def lay(
+def store_weights(
     unet: nn.Module,
     kind: str,
     device: torch.device,
@@ -149,7 +149,7 @@ def lay(
     """
     streams, ahead = by or weight_prefetch.streams(device), None
     if kind == "streamed" and streams:
-        ahead = Ahead(streams, device, tell)
+        ahead = Prefetcher(streams, device, tell)
         unet.register_forward_pre_hook(lambda *_: ahead.begin_pass())
     for block in unet.modules():
         if kind != "whole" and isinstance(block, BLOCKS):
@@ -159,7 +159,7 @@ def lay(
         tell(Problem(f"{said}; it waits for what is not.", "memory.unet_weights", "Close other programs."))
 
 
-def is_laid(unet: nn.Module) -> bool:
+def has_stored_weights(unet: nn.Module) -> bool:
     """Whether any of its weights rest in another way than whole."""
     return any(hasattr(layer, "resting") for layer in unet.modules())
 
@@ -178,8 +178,8 @@ def streamed(module: nn.Module) -> Iterator[tuple[str, Streamed]]:
             yield path, made
 
 
-def _lay_block(block: nn.Module, kind: str, device: torch.device, ahead: Ahead | None) -> None:
-    resting: list[tuple[nn.Module, Resting]] = []
+def _lay_block(block: nn.Module, kind: str, device: torch.device, ahead: Prefetcher | None) -> None:
+    resting: list[tuple[nn.Module, StoredWeight]] = []
     for layer, weight in large_weights(block):
         made = _made(kind, layer, weight.data, device)
         layer.resting = made  # type: ignore[assignment]
@@ -201,13 +201,13 @@ def _lay_block(block: nn.Module, kind: str, device: torch.device, ahead: Ahead |
     block.register_forward_hook(lambda *_: _fall_asleep(resting), always_call=True)
 
 
-def _made(kind: str, layer: nn.Module, weight: Tensor, device: torch.device) -> Resting:
+def _made(kind: str, layer: nn.Module, weight: Tensor, device: torch.device) -> StoredWeight:
     if kind == "streamed":
         return Streamed(weight, device)
     return (Int8 if kind == "int8" else NF4)(weight, device, layer)
 
 
-def _fall_asleep(resting: list[tuple[nn.Module, Resting]]) -> None:
+def _fall_asleep(resting: list[tuple[nn.Module, StoredWeight]]) -> None:
     """Leaves nothing in the weights' places, with as many dimensions, by which peft knows what a layer is."""
     for layer, _ in resting:
         weight = layer._parameters["weight"]

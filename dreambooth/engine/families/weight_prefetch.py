@@ -51,7 +51,7 @@ class Streams(Protocol):
         """Has the computing wait for all that the copying was asked for until now."""
 
 
-class InTurn:
+class SameStream:
     """Only one line of work: each copy in its turn."""
 
     def follow(self) -> None:
@@ -64,7 +64,7 @@ class InTurn:
         return
 
 
-class Beside:
+class CopyStream:
     """A GPU's. While a CUDA graph is captured, each copy is done in its turn."""
 
     def __init__(self, device: torch.device) -> None:
@@ -88,16 +88,16 @@ class Beside:
 
 def streams(device: torch.device) -> Streams | None:
     """Those of a device; None where there is no second one."""
-    return Beside(device) if device.type == "cuda" else None
+    return CopyStream(device) if device.type == "cuda" else None
 
 
-class Ahead:
+class Prefetcher:
     """Fetches the weights of a UNet's blocks, at most one block ahead of the one whose turn it is."""
 
     def __init__(self, streams: Streams, device: torch.device, tell: Callable[[Problem], None]) -> None:
         self.streams, self.device, self.tell = streams, device, tell
         self.blocks: dict[nn.Module, list[nn.Parameter]] = {}  # each one's weights in the computer's memory
-        self.is_on, self.is_checked = True, isinstance(streams, InTurn)
+        self.is_on, self.is_checked = True, isinstance(streams, SameStream)
         self._under_way: list[Tensor] = []
         self._next: tuple[nn.Module, list[Tensor]] | None = None  # whose weights were begun
         self._orders: dict[bool, list[nn.Module]] = {}  # with gradients, and without
@@ -156,7 +156,7 @@ class Ahead:
         there = [hardware.brought(weight, self.device) for weight in weights]
         differ = torch.stack([(one != other).any() for one, other in zip(fetched, there)]).any()
         if bool(differ):  # the one time that the device is waited for
-            self.is_on, self.streams = False, InTurn()
+            self.is_on, self.streams = False, SameStream()
             for place, weight in zip(fetched, weights):
                 place.copy_(weight)
             self.tell(DIFFERS)

@@ -15,7 +15,7 @@ def adapters(modules: Iterable[nn.Module]) -> list[BaseTunerLayer]:
 
 
 @contextlib.contextmanager
-def resting(layers: list[BaseTunerLayer]) -> Iterator[None]:
+def disabled(layers: list[BaseTunerLayer]) -> Iterator[None]:
     """Within it these layers do what they did before they were adapted."""
     # Not by peft's enable_adapters, which also turns off that their weights learn.
     for layer in layers:

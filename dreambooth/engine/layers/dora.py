@@ -63,7 +63,7 @@ def attach(layer: Any) -> Magnitude:
     return magnitude
 
 
-def of(layer: nn.Module) -> Magnitude | None:
+def magnitudes_of(layer: nn.Module) -> Magnitude | None:
     """The magnitude of a DoRA layer; None where it is a plain LoRA layer."""
     return getattr(layer, _NAME, None)
 

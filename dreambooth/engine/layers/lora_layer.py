@@ -24,7 +24,7 @@ ADAPTER = "default"
 AT_ONCE = 16  # layers: hardly more operations than all at once, and hardly more memory than one by one
 
 
-class Quick:
+class AdapterLayer:
     """A layer whose matrices are put into the precision of the computation together with those of others."""
 
     cast: tuple[Tensor, ...] | None = None  # the matrices so, for one step
@@ -45,7 +45,7 @@ class Quick:
         raise NotImplementedError
 
 
-class _Pair(Quick):
+class _Pair(AdapterLayer):
     """A LoRA layer's A and B."""
 
     def matrices(self: Any) -> tuple[Tensor, ...]:
@@ -85,19 +85,19 @@ class LoraConv2d(_Pair, Conv2d):
         return torch.add(plain, conv2d(self.lora_dropout[ADAPTER](inner), up), alpha=self.scaling[ADAPTER])
 
 
-def use_in(config: LoraConfig) -> LoraConfig:
+def replace_layers(config: LoraConfig) -> LoraConfig:
     """Has peft make these layers in place of its own."""
     config._register_custom_module({nn.Linear: LoraLinear, nn.Conv2d: LoraConv2d})
     return config
 
 
-def of(modules: Iterable[nn.Module]) -> list[Quick]:
+def adapter_layers(modules: Iterable[nn.Module]) -> list[AdapterLayer]:
     """The LoRA layers of some modules, of each kind that is ours."""
-    return [layer for one in modules for layer in one.modules() if isinstance(layer, Quick)]
+    return [layer for one in modules for layer in one.modules() if isinstance(layer, AdapterLayer)]
 
 
 @contextlib.contextmanager
-def cast_at_once(layers: list[Quick], dtype: torch.dtype) -> Iterator[None]:
+def cast_at_once(layers: list[AdapterLayer], dtype: torch.dtype) -> Iterator[None]:
     """Within it the layers have their matrices in this precision, some of them cast together; gradients come back as
     exactly, and those of so many layers lie in this precision too until the last of them is there.
 

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import conv2d
 
-from dreambooth.engine.layers.lora_layer import ADAPTER, Quick, at_hand, computed_in, product_squares
+from dreambooth.engine.layers.lora_layer import ADAPTER, AdapterLayer, at_hand, computed_in, product_squares
 
 
-class _Lycoris(Quick):
+class _Lycoris(AdapterLayer):
     """What both kinds have of a layer of peft's."""
 
     adapter_layer_names: tuple[str, ...]

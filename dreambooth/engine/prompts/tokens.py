@@ -16,7 +16,7 @@ from dreambooth.core.job_folder import Job
 from dreambooth.core.project import open_project
 from dreambooth.engine.families import inpainting_inputs
 from dreambooth.engine.families.model import LATENT_CHANNELS, LATENT_FACTOR, Model, whole_picture
-from dreambooth.engine.families.text_encoding import Text
+from dreambooth.engine.families.text_encoding import TextEmbedding
 from dreambooth.engine.generate import load
 from dreambooth.engine.prompts import chunking
 
@@ -119,7 +119,7 @@ def rare_words(model: Model, meter: Meter, kind: str, count: int) -> list[dict[s
     frames = {word: f"a photo of a {word} {kind}" for word in candidates}
     with torch.no_grad():
         plain = model.encode_text([without])
-        encoded = Text.cat(
+        encoded = TextEmbedding.cat(
             [model.encode_text([frames[w] for w in candidates[n : n + 64]]) for n in range(0, len(candidates), 64)]
         )
     distances = (encoded.hidden - plain.hidden).flatten(1).norm(dim=1).tolist()

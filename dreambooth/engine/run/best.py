@@ -34,7 +34,7 @@ def draw(work: Work, model: Model, accelerator: Any, source: Source, path: Path)
     assert story.best is not None
     if settings.is_lora:
         layers, words = lora.read(path, source.tensors, source.about.family), words_file.read(read_header(path))
-        adapters.prepare(model, settings, lora.by_module(layers, model.parts), words)
+        adapters.make_trainable(model, settings, lora.by_module(layers, model.parts), words)
     elif settings.is_embedding:
         model.learn(words_file.read(read_header(path)))
     images = story.best.images

@@ -18,7 +18,7 @@ from dreambooth.engine import hardware
 from dreambooth.engine.data import cache, inpainting_latents, inpainting_masks, masks, pictures
 from dreambooth.engine.data.batch_order import Slot
 from dreambooth.engine.data.cache import Encoded
-from dreambooth.engine.data.caption_schedule import Readings
+from dreambooth.engine.data.caption_schedule import CaptionSchedule
 from dreambooth.engine.data.latent_store import Store
 from dreambooth.engine.data.pictures import Example, Picture
 from dreambooth.engine.families import offload
@@ -32,7 +32,7 @@ _ROOM = 1.05  # of what encoding is known to take, for gaps
 
 
 @dataclass
-class Latents:
+class EncodedDataset:
     """All pictures of a run, encoded."""
 
     own: Encoded
@@ -41,7 +41,7 @@ class Latents:
 
 
 @dataclass
-class Material:
+class Dataset:
     """`instances` are the variants of each picture that is learned, `held_out` what is only looked at, mirror images
     too, `kept` the learned ones as pictures of a class that is kept by prediction, `cut` the masks of all that are
     learned and then of those held out, where masks are used."""
@@ -53,7 +53,7 @@ class Material:
     priors: list[Example] = field(default_factory=list)  # the class's
 
     @classmethod
-    def gather(cls, work: Work) -> Material:
+    def gather(cls, work: Work) -> Dataset:
         """Everything but drawn pictures of the class. Raises UserError for what will not do."""
         settings = work.settings
         gathered = pictures.gather(settings.concepts, partial(work.stage, "looking at pictures"))
@@ -90,11 +90,11 @@ class Material:
         """The pixels of the largest picture that is learned."""
         return max(example.cut.bucket.area for example in self.own)
 
-    def readings(self, settings: Settings) -> Readings:
+    def readings(self, settings: Settings) -> CaptionSchedule:
         """What pictures and those of the class are read with."""
         own, priors = ([one.picture.prompt for one in some] for some in (self.own, self.priors))
         epoch = pictures.seen_each_epoch(self.pictures, settings.concepts)
-        return Readings(own, priors, settings.captions, settings.general.seed, epoch)
+        return CaptionSchedule(own, priors, settings.captions, settings.general.seed, epoch)
 
     def latent_bytes(self) -> int:
         """What the latents of pictures that are there take."""
@@ -110,7 +110,7 @@ class Material:
         Those held out are painted as a whole; Imagic has none of the class."""
         return inpainting_masks.of_yours(self.instances, settings), inpainting_masks.OF_CLASS, 0
 
-    def encode(self, work: Work, model: Model, prompts: list[str]) -> Latents:
+    def encode(self, work: Work, model: Model, prompts: list[str]) -> EncodedDataset:
         """All as latents, from the disk where they are known already; `prompts` are those of what is learned and of the
         class."""
         store = Store(work.project.latents, model) if work.settings.pictures.cache_on_disk else None
@@ -142,7 +142,7 @@ class Material:
             cache.add_masks(learned, self.cut[: len(own)])
             if held_out is not None:
                 cache.add_masks(held_out, self.cut[len(own) :])
-        return Latents(learned, priors, held_out)
+        return EncodedDataset(learned, priors, held_out)
 
 
 def _with_room(work: Work, model: Model, needed: int, encode: Encode) -> list[Encoded | None]:

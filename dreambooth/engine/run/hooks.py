@@ -24,7 +24,7 @@ from dreambooth.engine.run.tensorboard import EventFile, curves
 from dreambooth.engine.training import preview, state_writer
 from dreambooth.engine.training.session import Session
 from dreambooth.engine.training.state_writer import Written
-from dreambooth.engine.training.validation import Measured, Validation
+from dreambooth.engine.training.validation import Validated, Validation
 from dreambooth.engine.work import Work
 
 RETRY_SECONDS = 60.0  # after a state that could not be saved
@@ -35,7 +35,7 @@ class _Interrupted(Exception):
     """A person asks for something while previews are drawn."""
 
 
-class Hooks:
+class RunHooks:
     """What the loop asks for, done."""
 
     def __init__(self, work: Work, session: Session, source: Source, validation: Validation | None = None) -> None:
@@ -105,7 +105,7 @@ class Hooks:
         patience = settings.intervals.patience
         return bool(patience) and validation.measures_past(story.measures) >= patience
 
-    def _measured(self) -> Measured | None:
+    def _measured(self) -> Validated | None:
         assert self.validation is not None
         try:
             return self.validation.measure()

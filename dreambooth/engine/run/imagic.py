@@ -24,7 +24,7 @@ from dreambooth.core.models import checkpoint
 from dreambooth.core.project import Project
 from dreambooth.engine.checkpoints.write import write_tensors
 from dreambooth.engine.families.model import Model
-from dreambooth.engine.families.text_encoding import Text
+from dreambooth.engine.families.text_encoding import TextEmbedding
 from dreambooth.engine.training import imagic
 from dreambooth.engine.training.imagic import ETA, text_of
 from dreambooth.engine.training.loop import Hooks
@@ -106,7 +106,7 @@ def words(project: Project, result: Path) -> str | None:
     return checkpoint.read_header(place).metadata.get("dreambooth.imagic_words", "") if place.exists() else None
 
 
-def text(model: Model, project: Project, result: Path, prompt: str, eta: float) -> Text:
+def text(model: Model, project: Project, result: Path, prompt: str, eta: float) -> TextEmbedding:
     """What to draw with a result of Imagic: the prompt, or its target text, blended with the fitted text.
 
     Raises UserError for a result that has none, or whose text was made for prompts of another length.
@@ -114,7 +114,7 @@ def text(model: Model, project: Project, result: Path, prompt: str, eta: float) 
     if (own := words(project, result)) is None:
         raise UserError("--eta: these weights have no fitted text; only a run of Imagic (imagic.enabled) makes one.")
     found: dict[str, Tensor] = load_file(project.embedding(result))
-    fitted = Text(found["hidden"], found.get("pooled"))
+    fitted = TextEmbedding(found["hidden"], found.get("pooled"))
     target = model.encode_text([prompt.strip() or own])
     if fitted.hidden.shape != target.hidden.shape:
         raise UserError(

@@ -21,7 +21,7 @@ from dreambooth.core.errors import Problem, UserError
 from dreambooth.core.install_paths import PROJECT
 from dreambooth.core.job_folder import Job
 from dreambooth.engine import hardware
-from dreambooth.engine.training.data_parallel import Parted, together
+from dreambooth.engine.training.data_parallel import PeerLost, joined_processes
 from dreambooth.engine.training.session import Session
 from dreambooth.engine.work import Work
 
@@ -54,11 +54,11 @@ def beside(work: Work, session: Session) -> Iterator[None]:
         others = _Others(work.job, store, count, device)
         try:
             others.wait(work)
-            with together(store, 0, count, device) as ranks:
+            with joined_processes(store, 0, count, device) as ranks:
                 session.ranks = ranks
                 yield
                 ranks.end()
-        except Parted as error:
+        except PeerLost as error:
             raise others.why_ended() or error from None
         finally:
             others.end()

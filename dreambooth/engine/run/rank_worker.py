@@ -22,7 +22,7 @@ from dreambooth.engine import worker
 from dreambooth.engine.process import lazy_imports
 from dreambooth.engine.run import recovery
 from dreambooth.engine.run.rank_launcher import FAILED, READY
-from dreambooth.engine.training.data_parallel import Together, together
+from dreambooth.engine.training.data_parallel import DataParallel, joined_processes
 
 
 @dataclass(frozen=True)
@@ -48,9 +48,9 @@ def run(folder: Path, rank: int, size: int, store_path: str) -> int:
     lazy_imports.settle()
     store = dist.FileStore(store_path, size)
 
-    def joined(device: torch.device) -> AbstractContextManager[Together]:
+    def joined(device: torch.device) -> AbstractContextManager[DataParallel]:
         store.set(f"{READY}{rank}", "")
-        return together(store, rank, size, device)
+        return joined_processes(store, rank, size, device)
 
     try:
         worker.follow(_Seen(folder), joined)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from dreambooth.core import result_files
-from dreambooth.core.job_history import Event, Story
+from dreambooth.core.job_history import Event, JobHistory
 from dreambooth.core.settings import Settings, on_resume
 from dreambooth.engine.work import Work
 
@@ -26,20 +26,20 @@ def tidy(work: Work, images: int) -> None:
         _remove(work, event)
 
 
-def _former_bests(story: Story) -> list[Event]:
+def _former_bests(story: JobHistory) -> list[Event]:
     """What was written only for having been the best, where a later one is; none where that could not be written."""
     if story.best is None or written_of_best(story) is None:
         return []
     return [event for event in story.saved if event.get(BEST) and event["images"] < story.best.images]
 
 
-def written_of_best(story: Story) -> Path | None:
+def written_of_best(story: JobHistory) -> Path | None:
     """The result of the moment at which the run was best; None where none is there."""
     written = (Path(event["path"]) for event in story.saved if story.best and event["images"] == story.best.images)
     return next((path for path in written if path.is_file()), None)
 
 
-def _older(story: Story, settings: Settings, images: int) -> list[Event]:
+def _older(story: JobHistory, settings: Settings, images: int) -> list[Event]:
     if not settings.intervals.results_kept:
         return []
     stay = {images}
@@ -49,7 +49,7 @@ def _older(story: Story, settings: Settings, images: int) -> list[Event]:
     return [event for event in older if event["images"] not in stay]
 
 
-def _on_the_way(story: Story) -> list[Event]:
+def _on_the_way(story: JobHistory) -> list[Event]:
     """What was written at the run's intervals and is there, the newest last."""
     return [event for event in story.saved if event.get(ON_THE_WAY) and Path(event["path"]).is_file()]
 

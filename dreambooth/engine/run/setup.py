@@ -21,14 +21,14 @@ from dreambooth.engine import compatibility, families, hardware
 from dreambooth.engine.checkpoints import lora
 from dreambooth.engine.checkpoints.source import Source
 from dreambooth.engine.data import class_pictures, inspection, pictures
-from dreambooth.engine.data.batch_order import Order
+from dreambooth.engine.data.batch_order import BatchOrder
 from dreambooth.engine.data.pictures import Example
 from dreambooth.engine.drawing import drawn_together
 from dreambooth.engine.drawing.sampling import decoding
 from dreambooth.engine.families import unet_weights
 from dreambooth.engine.families.model import Model
 from dreambooth.engine.run import rank_launcher, recovery, resuming, start_file
-from dreambooth.engine.run.dataset import Material
+from dreambooth.engine.run.dataset import Dataset
 from dreambooth.engine.tracing import graph
 from dreambooth.engine.training import adapters, attention, checkpointing, optimizers, precision, preview
 from dreambooth.engine.training.ema import Ema
@@ -40,9 +40,9 @@ from dreambooth.engine.work import Work
 CLASS_SHEET = "class-pictures.png"  # in the model's folder
 
 
-def made_ready(work: Work, source: Source) -> tuple[Session, Validation | None]:
+def prepare_session(work: Work, source: Source) -> tuple[Session, Validation | None]:
     """All that a run needs before its first step, or the next one where it has come some way already."""
-    material = Material.gather(work)
+    material = Dataset.gather(work)
     length = budget(work.settings, pictures.seen_each_epoch(material.pictures, work.settings.concepts))
     if problems := disk_space.problems(work.folders, work.project, source.header, work.settings, length, work.job):
         raise UserError(problems)
@@ -87,7 +87,7 @@ def warn_of_bf16(work: Work) -> None:
         work.job.warn(Problem(f"{key}: {reason}.", key, do))
 
 
-def warn_of_room(work: Work, source: Source, material: Material) -> None:
+def warn_of_room(work: Work, source: Source, material: Dataset) -> None:
     """Says so before anything is loaded, where less of the device or of the computer's memory is free than the run is
     known to need: what else could be set, and that others hold the rest."""
     device, settings = precision.of(work.settings).device, work.settings
@@ -112,7 +112,7 @@ def load(work: Work, source: Source) -> tuple[Model, Any]:
     model.read_prompts(
         tuning.max_token_length, tuning.clip_skip, tuning.pad_tokens, weighted=work.settings.captions.weighted
     )
-    unet_weights.lay(model.unet, work.settings.memory.unet_weights, accelerator.device, work.job.warn)
+    unet_weights.store_weights(model.unet, work.settings.memory.unet_weights, accelerator.device, work.job.warn)
     anew = _read_anew(work, model)
     model.to(accelerator.device, aside=["vae", *(part for part in model.text_encoders if part not in anew)])
     return model, accelerator
@@ -129,7 +129,7 @@ def _class_pictures(work: Work, model: Model, instances: list[list[Example]]) ->
     if total:
         make_class_pictures(work, model, plans, total)
     prior = class_pictures.prior_pictures(plans)
-    looks = inspection.look_at_all([picture.path for picture in prior])
+    looks = inspection.inspect_all([picture.path for picture in prior])
     problems = [seen.error for seen in looks if seen.error]
     if problems:
         raise UserError(problems)
@@ -164,14 +164,14 @@ def _prepare(
     model: Model,
     accelerator: Any,
     length: Budget,
-    material: Material,
+    material: Dataset,
     start: start_file.Start,
 ) -> tuple[Session, Validation | None]:
     settings, own, priors = work.settings, material.own, material.priors
     readings = material.readings(settings)
     encoded = material.encode(work, model, readings.captions)
     work.phase = recovery.TRAINING
-    trained = adapters.prepare(model, settings, lora.by_module(start.layers, model.parts), start.words)
+    trained = adapters.make_trainable(model, settings, lora.by_module(start.layers, model.parts), start.words)
     _warn_of_long_texts(work, model, readings.texts)
     anew = _read_anew(work, model)
     if settings.batching.gradient_checkpointing:
@@ -186,7 +186,7 @@ def _prepare(
         accelerator,
         encoded.own,
         encoded.priors,
-        Order(*material.slots(settings), settings.general.seed),
+        BatchOrder(*material.slots(settings), settings.general.seed),
         readings,
         Texts(model, readings.texts, *(part for part in model.text_encoders if anew and part not in anew)),
         accelerator.prepare(optimizers.make(trained, settings)),

@@ -66,7 +66,7 @@ class Trained:
         return {f"{part}.{name}": p for part, parameters in self.parts.items() for name, p in parameters.items()}
 
 
-def prepare(
+def make_trainable(
     model: Model,
     settings: Settings,
     start: Mapping[str, Mapping[str, Layer]] | None = None,
@@ -156,7 +156,7 @@ def _config(settings: Settings, kind: str, **more: Any) -> PeftConfig:
         factor = chosen.lokr_factor or -1
         return LoKrConfig(r=chosen.rank, alpha=chosen.alpha, decompose_factor=factor, init_weights="lycoris", **more)
     config = LoraConfig(r=chosen.rank, lora_alpha=chosen.alpha, lora_dropout=chosen.dropout, **more)
-    return lora_layer.use_in(config)
+    return lora_layer.replace_layers(config)
 
 
 def _inject(
@@ -221,7 +221,7 @@ def _fill_lora(target: Any, layer: Any) -> None:
         weight = side[ADAPTER].weight
         weight.copy_(values.reshape(weight.shape))
     if layer.magnitude is not None:
-        magnitude = dora.of(target)
+        magnitude = dora.magnitudes_of(target)
         magnitude.weight.copy_(layer.magnitude.flatten())
 
 

@@ -26,11 +26,11 @@ _VALUES_AT_ONCE = 2**25  # gradients that are sent together, of which there is a
 _PATIENCE = datetime.timedelta(days=30)  # the others wait while rank 0 draws or rests; an end is seen at once
 
 
-class Parted(RuntimeError):
+class PeerLost(RuntimeError):
     """Another process has ended, or cannot be spoken to."""
 
 
-class Ranks:
+class SingleProcess:
     """A run that has one process."""
 
     rank, size = 0, 1
@@ -46,7 +46,7 @@ class Ranks:
         """Puts the sums over all processes in the gradients' and the losses' place."""
 
 
-class Together(Ranks):
+class DataParallel(SingleProcess):
     """One process of several, which find each other by a store. Raises Parted wherever they cannot go on together."""
 
     def __init__(self, store: dist.Store, rank: int, size: int, device: torch.device) -> None:
@@ -116,9 +116,9 @@ class Together(Ranks):
 
 
 @contextlib.contextmanager
-def together(store: dist.Store, rank: int, size: int, device: torch.device) -> Iterator[Together]:
+def joined_processes(store: dist.Store, rank: int, size: int, device: torch.device) -> Iterator[DataParallel]:
     """Within it this process is one of several. Raises Parted as that does."""
-    ranks = Together(store, rank, size, device)
+    ranks = DataParallel(store, rank, size, device)
     try:
         ranks.meet(device)
         yield ranks
@@ -136,7 +136,7 @@ def _speaking() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        raise Parted(str(error)) from error
+        raise PeerLost(str(error)) from error
 
 
 def _alike(weights: Iterable[nn.Parameter]) -> list[list[nn.Parameter]]:

@@ -32,7 +32,7 @@ PORTION_BYTES = GRADIENTS_AT_ONCE
 Arrived = tuple[nn.Parameter, Tensor]  # a weight and its gradient
 
 
-class StepInBackward:
+class FusedBackward:
     """Changes the weights of a session while its gradients are worked out. `begin` comes before each backward pass."""
 
     def __init__(self, session: Session) -> None:
@@ -164,12 +164,12 @@ def _laid_out_as(weight: Tensor, gradient: Tensor) -> Tensor:
 
 
 @contextlib.contextmanager
-def stepping(session: Session) -> Iterator[StepInBackward | None]:
+def stepping(session: Session) -> Iterator[FusedBackward | None]:
     """Within it the session's steps are taken in the backward pass, where its settings ask for that."""
     if not session.settings.memory.step_in_backward:
         yield None
         return
-    made = StepInBackward(session)
+    made = FusedBackward(session)
     try:
         yield made
     finally:

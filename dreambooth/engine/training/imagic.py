@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from dreambooth.engine.drawing.sampling import make_scheduler
-from dreambooth.engine.families.text_encoding import Text
+from dreambooth.engine.families.text_encoding import TextEmbedding
 from dreambooth.engine.training import loss
 from dreambooth.engine.training.session import Session
 
@@ -23,22 +23,22 @@ ETA = 0.7  # section 4: 0.6 to 0.8 keeps the picture and follows the text
 SHOWN = (0.0, 0.4, 0.6, 0.8, 1.0)  # in previews
 
 
-def blended(target: Text, fitted: Text, eta: float) -> Text:
+def blended(target: TextEmbedding, fitted: TextEmbedding, eta: float) -> TextEmbedding:
     """The text between both, for each row of `target` (B, T, width): SDXL's pooled text in the same way."""
     hidden = torch.lerp(fitted.hidden.to(target.hidden).expand_as(target.hidden), target.hidden, eta)
     pooled = None
     if target.pooled is not None and fitted.pooled is not None:
         pooled = torch.lerp(fitted.pooled.to(target.pooled).expand_as(target.pooled), target.pooled, eta)
-    return Text(hidden, pooled, target.mask)
+    return TextEmbedding(hidden, pooled, target.mask)
 
 
 class Fitted:
     """The one text that every picture of the run is read with, in place of the texts' table."""
 
-    def __init__(self, text: Text) -> None:
+    def __init__(self, text: TextEmbedding) -> None:
         self.text = text
 
-    def embeddings(self, numbers: Tensor) -> Text:
+    def embeddings(self, numbers: Tensor) -> TextEmbedding:
         return self.text[torch.zeros(len(numbers), dtype=torch.long, device=self.text.hidden.device)]
 
 
@@ -53,7 +53,7 @@ class Fitting:
         self.values = {"hidden": nn.Parameter(target.hidden.clone())}
         if target.pooled is not None:
             self.values["pooled"] = nn.Parameter(target.pooled.clone())
-        self.fitted = Fitted(Text(self.values["hidden"], self.values.get("pooled"), target.mask))
+        self.fitted = Fitted(TextEmbedding(self.values["hidden"], self.values.get("pooled"), target.mask))
         adam = torch.optim.Adam(self.values.values(), lr=chosen.embedding_learning_rate)
         self.optimizer = session.accelerator.prepare(adam)
         session.texts = self.fitted
@@ -114,6 +114,6 @@ def target_words(session: Session) -> str:
     return readings.texts[int(readings.of_yours(session.instances.prompt[:1], 0)[0])]
 
 
-def text_of(session: Session) -> Text | None:
+def text_of(session: Session) -> TextEmbedding | None:
     """The text that was fitted to the picture; None in another kind of run."""
     return session.texts.text if isinstance(session.texts, Fitted) else None

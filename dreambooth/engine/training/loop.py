@@ -13,10 +13,10 @@ from dreambooth.core.errors import Problem
 from dreambooth.core.job_folder import REQUESTS
 from dreambooth.engine.drawing.sampling import make_scheduler
 from dreambooth.engine.training import gradient_clipping, loss, optimizers
-from dreambooth.engine.training.fused_backward import StepInBackward, stepping
+from dreambooth.engine.training.fused_backward import FusedBackward, stepping
 from dreambooth.engine.training.session import Session
-from dreambooth.engine.training.step_metrics import Pulse
-from dreambooth.engine.training.traced_step import Passes
+from dreambooth.engine.training.step_metrics import StepMetrics
+from dreambooth.engine.training.traced_step import TracedStep
 
 COOLING_POLL_SECONDS = 0.2
 
@@ -42,7 +42,7 @@ class Hooks(Protocol):
 
 def train(session: Session, hooks: Hooks) -> Ending:
     """Trains from the session's step to the end of its budget, until it is past its best, or somebody asks to stop."""
-    pulse = Pulse(session, hooks)
+    pulse = StepMetrics(session, hooks)
     _begin(session)
     if session.step == 0:
         hooks.measure(pulse.check)
@@ -60,7 +60,7 @@ def train(session: Session, hooks: Hooks) -> Ending:
 
 def follow(session: Session, hooks: Hooks, is_told: Callable[[], bool]) -> None:
     """Takes this process's part in every step of another's run, as long as that one says that there is one."""
-    pulse = Pulse(session, hooks)
+    pulse = StepMetrics(session, hooks)
     _begin(session)
     steps = _Steps(session, hooks, pulse, None)  # a step in the backward pass is never shared
     while is_told():
@@ -89,9 +89,9 @@ def _take_steps(session: Session, hooks: Hooks, steps: _Steps) -> Ending | None:
 class _Steps:
     """The steps of a session, and what they have in common."""
 
-    def __init__(self, session: Session, hooks: Hooks, pulse: Pulse, in_backward: StepInBackward | None) -> None:
+    def __init__(self, session: Session, hooks: Hooks, pulse: StepMetrics, in_backward: FusedBackward | None) -> None:
         self.session, self.pulse, self.in_backward = session, pulse, in_backward
-        self.passes = Passes(session, hooks, in_backward)
+        self.passes = TracedStep(session, hooks, in_backward)
         self.alpha_bar = make_scheduler("ddim", session.model).alphas_cumprod.to(session.model.device)
         self.reading_learns = schedules.text_images(session.settings, session.budget)
 
@@ -103,7 +103,7 @@ class _Steps:
         for part in session.ranks.share(budget.accumulation):
             position = self._seed(part)
             text_learns = session.images < self.reading_learns
-            batch = loss.gathered(session, position, self.alpha_bar, text_learns=text_learns)
+            batch = loss.make_batch(session, position, self.alpha_bar, text_learns=text_learns)
             pulse.add_losses(self.passes.run(batch))
         if session.ranks.size > 1:
             session.ranks.add_up(session, pulse.batches)
@@ -121,7 +121,7 @@ class _Steps:
         return position
 
 
-def _serve_requests(session: Session, hooks: Hooks, pulse: Pulse) -> Ending | None:
+def _serve_requests(session: Session, hooks: Hooks, pulse: StepMetrics) -> Ending | None:
     """Does what somebody asked for; returns how the run ends if that was asked."""
     for request in sorted(hooks.requests(), key=REQUESTS.index):
         if request in ("save", "pause", "stop"):
@@ -146,7 +146,7 @@ def _set_rates(session: Session) -> None:
         made["lr"] = group.rate(session.settings) * factor
 
 
-def _do_what_is_due(session: Session, hooks: Hooks, pulse: Pulse) -> bool:
+def _do_what_is_due(session: Session, hooks: Hooks, pulse: StepMetrics) -> bool:
     """Previews, saves, measures and rests on the way. Returns whether the run is past its best, and to end."""
     intervals, budget, step = session.settings.intervals, session.budget, session.step
     if budget.is_due(intervals.save_preview_every, step, intervals.save_preview_every_steps):

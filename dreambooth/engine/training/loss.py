@@ -14,8 +14,8 @@ from torch import Tensor
 
 from dreambooth.engine import hardware
 from dreambooth.engine.families import inpainting_inputs
-from dreambooth.engine.families.text_encoding import Text
-from dreambooth.engine.layers.disabled_adapters import resting
+from dreambooth.engine.families.text_encoding import TextEmbedding
+from dreambooth.engine.layers.disabled_adapters import disabled
 from dreambooth.engine.training import noise, objective, precision
 
 if TYPE_CHECKING:
@@ -61,10 +61,10 @@ def batch_losses(
     session: Session, position: int, alpha_bar: Tensor, *, text_learns: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The loss of the batch that starts at `position`, which counts images, with its subject's and its class's part."""
-    return losses(session, gathered(session, position, alpha_bar, text_learns=text_learns))
+    return losses(session, make_batch(session, position, alpha_bar, text_learns=text_learns))
 
 
-def gathered(session: Session, position: int, alpha_bar: Tensor, *, text_learns: bool) -> Batch:
+def make_batch(session: Session, position: int, alpha_bar: Tensor, *, text_learns: bool) -> Batch:
     """The batch that starts at `position`, noised."""
     settings, model = session.settings, session.model
     instances, priors = session.order.batch(position, session.budget.batch)
@@ -140,7 +140,9 @@ def losses(session: Session, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
     settings, prediction_type = session.settings, session.model.prediction_type
     wanted, taken = batch.wanted, inpainting_inputs.joined(batch.x_t, batch.around)
     if batch.base_hidden is not None:
-        base = _base_prediction(session, taken, batch, Text(batch.base_hidden, batch.base_pooled, batch.base_mask))
+        base = _base_prediction(
+            session, taken, batch, TextEmbedding(batch.base_hidden, batch.base_pooled, batch.base_mask)
+        )
         wanted = torch.cat([wanted[: -len(base)], base.to(wanted.dtype)])
     predicted = denoised(session, taken, batch.t, _text(session, batch), batch.sizes)
 
@@ -156,14 +158,14 @@ def losses(session: Session, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
 
 
 @torch.no_grad()
-def _base_prediction(session: Session, taken: Tensor, batch: Batch, text: Text) -> Tensor:
+def _base_prediction(session: Session, taken: Tensor, batch: Batch, text: TextEmbedding) -> Tensor:
     """What the UNet predicts without its adapters for the last rows of `taken`, which read `text`, (P, 4, h, w)."""
     x_t, t, sizes = (some[-len(text.hidden) :] for some in (taken, batch.t, batch.sizes))
-    with resting(session.adapters):
+    with disabled(session.adapters):
         return denoised(session, x_t, t, text, sizes)
 
 
-def denoised(session: Session, x_t: Tensor, t: Tensor, text: Text, sizes: Tensor) -> Tensor:
+def denoised(session: Session, x_t: Tensor, t: Tensor, text: TextEmbedding, sizes: Tensor) -> Tensor:
     """What the UNet predicts, (B, 4, h, w), in the precision that the run computes in; of an inpainting model `x_t` is
     what `around.joined` gives."""
     dtype = precision.plain_dtype(session.accelerator, session.settings)
@@ -173,13 +175,13 @@ def denoised(session: Session, x_t: Tensor, t: Tensor, text: Text, sizes: Tensor
     return session.model.denoise(x_t.to(dtype), t, text.to(dtype), sizes)
 
 
-def _text(session: Session, batch: Batch) -> Text:
+def _text(session: Session, batch: Batch) -> TextEmbedding:
     if batch.tokens is not None:
-        rest = None if batch.rest_hidden is None else Text(batch.rest_hidden, batch.rest_pooled)
+        rest = None if batch.rest_hidden is None else TextEmbedding(batch.rest_hidden, batch.rest_pooled)
         with session.accelerator.autocast():
             return session.texts.read(batch.tokens, batch.emptied, batch.token_weights, rest)
     assert batch.hidden is not None
-    return Text(batch.hidden, batch.pooled, batch.text_mask)
+    return TextEmbedding(batch.hidden, batch.pooled, batch.text_mask)
 
 
 def _concept_weights(session: Session, instances: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from collections.abc import Hashable, Iterable
 
 import torch
 
-from dreambooth.engine.layers.lora_layer import ADAPTER, Quick
+from dreambooth.engine.layers.lora_layer import ADAPTER, AdapterLayer
 
 VALUES_AT_ONCE = 2**22  # of matrices that are stacked: 16 MiB; a layer with more is alone
 
@@ -19,12 +19,12 @@ VALUES_AT_ONCE = 2**22  # of matrices that are stacked: 16 MiB; a layer with mor
 class MaxNorm:
     """Keeps what each of some layers adds to its weight at most this long."""
 
-    def __init__(self, layers: Iterable[Quick], most: float) -> None:
+    def __init__(self, layers: Iterable[AdapterLayer], most: float) -> None:
         self.most = most
-        alike: dict[Hashable, list[Quick]] = {}
+        alike: dict[Hashable, list[AdapterLayer]] = {}
         for layer in layers:
             alike.setdefault((layer.form, layer.scaling[ADAPTER]), []).append(layer)
-        self.stacks: list[list[Quick]] = []
+        self.stacks: list[list[AdapterLayer]] = []
         for some in alike.values():
             together = max(1, VALUES_AT_ONCE // sum(matrix.numel() for matrix in some[0].matrices()))
             self.stacks += [some[start : start + together] for start in range(0, len(some), together)]
@@ -34,7 +34,7 @@ class MaxNorm:
         for some in self.stacks:
             self._keep(some)
 
-    def _keep(self, some: list[Quick]) -> None:
+    def _keep(self, some: list[AdapterLayer]) -> None:
         sides = list(zip(*(layer.matrices() for layer in some)))
         stacked = [torch.stack(side) for side in sides]
         # By rounding the square of next to nothing may come out below it.

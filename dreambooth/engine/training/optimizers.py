@@ -85,11 +85,11 @@ def check(settings: Settings, device: torch.device) -> None:
 def fault(name: str, device: torch.device) -> str:
     """Why an optimizer does not work on this device; empty if it does."""
     if name in BY_BITSANDBYTES:
-        return probe.fault(("optimizer.name", name), device, lambda: tried(name, device))
-    return tried(name, device)
+        return probe.fault(("optimizer.name", name), device, lambda: try_here(name, device))
+    return try_here(name, device)
 
 
-def tried(name: str, device: torch.device) -> str:
+def try_here(name: str, device: torch.device) -> str:
     """The same, found in this process by steps on a small problem."""
     with torch.random.fork_rng(devices=[]), torch.enable_grad(), warnings.catch_warnings():
         warnings.filterwarnings("error", message="Paged optimizers are not supported")  # else it would be replaced

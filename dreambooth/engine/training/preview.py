@@ -22,7 +22,7 @@ from dreambooth.engine.drawing import drawn_together
 from dreambooth.engine.drawing.sampling import Known, decoding, draw
 from dreambooth.engine.drawing.sampling_choice import Sampling
 from dreambooth.engine.families.model import Model
-from dreambooth.engine.families.text_encoding import Text
+from dreambooth.engine.families.text_encoding import TextEmbedding
 from dreambooth.engine.training import imagic
 
 _NAME = "{images:08}-{prompt:02}-{number:02}.png"
@@ -80,7 +80,7 @@ def make(
     images: int,
     size: int,
     *,
-    fitted: Text | None = None,
+    fitted: TextEmbedding | None = None,
     paths: list[Path] | None = None,
     on_step: Callable[[], None] | None = None,
 ) -> list[Path]:
@@ -123,11 +123,11 @@ def _sampling(settings: Settings, size: int) -> Sampling:
 
 
 @torch.no_grad()
-def _text(known: Known, some: list[tuple[str, float | None]], fitted: Text | None) -> Text:
+def _text(known: Known, some: list[tuple[str, float | None]], fitted: TextEmbedding | None) -> TextEmbedding:
     text = known.read([prompt for prompt, _ in some])
     if fitted is None:
         return text
-    return Text.cat([imagic.blended(text[n : n + 1], fitted, eta or 0.0) for n, (_, eta) in enumerate(some)])
+    return TextEmbedding.cat([imagic.blended(text[n : n + 1], fitted, eta or 0.0) for n, (_, eta) in enumerate(some)])
 
 
 def found(folder: Path) -> dict[int, dict[tuple[int, int], Path]]:

@@ -17,15 +17,15 @@ from torch import Tensor
 from dreambooth.core.errors import UserError
 from dreambooth.core.run_length import Budget
 from dreambooth.core.settings import Settings
-from dreambooth.engine.data.batch_order import Order
+from dreambooth.engine.data.batch_order import BatchOrder
 from dreambooth.engine.data.cache import Encoded
-from dreambooth.engine.data.caption_schedule import Readings
+from dreambooth.engine.data.caption_schedule import CaptionSchedule
 from dreambooth.engine.families.model import Model
 from dreambooth.engine.layers import disabled_adapters, lora_layer
-from dreambooth.engine.layers.lora_layer import Quick
+from dreambooth.engine.layers.lora_layer import AdapterLayer
 from dreambooth.engine.training import nonfinite_steps, optimizers, precision, stochastic_rounding
 from dreambooth.engine.training.adapters import WORDS, Trained
-from dreambooth.engine.training.data_parallel import Ranks
+from dreambooth.engine.training.data_parallel import SingleProcess
 from dreambooth.engine.training.ema import IN_STATE, Ema
 from dreambooth.engine.training.max_norm import MaxNorm
 from dreambooth.engine.training.text_embeddings import Texts
@@ -42,15 +42,15 @@ class Session:
     accelerator: Accelerator
     instances: Encoded
     priors: Encoded | None
-    order: Order
-    readings: Readings
+    order: BatchOrder
+    readings: CaptionSchedule
     texts: Texts
     optimizer: Any
     ema: Ema | None
     step: int = 0
     about: dict[str, str] = field(default_factory=dict)  # what the run works on, known again when it goes on
     files: tuple[list[str], list[str]] = ([], [])  # of each example, yours and the class's
-    ranks: Ranks = field(default_factory=Ranks)  # the processes that share its steps
+    ranks: SingleProcess = field(default_factory=SingleProcess)  # the processes that share its steps
 
     @property
     def images(self) -> int:
@@ -63,8 +63,8 @@ class Session:
         return optimizers.groups(self.trained, self.settings)
 
     @functools.cached_property
-    def lora_layers(self) -> list[Quick]:
-        return lora_layer.of(self.model.parts[part] for part in self.trained.parts if part != WORDS)
+    def lora_layers(self) -> list[AdapterLayer]:
+        return lora_layer.adapter_layers(self.model.parts[part] for part in self.trained.parts if part != WORDS)
 
     @functools.cached_property
     def max_norm(self) -> MaxNorm | None:

@@ -26,7 +26,7 @@ class Diverged(UserError):
     """Training no longer leads anywhere; nothing of it has been saved."""
 
 
-class Pulse:
+class StepMetrics:
     """Means of the losses and of the gradients' norms since the last report, and the steps that were left out."""
 
     def __init__(self, session: Session, hooks: Hooks) -> None:

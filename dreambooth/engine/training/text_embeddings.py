@@ -10,8 +10,8 @@ from torch import Tensor
 from dreambooth.core.memory.footprint import TEXTS_ON_DEVICE
 from dreambooth.engine import hardware
 from dreambooth.engine.families.model import Model
-from dreambooth.engine.families.text_encoding import Text
-from dreambooth.engine.layers.disabled_adapters import adapters, resting
+from dreambooth.engine.families.text_encoding import TextEmbedding
+from dreambooth.engine.layers.disabled_adapters import adapters, disabled
 
 MOST_ON_DEVICE = TEXTS_ON_DEVICE
 _BATCH = 64  # prompts encoded at a time
@@ -28,25 +28,25 @@ class Texts:
         weights = model.weigh(prompts)
         self.weights = None if weights is None else weights.to(model.device)
         self.nothing = prompts.index("") if "" in prompts else -1
-        self.table: Text | None = None
-        self.base_table: Text | None = None
+        self.table: TextEmbedding | None = None
+        self.base_table: TextEmbedding | None = None
         self.rests = rests
-        self.rest_table: Text | None = None
+        self.rest_table: TextEmbedding | None = None
 
-    def embeddings(self, numbers: Tensor) -> Text:
+    def embeddings(self, numbers: Tensor) -> TextEmbedding:
         """(B,) prompt numbers -> what the UNet reads, from a table. It is made once, when the text encoders rest."""
         if self.table is None:
             self.table = self._all()
         return _looked_up(self.table, numbers, self.model.device)
 
-    def base_embeddings(self, numbers: Tensor) -> Text:
+    def base_embeddings(self, numbers: Tensor) -> TextEmbedding:
         """The same from text encoders without their adapters, which may go on learning."""
         if self.base_table is None:
-            with resting(adapters(self.model.text_encoders.values())):
+            with disabled(adapters(self.model.text_encoders.values())):
                 self.base_table = self._all()
         return _looked_up(self.base_table, numbers, self.model.device)
 
-    def at_rest(self, numbers: Tensor) -> Text | None:
+    def at_rest(self, numbers: Tensor) -> TextEmbedding | None:
         """What the text encoder that rests makes of them, from a table; None where none does while the other learns."""
         if not self.rests:
             return None
@@ -63,7 +63,9 @@ class Texts:
         weights = None if self.weights is None else self.weights[on_device]
         return tokens, hardware.brought(emptied, self.model.device) if len(emptied) else None, weights
 
-    def read(self, tokens: Tensor, emptied: Tensor | None, weights: Tensor | None, resting: Text | None = None) -> Text:
+    def read(
+        self, tokens: Tensor, emptied: Tensor | None, weights: Tensor | None, resting: TextEmbedding | None = None
+    ) -> TextEmbedding:
         """What was looked up -> what the UNet reads, for text encoders that learn."""
         known = {} if resting is None else {self.rests: resting}
         for part, encoder in self.model.text_encoders.items():
@@ -71,10 +73,10 @@ class Texts:
         text = self.model.encode_tokens(list(tokens), weights, known)
         return text if emptied is None else self.model.emptied(text, emptied)
 
-    def _all(self) -> Text:
+    def _all(self) -> TextEmbedding:
         return self._table(self._whole)
 
-    def _whole(self, start: int, some: list[str]) -> Text:
+    def _whole(self, start: int, some: list[str]) -> TextEmbedding:
         """What the UNet reads of these prompts, the first of which is the one of that number."""
         text = self.model.encode_texts([some])[0]
         if start <= self.nothing < start + len(some):
@@ -82,11 +84,11 @@ class Texts:
         return text
 
     @torch.no_grad()
-    def _table(self, read: Callable[[int, list[str]], Text]) -> Text:
+    def _table(self, read: Callable[[int, list[str]], TextEmbedding]) -> TextEmbedding:
         """What is read of all prompts, some at a time."""
         for encoder in self.model.text_encoders.values():
             encoder.eval()
-        table: Text | None = None
+        table: TextEmbedding | None = None
         for start in range(0, len(self.prompts), _BATCH):
             some = self.prompts[start : start + _BATCH]
             text = read(start, some)
@@ -99,7 +101,7 @@ class Texts:
         return table
 
 
-def _room(some: Text, count: int) -> Text:
+def _room(some: TextEmbedding, count: int) -> TextEmbedding:
     """A table for so many prompts that are read like these: where these are, unless that is much."""
     total = count * sum(one[0].nbytes for one in some.tensors)
     place = some.hidden.device if total <= MOST_ON_DEVICE else torch.device("cpu")
@@ -110,7 +112,7 @@ def _room(some: Text, count: int) -> Text:
     return some.each(room)
 
 
-def _looked_up(table: Text, numbers: Tensor, device: torch.device) -> Text:
+def _looked_up(table: TextEmbedding, numbers: Tensor, device: torch.device) -> TextEmbedding:
     """Rows of a table, on the device. Out of the computer's memory they come without anybody waiting."""
     found = table[hardware.brought(numbers, table.hidden.device)]
     if table.hidden.device.type == device.type:

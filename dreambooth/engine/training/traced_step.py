@@ -27,7 +27,7 @@ from dreambooth.engine.run import recovery
 from dreambooth.engine.tracing.graph import Graph
 from dreambooth.engine.tracing.program import CLOSE, NotTraceable, Program, record, signature
 from dreambooth.engine.training import loss
-from dreambooth.engine.training.fused_backward import StepInBackward
+from dreambooth.engine.training.fused_backward import FusedBackward
 from dreambooth.engine.training.loss import Batch
 from dreambooth.engine.training.session import Session
 
@@ -54,10 +54,10 @@ class _Shape:
     is_given_up: bool = False
 
 
-class Passes:
+class TracedStep:
     """Does the forward and the backward pass of a session's batches. Gradients are added to those that are there."""
 
-    def __init__(self, session: Session, hooks: Hooks, in_backward: StepInBackward | None) -> None:
+    def __init__(self, session: Session, hooks: Hooks, in_backward: FusedBackward | None) -> None:
         self.session, self.hooks, self.in_backward = session, hooks, in_backward
         self.weights = [weight for part in session.trained.parts.values() for weight in part.values()]
         settings = session.settings

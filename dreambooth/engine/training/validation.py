@@ -28,7 +28,7 @@ from dreambooth.engine.data.cache import Encoded
 from dreambooth.engine.data.pictures import Example, class_text
 from dreambooth.engine.drawing.sampling import make_scheduler
 from dreambooth.engine.families import inpainting_inputs
-from dreambooth.engine.families.text_encoding import Text
+from dreambooth.engine.families.text_encoding import TextEmbedding
 from dreambooth.engine.training import loss, objective
 from dreambooth.engine.training.session import Session
 
@@ -38,7 +38,7 @@ _HELD_OUT, _LEARNED, _CLASS_ERROR, _CLASS = "held_out", "learned", "class_error"
 
 
 @dataclass(frozen=True)
-class Measured:
+class Validated:
     """How much better pictures are predicted than before the run, 1 being without any error; and how far what is
     predicted for the class has moved, as a share of the error that it had; None without a class."""
 
@@ -72,7 +72,7 @@ class Validation:
         self.held_out = [self._probe(held_out, n, example) for n, example in enumerate(examples)]
         chosen = spread(len(own), MOST_MEASURED)
         self.learned = [self._probe(session.instances, n, own[n]) for n in chosen]
-        self._texts: dict[str, Text] = {}
+        self._texts: dict[str, TextEmbedding] = {}
         self._known = _read(before)
         self._alpha_bar = make_scheduler("ddim", session.model).alphas_cumprod[list(TIMESTEPS)].to(session.model.device)
 
@@ -92,7 +92,7 @@ class Validation:
         )
 
     @torch.no_grad()
-    def measure(self) -> Measured | None:
+    def measure(self) -> Validated | None:
         """None where nothing is known of before the run, or where something is no number."""
         session = self.session
         kept = hardware.random_numbers_kept(session.model.device)
@@ -140,7 +140,7 @@ class Validation:
         predicted = loss.denoised(self.session, taken, t, text, probe.size.expand(count, -1))
         return predicted.float(), objective.target(model.prediction_type, probe.x_0, eps, self._alpha_bar)
 
-    def _text(self, words: str) -> Text:
+    def _text(self, words: str) -> TextEmbedding:
         if words not in self._texts:
             with self.session.accelerator.autocast():
                 self._texts[words] = self.session.model.encode_text([words])
@@ -155,7 +155,7 @@ def _read(before: Path) -> dict[str, Tensor]:
         return {}
 
 
-def _compared(before: dict[str, Tensor], now: dict[str, Tensor]) -> Measured | None:
+def _compared(before: dict[str, Tensor], now: dict[str, Tensor]) -> Validated | None:
     if any(not torch.isfinite(one).all() for one in (*before.values(), *now.values())):
         return None
     if before.keys() != now.keys() or any(before[name].shape != now[name].shape for name in now):
@@ -163,4 +163,4 @@ def _compared(before: dict[str, Tensor], now: dict[str, Tensor]) -> Measured | N
     gains = [1 - float((now[name] / before[name]).mean()) for name in (_HELD_OUT, _LEARNED)]
     moved = [(now[name] - before[name]).square().mean((1, 2, 3)) for name in now if name.startswith(_CLASS)]
     drift = float((torch.stack(moved).mean(0) / before[_CLASS_ERROR]).mean()) if moved else None
-    return Measured(*gains, drift)
+    return Validated(*gains, drift)

@@ -14,7 +14,7 @@ from urllib.parse import quote
 from dreambooth.core import job_list
 from dreambooth.core.formatting import size
 from dreambooth.core.job_folder import Job
-from dreambooth.core.job_history import Story
+from dreambooth.core.job_history import JobHistory
 from dreambooth.core.models.checkpoint import family_name
 from dreambooth.core.project import Folders, Project, open_project
 from dreambooth.service import resume_run, runs
@@ -61,7 +61,7 @@ def _results(folders: Folders, project: Project, jobs: list[Job]) -> str:
     return f'<h4>Results</h4><div class="db-tiles">{"".join(tiles)}</div>' if tiles else ""
 
 
-def _result(folders: Folders, project: Project, job: Job, story: Story, event: dict[str, Any]) -> str:
+def _result(folders: Folders, project: Project, job: Job, story: JobHistory, event: dict[str, Any]) -> str:
     path, images, of_run = Path(event["path"]), event["images"], f"run {int(job.folder.name)}"
     if "step" in event:
         of_run += f", step {event['step']:,}"
@@ -75,7 +75,7 @@ def _result(folders: Folders, project: Project, job: Job, story: Story, event: d
     )
 
 
-def _preview(story: Story, images: int) -> Path | None:
+def _preview(story: JobHistory, images: int) -> Path | None:
     """The first preview that was drawn when so many images had been seen."""
     for path in story.previews.get(images, []):
         if re.fullmatch(rf"0*{images}-0+-\d+\.png", Path(path).name):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from dreambooth.core.formatting import percent
-from dreambooth.core.job_history import Story
+from dreambooth.core.job_history import JobHistory
 from dreambooth.core.validation import Measure
 from dreambooth.service.resume_run import ENDED
 
@@ -17,7 +17,7 @@ OF_FEW = "With few pictures mirror images tell, too: Measure Mirror Images, unde
 Point = tuple[float, float]
 
 
-def quality_view(story: Story) -> str:
+def quality_view(story: JobHistory) -> str:
     """Nothing until something has been measured since the run began; of a run that is not measured, how to."""
     best, measures = story.best, story.measures
     if not measures and story.step:

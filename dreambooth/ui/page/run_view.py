@@ -17,7 +17,7 @@ from urllib.parse import quote
 from dreambooth.core import job_list, validation
 from dreambooth.core.formatting import duration, memory, size
 from dreambooth.core.job_folder import Job
-from dreambooth.core.job_history import Course, Story
+from dreambooth.core.job_history import Course, JobHistory
 from dreambooth.core.project import Folders, Project, open_project
 from dreambooth.service import installation, resume_run, runs
 from dreambooth.ui.page.curves import curve
@@ -101,7 +101,7 @@ def _elsewhere(folders: Folders, model: str) -> str:
     return "".join(f'<p class="db-note">{escape(job.name)} is training now. {pause(job)}</p>' for job in others)
 
 
-def _head(job: Job, story: Story, status: str) -> str:
+def _head(job: Job, story: JobHistory, status: str) -> str:
     last, before = story.step, stage(story)
     words = before["name"] if status == "running" and before else WORDS[status]
     head = f'<h3>Run {int(job.folder.name)} <span class="db-status db-{status}">{escape(words)}</span></h3>'
@@ -131,7 +131,7 @@ def pause(job: Job) -> str:
     )
 
 
-def stage(story: Story) -> Event | None:
+def stage(story: JobHistory) -> Event | None:
     """What is going on before, between or after the steps; None while it trains."""
     if story.stage is None:
         return None
@@ -141,7 +141,7 @@ def stage(story: Story) -> Event | None:
     return {"name": story.stage["name"], "share": done / total if total > 1 else None, "note": note}
 
 
-def _notes(job: Job, story: Story, status: str) -> str:
+def _notes(job: Job, story: JobHistory, status: str) -> str:
     return failure_list(runs.errors(job, status)) + _report(job, status) + warning_list(story.warnings)
 
 
@@ -191,7 +191,7 @@ def _rates(last: Event) -> str:
     return f'<p class="db-axis"><span>Learning rates: {escape(said)}</span></p>'
 
 
-def _previews(project: Project, story: Story) -> str:
+def _previews(project: Project, story: JobHistory) -> str:
     """The previews as a sheet that grows to the right: a row for each prompt, a column for each moment."""
     cells: dict[tuple[int, int], dict[int, Path]] = {}
     for paths in story.previews.values():
@@ -221,7 +221,7 @@ def _moment(images: int, *, is_best: bool) -> str:
     return f"{images:,}{f' {BEST}' if is_best else ''}" if images else "before"
 
 
-def _outputs(folders: Folders, project: Project, job: Job, story: Story, status: str) -> str:
+def _outputs(folders: Folders, project: Project, job: Job, story: JobHistory, status: str) -> str:
     rows = []
     for event in runs.written(story)[:_MOST_WRITTEN]:
         path, of_state = Path(event["path"]), f" · exported from step {event['step']:,}" if "step" in event else ""

@@ -10,7 +10,7 @@ from dreambooth.core import job_list, settings
 from dreambooth.core.errors import Problem, UserError
 from dreambooth.core.formatting import size
 from dreambooth.core.job_folder import BY_WEBUI, Job
-from dreambooth.core.job_history import Story
+from dreambooth.core.job_history import JobHistory
 from dreambooth.core.project import Folders, Project, open_project
 from dreambooth.service import exporting, queue, runs, use_in_txt2img
 from dreambooth.ui.page.fragments import (
@@ -119,7 +119,7 @@ def newest_errand(project: Project, kind: str) -> Job | None:
     return next((job for job in reversed(job_list.errands(project)) if job.said().get("kind") in kinds), None)
 
 
-def _pictures(project: Project, job: Job, story: Story) -> str:
+def _pictures(project: Project, job: Job, story: JobHistory) -> str:
     asked = job.read()
     if "rows" in asked:
         return _sheet(project, asked, story)
@@ -145,7 +145,7 @@ def _folders(asked: Event) -> Folders:
     return Folders(Path(asked["models"]), asked.get("folders"))
 
 
-def _sheet(project: Project, asked: Event, story: Story) -> str:
+def _sheet(project: Project, asked: Event, story: JobHistory) -> str:
     """Results in rows, LoRA weights in columns; what is not drawn yet is an empty cell, so that nothing jumps."""
     made = {Path(path).stem: Path(path) for path in story.pictures}
     head = "".join(f'<th scope="col">{weight:g}</th>' for weight in asked["columns"])
@@ -174,11 +174,11 @@ def _use_cell(project: Project, asked: Event, row: Event, weight: float, path: P
     )
 
 
-def _generated(project: Project, job: Job, story: Story, done: Event) -> str:
+def _generated(project: Project, job: Job, story: JobHistory, done: Event) -> str:
     return _pictures(project, job, story) + f'<p class="db-quiet">In {escape(str(job.read()["out"]))}</p>'
 
 
-def _made(project: Project, job: Job, story: Story, done: Event) -> str:
+def _made(project: Project, job: Job, story: JobHistory, done: Event) -> str:
     """How many class pictures there are now, some of them, and the sheet with all."""
     kinds = done["class_pictures"]
     there, new = (sum(one[key] for one in kinds) for key in ("pictures", "made"))
@@ -189,14 +189,14 @@ def _made(project: Project, job: Job, story: Story, done: Event) -> str:
     return f'<p class="db-good">{said}{link}</p>{_pictures(project, job, story)}{places}'
 
 
-def _exported(project: Project, job: Job, story: Story, done: Event) -> str:
+def _exported(project: Project, job: Job, story: JobHistory, done: Event) -> str:
     said = exporting.told(done)
     return f'<p class="db-good">Written: {escape(done["path"])}</p>' + (
         f'<p class="db-quiet">{said}</p>' if said else ""
     )
 
 
-def _plan(project: Project, job: Job, story: Story, done: Event) -> str:
+def _plan(project: Project, job: Job, story: JobHistory, done: Event) -> str:
     """What the check found: the sentences that would stop a run, and the sheet of all pictures."""
     problems = done["problems"]
     verdict = problem_list(problems) or '<p class="db-good">Nothing stands in the way.</p>'
@@ -219,7 +219,7 @@ def _sheet_of_plan(project: Project, sheet: Path) -> str:
         return ""
 
 
-def _words(project: Project, job: Job, story: Story, done: Event) -> str:
+def _words(project: Project, job: Job, story: JobHistory, done: Event) -> str:
     return words_view(job, done)
 
 

@@ -37,7 +37,7 @@ class TokenEmbedding(nn.Embedding):
         return torch.where((numbers >= self.num_embeddings)[..., None], learned.to(known.dtype), known)
 
 
-class Words:
+class LearnedTokens:
     """How words that learn are found in a prompt's token numbers, as a WebUI finds an embedding's name."""
 
     def __init__(self, tokenizer: CLIPTokenizer, vocabulary: int, counts: Mapping[str, int]) -> None:
