@@ -153,7 +153,7 @@ _ERRANDS = {
     "check": ("plan", "report"),
     "generate": ("generate", "run"),
     "export": ("export", "run"),
-    "tokens": ("words.tokens", "run"),
+    "tokens": ("prompts.tokens", "run"),
     "download": ("download", "run"),
     "bench-files": ("bench.files", "run"),
     "bench-training": ("bench.training", "measure"),

@@ -61,7 +61,7 @@ class _Learned:
     """What a file or a state holds: its changes of a model, the settings it was trained with, its precision and words
     that learned beside it."""
 
-    weight_deltas: Callable[[Source], Changes]
+    changes: Callable[[Source], Changes]
     settings: Settings
     is_half: bool
     words: Vectors = field(default_factory=dict)

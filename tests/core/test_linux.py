@@ -68,6 +68,6 @@ def test_a_process_goes_first_and_never_back(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such score")
 def test_the_kernel_takes_it() -> None:
-    code = "from dreambooth.core import machine; machine.go_first(); print(machine._SCORE.read_text())"
+    code = "from dreambooth.core import linux; linux.go_first(); print(linux._SCORE.read_text())"
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert int(said) >= 500

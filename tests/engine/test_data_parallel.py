@@ -74,7 +74,7 @@ def test_another_process_sees_its_own_device_alone(star: Project, in_the_others:
 @pytest.mark.thorough
 def test_the_number_of_processes_may_change_when_a_run_goes_on(star: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     job = new_run(star, **SHARED, **{"batching.num_processes": 2})
-    monkeypatch.setattr(worker.Hooks, "requests", lambda hooks: {"pause"} if hooks.session.step == 2 else set())
+    monkeypatch.setattr(worker.RunHooks, "requests", lambda hooks: {"pause"} if hooks.session.step == 2 else set())
     assert worker.run(job) == "paused"
     monkeypatch.undo()
     job.change({"batching.num_processes": 1})
@@ -184,15 +184,15 @@ def broken_once(in_the_others: Callable[[str], None]) -> Any:
             "from pathlib import Path\n"
             "import torch\n"
             "from dreambooth.core.errors import UserError\n"
-            "from dreambooth.engine.training.data_parallel import Together\n"
-            "plain, seen, mark = Together.add_up, [], Path(__file__).with_name('broken')\n"
+            "from dreambooth.engine.training.data_parallel import DataParallel\n"
+            "plain, seen, mark = DataParallel.add_up, [], Path(__file__).with_name('broken')\n"
             "def add_up(ranks, *given):\n"
             "    seen.append(1)\n"
             "    if len(seen) == 2 and not mark.exists():\n"
             "        mark.touch()\n"
             f"        raise {error}\n"
             "    plain(ranks, *given)\n"
-            "Together.add_up = add_up\n"
+            "DataParallel.add_up = add_up\n"
         )
 
     return breaking

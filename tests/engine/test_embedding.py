@@ -59,7 +59,9 @@ def resumed(made: Project, pause_at: int, monkeypatch: pytest.MonkeyPatch, **cha
     """A run that paused before a step and went on to its end."""
     job = new_run(made, **changes)
     with monkeypatch.context() as patched:
-        patched.setattr(worker.Hooks, "requests", lambda hooks: {"pause"} if hooks.session.step == pause_at else set())
+        patched.setattr(
+            worker.RunHooks, "requests", lambda hooks: {"pause"} if hooks.session.step == pause_at else set()
+        )
         AcceleratorState._reset_state(reset_partial_state=True)
         assert worker.run(job) == "paused"
     return job

@@ -208,7 +208,7 @@ def test_the_predecessors_nested_accumulation_stepped_too_often(star: Project, m
         taken.append(norms)
         return norms
 
-    monkeypatch.setattr(loop.gradients, "clip", kept)
+    monkeypatch.setattr(loop.gradient_clipping, "clip", kept)
     both = {"tuning.text_encoder_ratio": 1.0, "intervals.num_train_epochs": 4}
     train(star, **both, **{"batching.train_batch_size": 2, "batching.gradient_accumulation_steps": 5})
     assert len(taken) == 2  # 20 pictures, 10 in each step

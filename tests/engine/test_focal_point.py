@@ -134,7 +134,7 @@ def test_pictures_of_the_class_are_not_concerned(photo: Path, tmp_path: Path) ->
     of_class.parent.mkdir()
     photo.rename(of_class)
     write_point(of_class, LEFT)
-    (look,) = pictures.survey.look_at_all([of_class])
+    (look,) = pictures.inspection.inspect_all([of_class])
     Image.new("RGB", (64, 64)).save(photo)
     of_yours = [examples(photo)]
     (prior,) = pictures.prior_examples([pictures.Picture(of_class, "a star", 0)], [look], of_yours)

@@ -211,7 +211,7 @@ def test_many_stay_in_the_computers_memory(widened: Path, photos: Path, monkeypa
 def test_a_mask_that_will_not_do_is_named_before_anything_begins(
     sd1: Project, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(worker.beginning, "load", lambda *given: pytest.fail("the model was read"))
+    monkeypatch.setattr(worker.setup, "load", lambda *given: pytest.fail("the model was read"))
     spot((0, 0, 8, 8), (40, 96)).save(photos / "1-mask.png")
     with pytest.raises(UserError, match=r"1-mask.png: this mask has 40 x 96 pixels and its picture 64 x 64"):
         train(sd1, **{"concepts.0.instance_data_dir": str(photos)})
@@ -279,7 +279,7 @@ def test_pausing_changes_no_bit(sd1: Project, monkeypatch: pytest.MonkeyPatch) -
     }
     whole = train(sd1, **changes)
     stopped = new_run(sd1, **changes)
-    monkeypatch.setattr(worker.Hooks, "requests", lambda hooks: {"pause"} if hooks.session.step == 2 else set())
+    monkeypatch.setattr(worker.RunHooks, "requests", lambda hooks: {"pause"} if hooks.session.step == 2 else set())
     assert worker.run(stopped) == "paused"
     monkeypatch.undo()
     assert worker.run(stopped) == "done"

@@ -11,11 +11,11 @@ from tests.conftest import ROOT
 
 BEGIN = """
 import gc, importlib, json, sys
-from dreambooth.engine.process import imports, sleeping
-imports.put_off()
+from dreambooth.engine.process import lazy_imports, lazy_modules
+lazy_imports.put_off()
 from dreambooth.engine import worker
-imports.settle()
-awake = lambda: [name for name in imports.TABLE if sleeping.is_awake(name)]
+lazy_imports.settle()
+awake = lambda: [name for name in lazy_imports.TABLE if lazy_modules.is_awake(name)]
 """
 
 LIGHT = """
@@ -24,13 +24,13 @@ from pathlib import Path
 from dreambooth.core.install_paths import MINIATURES
 from dreambooth.core.settings import parse
 from dreambooth.engine import families
-from dreambooth.engine.families.text_encoding import Text
+from dreambooth.engine.families.text_encoding import TextEmbedding
 from dreambooth.engine.training import adapters, optimizers
 import torch
 after = []
 for settings in ({"general.method": "full"}, {"lora.rank": 4}):
     model = families.load_file(MINIATURES["sd1"])
-    trained = adapters.prepare(model, parse(settings))
+    trained = adapters.make_trainable(model, parse(settings))
     optimizer = optimizers.make(trained, parse(settings))
     text = model.encode_text(["a photo of a star"])
     loss = model.denoise(torch.randn(1, 4, 16, 16), torch.tensor([10]), text, None).square().mean()
@@ -43,7 +43,7 @@ print(json.dumps([before, after]))
 WOKEN = """
 count = lambda name: sum(one.startswith(name + ".") for one in sys.modules)
 handed = {}
-for name, known in imports.TABLE.items():
+for name, known in lazy_imports.TABLE.items():
     module = importlib.import_module(name)
     handed[name] = {key: getattr(module, key) for key in known.names}
 assert not awake()
@@ -62,8 +62,8 @@ from transformers.processing_utils import Unpack
 from transformers import AutoImageProcessor
 pairs = [side.tolist() for side in linear_sum_assignment([[1.0, 0.0], [0.0, 1.0]])]
 not_sharded = isinstance(torch.zeros(1), DTensor)
-for name in imports.TABLE:
-    sleeping.woken(name)
+for name in lazy_imports.TABLE:
+    lazy_modules.woken(name)
     module = sys.modules[name]
     for key, thing in handed[name].items():
         assert getattr(module, key) is thing, (name, key)
@@ -73,7 +73,7 @@ told = id(BasicTransformerBlock) in rules._allowed_callable_ids.function_ids
 names = [AutoencoderTiny.__name__, DiTTransformer2DModel.__name__, bitsandbytes.optim.AdamW8bit.__name__]
 processor = AutoImageProcessor.from_pretrained.__name__
 print(json.dumps([found, faults, compiled, pairs, not_sharded, names, bitsandbytes.__spec__.name, told, processor,
-    sorted(set(imports.TABLE) - set(awake()))]))
+    sorted(set(lazy_imports.TABLE) - set(awake()))]))
 """
 
 

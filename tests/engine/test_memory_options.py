@@ -364,7 +364,7 @@ def test_the_run_rests_after_so_many_epochs(star: Project, monkeypatch: pytest.M
 def test_a_rest_ends_as_soon_as_somebody_asks(star: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     naps: list[float] = []
     monkeypatch.setattr(loop.time, "sleep", lambda seconds: naps.append(seconds))
-    monkeypatch.setattr(worker.Hooks, "requests", lambda hooks: {"stop"} if naps else set())
+    monkeypatch.setattr(worker.RunHooks, "requests", lambda hooks: {"stop"} if naps else set())
     rests = {"intervals.epoch_pause_frequency": 1, "intervals.epoch_pause_time": 3600}
     job = launcher.new_run(
         Folders(star.folder.parents[1]), star, parse({**SHORT, **rests, "intervals.num_train_epochs": 3})
@@ -410,7 +410,7 @@ def test_nothing_waits_for_the_device_between_reports(star: Project, monkeypatch
 def test_a_pause_never_saves_a_spoilt_state(star: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     """A loss that is no number was only looked at twice a second; a state in between must not be kept either."""
     monkeypatch.setattr(loss.objective, "error", lambda predicted, *_: predicted * float("nan"))
-    monkeypatch.setattr(worker.Hooks, "requests", lambda hooks: {"pause"} if hooks.session.step else set())
+    monkeypatch.setattr(worker.RunHooks, "requests", lambda hooks: {"pause"} if hooks.session.step else set())
     strict = {"intervals.num_train_epochs": 5, "tuning.nonfinite_steps": 1}
     job = launcher.new_run(Folders(star.folder.parents[1]), star, parse({**SHORT, **strict}))
     with pytest.raises(UserError, match="The loss was not a number"):

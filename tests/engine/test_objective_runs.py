@@ -72,7 +72,7 @@ def train(star: Project, **changes: Any) -> Job:
 def test_pausing_changes_no_bit_with_every_option_on(star: Project, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     changes = {**EVERYTHING, "lora.kind": kind, "lora.rank": 2}
     whole, stopped = train(star, **changes), new_run(star, **changes)
-    monkeypatch.setattr(worker.Hooks, "requests", lambda hooks: {"pause"} if hooks.session.step == 3 else set())
+    monkeypatch.setattr(worker.RunHooks, "requests", lambda hooks: {"pause"} if hooks.session.step == 3 else set())
     assert worker.run(stopped) == "paused"
     monkeypatch.undo()
     assert worker.run(stopped) == "done"

@@ -80,7 +80,7 @@ def test_a_pause_changes_no_bit(star: Project, name: str, monkeypatch: pytest.Mo
     whole, stopped = train(star, **changes_of(name)), new_run(star, **changes_of(name))
     for step in (1, 3):
         monkeypatch.setattr(
-            worker.Hooks, "requests", lambda hooks, at=step: {"pause"} if hooks.session.step == at else set()
+            worker.RunHooks, "requests", lambda hooks, at=step: {"pause"} if hooks.session.step == at else set()
         )
         assert worker.run(stopped) == "paused"
     monkeypatch.undo()
@@ -93,7 +93,7 @@ def test_bf16_weights_go_on_bit_for_bit(star: Project, monkeypatch: pytest.Monke
     """The rounding's chance follows from the position, and Adam's means keep their precision in the state."""
     changes = {"memory.bf16_weights": True, "tuning.use_ema": True, "saving.weights": "raw"}
     whole, stopped = train(star, **changes), new_run(star, **changes)
-    monkeypatch.setattr(worker.Hooks, "requests", lambda hooks: {"pause"} if hooks.session.step == 2 else set())
+    monkeypatch.setattr(worker.RunHooks, "requests", lambda hooks: {"pause"} if hooks.session.step == 2 else set())
     assert worker.run(stopped) == "paused"
     monkeypatch.undo()
     assert worker.run(stopped) == "done"

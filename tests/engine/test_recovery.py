@@ -98,7 +98,7 @@ def test_the_states_that_are_asked_for_stay(
     star: Project, monkeypatch: pytest.MonkeyPatch, kept: dict[str, int], there: list[int]
 ) -> None:
     job = new_run(star, **EACH_STEP, **kept)
-    monkeypatch.setattr(worker.Hooks, "requests", lambda hooks: {"pause"} if hooks.session.step == 5 else set())
+    monkeypatch.setattr(worker.RunHooks, "requests", lambda hooks: {"pause"} if hooks.session.step == 5 else set())
     assert worker.run(job) == "paused"
     assert sorted(int(path.name) for path in job.state.iterdir()) == there
     assert [event["step"] for event in told(job, "state")] == [1, 2, 3, 4, 5, 5]  # the pause finds its state there

@@ -75,7 +75,7 @@ def test_pausing_at_any_step_changes_no_bit(folders: Folders, method: str, monke
     stopped = new_run(folders, method)
     for step in (2, 5, 6):  # while the text encoder learns, at its end, and once more
         monkeypatch.setattr(
-            worker.Hooks, "requests", lambda hooks, at=step: {"pause"} if hooks.session.step == at else set()
+            worker.RunHooks, "requests", lambda hooks, at=step: {"pause"} if hooks.session.step == at else set()
         )
         assert worker.run(stopped) == "paused"
     monkeypatch.undo()
@@ -140,21 +140,21 @@ def test_ctrl_c_pauses_and_stop_keeps_what_was_learned(folders: Folders, dreambo
 
 
 def test_a_start_that_came_too_late_spoils_no_pause(folders: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
-    job, tend = new_run(folders, "lora"), worker.Hooks.tend_states
+    job, tend = new_run(folders, "lora"), worker.RunHooks.tend_states
 
-    def asked(own: worker.Hooks) -> bool:
+    def asked(own: worker.RunHooks) -> bool:
         job.request("start")
         job.request("pause")
         return tend(own)
 
-    monkeypatch.setattr(worker.Hooks, "tend_states", asked)
+    monkeypatch.setattr(worker.RunHooks, "tend_states", asked)
     assert worker.run(job) == "paused"
     assert job.states() == [1]
 
 
 def test_discarding_keeps_nothing(folders: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
     job = new_run(folders, "lora")
-    monkeypatch.setattr(worker.Hooks, "requests", lambda hooks: {"discard"} if hooks.session.step == 3 else set())
+    monkeypatch.setattr(worker.RunHooks, "requests", lambda hooks: {"discard"} if hooks.session.step == 3 else set())
     before = set(folders.loras.iterdir())
     assert worker.run(job) == "discarded"
     assert set(folders.loras.iterdir()) == before

@@ -57,7 +57,7 @@ def after_first(monkeypatch: pytest.MonkeyPatch, do: Callable[[Path], object]) -
 def test_the_newest_the_last_and_what_a_person_asked_for_stay(star: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = iter([{"save"}])
     own = lambda hooks: next(asked, set()) if hooks.session.step == 2 else set()  # noqa: E731
-    monkeypatch.setattr(worker.Hooks, "requests", own)
+    monkeypatch.setattr(worker.RunHooks, "requests", own)
     job = train(star, **EACH, **{"intervals.results_kept": 2})
     assert [event["images"] for event in told(job, "saved")] == [5, 10, 10, 15, 20, 25, 30]
     assert [path.name for path in saved(job)] == [f"sd1_{one}.safetensors" for one in ("10-2", "20", "25", "30")]
@@ -172,7 +172,7 @@ def test_a_run_that_goes_back_keeps_what_it_had_come_to(star: Project, monkeypat
     """It does not write an earlier moment once more in the place of a later one."""
     job = new_run(star, **ONE, **SAFE, **{"intervals.states_kept": 9})
     with monkeypatch.context() as patch:
-        patch.setattr(worker.Hooks, "requests", lambda hooks: {"pause"} if hooks.session.step == 4 else set())
+        patch.setattr(worker.RunHooks, "requests", lambda hooks: {"pause"} if hooks.session.step == 4 else set())
         assert worker.run(job) == "paused"
     assert kept(job) == [20]
     resume_run.prepare(folders(star), job, {}, 1)
@@ -186,7 +186,7 @@ def test_a_run_that_goes_back_keeps_what_it_had_come_to(star: Project, monkeypat
 def test_a_changed_number_holds_from_where_a_run_goes_on(star: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     job = new_run(star, **EACH, **SAFE)
     with monkeypatch.context() as patch:
-        patch.setattr(worker.Hooks, "requests", lambda hooks: {"pause"} if hooks.session.step == 4 else set())
+        patch.setattr(worker.RunHooks, "requests", lambda hooks: {"pause"} if hooks.session.step == 4 else set())
         assert worker.run(job) == "paused"
     assert kept(job) == [5, 10, 15, 20]
     resume_run.prepare(folders(star), job, {"intervals.results_kept": 1})

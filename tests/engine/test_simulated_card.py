@@ -209,7 +209,7 @@ def test_where_bf16_is_emulated_that_is_said(
         assert not selfcheck._faults(CARD)["memory.bf16_weights"]
         _of_generation((7, 5), monkeypatch)
         assert "emulates" in selfcheck._faults(CARD)["memory.bf16_weights"]["on"]
-        monkeypatch.setattr(worker.beginning, "made_ready", _stopped)
+        monkeypatch.setattr(worker.setup, "made_ready", _stopped)
         AcceleratorState._reset_state(reset_partial_state=True)
         job = new_run(projects["sd1"], **changes)
         with pytest.raises(UserError, match="so far"):
@@ -551,7 +551,7 @@ def test_on_windows_no_more_is_taken_than_is_free(
         patch.setattr(
             torch.cuda, "set_per_process_memory_fraction", lambda given, device=None: share.__setitem__(0, given)
         )
-        patch.setattr(worker.beginning, "load", _stopped)
+        patch.setattr(worker.setup, "load", _stopped)
         with pytest.raises(UserError, match="so far"):
             train(project, **LORA)
         assert share == [limit]
@@ -569,7 +569,7 @@ def test_what_a_full_card_has_no_room_for_is_said_before_anything_is_loaded(
     job = new_run(tiny_project(tmp_path), **LORA, **{"batching.train_batch_size": 64})
     with simulated_card(), monkeypatch.context() as patch:
         patch.setattr(hardware, "free_bytes", lambda device: 100 * 2**20)
-        patch.setattr(worker.beginning, "load", _stopped)
+        patch.setattr(worker.setup, "load", _stopped)
         with pytest.raises(UserError, match="so far"):
             worker.run(job)
     [warning] = told(job, "warning")
@@ -582,7 +582,7 @@ def test_what_is_streamed_is_held_against_the_computers_memory(tmp_path: Path, m
     job = new_run(tiny_project(tmp_path), **LORA, **streamed)
     with simulated_card(), monkeypatch.context() as patch:
         patch.setattr(hardware, "available_bytes", lambda: 1000)
-        patch.setattr(worker.beginning, "load", _stopped)
+        patch.setattr(worker.setup, "load", _stopped)
         with pytest.raises(UserError, match="so far"):
             worker.run(job)
     assert "(RAM)" in told(job, "warning")[0]["text"]

@@ -260,7 +260,7 @@ def test_a_run_that_paused_ends_as_one_that_did_not(
     job = new_run(projects["sd1"], **changes)
     with monkeypatch.context() as patched:
         asked = lambda hooks: {"pause"} if hooks.session.step == 4 else set()  # noqa: E731
-        patched.setattr(worker.Hooks, "requests", asked)
+        patched.setattr(worker.RunHooks, "requests", asked)
         AcceleratorState._reset_state(reset_partial_state=True)
         assert worker.run(job) == "paused"
     AcceleratorState._reset_state(reset_partial_state=True)

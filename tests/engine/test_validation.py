@@ -466,7 +466,7 @@ def test_a_run_that_paused_measures_as_one_that_did_not(project: Project, monkey
     whole, job = train(project, **HELD), new_run(project, **HELD)
     with monkeypatch.context() as patched:
         asked = lambda hooks: {"pause"} if hooks.session.step == 5 else set()  # noqa: E731
-        patched.setattr(worker.Hooks, "requests", asked)
+        patched.setattr(worker.RunHooks, "requests", asked)
         AcceleratorState._reset_state(reset_partial_state=True)
         assert worker.run(job) == "paused"
     AcceleratorState._reset_state(reset_partial_state=True)
@@ -485,7 +485,7 @@ def test_a_run_that_lost_what_it_is_measured_against_goes_on_without(
     job = new_run(project, **HELD)
     with monkeypatch.context() as patched:
         asked = lambda hooks: {"pause"} if hooks.session.step == 5 else set()  # noqa: E731
-        patched.setattr(worker.Hooks, "requests", asked)
+        patched.setattr(worker.RunHooks, "requests", asked)
         AcceleratorState._reset_state(reset_partial_state=True)
         assert worker.run(job) == "paused"
     (job.folder / BEFORE).unlink()

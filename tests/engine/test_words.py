@@ -235,7 +235,7 @@ def test_a_run_that_paused_ends_as_one_that_did_not(
     wanted = train(project, **longer)
     job = new_run(project, **longer)
     with monkeypatch.context() as patched:
-        patched.setattr(worker.Hooks, "requests", lambda hooks: {"pause"} if hooks.session.step == 5 else set())
+        patched.setattr(worker.RunHooks, "requests", lambda hooks: {"pause"} if hooks.session.step == 5 else set())
         AcceleratorState._reset_state(reset_partial_state=True)
         assert worker.run(job) == "paused"
     AcceleratorState._reset_state(reset_partial_state=True)
@@ -316,7 +316,7 @@ def test_a_word_begins_as_the_text_that_is_given(project: Project) -> None:
 
 def test_a_state_is_drawn_with_its_word(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     job = new_run(project, **WORD, **{"intervals.num_train_epochs": 4})
-    monkeypatch.setattr(worker.Hooks, "requests", lambda hooks: {"pause"} if hooks.session.step == 3 else set())
+    monkeypatch.setattr(worker.RunHooks, "requests", lambda hooks: {"pause"} if hooks.session.step == 3 else set())
     AcceleratorState._reset_state(reset_partial_state=True)
     assert worker.run(job) == "paused"
     errand = launcher.new_run(folders(project), project, parse({}))

@@ -53,7 +53,7 @@ def test_pausing_changes_no_bit(
     for step in (2, 4):
         with monkeypatch.context() as patch:
             ask = lambda hooks, at=step: {"pause"} if hooks.session.step == at else set()  # noqa: E731
-            patch.setattr(worker.Hooks, "requests", ask)
+            patch.setattr(worker.RunHooks, "requests", ask)
             assert run(stopped) == "paused"
     assert run(stopped) == "done"
     assert [event["step"] for event in told(stopped, "resumed")] == [2, 4]

@@ -390,7 +390,7 @@ def test_whoever_resumes_a_run_that_another_has_just_started_is_told(
     for moment in ("check", "request"):
         with monkeypatch.context() as patched:
             if moment == "check":
-                patched.setattr(queue.beforehand, "check", lambda job: held.append(job.hold()))
+                patched.setattr(queue.preflight, "check", lambda job: held.append(job.hold()))
             else:
                 patched.setattr(Job, "request", lambda *asked: held.append(job.hold()) or request(*asked))
             with pytest.raises(UserError, match="is running already"):

@@ -65,7 +65,7 @@ class TextEncoding(ABC):
     text_encoders: dict[str, CLIPTextModel]  # by part: text_encoder, and text_encoder_2 where there are two
     tokenizers: dict[str, CLIPTokenizer]
     _: KW_ONLY
-    token_chunks: int = 1  # of 75 tokens, that a prompt is read in
+    pieces: int = 1  # of 75 tokens, that a prompt is read in
     clip_skip: int = 1
     pad_tokens: bool = True
     weighted: bool = False  # whether prompts weigh words, as (word:1.2)

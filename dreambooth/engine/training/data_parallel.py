@@ -47,7 +47,7 @@ class SingleProcess:
 
 
 class DataParallel(SingleProcess):
-    """One process of several, which find each other by a store. Raises Parted wherever they cannot go on together."""
+    """One process of several, which find each other by a store. Raises PeerLost wherever they cannot go on together."""
 
     def __init__(self, store: dist.Store, rank: int, size: int, device: torch.device) -> None:
         self.rank, self.size = rank, size
@@ -117,7 +117,7 @@ class DataParallel(SingleProcess):
 
 @contextlib.contextmanager
 def joined_processes(store: dist.Store, rank: int, size: int, device: torch.device) -> Iterator[DataParallel]:
-    """Within it this process is one of several. Raises Parted as that does."""
+    """Within it this process is one of several. Raises PeerLost as that does."""
     ranks = DataParallel(store, rank, size, device)
     try:
         ranks.meet(device)

@@ -38,7 +38,7 @@ class Batch:
     sizes: Tensor  # (B, 6), as families.model.whole_picture has them
     prior_weight: Tensor  # ()
     mask: Tensor | None = None  # (B, 1, h, w)
-    inpainting_inputs: Tensor | None = None  # (B, 5, h, w), what an inpainting model sees, as families.around has it
+    around: Tensor | None = None  # (B, 5, h, w), what an inpainting model sees, as families.around has it
     concept_weights: Tensor | None = None  # (subjects,)
     hidden: Tensor | None = None
     pooled: Tensor | None = None

@@ -54,7 +54,7 @@ class _Probe:
     x_0: Tensor  # (1, 4, h, w)
     size: Tensor  # (1, 6)
     mask: Tensor | None
-    inpainting_inputs: Tensor | None  # (1, 5, h, w): an inpainting model paints it as a whole
+    around: Tensor | None  # (1, 5, h, w): an inpainting model paints it as a whole
     seed: int
     words: str
     class_words: str = ""

@@ -62,11 +62,11 @@ def run(job: Job, *, pause_at: int | None = None) -> Done:
         done.steps, done.resting = session.budget.steps, _resting(session, before, done.weights)
         return ending
 
-    def asked(hooks: worker.Hooks) -> set[str]:
+    def asked(hooks: worker.RunHooks) -> set[str]:
         return {"pause"} if hooks.session.step == pause_at else set()
 
     AcceleratorState._reset_state(reset_partial_state=True)
-    with mock.patch.object(worker, "train", train), mock.patch.object(worker.Hooks, "requests", asked), _in_time():
+    with mock.patch.object(worker, "train", train), mock.patch.object(worker.RunHooks, "requests", asked), _in_time():
         done.ending = worker.run(job)
     return done
 
