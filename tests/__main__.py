@@ -2,7 +2,7 @@
 
 python -m tests                 lint, types, tests
 python -m tests -m thorough     other rows of tests of which some always run, whole proofs of learning (an hour)
-python -m tests -m large        the full-size proofs (8 to 16 GB of memory)
+python -m tests -m large        the full-size proofs (16 GB of memory)
 python -m tests -m faults       a run killed two hundred times (a quarter of an hour)
 python -m tests -m fuzz         13,000 damaged files, events, requests and command lines (ten minutes)
 python -m tests -m gpu           what only an NVIDIA card can prove (three minutes)
