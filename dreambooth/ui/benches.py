@@ -69,7 +69,7 @@ def add(add: Any) -> None:
         "choices: what those that save memory cost in time (half an hour); "
         "operations: how many a training step asks of a card, counted likewise; "
         "plans: each plan of `performance` run for real inside the memory of its card, on a larger one; "
-        "card: everything worth measuring on a card, the most important first, in a few minutes",
+        "card: everything worth measuring on a card, the most important first; half an hour or more",
     )
     sub.add_argument(
         "--large",

@@ -1,4 +1,4 @@
-"""What of the model is trained, and how it is held in memory."""
+"""Which parts of the model are trained, how they are stored in memory, and the options of each method."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ TEXT_ENCODERS = {
 @dataclass
 class Tuning:
     train_unet: bool = setting(
-        True, "Train UNET", "Off leaves the UNet as it is and trains only the text encoder.", advanced=True
+        True, "Train UNET", "Off freezes the UNet and trains only the text encoder.", advanced=True
     )
     text_encoder_ratio: float = setting(
         0.0,
         "Step Ratio of Text Encoder Training",
-        "The share of the run that trains the text encoder too; 0 leaves it alone, which is quicker and drifts less.",
+        "The share of the run in which the text encoder is trained too; 0 freezes it, which is faster and drifts less.",
         min=0,
         max=1,
     )
     text_encoder_steps: int = setting(
         0,
         "Stop Text Encoder at Step",
-        "The text encoder is trained until this step, in place of a share of the run; 0 goes by the share.",
+        "The text encoder is trained until this step, instead of a share of the run; 0 goes by the share.",
         min=0,
         max=10_000_000,
         advanced=True,
@@ -40,86 +40,88 @@ class Tuning:
     text_encoders: Literal["both", "first", "second"] = setting(
         "both",
         "Which Text Encoders",
-        "Of SDXL's two, which are trained where the text encoder is; the other stays as it is, and prompts are read by "
-        "it once.",
+        "Which of SDXL's two text encoders are trained. The other is frozen, and what it makes of the prompts is "
+        "cached.",
         advanced=True,
     )
     unet_layers: Literal["all", "attention", "cross_attention"] = setting(
         "all",
         "Unfreeze Layers of the UNET",
-        "What full fine-tuning trains: everything; the attention layers, a tenth of SD 1.5 and a third of SDXL; or "
-        "those alone that read the prompt, a twentieth and a fifth.",
+        "What full fine-tuning trains: everything; the attention layers, a tenth of SD 1.5 and a third of SDXL; "
+        "or only those that read the prompt, a twentieth and a fifth.",
         advanced=True,
     )
     freeze_clip_normalization: bool = setting(
         False,
         "Freeze CLIP Normalization Layers",
-        "Full fine-tuning of the text encoder leaves its normalisation layers alone; a LoRA never trains them.",
+        "Full fine-tuning of the text encoder freezes its normalization layers; a LoRA never trains them.",
         advanced=True,
     )
     max_token_length: Literal[75, 150, 225] = setting(
         75,
         "Max Token Length",
-        "Longer prompts are read in two or three pieces of 75 tokens, as the WebUI does; what is still longer is cut.",
+        "Longer prompts are read in two or three chunks of 75 tokens, as in the WebUI; what is still longer is cut.",
     )
     clip_skip: int = setting(
         1,
         "Clip Skip",
-        "As in the WebUI: 2 reads the last block but one of SD 1's text encoder. Draw with the same.",
+        "As in the WebUI: 2 reads the last layer but one of SD 1's text encoder. Draw with the same.",
         min=1,
         max=12,
     )
     pad_tokens: bool = setting(
         True,
         "Pad Tokens",
-        "Short prompts are filled up as WebUIs fill them; off reads their words alone, which no WebUI does.",
+        "Short prompts are padded as in the WebUIs; off reads their own tokens alone, as no WebUI does.",
         advanced=True,
     )
     mixed_precision: Literal["auto", "no", "fp16", "bf16"] = setting(
         "auto",
         "Mixed Precision",
-        "Half precision is quicker on a GPU; auto takes the safest that this device is quick at. With no the results "
-        "are drawn in full precision, too.",
+        "Half precision is faster on a GPU; auto takes the safest kind that this device is fast at. With no, "
+        "results are drawn in full precision, too.",
     )
     use_ema: bool = setting(
-        False, "Use EMA", "A running average of the weights is saved and previewed: steadier, a little behind."
+        False, "Use EMA", "A moving average of the weights is saved and previewed: steadier, a little behind."
     )
     ema_decay: float = setting(
         0.99,
         "EMA Decay",
-        "How long the average remembers; it starts short and grows to this.",
+        "How slowly the average follows the weights; it follows quickly at first and slows down to this.",
         min=0,
         max=0.99999,
         advanced=True,
     )
     prior_loss_weight: float = setting(
-        0.75, "Prior Loss Weight", "How much the class pictures count beside yours.", min=0, max=10
+        0.75, "Prior Loss Weight", "How much the class pictures count, relative to yours.", min=0, max=10
     )
     deterministic: bool = setting(
         False,
         "Deterministic",
-        "Only computations that repeat bit for bit on a GPU, at some cost of speed; what cannot repeat is refused.",
+        "Uses only operations that repeat bit for bit on a GPU, at some cost of speed. Settings that cannot "
+        "repeat are refused.",
         advanced=True,
     )
     trace_steps: bool = setting(
         True,
         "Trace Steps",
-        "After a few steps, do only the operations that a step comes down to, without the Python around them. Quicker, "
-        "with the same numbers; not for short runs.",
+        "Records the operations of a training step once and replays them without Python's overhead: faster, with "
+        "the same numbers. Short runs are not recorded.",
         advanced=True,
     )
     cuda_graphs: bool = setting(
         False,
         "CUDA Graphs",
-        "Hand a traced step to the GPU as a whole, which then waits for nothing. The step's memory is held for good. "
-        "It is held against PyTorch before it is used, but was not tried on a card yet.",
+        "Launches a recorded step on the GPU as a whole (CUDA graph), which then does not wait for the CPU. The "
+        "step's memory stays reserved. It is checked against PyTorch before it is used, but was not yet tried on "
+        "a real GPU.",
         advanced=True,
     )
     nonfinite_steps: int = setting(
         5,
         "Steps Left Out at Most",
-        "A step whose loss is not a number is left out; optimizers other than plain AdamW take it without its "
-        "gradients. After so many in a row the run goes back to its last state, with half the learning rate.",
+        "A step whose loss is not finite is skipped; optimizers other than plain AdamW take it without its "
+        "gradients. After this many in a row the run goes back to its last state, with half the learning rate.",
         min=1,
         max=1000,
         advanced=True,
@@ -135,30 +137,30 @@ class Memory:
     attention: Literal["sdpa", "flash", "sliced", "xformers"] = setting(
         "sdpa",
         "Memory Attention",
-        "sdpa takes the quickest kernel for each layer on nearly every device, and the least memory wherever it has "
-        "one; flash that one alone; sliced takes less only where it has none; xformers needs that package, which is "
-        "not set up, as sdpa takes its place.",
+        "sdpa takes the fastest kernel for each layer on nearly every device, usually with the least memory; "
+        "flash takes that kernel alone; sliced saves memory only where there is no such kernel; xformers needs "
+        "its package, which is not installed, as sdpa replaces it.",
         advanced=True,
     )
     bf16_weights: bool = setting(
         False,
         "Weights in bf16",
-        "Full fine-tuning in a quarter less memory with AdamW, in about half with Adafactor: the weights are held in "
-        "bf16 and each change is rounded at random, so that small ones are not lost.",
+        "Full fine-tuning in a quarter less memory with AdamW, in about half with Adafactor: weights are stored "
+        "in bf16, with stochastic rounding, so that small changes are not lost.",
     )
     unet_weights: Literal["whole", "int8", "nf4", "streamed"] = setting(
         "whole",
         "UNET's Weights",
-        "How the UNet lies: whole on the card; under a LoRA or an embedding in 8 bits, which halves it and changes it "
-        "a little, or in 4, which halves that and changes it more; or in the computer's memory, from where each block "
-        "is fetched for its turn. All but whole need gradient checkpointing.",
+        "How the UNet is stored: whole on the GPU; under a LoRA or an embedding in 8 bits, which halves it with a"
+        " small error, or in 4, which halves that with a larger one; or streamed from main memory, block by "
+        "block. All but whole need gradient checkpointing.",
         advanced=True,
     )
     checkpointed_share: float = setting(
         1.0,
         "Share That Is Checkpointed",
-        "With gradient checkpointing: how much of what the UNet's blocks hold is worked out again, first what is "
-        "quickest; less than 1, which is all, takes less time and more memory. The result is the same.",
+        "With gradient checkpointing: the share of the UNet's activations that is recomputed, the cheapest first."
+        " Less than 1, which is all, takes less time and more memory. The result is the same.",
         min=0.05,
         max=1,
         advanced=True,
@@ -166,8 +168,8 @@ class Memory:
     step_in_backward: bool = setting(
         False,
         "Step in the Backward Pass",
-        "Each gradient is applied and freed as soon as it is there, so that full fine-tuning holds hardly any; each is "
-        "then clipped by its own norm.",
+        "Applies and frees each gradient as soon as it is computed (fused backward pass), so that full "
+        "fine-tuning stores almost none. Each is then clipped by its own norm.",
         advanced=True,
     )
     vae_decoding: Literal["whole", "sliced", "tiled"] = setting(
@@ -179,8 +181,8 @@ class Memory:
     on_out_of_memory: Literal["retreat", "stop"] = setting(
         "retreat",
         "Out of Memory",
-        "retreat goes on from the last state with what takes less memory: checkpointing, smaller batches added up to "
-        "the same step. stop ends the run and says what would help.",
+        "retreat continues from the last state with what takes less memory: checkpointing, or smaller batches "
+        "accumulated to the same step. stop ends the run and says what would help.",
         advanced=True,
     )
 
@@ -192,35 +194,34 @@ class Embedding:
     enabled: bool = setting(
         False,
         "Train Embedding",
-        "The instance token learns what it means, beside the LoRA: more likeness, and the class drifts less. It is "
-        "written as an embedding, which belongs to the LoRA.",
+        "Trains an embedding for the instance token beside the LoRA (pivotal tuning): more likeness and less "
+        "drift of the class. It is saved as an embedding file, which belongs to the LoRA.",
     )
     vectors: int = setting(
         2,
         "Number of Vectors per Token",
-        "How many tokens of a prompt the word takes; more learn more, until the rest of the prompt is not heard.",
+        "How many tokens of a prompt the word takes. More can learn more, until the rest of the prompt is ignored.",
         min=1,
         max=32,
     )
     initial_text: str = setting(
         "",
         "Initialization Text",
-        "What the word means at first; empty takes what the model makes of it.",
+        "What the word means at first; empty starts from what the model makes of the word.",
         advanced=True,
     )
     start_file: str = setting(
         "",
         "Embedding File",
-        "An embedding to go on from, of any trainer; the number of vectors and what they mean at first are then that "
-        "file's.",
+        "An embedding of any trainer to continue from. It also sets the number of vectors and what they mean at first.",
         path=True,
         advanced=True,
     )
     ratio: float = setting(
         0.5,
         "Step Ratio of Embedding Training",
-        "Beside a LoRA: the share of the run in which the word learns; after it only the LoRA does, and steps are "
-        "quicker. A word alone learns to the end.",
+        "Beside a LoRA: the share of the run in which the embedding is trained. After it only the LoRA is, and "
+        "steps are faster. An embedding alone is trained to the end.",
         min=0.01,
         max=1,
         advanced=True,
@@ -234,13 +235,14 @@ class Imagic:
     enabled: bool = setting(
         False,
         "Train Imagic Only",
-        "For one picture and a prompt that says what to make of it: the prompt is fitted to the picture, then the "
-        "model; pictures are drawn anywhere between the two. Of a full-size model a thousand Total Steps are usual.",
+        "Edits one picture; the prompt says what it should become. The prompt's embedding is fitted to the "
+        "picture, then the model is; pictures can be drawn anywhere between the two. A full-size model usually "
+        "takes 1000 Total Steps.",
     )
     embedding_steps: int = setting(
         500,
         "Imagic Text Steps",
-        "Steps that fit the prompt to the picture; the steps of the run fit the model.",
+        "Steps that fit the prompt's embedding to the picture; the steps of the run fit the model.",
         min=1,
         max=100_000,
         advanced=True,
@@ -255,25 +257,24 @@ class Lora:
     kind: Literal["lora", "dora", "loha", "lokr", "oft"] = setting(
         "lora",
         "Lora Kind",
-        "The usual LoRA; DoRA, which also learns how strong inputs are; LoHa and LoKr, which want up to ten times a "
-        "LoRA's rates, and LoKr's files are the smallest; or OFT, which turns what the layers say, but which Forge "
-        "does not read.",
+        "lora is the usual one; dora also trains magnitudes; loha and lokr need up to ten times a LoRA's rates, "
+        "and lokr's files are the smallest; oft rotates the layers' outputs, and Forge does not read it.",
     )
     rank: int = setting(
-        16, "Lora Rank", "Larger learns more and makes a larger file; of OFT the side of its blocks.", min=1, max=512
+        16, "Lora Rank", "Larger learns more and makes a larger file; for OFT the size of its blocks.", min=1, max=512
     )
     alpha: float = setting(
         16.0,
         "Lora Alpha",
-        "The LoRA's strength is alpha divided by rank, in training and in every WebUI; of a LoKr whose factors stay "
-        "whole, as a large rank leaves them, it is 1, and of an OFT it counts in training alone.",
+        "The LoRA is scaled by alpha divided by rank, in training and in every WebUI. A LoKr whose factors stay "
+        "whole, as a large rank leaves them, is scaled by 1; for OFT alpha counts in training alone.",
         min=0.01,
         max=1024,
     )
     conv_rank: int = setting(
         0,
         "Lora Convolution Rank",
-        "Of convolutions that see more than a pixel, which Lora Layers convolutions adds; 0 is the rank above.",
+        "For convolutions larger than 1x1, which Lora Layers convolutions adds; 0 is the rank above.",
         min=0,
         max=512,
         advanced=True,
@@ -281,7 +282,7 @@ class Lora:
     conv_alpha: float = setting(
         0.0,
         "Lora Convolution Alpha",
-        "What is divided by their rank; 0 is the alpha above.",
+        "For those convolutions; 0 is the alpha above.",
         min=0,
         max=1024,
         advanced=True,
@@ -289,7 +290,7 @@ class Lora:
     dropout: float = setting(
         0.0,
         "Lora Dropout",
-        "The share of the values between a LoRA's two matrices that is left out at random while training.",
+        "The share of the values between a LoRA's two matrices that is dropped at random while training.",
         min=0,
         max=0.9,
         advanced=True,
@@ -297,19 +298,19 @@ class Lora:
     layers: Literal["attention", "transformer", "convolutions"] = setting(
         "transformer",
         "Lora Layers",
-        "Which layers of the UNet get a LoRA: attention only; the whole transformer blocks; or the convolutions too.",
+        "Which layers of the UNet get a LoRA: attention only; whole transformer blocks; or convolutions too.",
     )
     blocks: str = setting(
         "",
         "Lora Blocks",
-        "Which blocks of the UNet get a LoRA, by the names of LoRA Block Weight: IN04, IN04-OUT02, mid, out, several "
-        "with commas between; empty is all.",
+        "Which blocks of the UNet get a LoRA, by the names of LoRA Block Weight: IN04, IN04-OUT02, mid, out; "
+        "several with commas between. Empty is all.",
         advanced=True,
     )
     lokr_factor: int = setting(
         0,
         "LoKr Factor",
-        "The sides of a LoKr's first factor, where they divide the layer's; 0 makes both factors about as large.",
+        "The size of a LoKr's first factor, where it divides the layer's; 0 makes both factors about equally large.",
         min=0,
         max=512,
         advanced=True,
@@ -317,8 +318,8 @@ class Lora:
     max_norm: float = setting(
         0.0,
         "Lora Max Norm",
-        "After each step, what a layer's LoRA adds to its weight is scaled down to this length (its norm) where it is "
-        "longer, so that no layer is overdone; 1 is usual, 0 leaves it.",
+        "After each step, what a layer's LoRA adds to its weight is scaled down to this norm where it is larger, "
+        "so that no layer is overdone; 1 is usual, 0 is off.",
         min=0,
         max=1000,
         advanced=True,
@@ -326,7 +327,7 @@ class Lora:
     start_file: str = setting(
         "",
         "Lora Model",
-        "A LoRA file to go on from, of any trainer; kind, rank, alpha and layers are then that file's.",
+        "A LoRA of any trainer to continue from. It also sets kind, rank, alpha and layers.",
         path=True,
     )
 
