@@ -22,6 +22,9 @@ ROOMS = {
 }
 # Inside the engine: these parts do not know each other; worker.py joins them.
 STRANGERS = [("training", "checkpoints")]
+# Inside the engine: what a run is made of does not know the run.
+BELOW_RUN = ("training", "families", "drawing", "layers", "data", "checkpoints", "prompts", "tracing", "process")
+IMPORTS_NOTHING_OF_THE_ENGINE = "out_of_memory.py"  # every other part of the engine may use it
 STANDARD_LIBRARY_ONLY = {"core", "host", "service", "ui"}
 # What a file of these rooms may import besides; the WebUI brings all of it.
 BESIDES = {
@@ -87,6 +90,18 @@ def test_strangers_in_the_engine_do_not_meet(one: str, other: str) -> None:
     for here, there in ((one, other), (other, one)):
         for path in (PACKAGE / "engine" / here).rglob("*.py"):
             assert not [name for name in imports(path) if name.startswith(f"dreambooth.engine.{there}")], path
+
+
+def test_what_a_run_is_made_of_does_not_import_the_run() -> None:
+    engine = PACKAGE / "engine"
+    below = [*engine.glob("hardware.py"), *(path for part in BELOW_RUN for path in (engine / part).rglob("*.py"))]
+    found = {"/".join(parts(path)): name for path in below for name in imports(path) if "engine.run." in f"{name}."}
+    assert found == {}
+
+
+def test_a_shortage_of_memory_is_known_without_the_rest_of_the_engine() -> None:
+    names = imports(PACKAGE / "engine" / IMPORTS_NOTHING_OF_THE_ENGINE)
+    assert [name for name in names if name.startswith("dreambooth")] == []
 
 
 def test_the_command_line_loads_nothing_but_the_standard_library() -> None:

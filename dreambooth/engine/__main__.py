@@ -22,6 +22,7 @@ from dreambooth.core.errors import Problem, UserError
 from dreambooth.core.files import lock, occupancy
 from dreambooth.core.install_paths import ENGINE, ENGINE_USERS, SETTING_UP
 from dreambooth.core.job_folder import Job
+from dreambooth.engine import out_of_memory
 from dreambooth.engine.process import lazy_imports
 from dreambooth.engine.process.listener import Listener, asked_to_end, ends_at_once, take_signals
 from dreambooth.engine.run import recovery
@@ -192,8 +193,8 @@ def _do(job: Job, kind: str, listener: Listener) -> tuple[str, dict[str, object]
 
 def _explain(error: BaseException, job: Job, kind: str) -> Problem:
     """What is no person's fault, with what to do."""
-    if recovery.is_out_of_memory(error):
-        return recovery.explained(error, "", draws=kind != "train")
+    if out_of_memory.is_out_of_memory(error):
+        return recovery.without_retry(out_of_memory.requested(error), draws=kind != "train")
     text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     return Problem(
         f"The engine stopped on an error of its own: {text} (the whole report is in {job.log}).",

@@ -14,7 +14,7 @@ from dreambooth.core.files.paths import make_folder
 from dreambooth.core.job_folder import Job
 from dreambooth.core.models import checkpoint
 from dreambooth.core.project import Project, open_project
-from dreambooth.engine import families, from_state
+from dreambooth.engine import families, from_state, hardware, out_of_memory
 from dreambooth.engine.checkpoints import lora, words_file
 from dreambooth.engine.checkpoints.source import open_model
 from dreambooth.engine.data import png
@@ -23,7 +23,7 @@ from dreambooth.engine.drawing.sampling import Known, decoding, draw
 from dreambooth.engine.drawing.sampling_choice import Sampling
 from dreambooth.engine.families.model import Model
 from dreambooth.engine.families.text_encoding import TextEmbedding
-from dreambooth.engine.run import imagic, recovery
+from dreambooth.engine.run import imagic
 from dreambooth.engine.training import precision
 
 
@@ -56,7 +56,7 @@ def run(job: Job) -> dict[str, Any]:
         with decoding(model, how):
             drawn = _drawn(model, many, seeds, sampling, known, may_fail=fewer or how != "tiled")
         if drawn is None:
-            recovery.free_memory()
+            hardware.free_memory()
             batch, how = (batch // 2, how) if fewer else (batch, drawn_together.in_tiles(job))
             continue
         for seed, picture in zip(seeds, drawn):
@@ -74,7 +74,7 @@ def _drawn(
     try:
         return draw(model, text, seeds, sampling, known=known)
     except (RuntimeError, MemoryError) as error:
-        if not may_fail or not recovery.is_out_of_memory(error):
+        if not may_fail or not out_of_memory.is_out_of_memory(error):
             raise
     return None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from dreambooth.core import linux
-from dreambooth.engine.run import recovery
+from dreambooth.engine import out_of_memory
 
 NEEDS_CARD = "it needs a card of NVIDIA or AMD"
 _PINS = [True]
@@ -136,12 +137,9 @@ def in_reach(make: Callable[[bool], Tensor]) -> Tensor:
     """What is made, pinned or not, of the computer's memory: pinned, from where a card fetches it by itself, as long as
     there is enough of that."""
     if _PINS[0]:
-        try:
+        with out_of_memory.caught():
             return make(True)
-        except RuntimeError as error:
-            if not recovery.is_out_of_memory(error):
-                raise
-            _PINS[0] = False
+        _PINS[0] = False
     return make(False)
 
 
@@ -169,6 +167,12 @@ def give_back_memory() -> None:
         torch.cuda.empty_cache()
     elif torch.backends.mps.is_available():
         torch.mps.empty_cache()
+
+
+def free_memory() -> None:
+    """Frees what a failed attempt held; nothing must refer to it any more."""
+    gc.collect()
+    give_back_memory()
 
 
 def brought(tensor: Tensor, device: torch.device, *, copy: bool = False) -> Tensor:

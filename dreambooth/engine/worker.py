@@ -1,6 +1,6 @@
-"""One job from its folder to its outputs, stage by stage: the first file of the engine to read.
+"""A training job from its folder to its result, stage by stage: the first file of the engine to read.
 
-its abilities -> the beginning (run/setup.py) -> training -> outputs
+check what the machine and the model can do -> prepare the session (run/setup.py) -> train -> write the result
 """
 
 from __future__ import annotations
@@ -13,10 +13,22 @@ import torch
 from dreambooth.core.errors import Problem, UserError
 from dreambooth.core.job_folder import Job
 from dreambooth.core.models import anatomy
+from dreambooth.engine import hardware, out_of_memory
 from dreambooth.engine.checkpoints.source import Source, open_model
 from dreambooth.engine.process.listener import asked_to_end, ends_at_once
-from dreambooth.engine.run import best, end_notice, imagic, outputs, rank_launcher, recovery, resuming, retention, setup
-from dreambooth.engine.run.hooks import RunHooks, already_written, save_output
+from dreambooth.engine.run import (
+    best,
+    end_notice,
+    imagic,
+    outputs,
+    rank_launcher,
+    recovery,
+    resuming,
+    retention,
+    saving,
+    setup,
+)
+from dreambooth.engine.run.hooks import RunHooks
 from dreambooth.engine.training import loop, optimizers
 from dreambooth.engine.training.data_parallel import DataParallel
 from dreambooth.engine.training.loop import Ending, train
@@ -25,13 +37,13 @@ from dreambooth.engine.work import Asked, Work
 
 
 def run(job: Job, let_end: Callable[..., None] | None = None) -> Ending:
-    """Does a training job, or goes on with it. Raises UserError for what a person can mend.
+    """Does a training job, or resumes it, and returns how it ended. Raises UserError for what a person can mend.
 
-    `let_end` says which requests may end it by a KeyboardInterrupt from now on, wherever it is.
+    `let_end` is called with the requests that may end the job by a KeyboardInterrupt from then on, wherever it is.
     """
     work = Work.open(job, let_end)
     try:
-        ending = _persist(work)
+        ending = _run_with_retries(work)
     except (Asked, KeyboardInterrupt):
         ending = asked_to_end(job)
         if not ending:
@@ -47,28 +59,27 @@ def run(job: Job, let_end: Callable[..., None] | None = None) -> Ending:
     return ending
 
 
-def _persist(work: Work) -> Ending:
-    """Tries, and where memory is short or training runs away, tries again from the last state."""
-    turns_back = 0
+def _run_with_retries(work: Work) -> Ending:
+    """Runs the job; after too little memory or divergence again from the last state, with settings changed for that."""
+    divergences = 0
     while True:
-        phase = ""
+        divergence = ""
         try:
-            return _run(work)
+            with out_of_memory.caught() as shortage:
+                return _run(work)
         except Diverged as error:
-            diverged, said = True, str(error)
-        except (RuntimeError, MemoryError) as error:
-            if not recovery.is_out_of_memory(error):
-                raise
-            diverged, said, phase = False, recovery.needed(error), work.phase
-        # The error is forgotten here, and with it everything that it held.
-        recovery.free_memory()
+            divergence = str(error)
+        # Neither error is kept any more, and nothing that the failed attempt held.
+        hardware.free_memory()
         optimizers.leave_paged()
-        if diverged:
-            changes, warning = recovery.diverged(work.settings, said, turns_back)
-            turns_back += 1
+        if divergence:
+            changes, warning = recovery.after_divergence(work.settings, divergence, divergences)
+            divergences += 1
         else:
-            task = recovery.Task.of(work)
-            changes, warning = recovery.out_of_memory(work.settings, phase, said, work.together, task)
+            estimate = recovery.MemoryEstimate.of(work)
+            changes, warning = recovery.after_out_of_memory(
+                work.settings, work.phase, shortage.requested, work.together, estimate
+            )
         work.job.change(changes)
         work.job.warn(warning)
         work.settings = Work.open(work.job).settings
@@ -81,11 +92,11 @@ def _run(work: Work) -> Ending:
     outputs.remove_abandoned(work.folders)
     source = _source(work, work.settings.batching.num_processes)
     setup.warn_of_bf16(work)
-    session, measured = setup.prepare_session(work, source)
+    session, validation = setup.prepare_session(work, source)
     with rank_launcher.beside(work, session):
         work.let_end()  # from here on the loops look, at every step
         work.phase = recovery.TRAINING
-        hooks = RunHooks(work, session, source, measured)
+        hooks = RunHooks(work, session, source, validation)
         try:
             if work.settings.imagic.enabled:
                 imagic.fit_words(work, session, hooks)
@@ -101,10 +112,13 @@ def _run(work: Work) -> Ending:
 
 
 def follow(job: Job, joined: Callable[[torch.device], AbstractContextManager[DataParallel]]) -> None:
-    """Takes part in the steps of a job that another process does. `joined` joins it, once this one has all it needs."""
+    """Takes part in the steps of a job that the first process runs, as one of its other processes.
+
+    `joined` connects to it for as long as its block lasts, once the session is prepared.
+    """
     work = Work.open(job)
-    work.settings.reporting.tensorboard = False  # the other draws the curves
-    source = _source(work, processes=1)  # of several cards it sees its own alone
+    work.settings.reporting.tensorboard = False  # the first process writes the curves
+    source = _source(work, processes=1)  # it sees only its own one of several GPUs
     session, _ = setup.prepare_session(work, source)
     with joined(session.model.device) as ranks:
         session.ranks = ranks
@@ -112,9 +126,9 @@ def follow(job: Job, joined: Callable[[torch.device], AbstractContextManager[Dat
 
 
 def _source(work: Work, processes: int) -> Source:
-    """The model that is taught. Raises UserError for what this machine or this model cannot do.
+    """The model to train. Raises UserError for what this machine or this model cannot do.
 
-    `processes` is how many must find a device of their own here.
+    `processes` is how many processes each need a device of their own here.
     """
     setup.check_abilities(work, processes)
     source = open_model(work.project)
@@ -124,12 +138,12 @@ def _source(work: Work, processes: int) -> Source:
 
 
 def _finish(work: Work, hooks: RunHooks, ending: Ending) -> Ending:
-    """Writes the result. Where that is not possible, the state is saved instead and the run pauses."""
+    """Writes the result and returns the run's ending: "paused" where only a state could be saved instead."""
     session, images = hooks.session, hooks.session.images
     work.job.report("stage", name="writing the result", done=0, total=1)
     try:
-        if not (ending == "done" and already_written(work, images)):
-            save_output(work, session, hooks.source, images)
+        if not (ending == "done" and saving.is_saved(work, images)):
+            saving.save_result(work, session, hooks.source, images)
         retention.tidy(work, images)
     except UserError as error:
         if not hooks.save_state(wait=True):
@@ -146,24 +160,25 @@ def _finish(work: Work, hooks: RunHooks, ending: Ending) -> Ending:
 
 
 def _show_best(work: Work) -> None:
-    """Draws the previews of the moment at which the run was best, from the result that was kept of it, where none were
-    drawn then. The result is there already: what fails is said, and whoever asks for an end has it at once."""
+    """Draws previews of the run's best result, where none were drawn when it was saved.
+
+    The run is complete by then: a failure is a warning, and a request to end is followed at once.
+    """
     if (path := best.without_previews(work)) is None:
         return
-    recovery.free_memory()
+    hardware.free_memory()
     try:
         work.let_end("pause", "stop", "discard")
-        source = open_model(work.project, path if work.settings.is_full else None)
-        model, accelerator = setup.load(work, source)
-        best.draw(work, model, accelerator, source, path)
+        with out_of_memory.caught() as shortage:
+            source = open_model(work.project, path if work.settings.is_full else None)
+            model, accelerator = setup.load(work, source)
+            best.draw(work, model, accelerator, source, path)
+            return
+        message = f"The memory was not enough for previews of the best: {shortage.requested}. They were left out."
+        work.job.warn(Problem(message, "previews.count", "Draw fewer or smaller ones."))
     except (Asked, KeyboardInterrupt):
         return
     except UserError as error:
         work.job.warn(error.and_then("The best has no previews."))
-    except (RuntimeError, MemoryError) as error:
-        if not recovery.is_out_of_memory(error):
-            raise
-        said = f"The memory was not enough for previews of the best: {recovery.needed(error)}. They were left out."
-        work.job.warn(Problem(said, "previews.count", "Draw fewer or smaller ones."))
     finally:
         work.let_end()

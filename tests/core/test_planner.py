@@ -246,7 +246,7 @@ def test_what_a_run_can_go_on_with_changes_nothing_of_what_is_learned() -> None:
     def takes(some: Settings) -> int:
         return footprint.training_bytes(some, model, "sd1", 512**2)
 
-    while step := planner.smaller(some, takes):
+    while step := planner.next_saving(some, takes):
         then = planner.with_changes(some, step[0])
         assert takes(then) < takes(some)
         some = then

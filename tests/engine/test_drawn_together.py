@@ -168,12 +168,12 @@ def test_previews_are_drawn_as_the_memory_has_it(
 def test_the_retreat_goes_on_from_what_was_drawn_together() -> None:
     settings, found = parse({}), []
     for together in (16, 8, 1, 0):
-        step = recovery.smaller(settings, "previews", together)
+        step = recovery.next_memory_saving(settings, "previews", together)
         found.append(step[0] if step else None)
     tiles = {"memory.vae_decoding": "tiled"}
     assert found == [{"batching.class_batch_size": 8}, {"batching.class_batch_size": 4}, tiles, tiles]
     own = parse({"batching.class_batch_size": 2})
-    assert recovery.smaller(own, "class pictures", 16) == (
+    assert recovery.next_memory_saving(own, "class pictures", 16) == (
         {"batching.class_batch_size": 1},
         "1 pictures drawn at a time",
     )

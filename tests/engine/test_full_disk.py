@@ -42,7 +42,7 @@ from dreambooth.service import launcher, report, short_jobs
 from dreambooth.ui import command_line
 from tests.engine.runs import LORA, SHORT, folders, new_run, output, same, saved, tiny_project, told, train
 from tests.engine.test_faults import finished, start
-from tests.engine.test_recovery import at_batches, out_of_memory
+from tests.engine.test_recovery import at_batches, raise_out_of_memory
 
 PAGE = 4096
 NOISE = torch.Generator().manual_seed(0)
@@ -227,7 +227,7 @@ def test_what_a_run_has_written_needs_no_room_once_more(tmp_path: Path, monkeypa
         return SimpleNamespace(free=whole + spare - used)
 
     monkeypatch.setattr(shutil, "disk_usage", usage)
-    at_batches(monkeypatch, {5}, out_of_memory)
+    at_batches(monkeypatch, {5}, raise_out_of_memory)
     job, left = new_run(made, **SPARING), iter([{"pause"}])
     asked = lambda own: next(left, set()) if own.session.step == 3 else set()  # noqa: E731
     monkeypatch.setattr(hooks.RunHooks, "requests", asked)

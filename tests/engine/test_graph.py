@@ -17,8 +17,7 @@ from dreambooth.core.errors import UserError
 from dreambooth.core.install_paths import SUBJECT_PICTURES
 from dreambooth.core.project import Project
 from dreambooth.core.settings import parse
-from dreambooth.engine import worker
-from dreambooth.engine.run import recovery
+from dreambooth.engine import out_of_memory, worker
 from dreambooth.engine.tracing import graph
 from dreambooth.engine.tracing.program import Program
 from dreambooth.engine.training import preview, traced_step
@@ -251,7 +250,7 @@ def test_what_failed_within_a_capture_is_told_and_not_its_end(
         program: Any = lambda inputs: programs[-1](inputs)  # noqa: E731
         with pytest.raises(RuntimeError, match=str(culprit)) as raised:
             graph.capture(program, [torch.ones(2)], graph.Room(None, torch.cuda.Stream()))
-    assert recovery.is_out_of_memory(raised.value) == isinstance(culprit, torch.OutOfMemoryError)
+    assert out_of_memory.is_out_of_memory(raised.value) == isinstance(culprit, torch.OutOfMemoryError)
 
 
 def test_graphs_of_several_shapes_are_captured_on_one_stream(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -293,7 +292,7 @@ def test_it_goes_with_traced_steps_alone(other: dict[str, Any]) -> None:
     ],
 )
 def test_the_first_line_of_an_error(error: Exception, said: str) -> None:
-    first: Callable[[BaseException], str] = recovery.first_line
+    first: Callable[[BaseException], str] = out_of_memory.first_line
     assert first(error) == said
 
 

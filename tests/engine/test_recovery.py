@@ -17,10 +17,10 @@ from dreambooth.core.memory import footprint, planner
 from dreambooth.core.project import Project
 from dreambooth.core.settings import parse
 from dreambooth.core.settings.optimization import LearningRate
-from dreambooth.engine import families, worker
+from dreambooth.engine import families, out_of_memory, worker
 from dreambooth.engine.drawing.sampling import NotDrawn
 from dreambooth.engine.families.model import Model
-from dreambooth.engine.run import hooks, recovery
+from dreambooth.engine.run import hooks, outputs, recovery
 from dreambooth.engine.training import adapters, loss, optimizers
 from dreambooth.engine.training.ema import Ema
 from dreambooth.engine.training.session import Session
@@ -54,7 +54,7 @@ def spoilt(losses: Any) -> Any:
     return tuple(one * float("nan") for one in losses)
 
 
-def out_of_memory(losses: Any) -> Any:
+def raise_out_of_memory(losses: Any) -> Any:
     raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 96.00 MiB. GPU 0 has a total capacity of ...")
 
 
@@ -79,7 +79,7 @@ def out_of_memory(losses: Any) -> Any:
 )
 def test_what_a_card_says_of_too_little_memory(said: str, is_memory: bool) -> None:
     """PyTorch's own class says it of its tensors; CUDA and its libraries have words of their own."""
-    assert recovery.is_out_of_memory(RuntimeError(said)) == is_memory
+    assert out_of_memory.is_out_of_memory(RuntimeError(said)) == is_memory
 
 
 def warnings(job: Job) -> list[str]:
@@ -142,7 +142,7 @@ def test_after_so_many_the_run_goes_back_with_half_the_rate(star: Project, monke
 def test_a_run_that_keeps_running_away_ends(star: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     at_batches(monkeypatch, set(range(2, 1000)), spoilt)
     job = new_run(star, **EACH_STEP, **{"tuning.nonfinite_steps": 1})
-    with pytest.raises(UserError, match=f"gone back {recovery.MOST_TURNS_BACK} times.*lower {RATE}"):
+    with pytest.raises(UserError, match=f"gone back {recovery.MAX_DIVERGENCES} times.*lower {RATE}"):
         worker.run(job)
     assert [path.name for path in job.state.iterdir()] == ["000000001"]
     assert saved(job) == []
@@ -181,8 +181,8 @@ def test_the_rates_that_are_refused_or_halved_are_those_of_what_learns(what: str
             except UserError as error:
                 assert any(one.startswith(tuple(learning)) for one in error.problems)
                 assert key in learning
-        for turn in range(recovery.MOST_TURNS_BACK):
-            changes, _ = recovery.diverged(parse(own), "It ran away.", turn)
+        for turn in range(recovery.MAX_DIVERGENCES):
+            changes, _ = recovery.after_divergence(parse(own), "It ran away.", turn)
             assert changes == {key: own[key] / 2 for key in learning}
             own |= changes
 
@@ -190,12 +190,12 @@ def test_the_rates_that_are_refused_or_halved_are_those_of_what_learns(what: str
 def test_a_factor_of_prodigys_that_cannot_be_halved_is_said() -> None:
     chosen = parse({"optimizer.name": "prodigy", "learning.lora_learning_rate": 0.015})
     with pytest.raises(UserError, match=r"learning.lora_learning_rate cannot be lowered further: it is 0.015"):
-        recovery.diverged(chosen, "It ran away.", 0)
+        recovery.after_divergence(chosen, "It ran away.", 0)
 
 
 def test_with_too_little_memory_it_goes_on_with_less(star: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = train(star, **EACH_STEP)
-    at_batches(monkeypatch, {4}, out_of_memory)
+    at_batches(monkeypatch, {4}, raise_out_of_memory)
     job = train(star, **EACH_STEP)
     assert job.changes() == {"batching.gradient_checkpointing": True}
     assert [event["step"] for event in told(job, "resumed")] == [3]
@@ -205,14 +205,14 @@ def test_with_too_little_memory_it_goes_on_with_less(star: Project, monkeypatch:
 
 def test_the_curve_of_a_run_that_begins_anew_begins_anew(star: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dreambooth.engine.training.step_metrics.REPORT_SECONDS", 0.0)
-    at_batches(monkeypatch, {2}, out_of_memory)
+    at_batches(monkeypatch, {2}, raise_out_of_memory)
     job = train(star, **{"intervals.num_train_epochs": 3})
     assert [event["step"] for event in told(job, "step")] == [1, 1, 2, 3]
     assert [step for step, *_ in job.story().course.points] == [1, 2, 3]
 
 
 def test_each_retreat_takes_less_and_then_it_is_refused(star: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    at_batches(monkeypatch, set(range(2, 1000)), out_of_memory)
+    at_batches(monkeypatch, set(range(2, 1000)), raise_out_of_memory)
     job = new_run(star, **EACH_STEP, **{"batching.train_batch_size": 4})
     with pytest.raises(UserError, match=r"memory and resume, or begin a new run with a smaller general\.resolution"):
         worker.run(job)
@@ -228,7 +228,7 @@ def test_each_retreat_takes_less_and_then_it_is_refused(star: Project, monkeypat
 def test_each_attempt_leaves_its_lent_memory_to_the_next(star: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     left: list[int] = []
     monkeypatch.setattr(optimizers, "leave_paged", lambda: left.append(1))
-    at_batches(monkeypatch, {2, 4}, out_of_memory)
+    at_batches(monkeypatch, {2, 4}, raise_out_of_memory)
     train(star, **EACH_STEP)
     assert len(left) == 2
 
@@ -263,7 +263,7 @@ def test_class_pictures_that_are_none_are_not_learned(star: Project, monkeypatch
 
 
 def test_stop_changes_nothing_and_says_what_would_help(star: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    at_batches(monkeypatch, {2}, out_of_memory)
+    at_batches(monkeypatch, {2}, raise_out_of_memory)
     job = new_run(star, **EACH_STEP, **{"memory.on_out_of_memory": "stop"})
     with pytest.raises(UserError, match=r"batching\.gradient_checkpointing on"):
         worker.run(job)
@@ -291,7 +291,7 @@ def test_previews_without_memory_are_drawn_smaller_and_cost_no_training(
 
 
 def short_while_saving(monkeypatch: pytest.MonkeyPatch, times: int) -> None:
-    save, left = hooks.outputs.save, [times]
+    save, left = outputs.save, [times]
 
     def short(*given: Any) -> Any:
         left[0] -= 1
@@ -299,7 +299,7 @@ def short_while_saving(monkeypatch: pytest.MonkeyPatch, times: int) -> None:
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return save(*given)
 
-    monkeypatch.setattr(hooks.outputs, "save", short)
+    monkeypatch.setattr(outputs, "save", short)
 
 
 def test_a_result_for_whose_average_memory_is_short_is_written_as_it_is(
@@ -350,27 +350,33 @@ def test_what_is_set_aside_for_an_average_takes_no_room_on_the_device() -> None:
 def test_where_less_is_set_no_more_is_taken() -> None:
     """Half a batch is added up to the same step, for which gradients of full fine-tuning are kept."""
     full = {"general.method": "full", "batching.train_batch_size": 2, "batching.gradient_checkpointing": True}
-    task = recovery.Task(footprint.full_size("sd1"), "sd1", 512**2, streams=True)
+    estimate = recovery.MemoryEstimate(footprint.full_size("sd1"), "sd1", 512**2, has_own_memory=True)
     some = parse({**full, "optimizer.name": "adafactor"})
     halves = {"batching.train_batch_size": 1, "batching.gradient_accumulation_steps": 2}
-    assert task.needed(planner.with_changes(some, halves), recovery.TRAINING) > task.needed(some, recovery.TRAINING)
-    assert recovery.smaller(some, recovery.TRAINING, task=task) is None
+    assert estimate.bytes(planner.with_changes(some, halves), recovery.TRAINING) > estimate.bytes(
+        some, recovery.TRAINING
+    )
+    assert recovery.next_memory_saving(some, recovery.TRAINING, estimate=estimate) is None
     many = planner.with_changes(some, {"batching.train_batch_size": 64})
-    step = recovery.smaller(many, recovery.TRAINING, task=task)
+    step = recovery.next_memory_saving(many, recovery.TRAINING, estimate=estimate)
     assert step and step[0] == {**halves, "batching.train_batch_size": 32}
     fewer = planner.with_changes(many, step[0])
-    assert task.needed(fewer, recovery.TRAINING) < task.needed(many, recovery.TRAINING)
+    assert estimate.bytes(fewer, recovery.TRAINING) < estimate.bytes(many, recovery.TRAINING)
 
 
 @pytest.mark.parametrize("streams", [True, False])
 def test_a_model_that_is_too_large_to_be_loaded_is_streamed(streams: bool) -> None:
     """To a card; an Apple GPU's memory is the computer's own."""
-    task = recovery.Task(footprint.full_size("sdxl"), "sdxl", 1024**2, streams)
-    step = recovery.smaller(parse({"general.method": "lora"}), recovery.LOADING, task=task)
+    estimate = recovery.MemoryEstimate(footprint.full_size("sdxl"), "sdxl", 1024**2, streams)
+    step = recovery.next_memory_saving(parse({"general.method": "lora"}), recovery.LOADING, estimate=estimate)
     assert (step is not None) == streams
     if step:
         assert step[0] == {"memory.unet_weights": "streamed", "batching.gradient_checkpointing": True}
         then = planner.with_changes(parse({"general.method": "lora"}), step[0])
-        assert recovery.smaller(then, recovery.LOADING, task=task) is None, "and then there is nothing left"
+        assert recovery.next_memory_saving(then, recovery.LOADING, estimate=estimate) is None, (
+            "and then there is nothing left"
+        )
     with pytest.raises(UserError, match=r"while loading the model.*memory\.unet_weights"):
-        recovery.out_of_memory(parse({"general.method": "full"}), recovery.LOADING, "1 GB more were needed", task=task)
+        recovery.after_out_of_memory(
+            parse({"general.method": "full"}), recovery.LOADING, "1 GB more were needed", estimate=estimate
+        )

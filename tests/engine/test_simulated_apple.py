@@ -11,10 +11,9 @@ from torch import nn
 
 from dreambooth.core.errors import UserError
 from dreambooth.core.project import Folders, Project
-from dreambooth.engine import families, generate, hardware, selfcheck, worker
+from dreambooth.engine import families, generate, hardware, out_of_memory, selfcheck, worker
 from dreambooth.engine.drawing import sampling
 from dreambooth.engine.drawing.sampling_choice import Sampling
-from dreambooth.engine.run import recovery
 from dreambooth.engine.training import nonfinite_steps, precision, traced_step
 from dreambooth.service import environment, launcher, short_jobs
 from tests.conftest import ROOT
@@ -172,5 +171,5 @@ def test_memory() -> None:
     ],
 )
 def test_too_little_memory_is_known_for_what_it_is(said: str, needed: str) -> None:
-    assert recovery.is_out_of_memory(RuntimeError(said))
-    assert recovery.needed(RuntimeError(said)) == needed
+    assert out_of_memory.is_out_of_memory(RuntimeError(said))
+    assert out_of_memory.requested(RuntimeError(said)) == needed

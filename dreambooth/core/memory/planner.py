@@ -107,17 +107,21 @@ def advice(made: Plan) -> str:
     return f"{begin} With {made.flags}: {made.why}" if made.fits else f"{begin} {made.why}"
 
 
-def smaller(
-    settings: Settings, needed: Callable[[Settings], int], *, surely: bool = False
+def next_saving(
+    settings: Settings, needed: Callable[[Settings], int], *, must_be_counted: bool = False
 ) -> tuple[Changes, str] | None:
-    """The next thing with which a run can go on from its last state and that takes less memory, `surely` by what is
-    `needed`, in bytes, as not all that there is was counted; None where none is left."""
+    """The next changes, and their name, with which a run can go on from its last state in less memory; None where none
+    is left.
+
+    `needed` counts the bytes that settings take. It counts not everything, so that a saving is mostly taken on trust;
+    `must_be_counted` has it lower the count.
+    """
     before = needed(settings)
     for lever in LEVERS:
         if not lever.keeps or not (changes := lever.pull(settings)):
             continue
         then = with_changes(settings, changes)
-        helps = needed(then) < before if surely or lever.may_take_more else True
+        helps = needed(then) < before if must_be_counted or lever.may_take_more else True
         if helps and not conflicts.found(then):
             return changes, lever.named(changes)
     return None

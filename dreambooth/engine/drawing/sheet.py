@@ -16,7 +16,7 @@ from dreambooth.core.files.paths import make_folder
 from dreambooth.core.job_folder import Job
 from dreambooth.core.models import checkpoint
 from dreambooth.core.project import Project
-from dreambooth.engine import families, from_state
+from dreambooth.engine import families, from_state, hardware, out_of_memory
 from dreambooth.engine.checkpoints import lora, names, words_file
 from dreambooth.engine.checkpoints.source import Source, open_model
 from dreambooth.engine.data import png
@@ -24,7 +24,7 @@ from dreambooth.engine.drawing import drawn_together
 from dreambooth.engine.drawing.sampling import NotDrawn, decoding, draw
 from dreambooth.engine.drawing.sampling_choice import Sampling
 from dreambooth.engine.families.model import Model
-from dreambooth.engine.run import recovery
+from dreambooth.engine.families.text_encoding import TextEmbedding
 from dreambooth.engine.training import precision, preview
 
 
@@ -80,15 +80,16 @@ class _Drawer:
 
     def draw(self, model: Model) -> Image.Image:
         text = model.encode_text([self.wanted["prompt"]])
-        while True:
-            try:
-                with decoding(model, self.how):
-                    return draw(model, text, [self.wanted["seed"]], self.sampling)[0]
-            except (RuntimeError, MemoryError) as error:
-                if self.how == "tiled" or not recovery.is_out_of_memory(error):
-                    raise
-            recovery.free_memory()
+        if self.how != "tiled":
+            with out_of_memory.caught():
+                return self._drawn(model, text)
+            hardware.free_memory()
             self.how = drawn_together.in_tiles(self.job)
+        return self._drawn(model, text)
+
+    def _drawn(self, model: Model, text: TextEmbedding) -> Image.Image:
+        with decoding(model, self.how):
+            return draw(model, text, [self.wanted["seed"]], self.sampling)[0]
 
 
 def _on_one(folder: Path, rows: list[dict[str, Any]], columns: list[float]) -> Path:

@@ -23,11 +23,10 @@ from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 
 from dreambooth.core.errors import Problem, UserError
-from dreambooth.engine import hardware
+from dreambooth.engine import hardware, out_of_memory
 from dreambooth.engine.families import weight_prefetch
 from dreambooth.engine.families.weight_prefetch import Prefetcher, Streams
 from dreambooth.engine.process import probe
-from dreambooth.engine.run import recovery
 
 LEAST_VALUES = 4096  # of a weight that is worth it
 NF4_BLOCK = 64  # values with a scale of their own
@@ -132,7 +131,7 @@ def try_here(kind: str, device: torch.device) -> str:
     try:
         back = NF4(weight, device, nn.Linear(1, 1)).woken(device).cpu()
     except Exception as error:  # noqa: BLE001  (whatever it is, this is not for here)
-        return recovery.first_line(error)
+        return out_of_memory.first_line(error)
     return "" if (back - weight).abs().max() < 0.2 else "its values do not come back"
 
 

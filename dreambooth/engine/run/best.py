@@ -11,7 +11,7 @@ from dreambooth.core.models.checkpoint import read_header
 from dreambooth.engine.checkpoints import lora, words_file
 from dreambooth.engine.checkpoints.source import Source
 from dreambooth.engine.families.model import Model
-from dreambooth.engine.run.hooks import show_previews
+from dreambooth.engine.run.previews import report_previews
 from dreambooth.engine.run.retention import written_of_best
 from dreambooth.engine.training import adapters, preview
 from dreambooth.engine.work import Work
@@ -42,6 +42,6 @@ def draw(work: Work, model: Model, accelerator: Any, source: Source, path: Path)
     try:
         with accelerator.autocast():
             paths = preview.make(model, settings, folder, images, work.size, on_step=work.stop_if_asked)
-        show_previews(work, images, paths)
+        report_previews(work, images, paths)
     except OSError as error:
         raise UserError(f"{folder}: previews cannot be written ({error.strerror or error}).") from None

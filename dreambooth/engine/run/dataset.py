@@ -14,7 +14,7 @@ from dreambooth.core.errors import Problem, UserError
 from dreambooth.core.memory import footprint
 from dreambooth.core.settings import Settings
 from dreambooth.core.validation import MOST_MEASURED
-from dreambooth.engine import hardware
+from dreambooth.engine import hardware, out_of_memory
 from dreambooth.engine.data import cache, inpainting_latents, inpainting_masks, masks, pictures
 from dreambooth.engine.data.batch_order import Slot
 from dreambooth.engine.data.cache import Encoded
@@ -23,7 +23,6 @@ from dreambooth.engine.data.latent_store import Store
 from dreambooth.engine.data.pictures import Example, Picture
 from dreambooth.engine.families import offload
 from dreambooth.engine.families.model import Model
-from dreambooth.engine.run import recovery
 from dreambooth.engine.work import Work
 
 Encode = Callable[[], "list[Encoded | None]"]
@@ -151,13 +150,9 @@ def _with_room(work: Work, model: Model, needed: int, encode: Encode) -> list[En
     if model.device.type == "cpu":
         return encode()
     for way in (contextlib.nullcontext(), offload.away(model.unet)):
-        try:
-            with way:
-                if hardware.free_bytes(model.device) >= needed:
-                    return encode()
-        except RuntimeError as error:
-            if not recovery.is_out_of_memory(error):
-                raise
+        with out_of_memory.caught(), way:
+            if hardware.free_bytes(model.device) >= needed:
+                return encode()
         hardware.give_back_memory()
     said = "The device has no room for encoding the pictures; the CPU encodes them, which takes longer."
     work.job.warn(Problem(said, "pictures.cache_on_disk", "Where it is on, they are kept for the next run."))

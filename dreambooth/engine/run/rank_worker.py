@@ -18,9 +18,8 @@ import torch.distributed as dist
 
 from dreambooth.core.errors import UserError
 from dreambooth.core.job_folder import Job
-from dreambooth.engine import worker
+from dreambooth.engine import out_of_memory, worker
 from dreambooth.engine.process import lazy_imports
-from dreambooth.engine.run import recovery
 from dreambooth.engine.run.rank_launcher import FAILED, READY
 from dreambooth.engine.training.data_parallel import DataParallel, joined_processes
 
@@ -58,7 +57,7 @@ def run(folder: Path, rank: int, size: int, store_path: str) -> int:
         traceback.print_exc()
         told = {
             "said": str(error),
-            "out_of_memory": recovery.is_out_of_memory(error),
+            "out_of_memory": out_of_memory.is_out_of_memory(error),
             "problems": [one.as_json() for one in error.errors] if isinstance(error, UserError) else [],
         }
         store.set(f"{FAILED}{rank}", json.dumps(told))

@@ -19,7 +19,7 @@ from dreambooth.engine.training.adapters import Trained
 _BESIDE = ("alpha", "dora_scale")  # of a LoRA's layer, whose change is the product of all others
 
 
-def is_there(settings: Settings, model: Model, source: Source, trained: Trained) -> bool:
+def is_changed(settings: Settings, model: Model, source: Source, trained: Trained) -> bool:
     """Whether anything differs as it is written. Words that learn, and a LoRA that goes on from another, always do.
 
     A result that does is known by its first tensors; of one that does not, all are read.

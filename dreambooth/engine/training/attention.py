@@ -12,8 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
 from dreambooth.core.errors import UserError
-from dreambooth.engine import hardware
-from dreambooth.engine.run import recovery
+from dreambooth.engine import hardware, out_of_memory
 from dreambooth.engine.training.lean_attention import attended
 
 KINDS = ("sdpa", "flash", "sliced", "xformers")
@@ -36,7 +35,7 @@ def fault(name: str, device: torch.device) -> str:
     except ModuleNotFoundError:
         return "the package is not installed in the engine's environment"
     except Exception as error:  # noqa: BLE001  (it fails in many ways where it was built for another PyTorch)
-        return recovery.first_line(error)
+        return out_of_memory.first_line(error)
     return ""
 
 

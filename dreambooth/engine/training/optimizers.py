@@ -19,9 +19,8 @@ from torch import Tensor, nn
 from dreambooth.core.errors import UserError
 from dreambooth.core.settings import Settings, learning_rate
 from dreambooth.core.settings.optimization import Optimizer as Chosen
-from dreambooth.engine import hardware
+from dreambooth.engine import hardware, out_of_memory
 from dreambooth.engine.process import probe
-from dreambooth.engine.run import recovery
 from dreambooth.engine.training.adapters import UP, WORDS, Trained
 
 Groups = list[dict[str, Any]]
@@ -107,7 +106,7 @@ def try_here(name: str, device: torch.device) -> str:
                 optimizer.zero_grad()
                 losses.append(loss.item())
         except Exception as error:  # noqa: BLE001  (whatever it is, this optimizer is not for here)
-            return recovery.first_line(error)
+            return out_of_memory.first_line(error)
         return "" if losses[-1] < losses[0] else "its steps do not lower the loss"
 
 

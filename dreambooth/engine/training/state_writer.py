@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from dreambooth.core.run_length import Budget
-from dreambooth.engine import hardware
-from dreambooth.engine.run import recovery
+from dreambooth.engine import hardware, out_of_memory
 from dreambooth.engine.training import state
 from dreambooth.engine.training.state import Content, Kept, NotSaved
 
@@ -65,12 +64,9 @@ class Writer:
         is pinned, of which Windows gives out half of what there is."""
         if state.content_bytes(content) + _SPARE > hardware.available_bytes() + state.content_bytes(self._copy):
             return None
-        try:
+        with out_of_memory.caught():
             return copied(content, self._copy)
-        except (RuntimeError, MemoryError) as error:
-            if not recovery.is_out_of_memory(error):
-                raise
-            return None
+        return None
 
     def poll(self, on_written: Callable[[Written], None]) -> None:
         """Tells what became of a write that has ended; never waits."""

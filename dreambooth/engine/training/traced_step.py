@@ -22,8 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from dreambooth.core.errors import Problem
-from dreambooth.engine import hardware
-from dreambooth.engine.run import recovery
+from dreambooth.engine import hardware, out_of_memory
 from dreambooth.engine.tracing.graph import Graph
 from dreambooth.engine.tracing.program import CLOSE, NotTraceable, Program, record, signature
 from dreambooth.engine.training import loss
@@ -67,7 +66,7 @@ class TracedStep:
         self.captures = settings.tuning.cuda_graphs
         self._graph: Graph | None = None  # the first
         self._shapes: dict[Any, _Shape] = {}
-        hooks.lets_go_of_graphs = self.without_graphs
+        hooks.release_graphs = self.without_graphs
 
     def run(self, batch: Batch) -> Losses:
         """The losses of a batch, whose gradients are there afterwards."""
@@ -144,10 +143,10 @@ class TracedStep:
                 with self._rewound():
                     _, found = self._sized(lambda: self._again(shape, batch), is_trial=True)
             except RuntimeError as error:
-                if recovery.is_out_of_memory(error):
+                if out_of_memory.is_out_of_memory(error):
                     raise
                 traceback.print_exc()
-                said, found = BROKE.format(recovery.first_line(error)), None
+                said, found = BROKE.format(out_of_memory.first_line(error)), None
             for weight in self.weights:
                 weight.grad = None
             losses, wanted = self._sized(lambda: self._plain(batch), is_trial=False)
@@ -172,12 +171,13 @@ class TracedStep:
                 shape.program = Graph(shape.program, list(batch.tensors().values()), like=self._graph)
             self._graph = self._graph or shape.program
         except RuntimeError as error:
-            if recovery.is_out_of_memory(error):
+            if out_of_memory.is_out_of_memory(error):
                 raise
             traceback.print_exc()
             shape.is_checked = True
             self.without_graphs()  # in whose room it was
-            said = f"The steps cannot be captured as CUDA graphs ({recovery.first_line(error)}); they go on without."
+            reason = out_of_memory.first_line(error)
+            said = f"The steps cannot be captured as CUDA graphs ({reason}); they go on without."
             self.hooks.warn(Problem(said, "tuning.cuda_graphs", "Turn it off."))
 
     def without_graphs(self) -> None:
