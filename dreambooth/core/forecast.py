@@ -9,11 +9,11 @@ from dreambooth.core.buckets import Bucket
 from dreambooth.core.memory import footprint
 from dreambooth.core.memory.footprint import Memory
 from dreambooth.core.models import anatomy, checkpoint
+from dreambooth.core.models.families import LATENT_FACTOR
 from dreambooth.core.models.model_file import Header
 from dreambooth.core.run_length import Budget
 from dreambooth.core.settings import Settings
 
-_LATENT = 8  # pixels a latent, along each side
 _ABOUT_BYTES = 5500  # what a file says of itself, its settings for the most; only beside an embedding's it counts
 
 
@@ -72,7 +72,7 @@ def state_bytes(header: Header, settings: Settings) -> int:
 def latent_bytes(buckets: Iterable[Bucket], masked: int = 0) -> int:
     """The size of encoded pictures: mean and standard deviation, 4 channels of 4 bytes each; for an inpainting model
     also what so many masks leave of each."""
-    return sum(bucket.area // _LATENT**2 * (2 + masked) * 4 * 4 for bucket in buckets)
+    return sum(bucket.area // LATENT_FACTOR**2 * (2 + masked) * 4 * 4 for bucket in buckets)
 
 
 def disk_bytes(header: Header, settings: Settings, length: Budget) -> int:

@@ -14,6 +14,7 @@ from dreambooth.core.errors import UserError
 from dreambooth.core.files import atomic, confinement, file_names
 from dreambooth.core.files.json_file import read_object
 from dreambooth.core.models import checkpoint
+from dreambooth.core.models.families import is_image_side
 from dreambooth.core.models.load_overrides import Origin
 from dreambooth.core.models.model_file import SUFFIXES
 from dreambooth.core.schema import from_flat, is_path, to_flat
@@ -230,7 +231,7 @@ def create(
     if not source.exists():
         raise UserError(f"{source}: there is no such file.")
     chosen = from_flat(Origin, origin or {})
-    if chosen.resolution % 8 or 0 < chosen.resolution < 64:
+    if chosen.resolution and not is_image_side(chosen.resolution):
         raise UserError(f"resolution: it must be a multiple of 8, and at least 64 (it is {chosen.resolution}).")
     if chosen.vae:
         chosen.vae = str(confinement.named(chosen.vae, "vae"))

@@ -257,10 +257,10 @@ def _forecast(
     made, family, area = anatomy.of(header), work.project.about["family"], max(bucket.area for bucket in used)
     masked = inpainting_masks.of_yours(examples, settings) if work.project.about.get("inpainting") else 0
     kept = forecast.latent_bytes((one.cut.bucket for variants in examples for one in variants), masked)
-    known = footprint.known_bytes(settings, made, _texts(examples, settings), kept)
-    memory = footprint.needs(settings, made, family, area, to_draw=to_draw, known=known)
+    known = footprint.cached_bytes(settings, made, _texts(examples, settings), kept)
+    memory = footprint.needs(settings, made, family, area, to_draw=to_draw, cached=known)
     card = engine_capabilities.card_bytes()
-    plan = planner.plan(settings, made, family, area, card, to_draw=to_draw, known=known) if card else None
+    plan = planner.plan(settings, made, family, area, card, to_draw=to_draw, cached=known) if card else None
     return {
         "memory": {**asdict(memory), "total": memory.total},
         "advice": planner.advice(plan) if plan else "",

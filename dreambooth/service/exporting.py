@@ -14,7 +14,7 @@ from dreambooth.core.files import confinement, paths
 from dreambooth.core.formatting import percent
 from dreambooth.core.job_folder import Job
 from dreambooth.core.models import checkpoint
-from dreambooth.core.models.checkpoint import FAMILIES
+from dreambooth.core.models.families import FAMILIES
 from dreambooth.core.models.model_file import CHECKPOINTS, EMBEDDINGS, PICKLES
 from dreambooth.core.project import Project
 from dreambooth.core.settings import Settings

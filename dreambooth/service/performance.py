@@ -8,9 +8,10 @@ from typing import Any
 
 from dreambooth.core import engine_capabilities, settings
 from dreambooth.core.errors import UserError
-from dreambooth.core.memory import footprint, planner
+from dreambooth.core.memory import planner
 from dreambooth.core.memory.planner import Plan
 from dreambooth.core.models import anatomy, checkpoint
+from dreambooth.core.models.families import FAMILIES
 from dreambooth.core.project import Project
 from dreambooth.core.settings import Settings
 from dreambooth.service import cost, models
@@ -42,7 +43,7 @@ def apply(opened: Project, flat: Mapping[str, Any], made: Plan) -> None:
 def of_every_family(chosen: Settings, card: int) -> list[dict[str, Any]]:
     """A plan for each family and method, of models of full size; of each usual size of a card where `card` is 0."""
     found = []
-    for family in footprint.FAMILIES:
+    for family in FAMILIES:
         for method in _METHODS:
             some = planner.with_changes(chosen, {"general.method": method})
             some.concepts = [replace(one, instance_token=one.instance_token or _ANY_WORD) for one in some.concepts]

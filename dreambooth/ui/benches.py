@@ -12,7 +12,8 @@ from dreambooth.core import job_list
 from dreambooth.core.errors import UserError
 from dreambooth.core.files import paths
 from dreambooth.core.files.json_file import read_object
-from dreambooth.core.memory import footprint, planner
+from dreambooth.core.memory import planner
+from dreambooth.core.models.families import FAMILIES
 from dreambooth.service import environment
 from dreambooth.ui import commands
 from dreambooth.ui.commands import Result
@@ -88,7 +89,7 @@ def add(add: Any) -> None:
         metavar="PYTHON",
         help="training, card: the Python that sd-scripts runs with (default: that of the folder venv in its checkout)",
     )
-    sub.add_argument("--family", choices=footprint.FAMILIES, help="training, plans: of this family alone")
+    sub.add_argument("--family", choices=FAMILIES, help="training, plans: of this family alone")
     sub.add_argument("--card", metavar="8GB", help="plans: for this size of a card alone")
     sub.add_argument("--method", choices=("lora", "full"), help="training, plans, choices: of this method alone")
     for name, what in _NUMBERS.items():

@@ -6,12 +6,13 @@ from typing import Any
 
 import pytest
 
-from dreambooth.core.memory import footprint, planner
+from dreambooth.core.memory import footprint_table, planner
 from dreambooth.core.memory.drawing_memory import LEAST, MOST, USED, Drawing, decoding_bytes, most_together
 from dreambooth.core.settings import parse
+from tests.footprints import family_needs
 
 GB = 2**30
-XL = Drawing(footprint.full_size("sdxl"), "sdxl", "half", 1024**2)
+XL = Drawing(footprint_table.full_size("sdxl"), "sdxl", "half", 1024**2)
 
 
 def test_as_many_as_there_is_room_for() -> None:
@@ -57,7 +58,7 @@ def test_no_more_than_a_device_is_quicker_with() -> None:
 
 def needed(**flat: Any) -> int:
     about = {"concepts.0.class_prompt": "a dog", "concepts.0.num_class_images_per": 10}
-    return footprint.family_needs(parse({**about, **flat}), "sdxl").total
+    return family_needs(parse({**about, **flat}), "sdxl").total
 
 
 def test_a_number_of_ones_own_counts_in_what_is_needed() -> None:
@@ -81,7 +82,5 @@ def test_performance_leaves_it_to_the_free_memory_where_it_is_too_much() -> None
 
 def test_whole_weights_under_autocast_are_there_twice_while_previews_are_drawn() -> None:
     flat = {"general.method": "full", "memory.step_in_backward": True, "batching.gradient_checkpointing": True}
-    with_previews, without = (
-        footprint.family_needs(parse({**flat, "previews.count": count}), "sd1").total for count in (1, 0)
-    )
+    with_previews, without = (family_needs(parse({**flat, "previews.count": count}), "sd1").total for count in (1, 0))
     assert with_previews - without > 0.8e9

@@ -9,10 +9,12 @@ import pytest
 
 from dreambooth.core import engine_capabilities
 from dreambooth.core.errors import UserError
-from dreambooth.core.memory import footprint, headroom, planner
+from dreambooth.core.memory import footprint, footprint_table, headroom, planner
+from dreambooth.core.models.families import FAMILIES
 from dreambooth.core.schema import to_flat
 from dreambooth.core.settings import Settings, conflicts, parse, to_json
 from dreambooth.core.settings.conflicts import found
+from tests.footprints import family_needs
 
 GB = 2**30
 
@@ -21,7 +23,7 @@ def settings(method: str = "lora", **flat: Any) -> Settings:
     return parse({"general.method": method, **flat})
 
 
-@pytest.mark.parametrize("family", footprint.FAMILIES)
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_every_plan_keeps_its_word(family: str, method: str) -> None:
     for card in planner.CARDS:
@@ -29,7 +31,7 @@ def test_every_plan_keeps_its_word(family: str, method: str) -> None:
         made = planner.for_family(start, family, card)
         then = planner.with_changes(start, made.changes)
         assert not conflicts.found(then)
-        assert footprint.family_needs(then, family) == made.needs
+        assert family_needs(then, family) == made.needs
         assert made.fits == (made.needs.total <= made.usable <= card)
         assert all(
             value != getattr(getattr(start, key.split(".")[0]), key.split(".")[1])
@@ -39,7 +41,7 @@ def test_every_plan_keeps_its_word(family: str, method: str) -> None:
         assert batching.train_batch_size * batching.gradient_accumulation_steps == 2, "the same step"
 
 
-@pytest.mark.parametrize("family", footprint.FAMILIES)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_an_embedding_alone_takes_less_than_a_lora_and_wants_no_other_optimizer(family: str) -> None:
     alone = settings("embedding", **{"concepts.0.instance_token": "sks", "concepts.0.instance_prompt": "sks"})
     for checkpointing in (True, False):
@@ -47,7 +49,7 @@ def test_an_embedding_alone_takes_less_than_a_lora_and_wants_no_other_optimizer(
             planner.with_changes(one, {"batching.gradient_checkpointing": checkpointing})
             for one in (alone, settings(**{"tuning.text_encoder_ratio": 1.0}))
         )
-        assert footprint.family_needs(some, family).total < footprint.family_needs(lora, family).total
+        assert family_needs(some, family).total < family_needs(lora, family).total
     for card in planner.CARDS:
         made = planner.for_family(alone, family, card)
         assert "optimizer.name" not in made.changes
@@ -73,7 +75,7 @@ def test_a_large_card_takes_what_is_quickest_and_a_small_one_what_is_smallest() 
 
 
 def test_nothing_is_given_up_that_is_not_needed() -> None:
-    for family in footprint.FAMILIES:
+    for family in FAMILIES:
         for card in planner.CARDS:
             start = settings("full")
             made = planner.for_family(start, family, card)
@@ -82,7 +84,7 @@ def test_nothing_is_given_up_that_is_not_needed() -> None:
             if made.changes.get("memory.unet_weights") == "streamed":
                 continue  # which needs it
             fewer = {key: value for key, value in made.changes.items() if key != "batching.gradient_checkpointing"}
-            assert footprint.family_needs(planner.with_changes(start, fewer), family).total > made.usable
+            assert family_needs(planner.with_changes(start, fewer), family).total > made.usable
 
 
 def test_a_small_card_trains_a_large_model_from_the_computers_memory() -> None:
@@ -91,8 +93,8 @@ def test_a_small_card_trains_a_large_model_from_the_computers_memory() -> None:
     assert made.fits
     assert then.memory.unet_weights == "streamed"
     assert then.memory.bf16_weights, "half of what is carried to the card and back"
-    told = footprint.computer_bytes(then, footprint.full_size("sdxl"))
-    assert 2 * footprint.full_size("sdxl").blocks < told < 12e9
+    told = footprint.computer_bytes(then, footprint_table.full_size("sdxl"))
+    assert 2 * footprint_table.full_size("sdxl").blocks < told < 12e9
     assert "the computer's own memory" in made.why
     on_eight = planner.for_family(settings("full"), "sdxl", 8 * GB)
     assert on_eight.fits
@@ -103,7 +105,7 @@ def test_what_streams_is_not_on_the_card() -> None:
     flat = {"batching.gradient_checkpointing": True, "memory.step_in_backward": True, "previews.count": 0}
     for more in ({}, {"memory.bf16_weights": True, "optimizer.name": "adafactor"}, {"tuning.use_ema": True}):
         whole, streamed = (
-            footprint.family_needs(settings("full", **flat, **more, **{"memory.unet_weights": lying}), "sdxl")
+            family_needs(settings("full", **flat, **more, **{"memory.unet_weights": lying}), "sdxl")
             for lying in ("whole", "streamed")
         )
         assert streamed.weights < 0.05 * whole.weights
@@ -135,7 +137,7 @@ def test_settings_of_ones_own_stay() -> None:
 EMBEDDING = {"concepts.0.instance_token": "sks", "concepts.0.instance_prompt": "sks"}
 
 
-@pytest.mark.parametrize("family", footprint.FAMILIES)
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("method", ["lora", "full", "embedding"])
 def test_performance_asked_again_goes_back_to_what_is_quick(family: str, method: str) -> None:
     """With smaller pictures and a larger card, and what it changes is always taken."""
@@ -199,11 +201,11 @@ def test_on_a_small_card_large_previews_are_decoded_in_tiles() -> None:
 
 
 def needed(**flat: Any) -> int:
-    return footprint.family_needs(settings(flat.pop("method", "full"), **flat), "sd1").total
+    return family_needs(settings(flat.pop("method", "full"), **flat), "sd1").total
 
 
 def test_what_is_held_beside_the_step_counts() -> None:
-    values = footprint.full_size("sd1").unet
+    values = footprint_table.full_size("sd1").unet
     quiet = {"previews.count": 0, "batching.gradient_checkpointing": True}
     adds_up = {**quiet, "batching.gradient_accumulation_steps": 2}
     traced, plain = (needed(**adds_up, **{"tuning.trace_steps": traces}) for traces in (True, False))
@@ -231,17 +233,17 @@ def test_a_preview_with_one_side_of_its_own_counts_as_large_as_it_is() -> None:
 
 
 def test_many_texts_and_latents_count_until_they_stay_in_the_computers_memory() -> None:
-    some, model = settings(), footprint.full_size("sdxl")
-    assert footprint.known_bytes(some, model, 100, 10**8) == 4 * 100 * 77 * 2048 + 10**8
-    assert footprint.known_bytes(some, model, 1000, 2**31) == 0
+    some, model = settings(), footprint_table.full_size("sdxl")
+    assert footprint.cached_bytes(some, model, 100, 10**8) == 4 * 100 * 77 * 2048 + 10**8
+    assert footprint.cached_bytes(some, model, 1000, 2**31) == 0
     long = settings(**{"tuning.max_token_length": 225})
-    assert footprint.known_bytes(long, model, 100, 0) == 3 * footprint.known_bytes(some, model, 100, 0)
-    before, after = (footprint.needs(some, model, "sdxl", 1024**2, known=known).total for known in (0, 10**8))
+    assert footprint.cached_bytes(long, model, 100, 0) == 3 * footprint.cached_bytes(some, model, 100, 0)
+    before, after = (footprint.needs(some, model, "sdxl", 1024**2, cached=known).total for known in (0, 10**8))
     assert after - before == 10**8
 
 
 def test_what_a_run_can_go_on_with_changes_nothing_of_what_is_learned() -> None:
-    some, names, model = settings(**{"batching.train_batch_size": 6}), list[str](), footprint.full_size("sd1")
+    some, names, model = settings(**{"batching.train_batch_size": 6}), list[str](), footprint_table.full_size("sd1")
 
     def takes(some: Settings) -> int:
         return footprint.training_bytes(some, model, "sd1", 512**2)
@@ -259,10 +261,10 @@ def test_what_a_run_can_go_on_with_changes_nothing_of_what_is_learned() -> None:
 
 def test_it_is_quick_enough_for_every_move_of_a_control() -> None:
     some = settings()
-    footprint.family_needs(some, "sdxl")  # reads the table
+    family_needs(some, "sdxl")  # reads the table
     began = time.process_time()
     for _ in range(20):
-        footprint.family_needs(some, "sdxl")
+        family_needs(some, "sdxl")
     assert (time.process_time() - began) / 20 < 0.005
 
 
@@ -291,6 +293,6 @@ def test_a_plan_tells_only_of_what_it_sets(family: str, gigabytes: int) -> None:
 
 def test_class_pictures_count_only_while_they_are_to_be_drawn() -> None:
     own = {"concepts.0.class_prompt": "a", "concepts.0.num_class_images_per": 1, "batching.class_batch_size": 64}
-    chosen, model = parse({**own, "batching.gradient_checkpointing": True}), footprint.full_size("sd1")
+    chosen, model = parse({**own, "batching.gradient_checkpointing": True}), footprint_table.full_size("sd1")
     needed, after = (footprint.needs(chosen, model, "sd1", 512**2, to_draw=drawn).total for drawn in (True, False))
     assert needed > after + 1e9

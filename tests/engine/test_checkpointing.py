@@ -11,7 +11,6 @@ from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.resnet import ResnetBlock2D
 
 from dreambooth.core.errors import UserError
-from dreambooth.core.memory import footprint
 from dreambooth.core.project import Project
 from dreambooth.core.settings import parse
 from dreambooth.engine.bench import footprint as counting
@@ -19,6 +18,7 @@ from dreambooth.engine.bench import random_model
 from dreambooth.engine.bench.footprint import Point, Step
 from dreambooth.engine.training import checkpointing
 from tests.engine.runs import LORA, output, same, tiny_project, train
+from tests.footprints import family_needs
 
 ON = {**LORA, "batching.gradient_checkpointing": True, "batching.train_batch_size": 1}
 BLOCKS = (BasicTransformerBlock, ResnetBlock2D)
@@ -121,7 +121,7 @@ def test_what_does_not_go_with_it(changes: dict[str, Any], said: str) -> None:
 
 def test_the_step_takes_as_much_less_as_is_checkpointed() -> None:
     held = [
-        footprint.family_needs(parse({**ON, "memory.checkpointed_share": share, "previews.count": 0}), "sdxl").total
+        family_needs(parse({**ON, "memory.checkpointed_share": share, "previews.count": 0}), "sdxl").total
         for share in (0.25, 0.5, 1.0)
     ]
     assert held[0] > held[1] > held[2]

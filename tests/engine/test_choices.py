@@ -12,7 +12,7 @@ import pytest
 from dreambooth.core.errors import UserError
 from dreambooth.core.job_folder import Job
 from dreambooth.core.job_list import create
-from dreambooth.core.memory.footprint_table import FAMILIES
+from dreambooth.core.models.families import FAMILIES
 from dreambooth.core.settings import parse
 from dreambooth.engine.bench import choices, table
 from dreambooth.engine.bench.measuring import Bench

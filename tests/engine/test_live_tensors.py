@@ -50,9 +50,9 @@ def test_of_a_far_smaller_model_an_embeddings_step_is_told_within_a_tenth(checkp
     step, point = Step("sd1", "embedding", "none", "mixed", checkpointed), Point(2, 64)
     parts = random_model.modules("sd1").items()
     shapes = {name: {key: tuple(t.shape) for key, t in part.state_dict().items()} for name, part in parts}
-    size = table.Size(anatomy.of_shapes(shapes), "sd1", point.batch, point.side**2, 0)
+    size = table.StepSize(anatomy.of_shapes(shapes), "sd1", point.batch, point.side**2, 0)
     end = "checkpointed" if checkpointed else "whole"
-    told = table.moments(table.Kind(step.kind, step.layers, step.precision), end, size)
+    told = table.step_moments(table.StepKind(step.kind, step.layers, step.precision), end, size)
     assert max(held for _, held in told) == pytest.approx(counting.count(step, point).peak, rel=0.1)
 
 

@@ -26,6 +26,7 @@ from dreambooth.engine.training import lion, optimizers, stochastic_rounding
 from dreambooth.engine.training.adapters import Trained
 from dreambooth.service import launcher
 from tests.engine import tiny
+from tests.footprints import family_needs
 
 CPU = torch.device("cpu")
 WORKING = [name for name in optimizers.RECIPES if not optimizers.fault(name, CPU)]
@@ -278,7 +279,7 @@ def test_what_an_optimizer_keeps_is_what_is_counted(name: str, beta1: float) -> 
 def test_weights_in_bf16_save_what_is_said_of_them(name: str, share: float) -> None:
     def needed(**more: bool) -> int:
         asked = {"general.method": "full", "optimizer.name": name, **more}
-        return footprint.family_needs(parse(asked), "sd1").total
+        return family_needs(parse(asked), "sd1").total
 
     assert needed(**{"memory.bf16_weights": True}) / needed() == pytest.approx(share, abs=0.03)
 

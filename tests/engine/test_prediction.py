@@ -20,7 +20,7 @@ from dreambooth.engine import class_images, families, plan, worker
 from dreambooth.engine.bench.live_tensors import Live
 from dreambooth.engine.families.model import Model
 from dreambooth.engine.families.text_encoding import TextEmbedding
-from dreambooth.engine.run import setup
+from dreambooth.engine.run.dataset import Dataset
 from dreambooth.engine.training import step_metrics
 from dreambooth.engine.training.session import Session
 from dreambooth.service import launcher
@@ -179,11 +179,11 @@ def test_a_class_that_reads_as_the_subject_does_is_refused_before_the_model_is_l
 
 def test_captions_are_read_without_the_subject(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
-    prepare = setup._prepare
+    encode = Dataset.encode
     monkeypatch.setattr(
-        setup,
-        "_prepare",
-        lambda *given: asked.extend(one.picture.prompt for one in given[4].priors) or prepare(*given),
+        Dataset,
+        "encode",
+        lambda own, *given: asked.extend(one.picture.prompt for one in own.priors) or encode(own, *given),
     )
     train(
         project,

@@ -13,7 +13,7 @@ import torch
 from dreambooth.core.errors import UserError
 from dreambooth.core.install_paths import MINIATURE
 from dreambooth.core.job_folder import Job
-from dreambooth.core.memory import footprint, planner
+from dreambooth.core.memory import footprint_table, planner
 from dreambooth.core.project import Project
 from dreambooth.core.settings import parse
 from dreambooth.core.settings.optimization import LearningRate
@@ -350,7 +350,7 @@ def test_what_is_set_aside_for_an_average_takes_no_room_on_the_device() -> None:
 def test_where_less_is_set_no_more_is_taken() -> None:
     """Half a batch is added up to the same step, for which gradients of full fine-tuning are kept."""
     full = {"general.method": "full", "batching.train_batch_size": 2, "batching.gradient_checkpointing": True}
-    estimate = recovery.MemoryEstimate(footprint.full_size("sd1"), "sd1", 512**2, has_own_memory=True)
+    estimate = recovery.MemoryEstimate(footprint_table.full_size("sd1"), "sd1", 512**2, has_own_memory=True)
     some = parse({**full, "optimizer.name": "adafactor"})
     halves = {"batching.train_batch_size": 1, "batching.gradient_accumulation_steps": 2}
     assert estimate.bytes(planner.with_changes(some, halves), recovery.TRAINING) > estimate.bytes(
@@ -367,7 +367,7 @@ def test_where_less_is_set_no_more_is_taken() -> None:
 @pytest.mark.parametrize("streams", [True, False])
 def test_a_model_that_is_too_large_to_be_loaded_is_streamed(streams: bool) -> None:
     """To a card; an Apple GPU's memory is the computer's own."""
-    estimate = recovery.MemoryEstimate(footprint.full_size("sdxl"), "sdxl", 1024**2, streams)
+    estimate = recovery.MemoryEstimate(footprint_table.full_size("sdxl"), "sdxl", 1024**2, streams)
     step = recovery.next_memory_saving(parse({"general.method": "lora"}), recovery.LOADING, estimate=estimate)
     assert (step is not None) == streams
     if step:

@@ -16,7 +16,7 @@ from torch import nn
 
 from dreambooth.core.errors import UserError
 from dreambooth.core.install_paths import MINIATURE
-from dreambooth.core.memory import footprint
+from dreambooth.core.memory import footprint, footprint_table
 from dreambooth.core.project import Project
 from dreambooth.core.settings import carried_over, on_resume, parse
 from dreambooth.engine import families, hardware, worker
@@ -29,6 +29,7 @@ from dreambooth.engine.training import adapters, loop
 from dreambooth.engine.training.session import Session
 from tests.engine import tiny
 from tests.engine.runs import LORA, new_run, output, same, saved, tiny_project, train
+from tests.footprints import family_needs
 
 ON = {**LORA, "batching.gradient_checkpointing": True, "batching.train_batch_size": 1}
 FULL = {
@@ -215,8 +216,8 @@ def test_what_streaming_holds_is_what_the_planner_says(optimizer: str) -> None:
     flat = {**FULL, "memory.unet_weights": "streamed", "memory.bf16_weights": True, "previews.count": 0}
     settings = parse({**flat, "optimizer.name": optimizer})
     counted = streaming.count(settings, "sd1", Point(1, 64))
-    told = footprint.passing_bytes(settings, footprint.full_size("sd1"), "sd1", 512**2)
-    assert counted * 0.97 < told < counted + 0.1 * footprint.family_needs(settings, "sd1").total
+    told = footprint.step_bytes(settings, footprint_table.full_size("sd1"), "sd1", 512**2)
+    assert counted * 0.97 < told < counted + 0.1 * family_needs(settings, "sd1").total
 
 
 @pytest.mark.parametrize(

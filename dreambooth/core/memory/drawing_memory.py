@@ -37,7 +37,7 @@ class Drawing:
 
     def bytes(self, count: int) -> int:
         """What drawing so many together holds beside what lies on the device anyway; the VAE comes only to decode."""
-        start, each = footprint_table.prediction(self.how, self.model, self.family, self.area)
+        start, each = footprint_table.prediction_bytes(self.how, self.model, self.family, self.area)
         predicting = start + each * count * (2 if self.guided else 1) + self.fetched
         decoding = self.model.vae * 4 + decoding_bytes(self.area, count, self.decoding)
         return int(max(predicting, decoding)) + self.kept
@@ -56,9 +56,9 @@ class Drawing:
 def decoding_bytes(area: int, count: int, how: str) -> int:
     """What decoding pictures of so many pixels holds beside the VAE. `how` is whole, sliced or tiled."""
     if how == "whole":
-        return footprint_table.picture("decode", area) * count
+        return footprint_table.vae_bytes("decode", area) * count
     at_once = min(area, TILE**2) if how == "tiled" else area
-    return footprint_table.picture("decode", at_once) + _DECODED_BYTES * area * count
+    return footprint_table.vae_bytes("decode", at_once) + _DECODED_BYTES * area * count
 
 
 def most_together(area: int, *, on_card: bool) -> int:

@@ -11,11 +11,11 @@ from dreambooth.core.settings import Settings
 
 
 def of_device(
-    settings: Settings, model: Anatomy, family: str, area: int, free: int, *, known: int = 0
+    settings: Settings, model: Anatomy, family: str, area: int, free: int, *, cached: int = 0
 ) -> Problem | None:
     """What is to be known where fewer bytes of the device are free than a run needs, with what would fit there; None
     where enough are."""
-    made = planner.plan(settings, model, family, area, card_with(free), known=known)
+    made = planner.plan(settings, model, family, area, card_with(free), cached=cached)
     if made.needed_before.total <= free:
         return None
     needed = memory(made.needed_before.total)

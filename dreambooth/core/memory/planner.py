@@ -13,10 +13,11 @@ from typing import Any
 
 from dreambooth.core.errors import UserError
 from dreambooth.core.formatting import memory
-from dreambooth.core.memory import footprint, headroom
+from dreambooth.core.memory import footprint, footprint_table, headroom
 from dreambooth.core.memory.footprint import OPTIMIZER_BYTES, Memory
 from dreambooth.core.memory.savings import LEVERS, TURNED, Changes, Lever, trains_streamed
 from dreambooth.core.models.anatomy import Anatomy
+from dreambooth.core.models.families import RESOLUTIONS
 from dreambooth.core.settings import Settings, conflicts
 
 CARDS = tuple(gigabytes * 2**30 for gigabytes in (4, 6, 8, 12, 16, 24))
@@ -65,7 +66,7 @@ def plan(
     card_bytes: int,
     *,
     to_draw: bool = True,
-    known: int = 0,
+    cached: int = 0,
 ) -> Plan:
     """The quickest way to train that fits a card of so many bytes, or the smallest where none does. `to_draw` and
     `known` are as in `footprint.needs`."""
@@ -74,7 +75,7 @@ def plan(
     start = _quickest(settings, in_tiles=in_tiles)
 
     def needed(some: Settings) -> Memory:
-        return footprint.needs(some, model, family, area, to_draw=to_draw, known=known)
+        return footprint.needs(some, model, family, area, to_draw=to_draw, cached=cached)
 
     def fits(some: Settings) -> bool:
         return needed(some).total <= usable and not conflicts.found(some)
@@ -95,8 +96,8 @@ def plan(
 
 def for_family(settings: Settings, family: str, card_bytes: int) -> Plan:
     """The same for a model of full size of a family, from the settings alone."""
-    side = settings.general.resolution or footprint.OWN_RESOLUTION[family]
-    return plan(settings, footprint.full_size(family), family, side**2, card_bytes)
+    side = settings.general.resolution or RESOLUTIONS[family]
+    return plan(settings, footprint_table.full_size(family), family, side**2, card_bytes)
 
 
 def advice(made: Plan) -> str:

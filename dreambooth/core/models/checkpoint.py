@@ -12,12 +12,18 @@ from typing import Any
 from dreambooth.core.errors import UserError
 from dreambooth.core.models import embedding_file
 from dreambooth.core.models.diffusers_folder import PARTS, read_folder, read_part
+from dreambooth.core.models.families import (
+    FAMILIES,
+    FAMILIES_BY_CONTEXT,
+    LATENT_FACTOR,
+    RESOLUTIONS,
+    SD2_BASE_RESOLUTION,
+)
 from dreambooth.core.models.load_overrides import Origin
 from dreambooth.core.models.model_file import PICKLES, SUFFIXES, Header, Tensor, read_safetensors
 from dreambooth.core.models.pickle_file import read_pickle
 
 PRECISIONS = {"F32": "fp32", "F16": "fp16", "BF16": "bf16", "F64": "fp64", "F8_E4M3": "fp8", "F8_E5M2": "fp8"}
-FAMILIES = {"sd1": "Stable Diffusion 1", "sd2": "Stable Diffusion 2", "sdxl": "SDXL"}
 
 UNET = "model.diffusion_model."
 VAE = "first_stage_model."
@@ -158,7 +164,7 @@ def lora_family(tensors: Mapping[str, Tensor]) -> str:
         if match and len(tensor.shape) > 1:
             seconds = [tensors[key].shape[1] for end in ("", "_b") if (key := f"{match[1]}lokr_w2{end}") in tensors]
             widths.append(tensor.shape[1] * (seconds[0] if seconds else 1))
-    return {768: "sd1", 1024: "sd2", 2048: "sdxl"}.get(max(widths, default=0), "unknown")
+    return FAMILIES_BY_CONTEXT.get(max(widths, default=0), "unknown")
 
 
 def fingerprint(path: Path) -> str:
@@ -207,7 +213,7 @@ def _family(header: Header) -> str:
     if PARTS[3] in parts:
         return "sdxl"
     widths = {t.shape[1] for name, t in names.items() if name.endswith("attn2.to_k.weight") and len(t.shape) == 2}
-    known = {768: "sd1", 1024: "sd2", 1280: "refiner", 2048: "sdxl"}.get(max(widths, default=0))
+    known = {**FAMILIES_BY_CONTEXT, 1280: "refiner"}.get(max(widths, default=0))
     if known or "unet" not in parts:
         return known or "unknown"
     return "sd2" if header.configs["unet"].get("use_linear_projection") else "sd1"
@@ -260,10 +266,10 @@ def _resolution(header: Header, about: About) -> int:
         pass
     size = header.configs.get("unet", {}).get("sample_size")
     if isinstance(size, int):
-        return size * 8
-    if about.family == "sd2" and about.prediction_type == "v_prediction":
-        return 768
-    return 1024 if about.family == "sdxl" else 512
+        return size * LATENT_FACTOR
+    if about.family == "sd2" and about.prediction_type != "v_prediction":
+        return SD2_BASE_RESOLUTION
+    return RESOLUTIONS.get(about.family, RESOLUTIONS["sd1"])
 
 
 def _precision(tensors: Mapping[str, Tensor]) -> str:

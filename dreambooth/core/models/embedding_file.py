@@ -10,12 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from dreambooth.core.models.families import TEXT_WIDTHS
 from dreambooth.core.models.model_file import Tensor
 
 OF_ONE = ("emb_params", "*")
 OF_SDXL = {"clip_l": "text_encoder", "clip_g": "text_encoder_2"}
 BUNDLED, _A1111 = "bundle_emb.", "string_to_param."  # before a word's tensors, and before A1111's `*`
-_WIDTHS = {768: "sd1", 1024: "sd2"}
 
 
 def parts(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -47,11 +47,11 @@ def bundled_name(word: str, key: str) -> str:
 
 def family(found: Mapping[str, Tensor]) -> str:
     """The family that vectors, as `parts` has them, belong to."""
-    widths = [one.shape[-1] for one in found.values()]
-    return "sdxl" if widths == [768, 1280] else _WIDTHS.get(widths[0], "unknown") if len(widths) == 1 else "unknown"
+    widths = tuple(vectors.shape[-1] for vectors in found.values())
+    return next((name for name, own in TEXT_WIDTHS.items() if own == widths), "unknown")
 
 
 def _is_token(name: str, one: Tensor) -> bool:
     """Whether a file's only tensor is what diffusers writes: nothing but its width or its <token> tells that."""
-    is_wide = bool(one.shape) and one.shape[-1] in _WIDTHS
+    is_wide = bool(one.shape) and (one.shape[-1],) in TEXT_WIDTHS.values()
     return len(one.shape) in (1, 2) and (is_wide or (name.startswith("<") and name.endswith(">")))

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from dreambooth.core.models.families import LATENT_FACTOR
 from dreambooth.engine import __main__ as engine
 from dreambooth.engine.bench import watch
 from dreambooth.engine.process import lazy_imports
@@ -58,7 +59,6 @@ def _decoding(file: Path) -> dict[str, Any]:
 
     from dreambooth.engine import families
     from dreambooth.engine.drawing.sampling import decoding
-    from dreambooth.engine.families.model import LATENT_FACTOR
     from dreambooth.engine.training import precision
 
     model = families.load_file(file)

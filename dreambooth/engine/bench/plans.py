@@ -24,10 +24,11 @@ from dreambooth.core.errors import UserError
 from dreambooth.core.install_paths import MINIATURES, PROJECT, SUBJECT_PICTURES
 from dreambooth.core.job_folder import Job
 from dreambooth.core.job_list import new_run
-from dreambooth.core.memory import footprint, headroom, planner
+from dreambooth.core.memory import headroom, planner
 from dreambooth.core.memory.footprint import DRIVER_BYTES
 from dreambooth.core.memory.planner import Plan
 from dreambooth.core.models import anatomy, checkpoint
+from dreambooth.core.models.families import FAMILIES, RESOLUTIONS
 from dreambooth.core.project import Folders, Project
 from dreambooth.core.settings import Settings, parse
 from dreambooth.engine.process.listener import asked_to_end
@@ -86,7 +87,7 @@ def run(job: Job, models: Models) -> dict[str, Any]:
     asked = job.read()
     wanted = [
         Wanted(family, method, card)
-        for family in ([asked["family"]] if asked.get("family") else footprint.FAMILIES)
+        for family in ([asked["family"]] if asked.get("family") else FAMILIES)
         for card in ([asked["card_bytes"]] if asked.get("card_bytes") else models.cards)
         for method in ([asked["method"]] if asked.get("method") else METHODS)
     ]
@@ -153,7 +154,7 @@ class Models:
 
     def side(self, family: str) -> int:
         """Of the pictures, in pixels."""
-        return footprint.OWN_RESOLUTION[family]
+        return RESOLUTIONS[family]
 
 
 class Full(Models):

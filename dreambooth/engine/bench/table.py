@@ -22,6 +22,7 @@ from dreambooth.core.files import atomic
 from dreambooth.core.files.json_file import read_object
 from dreambooth.core.job_folder import Job
 from dreambooth.core.models import anatomy
+from dreambooth.core.models.families import LATENT_FACTOR
 from dreambooth.engine.bench import drawing_footprint, random_model
 from dreambooth.engine.bench.footprint import PRECISIONS, SIDES, Point, Step, count, fill, texts
 from dreambooth.engine.bench.live_tensors import Live
@@ -148,7 +149,11 @@ def _vae_peak(what: str, side: int) -> int:
     module = random_model.modules("sd1")["vae"].requires_grad_(False)
     with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
         fill(module, "no", trains_all=True)
-        given = torch.zeros(1, 3, side, side) if what == "encode" else torch.zeros(1, 4, side // 8, side // 8)
+        given = (
+            torch.zeros(1, 3, side, side)
+            if what == "encode"
+            else torch.zeros(1, 4, side // LATENT_FACTOR, side // LATENT_FACTOR)
+        )
         with Live((), [*module.parameters(), *module.buffers()]) as live:
             getattr(module, what)(given)
     return live.peak

@@ -18,11 +18,12 @@ from torch import Tensor
 from dreambooth.core.buckets import Bucket
 from dreambooth.core.errors import UserError
 from dreambooth.core.memory.footprint import LATENTS_ON_DEVICE, pictures_at_once
+from dreambooth.core.models.families import LATENT_FACTOR
 from dreambooth.engine import hardware
 from dreambooth.engine.data import cropping, masks, prefetch, vae_inputs
 from dreambooth.engine.data.latent_store import Store
 from dreambooth.engine.data.pictures import Example
-from dreambooth.engine.families.model import LATENT_CHANNELS, LATENT_FACTOR, Model
+from dreambooth.engine.families.model import LATENT_CHANNELS, Model
 
 if TYPE_CHECKING:
     from dreambooth.engine.data.inpainting_latents import InpaintingLatents

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from dreambooth.core.errors import UserError
 from dreambooth.core.memory.footprint import pictures_at_once
+from dreambooth.core.models.families import LATENT_FACTOR
 from dreambooth.engine import hardware
 from dreambooth.engine.data import cache, cropping, decoding, inpainting_masks, masks
 from dreambooth.engine.data.cache import Encoded
@@ -22,7 +23,7 @@ from dreambooth.engine.data.inpainting_masks import HIDES_ALL
 from dreambooth.engine.data.latent_store import Store
 from dreambooth.engine.data.pictures import Example
 from dreambooth.engine.families import inpainting_inputs
-from dreambooth.engine.families.model import LATENT_FACTOR, Model
+from dreambooth.engine.families.model import Model
 
 
 @dataclass

@@ -13,7 +13,7 @@ from math import cos, pi, sin
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from dreambooth.core.memory.footprint_table import LATENT
+from dreambooth.core.models.families import LATENT_FACTOR
 from dreambooth.core.settings import Settings
 from dreambooth.engine.data import cropping
 from dreambooth.engine.data.cropping import Crop
@@ -49,18 +49,18 @@ def _mask(key: str, number: int, cut: Crop, own: Mask | None) -> Mask:
     draw = random.Random(key.encode("utf-8", "surrogatepass"))
     if own is not None and number % 2 == 0:
         found = _grown(own, draw) if number else own
-        if found[::LATENT, ::LATENT].any():  # otherwise the crop has left nothing of it
+        if found[::LATENT_FACTOR, ::LATENT_FACTOR].any():  # otherwise the crop has left nothing of it
             return found
     return _drawn(draw, cut.bucket.width, cut.bucket.height)
 
 
 def _grown(mask: Mask, draw: random.Random) -> Mask:
     """A mask grown by up to an eighth of the picture's side, in whole latents."""
-    height, width = (side // LATENT for side in mask.shape)
-    blocks = mask.reshape(height, LATENT, width, LATENT).any((1, 3))
+    height, width = (side // LATENT_FACTOR for side in mask.shape)
+    blocks = mask.reshape(height, LATENT_FACTOR, width, LATENT_FACTOR).any((1, 3))
     by = draw.randint(1, max(1, min(height, width) // 8))
     grown = Image.fromarray(blocks.astype(np.uint8) * 255).filter(ImageFilter.MaxFilter(2 * by + 1))
-    return np.asarray(grown).repeat(LATENT, 0).repeat(LATENT, 1) > 0
+    return np.asarray(grown).repeat(LATENT_FACTOR, 0).repeat(LATENT_FACTOR, 1) > 0
 
 
 def _drawn(draw: random.Random, width: int, height: int) -> Mask:

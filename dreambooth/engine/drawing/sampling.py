@@ -13,12 +13,13 @@ import torch
 from PIL import Image
 
 from dreambooth.core.errors import UserError
+from dreambooth.core.models.families import LATENT_FACTOR
 from dreambooth.engine import hardware
 from dreambooth.engine.drawing import sampling_choice
 from dreambooth.engine.drawing.prediction import Predictions
 from dreambooth.engine.drawing.sampling_choice import Sampling
 from dreambooth.engine.families import inpainting_inputs
-from dreambooth.engine.families.model import LATENT_CHANNELS, LATENT_FACTOR, Model, whole_picture
+from dreambooth.engine.families.model import LATENT_CHANNELS, Model, whole_picture
 from dreambooth.engine.families.text_encoding import TextEmbedding
 
 _KEPT_PROMPTS = 256  # a prompt of SDXL takes 0.6 MB

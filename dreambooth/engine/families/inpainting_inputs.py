@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from dreambooth.core.models.families import LATENT_FACTOR
 from dreambooth.engine import hardware
-from dreambooth.engine.families.model import LATENT_CHANNELS, LATENT_FACTOR, Model
+from dreambooth.engine.families.model import LATENT_CHANNELS, Model
 
 CHANNELS = 1 + LATENT_CHANNELS
 

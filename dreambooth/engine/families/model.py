@@ -21,13 +21,13 @@ from typing_extensions import Self
 from dreambooth.core.memory.drawing_memory import TILE
 from dreambooth.core.models import anatomy
 from dreambooth.core.models.anatomy import Anatomy
+from dreambooth.core.models.families import LATENT_FACTOR
 from dreambooth.core.models.model_file import Header
 from dreambooth.engine import hardware
 from dreambooth.engine.checkpoints.source import Source
 from dreambooth.engine.families.text_encoding import TextEmbedding, TextEncoding
 
 LATENT_CHANNELS = 4
-LATENT_FACTOR = 8  # pixels a latent, along each side
 BETAS = {"num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 
 

@@ -7,10 +7,11 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from dreambooth.core.models.families import LATENT_FACTOR
 from dreambooth.engine.checkpoints.source import Source
 from dreambooth.engine.families import inpainting_inputs, shapes
 from dreambooth.engine.families.loading import unfilled
-from dreambooth.engine.families.model import LATENT_CHANNELS, LATENT_FACTOR, Model
+from dreambooth.engine.families.model import LATENT_CHANNELS, Model
 from dreambooth.engine.families.sd1 import LATENT_SCALE, Sd1
 from dreambooth.engine.prompts.vocabulary import clip_tokenizer
 

@@ -10,8 +10,9 @@ import re
 from typing import Any
 
 from dreambooth.core.errors import UserError
+from dreambooth.core.models.families import LATENT_FACTOR
 from dreambooth.engine.checkpoints.source import Source
-from dreambooth.engine.families.model import LATENT_CHANNELS, LATENT_FACTOR
+from dreambooth.engine.families.model import LATENT_CHANNELS
 
 CLIP_HEAD_WIDTH = 64
 UNET_HEAD_WIDTH = 64  # of SD 2 and SDXL; SD 1 has eight heads at every level

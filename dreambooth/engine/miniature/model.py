@@ -7,6 +7,7 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
+from dreambooth.core.models.families import CHUNK_TOKENS, LATENT_FACTOR
 from dreambooth.engine.miniature import world
 from dreambooth.engine.miniature.shapes import Shape
 from dreambooth.engine.prompts.vocabulary import clip_tokenizer
@@ -24,7 +25,7 @@ class TextToNoise(nn.Module):
         self.text_encoders = nn.ModuleList(
             (CLIPTextModelWithProjection if text.pooled else CLIPTextModel)(text.config()) for text in shape.text
         )
-        self.unet = UNet2DConditionModel(sample_size=world.SIZE // 8, **shape.unet)
+        self.unet = UNet2DConditionModel(sample_size=world.SIZE // LATENT_FACTOR, **shape.unet)
 
     @property
     def widths(self) -> list[int]:
@@ -35,7 +36,7 @@ class TextToNoise(nn.Module):
         """Captions -> the UNet's context (B, 77, width) and the pooled text (B, width) of a family that has one."""
         states, pooled = [], None
         for text, tokenizer, encoder in zip(self.shape.text, self.tokenizers, self.text_encoders):
-            tokens = tokenizer(captions, padding="max_length", max_length=77, return_tensors="pt").input_ids
+            tokens = tokenizer(captions, padding="max_length", max_length=CHUNK_TOKENS, return_tensors="pt").input_ids
             output = encoder(tokens, output_hidden_states=text.penultimate)
             states.append(output.hidden_states[-2] if text.penultimate else output.last_hidden_state)
             pooled = output.text_embeds if text.pooled else pooled

@@ -7,6 +7,8 @@ from typing import Any
 
 from transformers import CLIPTextConfig
 
+from dreambooth.core.models.families import CHUNK_TOKENS
+
 VOCABULARY = 49408  # CLIP's, with its two marks at the end
 _WIDTH = 64  # of the UNet's levels and of one attention head; 32 groups need two channels each to see a plain colour
 
@@ -30,7 +32,7 @@ class Text:
             intermediate_size=4 * self.width,
             num_hidden_layers=self.depth,
             num_attention_heads=1,
-            max_position_embeddings=77,
+            max_position_embeddings=CHUNK_TOKENS,
             hidden_act=self.activation,
             projection_dim=self.width,
             bos_token_id=end - 1,

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from dreambooth.core.models.families import CHUNK_TOKENS
 from dreambooth.engine import families
 from dreambooth.engine.checkpoints import webui_yaml
 from dreambooth.engine.checkpoints.source import open_source
@@ -37,7 +38,7 @@ def _write_clip(config: dict[str, Any], folder: Path) -> None:
         "config.json": {**config, "architectures": ["CLIPTextModel"], "model_type": "clip_text_model"},
         "tokenizer_config.json": {
             "tokenizer_class": "CLIPTokenizer",
-            "model_max_length": 77,
+            "model_max_length": CHUNK_TOKENS,
             "do_lower_case": True,
             **words,
         },

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-LENGTH = 75  # tokens that the text encoder reads at once, besides its begin and end marks
+from dreambooth.core.models.families import PROMPT_TOKENS
+
+LENGTH = PROMPT_TOKENS  # tokens that the text encoder reads at once, besides its begin and end marks
 COMMA_WITHIN = 20  # the WebUI's default for how far back a comma may be to cut behind it
 
 

@@ -13,9 +13,10 @@ from transformers import CLIPTokenizer
 
 from dreambooth.core import emphasis, settings
 from dreambooth.core.job_folder import Job
+from dreambooth.core.models.families import LATENT_FACTOR
 from dreambooth.core.project import open_project
 from dreambooth.engine.families import inpainting_inputs
-from dreambooth.engine.families.model import LATENT_CHANNELS, LATENT_FACTOR, Model, whole_picture
+from dreambooth.engine.families.model import LATENT_CHANNELS, Model, whole_picture
 from dreambooth.engine.families.text_encoding import TextEmbedding
 from dreambooth.engine.generate import load
 from dreambooth.engine.prompts import chunking

@@ -10,6 +10,8 @@ from pathlib import Path
 
 from transformers import CLIPTokenizer
 
+from dreambooth.core.models.families import CHUNK_TOKENS
+
 # The file lists more merges than CLIP uses: 49,408 tokens less 512 bytes and 2 marks.
 MERGES = 49408 - 512 - 2
 
@@ -25,7 +27,7 @@ def clip_tokenizer(pad_token: str = "<|endoftext|>") -> CLIPTokenizer:
         bos_token="<|startoftext|>",
         eos_token="<|endoftext|>",
         pad_token=pad_token,
-        model_max_length=77,
+        model_max_length=CHUNK_TOKENS,
     )
 
 

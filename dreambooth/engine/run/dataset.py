@@ -1,4 +1,4 @@
-"""The pictures that a run works with: those that it learns, those of the class, and those that it only looks at."""
+"""The images of a run: those it trains on, class images, and validation images, which are held out."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from dreambooth.engine.work import Work
 
 Encode = Callable[[], "list[Encoded | None]"]
 
-_ROOM = 1.05  # of what encoding is known to take, for gaps
+_FRAGMENTATION = 1.05  # times what encoding is known to take
 
 
 @dataclass
 class EncodedDataset:
-    """All pictures of a run, encoded."""
+    """All images of a run as cached latents; None where there are none of a kind."""
 
     own: Encoded
     priors: Encoded | None
@@ -41,112 +41,115 @@ class EncodedDataset:
 
 @dataclass
 class Dataset:
-    """`instances` are the variants of each picture that is learned, `held_out` what is only looked at, mirror images
-    too, `kept` the learned ones as pictures of a class that is kept by prediction, `cut` the masks of all that are
-    learned and then of those held out, where masks are used."""
+    """All images of a run, with their captions and crops, before they are encoded."""
 
-    instances: list[list[Example]]
-    held_out: list[Example]
-    kept: list[Example]
-    cut: list[Tensor | None] | None
-    priors: list[Example] = field(default_factory=list)  # the class's
+    instances: list[list[Example]]  # of each image that is trained on its variants, such as its mirror image
+    held_out: list[Example]  # for validation
+    kept: list[Example]  # training images as class images, for prior preservation by the base model's prediction
+    masks: list[Tensor | None] | None  # of the training images, then of those held out, where the loss is masked
+    priors: list[Example] = field(default_factory=list)  # class images
 
     @classmethod
     def gather(cls, work: Work) -> Dataset:
-        """Everything but drawn pictures of the class. Raises UserError for what will not do."""
+        """Everything but the class images that are drawn. Raises UserError for images that cannot be used."""
         settings = work.settings
         gathered = pictures.gather(settings.concepts, partial(work.stage, "looking at pictures"))
-        found = gathered.usable()
-        if problem := masks.problem(settings, (picture.path for picture in found)):
+        usable = gathered.usable()
+        if problem := masks.problem(settings, (picture.path for picture in usable)):
             raise UserError(problem)
-        if problem := pictures.imagic_problem(settings, len(found)):
+        if problem := pictures.imagic_problem(settings, len(usable)):
             raise UserError(problem)
-        apart, variants = pictures.held_out(found, settings), pictures.examples(gathered, settings, work.size)
-        instances = [some for some in variants if some[0].picture not in apart]
-        held_out = [some[0] for some in variants if some[0].picture in apart]
+        held_out_pictures, variants = (
+            pictures.held_out(usable, settings),
+            pictures.examples(gathered, settings, work.size),
+        )
+        instances = [examples for examples in variants if examples[0].picture not in held_out_pictures]
+        held_out = [examples[0] for examples in variants if examples[0].picture in held_out_pictures]
         if settings.intervals.validate_mirrored:
             held_out += pictures.mirrored(instances, MOST_MEASURED)
         kept = pictures.kept_examples(instances, settings)
-        made = cls(instances, held_out, kept, None)
+        dataset = cls(instances, held_out, kept, None)
         if settings.objective.masked:
-            made.cut = cache.cut_masks([*made.own, *held_out])
+            dataset.masks = cache.cut_masks([*dataset.own, *held_out])
         elif work.project.about.get("inpainting"):
-            masks.check_all(picture.path for picture in found)  # one that will not do is named before anything begins
-        return made
+            masks.check_all(picture.path for picture in usable)  # a faulty one is named before anything begins
+        return dataset
 
     @property
     def own(self) -> list[Example]:
-        """What is learned."""
+        """All variants of the training images."""
         return [example for variants in self.instances for example in variants]
 
     @property
     def pictures(self) -> Iterator[Picture]:
-        """Those that are learned, each once."""
+        """The training images, each once."""
         return (variants[0].picture for variants in self.instances)
 
     @property
-    def largest(self) -> int:
-        """The pixels of the largest picture that is learned."""
+    def largest_area(self) -> int:
+        """The pixels of the largest training image."""
         return max(example.cut.bucket.area for example in self.own)
 
-    def readings(self, settings: Settings) -> CaptionSchedule:
-        """What pictures and those of the class are read with."""
-        own, priors = ([one.picture.prompt for one in some] for some in (self.own, self.priors))
+    def caption_schedule(self, settings: Settings) -> CaptionSchedule:
+        """Which captions training images and class images are trained with."""
+        own, priors = ([example.picture.prompt for example in examples] for examples in (self.own, self.priors))
         epoch = pictures.seen_each_epoch(self.pictures, settings.concepts)
         return CaptionSchedule(own, priors, settings.captions, settings.general.seed, epoch)
 
     def latent_bytes(self) -> int:
-        """What the latents of pictures that are there take."""
-        return forecast.latent_bytes(one.cut.bucket for one in (*self.own, *self.priors, *self.held_out))
+        """How much memory the cached latents of all images take."""
+        return forecast.latent_bytes(example.cut.bucket for example in (*self.own, *self.priors, *self.held_out))
 
     def slots(self, settings: Settings) -> tuple[list[Slot], list[Slot]]:
-        """The places in the order of what is learned, and of the class."""
+        """What the batch order chooses among: training images, and class images."""
         own = [_slot(variants, settings) for variants in self.instances]
         return own, [Slot(example.picture.concept, example.cut.bucket) for example in self.priors]
 
-    def _masks(self, settings: Settings) -> tuple[int, int, int]:
-        """How many masks an inpainting model learns with, of each example that is learned, of the class and held out.
-        Those held out are painted as a whole; Imagic has none of the class."""
+    def _inpainting_masks(self, settings: Settings) -> tuple[int, int, int]:
+        """How many masks an inpainting model has of each training image, class image and image held out.
+
+        An image held out is masked as a whole; Imagic has no class images.
+        """
         return inpainting_masks.of_yours(self.instances, settings), inpainting_masks.OF_CLASS, 0
 
-    def encode(self, work: Work, model: Model, prompts: list[str]) -> EncodedDataset:
-        """All as latents, from the disk where they are known already; `prompts` are those of what is learned and of the
-        class."""
+    def encode(self, work: Work, model: Model, captions: list[str]) -> EncodedDataset:
+        """All images as latents, read from the disk where they are cached. `captions` are the distinct ones of training
+        images and class images, which latents name by their number."""
         store = Store(work.project.latents, model) if work.settings.pictures.cache_on_disk else None
-        own, sets = self.own, (self.own, self.priors, self.held_out)
-        many = self._masks(work.settings) if model.inpaints else (0, 0, 0)
-        rounds = [len(some) * (1 + bool(of_each)) for some, of_each in zip(sets, many)]
+        kinds = (self.own, self.priors, self.held_out)
+        masks_each = self._inpainting_masks(work.settings) if model.inpaints else (0, 0, 0)
+        rounds = [len(examples) * (1 + bool(number)) for examples, number in zip(kinds, masks_each)]
         total = sum(rounds)
-        area = max(one.cut.bucket.area for some in sets for one in some)
+        area = max(example.cut.bucket.area for examples in kinds for example in examples)
         needed = 4 * sum(weight.numel() for weight in model.vae.parameters()) + footprint.encoding_bytes(area)
 
         def encode() -> list[Encoded | None]:
-            made = list[Encoded | None]()
-            for number, some in enumerate(sets):
-                words = [one.picture.prompt for one in some] if some is self.held_out else prompts
+            latents = list[Encoded | None]()
+            for number, examples in enumerate(kinds):
+                own_captions = [example.picture.prompt for example in examples]
+                known = own_captions if examples is self.held_out else captions
                 before = sum(rounds[:number])
                 count = partial(_count, work, before, total)
-                made.append(encoded := cache.encode(model, some, words, count, store) if some else None)
+                latents.append(encoded := cache.encode(model, examples, known, count, store) if examples else None)
                 if encoded and model.inpaints:
-                    count, seed = partial(_count, work, before + len(some), total), work.settings.general.seed
-                    inpainting_latents.add(model, encoded, some, many[number], seed, count, store)
-            return made
+                    count, seed = partial(_count, work, before + len(examples), total), work.settings.general.seed
+                    inpainting_latents.add(model, encoded, examples, masks_each[number], seed, count, store)
+            return latents
 
-        made = _with_room(work, model, int(_ROOM * needed), encode)
+        own, priors, held_out = _encode_with_room(work, model, int(_FRAGMENTATION * needed), encode)
         if store:
-            _tidy(store, work)
-        learned, priors, held_out = made
-        assert learned is not None
-        if self.cut is not None:
-            cache.add_masks(learned, self.cut[: len(own)])
+            _prune(store, work)
+        assert own is not None
+        if self.masks is not None:
+            cache.add_masks(own, self.masks[: len(self.own)])
             if held_out is not None:
-                cache.add_masks(held_out, self.cut[len(own) :])
-        return EncodedDataset(learned, priors, held_out)
+                cache.add_masks(held_out, self.masks[len(self.own) :])
+        return EncodedDataset(own, priors, held_out)
 
 
-def _with_room(work: Work, model: Model, needed: int, encode: Encode) -> list[Encoded | None]:
-    """What encoding makes: where so many bytes are free, as they may be only while the UNet is aside; or by the CPU,
-    where they are not or were not enough after all."""
+def _encode_with_room(work: Work, model: Model, needed: int, encode: Encode) -> list[Encoded | None]:
+    """What `encode` returns, which needs so many bytes of the device: with the UNet on it, else with the UNet moved
+    away, else on the CPU."""
     if model.device.type == "cpu":
         return encode()
     for way in (contextlib.nullcontext(), offload.away(model.unet)):
@@ -154,8 +157,8 @@ def _with_room(work: Work, model: Model, needed: int, encode: Encode) -> list[En
             if hardware.free_bytes(model.device) >= needed:
                 return encode()
         hardware.give_back_memory()
-    said = "The device has no room for encoding the pictures; the CPU encodes them, which takes longer."
-    work.job.warn(Problem(said, "pictures.cache_on_disk", "Where it is on, they are kept for the next run."))
+    message = "The device has no room for encoding the pictures; the CPU encodes them, which takes longer."
+    work.job.warn(Problem(message, "pictures.cache_on_disk", "Where it is on, they are kept for the next run."))
     with model.aside.staying("vae"):
         return encode()
 
@@ -164,11 +167,11 @@ def _count(work: Work, before: int, total: int, done: int) -> None:
     work.stage("encoding pictures", before + done, total)
 
 
-def _tidy(store: Store, work: Work) -> None:
+def _prune(store: Store, work: Work) -> None:
     store.prune()
     if store.problem:
-        said = f"The encoded pictures could not be kept on disk ({store.problem})."
-        work.job.warn(Problem(said, "pictures.cache_on_disk", "Make room there, or switch it off."))
+        message = f"The encoded pictures could not be kept on disk ({store.problem})."
+        work.job.warn(Problem(message, "pictures.cache_on_disk", "Make room there, or switch it off."))
 
 
 def _slot(variants: list[Example], settings: Settings) -> Slot:

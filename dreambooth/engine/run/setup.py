@@ -1,6 +1,6 @@
-"""From a job's folder to a session that can take its first step, or its next one.
+"""From a job's folder to a session that can take its first training step, or its next one.
 
-pictures -> model -> class pictures -> cache -> what is trained, its optimizer and its state
+images and captions -> model -> class images -> cached latents -> adapters -> optimizer -> saved state -> validation
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from dreambooth.core.errors import Problem, UserError
 from dreambooth.core.job_folder import BEFORE
 from dreambooth.core.memory import footprint, memory_warnings
 from dreambooth.core.models import anatomy
-from dreambooth.core.run_length import Budget, budget
+from dreambooth.core.run_length import budget
+from dreambooth.core.settings import Settings
 from dreambooth.engine import compatibility, families, hardware
 from dreambooth.engine.checkpoints import lora
 from dreambooth.engine.checkpoints.source import Source
@@ -41,21 +42,48 @@ CLASS_SHEET = "class-pictures.png"  # in the model's folder
 
 
 def prepare_session(work: Work, source: Source) -> tuple[Session, Validation | None]:
-    """All that a run needs before its first step, or the next one where it has come some way already."""
-    material = Dataset.gather(work)
-    length = budget(work.settings, pictures.seen_each_epoch(material.pictures, work.settings.concepts))
+    """The session of a run, in its newest state where it has one, and its validation where images are held out."""
+    dataset = Dataset.gather(work)
+    length = budget(work.settings, pictures.seen_each_epoch(dataset.pictures, work.settings.concepts))
     if problems := disk_space.problems(work.folders, work.project, source.header, work.settings, length, work.job):
         raise UserError(problems)
     start = start_file.read(work.settings, source)
-    warn_of_room(work, source, material)
+    warn_of_room(work, source, dataset)
     model, accelerator = load(work, source)
-    material.priors = _class_pictures(work, model, material.instances) + material.kept
-    return _prepare(work, model, accelerator, length, material, start)
+    dataset.priors = _class_pictures(work, model, dataset.instances) + dataset.kept
+    captions = dataset.caption_schedule(work.settings)
+    encoded = dataset.encode(work, model, captions.captions)
+    work.phase = recovery.TRAINING
+    trained = adapters.make_trainable(model, work.settings, lora.by_module(start.layers, model.parts), start.words)
+    _warn_of_long_captions(work, model, captions.texts)
+    _checkpoint_gradients(work.settings, model)
+    session = Session(
+        settings=work.settings,
+        budget=length,
+        model=model,
+        trained=trained,
+        accelerator=accelerator,
+        instances=encoded.own,
+        priors=encoded.priors,
+        order=BatchOrder(*dataset.slots(work.settings), work.settings.general.seed),
+        readings=captions,
+        texts=_texts(work.settings, model, captions.texts),
+        optimizer=accelerator.prepare(optimizers.make(trained, work.settings)),
+        ema=Ema(trained.named(), work.settings.tuning.ema_decay) if work.settings.tuning.use_ema else None,
+        about=resuming.about(work, length, dataset.own, dataset.priors),
+        files=(_files(dataset.own), _files(dataset.priors)),
+    )
+    resuming.restore(work, session)
+    if encoded.held_out is None:
+        return session, None
+    return session, Validation(session, dataset.own, encoded.held_out, dataset.held_out, work.job.folder / BEFORE)
 
 
 def check_abilities(work: Work, processes: int) -> None:
-    """Raises UserError with all that this device, environment or model cannot do, before anything is begun; `processes`
-    as for `_source`."""
+    """Raises UserError with everything that this device, environment or model cannot do, before anything is begun.
+
+    `processes` is how many processes each need a device of their own here.
+    """
     settings = work.settings
     problems: list[str | Problem] = [*compatibility.problems(settings, work.project.about)]
     precision.set_deterministic(settings.tuning.deterministic)
@@ -79,7 +107,7 @@ def check_abilities(work: Work, processes: int) -> None:
 
 
 def warn_of_bf16(work: Work) -> None:
-    """It is never chosen where it is only emulated, but done where it was asked for."""
+    """Warns where bf16 was asked for on a device that only emulates it; nothing chooses it there by itself."""
     accelerator, by_weights = precision.of(work.settings), work.settings.memory.bf16_weights
     reason = precision.bf16_fault(accelerator.device)
     if reason and precision.compute_dtype(accelerator) == torch.bfloat16:
@@ -87,22 +115,24 @@ def warn_of_bf16(work: Work) -> None:
         work.job.warn(Problem(f"{key}: {reason}.", key, do))
 
 
-def warn_of_room(work: Work, source: Source, material: Dataset) -> None:
-    """Says so before anything is loaded, where less of the device or of the computer's memory is free than the run is
-    known to need: what else could be set, and that others hold the rest."""
+def warn_of_room(work: Work, source: Source, dataset: Dataset) -> None:
+    """Warns, before anything is loaded, where less memory of the device or of the computer is free than the run needs:
+    with which settings it would need less, and that other programs hold the rest."""
     device, settings = precision.of(work.settings).device, work.settings
-    model, family, area = anatomy.of(source.header), source.about.family, material.largest
-    if lying := memory_warnings.of_computer(settings, model, hardware.available_bytes()):
-        work.job.warn(lying)
+    model, family, area = anatomy.of(source.header), source.about.family, dataset.largest_area
+    if problem := memory_warnings.of_computer(settings, model, hardware.available_bytes()):
+        work.job.warn(problem)
     if device.type == "cpu":
         return
-    known = footprint.known_bytes(settings, model, len(material.readings(settings).texts), material.latent_bytes())
+    texts = dataset.caption_schedule(settings).texts
+    cached = footprint.cached_bytes(settings, model, len(texts), dataset.latent_bytes())
     free = hardware.free_bytes(device) + footprint.DRIVER_BYTES  # the driver has its own already
-    if problem := memory_warnings.of_device(settings, model, family, area, free, known=known):
+    if problem := memory_warnings.of_device(settings, model, family, area, free, cached=cached):
         work.job.warn(problem)
 
 
 def load(work: Work, source: Source) -> tuple[Model, Any]:
+    """The model on its device, in the precision and with the prompts' length of the settings, and its accelerator."""
     work.stage(recovery.LOADING, 0, 1)
     tuning, accelerator = work.settings.tuning, precision.of(work.settings)
     model = families.load(source, precision.weights_dtype(accelerator, work.settings))
@@ -113,14 +143,14 @@ def load(work: Work, source: Source) -> tuple[Model, Any]:
         tuning.max_token_length, tuning.clip_skip, tuning.pad_tokens, weighted=work.settings.captions.weighted
     )
     unet_weights.store_weights(model.unet, work.settings.memory.unet_weights, accelerator.device, work.job.warn)
-    anew = _read_anew(work, model)
-    model.to(accelerator.device, aside=["vae", *(part for part in model.text_encoders if part not in anew)])
+    live = _live_text_encoders(work.settings, model)
+    model.to(accelerator.device, aside=["vae", *(part for part in model.text_encoders if part not in live)])
     return model, accelerator
 
 
-def _read_anew(work: Work, model: Model) -> list[str]:
-    """The text encoders that read at every step, as what they make of a text changes."""
-    return [part for part in model.text_encoders if work.settings.reads_anew(part)]
+def _live_text_encoders(settings: Settings, model: Model) -> list[str]:
+    """The text encoders that encode captions at every step, as their embeddings change; the others' are cached."""
+    return [part for part in model.text_encoders if settings.reads_anew(part)]
 
 
 def _class_pictures(work: Work, model: Model, instances: list[list[Example]]) -> list[Example]:
@@ -129,14 +159,15 @@ def _class_pictures(work: Work, model: Model, instances: list[list[Example]]) ->
     if total:
         make_class_pictures(work, model, plans, total)
     prior = class_pictures.prior_pictures(plans)
-    looks = inspection.inspect_all([picture.path for picture in prior])
-    problems = [seen.error for seen in looks if seen.error]
+    inspected = inspection.inspect_all([picture.path for picture in prior])
+    problems = [seen.error for seen in inspected if seen.error]
     if problems:
         raise UserError(problems)
-    return pictures.prior_examples(prior, looks, instances)
+    return pictures.prior_examples(prior, inspected, instances)
 
 
 def make_class_pictures(work: Work, model: Model, plans: list[class_pictures.Plan], total: int) -> None:
+    """Draws the class pictures that are missing, `total` in all, with a sheet that shows them."""
     work.stage("class pictures", 0, total)
 
     def on_batch(done: int, total: int, last: Path) -> None:
@@ -159,48 +190,26 @@ def make_class_pictures(work: Work, model: Model, plans: list[class_pictures.Pla
         work.job.warn(f"{sheet}: the sheet cannot be written ({error.strerror or error}); the run goes on without it.")
 
 
-def _prepare(
-    work: Work,
-    model: Model,
-    accelerator: Any,
-    length: Budget,
-    material: Dataset,
-    start: start_file.Start,
-) -> tuple[Session, Validation | None]:
-    settings, own, priors = work.settings, material.own, material.priors
-    readings = material.readings(settings)
-    encoded = material.encode(work, model, readings.captions)
-    work.phase = recovery.TRAINING
-    trained = adapters.make_trainable(model, settings, lora.by_module(start.layers, model.parts), start.words)
-    _warn_of_long_texts(work, model, readings.texts)
-    anew = _read_anew(work, model)
-    if settings.batching.gradient_checkpointing:
-        checkpointing.use(model.unet, settings.memory.checkpointed_share)
-        for part in anew:
-            model.text_encoders[part].gradient_checkpointing_enable()
-    session = Session(
-        settings,
-        length,
-        model,
-        trained,
-        accelerator,
-        encoded.own,
-        encoded.priors,
-        BatchOrder(*material.slots(settings), settings.general.seed),
-        readings,
-        Texts(model, readings.texts, *(part for part in model.text_encoders if anew and part not in anew)),
-        accelerator.prepare(optimizers.make(trained, settings)),
-        Ema(trained.named(), settings.tuning.ema_decay) if settings.tuning.use_ema else None,
-    )
-    session.about = resuming.about(work, length, own, priors)
-    session.files = ([str(one.picture.path) for one in own], [str(one.picture.path) for one in priors])
-    resuming.restore(work, session)
-    if encoded.held_out is None:
-        return session, None
-    return session, Validation(session, own, encoded.held_out, material.held_out, work.job.folder / BEFORE)
+def _checkpoint_gradients(settings: Settings, model: Model) -> None:
+    if not settings.batching.gradient_checkpointing:
+        return
+    checkpointing.use(model.unet, settings.memory.checkpointed_share)
+    for part in _live_text_encoders(settings, model):
+        model.text_encoders[part].gradient_checkpointing_enable()
 
 
-def _warn_of_long_texts(work: Work, model: Model, texts: list[str]) -> None:
+def _texts(settings: Settings, model: Model, texts: list[str]) -> Texts:
+    """The embeddings of all texts. Where one of two text encoders is trained, the other's are cached by themselves."""
+    live = _live_text_encoders(settings, model)
+    frozen = [part for part in model.text_encoders if live and part not in live]
+    return Texts(model, texts, *frozen)
+
+
+def _files(examples: list[Example]) -> list[str]:
+    return [str(example.picture.path) for example in examples]
+
+
+def _warn_of_long_captions(work: Work, model: Model, texts: list[str]) -> None:
     long = [text for text in texts if model.is_cut(text)]
     if long:
         length = work.settings.tuning.max_token_length

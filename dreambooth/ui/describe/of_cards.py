@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from dreambooth.core.formatting import memory
-from dreambooth.core.models.checkpoint import FAMILIES
+from dreambooth.core.models.families import FAMILIES
 from dreambooth.ui.terminal import table
 
 Result = dict[str, Any]

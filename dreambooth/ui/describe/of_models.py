@@ -7,7 +7,8 @@ from typing import Any
 from dreambooth.core import reference, schema
 from dreambooth.core.engine_capabilities import FAULTS
 from dreambooth.core.formatting import memory, size
-from dreambooth.core.models.checkpoint import FAMILIES, family_name
+from dreambooth.core.models.checkpoint import family_name
+from dreambooth.core.models.families import FAMILIES
 from dreambooth.core.settings import Settings
 from dreambooth.core.values import plain
 from dreambooth.ui.terminal import table

@@ -14,7 +14,7 @@ from dreambooth.core.files import paths
 from dreambooth.core.formatting import size
 from dreambooth.core.memory.planner import Plan
 from dreambooth.core.models import hub
-from dreambooth.core.models.checkpoint import FAMILIES
+from dreambooth.core.models.families import FAMILIES
 from dreambooth.core.models.hub import HubModel
 from dreambooth.core.project import Folders, Project
 from dreambooth.core.schema import to_flat

@@ -9,7 +9,8 @@ from typing import Any
 from dreambooth.core.errors import UserError
 from dreambooth.core.files import paths
 from dreambooth.core.formatting import size
-from dreambooth.core.models.checkpoint import FAMILIES, family_name
+from dreambooth.core.models.checkpoint import family_name
+from dreambooth.core.models.families import FAMILIES
 from dreambooth.core.project import Folders, Project, open_project
 from dreambooth.service import models
 from dreambooth.ui.describe.of_models import ranks

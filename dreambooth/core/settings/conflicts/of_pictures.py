@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from dreambooth.core.models.families import LATENT_FACTOR, MIN_SIDE, is_image_side
+
 if TYPE_CHECKING:
     from dreambooth.core.settings import Settings
 
@@ -39,10 +41,10 @@ def _preview_sizes(settings: Settings) -> list[str]:
     problems = []
     for name in ("width", "height"):
         pixels = getattr(settings.previews, name)
-        if pixels % 8 or 0 < pixels < 64:
+        if pixels and not is_image_side(pixels):
             problems.append(
                 f"previews.{name}: {pixels} is not a multiple of 8 of at least 64; set it to "
-                f"{max(64, _near(pixels, 8))}, or to 0 for the size of training."
+                f"{max(MIN_SIDE, _near(pixels, LATENT_FACTOR))}, or to 0 for the size of training."
             )
     return problems
 
