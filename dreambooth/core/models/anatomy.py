@@ -13,6 +13,7 @@ from typing import Any
 
 from dreambooth.core.models import unet_blocks
 from dreambooth.core.models.checkpoint import UNET, VAE
+from dreambooth.core.models.lora_layers import LORA_LAYERS
 from dreambooth.core.models.model_file import Header, Tensor
 from dreambooth.core.settings import Settings
 from dreambooth.core.settings.method import UNET_LAYERS, Lora
@@ -21,17 +22,6 @@ _UNET_PREFIXES, _VAE_PREFIXES = (UNET, "unet/"), (VAE, "vae/")
 _TEXT_PREFIXES = {
     "text_encoder": ("cond_stage_model.", "conditioner.embedders.0.", "text_encoder/"),
     "text_encoder_2": ("conditioner.embedders.1.", "text_encoder_2/"),
-}
-_ATTENTION = r"attn[12]\.(to_q|to_k|to_v|to_out\.0)"
-_TRANSFORMER = rf"{_ATTENTION}|ff\.net\.(0\.proj|2)|\.proj_in|\.proj_out"
-_CONVOLUTIONS = (
-    r"in_layers\.2|out_layers\.3|emb_layers\.1|skip_connection|\.op|\d\.conv"  # original names
-    r"|conv1|conv2|conv_shortcut|time_emb_proj|samplers\.0\.conv"  # diffusers' names
-)
-LORA_LAYERS = {
-    "attention": _ATTENTION,
-    "transformer": _TRANSFORMER,
-    "convolutions": f"{_TRANSFORMER}|{_CONVOLUTIONS}",
 }
 _TEXT_LAYERS = r"(q_proj|k_proj|v_proj|out_proj|fc1|fc2|c_fc|c_proj|in_proj_weight)(\.weight)?$"
 _WORDS = "token_embedding.weight"  # in each text encoder, (tokens, width)

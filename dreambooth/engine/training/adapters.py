@@ -14,7 +14,7 @@ from peft import LoHaConfig, LoKrConfig, LoraConfig, PeftConfig, inject_adapter_
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from dreambooth.core.models import unet_blocks
+from dreambooth.core.models import lora_layers, unet_blocks
 from dreambooth.core.settings import Settings
 from dreambooth.core.settings.method import UNET_LAYERS
 from dreambooth.engine.families import unet_weights
@@ -23,16 +23,7 @@ from dreambooth.engine.layers import dora, lora_layer, lycoris, oft
 from dreambooth.engine.layers.lora_layer import ADAPTER
 from dreambooth.engine.prompts import textual_inversion
 
-_ATTENTION = r"transformer_blocks\.\d+\.attn[12]\.(to_q|to_k|to_v|to_out\.0)"
-# What kohya's LoRA covers: attention, feed-forward and the projections around each transformer.
-_TRANSFORMER = rf"{_ATTENTION}|transformer_blocks\.\d+\.ff\.net\.(0\.proj|2)|proj_in|proj_out"
-# And what LoCon adds: everything else inside the residual blocks and between them.
-_CONVOLUTIONS = r"resnets\.\d+\.(conv1|conv2|conv_shortcut|time_emb_proj)|(down|up)samplers\.0\.conv"
-LORA_LAYERS = {
-    "attention": rf".*\.attentions\.\d+\.({_ATTENTION})",
-    "transformer": rf".*\.attentions\.\d+\.({_TRANSFORMER})",
-    "convolutions": rf".*\.(attentions\.\d+\.({_TRANSFORMER})|{_CONVOLUTIONS})",
-}
+LORA_LAYERS = {choice: rf".*({layers})" for choice, layers in lora_layers.LORA_LAYERS.items()}  # of whole paths
 WORDS = "words"  # the part that words are that learn
 UP = ".lora_B."  # in the names of a LoRA's second matrices
 TEXT_ENCODER_LAYERS = r".*encoder\.layers\.\d+\.(self_attn\.(q_proj|k_proj|v_proj|out_proj)|mlp\.fc[12])"
