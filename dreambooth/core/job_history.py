@@ -18,9 +18,9 @@ from dreambooth.core.errors import Problem
 from dreambooth.core.validation import Measure
 
 Event = dict[str, Any]
-Ending = Literal["paused", "stopped", "done", "failed"]
+LastEvent = Literal["paused", "stopped", "done", "failed"]  # what a job ends with; stopped, too, if discarded
 
-_ENDINGS: dict[str, Ending] = {"paused": "paused", "stopped": "stopped", "done": "done", "failed": "failed"}
+_LAST_EVENTS: dict[str, LastEvent] = {"paused": "paused", "stopped": "stopped", "done": "done", "failed": "failed"}
 
 _LASTING = ("started", "state", "result")  # an engine's start, a saved state, and that only tidying is left
 
@@ -136,7 +136,7 @@ class JobHistory:
     """A job as its events tell it."""
 
     # Of an engine that is not alive: lost where it ended without a word.
-    status: Literal["new", "lost"] | Ending = "new"
+    status: Literal["new", "lost"] | LastEvent = "new"
     ending: Event | None = None  # the last one, or the start of the engine that is at work
     last: dict[str, Event] = field(default_factory=dict)  # of each kind in _LASTING
     stage: Event | None = None  # of the engine that was started last; None while it trains
@@ -218,7 +218,7 @@ class JobHistory:
         elif kind == "started":
             self.status, self.ending = "lost", event
             self.stage = {"event": "stage", "name": "starting", "done": 0, "total": 1}
-        elif ending := _ENDINGS.get(kind):
+        elif ending := _LAST_EVENTS.get(kind):
             self.status, self.ending = ending, event
             if ending in ("done", "stopped"):  # nothing is left to do; a run that goes on nevertheless writes another
                 self.last.pop("result", None)

@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from dreambooth.core.errors import UserError
-from dreambooth.core.job_folder import Job
+from dreambooth.core.job_folder import Ending, Job
 from dreambooth.engine.checkpoints.source import open_model
 from dreambooth.engine.data import class_pictures, pictures
 from dreambooth.engine.run.setup import CLASS_SHEET, load, make_class_pictures
 from dreambooth.engine.training import preview
-from dreambooth.engine.training.loop import Ending
 from dreambooth.engine.work import Asked, Work
 
 

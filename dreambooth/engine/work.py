@@ -4,16 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from dreambooth.core import settings as settings_module
-from dreambooth.core.job_folder import Job
+from dreambooth.core.job_folder import ENDINGS, Ending, Job
 from dreambooth.core.project import Folders, Project, open_project
 from dreambooth.core.settings import Settings
-from dreambooth.engine.process.listener import ENDINGS, ends_at_once
-
-if TYPE_CHECKING:
-    from dreambooth.engine.training.loop import Ending
+from dreambooth.engine.process.listener import ends_at_once
 
 
 class Asked(Exception):
@@ -58,4 +54,4 @@ class Work:
         asked = self.job.requests()
         for request in ends_at_once(self.job) if asked else ():
             if request in asked:
-                raise Asked(ENDINGS[request])  # type: ignore[arg-type]
+                raise Asked(ENDINGS[request])

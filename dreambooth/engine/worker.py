@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager
 import torch
 
 from dreambooth.core.errors import Problem, UserError
-from dreambooth.core.job_folder import Job
+from dreambooth.core.job_folder import Ending, Job
 from dreambooth.core.models import anatomy
 from dreambooth.engine import hardware, out_of_memory
 from dreambooth.engine.checkpoints.source import Source, open_model
@@ -31,7 +31,7 @@ from dreambooth.engine.run import (
 from dreambooth.engine.run.hooks import RunHooks
 from dreambooth.engine.training import loop, optimizers
 from dreambooth.engine.training.data_parallel import DataParallel
-from dreambooth.engine.training.loop import Ending, train
+from dreambooth.engine.training.loop import train
 from dreambooth.engine.training.step_metrics import Diverged
 from dreambooth.engine.work import Asked, Work
 

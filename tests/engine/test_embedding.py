@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from dreambooth.core import forecast, presets, project, schedules
 from dreambooth.core.errors import UserError
 from dreambooth.core.install_paths import MINIATURE, SUBJECT_PICTURES
-from dreambooth.core.job_folder import Job
+from dreambooth.core.job_folder import Ending, Job
 from dreambooth.core.models import anatomy, checkpoint
 from dreambooth.core.project import Folders, Project
 from dreambooth.core.run_length import budget
@@ -28,7 +28,7 @@ from dreambooth.engine import families, generate, plan, worker
 from dreambooth.engine.checkpoints import words_file
 from dreambooth.engine.miniature import measure
 from dreambooth.engine.training import loop
-from dreambooth.engine.training.loop import Ending, Hooks
+from dreambooth.engine.training.loop import Hooks
 from dreambooth.engine.training.session import Session
 from dreambooth.engine.training.validation import Validated, Validation
 from dreambooth.service import exporting, launcher, runs, short_jobs, use_in_txt2img

@@ -14,7 +14,7 @@ from PIL import Image, ImageChops, ImageOps
 
 from dreambooth.core.errors import UserError
 from dreambooth.core.install_paths import SUBJECT_PICTURES
-from dreambooth.core.job_folder import BEFORE, Job
+from dreambooth.core.job_folder import BEFORE, Ending, Job
 from dreambooth.core.project import Folders, Project
 from dreambooth.core.settings import parse
 from dreambooth.engine import families, plan, worker
@@ -53,7 +53,7 @@ def project(tmp_path: Path) -> Project:
 def sessions(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Session]]:
     found: list[Session] = []
 
-    def trained(session: Session, hooks: loop.Hooks) -> loop.Ending:
+    def trained(session: Session, hooks: loop.Hooks) -> Ending:
         found.append(session)
         return loop.train(session, hooks)
 

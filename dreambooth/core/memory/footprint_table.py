@@ -114,8 +114,8 @@ def _counted(family: str) -> str:
 
 
 def _evaluated(row: Mapping[str, Any], counted: Anatomy, size: StepSize) -> Moments:
-    """A row of the table, scaled from the model that was counted to another: a moment's bytes are a sum of factors, each
-    times what it is proportional to."""
+    """A row of the table, scaled from the model that was counted to another: a moment's bytes are a sum of terms, each
+    with a factor of the row."""
     width, weights = size.model.outputs / counted.outputs, size.model.unet / counted.unet
     batch, pixels, rank = size.batch, size.batch * size.pixels, size.rank
     terms = [weights, batch * width, pixels * width, rank * width, pixels * rank * width]

@@ -14,17 +14,16 @@ import time
 from pathlib import Path
 from typing import Any
 
-from dreambooth.core.job_folder import Job
+from dreambooth.core.job_folder import ENDINGS, Ending, Job
 
 LOOK_SECONDS = 0.2
 ALONE_VARIABLE = "DREAMBOOTH_ALONE_SECONDS"  # how long an engine goes on with nobody there; 0 or nothing: for ever
-ENDINGS = {"pause": "paused", "stop": "stopped", "discard": "discarded"}
 
 
-def asked_to_end(job: Job) -> str:
-    """How a person asked the job to end: paused, stopped or discarded; empty if nobody did."""
-    asked = job.requests()
-    return next((ending for request, ending in ENDINGS.items() if request in asked), "")
+def asked_to_end(job: Job) -> Ending | None:
+    """How a person asked the job to end; None if nobody did."""
+    requests = job.requests()
+    return next((ending for request, ending in ENDINGS.items() if request in requests), None)
 
 
 def ends_at_once(job: Job) -> tuple[str, ...]:

@@ -7,14 +7,13 @@ import json
 from pathlib import Path
 
 from dreambooth.core.errors import UserError
-from dreambooth.core.job_folder import Job
+from dreambooth.core.job_folder import Ending, Job
 from dreambooth.core.models import checkpoint
 from dreambooth.core.run_length import Budget, passed_already
 from dreambooth.core.settings import Settings
 from dreambooth.engine.data.masks import file_of
 from dreambooth.engine.data.pictures import Example
 from dreambooth.engine.training import state
-from dreambooth.engine.training.loop import Ending
 from dreambooth.engine.training.session import Session
 from dreambooth.engine.work import Work
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 
 from dreambooth.core import schedules
 from dreambooth.core.errors import Problem
-from dreambooth.core.job_folder import REQUESTS
+from dreambooth.core.job_folder import REQUESTS, Ending
 from dreambooth.engine.drawing.sampling import make_scheduler
 from dreambooth.engine.training import gradient_clipping, loss, optimizers
 from dreambooth.engine.training.fused_backward import FusedBackward, stepping
@@ -19,8 +19,6 @@ from dreambooth.engine.training.step_metrics import StepMetrics
 from dreambooth.engine.training.traced_step import TracedStep
 
 COOLING_POLL_SECONDS = 0.2
-
-Ending = Literal["done", "paused", "stopped", "discarded"]
 
 
 class Hooks(Protocol):

@@ -19,11 +19,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from dreambooth.core import schedules
-from dreambooth.core.job_folder import Job
+from dreambooth.core.job_folder import Ending, Job
 from dreambooth.core.settings import learning_rate
 from dreambooth.engine import worker
 from dreambooth.engine.training import loop, step_metrics, traced_step
-from dreambooth.engine.training.loop import Ending, Hooks
+from dreambooth.engine.training.loop import Hooks
 from dreambooth.engine.training.session import Session
 from tests.engine.runs import saved, told
 

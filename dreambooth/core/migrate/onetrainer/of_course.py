@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import ceil
 
 from dreambooth.core.migrate import rates
@@ -35,6 +36,7 @@ _PRECISIONS = {"FLOAT_16": "fp16", "BFLOAT_16": "bf16", "FLOAT_32": "no", "TFLOA
 _SMALL = {"INT_8": "int8", "FLOAT_8": "int8", "INT_W8A8": "int8", "FLOAT_W8A8": "int8", "NFLOAT_4": "nf4"}
 _ATTENTION = {"SDP": "sdpa", "FLASH": "flash"}
 _WEIGHTINGS = {"CONSTANT": "none", "MIN_SNR_GAMMA": "min_snr", "DEBIASED_ESTIMATION": "debiased"}
+_IsOff = Callable[[Reading], bool]
 _UNSAID_RATE, _UNSAID_EPOCHS, _UNSAID_WARMUP, _UNSAID_STOP = 3e-6, 100, 200, 30
 
 
@@ -59,35 +61,52 @@ def take(read: Reading, disk: Disk) -> None:
 
 
 def without_meaning(read: Reading) -> set[str]:
-    """What has a meaning only with something that is off."""
-    found = set[str]()
-    if str(read.theirs.get("ema") or "OFF") == "OFF":
-        found |= {"ema_decay", "ema_update_step_interval", "non_ema_sampling"}
-    if not read.number("huber_strength"):
-        found |= {"huber_delta"}
-    if str(read.theirs.get("loss_weight_fn") or "CONSTANT") == "CONSTANT":
-        found |= {"loss_weight_strength"}
-    if str(read.theirs.get("timestep_distribution") or "UNIFORM") == "UNIFORM":
-        found |= {"noising_weight", "noising_bias"}
-    if not read.said("masked_training"):
-        found |= {"unmasked_probability", "normalize_masked_area_loss", "masked_prior_preservation_weight"}
-    if "RESTARTS" not in str(read.theirs.get("learning_rate_scheduler")):
-        found |= {"learning_rate_cycles"}
-    if read.into.settings.get("general.method") != "lora":
-        found |= {key for key in read.theirs if key.startswith(("lora_", "oft_", "lokr_")) or key == "peft_type"}
-    if read.into.settings.get("lora.kind") != "oft":
-        found |= {key for key in read.theirs if key.startswith("oft_")}
-    if read.into.settings.get("lora.kind") != "lokr":
-        found |= {key for key in read.theirs if key.startswith("lokr_")}
-    if read.into.settings.get("lora.kind") != "dora":
-        found |= {"lora_decompose_norm_epsilon", "lora_decompose_output_axis"}
-    if read.into.settings.get("general.method") != "embedding":
-        found |= {key for key in read.theirs if key.startswith("embedding.")} | {"preserve_embedding_norm"}
-    if not read.said("validation"):
-        found |= {"validate_after", "validate_after_unit"}
-    if str(read.theirs.get("learning_rate_scaler") or "NONE") == "NONE":
-        found |= {"learning_rate_scaler"}
-    return found | ({"loss_scaler"} if str(read.theirs.get("loss_scaler") or "NONE") == "NONE" else set())
+    """The keys that have a meaning only with something that is off."""
+    unused = tuple(key for is_off, keys in _MEANT_ONLY_WITH if is_off(read) for key in keys)
+    prefixes = tuple(key.removesuffix("*") for key in unused if key.endswith("*"))
+    return {key for key in read.theirs if key.startswith(prefixes)} | {key for key in unused if not key.endswith("*")}
+
+
+def _left_at(key: str, default: str) -> _IsOff:
+    return lambda read: str(read.theirs.get(key) or default) == default
+
+
+def _zero(key: str) -> _IsOff:
+    return lambda read: not read.number(key)
+
+
+def _not_said(key: str) -> _IsOff:
+    return lambda read: not read.said(key)
+
+
+def _is_not(ours: str, value: str) -> _IsOff:
+    return lambda read: read.into.settings.get(ours) != value
+
+
+def _never_restarts(read: Reading) -> bool:
+    return "RESTARTS" not in str(read.theirs.get("learning_rate_scheduler"))
+
+
+# When something is off, and the keys that have a meaning only with it; an asterisk ends what keys begin with.
+_MEANT_ONLY_WITH: tuple[tuple[_IsOff, tuple[str, ...]], ...] = (
+    (_left_at("ema", "OFF"), ("ema_decay", "ema_update_step_interval", "non_ema_sampling")),
+    (_zero("huber_strength"), ("huber_delta",)),
+    (_left_at("loss_weight_fn", "CONSTANT"), ("loss_weight_strength",)),
+    (_left_at("timestep_distribution", "UNIFORM"), ("noising_weight", "noising_bias")),
+    (
+        _not_said("masked_training"),
+        ("unmasked_probability", "normalize_masked_area_loss", "masked_prior_preservation_weight"),
+    ),
+    (_never_restarts, ("learning_rate_cycles",)),
+    (_is_not("general.method", "lora"), ("lora_*", "oft_*", "lokr_*", "peft_type")),
+    (_is_not("lora.kind", "oft"), ("oft_*",)),
+    (_is_not("lora.kind", "lokr"), ("lokr_*",)),
+    (_is_not("lora.kind", "dora"), ("lora_decompose_norm_epsilon", "lora_decompose_output_axis")),
+    (_is_not("general.method", "embedding"), ("embedding.*", "preserve_embedding_norm")),
+    (_not_said("validation"), ("validate_after", "validate_after_unit")),
+    (_left_at("learning_rate_scaler", "NONE"), ("learning_rate_scaler",)),
+    (_left_at("loss_scaler", "NONE"), ("loss_scaler",)),
+)
 
 
 def _optimizer(read: Reading, method: str) -> None:
