@@ -87,6 +87,59 @@ def test_what_the_weights_do_not_say_is_looked_for_elsewhere(
     assert (seen.prediction_type, seen.known_by, seen.resolution) == found
 
 
+SDXL = {
+    TO_K: ("F16", [2, 2048], 8192),
+    FIRST: ("F16", [1, 4, 1, 1], 8),
+    "first_stage_model.x": HALF,
+    "conditioner.embedders.0.transformer.x": HALF,
+    "conditioner.embedders.1.model.x": HALF,
+}
+DENOISER = """model:
+  target: sgm.models.diffusion.DiffusionEngine
+  params:
+    denoiser_config:
+      target: sgm.modules.diffusionmodules.denoiser.DiscreteDenoiser
+      params:
+        num_idx: 1000
+        weighting_config:
+          target: sgm.modules.diffusionmodules.denoiser_weighting.EpsWeighting
+        scaling_config: # the usual one is EpsScaling
+          {scaling}
+        discretization_config:
+          target: sgm.modules.diffusionmodules.discretizer.LegacyDDPMDiscretization
+"""
+SCALING = "target: sgm.modules.diffusionmodules.denoiser_scaling."
+
+
+@pytest.mark.parametrize(
+    ("name", "yaml", "found"),
+    [
+        ("x", DENOISER.format(scaling=f"{SCALING}VScaling"), ("v_prediction", "yaml")),
+        ("x", DENOISER.format(scaling=f"'{SCALING}VScaling'".replace(": ", "': '")), ("v_prediction", "yaml")),
+        ("x_vpred", DENOISER.format(scaling=f"{SCALING}EpsScaling"), ("epsilon", "yaml")),
+        ("x", "model:\n  params:\n    parameterization: v\n", ("v_prediction", "yaml")),
+        ("x_vpred", "model:\n  params:\n    scale_factor: 0.13025\n", ("v_prediction", "file name")),
+        ("x_vpred", "model:\n  params:\n    # parameterization: eps\n", ("v_prediction", "file name")),
+        ("x", DENOISER.format(scaling=""), ("epsilon", "the family")),
+        ("x", DENOISER.format(scaling=f"{SCALING}EDMScaling"), ("EDMScaling", "yaml")),
+        (
+            "x",
+            DENOISER.format(scaling=f"params: {{sigma_data: 0.5}}\n          {SCALING}EDMScaling"),
+            ("EDMScaling", "yaml"),
+        ),
+    ],
+)
+def test_an_sdxl_yaml_names_the_scaling_of_its_denoiser(
+    tmp_path: Path, name: str, yaml: str, found: tuple[str, str]
+) -> None:
+    """As A1111 and Forge read it; without one they go by other marks."""
+    path = write_safetensors(tmp_path / f"{name}.safetensors", SDXL)
+    path.with_suffix(".yaml").write_text(yaml)
+    seen = checkpoint.describe(checkpoint.read_header(path))
+    assert (seen.family, seen.prediction_type, seen.known_by) == ("sdxl", *found)
+    assert ("it predicts" in seen.reason) == (found[0] == "EDMScaling")
+
+
 SITE = "lora_unet_input_blocks_4_1_transformer_blocks_0_attn2_to_k"
 
 

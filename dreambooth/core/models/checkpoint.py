@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dreambooth.core.errors import UserError
-from dreambooth.core.models import embedding_file
+from dreambooth.core.models import embedding_file, webui_config
 from dreambooth.core.models.diffusers_folder import PARTS, read_folder, read_part
 from dreambooth.core.models.families import (
     FAMILIES,
@@ -243,10 +243,8 @@ def _prediction(header: Header, family: str, origin: Origin) -> tuple[str, str]:
     scheduler = header.configs.get("scheduler", {}).get("prediction_type")
     if scheduler:
         return str(scheduler), "scheduler"
-    beside = header.path.with_suffix(".yaml")
-    if not header.configs and beside.is_file() and beside.stat().st_size < 1_000_000:
-        v = re.search(r"parameterization[\"']?\s*:\s*[\"']?v\b", beside.read_text(encoding="utf-8", errors="replace"))
-        return ("v_prediction" if v else "epsilon"), "yaml"
+    if not header.configs and (beside := webui_config.prediction_beside(header.path, family)):
+        return beside, "yaml"
     name = header.path.stem.lower()
     if re.search(r"v[-_ ]?pred", name) or (family == "sd2" and re.search(r"768|[-_]v(?![a-z0-9])", name)):
         return "v_prediction", "file name"
