@@ -122,13 +122,49 @@ def test_what_is_transparent_lies_on_white(tmp_path: Path) -> None:
     assert np.asarray(decode(tmp_path / "x.png")).min() == 255
 
 
-def test_colours_of_another_space_become_srgb(tmp_path: Path) -> None:
-    """The profile is sRGB's with red and blue changed over: read without it, the picture would be blue."""
+def swapped_srgb() -> bytes:
+    """sRGB's profile with red and blue changed over."""
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     swapped = profile.replace(b"rXYZ", b"tXYZ").replace(b"bXYZ", b"rXYZ").replace(b"tXYZ", b"bXYZ")
-    swapped = swapped.replace("sRGB".encode("utf-16-be"), "swap".encode("utf-16-be"))
-    Image.new("RGB", (32, 32), (40, 60, 200)).save(tmp_path / "x.png", icc_profile=swapped)
+    return swapped.replace("sRGB".encode("utf-16-be"), "swap".encode("utf-16-be"))
+
+
+def linear_grey() -> bytes:
+    """A profile of grey without gamma."""
+    white = struct.pack(">4s4x3i", b"XYZ ", 63190, 65536, 54061)
+    tags = {b"wtpt": white, b"kTRC": struct.pack(">4s4xI", b"curv", 0), b"desc": b"desc" + bytes(8) + bytes(80)}
+    table, content, start = struct.pack(">I", len(tags)), b"", 128 + 4 + 12 * len(tags)
+    for name, tag in tags.items():
+        table += struct.pack(">4sII", name, start + len(content), len(tag))
+        content += tag
+    head = struct.pack(">I4sI4s4s4s12x4s", start + len(content), b"lcms", 0x02100000, b"mntr", b"GRAY", b"XYZ ", b"acsp")
+    head += bytes(28) + white[8:]
+    return head.ljust(128, b"\0") + table + content
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "P with transparency"])
+def test_colours_of_another_space_become_srgb(tmp_path: Path, mode: str) -> None:
+    """Read without the profile, the picture would be blue."""
+    picture = Image.new("RGB", (32, 32), (40, 60, 200)).convert(mode.split()[0], palette=Image.Palette.ADAPTIVE)
+    more = {"transparency": 1} if mode.endswith("transparency") else {}
+    picture.save(tmp_path / "x.png", icc_profile=swapped_srgb(), **more)
+    with Image.open(tmp_path / "x.png") as written:
+        assert (written.mode, "transparency" in written.info) == (picture.mode, bool(more))
     assert np.asarray(decode(tmp_path / "x.png")).reshape(-1, 3).mean(0) == pytest.approx([200, 60, 40], abs=4)
+
+
+@pytest.mark.parametrize("mode", ["L", "LA"])
+def test_a_grey_of_another_space_becomes_srgb(tmp_path: Path, mode: str) -> None:
+    """Half the light is 188 in sRGB."""
+    Image.new("L", (32, 32), 128).convert(mode).save(tmp_path / "x.png", icc_profile=linear_grey())
+    assert np.asarray(decode(tmp_path / "x.png")).reshape(-1, 3).mean(0) == pytest.approx([188] * 3, abs=3)
+
+
+def test_what_shines_through_is_mixed_after_the_colours_are_srgb(tmp_path: Path) -> None:
+    Image.new("RGBA", (32, 32), (0, 0, 255, 128)).save(tmp_path / "x.png", icc_profile=swapped_srgb())
+    on_white, on_black = (np.asarray(decode(tmp_path / "x.png", ground=ground))[0, 0] for ground in (255, 0))
+    assert on_white == pytest.approx([255, 127, 127], abs=4)
+    assert on_black == pytest.approx([128, 0, 0], abs=4)
 
 
 def test_the_first_picture_of_an_animation_is_taken(tmp_path: Path) -> None:

@@ -119,19 +119,33 @@ def _draft(image: Image.Image, smallest: int) -> None:
 
 
 def _rgb(image: Image.Image, ground: int) -> Image.Image:
+    profile = image.info.get("icc_profile")
     if image.mode.startswith("I"):  # 16 bits a pixel
         image = _eight_bits(np.asarray(image, dtype=np.float32) / 257)
     elif image.mode == "F":  # light from 0 to 1, or from 0 to 255
         values = np.nan_to_num(np.asarray(image))
         image = _eight_bits(values * 255 if values.max(initial=0) <= 1 else values)
-    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, (ground, ground, ground, 255)), image)
-    elif profile := image.info.get("icc_profile"):
+    image, alpha = _apart(image)
+    if profile:  # of the colours alone, and before they are mixed with the ground's, which is sRGB
         image = _srgb(image, profile)
     if image.mode == "LAB":
         image = ImageCms.profileToProfile(image, ImageCms.createProfile("LAB"), _SRGB, outputMode="RGB")
-    return image if image.mode == "RGB" else image.convert("RGB")
+    if image.mode != "RGB":
+        image = image.convert("RGB")
+    return image if alpha is None else _on(image, alpha, ground)
+
+
+def _apart(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
+    """The colours in a mode that a colour profile can be for, and how opaque they are, if not all are."""
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        image = image.convert("LA" if image.mode in ("1", "L", "LA", "La") else "RGBA")
+        return image.convert(image.mode.removesuffix("A")), image.getchannel("A")
+    return (image.convert("RGB") if image.mode == "P" else image), None
+
+
+def _on(image: Image.Image, alpha: Image.Image, ground: int) -> Image.Image:
+    image.putalpha(alpha)
+    return Image.alpha_composite(Image.new("RGBA", image.size, (ground, ground, ground, 255)), image).convert("RGB")
 
 
 def _eight_bits(values: np.ndarray) -> Image.Image:
