@@ -137,7 +137,9 @@ def linear_grey() -> bytes:
     for name, tag in tags.items():
         table += struct.pack(">4sII", name, start + len(content), len(tag))
         content += tag
-    head = struct.pack(">I4sI4s4s4s12x4s", start + len(content), b"lcms", 0x02100000, b"mntr", b"GRAY", b"XYZ ", b"acsp")
+    head = struct.pack(
+        ">I4sI4s4s4s12x4s", start + len(content), b"lcms", 0x02100000, b"mntr", b"GRAY", b"XYZ ", b"acsp"
+    )
     head += bytes(28) + white[8:]
     return head.ljust(128, b"\0") + table + content
 

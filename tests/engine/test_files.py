@@ -16,7 +16,8 @@ from safetensors.torch import load_file, save_file
 
 from dreambooth.core.errors import UserError
 from dreambooth.core.install_paths import MINIATURE
-from dreambooth.core.models import checkpoint
+from dreambooth.core.models import checkpoint, webui_config
+from dreambooth.core.models.load_overrides import Origin
 from dreambooth.core.settings import parse
 from dreambooth.engine import export, families
 from dreambooth.engine.checkpoints import original, webui_yaml
@@ -139,6 +140,37 @@ def test_a_yaml_that_was_there_stays_and_is_never_another_models(tmp_path: Path,
             assert theirs.exists()
             raise ZeroDivisionError
         assert not theirs.exists()
+
+
+EPSILON, V = (f"model:\n  params:\n    parameterization: {said}\n" for said in ("eps", "v"))
+NEITHER = "model:\n  params:\n    scale_factor: 0.18215\n"
+
+
+@pytest.mark.parametrize(
+    ("kind", "beside", "chosen", "taken"),
+    [
+        ("sd2", EPSILON, "epsilon", True),
+        ("sd2", EPSILON, "v_prediction", False),
+        ("sd2", NEITHER, "epsilon", True),  # its code base means epsilon then
+        ("sd2-v", V, "auto", True),
+        ("sd2-v", EPSILON, "auto", False),  # its metadata says v
+        ("sdxl-v", NEITHER, "auto", False),
+        ("sd1", V, "epsilon", False),
+    ],
+)
+def test_the_sources_yaml_is_taken_over_only_where_it_is_true(
+    tmp_path: Path, kind: str, beside: str, chosen: Any, taken: bool
+) -> None:
+    path = tiny.write_original(tmp_path / "x.safetensors", kind)
+    path.with_suffix(".yaml").write_text(beside)
+    source = open_source(path, Origin(prediction_type=chosen))
+    model, to = families.skeleton(source), tmp_path / "y.safetensors"
+    with webui_yaml.beside(to, source, model):
+        written = to.with_suffix(".yaml")
+        assert written.exists() == (kind != "sd1"), "a WebUI knows such a model without one"
+        assert (written.exists() and written.read_text() == beside) == taken
+        if written.exists():
+            assert webui_config.prediction(written.read_text(), model.family) == model.prediction_type
 
 
 @pytest.mark.parametrize("suffix", [".yaml", ".ckpt", ".safetensors"])

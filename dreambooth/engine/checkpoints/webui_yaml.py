@@ -14,6 +14,7 @@ from typing import Any
 
 from dreambooth.core.errors import UserError
 from dreambooth.core.files import atomic
+from dreambooth.core.models import webui_config
 from dreambooth.engine.checkpoints.source import Source
 
 _SD2_HEAD = 64
@@ -23,8 +24,9 @@ def beside(checkpoint: Path, source: Source, model: Any) -> contextlib.AbstractC
     """Within it a checkpoint is put into its place; its .yaml, if the WebUI needs one, lies there before it, and not
     without it.
 
-    A file beside the source is taken over. One that is there already stays as it is. Raises UserError if a WebUI would
-    read it for something else than what the checkpoint is, or, within, if it cannot be written.
+    A file beside the source is taken over if it says what the checkpoint predicts: a person, or a mark within the
+    source, may know better than it. One that is there already stays as it is. Raises UserError if a WebUI would read it
+    for something else than what the checkpoint is, or, within, if it cannot be written.
     """
     target, content = checkpoint.with_suffix(".yaml"), _content(source, model)
     if target.exists() and _read(target) != content:
@@ -55,7 +57,9 @@ def _lying(target: Path, content: bytes | None) -> Iterator[None]:
 def _content(source: Source, model: Any) -> bytes | None:
     own = source.header.path.with_suffix(".yaml")
     if own.is_file():
-        return _read(own)
+        content = _read(own)
+        if webui_config.prediction(content.decode(errors="replace"), model.family) == model.prediction_type:
+            return content
     if model.family == "sd2" or model.prediction_type == "v_prediction":
         return json.dumps(layout(model), indent=1).encode()  # JSON is YAML too
     return None
