@@ -88,7 +88,7 @@ def load(project: Project, weights: str, lora_weight: float = 1.0, mixed_precisi
     source = open_model(project, None if kind in ("base", "lora", "embedding") else path)
     layers = lora.read(path, source.tensors, source.about.family) if kind == "lora" else {}
     model = families.load(source, precision.compute_dtype(accelerator))
-    lora.add(path, layers, model.parts, lora_weight)
+    lora.add(path, layers, source, model.parts, lora_weight)
     model.learn(words_file.read(header) if header else {})
     model.to(accelerator.device, aside=["vae", *model.text_encoders])
     return model

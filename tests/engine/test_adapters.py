@@ -150,8 +150,8 @@ def test_pefts_merged_weight_is_what_the_file_says(trained: Model, family: str, 
 
 
 def test_merging_the_file_draws_what_training_saw(trained: Model, family: str, base: Path, file: Path) -> None:
-    model = families.load_file(base)
-    lora.add(file, lora.read(file, open_source(base).tensors, family), model.parts, 1.0)
+    model, source = families.load_file(base), open_source(base)
+    lora.add(file, lora.read(file, source.tensors, family), source, model.parts, 1.0)
     torch.manual_seed(2)
     x, t, sizes = torch.randn(2, 4, 8, 8), torch.tensor([10, 700]), torch.tensor([[64, 64, 0, 0, 64, 64]] * 2)
     with torch.no_grad():
@@ -423,6 +423,5 @@ def test_a_layer_of_another_size_is_refused(base: Path, family: str, tmp_path: P
     save_file({f"{key}.lokr_w1": torch.ones(3, 3), f"{key}.lokr_w2": torch.ones(5, 5)}, tmp_path / "x.safetensors")
     source, model = open_source(base), families.load_file(base)
     with pytest.raises(UserError, match="another size"):
-        lora.add(
-            tmp_path / "x.safetensors", lora.read(tmp_path / "x.safetensors", source.tensors, family), model.parts, 1
-        )
+        layers = lora.read(tmp_path / "x.safetensors", source.tensors, family)
+        lora.add(tmp_path / "x.safetensors", layers, source, model.parts, 1)

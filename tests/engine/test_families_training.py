@@ -85,7 +85,7 @@ def test_a_lora_is_written_and_draws_like_the_last_preview(made: Project) -> Non
     last = sorted(job.previews.glob("*.png"))[-1]
     model = families.load(open_model(made))
     own = open_model(made)
-    lora.add(path, lora.read(path, own.tensors, made.about["family"]), model.parts, 1.0)
+    lora.add(path, lora.read(path, own.tensors, made.about["family"]), own, model.parts, 1.0)
     shown = settings.parse(job.settings())
     again = preview.make(model, shown, job.folder / "again", 10, 64)
     assert np.abs(np.asarray(Image.open(last), int) - np.asarray(Image.open(again[-1]), int)).max() <= 2

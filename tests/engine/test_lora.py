@@ -102,9 +102,9 @@ def test_each_layer_of_a_full_size_unet_is_where_a1111_looks_for_it(family: str)
 
 @pytest.mark.parametrize("weight", [1.0, 0.4])
 def test_diffusers_draws_with_our_file_what_we_draw(base: Path, file: Path, kind: str, weight: float) -> None:
-    ours = families.load_file(base)
+    ours, source = families.load_file(base), open_source(base)
     plain = picture(ours)
-    lora.add(file, lora.read(file, weights(open_source(base)), kind), ours.parts, weight)
+    lora.add(file, lora.read(file, weights(source), kind), source, ours.parts, weight)
     pipe = pipeline(families.load_file(base))
     pipe.scheduler = make_scheduler("ddim", ours)
     pipe.load_lora_weights(str(file.parent), weight_name=file.name, adapter_name="taught")
@@ -119,8 +119,8 @@ def test_diffusers_draws_with_our_file_what_we_draw(base: Path, file: Path, kind
 
 
 def test_the_file_draws_what_the_training_saw(base: Path, trained: Model, file: Path, kind: str) -> None:
-    model = families.load_file(base)
-    lora.add(file, lora.read(file, weights(open_source(base)), kind), model.parts, 1.0)
+    model, source = families.load_file(base), open_source(base)
+    lora.add(file, lora.read(file, weights(source), kind), source, model.parts, 1.0)
     assert np.abs(picture(model) - picture(trained)).max() <= 2
 
 
@@ -265,9 +265,24 @@ def test_going_on_starts_where_the_file_ends(base: Path, trained: Model, file: P
     assert all(torch.equal(tensor, again[name]) for name, tensor in load_file(file).items())
 
 
+@pytest.mark.parametrize("kept_in", [torch.float32, torch.float16])
+def test_a_small_change_survives_in_a_model_of_bfloat16(tmp_path: Path, kept_in: torch.dtype) -> None:
+    """A thousandth of the weight is less than half a step of bfloat16: added to what is rounded, half of it is lost."""
+    path = tiny.write_original(tmp_path / "base.safetensors", "sd1", kept_in)
+    source = open_source(path)
+    drawn, name = families.load(source, torch.bfloat16), "down_blocks.1.attentions.0.proj_in"
+    before = drawn.unet.get_submodule(name).weight.float()
+    torch.manual_seed(0)
+    down, up = torch.randn(4, before.shape[1]), torch.randn(before.shape[0], 4)
+    up *= 1e-3 * before.norm() / (up @ down).norm()
+    lora.add(path, {f"unet/{name}.weight": Layer(down, up, 4.0)}, source, drawn.parts, 1.0)
+    wanted, got = (up @ down).reshape(before.shape), drawn.unet.get_submodule(name).weight.float() - before
+    assert float((got * wanted).sum() / wanted.square().sum()) == pytest.approx(1, abs=0.1)
+
+
 def test_merging_equals_adding(base: Path, file: Path, kind: str) -> None:
     model, source = families.load_file(base), open_source(base)
-    lora.add(file, lora.read(file, weights(source), kind), model.parts, 0.7)
+    lora.add(file, lora.read(file, weights(source), kind), source, model.parts, 0.7)
     own = original.own_tensors(model.parts)
     changed = weight_deltas.added(source, weight_deltas.of_lora(file, source), 0.7)
     assert len(changed) == len(load_file(file)) // 3

@@ -134,7 +134,8 @@ def test_a_file_has_these_layers_and_is_read_by_us_and_by_diffusers(base: Path, 
     assert all(re.match(rf"lora_unet_({blocks})_", name) for name in load_file(path))
     ours = families.load_file(base)
     plain = picture(ours)
-    lora.add(path, lora.read(path, list(open_source(base).tensors), family), ours.parts, 1.0)
+    source = open_source(base)
+    lora.add(path, lora.read(path, list(source.tensors), family), source, ours.parts, 1.0)
     assert np.abs(picture(ours) - picture(model)).max() <= 2
     assert np.abs(picture(ours) - plain).max() > 5
     pipe = pipeline(families.load_file(base))

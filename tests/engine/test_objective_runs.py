@@ -90,7 +90,7 @@ def test_the_file_of_each_kind_draws_the_last_preview(star: Project, kind: str, 
     first, *_, last = sorted(job.previews.glob("*.png"))
     source = open_model(star)
     model = families.load(source)
-    lora.add(saved(job), lora.read(saved(job), source.tensors, "sd1"), model.parts, 1.0)
+    lora.add(saved(job), lora.read(saved(job), source.tensors, "sd1"), source, model.parts, 1.0)
     again = preview.make(model, settings.parse(job.settings()), job.folder / "again", 10, 64)[-1]
     pixels = [np.asarray(Image.open(path), int) for path in (first, last, again)]
     assert np.abs(pixels[1] - pixels[2]).max() <= 3

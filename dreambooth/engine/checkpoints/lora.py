@@ -22,7 +22,7 @@ from dreambooth.core.errors import UserError
 from dreambooth.engine.checkpoints import lora_header, lora_layers, names, peft_config
 from dreambooth.engine.checkpoints.lora_header import PREFIXES, UNBOUNDED
 from dreambooth.engine.checkpoints.lora_layers import AnyLayer
-from dreambooth.engine.checkpoints.source import Files
+from dreambooth.engine.checkpoints.source import Files, Source
 from dreambooth.engine.layers import dora
 from dreambooth.engine.layers.lora_layer import ADAPTER
 from dreambooth.engine.layers.oft import OftLayer
@@ -62,15 +62,23 @@ def read(path: Path, weights: Iterable[str], family: str) -> dict[str, AnyLayer]
     return layers
 
 
-def add(path: Path, layers: Mapping[str, AnyLayer], parts: Mapping[str, nn.Module], weight: float) -> None:
-    """Adds a file's layers to the modules' weights, times `weight`. Raises UserError if a size differs."""
+def add(
+    path: Path, layers: Mapping[str, AnyLayer], source: Source, parts: Mapping[str, nn.Module], weight: float
+) -> None:
+    """Adds a file's layers, times `weight`, to the weights of the modules that were filled from `source`.
+
+    They are added to the weights as the source has them and rounded once: what is added to weights that are rounded
+    already is mostly lost in bfloat16, where it is small. Raises UserError if a size differs.
+    """
     for part, module in parts.items():
         for key, parameter in module.named_parameters():
-            layer = layers.get(f"{part}/{names.canonical_key(part, key)}")
+            name = f"{part}/{names.canonical_key(part, key)}"
+            layer = layers.get(name)
             if layer is not None:
+                plain = source.copy(name, torch.float32).reshape(parameter.shape)
+                change = fitting_change(path, key, layer, plain)
                 with torch.no_grad():
-                    change = fitting_change(path, key, layer, parameter.cpu())  # a file's tensors lie there
-                    parameter += change.to(parameter) * weight
+                    parameter.copy_(plain.add_(change, alpha=weight).to(parameter.dtype))
 
 
 def by_module(layers: Mapping[str, AnyLayer], parts: Mapping[str, nn.Module]) -> dict[str, dict[str, AnyLayer]]:

@@ -141,7 +141,7 @@ def _with_it(model: Model, source: Source, path: Path | None, weight: float) -> 
         if f"{part}/{names.canonical_key(part, key)}" in layers
     }
     try:
-        lora.add(path, layers, model.parts, weight)
+        lora.add(path, layers, source, model.parts, weight)
         model.learn(words_file.read(header))
         yield
     finally:
