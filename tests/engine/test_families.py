@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -161,6 +161,45 @@ def test_original_to_ours_to_original_changes_no_bit(file: Path, suffix: str, tm
     after = load_file(again) if suffix == ".safetensors" else torch.load(again, weights_only=True)["state_dict"]
     assert list(before.keys() ^ after.keys()) == []
     assert same(before, after)
+
+
+def with_tokens(path: Path, kind: str, count: int) -> Path:
+    """A Diffusers folder whose text encoders know so many tokens."""
+    pipe = tiny.pipeline(kind)
+    for part in ("text_encoder", "text_encoder_2"):
+        if encoder := getattr(pipe, part, None):
+            encoder.resize_token_embeddings(count)
+    pipe.save_pretrained(path)
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".ckpt"])
+def test_tokens_that_were_added_change_nothing(kind: str, folder: Path, suffix: str, tmp_path: Path) -> None:
+    """The vocabulary ends where CLIP's does: a prompt's pooled text is read at CLIP's own end mark, and a WebUI loads
+    what is written."""
+    added = with_tokens(tmp_path / "added", kind, 49410)
+    source = open_source(added)
+    write(tmp_path / f"x{suffix}", original.trained_entries(source, {}, source.about.family, half=False), {})
+    own = [name for name in open_source(folder).tensors if name.endswith("token_embedding.weight")]
+    read = checkpoint.read_header(tmp_path / f"x{suffix}").tensors
+    rows = [tensor.shape[0] for name, tensor in read.items() if name.endswith("token_embedding.weight")]
+    assert rows == [49408] * len(own)
+    plain = families.load_file(folder)
+    for path in (added, tmp_path / f"x{suffix}"):
+        model = families.load_file(path, Origin(prediction_type=cast(Any, plain.prediction_type), resolution=64))
+        for one in (model, plain):
+            one.read_prompts(75, 1)
+        with torch.no_grad():
+            texts = [one.encode_text(["a photo of a dog", "a red house"]) for one in (model, plain)]
+        assert torch.equal(texts[0].hidden, texts[1].hidden)
+        if texts[1].pooled is not None:
+            assert torch.allclose(cast(torch.Tensor, texts[0].pooled), texts[1].pooled, atol=1e-5)
+            assert not torch.allclose(texts[1].pooled[0], texts[1].pooled[1], atol=0.1)
+
+
+def test_a_vocabulary_that_is_not_clips_is_refused(kind: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="knows 49000 tokens of CLIP's 49408"):
+        families.load_file(with_tokens(tmp_path / "few", kind, 49000))
 
 
 @pytest.mark.parametrize("told_by", ["scheduler", "chosen", "marks"])

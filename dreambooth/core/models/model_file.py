@@ -65,6 +65,15 @@ class Tensor:
         shape = (self.shape[0] // parts, *self.shape[1:])
         return replace(self, shape=shape, start=self.start + part * size, end=self.start + (part + 1) * size)
 
+    def first_rows(self, count: int) -> Tensor:
+        """The first rows alone, or all if there are no more."""
+        if not self.shape or self.shape[0] <= count:
+            return self
+        shape = (count, *self.shape[1:])
+        if self.stride is not None:
+            return replace(self, shape=shape)
+        return replace(self, shape=shape, end=self.start + (self.end - self.start) // self.shape[0] * count)
+
     def turned(self) -> Tensor:
         """A matrix with its rows as columns."""
         down, across = self.stride or (self.shape[1], 1)

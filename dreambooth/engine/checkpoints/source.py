@@ -18,6 +18,9 @@ from dreambooth.core.models.model_file import Header, Tensor
 from dreambooth.core.project import Project
 from dreambooth.engine.checkpoints import names
 from dreambooth.engine.checkpoints.names import Place
+from dreambooth.engine.prompts.vocabulary import TOKENS
+
+_TOKEN_EMBEDDING = "/embeddings.token_embedding.weight"
 
 DTYPES = {
     "F64": torch.float64,
@@ -117,7 +120,11 @@ def _values(tensor: Tensor, file: torch.Tensor) -> torch.Tensor:
 
 
 def open_source(path: Path, origin: Origin | None = None) -> Source:
-    """Raises UserError for a file that is damaged, or of another kind than it should be."""
+    """Vectors of tokens that someone added behind CLIP's are left out: prompts are read with CLIP's vocabulary, and a
+    WebUI loads no text encoder with more.
+
+    Raises UserError for a file that is damaged, or of another kind than it should be.
+    """
     origin = origin or Origin()
     header = checkpoint.read_header(path)
     about = checkpoint.describe(header, origin)
@@ -133,6 +140,7 @@ def open_source(path: Path, origin: Origin | None = None) -> Source:
     if origin.vae:
         own = {name: tensor for name, tensor in own.items() if not name.startswith("vae/")}
         own.update(_other_vae(Path(origin.vae)))
+    own = {name: t.first_rows(TOKENS) if name.endswith(_TOKEN_EMBEDDING) else t for name, t in own.items()}
     return Source(header, about, own, places, has_other_vae=bool(origin.vae))
 
 

@@ -13,6 +13,7 @@ from dreambooth.core.errors import UserError
 from dreambooth.core.models.families import LATENT_FACTOR
 from dreambooth.engine.checkpoints.source import Source
 from dreambooth.engine.families.model import LATENT_CHANNELS
+from dreambooth.engine.prompts.vocabulary import TOKENS
 
 CLIP_HEAD_WIDTH = 64
 UNET_HEAD_WIDTH = 64  # of SD 2 and SDXL; SD 1 has eight heads at every level
@@ -91,6 +92,11 @@ def text_config(source: Source, part: str, *, activation: str) -> dict[str, Any]
         longest = there["embeddings.position_embedding.weight"][0]
     except (KeyError, ValueError):
         raise UserError(f"{source.header.path}: its {part.replace('_', ' ')} is incomplete.") from None
+    if vocabulary < TOKENS:
+        raise UserError(
+            f"{source.header.path}: its {part.replace('_', ' ')} knows {vocabulary} tokens of CLIP's {TOKENS}; this is "
+            "no plain Stable Diffusion model."
+        )
     heads = source.header.configs.get(part, {}).get("num_attention_heads")
     return {
         "vocab_size": vocabulary,
@@ -101,9 +107,9 @@ def text_config(source: Source, part: str, *, activation: str) -> dict[str, Any]
         "max_position_embeddings": longest,
         "hidden_act": activation,
         "projection_dim": there.get("text_projection.weight", (768,))[0],
-        "bos_token_id": vocabulary - 2,
-        "eos_token_id": vocabulary - 1,
-        "pad_token_id": vocabulary - 1,
+        "bos_token_id": TOKENS - 2,
+        "eos_token_id": TOKENS - 1,
+        "pad_token_id": TOKENS - 1,
     }
 
 

@@ -12,8 +12,9 @@ from transformers import CLIPTokenizer
 
 from dreambooth.core.models.families import CHUNK_TOKENS
 
-# The file lists more merges than CLIP uses: 49,408 tokens less 512 bytes and 2 marks.
-MERGES = 49408 - 512 - 2
+TOKENS = 49408  # the last two are the marks of a text's start and end
+# The file lists more merges than CLIP uses: its tokens less 512 bytes and 2 marks.
+MERGES = TOKENS - 512 - 2
 
 
 @functools.cache
