@@ -233,6 +233,17 @@ def test_what_is_minimised() -> None:
     assert of(huber_c=0.2)["objective.huber_delta"] == 0.1
 
 
+@pytest.mark.parametrize(("iterations", "levels"), [(1, 0), (2, 1), ("6", 5)])
+def test_the_finest_level_of_noise_is_none_that_is_added(iterations: Any, levels: int) -> None:
+    found = sd_scripts.config_file(
+        {"network_dim": 4, "multires_noise_iterations": iterations, "multires_noise_discount": 0.3}, DISK
+    )
+    assert flat(found)["objective.multires_noise_levels"] == levels
+    assert flat(found)["objective.multires_noise_discount"] == 0.3
+    [line] = [one for one in found.lines if one.theirs == "multires_noise_iterations"]
+    assert line.fate == "changed"
+
+
 @pytest.mark.parametrize(
     ("theirs", "ours"),
     [

@@ -238,7 +238,11 @@ CONTROLS: dict[str, tuple[Control, ...]] = {
         of_keys(
             "adaptive_noise_scale", "not here: an offset that follows a picture's brightness", "objective.offset_noise"
         ),
-        of_keys("multires_noise_iterations", "another name", "objective.multires_noise_levels"),
+        of_keys(
+            "multires_noise_iterations",
+            "the coarser levels alone, one fewer: the first there is as fine as the noise",
+            "objective.multires_noise_levels",
+        ),
         of_keys("max_timestep", "the last step that is drawn, and not the first that is not", "objective.timestep_max"),
     ),
     "Results and previews": (

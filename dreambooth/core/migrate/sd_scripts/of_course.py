@@ -207,7 +207,8 @@ def _noise(read: Reading) -> None:
     if read.number("noise_offset"):
         read.take("noise_offset", "objective.offset_noise", why="")
     if read.number("multires_noise_iterations"):
-        read.take("multires_noise_iterations", "objective.multires_noise_levels", why="")
+        levels = int(read.number("multires_noise_iterations")) - 1  # the first there is as fine as the noise itself
+        read.take("multires_noise_iterations", "objective.multires_noise_levels", levels)
         if read.number("multires_noise_discount"):
             read.take("multires_noise_discount", "objective.multires_noise_discount")
     if read.number("max_timestep"):
