@@ -73,6 +73,27 @@ def test_a_pass_over_one_bucket_sees_every_picture_and_pairs_every_class_picture
         assert sorted(paired[start : start + priors]) == list(range(priors))
 
 
+@given(
+    st.lists(st.builds(Slot, st.integers(0, 2), st.sampled_from([SQUARE, WIDE])), min_size=1, max_size=12),
+    st.lists(st.integers(1, 7), min_size=6, max_size=6),
+    st.integers(1, 4),
+    SEEDS,
+)
+def test_class_pictures_of_several_concepts_are_seen_evenly(
+    slots: list[Slot], counts: list[int], size: int, seed: int
+) -> None:
+    """Each concept's and bucket's in the same pass, however the concepts are mixed."""
+    kinds = [(concept, bucket) for concept in range(3) for bucket in (SQUARE, WIDE)]
+    priors = [Slot(*kind) for kind, count in zip(kinds, counts) for _ in range(count)]
+    seen = Counter[int]()
+    for chosen, paired in batches(BatchOrder(slots, priors, seed), size, 40):
+        assert len(chosen) == len(paired)
+        seen.update(paired)
+        for kind in kinds:
+            own = [seen[n] for n, slot in enumerate(priors) if (slot.concept, slot.bucket) == kind]
+            assert max(own) - min(own) <= 1 + (size - 1) // len(own)
+
+
 @given(SLOTS, st.integers(1, 5), st.integers(0, 40), SEEDS)
 def test_the_position_alone_says_what_comes(slots: list[Slot], size: int, number: int, seed: int) -> None:
     whole = batches(BatchOrder(slots, slots, seed), size, number + 1)

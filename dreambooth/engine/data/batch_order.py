@@ -4,6 +4,7 @@ so a resumed run needs no more than its position to see what it would have seen.
 from __future__ import annotations
 
 import functools
+from collections import Counter
 from dataclasses import dataclass, field
 from itertools import accumulate
 from math import gcd
@@ -30,7 +31,8 @@ class BatchOrder:
     Every picture is seen once in each pass over its bucket, or as often as it repeats, in a new order each time, in its
     variants in turn. The buckets take turns in proportion to what they hold, in a new order each epoch; a batch that a
     pass cannot fill goes on with the bucket's next pass, so that a batch is always full and epochs stay what they are:
-    images seen. A picture of the class goes with each of yours that has some of its concept and bucket.
+    images seen. A picture of the class goes with each of yours that has some of its concept and bucket; they too are
+    each seen once in each pass over them.
     """
 
     def __init__(self, instances: list[Slot], priors: list[Slot], seed: int) -> None:
@@ -61,7 +63,7 @@ class BatchOrder:
             example, concept = self._queues[number].example(at)
             chosen.append(example)
             if own := self._priors.get((number, concept)):
-                paired.append(own.example(at)[0])
+                paired.append(own.example(self._queues[number].of_its_concept(at))[0])
         return torch.tensor(chosen), torch.tensor(paired, dtype=torch.long)
 
     def _mixed(self, first: int, after: int, epoch: int) -> list[tuple[int, int]]:
@@ -86,6 +88,8 @@ class _Queue:
     seed: int
     concept: int | None = None
     slots: list[tuple[Slot, int]] = field(init=False)  # with the number of its first example
+    _held: Counter[int] = field(init=False)  # pictures of each concept
+    _counted: tuple[int, list[int]] = (-1, [])  # a pass, and of each place how many of its concept come before it
 
     def __post_init__(self) -> None:
         firsts = accumulate((slot.variants for slot in self.all_slots), initial=0)
@@ -95,6 +99,7 @@ class _Queue:
             if slot.bucket == self.bucket and self.concept in (None, slot.concept)
             for _ in range(slot.repeats)
         ]
+        self._held = Counter(slot.concept for slot, _ in self.slots)
 
     def example(self, at: int) -> tuple[int, int]:
         """The number of the example at this place of the sequence, and its concept."""
@@ -102,6 +107,19 @@ class _Queue:
         index = _shuffled(len(self.slots), turn, self.seed)[place]
         slot, first = self.slots[index]
         return first + (turn + index) % slot.variants, slot.concept
+
+    def of_its_concept(self, at: int) -> int:
+        """The same place in the sequence of the pictures of its concept alone."""
+        turn, place = divmod(at, len(self.slots))
+        order = _shuffled(len(self.slots), turn, self.seed)
+        if self._counted[0] != turn:
+            seen = Counter[int]()
+            self._counted = (turn, [])
+            for index in order:
+                concept = self.slots[index][0].concept
+                self._counted[1].append(seen[concept])
+                seen[concept] += 1
+        return turn * self._held[self.slots[order[place]][0].concept] + self._counted[1][place]
 
 
 def _take_turns(counts: list[int]) -> list[int]:
