@@ -22,6 +22,15 @@ def card_bytes(stamp: Path = STAMP) -> int:
 
 def takes_fp16(stamp: Path = STAMP) -> bool:
     """Whether `auto` means fp16 on this machine: its card is from before bf16."""
+    return _is_before_bf16(stamp) and not fault("tuning.mixed_precision", "fp16", stamp)
+
+
+def takes_full_precision(stamp: Path = STAMP) -> bool:
+    """Whether `auto` means full precision on this machine's card, as neither half precision is fit for it."""
+    return bool(fault("tuning.mixed_precision", "fp16", stamp)) and _is_before_bf16(stamp)
+
+
+def _is_before_bf16(stamp: Path) -> bool:
     try:
         is_card = json.loads(stamp.read_text(encoding="utf-8"))["report"]["device"] == "cuda"
     except (OSError, ValueError, KeyError, TypeError):

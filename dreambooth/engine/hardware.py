@@ -55,6 +55,14 @@ def is_quick_in_bf16(device: torch.device) -> bool:
     return does_bf16(device)
 
 
+def breaks_in_fp16(device: torch.device) -> bool:
+    """Whether convolutions in fp16 are known to give NaN: on a GTX 16xx, a Turing chip without tensor cores
+    (pytorch/pytorch issues 58123 and 77955)."""
+    if device.type != "cuda":
+        return False
+    return torch.cuda.get_device_capability(device) == (7, 5) and "GeForce GTX 16" in torch.cuda.get_device_name(device)
+
+
 def memory_bytes(device: torch.device) -> int:
     """What a device can give at most; 0 for the CPU. An Apple GPU has part of the computer's own memory: as much
     as Metal advises to use."""

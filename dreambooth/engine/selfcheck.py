@@ -72,6 +72,7 @@ def _faults(device: torch.device) -> dict[str, dict[str, str]]:
         "optimizer.name": {name: optimizers.fault(name, device) for name in optimizers.RECIPES},
         "memory.attention": {name: attention.fault(name, device) for name in attention.KINDS},
         "memory.bf16_weights": {"on": precision.bf16_fault(device)},
+        "tuning.mixed_precision": {"fp16": precision.fp16_fault(device)},
         "memory.unet_weights": {"nf4": unet_weights.fault("nf4", device)},
     }
     return {key: {name: reason for name, reason in some.items() if reason} for key, some in found.items()}

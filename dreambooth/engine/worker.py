@@ -91,7 +91,7 @@ def _run(work: Work) -> Ending:
         return ending
     outputs.remove_abandoned(work.folders)
     source = _source(work, work.settings.batching.num_processes)
-    setup.warn_of_bf16(work)
+    setup.warn_of_precision(work)
     session, validation = setup.prepare_session(work, source)
     with rank_launcher.beside(work, session):
         work.let_end()  # from here on the loops look, at every step

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import time
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from dreambooth.core import engine_capabilities
 from dreambooth.core.errors import UserError
-from dreambooth.core.memory import footprint, footprint_table, headroom, planner
+from dreambooth.core.memory import footprint, footprint_table, headroom, planner, savings
 from dreambooth.core.models.families import FAMILIES
 from dreambooth.core.schema import to_flat
 from dreambooth.core.settings import Settings, conflicts, parse, to_json
@@ -116,14 +119,14 @@ def test_what_streams_is_not_on_the_card() -> None:
 def test_an_optimizer_that_does_not_work_here_is_not_proposed(monkeypatch: pytest.MonkeyPatch) -> None:
     card = 12 * GB
     assert planner.for_family(settings("full"), "sd1", card).changes["optimizer.name"] == "adamw_8bit"
-    monkeypatch.setattr("dreambooth.core.engine_capabilities.fault", lambda key, choice: "no bitsandbytes")
+    monkeypatch.setattr(engine_capabilities, "fault", lambda key, choice, *_: "no bitsandbytes")
     assert planner.for_family(settings("full"), "sd1", card).changes.get("optimizer.name") != "adamw_8bit"
 
 
 def test_weights_in_bf16_are_not_proposed_to_a_card_that_only_emulates_it(monkeypatch: pytest.MonkeyPatch) -> None:
     proposed = planner.for_family(settings("full"), "sdxl", 16 * GB)
     assert proposed.fits and proposed.changes["memory.bf16_weights"]
-    monkeypatch.setattr("dreambooth.core.engine_capabilities.fault", lambda key, choice: key == "memory.bf16_weights")
+    monkeypatch.setattr(engine_capabilities, "fault", lambda key, choice, *_: key == "memory.bf16_weights")
     assert "memory.bf16_weights" not in planner.for_family(settings("full"), "sdxl", 16 * GB).changes
 
 
@@ -165,7 +168,7 @@ def test_what_others_hold_is_spared_on_a_card_of_any_size() -> None:
 
 def test_without_bf16_a_small_card_is_told_to_train_a_lora(monkeypatch: pytest.MonkeyPatch) -> None:
     """fp16 scales its losses, and takes no step in the backward pass."""
-    monkeypatch.setattr(engine_capabilities, "fault", lambda key, choice: key == "memory.bf16_weights")
+    monkeypatch.setattr(engine_capabilities, "fault", lambda key, choice, *_: key == "memory.bf16_weights")
     monkeypatch.setattr(engine_capabilities, "takes_fp16", lambda: True)
     made = planner.for_family(settings("full"), "sdxl", 11 * GB)
     assert not made.fits
@@ -173,6 +176,31 @@ def test_without_bf16_a_small_card_is_told_to_train_a_lora(monkeypatch: pytest.M
     assert "a LoRA, or a smaller general.resolution" in made.why
     exact = planner.for_family(settings("full", **{"tuning.mixed_precision": "no"}), "sdxl", 11 * GB)
     assert exact.changes["memory.step_in_backward"]
+
+
+def test_auto_is_counted_in_full_where_no_half_precision_is_fit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the environment's check has found of a GTX 16xx; a card that takes fp16 scales its losses."""
+    stamp, before = tmp_path / "stamp", engine_capabilities.fault
+    faults = {"memory.bf16_weights": {"on": "emulated"}, "tuning.mixed_precision": {"fp16": "NaN"}}
+
+    def check_found(**found: dict[str, str]) -> None:
+        stamp.write_text(json.dumps({"report": {"device": "cuda", engine_capabilities.FAULTS: found}}))
+
+    monkeypatch.setattr(engine_capabilities, "fault", lambda key, choice, _=stamp: before(key, choice, stamp))
+    for name in ("takes_fp16", "takes_full_precision"):
+        monkeypatch.setattr(engine_capabilities, name, partial(getattr(engine_capabilities, name), stamp))
+    for method in ("lora", "full"):
+        auto, none = settings(method), settings(method, **{"tuning.mixed_precision": "no"})
+        check_found(**{"memory.bf16_weights": faults["memory.bf16_weights"]})
+        assert engine_capabilities.takes_fp16()
+        assert savings.scales_losses(auto)
+        assert family_needs(auto, "sd1") != footprint.family_needs(none, "sd1")
+        check_found(**faults)
+        assert not engine_capabilities.takes_fp16()
+        assert not savings.scales_losses(auto)
+        assert family_needs(auto, "sd1") == footprint.family_needs(none, "sd1")
 
 
 def test_of_a_heavy_optimizer_another_is_named() -> None:

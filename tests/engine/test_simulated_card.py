@@ -134,13 +134,24 @@ def _no_room(*_: Any) -> Any:
     raise MemoryError
 
 
-@pytest.mark.parametrize(("generation", "chosen"), [((7, 5), "fp16"), ((8, 6), "bf16"), ((9, 0), "bf16")])
+@pytest.mark.parametrize(
+    ("name", "generation", "chosen"),
+    [
+        ("Tesla V100-SXM2-16GB", (7, 0), "fp16"),
+        ("NVIDIA GeForce RTX 2080 Ti", (7, 5), "fp16"),
+        ("NVIDIA GeForce GTX 1660 SUPER", (7, 5), "no"),
+        ("NVIDIA GeForce GTX 1650 Ti with Max-Q Design", (7, 5), "no"),
+        ("NVIDIA GeForce RTX 3060", (8, 6), "bf16"),
+        ("NVIDIA H100 80GB HBM3", (9, 0), "bf16"),
+    ],
+)
 def test_by_itself_it_computes_in_what_the_card_is_quick_at(
-    generation: tuple[int, int], chosen: str, monkeypatch: pytest.MonkeyPatch
+    name: str, generation: tuple[int, int], chosen: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """PyTorch says that a card of 2018 can do bf16, which it emulates; asked for, it is done."""
+    """PyTorch says that a card of 2018 can do bf16, which it emulates; asked for, it is done. Convolutions in fp16 give
+    NaN on a GTX 16xx."""
     with simulated_card():
-        _of_generation(generation, monkeypatch)
+        _of_generation(generation, monkeypatch, name)
         for wanted, found in {"auto": chosen, "bf16": "bf16", "fp16": "fp16"}.items():
             AcceleratorState._reset_state(reset_partial_state=True)
             assert precision.accelerator(wanted).mixed_precision == found
@@ -209,19 +220,46 @@ def test_where_bf16_is_emulated_that_is_said(
         assert not selfcheck._faults(CARD)["memory.bf16_weights"]
         _of_generation((7, 5), monkeypatch)
         assert "emulates" in selfcheck._faults(CARD)["memory.bf16_weights"]["on"]
-        monkeypatch.setattr(worker.setup, "made_ready", _stopped)
-        AcceleratorState._reset_state(reset_partial_state=True)
-        job = new_run(projects["sd1"], **changes)
-        with pytest.raises(UserError, match="so far"):
-            worker.run(job)
-    assert [one["where"] for one in told(job, "warning")] == ([key] if key else [])
+        assert _warned(projects["sd1"], changes, monkeypatch)[0] == ([key] if key else [])
+
+
+@pytest.mark.parametrize(
+    ("chosen", "said"),
+    [("auto", "auto takes full precision here"), ("fp16", "are known to give no numbers"), ("no", "")],
+)
+def test_where_fp16_gives_no_numbers_that_is_said(
+    projects: dict[str, Project], chosen: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The check's stamp has it too, for the planner."""
+    with simulated_card():
+        assert not selfcheck._faults(CARD)["tuning.mixed_precision"]
+        _of_generation((7, 5), monkeypatch, "NVIDIA GeForce GTX 1660")
+        assert "NaN" in selfcheck._faults(CARD)["tuning.mixed_precision"]["fp16"]
+        keys, texts = _warned(projects["sd1"], {**LORA, "tuning.mixed_precision": chosen}, monkeypatch)
+    assert keys == (["tuning.mixed_precision"] if said else [])
+    assert said in "".join(texts)
+
+
+def _warned(made: Project, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> tuple[list[str], list[str]]:
+    """Of which settings a run warns before it loads anything, and in which words."""
+    monkeypatch.setattr(worker.setup, "prepare_session", _stopped)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    job = new_run(made, **changes)
+    with pytest.raises(UserError, match="so far"):
+        worker.run(job)
+    warnings = told(job, "warning")
+    return [one["where"] for one in warnings], [one["text"] for one in warnings]
 
 
 def _stopped(*_: Any) -> Any:
     raise UserError("It comes so far.")
 
 
-def _of_generation(generation: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+def _of_generation(
+    generation: tuple[int, int], monkeypatch: pytest.MonkeyPatch, name: str = "a simulated card"
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: name)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: generation)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", _CAN_DO_BF16)
     monkeypatch.setattr(torch.cuda, "_check_bf16_tensor_supported", lambda device: True)
     about = types.SimpleNamespace(major=generation[0], minor=generation[1], total_memory=BYTES)
@@ -454,12 +492,24 @@ def test_while_it_draws_nothing_but_the_unet_lies_on_the_card(
     assert beside[0] < 100_000, "what is read, which is a text"
 
 
-@pytest.mark.parametrize(("chosen", "dtype"), [("no", torch.float32), ("auto", torch.float16)])
+@pytest.mark.parametrize(
+    ("card", "chosen", "dtype"),
+    [
+        ("NVIDIA GeForce RTX 2060", "no", torch.float32),
+        ("NVIDIA GeForce RTX 2060", "auto", torch.float16),
+        ("NVIDIA GeForce GTX 1660", "fp16", torch.float32),
+    ],
+)
 @pytest.mark.parametrize("of_sheet", [False, True])
 def test_it_draws_in_full_precision_where_the_run_had_that(
-    projects: dict[str, Project], of_sheet: bool, chosen: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+    projects: dict[str, Project],
+    of_sheet: bool,
+    card: str,
+    chosen: str,
+    dtype: torch.dtype,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """As half precision may not be enough for a model; what cannot be drawn in that says so."""
+    """As half precision may not be enough for a model, or for a card; what cannot be drawn in that says so."""
 
     def looked_at(model: Model, *_: Any, **__: Any) -> Any:
         assert model.unet.dtype == dtype
@@ -468,7 +518,7 @@ def test_it_draws_in_full_precision_where_the_run_had_that(
     monkeypatch.setattr(sheet if of_sheet else generate, "draw", looked_at)
     wanted = {"prompt": "a star", "base": True, "sheet": {"weights": [""]}}
     with simulated_card():
-        _of_generation((7, 5), monkeypatch)
+        _of_generation((7, 5), monkeypatch, card)
         _, fields = (short_jobs.sheet if of_sheet else short_jobs.drawing)(projects["sd1"], wanted)
         errand = _errand(projects["sd1"], parse({"tuning.mixed_precision": chosen}), fields)
         with pytest.raises(

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from dreambooth.core import engine_capabilities
 from dreambooth.core.memory import footprint_table
 from dreambooth.core.memory.drawing_memory import Drawing
 from dreambooth.core.memory.footprint_table import Moments, StepKind, StepSize
@@ -163,13 +164,15 @@ def _base_value_bytes(settings: Settings) -> int:
     """Bytes of each value of the base model."""
     if settings.is_full:
         return _trained_value_bytes(settings)
-    return 4 if settings.tuning.mixed_precision == "no" else 2
+    return 4 if _precision(settings) == "no" else 2
 
 
 def _precision(settings: Settings) -> str:
     if settings.memory.bf16_weights:
         return "bf16"
-    return "no" if settings.tuning.mixed_precision == "no" else "mixed"
+    chosen = settings.tuning.mixed_precision
+    is_full = chosen == "no" or (chosen == "auto" and engine_capabilities.takes_full_precision())
+    return "no" if is_full else "mixed"
 
 
 def _trains_streamed(settings: Settings) -> bool:

@@ -106,13 +106,17 @@ def check_abilities(work: Work, processes: int) -> None:
         raise UserError(problems)
 
 
-def warn_of_bf16(work: Work) -> None:
-    """Warns where bf16 was asked for on a device that only emulates it; nothing chooses it there by itself."""
+def warn_of_precision(work: Work) -> None:
+    """What this device does badly is never chosen, but done where it was asked for; and why neither half precision is
+    chosen is said, as a run in full precision takes more memory and time."""
     accelerator, by_weights = precision.of(work.settings), work.settings.memory.bf16_weights
-    reason = precision.bf16_fault(accelerator.device)
-    if reason and precision.compute_dtype(accelerator) == torch.bfloat16:
-        key, do = ("memory.bf16_weights", "Turn it off.") if by_weights else ("tuning.mixed_precision", "Choose auto.")
+    dtype, chosen = precision.compute_dtype(accelerator), work.settings.tuning.mixed_precision
+    of_bf16, of_fp16 = precision.bf16_fault(accelerator.device), precision.fp16_fault(accelerator.device)
+    key, do = ("memory.bf16_weights", "Turn it off.") if by_weights else ("tuning.mixed_precision", "Choose auto.")
+    if reason := {torch.bfloat16: of_bf16, torch.float16: of_fp16}.get(dtype):
         work.job.warn(Problem(f"{key}: {reason}.", key, do))
+    elif of_bf16 and of_fp16 and chosen == "auto":
+        work.job.warn(Problem(f"{key}: auto takes full precision here, as {of_fp16}.", key))
 
 
 def warn_of_room(work: Work, source: Source, dataset: Dataset) -> None:

@@ -43,6 +43,13 @@ def bf16_fault(device: torch.device) -> str:
     return "this GPU only emulates bf16, and attention then takes gigabytes more than is reckoned with"
 
 
+def fp16_fault(device: torch.device) -> str:
+    """Why not to compute in fp16 on this device; empty if nothing is known against it."""
+    return (
+        "convolutions in fp16 are known to give no numbers (NaN) on this GPU" if hardware.breaks_in_fp16(device) else ""
+    )
+
+
 def of(settings: Settings) -> Accelerator:
     """The accelerator that these settings ask for. Raises UserError where the device cannot do it."""
     made = accelerator(settings.tuning.mixed_precision, bf16_weights=settings.memory.bf16_weights)
@@ -103,4 +110,6 @@ def _automatic(device: torch.device) -> str:
     """An Apple GPU is hardly quicker in half precision, but its memory is short (karpathy/nanochat issue 793)."""
     if device.type == "cpu":
         return "no"
-    return "bf16" if hardware.is_quick_in_bf16(device) else "fp16" if device.type == "cuda" else "no"
+    if hardware.is_quick_in_bf16(device):
+        return "bf16"
+    return "fp16" if device.type == "cuda" and not fp16_fault(device) else "no"
