@@ -23,6 +23,7 @@ from dreambooth.core.job_folder import Job
 from dreambooth.core.project import Project
 from dreambooth.core.settings import parse
 from dreambooth.engine import worker
+from dreambooth.engine.run import rank_launcher
 from dreambooth.engine.training import data_parallel
 from dreambooth.service import launcher
 from tests.conftest import ROOT
@@ -69,6 +70,30 @@ def test_another_process_sees_its_own_device_alone(star: Project, in_the_others:
     """As one that was given a card of several."""
     in_the_others("import psutil\npsutil.cpu_count = lambda *_, **__: 1\n")
     assert saved(train(star, **SHARED, **{"batching.num_processes": 2}))
+
+
+@pytest.mark.parametrize(
+    ("of_amd", "set_to", "found"),
+    [
+        (False, {}, {"CUDA_VISIBLE_DEVICES": "1"}),
+        (False, {"CUDA_VISIBLE_DEVICES": "2,5", "HIP_VISIBLE_DEVICES": "0,1"}, {"CUDA_VISIBLE_DEVICES": "5"}),
+        (True, {}, {"HIP_VISIBLE_DEVICES": "1"}),
+        (True, {"HIP_VISIBLE_DEVICES": "2,5", "CUDA_VISIBLE_DEVICES": "0,1"}, {"HIP_VISIBLE_DEVICES": "5"}),
+        (True, {"CUDA_VISIBLE_DEVICES": "2,5"}, {"CUDA_VISIBLE_DEVICES": "5"}),
+    ],
+)
+def test_another_process_is_given_none_of_the_cards_that_a_person_has_excluded(
+    of_amd: bool, set_to: dict[str, str], found: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PyTorch for AMD obeys both variables, HIP's first."""
+    monkeypatch.setattr(torch.version, "hip", "6.4" if of_amd else None)
+    for name in ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in set_to.items():
+        monkeypatch.setenv(name, value)
+    given = rank_launcher._own_device(1, 2, torch.device("cuda"))
+    del given["OMP_NUM_THREADS"]
+    assert given == found
 
 
 @pytest.mark.thorough

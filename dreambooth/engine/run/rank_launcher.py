@@ -140,7 +140,10 @@ def _own_device(rank: int, count: int, device: torch.device) -> dict[str, str]:
     """What has a process see one card alone, or take its share of the CPU; this process's is the first."""
     variables = {"OMP_NUM_THREADS": str(torch.get_num_threads())}
     if device.type == "cuda":
-        name = "HIP_VISIBLE_DEVICES" if torch.version.hip else "CUDA_VISIBLE_DEVICES"
-        seen = os.environ.get(name, "").split(",") if os.environ.get(name) else [str(n) for n in range(count)]
+        names = ["CUDA_VISIBLE_DEVICES"]
+        if torch.version.hip:  # it obeys both, and its own first
+            names.insert(0, "HIP_VISIBLE_DEVICES")
+        name = next((one for one in names if os.environ.get(one)), names[0])
+        seen = os.environ[name].split(",") if os.environ.get(name) else [str(n) for n in range(count)]
         variables[name] = seen[rank]
     return variables
