@@ -25,6 +25,7 @@ from dreambooth.core.settings import parse
 from dreambooth.engine import worker
 from dreambooth.engine.run import rank_launcher
 from dreambooth.engine.training import data_parallel
+from dreambooth.engine.training.data_parallel import DataParallel
 from dreambooth.service import launcher
 from tests.conftest import ROOT
 from tests.engine.runs import LORA, new_run, output, same, saved, tiny_project, told, train
@@ -156,6 +157,73 @@ def test_another_process_that_is_killed_costs_the_steps_since_the_last_state(sta
     assert same(output(job), output(train(star, **long)))
 
 
+def test_a_card_that_waits_for_a_process_that_was_killed_is_told_so(
+    star: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NCCL's sum would never end, and the CPU would wait for good where it reads what came of it. Here the CPU's sum
+    waits in its place, and leaves what an interrupted one leaves: no numbers, from which nothing is concluded."""
+    told_so, give_up, add_up = threading.Event(), DataParallel.give_up, DataParallel.add_up
+
+    def waits(ranks: DataParallel, session: Any, losses: torch.Tensor) -> None:
+        if session.step == 2:
+            kill_the_other()
+            assert told_so.wait(20)
+            losses.fill_(torch.nan)
+        else:
+            add_up(ranks, session, losses)
+
+    def gives_up(ranks: DataParallel) -> None:
+        give_up(ranks)
+        told_so.set()
+
+    monkeypatch.setattr(DataParallel, "add_up", waits)
+    monkeypatch.setattr(DataParallel, "give_up", gives_up)
+    settings = {**SHARED, **LORA, "intervals.max_train_steps": 12, "intervals.save_state_every_steps": 1}
+    job = new_run(star, **settings, **{"batching.num_processes": 2, "tuning.nonfinite_steps": 1})
+    with pytest.raises(UserError, match="Process 2 of 2 ended without a word"):
+        worker.run(job)
+    assert job.states()[-1] == 2
+    assert not told(job, "warning")
+
+
+def test_a_process_that_is_killed_in_the_middle_of_a_step_ends_the_run(
+    star: Project, in_the_others: Callable[[str], None]
+) -> None:
+    in_the_others(
+        "import os, signal\n"
+        "from dreambooth.engine.training.data_parallel import DataParallel\n"
+        "plain, seen = DataParallel._learning, []\n"
+        "def learning(*given):\n"
+        "    seen.append(1)\n"
+        "    if len(seen) == 2:\n"
+        "        os.kill(os.getpid(), signal.SIGTERM if os.name == 'nt' else signal.SIGKILL)\n"
+        "    return plain(*given)\n"
+        "DataParallel._learning = learning\n"
+    )
+    with pytest.raises(UserError, match="Process 2 of 2 ended without a word"):
+        train(star, **SHARED, **LORA, **{"batching.num_processes": 2})
+
+
+def test_only_a_card_has_what_must_be_aborted(monkeypatch: pytest.MonkeyPatch) -> None:
+    aborted: list[str] = []
+    with data_parallel.joined_processes(dist.HashStore(), 0, 1, CPU) as ranks:
+        ranks.check()
+        monkeypatch.setattr(dist.ProcessGroup, "_get_backend", lambda group, device: _Backend(device.type, aborted))
+        ranks.give_up()
+        assert not aborted
+        ranks.on_card = True
+        ranks.give_up()
+        assert aborted == ["cuda"], "gloo, which notices an end itself, still tells who is there"
+        with pytest.raises(data_parallel.PeerLost, match="has ended"):
+            ranks.begin_step()
+        ranks.on_card = False
+
+
+class _Backend:
+    def __init__(self, kind: str, aborted: list[str]) -> None:
+        self.abort = lambda: aborted.append(kind)
+
+
 def test_no_process_is_left_when_the_first_is_killed(star: Project) -> None:
     job = new_run(star, **{**SHARED, "batching.num_processes": 2, "intervals.max_train_steps": 100_000})
     engine = psutil.Process(launcher.start(job, Path(sys.executable)).pid)
@@ -229,9 +297,7 @@ def killed_at(job: Job, step: int) -> Iterator[None]:
 
     def kill() -> None:
         until(lambda: any(event["step"] >= step for event in told(job, "state")))
-        for child in psutil.Process().children():
-            if "follow" in child.cmdline():
-                child.kill()
+        kill_the_other()
 
     thread = threading.Thread(target=kill)
     thread.start()
@@ -239,6 +305,12 @@ def killed_at(job: Job, step: int) -> Iterator[None]:
         yield
     finally:
         thread.join()
+
+
+def kill_the_other() -> None:
+    for child in psutil.Process().children():
+        if "follow" in child.cmdline():
+            child.kill()
 
 
 def until(happened: Callable[[], bool]) -> None:

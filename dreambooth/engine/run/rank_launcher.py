@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,13 +22,14 @@ from dreambooth.core.errors import Problem, UserError
 from dreambooth.core.install_paths import PROJECT
 from dreambooth.core.job_folder import Job
 from dreambooth.engine import hardware
-from dreambooth.engine.training.data_parallel import PeerLost, joined_processes
+from dreambooth.engine.training.data_parallel import DataParallel, PeerLost, joined_processes
 from dreambooth.engine.training.session import Session
 from dreambooth.engine.work import Work
 
 KEY = "batching.num_processes"
 READY, FAILED = "ready/", "failed/"  # before the process's number, in the store
 _POLL_SECONDS = 0.05
+_WATCH_SECONDS = 0.5
 _END_SECONDS = 10.0  # for a process that is about to end
 
 
@@ -56,7 +58,8 @@ def beside(work: Work, session: Session) -> Iterator[None]:
             others.wait(work)
             with joined_processes(store, 0, count, device) as ranks:
                 session.ranks = ranks
-                yield
+                with others.watched(ranks):
+                    yield
                 ranks.end()
         except PeerLost as error:
             raise others.why_ended() or error from None
@@ -92,6 +95,25 @@ class _Others:
             work.stop_if_asked()
             if any(process.poll() is not None for process in self.running.values()):
                 raise self.why_ended() or RuntimeError("a process of the run ended")
+
+    @contextlib.contextmanager
+    def watched(self, ranks: DataParallel) -> Iterator[None]:
+        """Within it `ranks` waits for none of them that has ended. Cards do not notice that by themselves."""
+        done = threading.Event()
+
+        def watch() -> None:
+            while not done.wait(_WATCH_SECONDS):
+                if any(process.poll() is not None for process in self.running.values()):
+                    ranks.give_up()
+                    return
+
+        thread = threading.Thread(target=watch, name="other processes", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join(_END_SECONDS)
 
     def why_ended(self) -> Exception | None:
         """What ended one of them; None if all live."""

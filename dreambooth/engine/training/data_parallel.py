@@ -45,12 +45,16 @@ class SingleProcess:
     def add_up(self, session: Session, losses: Tensor) -> None:
         """Puts the sums over all processes in the gradients' and the losses' place."""
 
+    def check(self) -> None:
+        """Raises PeerLost if what the device has computed lacks what another process should have added."""
+
 
 class DataParallel(SingleProcess):
     """One process of several, which find each other by a store. Raises PeerLost wherever they cannot go on together."""
 
     def __init__(self, store: dist.Store, rank: int, size: int, device: torch.device) -> None:
         self.rank, self.size = rank, size
+        self.is_lost = False  # another process has ended
         # NCCL, which is RCCL on a card of AMD, is not there on Windows.
         self.on_card = device.type == "cuda" and dist.is_nccl_available()
         backend = "cpu:gloo,cuda:nccl" if self.on_card else "gloo"
@@ -67,7 +71,22 @@ class DataParallel(SingleProcess):
             with _speaking():
                 torch.cuda.synchronize(device)
 
+    def give_up(self) -> None:
+        """Ends all waiting for the others; another thread calls it when one of them is no more.
+
+        A sum on cards that lacks one of them never ends, and whatever the CPU reads from its card then waits for that.
+        What is read after this is no result.
+        """
+        self.is_lost = True
+        if self.on_card:
+            dist.distributed_c10d._get_default_group()._get_backend(torch.device("cuda")).abort()
+
+    def check(self) -> None:
+        if self.is_lost:
+            raise PeerLost("another process of the run has ended")
+
     def begin_step(self) -> None:
+        self.check()
         self._tell(True)
 
     def end(self) -> None:

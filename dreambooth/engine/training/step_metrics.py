@@ -104,9 +104,11 @@ class StepMetrics:
         self.reported = now
 
     def _read(self) -> tuple[list[float], list[float]]:
-        """The mean losses and norms of the sound steps. Raises Diverged if too many in a row were left out."""
+        """The mean losses and norms of the sound steps. Raises PeerLost if another process's share is missing, and
+        Diverged if too many in a row were left out."""
         sums = torch.cat([self.losses, self.norms, self.counted])
         values: list[float] = torch.cat([sums, *(flag[None].to(sums) for flag in self.bad)]).tolist()
+        self.session.ranks.check()
         counted = int(values[len(sums) - 1])
         if counted:
             self.means = [value / counted for value in values[: len(sums) - 1]]
