@@ -13,9 +13,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.torch_version import TorchVersion
 
 from dreambooth.engine.hardware import NEEDS_CARD
 from dreambooth.engine.tracing.program import Program
+
+LAST_TO_LEAK = "2.13.0"  # the last PyTorch whose graphs keep their pool after a capture that failed
 
 Captured = tuple[Callable[[], None], tuple[Tensor, ...]]  # what does it again, and where its outputs are then
 
@@ -95,9 +98,16 @@ def _end(graph: torch.cuda.CUDAGraph, pool: Any, *, is_begun: bool) -> None:
     except RuntimeError:  # it has left the pool, whose memory is the graph's to give back, if there is one
         if not is_begun or _is_whole(graph):
             return
-    torch._C._cuda_releasePool(device, pool)
+    if _keeps_pool(torch.__version__, torch.version.hip):
+        torch._C._cuda_releasePool(device, pool)
     with torch.cuda.graph(torch.cuda.CUDAGraph(), stream=torch.cuda.Stream()):
         torch.zeros(1, device="cuda")
+
+
+def _keeps_pool(version: str, hip: str | None) -> bool:
+    """Whether a graph whose capture failed never gives its pool back. Later it does (pytorch/pytorch pull request
+    190348), and so do AMD's own builds of earlier versions; to give back twice is an error."""
+    return hip is None and TorchVersion(version.partition("+")[0]) <= LAST_TO_LEAK
 
 
 def _is_whole(graph: torch.cuda.CUDAGraph) -> bool:
