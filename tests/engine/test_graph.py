@@ -20,7 +20,8 @@ from dreambooth.core.settings import parse
 from dreambooth.engine import out_of_memory, worker
 from dreambooth.engine.tracing import graph
 from dreambooth.engine.tracing.program import Program
-from dreambooth.engine.training import preview, traced_step
+from dreambooth.engine.training import precision, preview, traced_step
+from dreambooth.engine.training.step_metrics import StepMetrics
 from tests.engine.runs import LORA, SHORT, new_run, output, same, tiny_project, told, train
 from tests.engine.simulated_card import simulated_card
 
@@ -69,6 +70,31 @@ def test_what_is_learned_is_the_same_to_the_bit(changes: dict[str, Any], star: P
     job = train(star, **STEPS, **changes, **ON)
     assert not told(job, "warning")
     assert len(replays) == 12 * changes.get("batching.gradient_accumulation_steps", 1) - traced_step.BEFORE - 2
+    assert same(wanted, output(job))
+
+
+def test_a_graph_sees_a_loss_scale_that_changes(
+    star: Project, replays: list[Program], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a power of two it changes no bit of what is learned, wherever each scaled gradient is unscaled by the same."""
+    plain, end_step = precision.of, StepMetrics.end_step
+
+    def of(settings: Any) -> Any:
+        made = plain(settings)
+        made.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+        return made
+
+    def lower(pulse: StepMetrics, norms: Tensor) -> Tensor:
+        if pulse.session.step == 8:
+            pulse.session.accelerator.scaler._scale.div_(16)
+        return end_step(pulse, norms)
+
+    monkeypatch.setattr(precision, "of", of)
+    monkeypatch.setattr(StepMetrics, "end_step", lower)
+    wanted = output(train(star, **STEPS, **LORA, **{"tuning.trace_steps": False}))
+    job = train(star, **STEPS, **LORA, **ON)
+    assert not told(job, "warning")
+    assert len(replays) > 4
     assert same(wanted, output(job))
 
 

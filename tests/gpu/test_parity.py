@@ -6,6 +6,8 @@ clipping by its nature, it is held against the plain way with the same.
 
 from __future__ import annotations
 
+import math
+import statistics
 from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
@@ -27,6 +29,7 @@ from tests.gpu.conftest import losses
 STEPS = {"cpu": 5, "cuda": 20}
 EXACT = 1e-3  # the same operations; on a card their sums have no fixed order
 SCALED = 0.05  # the scaler leaves steps out until it has found its scale
+LOWERED = 16  # by which a loss scale is divided in the middle of a run
 HALF = 0.015  # half precision beside full precision, or done in another order
 UNTRACED, TRACED = ({"tuning.trace_steps": on} for on in (False, True))
 GRAPH = {**TRACED, "tuning.cuda_graphs": True}
@@ -191,7 +194,9 @@ def test_it_learns_as_the_plain_way(
         pytest.skip("done on a card alone")
     if (missing := missing_here(way, device)) and device.type == "cuda":
         pytest.skip(missing)
-    steps, seen, again, replays = STEPS[device.type], watch(monkeypatch), done_again(monkeypatch), list[Graph]()
+    steps, replays = STEPS[device.type], list[Graph]()
+    # A scaler has no scale before the first batch, so that one written down there would never see another.
+    seen, again = watch(monkeypatch, steps), done_again(monkeypatch, before=1 if way.seen.get("scaler") else 0)
     replay = Graph.__call__
     monkeypatch.setattr(Graph, "__call__", lambda self, inputs: replays.append(self) or replay(self, inputs))
     changes = {**way.changes, **pictures(way.changes, shapes)}
@@ -199,6 +204,8 @@ def test_it_learns_as_the_plain_way(
     seen["graph"] = bool(replays)
     assert {key: seen[key] for key in way.seen} == way.seen, "the way was taken"
     assert seen["device"] == device.type
+    if way.seen.get("scaler"):
+        assert 0.5 < lowered(seen["norms"], steps) < 2, "gradients are unscaled by what they were scaled by"
     if not way.changes.get("tuning.cuda_graphs"):
         first = 2 if way.changes.get("pictures.buckets") else 1  # of each shape one is written down
         assert len(again) == (steps - first if way.changes.get("tuning.trace_steps") else 0)
@@ -237,23 +244,35 @@ def missing_here(way: Way, device: torch.device) -> str:
     return f"{lying}: {fault}" if (fault := unet_weights.fault(lying, device)) else ""
 
 
-def watch(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """What a run works with, as it is after its first step."""
+def watch(monkeypatch: pytest.MonkeyPatch, steps: int) -> dict[str, Any]:
+    """What a run works with, as it is after its first step, and its gradients' norms. In the middle of the run a
+    scaler's scale is lowered."""
     seen: dict[str, Any] = {}
     end_step = step_metrics.StepMetrics.end_step
 
     def looked(self: step_metrics.StepMetrics, norms: torch.Tensor) -> torch.Tensor:
         if not seen:
-            seen.update(about(self.session))
+            seen.update(about(self.session), norms=[])
+        seen["norms"].append(norms.sum().item())
+        if (scaler := self.session.accelerator.scaler) and self.session.step == steps // 2:
+            scaler._scale.div_(LOWERED)
         return end_step(self, norms)
 
     monkeypatch.setattr(step_metrics.StepMetrics, "end_step", looked)
     return seen
 
 
-def done_again(monkeypatch: pytest.MonkeyPatch) -> list[Program]:
-    """Grows by one for each step that is done again from its record, which is all but the first here."""
-    monkeypatch.setattr(traced_step, "BEFORE", 0)
+def lowered(norms: list[float], steps: int) -> float:
+    """How large a run's gradients are after its scale was lowered, as a share of those before."""
+    after = steps // 2 + 1
+    before = [norm for norm in norms[:after] if math.isfinite(norm)]
+    return statistics.median(norms[after:steps]) / statistics.median(before)
+
+
+def done_again(monkeypatch: pytest.MonkeyPatch, before: int) -> list[Program]:
+    """Grows by one for each step that is done again from its record, which is all but the first here, or but as many
+    more as come `before`."""
+    monkeypatch.setattr(traced_step, "BEFORE", before)
     monkeypatch.setattr(traced_step, "WORTH", 1)
     again: list[Program] = []
     call = Program.__call__
