@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from dreambooth.core import emphasis, picture_names, tags
 from dreambooth.core.errors import UserError
+from dreambooth.core.files import paths
 
 if TYPE_CHECKING:
     from dreambooth.core.settings.dataset import Captions, Concept
@@ -32,7 +33,12 @@ _DRAWS_PER_VARIANT = 20
 
 def beside(picture: Path) -> Path | None:
     """The caption file of a picture; None if it has none."""
-    return next((file for suffix in BESIDE if (file := picture.with_suffix(suffix)).is_file()), None)
+    return next(filter(paths.is_file, files_of(picture)), None)
+
+
+def files_of(picture: Path) -> list[Path]:
+    """Where a picture's caption may be, in the order of their precedence."""
+    return [picture.with_suffix(suffix) for suffix in BESIDE]
 
 
 def file_words(picture: Path) -> str:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from dreambooth.core.errors import UserError
+from dreambooth.core.files import paths
 
 SUFFIX = ".focus"
 MOST_ZOOM = 100
@@ -66,7 +67,7 @@ def read(picture: Path) -> FocalPoint | None:
     Raises UserError for a file that holds none.
     """
     file = beside(picture)
-    if not file.is_file():
+    if not paths.is_file(file):
         return None
     try:
         with open(file, "rb") as opened:

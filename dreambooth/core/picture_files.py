@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -17,7 +19,18 @@ _MASK_FOLDER = "masks"  # masks/NAME.png in the folder of NAME.jpg
 
 def find(folder: Path) -> list[Path]:
     """All picture files in a folder and below it, in the order of their names; hidden ones and masks are left out."""
-    return _without_masks(sorted(_walk(folder)))
+    return [folder / name for name in names(folder)]
+
+
+def names(folder: Path, most_looked_at: int = sys.maxsize) -> list[str]:
+    """The same as relative paths, parted by slashes. Of a folder that holds more of any kind than is to be looked at,
+    those that were come to before."""
+    return _without_masks(sorted(_walk(folder, most_looked_at), key=_order))
+
+
+def _order(name: str) -> str:
+    """As paths are ordered: by each of their parts in turn."""
+    return os.path.normcase(name).replace(os.sep, "\0")
 
 
 def is_hidden(name: str) -> bool:
@@ -33,10 +46,12 @@ def masks_of(picture: Path) -> list[Path]:
 
 def called(file: Path) -> str:
     """The name, without its ending, that a picture has in common with its caption and its mask beside it."""
-    for ending in _MASK_ENDINGS:
-        if file.suffix.lower() == ".png" and file.stem.endswith(ending):
-            return file.stem.removesuffix(ending)
-    return file.stem
+    return _called(file.stem) if file.suffix.lower() == ".png" else file.stem
+
+
+def _called(stem: str) -> str:
+    """The same of a .png file, which may be a mask."""
+    return next((stem.removesuffix(ending) for ending in _MASK_ENDINGS if stem.endswith(ending)), stem)
 
 
 def problems(concepts: Sequence[Concept]) -> list[str]:
@@ -88,24 +103,43 @@ def learned(concept: Concept, count: int) -> int:
     return max(0, count - concept.held_out)
 
 
-def _walk(folder: Path) -> Iterator[Path]:
-    """Links to folders are not followed."""
-    for place, folders, files in os.walk(folder):
-        folders[:] = [name for name in folders if not is_hidden(name)]
-        for name in files:
-            path = Path(place, name)
-            if path.suffix.lower() in PICTURES and not is_hidden(name) and path.is_file():
-                yield path
+def _walk(folder: Path, most_looked_at: int = sys.maxsize) -> Iterator[str]:
+    """Links to folders are not followed; neither a folder nor a pipe is a picture, whatever its name is."""
+    waiting = [""]
+    while waiting:
+        before = waiting.pop(0)
+        with contextlib.suppress(OSError), os.scandir(folder / before) as entries:  # as far as it may be looked into
+            for entry in entries:
+                if not most_looked_at:
+                    return
+                most_looked_at -= 1
+                if is_hidden(entry.name):
+                    continue
+                if entry.is_dir(follow_symlinks=False):
+                    waiting.append(f"{before}{entry.name}/")
+                elif entry.name.lower().endswith(PICTURES) and _leads_to_a_file(entry):
+                    yield before + entry.name
 
 
-def _without_masks(pictures: list[Path]) -> list[Path]:
+def _leads_to_a_file(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_file()
+    except OSError:  # a link that leads in a circle, or to where nobody may look
+        return False
+
+
+def _without_masks(found: list[str]) -> list[str]:
     """The pictures that are not the mask of another one of them."""
-    there = {path.with_suffix("") for path in pictures}
-    return [path for path in pictures if not (of := _masked(path)) or of not in there]
+    there = {name.rpartition(".")[0] for name in found}
+    return [name for name in found if not (of := _masked(name)) or of not in there]
 
 
-def _masked(path: Path) -> Path | None:
+def _masked(name: str) -> str | None:
     """The picture, without its ending, whose mask a file is by its name."""
-    if path.suffix.lower() == ".png" and path.parent.name == _MASK_FOLDER:
-        return path.parent.parent / path.stem
-    return path.with_name(called(path)) if called(path) != path.stem else None
+    stem, _, ending = name.rpartition(".")
+    place, slash, own = stem.rpartition("/")
+    if ending.lower() != "png":
+        return None
+    if place == _MASK_FOLDER or place.endswith(f"/{_MASK_FOLDER}"):
+        return place.removesuffix(_MASK_FOLDER) + own
+    return place + slash + _called(own) if _called(own) != own else None

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -58,8 +57,9 @@ def listing(folder: Path, offset: int = 0, limit: int = 100) -> dict[str, Any]:
 
 
 def names(folder: Path) -> list[str]:
-    """The pictures of a folder and of the folders in it, as relative paths, by name."""
-    return sorted(_walk(folder))
+    """The pictures of a folder and of the folders in it as training finds them, as relative paths, by name; at most
+    MOST_WALKED."""
+    return picture_files.names(folder, MOST_LOOKED_AT)[:MOST_WALKED]
 
 
 def caption(picture: Path) -> str | None:
@@ -110,28 +110,11 @@ def describe(folder: Path, words_of: Callable[[Path], str], *, over: bool = Fals
     for name in names(folder):
         if over or captions.beside(folder / name) is None:
             with thumbnails.readable(folder / name) as picture:
-                write_caption(folder / name, words_of(picture))
-            count += 1
+                words = words_of(picture)
+            if over or captions.beside(folder / name) is None:  # that took a while, in which one may have been typed
+                write_caption(folder / name, words)
+                count += 1
     return count
-
-
-def _walk(folder: Path) -> Iterator[str]:
-    """Relative paths of the pictures, at most MOST_WALKED; links to folders are not followed."""
-    count = looked = 0
-    for place, folders, files in os.walk(folder):
-        looked += len(files) + len(folders)
-        if looked > MOST_LOOKED_AT:
-            return
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        inside = Path(place).relative_to(folder).as_posix()
-        before = "" if inside == "." else f"{inside}/"
-        for name in files:
-            if name.startswith(".") or not name.lower().endswith(PICTURES):
-                continue
-            yield before + name
-            count += 1
-            if count >= MOST_WALKED:
-                return
 
 
 def _entry(folder: Path, name: str) -> dict[str, Any]:
@@ -162,13 +145,15 @@ def at(place: Path, what: str) -> list[Path]:
 
 
 def confined(folder: Path, name: str) -> Path:
-    """The picture `name` in `folder`. Raises UserError for a name that leads out of it, or is no picture's."""
+    """The picture `name` in `folder`, where its caption lies beside it: a link to another picture stays one. Raises
+    UserError for a name that leads out of the folder, or is no picture's."""
     refused = UserError(f"{name[:200]!r} is no picture in {folder}.")
     if not name or "\x00" in name or Path(name).suffix.lower() not in PICTURES:
         raise refused
+    path = folder / name
     try:
-        path = (folder / name).resolve()
-        inside = path.is_relative_to(folder.resolve()) and path.is_file()
+        own = folder.resolve()
+        inside = path.resolve().is_relative_to(own) and path.parent.resolve().is_relative_to(own) and path.is_file()
     except (OSError, ValueError, RuntimeError):
         raise refused from None
     if not inside:

@@ -131,7 +131,26 @@ def test_pictures_without_a_caption_are_described_and_the_others_kept(tmp_path: 
     ]
     assert asked.post(place, json={"with": "BLIP", "over": True}).json() == {"described": 3}
     assert (folder / "a.txt").read_text() == "a by BLIP\n"
+    assert "over: it must be true or false" in asked.post(place, json={"with": "BLIP", "over": "false"}).text
     assert "only a WebUI" in create_without_webui(tmp_path).json()["problems"][0]
+
+
+def test_a_caption_that_is_typed_while_its_picture_is_described_stays(tmp_path: Path) -> None:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+
+    class Describing(Standalone):
+        def describe(self, picture: Path, captioner: str) -> str:
+            (folder / "a.txt").write_text("typed meanwhile")
+            return "by the model"
+
+    for name in "ab":
+        Image.new("RGB", (64, 64)).save(folder / f"{name}.png")
+    asked = client(tmp_path / "models", Describing(str(tmp_path / "models")))
+    create(asked, concepts=[{"instance_data_dir": str(folder), "instance_prompt": "[filewords]"}])
+    said = asked.post("/dreambooth/models/star/concepts/0/describe", json={"with": "BLIP"})
+    assert said.json() == {"described": 1}
+    assert [(folder / f"{name}.txt").read_text() for name in "ab"] == ["typed meanwhile", "by the model\n"]
 
 
 def create_without_webui(tmp_path: Path) -> Any:

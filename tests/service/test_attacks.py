@@ -19,7 +19,7 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from dreambooth.core import job_list, project, settings
+from dreambooth.core import captions, job_list, project, settings
 from dreambooth.core.errors import UserError
 from dreambooth.core.files import atomic, confinement, file_names
 from dreambooth.core.install_paths import MINIATURE, PROJECT, SUBJECT_PICTURES
@@ -110,6 +110,26 @@ def test_a_link_in_a_dataset_leads_nowhere(folders: Folders, tmp_path: Path) -> 
         assert asked.put(f"{place}/crop", json={"file": file, "x": 0, "y": 0}).status_code == 400, file
         assert asked.delete(f"{place}/crop", params={"file": file}).status_code == 400, file
     assert not [one for one in (folders.models).iterdir() if one.stem == "secret" and one.suffix != ".png"]
+
+
+@needs_links
+def test_a_link_to_another_picture_of_the_folder_has_a_caption_of_its_own(folders: Folders) -> None:
+    pictures, outside = folders.models / "pictures", folders.models / "outside"
+    (pictures / "originals").mkdir(parents=True)
+    outside.mkdir()
+    (pictures / "originals" / "1.png").write_bytes((SUBJECT_PICTURES / "1.png").read_bytes())
+    (pictures / "a.png").symlink_to("originals/1.png")
+    (pictures / "out").symlink_to(outside)
+    (outside / "back.png").symlink_to(pictures / "originals" / "1.png")
+    asked = client(folders)
+    asked.patch("/dreambooth/models/star/settings", json={"settings": {"concepts.0.instance_data_dir": str(pictures)}})
+    place = "/dreambooth/models/star/concepts/0"
+    assert asked.put(f"{place}/caption", json={"file": "a.png", "text": "a star"}).status_code == 200
+    assert captions.file_words(pictures / "a.png") == "a star"
+    assert [one.name for one in (pictures / "originals").iterdir()] == ["1.png"]
+    assert asked.get(f"{place}/picture", params={"file": "a.png"}).status_code == 200
+    assert asked.put(f"{place}/caption", json={"file": "out/back.png", "text": "a star"}).status_code == 400
+    assert [one.name for one in outside.iterdir()] == ["back.png"]
 
 
 @needs_links

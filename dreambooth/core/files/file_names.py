@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+LONGEST = 255  # bytes of a name; what every file system here takes
 _DRAWN = re.compile(r"(\d{5,})-")
 _NEVER = re.compile(r"[<>:\"/\\|?*\x00-\x1f\ud800-\udfff]")
 _WINDOWS_DEVICES = {"con", "prn", "aux", "nul", *(f"com{i}" for i in range(10)), *(f"lpt{i}" for i in range(10))}
@@ -15,6 +16,12 @@ def is_sound(name: str) -> bool:
     if not name or name.strip(" .") != name or _NEVER.search(name):
         return False
     return not is_device(name)
+
+
+def cut(name: str, after: str = "") -> str:
+    """The name with what comes after it, as much of it as one may have."""
+    kept = name.encode(errors="surrogatepass")[: LONGEST - len(after.encode())]
+    return kept.decode(errors="ignore").rstrip(" .") + after  # Windows takes no name that ends so
 
 
 def of_drawn(folder: Path, seed: int) -> Path:

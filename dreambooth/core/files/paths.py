@@ -7,8 +7,9 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from dreambooth.core.errors import UserError
+from dreambooth.core.files import file_names
 
-_LONGEST_NAME, _LONGEST_PATH = 255, 4000  # bytes; what every file system here takes
+_LONGEST_PATH = 4000  # bytes; what every file system here takes
 
 
 def meant(text: str) -> str:
@@ -30,7 +31,7 @@ def problem(text: str) -> str:
         return "it holds what is no character; write it anew, or rename the folder or file."
     if b"\x00" in encoded:
         return "it holds a character without a meaning (NUL); write it anew."
-    if len(encoded) > _LONGEST_PATH or any(len(part.encode()) > _LONGEST_NAME for part in Path(text).parts):
+    if len(encoded) > _LONGEST_PATH or any(len(part.encode()) > file_names.LONGEST for part in Path(text).parts):
         return f"it is too long for a folder or file ({len(text):,} characters); write it anew."
     try:
         Path(text).expanduser()
@@ -80,6 +81,15 @@ def unwritable(folder: Path) -> str:
             return f"{place} is a file"
         return "" if os.access(place, os.W_OK | os.X_OK) else f"{place} is read-only"
     return f"there is no {folder.anchor}"
+
+
+def is_file(path: Path) -> bool:
+    """Whether there is such a file. Path.is_file raises OSError where the name is too long to be one, as one may be
+    that is made from a picture's, or where its folder may not be looked into."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
 
 
 def no_folder(path: Path) -> str:

@@ -9,6 +9,7 @@ from PIL import Image
 
 from dreambooth.core import picture_files
 from dreambooth.core.errors import UserError
+from dreambooth.core.files import paths
 from dreambooth.core.settings import Settings
 from dreambooth.engine.data import decoding, prefetch
 
@@ -17,7 +18,7 @@ _OTHER_SHAPE = 0.02  # how far the sides of a mask may be from the picture's pro
 
 def file_of(picture: Path) -> Path | None:
     """The file that holds a picture's mask; None where there is none."""
-    return next((place for place in picture_files.masks_of(picture) if place.is_file()), None)
+    return next(filter(paths.is_file, picture_files.masks_of(picture)), None)
 
 
 def decode(picture: Path) -> Image.Image | None:

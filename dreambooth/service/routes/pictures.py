@@ -11,7 +11,7 @@ from fastapi.responses import FileResponse
 from dreambooth.core.files import confinement
 from dreambooth.core.focal_point import FocalPoint
 from dreambooth.service import pictures, thumbnails, uploads
-from dreambooth.service.routes.base import Answer, Route, Routes, only, text
+from dreambooth.service.routes.base import Answer, Route, Routes, a_switch, only, text
 
 
 class Pictures(Routes):
@@ -66,7 +66,7 @@ class Pictures(Routes):
         only(body, "with", "over")
         folder, captioner = self._writable(name, concept), text(body, "with")
         described = pictures.describe(
-            folder, lambda picture: self.host.describe(picture, captioner), over=bool(body.get("over"))
+            folder, lambda picture: self.host.describe(picture, captioner), over=a_switch(body, "over")
         )
         return {"described": described}
 
