@@ -11,7 +11,7 @@ from pathlib import Path
 
 from dreambooth.core import captions, focal_point, picture_files
 from dreambooth.core.errors import UserError
-from dreambooth.core.files import atomic
+from dreambooth.core.files import atomic, file_names, paths
 from dreambooth.core.project import Folders, Project
 from dreambooth.service import pictures
 
@@ -93,23 +93,38 @@ def _are_same(one: Path, other: Path) -> bool:
 
 
 def take_away(folders: Folders, opened: Project, folder: Path, name: str) -> Path:
-    """Moves a picture to the trash, with its caption, its crop and its mask. Returns where it is then.
+    """Moves a picture to the trash, with its captions, its crop and its masks. Returns where it is then.
 
     Raises UserError for a picture that is not there or not a dropped one, and where it cannot be moved.
     """
     picture = pictures.confined(folder, name)
     if not are_in(opened, folder):
         raise UserError(f"{picture}: its folder is not the model's own; remove it there yourself.")
-    beside = [captions.beside(picture), focal_point.beside(picture), *picture_files.masks_of(picture)]
-    if any(other.stem == picture.stem and other != picture for other in picture_files.find(picture.parent)):
-        beside = []  # they are that one's, too
-    trash, number = folders.trash / f"{opened.name} {picture.name}", 2
-    while trash.exists():
-        trash, number = folders.trash / f"{opened.name} {picture.name} {number}", number + 1
     try:
-        trash.mkdir(parents=True)
-        for file in (picture, *(file for file in beside if file and file.is_file())):
-            atomic.move(file, trash / file.name)
+        trash = _new_trash(folders, f"{opened.name} {picture.name}")
+        for file in (picture, *_only_of(picture)):
+            target = trash / file.relative_to(picture.parent)  # a mask in masks/ has the picture's own name
+            target.parent.mkdir(exist_ok=True)
+            atomic.move(file, target)
     except OSError as error:
         raise UserError(f"{picture}: it cannot be moved to the trash ({error.strerror}).") from None
     return trash / picture.name
+
+
+def _only_of(picture: Path) -> list[Path]:
+    """The files that belong to a picture and to none beside it: of two that differ in their ending, or in the case of
+    letters, a caption may be both's, as systems disagree on the latter."""
+    stem = picture.stem.casefold()
+    if any(_is_picture(file) and file.stem.casefold() == stem and file != picture for file in picture.parent.iterdir()):
+        return []
+    own = [*captions.files_of(picture), focal_point.beside(picture), *picture_files.masks_of(picture)]
+    return list(filter(paths.is_file, own))
+
+
+def _new_trash(folders: Folders, wanted: str) -> Path:
+    """A new folder in the trash, called as it is wanted as far as a name may be that long. Raises OSError."""
+    name, number = file_names.cut(wanted), 2
+    while (trash := folders.trash / name).exists():
+        name, number = file_names.cut(wanted, f" {number}"), number + 1
+    trash.mkdir(parents=True)
+    return trash

@@ -101,3 +101,36 @@ def test_of_two_pictures_of_one_name_the_other_keeps_the_caption(opened: Project
     assert set(_there(taken.folder)) == {"a.png", "a.txt"}
     uploads.take_away(folders, opened, folder, "a.png")
     assert not _there(taken.folder)
+
+
+def test_a_picture_goes_to_the_trash_with_everything_of_its_own(opened: Project, hand: _Hand, tmp_path: Path) -> None:
+    taken = uploads.take_in(opened, "", hand(a__png=ONE, a__txt="one"))
+    folder = Path(taken.folder)
+    (folder / "masks").mkdir()
+    (folder / "masks" / "a.png").write_bytes(TWO)
+    (folder / "a.caption").write_text("passed over until now")
+    (folder / "below").mkdir()
+    (folder / "below" / "a.png").write_bytes(THREE)
+    moved = uploads.take_away(Folders(tmp_path / "models"), opened, folder, "a.png")
+    assert moved.read_bytes() == ONE and (moved.parent / "masks" / "a.png").read_bytes() == TWO
+    assert {file.name for file in moved.parent.iterdir()} == {"a.png", "a.txt", "a.caption", "masks"}
+    assert {file.name for file in folder.rglob("*") if file.is_file()} == {"a.png"}, "the one below"
+
+
+def test_a_caption_that_another_system_gives_to_both_stays(opened: Project, hand: _Hand, tmp_path: Path) -> None:
+    taken = uploads.take_in(opened, "", hand(A__jpg=ONE))
+    folder = Path(taken.folder)
+    (folder / "a.png").write_bytes(TWO)
+    (folder / "a.txt").write_text("on Windows of both")
+    uploads.take_away(Folders(tmp_path / "models"), opened, folder, "a.png")
+    assert set(_there(taken.folder)) == {"A.jpg", "a.txt"}
+
+
+def test_a_picture_with_the_longest_name_can_be_taken_away(opened: Project, hand: _Hand, tmp_path: Path) -> None:
+    name, folders = f"{'ä' * 125}x.png", Folders(tmp_path / "models")
+    taken = uploads.take_in(opened, "", hand(**{name: ONE}))
+    for number in ("", " 2"):
+        (Path(taken.folder) / name).write_bytes(ONE)
+        moved = uploads.take_away(folders, opened, Path(taken.folder), name)
+        assert moved.name == name and moved.parent.name.startswith("star ää") and moved.parent.name.endswith(number)
+    assert not _there(taken.folder) and len(list(folders.trash.iterdir())) == 2
