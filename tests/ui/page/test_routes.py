@@ -322,7 +322,7 @@ def test_the_address_is_said_when_the_page_can_be_reached(
         reached.append(capsys.readouterr().out)
         server.started = True
 
-    monkeypatch.setattr(uvicorn.Server, "run", job_folder)
+    monkeypatch.setattr(uvicorn.Server, "run", run)
     assert alone.main(["--data", str(tmp_path), "--port", "0"]) == 0
     assert "The page is at http://127.0.0.1:" in reached[0]
     with socket.create_server(("127.0.0.1", 0)) as taken:
