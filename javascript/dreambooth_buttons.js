@@ -31,8 +31,8 @@ const dreamboothButtons = (() => {
 
     /* A caption was changed under its picture: it is written at once. */
     async function captioned({target}) {
-        const {dbCaption: file, dbAddress: address} = target.dataset || {};
-        if (file && await change(target, address, "PUT", {file, text: target.value})) {
+        const {dbCaption: file, dbAddress: address, dbFolder: folder} = target.dataset || {};
+        if (file && await change(target, address, "PUT", {file, folder, text: target.value})) {
             target.blur();
         }
     }
@@ -67,7 +67,8 @@ const dreamboothButtons = (() => {
         button.disabled = true;
         said.textContent = " describing them …";
         try {
-            await send(button.dataset.dbAddress, "POST", {with: button.dataset.dbDescribe});
+            const {dbAddress: address, dbDescribe: captioner, dbFolder: folder} = button.dataset;
+            await send(address, "POST", {with: captioner, folder});
             said.textContent = " done";
             dreamboothPage.look();
         } catch (error) {

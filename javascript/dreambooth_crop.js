@@ -183,7 +183,8 @@
         if (timer !== null) {
             clearTimeout(timer);
             timer = null;
-            send("PUT", open.about.address, {file: open.about.file, ...open.point});
+            const {address, file, folder} = open.about;
+            send("PUT", address, {file, folder, ...open.point});
         }
     }
 
@@ -199,14 +200,14 @@
     }
 
     function forget() {
-        const {address, file} = open.about;
+        const {address, file, folder} = open.about;
         clearTimeout(timer);
         timer = open.point = null;
         open.waits = true;
         draw();
         tell();
         part(".db-crop-picture").focus({preventScroll: true});
-        send("DELETE", `${address}?${new URLSearchParams({file})}`, {});
+        send("DELETE", `${address}?${new URLSearchParams({file, folder})}`, {});
     }
 
     /* What is drawn of the picture may be another now, such as its shape; nothing of it where it is gone. */

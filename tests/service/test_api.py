@@ -242,6 +242,35 @@ def test_a_dropped_picture_goes_to_the_trash_and_none_of_a_persons_own_folder(
     assert (folders.trash / "star a.png 2" / "a.png").read_text() == "anew"
 
 
+def test_a_picture_of_a_concept_that_has_another_number_by_now_is_left_alone(asked: TestClient, tmp_path: Path) -> None:
+    model = "/dreambooth/models/star"
+    create(asked)
+    pictures = project.open_project(Folders(tmp_path / "models"), "star").folder / "pictures"
+    folders = [pictures / "1", pictures / "2"]
+    for folder in folders:
+        folder.mkdir(parents=True)
+        shutil.copy(SUBJECT_PICTURES / "1.png", folder / "a.png")
+    concepts = [{"instance_data_dir": str(folder), "instance_prompt": "sks star"} for folder in folders]
+    asked.patch(f"{model}/settings", json={"settings": {"concepts": concepts[1:]}})  # the first was removed meanwhile
+    requests: list[tuple[str, str, dict[str, Any]]] = [
+        ("PUT", "caption", {"text": "a star"}),
+        ("PUT", "crop", {"x": 0.5, "y": 0.5}),
+        ("POST", "describe", {"with": "BLIP"}),
+        ("POST", "remove", {}),
+    ]
+    for folder in folders:
+        said = asked.delete(f"{model}/concepts/0/crop", params={"file": "a.png", "folder": str(folder)})
+        assert (said.status_code == 200) == (folder == folders[1]), said.text
+        for method, what, body in requests:
+            file = {} if what == "describe" else {"file": "a.png"}
+            body = {**body, **file, "folder": str(folder)}
+            said = asked.request(method, f"{model}/concepts/0/{what}", json=body)
+            moved = "folder: the pictures of concept 0 lie in" in said.text
+            assert said.status_code == 400 if moved else said.status_code == 200 or "only a WebUI" in said.text
+            assert moved == (folder == folders[0])
+    assert [path.name for path in folders[0].iterdir()] == ["a.png"] and not (folders[1] / "a.png").exists()
+
+
 def test_pictures_are_listed_with_captions_and_small(asked: TestClient) -> None:
     create(asked)
     place = "/dreambooth/models/star/concepts/0"

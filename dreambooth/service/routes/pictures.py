@@ -8,6 +8,7 @@ from typing import Any
 from fastapi import Response
 from fastapi.responses import FileResponse
 
+from dreambooth.core.errors import UserError
 from dreambooth.core.files import confinement
 from dreambooth.core.focal_point import FocalPoint
 from dreambooth.service import pictures, thumbnails, uploads
@@ -40,9 +41,10 @@ class Pictures(Routes):
         return _picture(pictures.concept_folder(self.open(name), concept, kind), file, side, changed)
 
     def write_caption(self, name: str, concept: int, body: dict[str, Any]) -> Answer:
-        """Writes the caption `text` beside the picture `file`; without a word the file's name is the caption again."""
-        only(body, "file", "text", needed="text")
-        path = pictures.confined(self._writable(name, concept), text(body, "file"))
+        """Writes the caption `text` beside the picture `file`; without a word the file's name is the caption again.
+        Here and below, a `folder` may say which one is meant: refused where the concept has another by now."""
+        only(body, "file", "text", "folder", needed="text")
+        path = pictures.confined(self._writable(name, concept, body), text(body, "file"))
         pictures.write_caption(path, text(body, "text", optional=True))
         return {"file": str(body["file"]), "caption": pictures.caption(path)}
 
@@ -50,21 +52,21 @@ class Pictures(Routes):
         """Crops the picture `file` around a point, `x` of its width and `y` of its height (0 to 1) from its upper left
         corner, as far as the picture allows; with `zoom` so many times tighter, up to where it would be enlarged. A
         small file beside the picture keeps that."""
-        only(body, "file", "x", "y", "zoom", needed="file")
-        path = pictures.confined(self._writable(name, concept), text(body, "file"))
-        point = FocalPoint.of({key: value for key, value in body.items() if key != "file"})
+        only(body, "file", "x", "y", "zoom", "folder", needed="file")
+        path = pictures.confined(self._writable(name, concept, body), text(body, "file"))
+        point = FocalPoint.of({key: value for key, value in body.items() if key not in ("file", "folder")})
         pictures.write_point(path, point)
         return {"file": str(body["file"]), "crop": point.as_json()}
 
-    def crop_automatically(self, name: str, concept: int, file: str) -> Answer:
+    def crop_automatically(self, name: str, concept: int, file: str, folder: str = "") -> Answer:
         """Forgets the crop that was chosen for the picture `file`; it is automatic again."""
-        pictures.write_point(pictures.confined(self._writable(name, concept), file), None)
+        pictures.write_point(pictures.confined(self._writable(name, concept, {"folder": folder}), file), None)
         return {"file": file, "crop": None}
 
     def describe(self, name: str, concept: int, body: dict[str, Any]) -> Answer:
         """Captions by the WebUI's BLIP or DeepDanbooru (`with`) for pictures that have none; for all with `over`."""
-        only(body, "with", "over")
-        folder, captioner = self._writable(name, concept), text(body, "with")
+        only(body, "with", "over", "folder")
+        folder, captioner = self._writable(name, concept, body), text(body, "with")
         described = pictures.describe(
             folder, lambda picture: self.host.describe(picture, captioner), over=a_switch(body, "over")
         )
@@ -74,19 +76,32 @@ class Pictures(Routes):
         """Moves the picture `file` to the trash, with its caption, crop and mask. Only one that was dropped on the
         page; what lies in a folder of your own stays."""
         opened = self.open(name)
-        folder = pictures.concept_folder(opened, concept, "instance")
-        moved = uploads.take_away(self.folders, opened, folder, text(only(body, "file"), "file"))
+        only(body, "file", "folder", needed="file")
+        folder = _meant(pictures.concept_folder(opened, concept, "instance"), concept, body)
+        moved = uploads.take_away(self.folders, opened, folder, text(body, "file"))
         return {"file": str(body["file"]), "trash": str(moved)}
 
-    def _writable(self, name: str, concept: int) -> Path:
+    def _writable(self, name: str, concept: int, body: Answer) -> Path:
         """The folder of a concept's pictures, for captions and crops to be written there."""
-        folder = pictures.concept_folder(self.open(name), concept, "instance")
+        folder = _meant(pictures.concept_folder(self.open(name), concept, "instance"), concept, body)
         confinement.check(folder, f"concepts.{concept}.instance_data_dir")
         return folder
 
     def drawn(self, name: str, file: str, side: int = 0, changed: str = "") -> Response:
         """A picture in the model's own folder: previews, class pictures, sheets, generated ones."""
         return _picture(self.open(name).folder, file, side, changed)
+
+
+def _meant(folder: Path, concept: int, body: Answer) -> Path:
+    """A concept's folder. Raises UserError where the request means another: concepts have other numbers when one was
+    removed, and a picture there may have the same name."""
+    meant = text(body, "folder", optional=True)
+    if meant and Path(meant) != folder:
+        raise UserError(
+            f"folder: the pictures of concept {concept} lie in {folder} by now, not in {meant[:300]}, so nothing was "
+            "changed; look at them again."
+        )
+    return folder
 
 
 def _picture(folder: Path, file: str, side: int, changed: str) -> Response:

@@ -45,7 +45,7 @@ def concept_view(folders: Folders, model: str, row: int, shown: int, captioners:
     more = len(listed) - shown
     button = f'<button type="button" class="db-more" data-db-more="{SHOWN}">Show more ({more:,})</button>'
     bare = any(captions.beside(folder / name) is None for name in listed[:shown])
-    describers = _describers(project, row, captioners) if bare else ""
+    describers = _describers(project, row, folder, captioners) if bare else ""
     tail = f"{button if more > 0 else ''}{_hint(own, len(listed))}{describers}"
     return root("some", [("pictures", f'{_head(own, row, len(listed))}<div class="db-tiles">{tiles}</div>{tail}')])
 
@@ -60,11 +60,12 @@ def _hint(own: Settings, count: int) -> str:
     return f'<p class="db-quiet">{HINT}</p>' if could_tell and not own.imagic.enabled else ""
 
 
-def _describers(project: Project, row: int, captioners: tuple[str, ...]) -> str:
+def _describers(project: Project, row: int, folder: Path, captioners: tuple[str, ...]) -> str:
     """A button for each of the WebUI's models that can say what pictures show."""
     address = f"dreambooth/models/{quote(project.name)}/concepts/{row}/describe"
     buttons = "".join(
-        f'<button type="button" class="db-more" data-db-describe="{escape(name)}" data-db-address="{escape(address)}">'
+        f'<button type="button" class="db-more" data-db-describe="{escape(name)}" data-db-address="{escape(address)}" '
+        f'data-db-folder="{escape(str(folder))}">'
         f"Describe with {escape(name)}</button> "
         for name in captioners
     )
@@ -94,7 +95,7 @@ def _tile(
         return f'<figure class="db-tile">{_problem(error, path, name)}{_away(project, row, folder, name)}</figure>'
     concept = f"dreambooth/models/{quote(project.name)}/concepts/{row}"
     address = f"{concept}/picture?" + urlencode({"file": name, "changed": path.stat().st_mtime_ns})
-    crop = cropped.framed(path, name, size, concept, address)
+    crop = cropped.framed(folder, name, size, concept, address)
     frame = (
         f'<div class="db-shown"><a class="db-frame" {source(address)} target="_blank" '
         f'style="aspect-ratio:{size[0]}/{size[1]}"><img loading="lazy" alt="{escape(name)}" title="{escape(name)}" '
@@ -102,7 +103,7 @@ def _tile(
     )
     mark = '<b class="db-held-out">held out</b>' if is_held_out else ""
     mark += _away(project, row, folder, name)
-    words = sentence_list(crop.problems) + _words(project, own, row, path, name)
+    words = sentence_list(crop.problems) + _words(project, own, row, folder, name)
     return f'<figure class="db-tile">{frame}{mark}{words}</figure>'
 
 
@@ -111,10 +112,10 @@ def _away(project: Project, row: int, folder: Path, name: str) -> str:
     if not uploads.are_in(project, folder):
         return ""
     address = f"dreambooth/models/{quote(project.name)}/concepts/{row}/remove"
-    words = f"Move {escape(name)} to the trash"
+    words, body = f"Move {escape(name)} to the trash", {"file": name, "folder": str(folder)}
     return (
         f'<button type="button" class="db-away" title="{words}" aria-label="{words}" '
-        f'data-db-send="{escape(address)}" data-db-body="{escape(json.dumps({"file": name}))}">×</button>'
+        f'data-db-send="{escape(address)}" data-db-body="{escape(json.dumps(body))}">×</button>'
     )
 
 
@@ -123,8 +124,8 @@ def _problem(error: UserError, path: Path, name: str) -> str:
     return sentence_list([problem.replace(str(path), name) for problem in error.problems])
 
 
-def _words(project: Project, own: Settings, row: int, path: Path, name: str) -> str:
-    concept = own.concepts[row]
+def _words(project: Project, own: Settings, row: int, folder: Path, name: str) -> str:
+    concept, path = own.concepts[row], folder / name
     try:
         words = captions.instance_words(concept, path)
         texts = list(dict.fromkeys(captions.variants(words, own.captions, own.general.seed)))
@@ -139,7 +140,7 @@ def _words(project: Project, own: Settings, row: int, path: Path, name: str) -> 
     address = f"dreambooth/models/{quote(project.name)}/concepts/{row}/caption"
     field = (
         f'<textarea rows="2" aria-label="Caption of {escape(name)}" data-db-caption="{escape(name)}" '
-        f'data-db-address="{escape(address)}">{escape(shown)}</textarea>'
+        f'data-db-address="{escape(address)}" data-db-folder="{escape(str(folder))}">{escape(shown)}</textarea>'
     )
     note = "" if texts == [shown] else f"<figcaption{_all_of(texts)}>trained as: {escape(texts[0])}</figcaption>"
     return field + (problem or note)

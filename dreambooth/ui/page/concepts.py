@@ -138,14 +138,14 @@ class ConceptsTab:
         return self.page.show(opened.name, actions.add_concept(opened), values=values)
 
     def _remove(self, values: Values) -> Shown:
-        opened, row = self.page.opened(values), self._row(values)
+        opened, row = self.page.opened(values), self._shown_row(values)
         name = actions.concept_names(opened.settings())[row]
         left = actions.remove_concept(opened, row)
         said = undoable(f"{name} was removed; its pictures stay where they are.")
         return self.page.show(opened.name, left, said, values)
 
     def _take_pictures(self, values: Values) -> Shown:
-        opened, row = self.page.opened(values), self._row(values)
+        opened, row = self.page.opened(values), self._shown_row(values)
         key, changed = f"concepts.{row}.instance_data_dir", self.page.changed(opened, values)
         before = str({**opened.settings(), **changed}[key])
         try:
@@ -189,6 +189,12 @@ class ConceptsTab:
         row = int(values[self.page.row])
         if row >= windows.concepts(self.page.opened(values).settings()):
             raise UserError("This concept was removed in another window; ⟳ shows those there are.")
+        return row
+
+    def _shown_row(self, values: Values) -> int:
+        """The same. Raises UserError also for one that is not as it is shown."""
+        row, form = self._row(values), self.page.form
+        windows.check_row(row, form.read(values, row), form.newer(values, self.page.opened(values).settings()))
         return row
 
 

@@ -45,8 +45,9 @@ class Crops:
         shapes = grid(own.pictures, own.general.resolution or project.resolution)
         return cls(own, shapes, _smart_crops_of_last_check(project, own))
 
-    def framed(self, path: Path, name: str, size: tuple[int, int], pictures: str, large: str) -> Framed:
+    def framed(self, folder: Path, name: str, size: tuple[int, int], pictures: str, large: str) -> Framed:
         """`name` is the picture's in its folder; `pictures` the concept's address and `large` that of the picture."""
+        path = folder / name
         bucket, problems = self.shapes.bucket(*size), list[str]()
         try:
             point = focal_point.read(path)
@@ -61,6 +62,7 @@ class Crops:
             return Framed(frame, "", problems)
         about = {
             "file": name,
+            "folder": str(folder),
             "address": f"{pictures}/crop",
             "picture": sealed(f"{large}&side={_LARGE}"),
             "size": size,

@@ -48,6 +48,16 @@ def check_concepts(text: str, changed: Mapping[str, Any], flat: Mapping[str, Any
         raise UserError("A concept was removed in another window, so nothing was saved here; ⟳ shows those there are.")
 
 
+def check_row(row: int, shown: Mapping[str, Any], newer: Newer) -> None:
+    """Raises UserError for what is to be done to a concept that is not as this window shows it: where another window
+    has removed one, it may be the next one. What `newer` has of it and is `shown` was changed here just now."""
+    if any(key.startswith(f"concepts.{row}.") and shown[key] != now for key, (_, now) in newer.items()):
+        raise UserError(
+            "This concept was changed in another window, or another one stands in its place, so nothing was done; ⟳ "
+            "shows those there are."
+        )
+
+
 def newer_view(newer: Newer, then: str = "⟳ shows it; what you change here is saved beside it.") -> str:
     """What was changed in another window and is not shown in this one; empty where nothing was."""
     if not newer:

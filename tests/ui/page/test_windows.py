@@ -135,6 +135,30 @@ def test_nothing_is_done_to_a_concept_that_is_gone(page: Page, tmp_path: Path) -
     assert opened(page).settings() == before
 
 
+def test_a_concept_that_took_the_place_of_a_removed_one_is_left_alone(page: Page, tmp_path: Path) -> None:
+    tab, prompt = page.concepts_tab, "concepts.N.instance_prompt"
+    for row, words in ((1, "a zwx moon"), (2, "a qrs heart")):
+        actions.add_concept(opened(page))
+        actions.save(opened(page), {f"concepts.{row}.instance_prompt": words})
+    one = Window(page)
+    one.take(page.show("star", 1))
+    actions.remove_concept(opened(page), 0)
+    before = opened(page).settings()
+    for do in (tab._remove, tab._take_pictures):
+        with pytest.raises(UserError, match="another one stands in its place, so nothing was done"):
+            do({**one.values, tab.drop: [str(tmp_path / "a.png")]})
+    assert opened(page).settings() == before
+    one.take(page.show("star", 0))
+    late = dict(one.values)
+    one.write(prompt, "a zwx star")  # the browser sends what it had before this was answered
+    one.take(tab._remove({**late, page.form.controls[prompt]: "a zwx star"}))
+    assert opened(page).settings()["concepts.0.instance_prompt"] == "a qrs heart"
+    one.values[page.form.controls[prompt]] = "not saved yet"
+    actions.add_concept(opened(page))
+    tab._remove(one.values)
+    assert opened(page).settings()["concepts.0.instance_prompt"] == ""
+
+
 def test_secrets_are_not_told(page: Page) -> None:
     one, other = Window(page), Window(page)
     one.write("reporting.webhook_url", "https://discord.com/api/webhooks/1/secret")
