@@ -31,6 +31,8 @@ _HOLDS: dict[str, dict[str, type | tuple[type, ...]]] = {
         "steps": int,
         "loss": _NUMBER,
         "rate": _NUMBER,
+        "steps_per_second": _NUMBER,
+        "seconds_left": _NUMBER,
     },
     "stage": {"name": str, "done": _NUMBER, "total": _NUMBER},
     "resumed": {"step": int},
@@ -42,6 +44,12 @@ _HOLDS: dict[str, dict[str, type | tuple[type, ...]]] = {
     "exported": {"kind": str, "path": str, "bytes": int, "images": int, "step": int},
     "picture": {"path": str},
     "warning": {"text": str},
+}
+_MAY_HOLD: dict[str, dict[str, type | tuple[type, ...]]] = {
+    "step": {"memory_bytes": int},
+    "preview": {"prompts": list},
+    "saved": {"embeddings": dict, "step": int},
+    "exported": {"embeddings": dict},
 }
 
 _STEP = b'{"event": "step"'  # how Job.report begins the line of a step
@@ -96,14 +104,15 @@ class Course:
 
 def _is_whole(kind: str, event: Event) -> bool:
     """Whether an event holds what its kind says; one of a damaged file may hold anything."""
-    wanted = _HOLDS.get(kind, {})
+    may = {key: types for key, types in _MAY_HOLD.get(kind, {}).items() if key in event}
+    wanted = {**_HOLDS.get(kind, {}), **may}
     if not all(isinstance(event.get(key), types) and not isinstance(event[key], bool) for key, types in wanted.items()):
         return False
-    if "\x00" in event.get("path", "") or (kind == "step" and event["steps"] < 1):
+    if kind == "step" and event["steps"] < 1:
         return False
-    if kind == "preview" and not isinstance(event.get("prompts", []), list):
-        return False
-    return kind != "preview" or all(isinstance(path, str) and "\x00" not in path for path in event["paths"])
+    paths = [event.get("path", ""), *(event["paths"] if "paths" in wanted else ())]
+    paths += event["embeddings"].values() if "embeddings" in wanted else ()
+    return all(isinstance(path, str) and "\x00" not in path for path in paths)
 
 
 def _warning(event: Event) -> Problem:

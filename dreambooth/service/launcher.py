@@ -123,7 +123,7 @@ def tidy(job: Job) -> None:
     A job that broke keeps its folder, as its log says why.
     """
     last = job.story().ending or {}
-    refused = last.get("event") == "failed" and last["refused"] and not job.progress()
+    refused = last.get("event") == "failed" and last.get("refused") and not job.progress()
     if refused or (last.get("event") == "done" and not job.is_run):
         atomic.remove_folder(job.folder)
 

@@ -20,6 +20,8 @@ def step(number: int, loss: float = 0.5) -> dict[str, Any]:
         "images": number,
         "loss": loss,
         "rate": 1e-4,
+        "steps_per_second": 2.0,
+        "seconds_left": 9.5,
     }
 
 
@@ -122,8 +124,15 @@ def test_what_came_after_the_state_that_was_resumed_is_forgotten(path: Path) -> 
     [
         {"event": "saved", "kind": "lora", "path": None, "images": 1, "bytes": 5},
         {"event": "saved", "images": 1},
-        {"event": "step", "step": 1, "steps": 0, "loss": 0.1, "rate": 0.1},
-        {"event": "step", "step": True, "steps": 5, "loss": 0.1, "rate": 0.1},
+        {**step(1), "steps": 0},
+        {**step(1), "step": True},
+        {**step(1), "steps_per_second": None},
+        {**step(1), "seconds_left": "soon"},
+        {**step(1), "memory_bytes": [8]},
+        {"event": "saved", "kind": "lora", "path": "a", "images": 1, "bytes": 5, "embeddings": ["a"]},
+        {"event": "saved", "kind": "lora", "path": "a", "images": 1, "bytes": 5, "embeddings": {"sks": 3}},
+        {"event": "saved", "kind": "lora", "path": "a", "images": 1, "bytes": 5, "step": "x"},
+        {"event": "done", "path": ["a"]},
         {"event": "preview", "images": 5, "paths": ["a", 3]},
         {"event": "preview", "images": 5, "paths": ["a"], "prompts": 3},
         {"event": "picture", "path": "a\x00b"},

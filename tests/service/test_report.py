@@ -68,7 +68,7 @@ def broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
     job.log.write_text(LOG)
     job.report("started", pid=1, python="/home/bob-the-person/.venv/bin/python")
     for step in range(2000):
-        job.report("step", step=step, steps=2000, loss=0.5, rate=1e-4)
+        job.report("step", step=step, steps=2000, loss=0.5, rate=1e-4, steps_per_second=2.0, seconds_left=9)
     job.report("warning", text=f"could not post to {WEBHOOK}", token="pAgEtOkEn")
     job.report("failed", problems=["/home/bob-the-person/a.png: it cannot be read."], refused=False)
     (job.state / "000000100").mkdir(parents=True)

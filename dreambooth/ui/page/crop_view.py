@@ -114,4 +114,12 @@ def _smart_crops_of_last_check(project: Project, own: Settings) -> dict[str, Box
     if then.pictures != own.pictures or then.general.resolution != own.general.resolution:
         return {}
     rows = done.ending.get("pictures", [])
-    return {one["path"]: tuple(one["crops"][0]) for one in rows if one.get("crops") and not one.get("chosen")}
+    try:
+        return {one["path"]: _box(*one["crops"][0]) for one in rows if one.get("crops") and not one.get("chosen")}
+    except (AttributeError, LookupError, TypeError, ValueError):  # it is damaged, too
+        return {}
+
+
+def _box(left: float, top: float, right: float, bottom: float) -> Box:
+    """Raises ValueError or TypeError for what is none."""
+    return float(left), float(top), float(right), float(bottom)

@@ -21,6 +21,7 @@ from dreambooth.ui.page.fragments import (
     picture_address,
     problem_list,
     root,
+    sentence_list,
     source,
     use_button,
     warning_list,
@@ -47,7 +48,17 @@ def errand_sections(folders: Folders, project: Project, job: Job) -> list[tuple[
 
 
 def _shown(folders: Folders, project: Project, job: Job) -> tuple[str, list[tuple[str, str]]]:
-    """The state and the sections. The button has one of its own: it is not drawn anew while the progress moves."""
+    """The state and the sections. What the job's files say is looked into by nobody before: those of a folder that is
+    damaged, or came from elsewhere, may hold anything."""
+    try:
+        return _parts(folders, project, job)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
+        said = f"{job.folder}: what this job says of itself is damaged; start it again."
+        return "failed", [("head", sentence_list([said])), ("result", "")]
+
+
+def _parts(folders: Folders, project: Project, job: Job) -> tuple[str, list[tuple[str, str]]]:
+    """The same of a sound one. The button has a section of its own: it is not drawn anew while the progress moves."""
     story, status = job.story(), job.status()
     if status == "queued":
         return "running", [("head", _waiting(folders, job)), ("stop", _stop(job)), ("result", "")]

@@ -8,18 +8,20 @@ import json
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fastapi import FastAPI
 from starlette.testclient import TestClient
 
 from dreambooth.core import job_list, project
-from dreambooth.core.install_paths import MINIATURE
+from dreambooth.core.install_paths import MINIATURE, SUBJECT_PICTURES
 from dreambooth.core.project import Folders
-from dreambooth.core.settings import Settings, to_json
-from dreambooth.service import api
+from dreambooth.core.settings import Settings, parse, to_json
+from dreambooth.service import api, launcher
 from dreambooth.ui import command_line
 from dreambooth.ui.page import routes
+from dreambooth.ui.page.run_view import run_view
 from tests.ui.page.laid_out import laid_out
 
 STEP = {"event": "step", "step": 5, "steps": 10, "images": 5, "loss": 0.5, "rate": 1e-4, "steps_per_second": 2.0,
@@ -82,3 +84,55 @@ def test_a_model_without_settings_spoils_no_page(tmp_path: Path) -> None:
     (page.host.folders().projects / "star" / "model.json").write_text("{}")
     shown = page.open()
     assert shown[page.model] == "" and "model.json" in shown[page.said] and "settings.json" in shown[page.said]
+
+
+OUT = {"out": "/drawn", "weights": "", "lora_weight": 1, "seed": 1}
+FOREIGN: list[tuple[dict[str, Any], dict[str, Any]]] = [
+    ({"kind": "check"}, {"pictures": [{"crops": [3]}]}),
+    ({"kind": "check"}, {"problems": [], "sheet": 3, "pictures": [{"path": "a", "crops": [[1, 2]]}]}),
+    ({"kind": "generate"}, {"pictures": []}),
+    ({"kind": "generate", **OUT, "rows": [{}], "columns": ["x"]}, {}),
+    ({"kind": "txt2img"}, {}),
+    ({"kind": "class-images"}, {"class_pictures": [{"pictures": "x"}]}),
+    ({"kind": "class-images"}, {}),
+    ({"kind": "export"}, {"embeddings": 3}),
+    ({"kind": "export"}, {"path": "a", "held": "most"}),
+    ({"kind": "tokens"}, {}),
+    ({"kind": "tokens"}, {"words": [{"word": "sks", "tokens": 3}], "rare": [], "tokens": 1, "read_length": 75}),
+]
+
+
+@pytest.mark.parametrize(("asked", "done"), FOREIGN, ids=str)
+def test_a_short_job_that_says_anything_is_a_sentence_on_the_page(
+    tmp_path: Path, asked: dict[str, Any], done: dict[str, Any]
+) -> None:
+    page = laid_out(tmp_path / "models", concepts__0__instance_data_dir=str(SUBJECT_PICTURES))
+    folders = page.host.folders()
+    star = project.open_project(folders, "star")
+    made = job_list.create(star.errands, {"model": "star", **asked}, to_json(parse(star.settings())))
+    made.report("started", pid=1)
+    made.report("done", **done)
+    app = FastAPI()
+    app.include_router(routes.router(page.host))
+    view = "generate" if asked["kind"] in ("generate", "txt2img") else asked["kind"]
+    answers = [
+        TestClient(app, base_url="http://here").get(f"/dreambooth/page/live?view={one}&model=star&row=0")
+        for one in (view, "run", "pictures", "model")
+    ]
+    assert [one.status_code for one in answers] == [200] * 4
+    assert f"{made.folder}: what this job says of itself is damaged; start it again." in answers[0].text
+    assert "db-tiles" in answers[2].text
+
+
+def test_a_run_that_says_anything_is_shown_without_that(tmp_path: Path) -> None:
+    page = laid_out(tmp_path / "models")
+    folders = page.host.folders()
+    made = job_list.create(
+        project.open_project(folders, "star").runs, {"kind": "train", "model": "star"}, to_json(Settings())
+    )
+    made.report("started", pid=1)
+    for key in ("steps_per_second", "seconds_left", "memory_bytes"):
+        made.report(**{**STEP, key: "soon"})
+    made.report("failed", problems=["it broke"])
+    launcher.tidy(made)
+    assert "it broke" in run_view(folders, "star") and made.folder.exists()

@@ -55,7 +55,7 @@ def test_before_a_run_was_measured_nothing_is_said_of_it(page: Page) -> None:
 def test_a_run_without_held_out_pictures_says_how_to(page: Page) -> None:
     job = job_list.create(opened(page).runs, {"kind": "train", "model": "star"}, "{}")
     assert quality_view(job.story()) == ""
-    job.report("step", step=1, steps=100, images=1, loss=0.1, rate=1e-3)
+    job.report("step", step=1, steps=100, images=1, loss=0.1, rate=1e-3, steps_per_second=2.0, seconds_left=1)
     assert HINT in quality_view(job.story())
 
 
