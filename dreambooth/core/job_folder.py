@@ -152,7 +152,7 @@ class Job:
     def states(self) -> list[int]:
         """The steps after which a state was saved that is still there, the earliest first."""
         found = self.state.iterdir() if self.state.is_dir() else ()
-        return sorted(int(path.name) for path in found if path.name.isdigit())
+        return sorted(int(path.name) for path in found if path.name.isdecimal())
 
     def forget_states(self) -> None:
         """Removes what only going on would need, as far as that can be removed."""

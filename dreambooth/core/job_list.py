@@ -26,7 +26,7 @@ def new_run(folders: Folders, project: Project, settings: Settings) -> Job:
 def create(parent: Path, job: dict[str, Any], settings_json: str) -> Job:
     """A new job's folder under `parent`, numbered after the last."""
     parent.mkdir(parents=True, exist_ok=True)
-    number = max((int(path.name) for path in parent.iterdir() if path.name.isdigit()), default=0) + 1
+    number = max((int(path.name) for path in parent.iterdir() if path.name.isdecimal()), default=0) + 1
     while True:
         folder = parent / f"{number:04}"
         try:
@@ -65,7 +65,7 @@ def downloads(folders: Folders) -> list[Job]:
 def _jobs(parent: Path) -> list[Job]:
     if not parent.exists():
         return []
-    return [Job(path.parent) for path in sorted(parent.glob("*/job.json")) if path.parent.name.isdigit()]
+    return [Job(path.parent) for path in sorted(parent.glob("*/job.json")) if path.parent.name.isdecimal()]
 
 
 def all_runs(folders: Folders) -> Iterator[Job]:
@@ -101,7 +101,7 @@ def find(folders: Folders, run: str) -> Job:
             return job
         raise UserError(f"The model {name!r} has no runs yet.")
     for job in found:
-        if number.isdigit() and int(job.folder.name) == int(number):
+        if number.isdecimal() and int(job.folder.name) == int(number):
             return job
     known = ", ".join(job.name for job in found) or "none"
     raise UserError(f"There is no run {run!r} (there: {known}).")

@@ -110,7 +110,7 @@ def _of_pydantic(problem: Any) -> Problem:
 def _refusal(host: Door, request: Request) -> Response | None:
     """Why a request may not pass; None if it may."""
     length = request.headers.get("content-length", "")
-    if length.isdigit() and int(length) > MOST_BODY_BYTES:
+    if length.isdecimal() and int(length) > MOST_BODY_BYTES:
         return _refused(413, UserError(f"The request is larger than {MOST_BODY_BYTES:,} bytes."))
     if _is_ours(host, request):
         return None  # our page's, which no other site knows; a proxy may have given it another host's name

@@ -117,12 +117,12 @@ def _from_index(name: str) -> Build:
 
 def _nvidia_driver() -> str:
     first = _asked_of_nvidia("driver_version")
-    return first if first.split(".")[0].isdigit() else ""
+    return first if first.split(".")[0].isdecimal() else ""
 
 
 def _nvidia_capability() -> tuple[int, int] | None:
     major, _, minor = _asked_of_nvidia("compute_cap").partition(".")
-    return (int(major), int(minor)) if major.isdigit() and minor.isdigit() else None
+    return (int(major), int(minor)) if major.isdecimal() and minor.isdecimal() else None
 
 
 def _asked_of_nvidia(what: str) -> str:

@@ -8,9 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from dreambooth.core import job_list
+from dreambooth.core import job_list, project
+from dreambooth.core.errors import UserError
 from dreambooth.core.files import atomic, lock
+from dreambooth.core.install_paths import MINIATURE
 from dreambooth.core.job_folder import Job
+from dreambooth.core.project import Folders
 
 
 @pytest.fixture
@@ -22,6 +25,20 @@ def job(tmp_path: Path) -> Job:
 
 def test_runs_are_numbered_in_turn(tmp_path: Path, job: Job) -> None:
     assert (job.name, job_list.create(job.folder.parent, {}, "{}").name) == ("NAME/1", "NAME/2")
+
+
+def test_a_folder_is_a_job_only_where_its_name_is_a_number(tmp_path: Path) -> None:
+    folders = Folders(tmp_path / "models")
+    opened = project.create(folders, "star", MINIATURE)
+    job = job_list.create(opened.runs, {"kind": "train"}, "{}")
+    for name in ("²", "a", "0002 copy", "①"):
+        (job.folder.parent / name).mkdir()
+        (job.folder.parent / name / "job.json").write_text('{"kind": "train"}')
+        (job.state / name).mkdir(parents=True)
+    assert job_list.runs(opened) == [job] and job.states() == []
+    assert job_list.create(opened.runs, {"kind": "train"}, "{}").folder.name == "0002"
+    with pytest.raises(UserError, match="There is no run"):
+        job_list.find(folders, "star/²")
 
 
 def test_a_half_written_event_is_left_for_the_next_read(job: Job) -> None:

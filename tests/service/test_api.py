@@ -428,6 +428,19 @@ def test_a_large_body_is_refused_before_it_is_read(asked: TestClient) -> None:
     assert said.status_code == 413 and "larger than" in said.json()["problems"][0]
 
 
+def test_an_offset_beyond_every_file_is_a_sentence(asked: TestClient, tmp_path: Path) -> None:
+    create(asked)
+    opened = project.open_project(Folders(tmp_path / "models"), "star")
+    job = job_list.create(opened.runs, {"kind": "train", "model": "star"}, "{}")
+    job.report("started")
+    place = "/dreambooth/models/star/runs/1/events"
+    for offset in (10**30, 2**63, 2**62, 10**400):
+        said = asked.get(place, params={"offset": offset})
+        assert said.status_code == 400 and said.json()["problems"][0].startswith("offset: "), said.text
+    assert asked.get(place, params={"offset": 2**40}).json()["events"] == []
+    assert len(asked.get(place, params={"offset": -5}).json()["events"]) == 1
+
+
 def test_a_loss_that_is_no_number_is_null(asked: TestClient, tmp_path: Path) -> None:
     create(asked)
     run = tmp_path / "models" / "dreambooth" / "star" / "runs" / "0001"

@@ -148,7 +148,7 @@ def remove_abandoned(folders: Folders) -> None:
     for folder in (folders.checkpoints, folders.loras, folders.embeddings):
         for path in (*folder.glob(f".*{PARTIAL}.*"), *folder.glob(f"*/.*{PARTIAL}.*")):
             number = path.name.split(".")[1]
-            if number.isdigit() and not psutil.pid_exists(int(number)):
+            if number.isdecimal() and not psutil.pid_exists(int(number)):
                 with contextlib.suppress(OSError):
                     path.unlink()
 

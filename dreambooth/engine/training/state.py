@@ -124,7 +124,7 @@ def content_bytes(content: Content) -> int:
 
 
 def _states(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.glob("*") if path.name.isdigit()) if folder.is_dir() else []
+    return sorted(path for path in folder.glob("*") if path.name.isdecimal()) if folder.is_dir() else []
 
 
 def _check_room(folder: Path, content: Content) -> None:

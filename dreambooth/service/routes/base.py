@@ -18,6 +18,7 @@ from dreambooth.core.settings import Settings
 from dreambooth.service import launcher, models, queue
 
 _MOST_EVENT_BYTES = 4_000_000  # in one answer
+_MOST_OFFSET = 1 << 40  # bytes; no job says so much, and far beyond no system finds a place in a file
 
 Answer = dict[str, Any]
 Route = tuple[str, str, Callable[..., Any]]
@@ -123,5 +124,7 @@ def an_object(body: Answer, key: str) -> Answer:
 
 def events(job: Job, offset: int) -> Answer:
     """What happened since `offset`, the offset to ask with next, and how the job is."""
+    if offset > _MOST_OFFSET:
+        raise UserError(f"offset: {str(offset)[:40]} is beyond every job's events; take that of the last answer.")
     found, offset = job.events(max(0, offset), _MOST_EVENT_BYTES)
     return {"events": found, "offset": offset, "status": job.status()}

@@ -156,7 +156,7 @@ def labelled(sentence: str) -> str:
 
 def label_of(key: str) -> str:
     """What the page calls a setting: `Concept 1, Class Prompt` for concepts.0.class_prompt."""
-    row = next((int(part) + 1 for part in key.split(".") if part.isdigit()), None)
+    row = next((int(part) + 1 for part in key.split(".") if part.isdecimal()), None)
     return f"{f'Concept {row}, ' if row else ''}{_LEAVES[general(key)].spec.label}"
 
 

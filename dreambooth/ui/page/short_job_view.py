@@ -145,7 +145,7 @@ def _pictures(project: Project, job: Job, story: JobHistory) -> str:
 def _use(project: Project, asked: Event, path: Path) -> str:
     """The button that has the WebUI draw a picture again; its seed is in its name."""
     seed = path.stem.rpartition("-")[2]
-    if not seed.isdigit() or "from_step" in asked:  # no WebUI can load a state
+    if not seed.isdecimal() or "from_step" in asked:  # no WebUI can load a state
         return ""
     return use_button(
         use_in_txt2img.use_picture(_folders(asked), project, asked, int(seed), asked["weights"], asked["lora_weight"])
