@@ -7,6 +7,7 @@
 const dreamboothPage = (() => {
     const SAVE = "db_save_draft";
     const DRAFT_MS = 600; // quiet time after which a change is saved
+    const GLANCE_MS = 250; // between two glances at which views are due
     const RUNNING_MS = 1000;
     const IDLE_MS = 4000;
     const SILENT_MS = 10000; // a WebUI that is starting is disturbed by requests
@@ -108,22 +109,46 @@ const dreamboothPage = (() => {
         followers.forEach((follower) => follower());
     }
 
-    /* Looks at once and then again and again. */
+    /* Looks at all views at once and then at each again and again. */
     function look() {
         clearTimeout(lookTimer);
-        lookTimer = setTimeout(keepLooking, 50);
+        lookTimer = setTimeout(keepLooking, 50, true);
     }
 
-    async function keepLooking() {
+    function keepLooking(atAll = false) {
         clearTimeout(lookTimer);
-        let working = false;
         if (find("#db_page") && !document.hidden) {
-            followed();
-            const states = await Promise.all(visible().map(refresh));
-            working = states.some((state) => state === "running" || state === "queued");
+            const due = visible().filter((place) => atAll || Date.now() >= (place.dbDue ?? 0));
+            if (due.length) {
+                followed();
+            }
+            due.forEach(lookAt);
         }
-        const silent = all(".db-silent").length > 0;
-        lookTimer = setTimeout(keepLooking, silent ? SILENT_MS : working ? RUNNING_MS : IDLE_MS);
+        lookTimer = setTimeout(keepLooking, GLANCE_MS);
+    }
+
+    /* Looks at one view. A slow one, such as of pictures that the engine reads, keeps no other waiting; what it is asked
+       for meanwhile it is asked for when it has answered. */
+    async function lookAt(place) {
+        if (place.dbDue === Infinity) {
+            place.dbAgain = true;
+            return;
+        }
+        place.dbDue = Infinity;
+        place.dbAgain = false;
+        try {
+            await refresh(place);
+        } finally {
+            place.dbDue = place.dbAgain ? 0 : Date.now() + rest(place);
+        }
+    }
+
+    /* How long a view is left as it is. */
+    function rest(place) {
+        if (place.querySelector(":scope > .db-silent")) {
+            return SILENT_MS;
+        }
+        return visible().some(({dbWas}) => dbWas === "running" || dbWas === "queued") ? RUNNING_MS : IDLE_MS;
     }
 
     /* The places to fill: each once, though gradio 3 gives two elements the same id. */
@@ -153,12 +178,11 @@ const dreamboothPage = (() => {
         if (view === "run") {
             notice(model, fresh.content.firstElementChild.dataset.dbSettings, asked);
         }
-        return draw(place, fresh.content.firstElementChild);
+        draw(place, fresh.content.firstElementChild);
     }
 
     function silent(place, words) {
         note(place, "db-silent", words);
-        return "silent";
     }
 
     /* A sentence above a view, in the place of the last one of its kind; empty to take it away. */
@@ -233,7 +257,6 @@ const dreamboothPage = (() => {
             ran(place, state);
         }
         followed();
-        return state;
     }
 
     /* What a view says of its end, where nothing in it speaks by itself. */

@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from dreambooth.core import project
+from dreambooth.core.install_paths import SUBJECT_PICTURES
 from dreambooth.core.project import Folders, open_project
 from tests.ui.page.conftest import Server
 from tests.ui.page.hands import Hands
 
 LATE_MS = 2_500
+IDLE_MS = 4_000  # between two looks where nothing runs
 SAVES_MS = 1_200  # after a change; the page waits for half of it
 
 
@@ -43,5 +45,31 @@ def test_what_is_changed_while_a_change_is_saved_is_saved_too(browser: Any, serv
         "a photo of one",
         "a photo of another",
     )
+    assert hands.errors == []
+    hands.page.close()
+
+
+def test_a_slow_view_keeps_no_other_waiting(browser: Any, server: Server, data: Path) -> None:
+    """Pictures of a kind that only the engine reads take it a minute."""
+    own = {"concepts.0.instance_data_dir": str(SUBJECT_PICTURES), "concepts.0.instance_prompt": "a sks star"}
+    project.create(Folders(data), "slow", data / "Stable-diffusion" / "miniature.safetensors", own)
+    hands = Hands(browser, server.address)
+    late: list[Any] = []
+    hands.page.route("**/page/live?view=pictures*", lambda route: late.append(route))
+    hands.tab("Concepts")
+    hands.page.wait_for_timeout(1000)
+    looked = [0]
+    hands.page.on("request", lambda asked: looked.append(looked[-1] + ("view=run" in asked.url)))
+    hands.page.wait_for_timeout(2 * IDLE_MS)
+    assert looked[-1] >= 2, "the run is looked at on and on"
+    assert len(late) == 1, "the pictures are asked for once until the answer comes"
+    hands.page.evaluate("dreamboothPage.look()")
+    hands.page.wait_for_timeout(SAVES_MS)
+    assert len(late) == 1
+    late[0].continue_()
+    hands.see("#db_pictures .db-tile")
+    hands.page.wait_for_timeout(IDLE_MS / 4)
+    assert len(late) == 2, "what was to be looked at meanwhile is looked at now"
+    late[1].continue_()
     assert hands.errors == []
     hands.page.close()
