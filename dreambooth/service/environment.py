@@ -7,6 +7,7 @@ Works from a bare Python 3.10 to 3.13 with only the standard library.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -23,10 +24,20 @@ from dreambooth.core import device
 from dreambooth.core.errors import UserError
 from dreambooth.core.files import atomic, lock, occupancy
 from dreambooth.core.install_paths import DEVELOPMENT_LOCK, ENGINE, ENGINE_USERS, LOCK, PROJECT, SETTING_UP, STAMP
-from dreambooth.service import packages, torch_build, venv
+from dreambooth.service import installed_files, packages, torch_build, venv
 from dreambooth.service.packages import Progress
 
 VARIABLE = "DREAMBOOTH_ENGINE_PYTHON"
+CHECKING = "Checking that it works"
+CHECK_SECONDS = 600  # the first imports from an old disk, with a virus scanner that reads along, take minutes
+
+
+class DoesNotWork(UserError):
+    """The engine's environment failed its check."""
+
+
+class CardFails(DoesNotWork):
+    """The check failed in a way that new packages would not mend: the device or its driver."""
 
 
 def python() -> Path:
@@ -67,24 +78,37 @@ def ensure(progress: Progress, *, development: bool = False) -> Path:
     return python()
 
 
-def set_up(progress: Progress, *, development: bool = False) -> None:
-    """Makes the environment or repairs it; running it again after a failure goes on where it stopped."""
+def set_up(progress: Progress, *, development: bool = False) -> dict[str, Any]:
+    """Makes the environment or repairs it; running it again after a failure goes on where it stopped. Returns the
+    check's report."""
     _check_host()
     with _only_one(progress):
         _wait_for_engines(progress)
         development = development or "development" in _stamp()
         atomic.remove(STAMP)
         machine = torch_build.look()
-        packages.make(ENGINE, progress)
-        for lock_file in [LOCK, DEVELOPMENT_LOCK] if development else [LOCK]:
-            packages.install_lock(ENGINE, lock_file, progress)
-        report, note = _with_torch(machine, progress)
+        locks = [LOCK, DEVELOPMENT_LOCK] if development else [LOCK]
+        is_new = packages.make(ENGINE, progress)
+        try:
+            report, note = _install(machine, locks, progress)
+        except (DoesNotWork, packages.Damaged) as error:
+            if is_new or isinstance(error, CardFails) or not _may_be_removed():
+                raise
+            progress(f"{error} Making it anew")
+            packages.make(ENGINE, progress, anew=True)
+            report, note = _install(machine, locks, progress)
         stamp = {"engine": digest(LOCK), "made": time.time(), "report": report, "note": note}
         stamp["builds"] = torch_build.names(machine)
         if development:
             stamp["development"] = digest(DEVELOPMENT_LOCK)
         atomic.write_text(STAMP, json.dumps(stamp, indent=1))
         progress(f"Ready: PyTorch {report['torch']} on {report['device_name']}")
+        return report
+
+
+def _may_be_removed() -> bool:
+    """Whether what failed is our environment, and not another engine's or the one that this very process runs in."""
+    return not os.environ.get(VARIABLE) and Path(sys.prefix).resolve() != ENGINE.resolve()
 
 
 def was_made() -> bool:
@@ -106,23 +130,49 @@ def is_for_this_machine() -> bool:
 def check() -> dict[str, Any]:
     """Runs the engine's self-check: its imports, a matrix product and a small UNet step on the device.
 
-    Returns its report (python, package versions, device). Raises UserError if it fails.
+    Returns its report (python, package versions, device). Raises DoesNotWork if it fails.
     """
-    command = [str(python()), "-m", "dreambooth.engine", "selfcheck"]
+    out, told, code = _said_by_check([str(python()), "-m", "dreambooth.engine", "selfcheck"])
     try:
-        result = subprocess.run(
-            command, capture_output=True, encoding="utf-8", errors="replace", cwd=PROJECT, env=engine_variables()
-        )
-    except OSError as error:
-        raise UserError(f"{command[0]}: this is no Python that can be started ({error.strerror}).") from None
-    try:
-        return dict(json.loads(result.stdout.splitlines()[-1]))
+        return dict(json.loads(out.splitlines()[-1]))
     except (IndexError, ValueError):
-        lines = result.stderr.strip().splitlines() or [f"exit code {result.returncode}"]
+        lines = told.strip().splitlines() or [f"exit code {code}"]
         # A card's error goes on for some lines about how to look for it.
         reason = next((line for line in reversed(lines) if re.match(r"[\w.]+Error: ", line)), lines[-1])
         said = f"The engine's environment ({ENGINE}) does not work: {reason}."
-        raise UserError(f"{said} Run setup again (on the page: Set Up).") from None
+        kind = CardFails if _OF_THE_CARD.search(reason) else DoesNotWork
+        raise kind(f"{said} Run setup again (on the page: Set Up).") from None
+
+
+_OF_THE_CARD = re.compile(r"\b(CUDA|HIP|NVIDIA|MPS)\b|AcceleratorError|[Dd]river|out of memory")
+
+
+def _said_by_check(command: list[str]) -> tuple[str, str, int]:
+    """What the self-check wrote, what it complained of, and its exit code."""
+    try:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            encoding="utf-8",
+            errors="replace",
+            cwd=PROJECT,
+            env=engine_variables(),
+        )
+    except OSError as error:
+        raise DoesNotWork(f"{command[0]}: this is no Python that can be started ({error.strerror}).") from None
+    try:
+        return (*process.communicate(timeout=CHECK_SECONDS), process.returncode)
+    except subprocess.TimeoutExpired:
+        raise CardFails(
+            f"The engine's self-check has not ended in {CHECK_SECONDS // 60} minutes: the card's driver most likely "
+            "does not answer; restart the computer, then run setup again (on the page: Set Up)."
+        ) from None
+    finally:
+        process.kill()
+        with contextlib.suppress(subprocess.TimeoutExpired, ValueError):  # one that waits in a driver outlives this
+            process.communicate(timeout=5)
 
 
 _ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF")  # of PyTorch, by age
@@ -202,22 +252,71 @@ class _only_one:
             self.file.close()
 
 
+def _install(machine: torch_build.Machine, locks: list[Path], progress: Progress) -> tuple[dict[str, Any], str]:
+    """All packages into an environment that is there. Returns as `_with_torch` does."""
+    for lock_file in locks:
+        packages.install_lock(ENGINE, lock_file, progress)
+    return _with_torch(machine, progress)
+
+
 def _with_torch(machine: torch_build.Machine, progress: Progress) -> tuple[dict[str, Any], str]:
     """Installs PyTorch and checks all. Returns the check's report, and why a card is not used."""
     note = torch_build.note(machine)
     if note:
         progress(note)
     _install_torch(machine, progress)
-    progress("Checking that it works")
     try:
-        return check(), note
-    except UserError as error:
+        return _checked(machine, progress), note
+    except DoesNotWork as error:
         if not torch_build.is_amd(machine):
             raise
         progress(f"{error} Taking the CPU")
     machine, note = replace(machine, has_amd=False), "PyTorch does not work on this AMD GPU: training uses the CPU."
     _install_torch(machine, progress)
     return check(), note
+
+
+def _checked(machine: torch_build.Machine, progress: Progress) -> dict[str, Any]:
+    """The check's report, where it fails after packages whose files are damaged were installed anew."""
+    progress(CHECKING)
+    try:
+        return check()
+    except DoesNotWork as error:
+        if os.environ.get(VARIABLE):  # another engine, whose packages are not ours to change
+            raise
+        progress(str(error))
+        with venv.short(ENGINE) as reached:
+            site = venv.site_packages_in(reached)
+            installed_files.forget_bytecode(site)
+            damaged = installed_files.damaged(site, progress)
+        if isinstance(error, CardFails) and not damaged:
+            raise
+        with contextlib.suppress(packages.NotThere):  # left from an earlier version's lock
+            _reinstall(damaged, machine, progress)
+        progress(CHECKING)
+        return check()
+
+
+def _reinstall(damaged: list[tuple[str, str]], machine: torch_build.Machine, progress: Progress) -> None:
+    """Puts packages back as they were. What no lock names came with PyTorch, from where that did."""
+    named = [*packages.requirements(LOCK), *packages.requirements(DEVELOPMENT_LOCK), packages.PIP]
+    locked = {_plain(line.partition("==")[0]): line for line in named if not line.startswith("torch==")}
+    ours = sorted({locked[_plain(name)] for name, _ in damaged if _plain(name) in locked})
+    others = [f"{name}=={version}" for name, version in damaged if _plain(name) not in locked]
+    # pip would remove what is there by its RECORD, which may be damaged too; the same version's files replace it.
+    anew = ["--no-deps", "--ignore-installed", "--no-warn-script-location"]
+    if ours:
+        packages.install(ENGINE, [*anew, *ours], progress, f"{len(ours)} damaged packages")
+    if others:
+        built = next(
+            (one for one in torch_build.builds(machine) if one.name == _installed_build()), torch_build.DEFAULT
+        )
+        packages.install(ENGINE, [*anew, *built.arguments, *others], progress, f"PyTorch ({built.name})")
+
+
+def _plain(name: str) -> str:
+    """A package's name as it is compared: Jinja2, jinja2 and open_clip-torch have several spellings."""
+    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def _install_torch(machine: torch_build.Machine, progress: Progress) -> None:

@@ -8,12 +8,14 @@ and a person starts the next try.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from dreambooth.core.errors import UserError
 from dreambooth.core.files import atomic
@@ -90,27 +92,36 @@ def on_own_page() -> str:
 
 
 def begin() -> None:
-    """Starts `python -m dreambooth setup` as a process of its own. Raises UserError if one is at work already."""
+    """Starts `python -m dreambooth setup` as a process of its own. Raises UserError if one is at work already, or this
+    folder cannot be written to."""
     if environment.is_being_set_up():
         raise UserError("The engine is being set up already.")
-    _write_note({"lock": environment.lock_digest(), "said": _STARTING, "time": time.time()})
+    try:
+        _write_note({"lock": environment.lock_digest(), "said": _STARTING, "time": time.time()})
+        with open(LOG, "wb") as log:
+            _start(log)
+    except OSError as error:
+        raise _reason_of(error) from None
+
+
+def _start(log: BinaryIO) -> None:
     flags: dict[str, Any] = {"start_new_session": True}
     if sys.platform == "win32":
         flags = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP | subprocess.CREATE_NO_WINDOW}
-    with open(LOG, "wb") as log:
-        subprocess.Popen(
-            [sys.executable, "-c", _SET_UP, str(PROJECT)],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            cwd=PROJECT,
-            env=environment.engine_variables(),
-            **flags,
-        )
+    subprocess.Popen(
+        [sys.executable, "-c", _SET_UP, str(PROJECT)],
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=log,
+        cwd=PROJECT,
+        env=environment.engine_variables(),
+        **flags,
+    )
 
 
-def set_up(progress: Progress, *, development: bool = False) -> None:
-    """Makes or repairs the environment, and keeps the tab's note of how far it is. Raises UserError when that fails."""
+def set_up(progress: Progress, *, development: bool = False) -> dict[str, Any]:
+    """Makes the environment, or repairs it where it does not work, and keeps the tab's note of how far it is. Returns
+    the check's report. Raises UserError when that fails."""
     note: dict[str, Any] = {"lock": environment.lock_digest(), "time": time.time()}
     written = 0.0
 
@@ -119,20 +130,44 @@ def set_up(progress: Progress, *, development: bool = False) -> None:
         progress(text)
         if time.monotonic() - written > _WRITE_EVERY_SECONDS:
             written = time.monotonic()
-            _write_note({**note, "said": text})
+            _keep_note({**note, "said": text})
 
     try:
-        environment.set_up(say, development=development)
+        report = _of_one_that_works(say, development=development) or environment.set_up(say, development=development)
     except UserError as error:
-        _write_note({**note, "problem": str(error)})
+        _keep_note({**note, "problem": str(error)})
         raise
+    except OSError as error:
+        problem = _reason_of(error)
+        _keep_note({**note, "problem": str(problem)})
+        raise problem from None
     atomic.remove(NOTE)
+    return report
+
+
+def _of_one_that_works(say: Progress, *, development: bool) -> dict[str, Any] | None:
+    """The check's report where there is nothing to do."""
+    if environment.is_current(development=development) and environment.is_for_this_machine():
+        say(environment.CHECKING)
+        with contextlib.suppress(UserError):  # what does not work is repaired
+            return environment.check()
+    return None
+
+
+def _reason_of(error: OSError) -> UserError:
+    if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
+        return UserError(f"{PROJECT}: the disk is full; make room, and run setup again to go on.")
+    return UserError(f"The engine cannot be set up ({error}). Run setup again to go on.")
 
 
 def _begins(note: dict[str, Any]) -> bool:
-    """Whether the process that sets up has just been started and may not have come to say so yet."""
-    since, is_ours = note.get("time"), note.get("lock") == environment.lock_digest() and note.get("said") == _STARTING
-    return is_ours and isinstance(since, float) and 0 <= time.time() - since < _STARTING_SECONDS
+    """Whether the process that sets up has just been started, or looks whether there is anything to do: it holds no
+    lock yet."""
+    seconds = {_STARTING: _STARTING_SECONDS, environment.CHECKING: environment.CHECK_SECONDS}.get(
+        note.get("said", ""), 0
+    )
+    since, is_ours = note.get("time"), note.get("lock") == environment.lock_digest()
+    return is_ours and isinstance(since, float) and 0 <= time.time() - since < seconds
 
 
 def _is_current() -> bool:
@@ -151,6 +186,12 @@ def _read_note() -> dict[str, Any]:
 
 def _write_note(note: dict[str, Any]) -> None:
     atomic.write_text(NOTE, json.dumps(note))
+
+
+def _keep_note(note: dict[str, Any]) -> None:
+    """What the set-up does not end for when the disk is full: the set-up itself, or its own reason, tells of that."""
+    with contextlib.suppress(OSError):
+        _write_note(note)
 
 
 def engine_log(most: int = 20_000) -> str:

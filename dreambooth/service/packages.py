@@ -23,12 +23,27 @@ class NoAnswer(UserError):
     """The package index could not be reached."""
 
 
-def make(folder: Path, progress: Progress) -> None:
-    """An environment with our pip in a folder; one that works is kept. Raises UserError if it cannot be made."""
+class Damaged(UserError):
+    """What is installed already stands in the way: pip itself, or a package that it cannot replace."""
+
+
+def make(folder: Path, progress: Progress, *, anew: bool = False) -> bool:
+    """An environment with our pip in a folder; one whose pip works is kept, unless it is to be made anew. Returns
+    whether it was made. Raises UserError if it cannot be."""
     own = venv.python_in(folder)
-    if not own.exists() or subprocess.run([str(own), "-c", "import pip"], capture_output=True).returncode:
+    anew = anew or not own.exists() or not _has_pip(own)
+    if anew:
         venv.make(folder, progress)
     install(folder, [PIP], progress, "pip")
+    return anew
+
+
+def _has_pip(python: Path) -> bool:
+    try:
+        command = [str(python), "-m", "pip", "install", "--help"]  # loads all that an installation needs
+        return subprocess.run(command, capture_output=True, env=venv.variables()).returncode == 0
+    except OSError:
+        return False
 
 
 def install_lock(folder: Path, lock_file: Path, progress: Progress) -> None:
@@ -40,7 +55,7 @@ def install_lock(folder: Path, lock_file: Path, progress: Progress) -> None:
 def install(folder: Path, arguments: list[str], progress: Progress, what: str) -> None:
     """`pip install` with these arguments in the environment of a folder; `what` is what it is called meanwhile.
 
-    Raises NotThere, NoAnswer, or UserError for everything else."""
+    Raises NotThere, NoAnswer, Damaged, or UserError for everything else."""
     progress(f"Installing {what}")
     said: list[str] = []
     with venv.short(folder) as reached:
@@ -73,7 +88,10 @@ def _failure(said: list[str], what: str) -> UserError:
             "setup again to go on."
         )
     failure = f"{what} could not be installed: {reason.rstrip('.')}. Run setup again to go on."
-    return NotThere(failure) if reason.startswith("No matching distribution") else UserError(failure)
+    if reason.startswith("No matching distribution"):
+        return NotThere(failure)
+    is_pip_broken = "Traceback (most" in told and not any(line.startswith("ERROR") for line in said)
+    return Damaged(failure) if is_pip_broken or "Cannot uninstall" in told else UserError(failure)
 
 
 def shown_of(line: str, what: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import signal
 import subprocess
 from collections.abc import Sequence
@@ -39,11 +38,7 @@ Result = dict[str, Any]
 
 
 def setup(options: argparse.Namespace, terminal: Terminal) -> Result:
-    if environment.is_current(development=options.development) and environment.is_for_this_machine():
-        with contextlib.suppress(UserError):  # what does not work is repaired below
-            return environment.check()
-    installation.set_up(terminal.show, development=options.development)
-    return environment.check()
+    return installation.set_up(terminal.show, development=options.development)
 
 
 def inspect(options: argparse.Namespace, terminal: Terminal) -> Result:

@@ -1,10 +1,11 @@
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import os
 import sys
 import time
-import types
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 from dreambooth.core import device
 from dreambooth.core.errors import UserError
 from dreambooth.core.install_paths import DEVELOPMENT_LOCK, LOCK
-from dreambooth.service import environment, packages, torch_build
+from dreambooth.service import environment, installed_files, packages, torch_build
 
 
 @pytest.fixture
@@ -83,11 +84,23 @@ def test_of_a_cards_error_the_line_is_told_that_names_it(monkeypatch: pytest.Mon
         "For debugging consider passing CUDA_LAUNCH_BLOCKING=1\n"
         "Compile with `TORCH_USE_CUDA_DSA` to enable device-side assertions.\n\n"
     )
-    ended = types.SimpleNamespace(stdout="", stderr=said, returncode=1)
-    monkeypatch.setattr(environment.subprocess, "run", lambda *_, **__: ended)
+    monkeypatch.setattr(environment, "_said_by_check", lambda command: ("", said, 1))
     with pytest.raises(
-        UserError, match=r"does not work: torch\.AcceleratorError: CUDA error: no kernel image .*device\."
+        environment.CardFails, match=r"does not work: torch\.AcceleratorError: CUDA error: no kernel image .*device\."
     ):
+        environment.check()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows starts no scripts this way")
+def test_a_driver_that_does_not_answer_is_not_waited_for_for_ever(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    hung = tmp_path / "python"
+    hung.write_text("#!/bin/sh\nexec sleep 60\n")
+    hung.chmod(0o755)
+    monkeypatch.setenv(environment.VARIABLE, str(hung))
+    monkeypatch.setattr(environment, "CHECK_SECONDS", 1)
+    with pytest.raises(environment.CardFails, match=r"has not ended in .* minutes: .*restart the computer, then run"):
         environment.check()
 
 
@@ -204,7 +217,7 @@ def test_another_driver_has_the_environment_looked_at_again(fresh: Path, monkeyp
 def test_an_amd_gpu_that_pytorch_cannot_use_leaves_the_cpu(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     index = _Index(*torch_build._ROCM, "cpu")
     monkeypatch.setattr(packages, "install", index.install)
-    checked: list[Any] = [UserError("The engine's environment does not work."), {"device": "cpu"}]
+    checked: list[Any] = [environment.CardFails("The engine's environment does not work."), {"device": "cpu"}]
 
     def check() -> dict[str, Any]:
         found = checked.pop(0)
@@ -229,3 +242,106 @@ def test_on_linux_the_engines_memory_grows_in_place_unless_somebody_has_chosen(
         monkeypatch.setenv(own, "max_split_size_mb:256")
     found = {key: value for key, value in environment.engine_variables().items() if key.endswith("_ALLOC_CONF")}
     assert found == ({own: "max_split_size_mb:256"} if own else {"PYTORCH_ALLOC_CONF": "expandable_segments:True"})
+
+
+def _installed(folder: Path, name: str, version: str) -> Path:
+    """An environment's package of one module, as pip leaves it. Returns the module."""
+    site, about = folder / "lib" / "python3.11" / "site-packages", f"{name}-{version}.dist-info"
+    files = {f"{name}/__init__.py": b"here = 1\n", f"{about}/METADATA": f"Name: {name}\nVersion: {version}\n".encode()}
+    for path, content in files.items():
+        (site / path).parent.mkdir(parents=True)
+        (site / path).write_bytes(content)
+    hashes = {path: base64.urlsafe_b64encode(hashlib.sha256(content).digest()) for path, content in files.items()}
+    lines = [f"{path},sha256={hashes[path].decode().rstrip('=')},{len(files[path])}\n" for path in files]
+    (site / about / "RECORD").write_text(f"{''.join(lines)}{name}/__pycache__/__init__.pyc,,\n{about}/RECORD,,\n")
+    return site / name / "__init__.py"
+
+
+@pytest.mark.parametrize("damage", ["emptied", "missing", "as long but other", "no record", "half a record"])
+def test_packages_whose_files_are_damaged_are_found(tmp_path: Path, damage: str) -> None:
+    module = _installed(tmp_path, "sound_one", "1.0")
+    _installed(tmp_path, "other_one", "2.0")
+    site, record = module.parents[1], module.parents[1] / "sound_one-1.0.dist-info" / "RECORD"
+    (site / "~ther_one-1.0.dist-info").mkdir()
+    assert installed_files.damaged(site, lambda said: None) == []
+    if damage == "missing":
+        module.unlink()
+    elif "record" in damage:
+        record.write_text("sound_one/__init__.py,sha2" if damage == "half a record" else "")
+    else:
+        module.write_text("" if damage == "emptied" else "gone = 1\n")
+    assert installed_files.damaged(site, lambda said: None) == [("sound_one", "1.0")]
+
+
+class _Pip:
+    """Counts what the set-up does to an environment; the check fails until that was done which mends it."""
+
+    def __init__(self, mended_by: str) -> None:
+        self.mended_by, self.done = mended_by, list[str]()
+
+    def make(self, folder: Path, progress: packages.Progress, *, anew: bool = False) -> bool:
+        self.done += ["made anew"] if anew else []
+        return anew
+
+    def install(self, folder: Path, arguments: list[str], progress: packages.Progress, what: str) -> None:
+        self.done += [arguments[-1]] if "--ignore-installed" in arguments else []
+
+    def check(self) -> dict[str, Any]:
+        if self.mended_by in self.done:
+            return {"torch": "2", "device_name": "the CPU"}
+        kind = environment.CardFails if self.mended_by == "nothing" else environment.DoesNotWork
+        raise kind("ImportError: cannot import name 'safe_open'.")
+
+
+@pytest.fixture
+def pip(fresh: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> _Pip:
+    made = _Pip(request.param)
+    monkeypatch.setattr(environment, "SETTING_UP", fresh / "setting-up")
+    monkeypatch.setattr(environment, "ENGINE_USERS", fresh / "users")
+    monkeypatch.setattr(torch_build, "look", lambda: torch_build.Machine("Linux"))
+    for name in ("make", "install"):
+        monkeypatch.setattr(packages, name, getattr(made, name))
+    monkeypatch.setattr(environment, "check", made.check)
+    return made
+
+
+LOCKED_SAFETENSORS = next(line for line in packages.requirements(LOCK) if line.startswith("safetensors=="))
+
+
+@pytest.mark.parametrize(
+    ("pip", "is_damaged", "done"),
+    [
+        (LOCKED_SAFETENSORS, True, [LOCKED_SAFETENSORS]),
+        ("made anew", True, [LOCKED_SAFETENSORS, "made anew"]),
+        ("made anew", False, ["made anew"]),
+    ],
+    indirect=["pip"],
+)
+def test_what_does_not_work_is_put_back_and_else_made_anew(
+    pip: _Pip, is_damaged: bool, done: list[str], fresh: Path
+) -> None:
+    module = _installed(fresh, *LOCKED_SAFETENSORS.split("=="))
+    if is_damaged:
+        module.write_text("")
+    report = environment.set_up(lambda said: None)
+    assert report["device_name"] == "the CPU" and pip.done == done
+    assert environment.is_current()
+
+
+@pytest.mark.parametrize("pip", ["nothing"], indirect=True)
+def test_a_card_that_fails_costs_no_packages(pip: _Pip, fresh: Path) -> None:
+    _installed(fresh, *LOCKED_SAFETENSORS.split("=="))
+    with pytest.raises(environment.CardFails):
+        environment.set_up(lambda said: None)
+    assert pip.done == [] and not environment.is_current()
+
+
+def test_what_came_with_pytorch_is_put_back_from_where_that_came(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (fresh / "lib" / "python3.11" / "site-packages" / "torch-2.13.0+cu126.dist-info").mkdir(parents=True)
+    index = _Index("cu126", "1 damaged packages")
+    monkeypatch.setattr(packages, "install", index.install)
+    damaged = [("nvidia_cublas_cu12", "12.6.4.1"), ("safetensors", "0.1"), ("torch", "2.13.0+cu126")]
+    environment._reinstall(damaged, torch_build.Machine("Linux", "560.1"), lambda said: None)
+    (ours, torchs) = index.asked
+    assert ours[-1] == LOCKED_SAFETENSORS and "--ignore-installed" in ours and "--no-deps" in ours
+    assert torchs[-2:] == ["nvidia_cublas_cu12==12.6.4.1", "torch==2.13.0+cu126"] and torchs[-3].endswith("/cu126")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 
 from dreambooth.core.errors import UserError
-from dreambooth.core.files import lock
+from dreambooth.core.files import atomic, lock
 from dreambooth.core.install_paths import PROJECT
 from dreambooth.service import environment, installation
 
@@ -154,3 +155,49 @@ def test_install_loads_only_the_standard_library() -> None:
 def test_the_time_of_a_stale_note_does_not_matter(started: list[Any]) -> None:
     installation._write_note({"lock": environment.lock_digest(), "said": "x", "time": time.time() - 1e6})
     assert "See the Dreambooth tab" in installation.on_start() and not started
+
+
+def test_a_full_disk_ends_no_set_up_by_itself_and_is_told_as_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def set_up(progress: Any, *, development: bool) -> None:
+        progress("PyTorch: 1 of 2 MB")
+        raise UserError("It: the disk is full; make room.")
+
+    monkeypatch.setattr(atomic, "write_text", full)
+    monkeypatch.setattr(environment, "set_up", set_up)
+    with pytest.raises(UserError, match=r"^It: the disk is full; make room\.$"):
+        installation.set_up(lambda text: None)
+    monkeypatch.setattr(environment, "set_up", full)  # as where it writes its stamp
+    with pytest.raises(UserError, match=r"the disk is full; make room, and run setup again"):
+        installation.set_up(lambda text: None)
+    with pytest.raises(UserError, match="the disk is full"):
+        installation.begin()
+
+
+def test_an_engine_that_works_is_left_as_it_is_and_the_tab_says_that_it_is_looked_at(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: list[Any] = []
+
+    def check() -> dict[str, str]:
+        seen.append(installation.state())
+        return {"device": "cpu"}
+
+    monkeypatch.setattr(environment, "is_current", lambda **_: True)
+    monkeypatch.setattr(environment, "check", check)
+    monkeypatch.setattr(environment, "set_up", lambda *_, **__: pytest.fail("it is set up"))
+    assert installation.set_up(lambda text: None) == {"device": "cpu"}
+    assert seen[0]["ready"] and seen[0]["working"] and seen[0]["said"] == environment.CHECKING
+    assert not installation.state()["working"]
+
+
+def test_an_engine_that_does_not_work_is_repaired_although_it_is_current(monkeypatch: pytest.MonkeyPatch) -> None:
+    def check() -> None:
+        raise environment.DoesNotWork("ImportError.")
+
+    monkeypatch.setattr(environment, "is_current", lambda **_: True)
+    monkeypatch.setattr(environment, "check", check)
+    monkeypatch.setattr(environment, "set_up", lambda *_, **__: {"device": "cpu"})
+    assert installation.set_up(lambda text: None) == {"device": "cpu"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from importlib.metadata import version
@@ -49,12 +50,16 @@ def test_what_an_index_does_not_have_is_told_apart(ours: Path) -> None:
             "the disk is full",
         ),
         (["ERROR: Cannot uninstall six 1.0."], r"Cannot uninstall six 1\.0\. Run setup"),
+        (
+            ["Traceback (most recent call last):", "ImportError: nothing to uninstall with"],
+            r"nothing to uninstall with\. Run setup",
+        ),
         ([], r"no reason given\. Run setup"),
     ],
 )
 def test_other_failures(said: list[str], told: str) -> None:
     failure = packages._failure(said, "It")
-    assert type(failure) is UserError
+    assert type(failure) is (packages.Damaged if "uninstall" in told else UserError)
     with pytest.raises(UserError, match=told):
         raise failure
 
@@ -89,5 +94,17 @@ def test_an_environment_that_works_is_kept(ours: Path, monkeypatch: pytest.Monke
     asked: list[Any] = []
     monkeypatch.setattr(venv, "make", lambda *_: pytest.fail("it is made anew"))
     monkeypatch.setattr(packages, "install", lambda *given: asked.append(given))
-    packages.make(ours, lambda said: None)
+    assert packages.make(ours, lambda said: None) is False
     assert asked[0][1] == [packages.PIP]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows starts no scripts this way")
+def test_one_whose_pip_is_damaged_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Path] = []
+    monkeypatch.setattr(venv, "make", lambda folder, progress: made.append(folder))
+    monkeypatch.setattr(packages, "install", lambda *given: None)
+    own = venv.python_in(tmp_path)
+    own.parent.mkdir()
+    own.write_text('#!/bin/sh\n[ "$1" = -c ]\n')  # `import pip` works, and what loads more of it does not
+    own.chmod(0o755)
+    assert packages.make(tmp_path, lambda said: None) is True and made == [tmp_path]
