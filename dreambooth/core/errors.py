@@ -9,6 +9,7 @@ from typing import Any
 
 # A setting's key, a flag or a file in front of what is said of it, as every sentence about one has it.
 _PLACE = re.compile(r"(--[a-z][\w-]*|[a-z_]+(?:\.\w+)+|[A-Z]:[\\/][^\n]*?|/[^\n]*?): ")
+RUN_SETUP = "Run setup (on the page: Set Up), then start it again."  # where the engine's packages may be damaged
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,11 @@ class Problem:
     @property
     def sentence(self) -> str:
         return self.what if self.do.rstrip(".").lower() in self.what.lower() else f"{self.what} {self.do}"
+
+    @property
+    def is_of_engine(self) -> bool:
+        """Whether what may mend it is to set the engine up once more."""
+        return self.do == RUN_SETUP
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)

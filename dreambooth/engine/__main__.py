@@ -18,7 +18,7 @@ import traceback
 from pathlib import Path
 
 from dreambooth.core import device, linux
-from dreambooth.core.errors import Problem, UserError
+from dreambooth.core.errors import RUN_SETUP, Problem, UserError
 from dreambooth.core.files import lock, occupancy
 from dreambooth.core.install_paths import ENGINE, ENGINE_USERS, SETTING_UP
 from dreambooth.core.job_folder import Job
@@ -196,6 +196,9 @@ def _explain(error: BaseException, job: Job, kind: str) -> Problem:
     if out_of_memory.is_out_of_memory(error):
         return recovery.without_retry(out_of_memory.requested(error), draws=kind != "train")
     text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    if isinstance(error, (ImportError, SyntaxError)):
+        said = f"A package of the engine does not load: {text} (the whole report is in {job.log})."
+        return Problem(said, str(job.log), RUN_SETUP)
     return Problem(
         f"The engine stopped on an error of its own: {text} (the whole report is in {job.log}).",
         str(job.log),

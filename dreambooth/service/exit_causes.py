@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from dreambooth.core import linux
-from dreambooth.core.errors import Problem, UserError
+from dreambooth.core.errors import RUN_SETUP, Problem, UserError
 from dreambooth.core.files import atomic
 from dreambooth.core.files.json_file import read_object
 from dreambooth.core.job_folder import BY_WEBUI, Job
@@ -77,6 +77,8 @@ def early(job: Job) -> Problem | None:
 
 def _ended(job: Job, started: dict[str, Any]) -> Problem:
     cause, advice = _cause(job, started), _advice(job, job.story().last.get("state"))
+    if not started and (_exit_code(job) or 0) > 0:  # it failed to load, rather than being ended from outside
+        advice = RUN_SETUP
     return Problem(f"{cause}.", str(job.log), advice, log_excerpt(job))
 
 

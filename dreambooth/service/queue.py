@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from dreambooth.core import device, job_list, project
-from dreambooth.core.errors import Problem, UserError
+from dreambooth.core.errors import RUN_SETUP, Problem, UserError
 from dreambooth.core.files import atomic, lock
 from dreambooth.core.job_folder import Job
 from dreambooth.core.project import Folders
@@ -194,11 +194,7 @@ class Queue:
 def _not_started(error: UserError | OSError) -> UserError:
     if isinstance(error, UserError):
         return error
-    return UserError(
-        Problem(
-            f"The engine could not be started ({error}).", "", "Run setup (on the page: Set Up), then start it again."
-        )
-    )
+    return UserError(Problem(f"The engine could not be started ({error}).", "", RUN_SETUP))
 
 
 def _place(job: Job, folders: Folders) -> Folders:

@@ -12,7 +12,7 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from dreambooth.core import job_folder, job_list, project
-from dreambooth.core.errors import UserError
+from dreambooth.core.errors import RUN_SETUP, UserError
 from dreambooth.core.install_paths import MINIATURE, SUBJECT_PICTURES
 from dreambooth.core.job_folder import Job
 from dreambooth.core.project import Folders
@@ -96,6 +96,14 @@ def test_a_run_that_is_discarded_before_it_has_begun_keeps_nothing(
     assert engine.main([str(job.folder)]) == engine.DONE
     assert (job.status(), job.states()) == ("stopped", [])
     assert not {job.state.name, job_folder.BEFORE, job_folder.FITTED} & {path.name for path in job.folder.iterdir()}
+
+
+@pytest.mark.parametrize("error", [ImportError("cannot import name 'safe_open'"), SyntaxError("null bytes")])
+def test_a_package_that_does_not_load_has_the_set_up_repair_it(
+    folders: Folders, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    (told,) = runs.errors(broken(folders, error, monkeypatch), "failed")
+    assert told.is_of_engine and str(error) in told.what and told.log
 
 
 def test_too_little_memory_is_told_alike_in_every_job(folders: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -188,7 +196,7 @@ def test_an_engine_that_ended_before_it_began_is_told_of(paused: Job) -> None:
     summary = runs.summary(paused)
     assert summary["status"] == "paused"
     (error,) = summary["errors"]
-    assert "ended before it began (code 1)" in error["what"]
+    assert "ended before it began (code 1)" in error["what"] and error["do"] == RUN_SETUP
     assert "Permission denied" in error["log"]
     paused.request("start")
     assert not runs.summary(paused)["errors"]

@@ -82,17 +82,19 @@ def problems_data(problems: Iterable[str]) -> str:
     return escape(json.dumps(told, ensure_ascii=False))
 
 
-def sentence_list(problems: list[str], data: str = "") -> str:
+def sentence_list(problems: list[str], data: str = "", *, kind: str = "") -> str:
     """Sentences in which a setting is called by its label."""
     items = "".join(f"<li>{escape(_by_label(one))}</li>" for one in problems)
-    return f'<ul class="db-problems"{data}>{items}</ul>' if problems else ""
+    return f'<ul class="{f"db-problems {kind}".strip()}"{data}>{items}</ul>' if problems else ""
 
 
 def failure_list(errors: list[Problem]) -> str:
-    """Why a job failed, with the end of its log where an engine broke."""
+    """Why a job failed, with the end of its log where an engine broke. Where the engine itself may be damaged, the
+    button comes with it that sets up again (style.css)."""
     logs = dict.fromkeys(one.log for one in errors if one.log)
     shown = (f"<details><summary>What it said last</summary><pre>{escape(log)}</pre></details>" for log in logs)
-    return sentence_list([one.sentence for one in errors]) + "".join(shown)
+    mended = "db-engine-damaged" if any(one.is_of_engine for one in errors) else ""
+    return sentence_list([one.sentence for one in errors], kind=mended) + "".join(shown)
 
 
 def warning_list(warnings: list[Problem]) -> str:

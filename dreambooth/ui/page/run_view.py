@@ -58,10 +58,10 @@ WORDS = {
 def run_view(folders: Folders, model: str) -> str:
     """The current run of a model: how it is, how far, its curves, previews, files and log."""
     engine = installation.state()
-    if not engine["ready"]:
-        return root("working" if engine["working"] else "unready", [("head", _engine(engine))])
-    elsewhere = _unused_card(engine) + _elsewhere(folders, model)
+    elsewhere = _engine(engine) + _elsewhere(folders, model)
     job = job_list.current(job_list.runs(open_project(folders, model))) if model else None
+    if not engine["ready"] and (job is None or not job.is_alive()):
+        return root("working" if engine["working"] else "unready", [("head", elsewhere)])
     if job is None:
         words = "Runs are shown here as they go." if model else "Make a model first; its runs are shown here."
         return root("none", [("head", f'{elsewhere}<p class="db-quiet">{words}</p>')], _settings(folders, model))
@@ -155,16 +155,14 @@ def _report(job: Job, status: str) -> str:
 
 
 def _engine(state: Mapping[str, Any]) -> str:
-    """What the engine's environment wants, before anything can run."""
+    """What the engine's environment wants: what it is doing, what stands in its way, or why everything is done by the
+    CPU of a machine with a card. With the last comes the button that sets up again (style.css)."""
     if state["working"]:
-        said = f'<p class="db-note">Setting the engine up: {escape(state["said"])}</p>'
+        said = f'<p class="db-note db-setting-up">Setting the engine up: {escape(state["said"])}</p>'
         return said + bar({"share": None, "note": ""})
-    return f'<p class="db-note">{escape(state["problem"])}</p>'
-
-
-def _unused_card(engine: Mapping[str, Any]) -> str:
-    """Why everything is done by the CPU of a machine with a card; with it comes the button that sets up again."""
-    return f'<p class="db-note db-unused-card">{escape(engine["note"])}</p>' if engine["note"] else ""
+    if not state["ready"]:
+        return f'<p class="db-note">{escape(state["problem"])}</p>'
+    return f'<p class="db-note db-unused-card">{escape(state["note"])}</p>' if state["note"] else ""
 
 
 def _curves(course: Course, last: Event) -> str:

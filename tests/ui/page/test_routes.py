@@ -18,6 +18,7 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from dreambooth.core import job_folder, job_list, project
+from dreambooth.core.errors import RUN_SETUP, Problem, UserError
 from dreambooth.core.install_paths import MINIATURE
 from dreambooth.core.project import Folders
 from dreambooth.core.schema import leaves
@@ -66,6 +67,37 @@ def test_why_a_card_is_not_used_is_told_as_long_as_that_is_so(
         headers = {"X-Dreambooth-Token": Standalone.token}
         shown = client(folders).get("/dreambooth/page/live?view=run&model=star", headers=headers).text
         assert ("db-unused-card" in shown) == bool(note) and ("driver &lt;470&gt; is" in shown) == bool(note)
+
+
+def test_a_run_that_is_going_stays_in_view_with_its_buttons_while_the_engine_is_set_up(
+    folders: Folders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after an update: the set-up waits for the run, and asks to pause it."""
+    state = {"ready": False, "working": True, "problem": "", "said": "Waiting for 1 job", "log": "", "note": ""}
+    monkeypatch.setattr(installation, "state", lambda: state)
+    project.create(folders, "sun", MINIATURE)
+    run = job(folders, {"event": "started"}, STEP)
+    alive = run.hold()
+    assert alive
+
+    def shown(model: str) -> str:
+        headers = {"X-Dreambooth-Token": Standalone.token}
+        return client(folders).get(f"/dreambooth/page/live?view=run&model={model}", headers=headers).text
+
+    own, other = shown("star"), shown("sun")
+    assert 'data-db-state="running"' in own and "Waiting for 1 job" in own and "step 5 of 10" in own
+    assert 'data-db-state="working"' in other and "Pause it" in other
+    alive.close()
+    assert 'data-db-state="working"' in shown("star") and "Pause it" not in shown("sun")
+
+
+def test_the_repair_is_offered_where_the_engine_may_be_damaged(folders: Folders) -> None:
+    headers = {"X-Dreambooth-Token": Standalone.token}
+    for error in (Problem("A package does not load.", do=RUN_SETUP), Problem("Another failure.")):
+        said = UserError(error).as_json()
+        job(folders, {"event": "started"}, {"event": "failed", "refused": False, **said})
+        shown = client(folders).get("/dreambooth/page/live?view=run&model=star", headers=headers).text
+        assert ("db-engine-damaged" in shown) == error.is_of_engine and error.what in shown
 
 
 STEP = {"event": "step", "step": 5, "steps": 10, "images": 5, "loss": 0.5, "rate": 1e-4, "steps_per_second": 2.0,
