@@ -8,6 +8,8 @@ import os
 import pickle
 import pickletools
 import struct
+import subprocess
+import sys
 import time
 import tracemalloc
 import zipfile
@@ -19,6 +21,7 @@ import pytest
 
 from dreambooth.core import project
 from dreambooth.core.errors import UserError
+from dreambooth.core.install_paths import PROJECT
 from dreambooth.core.models.pickle_file import read_pickle
 from dreambooth.core.project import Folders
 from tests.conftest import write_safetensors
@@ -333,6 +336,42 @@ def test_a_claimed_length_takes_no_memory(tmp_path: Path) -> None:
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         assert peak < 2**24
+
+
+def copying(call: bytes) -> bytes:
+    """A pickle of a megabyte that calls for copies of one dictionary of 20,000 things: 5 GB and more."""
+    shared = b"}(" + b"".join(b"J" + struct.pack("<i", number) + b"N" for number in range(20_000)) + b"u\x940"
+    return b"\x80\x04" + b"ccollections\nOrderedDict\n\x940" + shared + b"](" + (1_000_000 // len(call)) * call + b"e."
+
+
+COPIES = {
+    "a tuple": b"h\x00h\x01\x85R",
+    "a list": b"h\x00]h\x01aR",
+    "a tuple of a hundred": b"h\x00(" + 100 * b"h\x01" + b"tR",
+    "an object": b"(h\x00h\x01o",
+    "an instance": b"(h\x01icollections\nOrderedDict\n",
+}
+READ = """
+import resource, sys
+from dreambooth.core.errors import UserError
+from dreambooth.core.models.pickle_file import read_pickle
+from pathlib import Path
+resource.setrlimit(resource.RLIMIT_AS, (3 * 2**30, 3 * 2**30))
+try:
+    read_pickle(Path(sys.argv[1]))
+except UserError:
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 2**10)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits a process's memory so")
+@pytest.mark.parametrize("call", COPIES)
+def test_a_dictionary_that_is_handed_over_again_and_again_takes_no_memory(tmp_path: Path, call: str) -> None:
+    path = of_bytes(".ckpt", zipped(copying(COPIES[call])))(tmp_path)
+    said = subprocess.run(
+        [sys.executable, "-c", READ, str(path)], capture_output=True, text=True, timeout=60, cwd=PROJECT
+    )
+    assert said.stdout and int(said.stdout) < 300, f"{said.stdout} MB {said.stderr[-500:]}"
 
 
 def test_there_are_more_than_fifty() -> None:

@@ -23,7 +23,7 @@ _LONGEST_NAME = 300
 _MOST_VALUES = 2**60
 _UNKNOWN = (
     *(pickle.BYTEARRAY8, pickle.NEXT_BUFFER, pickle.READONLY_BUFFER, pickle.LONG4, pickle.NEWOBJ_EX, pickle.PERSID),
-    *(pickle.EXT1, pickle.EXT2, pickle.EXT4),
+    *(pickle.EXT1, pickle.EXT2, pickle.EXT4, pickle.OBJ),
 )
 
 _STORAGES = {
@@ -218,6 +218,12 @@ class Unpickler(pickle._Unpickler):
         self._hand(self.stack[-1])  # type: ignore[attr-defined]
         super().load_newobj()  # type: ignore[misc]
 
+    def load_inst(self) -> None:
+        """Only pickles of Python 2's own classes have it; what it names is told where that is hostile."""
+        module, name = (self.readline()[:-1].decode("ascii") for _ in range(2))  # type: ignore[attr-defined]
+        self.find_class(module, name)
+        raise pickle.UnpicklingError
+
     def load_build(self) -> None:
         """What else has a state has it beside what it holds, as a dictionary its version."""
         state = self.stack.pop()  # type: ignore[attr-defined]
@@ -229,8 +235,11 @@ class Unpickler(pickle._Unpickler):
             raise pickle.UnpicklingError
 
     def _hand(self, arguments: Any) -> None:
-        """Counts what is handed over, which may be the same many times."""
-        sized = [arguments, *arguments] if isinstance(arguments, tuple) and len(arguments) < MAX_SIDES else [arguments]
+        """Counts what is handed over, which may be the same many times. What stands behind the first few arguments of a
+        call is not looked at by any."""
+        if not isinstance(arguments, tuple):
+            raise pickle.UnpicklingError
+        sized = [arguments, *arguments[:MAX_SIDES]]
         self._handed += sum(len(one) for one in sized if isinstance(one, (tuple, list, dict)))
         if self._handed > _MOST_HANDED:
             raise pickle.UnpicklingError
@@ -246,6 +255,7 @@ class Unpickler(pickle._Unpickler):
             pickle.FROZENSET[0]: load_frozenset,
             pickle.REDUCE[0]: load_reduce,
             pickle.NEWOBJ[0]: load_newobj,
+            pickle.INST[0]: load_inst,
             pickle.BUILD[0]: load_build,
         }
     )
