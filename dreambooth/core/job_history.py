@@ -7,8 +7,8 @@ Of a long file that is read for the first time only some steps are read, evenly 
 from __future__ import annotations
 
 import json
+import random
 import threading
-from collections import OrderedDict
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Literal, NamedTuple
@@ -60,7 +60,7 @@ _MOST_MOMENTS = 100
 _MOST_MEASURES = 10_000
 _MOST_WARNINGS = 50
 _MOST_PICTURES = 1000  # as many as can be drawn at once
-_MOST_STORIES = 64
+_MOST_HISTORIES = 1000  # of some 100 kB each, where the runs were long
 _HEAD_BYTES = 120  # the first event's time is in them, so no two files begin alike
 
 
@@ -265,12 +265,12 @@ class JobHistory:
             (self.saved if kind == "saved" else self.exported).append(event)
 
 
-_stories: OrderedDict[Path, JobHistory] = OrderedDict()
+_histories: dict[Path, JobHistory] = {}
 _lock = threading.Lock()
 
 
 def read(path: Path) -> JobHistory:
-    """The story in an events file, which may not be there yet. What was read before is kept for the next look."""
+    """The history in an events file, which may not be there yet. What was read before is kept for the next look."""
     with _lock:
         try:
             with open(path, "rb") as file:
@@ -278,12 +278,13 @@ def read(path: Path) -> JobHistory:
                 file.seek(0)
                 head = file.read(_HEAD_BYTES)
                 file.seek(0)
-                known = _stories.pop(path, None)
+                known = _histories.pop(path, None)
                 found = known if known and known.is_of(head, size) else JobHistory()
                 found.catch_up(file, size)
         except FileNotFoundError:
             return JobHistory()
-        _stories[path] = found
-        if len(_stories) > _MOST_STORIES:
-            _stories.popitem(last=False)
+        if len(_histories) >= _MOST_HISTORIES:
+            # Any of them: all jobs are looked at in turn, so the one that was not looked at for longest comes next.
+            del _histories[random.choice(list(_histories))]
+        _histories[path] = found
         return found

@@ -156,3 +156,26 @@ def test_the_last_start_state_and_result_are_kept(path: Path) -> None:
 def test_only_so_many_pictures_are_kept(path: Path) -> None:
     write(path, *({"event": "picture", "path": f"{number}.png"} for number in range(1500)))
     assert job_history.read(path).pictures == [f"{number}.png" for number in range(500, 1500)]
+
+
+@pytest.mark.parametrize(("kept", "parsed_again"), [(80, 0), (70, 40)])
+def test_looking_at_all_jobs_in_turn_finds_most_of_what_was_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: int, parsed_again: int
+) -> None:
+    """As the queue does with every run of every model at each look; a few too many must not have all read anew."""
+    monkeypatch.setattr(job_history, "_MOST_HISTORIES", kept)
+    monkeypatch.setattr(job_history, "_histories", {})
+    paths = [tmp_path / f"{number}.jsonl" for number in range(80)]
+    for number, one in enumerate(paths):
+        write(one, {"event": "started", "pid": number})
+        job_history.read(one)
+    parsed: list[Any] = []
+    take = job_history.JobHistory._take
+    monkeypatch.setattr(job_history.JobHistory, "_take", lambda known, line: (parsed.append(line), take(known, line)))
+    for one in paths:
+        assert job_history.read(one).status == "lost"
+    assert len(parsed) <= parsed_again
+
+
+def test_far_more_runs_are_kept_than_people_have() -> None:
+    assert job_history._MOST_HISTORIES >= 1000
