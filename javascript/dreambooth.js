@@ -166,7 +166,7 @@ const dreamboothPage = (() => {
         } catch {
             return silent(place, "The WebUI does not answer. A run goes on without it.");
         }
-        if (answer.status === 403) {
+        if (answer.status === 401 || answer.status === 403) {
             return silent(place, "The WebUI was started anew; reload this page.");
         }
         if (!answer.ok) {

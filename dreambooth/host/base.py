@@ -57,5 +57,9 @@ class Host(Protocol):
     def take_gpu_back(self) -> None:
         """Ends the loan. Does nothing when nothing is lent."""
 
+    @property
+    def has_accounts(self) -> bool:
+        """Whether there are names and passwords that HTTP's basic login would be admitted with."""
+
     def admits(self, headers: Mapping[str, str], cookies: Mapping[str, str]) -> bool:
         """Whether a request may pass: the WebUI's own login, its --api-auth, or no login where it asks for none."""

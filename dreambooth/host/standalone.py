@@ -35,6 +35,7 @@ class Standalone:
     is_dark: bool | None = None
     captioners: tuple[str, ...] = ()
     samplers: tuple[str, ...] = ()
+    has_accounts = False
 
     def __init__(self, data: str | None = None, *, alone_minutes: float = ALONE_MINUTES) -> None:
         self._folders = folders(data)

@@ -114,10 +114,13 @@ class WebUI:
     def take_gpu_back(self) -> None:
         lending.take_back()
 
+    @property
+    def has_accounts(self) -> bool:
+        return bool(_accounts())
+
     def admits(self, headers: Mapping[str, str], cookies: Mapping[str, str]) -> bool:
         """By the page's login cookie or by --api-auth's name and password; everybody where neither is asked for."""
-        asked = shared.cmd_opts.api_auth or getattr(shared.cmd_opts, "auth", None) or ""  # SD.Next has one for both
-        accounts = [pair.strip() for pair in asked.split(",") if pair.strip()]
+        accounts = _accounts()
         page_login = getattr(self.app, "auth", None)
         if not accounts and not page_login:
             return True
@@ -188,6 +191,12 @@ def _version() -> str:
     except ImportError:  # SD.Next
         return str(sys.modules["installer"].get_version().get("updated", ""))
     return str(launch_utils.git_tag())
+
+
+def _accounts() -> list[str]:
+    """name:password of everybody whom the API admits."""
+    asked = shared.cmd_opts.api_auth or getattr(shared.cmd_opts, "auth", None) or ""  # SD.Next has one for both
+    return [pair.strip() for pair in asked.split(",") if pair.strip()]
 
 
 def _basic(headers: Mapping[str, str]) -> str:

@@ -8,6 +8,8 @@ Works with FastAPI 0.94 on pydantic 1.10 as with today's on pydantic 2, so it de
 
 from __future__ import annotations
 
+import functools
+import inspect
 import json
 import math
 import secrets
@@ -16,6 +18,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from fastapi import APIRouter, Request, Response
+from fastapi.encoders import jsonable_encoder
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
@@ -50,8 +53,22 @@ def router(host: Door) -> APIRouter:
     for kind in KINDS:
         for method, path, endpoint in kind(host).table():
             extra = _BODIES if (method, path) in _WITH_SETTINGS else None
-            made.add_api_route(path, endpoint, methods=[method], response_model=None, openapi_extra=extra)
+            made.add_api_route(path, _answering(endpoint), methods=[method], response_model=None, openapi_extra=extra)
     return made
+
+
+def _answering(endpoint: Callable[..., Any]) -> Callable[..., Response]:
+    """The endpoint with its answer made into JSON where it is asked, in a thread: FastAPI would do so in the loop in
+    which the WebUI answers everything else, and the events of a long run take it half a second."""
+
+    @functools.wraps(endpoint)
+    def answer(*arguments: Any, **named: Any) -> Response:
+        found = endpoint(*arguments, **named)
+        return found if isinstance(found, Response) else _Json(jsonable_encoder(found))
+
+    # With the types themselves: FastAPI would look for their names here.
+    answer.__signature__ = inspect.signature(endpoint, eval_str=True)  # type: ignore[attr-defined]
+    return answer
 
 
 class _Json(JSONResponse):
@@ -120,8 +137,17 @@ def _refusal(host: Door, request: Request) -> Response | None:
         return _refused(403, UserError("Requests from other sites are refused."))
     if host.admits(request.headers, request.cookies):
         return None
+    if _is_of_a_page(request):
+        return _refused(401, UserError("The WebUI was started anew; reload this page."))
     login = UserError("Log in first: the WebUI asks for a name and a password.")
-    return _refused(401, login, **{"WWW-Authenticate": "Basic"})
+    return _refused(401, login, **({"WWW-Authenticate": "Basic"} if host.has_accounts else {}))
+
+
+def _is_of_a_page(request: Request) -> bool:
+    """Whether a page of ours asks that was left open while the WebUI started anew. A browser would show a password box
+    of its own for what else is refused so."""
+    sealed = any(key == "seal" for key, _ in request.query_params.multi_items())
+    return sealed or "x-dreambooth-token" in request.headers or request.url.path.endswith("/dreambooth/page/live")
 
 
 def _is_ours(host: Door, request: Request) -> bool:

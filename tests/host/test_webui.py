@@ -354,8 +354,9 @@ def test_who_is_admitted(host: Any, webui: StandIn) -> None:
     assert host.admits({}, {"access-token-unsecure-Xy": "abc"}), "and 4"
     assert not host.admits({}, {"access-token": "abd"})
     assert not host.admits(_basic("anna:1"), {}), "the page's password is not the API's"
+    assert not host.has_accounts
     webui.module("shared").cmd_opts.api_auth = "bob:key,eve:other"
-    assert host.admits(_basic("eve:other"), {})
+    assert host.admits(_basic("eve:other"), {}) and host.has_accounts
     assert not host.admits(_basic("eve:key"), {})
     assert not host.admits({"authorization": "Basic %%%"}, {})
     host.app = SimpleNamespace()  # --nowebui

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -403,6 +404,52 @@ def test_without_the_login_only_the_page_may_ask(tmp_path: Path) -> None:
         assert asked.request(method, path, params={"token": "é"}).status_code == 401, path
     assert asked.get("/dreambooth/models", headers={"X-Dreambooth-Token": PAGE_TOKEN}).status_code == 200
     assert asked.get("/dreambooth/models", params={"token": PAGE_TOKEN}).status_code == 401
+
+
+@pytest.mark.parametrize("has_accounts", [True, False])
+def test_a_browser_asks_for_a_password_only_where_one_would_be_admitted(tmp_path: Path, has_accounts: bool) -> None:
+    """And never for a page that was left open while the WebUI started anew."""
+
+    class Closed(Standalone):
+        def admits(self, headers: Any, cookies: Any) -> bool:
+            return False
+
+    host = Closed(str(tmp_path))
+    host.has_accounts = has_accounts
+    asked = client(tmp_path, host)
+    by_hand = asked.get("/dreambooth/models")
+    assert by_hand.headers.get("www-authenticate") == ("Basic" if has_accounts else None)
+    assert "Log in first" in by_hand.json()["problems"][0]
+    for of_a_page in (
+        asked.get("/dreambooth/models", headers={"X-Dreambooth-Token": "of before"}),
+        asked.get("/dreambooth/models/star/picture", params={"file": "a.png", "seal": "of before"}),
+    ):
+        assert of_a_page.status_code == 401 and "www-authenticate" not in of_a_page.headers
+        assert of_a_page.json()["problems"] == ["The WebUI was started anew; reload this page."]
+
+
+def test_a_large_answer_is_made_outside_of_the_loop_in_which_all_others_are_answered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made_in: list[threading.Thread] = []
+    encode, render = api.jsonable_encoder, api._Json.render
+    monkeypatch.setattr(
+        api, "jsonable_encoder", lambda found: (made_in.append(threading.current_thread()), encode(found))[1]
+    )
+    monkeypatch.setattr(
+        api._Json, "render", lambda own, found: (made_in.append(threading.current_thread()), render(own, found))[1]
+    )
+    asked = client(tmp_path)
+    loops: list[threading.Thread] = []
+
+    async def loop() -> None:
+        loops.append(threading.current_thread())
+
+    asked.app.add_api_route("/loop", loop)  # type: ignore[attr-defined]
+    with asked:
+        assert asked.get("/loop").status_code == 200
+        assert asked.get("/dreambooth/settings").json()["settings"]
+    assert len(made_in) == 2 and loops[0] not in made_in
 
 
 def test_the_engine_is_checked_once_at_a_time_and_by_no_link(
