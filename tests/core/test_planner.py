@@ -196,11 +196,11 @@ def test_auto_is_counted_in_full_where_no_half_precision_is_fit(
         check_found(**{"memory.bf16_weights": faults["memory.bf16_weights"]})
         assert engine_capabilities.takes_fp16()
         assert savings.scales_losses(auto)
-        assert family_needs(auto, "sd1") != footprint.family_needs(none, "sd1")
+        assert family_needs(auto, "sd1") != family_needs(none, "sd1")
         check_found(**faults)
         assert not engine_capabilities.takes_fp16()
         assert not savings.scales_losses(auto)
-        assert family_needs(auto, "sd1") == footprint.family_needs(none, "sd1")
+        assert family_needs(auto, "sd1") == family_needs(none, "sd1")
 
 
 def test_of_a_heavy_optimizer_another_is_named() -> None:

@@ -87,8 +87,9 @@ def alpha_bar(model: Model) -> Tensor:
 def losses(chosen: Session, position: int = 0, seed: int = 7) -> tuple[Tensor, Tensor, Tensor]:
     """The loss as the loop takes it, its subject's and its class's part."""
     torch.manual_seed(seed)
-    learns = chosen.settings.tuning.text_encoder_ratio > 0
-    return loss.batch_losses(chosen, position, alpha_bar(chosen.model), text_learns=learns)
+    trains_text = chosen.settings.tuning.text_encoder_ratio > 0
+    batch = loss.make_batch(chosen, position, alpha_bar(chosen.model), trains_text=trains_text)
+    return loss.compute_losses(chosen, batch)
 
 
 def watched(chosen: Session, position: int = 0, seed: int = 7) -> tuple[list[float], Seen]:

@@ -143,14 +143,14 @@ def test_the_predecessor_showed_an_epochs_loss_divided_by_twice_the_batch(
 ) -> None:
     """predecessor.md 9: epoch_loss."""
     seen: list[float] = []
-    losses = loss.losses
+    losses = loss.compute_losses
 
     def kept(*arguments: Any, **more: Any) -> Any:
         found = losses(*arguments, **more)
         seen.append(found[0].item())
         return found
 
-    monkeypatch.setattr(loss, "losses", kept)
+    monkeypatch.setattr(loss, "compute_losses", kept)
     monkeypatch.setattr(step_metrics, "REPORT_SECONDS", 1e9)  # only at the end
     changes = {"batching.train_batch_size": 2, "batching.gradient_accumulation_steps": 2}
     job = train(star, **changes, **{"intervals.max_train_steps": 3})

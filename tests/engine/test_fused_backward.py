@@ -13,7 +13,7 @@ from dreambooth.core.errors import UserError
 from dreambooth.core.project import Project
 from dreambooth.core.settings import parse
 from dreambooth.engine.training import fused_backward, loss
-from dreambooth.engine.training.fused_backward import Arrived, FusedBackward
+from dreambooth.engine.training.fused_backward import FusedBackward, WeightGradient
 from tests.engine.runs import LORA, saved, tiny_project, told, train
 
 ON = {"memory.step_in_backward": True}
@@ -76,7 +76,7 @@ def test_hardly_any_gradient_is_held(star: Project, monkeypatch: pytest.MonkeyPa
 def watch(monkeypatch: pytest.MonkeyPatch, most: list[int], largest: list[int]) -> list[Any]:
     """Counts the gradients that are there whenever another arrives."""
     kept: list[Any] = []
-    plain = loss.losses
+    plain = loss.compute_losses
 
     def watched(session: Any, *arguments: Any, **more: Any) -> Any:
         own = list(session.trained.named().values())
@@ -94,36 +94,36 @@ def watch(monkeypatch: pytest.MonkeyPatch, most: list[int], largest: list[int]) 
             weight._post_accumulate_grad_hooks.update(earlier)
         return plain(session, *arguments, **more)
 
-    monkeypatch.setattr("dreambooth.engine.training.loss.losses", watched)
+    monkeypatch.setattr("dreambooth.engine.training.loss.compute_losses", watched)
     return kept
 
 
 def test_each_gradient_is_clipped_by_its_own_norm(star: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[float] = []
-    plain = FusedBackward._apply_some
+    plain = FusedBackward._apply_portion
 
-    def look(self: FusedBackward, number: int, some: list[Arrived]) -> None:
-        step = self.inner.step
+    def look(self: FusedBackward, number: int, some: list[WeightGradient]) -> None:
+        step = self._optimizer.step
         gradients = [gradient for _, gradient in some]
-        monkeypatch.setattr(self.inner, "step", lambda: (seen.extend(float(g.norm()) for g in gradients), step()))
+        monkeypatch.setattr(self._optimizer, "step", lambda: (seen.extend(float(g.norm()) for g in gradients), step()))
         plain(self, number, some)
-        monkeypatch.setattr(self.inner, "step", step)
+        monkeypatch.setattr(self._optimizer, "step", step)
 
-    monkeypatch.setattr(FusedBackward, "_apply_some", look)
+    monkeypatch.setattr(FusedBackward, "_apply_portion", look)
     train(star, **SHORT | {"optimizer.max_grad_norm": 0.01, "intervals.max_train_steps": 1}, **ON)
     assert max(seen) == pytest.approx(0.01, rel=1e-3)
     assert sum(norm < 0.0099 for norm in seen) > 10, "shorter ones stay as they are"
 
 
 def test_a_step_whose_loss_is_no_number_changes_nothing(star: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    plain, count = loss.losses, [0]
+    plain, count = loss.compute_losses, [0]
 
     def spoilt(*arguments: Any, **more: Any) -> Any:
         count[0] += 1
         losses = plain(*arguments, **more)
         return tuple(one * float("nan") for one in losses) if count[0] == 2 else losses
 
-    monkeypatch.setattr("dreambooth.engine.training.loss.losses", spoilt)
+    monkeypatch.setattr("dreambooth.engine.training.loss.compute_losses", spoilt)
     found = []
     for on in (False, True):
         count[0] = 0

@@ -49,7 +49,7 @@ def replays(monkeypatch: pytest.MonkeyPatch) -> list[Program]:
 
         return replay, outputs
 
-    monkeypatch.setattr(traced_step, "WORTH", 4)
+    monkeypatch.setattr(traced_step, "MIN_REMAINING_BATCHES", 4)
     monkeypatch.setattr(graph, "fault", lambda device: "")
     monkeypatch.setattr(graph, "capture", capture)
     return done
@@ -69,7 +69,7 @@ def test_what_is_learned_is_the_same_to_the_bit(changes: dict[str, Any], star: P
     wanted = output(train(star, **STEPS, **changes, **{"tuning.trace_steps": False}))
     job = train(star, **STEPS, **changes, **ON)
     assert not told(job, "warning")
-    assert len(replays) == 12 * changes.get("batching.gradient_accumulation_steps", 1) - traced_step.BEFORE - 2
+    assert len(replays) == 12 * changes.get("batching.gradient_accumulation_steps", 1) - traced_step.EAGER_BATCHES - 2
     assert same(wanted, output(job))
 
 
@@ -361,7 +361,7 @@ def test_previews_that_lack_memory_have_that_of_the_graphs_first(
     drawn = {"previews.count": 1, "previews.steps": 1, "intervals.save_preview_every_steps": 8}
     wanted = output(train(star, **STEPS, **{"tuning.trace_steps": False}))
     job = train(star, **STEPS, **ON, **drawn)
-    assert failed == [8 - traced_step.BEFORE - 2] == [len(replays)], "from then on none is replayed"
+    assert failed == [8 - traced_step.EAGER_BATCHES - 2] == [len(replays)], "from then on none is replayed"
     assert next(event["text"] for event in told(job, "warning")).endswith("They go on with no CUDA graphs.")
     assert told(job, "resumed") == []
     assert same(wanted, output(job))

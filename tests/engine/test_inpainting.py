@@ -290,11 +290,11 @@ def test_pausing_changes_no_bit(sd1: Project, monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.thorough
 def test_steps_from_records_change_no_bit(sd1: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     """With pictures of the class, whose part is what the base model predicts of the same masks."""
-    monkeypatch.setattr(traced_step, "WORTH", 1)
+    monkeypatch.setattr(traced_step, "MIN_REMAINING_BATCHES", 1)
     changes = {**RUNS["prediction"], "intervals.max_train_steps": 7, "batching.train_batch_size": 1}
     again: list[Any] = []
-    real = traced_step.TracedStep._again
-    monkeypatch.setattr(traced_step.TracedStep, "_again", lambda *given: (again.append(given), real(*given))[1])
+    real = traced_step.TracedStep._replay
+    monkeypatch.setattr(traced_step.TracedStep, "_replay", lambda *given: (again.append(given), real(*given))[1])
     recorded = output(train(sd1, **changes))
     assert len(again) >= 3
     again.clear()

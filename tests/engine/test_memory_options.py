@@ -232,7 +232,7 @@ def test_sliced_attention_is_the_same_with_smaller_pieces(
 
 def test_flash_attention_is_the_same_by_that_kernel_alone(star: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: set[str] = set()
-    losses = loss.losses
+    losses = loss.compute_losses
 
     def watched(*given: Any) -> Any:
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
@@ -247,7 +247,7 @@ def test_flash_attention_is_the_same_by_that_kernel_alone(star: Project, monkeyp
         return set(asked)
 
     plain = output(train(star))
-    monkeypatch.setattr(loss, "losses", watched)
+    monkeypatch.setattr(loss, "compute_losses", watched)
     with sdpa_kernel(SDPBackend.MATH):  # what SDPA would take here
         assert "aten::_scaled_dot_product_flash_attention_for_cpu" not in kernels("sdpa")
         assert "aten::_scaled_dot_product_flash_attention_for_cpu" in kernels("flash")

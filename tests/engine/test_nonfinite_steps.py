@@ -25,7 +25,7 @@ def test_gradients_are_zero_or_to_the_last_bit_what_they_were(dtype: torch.dtype
         for weight, was in zip(weights, before):
             wanted = torch.zeros_like(was) if bad else was
             assert weight.grad is not None and weight.grad.stride() == was.stride()
-            as_bits = nonfinite_steps._WHOLE[was.element_size()]
+            as_bits = nonfinite_steps._INTEGERS[was.element_size()]
             assert torch.equal(weight.grad.view(as_bits), wanted.view(as_bits))
 
 

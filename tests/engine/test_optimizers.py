@@ -366,7 +366,7 @@ def test_what_does_not_go_together_is_refused(change: dict[str, Any], said: str)
 
 def rounded(exact: torch.Tensor, number: int) -> torch.Tensor:
     """As the second of three that are rounded together."""
-    whole, each = stochastic_rounding.in_full([torch.ones(3, 5), exact, torch.ones(2)])
+    whole, each = stochastic_rounding.in_float32([torch.ones(3, 5), exact, torch.ones(2)])
     stochastic_rounding.round_at_random(whole, each, [8, number, 9])
     return each[1]
 

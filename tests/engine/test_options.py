@@ -155,7 +155,7 @@ def test_a_step_is_a_batch_or_several_added_up(
 
         return count
 
-    monkeypatch.setattr(loss, "losses", counted("asked", loss.losses))
+    monkeypatch.setattr(loss, "compute_losses", counted("asked", loss.compute_losses))
     monkeypatch.setattr(Session, "change_weights", counted("changed", Session.change_weights))
     train(star, **{"batching.train_batch_size": batch, "batching.gradient_accumulation_steps": accumulation})
     assert (counts["asked"], counts["changed"]) == expected

@@ -19,7 +19,7 @@ from dreambooth.core.settings import parse
 from dreambooth.engine.bench import plans
 from dreambooth.engine.bench.card_memory import Cuda, Moments
 from dreambooth.engine.bench.plans import Bench, Full, Rows, Small, Wanted
-from dreambooth.engine.training.traced_step import BEFORE, WORTH
+from dreambooth.engine.training.traced_step import EAGER_BATCHES, MIN_REMAINING_BATCHES
 from dreambooth.ui.describe import of_benches
 from tests.engine import tiny
 
@@ -153,7 +153,7 @@ def test_models_of_full_size_are_what_performance_tells_of(tmp_path: Path, monke
 
 
 def test_steps_are_enough_to_be_traced() -> None:
-    assert Full().steps == plans.TRACED_STEPS > WORTH + BEFORE
+    assert Full().steps == plans.TRACED_STEPS > MIN_REMAINING_BATCHES + EAGER_BATCHES
 
 
 def test_without_a_card_it_says_so(tmp_path: Path) -> None:

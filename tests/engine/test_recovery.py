@@ -39,7 +39,7 @@ def star(tmp_path_factory: pytest.TempPathFactory) -> Project:
 
 def at_batches(monkeypatch: pytest.MonkeyPatch, numbers: set[int], do: Callable[[Any], Any]) -> None:
     """Has `do` make something else of the losses of these batches, counted from 1 over all attempts."""
-    count, plain = 0, loss.losses
+    count, plain = 0, loss.compute_losses
 
     def changed(*arguments: Any, **more: Any) -> Any:
         nonlocal count
@@ -47,7 +47,7 @@ def at_batches(monkeypatch: pytest.MonkeyPatch, numbers: set[int], do: Callable[
         losses = plain(*arguments, **more)
         return do(losses) if count in numbers else losses
 
-    monkeypatch.setattr(loss, "losses", changed)
+    monkeypatch.setattr(loss, "compute_losses", changed)
 
 
 def spoilt(losses: Any) -> Any:

@@ -81,13 +81,13 @@ def test_killed_in_the_backward_pass(kind: str, made: Project, monkeypatch: pyte
 
 
 def count_portions(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    counted, plain = [0], FusedBackward._apply_some
+    counted, plain = [0], FusedBackward._apply_portion
 
     def apply_some(self: FusedBackward, *arguments: Any) -> None:
         counted[0] += 1
         plain(self, *arguments)
 
-    monkeypatch.setattr(FusedBackward, "_apply_some", apply_some)
+    monkeypatch.setattr(FusedBackward, "_apply_portion", apply_some)
     return counted
 
 
@@ -95,14 +95,14 @@ def kill(job: Job, monkeypatch: pytest.MonkeyPatch, at: int) -> None:
     """Runs it until its portion `at` is applied, or with none until its third step's gradients are there."""
     with monkeypatch.context() as patch:
         if at:
-            counted, plain = count_portions(patch), FusedBackward._apply_some
+            counted, plain = count_portions(patch), FusedBackward._apply_portion
 
             def apply_some(self: FusedBackward, *arguments: Any) -> None:
                 plain(self, *arguments)
                 if counted[0] == at:
                     raise Killed
 
-            patch.setattr(FusedBackward, "_apply_some", apply_some)
+            patch.setattr(FusedBackward, "_apply_portion", apply_some)
         else:
             clip = gradient_clipping.clip
 

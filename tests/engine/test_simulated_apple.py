@@ -82,7 +82,7 @@ def test_nothing_is_copied_that_nobody_waits_for() -> None:
 
 @pytest.mark.thorough
 def test_a_run_is_traced(projects: dict[str, Project], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(traced_step, "WORTH", 1)
+    monkeypatch.setattr(traced_step, "MIN_REMAINING_BATCHES", 1)
     with simulated_card(SimulatedAppleGpu) as card:
         job = train(projects["sd1"], **LORA, **{"intervals.num_train_epochs": 5, "lora.dropout": 0.5})
     assert not told(job, "warning"), "among others, that a record gives something else"

@@ -19,7 +19,7 @@ from dreambooth.engine.bench.live_tensors import Live
 from dreambooth.engine.tracing.program import NotTraceable, Program, record
 from dreambooth.engine.tracing.recorder import Recorder, call
 from dreambooth.engine.training import fused_backward, loss, traced_step
-from dreambooth.engine.training.fused_backward import Arrived, FusedBackward
+from dreambooth.engine.training.fused_backward import FusedBackward, WeightGradient
 from dreambooth.engine.training.loss import Batch
 from tests.engine.runs import new_run, output, same, tiny_project, told, train
 
@@ -33,8 +33,8 @@ BF16 = {"memory.bf16_weights": True, "tuning.mixed_precision": "bf16"}
 
 @pytest.fixture(autouse=True)
 def _soon_and_in_small_portions(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(traced_step, "BEFORE", BEFORE)
-    monkeypatch.setattr(traced_step, "WORTH", 1)
+    monkeypatch.setattr(traced_step, "EAGER_BATCHES", BEFORE)
+    monkeypatch.setattr(traced_step, "MIN_REMAINING_BATCHES", 1)
     monkeypatch.setattr(fused_backward, "PORTION_BYTES", 100_000)
 
 
@@ -149,13 +149,13 @@ def test_what_is_learned_is_the_same_to_the_bit(
 ) -> None:
     """And the weights change in the same portions."""
     family, changes = KINDS[kind]
-    results, portions, plain = [], list[tuple[int, list[torch.Size]]](), FusedBackward._apply_some
+    results, portions, plain = [], list[tuple[int, list[torch.Size]]](), FusedBackward._apply_portion
 
-    def watched(self: FusedBackward, number: int, some: list[Arrived]) -> None:
+    def watched(self: FusedBackward, number: int, some: list[WeightGradient]) -> None:
         portions.append((number, [weight.shape for weight, _ in some]))
         plain(self, number, some)
 
-    monkeypatch.setattr(FusedBackward, "_apply_some", watched)
+    monkeypatch.setattr(FusedBackward, "_apply_portion", watched)
     for more in (OFF, {}):
         job = train(projects[family], **{**STEPS, **changes, **more})
         assert not told(job, "warning")
@@ -210,7 +210,7 @@ def test_a_program_that_gives_something_else_has_changed_nothing(
     wrong: str, projects: dict[str, Project], programs: list[Program], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wanted = output(train(projects["sd1"], **STEPS, **OFF))
-    arrived, count = FusedBackward._arrived, [0]
+    arrived, count = FusedBackward._on_gradient, [0]
 
     def spoilt(self: FusedBackward, weight: nn.Parameter, number: int, gradient: Tensor) -> None:
         if programs:  # the first is run before PyTorch does the same batch
@@ -221,7 +221,7 @@ def test_a_program_that_gives_something_else_has_changed_nothing(
                 gradient.mul_(1.5)
         arrived(self, weight, number, gradient)
 
-    monkeypatch.setattr(FusedBackward, "_arrived", spoilt)
+    monkeypatch.setattr(FusedBackward, "_on_gradient", spoilt)
     job = train(projects["sd1"], **STEPS)
     (warning,) = told(job, "warning")
     assert warning["where"] == "tuning.trace_steps"

@@ -37,7 +37,7 @@ STEPS = {"intervals.max_train_steps": 8, "batching.train_batch_size": 1}
 CHECKPOINTED = {"batching.gradient_checkpointing": True}
 BF16 = {"tuning.mixed_precision": "bf16"}
 LONGER = {"intervals.max_train_steps": 24}
-TRACED = 8 - traced_step.BEFORE - 2  # two are needed to write down and to check
+TRACED = 8 - traced_step.EAGER_BATCHES - 2  # two are needed to write down and to check
 
 
 # ---- programs
@@ -197,7 +197,7 @@ def test_a_program_holds_no_more_than_autograd(checkpointed: bool) -> None:
 
 @pytest.fixture(autouse=True)
 def worth_it_soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(traced_step, "WORTH", 4)
+    monkeypatch.setattr(traced_step, "MIN_REMAINING_BATCHES", 4)
 
 
 @pytest.fixture
@@ -318,7 +318,7 @@ def test_what_is_learned_is_the_same_to_the_bit(
     "changes",
     [
         {**LORA, "lora.dropout": 0.3, **CHECKPOINTED},
-        {"intervals.max_train_steps": traced_step.BEFORE + 3},
+        {"intervals.max_train_steps": traced_step.EAGER_BATCHES + 3},
     ],
 )
 def test_what_cannot_be_traced_or_is_too_short_is_done_as_ever(
@@ -348,7 +348,7 @@ def test_pictures_of_several_shapes_have_a_program_each(
     monkeypatch.setattr(Program, "__call__", lambda self, given: programs.add(self) or run(self, given))
     results = [output(train(projects["sd1"], **changes, **{"tuning.trace_steps": on})) for on in (False, True)]
     assert len(programs) == 2
-    assert counted["programs"] > 24 - 2 * (traced_step.BEFORE + 2)
+    assert counted["programs"] > 24 - 2 * (traced_step.EAGER_BATCHES + 2)
     assert same(*results)
 
 
@@ -410,7 +410,7 @@ def test_a_run_that_paused_ends_as_one_that_did_not(
         assert worker.run(job) == "paused"
     AcceleratorState._reset_state(reset_partial_state=True)
     assert worker.run(job) == "done"
-    assert counted["programs"] == at_once - traced_step.BEFORE - 1
+    assert counted["programs"] == at_once - traced_step.EAGER_BATCHES - 1
     assert same(wanted, output(job))
 
 

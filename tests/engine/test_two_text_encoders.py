@@ -92,8 +92,8 @@ def test_the_one_that_rests_reads_once(star: Project, monkeypatch: pytest.Monkey
 
 @pytest.mark.thorough
 def test_it_is_the_same_traced_and_paused_and_after_the_text_rests(star: Project, monkeypatch: Any) -> None:
-    monkeypatch.setattr(traced_step, "BEFORE", 1)
-    monkeypatch.setattr(traced_step, "WORTH", 1)
+    monkeypatch.setattr(traced_step, "EAGER_BATCHES", 1)
+    monkeypatch.setattr(traced_step, "MIN_REMAINING_BATCHES", 1)
     monkeypatch.setattr(text_embeddings, "_BATCH", 1)  # prompts at a time
     flat = {**LORA, **LEARNS, WHICH: "first", "captions.dropout": 0.3, "intervals.max_train_steps": 8}
     flat |= {"tuning.text_encoder_ratio": 0.8, "batching.gradient_accumulation_steps": 2}

@@ -126,8 +126,8 @@ def test_nor_with_another_model(
 def test_a_traced_step_waits_for_nothing_and_its_check_once(
     changes: dict[str, Any], projects: dict[str, Project], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(traced_step, "BEFORE", 0)
-    monkeypatch.setattr(traced_step, "WORTH", 1)
+    monkeypatch.setattr(traced_step, "EAGER_BATCHES", 0)
+    monkeypatch.setattr(traced_step, "MIN_REMAINING_BATCHES", 1)
     runs = []
     run = Program.__call__
     monkeypatch.setattr(Program, "__call__", lambda self, given: runs.append(self) or run(self, given))

@@ -38,8 +38,8 @@ CPU = torch.device("cpu")
 @pytest.fixture(autouse=True)
 def _traced_soon_and_in_small_portions(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that of five steps the first is done by PyTorch, two are recorded and checked, and two done again."""
-    monkeypatch.setattr(traced_step, "BEFORE", 1)
-    monkeypatch.setattr(traced_step, "WORTH", 1)
+    monkeypatch.setattr(traced_step, "EAGER_BATCHES", 1)
+    monkeypatch.setattr(traced_step, "MIN_REMAINING_BATCHES", 1)
     monkeypatch.setattr(fused_backward, "PORTION_BYTES", 100_000)
 
 
@@ -171,7 +171,7 @@ def test_a_block_computes_while_the_next_ones_weights_come(made: Project, monkey
         train(made, **KINDS["trained"])
     first_pass = during.index(next(count for count in during if count))
     assert 0 not in [count for n, count in enumerate(during[first_pass:]) if n % first_pass != first_pass - 1]
-    assert len(copied) == 5 - traced_step.BEFORE - 1
+    assert len(copied) == 5 - traced_step.EAGER_BATCHES - 1
     assert len(set(copied)) == 1
     assert copied[0] > 0
     assert device.most <= largest

@@ -29,8 +29,8 @@ def test_what_is_fetched_ahead_learns_as_what_is_there(
     kind: str, is_traced: bool, device: torch.device, projects: dict[str, Project], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On the CPU its second line of work is simulated."""
-    monkeypatch.setattr(traced_step, "BEFORE", 1)
-    monkeypatch.setattr(traced_step, "WORTH", 1)
+    monkeypatch.setattr(traced_step, "EAGER_BATCHES", 1)
+    monkeypatch.setattr(traced_step, "MIN_REMAINING_BATCHES", 1)
     changes = {**KINDS[kind], "tuning.trace_steps": is_traced, "intervals.max_train_steps": STEPS[device.type]}
     plain = reported(projects["sd1"], **changes)
 

@@ -272,8 +272,8 @@ def lowered(norms: list[float], steps: int) -> float:
 def done_again(monkeypatch: pytest.MonkeyPatch, before: int) -> list[Program]:
     """Grows by one for each step that is done again from its record, which is all but the first here, or but as many
     more as come `before`."""
-    monkeypatch.setattr(traced_step, "BEFORE", before)
-    monkeypatch.setattr(traced_step, "WORTH", 1)
+    monkeypatch.setattr(traced_step, "EAGER_BATCHES", before)
+    monkeypatch.setattr(traced_step, "MIN_REMAINING_BATCHES", 1)
     again: list[Program] = []
     call = Program.__call__
 

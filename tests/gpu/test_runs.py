@@ -99,8 +99,8 @@ def test_nobody_waits_for_the_card(
     compared once; and so is a step that is done again from its record."""
     monkeypatch.setattr(test_waits, "Waits", CardWaits)
     if kind == "traced":
-        monkeypatch.setattr(traced_step, "BEFORE", 0)
-        monkeypatch.setattr(traced_step, "WORTH", 1)
+        monkeypatch.setattr(traced_step, "EAGER_BATCHES", 0)
+        monkeypatch.setattr(traced_step, "MIN_REMAINING_BATCHES", 1)
     found = test_waits.waits(projects["sd1"], monkeypatch, **test_waits.KINDS.get(kind, LORA))
     assert len(found) <= {"streamed": 4, "traced": 1}.get(kind, 0), found
 

@@ -1,5 +1,5 @@
-"""Which layers of a UNet a LoRA is put into, by each choice of lora.layers: patterns of the end of a layer's path, in the
-original layout or in diffusers'."""
+"""Which layers of a UNet a LoRA is put into, by each choice of lora.layers: patterns of the end of a layer's path, in
+the original layout or in diffusers'."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ def build(settings: Settings, family: str, point: Point) -> tuple[nn.Module, Any
     def step() -> Tensor:
         with torch.autocast("cpu", torch.bfloat16, enabled=is_mixed):
             loss: Tensor = (unet(**given).sample.float() - target).square().mean()
-        stepping.begin((loss,))
+        stepping.start((loss,))
         loss.backward()
         stepping.finish()
         return loss.detach()

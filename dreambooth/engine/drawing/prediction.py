@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dreambooth.engine.families.model import Model
 from dreambooth.engine.families.text_encoding import TextEmbedding
-from dreambooth.engine.tracing.program import CLOSE, NotTraceable, Program, record, signature
+from dreambooth.engine.tracing.program import RELATIVE_TOLERANCE, NotTraceable, Program, record, signature
 
 WORTH = 40  # predictions of a shape: whoever asked for so many draws more than one picture
 
@@ -64,7 +64,7 @@ class Predictions:
         """Holds a program against what PyTorch gives. Where it differs nothing is traced any more."""
         assert shape.program
         (found,) = shape.program(given)
-        shape.is_checked = bool((found.float() - wanted.float()).norm() <= CLOSE * wanted.float().norm())
+        shape.is_checked = bool((found.float() - wanted.float()).norm() <= RELATIVE_TOLERANCE * wanted.float().norm())
         self.is_on = self.is_on and shape.is_checked
 
 

@@ -47,7 +47,7 @@ class RunHooks:
         kept = state_writer.keeping(session.budget, intervals.states_kept, intervals.states_kept_every)
         self.states = state_writer.Writer(work.job.state, kept)
         self.state_failed_at: float | None = None
-        self.release_graphs: Callable[[], None] = lambda: None  # frees the CUDA graphs of the steps; set by these
+        self.release_cuda_graphs: Callable[[], None] = lambda: None
 
     def requests(self) -> set[str]:
         return self.work.job.requests()
@@ -73,7 +73,7 @@ class RunHooks:
     def cooling(self, seconds: int) -> None:
         self.work.job.report("cooling", seconds=seconds)
 
-    def left_out(self, steps: list[int]) -> None:
+    def report_skipped(self, steps: list[int]) -> None:
         """Warns of steps whose loss was not finite, with the image files of the first of them."""
         files = self.session.batch_files(steps[0])
         named, more = ", ".join(files[:_MAX_FILES_NAMED]), len(files) - _MAX_FILES_NAMED
@@ -187,7 +187,7 @@ class RunHooks:
         work.job.change(changes)
         work.settings = settings_module.parse(work.job.settings())
         if not work.settings.tuning.cuda_graphs:
-            self.release_graphs()
+            self.release_cuda_graphs()
             hardware.free_memory()
         goes_on = f"The memory was not enough for previews: {requested}. They go on with {name}."
         self.warn(Problem(goes_on, next(iter(changes))))

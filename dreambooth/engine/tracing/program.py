@@ -20,7 +20,7 @@ from torch import Tensor
 from dreambooth.engine.tracing.recorder import Constant, Made, NotTraceable, Operation, Recorder
 
 # Norms may differ by this share from those of PyTorch itself: half precision on a card, where sums have no fixed order.
-CLOSE = 0.02
+RELATIVE_TOLERANCE = 0.02
 _NUMBERS = itertools.count()
 
 
@@ -130,4 +130,4 @@ def _name(one: Made | Constant) -> str:
     return f"{'t' if isinstance(one, Made) else 'c'}{one.number}"
 
 
-__all__ = ["CLOSE", "NotTraceable", "Program", "record", "signature"]
+__all__ = ["RELATIVE_TOLERANCE", "NotTraceable", "Program", "record", "signature"]

@@ -5,23 +5,30 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from dreambooth.core.settings.optimization import Optimizer
 from dreambooth.engine.training.session import Session
 
 
-def clip(session: Session) -> Tensor:
-    """Shortens each part's gradients to the norm that its setting allows, of a LoRA as well.
+def max_grad_norm(settings: Optimizer, part: str) -> float:
+    """The largest norm that the gradients of a part may have; 0 for any."""
+    return settings.max_grad_norm if part == "unet" else settings.text_encoder_max_grad_norm
 
-    Returns their norms as they were, (parts,), on the device; 0 where a part rests.
+
+def clip(session: Session) -> Tensor:
+    """Scales the gradients of each part down to its largest norm.
+
+    Returns the norms before clipping, (parts,), on the device; 0 for a part without gradients.
     """
     chosen, device = session.settings.optimizer, session.model.device
     session.accelerator.unscale_gradients()
     norms = []
     for part, parameters in session.trained.parts.items():
-        found = [parameter.grad for parameter in parameters.values() if parameter.grad is not None]
-        # Of nothing it would be a zero in the computer's memory, for whose way to the device everybody waits.
-        norm = torch.nn.utils.get_total_norm(found).float().to(device) if found else torch.zeros((), device=device)
-        most = chosen.max_grad_norm if part == "unet" else chosen.text_encoder_max_grad_norm
-        if most and found:
+        gradients = [parameter.grad for parameter in parameters.values() if parameter.grad is not None]
+        # PyTorch's norm of no gradients is a zero on the CPU; moving that to the device would wait for it.
+        norm = (
+            torch.nn.utils.get_total_norm(gradients).float().to(device) if gradients else torch.zeros((), device=device)
+        )
+        if (most := max_grad_norm(chosen, part)) and gradients:
             torch.nn.utils.clip_grads_with_norm_(parameters.values(), most, norm)
         norms.append(norm)
     return torch.stack(norms)

@@ -63,8 +63,8 @@ class Fitting:
         session, batch = self.session, self.session.budget.batch
         seed = session.settings.general.seed + 1  # other noise than the model's training
         torch.manual_seed((seed * 1_000_003 + self.step * batch) % 2**63)
-        losses = loss.batch_losses(session, self.step * batch, self.alpha_bar, text_learns=False)
-        session.accelerator.backward(losses[0])
+        made = loss.make_batch(session, self.step * batch, self.alpha_bar, trains_text=False)
+        session.accelerator.backward(loss.compute_losses(session, made)[0])
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1

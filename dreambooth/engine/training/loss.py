@@ -1,13 +1,15 @@
-"""The loss of one batch: its pictures, noise and words put together, and the UNet's prediction judged.
+"""The loss of one batch: its images are selected and noised, its texts looked up, and the UNet's prediction compared
+with the target.
 
-What a picture of the class is to teach is the noise that it was given, or, where the class is kept by prediction, what
-the model predicts without its adapters.
+The target of a class image is that of its noise or, with prior preservation by prediction, what the UNet predicts with
+its adapters disabled.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -23,111 +25,123 @@ if TYPE_CHECKING:
 
 
 @dataclass
+class TokenizedTexts:
+    """The texts of B images for text encoders that are trained, and thus run in the forward pass."""
+
+    tokens: Tensor  # (text encoders, B, chunks x 77)
+    empty_rows: Tensor | None  # the numbers of the rows that have the empty prompt
+    token_weights: Tensor | None  # (B, chunks x 77), the emphasis of each token
+    frozen: TextEmbedding | None  # from the text encoder that is frozen, where only the other one is trained
+
+
+@dataclass
 class Batch:
-    """What a batch's loss is worked out from. Whatever differs from batch to batch is a tensor.
+    """What the loss of B images is computed from: the subject's first, then the class's. Whatever differs between two
+    batches of one shape is a tensor."""
 
-    B pictures: the subject's, and the class's, of which the last may keep to the base model's prediction. Of the text,
-    either what the UNet reads or, where its encoders learn, `tokens`.
-    """
-
-    subjects: int  # how many are the subject's
+    instances: int  # how many images are the subject's
     x_t: Tensor  # (B, 4, h, w)
     t: Tensor  # (B,)
-    wanted: Tensor  # (B, 4, h, w), of the UNet
+    target: Tensor  # (B, 4, h, w), of the UNet's prediction
     alpha_bar_t: Tensor  # (B,)
     sizes: Tensor  # (B, 6), as families.model.whole_picture has them
     prior_weight: Tensor  # ()
-    mask: Tensor | None = None  # (B, 1, h, w)
-    around: Tensor | None = None  # (B, 5, h, w), what an inpainting model sees, as families.around has it
-    concept_weights: Tensor | None = None  # (subjects,)
-    hidden: Tensor | None = None
-    pooled: Tensor | None = None
-    text_mask: Tensor | None = None
-    tokens: Tensor | None = None  # (text encoders, B, pieces x 77)
-    emptied: Tensor | None = None  # rows that nothing is read in
-    token_weights: Tensor | None = None  # (B, pieces x 77), how much each token counts
-    rest_hidden: Tensor | None = None  # what a text encoder that rests has read, where the other learns
-    rest_pooled: Tensor | None = None
-    base_hidden: Tensor | None = None  # what the base model reads for its predictions (P, ...), and so on
-    base_pooled: Tensor | None = None
-    base_mask: Tensor | None = None
+    text: TextEmbedding | TokenizedTexts
+    base_text: TextEmbedding | None  # (P, ...) for the last P images, whose target the base model predicts
+    mask: Tensor | None  # (B, 1, h, w)
+    inpainting: Tensor | None  # (B, 5, h, w), the further input channels of an inpainting model
+    concept_weights: Tensor | None  # (instances,)
 
     def tensors(self) -> dict[str, Tensor]:
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {name: value for name, value in values.items() if isinstance(value, Tensor)}
+        """All tensors by their path, such as `text.hidden`, in the order of the fields."""
+        return dict(_tensors(self))
+
+    def with_tensors(self, tensors: Mapping[str, Tensor]) -> Batch:
+        """A copy that has other tensors, by the paths that `tensors` gives."""
+        return _with_tensors(self, tensors)  # type: ignore[no-any-return]
 
 
-def batch_losses(
-    session: Session, position: int, alpha_bar: Tensor, *, text_learns: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The loss of the batch that starts at `position`, which counts images, with its subject's and its class's part."""
-    return losses(session, make_batch(session, position, alpha_bar, text_learns=text_learns))
+def _tensors(data: Any, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+    for field in fields(data):
+        value, path = getattr(data, field.name), f"{prefix}{field.name}"
+        if isinstance(value, Tensor):
+            yield path, value
+        elif is_dataclass(value):
+            yield from _tensors(value, f"{path}.")
 
 
-def make_batch(session: Session, position: int, alpha_bar: Tensor, *, text_learns: bool) -> Batch:
-    """The batch that starts at `position`, noised."""
+def _with_tensors(data: Any, tensors: Mapping[str, Tensor], prefix: str = "") -> Any:
+    changes: dict[str, Any] = {}
+    for field in fields(data):
+        value, path = getattr(data, field.name), f"{prefix}{field.name}"
+        if isinstance(value, Tensor):
+            changes[field.name] = tensors[path]
+        elif is_dataclass(value):
+            changes[field.name] = _with_tensors(value, tensors, f"{path}.")
+    return replace(data, **changes)
+
+
+@dataclass
+class _Examples:
+    """The images of a batch before noise is added, B in all."""
+
+    numbers: Tensor  # (instances,), of the subject's among the run's
+    predicted: int  # how many images at the end have the base model's prediction as their target
+    x_0: Tensor  # (B, 4, h, w)
+    sizes: Tensor  # (B, 6)
+    texts: Tensor  # (B,), the numbers of their texts
+    mask: Tensor | None
+    inpainting: Tensor | None
+
+
+def make_batch(session: Session, position: int, alpha_bar: Tensor, *, trains_text: bool) -> Batch:
+    """The batch that starts at `position`, which counts images, with noise drawn for it.
+
+    `alpha_bar` (T,) is the noise schedule. With `trains_text` it holds tokens in place of text embeddings.
+    """
     settings, model = session.settings, session.model
+    examples = _select_examples(session, position)
+    t, alpha_bar_t, eps, x_t = _add_noise(session, examples.x_0, alpha_bar)
+    target = objective.target(model.prediction_type, examples.x_0, eps, alpha_bar_t)
+    prior_weight = objective.prior_weight(settings, position / session.budget.pictures)
+    weighs_concepts = any(concept.loss_weight != 1 for concept in settings.concepts)
+    text, base_text = _look_up_texts(session, examples, trains_text=trains_text)
+    return Batch(
+        instances=len(examples.numbers),
+        x_t=x_t,
+        t=t,
+        target=target,
+        alpha_bar_t=alpha_bar_t,
+        sizes=hardware.brought(examples.sizes, x_t.device),
+        prior_weight=torch.full((), prior_weight, device=x_t.device),
+        text=text,
+        base_text=base_text,
+        mask=examples.mask,
+        inpainting=examples.inpainting,
+        concept_weights=_concept_weights(session, examples.numbers) if weighs_concepts else None,
+    )
+
+
+def _select_examples(session: Session, position: int) -> _Examples:
     instances, priors = session.order.batch(position, session.budget.batch)
     priors, predicted = _predicted_last(session, priors)
     own = session.instances
     x_0, sizes, mask = own.sample(instances), own.size[instances], own.masks(instances)
-    seen = own.around(instances)
+    inpainting = own.around(instances)
     texts = session.readings.of_yours(own.prompt[instances], position)
     if session.priors is not None and len(priors):
         x_0 = torch.cat([x_0, session.priors.sample(priors)])
         texts = torch.cat([texts, session.readings.of_class(session.priors.prompt[priors])])
         sizes = torch.cat([sizes, session.priors.size[priors]])
-        if seen is not None and (of_class := session.priors.around(priors)) is not None:
-            seen = torch.cat([seen, of_class])
+        if inpainting is not None and (of_class := session.priors.around(priors)) is not None:
+            inpainting = torch.cat([inpainting, of_class])
         if mask is not None:
             mask = torch.cat([mask, mask.new_ones((len(priors), *mask.shape[1:]))])
-
-    # Noise them.
-    choice = settings.objective
-    eps = torch.randn_like(x_0)
-    t = noise.timesteps(len(x_0), choice, x_0.device)
-    eps = noise.shaped(eps, choice)
-    alpha_bar_t = alpha_bar[t]
-    x_t = objective.add_noise(x_0, noise.perturbed(eps, choice.input_perturbation), alpha_bar_t)
-
-    prior_weight = objective.prior_weight(settings, position / session.budget.pictures)
-    batch = Batch(
-        subjects=len(instances),
-        x_t=x_t,
-        t=t,
-        wanted=objective.target(model.prediction_type, x_0, eps, alpha_bar_t),
-        alpha_bar_t=alpha_bar_t,
-        sizes=hardware.brought(sizes, x_0.device),
-        prior_weight=torch.full((), prior_weight, device=x_0.device),
-        mask=mask,
-        around=seen,
-    )
-    if any(concept.loss_weight != 1 for concept in settings.concepts):
-        batch.concept_weights = _concept_weights(session, instances)
-    _read(session, batch, texts, predicted, text_learns=text_learns)
-    return batch
-
-
-def _read(session: Session, batch: Batch, texts: Tensor, predicted: int, *, text_learns: bool) -> None:
-    """Gives a batch what is read, by the texts' numbers; and of the last `predicted` what the base model reads."""
-    if text_learns:
-        batch.tokens, batch.emptied, batch.token_weights = session.texts.look_up(texts)
-        with session.accelerator.autocast():
-            rest = session.texts.at_rest(texts)
-        if rest:
-            batch.rest_hidden, batch.rest_pooled = rest.hidden, rest.pooled
-    else:
-        with session.accelerator.autocast():
-            text = session.texts.embeddings(texts)
-        batch.hidden, batch.pooled, batch.text_mask = text.hidden, text.pooled, text.mask
-    if predicted:
-        with session.accelerator.autocast():
-            base = session.texts.base_embeddings(texts[-predicted:])
-        batch.base_hidden, batch.base_pooled, batch.base_mask = base.hidden, base.pooled, base.mask
+    return _Examples(instances, predicted, x_0, sizes, texts, mask, inpainting)
 
 
 def _predicted_last(session: Session, priors: Tensor) -> tuple[Tensor, int]:
-    """A batch's pictures of the class, last those that keep to the base model's prediction, and how many these are."""
+    """A batch's class images, last those whose target the base model predicts, and how many these are."""
     by_concept = [concept.class_mode == "prediction" for concept in session.settings.concepts]
     if session.priors is None or not any(by_concept):
         return priors, 0
@@ -135,56 +149,85 @@ def _predicted_last(session: Session, priors: Tensor) -> tuple[Tensor, int]:
     return torch.cat([priors[~is_predicted], priors[is_predicted]]), int(is_predicted.sum())
 
 
-def losses(session: Session, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-    """The loss of a batch, with its subject's and its class's part."""
-    settings, prediction_type = session.settings, session.model.prediction_type
-    wanted, taken = batch.wanted, inpainting_inputs.joined(batch.x_t, batch.around)
-    if batch.base_hidden is not None:
-        base = _base_prediction(
-            session, taken, batch, TextEmbedding(batch.base_hidden, batch.base_pooled, batch.base_mask)
-        )
-        wanted = torch.cat([wanted[: -len(base)], base.to(wanted.dtype)])
-    predicted = denoised(session, taken, batch.t, _text(session, batch), batch.sizes)
-
-    # Judge each picture, and weigh it before the subject's and the class's means are taken.
-    choice, alpha_bar_t = settings.objective, batch.alpha_bar_t
-    error = objective.error(predicted, wanted, choice, alpha_bar_t, batch.t)
-    each = objective.picture_means(error, batch.mask, choice.unmasked_weight)
-    if choice.weighting != "none":
-        each = each * objective.timestep_weight(prediction_type, choice, alpha_bar_t)
-    if batch.concept_weights is not None:
-        each[: batch.subjects] *= batch.concept_weights
-    return objective.dreambooth_loss(each, batch.subjects, batch.prior_weight)
+def _add_noise(session: Session, x_0: Tensor, alpha_bar: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Latents x_0 (B, 4, h, w) -> t (B,), alpha_bar_t (B,), eps and x_t (B, 4, h, w)."""
+    choice = session.settings.objective
+    eps = torch.randn_like(x_0)
+    t = noise.timesteps(len(x_0), choice, x_0.device)
+    eps = noise.shaped(eps, choice)
+    alpha_bar_t = alpha_bar[t]
+    x_t = objective.add_noise(x_0, noise.perturbed(eps, choice.input_perturbation), alpha_bar_t)
+    return t, alpha_bar_t, eps, x_t
 
 
-@torch.no_grad()
-def _base_prediction(session: Session, taken: Tensor, batch: Batch, text: TextEmbedding) -> Tensor:
-    """What the UNet predicts without its adapters for the last rows of `taken`, which read `text`, (P, 4, h, w)."""
-    x_t, t, sizes = (some[-len(text.hidden) :] for some in (taken, batch.t, batch.sizes))
-    with disabled(session.adapters):
-        return denoised(session, x_t, t, text, sizes)
-
-
-def denoised(session: Session, x_t: Tensor, t: Tensor, text: TextEmbedding, sizes: Tensor) -> Tensor:
-    """What the UNet predicts, (B, 4, h, w), in the precision that the run computes in; of an inpainting model `x_t` is
-    what `around.joined` gives."""
-    dtype = precision.plain_dtype(session.accelerator, session.settings)
-    if dtype is None:
+def _look_up_texts(
+    session: Session, examples: _Examples, *, trains_text: bool
+) -> tuple[TextEmbedding | TokenizedTexts, TextEmbedding | None]:
+    """What the UNet reads with each image, and what the base model reads with those whose target it predicts."""
+    texts, numbers = session.texts, examples.texts
+    text: TextEmbedding | TokenizedTexts
+    base_text = None
+    if trains_text:
+        tokens, empty_rows, token_weights = texts.look_up(numbers)
         with session.accelerator.autocast():
-            return session.model.denoise(x_t, t, text, sizes)
-    return session.model.denoise(x_t.to(dtype), t, text.to(dtype), sizes)
-
-
-def _text(session: Session, batch: Batch) -> TextEmbedding:
-    if batch.tokens is not None:
-        rest = None if batch.rest_hidden is None else TextEmbedding(batch.rest_hidden, batch.rest_pooled)
+            text = TokenizedTexts(tokens, empty_rows, token_weights, texts.at_rest(numbers))
+    else:
         with session.accelerator.autocast():
-            return session.texts.read(batch.tokens, batch.emptied, batch.token_weights, rest)
-    assert batch.hidden is not None
-    return TextEmbedding(batch.hidden, batch.pooled, batch.text_mask)
+            text = texts.embeddings(numbers)
+    if examples.predicted:
+        with session.accelerator.autocast():
+            base_text = texts.base_embeddings(numbers[-examples.predicted :])
+    return text, base_text
 
 
 def _concept_weights(session: Session, instances: Tensor) -> Tensor:
-    """How much each picture of yours counts by its concept, (B,)."""
+    """The loss weight of each of the subject's images, by its concept, (instances,)."""
     weights = torch.tensor([concept.loss_weight for concept in session.settings.concepts])
     return hardware.brought(weights[session.instances.concept[instances]], session.model.device)
+
+
+def compute_losses(session: Session, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    """The loss of a batch, and the means of the subject's and of the class's part of it; each ()."""
+    settings, prediction_type = session.settings, session.model.prediction_type
+    target, model_input = batch.target, inpainting_inputs.joined(batch.x_t, batch.inpainting)
+    if batch.base_text is not None:
+        prior = _base_prediction(session, model_input, batch, batch.base_text)
+        target = torch.cat([target[: -len(prior)], prior.to(target.dtype)])
+    prediction = predict(session, model_input, batch.t, _encode_texts(session, batch.text), batch.sizes)
+
+    # Each image's loss is weighted before the subject's and the class's means are taken.
+    choice, alpha_bar_t = settings.objective, batch.alpha_bar_t
+    error = objective.error(prediction, target, choice, alpha_bar_t, batch.t)
+    per_image = objective.picture_means(error, batch.mask, choice.unmasked_weight)
+    if choice.weighting != "none":
+        per_image = per_image * objective.timestep_weight(prediction_type, choice, alpha_bar_t)
+    if batch.concept_weights is not None:
+        per_image[: batch.instances] *= batch.concept_weights
+    return objective.dreambooth_loss(per_image, batch.instances, batch.prior_weight)
+
+
+@torch.no_grad()
+def _base_prediction(session: Session, model_input: Tensor, batch: Batch, text: TextEmbedding) -> Tensor:
+    """What the UNet predicts with its adapters disabled for the last P rows, which read `text`: (P, 4, h, w)."""
+    model_input, t, sizes = (rows[-len(text.hidden) :] for rows in (model_input, batch.t, batch.sizes))
+    with disabled(session.adapters):
+        return predict(session, model_input, t, text, sizes)
+
+
+def predict(session: Session, model_input: Tensor, t: Tensor, text: TextEmbedding, sizes: Tensor) -> Tensor:
+    """The UNet's prediction (B, 4, h, w), in the precision that the run computes in.
+
+    `model_input` are noisy latents (B, 4, h, w); for an inpainting model as `inpainting_inputs.joined` gives them.
+    """
+    dtype = precision.plain_dtype(session.accelerator, session.settings)
+    if dtype is None:
+        with session.accelerator.autocast():
+            return session.model.denoise(model_input, t, text, sizes)
+    return session.model.denoise(model_input.to(dtype), t, text.to(dtype), sizes)
+
+
+def _encode_texts(session: Session, text: TextEmbedding | TokenizedTexts) -> TextEmbedding:
+    if isinstance(text, TextEmbedding):
+        return text
+    with session.accelerator.autocast():
+        return session.texts.read(text.tokens, text.empty_rows, text.token_weights, text.frozen)

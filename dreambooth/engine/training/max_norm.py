@@ -30,11 +30,11 @@ class MaxNorm:
             self.stacks += [some[start : start + together] for start in range(0, len(some), together)]
 
     @torch.no_grad()
-    def keep(self) -> None:
+    def apply(self) -> None:
         for some in self.stacks:
-            self._keep(some)
+            self._apply(some)
 
-    def _keep(self, some: list[AdapterLayer]) -> None:
+    def _apply(self, some: list[AdapterLayer]) -> None:
         sides = list(zip(*(layer.matrices() for layer in some)))
         stacked = [torch.stack(side) for side in sides]
         # By rounding the square of next to nothing may come out below it.

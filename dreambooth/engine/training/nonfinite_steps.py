@@ -1,4 +1,4 @@
-"""Leaving a step out on the device itself, so that nobody waits for the device to know whether the step is sound."""
+"""Skipping steps whose loss or gradients are not finite, decided on the device so that nobody waits for it."""
 
 from __future__ import annotations
 
@@ -10,51 +10,52 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_WHOLE = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+from dreambooth.engine.training import optimizers
+
+_INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # by the bytes of a value
 
 
 @contextlib.contextmanager
-def skipped_if(optimizer: Any, bad: Tensor) -> Iterator[None]:
-    """Within it a step of the optimizer is left out where `bad` (a truth on the device) says so.
+def skipped_if(optimizer: Any, skip: Tensor) -> Iterator[None]:
+    """Has the optimizer's step within the block change no weight where `skip`, a boolean on the device, is true.
 
     PyTorch's fused optimizers know this from mixed precision (`found_inf`) and leave everything as it is. The others
-    take a step of no gradient: what they remember fades a little, and nothing that is not finite reaches them. So do
-    the fused ones on an Apple GPU, which did not hear of `found_inf` until 2026 (pytorch/pytorch issue 186360).
+    take a step with gradients of zero: their moments decay a little, and nothing that is not finite reaches them. So do
+    the fused ones on an Apple GPU, which ignored `found_inf` until 2026 (pytorch/pytorch issue 186360).
     """
-    inner = getattr(optimizer, "optimizer", optimizer)  # accelerate's wrapping
-    if getattr(inner, "_step_supports_amp_scaling", False) and bad.device.type != "mps":
-        inner.grad_scale, inner.found_inf = None, bad.float()
+    inner = optimizers.unwrapped(optimizer)
+    if getattr(inner, "_step_supports_amp_scaling", False) and skip.device.type != "mps":
+        inner.grad_scale, inner.found_inf = None, skip.float()
         try:
             yield
         finally:
             del inner.grad_scale, inner.found_inf
         return
-    _clear(inner, bad)
+    _zero_gradients_if(inner, skip)
     yield
 
 
-def _clear(optimizer: Any, bad: Tensor) -> None:
-    """Gradients of zero where `bad` says so, in as few operations as the device allows.
+def _zero_gradients_if(optimizer: Any, skip: Tensor) -> None:
+    """Sets all gradients to zero where `skip` is true, in as few operations as possible.
 
-    Times zero a NaN stays one, but not its bits: taken for a whole number, times 1 they are what they were, and times 0
-    they are those of zero.
+    A NaN times zero is a NaN, but its bits, read as an integer, times 0 are those of zero, and times 1 what they were.
     """
-    bits: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
+    by_kind: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
     for group in optimizer.param_groups:
         for weight in group["params"]:
             if weight.grad is not None:
-                held = weight.grad.view(_WHOLE[weight.grad.element_size()])
-                bits.setdefault((held.device, held.dtype), []).append(held)
-    for (device, dtype), held in bits.items():
-        torch._foreach_mul_(held, (~bad).to(device, dtype))
+                bits = weight.grad.view(_INTEGERS[weight.grad.element_size()])
+                by_kind.setdefault((bits.device, bits.dtype), []).append(bits)
+    for (device, dtype), all_bits in by_kind.items():
+        torch._foreach_mul_(all_bits, (~skip).to(device, dtype))
 
 
 @torch.no_grad()
 def all_finite(tensors: list[Tensor]) -> bool:
-    """Whether every value is a number: the largest of each tensor is one. Waits for the device."""
-    alike: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
+    """Whether all values of the floating-point tensors are finite. Waits for the device."""
+    by_kind: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
     for tensor in tensors:
         if tensor.is_floating_point() and tensor.numel():
-            alike.setdefault((tensor.device, tensor.dtype), []).append(tensor)
-    largest = (torch.stack(torch._foreach_norm(some, math.inf)) for some in alike.values())
-    return all(bool(torch.isfinite(of_each).all()) for of_each in largest)
+            by_kind.setdefault((tensor.device, tensor.dtype), []).append(tensor)
+    maxima = (torch.stack(torch._foreach_norm(some, math.inf)) for some in by_kind.values())
+    return all(bool(torch.isfinite(of_each).all()) for of_each in maxima)

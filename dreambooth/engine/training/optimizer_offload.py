@@ -1,7 +1,7 @@
 """Trained weights that lie in the computer's memory, and what the optimizer keeps of them: on the device for a step.
 
 Both come from where a GPU can fetch them without the CPU and go back there, on one stream of work, so that
-nobody waits in between; `settle` waits for the last of them, before the CPU reads any.
+nobody waits in between; `wait` waits for the last of them, before the CPU reads any.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def on_device(weights: list[nn.Parameter], optimizer: Any, device: torch.device)
                     optimizer.state[weight][name] = _put_back(kept[weight].get(name), value)
 
 
-def settle(device: torch.device) -> None:
+def wait(device: torch.device) -> None:
     """Waits until what was put back is there."""
     if device.type == "cuda":
         torch.cuda.current_stream(device).synchronize()

@@ -117,13 +117,18 @@ def set_mode(optimizer: torch.optim.Optimizer, *, training: bool) -> None:
         switch()
 
 
+def unwrapped(optimizer: Any) -> Any:
+    """The optimizer itself, without accelerate's wrapper."""
+    return getattr(optimizer, "optimizer", optimizer)
+
+
 @torch.no_grad()
 def restore(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
     """Puts what `state_dict` gave back, value for value.
 
     The optimizers' own way casts to the precision of the weights, which for weights in bf16 would spoil it.
     """
-    inner = getattr(optimizer, "optimizer", optimizer)  # accelerate's wrapping
+    inner = unwrapped(optimizer)
     numbers = []
     for group, kept in zip(inner.param_groups, saved["param_groups"]):
         numbers += list(zip(kept["params"], group["params"]))

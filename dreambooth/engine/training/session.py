@@ -76,8 +76,8 @@ class Session:
         """All adapted layers of the UNet."""
         return disabled_adapters.adapters([self.model.unet])
 
-    def computing(self) -> AbstractContextManager[None]:
-        """What a batch needs from its loss to its gradients."""
+    def cast_adapters(self) -> AbstractContextManager[None]:
+        """Casts the adapters' matrices to the precision of the computation, from a batch's loss to its gradients."""
         return lora_layer.cast_at_once(self.lora_layers, precision.compute_dtype(self.accelerator))
 
     def batch_files(self, step: int) -> list[str]:
@@ -88,26 +88,25 @@ class Session:
                 found += [files[number] for number in numbers.tolist()]
         return list(dict.fromkeys(found))
 
-    def change_weights(self, left_out_if: Tensor, *, changed: bool = False) -> None:
-        """One step of the optimizer with the gradients that are there, of the max norm and of the average.
+    def change_weights(self, skip_if: Tensor, *, is_stepped: bool = False) -> None:
+        """Takes a step of the optimizer with the gradients that are there, then applies max norm and updates the EMA.
 
-        With `changed` the optimizer has taken its step already.
+        `skip_if` is a boolean on the device; with `is_stepped` the optimizer has already taken its step.
         """
-        if not changed:
-            self._step(left_out_if)
+        if not is_stepped:
+            self._step(skip_if)
         if self.max_norm:
-            self.max_norm.keep()
+            self.max_norm.apply()
         self.step += 1
         if self.ema:
             self.ema.update(self.trained.named())
 
-    def _step(self, left_out_if: Tensor) -> None:
-        sound = (
-            contextlib.nullcontext()
-            if self.accelerator.scaler
-            else nonfinite_steps.skipped_if(self.optimizer, left_out_if)
+    def _step(self, skip_if: Tensor) -> None:
+        # A gradient scaler skips steps itself.
+        guarded = (
+            contextlib.nullcontext() if self.accelerator.scaler else nonfinite_steps.skipped_if(self.optimizer, skip_if)
         )
-        with sound:
+        with guarded:
             if self.settings.memory.bf16_weights:
                 stochastic_rounding.step(self.optimizer)
             else:

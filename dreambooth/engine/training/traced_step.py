@@ -1,11 +1,12 @@
-"""Forward and backward pass of a batch: as PyTorch does them, or, once it is known which operations they come down to,
-by these alone.
+"""Forward and backward pass of a batch: run eagerly, or replayed from a record of its operations.
 
-At a batch of one much of a step's time goes into Python's modules and autograd. What they ask of the device is the same
-for each batch of a shape, so it is written down at the third batch of a shape and done again from the fourth on. The
-first time that it is done again it is held against what PyTorch gives for the same batch. Where the optimizer's step is
-taken in the backward pass, both of these times are trials that change no weight, so that a pass which is given up half
-way has not taken half a step.
+At a batch size of 1 much of a step's time goes into Python modules and autograd. The operations that these launch are
+the same for every batch of a shape, so each shape goes through the phases of `Phase`: a few batches run eagerly, one is
+recorded, the next one is replayed and verified against an eager run of the same batch, and the others are replayed.
+Where the settings ask for it, the replay is a CUDA graph, which is verified like the program that it was captured from.
+
+Where the optimizer's step is fused into the backward pass, recording and the replay to be verified are dry runs that
+change no weight: a pass that is abandoned halfway has not taken half a step.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ import math
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from enum import Enum, auto
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,7 +26,7 @@ from torch import Tensor, nn
 from dreambooth.core.errors import Problem
 from dreambooth.engine import hardware, out_of_memory
 from dreambooth.engine.tracing.graph import Graph
-from dreambooth.engine.tracing.program import CLOSE, NotTraceable, Program, record, signature
+from dreambooth.engine.tracing.program import RELATIVE_TOLERANCE, NotTraceable, Program, record, signature
 from dreambooth.engine.training import loss
 from dreambooth.engine.training.fused_backward import FusedBackward
 from dreambooth.engine.training.loss import Batch
@@ -33,200 +35,220 @@ from dreambooth.engine.training.session import Session
 if TYPE_CHECKING:
     from dreambooth.engine.training.loop import Hooks
 
-BEFORE = 2  # batches of a shape that are done as PyTorch does them, while devices and libraries settle
-WORTH = 20  # batches of a shape that must still come: writing one down takes as long as a few
-SMALL = 1e-3  # and those below this share of the largest by as much as that one's
+EAGER_BATCHES = 2  # of a shape before it is recorded, while devices and libraries warm up
+MIN_REMAINING_BATCHES = 20  # of a shape that make recording worthwhile: it takes as long as a few batches
+SMALL_NORM = 1e-3  # share of the largest norm, below which a norm may deviate by as much as one of this size
 DIFFERS = "A step done again from its record gave other gradients than PyTorch"
 BROKE = "A step could not be done again from its record ({})"
 
 Losses = tuple[Tensor, ...]
 
 
+class Phase(Enum):
+    """How the next batch of a shape is run."""
+
+    EAGER = auto()  # by PyTorch; recorded as soon as that is worthwhile
+    RECORD = auto()  # by PyTorch, while its operations are recorded
+    VERIFY = auto()  # replayed as a trial, then by PyTorch, and compared
+    REPLAY = auto()  # from the record
+    FALLBACK = auto()  # by PyTorch for good: the shape cannot be recorded
+
+
 @dataclass
 class _Shape:
-    """What is known of the batches of one shape."""
+    """The batches of one shape."""
 
-    seen: int = 0
-    program: Program | Graph | None = None
-    learning: list[nn.Parameter] = field(default_factory=list)  # whose gradients the program gives
-    is_checked: bool = False
-    is_given_up: bool = False
+    phase: Phase = Phase.EAGER
+    seen: int = 0  # batches
+    program: Program | Graph | None = None  # from phase VERIFY on
+    weights: list[nn.Parameter] = field(default_factory=list)  # whose gradients the program returns after the losses
 
 
 class TracedStep:
-    """Does the forward and the backward pass of a session's batches. Gradients are added to those that are there."""
+    """Runs the forward and the backward pass of a session's batches. Gradients are added to those that are there."""
 
-    def __init__(self, session: Session, hooks: Hooks, in_backward: FusedBackward | None) -> None:
-        self.session, self.hooks, self.in_backward = session, hooks, in_backward
+    def __init__(self, session: Session, hooks: Hooks, fused_backward: FusedBackward | None) -> None:
+        self.session, self.hooks, self.fused_backward = session, hooks, fused_backward
         self.weights = [weight for part in session.trained.parts.values() for weight in part.values()]
         settings = session.settings
-        # Checkpoints put the random numbers of a dropout back, which is no operation.
-        draws_again = settings.is_lora and settings.lora.dropout > 0 and settings.batching.gradient_checkpointing
-        self.is_on = settings.tuning.trace_steps and not draws_again
-        self.captures = settings.tuning.cuda_graphs
-        self._graph: Graph | None = None  # the first
+        # Checkpointing restores the random state for dropout, which is no operation that could be recorded.
+        recomputes_dropout = settings.is_lora and settings.lora.dropout > 0 and settings.batching.gradient_checkpointing
+        self.is_enabled = settings.tuning.trace_steps and not recomputes_dropout
+        self.uses_cuda_graphs = settings.tuning.cuda_graphs
+        self._first_graph: Graph | None = None  # whose memory pool the others share
         self._shapes: dict[Any, _Shape] = {}
-        hooks.release_graphs = self.without_graphs
+        hooks.release_cuda_graphs = self.release_cuda_graphs
 
     def run(self, batch: Batch) -> Losses:
-        """The losses of a batch, whose gradients are there afterwards."""
-        if not self.is_on:
-            return self._plain(batch)
-        shape = self._shapes.setdefault(_shape_of(batch), _Shape())
+        """Returns the losses of a batch, detached, and leaves its gradients in the weights."""
+        if not self.is_enabled:
+            return self._run_eager(batch)
+        shape = self._shapes.setdefault(_shape_key(batch), _Shape())
         shape.seen += 1
-        if shape.program and shape.is_checked:
-            with self._adding_gradients():
-                return self._again(shape, batch)
-        if shape.program:
-            return self._checked(shape, batch)
-        if shape.is_given_up or not self._is_worth(shape):
-            return self._plain(batch)
-        return self._written_down(shape, batch)
+        if shape.phase is Phase.EAGER and self._is_worth_recording(shape):
+            shape.phase = Phase.RECORD
+        if shape.phase is Phase.RECORD:
+            return self._record(shape, batch)
+        if shape.phase is Phase.VERIFY:
+            return self._verify_against_eager(shape, batch)
+        if shape.phase is Phase.REPLAY:
+            with self._accumulating_gradients():
+                return self._replay(shape, batch)
+        return self._run_eager(batch)
 
-    def _plain(self, batch: Batch) -> Losses:
+    def _is_worth_recording(self, shape: _Shape) -> bool:
+        """Whether enough batches of this shape are to come, estimated from its share of those seen so far."""
+        budget, seen = self.session.budget, sum(other.seen for other in self._shapes.values())
+        remaining = (budget.steps - self.session.step) * len(self.session.ranks.share(budget.accumulation))
+        return shape.seen > EAGER_BATCHES and remaining * shape.seen / seen >= MIN_REMAINING_BATCHES
+
+    def _run_eager(self, batch: Batch) -> Losses:
         session = self.session
-        with session.computing():
-            losses = loss.losses(session, batch)
-            if self.in_backward:
-                self.in_backward.begin(losses)
+        with session.cast_adapters():
+            losses = loss.compute_losses(session, batch)
+            if self.fused_backward:
+                self.fused_backward.start(losses)
             session.accelerator.backward(losses[0] / session.budget.accumulation)
         return tuple(one.detach() for one in losses)
 
-    def _is_worth(self, shape: _Shape) -> bool:
-        """Whether enough of this shape is still to come, as far as can be told from how many came."""
-        budget, passed = self.session.budget, sum(other.seen for other in self._shapes.values())
-        to_come = (budget.steps - self.session.step) * len(self.session.ranks.share(budget.accumulation))
-        return shape.seen > BEFORE and to_come * shape.seen / passed >= WORTH
-
-    def _written_down(self, shape: _Shape, batch: Batch) -> Losses:
-        """As PyTorch does them; afterwards the shape has its program, or is given up."""
+    def _record(self, shape: _Shape, batch: Batch) -> Losses:
+        """Runs a batch eagerly while its operations are recorded."""
         tensors = batch.tensors()
 
-        def passes(given: list[Tensor]) -> list[Tensor]:
-            losses = self._plain(replace(batch, **dict(zip(tensors, given))))
-            shape.learning = [weight for weight in self.weights if weight.grad is not None]
-            return [*losses, *(weight.grad for weight in shape.learning if weight.grad is not None)]
+        def run_with(inputs: list[Tensor]) -> list[Tensor]:
+            losses = self._run_eager(batch.with_tensors(dict(zip(tensors, inputs))))
+            shape.weights = [weight for weight in self.weights if weight.grad is not None]
+            return [*losses, *(weight.grad for weight in shape.weights if weight.grad is not None)]
 
-        with self._adding_gradients():
+        dry_run = self.fused_backward.recording_norms(dry_run=True) if self.fused_backward else contextlib.nullcontext()
+        with self._accumulating_gradients():
             try:
-                with self._rewound(), self._trial():
-                    outputs, shape.program = record(passes, list(tensors.values()))
-                if not self.in_backward:
-                    return tuple(outputs[: len(outputs) - len(shape.learning)])
+                with self._preserving_random_state(), dry_run:
+                    outputs, shape.program = record(run_with, list(tensors.values()))
+                shape.phase = Phase.VERIFY
+                if not self.fused_backward:
+                    return tuple(outputs[: len(outputs) - len(shape.weights)])
             except NotTraceable:
-                shape.is_given_up = True
-                for weight in self.weights:
-                    weight.grad = None
-            return self._plain(batch)
+                shape.phase = Phase.FALLBACK
+                self._clear_gradients()
+            return self._run_eager(batch)
 
-    def _trial(self) -> AbstractContextManager[Any]:
-        """Within it no weight changes."""
-        return self.in_backward.noting(is_trial=True) if self.in_backward else contextlib.nullcontext()
-
-    def _again(self, shape: _Shape, batch: Batch) -> Losses:
+    def _replay(self, shape: _Shape, batch: Batch) -> Losses:
         assert shape.program
-        found = shape.program(list(batch.tensors().values()))
-        split = len(found) - len(shape.learning)
-        gradients: Sequence[Tensor] = found[split:]
+        outputs = shape.program(list(batch.tensors().values()))
+        split = len(outputs) - len(shape.weights)
+        gradients: Sequence[Tensor] = outputs[split:]
         if isinstance(shape.program, Graph) and self.session.budget.accumulation > 1:
-            # Where a graph writes its gradients it writes those of the next batch, too.
-            gradients = torch._foreach_mul(gradients, 1)  # copies, some hundred of them in one operation
-        for weight, gradient in zip(shape.learning, gradients):
+            # The next replay of the graph writes its gradients to the same memory, so these are copied: all at once.
+            gradients = torch._foreach_mul(gradients, 1)
+        for weight, gradient in zip(shape.weights, gradients):
             weight.grad = gradient
-        return found[:split]
+        return outputs[:split]
 
-    def _checked(self, shape: _Shape, batch: Batch) -> Losses:
-        """As PyTorch does them; the program is held against that, and all are given up where it differs."""
-        said = DIFFERS
-        with self._adding_gradients():
+    def _verify_against_eager(self, shape: _Shape, batch: Batch) -> Losses:
+        """Runs a batch eagerly and compares its replay with that; disables tracing for the run where they differ."""
+        reason = DIFFERS
+        with self._accumulating_gradients():
             try:
-                with self._rewound():
-                    _, found = self._sized(lambda: self._again(shape, batch), is_trial=True)
+                with self._preserving_random_state():
+                    _, replayed = self._run_and_summarize(lambda: self._replay(shape, batch), dry_run=True)
             except RuntimeError as error:
                 if out_of_memory.is_out_of_memory(error):
                     raise
                 traceback.print_exc()
-                said, found = BROKE.format(out_of_memory.first_line(error)), None
-            for weight in self.weights:
-                weight.grad = None
-            losses, wanted = self._sized(lambda: self._plain(batch), is_trial=False)
-        agrees = _agrees(found, wanted)
-        if agrees is False:
-            self.is_on = False
-            self._shapes.clear()
-            self._graph = None
-            do = "Nothing is wrong with what was learned; the steps take longer."
-            self.hooks.warn(Problem(f"{said}; this run goes on without records.", "tuning.trace_steps", do))
-        elif agrees and self.captures and isinstance(shape.program, Program):
-            self._capture(shape, batch)  # and that is checked, too
-        else:
-            shape.is_checked = bool(agrees)
+                reason, replayed = BROKE.format(out_of_memory.first_line(error)), None
+            self._clear_gradients()
+            losses, eager = self._run_and_summarize(lambda: self._run_eager(batch), dry_run=False)
+        matches = _matches(replayed, eager)
+        if matches is False:
+            self._disable(reason)
+        elif matches and self.uses_cuda_graphs and isinstance(shape.program, Program):
+            self._capture_cuda_graph(shape, batch)
+        elif matches:
+            shape.phase = Phase.REPLAY
         return losses
 
-    def _capture(self, shape: _Shape, batch: Batch) -> None:
-        """Makes a CUDA graph of a shape's program, where the device can."""
+    def _disable(self, reason: str) -> None:
+        """Runs all batches eagerly from now on."""
+        self.is_enabled = False
+        self._shapes.clear()
+        self._first_graph = None
+        do = "Nothing is wrong with what was learned; the steps take longer."
+        self.hooks.warn(Problem(f"{reason}; this run goes on without records.", "tuning.trace_steps", do))
+
+    def _capture_cuda_graph(self, shape: _Shape, batch: Batch) -> None:
+        """Turns a shape's verified program into a CUDA graph, which is verified at the next batch.
+
+        Where the device cannot capture it, the shape keeps its program and no other graphs are used.
+        """
         assert isinstance(shape.program, Program)
         try:
-            with self._rewound():
-                shape.program = Graph(shape.program, list(batch.tensors().values()), like=self._graph)
-            self._graph = self._graph or shape.program
+            with self._preserving_random_state():
+                shape.program = Graph(shape.program, list(batch.tensors().values()), like=self._first_graph)
+            self._first_graph = self._first_graph or shape.program
         except RuntimeError as error:
             if out_of_memory.is_out_of_memory(error):
                 raise
             traceback.print_exc()
-            shape.is_checked = True
-            self.without_graphs()  # in whose room it was
+            shape.phase = Phase.REPLAY
+            self.release_cuda_graphs()  # they share the memory pool of the failed capture
             reason = out_of_memory.first_line(error)
             said = f"The steps cannot be captured as CUDA graphs ({reason}); they go on without."
             self.hooks.warn(Problem(said, "tuning.cuda_graphs", "Turn it off."))
 
-    def without_graphs(self) -> None:
-        """From now on nothing is captured, and the memory of what was is free for others."""
-        self.captures, self._graph = False, None
+    def release_cuda_graphs(self) -> None:
+        """Replays programs in place of CUDA graphs from now on, and frees the memory of the graphs."""
+        self.uses_cuda_graphs, self._first_graph = False, None
         for shape in self._shapes.values():
             if isinstance(shape.program, Graph):
                 shape.program = shape.program.program
 
-    def _sized(self, passes: Callable[[], Losses], *, is_trial: bool) -> tuple[Losses, Tensor]:
-        """The losses, and all numbers together: these, and how large each gradient is, in two norms."""
-        if self.in_backward:
-            with self.in_backward.noting(is_trial=is_trial) as norms:
-                losses = passes()
+    def _run_and_summarize(self, run: Callable[[], Losses], *, dry_run: bool) -> tuple[Losses, Tensor]:
+        """Returns the losses, and as one vector what two runs of a batch are compared by: the losses, and the L1 and L2
+        norm of each gradient. With the optimizer's step in the backward pass, a dry run changes no weight."""
+        if self.fused_backward:
+            with self.fused_backward.recording_norms(dry_run=dry_run) as norms:
+                losses = run()
         else:
-            losses = passes()
+            losses = run()
             gradients = [weight.grad for weight in self.weights if weight.grad is not None]
             norms = [norm for order in (1, 2) for norm in torch._foreach_norm(gradients, order)]
         return losses, torch.stack([one.to(self.session.model.device).float() for one in (*losses, *norms)])
 
+    def _clear_gradients(self) -> None:
+        for weight in self.weights:
+            weight.grad = None
+
     @contextlib.contextmanager
-    def _adding_gradients(self) -> Iterator[None]:
-        """Within it no weight has a gradient to begin with; those from before are added at its end."""
-        before = [(weight, weight.grad) for weight in self.weights if weight.grad is not None]
-        for weight, _ in before:
+    def _accumulating_gradients(self) -> Iterator[None]:
+        """Sets the gradients of earlier batches aside, and adds them to the new ones at the end."""
+        earlier = [(weight, weight.grad) for weight in self.weights if weight.grad is not None]
+        for weight, _ in earlier:
             weight.grad = None
         yield
-        if both := [(old, weight.grad) for weight, old in before if weight.grad is not None]:
+        if both := [(old, weight.grad) for weight, old in earlier if weight.grad is not None]:
             torch._foreach_add_([old for old, _ in both], [new for _, new in both])
-        for weight, old in before:
+        for weight, old in earlier:
             weight.grad = old
 
-    def _rewound(self) -> AbstractContextManager[None]:
-        """After it random numbers come as if it had not been."""
+    def _preserving_random_state(self) -> AbstractContextManager[None]:
+        """Restores the random generators' state at its end."""
         return hardware.random_numbers_kept(self.session.model.device)
 
 
-def _shape_of(batch: Batch) -> Any:
+def _shape_key(batch: Batch) -> Any:
+    """What two batches must have in common to be replayed by the same program."""
     tensors = batch.tensors()
-    return batch.subjects, *tensors, signature(list(tensors.values()))
+    return batch.instances, *tensors, signature(list(tensors.values()))
 
 
-def _agrees(found: Tensor | None, wanted: Tensor) -> bool | None:
-    """Whether a program does what PyTorch does; None where that is no number, so that nothing can be said of it. This
-    is the one time that the device is waited for."""
-    if found is None or found.shape != wanted.shape:
+def _matches(replayed: Tensor | None, eager: Tensor) -> bool | None:
+    """Whether a replay gave the losses and norms of the eager run; None where these are not finite and nothing can be
+    said. The only place that waits for the device."""
+    if replayed is None or replayed.shape != eager.shape:
         return False
-    values, right = torch.stack([found, wanted]).tolist()
-    if not all(map(math.isfinite, right)):
+    values, expected = torch.stack([replayed, eager]).tolist()
+    if not all(map(math.isfinite, expected)):
         return None
-    least = SMALL * max(map(abs, right))
-    return all(abs(one - other) <= CLOSE * max(abs(other), least) for one, other in zip(values, right))
+    least = SMALL_NORM * max(map(abs, expected))
+    return all(abs(one - other) <= RELATIVE_TOLERANCE * max(abs(other), least) for one, other in zip(values, expected))

@@ -137,7 +137,7 @@ class Validation:
         x_t = objective.add_noise(probe.x_0, eps, self._alpha_bar)
         text = self._text(words)[torch.zeros(count, dtype=torch.long, device=model.device)]
         taken = inpainting_inputs.joined(x_t, probe.around)
-        predicted = loss.denoised(self.session, taken, t, text, probe.size.expand(count, -1))
+        predicted = loss.predict(self.session, taken, t, text, probe.size.expand(count, -1))
         return predicted.float(), objective.target(model.prediction_type, probe.x_0, eps, self._alpha_bar)
 
     def _text(self, words: str) -> TextEmbedding:

@@ -45,10 +45,10 @@ class Done:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Steps are traced early enough for so short a run, each is reported, and nobody rests."""
-    monkeypatch.setattr(traced_step, "BEFORE", 1)
-    monkeypatch.setattr(traced_step, "WORTH", 1)
+    monkeypatch.setattr(traced_step, "EAGER_BATCHES", 1)
+    monkeypatch.setattr(traced_step, "MIN_REMAINING_BATCHES", 1)
     monkeypatch.setattr(step_metrics, "REPORT_SECONDS", -1.0)
-    monkeypatch.setattr(loop, "_rest", lambda seconds, hooks: 0.0)
+    monkeypatch.setattr(loop, "_pause", lambda seconds, hooks: 0.0)
 
 
 def run(job: Job, *, pause_at: int | None = None) -> Done:
