@@ -1,4 +1,4 @@
-"""How much of a card a run may count on: others have their part of it, and PyTorch's allocator leaves gaps."""
+"""How much of a GPU's memory a run may count on: other programs use some of it, and PyTorch's allocator leaves gaps."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ _MOST_SPARE = 0.25  # of a card, however small it is
 
 
 def usable(card_bytes: float) -> int:
-    """What of a card of so many bytes a run may count on; the rest is for others and for gaps."""
+    """How many bytes of a card a run may count on; the rest is for other programs and for gaps."""
     return int(card_bytes - max(SPARE * card_bytes, min(LEAST_SPARE, _MOST_SPARE * card_bytes)))
 
 
 def card_with(usable_bytes: float) -> int:
-    """The card of which so many bytes are usable."""
+    """The size of a card of which so many bytes are usable."""
     return ceil(max(usable_bytes / (1 - SPARE), min(usable_bytes + LEAST_SPARE, usable_bytes / (1 - _MOST_SPARE))))

@@ -1,7 +1,7 @@
-"""Which settings make a training fit a card, and why: the quickest that fits, from the table of footprint.
+"""Which settings make a training fit a GPU, and why: the quickest that fit, by the estimate of footprint.py.
 
-What changes nothing of what is learned comes first, then what costs time, then another optimizer. A batch is halved
-only with twice as many halves added up to the same step. Nothing here lowers the resolution: that is said, not done.
+The savings that cost nothing come first, then those that cost time, then another optimizer. A batch is halved only with
+twice the gradient accumulation, for the same steps. The resolution is never lowered: that is only advised.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dreambooth.core.errors import UserError
 from dreambooth.core.formatting import memory
 from dreambooth.core.memory import footprint, footprint_table, headroom
 from dreambooth.core.memory.footprint import OPTIMIZER_BYTES, Memory
-from dreambooth.core.memory.savings import LEVERS, TURNED, Changes, Lever, trains_streamed
+from dreambooth.core.memory.savings import CHANGED_KEYS, SAVINGS, Changes, Saving, trains_streamed
 from dreambooth.core.models.anatomy import Anatomy
 from dreambooth.core.models.families import RESOLUTIONS
 from dreambooth.core.settings import Settings, conflicts
@@ -28,7 +28,7 @@ QUICKEST: dict[str, Any] = {
     "memory.unet_weights": "whole",
 }
 _SMALL_CARD, _LARGE_PICTURE = 8 * 2**30, 1024**2  # bytes; pixels
-_SAID = {  # of what was changed before any lever
+_REASONS = {  # for changes that were made before any saving
     "batching.gradient_checkpointing": "Gradient checkpointing off: there is room, and it would cost a third more time",
     "memory.unet_weights": "The UNet's weights whole on the card: there is room, and none need be fetched or unpacked",
     "memory.vae_decoding": "Pictures decoded in tiles: on a small card there is no telling that a whole one has room",
@@ -38,7 +38,7 @@ _SAID = {  # of what was changed before any lever
 
 @dataclass(frozen=True)
 class Plan:
-    """What to set for a card: `changes` to the settings that were given, what is then needed, and the reasons."""
+    """What to change of settings so that they fit a GPU, the memory that they need then and before, and the reasons."""
 
     changes: Changes
     needs: Memory
@@ -54,8 +54,8 @@ class Plan:
     @property
     def flags(self) -> str:
         """The changes as the command line takes them."""
-        said = {key: str(value).lower() if isinstance(value, bool) else value for key, value in self.changes.items()}
-        return " ".join(f"--{key} {value}" for key, value in said.items())
+        values = {key: str(value).lower() if isinstance(value, bool) else value for key, value in self.changes.items()}
+        return " ".join(f"--{key} {value}" for key, value in values.items())
 
 
 def plan(
@@ -68,44 +68,47 @@ def plan(
     to_draw: bool = True,
     cached: int = 0,
 ) -> Plan:
-    """The quickest way to train that fits a card of so many bytes, or the smallest where none does. `to_draw` and
-    `known` are as in `footprint.needs`."""
+    """The quickest settings that fit a card of so many bytes, or the smallest where none do.
+
+    `area`, `to_draw` and `cached` are those of `footprint.needs`.
+    """
     usable = headroom.usable(card_bytes)
     in_tiles = card_bytes <= _SMALL_CARD and footprint.preview_area(settings, area) >= _LARGE_PICTURE
     start = _quickest(settings, in_tiles=in_tiles)
 
-    def needed(some: Settings) -> Memory:
-        return footprint.needs(some, model, family, area, to_draw=to_draw, cached=cached)
+    def needed(candidate: Settings) -> Memory:
+        return footprint.needs(candidate, model, family, area, to_draw=to_draw, cached=cached)
 
-    def fits(some: Settings) -> bool:
-        return needed(some).total <= usable and not conflicts.found(some)
+    def fits(candidate: Settings) -> bool:
+        return needed(candidate).total <= usable and not conflicts.found(candidate)
 
-    chosen, pulled = start, list[tuple[Lever, Changes]]()
-    while not fits(chosen) and (step := _next(chosen, LEVERS, needed)):
-        pulled.append(step)
+    chosen, made = start, list[tuple[Saving, Changes]]()
+    while not fits(chosen) and (step := _next(chosen, SAVINGS, needed)):
+        made.append(step)
         chosen = with_changes(chosen, step[1])
-    chosen, pulled = _without_the_needless(start, pulled, fits) if fits(chosen) else (chosen, pulled)
+    if fits(chosen):
+        chosen, made = _without_the_needless(start, made, fits)
     changes = difference(settings, chosen)
     after, before = needed(chosen), needed(settings)
     fit = after.total <= usable
-    reasons = _reasons(pulled, changes, chosen, after, card_bytes, fits=fit)
-    if lying := footprint.computer_bytes(chosen, model):
-        reasons.append(f"What is streamed takes about {memory(lying)} of the computer's own memory.")
+    reasons = _reasons(made, changes, chosen, after, card_bytes, fits=fit)
+    if streamed := footprint.computer_bytes(chosen, model):
+        reasons.append(f"What is streamed takes about {memory(streamed)} of the computer's own memory.")
     return Plan(changes, after, before, usable, fit, reasons)
 
 
 def for_family(settings: Settings, family: str, card_bytes: int) -> Plan:
-    """The same for a model of full size of a family, from the settings alone."""
+    """The plan for a model of full size of a family, at the settings' resolution or the family's own."""
     side = settings.general.resolution or RESOLUTIONS[family]
     return plan(settings, footprint_table.full_size(family), family, side**2, card_bytes)
 
 
-def advice(made: Plan) -> str:
+def advice(proposed: Plan) -> str:
     """What to say of settings that do not fit as they are; empty where they do."""
-    if made.needed_before.total <= made.usable:
+    if proposed.needed_before.total <= proposed.usable:
         return ""
-    begin = f"As it is set, it needs more than this machine's card can give, {memory(made.usable)}."
-    return f"{begin} With {made.flags}: {made.why}" if made.fits else f"{begin} {made.why}"
+    begin = f"As it is set, it needs more than this machine's card can give, {memory(proposed.usable)}."
+    return f"{begin} With {proposed.flags}: {proposed.why}" if proposed.fits else f"{begin} {proposed.why}"
 
 
 def next_saving(
@@ -118,23 +121,27 @@ def next_saving(
     `must_be_counted` has it lower the count.
     """
     before = needed(settings)
-    for lever in LEVERS:
-        if not lever.keeps or not (changes := lever.pull(settings)):
+    for saving in SAVINGS:
+        if not saving.resumable or not (changes := saving.propose(settings)):
             continue
         then = with_changes(settings, changes)
-        helps = needed(then) < before if must_be_counted or lever.may_take_more else True
-        if helps and not conflicts.found(then):
-            return changes, lever.named(changes)
+        is_counted = must_be_counted or saving.may_not_help
+        if is_counted and needed(then) >= before:
+            continue
+        if not conflicts.found(then):
+            return changes, saving.named(changes)
     return None
 
 
 def card_size(text: str, *, label: str = "--card") -> int:
-    """'8GB', '8 GiB', '8' -> bytes. Cards are sold in powers of two. Raises UserError for anything else, in a sentence
-    that calls it by the `label`."""
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(?:gi?b?)?\s*", text, re.IGNORECASE)
-    if not found or not 1 <= float(found[1]) <= 1024:
+    """'8GB', '8 GiB', '8' -> bytes. Cards are sold in powers of two.
+
+    Raises UserError for anything else; `label` is what its sentence calls the text.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(?:gi?b?)?\s*", text, re.IGNORECASE)
+    if not match or not 1 <= float(match[1]) <= 1024:
         raise UserError(f"{label}: {text!r} is no size of a card; give it in gigabytes, such as 8GB.")
-    return int(float(found[1]) * 2**30)
+    return int(float(match[1]) * 2**30)
 
 
 def with_changes(settings: Settings, changes: Changes) -> Settings:
@@ -146,55 +153,53 @@ def with_changes(settings: Settings, changes: Changes) -> Settings:
 
 
 def difference(before: Settings, after: Settings) -> Changes:
-    """What of the settings that levers turn is another."""
-    keys = (*QUICKEST, *TURNED)
-    old, new = ({key: _value(some, key) for key in keys} for some in (before, after))
-    return {key: value for key, value in new.items() if value != old[key]}
+    """The settings that a plan may change and that differ, as they are `after`."""
+    keys = (*QUICKEST, *CHANGED_KEYS)
+    return {key: _value(after, key) for key in keys if _value(after, key) != _value(before, key)}
 
 
 def _next(
-    settings: Settings, levers: Sequence[Lever], needed: Callable[[Settings], Memory]
-) -> tuple[Lever, Changes] | None:
-    """The first lever that gives something here."""
+    settings: Settings, savings: Sequence[Saving], needed: Callable[[Settings], Memory]
+) -> tuple[Saving, Changes] | None:
+    """The first saving that lowers what these settings need."""
     total = needed(settings).total
-    for lever in levers:
-        changes = lever.pull(settings)
+    for saving in savings:
+        changes = saving.propose(settings)
         if not changes:
             continue
         then = with_changes(settings, changes)
         if needed(then).total < total and not conflicts.found(then):
-            return lever, changes
+            return saving, changes
     return None
 
 
 def _without_the_needless(
-    start: Settings, pulled: list[tuple[Lever, Changes]], fits: Callable[[Settings], bool]
-) -> tuple[Settings, list[tuple[Lever, Changes]]]:
-    """Takes back what is not needed any more after later levers, the dearest in time first."""
-    for at in reversed(range(len(pulled))):
-        if pulled[at][0].lightens and trains_streamed(_all(start, pulled)):
+    start: Settings, made: list[tuple[Saving, Changes]], fits: Callable[[Settings], bool]
+) -> tuple[Settings, list[tuple[Saving, Changes]]]:
+    """The settings and savings without those that later ones have made needless; the costliest are left out first."""
+    for index in reversed(range(len(made))):
+        if made[index][0].speeds_streaming and trains_streamed(_with_all(start, made)):
             continue
-        fewer = pulled[:at] + pulled[at + 1 :]
-        chosen = _all(start, fewer)
-        if fits(chosen):
-            pulled = fewer
-    return _all(start, pulled), pulled
+        fewer = made[:index] + made[index + 1 :]
+        if fits(_with_all(start, fewer)):
+            made = fewer
+    return _with_all(start, made), made
 
 
 def _quickest(settings: Settings, *, in_tiles: bool) -> Settings:
-    """The settings without what costs time and a plan can ask for again."""
+    """The settings without all that costs time and that savings can change back."""
     in_backward = {"memory.step_in_backward": False} if settings.is_full else {}
     return with_changes(settings, {**QUICKEST, **in_backward, **({"memory.vae_decoding": "tiled"} if in_tiles else {})})
 
 
-def _all(chosen: Settings, pulled: list[tuple[Lever, Changes]]) -> Settings:
-    for _, changes in pulled:
+def _with_all(chosen: Settings, made: list[tuple[Saving, Changes]]) -> Settings:
+    for _, changes in made:
         chosen = with_changes(chosen, changes)
     return chosen
 
 
 def _reasons(
-    pulled: list[tuple[Lever, Changes]],
+    made: list[tuple[Saving, Changes]],
     changes: Changes,
     chosen: Settings,
     after: Memory,
@@ -203,15 +208,15 @@ def _reasons(
     fits: bool,
 ) -> list[str]:
     card = f"a card of {card_bytes / 2**30:g} GB"
-    reasons, final = [], dict(change for _, done in pulled for change in done.items())
-    for lever, done in pulled:
-        if any(final[key] != value for key, value in done.items()):
+    reasons, final = [], dict(change for _, changed in made for change in changed.items())
+    for saving, changed in made:
+        if any(final[key] != value for key, value in changed.items()):
             continue  # a later one went further
-        named = lever.named(done)
-        reasons.append(f"{named[:1].upper()}{named[1:]}{f': {lever.costs}' if lever.costs else ''}.")
-        if "checkpointing" not in lever.name and any("checkpoint" in key for key in done):
+        name = saving.named(changed)
+        reasons.append(f"{name[:1].upper()}{name[1:]}{f': {saving.costs}' if saving.costs else ''}.")
+        if "checkpointing" not in saving.name and any("checkpoint" in key for key in changed):
             reasons.append("Gradient checkpointing, which that needs: about a third more time.")
-    reasons += [f"{said}." for key, said in _SAID.items() if key in changes and key not in final]
+    reasons += [f"{reason}." for key, reason in _REASONS.items() if key in changes and key not in final]
     if fits:
         return [f"Needs about {memory(after.total)}, which {card} has.", *reasons]
     most = max(vars(after).items(), key=lambda part: part[1])[0]
@@ -220,7 +225,7 @@ def _reasons(
 
 
 def _instead(chosen: Settings, most: str) -> str:
-    """What else could be chosen where nothing fits, most of which goes to one of the parts of Memory."""
+    """What else could be chosen where nothing fits; `most` is the largest part of Memory."""
     if chosen.is_embedding:
         return ""
     light = OPTIMIZER_BYTES["adamw_8bit"]
