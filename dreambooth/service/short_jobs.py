@@ -18,12 +18,21 @@ from dreambooth.service import exporting, runs
 from dreambooth.service.field_names import called
 
 RANDOM = -1  # a seed that stands for any
-# What a request may say about pictures to draw: default, lowest and highest.
+_PREVIEWS = {leaf.key.removeprefix("previews."): leaf for leaf in leaves(Settings) if leaf.key.startswith("previews.")}
+
+
+def _as_previews(name: str) -> tuple[Any, Any, Any]:
+    leaf = _PREVIEWS[name]
+    return leaf.default, leaf.spec.min, leaf.spec.max
+
+
+# What a request may say about pictures to draw: default, lowest and highest. The command line and the page have it from
+# here.
 DRAWING: dict[str, tuple[Any, Any, Any]] = {
     "count": (1, 1, 1000),
-    "steps": (20, 1, 500),
-    "cfg": (7.5, 1, 30),
-    "seed": (420420, RANDOM, 2**31),  # the first picture's; the next have the next
+    "steps": _as_previews("steps"),
+    "cfg": _as_previews("guidance_scale"),
+    "seed": (_PREVIEWS["seed"].default, RANDOM, 2**31),  # the first picture's; the next have the next
     "batch": (0, 0, 64),  # 0: as many as there is room for
     "lora_weight": (1.0, -4, 4),
     "width": (0, 64, 2048),
@@ -41,7 +50,7 @@ FIELDS: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 CANDIDATES = 24  # rare words that are tried
 MOST_ON_A_SHEET = 200  # pictures
-SCHEDULER = next(leaf for leaf in leaves(settings.Settings) if leaf.key == "previews.scheduler")
+SCHEDULER = _PREVIEWS["scheduler"]
 
 
 def errand(opened: Project, kind: str, wanted: Mapping[str, Any], chosen: Settings) -> tuple[Settings, dict[str, Any]]:

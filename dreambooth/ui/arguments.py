@@ -238,9 +238,14 @@ def _add_generate(add: Callable[..., Any]) -> None:
     sub.add_argument("name", metavar="NAME")
     sub.add_argument("--prompt", help="what to draw; a result of Imagic has a prompt of its own")
     sub.add_argument("--eta", type=float, help="of a result of Imagic: 0 draws the picture, 1 the prompt (0.7)")
-    sub.add_argument("--count", type=int, default=1)
-    sub.add_argument("--batch", type=int, default=0, help="pictures drawn at a time (0: as many as there is room for)")
-    sub.add_argument("--lora-weight", type=float, default=1.0)
+    sub.add_argument("--count", type=int, default=_default("count"))
+    sub.add_argument(
+        "--batch",
+        type=int,
+        default=_default("batch"),
+        help="pictures drawn at a time (0: as many as there is room for)",
+    )
+    sub.add_argument("--lora-weight", type=float, default=_default("lora_weight"))
     _add_drawing(sub)
     _add_weights(sub)
     _add_state(sub)
@@ -260,13 +265,18 @@ def _add_sheet(add: Callable[..., Any]) -> None:
     _add_drawing(sub)
 
 
+def _default(name: str) -> Any:
+    """Of what is said about pictures to draw."""
+    return short_jobs.DRAWING[name][0]
+
+
 def _add_drawing(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--negative", default="", metavar="PROMPT")
-    sub.add_argument("--seed", type=int, default=420420, help="of the first picture; -1 takes any")
-    sub.add_argument("--steps", type=int, default=20)
-    sub.add_argument("--cfg", type=float, default=7.5)
-    sub.add_argument("--width", type=int, default=0, help="pixels; 0 takes the model's own size")
-    sub.add_argument("--height", type=int, default=0)
+    sub.add_argument("--seed", type=int, default=_default("seed"), help="of the first picture; -1 takes any")
+    sub.add_argument("--steps", type=int, default=_default("steps"))
+    sub.add_argument("--cfg", type=float, default=_default("cfg"))
+    sub.add_argument("--width", type=int, default=_default("width"), help="pixels; 0 takes the model's own size")
+    sub.add_argument("--height", type=int, default=_default("height"))
     names = ", ".join(short_jobs.SCHEDULER.choices)
     default = short_jobs.SCHEDULER.default
     sub.add_argument("--scheduler", metavar="NAME", default=default, help=f"{names} (default: {default})")

@@ -26,7 +26,7 @@ class Previews:
     guidance_scale: float = setting(
         7.5, "Sample CFG Scale", "How strictly previews follow their prompt.", min=1, max=30
     )
-    steps: int = setting(20, "Sample Steps", "Sampling steps for each preview.", min=1, max=200)
+    steps: int = setting(20, "Sample Steps", "Sampling steps for each preview.", min=1, max=500)
     scheduler: Literal[
         "dpm++",
         "dpm++_karras",

@@ -172,6 +172,11 @@ def _result(found: dict[str, dict[str, Any]], label: str | None) -> dict[str, An
     return found.get(label or BASE, {"base": True})
 
 
+def _slider(name: str, step: float, label: str) -> gr.Slider:
+    default, low, high = short_jobs.DRAWING[name]
+    return gr.Slider(low, high, default, step=step, label=label, elem_id=f"db_{name}")
+
+
 def _fields() -> dict[str, Any]:
     """The controls of what is drawn, by the names that a job's fields have."""
     prompt = gr.Textbox(label="Sample Prompt", info="What to draw.", lines=2, elem_id="db_prompt")
@@ -181,13 +186,13 @@ def _fields() -> dict[str, Any]:
             "prompt": prompt,
             "negative": negative,
             "count": gr.Slider(1, 64, 4, step=1, label="Number of Samples to Generate", elem_id="db_count"),
-            "steps": gr.Slider(1, 150, 20, step=1, label="Sample Steps", elem_id="db_steps"),
-            "cfg": gr.Slider(1, 30, 7.5, step=0.5, label="Sample CFG Scale", elem_id="db_cfg"),
-            "lora_weight": gr.Slider(-2, 2, 1, step=0.05, label="Lora Weight", elem_id="db_lora_weight"),
+            "steps": _slider("steps", 1, "Sample Steps"),
+            "cfg": _slider("cfg", 0.5, "Sample CFG Scale"),
+            "lora_weight": _slider("lora_weight", 0.05, "Lora Weight"),
             "eta": gr.Slider(
                 0, 1.5, 0.7, step=0.05, label="Imagic: from the picture (0) to the prompt (1)", elem_id="db_eta"
             ),
-            "seed": gr.Number(420420, label="Sample Seed (-1: any)", elem_id="db_seed"),
+            "seed": gr.Number(short_jobs.DRAWING["seed"][0], label="Sample Seed (-1: any)", elem_id="db_seed"),
             "scheduler": gr.Dropdown(
                 list(short_jobs.SCHEDULER.choices),
                 value=short_jobs.SCHEDULER.default,
@@ -197,7 +202,5 @@ def _fields() -> dict[str, Any]:
             ),
             "width": gr.Slider(0, 2048, 0, step=8, label="Sample Width (0: the model's)", elem_id="db_width"),
             "height": gr.Slider(0, 2048, 0, step=8, label="Sample Height (0: the model's)", elem_id="db_height"),
-            "batch": gr.Slider(
-                0, 64, 0, step=1, label="Sample Batch Size (0: as many as there is room for)", elem_id="db_batch"
-            ),
+            "batch": _slider("batch", 1, "Sample Batch Size (0: as many as there is room for)"),
         }
