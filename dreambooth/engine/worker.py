@@ -49,13 +49,13 @@ def run(job: Job, let_end: Callable[..., None] | None = None) -> Ending:
         if not ending:
             raise
     except BaseException:
-        end_notice.tell_of_end(work, "failed")
+        end_notice.notify_of_end(work, "failed")
         raise
     if ending != "paused" and not resuming.may_go_on(job):
         job.forget_states()
     if ending == "done":
         _show_best(work)
-    end_notice.tell_of_end(work, ending)
+    end_notice.notify_of_end(work, ending)
     return ending
 
 

@@ -147,8 +147,8 @@ def seen(model: Model, some: list[Example], many: int = 2, store: Store | None =
 
 
 def left(encoded: cache.Encoded) -> Tensor:
-    assert encoded.surroundings and encoded.surroundings.left
-    return encoded.surroundings.left[0]
+    assert encoded.surroundings and encoded.surroundings.masked
+    return encoded.surroundings.masked[0]
 
 
 def test_it_sees_the_mask_and_the_latents_of_what_that_leaves(widened: Path, photos: Path) -> None:

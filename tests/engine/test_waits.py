@@ -95,7 +95,7 @@ def on_card(session: Session) -> Iterator[torch.Tensor]:
     for some in filter(None, (session.instances, session.priors)):
         yield from (*some.mean, *some.std, *(some.mask or []))
         if some.surroundings:
-            yield from (*(some.surroundings.left or []), *some.surroundings.nothing)
+            yield from (*(some.surroundings.masked or []), *some.surroundings.nothing)
     yield from session.texts.tokens
     for table in filter(None, (session.texts.table, session.texts.base_table, session.texts.rest_table)):
         yield from (one for one in (table.hidden, table.pooled, table.mask) if one is not None)

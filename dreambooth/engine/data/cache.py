@@ -1,4 +1,4 @@
-"""What the loop trains on, encoded once and kept on the device: mean and deviation of each picture's latents."""
+"""Cached latents: mean and standard deviation of each picture's latents, encoded once before training."""
 
 from __future__ import annotations
 
@@ -33,23 +33,18 @@ MOST_ON_DEVICE = LATENTS_ON_DEVICE
 
 @dataclass
 class Encoded:
-    """A set of examples: mean and standard deviation of their latents, a tensor (n, 4, h, w) for each bucket, and where
-    among them each example is.
+    """The cached latents of N examples, in one tensor for each bucket, and what else a batch takes of them."""
 
-    `size` (N, 6): height and width of the file in pixels, top and left corner of the crop in the resized picture,
-    height and width of the crop.
-    """
-
-    mean: list[Tensor]
-    std: list[Tensor]
+    mean: list[Tensor]  # (n, 4, h, w) for each bucket
+    std: list[Tensor]  # the same shapes
     bucket: Tensor  # (N,) index into the buckets, on the CPU
     row: Tensor  # (N,) index within the bucket, on the CPU
     prompt: Tensor  # (N,) index into the prompts, on the CPU
     concept: Tensor  # (N,) on the CPU
-    size: Tensor  # on the CPU
+    size: Tensor  # (N, 6) on the CPU, SDXL's size conditions, see cropping.Crop.conditions
     device: torch.device  # where samples are wanted
     mask: list[Tensor] | None = None  # (n, 1, h, w) from 0 to 1 for each bucket, where pictures are masked
-    surroundings: InpaintingLatents | None = None  # what an inpainting model sees of them
+    surroundings: InpaintingLatents | None = None  # the inputs of an inpainting model
 
     def __len__(self) -> int:
         return len(self.prompt)
@@ -57,13 +52,12 @@ class Encoded:
     def sample(self, index: Tensor) -> Tensor:
         """A fresh draw of the latents of the examples at `index` (B,), all of one bucket -> (B, 4, h, w)."""
         number = int(self.bucket[index[0]])
-        mean, std = (
-            hardware.rows_brought(some[number], self.row[index], self.device) for some in (self.mean, self.std)
-        )
+        mean = hardware.rows_brought(self.mean[number], self.row[index], self.device)
+        std = hardware.rows_brought(self.std[number], self.row[index], self.device)
         return mean + std * torch.randn_like(mean)
 
     def average(self, index: Tensor) -> Tensor:
-        """The latents of the examples at `index` (B,), all of one bucket, without chance -> (B, 4, h, w)."""
+        """The mean latents of the examples at `index` (B,), all of one bucket, without noise -> (B, 4, h, w)."""
         mean = self.mean[int(self.bucket[index[0]])]
         return hardware.rows_brought(mean, self.row[index], self.device)
 
@@ -75,13 +69,14 @@ class Encoded:
         return hardware.rows_brought(mask, self.row[index], self.device)
 
     def around(self, index: Tensor) -> Tensor | None:
-        """What an inpainting model sees now of the examples at `index` (B,), all of one bucket -> (B, 5, h, w)."""
+        """A fresh draw of an inpainting model's inputs, mask and masked latents, for the examples at `index` (B,), all
+        of one bucket -> (B, 5, h, w)."""
         if self.surroundings is None:
             return None
         return self.surroundings.sample(int(self.bucket[index[0]]), self.row[index], self.device)
 
     def nothing_around(self, index: Tensor) -> Tensor | None:
-        """What it sees of them where it paints them as a whole, (1, 5, h, w)."""
+        """The same inputs where the whole picture is masked, (1, 5, h, w)."""
         return None if self.surroundings is None else self.surroundings.nothing[int(self.bucket[index[0]])]
 
 
@@ -93,10 +88,10 @@ def encode(
     on_batch: Callable[[int], None],
     store: Store | None = None,
 ) -> Encoded:
-    """Encodes examples, or takes what the store has of them; their prompts must be among `prompts`.
+    """Encodes examples, or reads their latents from the store; their prompts must be among `prompts`.
 
-    Of the pictures, one batch is in memory at a time, and for a card what is made ready beside it. Raises UserError
-    naming a picture that cannot be read, or whose latents are not finite.
+    Only one batch of pictures is in memory at a time, and on a GPU the next ones, which are decoded ahead. Raises
+    UserError naming a picture that cannot be read, or whose latents are not finite.
     """
     encoded = _empty(model, examples, prompts)
     with model.present("vae"), store.writing_beside() if store else nullcontext():
@@ -108,16 +103,18 @@ def _encode_all(
     model: Model, examples: list[Example], encoded: Encoded, on_batch: Callable[[int], None], store: Store | None
 ) -> None:
     chunks, done = list(_chunks(examples)), 0
-    workers = 0 if model.vae.device.type == "cpu" else prefetch.WORKERS  # where the CPU encodes, it has no time left
+    workers = (
+        0 if model.vae.device.type == "cpu" else prefetch.WORKERS
+    )  # a CPU that encodes has no time to decode ahead
     in_turn = [examples[n] for chunk in chunks for n in chunk]
-    with closing(vae_inputs.prepared(in_turn, store, workers)) as found:
+    with closing(vae_inputs.prepared(in_turn, store, workers)) as inputs:
         for chunk in chunks:
             missing = dict[int, Image.Image]()
-            for n, one in zip(chunk, found):
-                if one.known:
-                    _place(encoded, n, *one.known)
+            for n, vae_input in zip(chunk, inputs):
+                if vae_input.known:
+                    _place(encoded, n, *vae_input.known)
                 else:
-                    missing[n] = one.picture
+                    missing[n] = vae_input.picture
             for n, mean, std in _encoded(model, examples, missing):
                 if store:
                     store.write(examples[n], mean, std)
@@ -131,14 +128,15 @@ def cut_masks(examples: list[Example]) -> list[Tensor | None]:
 
     Raises UserError naming a mask that will not do.
     """
-    files = [list(some) for _, some in groupby(examples, key=lambda one: one.picture.path)]
-    return [mask for some in prefetch.in_order(_cut_mask, files, vae_inputs.bytes_of_file) for mask in some]
+    by_file = [list(variants) for _, variants in groupby(examples, key=lambda example: example.picture.path)]
+    return [mask for cut in prefetch.in_order(_cut_mask, by_file, vae_inputs.bytes_of_file) for mask in cut]
 
 
-def _cut_mask(some: list[Example]) -> list[Tensor | None]:
-    path = some[0].picture.path
+def _cut_mask(variants: list[Example]) -> list[Tensor | None]:
+    """The cut masks of the variants of one picture."""
+    path = variants[0].picture.path
     whole, cut = masks.decode(path), []
-    for example in some:
+    for example in variants:
         mask = None if whole is None else to_mask(cropping.shape(whole, example.cut))
         if whole is not None and mask is not None and not mask.any():
             raise UserError(_leaves_nothing(path, whole))
@@ -164,7 +162,7 @@ def add_masks(encoded: Encoded, cut: list[Tensor | None]) -> None:
 
 
 def to_mask(mask: Image.Image) -> Tensor:
-    """A grey picture -> how much each latent counts, (1, h, w) from 0 to 1."""
+    """A mask in grey -> the weight of each latent in the loss, (1, h, w) from 0 to 1."""
     small = mask.resize((mask.width // LATENT_FACTOR, mask.height // LATENT_FACTOR), Image.Resampling.BOX)
     return torch.from_numpy(np.array(small)).float()[None] / 255
 
@@ -175,7 +173,7 @@ def to_tensor(picture: Image.Image) -> Tensor:
 
 
 def _empty(model: Model, examples: list[Example], prompts: list[str]) -> Encoded:
-    """Room for the latents of all examples: on the device, unless that is much."""
+    """Tensors for the latents of all examples: on the device, unless they are too large for it."""
     used = [example.cut.bucket for example in examples]
     counts, rows, seen = Counter(used), [], Counter[Bucket]()
     for bucket in used:
@@ -204,19 +202,19 @@ def _place(encoded: Encoded, n: int, mean: Tensor, std: Tensor) -> None:
 
 
 def _encoded(
-    model: Model, examples: list[Example], some: dict[int, Image.Image]
+    model: Model, examples: list[Example], missing: dict[int, Image.Image]
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """Mean and deviation of a few examples of one bucket by their pictures, encoded together; one by one on a CPU,
-    which takes as long for that, with less memory."""
-    if not some:
+    """The number, mean and standard deviation of examples of one bucket, given their pictures. They are encoded
+    together; on a CPU one by one, which takes as long and less memory."""
+    if not missing:
         return
-    pixels = torch.stack([to_tensor(picture) for picture in some.values()])
+    pixels = torch.stack([to_tensor(picture) for picture in missing.values()])
     at_once = 1 if model.vae.device.type == "cpu" else len(pixels)
     parts = [model.encode_pictures(part) for part in pixels.split(at_once)]
     means, stds = (torch.cat(side) for side in zip(*parts))
     finite = torch.isfinite(means + stds).flatten(1).all(1).tolist()
-    for n, mean, std, fine in zip(some, means, stds, finite):
-        if not fine:
+    for n, mean, std, is_finite in zip(missing, means, stds, finite):
+        if not is_finite:
             path = examples[n].picture.path
             raise UserError(f"{path}: the VAE cannot encode this picture (its latents are not finite).")
         yield n, mean, std
@@ -226,7 +224,7 @@ def _chunks(examples: list[Example]) -> Iterator[list[int]]:
     """The numbers of the examples in batches of one bucket each."""
     buckets = list(dict.fromkeys(example.cut.bucket for example in examples))
     numbers = sorted(range(len(examples)), key=lambda n: buckets.index(examples[n].cut.bucket))
-    for bucket, some in groupby(numbers, key=lambda n: examples[n].cut.bucket):
-        alike, size = list(some), pictures_at_once(bucket.area)
-        for start in range(0, len(alike), size):
-            yield alike[start : start + size]
+    for bucket, of_bucket in groupby(numbers, key=lambda n: examples[n].cut.bucket):
+        together, size = list(of_bucket), pictures_at_once(bucket.area)
+        for start in range(0, len(together), size):
+            yield together[start : start + size]

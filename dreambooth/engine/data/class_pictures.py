@@ -1,9 +1,9 @@
-"""Pictures of the class for prior preservation: made by the untrained model, or a folder's as they are.
+"""Class pictures for prior preservation: drawn by the base model, or those of a folder as they are.
 
-What is made lies in a folder that is named after everything that it depends on, so a changed prompt or model
-never reuses wrong ones, and enough of the right ones are never made again. Each picture's seed follows from its
-prompt and number, so stopping half-way and going on gives the same pictures. A picture carries the prompt that it was
-made with, and that is what it is trained on.
+Those that are drawn are kept in a folder whose name is a hash of everything that they depend on, so that another prompt
+or model never uses them, and the same one does not draw them again. A picture's seed follows from its prompt and
+number, so that drawing can be interrupted and gives the same pictures. The file holds the prompt that it was drawn
+with, which is its caption in training.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ from dreambooth.engine.drawing.sampling_choice import Sampling
 if TYPE_CHECKING:
     from dreambooth.engine.families.model import Model
 
-# Keys in a picture's own text: its prompt, and how many were drawn at a time.
+# Keys of a PNG's text: its prompt, and the size of the batch that it was drawn in.
 _PROMPT, _TOGETHER = "dreambooth.prompt", "dreambooth.together"
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """A class picture that is to be made."""
+    """A class picture to be drawn."""
 
     path: Path
     prompt: str
@@ -51,14 +51,16 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Plan:
-    """What one concept needs in one shape: the folder, what is there and what is missing."""
+    """The class pictures of one concept in one size: those that are in the folder, and those that are missing."""
 
     concept: int
     folder: Path
     there: list[pictures.Picture]
     to_make: list[Wanted]
     sampling: Sampling
-    drawn_together: list[Wanted] = field(default_factory=list)  # with those that are there; in turn, batch by batch
+    drawn_together: list[Wanted] = field(
+        default_factory=list
+    )  # all, in the order of their batches; empty for a person's folder
 
     @property
     def wanted(self) -> int:
@@ -70,21 +72,21 @@ class Plan:
 
     @property
     def drawn(self) -> list[Wanted]:
-        """What is drawn, batch by batch, as far as a batch has any that is missing."""
+        """What batches are made of; a batch that has none missing is not drawn."""
         return self.drawn_together or self.to_make
 
     @property
     def together_before(self) -> int:
-        """How many were drawn at a time of those that are there; 0 where that is not known."""
-        said = next((text for picture in self.there if (text := _text_of(picture.path, _TOGETHER))), "")
-        return int(said) if said.isascii() and said.isdigit() else 0
+        """The batch size that those in the folder were drawn with; 0 where that is not known."""
+        text = next((text for picture in self.there if (text := _text_of(picture.path, _TOGETHER))), "")
+        return int(text) if text.isascii() and text.isdigit() else 0
 
 
 def plan(project: Project, settings: Settings, instances: list[list[Example]], size: int) -> list[Plan]:
-    """What each concept with class pictures needs; makes nothing.
+    """What each concept with class pictures needs; draws nothing.
 
-    They are drawn in the shapes that your pictures are trained in, as many in each; in a folder of your own, square.
-    Raises UserError for a class folder that is to be used as it is and holds no pictures.
+    They are drawn in the buckets of the training pictures, as many in each; in a person's own folder, square. Raises
+    UserError for a class folder that is to be used as it is and holds no pictures.
     """
     plans = []
     for number, concept in enumerate(settings.concepts):
@@ -97,8 +99,8 @@ def plan(project: Project, settings: Settings, instances: list[list[Example]], s
                 plans.append(_filled(settings, number, own, square))
                 continue
             for bucket in dict.fromkeys(example.cut.bucket for example in own):
-                alike = [example for example in own if example.cut.bucket == bucket]
-                plans.append(_drawn(project, settings, number, alike, bucket))
+                of_bucket = [example for example in own if example.cut.bucket == bucket]
+                plans.append(_drawn(project, settings, number, of_bucket, bucket))
     return plans
 
 
@@ -109,27 +111,27 @@ def make(
     on_batch: Callable[[int, int, Path], None],
     on_step: Callable[[], None],
 ) -> None:
-    """Makes what is missing, so many at a time as `together` says; `on_batch(done, total, last)` hears of each batch;
-    both callbacks may stop it.
+    """Draws what is missing, in batches of `together(plan)`. `on_batch(done, total, last)` is called after each batch
+    and `on_step` in each sampling step; both may raise to stop.
 
-    How many are drawn at a time shows in the last bits of a picture. So that one which is made after a kill is the one
-    that would have been made without, those that are there are drawn again with those that were to come beside them.
+    The batch a picture is drawn in shows in its last bits. So that a picture drawn after an interruption is the same as
+    without it, those of its batch that are there are drawn again, beside it.
     """
     from dreambooth.engine.drawing.sampling import Known, draw  # loads torch, which a plan does not need
 
     known = Known(model)
     total, done = sum(p.missing for p in plans), 0
-    for one in plans:
-        atomic.sweep(one.folder)
-        missing, batch = {wanted.path for wanted in one.to_make}, together(one) if one.to_make else 1
-        for start in range(0, len(one.drawn), batch):
-            some = one.drawn[start : start + batch]
-            if missing.isdisjoint(wanted.path for wanted in some):
+    for plan in plans:
+        atomic.sweep(plan.folder)
+        missing, size = {wanted.path for wanted in plan.to_make}, together(plan) if plan.to_make else 1
+        for start in range(0, len(plan.drawn), size):
+            batch = plan.drawn[start : start + size]
+            if missing.isdisjoint(wanted.path for wanted in batch):
                 continue
-            drawn = draw(model, [w.prompt for w in some], [w.seed for w in some], one.sampling, on_step, known)
-            new = [(picture, wanted) for picture, wanted in zip(drawn, some) if wanted.path in missing]
+            drawn = draw(model, [w.prompt for w in batch], [w.seed for w in batch], plan.sampling, on_step, known)
+            new = [(picture, wanted) for picture, wanted in zip(drawn, batch) if wanted.path in missing]
             for picture, wanted in new:
-                _save(picture, wanted, batch)
+                _save(picture, wanted, size)
             done += len(new)
             on_batch(done, total, new[-1][1].path)
 
@@ -138,12 +140,13 @@ def prior_pictures(plans: list[Plan]) -> list[pictures.Picture]:
     """The class pictures that training uses, after `make`."""
     return [
         picture
-        for one in plans
-        for picture in [*one.there, *(pictures.Picture(w.path, w.prompt, one.concept) for w in one.to_make)]
+        for plan in plans
+        for picture in [*plan.there, *(pictures.Picture(w.path, w.prompt, plan.concept) for w in plan.to_make)]
     ]
 
 
 def _as_it_is(settings: Settings, number: int, bucket: Bucket) -> Plan:
+    """A folder whose pictures are used as they are."""
     concept = settings.concepts[number]
     folder = Path(concept.class_data_dir).expanduser()
     found = picture_files.find(folder) if folder.is_dir() else []
@@ -156,7 +159,7 @@ def _as_it_is(settings: Settings, number: int, bucket: Bucket) -> Plan:
 
 
 def _filled(settings: Settings, number: int, own: list[Example], bucket: Bucket) -> Plan:
-    """A folder of the person's own, and what is missing in it."""
+    """A person's own folder, in which missing pictures are drawn."""
     concept, seed = settings.concepts[number], settings.general.seed
     prompts = _prompts(concept, own, settings.captions, seed)
     folder = Path(concept.class_data_dir).expanduser()
@@ -166,7 +169,7 @@ def _filled(settings: Settings, number: int, own: list[Example], bucket: Bucket)
 
 
 def _drawn(project: Project, settings: Settings, number: int, own: list[Example], bucket: Bucket) -> Plan:
-    """Pictures that are drawn for pictures of yours of one bucket."""
+    """Pictures that are drawn for the training pictures `own` of one bucket."""
     concept, seed = settings.concepts[number], settings.general.seed
     sampling = _sampling(concept, bucket)
     prompts = _prompts(concept, own, settings.captions, seed)
@@ -177,7 +180,7 @@ def _drawn(project: Project, settings: Settings, number: int, own: list[Example]
 
 
 def _prompts(concept: Concept, own: list[Example], options: Captions, seed: int) -> list[str]:
-    """The prompt of each class picture: the class prompt, where it says so with your pictures' captions in turn."""
+    """The prompt of each class picture: the class prompt, with the training pictures' captions for [filewords]."""
     prompts = []
     for example in own:
         lines = (
@@ -192,7 +195,7 @@ def _prompts(concept: Concept, own: list[Example], options: Captions, seed: int)
 
 
 def _chosen(text: str, options: Captions, seed: int, place: int) -> str:
-    """The one of the texts that `text` means which the picture at `place` has."""
+    """The text of the picture at `place`, of those that a text with {a|b} or several lines stands for."""
     texts = captions.variants(text, captions.of_class(options), seed)
     return texts[captions.pick(len(texts), seed, place)]
 
@@ -214,7 +217,7 @@ def _numbered(folder: Path, prompts: list[str], concept: Concept, seed: int) -> 
 
 
 def _topped_up(folder: Path, prompts: list[str], there: int, seed: int) -> list[Wanted]:
-    """What is made beside pictures that are there, under the first free numbers."""
+    """What is drawn beside pictures that are there, under the first free numbers."""
     wanted: list[Wanted] = []
     number = 0
     while there + len(wanted) < len(prompts):
@@ -226,7 +229,7 @@ def _topped_up(folder: Path, prompts: list[str], there: int, seed: int) -> list[
 
 
 def _found(paths: list[Path], settings: Settings, number: int) -> list[pictures.Picture]:
-    """Pictures of a class folder, each with the prompt that it was made with, or else the class prompt."""
+    """Pictures of a class folder, each with the prompt that it was drawn with, or else the class prompt."""
     concept, found = settings.concepts[number], list[pictures.Picture]()
     for place, path in enumerate(paths):
         caption = captions.file_words(path).split("\n")[0] if captions.FILEWORDS in concept.class_prompt else ""
@@ -237,7 +240,7 @@ def _found(paths: list[Path], settings: Settings, number: int) -> list[pictures.
 
 
 def _text_of(path: Path, key: str) -> str:
-    """What a picture that was made here says of itself; empty where it says nothing."""
+    """A text of a picture's own file; empty where it has none."""
     try:
         with open_picture(path) as image:
             return str(image.info.get(key, ""))

@@ -9,11 +9,11 @@ from pathlib import Path
 from dreambooth.core.errors import UserError
 from dreambooth.engine.data import decoding
 
-_QUALITY = 90  # of a JPEG, which is looked at and not learned
+_QUALITY = 90  # of a JPEG, which is only shown, never trained on
 
 
 def sizes(paths: Iterable[Path]) -> list[tuple[int, int] | str]:
-    """Width and height in pixels of each picture, upright, by its header; of one that cannot be read the reason."""
+    """Width and height in pixels of each picture, upright, from its header; the reason for one that cannot be read."""
     return [_size(path) for path in paths]
 
 
@@ -25,7 +25,7 @@ def _size(path: Path) -> tuple[int, int] | str:
 
 
 def jpeg(path: Path, side: int) -> bytes:
-    """A picture upright, in sRGB and at most `side` pixels long; with 0 as large as it is.
+    """A picture as a JPEG, upright, in sRGB and at most `side` pixels long; 0 keeps its size.
 
     Raises UserError naming the file and the mend.
     """

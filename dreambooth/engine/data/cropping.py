@@ -16,12 +16,13 @@ from dreambooth.core.focal_point import FocalPoint
 from dreambooth.core.settings.dataset import Pictures
 from dreambooth.engine.data import saliency
 
-_TURNS = (1.0, 0.5, 0.25)  # of the angle that was drawn; no point is turned out of its picture
+_TURNS = (1.0, 0.5, 0.25)  # of the angle that was drawn, until the focal point stays in the crop
 
 
 @dataclass(frozen=True)
 class Crop:
-    """One variant of a picture: `box` is cut out and resized to `bucket`, then turned, mirrored and toned."""
+    """One variant of a picture: `box` is cut out and resized to `bucket`, then rotated, mirrored, and changed in
+    brightness and colour."""
 
     bucket: Bucket
     box: Box
@@ -38,21 +39,21 @@ class Crop:
 
     @property
     def grown(self) -> float:
-        """How many times more it grows to be turned, so that nothing from outside the box comes in."""
+        """How many times more it is enlarged to be rotated, so that nothing from outside the box comes in."""
         width, height = self.bucket.width, self.bucket.height
         across, up = cos(radians(abs(self.degrees))), sin(radians(abs(self.degrees)))
         return max((width * across + height * up) / width, (width * up + height * across) / height)
 
     @property
     def conditions(self) -> list[int]:
-        """What SDXL is told of a picture, in pixels: height and width of the file, top and left corner of the crop once
+        """SDXL's size conditions, in pixels: height and width of the file, top and left corner of the crop once
         the picture is resized, height and width of the crop (Podell et al. 2023, section 2.2)."""
         left = self.source[0] - self.box[2] if self.mirrored else self.box[0]
         corner = [round(self.box[1] * self.enlarged), round(left * self.enlarged)]
         return [self.source[1], self.source[0], *corner, self.bucket.height, self.bucket.width]
 
     def shows(self, point: FocalPoint) -> bool:
-        """Whether a point of the picture is in it once it is turned."""
+        """Whether a point of the picture is in the crop once it is rotated."""
         left, top, right, bottom = self.box
         scale = self.enlarged * self.grown
         across = (point.x * self.source[0] - (left + right) / 2) * scale
@@ -73,8 +74,8 @@ def cuts(
 ) -> list[Crop]:
     """All variants of a picture called `name` of `size` (width, height) pixels.
 
-    The first is only cropped: around the `point` that a person has chosen, whatever else a crop goes by, and all others
-    have it in them. `look` gives the picture, small, and is asked only where the crop depends on it.
+    The first is only cropped. A `point` that a person has chosen is the middle of it, before all other rules for crops,
+    and is in all variants. `look` returns the picture, small, and is called only where the crop depends on it.
     """
     window = crops.window(size, bucket, point)
     box = crops.first(name, size, bucket, choice, seed, point)
@@ -83,13 +84,13 @@ def cuts(
         place = saliency.find(small, window[0] / size[0] * small.width, window[1] / size[1] * small.height)
         box = crops.box(size, window, place)
     whole = Crop(bucket, box, size)
-    made = [whole]
+    all_crops = [whole]
     for number in range(1, variants(choice, size, bucket, point)):
         draws = crops.drawn(name, seed, number)
         if choice.crop == "random":
             whole = replace(whole, box=crops.box(size, window, draws, point, crops.SLACK))
-        made.append(_variant(whole, choice, number, draws, point))
-    return made
+        all_crops.append(_variant(whole, choice, number, draws, point))
+    return all_crops
 
 
 def centred(size: tuple[int, int], bucket: Bucket) -> Crop:
@@ -106,7 +107,7 @@ def variants(choice: Pictures, size: tuple[int, int], bucket: Bucket, point: Foc
 
 
 def _variant(whole: Crop, choice: Pictures, number: int, draws: Sequence[float], point: FocalPoint | None) -> Crop:
-    """A crop varied by what was drawn for it; with the point in it, in its middle half as far as that can be."""
+    """A crop varied by random draws; the point stays in it, in its middle half as far as possible."""
     angle, light, colour, zoom, jitter_x, jitter_y = draws[2:]
     left, top, right, bottom = whole.box
     kept = 1 - choice.crop_jitter * zoom
@@ -139,7 +140,7 @@ def apply(image: Image.Image, cut: Crop) -> Image.Image:
 
 
 def shape(image: Image.Image, cut: Crop) -> Image.Image:
-    """A picture or its mask cut, resized, turned and mirrored to the bucket's size, in its own tones."""
+    """A picture or its mask cut, resized, rotated and mirrored to the bucket's size, in its own colours."""
     made = (
         _turned(image, cut)
         if cut.degrees
@@ -151,7 +152,7 @@ def shape(image: Image.Image, cut: Crop) -> Image.Image:
 
 
 def _turned(image: Image.Image, cut: Crop) -> Image.Image:
-    """The box turned about its middle. It is enlarged a little, so that nothing from outside the picture comes in."""
+    """The box rotated about its middle. It is enlarged a little, so that nothing from outside the picture comes in."""
     width, height = cut.bucket.width, cut.bucket.height
     large = (round(width * cut.grown) + 2, round(height * cut.grown) + 2)
     whole = image.resize(large, Image.Resampling.LANCZOS, box=cut.box).rotate(cut.degrees, Image.Resampling.BICUBIC)

@@ -1,5 +1,8 @@
-"""What an inpainting model sees of its pictures while it learns: of each the latents of what some masks leave, encoded
-once as the pictures themselves are, and of a quarter nothing, so that it goes on painting whole pictures too."""
+"""The inputs of an inpainting model in training: a mask, and the latents of the picture with the mask cut out of it.
+
+Those of a few masks of each picture are cached as its own latents are. A quarter of the time the whole picture is
+masked, so that the model can still paint whole pictures.
+"""
 
 from __future__ import annotations
 
@@ -28,22 +31,22 @@ from dreambooth.engine.families.model import Model
 
 @dataclass
 class InpaintingLatents:
-    """Of a set of examples, a tensor for each bucket: what each of an example's masks leaves, (n, masks, 5, h, w), and
-    what is around a whole picture, (1, 5, h, w). Without masks every picture is painted whole."""
+    """The cached inputs of a set of examples, in one tensor for each bucket."""
 
-    left: list[Tensor] | None
-    nothing: list[Tensor]
+    masked: list[Tensor] | None  # (n, masks, 5, h, w); None where every picture is masked as a whole
+    nothing: list[Tensor]  # (1, 5, h, w), where the whole picture is masked
 
     def sample(self, bucket: int, rows: Tensor, device: torch.device) -> Tensor:
-        """What is seen of the examples of these rows (B,) now, each by one of its masks or as a whole, (B, 5, h, w)."""
+        """The inputs of the examples of these rows (B,), each with one of its masks or masked as a whole -> (B, 5, h,
+        w)."""
         nothing = self.nothing[bucket]
-        if self.left is None:
+        if self.masked is None:
             return nothing.repeat(len(rows), 1, 1, 1)
-        left = self.left[bucket]
-        chosen = torch.randint(left.shape[1], (len(rows),))  # on the CPU, where no device is waited for
+        masked = self.masked[bucket]
+        chosen = torch.randint(masked.shape[1], (len(rows),))  # on the CPU, so that it waits for no device
         whole = hardware.brought(torch.rand(len(rows)) < HIDES_ALL, device)
-        seen = left[hardware.brought(rows, left.device), hardware.brought(chosen, left.device)]
-        return torch.where(whole.view(-1, 1, 1, 1), nothing, hardware.brought(seen, device))
+        inputs = masked[hardware.brought(rows, masked.device), hardware.brought(chosen, masked.device)]
+        return torch.where(whole.view(-1, 1, 1, 1), nothing, hardware.brought(inputs, device))
 
 
 @torch.no_grad()
@@ -56,36 +59,37 @@ def add(
     on_example: Callable[[int], None],
     store: Store | None = None,
 ) -> None:
-    """Keeps beside the latents of the examples what `many` masks leave of each, or takes it from the store.
+    """Adds the inputs of an inpainting model, with `many` masks of each example, or reads them from the store.
 
-    Raises UserError naming a mask that will not do, or a picture whose latents are not finite.
+    Raises UserError naming a mask that cannot be used, or a picture whose latents are not finite.
     """
     sides = [(LATENT_FACTOR * mean.shape[3], LATENT_FACTOR * mean.shape[2]) for mean in encoded.mean]
-    nothing = [seen for width, height in sides if (seen := inpainting_inputs.nothing(model, width, height)) is not None]
+    wholes = (inpainting_inputs.nothing(model, width, height) for width, height in sides)
+    nothing = [whole for whole in wholes if whole is not None]
     encoded.surroundings = InpaintingLatents(None, nothing)
     if not many:
         return
     shapes = [(len(mean), many, inpainting_inputs.CHANNELS, *mean.shape[2:]) for mean in encoded.mean]
     total = sum(4 * int(np.prod(shape)) for shape in shapes)
     place = model.device if total <= cache.MOST_ON_DEVICE else torch.device("cpu")
-    left = encoded.surroundings.left = [torch.empty(shape, device=place) for shape in shapes]
+    masked = encoded.surroundings.masked = [torch.empty(shape, device=place) for shape in shapes]
     with model.present("vae"), store.writing_beside() if store else nullcontext():
-        for done, (n, seen) in enumerate(_seen(model, examples, many, seed, store), start=1):
-            left[int(encoded.bucket[n])][int(encoded.row[n])] = seen
+        for done, (n, inputs) in enumerate(_inputs(model, examples, many, seed, store), start=1):
+            masked[int(encoded.bucket[n])][int(encoded.row[n])] = inputs
             on_example(done)
 
 
-def _seen(
+def _inputs(
     model: Model, examples: list[Example], many: int, seed: int, store: Store | None
 ) -> Iterator[tuple[int, Tensor]]:
-    """The number of each example and what its masks leave, (masks, 5, h, w). A file with several variants in a row is
-    decoded once, and only where something of it is not in the store."""
+    """The number of each example and its inputs, (masks, 5, h, w). A file with several variants in a row is decoded
+    once, and only where something of it is not in the store."""
     n = 0
-    for path, some in groupby(examples, key=lambda example: example.picture.path):
+    for path, variants in groupby(examples, key=lambda example: example.picture.path):
         own, pixels = masks.decode(path), _Pixels(path)
-        for variant, example in enumerate(some):
-            found = inpainting_masks.masks(path.name, variant, example.cut, own, many, seed)
-            hidden = torch.from_numpy(np.stack(found)).float()[:, None]
+        for variant, example in enumerate(variants):
+            drawn = inpainting_masks.masks(path.name, variant, example.cut, own, many, seed)
+            hidden = torch.from_numpy(np.stack(drawn)).float()[:, None]
             latents = _latents(model, example, hidden, pixels, store)
             yield n, torch.cat([inpainting_inputs.of_latents(hidden).to(latents.device), latents], 1)
             n += 1
@@ -104,18 +108,18 @@ class _Pixels:
 
 
 def _latents(model: Model, example: Example, hidden: Tensor, pixels: _Pixels, store: Store | None) -> Tensor:
-    """The latents of what masks (masks, 1, H, W) leave of an example, (masks, 4, h, w)."""
+    """The latents of an example with each of its masks (masks, 1, H, W) cut out of it -> (masks, 4, h, w)."""
     known = [store.read_masked(example, mask.numpy()) if store else None for mask in hidden]
     missing = [n for n, latents in enumerate(known) if latents is None]
     at_once = 1 if model.device.type == "cpu" else pictures_at_once(example.cut.bucket.area)
     for start in range(0, len(missing), at_once):
-        some = missing[start : start + at_once]
-        for n, latents in zip(some, inpainting_inputs.masked(model, pixels.of(example)[None], hidden[some])):
+        batch = missing[start : start + at_once]
+        for n, latents in zip(batch, inpainting_inputs.masked(model, pixels.of(example)[None], hidden[batch])):
             if store:
                 store.write_masked(example, hidden[n].numpy(), latents)
             known[n] = latents
-    found = torch.stack([hardware.brought(latents, model.device) for latents in known if latents is not None])
-    if not torch.isfinite(found).all():
+    stacked = torch.stack([hardware.brought(latents, model.device) for latents in known if latents is not None])
+    if not torch.isfinite(stacked).all():
         path = example.picture.path
         raise UserError(f"{path}: the VAE cannot encode this picture (its latents are not finite).")
-    return found
+    return stacked

@@ -18,29 +18,29 @@ from dreambooth.core.settings import Settings
 from dreambooth.engine.data import cropping
 from dreambooth.engine.data.cropping import Crop
 
-HIDES_ALL = 0.25  # of the times a picture is seen: so often these models learned to paint whole pictures
-OF_CLASS = 2  # masks of a picture of the class, which many others stand beside
-_PER_PICTURE, _LEAST = 8, 2  # masks of one of yours in all its variants, and of each variant
-_SHARE = (0.1, 0.8)  # of a picture, that a mask hides
+HIDES_ALL = 0.25  # of all times a picture is masked as a whole, as often as these models were trained so
+OF_CLASS = 2  # masks of a class picture, of which there are many
+_PER_PICTURE, _LEAST = 8, 2  # masks of a training picture in all its variants together, and of each variant at least
+_SHARE = (0.1, 0.8)  # of a picture that a mask covers
 _WHITE = 128
 
 Mask = np.ndarray  # (H, W) of bool, true for what is to be painted
 
 
 def count(variants: int) -> int:
-    """How many masks each variant of one of your pictures has."""
+    """How many masks each variant of a training picture has."""
     return max(_LEAST, -(-_PER_PICTURE // variants))
 
 
 def of_yours(examples: Iterable[Sized], settings: Settings) -> int:
-    """How many masks each example is learned with, where these are the variants of each of your pictures. Imagic's
-    picture, which is drawn from words alone, has none."""
+    """How many masks each example has, given the variants of each training picture. Imagic has none, as its picture is
+    drawn from a text alone."""
     return 0 if settings.imagic.enabled else count(min(len(variants) for variants in examples if variants))
 
 
 def masks(name: str, variant: int, cut: Crop, own: Image.Image | None, many: int, seed: int) -> list[Mask]:
-    """The masks of a picture's variant. `own` is the mask of the whole upright picture, mode L: every second is that,
-    first as it is, then grown, as nobody paints around a subject exactly."""
+    """The masks of a picture's variant. `own` is the picture's own mask, upright and whole, mode L: every second mask
+    is that, first as it is, then grown, since nobody masks a subject exactly."""
     shaped = None if own is None else np.asarray(cropping.shape(own, cut)) >= _WHITE
     return [_mask(f"{seed}/{name}/{variant}/mask {number}", number, cut, shaped) for number in range(many)]
 
@@ -48,9 +48,9 @@ def masks(name: str, variant: int, cut: Crop, own: Image.Image | None, many: int
 def _mask(key: str, number: int, cut: Crop, own: Mask | None) -> Mask:
     draw = random.Random(key.encode("utf-8", "surrogatepass"))
     if own is not None and number % 2 == 0:
-        found = _grown(own, draw) if number else own
-        if found[::LATENT_FACTOR, ::LATENT_FACTOR].any():  # otherwise the crop has left nothing of it
-            return found
+        mask = _grown(own, draw) if number else own
+        if mask[::LATENT_FACTOR, ::LATENT_FACTOR].any():  # otherwise the crop has left nothing of it
+            return mask
     return _drawn(draw, cut.bucket.width, cut.bucket.height)
 
 

@@ -1,4 +1,4 @@
-"""One look at each picture before anything runs: can it be read, how large is it, has it a twin."""
+"""Inspecting each picture before anything runs: whether it can be read, its size, and whether it is a duplicate."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ _NO_PICTURES |= {".md", ".ini", ".db", ".log", ".zip", focal_point.SUFFIX}
 
 @dataclass(frozen=True)
 class Inspection:
-    """What one look at a picture file told. With an `error` the rest is empty."""
+    """What is known of a picture file. With an `error` the rest is empty."""
 
     path: Path
     width: int = 0  # pixels, upright
     height: int = 0
     frames: int = 1
     thumbnail: bytes = b""  # a JPEG
-    edges: bytes = b""  # which way the light goes between neighbours: 256 bits
+    edges: bytes = b""  # a difference hash of 256 bits: which of two neighbours is brighter
     colours: bytes = b""  # 8x8 RGB
     error: str = ""
 
@@ -41,12 +41,12 @@ class Inspection:
 
 
 def inspect_all(paths: Iterable[Path], on_look: Callable[[int], None] = lambda done: None) -> list[Inspection]:
-    """One look at each file, several at a time; of each only a thumbnail is kept. `on_look` hears the count."""
-    looks = []
-    for seen in prefetch.in_order(inspect, paths, workers=prefetch.FEW):
-        looks.append(seen)
-        on_look(len(looks))
-    return looks
+    """Inspects each file, several at a time; of each only a thumbnail is kept. `on_look(done)` is called after each."""
+    inspected = []
+    for inspection in prefetch.in_order(inspect, paths, workers=prefetch.FEW):
+        inspected.append(inspection)
+        on_look(len(inspected))
+    return inspected
 
 
 def inspect(path: Path) -> Inspection:
@@ -68,7 +68,7 @@ def inspect(path: Path) -> Inspection:
 def twins(looks: list[Inspection]) -> dict[int, int]:
     """{number of a picture: number of an earlier one that looks the same}.
 
-    Alike are two pictures with the same pattern of light (difference hash) and the same colours at 8x8.
+    Two pictures look the same if their difference hashes and their colours at 8x8 are nearly equal.
     """
     readable = [number for number, seen in enumerate(looks) if not seen.error]
     if not readable:
@@ -86,7 +86,7 @@ def twins(looks: list[Inspection]) -> dict[int, int]:
 
 
 def strangers(folder: Path) -> list[Path]:
-    """Files of a folder of pictures that are none, apart from captions, lists and the like, and hidden files."""
+    """Files of a folder of pictures that are no pictures, apart from captions, lists and the like, and hidden files."""
     return sorted(
         path
         for path in folder.rglob("*")

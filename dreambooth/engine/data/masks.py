@@ -1,4 +1,4 @@
-"""Which part of a picture training is to look at: from a file beside it, or from the picture's own transparency."""
+"""The mask of a picture, which weighs the loss: from a file beside it, or from the picture's own transparency."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dreambooth.core.files import paths
 from dreambooth.core.settings import Settings
 from dreambooth.engine.data import decoding, prefetch
 
-_OTHER_SHAPE = 0.02  # how far the sides of a mask may be from the picture's proportions
+_OTHER_SHAPE = 0.02  # how much a mask's aspect ratio may differ from the picture's
 
 
 def file_of(picture: Path) -> Path | None:
@@ -22,9 +22,9 @@ def file_of(picture: Path) -> Path | None:
 
 
 def decode(picture: Path) -> Image.Image | None:
-    """The mask of an upright picture, mode L, white where it counts, in its size; None where it has none.
+    """The mask of an upright picture, mode L, in its size, white where it counts; None where it has none.
 
-    Raises UserError for a mask that is damaged or of other proportions.
+    Raises UserError for a mask that is damaged or of another aspect ratio.
     """
     width, height, _ = decoding.measure(picture)
     file = file_of(picture)
@@ -40,7 +40,7 @@ def decode(picture: Path) -> Image.Image | None:
 
 
 def check_all(pictures: Iterable[Path]) -> None:
-    """Raises UserError naming the first picture whose mask will not do."""
+    """Raises UserError naming the first picture whose mask cannot be used."""
     for _ in prefetch.in_order(_check, pictures, workers=prefetch.FEW):
         pass
 

@@ -1,4 +1,4 @@
-"""The pictures of a run: found, each with its words, and looked at once; what will not do is named."""
+"""The pictures of a run: found, captioned and inspected; those that cannot be used are named."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from dreambooth.engine.data.inspection import Inspection
 
 @dataclass(frozen=True)
 class Picture:
-    """One picture of the training set, with the words it is trained on: core.captions says which texts they mean."""
+    """One picture of the training set."""
 
     path: Path
-    prompt: str
+    prompt: str  # its caption; core.captions says which texts that stands for
     concept: int
     point: FocalPoint | None = None  # that a person has chosen for its crop
 
 
 @dataclass(frozen=True)
 class Example:
-    """What training sees: one variant of one picture."""
+    """One variant of one picture, as it is trained on."""
 
     picture: Picture
     cut: Crop
@@ -38,21 +38,21 @@ class Example:
 
 @dataclass(frozen=True)
 class Gathered:
-    """All pictures of a run, a look at each, and every sentence about what would stop the run."""
+    """All pictures of a run, the inspection of each, and a sentence for each problem that stops the run."""
 
     pictures: list[Picture]
     looks: list[Inspection]
     problems: list[str]
 
     def usable(self) -> list[Picture]:
-        """The pictures. Raises UserError with all that is wrong."""
+        """The pictures. Raises UserError with all problems."""
         if self.problems:
             raise UserError(self.problems)
         return self.pictures
 
 
 def gather(concepts: list[Concept], on_look: Callable[[int, int], None] = lambda done, total: None) -> Gathered:
-    """Finds the pictures of all concepts and looks at each; `on_look` hears how many of how many are done."""
+    """Finds and inspects the pictures of all concepts; `on_look(done, total)` is called after each."""
     problems: list[str] = []
     pictures: list[Picture] = []
     for number, concept in enumerate(concepts):
@@ -77,41 +77,41 @@ def _chosen(path: Path) -> tuple[FocalPoint | None, list[str]]:
 
 
 def imagic_problem(settings: Settings, count: int) -> str:
-    """What is wrong with so many pictures for Imagic; empty if nothing is."""
+    """Why Imagic cannot take so many pictures; empty if it can."""
     if not settings.imagic.enabled or count == 1:
         return ""
     return f"imagic.enabled: it edits one picture, but there are {count}; leave one in the folder."
 
 
 def seen_each_epoch(some: Iterable[Picture], concepts: list[Concept]) -> int:
-    """How many pictures an epoch sees: each as often as its concept's repeats."""
+    """How many pictures an epoch has: each as often as its concept's repeats."""
     return sum(concepts[picture.concept].repeats for picture in some)
 
 
 def examples(gathered: Gathered, settings: Settings, size: int) -> list[list[Example]]:
     """The variants of each picture at the resolution `size`; none of one that cannot be read.
 
-    Raises UserError for buckets that cannot be.
+    Raises UserError if the settings allow no bucket.
     """
-    shapes, made = grid(settings.pictures, size), []
+    buckets, variants = grid(settings.pictures, size), []
     for picture, seen in zip(gathered.pictures, gathered.looks):
         if seen.error:
-            made.append([])
+            variants.append([])
             continue
         extent = (seen.width, seen.height)
-        bucket = shapes.bucket(*extent)
+        bucket = buckets.bucket(*extent)
         choice, seed = settings.pictures, settings.general.seed
         cuts = cropping.cuts(picture.path.name, extent, bucket, choice, seed, seen.small, picture.point)
-        made.append([Example(picture, cut) for cut in cuts])
-    return made
+        variants.append([Example(picture, cut) for cut in cuts])
+    return variants
 
 
 def kept_examples(instances: list[list[Example]], settings: Settings) -> list[Example]:
-    """Your own pictures as pictures of the class, of concepts whose class is kept by prediction.
+    """Training pictures as class pictures, of concepts with prior preservation by the base model's prediction.
 
     Raises UserError where a picture's class prompt is its own.
     """
-    made, seed = [], settings.general.seed
+    kept, seed = list[Example](), settings.general.seed
     for variants in filter(None, instances):
         picture = variants[0].picture
         concept = settings.concepts[picture.concept]
@@ -124,35 +124,35 @@ def kept_examples(instances: list[list[Example]], settings: Settings) -> list[Ex
                 f"{key}: it reads {words!r} for {picture.path.name}, as its own prompt does, so that nothing could be "
                 "learned; leave the word for your subject out of it."
             )
-        made += [Example(replace(picture, prompt=words), example.cut) for example in variants]
-    return made
+        kept += [Example(replace(picture, prompt=words), example.cut) for example in variants]
+    return kept
 
 
 def class_text(settings: Settings, picture: Picture) -> str:
-    """What one of your pictures is read with as one of its class."""
+    """The caption of a training picture as a class picture."""
     concept = settings.concepts[picture.concept]
     line = captions.file_words(picture.path).split("\n")[0] if captions.FILEWORDS in concept.class_prompt else ""
     words, options = captions.class_words(concept, line), captions.of_class(settings.captions)
     return captions.variants(words, options, settings.general.seed)[0]
 
 
-def held_out(some: list[Picture], settings: Settings) -> set[Picture]:
-    """Those that are not learned, only looked at."""
-    found = set()
+def held_out(candidates: list[Picture], settings: Settings) -> set[Picture]:
+    """The validation pictures, which are not trained on."""
+    chosen = set()
     for number, concept in enumerate(settings.concepts):
-        own = {picture.path: picture for picture in some if picture.concept == number}
-        found |= {own[path] for path in picture_files.held_out(concept, list(own), settings.general.seed)}
-    return found
+        own = {picture.path: picture for picture in candidates if picture.concept == number}
+        chosen |= {own[path] for path in picture_files.held_out(concept, list(own), settings.general.seed)}
+    return chosen
 
 
 def mirrored(instances: list[list[Example]], most: int) -> list[Example]:
-    """Mirror images of at most so many pictures, from the first to the last of them."""
+    """Mirror images of at most `most` pictures, evenly spread over all."""
     chosen = [instances[n][0] for n in validation.spread(len(instances), most)]
-    return [replace(one, cut=replace(one.cut, mirrored=True)) for one in chosen]
+    return [replace(example, cut=replace(example.cut, mirrored=True)) for example in chosen]
 
 
 def prior_examples(priors: list[Picture], looks: list[Inspection], instances: list[list[Example]]) -> list[Example]:
-    """Pictures of the class in the buckets that the subject's pictures have, as many in each as it has of those.
+    """Class pictures in the buckets of the training pictures, in the same shares.
 
     The widest go into the widest bucket, so that the least is cut off. Where a bucket would get none, it shares one
     with its neighbour.

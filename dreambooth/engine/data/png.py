@@ -1,4 +1,4 @@
-"""Writing pictures so that half of one is never found."""
+"""Writing pictures whole or not at all."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from dreambooth.core.files import atomic
 
 
 def write(picture: Image.Image, path: Path, about: PngInfo | None = None) -> None:
-    """Raises OSError if it cannot be written; what was there before is there then."""
+    """Writes a PNG. Raises OSError if it cannot be written, and then leaves a file that was there as it was."""
     with atomic.staged(path) as staged:
         picture.save(staged, format="PNG", pnginfo=about)
 
 
 def write_or_refuse(picture: Image.Image, path: Path, kept: str, about: PngInfo | None = None) -> None:
-    """The same for a picture without which the job cannot go on. Raises UserError, which says what is `kept`."""
+    """Writes a PNG without which the job cannot go on. Raises UserError if it cannot be written, saying what is
+    `kept`."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(picture, path, about)

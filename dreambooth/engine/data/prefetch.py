@@ -1,5 +1,5 @@
-"""Work on picture files that threads do before it is asked for. Pillow lets others go on while it decodes, turns and
-resizes, so that a card need not wait for the next picture."""
+"""Work on picture files that threads do ahead. Pillow lets other threads run while it decodes, rotates and resizes, so
+that a GPU need not wait for the next picture."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 WORKERS = max(4, min(8, os.cpu_count() or 4))
-FEW = 4  # where nobody knows yet how large the pictures are
-MOST_BYTES = 3 * 2**28  # of what is worked on, and of what is ready and not asked for yet
+FEW = 4  # workers, while the sizes of the pictures are not known
+MOST_BYTES = 3 * 2**28  # of what is worked on or ready and not yet taken
 
 
 def in_order(
@@ -23,11 +23,11 @@ def in_order(
     bytes_of: Callable[[Item], int] = lambda item: 0,
     workers: int = WORKERS,
 ) -> Iterator[Result]:
-    """What `work` makes of each item, in their order, and where one fails its error in that order; with no workers each
-    is done when it is asked for.
+    """The results of `work` for each item, in order; an error is raised at its item's turn. Without workers each item
+    is done when its result is taken.
 
-    As many are done ahead as fit into MOST_BYTES by `bytes_of`, one at least, and no more than keep all workers busy.
-    Once it is at its end or closed, no thread of it is left.
+    As many are done ahead as fit into MOST_BYTES by `bytes_of`, at least one, and no more than keep all workers busy.
+    Once the iterator is exhausted or closed, none of its threads is left.
     """
     if not workers:
         yield from map(work, items)

@@ -1,7 +1,8 @@
-"""Hears what a person asks for while the engine is at work on something that does not look: imports, a long read, the
-writing of a large file. Says at once that it was heard, and where nothing would be lost, ends what is being done.
+"""A thread that answers a person's requests while the engine does something that does not look for them: imports, a
+long read, writing a large file. It reports each request at once and, where nothing would be lost, interrupts the main
+thread.
 
-The loop looks by itself at every step, and so do previews at every step of theirs; there the listener only hears.
+The training loop and previews look for requests at each of their steps; meanwhile the listener only reports them.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any
 from dreambooth.core.job_folder import ENDINGS, Ending, Job
 
 LOOK_SECONDS = 0.2
-ALONE_VARIABLE = "DREAMBOOTH_ALONE_SECONDS"  # how long an engine goes on with nobody there; 0 or nothing: for ever
+ALONE_VARIABLE = "DREAMBOOTH_ALONE_SECONDS"  # until a job nobody looks after pauses; 0 or empty: never
 
 
 def asked_to_end(job: Job) -> Ending | None:
@@ -27,8 +28,8 @@ def asked_to_end(job: Job) -> Ending | None:
 
 
 def ends_at_once(job: Job) -> tuple[str, ...]:
-    """The requests that end a job before training begins. What a run learned before is not thrown away: stopping it
-    goes on to where its result is written."""
+    """The requests that end a job before training begins. A run that has trained before is not simply ended by a stop:
+    it goes on until its result is written."""
     has_learned = job.state.is_dir() and any(job.state.iterdir())
     return ("pause", "discard") if has_learned else ("pause", "stop", "discard")
 
@@ -39,13 +40,13 @@ class Listener(threading.Thread):
     def __init__(self, job: Job) -> None:
         super().__init__(name="listener", daemon=True)
         self.job = job
-        self.ends: frozenset[str] = frozenset()  # the requests that end whatever the engine is doing
+        self.ends: frozenset[str] = frozenset()  # the requests that interrupt the main thread
         self.has_ended = False
         self._heard: set[str] = set()
         self._alone = _Alone(job)
 
     def let_end(self, *requests: str) -> None:
-        """From now on these requests end whatever is being done, by a KeyboardInterrupt in the main thread."""
+        """From now on these requests raise a KeyboardInterrupt in the main thread."""
         self.ends = frozenset(requests)
 
     def run(self) -> None:
@@ -53,7 +54,7 @@ class Listener(threading.Thread):
             time.sleep(LOOK_SECONDS)
             try:
                 self._look()
-            except OSError:  # a disk that is full or away; the next look may do better
+            except OSError:  # the disk is full or not reachable, perhaps not at the next look
                 continue
 
     def _look(self) -> None:
@@ -71,14 +72,14 @@ class Listener(threading.Thread):
 
 
 def take_signals(job: Job) -> None:
-    """Ctrl-C is the listener's; a system that shuts down, and whoever ends the process politely, asks to pause."""
+    """Ctrl-C raises KeyboardInterrupt; SIGTERM, as of a system that shuts down, asks the job to pause."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, lambda *_: job.request("pause"))
 
 
 class _Alone:
-    """Whether nobody has looked after the job for too long. Counted on this process's own clock, so that a clock that
-    is set, or a computer that slept, makes nobody absent."""
+    """Whether nobody has looked after the job for too long. It is counted on this process's monotonic clock, so that
+    setting the time or suspending the computer does not count."""
 
     def __init__(self, job: Job) -> None:
         self.mark = job.folder / "watched"

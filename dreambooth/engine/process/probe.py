@@ -1,4 +1,4 @@
-"""What may end its process is tried in another one first.
+"""Trying in another process what may end the process.
 
 bitsandbytes' library ends the whole process (`exit(1)`) where a card refuses one of its kernels, as every card does for
 which it has none: nothing in Python can catch that.
@@ -19,10 +19,10 @@ from dreambooth.core.install_paths import ENGINE, PROJECT
 from dreambooth.engine import hardware
 
 SECONDS = 120  # the most that another process may take
-REACHED = "reached"  # what it says first, when the device has done something for it
+REACHED = "reached"  # the first line that it prints, once the device has computed something
 
-Choice = tuple[str, str]  # of a setting: its key, and what is chosen
-Tried = Callable[[], str]  # in this process: why something does not work; empty if it does
+Choice = tuple[str, str]  # a setting's key and value
+Tried = Callable[[], str]  # tries it in this process: why it does not work; empty if it does
 
 _known: dict[tuple[Choice, str], str | None] = {}
 
@@ -30,8 +30,8 @@ _known: dict[tuple[Choice, str], str | None] = {}
 def fault(choice: Choice, device: torch.device, tried: Tried) -> str:
     """Why a choice does not work on a device, found without danger to this process; empty if it does.
 
-    `tried` is for where there is no danger: the CPU, and a card on which the set-up saw it work; and for where another
-    process cannot reach the device, as on a card that takes one at a time.
+    `tried` is called where there is no danger, on the CPU and on a GPU where it worked during the set-up, and where
+    another process cannot use the device, as with a GPU that takes one process at a time.
     """
     if (choice, str(device)) not in _known and not _is_dangerous(choice, device):
         return tried()
@@ -41,7 +41,7 @@ def fault(choice: Choice, device: torch.device, tried: Tried) -> str:
 
 
 def ask(choices: Sequence[Choice], device: torch.device) -> None:
-    """Has what is not known of these choices tried in another process; where it ends on one, the next goes on."""
+    """Tries the choices that are not known yet in another process; where that ends on one, a new one tries the rest."""
     left = [choice for choice in choices if (choice, str(device)) not in _known]
     while left:
         found = list(_answers(left, device))
@@ -56,8 +56,8 @@ def _is_dangerous(choice: Choice, device: torch.device) -> bool:
 
 
 def _answers(choices: Sequence[Choice], device: torch.device) -> Iterator[str | None]:
-    """What another process says of these in turn, as far as it comes: the last is then why it has ended. None for all
-    where it did not get to the device."""
+    """What another process finds for these choices in turn. If it ends early, the last answer says why; None for all
+    where it could not use the device."""
     arguments = ["selfcheck", str(device), *("=".join(choice) for choice in choices)]
     command = [sys.executable, "-m", "dreambooth.engine", *arguments]
     try:
@@ -67,11 +67,11 @@ def _answers(choices: Sequence[Choice], device: torch.device) -> Iterator[str | 
     except subprocess.TimeoutExpired:
         yield f"it did not answer within {SECONDS} seconds"
         return
-    said = ended.stdout.splitlines()
-    if REACHED not in said:
+    printed = ended.stdout.splitlines()
+    if REACHED not in printed:
         yield from [None] * len(choices)
         return
-    reasons = [str(json.loads(line)) for line in said[said.index(REACHED) + 1 :]]
+    reasons = [str(json.loads(line)) for line in printed[printed.index(REACHED) + 1 :]]
     yield from reasons
     if len(reasons) < len(choices):
         lines = ended.stderr.strip().splitlines() or [f"code {ended.returncode}"]

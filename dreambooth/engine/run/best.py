@@ -1,5 +1,4 @@
-"""Previews of the moment at which a run was best, drawn at its end from the result that was kept of it: as long as it
-goes on, it may become better still."""
+"""Previews of a run's best result, drawn when the run has ended, as until then a better one may come."""
 
 from __future__ import annotations
 
@@ -18,7 +17,7 @@ from dreambooth.engine.work import Work
 
 
 def without_previews(work: Work) -> Path | None:
-    """The result of the best moment, where it is there, previews are wanted and none were drawn at that moment."""
+    """The file of the best result, if previews are asked for and none were drawn when it was saved."""
     story = work.job.story()
     if story.best is None or not story.best.is_better or story.best.images in story.previews:
         return None
@@ -28,8 +27,8 @@ def without_previews(work: Work) -> Path | None:
 
 
 def draw(work: Work, model: Model, accelerator: Any, source: Source, path: Path) -> None:
-    """Draws with the result at `path` as previews during the run are drawn. `model` is the base model where it is a
-    LoRA or an embedding, else the result itself. Raises UserError where they cannot be written."""
+    """Draws previews with the result at `path`. `model` is the base model where that is a LoRA or an embedding, else
+    the result itself. Raises UserError where they cannot be written."""
     story, settings, folder = work.job.story(), work.settings, work.job.previews
     assert story.best is not None
     if settings.is_lora:

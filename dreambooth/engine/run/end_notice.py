@@ -1,4 +1,4 @@
-"""Telling a webhook that a run has ended."""
+"""Notifying a webhook that a run has ended."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from dreambooth.core import webhook
 from dreambooth.engine.work import Work
 
 
-def tell_of_end(work: Work, ending: str) -> None:
-    """Tells the webhook, if there is one, how the run ended; that it could not be told is a warning, no failure."""
+def notify_of_end(work: Work, ending: str) -> None:
+    """Tells the webhook, if there is one, how the run ended. A failure to do so is only a warning."""
     url = work.settings.reporting.webhook_url.strip()
     if not url:
         return
     step = work.job.progress()
-    far = f" at step {step['step']} of {step['steps']}" if step else ""
-    if reason := webhook.post(url, f"DreamBooth: {work.job.name} is {ending}{far}."):
+    at = f" at step {step['step']} of {step['steps']}" if step else ""
+    if reason := webhook.post(url, f"DreamBooth: {work.job.name} is {ending}{at}."):
         work.job.warn(f"reporting.webhook_url: the notice could not be sent ({reason}); look at the address.")

@@ -1,7 +1,7 @@
-"""Imagic around its training: the words are fitted before the model is trained, and kept for drawing.
+"""Imagic around the training loop: the text embedding is fitted before the model is trained, and kept for drawing.
 
-The fitted text of a result lies in `embeddings/` of the model's folder, under the result's name: a WebUI would take it
-for a LoRA or a checkpoint where those are.
+The fitted embedding of a result is in `embeddings/` of the model's folder, under the result's name: beside LoRAs or
+checkpoints a WebUI would take it for one.
 """
 
 from __future__ import annotations
@@ -37,19 +37,19 @@ _SAVE_STEPS, _REPORT_SECONDS = 50, 0.5
 
 
 def fit_words(work: Work, session: Session, hooks: Hooks) -> None:
-    """Fits the text to the picture, or goes on with it, and has the session read its picture with it.
+    """Fits the text embedding to the picture, or goes on with that, and has the session train with it.
 
-    Looks at every step for what a person asks. Raises Asked where the run is to end; what was done so far is kept for
-    going on. Raises UserError if the text's numbers are no longer finite.
+    Requests are served at every step. Raises Asked where the run is to end, with the progress saved for resuming.
+    Raises UserError if the embedding is no longer finite.
     """
     fitting, file = imagic.Fitting(session), work.job.folder / FITTED
     if file.exists():
         fitting.restore(torch.load(file, map_location="cpu", weights_only=True))
-    told, check = 0.0, partial(_check, fitting, file)
+    reported, check = 0.0, partial(_check, fitting, file)
     with fitting.model_resting():
         while fitting.step < fitting.steps:
-            if time.monotonic() > told + _REPORT_SECONDS:
-                told = time.monotonic()
+            if time.monotonic() > reported + _REPORT_SECONDS:
+                reported = time.monotonic()
                 work.job.report("stage", name="fitting the words", done=fitting.step, total=fitting.steps)
             try:
                 work.stop_if_asked()
@@ -65,7 +65,7 @@ def fit_words(work: Work, session: Session, hooks: Hooks) -> None:
 
 
 def _serve(session: Session, hooks: Hooks, check: Callable[[], None]) -> None:
-    """Does at once what is asked for that does not end the run: a result and previews of the text so far."""
+    """Serves requests that do not end the run: a result and previews with the embedding so far."""
     asked = hooks.requests()
     if "save" in asked:
         hooks.answered("save")
@@ -77,7 +77,7 @@ def _serve(session: Session, hooks: Hooks, check: Callable[[], None]) -> None:
 
 
 def _check(fitting: imagic.Fitting, file: Path) -> None:
-    """Raises UserError, before anything is saved, if the text cannot be drawn with any more."""
+    """Raises UserError, before anything is saved, if the embedding is no longer finite."""
     if torch.isfinite(fitting.fitted.text.hidden).all():
         return
     file.unlink(missing_ok=True)
@@ -88,7 +88,7 @@ def _check(fitting: imagic.Fitting, file: Path) -> None:
 
 
 def keep(project: Project, result: Path, session: Session) -> None:
-    """Keeps the fitted text for drawing with a result; nothing in a run of another kind."""
+    """Writes the fitted embedding that a result is drawn with; nothing in a run without Imagic."""
     text = imagic.text_of(session)
     if text is None:
         return
@@ -101,15 +101,16 @@ def keep(project: Project, result: Path, session: Session) -> None:
 
 
 def words(project: Project, result: Path) -> str | None:
-    """The target text of a result of Imagic; None for another."""
+    """The target text of a result of Imagic; None for other results."""
     place = project.embedding(result)
     return checkpoint.read_header(place).metadata.get("dreambooth.imagic_words", "") if place.exists() else None
 
 
 def text(model: Model, project: Project, result: Path, prompt: str, eta: float) -> TextEmbedding:
-    """What to draw with a result of Imagic: the prompt, or its target text, blended with the fitted text.
+    """The text embedding to draw a result of Imagic with: that of the prompt, or of its target text, blended with the
+    fitted one by `eta`.
 
-    Raises UserError for a result that has none, or whose text was made for prompts of another length.
+    Raises UserError for a result that has none, or that was fitted for prompts of another length.
     """
     if (own := words(project, result)) is None:
         raise UserError("--eta: these weights have no fitted text; only a run of Imagic (imagic.enabled) makes one.")

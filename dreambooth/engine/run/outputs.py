@@ -41,16 +41,15 @@ _ARCHITECTURES = {
 _IMPLEMENTATION = "https://github.com/Stability-AI/generative-models"
 EMBEDDING, _INPAINTING = "/textual-inversion", "/inpainting"  # behind the architecture, as ModelSpec has it
 _KOHYA_VERSIONS = {"sd1": "sd_v1", "sd2": "sd_v2", "sdxl": "sdxl_base_v1-0"}
-_OF_A_KERNEL = 9  # pixels
+_KERNEL_PIXELS = 9  # of a 3x3 convolution
 
 
 @dataclass(frozen=True)
 class Saved:
-    """What a run wrote: its result, and the embedding of each word that learned with it; of words that learned alone
-    the first of these is the result."""
+    """The files of a result."""
 
-    path: Path
-    embeddings: dict[str, Path]
+    path: Path  # a checkpoint, a LoRA, or the first of the embeddings where these are all that is trained
+    embeddings: dict[str, Path]  # by the word that each is of
 
 
 def save(
@@ -61,21 +60,21 @@ def save(
     target = place(folders, project, settings, images)
     about = metadata(project, settings, target.stem, EMBEDDING)
     folder = target.parent if settings.is_embedding else folders.embeddings
-    made = words_file.write_embeddings(folder, target.stem, model.family, model.learned(), about)
+    embeddings = words_file.write_embeddings(folder, target.stem, model.family, model.learned(), about)
     if settings.is_embedding:
-        _tell_of_new(folders.embeddings)
-        return Saved(next(iter(made.values())), made)
+        _touch(folders.embeddings)
+        return Saved(next(iter(embeddings.values())), embeddings)
     try:
         write(target, project, settings, model, source, trained)
     except BaseException:  # also where a person discards the run
-        for file in made.values():
+        for file in embeddings.values():
             file.unlink(missing_ok=True)
         raise
-    return Saved(target, made)
+    return Saved(target, embeddings)
 
 
 def write(target: Path, project: Project, settings: Settings, model: Model, source: Source, trained: Trained) -> None:
-    """Writes what was learned as one file of its kind. Raises UserError if it cannot be written."""
+    """Writes the trained model as a checkpoint, a LoRA or an embedding. Raises UserError if it cannot be written."""
     if settings.is_lora:
         write_lora(target, project, settings, model)
         return
@@ -89,10 +88,13 @@ def write(target: Path, project: Project, settings: Settings, model: Model, sour
 
 
 def place(folders: Folders, project: Project, settings: Settings, images: int) -> Path:
-    """A free name where the WebUI looks for what a run writes after so many images; of several embeddings the names
-    begin with it. It knows a LoRA or an embedding by its name alone, so that one is not free that lies in the other of
-    the two folders that results can go to; nor is one that an embedding has which belongs to another result. A .yaml
-    beside checkpoints is read for all that have its name, so that one is free only where there is none of any kind."""
+    """A free file name for the result after so many images, in the folder where the WebUI looks for it. The names of
+    several embeddings begin with it.
+
+    A name is taken if a file of either of the two folders that results can go to has it, as a WebUI knows a LoRA or an
+    embedding by its name alone; if an embedding of another result has it; and, for a checkpoint, if any checkpoint or
+    .yaml has it, as a .yaml counts for all checkpoints of its name.
+    """
     name = f"{settings.saving.custom_model_name or project.name}_{images}"
     suffix = f".{settings.saving.checkpoint_format}" if settings.is_full else ".safetensors"
     folder, count = project.results(folders, settings), len(settings.words)
@@ -109,7 +111,7 @@ def place(folders: Folders, project: Project, settings: Settings, images: int) -
 
 
 def write_lora(target: Path, project: Project, settings: Settings, model: Model) -> None:
-    """Writes the adapters of a model as a LoRA file, with the words that learned beside them."""
+    """Writes the adapters of a model as a LoRA file, with the embeddings of words that were trained with them."""
     tensors = lora.lora_tensors(model.parts, model.family, half=settings.saving.half_model)
     write_lora_tensors(target, project, settings, tensors, model.learned())
 
@@ -117,6 +119,7 @@ def write_lora(target: Path, project: Project, settings: Settings, model: Model)
 def write_lora_tensors(
     target: Path, project: Project, settings: Settings, tensors: dict[str, Tensor], words: Vectors
 ) -> None:
+    """Writes a LoRA file of these tensors, with the embeddings of words that were trained with it."""
     about = {
         **metadata(project, settings, target.stem, "/lora"),
         **_kohya(project, settings, target.stem),
@@ -129,7 +132,7 @@ def write_lora_tensors(
 
 
 def changed(trained: Trained) -> dict[str, Entry]:
-    """The weights that training has changed, by their own names."""
+    """The weights that were trained, by their names in the part's own layout."""
     return {
         f"{part}/{names.canonical_key(part, key)}": Entry.of(parameter)
         for part, parameters in trained.parts.items()
@@ -137,14 +140,14 @@ def changed(trained: Trained) -> dict[str, Entry]:
     }
 
 
-def _tell_of_new(embeddings: Path) -> None:
-    """WebUIs look by the folder's own time for what is new in it, which a file in a folder within it does not move."""
+def _touch(embeddings: Path) -> None:
+    """Updates the time of the embeddings' folder, by which WebUIs notice new files; a file in a subfolder does not."""
     with contextlib.suppress(OSError):
         os.utime(embeddings)
 
 
 def remove_abandoned(folders: Folders) -> None:
-    """Removes half-written files of engines that were killed; those of living ones stay."""
+    """Removes half-written files of engines that were killed; those of running engines stay."""
     for folder in (folders.checkpoints, folders.loras, folders.embeddings):
         for path in (*folder.glob(f".*{PARTIAL}.*"), *folder.glob(f"*/.*{PARTIAL}.*")):
             number = path.name.split(".")[1]
@@ -154,15 +157,15 @@ def remove_abandoned(folders: Folders) -> None:
 
 
 def checkpoint_kind(source: Source) -> str:
-    """What is said of a checkpoint's architecture beside its family."""
+    """What ModelSpec appends to the architecture of a checkpoint."""
     return _INPAINTING if source.about.inpainting else ""
 
 
 def metadata(
     project: Project, settings: Settings, title: str, kind: str, about: Mapping[str, Any] | None = None
 ) -> dict[str, str]:
-    """What a file says of itself: ModelSpec, which WebUIs and model sites read, and our settings. `about` is what the
-    model is that is written, where it may be another than the project's."""
+    """A file's metadata: ModelSpec, which WebUIs and model sites read, and the settings. `about` describes the model
+    that is written, where that may be another than the project's."""
     about = about or project.about
     side, v = about["resolution"], about["prediction_type"] == "v_prediction"
     return {
@@ -181,7 +184,7 @@ def metadata(
 
 
 def _kohya(project: Project, settings: Settings, title: str) -> dict[str, str]:
-    """The keys that WebUIs show for a LoRA and choose its loader by."""
+    """The metadata by which WebUIs show a LoRA and choose its loader."""
     family = project.about["family"]
     return {
         "ss_network_dim": str(settings.lora.rank),
@@ -196,14 +199,14 @@ def _kohya(project: Project, settings: Settings, title: str) -> dict[str, str]:
 
 
 def _module(tensors: Mapping[str, Any], chosen: Lora) -> dict[str, str]:
-    """Which of the field's programs a LoRA of this kind is known by, and what it was told there."""
-    said, endings = dict[str, Any](), {name.rpartition(".")[2] for name in tensors}
+    """The network module and arguments with which kohya's scripts or LyCORIS would have made a LoRA of this kind."""
+    arguments, endings = dict[str, Any](), {name.rpartition(".")[2] for name in tensors}
     if "dora_scale" in endings:
-        said = {"algo": "lora", "dora_wd": True}
+        arguments = {"algo": "lora", "dora_wd": True}
     elif "weight" not in endings:
         algorithms = {"hada_w1_a": "loha", "oft_blocks": "diag-oft"}
-        said = {"algo": next((name for ending, name in algorithms.items() if ending in endings), "lokr")}
-    module = "lycoris.kohya" if said else "networks.lora"
+        arguments = {"algo": next((name for ending, name in algorithms.items() if ending in endings), "lokr")}
+    module = "lycoris.kohya" if arguments else "networks.lora"
     if chosen.conv_rank or chosen.conv_alpha:
-        said |= dict(zip(("conv_dim", "conv_alpha"), chosen.size(_OF_A_KERNEL)))
-    return {"ss_network_module": module, **({"ss_network_args": json.dumps(said)} if said else {})}
+        arguments |= dict(zip(("conv_dim", "conv_alpha"), chosen.size(_KERNEL_PIXELS)))
+    return {"ss_network_module": module, **({"ss_network_args": json.dumps(arguments)} if arguments else {})}

@@ -1,5 +1,5 @@
-"""One of the other processes of a run that has several: it prepares what the first one has prepared, from the same
-folder, and takes its part in each step. It reports nothing and writes nothing."""
+"""A further process of a data-parallel run: it prepares the same session as the first process, from the same folder,
+and takes its part in each step. It reports nothing and writes nothing."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from dreambooth.engine.training.data_parallel import DataParallel, joined_proces
 
 
 @dataclass(frozen=True)
-class _Seen(Job):
-    """The job as this process sees it: nobody asks it for anything, and it says nothing."""
+class _SilentJob(Job):
+    """The job without requests and reports, which are for the first process alone."""
 
     def report(self, event: str, **fields: Any) -> None:
         pass
@@ -52,15 +52,15 @@ def run(folder: Path, rank: int, size: int, store_path: str) -> int:
         return joined_processes(store, rank, size, device)
 
     try:
-        worker.follow(_Seen(folder), joined)
-    except Exception as error:  # noqa: BLE001  (the first process hears of it, and tells it)
+        worker.follow(_SilentJob(folder), joined)
+    except Exception as error:  # noqa: BLE001  (the first process gets and reports it)
         traceback.print_exc()
-        told = {
+        failure = {
             "said": str(error),
             "out_of_memory": out_of_memory.is_out_of_memory(error),
             "problems": [one.as_json() for one in error.errors] if isinstance(error, UserError) else [],
         }
-        store.set(f"{FAILED}{rank}", json.dumps(told))
+        store.set(f"{FAILED}{rank}", json.dumps(failure))
         return 1
     return 0
 

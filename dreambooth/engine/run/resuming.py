@@ -1,4 +1,4 @@
-"""Going on with a run: from the newest state, on the same checkpoint and pictures."""
+"""Resuming a run from its newest state, on the same checkpoint and pictures."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from dreambooth.engine.work import Work
 
 
 def ended_before(job: Job) -> Ending | None:
-    """How the run ended, if it was killed after its result had been written and before it could say so."""
+    """How the run ended, if it was killed after its result had been written and before it could report that."""
     result = job.story().last.get("result")
     return result["ending"] if result else None
 
 
 def may_go_on(job: Job) -> bool:
-    """Whether a run that has written its result keeps its last state, as it ended by its patience."""
+    """Whether a run that has written its result keeps its last state, because it ended by its patience."""
     return bool(job.story().last.get("result", {}).get("past_best"))
 
 
 def restore(work: Work, session: Session) -> None:
-    """Goes on from the newest state, if there is one."""
+    """Restores the newest state, if there is one. Raises UserError if the run cannot go on from it."""
     saved = state.load_newest(work.job.state)
     if saved is None:
         return
@@ -41,7 +41,7 @@ def restore(work: Work, session: Session) -> None:
             f"{work.project.source}: the checkpoint has changed since this run began; put the former one back, or "
             "start a new run."
         )
-    if "length" in changed and (following := _what_follows_the_length(work.settings)):
+    if "length" in changed and (following := _settings_by_length(work.settings)):
         saved.warnings.append(
             f"The run has another length now, and {' and '.join(following)} go by it: from here on as in a run of this "
             "length, before as in one of the former."
@@ -58,19 +58,20 @@ def restore(work: Work, session: Session) -> None:
     work.job.report("resumed", step=session.step)
 
 
-def _what_follows_the_length(settings: Settings) -> list[str]:
-    found = {
+def _settings_by_length(settings: Settings) -> list[str]:
+    depends_on_length = {
         "learning.scheduler": settings.learning.scheduler != "constant",
         "learning.warmup": settings.learning.warmup > 0,
         "tuning.text_encoder_ratio": not settings.tuning.text_encoder_steps
         and 0 < settings.tuning.text_encoder_ratio < 1,
         "embedding.ratio": 0 < settings.words_share < 1,
     }
-    return [key for key, follows in found.items() if follows]
+    return [key for key, depends in depends_on_length.items() if depends]
 
 
 def about(work: Work, length: Budget, own: list[Example], priors: list[Example]) -> dict[str, str]:
-    """What the run works on and how long, so that a change is noticed when it goes on."""
+    """Fingerprints of the checkpoint, the pictures and the length of a run, by which a change is noticed on
+    resuming."""
     masked = bool(work.settings.objective.masked or work.project.about.get("inpainting"))
     marks = {path: _mark(path, masked=masked) for path in {example.picture.path for example in (*own, *priors)}}
     seen = [[marks[one.picture.path], one.picture.prompt, one.cut.conditions] for one in (*own, *priors)]
@@ -80,6 +81,6 @@ def about(work: Work, length: Budget, own: list[Example], priors: list[Example])
 
 
 def _mark(picture: Path, *, masked: bool) -> str:
-    """Tells a picture from another, or from the same with another mask."""
+    """The fingerprint of a picture, and of its mask where masks are used."""
     mask = file_of(picture) if masked else None
     return "".join(checkpoint.fingerprint(file) for file in (picture, mask) if file)

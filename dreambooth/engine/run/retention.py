@@ -1,7 +1,8 @@
-"""Which of its own results a run removes again: one that was the best, once a better one is written, and of those that
-it wrote at its intervals all but the newest.
+"""Which of its own results a run removes again: a best one once a better one is written, and of those that it wrote at
+intervals all but the newest.
 
-What a person has asked for, has changed, has given a picture or notes in the WebUI, or needs for something else stays.
+Results that a person has asked for, has changed, has given a picture or notes in the WebUI, or that something else
+needs are kept.
 """
 
 from __future__ import annotations
@@ -13,13 +14,14 @@ from dreambooth.core.job_history import Event, JobHistory
 from dreambooth.core.settings import Settings, on_resume
 from dreambooth.engine.work import Work
 
-BEST, ON_THE_WAY = "best", "on_the_way"  # what the event of a result says that was written for that alone
+BEST, ON_THE_WAY = "best", "on_the_way"  # in the event of a result: written only as the best, or only at an interval
 
 
 def tidy(work: Work, images: int) -> None:
-    """Removes what need not stay any more. `images` is the moment that the run is at, whose result is its last by now.
+    """Removes results that need not be kept any more. `images` is how many the run has seen, and names its newest
+    result.
 
-    To be called once the newest result is on the disk; what a kill has left then goes at the next call.
+    To be called once the newest result is written; what a kill leaves is removed by the next call.
     """
     story = work.job.story()
     for event in [*_former_bests(story), *_older(story, work.settings, images)]:
@@ -27,14 +29,14 @@ def tidy(work: Work, images: int) -> None:
 
 
 def _former_bests(story: JobHistory) -> list[Event]:
-    """What was written only for having been the best, where a later one is; none where that could not be written."""
+    """Results that were written only as the best, before the best one; none while that is not written."""
     if story.best is None or written_of_best(story) is None:
         return []
     return [event for event in story.saved if event.get(BEST) and event["images"] < story.best.images]
 
 
 def written_of_best(story: JobHistory) -> Path | None:
-    """The result of the moment at which the run was best; None where none is there."""
+    """The file of the best result; None where there is none."""
     written = (Path(event["path"]) for event in story.saved if story.best and event["images"] == story.best.images)
     return next((path for path in written if path.is_file()), None)
 
@@ -50,13 +52,13 @@ def _older(story: JobHistory, settings: Settings, images: int) -> list[Event]:
 
 
 def _on_the_way(story: JobHistory) -> list[Event]:
-    """What was written at the run's intervals and is there, the newest last."""
+    """The results that were written at intervals and are there, the newest last."""
     return [event for event in story.saved if event.get(ON_THE_WAY) and Path(event["path"]).is_file()]
 
 
 def is_passed(work: Work, images: int) -> bool:
-    """Whether a run that went back has as many results of later moments as are to stay: one of this moment is there no
-    longer, and would be the wrong one to keep. Those that were written with other settings do not count."""
+    """Whether a run that went back to an earlier state has as many later results as are kept: one of this moment was
+    removed before, and is not to be written again. Results that were written with other settings do not count."""
     changes, kept = on_resume.of_the_result(work.job.changes()), work.settings.intervals.results_kept
     later = [event for event in _on_the_way(work.job.story()) if event["images"] > images]
     return 0 < kept <= sum(event.get("changes", {}) == changes for event in later)

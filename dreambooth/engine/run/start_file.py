@@ -1,4 +1,4 @@
-"""The LoRA file and the embedding that a run goes on from."""
+"""The LoRA file and the embedding that training starts from."""
 
 from __future__ import annotations
 
@@ -16,15 +16,14 @@ from dreambooth.engine.checkpoints.source import Source
 
 @dataclass
 class Start:
-    """A LoRA's layers by the weight that each changes, and words that have learned with it or alone; empty without a
-    file."""
+    """What training starts from; empty without a file."""
 
-    layers: dict[str, AnyLayer] = field(default_factory=dict)
-    words: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    layers: dict[str, AnyLayer] = field(default_factory=dict)  # of a LoRA, by the weight that each changes
+    words: dict[str, dict[str, Tensor]] = field(default_factory=dict)  # learned embeddings, by word and text encoder
 
 
 def read(settings: Settings, source: Source) -> Start:
-    """Raises UserError for a file that cannot be gone on from with these settings."""
+    """Reads the files that the settings name. Raises UserError for one that cannot be trained further with them."""
     words = _words(settings, source)
     path = lora_start.check(settings, source.tensors, source.about.family)
     if path is None:
@@ -34,7 +33,8 @@ def read(settings: Settings, source: Source) -> Start:
 
 
 def _words(settings: Settings, source: Source) -> dict[str, dict[str, Tensor]]:
-    """What an embedding holds of the words that learn; one that is called otherwise is meant by the only word."""
+    """The embeddings of the words that are trained, from the embedding file. If only one is trained, it may have
+    another name there."""
     path = embedding_start.check(settings, source.header)
     if path is None:
         return {}

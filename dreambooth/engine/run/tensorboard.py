@@ -1,7 +1,7 @@
-"""Curves as TensorBoard reads them: an event file, written by hand.
+"""TensorBoard event files, written without the package.
 
-The format is two small things, a framing (TFRecord) and a message (tensorflow/core/util/event.proto); the package
-that would write it brings nine others with it.
+The format is a framing (TFRecord) around a message (tensorflow/core/util/event.proto). The package that writes it has
+nine dependencies.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _POLYNOMIAL = 0x82F63B78  # CRC-32C, reflected
 
 
 class EventFile:
-    """Appends numbers to a new event file in a folder; whole records only, so a reader never waits for one."""
+    """Appends values to a new event file in a folder, in whole records, so that a reader never sees a part of one."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -37,7 +37,7 @@ class EventFile:
 
 
 def curves(fields: Mapping[str, Any]) -> dict[str, float]:
-    """The curves of a report of the loop."""
+    """The values to draw of a report of the training loop, by the name of their curve."""
     drawn = {f"loss/{name.removesuffix('_loss')}": fields[name] for name in ("loss", "subject_loss", "prior_loss")}
     drawn |= {f"learning rate/{part}": rate for part, rate in fields["rates"].items()}
     drawn |= {f"gradient norm/{part}": norm for part, norm in fields["gradient_norms"].items()}

@@ -1,5 +1,5 @@
-"""Whether a result differs from what training began with. One that does not is a file like any other, and nobody would
-know: with a rate of 0, with all steps left out, or with a change that half precision rounds away."""
+"""Whether a result differs from what training began with. It may not, and nothing else would show that: with a learning
+rate of 0, if all steps were skipped, or if half precision rounds the changes away."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ _BESIDE = ("alpha", "dora_scale")  # of a LoRA's layer, whose change is the prod
 
 
 def is_changed(settings: Settings, model: Model, source: Source, trained: Trained) -> bool:
-    """Whether anything differs as it is written. Words that learn, and a LoRA that goes on from another, always do.
+    """Whether the result differs as it is written. Embeddings, and a LoRA that was trained further, always count as
+    changed.
 
-    A result that does is known by its first tensors; of one that does not, all are read.
+    The first tensor that differs settles it; of an unchanged result all are read.
     """
     if settings.is_embedding or settings.embedding.enabled or settings.lora.start_file.strip():
         return True
@@ -30,7 +31,7 @@ def is_changed(settings: Settings, model: Model, source: Source, trained: Traine
     if settings.is_lora:
         return changes_anything(lora.lora_tensors(model.parts, model.family, half=half))
     if not source.files.are_where_they_were():
-        return True  # nobody can look any more
+        return True  # it cannot be compared any more
     files = Files()  # the source's own are the model's weights, where these are of the same precision
     for name, entry in outputs.changed(trained).items():
         written = original.halved(entry) if half else entry
@@ -40,13 +41,13 @@ def is_changed(settings: Settings, model: Model, source: Source, trained: Traine
 
 
 def changes_anything(tensors: Mapping[str, Tensor]) -> bool:
-    """Whether a LoRA's file has a layer that is not nothing, as it is where one of its factors is."""
+    """Whether a LoRA has a layer whose product is not zero; it is zero if one of its factors is."""
     factors: dict[str, list[Tensor]] = {}
     for name, tensor in tensors.items():
-        layer, _, what = name.partition(".")
-        if what not in _BESIDE:
+        layer, _, part = name.partition(".")
+        if part not in _BESIDE:
             factors.setdefault(layer, []).append(tensor)
-    return any(all(bool(one.any()) for one in some) for some in factors.values())
+    return any(all(bool(factor.any()) for factor in layer) for layer in factors.values())
 
 
 def _differs(entry: Entry, before: Tensor) -> bool:
