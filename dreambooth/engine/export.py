@@ -134,7 +134,7 @@ def _of_state(job: Job, project: Project, asked: dict[str, Any], wanted: Wanted)
         finally:
             result.unlink()
     elif state.settings.is_embedding:
-        embeddings = _write_words(to, project, state.settings, state.model.learned(), half=wanted.half)
+        embeddings = _write_words(to, project, state.settings, state.model.learned_tokens(), half=wanted.half)
     elif wanted.is_as_it_is:
         _write(to, state.source, outputs.changed(state.trained), project, state.settings, half=half)
     else:

@@ -42,7 +42,9 @@ def run(job: Job) -> dict[str, Any]:
         return sheet.draw_sheet(job, project, sampling)
     with from_state.as_file(project, job, wanted) as weights:
         model = load(project, weights, wanted["lora_weight"], precision.to_draw_in(chosen))
-    model.read_prompts(tuning.max_token_length, tuning.clip_skip, tuning.pad_tokens, weighted=chosen.captions.weighted)
+    model.configure_prompts(
+        tuning.max_token_length, tuning.clip_skip, tuning.pad_tokens, weighted=chosen.captions.weighted
+    )
     model.traced = tuning.trace_steps
     folder, count, how = Path(wanted["out"]), wanted["count"], chosen.memory.vae_decoding
     make_folder(folder)
@@ -89,7 +91,7 @@ def load(project: Project, weights: str, lora_weight: float = 1.0, mixed_precisi
     layers = lora.read(path, source.tensors, source.about.family) if kind == "lora" else {}
     model = families.load(source, precision.compute_dtype(accelerator))
     lora.add(path, layers, source, model.parts, lora_weight)
-    model.learn(words_file.read(header) if header else {})
+    model.set_learned_tokens(words_file.read(header) if header else {})
     model.to(accelerator.device, aside=["vae", *model.text_encoders])
     return model
 

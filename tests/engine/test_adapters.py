@@ -224,7 +224,7 @@ def test_doras_gradient_takes_the_norm_for_a_constant() -> None:
     """DoRA (arXiv 2402.09353), section 4.3 and equations 6 and 11, on one layer by hand."""
     torch.manual_seed(0)
     model = nn.ModuleDict({"q": nn.Linear(5, 4, bias=False)})
-    adapters._inject(model, chosen("dora"), "dora", "q")
+    adapters._inject_adapters(model, chosen("dora"), "dora", "q")
     layer: Any = model["q"]
     weight = layer.get_base_layer().weight.detach()
     down, up, length = (layer.lora_A["default"].weight, layer.lora_B["default"].weight, layer.dora.weight)
@@ -247,7 +247,7 @@ def test_doras_norms_are_those_of_the_whole_weight(side: int, size: float) -> No
     torch.manual_seed(0)
     kind = nn.Linear(160, 384) if side == 1 else nn.Conv2d(48, 384, side)
     model = nn.ModuleDict({"q": kind})
-    adapters._inject(model, chosen("dora"), "dora", "q")
+    adapters._inject_adapters(model, chosen("dora"), "dora", "q")
     layer: Any = model["q"]
     assert torch.equal(layer.dora.scale(layer), torch.ones_like(layer.dora.weight)), "it starts as what it was"
     down, up, weight = (
@@ -265,7 +265,7 @@ def test_doras_norms_are_those_of_the_whole_weight(side: int, size: float) -> No
 def test_a_column_that_is_all_but_taken_away_scales_nothing_beyond_measure() -> None:
     """Where rounding has the last word: what is left of it may come out below nothing."""
     model = nn.ModuleDict({"q": nn.Linear(64, 64, bias=False)})
-    adapters._inject(model, chosen("dora"), "dora", "q")
+    adapters._inject_adapters(model, chosen("dora"), "dora", "q")
     layer: Any = model["q"]
     weight, down, up = (
         one.weight.data for one in (layer.get_base_layer(), layer.lora_A["default"], layer.lora_B["default"])

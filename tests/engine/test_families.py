@@ -188,7 +188,7 @@ def test_tokens_that_were_added_change_nothing(kind: str, folder: Path, suffix: 
     for path in (added, tmp_path / f"x{suffix}"):
         model = families.load_file(path, Origin(prediction_type=cast(Any, plain.prediction_type), resolution=64))
         for one in (model, plain):
-            one.read_prompts(75, 1)
+            one.configure_prompts(75, 1)
         with torch.no_grad():
             texts = [one.encode_text(["a photo of a dog", "a red house"]) for one in (model, plain)]
         assert torch.equal(texts[0].hidden, texts[1].hidden)

@@ -38,7 +38,7 @@ def miniature() -> Model:
 @pytest.fixture
 def model(miniature: Model) -> Any:
     yield miniature
-    miniature.read_prompts(75, 1)
+    miniature.configure_prompts(75, 1)
 
 
 @pytest.fixture(scope="module", params=["sd2", "sdxl"])
@@ -56,7 +56,7 @@ def test_one_piece_is_what_the_tokenizer_itself_makes(miniature: Model, prompt: 
 
 
 def test_each_piece_has_its_own_marks_and_is_encoded_alone(model: Model) -> None:
-    model.read_prompts(225, 1)
+    model.configure_prompts(225, 1)
     tokens = model.tokenize([LONG, "a star"])[0]
     assert tokens.shape == (2, 3 * 77)
     assert tokens[:, [0, 77, 154]].unique().tolist() == [BEGIN]
@@ -70,7 +70,7 @@ def test_each_piece_has_its_own_marks_and_is_encoded_alone(model: Model) -> None
 
 def test_a_short_prompt_begins_alike_and_goes_on_with_nothing(model: Model) -> None:
     short, nothing = model.encode_text(["a star", ""]).hidden
-    model.read_prompts(150, 1)
+    model.configure_prompts(150, 1)
     longer = model.encode_text(["a star"]).hidden[0]
     assert torch.allclose(longer[:77], short, atol=1e-5)
     assert torch.allclose(longer[77:], nothing, atol=1e-5)
@@ -78,15 +78,15 @@ def test_a_short_prompt_begins_alike_and_goes_on_with_nothing(model: Model) -> N
 
 def test_what_comes_late_in_a_prompt_counts_only_where_it_is_read(model: Model) -> None:
     for length, same in ((75, True), (150, True), (225, False)):
-        model.read_prompts(length, 1)
+        model.configure_prompts(length, 1)
         one, other = model.encode_text([LONG, LONG.removesuffix("white background") + "purple heart"]).hidden
         assert torch.allclose(one, other) == same, length
 
 
 def test_what_is_cut_is_known(model: Model) -> None:
     for length, cut in ((75, True), (150, True), (225, False)):
-        model.read_prompts(length, 1)
-        assert (model.is_cut(LONG), model.is_cut("a star")) == (cut, False)
+        model.configure_prompts(length, 1)
+        assert (model.is_truncated(LONG), model.is_truncated("a star")) == (cut, False)
 
 
 def test_clip_skip_reads_an_earlier_block_with_the_last_normalization(model: Model) -> None:
@@ -95,7 +95,7 @@ def test_clip_skip_reads_an_earlier_block_with_the_last_normalization(model: Mod
     states = encoder(tokens, output_hidden_states=True).hidden_states
     plain = model.encode_text(["a red star"]).hidden
     for skip in (1, 2, 3):
-        model.read_prompts(75, skip)
+        model.configure_prompts(75, skip)
         read = model.encode_text(["a red star"]).hidden
         assert torch.allclose(read, encoder.final_layer_norm(states[-skip]), atol=1e-5)
         assert torch.allclose(read, plain, atol=1e-5) == (skip == 1)
@@ -103,16 +103,16 @@ def test_clip_skip_reads_an_earlier_block_with_the_last_normalization(model: Mod
 
 def test_a_clip_skip_that_cannot_be_is_refused(model: Model, other: Model) -> None:
     with pytest.raises(UserError, match=r"tuning\.clip_skip: it is 5, but this text encoder has 4 blocks"):
-        model.read_prompts(75, 5)
+        model.configure_prompts(75, 5)
     with pytest.raises(UserError, match=r"tuning\.clip_skip: it is 2, but SD 2 and SDXL"):
-        other.read_prompts(75, 2)
+        other.configure_prompts(75, 2)
 
 
 def test_the_other_families_read_pieces_too(other: Model) -> None:
     one = other.encode_text([LONG, "a star"])
-    other.read_prompts(150, 1)
+    other.configure_prompts(150, 1)
     two = other.encode_text([LONG, "a star"])
-    other.read_prompts(75, 1)
+    other.configure_prompts(75, 1)
     assert (one.hidden.shape[1], two.hidden.shape[1]) == (77, 154)
     assert torch.allclose(one.hidden[1], two.hidden[1, :77], atol=1e-5)
     if two.pooled is not None and one.pooled is not None:
@@ -128,7 +128,7 @@ def test_without_padding_the_unet_reads_the_words_and_their_marks_alone(
     for one in (model, other):
         x_t, t, sizes = torch.randn(2, 4, 8, 8), torch.tensor([500, 500]), torch.tensor([[64, 64, 0, 0, 64, 64]] * 2)
         padded = one.encode_text(["a red star", "a heart"])
-        one.read_prompts(length, 1, pad_tokens=False)
+        one.configure_prompts(length, 1, pad_tokens=False)
         bare = one.encode_text(["a red star", "a heart"])
         assert bare.mask is not None
         assert bare.mask.sum(1).tolist() == [5, 4]
@@ -140,11 +140,11 @@ def test_without_padding_the_unet_reads_the_words_and_their_marks_alone(
                 alone = one.denoise(x_t[n : n + 1], t[:1], text, sizes[:1])
                 assert torch.allclose(together[n : n + 1], alone, atol=1e-4)
             assert not torch.allclose(together, one.denoise(x_t, t, padded, sizes), atol=1e-4)
-        one.read_prompts(75, 1)
+        one.configure_prompts(75, 1)
 
 
 def test_without_padding_a_long_prompt_keeps_all_its_pieces(model: Model) -> None:
-    model.read_prompts(225, 1, pad_tokens=False)
+    model.configure_prompts(225, 1, pad_tokens=False)
     mask = model.encode_text([LONG, ""]).mask
     assert mask is not None
     pieces = chunking.split(clip_tokenizer()(LONG, add_special_tokens=False).input_ids, 267)

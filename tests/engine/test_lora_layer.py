@@ -95,7 +95,7 @@ def test_a_layer_takes_three_operations_there_and_five_back() -> None:
 def unet(kind: str) -> nn.Module:
     module: nn.Module = tiny.pipeline(kind).unet
     chosen = settings.parse({"lora.layers": "convolutions", "lora.rank": 4, "lora.alpha": 2.0})
-    adapters._inject(module, chosen, "lora", adapters.LORA_LAYERS["convolutions"])
+    adapters._inject_adapters(module, chosen, "lora", adapters.LORA_LAYERS["convolutions"])
     torch.manual_seed(1)
     for parameter in module.parameters():
         if parameter.requires_grad:

@@ -36,7 +36,7 @@ def adapted(layer: nn.Module, config: PeftConfig) -> tuple[nn.Module, nn.Module]
     for parameter in theirs.parameters():
         parameter.data.normal_(std=0.3)
     ours = copy.deepcopy(theirs)
-    lycoris.use(ours[0])
+    lycoris.replace_class(ours[0])
     assert type(ours[0]).__bases__[-1] is type(theirs[0])
     return ours, theirs
 
@@ -85,7 +85,7 @@ def test_how_many_operations_a_layer_takes(kind: str, there: int, back: int) -> 
 def unet(kind: str) -> nn.Module:
     module: nn.Module = tiny.pipeline("sd1").unet
     chosen = settings.parse({"lora.kind": kind, "lora.rank": 4, "lora.alpha": 2.0})
-    adapters._inject(module, chosen, kind, adapters.LORA_LAYERS["convolutions"])
+    adapters._inject_adapters(module, chosen, kind, adapters.LORA_LAYERS["convolutions"])
     torch.manual_seed(1)
     for parameter in module.parameters():
         if parameter.requires_grad:
@@ -147,7 +147,7 @@ def test_an_input_that_lies_in_another_order_is_the_same(name: str, kind: str) -
 
 def test_other_layers_stay_as_they_are() -> None:
     layer: Any = nn.Linear(2, 3)
-    lycoris.use(layer)
+    lycoris.replace_class(layer)
     assert type(layer) is nn.Linear
 
 

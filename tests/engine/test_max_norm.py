@@ -48,12 +48,12 @@ def adapted(form: str) -> nn.Module:
     if form in APART:
         made: nn.Module = nn.Sequential(nn.Conv2d(8, 16, 3), nn.Conv2d(16, 8, 3), nn.Conv2d(8, 16, 3))
         config: PeftConfig = APART[form](r=2, alpha=1, target_modules=["0", "1", "2"], use_effective_conv2d=True)
-        adapters._inject_pefts(made, form[:4], config)
+        adapters._inject_peft_layers(made, form[:4], config)
     else:
         made = tiny.pipeline("sd1").unet
         flat = {"lora.rank": 3, "lora.alpha": 2.0, "lora.layers": "convolutions", **FORMS[form]}
         settings = parse(flat)
-        adapters._inject(made, settings, settings.lora.kind, adapters.LORA_LAYERS["convolutions"])
+        adapters._inject_adapters(made, settings, settings.lora.kind, adapters.LORA_LAYERS["convolutions"])
     for layer in lora_layer.adapter_layers([made]):
         size = 0.5 * torch.rand(())
         for matrix in layer.matrices():
@@ -63,7 +63,7 @@ def adapted(form: str) -> nn.Module:
 
 def length(layer: Any) -> float:
     """Of what it adds, made as a whole in double precision."""
-    if not isinstance(layer, lora_layer._Pair):
+    if not isinstance(layer, lora_layer.LoraMatrices):
         of = {name: getattr(layer, name)[ADAPTER].double() for name in layer._names()}
         sides = {}
         for side in ("hada_w1", "hada_w2", "lokr_w1", "lokr_w2"):
@@ -86,7 +86,7 @@ def test_what_is_longer_than_the_limit_becomes_as_long_by_equal_shares(form: str
     layers = lora_layer.adapter_layers([adapted(form)])
     before = [(length(layer), [matrix.detach().clone() for matrix in layer.matrices()]) for layer in layers]
     most = sorted(size for size, _ in before)[len(before) // 2]
-    MaxNorm(layers, most * 1.0001).keep()
+    MaxNorm(layers, most * 1.0001).apply()
     shortened = 0
     for layer, (size, matrices) in zip(layers, before):
         if size <= most:
@@ -107,12 +107,12 @@ def test_layers_of_one_form_are_done_together_in_parts_that_fit(monkeypatch: pyt
     together = MaxNorm(layers, 0.1)
     assert len(together.stacks) < len(layers) / 3
     with counted:
-        together.keep()
+        together.apply()
     assert counted.count < 20 * len(together.stacks)
     monkeypatch.setattr("dreambooth.engine.training.max_norm.VALUES_AT_ONCE", 1)
     one_by_one = MaxNorm(alone, 0.1)
     assert len(one_by_one.stacks) == len(layers)
-    one_by_one.keep()
+    one_by_one.apply()
     pairs = zip(matrices(layers), matrices(alone))
     assert all(torch.allclose(one, other, rtol=1e-6, atol=0) for one, other in pairs)
 

@@ -53,13 +53,13 @@ def test_parts_come_to_the_device_while_they_are_used_and_leave_it_unchanged(
 def test_only_one_text_encoder_is_there_at_a_time(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     """SDXL's second is large; each comes once for all prompts."""
     model.to(META, aside=["text_encoder", "text_encoder_2"])
-    original, there = type(model).read_tokens, list[tuple[str, set[str], set[str]]]()
+    original, there = type(model).run_encoder, list[tuple[str, set[str], set[str]]]()
 
-    def read_tokens(own: Model, part: str, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def run_encoder(own: Model, part: str, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         there.append((part, places(own, "text_encoder"), places(own, "text_encoder_2")))
         return original(own, part, tokens)
 
-    monkeypatch.setattr(type(model), "read_tokens", read_tokens)
+    monkeypatch.setattr(type(model), "run_encoder", run_encoder)
     with torch.no_grad():
         assert len(model.encode_texts([["a star"], ["a cat"]])) == 2
     first, second = ("text_encoder", {"meta"}, {"cpu"}), ("text_encoder_2", {"cpu"}, {"meta"})
@@ -86,9 +86,9 @@ def test_a_run_puts_aside_what_does_not_learn(learning: bool, tmp_path: Path, mo
 
 def test_vectors_that_come_later_come_to_the_device_too(model: Model) -> None:
     model.to(META, aside=["text_encoder", "text_encoder_2"])
-    model.learn({"sks": {part: torch.ones(2, 32) for part in model.text_encoders}})
+    model.set_learned_tokens({"sks": {part: torch.ones(2, 32) for part in model.text_encoders}})
     with torch.no_grad():
         assert model.encode_text(["a sks"]).hidden.device == META
-    model.learn({})
+    model.set_learned_tokens({})
     with torch.no_grad():
         assert model.encode_text(["a sks"]).hidden.device == META

@@ -25,7 +25,7 @@ from dreambooth.engine.checkpoints.write import write_tensors
 from dreambooth.engine.drawing import sampling, sheet
 from dreambooth.engine.drawing.sampling import NotDrawn
 from dreambooth.engine.families.model import Model
-from dreambooth.engine.families.unet_weights import Int8
+from dreambooth.engine.families.unet_weights import Int8Weight
 from dreambooth.engine.prompts import tokens
 from dreambooth.engine.training import adapters, loss, optimizers, precision, state, state_writer
 from dreambooth.service import launcher, short_jobs
@@ -286,12 +286,12 @@ def test_free_is_what_may_be_taken(share: float, free: int, monkeypatch: pytest.
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_weights_in_8_bits_wake_the_same_as_on_the_cpu(dtype: torch.dtype) -> None:
     weight = torch.randn(48, 24, 3, 3).to(dtype)
-    wanted = Int8(weight, torch.device("cpu"), torch.nn.Linear(1, 1)).woken(torch.device("cpu"))
+    wanted = Int8Weight(weight, torch.device("cpu"), torch.nn.Linear(1, 1)).restore(torch.device("cpu"))
     with simulated_card() as card:
-        woken = Int8(weight, CARD, torch.nn.Linear(1, 1)).woken(CARD)
-        assert card.has(woken)
-        assert woken.dtype == dtype
-        assert torch.equal(woken.cpu(), wanted)
+        restored = Int8Weight(weight, CARD, torch.nn.Linear(1, 1)).restore(CARD)
+        assert card.has(restored)
+        assert restored.dtype == dtype
+        assert torch.equal(restored.cpu(), wanted)
 
 
 OF_SDXL = "one of two text encoders"

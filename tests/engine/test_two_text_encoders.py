@@ -78,8 +78,8 @@ def test_the_one_that_rests_reads_once(star: Project, monkeypatch: pytest.Monkey
     """And the same as where both are read at each step: until something was learned the losses are theirs."""
     monkeypatch.setattr(step_metrics, "REPORT_SECONDS", -1.0)
     read: list[str] = []
-    plain = Sdxl.read_tokens
-    monkeypatch.setattr(Sdxl, "read_tokens", lambda model, part, some: (read.append(part), plain(model, part, some))[1])
+    plain = Sdxl.run_encoder
+    monkeypatch.setattr(Sdxl, "run_encoder", lambda model, part, some: (read.append(part), plain(model, part, some))[1])
     losses, counts = [], []
     for which in ("both", "first", "second"):
         read.clear()

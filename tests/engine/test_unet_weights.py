@@ -132,7 +132,7 @@ def test_4_bits_are_off_by_a_sixth_of_their_64_at_most(dtype: torch.dtype) -> No
     """The widest gap between two of the sixteen values of nf4 is 0.3 of the greatest."""
     weight = torch.randn(64, 32, 3, 3).to(dtype)
     layer = nn.Linear(1, 1)
-    back = unet_weights.NF4(weight, torch.device("cpu"), layer).woken(torch.device("cpu"))
+    back = unet_weights.NF4Weight(weight, torch.device("cpu"), layer).restore(torch.device("cpu"))
     assert (back.dtype, back.shape) == (dtype, weight.shape)
     most = weight.float().reshape(-1, 64).abs().amax(1, keepdim=True)
     off = (back.float() - weight.float()).reshape(-1, 64).abs()
@@ -145,7 +145,7 @@ def test_4_bits_are_off_by_a_sixth_of_their_64_at_most(dtype: torch.dtype) -> No
 def test_8_bits_are_off_by_half_a_step_of_their_row_at_most(dtype: torch.dtype) -> None:
     weight = torch.randn(64, 128).to(dtype) * torch.logspace(-6, 2, 64)[:, None].to(dtype)
     weight[3] = 0
-    back = unet_weights.Int8(weight, torch.device("cpu"), nn.Linear(1, 1)).woken(torch.device("cpu"))
+    back = unet_weights.Int8Weight(weight, torch.device("cpu"), nn.Linear(1, 1)).restore(torch.device("cpu"))
     assert back.dtype == dtype
     step = weight.float().abs().amax(1, keepdim=True) / 127
     own_rounding = weight.float().abs() * (2**-8 if dtype == torch.bfloat16 else 1e-6)

@@ -159,14 +159,14 @@ def test_a_block_computes_while_the_next_ones_weights_come(made: Project, monkey
 
     monkeypatch.setattr(Program, "__call__", counted)
     largest = 0
-    lay = unet_weights._lay_block
+    lay = unet_weights._store_block
 
     def laid(block: nn.Module, *given: Any) -> None:
         nonlocal largest
         largest = max(largest, len(list(unet_weights.large_weights(block))))
         lay(block, *given)
 
-    monkeypatch.setattr(unet_weights, "_lay_block", laid)
+    monkeypatch.setattr(unet_weights, "_store_block", laid)
     with on(device):
         train(made, **KINDS["trained"])
     first_pass = during.index(next(count for count in during if count))
@@ -192,10 +192,10 @@ def laid(device: Any, made: list[nn.Module]) -> Prefetcher:
 
 def passed(ahead: Prefetcher, order: list[nn.Module]) -> list[bool]:
     """Whether each block's weights were there in its turn, and were right."""
-    ahead.begin_pass()
+    ahead.start_pass()
     found = []
     for block in order:
-        fetched = ahead.turn(block)
+        fetched = ahead.before_block(block)
         found.append(fetched is not None)
         assert not fetched or all(torch.equal(one, weight) for one, weight in zip(fetched, block.parameters()))
     return found
@@ -223,8 +223,8 @@ def test_so_where_a_pass_is_given_up() -> None:
     device = Late()
     ahead = laid(device, made)
     passed(ahead, [a, b, c])
-    ahead.begin_pass()
-    ahead.turn(a)
+    ahead.start_pass()
+    ahead.before_block(a)
     assert device.asked
     passed(ahead, [b, c])
     assert device.freed == 0
@@ -236,15 +236,15 @@ def test_what_nobody_waits_for_is_freed_on_its_way(monkeypatch: pytest.MonkeyPat
     device = Late()
     ahead = laid(device, made)
     passed(ahead, [a, b, c])
-    ahead.begin_pass()
-    ahead.turn(a)
+    ahead.start_pass()
+    ahead.before_block(a)
 
     def forgets(self: Prefetcher) -> None:
-        self._under_way = []
+        self._pending = []
 
     with monkeypatch.context() as patch:
-        patch.setattr(Prefetcher, "_settle", forgets)
-        ahead.turn(c)
+        patch.setattr(Prefetcher, "_wait", forgets)
+        ahead.before_block(c)
     device.join()
     assert device.freed > 0
 

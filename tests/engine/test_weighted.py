@@ -43,9 +43,9 @@ def weighed(model: Model, plain: Tensor, counts: dict[int, float]) -> Tensor:
 
 @torch.no_grad()
 def test_what_the_unet_reads_is_what_the_webui_makes(model: Model) -> None:
-    model.read_prompts(150, 1)
+    model.configure_prompts(150, 1)
     plain, literal = model.encode_text([PLAIN, PROMPT]).hidden
-    model.read_prompts(150, 1, weighted=True)
+    model.configure_prompts(150, 1, weighted=True)
     read = model.encode_text([PROMPT, PLAIN])
     assert torch.allclose(read.hidden[0, :77], weighed(model, plain[:77], COUNTS), atol=1e-5)
     assert torch.equal(read.hidden[1], plain) and torch.allclose(read.hidden[0, 77:], plain[77:], atol=1e-6)
@@ -56,10 +56,10 @@ def test_what_the_unet_reads_is_what_the_webui_makes(model: Model) -> None:
 
 @torch.no_grad()
 def test_weights_stay_with_their_words_where_a_prompt_is_cut_into_pieces(model: Model) -> None:
-    model.read_prompts(150, 1)
+    model.configure_prompts(150, 1)
     filler = "red " * 74
     plain = model.encode_text([filler + "white star"]).hidden[0]
-    model.read_prompts(150, 1, weighted=True)
+    model.configure_prompts(150, 1, weighted=True)
     read = model.encode_text([filler + "white (star:0.5)"]).hidden[0]
     assert torch.allclose(read[:77], plain[:77], atol=1e-6)
     assert torch.allclose(read[77:], weighed(model, plain[77:], {1: 0.5}), atol=1e-5)
@@ -67,7 +67,7 @@ def test_weights_stay_with_their_words_where_a_prompt_is_cut_into_pieces(model: 
 
 @torch.no_grad()
 def test_text_that_learns_is_weighed_as_the_table_is(model: Model) -> None:
-    model.read_prompts(75, 1, weighted=True)
+    model.configure_prompts(75, 1, weighted=True)
     numbers = torch.tensor([2, 0, 1])
     table = Texts(model, [PROMPT, "a star", ""]).embeddings(numbers)
     for rests in ("", next(iter(model.text_encoders))):
@@ -81,12 +81,12 @@ def test_text_that_learns_is_weighed_as_the_table_is(model: Model) -> None:
 
 @pytest.mark.parametrize("weighted", [True, False])
 def test_a_bracket_behind_a_backslash_is_a_bracket(model: Model, weighted: bool) -> None:
-    model.read_prompts(75, 1)
+    model.configure_prompts(75, 1)
     (wanted,) = model.tokenize(["tifa (ff7)"])[0].tolist()
-    model.read_prompts(75, 1, weighted=weighted)
+    model.configure_prompts(75, 1, weighted=weighted)
     assert model.tokenize([r"tifa \(ff7\)"])[0].tolist() == [wanted]
     assert (model.tokenize(["tifa (ff7)"])[0].tolist() == [wanted]) is not weighted
-    assert model.weigh([r"tifa \(ff7\)"]) is None
+    assert model.token_weights([r"tifa \(ff7\)"]) is None
 
 
 def test_a_weighted_word_is_learned_otherwise(tmp_path: Path) -> None:

@@ -69,22 +69,22 @@ def own(model: Model, text: str, count: int) -> dict[str, torch.Tensor]:
 @torch.no_grad()
 def test_a_word_with_the_vectors_that_it_has_already_reads_as_before(model: Model) -> None:
     plain = model.encode_text([PROMPT])
-    model.learn({"sks": own(model, "sks", 1)})
+    model.set_learned_tokens({"sks": own(model, "sks", 1)})
     read = model.encode_text([PROMPT])
     assert torch.equal(read.hidden, plain.hidden)
     if plain.pooled is not None and read.pooled is not None:
         assert torch.equal(read.pooled, plain.pooled)
-    model.learn({"sks": {part: one + 1 for part, one in own(model, "sks", 1).items()}})
+    model.set_learned_tokens({"sks": {part: one + 1 for part, one in own(model, "sks", 1).items()}})
     assert not torch.allclose(model.encode_text([PROMPT]).hidden, plain.hidden)
-    model.learn({})
+    model.set_learned_tokens({})
     assert torch.equal(model.encode_text([PROMPT]).hidden, plain.hidden)
 
 
 @torch.no_grad()
 def test_a_word_of_several_vectors_reads_as_the_words_that_they_are_of(model: Model) -> None:
-    model.learn({"sks": own(model, "big red dog", 3)})
+    model.set_learned_tokens({"sks": own(model, "big red dog", 3)})
     read, wanted = model.encode_text(["a photo of sks, sks"]), None
-    model.learn({})
+    model.set_learned_tokens({})
     wanted = model.encode_text(["a photo of big red dog, big red dog"])
     assert torch.equal(read.hidden, wanted.hidden)
 
@@ -100,17 +100,17 @@ def test_the_longest_word_is_found_and_never_half_of_another(model: Model) -> No
 
 def test_a_prompt_with_a_word_of_many_vectors_can_be_too_long(model: Model) -> None:
     prompt = "a photo of sks" + " star" * 60
-    assert not model.is_cut(prompt)
-    model.learn({"sks": own(model, "sks", 32)})
-    assert model.is_cut(prompt)
+    assert not model.is_truncated(prompt)
+    model.set_learned_tokens({"sks": own(model, "sks", 32)})
+    assert model.is_truncated(prompt)
     assert all(len(read[0]) == 77 for read in model.tokenize([prompt]))
 
 
 def test_vectors_of_another_model_are_refused(model: Model) -> None:
     with pytest.raises(UserError, match="another width than this model's"):
-        model.learn({"sks": {part: torch.zeros(1, 7) for part in model.text_encoders}})
+        model.set_learned_tokens({"sks": {part: torch.zeros(1, 7) for part in model.text_encoders}})
     with pytest.raises(UserError, match="was not made for this model"):
-        model.learn({"sks": {"another": torch.zeros(1, 7)}})
+        model.set_learned_tokens({"sks": {"another": torch.zeros(1, 7)}})
 
 
 @pytest.fixture(scope="module")

@@ -78,13 +78,13 @@ WAYS = {
         "full, each clipped by itself",
         {**FUSED, **CHECKPOINTED, "memory.unet_weights": "streamed"},
         EXACT,
-        {"lying": "Streamed", "fused": True},
+        {"stored": "StreamedWeight", "fused": True},
     ),
     "full, streamed, traced": Way(
         "full, each clipped by itself",
         {**FUSED, **CHECKPOINTED, **TRACED, "memory.unet_weights": "streamed"},
         EXACT,
-        {"lying": "Streamed", "fused": True},
+        {"stored": "StreamedWeight", "fused": True},
     ),
     "full, 8-bit states": Way("full", EIGHT, 0.002, {"optimizer": "AdamW8bit"}),
     "full, paged 8-bit states": Way(
@@ -98,10 +98,10 @@ WAYS = {
     "lora, three quarters checkpointed": Way(
         "lora", {**LORA, **CHECKPOINTED, "memory.checkpointed_share": 0.75}, EXACT, {"checkpointed": True}
     ),
-    "lora, int8": Way("lora", {**LORA, **CHECKPOINTED, "memory.unet_weights": "int8"}, 0.005, {"lying": "Int8"}),
-    "lora, nf4": Way("lora", {**LORA, **CHECKPOINTED, "memory.unet_weights": "nf4"}, 0.02, {"lying": "NF4"}),
+    "lora, int8": Way("lora", {**LORA, **CHECKPOINTED, "memory.unet_weights": "int8"}, 0.005, {"stored": "Int8Weight"}),
+    "lora, nf4": Way("lora", {**LORA, **CHECKPOINTED, "memory.unet_weights": "nf4"}, 0.02, {"stored": "NF4Weight"}),
     "lora, streamed": Way(
-        "lora", {**LORA, **CHECKPOINTED, "memory.unet_weights": "streamed"}, EXACT, {"lying": "Streamed"}
+        "lora", {**LORA, **CHECKPOINTED, "memory.unet_weights": "streamed"}, EXACT, {"stored": "StreamedWeight"}
     ),
     "lora, flash": Way("lora, bf16", {**LORA, **BF16, "memory.attention": "flash"}, HALF, {"attention": "_Flash"}),
     "lora, sliced": Way("lora", {**LORA, "memory.attention": "sliced"}, EXACT, {"attention": "SlicedAttnProcessor"}),
@@ -134,16 +134,19 @@ WAYS = {
         "lora",
         {**LORA, **CHECKPOINTED, "memory.unet_weights": "streamed", **GRAPH},
         EXACT,
-        {"graph": True, "lying": "Streamed"},
+        {"graph": True, "stored": "StreamedWeight"},
     ),
     "lora, int8, as a CUDA graph": Way(
         "lora",
         {**LORA, **CHECKPOINTED, "memory.unet_weights": "int8", **GRAPH},
         0.005,
-        {"graph": True, "lying": "Int8"},
+        {"graph": True, "stored": "Int8Weight"},
     ),
     "lora, nf4, as a CUDA graph": Way(
-        "lora", {**LORA, **CHECKPOINTED, "memory.unet_weights": "nf4", **GRAPH}, 0.02, {"graph": True, "lying": "NF4"}
+        "lora",
+        {**LORA, **CHECKPOINTED, "memory.unet_weights": "nf4", **GRAPH},
+        0.02,
+        {"graph": True, "stored": "NF4Weight"},
     ),
 }
 
@@ -240,8 +243,8 @@ def missing_here(way: Way, device: torch.device) -> str:
     kind = way.changes.get("memory.attention", "sdpa")
     if fault := attention.fault(kind, device):
         return f"{kind}: {fault}"
-    lying = way.changes.get("memory.unet_weights", "whole")
-    return f"{lying}: {fault}" if (fault := unet_weights.fault(lying, device)) else ""
+    kind = way.changes.get("memory.unet_weights", "whole")
+    return f"{kind}: {fault}" if (fault := unet_weights.fault(kind, device)) else ""
 
 
 def watch(monkeypatch: pytest.MonkeyPatch, steps: int) -> dict[str, Any]:
@@ -287,7 +290,7 @@ def done_again(monkeypatch: pytest.MonkeyPatch, before: int) -> list[Program]:
 
 def about(session: Session) -> dict[str, Any]:
     unet = session.model.unet
-    lying = {type(made).__name__ for part in unet.modules() if (made := getattr(part, "resting", None))}
+    stored = {type(made).__name__ for part in unet.modules() if (made := getattr(part, "stored_weight", None))}
     processors = {type(one).__name__ for one in unet.attn_processors.values()}
     inner = getattr(session.optimizer, "optimizer", session.optimizer)
     gradients = [weight.grad for weight in session.trained.parts["unet"].values()]
@@ -298,7 +301,7 @@ def about(session: Session) -> dict[str, Any]:
         "autocast": session.accelerator.mixed_precision,
         "scaler": session.accelerator.scaler is not None,
         "optimizer": type(inner).__name__,
-        "lying": lying.pop() if lying else "",
+        "stored": stored.pop() if stored else "",
         "attention": processors.pop(),
         "fused": all(gradient is None for gradient in gradients),
         "checkpointed": any(getattr(part, "gradient_checkpointing", False) for part in unet.modules()),

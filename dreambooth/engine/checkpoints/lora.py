@@ -119,7 +119,7 @@ def _peft_tensors(layer: Any) -> dict[str, Tensor]:
         "lora_up.weight": layer.lora_B[ADAPTER].weight,
         "alpha": torch.tensor(float(layer.lora_alpha[ADAPTER])),
     }
-    if (magnitude := dora.magnitudes_of(layer)) is not None:
+    if (magnitude := dora.magnitude_of(layer)) is not None:
         sides = layer.get_base_layer().weight.dim() - 2
         found["dora_scale"] = magnitude.weight.reshape(1, -1, *[1] * sides)
     return found

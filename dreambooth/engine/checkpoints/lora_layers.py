@@ -142,7 +142,7 @@ class Orthogonal(Change):
         if self.alpha:
             length = (blocks - blocks.transpose(-1, -2)).norm()
             blocks = blocks * (length.clamp(max=self.alpha * weight.shape[0]) / length.clamp(min=_LEAST))
-        return oft.turned(weight.float(), oft.rotations(blocks)) - weight.float()
+        return oft.rotate(weight.float(), oft.rotations(blocks)) - weight.float()
 
 
 AnyLayer = Layer | Hadamard | Kronecker | Orthogonal

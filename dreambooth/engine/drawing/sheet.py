@@ -50,7 +50,7 @@ def draw_sheet(job: Job, project: Project, sampling: Sampling) -> dict[str, Any]
                 if model is None or source is None or loaded != whole:
                     model = source = None  # before the next is read: two would not fit
                     source, model = _load(project, whole, precision.to_draw_in(chosen))
-                    model.read_prompts(
+                    model.configure_prompts(
                         tuning.max_token_length, tuning.clip_skip, tuning.pad_tokens, weighted=chosen.captions.weighted
                     )
                     loaded = whole
@@ -142,10 +142,10 @@ def _with_it(model: Model, source: Source, path: Path | None, weight: float) -> 
     }
     try:
         lora.add(path, layers, source, model.parts, weight)
-        model.learn(words_file.read(header))
+        model.set_learned_tokens(words_file.read(header))
         yield
     finally:
-        model.learn({})
+        model.set_learned_tokens({})
         with torch.no_grad():
             for parameter, before in kept.items():
                 parameter.copy_(before)

@@ -107,7 +107,7 @@ class Model(TextEncoding):
         self.greys.clear()
         for name, part in self.parts.items():
             if name in aside and device.type != "cpu":
-                self.aside.put(name, part)
+                self.offloader.add(name, part)
             else:
                 part.to(device)
 

@@ -1,6 +1,6 @@
-"""Parts of a model that lie in the computer's own memory and are on the device only while they are used.
+"""Offloading of whole parts of a model: they are stored in the computer's memory, and on the device only while used.
 
-Nothing in them is trained, so that what comes to the device is a copy, and leaves it without being copied back.
+Their weights do not change meanwhile, so that what comes to the device is a copy that is dropped after use.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ Places = list[tuple[dict[str, Tensor | None], str, Tensor]]  # of each weight: i
 
 
 @contextlib.contextmanager
-def away(part: nn.Module) -> Iterator[None]:
-    """Within it a part has left its device."""
+def moved_to_cpu(part: nn.Module) -> Iterator[None]:
+    """Moves a part to the CPU until the block ends, then back to its device."""
     device = next(part.parameters()).device
     part.to("cpu")
     hardware.give_back_memory()
@@ -29,15 +29,15 @@ def away(part: nn.Module) -> Iterator[None]:
 
 
 class Offloader:
-    """The parts that were put aside, by name."""
+    """The offloaded parts of a model, by name."""
 
     def __init__(self) -> None:
         self._places: dict[str, Places] = {}
         self._present: set[str] = set()
-        self._staying: set[str] = set()
+        self._on_cpu: set[str] = set()
 
-    def put(self, name: str, part: nn.Module) -> None:
-        """Puts a part aside. It must lie in the computer's memory, and nothing in it may be trained."""
+    def add(self, name: str, part: nn.Module) -> None:
+        """Offloads a part, which must be in the computer's memory and whose weights must not be trained."""
         self._places[name] = [
             (table, key, tensor)  # type: ignore[misc]
             for module in part.modules()
@@ -46,24 +46,24 @@ class Offloader:
             if tensor is not None
         ]
 
-    def changed(self, name: str, part: nn.Module) -> None:
-        """A part has other weights than it had when it was put aside, if it was."""
+    def update(self, name: str, part: nn.Module) -> None:
+        """Takes note that the weights of a part were replaced, if it is offloaded."""
         if name in self._places:
-            self.put(name, part)
+            self.add(name, part)
 
     @contextlib.contextmanager
-    def staying(self, name: str) -> Iterator[None]:
-        """Within it a part does its work where it lies, and does not come to the device."""
-        self._staying.add(name)
+    def computing_in_place(self, name: str) -> Iterator[None]:
+        """Has a part compute on the CPU until the block ends, so that `present` does not copy it to the device."""
+        self._on_cpu.add(name)
         try:
             yield
         finally:
-            self._staying.remove(name)
+            self._on_cpu.remove(name)
 
     @contextlib.contextmanager
     def present(self, names: Iterable[str], device: torch.device) -> Iterator[None]:
-        """Within it these parts are on the device, as far as they were put aside; within itself it does nothing."""
-        here = self._present | self._staying
+        """Has copies of those of these parts that are offloaded on the device until the block ends. May be nested."""
+        here = self._present | self._on_cpu
         fetched = [name for name in names if name in self._places and name not in here]
         self._present.update(fetched)
         try:

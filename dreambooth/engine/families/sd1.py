@@ -20,7 +20,7 @@ LATENT_SCALE = 0.18215
 class Sd1(Model):
     family = "sd1"
 
-    def read_tokens(self, part: str, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
+    def run_encoder(self, part: str, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
         encoder = self.text_encoders[part]
         read = encoder(tokens.reshape(-1, PIECE), output_hidden_states=self.clip_skip > 1)
         if self.clip_skip > 1:  # WebUIs put the last normalization behind any block

@@ -21,14 +21,14 @@ LATENT_SCALE = 0.13025
 class Sdxl(Model):
     family = "sdxl"
 
-    def read_tokens(self, part: str, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
+    def run_encoder(self, part: str, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
         read = self.text_encoders[part](tokens.reshape(-1, PIECE), output_hidden_states=True)
         hidden, count = read.hidden_states[-2], len(tokens)
-        # The pooled text is the second's, of the first piece, as WebUIs take it.
-        pooled = read.text_embeds.reshape(count, self.pieces, -1)[:, 0] if part == "text_encoder_2" else None
+        # The pooled text is the second's, of the first chunk, as WebUIs take it.
+        pooled = read.text_embeds.reshape(count, self.chunks, -1)[:, 0] if part == "text_encoder_2" else None
         return hidden.reshape(count, -1, hidden.shape[-1]), pooled
 
-    def emptied(self, text: TextEmbedding, rows: Tensor) -> TextEmbedding:
+    def make_unconditional(self, text: TextEmbedding, rows: Tensor) -> TextEmbedding:
         """Zeros, as SDXL was trained and as WebUIs and diffusers do."""
         assert text.pooled is not None
         return TextEmbedding(text.hidden.index_fill(0, rows, 0), text.pooled.index_fill(0, rows, 0), text.mask)

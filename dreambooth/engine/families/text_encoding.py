@@ -1,4 +1,4 @@
-"""How a model reads prompts: its text encoders with their tokenizers, and the words that have learned."""
+"""How a model encodes prompts: its text encoders with their tokenizers, and the learned tokens of textual inversion."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from dreambooth.engine.prompts.token_chunks import PIECE
 
 @dataclass
 class TextEmbedding:
-    """Prompts as the UNet reads them: hidden states (B, pieces x 77, width), and the pooled text (B, width) of SDXL.
+    """Encoded prompts: hidden states (B, chunks x 77, width), and for SDXL the pooled text (B, width).
 
-    `mask` (B, pieces x 77) is true for what is read; None where everything is, padding too.
+    `mask` (B, chunks x 77) is true for tokens that the UNet attends to; None where it attends to all, padding too.
     """
 
     hidden: Tensor
@@ -34,21 +34,22 @@ class TextEmbedding:
 
     @property
     def tensors(self) -> list[Tensor]:
-        """Those that are there."""
+        """The tensors that are not None."""
         return [one for one in (self.hidden, self.pooled, self.mask) if one is not None]
 
-    def each(self, made: Callable[[Tensor | None], Any]) -> TextEmbedding:
-        """The same of what is made of each, of None too."""
-        return TextEmbedding(made(self.hidden), made(self.pooled), made(self.mask))
+    def map(self, function: Callable[[Tensor | None], Any]) -> TextEmbedding:
+        """An embedding of what a function returns for each tensor, and for None."""
+        return TextEmbedding(function(self.hidden), function(self.pooled), function(self.mask))
 
     def __getitem__(self, index: Any) -> TextEmbedding:
-        return self.each(lambda some: None if some is None else some[index])
+        return self.map(lambda some: None if some is None else some[index])
 
     def to(self, dtype: torch.dtype) -> TextEmbedding:
         return TextEmbedding(self.hidden.to(dtype), None if self.pooled is None else self.pooled.to(dtype), self.mask)
 
     @staticmethod
     def cat(texts: Sequence[TextEmbedding]) -> TextEmbedding:
+        """The prompts of several embeddings, which must have the same tensors, one after the other."""
         pooled = [text.pooled for text in texts if text.pooled is not None]
         masks = [text.mask for text in texts if text.mask is not None]
         return TextEmbedding(
@@ -60,35 +61,38 @@ class TextEmbedding:
 
 @dataclass
 class TextEncoding(ABC):
-    """The part of a model that reads. A family says what its text encoders make of tokens."""
+    """The part of a model that encodes prompts. A family says how its text encoders encode tokens.
+
+    A prompt is encoded in `chunks` chunks of 75 tokens, each with its begin and end mark, so of 77.
+    """
 
     text_encoders: dict[str, CLIPTextModel]  # by part: text_encoder, and text_encoder_2 where there are two
     tokenizers: dict[str, CLIPTokenizer]
     _: KW_ONLY
-    pieces: int = 1  # of 75 tokens, that a prompt is read in
+    chunks: int = 1
     clip_skip: int = 1
     pad_tokens: bool = True
-    weighted: bool = False  # whether prompts weigh words, as (word:1.2)
-    words: dict[str, int] = field(default_factory=dict)  # those that have learned, and of how many vectors each is
-    aside: Offloader = field(default_factory=Offloader)  # what is on the device only while it is used
+    weighted: bool = False  # whether prompts may have emphasis, such as (word:1.2)
+    learned_words: dict[str, int] = field(default_factory=dict)  # with learned tokens, and how many each has
+    offloader: Offloader = field(default_factory=Offloader)  # of the parts that are on the device only while used
 
     family: ClassVar[str]
 
     @property
     @abstractmethod
     def device(self) -> torch.device:
-        """Where it works."""
+        """The device that it computes on."""
 
     def present(self, *names: str) -> AbstractContextManager[None]:
-        """Within it these parts stay on the device."""
-        return self.aside.present(names, self.device)
+        """Keeps these parts on the device until the block ends."""
+        return self.offloader.present(names, self.device)
 
-    def read_prompts(
+    def configure_prompts(
         self, max_token_length: int, clip_skip: int, pad_tokens: bool = True, *, weighted: bool = False
     ) -> None:
-        """Sets how prompts are read from now on: in pieces of 75 tokens, up to so many tokens in all; at the text
-        encoder's last block but `clip_skip` - 1; with the padding or without; with the weights that are written in
-        them or with their brackets.
+        """Sets how prompts are encoded from now on: up to `max_token_length` tokens, in chunks of 75; up to the text
+        encoder's last block but `clip_skip` - 1; whether the UNet attends to padding; and whether (word:1.2) is
+        emphasis or plain text.
 
         Raises UserError for a clip skip that this model cannot have.
         """
@@ -99,11 +103,11 @@ class TextEncoding(ABC):
             raise UserError(
                 f"tuning.clip_skip: it is {clip_skip}, but this text encoder has {blocks} blocks; lower it."
             )
-        self.pieces, self.clip_skip = max_token_length // chunking.LENGTH, clip_skip
+        self.chunks, self.clip_skip = max_token_length // chunking.LENGTH, clip_skip
         self.pad_tokens, self.weighted = pad_tokens, weighted
 
-    def learn(self, vectors: textual_inversion.Vectors) -> None:
-        """Reads these words as their vectors from now on, and no others; none of them is trained yet.
+    def set_learned_tokens(self, vectors: textual_inversion.Vectors) -> None:
+        """Encodes these words as their vectors from now on, and no others; none of them requires a gradient yet.
 
         Raises UserError for vectors that do not belong to this model.
         """
@@ -111,131 +115,141 @@ class TextEncoding(ABC):
             if any(part not in of_word for of_word in vectors.values()):
                 raise UserError("The embedding of these weights was not made for this model; it is another model's.")
             textual_inversion.put(encoder, [of_word[part] for of_word in vectors.values()])
-            self.aside.changed(part, encoder)
-        self.words = {word: len(next(iter(of_word.values()))) for word, of_word in vectors.items()}
+            self.offloader.update(part, encoder)
+        self.learned_words = {word: len(next(iter(of_word.values()))) for word, of_word in vectors.items()}
 
-    def learned(self) -> dict[str, dict[str, Tensor]]:
-        """The words that have learned, with the vectors of each, by text encoder."""
-        held = {
-            part: textual_inversion.held(encoder).split(list(self.words.values()))
+    def learned_tokens(self) -> dict[str, dict[str, Tensor]]:
+        """The vectors of each learned word, by text encoder, (tokens, width)."""
+        vectors = {
+            part: textual_inversion.held(encoder).split(list(self.learned_words.values()))
             for part, encoder in self.text_encoders.items()
-            if self.words
+            if self.learned_words
         }
-        return {word: {part: some[n].detach() for part, some in held.items()} for n, word in enumerate(self.words)}
+        return {
+            word: {part: of_words[n].detach() for part, of_words in vectors.items()}
+            for n, word in enumerate(self.learned_words)
+        }
 
     def tokenize(self, prompts: Sequence[str]) -> list[Tensor]:
-        """Prompts -> token numbers (B, pieces x 77), one tensor for each text encoder; each piece has its own marks.
+        """Prompts -> token numbers (B, chunks x 77), one tensor for each text encoder.
 
-        What is longer is cut off; what is shorter gets empty pieces, so that all prompts are read alike.
+        Longer prompts are truncated; shorter ones get empty chunks, so that all have the same length.
         """
         return [
             torch.tensor(
-                [token_chunks.laid(tokenizer, numbers, self.pieces) for numbers, _ in self._numbers(part, prompts)]
+                [token_chunks.laid(tokenizer, numbers, self.chunks) for numbers, _ in self._numbers(part, prompts)]
             )
             for part, tokenizer in self.tokenizers.items()
         ]
 
-    def weigh(self, prompts: Sequence[str]) -> Tensor | None:
-        """How much each token of the prompts counts, (B, pieces x 77); None where all count alike."""
+    def token_weights(self, prompts: Sequence[str]) -> Tensor | None:
+        """The emphasis of each token of the prompts, (B, chunks x 77); None where all weights are 1."""
         if not self.weighted:
             return None
         part, tokenizer = next(iter(self.tokenizers.items()))
-        rows = [token_chunks.weights(tokenizer, *read, self.pieces) for read in self._numbers(part, prompts)]
+        rows = [token_chunks.weights(tokenizer, *read, self.chunks) for read in self._numbers(part, prompts)]
         return torch.tensor(rows) if any(weight != 1 for row in rows for weight in row) else None
 
-    def is_cut(self, prompt: str) -> bool:
-        """Whether the prompt is longer than what is read of it."""
+    def is_truncated(self, prompt: str) -> bool:
+        """Whether the prompt is longer than what is encoded of it."""
         part, tokenizer = next(iter(self.tokenizers.items()))
         numbers, _ = self._numbers(part, [prompt])[0]
         return (
             len(numbers) > chunking.LENGTH
-            if self.pieces == 1
-            else len(token_chunks.split(tokenizer, numbers)) > self.pieces
+            if self.chunks == 1
+            else len(token_chunks.split(tokenizer, numbers)) > self.chunks
         )
 
     def _numbers(self, part: str, prompts: Sequence[str]) -> list[tuple[list[int], list[float]]]:
-        """Each prompt's token numbers without marks, as this text encoder reads it, and how much each counts."""
-        words, tokenizer = self._words(part), self.tokenizers[part]
+        """Each prompt's token numbers for a text encoder, without begin and end marks, and the weight of each token."""
+        learned, tokenizer = self._learned_tokens(part), self.tokenizers[part]
         read = []
         for prompt in prompts:
             numbers, weights = list[int](), list[float]()
             for text, weight in emphasis.read(prompt, weighted=self.weighted):
-                numbers += words.put_into(textual_inversion.plain_numbers(tokenizer, text))
+                numbers += learned.put_into(textual_inversion.plain_numbers(tokenizer, text))
                 weights += [weight] * (len(numbers) - len(weights))
             read.append((numbers, weights))
         return read
 
-    def _words(self, part: str) -> LearnedTokens:
-        """How the words that have learned are found in what this text encoder reads."""
+    def _learned_tokens(self, part: str) -> LearnedTokens:
+        """The learned tokens as a text encoder numbers them."""
         vocabulary = self.text_encoders[part].get_input_embeddings().num_embeddings
-        return LearnedTokens(self.tokenizers[part], vocabulary, self.words)
+        return LearnedTokens(self.tokenizers[part], vocabulary, self.learned_words)
 
     def mask(self, tokens: Tensor) -> Tensor | None:
-        """What is read of token numbers (B, pieces x 77) without the padding: each piece up to its end mark, and no
-        piece that is empty but the first. None with the padding."""
+        """Which of token numbers (B, chunks x 77) the UNet attends to where padding is left out: those of each chunk up
+        to its end mark, but of an empty chunk none, unless it is the first. None where it attends to padding."""
         if self.pad_tokens:
             return None
-        pieces = tokens.reshape(len(tokens), -1, PIECE)
-        ends = (pieces == next(iter(self.tokenizers.values())).eos_token_id).int()
-        read = ends.cumsum(-1) - ends == 0
-        read[:, 1:] &= ends[:, 1:, 1:2] == 0
-        return read.reshape(len(tokens), -1)
+        by_chunk = tokens.reshape(len(tokens), -1, PIECE)
+        ends = (by_chunk == next(iter(self.tokenizers.values())).eos_token_id).int()
+        attended = ends.cumsum(-1) - ends == 0
+        attended[:, 1:] &= ends[:, 1:, 1:2] == 0
+        return attended.reshape(len(tokens), -1)
 
     @abstractmethod
-    def read_tokens(self, part: str, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
-        """What a text encoder makes of token numbers (B, pieces x 77): hidden states (B, pieces x 77, its width), and
+    def run_encoder(self, part: str, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Runs a text encoder on token numbers (B, chunks x 77). Returns hidden states (B, chunks x 77, its width), and
         the pooled text where the UNet reads that."""
 
     def encode_tokens(
-        self, tokens: Sequence[Tensor], weights: Tensor | None = None, known: Mapping[str, TextEmbedding] = {}
+        self, tokens: Sequence[Tensor], weights: Tensor | None = None, encoded: Mapping[str, TextEmbedding] = {}
     ) -> TextEmbedding:
-        """Token numbers, (B, pieces x 77) for each text encoder, -> what the UNet reads; `weights` as `weigh` has them.
-        `known` is what some of them have made of these, as `read_alone` has it."""
-        read = [
-            (known[part].hidden, known[part].pooled) if part in known else self.read_tokens(part, some)
+        """Token numbers, (B, chunks x 77) for each text encoder, -> the embedding that the UNet reads.
+
+        `weights` is what `token_weights` returns. Text encoders in `encoded` are not run: it has what `encode_with`
+        returned for these tokens.
+        """
+        outputs = [
+            (encoded[part].hidden, encoded[part].pooled) if part in encoded else self.run_encoder(part, some)
             for part, some in zip(self.text_encoders, tokens)
         ]
-        return self._joined(read, tokens[0], weights)
+        return self._concatenate(outputs, tokens[0], weights)
 
-    def read_alone(self, part: str, prompts: Sequence[str]) -> TextEmbedding:
-        """What one text encoder makes of prompts, in float32."""
+    def encode_with(self, part: str, prompts: Sequence[str]) -> TextEmbedding:
+        """Prompts -> what one text encoder makes of them, without emphasis, in float32."""
         tokens = self.tokenize(prompts)[list(self.text_encoders).index(part)]
         with self.present(part):
-            hidden, pooled = self.read_tokens(part, hardware.brought(tokens, self.device))
+            hidden, pooled = self.run_encoder(part, hardware.brought(tokens, self.device))
         return TextEmbedding(hidden, pooled).to(torch.float32)
 
     def encode_text(self, prompts: Sequence[str]) -> TextEmbedding:
-        """Prompts -> what the UNet reads, in float32."""
+        """Prompts -> the embedding that the UNet reads, in float32."""
         return self.encode_texts([prompts])[0]
 
     def encode_texts(self, batches: Sequence[Sequence[str]]) -> list[TextEmbedding]:
-        """Several batches of prompts. Text encoders that were put aside come one after the other, each once."""
+        """Batches of prompts -> the embedding of each, in float32. An offloaded text encoder is on the device once."""
         tokens = [[hardware.brought(some, self.device) for some in self.tokenize(prompts)] for prompts in batches]
-        read: list[list[tuple[Tensor, Tensor | None]]] = [[] for _ in batches]
+        outputs: list[list[tuple[Tensor, Tensor | None]]] = [[] for _ in batches]
         for number, part in enumerate(self.text_encoders):
             with self.present(part):
-                for of_batch, some in zip(read, tokens):
-                    of_batch.append(self.read_tokens(part, some[number]))
-        weights = [None if some is None else hardware.brought(some, self.device) for some in map(self.weigh, batches)]
+                for of_batch, some in zip(outputs, tokens):
+                    of_batch.append(self.run_encoder(part, some[number]))
+        all_weights = [
+            None if weights is None else hardware.brought(weights, self.device)
+            for weights in map(self.token_weights, batches)
+        ]
         return [
-            self._joined(of_batch, some[0], counted).to(torch.float32)
-            for of_batch, some, counted in zip(read, tokens, weights)
+            self._concatenate(of_batch, some[0], weights).to(torch.float32)
+            for of_batch, some, weights in zip(outputs, tokens, all_weights)
         ]
 
-    def _joined(
-        self, read: Sequence[tuple[Tensor, Tensor | None]], tokens: Tensor, weights: Tensor | None
+    def _concatenate(
+        self, outputs: Sequence[tuple[Tensor, Tensor | None]], tokens: Tensor, weights: Tensor | None
     ) -> TextEmbedding:
-        """What the text encoders have read, side by side, and the pooled text of the last."""
-        hidden = [one if weights is None else token_chunks.weighed(one, weights) for one, _ in read]
+        """The hidden states of all text encoders along their width, and the pooled text of the last."""
+        hidden = [one if weights is None else token_chunks.weighed(one, weights) for one, _ in outputs]
         return TextEmbedding(
-            hidden[0] if len(hidden) == 1 else torch.cat(hidden, dim=-1), read[-1][1], self.mask(tokens)
+            hidden[0] if len(hidden) == 1 else torch.cat(hidden, dim=-1), outputs[-1][1], self.mask(tokens)
         )
 
-    def emptied(self, text: TextEmbedding, rows: Tensor) -> TextEmbedding:
-        """The text, of which these rows are the empty prompt's, as the other side of guidance reads that."""
+    def make_unconditional(self, text: TextEmbedding, rows: Tensor) -> TextEmbedding:
+        """The text, of which `rows` have the empty prompt, with these as the family's unconditional embedding."""
         return text
 
     def encode_negative(self, prompt: str, count: int) -> TextEmbedding:
-        """What the UNet reads for the other side of classifier-free guidance, `count` times."""
+        """The embedding of a negative prompt for classifier-free guidance, `count` times; unconditional if it is
+        empty."""
         text = self.encode_text([prompt] * count)
-        return text if prompt else self.emptied(text, torch.arange(count, device=text.hidden.device))
+        return text if prompt else self.make_unconditional(text, torch.arange(count, device=text.hidden.device))

@@ -1,20 +1,20 @@
-"""Streamed weights that come to a card while the block before theirs computes.
+"""Prefetching of streamed weights: a block's weights are copied to the device while the block before it computes.
 
-A card copies and computes at once where the two are asked of two streams. In which order blocks have their turns is
-known from the pass before: forward, and in the backward pass those that are worked out again. When one's turn comes,
-the next one's weights are begun. Where the order was another, that only costs what it would have gained.
+A GPU copies and computes at once where the two are on two streams. The order of the blocks is known from the pass
+before: the forward pass, and in the backward pass the blocks that are recomputed. When a block begins, the copy of the
+next one's weights is started. Where the order has changed, the block fetches its weights itself.
 
-Three rules make what a block gets right, whatever each stream does when:
+Three rules give each block the right weights, whatever each stream does when:
 
-1. Copying begins when the computing has done all that it was asked for until then (`follow`). So a weight that changed
-   is back in the computer's memory, and the memory that its copy goes to, which is the computing stream's own, is no
+1. Copying starts after the compute stream has done all that was asked of it until then (`follow`). So a weight that was
+   updated is back in the computer's memory, and the memory of the copy, which the compute stream allocates, is no
    longer used by what had it before.
-2. The computing waits for the copies before the block that they are for (`join`).
-3. What is on its way is held until the computing has waited for it, whether it was wanted or not.
+2. The compute stream waits for the copies before the block that they are for (`join`).
+3. A copy is referenced until the compute stream has waited for it, whether it was needed or not.
 
-A trained weight changes after its block's last turn of a pass, and each pass begins with nothing on its way, so that no
-copy is older than the last change. Where a step is written down and done again (see tracing), to begin and to wait are
-calls.
+A trained weight changes after the last use of its block in a pass, and each pass starts without pending copies, so that
+no copy is older than the last change. Where a step is recorded and replayed (see tracing), starting a copy and waiting
+for it are calls.
 """
 
 from __future__ import annotations
@@ -39,20 +39,20 @@ DIFFERS = Problem(
 
 
 class Streams(Protocol):
-    """Two lines of work of a device: what computes, which is PyTorch's current one, and what copies."""
+    """A device's two streams: the compute stream, which is PyTorch's current one, and the copy stream."""
 
     def follow(self) -> None:
-        """Has the copying wait for all that the computing was asked for until now."""
+        """Has the copy stream wait for all that was asked of the compute stream until now."""
 
     def copy(self, place: Tensor, weight: Tensor) -> None:
-        """Asks the copying for a weight."""
+        """Copies a weight to `place` on the copy stream."""
 
     def join(self) -> None:
-        """Has the computing wait for all that the copying was asked for until now."""
+        """Has the compute stream wait for all that was asked of the copy stream until now."""
 
 
 class SameStream:
-    """Only one line of work: each copy in its turn."""
+    """Copies on the compute stream, where nothing needs to wait."""
 
     def follow(self) -> None:
         return
@@ -65,98 +65,100 @@ class SameStream:
 
 
 class CopyStream:
-    """A GPU's. While a CUDA graph is captured, each copy is done in its turn."""
+    """Copies on a second stream of a GPU; while a CUDA graph is captured, on the compute stream."""
 
     def __init__(self, device: torch.device) -> None:
         self.device, self.copying = device, torch.cuda.Stream(device)
 
     def follow(self) -> None:
-        if beside := self._beside():
-            beside.wait_stream(torch.cuda.current_stream(self.device))
+        if stream := self._copy_stream():
+            stream.wait_stream(torch.cuda.current_stream(self.device))
 
     def copy(self, place: Tensor, weight: Tensor) -> None:
-        with torch.cuda.stream(self._beside()):
+        with torch.cuda.stream(self._copy_stream()):
             place.copy_(weight, non_blocking=True)
 
     def join(self) -> None:
-        if beside := self._beside():
-            torch.cuda.current_stream(self.device).wait_stream(beside)
+        if stream := self._copy_stream():
+            torch.cuda.current_stream(self.device).wait_stream(stream)
 
-    def _beside(self) -> torch.cuda.Stream | None:
+    def _copy_stream(self) -> torch.cuda.Stream | None:
         return None if torch.cuda.is_current_stream_capturing() else self.copying
 
 
 def streams(device: torch.device) -> Streams | None:
-    """Those of a device; None where there is no second one."""
+    """The streams of a device; None where it has no second one."""
     return CopyStream(device) if device.type == "cuda" else None
 
 
 class Prefetcher:
-    """Fetches the weights of a UNet's blocks, at most one block ahead of the one whose turn it is."""
+    """Copies the weights of a UNet's blocks to the device, at most one block ahead of the one that computes."""
 
     def __init__(self, streams: Streams, device: torch.device, tell: Callable[[Problem], None]) -> None:
         self.streams, self.device, self.tell = streams, device, tell
         self.blocks: dict[nn.Module, list[nn.Parameter]] = {}  # each one's weights in the computer's memory
         self.is_on, self.is_checked = True, isinstance(streams, SameStream)
-        self._under_way: list[Tensor] = []
-        self._next: tuple[nn.Module, list[Tensor]] | None = None  # whose weights were begun
-        self._orders: dict[bool, list[nn.Module]] = {}  # with gradients, and without
-        self._learns = False
-        self._passed: list[nn.Module] = []  # of this pass
+        self._pending: list[Tensor] = []  # copies that the compute stream has not waited for
+        self._next: tuple[nn.Module, list[Tensor]] | None = None  # the block whose copies were started, and these
+        self._orders: dict[bool, list[nn.Module]] = {}  # of the last pass, with gradients and without
+        self._has_gradients = False
+        self._passed: list[nn.Module] = []  # the blocks of this pass so far
 
-    def begin_pass(self) -> None:
-        """Before the UNet's forward pass; the backward pass belongs to it."""
+    def start_pass(self) -> None:
+        """Called before the UNet's forward pass. The backward pass, if there is one, belongs to the same pass."""
         if self._passed:
-            self._orders[self._learns] = self._passed
-        self._learns, self._passed, self._next = torch.is_grad_enabled(), [], None
-        self._settle()
-        self._begin_next()
+            self._orders[self._has_gradients] = self._passed
+        self._has_gradients, self._passed, self._next = torch.is_grad_enabled(), [], None
+        self._wait()
+        self._start_next()
 
-    def turn(self, block: nn.Module) -> list[Tensor] | None:
-        """Before a block computes. Returns its weights on the device, or None where it has to fetch them itself."""
+    def before_block(self, block: nn.Module) -> list[Tensor] | None:
+        """Called before a block computes. Returns its weights on the device, or None where it has to fetch them."""
         self._passed.append(block)
-        begun, self._next = self._next, None
-        if begun is None:
+        expected, self._next = self._next, None
+        if expected is None:
             return None
-        call(self._settle)
-        if begun[0] is not block:
-            return None  # and no guess any more in this pass
+        call(self._wait)
+        if expected[0] is not block:
+            return None  # the order has changed, so that nothing more is prefetched in this pass
         if not self.is_checked:
-            call(functools.partial(self._check, self.blocks[block]), *begun[1])
-        self._begin_next()
-        return begun[1]
+            call(functools.partial(self._check, self.blocks[block]), *expected[1])
+        self._start_next()
+        return expected[1]
 
-    def _begin_next(self) -> None:
-        order, place = self._orders.get(self._learns, []), len(self._passed)
+    def _start_next(self) -> None:
+        order, place = self._orders.get(self._has_gradients, []), len(self._passed)
         if self.is_on and place < len(order):
             weights = self.blocks[order[place]]
-            self._next = order[place], call(functools.partial(self._begin, weights)) or []
+            self._next = order[place], call(functools.partial(self._start_copies, weights)) or []
 
     @torch.no_grad()
-    def _begin(self, weights: Sequence[nn.Parameter]) -> list[Tensor]:
-        self._settle()
+    def _start_copies(self, weights: Sequence[nn.Parameter]) -> list[Tensor]:
+        self._wait()
         places = [torch.empty_like(weight, device=self.device, requires_grad=False) for weight in weights]
-        self._under_way = places
+        self._pending = places
         self.streams.follow()
         for place, weight in zip(places, weights):
             self.streams.copy(place, weight)
         return list(places)
 
-    def _settle(self) -> None:
-        if self._under_way:
+    def _wait(self) -> None:
+        """Has the compute stream wait for the pending copies."""
+        if self._pending:
             self.streams.join()
-            self._under_way = []
+            self._pending = []
 
     @torch.no_grad()
-    def _check(self, weights: Sequence[nn.Parameter], *fetched: Tensor) -> None:
-        """Holds what was fetched ahead first against what lies there, and makes it right where it differs."""
+    def _check(self, weights: Sequence[nn.Parameter], *copies: Tensor) -> None:
+        """Compares the first block that was prefetched with its weights; where they differ, it is corrected and nothing
+        is prefetched any more. The only time that the device is waited for."""
         if self.is_checked:
             return
         self.is_checked = True
-        there = [hardware.brought(weight, self.device) for weight in weights]
-        differ = torch.stack([(one != other).any() for one, other in zip(fetched, there)]).any()
-        if bool(differ):  # the one time that the device is waited for
+        expected = [hardware.brought(weight, self.device) for weight in weights]
+        differ = torch.stack([(one != other).any() for one, other in zip(copies, expected)]).any()
+        if bool(differ):
             self.is_on, self.streams = False, SameStream()
-            for place, weight in zip(fetched, weights):
+            for place, weight in zip(copies, weights):
                 place.copy_(weight)
             self.tell(DIFFERS)

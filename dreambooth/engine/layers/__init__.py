@@ -1,1 +1,1 @@
-"""The layers that are trained beside a model's own."""
+"""Adapter layers: LoRA, DoRA, LoHa, LoKr and OFT. They know torch and peft, but nothing of a run."""

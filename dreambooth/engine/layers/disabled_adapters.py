@@ -1,4 +1,4 @@
-"""A model as it was before its adapters: they rest for a while, and nothing is taken out or put in."""
+"""The base model of an adapted one: its adapters are disabled for a while, and no layer is removed or added."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ def adapters(modules: Iterable[nn.Module]) -> list[BaseTunerLayer]:
 
 @contextlib.contextmanager
 def disabled(layers: list[BaseTunerLayer]) -> Iterator[None]:
-    """Within it these layers do what they did before they were adapted."""
-    # Not by peft's enable_adapters, which also turns off that their weights learn.
+    """Disables the adapters of these layers until the block ends."""
+    # Not with peft's enable_adapters, which also changes whether their weights require gradients.
     for layer in layers:
         layer._disable_adapters = True
     try:

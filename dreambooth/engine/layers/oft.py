@@ -1,8 +1,8 @@
-"""OFT (Qiu et al. 2023, arXiv 2306.07280): a weight's outputs are turned, in blocks, and nothing is added to it.
+"""OFT (Qiu et al. 2023, arXiv 2306.07280): a weight's outputs are rotated in blocks, and nothing is added to it.
 
 R = (I + Q)(I - Q)^-1 with Q = B - B^T (the Cayley transform, equation 4 there) and W' = R^T W, block by block over the
-outputs. So it stands in `oft_blocks` files, which AUTOMATIC1111, reForge, SD.Next and ComfyUI read; peft turns inputs,
-which no WebUI draws. Since W' x + b = R^T (W x + b) + (b - R^T b), the layer turns what the plain layer puts out.
+outputs. `oft_blocks` files, which AUTOMATIC1111, reForge, SD.Next and ComfyUI read, have it so; peft rotates inputs,
+which no WebUI supports. Since W' x + b = R^T (W x + b) + (b - R^T b), the layer rotates the base layer's output.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from dreambooth.engine.layers.lora_layer import ADAPTER
 
 
 class OftLayer(nn.Module, BaseTunerLayer):
-    """A linear layer or convolution whose outputs are turned; it holds B as (blocks, side, side)."""
+    """A linear layer or convolution whose outputs are rotated; `oft_blocks` is B, (blocks, side, side)."""
 
     adapter_layer_names = ("oft_blocks",)
 
     def __init__(self, base: nn.Module, rank: int, alpha: float) -> None:
-        """B counts times alpha / rank."""
+        """`rank` and `alpha` scale B by alpha / rank."""
         super().__init__()
         self.base_layer = base
         outputs = self.get_base_layer().weight.shape[0]
@@ -34,29 +34,29 @@ class OftLayer(nn.Module, BaseTunerLayer):
         self.r, self.alpha, self.scaling = {ADAPTER: rank}, {ADAPTER: alpha}, {ADAPTER: alpha / rank}
 
     def blocks(self) -> Tensor:
-        """B as files have it, whose alpha is not how strongly it counts."""
+        """B with its scale applied, as files have it: their alpha is no scale."""
         return self.oft_blocks[ADAPTER] * self.scaling[ADAPTER]
 
     def get_delta_weight(self, adapter_name: str = ADAPTER) -> Tensor:
         weight = self.get_base_layer().weight.float()
-        return turned(weight, rotations(self.blocks())) - weight
+        return rotate(weight, rotations(self.blocks())) - weight
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         layer = self.get_base_layer()
-        plain = layer(x, *args, **kwargs)
+        base_output = layer(x, *args, **kwargs)
         if self.disable_adapters:
-            return plain  # type: ignore[no-any-return]
+            return base_output  # type: ignore[no-any-return]
         rotation = rotations(self.blocks())
-        outputs = plain.dim() - 1 if isinstance(layer, nn.Linear) else 1
-        result = turned(plain, rotation.to(plain.dtype), outputs)
+        outputs = base_output.dim() - 1 if isinstance(layer, nn.Linear) else 1
+        result = rotate(base_output, rotation.to(base_output.dtype), outputs)
         if layer.bias is not None:
-            still = layer.bias - turned(layer.bias, rotation.to(layer.bias.dtype))
-            result = result + still.to(result.dtype).view(-1, *[1] * (plain.dim() - 1 - outputs))
+            bias = layer.bias - rotate(layer.bias, rotation.to(layer.bias.dtype))
+            result = result + bias.to(result.dtype).view(-1, *[1] * (base_output.dim() - 1 - outputs))
         return result
 
 
 def inject(module: nn.Module, pattern: str, size: Callable[[nn.Module], tuple[int, float]]) -> None:
-    """Puts OFT on every layer whose path matches, with the rank and the alpha that `size` says; freezes all else."""
+    """Adapts every layer whose path matches, with the rank and alpha that `size` returns for it; freezes all else."""
     module.requires_grad_(False)
     for path, layer in [(path, layer) for path, layer in module.named_modules() if re.fullmatch(pattern, path)]:
         parent, _, name = path.rpartition(".")
@@ -69,12 +69,12 @@ def rotations(blocks: Tensor) -> Tensor:
     """B (k, n, n) -> R (k, n, n), float32."""
     with torch.autocast(blocks.device.type, enabled=False):
         skew = blocks.float() - blocks.float().transpose(-1, -2)
-        whole = torch.eye(skew.shape[-1], device=skew.device)
-        # I - Q has an inverse whatever Q is, so nothing needs to be checked, for which the device would be waited for.
-        return torch.linalg.solve_ex(whole - skew, whole + skew)[0]
+        identity = torch.eye(skew.shape[-1], device=skew.device)
+        # I - Q always has an inverse; a check for it would wait for the device.
+        return torch.linalg.solve_ex(identity - skew, identity + skew)[0]
 
 
-def turned(values: Tensor, rotation: Tensor, dim: int = 0) -> Tensor:
-    """R^T values, block by block along a dimension of k * n."""
+def rotate(values: Tensor, rotation: Tensor, dim: int = 0) -> Tensor:
+    """R^T values, block by block along dimension `dim`, which is k * n; `rotation` is R (k, n, n)."""
     blocks = values.movedim(dim, -1).unflatten(-1, rotation.shape[:2])
     return torch.einsum("...kn,knm->...km", blocks, rotation).flatten(-2).movedim(-1, dim)

@@ -41,7 +41,7 @@ def run(job: Job) -> dict[str, Any]:
     prompt = " ".join(emphasis.bare(wanted["prompt"], weighted=chosen.captions.weighted).split())
     words = prompt.split()
     frame = "" if len(words) > 3 else "a photo of a "
-    model.read_prompts(tuning.max_token_length, tuning.clip_skip, tuning.pad_tokens)
+    model.configure_prompts(tuning.max_token_length, tuning.clip_skip, tuning.pad_tokens)
     with model.present(*model.text_encoders):  # a few hundred prompts are read
         meter = Meter(model)
         strengths = []

@@ -35,7 +35,7 @@ def draw(work: Work, model: Model, accelerator: Any, source: Source, path: Path)
         layers, words = lora.read(path, source.tensors, source.about.family), words_file.read(read_header(path))
         adapters.make_trainable(model, settings, lora.by_module(layers, model.parts), words)
     elif settings.is_embedding:
-        model.learn(words_file.read(read_header(path)))
+        model.set_learned_tokens(words_file.read(read_header(path)))
     images = story.best.images
     work.stage("previews of the best", 0, 1)
     try:

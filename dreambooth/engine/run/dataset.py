@@ -152,14 +152,14 @@ def _encode_with_room(work: Work, model: Model, needed: int, encode: Encode) -> 
     away, else on the CPU."""
     if model.device.type == "cpu":
         return encode()
-    for way in (contextlib.nullcontext(), offload.away(model.unet)):
+    for way in (contextlib.nullcontext(), offload.moved_to_cpu(model.unet)):
         with out_of_memory.caught(), way:
             if hardware.free_bytes(model.device) >= needed:
                 return encode()
         hardware.give_back_memory()
     message = "The device has no room for encoding the pictures; the CPU encodes them, which takes longer."
     work.job.warn(Problem(message, "pictures.cache_on_disk", "Where it is on, they are kept for the next run."))
-    with model.aside.staying("vae"):
+    with model.offloader.computing_in_place("vae"):
         return encode()
 
 

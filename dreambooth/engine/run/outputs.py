@@ -60,7 +60,7 @@ def save(
     target = place(folders, project, settings, images)
     about = metadata(project, settings, target.stem, EMBEDDING)
     folder = target.parent if settings.is_embedding else folders.embeddings
-    embeddings = words_file.write_embeddings(folder, target.stem, model.family, model.learned(), about)
+    embeddings = words_file.write_embeddings(folder, target.stem, model.family, model.learned_tokens(), about)
     if settings.is_embedding:
         _touch(folders.embeddings)
         return Saved(next(iter(embeddings.values())), embeddings)
@@ -79,7 +79,7 @@ def write(target: Path, project: Project, settings: Settings, model: Model, sour
         write_lora(target, project, settings, model)
         return
     if settings.is_embedding:
-        words, about = model.learned(), metadata(project, settings, target.stem, EMBEDDING)
+        words, about = model.learned_tokens(), metadata(project, settings, target.stem, EMBEDDING)
         words_file.write_embedding(target, model.family, words, next(iter(words)), about)
         return
     entries = original.trained_entries(source, changed(trained), model.family, half=settings.saving.half_model)
@@ -113,7 +113,7 @@ def place(folders: Folders, project: Project, settings: Settings, images: int) -
 def write_lora(target: Path, project: Project, settings: Settings, model: Model) -> None:
     """Writes the adapters of a model as a LoRA file, with the embeddings of words that were trained with them."""
     tensors = lora.lora_tensors(model.parts, model.family, half=settings.saving.half_model)
-    write_lora_tensors(target, project, settings, tensors, model.learned())
+    write_lora_tensors(target, project, settings, tensors, model.learned_tokens())
 
 
 def write_lora_tensors(

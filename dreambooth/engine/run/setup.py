@@ -143,7 +143,7 @@ def load(work: Work, source: Source) -> tuple[Model, Any]:
     model.drawn_in = precision.compute_dtype(accelerator)
     model.traced = tuning.trace_steps
     attention.use(model.unet, work.settings.memory.attention)
-    model.read_prompts(
+    model.configure_prompts(
         tuning.max_token_length, tuning.clip_skip, tuning.pad_tokens, weighted=work.settings.captions.weighted
     )
     unet_weights.store_weights(model.unet, work.settings.memory.unet_weights, accelerator.device, work.job.warn)
@@ -214,7 +214,7 @@ def _files(examples: list[Example]) -> list[str]:
 
 
 def _warn_of_long_captions(work: Work, model: Model, texts: list[str]) -> None:
-    long = [text for text in texts if model.is_cut(text)]
+    long = [text for text in texts if model.is_truncated(text)]
     if long:
         length = work.settings.tuning.max_token_length
         cut = f"{len(long)} of {len(texts)} captions are cut off after {length} tokens, such as: {long[0][:80]}..."

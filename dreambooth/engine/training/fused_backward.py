@@ -52,7 +52,7 @@ class FusedBackward:
         self._positions = stochastic_rounding.positions(self._optimizer)
         self._norms: list[Tensor] | None = None
         self._is_dry_run = False
-        self._streamed = {made.kept: made for _, made in unet_weights.streamed(session.model.unet)}
+        self._streamed = {stored.offloaded: stored for _, stored in unet_weights.streamed(session.model.unet)}
         self._removers = [
             self._register(weight, group) for group, made in enumerate(session.groups) for weight in made.weights
         ]
@@ -88,9 +88,9 @@ class FusedBackward:
     def _register(self, weight: nn.Parameter, group: int) -> Callable[[], None]:
         """Passes a weight's gradients to `_on_gradient`. Returns a function that ends this."""
         if streamed := self._streamed.get(weight):
-            before, on_device = streamed.arrived, functools.partial(self._on_streamed_gradient, weight, group)
-            streamed.arrived = functools.partial(call, on_device)
-            return lambda: setattr(streamed, "arrived", before)
+            before, on_device = streamed.on_gradient, functools.partial(self._on_streamed_gradient, weight, group)
+            streamed.on_gradient = functools.partial(call, on_device)
+            return lambda: setattr(streamed, "on_gradient", before)
         on_gradient = functools.partial(self._on_gradient, weight, group)
 
         def hand_over(weight: Tensor) -> None:

@@ -1,8 +1,9 @@
-"""Max norm: what a LoRA adds to a weight grows no longer than so much.
+"""Max norm: rescales each LoRA after a step so that the Frobenius norm of its weight delta, scale B A for a plain LoRA,
+stays within max_norm (kohya's scale_weight_norms).
 
-Where it has grown longer (by its Frobenius norm, with the LoRA's scale), the matrices that it is the product of are
-each made shorter by the same share, so that it is just as long. Layers of one form are stacked and done together; how
-long they are is known on the device alone, and nobody waits for it.
+Where the norm is larger, the matrices that the delta is the product of are all scaled by the same factor, so that it
+becomes max_norm. Layers whose matrices have the same shapes are stacked and rescaled together; norms and factors are
+computed on the device, and nobody waits for them.
 """
 
 from __future__ import annotations
@@ -17,29 +18,30 @@ VALUES_AT_ONCE = 2**22  # of matrices that are stacked: 16 MiB; a layer with mor
 
 
 class MaxNorm:
-    """Keeps what each of some layers adds to its weight at most this long."""
+    """Limits the norm of the weight deltas of some layers."""
 
-    def __init__(self, layers: Iterable[AdapterLayer], most: float) -> None:
-        self.most = most
+    def __init__(self, layers: Iterable[AdapterLayer], max_norm: float) -> None:
+        self.max_norm = max_norm
         alike: dict[Hashable, list[AdapterLayer]] = {}
         for layer in layers:
-            alike.setdefault((layer.form, layer.scaling[ADAPTER]), []).append(layer)
+            alike.setdefault((layer.stack_key, layer.scaling[ADAPTER]), []).append(layer)
         self.stacks: list[list[AdapterLayer]] = []
-        for some in alike.values():
-            together = max(1, VALUES_AT_ONCE // sum(matrix.numel() for matrix in some[0].matrices()))
-            self.stacks += [some[start : start + together] for start in range(0, len(some), together)]
+        for group in alike.values():
+            together = max(1, VALUES_AT_ONCE // sum(matrix.numel() for matrix in group[0].matrices()))
+            self.stacks += [group[start : start + together] for start in range(0, len(group), together)]
 
     @torch.no_grad()
     def apply(self) -> None:
-        for some in self.stacks:
-            self._apply(some)
+        """Rescales the matrices of the layers whose delta is too large, in place."""
+        for stack in self.stacks:
+            self._apply(stack)
 
-    def _apply(self, some: list[AdapterLayer]) -> None:
-        sides = list(zip(*(layer.matrices() for layer in some)))
-        stacked = [torch.stack(side) for side in sides]
-        # By rounding the square of next to nothing may come out below it.
-        norms = some[0].squares(stacked).clamp_(min=0).sqrt_().mul_(some[0].scaling[ADAPTER])
-        shares = (self.most / norms.clamp_(min=self.most)).pow_(1 / len(sides))
+    def _apply(self, layers: list[AdapterLayer]) -> None:
+        by_factor = list(zip(*(layer.matrices() for layer in layers)))  # such as all A, then all B
+        stacked = [torch.stack(matrices) for matrices in by_factor]
+        # By rounding, the squared norm of a delta of nearly zero may come out negative.
+        norms = layers[0].squared_norms(stacked).clamp_(min=0).sqrt_().mul_(layers[0].scaling[ADAPTER])
+        factors = (self.max_norm / norms.clamp_(min=self.max_norm)).pow_(1 / len(by_factor))
         for stack in stacked:
-            stack.mul_(shares.view(-1, *[1] * (stack.dim() - 1)))
-        torch._foreach_copy_([one for side in sides for one in side], [one for stack in stacked for one in stack])
+            stack.mul_(factors.view(-1, *[1] * (stack.dim() - 1)))
+        torch._foreach_copy_([one for side in by_factor for one in side], [one for stack in stacked for one in stack])

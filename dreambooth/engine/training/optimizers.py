@@ -21,7 +21,7 @@ from dreambooth.core.settings import Settings, learning_rate
 from dreambooth.core.settings.optimization import Optimizer as Chosen
 from dreambooth.engine import hardware, out_of_memory
 from dreambooth.engine.process import probe
-from dreambooth.engine.training.adapters import UP, WORDS, Trained
+from dreambooth.engine.training.adapters import LEARNED_TOKENS, LORA_UP, Trained
 
 Groups = list[dict[str, Any]]
 
@@ -50,11 +50,11 @@ def groups(trained: Trained, settings: Settings) -> list[Group]:
     """In the optimizer's order; of a part in two, what learns at the part's own rate comes first."""
     ratio, found = settings.learning.lora_plus_ratio if settings.is_lora else 1.0, []
     for part, weights in trained.parts.items():
-        if ratio == 1 or part == WORDS:
+        if ratio == 1 or part == LEARNED_TOKENS:
             found.append(Group(part, 1.0, list(weights.values())))
             continue
         for times, is_up in ((1.0, False), (ratio, True)):
-            some = [weight for name, weight in weights.items() if (UP in name) == is_up]
+            some = [weight for name, weight in weights.items() if (LORA_UP in name) == is_up]
             found.append(Group(part, times, some))
     return found
 
@@ -62,7 +62,7 @@ def groups(trained: Trained, settings: Settings) -> list[Group]:
 def make(trained: Trained, settings: Settings) -> torch.optim.Optimizer:
     """The chosen optimizer over the groups, each with its own learning rate and weight decay."""
     chosen = settings.optimizer
-    decays = {"unet": chosen.weight_decay, WORDS: 0.0}
+    decays = {"unet": chosen.weight_decay, LEARNED_TOKENS: 0.0}
     made = [
         {
             "params": group.weights,

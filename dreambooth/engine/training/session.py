@@ -24,7 +24,7 @@ from dreambooth.engine.families.model import Model
 from dreambooth.engine.layers import disabled_adapters, lora_layer
 from dreambooth.engine.layers.lora_layer import AdapterLayer
 from dreambooth.engine.training import nonfinite_steps, optimizers, precision, stochastic_rounding
-from dreambooth.engine.training.adapters import WORDS, Trained
+from dreambooth.engine.training.adapters import LEARNED_TOKENS, Trained
 from dreambooth.engine.training.data_parallel import SingleProcess
 from dreambooth.engine.training.ema import IN_STATE, Ema
 from dreambooth.engine.training.max_norm import MaxNorm
@@ -64,7 +64,9 @@ class Session:
 
     @functools.cached_property
     def lora_layers(self) -> list[AdapterLayer]:
-        return lora_layer.adapter_layers(self.model.parts[part] for part in self.trained.parts if part != WORDS)
+        return lora_layer.adapter_layers(
+            self.model.parts[part] for part in self.trained.parts if part != LEARNED_TOKENS
+        )
 
     @functools.cached_property
     def max_norm(self) -> MaxNorm | None:

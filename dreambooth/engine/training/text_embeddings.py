@@ -25,7 +25,7 @@ class Texts:
         self.model = model
         self.prompts = prompts
         self.tokens = [numbers.to(model.device) for numbers in model.tokenize(prompts)]
-        weights = model.weigh(prompts)
+        weights = model.token_weights(prompts)
         self.weights = None if weights is None else weights.to(model.device)
         self.nothing = prompts.index("") if "" in prompts else -1
         self.table: TextEmbedding | None = None
@@ -51,7 +51,7 @@ class Texts:
         if not self.rests:
             return None
         if self.rest_table is None:
-            self.rest_table = self._table(lambda _, some: self.model.read_alone(self.rests, some))
+            self.rest_table = self._table(lambda _, some: self.model.encode_with(self.rests, some))
         return _looked_up(self.rest_table, numbers, self.model.device)
 
     def look_up(self, numbers: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
@@ -71,7 +71,7 @@ class Texts:
         for part, encoder in self.model.text_encoders.items():
             encoder.train(part not in known)
         text = self.model.encode_tokens(list(tokens), weights, known)
-        return text if emptied is None else self.model.emptied(text, emptied)
+        return text if emptied is None else self.model.make_unconditional(text, emptied)
 
     def _all(self) -> TextEmbedding:
         return self._table(self._whole)
@@ -80,7 +80,7 @@ class Texts:
         """What the UNet reads of these prompts, the first of which is the one of that number."""
         text = self.model.encode_texts([some])[0]
         if start <= self.nothing < start + len(some):
-            text = self.model.emptied(text, torch.tensor([self.nothing - start], device=text.hidden.device))
+            text = self.model.make_unconditional(text, torch.tensor([self.nothing - start], device=text.hidden.device))
         return text
 
     @torch.no_grad()
@@ -109,7 +109,7 @@ def _room(some: TextEmbedding, count: int) -> TextEmbedding:
     def room(tensor: Tensor | None) -> Tensor | None:
         return None if tensor is None else tensor.new_empty((count, *tensor.shape[1:]), device=place)
 
-    return some.each(room)
+    return some.map(room)
 
 
 def _looked_up(table: TextEmbedding, numbers: Tensor, device: torch.device) -> TextEmbedding:
@@ -117,7 +117,7 @@ def _looked_up(table: TextEmbedding, numbers: Tensor, device: torch.device) -> T
     found = table[hardware.brought(numbers, table.hidden.device)]
     if table.hidden.device.type == device.type:
         return found
-    return found.each(lambda some: None if some is None else hardware.brought(_pinned(some, device), device))
+    return found.map(lambda some: None if some is None else hardware.brought(_pinned(some, device), device))
 
 
 def _pinned(some: Tensor, device: torch.device) -> Tensor:
