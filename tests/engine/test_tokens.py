@@ -85,3 +85,29 @@ def test_pieces_hold_every_token_in_order(numbers: list[int]) -> None:
 def test_a_piece_ends_behind_a_comma_that_is_near(comma_at: int | None, first: int) -> None:
     numbers = [COMMA if place == comma_at else 1 for place in range(80)]
     assert [len(piece) for piece in chunking.split(numbers, COMMA)] == [first, 80 - first]
+
+
+WORDS = {1000: 3, 1003: 2, 1005: 80}  # the last is longer than a piece
+
+
+@given(st.lists(st.sampled_from([[COMMA], [1], [2], *(list(range(n, n + size)) for n, size in WORDS.items())])))
+def test_a_learned_word_is_never_cut_in_two(units: list[list[int]]) -> None:
+    numbers = [number for unit in units for number in unit]
+    pieces = chunking.split(numbers, COMMA, WORDS)
+    assert [number for piece in pieces for number in piece] == numbers
+    assert all(len(piece) <= chunking.LENGTH for piece in pieces)
+    read = chunking.first(numbers, WORDS)
+    assert read == numbers[: len(read)] and len(read) <= chunking.LENGTH
+    for piece in [*pieces, read]:
+        for n in (1000, 1003):
+            whole = list(range(n, n + WORDS[n]))
+            starts = [at for at, number in enumerate(piece) if number == n]
+            assert all(piece[at : at + WORDS[n]] == whole for at in starts)
+            assert sum(number in whole for number in piece) == len(starts) * WORDS[n]
+
+
+def test_a_learned_word_that_does_not_fit_begins_the_next_piece() -> None:
+    """As in A1111 and Forge: also behind a comma, as the piece before it is not full."""
+    for before in ([1] * 74, [1] * 70 + [COMMA] + [2] * 3):
+        assert chunking.split([*before, 1000, 1001, 1002, 1], COMMA, WORDS) == [before, [1000, 1001, 1002, 1]]
+    assert chunking.split([*[1] * 72, 1000, 1001, 1002, 1], COMMA, WORDS) == [[*[1] * 72, 1000, 1001, 1002], [1]]

@@ -106,6 +106,19 @@ def test_a_prompt_with_a_word_of_many_vectors_can_be_too_long(model: Model) -> N
     assert all(len(read[0]) == 77 for read in model.tokenize([prompt]))
 
 
+@pytest.mark.parametrize("length", [75, 150])
+def test_a_word_at_the_end_of_a_piece_is_read_whole_or_not_there(model: Model, length: int) -> None:
+    model.read_prompts(length, 1)
+    model.learn({"sks": own(model, "sks", 3)})
+    part, tokenizer = next(iter(model.tokenizers.items()))
+    vocabulary = model.text_encoders[part].get_input_embeddings().num_embeddings
+    for stars, where in ((72, [73, 74, 75]), (73, [78, 79, 80] if length == 150 else [])):
+        [row] = model.tokenize([" ".join(["star"] * stars) + " sks cat"])[0].tolist()
+        assert [at for at, number in enumerate(row) if number >= vocabulary] == where
+        assert len(row) == length // 75 * 77
+    assert row[74] == tokenizer.eos_token_id
+
+
 def test_vectors_of_another_model_are_refused(model: Model) -> None:
     with pytest.raises(UserError, match="another width than this model's"):
         model.set_learned_tokens({"sks": {part: torch.zeros(1, 7) for part in model.text_encoders}})

@@ -135,19 +135,21 @@ class TextEncoding(ABC):
 
         Longer prompts are truncated; shorter ones get empty chunks, so that all have the same length.
         """
-        return [
-            torch.tensor(
-                [token_chunks.laid(tokenizer, numbers, self.chunks) for numbers, _ in self._numbers(part, prompts)]
+        found = []
+        for part, tokenizer in self.tokenizers.items():
+            read, lengths = self._numbers(part, prompts), self._learned_tokens(part).lengths
+            found.append(
+                torch.tensor([token_chunks.laid(tokenizer, numbers, lengths, self.chunks) for numbers, _ in read])
             )
-            for part, tokenizer in self.tokenizers.items()
-        ]
+        return found
 
     def token_weights(self, prompts: Sequence[str]) -> Tensor | None:
         """The emphasis of each token of the prompts, (B, chunks x 77); None where all weights are 1."""
         if not self.weighted:
             return None
         part, tokenizer = next(iter(self.tokenizers.items()))
-        rows = [token_chunks.weights(tokenizer, *read, self.chunks) for read in self._numbers(part, prompts)]
+        lengths = self._learned_tokens(part).lengths
+        rows = [token_chunks.weights(tokenizer, *read, lengths, self.chunks) for read in self._numbers(part, prompts)]
         return torch.tensor(rows) if any(weight != 1 for row in rows for weight in row) else None
 
     def is_truncated(self, prompt: str) -> bool:
@@ -157,7 +159,7 @@ class TextEncoding(ABC):
         return (
             len(numbers) > chunking.LENGTH
             if self.chunks == 1
-            else len(token_chunks.split(tokenizer, numbers)) > self.chunks
+            else len(token_chunks.split(tokenizer, numbers, self._learned_tokens(part).lengths)) > self.chunks
         )
 
     def _numbers(self, part: str, prompts: Sequence[str]) -> list[tuple[list[int], list[float]]]:

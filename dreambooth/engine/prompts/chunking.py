@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from dreambooth.core.models.families import PROMPT_TOKENS
 
@@ -10,23 +10,44 @@ LENGTH = PROMPT_TOKENS  # tokens that the text encoder reads at once, besides it
 COMMA_WITHIN = 20  # the WebUI's default for how far back a comma may be to cut behind it
 
 
-def split(tokens: Sequence[int], comma: int) -> list[list[int]]:
+def split(tokens: Sequence[int], comma: int, lengths: Mapping[int, int] = {}) -> list[list[int]]:
     """Token numbers without marks -> chunks of at most 75; a full chunk is cut behind its last comma if that is near.
+    `lengths` are of learned words, by their first number: one that does not fit begins the next chunk.
 
     Follows the WebUI's `comma_padding_backtrack` of 20, so that training reads a prompt as generation does.
     """
     chunks: list[list[int]] = [[]]
     last_comma = -1
-    for token in tokens:
+    for unit in _units(tokens, lengths):
         chunk = chunks[-1]
-        if token == comma:
+        if unit[0] == comma:
             last_comma = len(chunk)
         elif len(chunk) == LENGTH and last_comma != -1 and len(chunk) - last_comma <= COMMA_WITHIN:
             chunks.append(chunk[last_comma + 1 :])
             del chunk[last_comma + 1 :]
             last_comma = -1
-        if len(chunks[-1]) == LENGTH:
+        if len(chunks[-1]) + len(unit) > LENGTH:
             chunks.append([])
             last_comma = -1
-        chunks[-1].append(token)
+        chunks[-1] += unit
     return chunks
+
+
+def first(tokens: Sequence[int], lengths: Mapping[int, int]) -> list[int]:
+    """What is read of a prompt that is not cut into chunks: its first 75 tokens, but no part of a learned word."""
+    read: list[int] = []
+    for unit in _units(tokens, lengths):
+        if len(read) + len(unit) > LENGTH:
+            break
+        read += unit
+    return read
+
+
+def _units(tokens: Sequence[int], lengths: Mapping[int, int]) -> Iterator[Sequence[int]]:
+    """What is never cut: each token, or all those of a learned word if they fit into a chunk at all."""
+    at = 0
+    while at < len(tokens):
+        length = lengths.get(tokens[at], 1)
+        unit = tokens[at : at + (length if length <= LENGTH else 1)]
+        yield unit
+        at += len(unit)

@@ -43,9 +43,11 @@ class LearnedTokens:
     def __init__(self, tokenizer: CLIPTokenizer, vocabulary: int, counts: Mapping[str, int]) -> None:
         """`counts` says of how many vectors each word is, `vocabulary` how many a text encoder has of its own."""
         first, self.places = vocabulary, list[tuple[list[int], list[int]]]()
+        self.lengths = dict[int, int]()  # of each word, by its first number
         for word, count in counts.items():
             if own := plain_numbers(tokenizer, word):  # what is no word to the model is in no prompt
                 self.places.append((own, list(range(first, first + count))))
+            self.lengths[first] = count
             first += count
         self.places.sort(key=lambda place: -len(place[0]))  # a word may begin with another
 
