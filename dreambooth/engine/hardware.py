@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import math
 import sys
+from collections import deque
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 
@@ -16,6 +18,7 @@ from dreambooth.core import linux
 from dreambooth.engine import out_of_memory
 
 NEEDS_CARD = "it needs a card of NVIDIA or AMD"
+_MOST_BUFFERS = 16  # about two batches' latents, masks and texts
 _PINS = [True]
 _LIMITS: set[float] = set()  # shares of the card that this process may take, as they were set here
 
@@ -192,12 +195,35 @@ def brought(tensor: Tensor, device: torch.device, *, copy: bool = False) -> Tens
     return tensor.to(device, non_blocking=device.type != "mps", copy=copy)
 
 
-def rows_brought(tensor: Tensor, rows: Tensor, device: torch.device) -> Tensor:
-    """Some rows of a tensor (n, ...), by their numbers (B,) on the CPU -> (B, ...) on the device.
+class PinnedBuffers:
+    """Pinned memory through which a card fetches what lies in other memory of the computer: for that its driver would
+    have the CPU wait. It is kept for the next time, as pinning takes far longer than a copy. For one thread alone."""
 
-    From the computer's memory a card takes them out of pinned memory: for any other its driver has the CPU wait.
-    """
-    if device.type != "cuda" or tensor.device.type != "cpu":
-        return brought(tensor[brought(rows, tensor.device)], device)
-    some = torch.empty((len(rows), *tensor.shape[1:]), dtype=tensor.dtype, pin_memory=True)
-    return brought(torch.index_select(tensor, 0, rows, out=some), device)
+    def __init__(self) -> None:
+        self._used: deque[tuple[Tensor, torch.cuda.Event]] = deque()  # with the end of its copy, the oldest first
+
+    def rows_brought(self, tensor: Tensor, rows: Tensor, device: torch.device) -> Tensor:
+        """Some rows of a tensor (n, ...), by their numbers (B,) on the CPU -> (B, ...) on the device."""
+        if device.type != "cuda" or tensor.device.type != "cpu":
+            return brought(tensor[brought(rows, tensor.device)], device)
+        shape = (len(rows), *tensor.shape[1:])
+        count = math.prod(shape) * tensor.itemsize
+        buffer, copied = self._free(count)
+        some = buffer[:count].view(tensor.dtype).view(shape)
+        found = brought(torch.index_select(tensor, 0, rows, out=some), device)
+        copied.record()
+        return found
+
+    def _free(self, count: int) -> tuple[Tensor, torch.cuda.Event]:
+        """A buffer of at least so many bytes that no copy reads any more: the oldest, or another while that is in use,
+        so that the CPU may go on before the card has come so far."""
+        is_free = bool(self._used) and self._used[0][1].query()
+        if not is_free and len(self._used) < _MOST_BUFFERS:
+            buffer, copied = torch.empty(count, dtype=torch.uint8, pin_memory=True), torch.cuda.Event()
+        else:
+            buffer, copied = self._used.popleft()
+            copied.synchronize()
+            if len(buffer) < count:
+                buffer = torch.empty(count, dtype=torch.uint8, pin_memory=True)
+        self._used.append((buffer, copied))
+        return buffer, copied

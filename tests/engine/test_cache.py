@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -77,6 +78,61 @@ def test_latents_in_the_computers_memory_reach_a_card_out_of_pinned_memory(monke
             assert torch.equal(average.cpu(), mean[index])
         if where.type == "cpu":
             assert copied == [True] * 4, "mean and deviation, the mean, the mask"
+
+
+class LateEvent:
+    """The end of copies that a card does as late as it may: when somebody waits for them."""
+
+    asked: ClassVar[list[tuple[torch.Tensor, torch.Tensor]]] = []
+    is_quick = False
+
+    def __init__(self) -> None:
+        self.copies: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def record(self) -> None:
+        self.copies, LateEvent.asked = LateEvent.asked, []
+        if self.is_quick:
+            self.synchronize()
+
+    def query(self) -> bool:
+        return not self.copies
+
+    def synchronize(self) -> None:
+        for place, source in self.copies:
+            place.copy_(source)
+        self.copies = []
+
+
+@pytest.mark.parametrize("is_quick", [False, True])
+def test_a_pinned_buffer_is_written_again_only_after_the_copy_out_of_it(
+    monkeypatch: pytest.MonkeyPatch, *, is_quick: bool
+) -> None:
+    """Rows of two sizes and kinds in turn, of a card that is late, and of one that is not."""
+
+    def late(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+        LateEvent.asked.append((torch.zeros_like(tensor), tensor))
+        return LateEvent.asked[-1][0]
+
+    def counted(count: int, *, dtype: torch.dtype, pin_memory: bool) -> torch.Tensor:
+        assert pin_memory
+        made.append(count)
+        return empty(count, dtype=dtype)
+
+    made, empty = list[int](), torch.empty
+    tables = [torch.randn(9, 4, 8, 8), torch.rand(9, 5) > 0.5]
+    monkeypatch.setattr(LateEvent, "is_quick", is_quick)
+    monkeypatch.setattr(torch.cuda, "Event", LateEvent)
+    monkeypatch.setattr(hardware, "brought", late)
+    monkeypatch.setattr(torch, "empty", counted)
+    buffers, wanted, found = hardware.PinnedBuffers(), list[torch.Tensor](), list[torch.Tensor]()
+    for turn in range(60):
+        table, rows = tables[turn % 2], torch.randint(9, (3,))
+        wanted.append(table[rows])
+        found.append(buffers.rows_brought(table, rows, CARD))
+    for _, copied in buffers._used:
+        copied.synchronize()  # type: ignore[no-untyped-call]
+    assert all(torch.equal(one, other) for one, other in zip(found, wanted))
+    assert len(made) == (1 if is_quick else hardware._MOST_BUFFERS), "they are used again"
 
 
 def latents(encoded: cache.Encoded, n: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -45,6 +45,7 @@ class Encoded:
     device: torch.device  # where samples are wanted
     mask: list[Tensor] | None = None  # (n, 1, h, w) from 0 to 1 for each bucket, where pictures are masked
     surroundings: InpaintingLatents | None = None  # the inputs of an inpainting model
+    buffers: hardware.PinnedBuffers = field(default_factory=hardware.PinnedBuffers)
 
     def __len__(self) -> int:
         return len(self.prompt)
@@ -52,21 +53,22 @@ class Encoded:
     def sample(self, index: Tensor) -> Tensor:
         """A fresh draw of the latents of the examples at `index` (B,), all of one bucket -> (B, 4, h, w)."""
         number = int(self.bucket[index[0]])
-        mean = hardware.rows_brought(self.mean[number], self.row[index], self.device)
-        std = hardware.rows_brought(self.std[number], self.row[index], self.device)
+        mean, std = (
+            self.buffers.rows_brought(table[number], self.row[index], self.device) for table in (self.mean, self.std)
+        )
         return mean + std * torch.randn_like(mean)
 
     def average(self, index: Tensor) -> Tensor:
         """The mean latents of the examples at `index` (B,), all of one bucket, without noise -> (B, 4, h, w)."""
         mean = self.mean[int(self.bucket[index[0]])]
-        return hardware.rows_brought(mean, self.row[index], self.device)
+        return self.buffers.rows_brought(mean, self.row[index], self.device)
 
     def masks(self, index: Tensor) -> Tensor | None:
         """The masks of the examples at `index` (B,), all of one bucket -> (B, 1, h, w); None where none are used."""
         if self.mask is None:
             return None
         mask = self.mask[int(self.bucket[index[0]])]
-        return hardware.rows_brought(mask, self.row[index], self.device)
+        return self.buffers.rows_brought(mask, self.row[index], self.device)
 
     def around(self, index: Tensor) -> Tensor | None:
         """A fresh draw of an inpainting model's inputs, mask and masked latents, for the examples at `index` (B,), all

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
 
@@ -35,6 +35,7 @@ class InpaintingLatents:
 
     masked: list[Tensor] | None  # (n, masks, 5, h, w); None where every picture is masked as a whole
     nothing: list[Tensor]  # (1, 5, h, w), where the whole picture is masked
+    buffers: hardware.PinnedBuffers = field(default_factory=hardware.PinnedBuffers)
 
     def sample(self, bucket: int, rows: Tensor, device: torch.device) -> Tensor:
         """The inputs of the examples of these rows (B,), each with one of its masks or masked as a whole -> (B, 5, h,
@@ -45,8 +46,8 @@ class InpaintingLatents:
         masked = self.masked[bucket]
         chosen = torch.randint(masked.shape[1], (len(rows),))  # on the CPU, so that it waits for no device
         whole = hardware.brought(torch.rand(len(rows)) < HIDES_ALL, device)
-        inputs = masked[hardware.brought(rows, masked.device), hardware.brought(chosen, masked.device)]
-        return torch.where(whole.view(-1, 1, 1, 1), nothing, hardware.brought(inputs, device))
+        inputs = self.buffers.rows_brought(masked.flatten(0, 1), rows * masked.shape[1] + chosen, device)
+        return torch.where(whole.view(-1, 1, 1, 1), nothing, inputs)
 
 
 @torch.no_grad()

@@ -31,20 +31,21 @@ class Texts:
         self.table: TextEmbedding | None = None
         self.base_table: TextEmbedding | None = None
         self.rests = rests
+        self.buffers = hardware.PinnedBuffers()
         self.rest_table: TextEmbedding | None = None
 
     def embeddings(self, numbers: Tensor) -> TextEmbedding:
         """(B,) prompt numbers -> what the UNet reads, from a table. It is made once, when the text encoders rest."""
         if self.table is None:
             self.table = self._all()
-        return _looked_up(self.table, numbers, self.model.device)
+        return self._looked_up(self.table, numbers)
 
     def base_embeddings(self, numbers: Tensor) -> TextEmbedding:
         """The same from text encoders without their adapters, which may go on learning."""
         if self.base_table is None:
             with disabled(adapters(self.model.text_encoders.values())):
                 self.base_table = self._all()
-        return _looked_up(self.base_table, numbers, self.model.device)
+        return self._looked_up(self.base_table, numbers)
 
     def at_rest(self, numbers: Tensor) -> TextEmbedding | None:
         """What the text encoder that rests makes of them, from a table; None where none does while the other learns."""
@@ -52,7 +53,7 @@ class Texts:
             return None
         if self.rest_table is None:
             self.rest_table = self._table(lambda _, some: self.model.encode_with(self.rests, some))
-        return _looked_up(self.rest_table, numbers, self.model.device)
+        return self._looked_up(self.rest_table, numbers)
 
     def look_up(self, numbers: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """(B,) prompt numbers -> their tokens (text encoders, B, pieces x 77), which rows are the empty prompt, and how
@@ -72,6 +73,13 @@ class Texts:
             encoder.train(part not in known)
         text = self.model.encode_tokens(list(tokens), weights, known)
         return text if emptied is None else self.model.make_unconditional(text, emptied)
+
+    def _looked_up(self, table: TextEmbedding, numbers: Tensor) -> TextEmbedding:
+        """Rows of a table, on the device. Out of the computer's memory they come without anybody waiting."""
+        device = self.model.device
+        if table.hidden.device.type == device.type:
+            return table[hardware.brought(numbers, device)]
+        return table.map(lambda some: None if some is None else self.buffers.rows_brought(some, numbers, device))
 
     def _all(self) -> TextEmbedding:
         return self._table(self._whole)
@@ -110,15 +118,3 @@ def _room(some: TextEmbedding, count: int) -> TextEmbedding:
         return None if tensor is None else tensor.new_empty((count, *tensor.shape[1:]), device=place)
 
     return some.map(room)
-
-
-def _looked_up(table: TextEmbedding, numbers: Tensor, device: torch.device) -> TextEmbedding:
-    """Rows of a table, on the device. Out of the computer's memory they come without anybody waiting."""
-    found = table[hardware.brought(numbers, table.hidden.device)]
-    if table.hidden.device.type == device.type:
-        return found
-    return found.map(lambda some: None if some is None else hardware.brought(_pinned(some, device), device))
-
-
-def _pinned(some: Tensor, device: torch.device) -> Tensor:
-    return some.pin_memory() if device.type == "cuda" else some
