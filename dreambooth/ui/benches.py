@@ -22,7 +22,18 @@ from dreambooth.ui.terminal import Terminal
 
 PARTS = ("training", "drawing", "files", "states", "sweep", "best", "memory", "choices", "operations", "plans", "card")
 TABLE = ("families", "drawing", "vae")  # the parts of the table that `memory` counts
-PIECES = ("ceilings", "steps", "full", "memory", "waiting", "proofs", "first", "drawing", "plans")  # of `card`
+PIECES = (  # of `card`
+    "ceilings",
+    "steps",
+    "full",
+    "memory",
+    "waiting",
+    "convolutions",
+    "proofs",
+    "first",
+    "drawing",
+    "plans",
+)
 _OF = {  # each flag's parts
     "large": ("training", "drawing", "choices"),
     "peer": ("training", "drawing", "card"),

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import filecmp
+import importlib.util
 import json
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,6 +25,7 @@ from dreambooth.engine.bench import (
     card_peaks,
     card_pieces,
     card_proofs,
+    convolutions,
     measuring,
     peer_diffusers,
     peer_sd_scripts,
@@ -30,6 +34,8 @@ from dreambooth.engine.bench import (
 from dreambooth.engine.bench.card import Results
 from dreambooth.engine.bench.card_idle_time import PROFILED, TIMED, Waiting
 from dreambooth.engine.bench.card_pieces import About
+from dreambooth.engine.run import setup
+from dreambooth.engine.training import precision
 from dreambooth.ui import benches
 from dreambooth.ui.describe import of_benches
 
@@ -227,6 +233,7 @@ def test_memory_is_that_of_the_plan_for_the_goal(tmp_path: Path, monkeypatch: py
         wanted.append(one)
         ended = {"ended": "held", "peak_bytes": 4.4e9, "step_seconds": 2.0, "reserved_bytes": 0, "context_bytes": 0}
         planned = {"total": 4.5e9}
+        ended["workspace_bytes"] = 2**25
         held = ended if one.family == "sd1" or one.method == "lora" else {"ended": "out of time"}
         return {**one.key, "changes": {"a.b": 1}, "planned": planned, **held}
 
@@ -235,6 +242,7 @@ def test_memory_is_that_of_the_plan_for_the_goal(tmp_path: Path, monkeypatch: py
     found = values(tmp_path)
     assert found["sd1 full within 4.5 GB: most memory"] == 4.4
     assert found["sdxl full within 5.0 GB: most memory"] is None
+    assert found["sd1 full within 4.5 GB: of it cuBLAS's workspaces"] == 2**25 / 1e9
     said = of_benches.bench({"part": "card", "rows": Results(tmp_path / "out").rows(), **TELLS})
     assert line(said, "sdxl full within 8.0 GB").endswith("out of time")
     assert line(said, "sdxl lora within 4.3 GB: a step").endswith("NOT REACHED")
@@ -315,6 +323,60 @@ def test_where_the_time_of_a_step_goes() -> None:
     # By a clock that nothing else on this machine can stretch: half of each step is waiting.
     waiting.wall = 2 * found["worked_seconds"]
     assert waiting.found()["busy"] == pytest.approx(0.5)
+
+
+def test_what_pieces_start_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a module of that name, told what it is to do."""
+    started: list[tuple[str, Any]] = []
+    seen = {"wall_seconds": 0.1, "worked_seconds": 0.05, "busy": 0.5}
+
+    def measured(self: Any, module: str, case: Any, **told: Any) -> dict[str, Any]:
+        started.append((module, told.get("convolutions")))
+        return {**FOUND, **seen, "step_seconds": 0.02 if told.get("convolutions") else 0.05}
+
+    monkeypatch.setattr(measuring.Bench, "measured", measured)
+    for piece in ("waiting", "convolutions", "full"):
+        card_pieces.WORK[piece](about(tmp_path, piece))
+    modules = {module for module, _ in started}
+    assert modules == {"card_idle_time", "own_run"}
+    assert all(importlib.util.find_spec(f"dreambooth.engine.bench.{module}") for module in modules)
+    assert {told for _, told in started} == {None, *convolutions.WAYS.values()}
+    found = values(tmp_path)
+    for method in ("lora", "full"):
+        times = found[f"sd1 {method} batch 1 at 64, cudnn.benchmark on: a step, times the default's"]
+        assert times == pytest.approx(0.4)
+
+
+@pytest.mark.parametrize("method", ["lora", pytest.param("full", marks=pytest.mark.thorough)])
+def test_convolutions_are_done_in_the_other_way_to_the_end(method: str, tmp_path: Path) -> None:
+    """A run in its process, whose weights are read as they lie and written as files have them."""
+    its = about(tmp_path, "convolutions")
+    bench, case = card_pieces.Bench(its), replace(card_pieces._lora(its, "sd1"), method=method)
+    plain = bench.ours(case)
+    bench.more = {"convolutions": convolutions.WAYS["cudnn.benchmark on, convolutions channels_last"]}
+    found = bench.ours(case)
+    assert found["losses"] == pytest.approx(plain["losses"], rel=0.02)
+    assert not found["warnings"]
+
+
+def test_convolutions_are_done_in_the_way_that_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    unet, chosen = torch.nn.Conv2d(4, 8, 3), list[bool]()
+    session = SimpleNamespace(model=SimpleNamespace(unet=unet))
+    monkeypatch.setattr(setup, "prepare_session", lambda work, source: (session, None))
+    monkeypatch.setattr(precision, "set_deterministic", lambda on: chosen.append(on))
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+    convolutions.install([])
+    precision.set_deterministic(False)
+    assert not torch.backends.cudnn.benchmark
+    convolutions.install(convolutions.WAYS["cudnn.benchmark on"])
+    precision.set_deterministic(False)
+    setup.prepare_session(None, None)  # type: ignore[arg-type]
+    assert torch.backends.cudnn.benchmark
+    assert unet.weight.is_contiguous()
+    convolutions.install(convolutions.WAYS["convolutions channels_last"])
+    assert setup.prepare_session(None, None) == (session, None)  # type: ignore[arg-type]
+    assert unet.weight.is_contiguous(memory_format=torch.channels_last)
+    assert chosen == [False, False]
 
 
 def test_ceilings_are_measured_in_turns() -> None:

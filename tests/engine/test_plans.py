@@ -173,7 +173,11 @@ def test_what_a_card_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda: 35)
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: given.append(0))
     monkeypatch.setattr(torch.cuda, "memory_stats", lambda: {"num_alloc_retries": 3})
+    allocated = [70]
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: allocated[-1])
+    monkeypatch.setattr(torch._C, "_cuda_clearCublasWorkspaces", lambda: allocated.append(38), raising=False)
     card = Cuda()
+    assert card.workspaces() == 32
     card.limit(25)
     card.limit(250)
     assert given == [0.25, 1.0]

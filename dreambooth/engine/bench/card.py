@@ -30,6 +30,7 @@ PIECES = {
     "full": 150,
     "memory": 300,
     "waiting": 150,
+    "convolutions": 240,
     "proofs": 400,
     "first": 240,
     "drawing": 180,

@@ -27,6 +27,9 @@ class Card(Protocol):
     def retries(self) -> int:
         """How often the allocator had to give back what it kept for later, to find room."""
 
+    def workspaces(self) -> int:
+        """What cuBLAS holds of the allocator's memory, one workspace for each thread and stream. It lets go of it."""
+
 
 class Cuda:
     """The first NVIDIA card."""
@@ -54,6 +57,13 @@ class Cuda:
         import torch
 
         return int(torch.cuda.memory_stats()["num_alloc_retries"])
+
+    def workspaces(self) -> int:
+        import torch
+
+        before = torch.cuda.memory_allocated()
+        torch._C._cuda_clearCublasWorkspaces()
+        return int(before - torch.cuda.memory_allocated())
 
 
 class Moments:

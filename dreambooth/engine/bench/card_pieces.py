@@ -22,6 +22,7 @@ from dreambooth.engine.bench import (
     card_idle_time,
     card_peaks,
     card_proofs,
+    convolutions,
     drawing,
     measuring,
     peer_diffusers,
@@ -100,6 +101,7 @@ class Bench(measuring.Bench):
         folder = about.work / f"{about.piece}-{time.time_ns()}"
         super().__init__(Job(folder), folder, {"large": about.large, "settings": settings})
         self.about, self.module = about, ""
+        self.more: dict[str, Any] = {}  # that the measured processes are told
 
     def source(self, family: str) -> Path:
         return self.about.models.source(family, self.about.work)
@@ -113,7 +115,7 @@ class Bench(measuring.Bench):
     def measured(self, module: str, case: Case, **about: Any) -> dict[str, Any]:
         """Raises UserError with what the run itself says of its end, and shows its log."""
         try:
-            return super().measured(self.module or module, case, **about)
+            return super().measured(self.module or module, case, **about, **self.more)
         except UserError as error:
             log = self.folder / f"{self.count}.log"
             print(log.read_text(encoding="utf-8", errors="replace")[-4000:] if log.exists() else "", flush=True)
@@ -156,6 +158,21 @@ def full(about: About) -> None:
     for batch in (1, 4):
         with about.going_on():
             _case(about, bench, Case("sd1", "full", batch, size, count))
+
+
+def convolved(about: About) -> None:
+    """Whether SD 1's convolutions are quicker in another way than by default, which is not changed unmeasured."""
+    for method in ("lora", "full"):
+        bench, case = Bench(about), replace(_lora(about, "sd1"), method=method)
+        with about.going_on():
+            plain = bench.ours(case)
+            _tell(about, case, "convolutions as by default", plain)
+            for way, told in convolutions.WAYS.items():
+                bench.more = {"convolutions": told}
+                found = bench.ours(case)
+                _tell(about, case, way, found)
+                times = found["step_seconds"] / plain["step_seconds"]
+                about.say(f"{case.title}, {way}: a step, times the default's", times)
 
 
 def first(about: About) -> None:
@@ -210,6 +227,8 @@ def memory(about: About) -> None:
         what = f"{family} {method} within {goal / 1e9:.1f} GB"
         peak = row["peak_bytes"] / 1e9 if row["ended"] == "held" else None
         about.say(f"{what}: most memory", peak, "GB", goal=goal / 1e9, ended=row["ended"], set=row["changes"])
+        if workspaces := row.get("workspace_bytes"):
+            about.say(f"{what}: of it cuBLAS's workspaces", workspaces / 1e9, "GB")
         if peak and row["step_seconds"]:
             about.say(f"{what}: a step", row["step_seconds"], "s", **({"goal": step_goal} if step_goal else {}))
 
@@ -217,7 +236,7 @@ def memory(about: About) -> None:
 def waiting(about: About) -> None:
     """How much of a step the card works, and with what."""
     bench = Bench(about)
-    bench.module = "card_waiting"
+    bench.module = "card_idle_time"
     for family in ("sd1", "sdxl"):
         with about.going_on():
             _wait(about, bench, replace(_lora(about, family), steps=card_idle_time.PROFILED.stop + 1))
@@ -338,6 +357,7 @@ WORK = {
     "full": full,
     "memory": memory,
     "waiting": waiting,
+    "convolutions": convolved,
     "proofs": proofs,
     "first": first,
     "drawing": draw,

@@ -34,6 +34,9 @@ class Simulated(Live):
     def retries(self) -> int:
         return 0
 
+    def workspaces(self) -> int:
+        return 0
+
     def _look(self) -> None:
         if self.now > self.most:
             raise torch.OutOfMemoryError(

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from dreambooth.engine import __main__ as engine
-from dreambooth.engine.bench import watch
+from dreambooth.engine.bench import convolutions, watch
 from dreambooth.engine.process import lazy_imports
 
 
@@ -15,6 +15,8 @@ def main(about_file: Path) -> int:
     lazy_imports.put_off()  # as the engine does, before the watch takes hold of diffusers
     about = json.loads(about_file.read_text(encoding="utf-8"))
     watched = watch.begin(about)
+    if ways := about.get("convolutions"):
+        convolutions.install(ways)
     from dreambooth.engine.tracing.graph import Graph
     from dreambooth.engine.tracing.program import Program
 

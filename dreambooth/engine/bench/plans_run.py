@@ -45,6 +45,7 @@ def found(card: Card, moments: Moments) -> dict[str, Any]:
         "step_seconds": statistics.median(between[-TIMED_STEPS:]) if between else None,
         "losses": moments.losses,
         "process_bytes": watch.peak_bytes(),
+        "workspace_bytes": card.workspaces(),
     }
 
 
