@@ -2,8 +2,8 @@
 behind it, only if the job is still in the queue when the engine could begin.
 
 In the folder's place `selfcheck` and `toml FILE` print a report and a file's content as JSON, `sizes` those of the
-pictures in a JSON list on its input, and `jpeg FILE SIDE` a picture; `selfcheck DEVICE CHOICE` and `follow` are for
-processes that another one of the engine starts.
+pictures in a JSON list on its input (a line for each as soon as it is known, after the word ready), and `jpeg FILE
+SIDE` a picture; `selfcheck DEVICE CHOICE` and `follow` are for processes that another one of the engine starts.
 """
 
 from __future__ import annotations
@@ -138,7 +138,9 @@ def _print_picture(what: str, file: str = "", side: str = "0") -> int:
     from dreambooth.engine.data import conversion
 
     if what == "sizes":
-        print(json.dumps(conversion.sizes(map(Path, json.load(sys.stdin)))))
+        print("ready", flush=True)
+        for one in conversion.sizes(map(Path, json.load(sys.stdin))):
+            print(json.dumps(one), flush=True)  # one that ends this process, or takes too long, spoils none before it
         return DONE
     try:
         sys.stdout.buffer.write(conversion.jpeg(Path(file), int(side)))

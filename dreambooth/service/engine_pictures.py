@@ -1,7 +1,7 @@
 """Pictures of kinds that this process's Pillow does not know, such as a phone's HEIC: the engine's Python reads them.
 
 Its start takes longer than most pictures. So it is asked once for each, as it is then, and for all sizes of a folder
-together; what it said is kept for as long as this process lasts.
+together; what it said, or that it broke off at one, is kept for as long as this process lasts.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ _MOST_AT_ONCE = 2_000  # of which the sizes are asked for
 _SECONDS = 60
 _FEW = threading.BoundedSemaphore(2)  # processes at a time, however many pictures a page shows
 _LOCK = threading.Lock()
-_SIZES: dict[tuple[Path, int], tuple[int, int] | str] = {}
+_AsItIs = tuple[Path, int, int]  # a file with its length and when it was changed
+_SIZES: dict[_AsItIs, tuple[int, int] | str] = {}
+_SUSPECTS: set[_AsItIs] = set()  # at which the engine broke off after others: asked for when their own turn comes
 
 
 def is_one(path: Path) -> bool:
@@ -40,15 +42,26 @@ def size(path: Path, alike: Callable[[], Sequence[Path]]) -> tuple[int, int]:
 
     Raises UserError where the engine cannot read it, or is not there yet.
     """
+    wanted = _as_it_is(path)
     with _LOCK:
-        if _as_it_is(path) not in _SIZES:
-            others = {_as_it_is(one) for one in alike() if is_one(one)} - {_as_it_is(path), *_SIZES}
-            asked = [_as_it_is(path), *sorted(others)][:_MOST_AT_ONCE]
-            _SIZES.update(zip(asked, _sizes([one for one, _ in asked])))
-        told = _SIZES[_as_it_is(path)]
+        if wanted not in _SIZES:
+            others = {_as_it_is(one) for one in alike() if is_one(one)} - {wanted, *_SIZES, *_SUSPECTS}
+            _learn([wanted, *sorted(others)][:_MOST_AT_ONCE])
+        told = _SIZES[wanted]
     if isinstance(told, str):
         raise UserError(told)
     return told
+
+
+def _learn(asked: Sequence[_AsItIs]) -> None:
+    """Keeps the size of the first, and of as many of the others as the engine comes to."""
+    found, problem = _sizes([one for one, *_ in asked])
+    _SIZES.update(zip(asked, found))
+    if not found:
+        said = f"{asked[0][0]}: the engine broke off at this picture ({problem}); save it anew, or take it away."
+        _SIZES[asked[0]] = said
+    elif len(found) < len(asked):
+        _SUSPECTS.add(asked[len(found)])
 
 
 def jpeg(path: Path, *, whole: bool = False) -> bytes:
@@ -59,25 +72,35 @@ def jpeg(path: Path, *, whole: bool = False) -> bytes:
     return _converted(path, 0) if whole else _kept(*_as_it_is(path))
 
 
-def _as_it_is(path: Path) -> tuple[Path, int]:
-    return path, path.stat().st_mtime_ns
+def _as_it_is(path: Path) -> _AsItIs:
+    about = path.stat()
+    return path, about.st_size, about.st_mtime_ns
 
 
 @lru_cache(maxsize=_KEPT)
-def _kept(path: Path, changed: int) -> bytes:
+def _kept(path: Path, length: int, changed: int) -> bytes:
     return _converted(path, LARGEST)
 
 
-def _sizes(paths: Sequence[Path]) -> list[tuple[int, int] | str]:
-    said = _ask(["sizes"], json.dumps([str(path) for path in paths]).encode())
-    return [one if isinstance(one, str) else (one[0], one[1]) for one in json.loads(said)]
+def _sizes(paths: Sequence[Path]) -> tuple[list[tuple[int, int] | str], str]:
+    """Those of as many as the engine came to, and why it broke off then. Raises UserError where it never began."""
+    said, problem = _ask(["sizes"], json.dumps([str(path) for path in paths]).encode())
+    lines = [line.strip() for line in said.split(b"\n")[:-1]]
+    if b"ready" not in lines:
+        raise UserError(f"The engine could not be asked for a picture ({problem}).")
+    found = map(json.loads, lines[lines.index(b"ready") + 1 :])
+    return [one if isinstance(one, str) else (one[0], one[1]) for one in found], problem
 
 
 def _converted(path: Path, side: int) -> bytes:
-    return _ask(["jpeg", str(path), str(side)])
+    picture, problem = _ask(["jpeg", str(path), str(side)])
+    if problem:
+        raise UserError(problem)
+    return picture
 
 
-def _ask(arguments: Sequence[str], given: bytes = b"") -> bytes:
+def _ask(arguments: Sequence[str], given: bytes = b"") -> tuple[bytes, str]:
+    """What the engine says, and why it broke off; empty where it did not."""
     if not environment.is_current():
         raise UserError("This kind of picture is shown as soon as the engine is set up, which reads it.")
     command = [str(environment.python()), "-m", "dreambooth.engine", *arguments]
@@ -87,9 +110,11 @@ def _ask(arguments: Sequence[str], given: bytes = b"") -> bytes:
             done = subprocess.run(
                 command, input=given, capture_output=True, cwd=PROJECT, env=variables, timeout=_SECONDS
             )
-    except (OSError, subprocess.TimeoutExpired) as error:
+    except subprocess.TimeoutExpired as error:
+        return error.stdout or b"", f"it took the engine more than {_SECONDS} seconds"
+    except OSError as error:
         raise UserError(f"The engine could not be asked for a picture ({error}).") from None
-    if done.returncode:
-        said = done.stderr.decode(errors="replace").strip().splitlines() or ["it said nothing"]
-        raise UserError(said[-1][:500])
-    return done.stdout
+    if not done.returncode:
+        return done.stdout, ""
+    last = done.stderr.decode(errors="replace").strip().splitlines()[-1:]
+    return done.stdout, last[0][:500] if last else f"it ended with code {done.returncode}"

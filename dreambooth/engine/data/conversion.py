@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from dreambooth.core.errors import UserError
@@ -12,9 +12,9 @@ from dreambooth.engine.data import decoding
 _QUALITY = 90  # of a JPEG, which is only shown, never trained on
 
 
-def sizes(paths: Iterable[Path]) -> list[tuple[int, int] | str]:
+def sizes(paths: Iterable[Path]) -> Iterator[tuple[int, int] | str]:
     """Width and height in pixels of each picture, upright, from its header; the reason for one that cannot be read."""
-    return [_size(path) for path in paths]
+    return map(_size, paths)
 
 
 def _size(path: Path) -> tuple[int, int] | str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -129,3 +130,28 @@ def test_before_the_engine_is_set_up_it_is_said(shown: TestClient, monkeypatch: 
     assert tiles.count("shown as soon as the engine is set up") == 2
     monkeypatch.undo()
     assert "shown as soon as" not in shown.get("/dreambooth/page/live?view=pictures&model=star").text
+
+
+@pytest.mark.parametrize(
+    ("does", "said"),
+    [("os._exit(9)", "it ended with code 9"), ("time.sleep(600)", "it took the engine more than 20 seconds")],
+)
+def test_one_that_ends_the_engine_or_holds_it_up_spoils_no_other(
+    shown: TestClient, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, does: str, said: str
+) -> None:
+    shutil.copyfile(place / "a.heic", place / "bad.heic")
+    shutil.copyfile(place / "a.heic", place / "z.heic")
+    hook = "import os, sys, time; sys.addaudithook(lambda event, about: event == 'open' and "
+    (tmp_path / "sitecustomize.py").write_text(f"{hook}str(about[0]).endswith('bad.heic') and {does})")
+    variables = {**environment.engine_variables(), "PYTHONPATH": str(tmp_path)}
+    monkeypatch.setattr(environment, "engine_variables", lambda: variables)
+    monkeypatch.setattr(engine_pictures, "_SECONDS", 20)
+    asked = asked_for(monkeypatch)
+    for _ in range(3):
+        tiles = shown.get("/dreambooth/page/live?view=pictures&model=star").text
+        assert f"bad.heic: the engine broke off at this picture ({said}); save it anew" in tiles
+        assert tiles.count("cannot be read") == 0 and tiles.count("db-frame") == 4
+    assert asked == ["sizes"] * 3, "all, those behind it, and it alone; then no more"
+    os.utime(place / "bad.heic")
+    (tmp_path / "sitecustomize.py").unlink()
+    assert shown.get("/dreambooth/page/live?view=pictures&model=star").text.count("db-frame") == 5
