@@ -26,7 +26,8 @@ def learn_on(folders: Folders, opened: Project, file: str) -> dict[str, Any]:
         made = _made_from(folders, opened, Path(file))
         done = f"The model {made} was made from {Path(file).name}, with these settings and pictures; choose it"
         return {"model": made, "done": f"{done} to train on."}
-    models.write_settings(opened, {**opened.settings(), **_start(event)})
+    with models.CHANGING:
+        models.write_settings(opened, {**opened.settings(), **_start(event)})
     return {"model": opened.name, "done": f"The next run of {opened.name} learns on from {Path(file).name}."}
 
 

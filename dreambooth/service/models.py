@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
@@ -18,6 +19,10 @@ from dreambooth.core.models import checkpoint, embedding_file, hub, training_met
 from dreambooth.core.models.hub import HubModel
 from dreambooth.core.project import Folders, Project
 from dreambooth.service import import_settings, relocation
+
+# Held from the reading of a model's settings until what was changed of them is written, or of two changes at once, such
+# as a draft that the page saves and a script's request, one would be lost.
+CHANGING = threading.RLock()
 
 
 def summary(opened: Project) -> dict[str, Any]:

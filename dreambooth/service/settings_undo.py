@@ -16,24 +16,26 @@ from dreambooth.service import models
 
 def change(opened: Project, flat: Mapping[str, Any]) -> dict[str, Any]:
     """Makes these the model's own settings, and keeps those that it had. Raises UserError, and changes nothing then."""
-    before = opened.settings()
-    after = models.write_settings(opened, flat)
-    atomic.write_text(_kept(opened), json.dumps({"before": before, "after": after}, indent=1))
-    return after
+    with models.CHANGING:
+        before = opened.settings()
+        after = models.write_settings(opened, flat)
+        atomic.write_text(_kept(opened), json.dumps({"before": before, "after": after}, indent=1))
+        return after
 
 
 def undo(opened: Project) -> None:
     """Puts back what the last change has kept. Raises UserError where there is nothing, or where the settings were
     changed since, which would be lost."""
-    if not _kept(opened).exists():
-        raise UserError("There is nothing to undo.")
-    kept = read_object(_kept(opened))
-    if opened.settings() != kept.get("after"):
-        raise UserError(
-            f"The settings were changed since, so nothing was undone; {_kept(opened)} has those from before."
-        )
-    models.write_settings(opened, dict(kept.get("before") or {}))
-    atomic.remove(_kept(opened))
+    with models.CHANGING:
+        if not _kept(opened).exists():
+            raise UserError("There is nothing to undo.")
+        kept = read_object(_kept(opened))
+        if opened.settings() != kept.get("after"):
+            raise UserError(
+                f"The settings were changed since, so nothing was undone; {_kept(opened)} has those from before."
+            )
+        models.write_settings(opened, dict(kept.get("before") or {}))
+        atomic.remove(_kept(opened))
 
 
 def _kept(opened: Project) -> Path:

@@ -79,21 +79,24 @@ class Models(Routes):
         """Changes those of the model's settings that `settings` has."""
         opened = self.open(name)
         only(body, "settings", needed="settings")
-        changed = models.changed(opened.settings(), an_object(body, "settings"))
-        return {"settings": _written(opened, changed)}
+        with models.CHANGING:
+            changed = models.changed(opened.settings(), an_object(body, "settings"))
+            return {"settings": _written(opened, changed)}
 
     def preset(self, name: str, body: dict[str, Any]) -> Answer:
         """A preset over the model's settings, and those of the body above both."""
         opened = self.open(name)
         over = models.changed({}, an_object(only(body, "preset", "settings"), "settings"))
-        flat = models.with_preset(text(body, "preset"), opened.settings(), over)
-        return {"settings": _written(opened, flat)}
+        with models.CHANGING:
+            flat = models.with_preset(text(body, "preset"), opened.settings(), over)
+            return {"settings": _written(opened, flat)}
 
     def take_over(self, name: str, body: dict[str, Any]) -> Answer:
         """Takes over another trainer's settings from the file or folder `path`; tells the fate of each."""
         opened = self.open(name)
-        kind, flat, report = models.imported(opened, Path(text(only(body, "path"), "path")), environment.python)
-        written = settings_undo.change(opened, flat)
+        with models.CHANGING:
+            kind, flat, report = models.imported(opened, Path(text(only(body, "path"), "path")), environment.python)
+            written = settings_undo.change(opened, flat)
         return {"kind": kind, "settings": schema.without_secrets(Settings, written), "report": report}
 
     def undo(self, name: str) -> Answer:
@@ -111,8 +114,9 @@ class Models(Routes):
         model's. With `apply` they are made its own, with what the card wants changed."""
         opened, body = self.open(name), only(body or {}, "card", "settings", "apply")
         card = performance.card_bytes(text(body, "card", optional=True), label="card")
-        flat, to_apply = self.asked_flat(opened, body), a_switch(body, "apply")
-        return performance.asked(opened, flat, card, label="card", to_apply=to_apply)
+        with models.CHANGING:
+            flat, to_apply = self.asked_flat(opened, body), a_switch(body, "apply")
+            return performance.asked(opened, flat, card, label="card", to_apply=to_apply)
 
     def outputs(self, name: str) -> Answer:
         """What the model's runs wrote and is still there, that of the newest run first; `step` is of the state that a
@@ -135,6 +139,7 @@ class Models(Routes):
 
 def _written(opened: Project, flat: Mapping[str, Any]) -> Answer:
     """Writes a model's settings; what is shown of them holds no secrets, and what was shown so is no new one."""
-    own = opened.settings() if schema.HIDDEN in flat.values() else {}
-    written = models.write_settings(opened, schema.with_secrets(Settings, flat, own))
+    with models.CHANGING:
+        own = opened.settings() if schema.HIDDEN in flat.values() else {}
+        written = models.write_settings(opened, schema.with_secrets(Settings, flat, own))
     return schema.without_secrets(Settings, written)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import threading
+import time
 from collections.abc import Mapping
 from dataclasses import astuple
 from pathlib import Path
@@ -29,6 +31,8 @@ from dreambooth.ui.page.fragments import key_of
 Values = dict[str, Any]
 
 _CONCEPT = "concepts."
+_START_SECONDS = 60  # that an engine may take to start
+_FETCHING = threading.Lock()
 _LONGEST_NAME = 28  # letters of what a concept is called beside its number
 
 
@@ -81,18 +85,31 @@ def source_about(host: Host, chosen: str) -> str:
 
 def _downloaded(folders: Folders, wanted: HubModel) -> Path | None:
     """A model of the hub where it was fetched to; None where the fetching goes on, or begins now."""
-    for job in reversed(job_list.downloads(folders)):
-        said = job.said()
-        if [said.get(key) for key in ("repository", "file", "revision")] != [*astuple(wanted)]:
-            continue
-        if (status := job.status()) == "running":
-            return None
-        path = Path((job.story().ending or {}).get("path", "")) if status == "done" else None
-        if path and path.exists():
-            return path
-        break
-    queue.submit(launcher.new_download(folders, wanted))
+    with _FETCHING:
+        for job in reversed(job_list.downloads(folders)):
+            said = job.said()
+            if [said.get(key) for key in ("repository", "file", "revision")] != [*astuple(wanted)]:
+                continue
+            status = job.status()
+            if status in ("queued", "running") or (status == "new" and _is_starting(said)):
+                return None
+            path = Path((job.story().ending or {}).get("path", "")) if status == "done" else None
+            if path and path.exists():
+                return path
+            break
+        job = launcher.new_download(folders, wanted)
+        try:
+            queue.submit(job)
+        except UserError:
+            launcher.forget(job)
+            raise
     return None
+
+
+def _is_starting(said: Values) -> bool:
+    """Whether a job was made so lately that its engine may be on its way."""
+    created = said.get("created")
+    return isinstance(created, (int, float)) and 0 <= time.time() - created < _START_SECONDS
 
 
 def create(host: Host, name: str, chosen: str, origin: Values, revision: str = "") -> Project | None:
@@ -105,7 +122,8 @@ def create(host: Host, name: str, chosen: str, origin: Values, revision: str = "
 
 def save(opened: Project, shown: Mapping[str, Any]) -> Values:
     """Makes what the page shows the model's own settings; concepts that it does not show stay. Returns all of them."""
-    return models.write_settings(opened, {**opened.settings(), **shown})
+    with models.CHANGING:
+        return models.write_settings(opened, {**opened.settings(), **shown})
 
 
 def save_draft(opened: Project, shown: Mapping[str, Any]) -> Values:
@@ -143,20 +161,22 @@ def _what(flat: Mapping[str, Any], row: int) -> list[str]:
 
 def add_concept(opened: Project) -> int:
     """Adds a concept with its defaults. Returns its row."""
-    parsed = settings.parse(opened.settings())
-    parsed.concepts.append(Concept())
-    models.write_settings(opened, to_flat(parsed))
-    return len(parsed.concepts) - 1
+    with models.CHANGING:
+        parsed = settings.parse(opened.settings())
+        parsed.concepts.append(Concept())
+        models.write_settings(opened, to_flat(parsed))
+        return len(parsed.concepts) - 1
 
 
 def remove_concept(opened: Project, row: int) -> int:
     """Takes a concept away; its pictures stay where they are. Returns the row to show then."""
-    parsed = settings.parse(opened.settings())
-    if len(parsed.concepts) == 1:
-        raise UserError("The last concept cannot be removed; change it instead.")
-    del parsed.concepts[row]
-    settings_undo.change(opened, to_flat(parsed))
-    return min(row, len(parsed.concepts) - 1)
+    with models.CHANGING:
+        parsed = settings.parse(opened.settings())
+        if len(parsed.concepts) == 1:
+            raise UserError("The last concept cannot be removed; change it instead.")
+        del parsed.concepts[row]
+        settings_undo.change(opened, to_flat(parsed))
+        return min(row, len(parsed.concepts) - 1)
 
 
 def apply_preset(opened: Project, shown: Mapping[str, Any], name: str) -> tuple[Values, Values, list[str]]:
@@ -166,16 +186,17 @@ def apply_preset(opened: Project, shown: Mapping[str, Any], name: str) -> tuple[
 
     Raises UserError for what is wrong besides.
     """
-    before = {**opened.settings(), **shown}
-    after = models.with_preset(name, before, {})
-    missing = {
-        f"{concept}.num_class_images_per": before.get(f"{concept}.num_class_images_per", 0)
-        for key in after
-        if key.endswith(".class_prompt") and not str(after[key]).strip()
-        for concept in (key.rpartition(".")[0],)
-    }
-    wanted = models.problems(after)
-    models.write_settings(opened, {**after, **missing} if wanted else after)
+    with models.CHANGING:
+        before = {**opened.settings(), **shown}
+        after = models.with_preset(name, before, {})
+        missing = {
+            f"{concept}.num_class_images_per": before.get(f"{concept}.num_class_images_per", 0)
+            for key in after
+            if key.endswith(".class_prompt") and not str(after[key]).strip()
+            for concept in (key.rpartition(".")[0],)
+        }
+        wanted = models.problems(after)
+        models.write_settings(opened, {**after, **missing} if wanted else after)
     return after, {key: before.get(key) for key, value in after.items() if before.get(key) != value}, wanted
 
 
@@ -183,10 +204,11 @@ def performance(opened: Project, shown: Mapping[str, Any], card_bytes: int) -> P
     """Puts what fits this machine's card over what the page shows."""
     if not card_bytes:
         raise UserError("Performance: no card is known here, so nothing was changed; there is nothing to fit.")
-    before = {**opened.settings(), **shown}
-    made = fitting.of_model(opened, settings.parse(before), card_bytes, label="Performance")
-    fitting.apply(opened, before, made)
-    return made
+    with models.CHANGING:
+        before = {**opened.settings(), **shown}
+        made = fitting.of_model(opened, settings.parse(before), card_bytes, label="Performance")
+        fitting.apply(opened, before, made)
+        return made
 
 
 def rename(host: Host, opened: Project, new_name: str) -> str:
@@ -216,6 +238,7 @@ def import_settings(opened: Project, file: str) -> tuple[str, list[dict[str, Any
     """Another trainer's settings over the model's own. Returns what the file is, and the fate of every key."""
     if not file.strip():
         raise UserError("File or Folder: it is empty; name what is to be read.")
-    kind, flat, report = models.imported(opened, Path(file.strip()), jobs.engine)
-    settings_undo.change(opened, flat)
-    return kind, report
+    with models.CHANGING:
+        kind, flat, report = models.imported(opened, Path(file.strip()), jobs.engine)
+        settings_undo.change(opened, flat)
+        return kind, report

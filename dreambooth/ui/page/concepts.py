@@ -14,7 +14,7 @@ from dreambooth.core.presets import PRESETS
 from dreambooth.core.project import Project
 from dreambooth.core.schema import leaves
 from dreambooth.core.settings import Settings
-from dreambooth.service import uploads
+from dreambooth.service import models, uploads
 from dreambooth.ui.page import actions, dialect, jobs, windows
 from dreambooth.ui.page.fragments import SAVED, good, live, problem_list, undoable
 from dreambooth.ui.page.plan_view import preset_view
@@ -138,9 +138,11 @@ class ConceptsTab:
         return self.page.show(opened.name, actions.add_concept(opened), values=values)
 
     def _remove(self, values: Values) -> Shown:
-        opened, row = self.page.opened(values), self._shown_row(values)
-        name = actions.concept_names(opened.settings())[row]
-        left = actions.remove_concept(opened, row)
+        opened = self.page.opened(values)
+        with models.CHANGING:
+            row = self._shown_row(values)
+            name = actions.concept_names(opened.settings())[row]
+            left = actions.remove_concept(opened, row)
         said = undoable(f"{name} was removed; its pictures stay where they are.")
         return self.page.show(opened.name, left, said, values)
 

@@ -18,7 +18,7 @@ from dreambooth.core.errors import UserError
 from dreambooth.core.project import Project, open_project
 from dreambooth.core.settings import parse
 from dreambooth.host.base import Host
-from dreambooth.service import cost, settings_undo
+from dreambooth.service import cost, models, settings_undo
 from dreambooth.ui.page import actions, dialect
 from dreambooth.ui.page.concepts import ConceptsTab
 from dreambooth.ui.page.controls import Form
@@ -213,11 +213,13 @@ class Page:
         if not values[self.model]:
             return {}
         opened, problems = self.opened(values), list[str]()
-        changed = self.changed(opened, values)
-        try:
-            flat = actions.save_draft(opened, changed)
-        except UserError as error:
-            problems, flat = error.problems, opened.settings()
+        with models.CHANGING:
+            changed = self.changed(opened, values)
+            try:
+                flat = actions.save_draft(opened, changed)
+            except UserError as error:
+                problems, flat = error.problems, opened.settings()
+        if problems:
             changed = {key: value for key, value in changed.items() if flat.get(key) == value}
         after = self.form.note_saved(values, changed)
         shown: Shown = {
@@ -238,7 +240,8 @@ class Page:
 
     def keep(self, opened: Project, values: Values) -> dict[str, Any]:
         """Writes what was changed on the page into the model's settings, and returns all of them."""
-        return actions.save(opened, self.changed(opened, values))
+        with models.CHANGING:
+            return actions.save(opened, self.changed(opened, values))
 
     def unseen(self, opened: Project, values: Values) -> Shown:
         """What another window has changed, shown before a run takes it: a run has exactly what its page showed. Empty

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fastapi import FastAPI
+from starlette.testclient import TestClient
 
 from dreambooth.core import job_list, project
 from dreambooth.core.errors import UserError
@@ -14,7 +19,8 @@ from dreambooth.core.install_paths import MINIATURE
 from dreambooth.core.memory import planner
 from dreambooth.core.project import Folders, Project
 from dreambooth.core.settings import Settings, to_json
-from dreambooth.service import notice, settings_undo
+from dreambooth.host.standalone import Standalone
+from dreambooth.service import api, environment, notice, settings_undo
 from dreambooth.ui.page import actions, jobs
 from dreambooth.ui.page.plan_view import plan_view
 from tests.receiver import HERE
@@ -91,6 +97,65 @@ def test_what_is_still_at_work_is_named(star: Project, kind: str, called: str) -
     with pytest.raises(UserError) as refused:
         jobs.make_room(star, kind)
     assert f"{called} is still at work; wait for it, or press Stop beside its progress." in str(refused.value)
+
+
+def test_of_two_changes_at_the_same_moment_both_are_kept(star: Project, tmp_path: Path) -> None:
+    app = FastAPI()
+    app.include_router(api.router(Standalone(str(tmp_path / "models"))))
+    asked = TestClient(app, base_url="http://here")
+    together = threading.Barrier(3)
+    lost: list[int] = []
+
+    def page(number: int) -> None:
+        actions.save(star, {"lora.rank": number})
+
+    def script(number: int) -> None:
+        changes = {"intervals.num_train_epochs": number}
+        told = asked.patch("/dreambooth/models/star/settings", json={"settings": changes})
+        assert told.status_code == 200, told.text
+
+    def work(change: Callable[[int], None]) -> None:
+        for number in range(1, 31):
+            together.wait(60)
+            change(number)
+            together.wait(60)
+
+    threads = [threading.Thread(target=work, args=(change,), daemon=True) for change in (page, script)]
+    for thread in threads:
+        thread.start()
+    for number in range(1, 31):
+        together.wait(60)
+        together.wait(60)
+        now = star.settings()
+        if (now["lora.rank"], now["intervals.num_train_epochs"]) != (number, number):
+            lost.append(number)
+    for thread in threads:
+        thread.join()
+    assert lost == []
+
+
+def test_a_model_of_the_hub_is_fetched_once_however_often_create_is_pressed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # nobody answers there
+    host = Standalone(str(tmp_path / "models"))
+    for _ in range(3):
+        assert actions.create(host, "moon", "somebody/moon", {}) is None
+    (job,) = job_list.downloads(host.folders())
+    until = time.monotonic() + 120
+    while job.status() != "failed":
+        assert time.monotonic() < until, job.events()
+        time.sleep(0.2)
+    assert actions.create(host, "moon", "somebody/moon", {}) is None
+    found = job_list.downloads(host.folders())
+    assert len(found) == 2, "one that failed is tried again"
+    while found[1].status() != "failed":
+        assert time.monotonic() < until
+        time.sleep(0.2)
+    monkeypatch.setattr(environment, "is_current", lambda: False)
+    with pytest.raises(UserError, match="The engine is not set up yet"):
+        actions.create(host, "moon", "somebody/moon", {})
+    assert len(job_list.downloads(host.folders())) == 2, "what cannot be started is not waited for"
 
 
 def test_reasons_of_performance_call_settings_by_their_labels() -> None:
