@@ -318,7 +318,7 @@ def test_a_crop_is_chosen_listed_and_forgotten_and_the_picture_stays(asked: Test
         ({**chosen, "x": "left"}, ["x: it must be a number from 0 (the left edge) to 1 (the right one)."]),
         ({**chosen, "zoom": 0}, ["zoom: it must be a number from 1 (as much as there is) to 100."]),
         ({"file": "below/a.png"}, ["x", "y"]),
-        ({**chosen, "why": 1}, ["why: this request takes no such field (it takes file, x, y, zoom)."]),
+        ({**chosen, "why": 1}, ["why: this request takes no such field (it takes file, x, y, zoom, folder)."]),
         ({**chosen, "file": "../a.png"}, ["'../a.png' is no picture in"]),
     ):
         refused = asked.put(f"{place}/crop", json=body)
