@@ -19,7 +19,8 @@ def change(opened: Project, flat: Mapping[str, Any]) -> dict[str, Any]:
     with models.CHANGING:
         before = opened.settings()
         after = models.write_settings(opened, flat)
-        atomic.write_text(_kept(opened), json.dumps({"before": before, "after": after}, indent=1))
+        # Private as the settings themselves are: a webhook's address lets everybody write to its channel.
+        atomic.write_text(_kept(opened), json.dumps({"before": before, "after": after}, indent=1), private=True)
         return after
 
 

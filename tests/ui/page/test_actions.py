@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -62,6 +63,17 @@ def test_a_removed_concept_comes_back_with_everything_else_as_it_was(star: Proje
     assert star.settings() == before
     with pytest.raises(UserError, match="nothing to undo"):
         settings_undo.undo(star)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such rights")
+def test_what_is_kept_for_a_step_back_is_as_private_as_the_settings(star: Project) -> None:
+    """They may hold the address of a webhook, by which everybody can write to its channel."""
+    address = "https://discord.com/api/webhooks/1/secret"
+    project.write_settings(star, {**star.settings(), "reporting.webhook_url": address})
+    actions.remove_concept(star, 0)
+    assert address in (star.folder / "settings.before.json").read_text()
+    for name in ("settings.json", "settings.before.json"):
+        assert (star.folder / name).stat().st_mode & 0o777 == 0o600
 
 
 def test_what_was_changed_since_is_not_lost_by_a_step_back(star: Project) -> None:
