@@ -19,6 +19,13 @@ VIRTUALENV = "virtualenv==21.15.8"
 _RUN_IT = "import sys; sys.path.insert(0, sys.argv[1]); from virtualenv import cli_run; cli_run(sys.argv[2:])"
 # What has pip install into another place than the environment that it is of, be that the WebUI's.
 _ELSEWHERE = {"PIP_TARGET", "PIP_PREFIX", "PIP_ROOT", "PIP_USER", "PIP_PYTHON", "PYTHONPATH", "PYTHONHOME"}
+# What has it install something else than it is told, or nothing. NVIDIA's containers hold packages at their versions.
+_OTHERWISE = {
+    *("PIP_CONSTRAINT", "PIP_BUILD_CONSTRAINT", "PIP_REQUIREMENT", "PIP_REQUIREMENTS_FROM_SCRIPT", "PIP_EDITABLE"),
+    *("PIP_GROUP", "PIP_PLATFORM", "PIP_PYTHON_VERSION", "PIP_IMPLEMENTATION", "PIP_ABI", "PIP_NO_BINARY", "PIP_PRE"),
+    *("PIP_NO_DEPS", "PIP_NO_DEPENDENCIES", "PIP_UPGRADE", "PIP_UPGRADE_STRATEGY", "PIP_FORCE_REINSTALL"),
+    *("PIP_IGNORE_INSTALLED", "PIP_DRY_RUN", "PIP_REQUIRE_HASHES", "PIP_REQUIRE_VIRTUALENV"),
+}
 _WITHOUT_VENV = ("No module named venv", "No module named 'venv'", "ensurepip")
 
 # Windows opens no path of more characters unless it was told to. The longest that we install are licences of PyTorch.
@@ -37,9 +44,9 @@ def site_packages_in(folder: Path) -> Path:
 
 
 def variables() -> dict[str, str]:
-    """Environment variables for a pip that installs where it is told: those that say where are left out; those of the
-    index, the proxy and the configuration stay."""
-    kept = {key: value for key, value in os.environ.items() if key.upper() not in _ELSEWHERE}
+    """Environment variables for a pip that installs what and where it is told: those that say so are left out; those of
+    the index, the proxy and the configuration stay."""
+    kept = {key: value for key, value in os.environ.items() if key.upper() not in _ELSEWHERE | _OTHERWISE}
     return {**kept, "PIP_USER": "0", "PYTHONNOUSERSITE": "1"}
 
 

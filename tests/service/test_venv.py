@@ -137,6 +137,20 @@ def _package(folder: Path, name: str) -> Path:
     return wheel
 
 
+def test_versions_that_somebody_holds_packages_at_are_not_ours(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As NVIDIA's containers do, with a file of constraints."""
+    held = tmp_path / "constraint.txt"
+    held.write_text("held_one==2\n")
+    _package(tmp_path, "held_one")
+    monkeypatch.setenv("PIP_CONSTRAINT", str(held))
+    monkeypatch.setenv("PIP_BUILD_CONSTRAINT", str(held))
+    monkeypatch.setenv("PIP_DRY_RUN", "1")
+    packages.install(made, ["--no-index", "--find-links", str(tmp_path), "held_one==1"], lambda said: None, "It")
+    assert (venv.site_packages_in(made) / "held_one.py").exists()
+
+
 @pytest.mark.parametrize("key", ["target", "prefix", "root", "user"])
 def test_packages_land_in_the_environment_whatever_pip_was_told_elsewhere(
     key: str, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
