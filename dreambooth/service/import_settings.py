@@ -18,6 +18,7 @@ from dreambooth.core.migrate.report import Line, Look, Migration
 from dreambooth.service import environment, import_paths
 
 _MOST_BYTES = 20_000_000
+_MOST_LITERAL = 1_000_000  # characters of a Python list, for each of which Python takes some 400 bytes
 _KINDS = (
     "a concepts_list.json, the predecessor's db_config.json, kohya's dataset or config .toml, a .json of kohya_ss or "
     "of OneTrainer, or a folder that holds folders such as '10_sks dog'"
@@ -77,6 +78,8 @@ def _parsed(path: Path) -> Any:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
         first = error
+    if len(text) > _MOST_LITERAL:
+        raise UserError(f"{path}: the file is not JSON ({first}), and too large to be read as anything else.")
     try:
         last = ast.parse(text).body[-1]
         return ast.literal_eval(last.value) if isinstance(last, (ast.Assign, ast.Expr)) else None

@@ -233,3 +233,13 @@ def test_what_a_file_names_outside_of_the_folders_that_may_be_named_is_not_read(
     assert "previews.prompts" not in said.settings
     assert any("outside of the WebUI's folders" in line.why for line in said.lines if line.theirs == "sample_prompts")
     assert import_settings.read(file, lambda: Path())[1].settings["previews.prompts"] == "a secret"
+
+
+def test_a_large_file_that_is_not_json_is_not_read_as_python(tmp_path: Path) -> None:
+    """Python takes 400 bytes and more for each character of a list."""
+    file = tmp_path / "concepts_list.json"
+    file.write_text(f"[{'1, ' * 3_000_000}]")
+    began = time.process_time()
+    with pytest.raises(UserError, match=r"not JSON .* and too large to be read as anything else"):
+        import_settings.read(file, lambda: Path())
+    assert time.process_time() - began < 3
