@@ -124,6 +124,7 @@ class Project:
     source: Path
     origin: Origin
     about: dict[str, Any]
+    former: tuple[str, ...] = ()  # names that it had before; results of that time lie in folders that are called so
 
     @property
     def name(self) -> str:
@@ -150,7 +151,8 @@ class Project:
     def is_result(self, folders: Folders, path: Path) -> bool:
         """Whether a file lies where runs of this model write what they have learned."""
         places = (folders.checkpoints, folders.loras, folders.embeddings)
-        return path.suffix.lower() in SUFFIXES and any(path.parent in (place, place / self.name) for place in places)
+        own = {place / name for place in places for name in ("", self.name, *self.former)}
+        return path.suffix.lower() in SUFFIXES and path.parent in own
 
     def embedding(self, result: Path) -> Path:
         """Where the text lies that Imagic has fitted to the picture of a result."""
@@ -273,7 +275,7 @@ def read(folder: Path, checkpoints: Path) -> Project:
     record = read_object(folder / "model.json", "create the model again")
     try:
         source, about = _found(_path(record["source"]), checkpoints), _about(record["about"])
-        return Project(folder, source, from_flat(Origin, dict(record.get("origin", {}))), about)
+        return Project(folder, source, from_flat(Origin, dict(record.get("origin", {}))), about, _former(record))
     except (ValueError, KeyError, TypeError):
         raise UserError(f"{folder / 'model.json'}: the file is damaged; create the model again.") from None
 
@@ -304,10 +306,22 @@ def _about(said: Any) -> dict[str, Any]:
     return dict(said)
 
 
-def note_place(folder: Path, place: Path) -> None:
-    """Has the model in a folder say that it lies in `place`, by which it is known later that it was moved. Raises
-    UserError if it is damaged, and OSError."""
-    _note(folder, {"folder": str(place)})
+def note_place(folder: Path, place: Path, *, is_copy: bool = False) -> None:
+    """Has the model in a folder say that it lies in `place`, by which it is known later that it was moved, and what it
+    was called before, unless it is another one's copy. Raises UserError if it is damaged, and OSError."""
+    record = read_object(folder / "model.json")
+    before = [Path(record["folder"]).name] if is_place(record.get("folder")) else []
+    former = [] if is_copy else [one for one in dict.fromkeys([*_former(record), *before]) if one != place.name]
+    _note(folder, {"folder": str(place), "former": former})
+
+
+def _former(record: dict[str, Any]) -> tuple[str, ...]:
+    said = record.get("former")
+    return (
+        tuple(one for one in said if isinstance(one, str) and file_names.is_sound(one))
+        if isinstance(said, list)
+        else ()
+    )
 
 
 def remake(project: Project, source: Path, origin: Origin) -> None:

@@ -4,6 +4,7 @@ new model is made, with the settings and the pictures of the one that taught it.
 from __future__ import annotations
 
 import itertools
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -45,8 +46,7 @@ def _start(event: dict[str, Any]) -> dict[str, Any]:
 
 def _made_from(folders: Folders, opened: Project, source: Path) -> str:
     """A new model like this one, called NAME-2 or the next that is free. Returns its name."""
-    stem, taken = re.sub(r"-\d+$", "", opened.name), set(project.names(folders))
-    name = next(made for number in itertools.count(2) if (made := f"{stem}-{number}") not in taken)
+    name = _free_name(folders, re.sub(r"-\d+$", "", opened.name))
     models.duplicate(folders, opened.name, name)
     copy = project.open_project(folders, name)
     try:
@@ -55,3 +55,14 @@ def _made_from(folders: Folders, opened: Project, source: Path) -> str:
         atomic.remove_folder(copy.folder)
         raise
     return name
+
+
+def _free_name(folders: Folders, stem: str) -> str:
+    """One that begins so, shortened where a name would be too long, and that no folder has, be it a model's or not."""
+    for number in itertools.count(2):
+        ending = f"-{number}"
+        start = stem[: project.LONGEST_NAME - len(ending)]
+        start = start.encode()[: project.LONGEST_NAME_BYTES - len(ending)].decode(errors="ignore")
+        if not os.path.lexists(folders.projects / f"{start}{ending}"):
+            return f"{start}{ending}"
+    raise AssertionError("numbers do not end")

@@ -13,10 +13,30 @@ from dreambooth.core.settings import RENAMED, parse
 
 
 @pytest.mark.parametrize(
-    "name", ["", ".", "..", "../x", "a/b", "a\\b", ".x", "x.", " x", "a:b", "con", "NUL.txt", "x" * 81, "a\0b"]
+    "name",
+    [
+        "",
+        ".",
+        "..",
+        "../x",
+        "a/b",
+        "a\\b",
+        ".x",
+        "x.",
+        " x",
+        "a:b",
+        "con",
+        "NUL.txt",
+        "com¹",
+        "LPT³.x",
+        "CONIN$",
+        "x" * 81,
+        "a\0b",
+    ],
 )
 def test_names_that_are_no_folder_are_refused(tmp_path: Path, name: str) -> None:
-    reason = "device" if name in ("con", "NUL.txt") else "at most 80" if len(name) > 80 else "use up to 80 letters"
+    devices = ("con", "NUL.txt", "com¹", "LPT³.x", "CONIN$")
+    reason = "device" if name in devices else "at most 80" if len(name) > 80 else "use up to 80 letters"
     with pytest.raises(UserError, match=f"odel's name.*{reason}"):
         project.create(Folders(tmp_path), name, MINIATURE)
     assert not list(tmp_path.iterdir())

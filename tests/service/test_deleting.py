@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from dreambooth.core.job_folder import Job
 from dreambooth.core.project import Folders, Project
 from dreambooth.core.settings import Settings, parse
 from dreambooth.host.standalone import Standalone
-from dreambooth.service import api, continue_from, deleting, launcher, runs
+from dreambooth.service import api, continue_from, deleting, launcher, models, runs
 from dreambooth.ui import command_line
 from tests.conftest import needs_links
 
@@ -96,6 +97,40 @@ def test_what_was_exported_of_a_state_can_be_deleted_and_what_an_earlier_version
         job.report(event, kind="lora", path=str(path), bytes=5, images=3, step=3, **marks)
         deleting.delete(folders, star, str(path))
         assert not path.exists() and len(runs.outputs(star)) == 1
+
+
+def test_what_was_written_under_a_former_name_can_be_deleted_still(folders: Folders, star: Project) -> None:
+    job, _ = written(folders, star)
+    path = folders.loras / "star" / "star_7.safetensors"  # as with "a folder of the model's own"
+    path.parent.mkdir()
+    path.write_bytes(b"12345")
+    job.report("saved", kind="lora", path=str(path), bytes=5, images=7, files=result_files.marks([path]))
+    for name, new_name in (("star", "moon"), ("moon", "sun")):
+        models.rename(folders, name, new_name)
+    sun = project.open_project(folders, "sun")
+    assert sun.former == ("star", "moon")
+    deleting.delete(folders, sun, str(path))
+    assert not path.exists()
+    models.duplicate(folders, "sun", "another")
+    assert project.open_project(folders, "another").former == (), "what a copy was made from has its own results"
+    models.rename(folders, "sun", "star")
+    assert project.open_project(folders, "star").former == ("moon", "sun")
+
+
+@pytest.mark.parametrize(
+    ("name", "made"), [("star", "star-3"), ("x" * 80, "x" * 78 + "-2"), ("狗" * 60, "狗" * 59 + "-2")]
+)
+def test_learning_on_finds_a_name_whatever_lies_there(folders: Folders, name: str, made: str) -> None:
+    opened = project.create(folders, name, MINIATURE)
+    (folders.projects / "star-2").mkdir()  # left by somebody, and no model
+    job, result = job_list.new_run(folders, opened, Settings()), folders.checkpoints / "learned.safetensors"
+    result.parent.mkdir(parents=True)
+    shutil.copyfile(MINIATURE, result)
+    job.report("started")
+    job.report("saved", kind="checkpoint", path=str(result), bytes=result.stat().st_size, images=1)
+    job.report("done")
+    assert continue_from.learn_on(folders, opened, str(result))["model"] == made
+    assert project.open_project(folders, made).source == result
 
 
 def changed(lora: Path) -> None:

@@ -8,7 +8,8 @@ from pathlib import Path
 LONGEST = 255  # bytes of a name; what every file system here takes
 _DRAWN = re.compile(r"(\d{5,})-")
 _NEVER = re.compile(r"[<>:\"/\\|?*\x00-\x1f\ud800-\udfff]")
-_WINDOWS_DEVICES = {"con", "prn", "aux", "nul", *(f"com{i}" for i in range(10)), *(f"lpt{i}" for i in range(10))}
+_WINDOWS_DEVICES = {"con", "prn", "aux", "nul", "conin$", "conout$"}
+_WINDOWS_DEVICES |= {f"{port}{number}" for port in ("com", "lpt") for number in "0123456789\xb9\xb2\xb3"}
 
 
 def is_sound(name: str) -> bool:
