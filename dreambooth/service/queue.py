@@ -8,6 +8,7 @@ the device by another (core/device.py), so whatever they do, two engines are nev
 from __future__ import annotations
 
 import contextlib
+import math
 import subprocess
 import threading
 import time
@@ -26,6 +27,7 @@ from dreambooth.service.exit_causes import WAITS_ON
 POLL_SECONDS = 1.0
 WAITER = "a command waits"  # in a start request: it counts only as long as that command lives
 KEPT_SECONDS = 24 * 3600  # an errand that has ended
+TIDY_SECONDS = 24 * 3600  # from one look for such to the next
 WRITES_BESIDE = ("export", "download")  # need no device, and may write a checkpoint
 
 
@@ -248,8 +250,11 @@ class _Watcher(threading.Thread):
 
     def run(self) -> None:
         self._guarded(lambda: relocation.follow(self.queue.host.folders()))
-        self._guarded(lambda: tidy(self.queue.host.folders()))
+        tidied = -math.inf
         while True:
+            if time.monotonic() - tidied > TIDY_SECONDS:  # a WebUI may be open for weeks
+                tidied = time.monotonic()
+                self._guarded(lambda: tidy(self.queue.host.folders()))
             self._guarded(self.queue.tick)
             time.sleep(POLL_SECONDS)
 

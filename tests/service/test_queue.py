@@ -332,6 +332,26 @@ def test_what_cannot_be_tidied_stops_neither_the_rest_nor_the_queue(
         queue.watch(host)
 
 
+@pytest.mark.parametrize(("seconds", "times"), [(0.0, 3), (1000.0, 1)])
+def test_the_queue_tidies_again_and_again_as_a_webui_may_be_open_for_weeks(
+    host: Host, monkeypatch: pytest.MonkeyPatch, seconds: float, times: int
+) -> None:
+    ticks, tidied = list[int](), list[Folders]()
+
+    def tick(self: queue.Queue) -> None:
+        ticks.append(1)
+        if len(ticks) == 3:
+            raise KeyboardInterrupt  # nothing less ends it
+
+    monkeypatch.setattr(queue, "TIDY_SECONDS", seconds)
+    monkeypatch.setattr(queue, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(queue, "tidy", tidied.append)
+    monkeypatch.setattr(queue.Queue, "tick", tick)
+    with pytest.raises(KeyboardInterrupt):
+        queue._Watcher(host).run()
+    assert len(tidied) == times
+
+
 def wait(until: Callable[[], bool], seconds: float = 120) -> float:
     """The seconds until something was so."""
     began = time.monotonic()
