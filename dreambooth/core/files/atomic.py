@@ -50,11 +50,13 @@ def _is_private(path: Path) -> bool:
 
 @contextlib.contextmanager
 def staged_folder(path: Path, doing: str) -> Iterator[Path]:
-    """The same for a new folder: one to write into, which becomes `path` when the block ends."""
+    """The same for a new folder: one to write into, which becomes `path` when the block ends; by then all that was
+    written or copied into it is on the disk."""
     name = Path(tempfile.mkdtemp(prefix=f".{doing}-", dir=path.parent))
     try:
         yield name
         name.chmod(0o755)
+        _sync_all(name)
         move(name, path)
     finally:
         shutil.rmtree(name, ignore_errors=True)
@@ -130,9 +132,20 @@ def sync_folder(folder: Path) -> None:
         _sync(folder)
 
 
+def _sync_all(folder: Path) -> None:
+    for path in [*folder.rglob("*"), folder]:
+        if path.is_symlink():
+            continue
+        if path.is_dir():
+            sync_folder(path)
+        elif path.is_file():
+            with contextlib.suppress(PermissionError):  # a copy of what may not be written to; only Windows minds
+                _sync(path)
+
+
 def _sync(path: Path) -> None:
     """Windows syncs only what is open for writing, and no folders."""
-    descriptor = os.open(path, os.O_RDWR | getattr(os, "O_BINARY", 0) if path.is_file() else os.O_RDONLY)
+    descriptor = os.open(path, os.O_RDWR | getattr(os, "O_BINARY", 0) if os.name == "nt" else os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
