@@ -61,6 +61,18 @@ def test_without_a_page_the_tab_says_why_and_repairs_the_engine(
     assert "being set up" in repair.handlers[0]() and begun
 
 
+@pytest.mark.usefixtures("_no_page")
+def test_a_folder_that_may_not_be_written_to_is_a_sentence_in_the_tab(
+    webui: StandIn, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "in the way").touch()
+    monkeypatch.setattr(installation, "NOTE", tmp_path / "in the way" / "note.json")
+    webui.load_script()
+    ((blocks, _, _),) = webui.callbacks["ui_tabs"][0]()
+    (repair,) = [one for one in blocks.components if one.elem_id == "dreambooth_repair"]
+    assert "The engine cannot be set up (" in repair.handlers[0]()
+
+
 def test_another_package_of_our_name_is_said_in_the_tab(
     webui: StandIn, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
