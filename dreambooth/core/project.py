@@ -312,7 +312,7 @@ def note_place(folder: Path, place: Path, *, is_copy: bool = False) -> None:
     record = read_object(folder / "model.json")
     before = [Path(record["folder"]).name] if is_place(record.get("folder")) else []
     former = [] if is_copy else [one for one in dict.fromkeys([*_former(record), *before]) if one != place.name]
-    _note(folder, {"folder": str(place), "former": former})
+    _note(folder, {"folder": str(place), **({"former": former} if former or "former" in record else {})})
 
 
 def _former(record: dict[str, Any]) -> tuple[str, ...]:
