@@ -31,7 +31,7 @@ DONE, BROKEN, REFUSED, BUSY, TAKEN_OUT = 0, 1, 2, 3, 4
 
 
 def main(arguments: list[str]) -> int:
-    lazy_imports.put_off()
+    lazy_imports.install()
     if arguments[0] == "selfcheck":
         return _check(arguments[1:])
     if arguments[0] == "toml":  # for Python 3.10, whose own library cannot read it

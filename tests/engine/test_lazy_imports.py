@@ -12,10 +12,10 @@ from tests.conftest import ROOT
 BEGIN = """
 import gc, importlib, json, sys
 from dreambooth.engine.process import lazy_imports, lazy_modules
-lazy_imports.put_off()
+lazy_imports.install()
 from dreambooth.engine import worker
 lazy_imports.settle()
-awake = lambda: [name for name in lazy_imports.TABLE if lazy_modules.is_awake(name)]
+awake = lambda: [name for name in lazy_imports.TABLE if lazy_modules.is_loaded(name)]
 """
 
 LIGHT = """
@@ -63,7 +63,7 @@ from transformers import AutoImageProcessor
 pairs = [side.tolist() for side in linear_sum_assignment([[1.0, 0.0], [0.0, 1.0]])]
 not_sharded = isinstance(torch.zeros(1), DTensor)
 for name in lazy_imports.TABLE:
-    lazy_modules.woken(name)
+    lazy_modules.loaded(name)
     module = sys.modules[name]
     for key, thing in handed[name].items():
         assert getattr(module, key) is thing, (name, key)

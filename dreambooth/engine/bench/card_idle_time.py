@@ -91,7 +91,7 @@ def _cpu(torch: Any) -> Any:
 
 
 def main(about_file: Path) -> int:
-    lazy_imports.put_off()  # as the engine does
+    lazy_imports.install()  # as the engine does
     about, waiting = json.loads(about_file.read_text(encoding="utf-8")), Waiting()
     waiting.install()
     if code := engine.main([about["job"]]):

@@ -25,7 +25,7 @@ _DECODED = 5  # times each way
 
 
 def main(about_file: Path) -> int:
-    lazy_imports.put_off()
+    lazy_imports.install()
     about = json.loads(about_file.read_text(encoding="utf-8"))
     code, found = _training(about) if "job" in about else (0, _decoding(Path(about["model"])))
     found |= {"peak_bytes": watch.peak_bytes(), "device_peak_bytes": watch.device_peak_bytes()}

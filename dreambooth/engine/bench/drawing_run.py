@@ -80,7 +80,7 @@ class DrawingWatch:
 def main(about_file: Path) -> int:
     about, seen = json.loads(about_file.read_text(encoding="utf-8")), DrawingWatch()
     if "job" in about:
-        lazy_imports.put_off()  # as the engine does, before the watch takes hold of diffusers
+        lazy_imports.install()  # as the engine does, before the watch takes hold of diffusers
         seen.install_in_ours()
         code = engine.main([about["job"]])
     else:

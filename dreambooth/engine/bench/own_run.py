@@ -12,7 +12,7 @@ from dreambooth.engine.process import lazy_imports
 
 
 def main(about_file: Path) -> int:
-    lazy_imports.put_off()  # as the engine does, before the watch takes hold of diffusers
+    lazy_imports.install()  # as the engine does, before the watch takes hold of diffusers
     about = json.loads(about_file.read_text(encoding="utf-8"))
     watched = watch.begin(about)
     if ways := about.get("convolutions"):

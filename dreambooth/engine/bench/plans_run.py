@@ -19,7 +19,7 @@ TIMED_STEPS = 3  # the last ones; the first allocate and tune
 
 
 def main(about_file: Path) -> int:
-    lazy_imports.put_off()  # as the engine does
+    lazy_imports.install()  # as the engine does
     about = json.loads(about_file.read_text(encoding="utf-8"))
     with contextlib.ExitStack() as until_the_end:
         card: Card = _simulated(until_the_end) if about["simulated"] else Cuda()

@@ -1,8 +1,8 @@
-"""Which parts of libraries are imported with everything and used by few runs; they are read when they are first used.
+"""The parts of libraries that few runs use, which are imported lazily to start the engine faster.
 
-diffusers, transformers and peft import every model and method that there is, scipy, bitsandbytes, PyTorch's compiler
-and what it shares models among devices with. A run needs a tenth of it. TABLE names modules of the versions in
-engine-lock.txt; what it does not name is imported as always, only more slowly.
+diffusers, transformers and peft import every model and method that they have, scipy, bitsandbytes, PyTorch's compiler
+and its distributed tensors. A run needs a tenth of that. TABLE names modules of the versions in engine-lock.txt; a
+module that it does not name is imported as usual.
 """
 
 from __future__ import annotations
@@ -17,28 +17,28 @@ from typing import Any
 import typing_extensions
 
 from dreambooth.engine.process import lazy_modules
-from dreambooth.engine.process.lazy_modules import Asleep, Later
+from dreambooth.engine.process.lazy_modules import LazyAttribute, LazyModule
 
 
-def put_off() -> None:
-    """From now on these modules are imported when they are first used. What is there already stays.
+def install() -> None:
+    """From now on the modules of TABLE run when they are first used; those that are imported already stay as they are.
 
-    Nothing is collected as garbage until `settle`: imports make many objects and next to no garbage.
+    Garbage collection is off until `settle`: imports create many objects and hardly any garbage.
     """
     gc.disable()
     importlib.metadata.packages_distributions = functools.cache(importlib.metadata.packages_distributions)
-    lazy_modules.put(TABLE)
+    lazy_modules.install(TABLE)
 
 
 def settle() -> None:
-    """The imports are done; what they have made is not looked through for garbage again."""
+    """To be called when the imports are done: turns garbage collection on, without the objects that they created."""
     gc.freeze()
     gc.enable()
 
 
 def _begin_transformers() -> None:
-    """Has transformers work as on a PyTorch without `torch.distributed`, as it shards no model here, and write no
-    docstrings for its models, for which it imports what it would tell of."""
+    """Makes transformers work as on a PyTorch without `torch.distributed`, since it shards no model here, and generate
+    no docstrings for its models, for which it would import much."""
     import torch.distributed
     from transformers import utils
     from transformers.utils import import_utils
@@ -46,7 +46,7 @@ def _begin_transformers() -> None:
     utils.auto_docstring = _without_docstring
     available, torch.distributed.is_available = torch.distributed.is_available, lambda: False
     try:
-        import_utils.is_torch_distributed_available()  # it asks once and remembers
+        import_utils.is_torch_distributed_available()  # which caches its answer
     finally:
         torch.distributed.is_available = available
 
@@ -56,25 +56,25 @@ def _without_docstring(documented: Any = None, **about: Any) -> Any:
 
 
 def _begin_peft() -> None:
-    """Imports first what is first in peft's own order, as its parts import each other in a ring. It looks for layers of
-    bitsandbytes only where somebody has made such: bitsandbytes is awake then."""
+    """Imports first what peft imports first, as its submodules import each other in a circle. peft looks for layers of
+    bitsandbytes only once bitsandbytes has been loaded, as without that there are none."""
     from peft import import_utils
 
-    import_utils.is_bnb_available = import_utils.is_bnb_4bit_available = lambda: lazy_modules.is_awake("bitsandbytes")
+    import_utils.is_bnb_available = import_utils.is_bnb_4bit_available = lambda: lazy_modules.is_loaded("bitsandbytes")
     importlib.import_module("torch.distributed.tensor")  # where it looks for a class
     importlib.import_module("peft.utils")
 
 
 class _Marks:
-    """What PyTorch's compiler is told about functions while it is not there. It means something to it alone."""
+    """Marks on functions that mean something to PyTorch's compiler alone; they are passed on when it is loaded."""
 
     def __init__(self) -> None:
-        self.made: list[tuple[str, Any]] = []
-        self.compiler: Any = None  # once it is there
+        self.marks: list[tuple[str, Any]] = []
+        self.compiler: Any = None  # once it is loaded
 
     def marking(self, name: str) -> Callable[[Any], Any]:
         def mark(function: Any) -> Any:
-            self.made.append((name, function))
+            self.marks.append((name, function))
             return function
 
         return mark
@@ -95,10 +95,10 @@ class _Marks:
 
         return call
 
-    def tell(self) -> None:
-        """The compiler is there: it hears what it has missed."""
+    def pass_on(self) -> None:
+        """Passes all marks on to the compiler, which has been loaded."""
         self.compiler = importlib.import_module("torch._dynamo")
-        for name, function in self.made:
+        for name, function in self.marks:
             getattr(self.compiler, name)(function)
 
 
@@ -106,13 +106,13 @@ _marks = _Marks()
 _CLIP = "transformers.models.clip"
 
 TABLE = {
-    "bitsandbytes": Asleep(),
-    "diffusers.hooks": Asleep(parts=None),
-    "diffusers.models.autoencoders": Asleep(parts=None),
-    "diffusers.models.transformers": Asleep(parts=None),
-    "diffusers.models.unets": Asleep(parts=None),
-    "httpx._main": Asleep(stand_ins={"main": Later("httpx._main", "main")}),
-    "peft": Asleep(
+    "bitsandbytes": LazyModule(),
+    "diffusers.hooks": LazyModule(parts=None),
+    "diffusers.models.autoencoders": LazyModule(parts=None),
+    "diffusers.models.transformers": LazyModule(parts=None),
+    "diffusers.models.unets": LazyModule(parts=None),
+    "httpx._main": LazyModule(stand_ins={"main": LazyAttribute("httpx._main", "main")}),
+    "peft": LazyModule(
         parts=None,
         names={
             "LoHaConfig": "peft.tuners.loha",
@@ -123,15 +123,17 @@ TABLE = {
         },
         before_parts=_begin_peft,
     ),
-    "peft.helpers": Asleep(
-        stand_ins={"disable_input_dtype_casting": Later("peft.helpers", "disable_input_dtype_casting")}
+    "peft.helpers": LazyModule(
+        stand_ins={"disable_input_dtype_casting": LazyAttribute("peft.helpers", "disable_input_dtype_casting")}
     ),
-    "peft.tuners": Asleep(parts=None),
-    "requests": Asleep(),
-    "scipy.integrate": Asleep(),
-    "scipy.optimize": Asleep(stand_ins={"linear_sum_assignment": Later("scipy.optimize", "linear_sum_assignment")}),
-    "scipy.stats": Asleep(),
-    "torch._dynamo": Asleep(
+    "peft.tuners": LazyModule(parts=None),
+    "requests": LazyModule(),
+    "scipy.integrate": LazyModule(),
+    "scipy.optimize": LazyModule(
+        stand_ins={"linear_sum_assignment": LazyAttribute("scipy.optimize", "linear_sum_assignment")}
+    ),
+    "scipy.stats": LazyModule(),
+    "torch._dynamo": LazyModule(
         parts=("torch._dynamo.config", "torch._dynamo._trace_wrapped_higher_order_op"),
         stand_ins={
             "allow_in_graph": _marks.marking("allow_in_graph"),
@@ -139,10 +141,10 @@ TABLE = {
             "disable": _marks.disable,
             "graph_break": lambda msg="": None,
         },
-        after=_marks.tell,
+        after=_marks.pass_on,
     ),
-    "torch.distributed.tensor": Asleep(stand_ins={"DTensor": Later("torch.distributed.tensor", "DTensor")}),
-    "transformers": Asleep(
+    "torch.distributed.tensor": LazyModule(stand_ins={"DTensor": LazyAttribute("torch.distributed.tensor", "DTensor")}),
+    "transformers": LazyModule(
         parts=None,
         names={
             "BloomPreTrainedModel": "transformers.models.bloom.modeling_bloom",
@@ -152,9 +154,9 @@ TABLE = {
             "CLIPTokenizer": f"{_CLIP}.tokenization_clip",
             "PreTrainedModel": "transformers.modeling_utils",
         },
-        stand_ins={"AutoImageProcessor": Later("transformers", "AutoImageProcessor")},
+        stand_ins={"AutoImageProcessor": LazyAttribute("transformers", "AutoImageProcessor")},
         before_parts=_begin_transformers,
     ),
-    "transformers.models": Asleep(parts=None),
-    "transformers.processing_utils": Asleep(stand_ins={"Unpack": typing_extensions.Unpack}),
+    "transformers.models": LazyModule(parts=None),
+    "transformers.processing_utils": LazyModule(stand_ins={"Unpack": typing_extensions.Unpack}),
 }

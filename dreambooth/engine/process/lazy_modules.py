@@ -1,4 +1,5 @@
-"""Modules that are there before they have run: each runs when something is asked of it that it cannot answer asleep."""
+"""Modules that are imported lazily: each runs when it is first asked for something that it cannot give without
+running."""
 
 from __future__ import annotations
 
@@ -17,24 +18,24 @@ _OF_IMPORTING = ("__path__", "__file__", "__cached__", "__spec__", "__wrapped__"
 
 
 @dataclass(frozen=True)
-class Asleep:
-    """What can be had of a module without waking it."""
+class LazyModule:
+    """What a module can give without running."""
 
-    parts: Sequence[str] | None = ()  # its submodules that do without what the module itself does; None: all do
-    names: Mapping[str, str] = field(default_factory=dict)  # what it has from a module: name and module
-    stand_ins: Mapping[str, Any] = field(default_factory=dict)  # what does the same until it is awake
-    before_parts: Callable[[], None] | None = None  # done before any other of its parts is imported
-    after: Callable[[], None] | None = None  # done once, when it is awake
+    parts: Sequence[str] | None = ()  # its submodules that can be imported without it; None: all
+    names: Mapping[str, str] = field(default_factory=dict)  # attributes, by the submodule that each comes from
+    stand_ins: Mapping[str, Any] = field(default_factory=dict)  # attributes, with what replaces each until it has run
+    before_parts: Callable[[], None] | None = None  # called before its first submodule is imported
+    after: Callable[[], None] | None = None  # called once, when it has run
 
 
-class Later:
-    """Stands for a function or a class of a module that is imported when it is called, or an attribute is read."""
+class LazyAttribute:
+    """Stands for a function or class of a lazy module, which runs when this is called or an attribute of it is read."""
 
     def __init__(self, module: str, name: str) -> None:
         self._module, self._name = module, name
 
     def _real(self) -> Any:
-        return getattr(woken(self._module), self._name)
+        return getattr(loaded(self._module), self._name)
 
     def __call__(self, *arguments: Any, **more: Any) -> Any:
         return self._real()(*arguments, **more)
@@ -44,38 +45,38 @@ class Later:
             raise AttributeError(name)
         return getattr(self._real(), name)
 
-    def __instancecheck__(self, instance: Any) -> bool:  # of a class that is not there, there is no instance
-        return is_awake(self._module) and isinstance(instance, self._real())
+    def __instancecheck__(self, instance: Any) -> bool:  # a class that does not exist yet has no instances
+        return is_loaded(self._module) and isinstance(instance, self._real())
 
 
-def put(table: Mapping[str, Asleep]) -> None:
-    """From now on these modules are imported asleep; what is there already stays as it is."""
+def install(table: Mapping[str, LazyModule]) -> None:
+    """From now on these modules are imported lazily; those that are imported already stay as they are."""
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Finder(table))
 
 
-def is_awake(name: str) -> bool:
+def is_loaded(name: str) -> bool:
     """Whether a module was imported and has run, or is running."""
-    return name in sys.modules and not _sleeps(sys.modules[name])
+    return name in sys.modules and not _is_waiting(sys.modules[name])
 
 
 class _Module(ModuleType):
-    """A module that has not run yet, or is running."""
+    """A module that has not run yet, or is running now."""
 
     def __getattr__(self, name: str) -> Any:
-        if name in _OF_IMPORTING:  # asked for while it is made
+        if name in _OF_IMPORTING:  # read while it is created
             raise AttributeError(name)
         own: _Loader = self.__dict__["__loader__"]
         if not own.running:
             with own.lock:
                 if type(self) is _Module and not own.running:
-                    return self._asked(own, name)
+                    return self._answer(own, name)
         if own.running_in != threading.get_ident():
             with own.lock:  # another thread runs it
                 return getattr(self, name)
         raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
 
-    def _asked(self, own: _Loader, name: str) -> Any:
+    def _answer(self, own: _Loader, name: str) -> Any:
         known = own.known
         if name == "__version__":
             return version(self.__name__)
@@ -84,14 +85,14 @@ class _Module(ModuleType):
         if name in known.names:
             return getattr(importlib.import_module(known.names[name]), name)
         part = f"{self.__name__}.{name}"
-        if _is_apart(known, part) and PathFinder.find_spec(part, self.__path__):
+        if _stands_alone(known, part) and PathFinder.find_spec(part, self.__path__):
             return importlib.import_module(part)
-        own.wake(self)
+        own.load(self)
         return getattr(sys.modules[self.__name__], name)
 
 
-class _Woken(ModuleType):
-    """A module that has run. Some put another object in their place then, which knows more."""
+class _RanModule(ModuleType):
+    """A module that has run. Some have put another object into sys.modules then, which is asked for what is missing."""
 
     def __getattr__(self, name: str) -> Any:
         now = sys.modules.get(self.__name__)
@@ -101,9 +102,9 @@ class _Woken(ModuleType):
 
 
 class _Loader(Loader):
-    """Leaves a module empty until it is woken."""
+    """Leaves a module empty until `load` runs it."""
 
-    def __init__(self, loader: Loader, known: Asleep) -> None:
+    def __init__(self, loader: Loader, known: LazyModule) -> None:
         self.loader, self.known = loader, known
         self.lock = threading.RLock()
         self.running, self.running_in = False, 0
@@ -112,11 +113,11 @@ class _Loader(Loader):
         return _Module(spec.name)
 
     def exec_module(self, module: ModuleType) -> None:
-        """It runs when it is woken."""
+        """Does not run the module; `load` does."""
         if self.known.before_parts:
             self.known.before_parts()
 
-    def wake(self, module: ModuleType) -> None:
+    def load(self, module: ModuleType) -> None:
         """Runs the module; from now on it is like any other."""
         with self.lock:
             if self.running or type(module) is not _Module:
@@ -127,13 +128,13 @@ class _Loader(Loader):
                 spec.loader = self.loader
             self.loader.exec_module(module)
             module.__loader__ = self.loader
-            module.__class__ = _Woken
+            module.__class__ = _RanModule
             if self.known.after:
                 self.known.after()
 
 
 class _Finder(MetaPathFinder):
-    def __init__(self, table: Mapping[str, Asleep]) -> None:
+    def __init__(self, table: Mapping[str, LazyModule]) -> None:
         self.table = table
 
     def find_spec(
@@ -141,8 +142,8 @@ class _Finder(MetaPathFinder):
     ) -> ModuleSpec | None:
         for parent in self._above(fullname):
             known, module = self.table[parent], sys.modules.get(parent)
-            if module is not None and _sleeps(module) and not _is_apart(known, fullname):
-                module.__dict__["__loader__"].wake(module)
+            if module is not None and _is_waiting(module) and not _stands_alone(known, fullname):
+                module.__dict__["__loader__"].load(module)
         if fullname not in self.table or fullname in sys.modules:
             return None
         spec = PathFinder.find_spec(fullname, path, target)
@@ -151,22 +152,22 @@ class _Finder(MetaPathFinder):
         return spec
 
     def _above(self, name: str) -> list[str]:
-        """The modules of the table that it is a part of, the outermost first."""
+        """The lazy modules that it is a submodule of, the outermost first."""
         pieces = name.split(".")
         return [above for n in range(1, len(pieces)) if (above := ".".join(pieces[:n])) in self.table]
 
 
-def _is_apart(known: Asleep, part: str) -> bool:
+def _stands_alone(known: LazyModule, part: str) -> bool:
     return known.parts is None or part in known.parts
 
 
-def _sleeps(module: ModuleType) -> bool:
+def _is_waiting(module: ModuleType) -> bool:
     return type(module) is _Module and not module.__dict__["__loader__"].running
 
 
-def woken(name: str) -> ModuleType:
-    """The module, which has run."""
+def loaded(name: str) -> ModuleType:
+    """The module, after it has run."""
     module = importlib.import_module(name)
-    if _sleeps(module):
-        module.__dict__["__loader__"].wake(module)
+    if _is_waiting(module):
+        module.__dict__["__loader__"].load(module)
     return sys.modules[name]
