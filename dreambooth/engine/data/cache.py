@@ -78,7 +78,7 @@ class Encoded:
         return self.surroundings.sample(int(self.bucket[index[0]]), self.row[index], self.device)
 
     def nothing_around(self, index: Tensor) -> Tensor | None:
-        """The same inputs where the whole picture is masked, (1, 5, h, w)."""
+        """An inpainting model's inputs where the whole picture is masked, (1, 5, h, w)."""
         return None if self.surroundings is None else self.surroundings.nothing[int(self.bucket[index[0]])]
 
 
