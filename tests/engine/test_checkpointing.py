@@ -71,22 +71,22 @@ def test_random_numbers_are_put_back_only_where_some_are_drawn(made: Project, mo
     wanted = output(train(made, **{**ON, **plain_steps, **dropout}))
     assert same(wanted, output(train(made, **{**ON, **steps, **dropout})))
     assert read
-    monkeypatch.setattr(checkpointing, "draws", lambda block: False)
+    monkeypatch.setattr(checkpointing, "draws_random_numbers", lambda block: False)
     assert not same(wanted, output(train(made, **{**ON, **steps, **dropout})))
 
 
 def test_transformers_come_first_and_of_each_kind_the_narrowest() -> None:
     for family in ("sd1", "sdxl"):
         unet = random_model.modules(family)["unet"]
-        everything = checkpointing.cheapest(unet, 1)
+        everything = checkpointing.cheapest_blocks(unet, 1)
         assert len(everything) == sum(isinstance(one, BLOCKS) for one in unet.modules()) - 1, "the middle's first"
         kinds = [isinstance(block, ResnetBlock2D) for block in everything]
         assert kinds == sorted(kinds)
         for share in (0.25, 0.5, 0.75):
-            some = checkpointing.cheapest(unet, share)
+            some = checkpointing.cheapest_blocks(unet, share)
             assert some == everything[: len(some)]
             assert 0 < len(some) < len(everything)
-    sd1 = checkpointing.cheapest(random_model.modules("sd1")["unet"], 0.45)
+    sd1 = checkpointing.cheapest_blocks(random_model.modules("sd1")["unet"], 0.45)
     assert [block.norm1.normalized_shape for block in sd1] == [(320,)] * 5
 
 

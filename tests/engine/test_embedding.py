@@ -30,7 +30,7 @@ from dreambooth.engine.miniature import measure
 from dreambooth.engine.training import loop
 from dreambooth.engine.training.loop import Hooks
 from dreambooth.engine.training.session import Session
-from dreambooth.engine.training.validation import Validated, Validation
+from dreambooth.engine.training.validation import Validation, ValidationResult
 from dreambooth.service import exporting, launcher, runs, short_jobs, use_in_txt2img
 from tests.engine import tiny
 from tests.engine.runs import LORA, exported, folders, new_run, same, saved, tiny_project, told, train
@@ -356,9 +356,9 @@ def test_it_is_listed_drawn_on_a_sheet_and_drawn_of_a_state(
 def test_a_later_best_takes_the_place_of_the_former(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And of the best, which is not the last, previews are drawn."""
 
-    def measured(self: Validation) -> Validated:
+    def measured(self: Validation) -> ValidationResult:
         gains = {0: 0.0, 2: 0.1, 4: 0.2, 6: 0.1, 8: 0.1}
-        return Validated(gains[self.session.step], gains[self.session.step], None)
+        return ValidationResult(gains[self.session.step], gains[self.session.step], None)
 
     monkeypatch.setattr(Validation, "measure", measured)
     held = {"concepts.0.held_out": 1, "intervals.validate_every": 1, "intervals.num_train_epochs": 4}

@@ -164,7 +164,7 @@ def test_no_more_values_are_stacked_than_said(monkeypatch: pytest.MonkeyPatch) -
     some = weights()
     give(some, 0)
     monkeypatch.setattr(factored_moments, "VALUES_AT_ONCE", 2 * 24 * 40)
-    lists = list(factored_moments.alike(some))
+    lists = list(factored_moments.stackable(some))
     assert all(len(one) == 1 or sum(w.numel() for w in one) <= 2 * 24 * 40 for one in lists)
     assert [len(one) for one in lists if one[0].numel() == 24 * 40] == [2, 2]
     assert sum(map(len, lists)) == len(some)

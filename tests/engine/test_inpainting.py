@@ -169,7 +169,7 @@ def test_it_sees_the_mask_and_the_latents_of_what_that_leaves(widened: Path, pho
 def test_a_quarter_of_the_time_it_sees_nothing(widened: Path, photos: Path) -> None:
     model = families.load_file(widened)
     encoded = seen(model, examples(photos), many=3)
-    nothing = inpainting_inputs.nothing(model, 64, 64)
+    nothing = inpainting_inputs.whole_picture_inputs(model, 64, 64)
     assert nothing is not None and nothing[0, 0].min() == 1
     assert torch.equal(nothing[:, 1:], model.encode_pictures(torch.zeros(1, 3, 64, 64))[0])
     torch.manual_seed(0)
@@ -254,17 +254,22 @@ def errors(model: Model) -> dict[str, float]:
     """How wrong pictures that were not learned are predicted outside of a hole, where that is seen or not."""
     mask = torch.zeros(1, 1, 64, 64)
     mask[..., 16:48, 16:48] = 1
-    t, outside, text = torch.tensor([700]), 1 - inpainting_inputs.of_latents(mask), model.encode_text(["x"])
-    alpha_bar, nothing = make_scheduler("ddim", model).alphas_cumprod[t], inpainting_inputs.nothing(model, 64, 64)
+    t, outside, text = torch.tensor([700]), 1 - inpainting_inputs.latent_masks(mask), model.encode_text(["x"])
+    alpha_bar, nothing = (
+        make_scheduler("ddim", model).alphas_cumprod[t],
+        inpainting_inputs.whole_picture_inputs(model, 64, 64),
+    )
     found: dict[str, list[float]] = {"seen": [], "not seen": []}
     for number in range(100, 110):
         pixels = cache.to_tensor(colours(number))[None]
         x_0, _ = model.encode_pictures(pixels)
         eps = torch.randn(x_0.shape, generator=torch.Generator().manual_seed(number))
         x_t = objective.add_noise(x_0, eps, alpha_bar)
-        given = torch.cat([inpainting_inputs.of_latents(mask), inpainting_inputs.masked(model, pixels, mask)], 1)
+        given = torch.cat(
+            [inpainting_inputs.latent_masks(mask), inpainting_inputs.encode_masked(model, pixels, mask)], 1
+        )
         for name, some in (("seen", given), ("not seen", nothing)):
-            predicted = model.denoise(inpainting_inputs.joined(x_t, some), t, text, torch.zeros(1, 6))
+            predicted = model.denoise(inpainting_inputs.concatenate(x_t, some), t, text, torch.zeros(1, 6))
             found[name].append(((predicted - eps).square() * outside).sum().item())
     return {name: float(np.mean(some)) for name, some in found.items()}
 
@@ -341,8 +346,8 @@ def test_held_out_pictures_are_measured(sd1: Project, photos: Path) -> None:
 
 def test_imagic_fits_words_to_the_whole_picture(sd1: Project, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     taken: list[Tensor] = []
-    real = inpainting_inputs.joined
-    monkeypatch.setattr(inpainting_inputs, "joined", lambda x, more: (taken.append(more), real(x, more))[1])
+    real = inpainting_inputs.concatenate
+    monkeypatch.setattr(inpainting_inputs, "concatenate", lambda x, more: (taken.append(more), real(x, more))[1])
     for path in photos.glob("[02]*.png"):
         path.unlink()
     changes = {"imagic.enabled": True, "imagic.embedding_steps": 3, "intervals.max_train_steps": 2}

@@ -163,7 +163,7 @@ def test_no_gradient_is_worked_out_before_the_first_block(
     """What comes in from before it asks for none, and checkpointing does not work the blocks before it out again."""
     model = prepared(base, **{"lora.blocks": "out"})
     if checkpointed:
-        checkpointing.use(model.unet, checkpointed)
+        checkpointing.enable(model.unet, checkpointed)
     model.unet.train()
     where = {module: path for path, module in model.unet.named_modules()}
     asked, done = dict[str, bool](), collections.Counter[str]()

@@ -121,7 +121,7 @@ def test_paged_states_are_read_only_while_the_card_rests(
         for one in lent:
             one.is_paged = True  # type: ignore[attr-defined]
         if not has_room:
-            monkeypatch.setattr(state_writer, "copied", _no_room)
+            monkeypatch.setattr(state_writer, "copy_to_cpu", _no_room)
         there = torch.ones(4, device="cuda")
         writer = state_writer.Writer(tmp_path, lambda steps: set(steps))
         writer.begin(1, {"weights": {"a": there}, "rest": [lent[0], there, lent[1]]}, lambda written: None)

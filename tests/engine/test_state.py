@@ -110,7 +110,7 @@ def test_going_on_from_before_a_damaged_state_leaves_nothing_behind_it(tmp_path:
 def test_the_last_few_states_and_one_of_each_so_many_epochs_stay(tmp_path: Path) -> None:
     length = Budget(pictures=4, epochs=100, batch=2, accumulation=1)  # an epoch is two steps
     for step in range(5, 60, 5):
-        state.save(tmp_path, step, content(step), state_writer.keeping(length, last=2, every_epochs=10))
+        state.save(tmp_path, step, content(step), state_writer.retention_rule(length, last=2, every_epochs=10))
     assert steps(tmp_path) == [20, 40, 50, 55]
 
 
@@ -195,7 +195,7 @@ def test_without_memory_for_a_copy_the_training_waits(
     if known:
         monkeypatch.setattr(state_writer, "_SPARE", 2**60)
     else:
-        monkeypatch.setattr(state_writer, "copied", fails)
+        monkeypatch.setattr(state_writer, "copy_to_cpu", fails)
     given_back: list[bool] = []
     monkeypatch.setattr(
         state_writer.hardware, "give_back_pinned", lambda: given_back.append(not any(tmp_path.iterdir()))

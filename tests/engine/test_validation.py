@@ -28,7 +28,7 @@ from dreambooth.engine.run.dataset import Dataset
 from dreambooth.engine.training import loop, objective, preview, state
 from dreambooth.engine.training.session import Session
 from dreambooth.engine.training.state import NotSaved
-from dreambooth.engine.training.validation import TIMESTEPS, Validated, Validation
+from dreambooth.engine.training.validation import TIMESTEPS, Validation, ValidationResult
 from dreambooth.engine.work import Asked, Work
 from dreambooth.service import launcher, resume_run, runs
 from dreambooth.ui.describe import of_runs
@@ -64,7 +64,7 @@ def sessions(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Session]]:
 def goes(*held_out: float) -> Any:
     """A validation that finds these, before the run and then in turn."""
     values = iter((0.0, *held_out))
-    return lambda self: Validated(next(values), 0.5, None)
+    return lambda self: ValidationResult(next(values), 0.5, None)
 
 
 def kept(job: Job) -> list[int]:
@@ -296,7 +296,7 @@ def test_what_goes_with_a_former_best_is_only_what_came_with_it(
     precious.touch()
     checkpoints, measured = folders(made).checkpoints, goes(0.1, 0.3, 0.2, 0.4, 0.1, 0.0)
 
-    def measure(validation: Validation) -> Validated:
+    def measure(validation: Validation) -> ValidationResult:
         if sibling and (checkpoints / "sd2_8.yaml").exists():
             (checkpoints / "sd2_8.ckpt").touch()
         return measured(validation)  # type: ignore[no-any-return]
@@ -347,7 +347,7 @@ def test_a_run_that_ended_by_its_patience_goes_on_nevertheless(
             resume_run.prepare(folders(project), job, {"intervals.patience": "2"})
         assert resume_run.prepare(folders(project), job, {}) == {"intervals.patience": 0}
         rest = iter(course[4:])
-        patched.setattr(Validation, "measure", lambda self: Validated(next(rest), 0.5, None))
+        patched.setattr(Validation, "measure", lambda self: ValidationResult(next(rest), 0.5, None))
         AcceleratorState._reset_state(reset_partial_state=True)
         assert worker.run(job) == "done"
     job.report("done")

@@ -38,9 +38,9 @@ class Waiting:
         report = StepMetrics.report_if_due
 
         @functools.wraps(report)
-        def told(pulse: StepMetrics) -> None:
+        def told(metrics: StepMetrics) -> None:
             self.step_ended()
-            report(pulse)
+            report(metrics)
 
         StepMetrics.report_if_due = told  # type: ignore[method-assign]
 

@@ -94,7 +94,7 @@ def laid(
         _prepare(settings.parse(flat), unet=unet)
     attention.use(unet, "sdpa")
     if step.checkpointed:
-        checkpointing.use(unet, share)
+        checkpointing.enable(unet, share)
     with FakeTensorMode(allow_non_fake_inputs=True) if fake else torch.random.fork_rng():
         # As while learning: there is no dropout, and in that mode peft asks for random numbers, which are not there.
         fill(unet.eval(), step.precision, trains_all=step.kind == "full")

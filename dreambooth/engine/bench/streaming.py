@@ -54,7 +54,7 @@ def build(settings: Settings, family: str, point: Point) -> tuple[nn.Module, Any
     model: Any = SimpleNamespace(unet=unet, text_encoders={}, device=CPU)
     trained = adapters.make_trainable(model, settings)
     if settings.batching.gradient_checkpointing:
-        checkpointing.use(unet, settings.memory.checkpointed_share)
+        checkpointing.enable(unet, settings.memory.checkpointed_share)
     optimizer = optimizers.make(trained, settings)
     session: Any = SimpleNamespace(settings=settings, model=model, trained=trained, optimizer=optimizer)
     stepping = FusedBackward(session)

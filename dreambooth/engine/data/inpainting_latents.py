@@ -65,8 +65,8 @@ def add(
     Raises UserError naming a mask that cannot be used, or a picture whose latents are not finite.
     """
     sides = [(LATENT_FACTOR * mean.shape[3], LATENT_FACTOR * mean.shape[2]) for mean in encoded.mean]
-    wholes = (inpainting_inputs.nothing(model, width, height) for width, height in sides)
-    nothing = [whole for whole in wholes if whole is not None]
+    whole = (inpainting_inputs.whole_picture_inputs(model, width, height) for width, height in sides)
+    nothing = [inputs for inputs in whole if inputs is not None]
     encoded.surroundings = InpaintingLatents(None, nothing)
     if not many:
         return
@@ -92,7 +92,7 @@ def _inputs(
             drawn = inpainting_masks.masks(path.name, variant, example.cut, own, many, seed)
             hidden = torch.from_numpy(np.stack(drawn)).float()[:, None]
             latents = _latents(model, example, hidden, pixels, store)
-            yield n, torch.cat([inpainting_inputs.of_latents(hidden).to(latents.device), latents], 1)
+            yield n, torch.cat([inpainting_inputs.latent_masks(hidden).to(latents.device), latents], 1)
             n += 1
 
 
@@ -115,7 +115,7 @@ def _latents(model: Model, example: Example, hidden: Tensor, pixels: _Pixels, st
     at_once = 1 if model.device.type == "cpu" else pictures_at_once(example.cut.bucket.area)
     for start in range(0, len(missing), at_once):
         batch = missing[start : start + at_once]
-        for n, latents in zip(batch, inpainting_inputs.masked(model, pixels.of(example)[None], hidden[batch])):
+        for n, latents in zip(batch, inpainting_inputs.encode_masked(model, pixels.of(example)[None], hidden[batch])):
             if store:
                 store.write_masked(example, hidden[n].numpy(), latents)
             known[n] = latents

@@ -84,14 +84,14 @@ def draw(
         text = TextEmbedding.cat([known.negative(sampling.negative_prompt, len(seeds)), text])
     text = text.to(model.unet.dtype)
     sizes = torch.tensor([whole_picture(sampling.width, sampling.height)] * len(text.hidden), device=model.device)
-    nothing = inpainting_inputs.nothing(model, sampling.width, sampling.height)
+    nothing = inpainting_inputs.whole_picture_inputs(model, sampling.width, sampling.height)
     noise = {"generator": generators} if "generator" in inspect.signature(scheduler.step).parameters else {}
     # The scheduler looks its steps up in the computer's memory; the UNet would have the device waited for at each.
     for t, t_there in zip(scheduler.timesteps, hardware.brought(scheduler.timesteps, model.device)):
         if on_step:
             on_step()
         x = scheduler.scale_model_input(torch.cat([latents, latents]) if guided else latents, t)
-        x = inpainting_inputs.joined(x.to(model.unet.dtype), nothing)
+        x = inpainting_inputs.concatenate(x.to(model.unet.dtype), nothing)
         predicted = known.predict(x, t_there, text, sizes).float()
         if guided:
             without, with_prompt = predicted.chunk(2)

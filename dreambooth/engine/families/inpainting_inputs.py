@@ -1,5 +1,5 @@
-"""What an inpainting model's UNet takes beside noisy latents: a mask, 1 where it is to paint, and the latents of the
-picture with that part in grey. WebUIs and diffusers give it the same, in this order."""
+"""The further input channels of an inpainting model's UNet: a mask, 1 where it is to paint, and the latents of the
+image with the masked part in grey. WebUIs and diffusers give it the same channels in this order."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ CHANNELS = 1 + LATENT_CHANNELS
 
 
 @torch.no_grad()
-def nothing(model: Model, width: int, height: int) -> Tensor | None:
-    """What it takes where it is to paint a whole picture of so many pixels, (1, 5, h, w); None of a plain model.
+def whole_picture_inputs(model: Model, width: int, height: int) -> Tensor | None:
+    """The inputs for painting a whole image of `width` by `height` pixels, (1, 5, h, w); None for other models.
 
-    The grey picture is encoded once for each size.
+    The grey image is encoded once for each size.
     """
     if not model.inpaints:
         return None
@@ -30,20 +30,20 @@ def nothing(model: Model, width: int, height: int) -> Tensor | None:
     return model.greys[width, height]
 
 
-def masked(model: Model, pixels: Tensor, masks: Tensor) -> Tensor:
-    """Latents (B, 4, h, w) of pictures (B, 3, H, W) in [-1, 1] of which masks (B, 1, H, W) hide what is 1."""
+def encode_masked(model: Model, pixels: Tensor, masks: Tensor) -> Tensor:
+    """Latents (B, 4, h, w) of images (B, 3, H, W) in [-1, 1], grey where masks (B, 1, H, W) are 1."""
     latents, _ = model.encode_pictures(pixels * (1 - masks))
     return latents
 
 
-def of_latents(masks: Tensor) -> Tensor:
-    """Masks (B, 1, H, W) in the size of latents: every eighth value, as WebUIs and diffusers make them smaller."""
+def latent_masks(masks: Tensor) -> Tensor:
+    """Masks (B, 1, H, W) -> (B, 1, h, w): every eighth value, as WebUIs and diffusers downsample them."""
     height, width = masks.shape[-2] // LATENT_FACTOR, masks.shape[-1] // LATENT_FACTOR
     return functional.interpolate(masks, size=(height, width))
 
 
-def joined(x: Tensor, around: Tensor | None) -> Tensor:
-    """What the UNet takes: noisy latents (B, 4, h, w), and behind them what is around, (B or 1, 5, h, w)."""
-    if around is None:
+def concatenate(x: Tensor, inputs: Tensor | None) -> Tensor:
+    """The UNet's input: noisy latents (B, 4, h, w), and behind them the further inputs (B or 1, 5, h, w), if any."""
+    if inputs is None:
         return x
-    return torch.cat([x, around.to(x.dtype).expand(len(x), -1, -1, -1)], 1)
+    return torch.cat([x, inputs.to(x.dtype).expand(len(x), -1, -1, -1)], 1)

@@ -44,7 +44,7 @@ class Model(TextEncoding):
     drawn_in: torch.dtype | None = None  # how the UNet computes while it draws; None: in the precision of its weights
     traced: bool = True  # whether its predictions may be, while it draws
     header: Header | None = None  # of the file that it was read from
-    greys: dict[tuple[int, int], Tensor] = field(default_factory=dict)  # by width and height; see around.nothing
+    greys: dict[tuple[int, int], Tensor] = field(default_factory=dict)  # by width and height; see inpainting_inputs.py
 
     @classmethod
     def of(

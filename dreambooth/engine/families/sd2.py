@@ -40,7 +40,9 @@ def seems_to_predict_v(model: Model) -> bool:
         return False
     x = torch.full((1, LATENT_CHANNELS, 8, 8), 0.5, dtype=model.unet.dtype)
     text = torch.full((1, 2, VIT_H_WIDTH), 0.5, dtype=model.unet.dtype)
-    taken = inpainting_inputs.joined(x, inpainting_inputs.nothing(model, 8 * LATENT_FACTOR, 8 * LATENT_FACTOR))
+    taken = inpainting_inputs.concatenate(
+        x, inpainting_inputs.whole_picture_inputs(model, 8 * LATENT_FACTOR, 8 * LATENT_FACTOR)
+    )
     return bool((model.unet(taken, 999, text).sample - x).float().mean() < -1)
 
 

@@ -84,7 +84,7 @@ class Meter:
         noise = torch.randn(_NOISES, LATENT_CHANNELS, side, side, generator=generator)
         x_t = noise.repeat(len(_STEPS), 1, 1, 1).to(model.device, model.unet.dtype)
         pixels = side * LATENT_FACTOR
-        self.x_t = inpainting_inputs.joined(x_t, inpainting_inputs.nothing(model, pixels, pixels))
+        self.x_t = inpainting_inputs.concatenate(x_t, inpainting_inputs.whole_picture_inputs(model, pixels, pixels))
         sizes = whole_picture(pixels, pixels)
         self.sizes = torch.tensor([sizes] * len(self.x_t), device=model.device)
         self.t = torch.tensor(_STEPS, device=model.device).repeat_interleave(_NOISES)

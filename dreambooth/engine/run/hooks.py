@@ -25,7 +25,7 @@ from dreambooth.engine.run.tensorboard import EventFile, curves
 from dreambooth.engine.training import preview, state_writer
 from dreambooth.engine.training.session import Session
 from dreambooth.engine.training.state_writer import Written
-from dreambooth.engine.training.validation import Validated, Validation
+from dreambooth.engine.training.validation import Validation, ValidationResult
 from dreambooth.engine.work import Work
 
 RETRY_SECONDS = 60.0  # after a state that could not be saved
@@ -44,7 +44,7 @@ class RunHooks:
         self.validation, self.measured_at = validation, -1
         self.board = EventFile(work.job.folder / "tensorboard") if work.settings.reporting.tensorboard else None
         intervals = session.settings.intervals
-        kept = state_writer.keeping(session.budget, intervals.states_kept, intervals.states_kept_every)
+        kept = state_writer.retention_rule(session.budget, intervals.states_kept, intervals.states_kept_every)
         self.states = state_writer.Writer(work.job.state, kept)
         self.state_failed_at: float | None = None
         self.release_cuda_graphs: Callable[[], None] = lambda: None
@@ -109,7 +109,7 @@ class RunHooks:
         patience = settings.intervals.patience
         return bool(patience) and validation.measures_past(history.measures) >= patience
 
-    def _validated(self) -> Validated | None:
+    def _validated(self) -> ValidationResult | None:
         """The validation losses; None where they cannot be measured, which is a warning."""
         assert self.validation is not None
         try:

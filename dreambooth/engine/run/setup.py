@@ -197,7 +197,7 @@ def make_class_pictures(work: Work, model: Model, plans: list[class_pictures.Pla
 def _checkpoint_gradients(settings: Settings, model: Model) -> None:
     if not settings.batching.gradient_checkpointing:
         return
-    checkpointing.use(model.unet, settings.memory.checkpointed_share)
+    checkpointing.enable(model.unet, settings.memory.checkpointed_share)
     for part in _live_text_encoders(settings, model):
         model.text_encoders[part].gradient_checkpointing_enable()
 

@@ -1,7 +1,7 @@
-"""A program as one CUDA graph: the device is asked once for all of its operations.
+"""A program as a CUDA graph: all of its operations are launched at once.
 
-What such a graph reads and writes lies at fixed places, which it holds for good: inputs are copied into them, and
-outputs last until the next call. See docs.pytorch.org, "CUDA semantics", on CUDA graphs.
+A graph reads and writes fixed memory, which it keeps as long as it exists: inputs are copied there, and outputs are
+valid until the next replay. See docs.pytorch.org, "CUDA semantics", on CUDA graphs.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from dreambooth.engine.tracing.program import Program
 
 LAST_TO_LEAK = "2.13.0"  # the last PyTorch whose graphs keep their pool after a capture that failed
 
-Captured = tuple[Callable[[], None], tuple[Tensor, ...]]  # what does it again, and where its outputs are then
+Captured = tuple[Callable[[], None], tuple[Tensor, ...]]  # the replay, and the outputs that it writes
 
 
 def fault(device: torch.device) -> str:
@@ -30,20 +30,20 @@ def fault(device: torch.device) -> str:
 
 @dataclass(frozen=True)
 class Room:
-    """The memory that graphs share. What one of them is done with is given to another on the same stream alone."""
+    """The memory pool that graphs share and the stream that they are captured on, on which alone memory is reused."""
 
     pool: Any
     stream: Any
 
 
 class Graph:
-    """Does what its program does.
+    """Replays a program as a CUDA graph.
 
-    Raises RuntimeError where that cannot be captured, such as a copy from memory that the device does not reach.
+    Raises RuntimeError where it cannot be captured, such as a copy from memory that is not pinned.
     """
 
     def __init__(self, program: Program, inputs: Sequence[Tensor], like: Graph | None = None) -> None:
-        """`like` is another graph that this one shares its room with: only one's outputs last at a time."""
+        """`like` is a graph whose memory pool this one shares: a replay of one invalidates the other's outputs."""
         self.program = program
         self.inputs = [tensor.clone() for tensor in inputs]
         self.room = like.room if like else _room(inputs[0].device)
@@ -57,10 +57,10 @@ class Graph:
 
 
 def capture(program: Program, inputs: list[Tensor], room: Room) -> Captured:
-    """Has the device write down what a program asks of it. It is done once before, as libraries settle then.
+    """Captures a program, after running it once, as libraries are initialized then.
 
-    Where it fails, graphs of the same room must not be replayed any more: PyTorch may have let go of the room that
-    cuBLAS had on their stream.
+    Where this raises RuntimeError, graphs of the same pool must not be replayed any more: PyTorch may have freed the
+    workspace that cuBLAS had on their stream.
     """
     graph, is_begun, culprit = torch.cuda.CUDAGraph(), False, None
     room.stream.wait_stream(torch.cuda.current_stream())

@@ -1,7 +1,7 @@
-"""Operations that were written down, as one function that does them again on other inputs.
+"""Recorded operations as one function that runs them on other inputs.
 
-It has no modules, no autograd and no autocast: at a batch of one that is where much of a training step's time goes. A
-tensor is let go of right after its last use, so that no more memory is held than before.
+It has no modules, no autograd and no autocast: at a batch size of 1 much of a training step's time goes there. Each
+tensor is deleted right after its last use, so that a replay takes no more memory than the recorded run.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from torch import Tensor
 
 from dreambooth.engine.tracing.recorder import Constant, Made, NotTraceable, Operation, Recorder
 
-# Norms may differ by this share from those of PyTorch itself: half precision on a card, where sums have no fixed order.
+# By which norms of a replay may differ from those of an eager run: half precision on a GPU, where sums have no order.
 RELATIVE_TOLERANCE = 0.02
 _NUMBERS = itertools.count()
 
 
 class Program:
-    """Does a computation again, on tensors of the same shapes, strides and kinds as those it was written down with."""
+    """Replays a computation, on inputs of the same shapes, strides, dtypes and devices as it was recorded with."""
 
     def __init__(self, recorder: Recorder, outputs: Sequence[Tensor]) -> None:
         named = [recorder.reference(tensor) for tensor in outputs]
@@ -34,15 +34,15 @@ class Program:
 
     @torch.no_grad()
     def __call__(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """The outputs, in the order that they were named."""
+        """Returns the outputs, in the order of the recorded ones."""
         with torch.autocast(inputs[0].device.type, enabled=False):
             return self._run(*inputs)
 
 
 def record(function: Callable[[list[Tensor]], list[Tensor]], inputs: Sequence[Tensor]) -> tuple[list[Tensor], Program]:
-    """Does a computation once. Returns what it returned, and what does it again.
+    """Runs a computation once and records it. Returns its outputs, and the program that replays it.
 
-    Raises NotTraceable, of which the computation is left half done, where that cannot be.
+    Raises NotTraceable, in the middle of the computation, where that cannot be recorded.
     """
     given = [tensor.detach().clone() for tensor in inputs]  # in storages of their own
     with Recorder(given) as recorder:
@@ -51,18 +51,18 @@ def record(function: Callable[[list[Tensor]], list[Tensor]], inputs: Sequence[Te
 
 
 def signature(tensors: Sequence[Tensor]) -> tuple[Any, ...]:
-    """What of its inputs a program depends on."""
+    """The properties of its inputs that a program depends on."""
     return tuple((one.shape, one.stride(), one.dtype, one.device) for one in tensors)
 
 
 def _function(recorder: Recorder, outputs: list[Made | Constant]) -> Callable[..., tuple[Tensor, ...]]:
-    """Python's own compiler makes it: locals are the quickest names that there are. Tracebacks show its lines."""
+    """Compiles the operations to a Python function, as local variables are fast. Tracebacks show its lines."""
     source = _Source()
     lines = []
-    for operation, gone in _needed(recorder.operations, outputs):
+    for operation, unused in _needed(recorder.operations, outputs):
         lines.append(source.line(operation))
-        if gone:
-            lines.append("del " + ", ".join(map(_name, gone)))
+        if unused:
+            lines.append("del " + ", ".join(map(_name, unused)))
     lines.append(f"return ({', '.join(map(_name, outputs))},)")
     head = f"def run({', '.join(map(_name, recorder.inputs))}):"
     constants = {_name(Constant(n)): tensor for n, tensor in enumerate(recorder.constants)}
@@ -76,10 +76,10 @@ def _function(recorder: Recorder, outputs: list[Made | Constant]) -> Callable[..
 
 
 def _needed(operations: list[Operation], outputs: list[Made | Constant]) -> list[tuple[Operation, list[Made]]]:
-    """The operations that something comes of, each with the tensors that nobody uses after it."""
+    """The operations that have effects or whose results are used, each with the tensors that are not used after it."""
     used, needed = set(outputs), []
     for operation in reversed(operations):
-        if not operation.acts and not used.intersection(operation.results):
+        if not operation.has_effects and not used.intersection(operation.results):
             continue
         ends = dict.fromkeys(one for one in [*operation.results, *operation.used] if one and one not in used)
         used.update(operation.used)
@@ -88,8 +88,8 @@ def _needed(operations: list[Operation], outputs: list[Made | Constant]) -> list
 
 
 class _Source:
-    """Python's text for operations, of numbers and of names that are made here of letters, and the objects that these
-    stand for."""
+    """Python source for operations. It contains only numbers and names made here; `objects` are what the names stand
+    for, so that no string of an operation becomes code."""
 
     def __init__(self) -> None:
         self.objects: dict[str, Any] = {}
@@ -99,7 +99,7 @@ class _Source:
         function = self._functions.setdefault(
             operation.function, f"{_plain_name(operation.function)}_{len(self._functions)}"
         )
-        # PyTorch's operations without the time that their Python takes.
+        # `_op` skips the Python wrapper of PyTorch's operations.
         self.objects[function] = getattr(operation.function, "_op", operation.function)
         given = [*map(self._text, operation.args), *(f"{k}={self._text(v)}" for k, v in operation.kwargs.items())]
         call = f"{function}({', '.join(given)})"
@@ -121,8 +121,8 @@ class _Source:
 
 
 def _plain_name(function: Any) -> str:
-    """How a traceback names an operation or a function of Python's."""
-    known = getattr(function, "func", function)  # of a partial one
+    """The name of an operation or a Python function in tracebacks, of letters, digits and underscores."""
+    known = getattr(function, "func", function)  # of functools.partial
     return re.sub(r"\W", "_", getattr(known, "__qualname__", type(known).__name__), flags=re.ASCII)
 
 

@@ -1,12 +1,12 @@
-"""The operations that a computation asks of a device, written down while it is done.
+"""Records the tensor operations of a computation while it runs.
 
-What is written down is what is left of a computation below Python's modules, autograd and autocast: forward and
-backward pass alike are a list of PyTorch's operations on tensors. A tensor is known by its place in memory, as autograd
-hands on what it kept under new objects. Places are known by the storage, which is referred to weakly, so that nothing
-is held longer than by the computation itself.
+What is recorded is what remains of a computation below Python's modules, autograd and autocast: forward and backward
+pass alike are a list of PyTorch's operations on tensors. A tensor is identified by its place in memory, as autograd
+returns saved tensors as new objects. Storages are referred to weakly, so that nothing lives longer than in the
+computation itself.
 
-What is to be done anew each time, as it depends on more than tensors (an optimizer's step on the count of its steps),
-is a call: of it only its place in the list and its tensors are written down.
+Code that must run anew each time, as it depends on more than tensors (such as an optimizer's step, which depends on the
+count of its steps), is a call: only its place in the list and its tensors are recorded.
 """
 
 from __future__ import annotations
@@ -25,55 +25,55 @@ _DECIDED_BY_VALUES = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_
 
 
 class NotTraceable(Exception):
-    """What is done depends on more than the shapes of what is given."""
+    """A computation cannot be recorded, as its operations depend on more than the shapes of its inputs."""
 
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """A tensor that is given to the computation, or made in it."""
+    """A tensor that is an input of the computation or is created in it."""
 
     number: int
 
 
 @dataclass(frozen=True, slots=True)
 class Constant:
-    """A tensor that was there before; its values may change, its place may not."""
+    """A tensor that existed before the computation; its values may change, but not its place in memory."""
 
     number: int
 
 
-Called = Callable[..., "list[Tensor] | None"]  # what it returns is new
+Called = Callable[..., "list[Tensor] | None"]  # the tensors that it returns must be new
 
 
 @dataclass(slots=True)
 class Operation:
-    """One operation, or a call of a function of Python's.
+    """An operation of PyTorch, or a call of a Python function.
 
-    `results` are the tensors that are new with it, and None for others and for what is no tensor.
+    `results` are its outputs: `Made` for new tensors, None for known ones and for what is no tensor.
     """
 
     function: Any
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     results: list[Made | None]
-    is_many: bool  # whether it returns several
+    is_many: bool  # whether it returns a sequence
 
     @property
     def used(self) -> list[Made]:
         return [one for one in tree_iter((self.args, self.kwargs)) if isinstance(one, Made)]
 
     @property
-    def acts(self) -> bool:
-        """Whether it does more than to return something new: it writes, or draws random numbers, or is a call."""
+    def has_effects(self) -> bool:
+        """Whether it must run even if its results are not used: it writes, draws random numbers, or is a call."""
         if not isinstance(self.function, torch._ops.OpOverload):
             return True
         return self.function._schema.is_mutable or torch.Tag.nondeterministic_seeded in self.function.tags
 
 
 class Recorder(TorchDispatchMode):
-    """Within it all operations are done and written down. The inputs must lie in storages of their own.
+    """Records all operations until the block ends. Each input must be the only tensor of its storage.
 
-    Raises NotTraceable for an operation whose result's shape, or what Python reads of it, depends on values.
+    Raises NotTraceable for an operation whose result's shape depends on values, or whose values Python reads.
     """
 
     def __init__(self, inputs: Sequence[Tensor]) -> None:
@@ -82,13 +82,13 @@ class Recorder(TorchDispatchMode):
         self.constants: list[Tensor] = []
         self._known: dict[Any, Made | Constant] = {}
         self._storages: dict[int, StorageWeakRef] = {}
-        self._own: set[int] = set()  # storages of what is given or made
+        self._own: set[int] = set()  # the storages of inputs and of tensors created here
         self._count = 0
         self._is_calling = False
         self.inputs = [self._new(tensor) for tensor in inputs]
 
     def reference(self, tensor: Tensor) -> Made | Constant:
-        """By which name a tensor is known."""
+        """The reference by which a tensor is recorded."""
         place = self._place(tensor)
         if place not in self._known:
             if place[0] in self._own:
@@ -107,12 +107,12 @@ class Recorder(TorchDispatchMode):
         is_many = isinstance(result, (tuple, list))
         results = [self._made(one) for one in (result if is_many else [result])]
         operation = Operation(function, named_args, named_kwargs, results, is_many)
-        if any(results) or operation.acts:
+        if any(results) or operation.has_effects:
             self.operations.append(operation)
         return result
 
     def call(self, function: Called, tensors: Sequence[Tensor]) -> list[Tensor] | None:
-        """See the function of this name."""
+        """Calls a function and records the call; see the function `call` below."""
         named = tuple(self.reference(tensor) for tensor in tensors)
         self._is_calling = True
         try:
@@ -127,7 +127,7 @@ class Recorder(TorchDispatchMode):
         return self.reference(value) if isinstance(value, Tensor) else value
 
     def _made(self, tensor: Any) -> Made | None:
-        """The name of a new tensor. A constant that is only looked at in another way is a constant, too."""
+        """The reference of a new tensor; None for a known one. A view of a constant is a constant, too."""
         if not isinstance(tensor, Tensor):
             return None
         is_seen = tensor.untyped_storage()._cdata in self._storages
@@ -154,17 +154,17 @@ class Recorder(TorchDispatchMode):
     def _place(self, tensor: Tensor) -> tuple[Any, ...]:
         storage = tensor.untyped_storage()
         if storage._cdata not in self._storages:
-            self._storages[storage._cdata] = StorageWeakRef(storage)  # so that the number is not given out again
+            self._storages[storage._cdata] = StorageWeakRef(storage)  # so that its address is not reused
         return storage._cdata, tensor.storage_offset(), tensor.shape, tensor.stride(), tensor.dtype
 
 
 def call(function: Called, *tensors: Tensor) -> list[Tensor] | None:
     """Calls a function with some tensors.
 
-    Where a computation is written down, it is called again at this place whenever that is done again, with the tensors
-    that are then in the place of these. What it asks of the device is not written down.
+    While a computation is recorded, the call is recorded as one operation: each replay calls the function at this
+    place, with the tensors that then stand for these. The operations inside the function are not recorded.
     """
-    for mode in _get_current_dispatch_mode_stack():  # which autograd hands on to its threads
+    for mode in _get_current_dispatch_mode_stack():  # which autograd passes on to its threads
         if isinstance(mode, Recorder):
             return mode.call(function, tensors)
     return function(*tensors)
@@ -175,5 +175,5 @@ def _is_decided_by_values(function: torch._ops.OpOverload, args: Sequence[Any]) 
         return False
     if function.overloadpacket is not torch.ops.aten.index:
         return True
-    truths = (one.dtype in (torch.bool, torch.uint8) for one in tree_iter(args[1]) if isinstance(one, Tensor))
-    return any(truths)
+    masks = (one.dtype in (torch.bool, torch.uint8) for one in tree_iter(args[1]) if isinstance(one, Tensor))
+    return any(masks)  # indexing by positions does not depend on values, indexing by a mask does

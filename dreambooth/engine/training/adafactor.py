@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dreambooth.engine.training.factored_moments import Means, State, alike, empty, shorten, sides, stacked
+from dreambooth.engine.training.factored_moments import Means, State, empty, limit_rms, sides, stackable, stacked
 
 _CLIP = 1.0  # the largest root mean square of a step
 _DECAY = -0.8  # the mean of squares forgets with 1 - step to this power
@@ -39,7 +39,7 @@ class Adafactor(torch.optim.Optimizer):
             for weight in group["params"]:
                 if weight.grad is not None:
                     self._prepare(weight, group)
-            for some in alike(group["params"], key=lambda weight: self.state[weight]["step"]):
+            for some in stackable(group["params"], key=lambda weight: self.state[weight]["step"]):
                 self._step(some, group)
 
     def _prepare(self, weight: nn.Parameter, group: dict[str, Any]) -> None:
@@ -59,9 +59,9 @@ class Adafactor(torch.optim.Optimizer):
         epsilon = group["eps"][0] if isinstance(group["eps"], (tuple, list)) else group["eps"]
         steps, each = stacked([weight.grad for weight in some])  # type: ignore[misc]
         means = Means(states, *_MEANS)
-        means.follow(steps, 1 - states[0]["step"] ** _DECAY, epsilon)
+        means.update(steps, 1 - states[0]["step"] ** _DECAY, epsilon)
         means.divide(steps)
-        shorten(steps, each, _CLIP)
+        limit_rms(steps, each, _CLIP)
         if group["weight_decay"]:
             torch._foreach_mul_(some, 1 - rate * group["weight_decay"])
         if beta1 is None:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from dreambooth.engine.training.factored_moments import Means, alike, empty, shorten, sides, stacked
+from dreambooth.engine.training.factored_moments import Means, empty, limit_rms, sides, stackable, stacked
 
 _CLIP = 1.0  # the largest root mean square of a step before it enters the mean
 _SPREAD, _DISAGREEMENT = ((f"{name}_rows", f"{name}_columns", f"{name}_whole") for name in ("spread", "disagreement"))
@@ -36,7 +36,7 @@ class CAME(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
         for group in self.param_groups:
-            for some in alike(group["params"]):
+            for some in stackable(group["params"]):
                 self._step(some, group)
 
     def _step(self, some: list[nn.Parameter], group: dict[str, Any]) -> None:
@@ -50,14 +50,14 @@ class CAME(torch.optim.Optimizer):
         smooth = [state["mean"] for state in states]
         steps, each = stacked([weight.grad for weight in some])  # type: ignore[misc]
         spread = Means(states, *_SPREAD)
-        spread.follow(steps, beta2, eps1)
+        spread.update(steps, beta2, eps1)
         spread.divide(steps)
-        shorten(steps, each, _CLIP)
+        limit_rms(steps, each, _CLIP)
         torch._foreach_lerp_(smooth, each, 1 - beta1)
         if is_factored:
             torch._foreach_sub_(each, smooth)
             disagreement = Means(states, *_DISAGREEMENT)
-            disagreement.follow(steps, beta3, eps2)
+            disagreement.update(steps, beta3, eps2)
             torch._foreach_copy_(each, smooth)
             disagreement.divide(steps)
         else:

@@ -1,12 +1,12 @@
-"""Running means of squares that are held as a row and a column, for many weights of the same sides at once.
+"""Factored second moments: running means of squares that are stored as a row and a column, for many weights at once.
 
-Shazeer and Stern 2018, "Adafactor" (arXiv 1804.04235), section 3: the squares of a matrix's gradient are about the
-product of the means of their rows and of their columns. A convolution's kernel counts as (out, everything else); what
-has one side or none is held whole.
+Shazeer and Stern 2018, "Adafactor" (arXiv 1804.04235), section 3: the squares of a matrix's gradient are approximated
+by the product of their row means and their column means. A convolution's kernel is a matrix (out, everything else);
+vectors and scalars have unfactored moments.
 
-A step on one weight is some twenty small operations, and a GPU waits for most of them to be asked for. So the weights
-of the same sides are stacked, and an operation is done on all of them. Each weight's numbers are its own and do not
-depend on which others are beside it; its states stay its own, too.
+A step on one weight takes some twenty small operations, and a GPU waits for most of them to be launched. So weights of
+the same matrix shape are stacked, and each operation works on all of them. The results of a weight do not depend on
+which others are in its stack, and each weight has its own states.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-VALUES_AT_ONCE = 2**24  # of weights that are stacked, in full precision: 64 MiB; a larger one is alone
+VALUES_AT_ONCE = 2**24  # of weights that are stacked, in float32: 64 MiB; a larger one is alone
 
 State = dict[str, Any]  # of one weight, by name
 
 
 def sides(weight: Tensor) -> tuple[int, ...]:
-    """(out, everything else) of what is held as a row and a column; (values,) of what is held whole."""
+    """The matrix shape of a weight, (out, everything else); (values,) for vectors and scalars."""
     return (weight.shape[0], weight[0].numel()) if weight.dim() > 1 else (weight.numel(),)
 
 
-def alike(weights: Iterable[nn.Parameter], key: Any = lambda weight: None) -> Iterator[list[nn.Parameter]]:
-    """The weights that have a gradient, in lists of the same sides and key, each of so many values at most."""
+def stackable(weights: Iterable[nn.Parameter], key: Any = lambda weight: None) -> Iterator[list[nn.Parameter]]:
+    """The weights with a gradient, in lists of the same matrix shape and `key`, of at most VALUES_AT_ONCE values."""
     lists: dict[Hashable, list[nn.Parameter]] = {}
     for weight in weights:
         if weight.grad is not None:
@@ -40,7 +40,7 @@ def alike(weights: Iterable[nn.Parameter], key: Any = lambda weight: None) -> It
 
 
 def portions(weights: Iterable[nn.Parameter], most: int) -> Iterator[list[nn.Parameter]]:
-    """The weights in their order, in lists of so many values at most; a larger one is alone."""
+    """The weights in their order, in lists of at most `most` values; a larger weight is alone."""
     some: list[nn.Parameter] = []
     values = 0
     for weight in weights:
@@ -54,7 +54,7 @@ def portions(weights: Iterable[nn.Parameter], most: int) -> Iterator[list[nn.Par
 
 
 def stacked(tensors: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-    """Copies of tensors of the same sides in full precision: (n, *sides), and each as it lies there, in its shape."""
+    """Copies in float32 of n tensors of one matrix shape: the stack (n, *sides), and views of it in their shapes."""
     stack = torch.empty((len(tensors), *sides(tensors[0])), dtype=torch.float32, device=tensors[0].device)
     each = [one.view(tensor.shape) for one, tensor in zip(stack.unbind(), tensors)]
     torch._foreach_copy_(each, tensors)
@@ -62,7 +62,7 @@ def stacked(tensors: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
 
 
 def empty(weight: Tensor, rows: str, columns: str, whole: str) -> dict[str, Tensor]:
-    """The means of a weight that has taken no step yet, under these names, float32."""
+    """The moments of a weight before its first step, by the names `rows` and `columns`, or `whole`; float32."""
     found = sides(weight)
     names = (rows, columns) if len(found) == 2 else (whole,)
     shapes = [(side,) for side in found] if len(found) == 2 else [weight.shape]
@@ -70,22 +70,22 @@ def empty(weight: Tensor, rows: str, columns: str, whole: str) -> dict[str, Tens
 
 
 class Means:
-    """The means of some weights of the same sides, under the names that `empty` was given."""
+    """The moments of weights of the same matrix shape, in their states, by the names that `empty` was given."""
 
     def __init__(self, states: list[State], rows: str, columns: str, whole: str) -> None:
-        self.is_whole = whole in states[0]
-        names = (whole,) if self.is_whole else (rows, columns)
-        self.kept = [[state[name] for state in states] for name in names]  # a list for each name
+        self.is_unfactored = whole in states[0]
+        names = (whole,) if self.is_unfactored else (rows, columns)
+        self.moments = [[state[name] for state in states] for name in names]  # a list for each name
 
-    def follow(self, values: Tensor, beta: float, epsilon: float) -> None:
-        """Moves them to the squares of values (n, *sides), to which epsilon is added."""
-        every = [mean for means in self.kept for mean in means]
+    def update(self, values: Tensor, beta: float, epsilon: float) -> None:
+        """Updates the running means with the squares of values (n, *sides), to which epsilon is added."""
+        every = [mean for means in self.moments for mean in means]
         torch._foreach_mul_(every, beta)
-        if self.is_whole:
+        if self.is_unfactored:
             squares = [one.view_as(mean) for one, mean in zip(values.unbind(), every)]
             torch._foreach_addcmul_(every, squares, squares, value=1 - beta)
         else:
-            # A norm squares and adds up at once, so that the squares need no room.
+            # A norm squares and adds in one operation, so that the squares take no memory.
             count, (rows, columns) = len(values), values.shape[1:]
             norms = [norm for dim in (2, 1) for norm in torch.linalg.vector_norm(values, dim=dim).unbind()]
             shares = [(1 - beta) / columns] * count + [(1 - beta) / rows] * count
@@ -93,17 +93,17 @@ class Means:
         torch._foreach_add_(every, (1 - beta) * epsilon)
 
     def divide(self, values: Tensor) -> None:
-        """Divides values (n, *sides) by the roots of these means, in their place."""
-        if self.is_whole:
-            values.mul_(stacked(self.kept[0])[0].rsqrt_())
+        """Divides values (n, *sides) in place by the square roots of the moments."""
+        if self.is_unfactored:
+            values.mul_(stacked(self.moments[0])[0].rsqrt_())
             return
-        rows, columns = (torch.stack(means) for means in self.kept)
+        rows, columns = (torch.stack(means) for means in self.moments)
         rows.div_(rows.mean(1, keepdim=True))
         torch._foreach_rsqrt_([rows, columns])
         values.mul_(rows.unsqueeze(2)).mul_(columns.unsqueeze(1))
 
 
-def shorten(values: Tensor, each: list[Tensor], most: float) -> None:
-    """Scales each of values (n, *sides) so that the root of its mean square is at most this, in its place."""
+def limit_rms(values: Tensor, each: list[Tensor], most: float) -> None:
+    """Scales values (n, *sides), of which `each` are views, in place: each one's root mean square is at most `most`."""
     sizes = torch.stack(torch._foreach_norm(each)).div_(most * each[0].numel() ** 0.5).clamp_(min=1)
     values.div_(sizes.view(-1, *[1] * (values.dim() - 1)))

@@ -25,7 +25,7 @@ class Hooks(Protocol):
     """What the loop asks of the world around it. `check` raises Diverged for weights that must not be saved; `measure`
     returns whether the run is past its best and is to end."""
 
-    release_cuda_graphs: Callable[[], None]  # set by TracedStep, for whom their memory is needed elsewhere
+    release_cuda_graphs: Callable[[], None]  # set by TracedStep, called by hooks that need the memory
 
     def requests(self) -> set[str]: ...
     def answered(self, request: str) -> None: ...
@@ -99,7 +99,7 @@ class _Steps:
         self.session, self.metrics, self.fused_backward = session, metrics, fused_backward
         self.forward_backward = TracedStep(session, hooks, fused_backward)
         self.alpha_bar = make_scheduler("ddim", session.model).alphas_cumprod.to(session.model.device)
-        self.text_images = schedules.text_images(session.settings, session.budget)
+        self.text_images = schedules.text_images(session.settings, session.budget)  # for which text is trained
 
     def take(self) -> None:
         session, budget, metrics = self.session, self.session.budget, self.metrics
@@ -113,9 +113,8 @@ class _Steps:
             metrics.add_losses(self.forward_backward.run(batch))
         if session.ranks.size > 1:
             session.ranks.add_up(session, metrics.step_losses)
-            self._seed(
-                budget.accumulation - 1
-            )  # stochastic rounding depends on it, and must be the same in all processes
+            # Stochastic rounding depends on the seed, and must be the same in all processes.
+            self._seed(budget.accumulation - 1)
 
         # Update the weights, unless the step is to be skipped, which only the device knows.
         norms = self.fused_backward.finish() if self.fused_backward else gradient_clipping.clip(session)

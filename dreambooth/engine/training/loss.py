@@ -189,7 +189,7 @@ def _concept_weights(session: Session, instances: Tensor) -> Tensor:
 def compute_losses(session: Session, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
     """The loss of a batch, and the means of the subject's and of the class's part of it; each ()."""
     settings, prediction_type = session.settings, session.model.prediction_type
-    target, model_input = batch.target, inpainting_inputs.joined(batch.x_t, batch.inpainting)
+    target, model_input = batch.target, inpainting_inputs.concatenate(batch.x_t, batch.inpainting)
     if batch.base_text is not None:
         prior = _base_prediction(session, model_input, batch, batch.base_text)
         target = torch.cat([target[: -len(prior)], prior.to(target.dtype)])

@@ -1,4 +1,4 @@
-"""Everything that a run needs in memory, and what of it is saved."""
+"""A session: everything that a run needs in memory, and what of it is saved for resuming."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from dreambooth.engine.training.text_embeddings import Texts
 
 @dataclass
 class Session:
-    """One run, as far as it has come."""
+    """One run at its current step: `make_batch` and the loop read from it, `change_weights` advances it."""
 
     settings: Settings
     budget: Budget
@@ -48,9 +48,9 @@ class Session:
     optimizer: Any
     ema: Ema | None
     step: int = 0
-    about: dict[str, str] = field(default_factory=dict)  # what the run works on, known again when it goes on
-    files: tuple[list[str], list[str]] = ([], [])  # of each example, yours and the class's
-    ranks: SingleProcess = field(default_factory=SingleProcess)  # the processes that share its steps
+    about: dict[str, str] = field(default_factory=dict)  # the inputs of the run, compared when it is resumed
+    files: tuple[list[str], list[str]] = ([], [])  # the file of each example, the subject's and the class's
+    ranks: SingleProcess = field(default_factory=SingleProcess)  # the processes that share the steps' batches
 
     @property
     def images(self) -> int:
@@ -59,11 +59,12 @@ class Session:
 
     @functools.cached_property
     def groups(self) -> list[optimizers.Group]:
-        """What the optimizer's parameter groups are."""
+        """The optimizer's parameter groups, in its order."""
         return optimizers.groups(self.trained, self.settings)
 
     @functools.cached_property
     def lora_layers(self) -> list[AdapterLayer]:
+        """The trained adapters whose matrices are cast together; see lora_layer.py."""
         return lora_layer.adapter_layers(
             self.model.parts[part] for part in self.trained.parts if part != LEARNED_TOKENS
         )
@@ -75,7 +76,7 @@ class Session:
 
     @functools.cached_property
     def adapters(self) -> list[BaseTunerLayer]:
-        """All adapted layers of the UNet."""
+        """All adapted layers of the UNet, of any kind."""
         return disabled_adapters.adapters([self.model.unet])
 
     def cast_adapters(self) -> AbstractContextManager[None]:
@@ -83,7 +84,7 @@ class Session:
         return lora_layer.cast_at_once(self.lora_layers, precision.compute_dtype(self.accelerator))
 
     def batch_files(self, step: int) -> list[str]:
-        """The pictures whose batches made this step, which counts from 1."""
+        """The files of the images in this step, which counts from 1, without repetitions."""
         first, size, found = (step - 1) * self.budget.images_per_step, self.budget.batch, []
         for position in range(first, first + self.budget.images_per_step, size):
             for files, numbers in zip(self.files, self.order.batch(position, size)):
@@ -117,10 +118,11 @@ class Session:
 
     @contextlib.contextmanager
     def shown(self) -> Iterator[None]:
-        """The weights that previews and outputs show stand in the model's place; afterwards no bit is changed.
+        """Gives the model the weights that previews and outputs are made with until the block ends: the EMA weights, if
+        the settings ask for them, and the evaluation weights of a schedule-free optimizer. They are restored exactly.
 
-        The device need not have room for both: an average in the weights' precision changes places with them, and what
-        else is set aside lies in the computer's memory.
+        It takes no second set of weights on the device: EMA weights of the same dtype and layout are swapped in, and
+        copies of other weights are kept on the CPU.
         """
         weights = self.trained.named()
         average = self.ema.average if self.ema and self.settings.saving.weights == "average" else {}
@@ -128,10 +130,10 @@ class Session:
             yield
             return
         swapped = {name for name, one in average.items() if _is_alike(one, weights[name])}
-        rest = {name: weight for name, weight in weights.items() if name not in swapped}
-        kept = {name: weight.detach().to("cpu", copy=True) for name, weight in rest.items()}
+        others = {name: weight for name, weight in weights.items() if name not in swapped}
+        kept = {name: weight.detach().to("cpu", copy=True) for name, weight in others.items()}
         optimizers.set_mode(self.optimizer, training=False)
-        _copy({name: average[name] for name in rest if name in average}, weights)
+        _copy({name: average[name] for name in others if name in average}, weights)
         _swap(average, weights, swapped)
         try:
             yield
@@ -141,7 +143,7 @@ class Session:
             _copy(kept, weights)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Everything resumable: the weights, and the rest in the form that torch saves."""
+        """Everything that resuming needs: the weights, EMA weights included, and the rest as torch.save takes it."""
         weights = dict(self.trained.named())
         if self.ema:
             weights.update({f"{IN_STATE}{name}": average for name, average in self.ema.average.items()})
@@ -157,7 +159,7 @@ class Session:
 
     @torch.no_grad()
     def restore(self, weights: dict[str, Tensor], rest: dict[str, Any]) -> None:
-        """Puts a saved state back. Raises UserError if it belongs to other settings."""
+        """Restores what `state` returned. Raises UserError if it belongs to other settings."""
         own, _ = self.state()
         if own.keys() != weights.keys() or any(own[name].shape != weights[name].shape for name in own):
             raise UserError("The saved state does not fit these settings (method, rank or text encoder differ).")
@@ -175,7 +177,7 @@ def _is_alike(one: Tensor, other: Tensor) -> bool:
 
 
 def _swap(some: dict[str, Tensor], others: dict[str, Tensor], names: Iterable[str]) -> None:
-    """Has tensors of these names change places, without a copy."""
+    """Swaps the data of the tensors of these names, without a copy."""
     for name in names:
         one, other = some[name], others[name]
         one.data, other.data = other.data, one.data

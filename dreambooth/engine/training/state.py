@@ -1,7 +1,7 @@
-"""Saving and loading everything that resuming needs, so that a crash at any moment leaves a whole state.
+"""Saving and loading training states, so that a crash at any moment leaves a complete one.
 
-A state is a folder named after its step. It is written under another name, read back from the disk, and renamed; its
-manifest, with size and hash, is written last. Older states go only after that.
+A state is a folder named after its step. It is written under a temporary name, read back from the disk, and renamed;
+its manifest, with size and hash, is written last. Only then are older states removed.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ VERSION = 2
 _MANIFEST, _CONTENT, _STAGED, _REMOVED = "manifest.json", "state.pt", ".saving", ".removed"
 _BLOCK = 1 << 20
 
-Content = dict[str, Any]  # {"weights": {name: tensor}, "rest": whatever torch saves}
-Kept = Callable[[list[int]], set[int]]  # the steps of all states, in order -> those that stay
+Content = dict[str, Any]  # {"weights": {name: tensor}, "rest": whatever torch.save takes}
+Kept = Callable[[list[int]], set[int]]  # the steps of all states, in order -> the steps of those to keep
 
 
 @dataclass
 class Loaded:
-    """A whole state, and what is to be said of damaged ones that were passed over."""
+    """A complete state, and warnings about damaged ones that were skipped."""
 
     content: Content
     warnings: list[str] = field(default_factory=list)
@@ -43,7 +43,7 @@ class NotSaved(UserError):
 
 
 def save(folder: Path, step: int, content: Content, kept: Kept = lambda steps: set(steps[-1:])) -> Path:
-    """Writes a state, reads it back and removes older ones that are not to be kept.
+    """Writes the state of a step, reads it back, and removes the states that `kept` does not keep. Returns its folder.
 
     Raises NotSaved if it cannot be written or read back.
     """
@@ -75,7 +75,7 @@ def save(folder: Path, step: int, content: Content, kept: Kept = lambda steps: s
 
 
 def load_newest(folder: Path) -> Loaded | None:
-    """The newest whole state; None if there is none. Raises UserError if there are states but all are damaged."""
+    """The newest complete state; None if there is none. Raises UserError if there are states but all are damaged."""
     warnings: list[str] = []
     for state in reversed(_states(folder)):
         content, problem = _read(state)
@@ -88,7 +88,7 @@ def load_newest(folder: Path) -> Loaded | None:
 
 
 def load(folder: Path, step: int) -> Content:
-    """The state of a step. Raises UserError if it is not there or damaged."""
+    """The content of the state of a step. Raises UserError if it is missing or damaged."""
     state = folder / f"{step:09}"
     content, problem = _read(state) if state.is_dir() else ({}, "it is not there any more")
     if problem:
@@ -97,7 +97,7 @@ def load(folder: Path, step: int) -> Content:
 
 
 def _read(state: Path) -> tuple[Content, str]:
-    """What a state holds, or why it cannot be taken."""
+    """The content of a state, or why it cannot be used."""
     if problem := _damage(state):
         return {}, problem
     try:
@@ -120,6 +120,7 @@ def tensors(value: Any) -> Iterator[Tensor]:
 
 
 def content_bytes(content: Content) -> int:
+    """The bytes of all tensors of a state."""
     return sum(tensor.nbytes for tensor in tensors(content))
 
 
@@ -133,8 +134,8 @@ def _check_room(folder: Path, content: Content) -> None:
         raise OSError(None, f"it takes {needed / 1e6:,.0f} MB, and {free / 1e6:,.0f} MB of disk are free")
 
 
-class _Hashing:
-    """A file that is hashed while it is written. Its first error is kept until the end: torch's writer takes none."""
+class _HashingFile:
+    """A file that is hashed while it is written. Its first error is kept, as torch's writer does not pass errors on."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.file, self.digest, self.size = file, hashlib.sha256(), 0
@@ -156,9 +157,9 @@ class _Hashing:
 
 
 def _write(path: Path, content: Content) -> tuple[int, str]:
-    """The size and the hash of what is then on the disk."""
+    """Writes a state's content. Returns its size in bytes and its SHA-256."""
     with open(path, "wb", buffering=0) as file:
-        hashing = _Hashing(file)
+        hashing = _HashingFile(file)
         torch.save(content, hashing)
         if hashing.error:
             raise hashing.error
@@ -167,7 +168,7 @@ def _write(path: Path, content: Content) -> tuple[int, str]:
 
 
 def _read_back(path: Path) -> tuple[int, str]:
-    """Size and hash, read from the disk rather than from the system's memory of it, where that can be asked for."""
+    """The size and SHA-256 of a file, read from the disk and not from the page cache, where the system allows it."""
     digest, size = hashlib.sha256(), 0
     with open(path, "rb", buffering=0) as file:
         if hasattr(os, "posix_fadvise"):
@@ -179,6 +180,7 @@ def _read_back(path: Path) -> tuple[int, str]:
 
 
 def _damage(state: Path) -> str:
+    """What is wrong with a state; empty if it is complete."""
     try:
         manifest = json.loads((state / _MANIFEST).read_text(encoding="utf-8"))
         if manifest["version"] != VERSION:
@@ -193,26 +195,26 @@ def _damage(state: Path) -> str:
 
 
 def _prune(folder: Path, step: int, kept: Kept) -> None:
-    """Removes what is not to be kept, and what lies after this step: the run has gone on from before it."""
+    """Removes the states that are not to be kept, and those after this step, from before which the run was resumed."""
     states = {int(path.name): path for path in _states(folder)}
-    stay = kept([one for one in states if one <= step]) | {step}
+    kept_steps = kept([one for one in states if one <= step]) | {step}
     for one, path in states.items():
-        if one not in stay:
+        if one not in kept_steps:
             _remove(path)
 
 
 def _remove(state: Path) -> None:
-    """Takes a state away at once, so that half a one is never left; what cannot be removed is tried again later."""
-    gone = state.with_name(f"{_REMOVED}-{state.name}")
+    """Renames a state before its files are removed, so that no partial state is left; `_sweep` tries again later."""
+    renamed = state.with_name(f"{_REMOVED}-{state.name}")
     try:
-        shutil.rmtree(gone, ignore_errors=True)
-        state.rename(gone)
+        shutil.rmtree(renamed, ignore_errors=True)
+        state.rename(renamed)
     except OSError:
         return
-    shutil.rmtree(gone, ignore_errors=True)
+    shutil.rmtree(renamed, ignore_errors=True)
 
 
 def _sweep(folder: Path) -> None:
-    """Removes what an engine that was killed has left half done."""
+    """Removes what a killed process left unfinished."""
     for path in [*folder.glob(f"{_STAGED}*"), *folder.glob(f"{_REMOVED}-*")]:
         shutil.rmtree(path, ignore_errors=True)

@@ -117,9 +117,9 @@ class StepMetrics:
             return
         losses, norms = self._read()
         pace = max(1e-6, now - self.started) / (session.step - self.first_step)  # seconds a step; clocks may be coarse
-        held = zip(session.groups, session.optimizer.param_groups)
+        groups = zip(session.groups, session.optimizer.param_groups)
         # Of LoRA+ the smaller rate; Prodigy's is a factor of the step size that it estimates, `d`.
-        rates = {group.part: own["lr"] * float(own.get("d", 1)) for group, own in held if group.times == 1}
+        rates = {group.part: own["lr"] * float(own.get("d", 1)) for group, own in groups if group.times == 1}
         self.hooks.report(
             step=session.step,
             steps=session.budget.steps,
