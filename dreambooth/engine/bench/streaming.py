@@ -56,7 +56,8 @@ def build(settings: Settings, family: str, point: Point) -> tuple[nn.Module, Any
     if settings.batching.gradient_checkpointing:
         checkpointing.enable(unet, settings.memory.checkpointed_share)
     optimizer = optimizers.make(trained, settings)
-    session: Any = SimpleNamespace(settings=settings, model=model, trained=trained, optimizer=optimizer)
+    groups = optimizers.groups(trained, settings)
+    session: Any = SimpleNamespace(settings=settings, model=model, trained=trained, groups=groups, optimizer=optimizer)
     stepping = FusedBackward(session)
     given, target = inputs(unet, family, point), torch.randn(point.batch, 4, point.side, point.side)
     held, is_mixed = PRECISIONS[precision]
