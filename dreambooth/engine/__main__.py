@@ -41,8 +41,8 @@ def main(arguments: list[str]) -> int:
     if arguments[0] == "follow":
         from dreambooth.engine.run import rank_worker
 
-        folder, rank, size, store = arguments[1:]
-        return rank_worker.run(Path(folder), int(rank), int(size), store)
+        folder, rank, size, store, precision = arguments[1:]
+        return rank_worker.run(Path(folder), int(rank), int(size), store, precision)
     return _work(Job(Path(arguments[0])), is_queued=arguments[1:] == ["queued"])
 
 

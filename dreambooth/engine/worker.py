@@ -111,12 +111,13 @@ def _run(work: Work) -> Ending:
     return ending
 
 
-def follow(job: Job, joined: Callable[[torch.device], AbstractContextManager[DataParallel]]) -> None:
-    """Takes part in the steps of a job that the first process runs, as one of its other processes.
+def follow(job: Job, precision: str, joined: Callable[[torch.device], AbstractContextManager[DataParallel]]) -> None:
+    """Takes part in the steps of a job that the first process runs, as one of its other processes, in its precision.
 
     `joined` connects to it for as long as its block lasts, once the session is prepared.
     """
     work = Work.open(job)
+    work.settings.tuning.mixed_precision = precision  # type: ignore[assignment]
     work.settings.reporting.tensorboard = False  # the first process writes the curves
     source = _source(work, processes=1)  # it sees only its own one of several GPUs
     session, _ = setup.prepare_session(work, source)

@@ -73,6 +73,16 @@ def test_another_process_sees_its_own_device_alone(star: Project, in_the_others:
     assert saved(train(star, **SHARED, **{"batching.num_processes": 2}))
 
 
+def test_another_process_computes_in_the_precision_of_the_first(
+    star: Project, in_the_others: Callable[[str], None]
+) -> None:
+    """Of two cards one may be of before bf16. Gradients of fp16 are scaled, and would be added to some that are not."""
+    settings = {**SHARED, **LORA, "tuning.mixed_precision": "auto"}
+    alone = output(train(star, **settings))
+    in_the_others("from dreambooth.engine.training import precision\nprecision._automatic = lambda device: 'bf16'\n")
+    assert same(alone, output(train(star, **settings, **{"batching.num_processes": 2})))
+
+
 @pytest.mark.parametrize(
     ("of_amd", "set_to", "found"),
     [

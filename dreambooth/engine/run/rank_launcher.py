@@ -53,7 +53,7 @@ def beside(work: Work, session: Session) -> Iterator[None]:
         return
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, _shared_threads(count):
         store = dist.FileStore(str(Path(folder) / "store"), count)
-        others = _Others(work.job, store, count, device)
+        others = _Others(work.job, store, count, device, session.accelerator.mixed_precision)
         try:
             others.wait(work)
             with joined_processes(store, 0, count, device) as ranks:
@@ -70,12 +70,14 @@ def beside(work: Work, session: Session) -> Iterator[None]:
 class _Others:
     """All processes of a run but this one. They end when this one does, as they listen at a pipe of it."""
 
-    def __init__(self, job: Job, store: dist.Store, count: int, device: torch.device) -> None:
+    def __init__(self, job: Job, store: dist.Store, count: int, device: torch.device, precision: str) -> None:
+        """`precision` is what all compute in: gradients of fp16 are scaled, and are added to no others."""
         self.store = store
         path = str(store.path)  # type: ignore[attr-defined]
+        command = [sys.executable, "-m", "dreambooth.engine", "follow", str(job.folder)]
         self.running = {
             rank: subprocess.Popen(
-                [sys.executable, "-m", "dreambooth.engine", "follow", str(job.folder), str(rank), str(count), path],
+                [*command, str(rank), str(count), path, precision],
                 stdin=subprocess.PIPE,
                 cwd=PROJECT,
                 env={**os.environ, **_own_device(rank, count, device)},

@@ -41,8 +41,8 @@ class _SilentJob(Job):
         pass
 
 
-def run(folder: Path, rank: int, size: int, store_path: str) -> int:
-    """Returns the process's exit code."""
+def run(folder: Path, rank: int, size: int, store_path: str, precision: str) -> int:
+    """Returns the process's exit code. It computes in the first one's precision, whatever its own device is good at."""
     threading.Thread(target=_end_with_the_first, daemon=True).start()
     lazy_imports.settle()
     store = dist.FileStore(store_path, size)
@@ -52,7 +52,7 @@ def run(folder: Path, rank: int, size: int, store_path: str) -> int:
         return joined_processes(store, rank, size, device)
 
     try:
-        worker.follow(_SilentJob(folder), joined)
+        worker.follow(_SilentJob(folder), precision, joined)
     except Exception as error:  # noqa: BLE001  (the first process gets and reports it)
         traceback.print_exc()
         failure = {
