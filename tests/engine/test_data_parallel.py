@@ -79,7 +79,7 @@ def test_another_process_computes_in_the_precision_of_the_first(
     """Of two cards one may be of before bf16. Gradients of fp16 are scaled, and would be added to some that are not."""
     settings = {**SHARED, **LORA, "tuning.mixed_precision": "auto"}
     alone = output(train(star, **settings))
-    in_the_others("from dreambooth.engine.training import precision\nprecision._automatic = lambda device: 'bf16'\n")
+    in_the_others("from dreambooth.engine.training import precision\nprecision.automatic = lambda device: 'bf16'\n")
     assert same(alone, output(train(star, **settings, **{"batching.num_processes": 2})))
 
 

@@ -68,8 +68,8 @@ def asked_for(asked: dict[str, Any]) -> list[Case]:
 
 def precision() -> str:
     """What ours is by itself on this device, as accelerate has it; the scripts of others would take full precision."""
-    import torch
+    from dreambooth.engine import hardware
+    from dreambooth.engine.training import precision as of_ours
 
-    if not torch.cuda.is_available():
-        return "no"
-    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    device = hardware.here()
+    return of_ours.automatic(device) if device.type == "cuda" else "no"

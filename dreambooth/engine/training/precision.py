@@ -15,7 +15,7 @@ from dreambooth.engine import hardware
 def accelerator(mixed_precision: str = "auto", *, bf16_weights: bool = False) -> Accelerator:
     """The device's accelerator in the wanted precision. Raises UserError where the device cannot do it."""
     device = hardware.here()
-    choice = _automatic(device) if mixed_precision == "auto" else mixed_precision
+    choice = automatic(device) if mixed_precision == "auto" else mixed_precision
     if bf16_weights:
         choice = "bf16"
     if choice == "fp16" and device.type != "cuda":
@@ -106,8 +106,11 @@ def set_deterministic(on: bool) -> None:
     torch.backends.cudnn.benchmark = False
 
 
-def _automatic(device: torch.device) -> str:
-    """An Apple GPU is hardly quicker in half precision, but its memory is short (karpathy/nanochat issue 793)."""
+def automatic(device: torch.device) -> str:
+    """Which mixed precision is chosen where nobody has: the safest that the device is quick at.
+
+    An Apple GPU is hardly quicker in half precision, but its memory is short (karpathy/nanochat issue 793).
+    """
     if device.type == "cpu":
         return "no"
     if hardware.is_quick_in_bf16(device):
