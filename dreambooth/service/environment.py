@@ -277,7 +277,7 @@ def _with_torch(machine: torch_build.Machine, progress: Progress) -> tuple[dict[
 
 
 def _checked(machine: torch_build.Machine, progress: Progress) -> dict[str, Any]:
-    """The check's report, where it fails after packages whose files are damaged were installed anew."""
+    """The check's report, where it fails after what is damaged was put back."""
     progress(CHECKING)
     try:
         return check()
@@ -286,15 +286,20 @@ def _checked(machine: torch_build.Machine, progress: Progress) -> dict[str, Any]
             raise
         progress(str(error))
         with venv.short(ENGINE) as reached:
-            site = venv.site_packages_in(reached)
-            installed_files.forget_bytecode(site)
-            damaged = installed_files.damaged(site, progress)
+            damaged = installed_files.damaged(venv.site_packages_in(reached), progress)
         if isinstance(error, CardFails) and not damaged:
             raise
+    if damaged:
         with contextlib.suppress(packages.NotThere):  # left from an earlier version's lock
             _reinstall(damaged, machine, progress)
         progress(CHECKING)
-        return check()
+        with contextlib.suppress(DoesNotWork):
+            return check()
+    progress("Removing what Python has compiled")
+    with venv.short(ENGINE) as reached:
+        installed_files.forget_bytecode(venv.site_packages_in(reached))
+    progress(CHECKING)
+    return check()
 
 
 def _reinstall(damaged: list[tuple[str, str]], machine: torch_build.Machine, progress: Progress) -> None:
@@ -306,7 +311,7 @@ def _reinstall(damaged: list[tuple[str, str]], machine: torch_build.Machine, pro
     # pip would remove what is there by its RECORD, which may be damaged too; the same version's files replace it.
     anew = ["--no-deps", "--ignore-installed", "--no-warn-script-location"]
     if ours:
-        packages.install(ENGINE, [*anew, *ours], progress, f"{len(ours)} damaged packages")
+        packages.install(ENGINE, [*anew, *ours], progress, f"{len(ours)} damaged package{'s' * (len(ours) > 1)}")
     if others:
         built = next(
             (one for one in torch_build.builds(machine) if one.name == _installed_build()), torch_build.DEFAULT

@@ -328,6 +328,22 @@ def test_what_does_not_work_is_put_back_and_else_made_anew(
     assert environment.is_current()
 
 
+@pytest.mark.parametrize("pip", ["no bytecode"], indirect=True)
+def test_what_python_has_compiled_may_be_what_is_damaged(
+    pip: _Pip, fresh: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = _installed(fresh, *LOCKED_SAFETENSORS.split("=="))
+    compiled = module.parent / "__pycache__" / "__init__.pyc"
+    compiled.parent.mkdir()
+    compiled.touch()
+    check = environment.check
+    monkeypatch.setattr(
+        environment, "check", lambda: check() if compiled.exists() else {"torch": "2", "device_name": "the CPU"}
+    )
+    environment.set_up(lambda said: None)
+    assert pip.done == [] and module.exists() and not compiled.exists()
+
+
 @pytest.mark.parametrize("pip", ["nothing"], indirect=True)
 def test_a_card_that_fails_costs_no_packages(pip: _Pip, fresh: Path) -> None:
     _installed(fresh, *LOCKED_SAFETENSORS.split("=="))
@@ -338,7 +354,7 @@ def test_a_card_that_fails_costs_no_packages(pip: _Pip, fresh: Path) -> None:
 
 def test_what_came_with_pytorch_is_put_back_from_where_that_came(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (fresh / "lib" / "python3.11" / "site-packages" / "torch-2.13.0+cu126.dist-info").mkdir(parents=True)
-    index = _Index("cu126", "1 damaged packages")
+    index = _Index("cu126", "1 damaged package")
     monkeypatch.setattr(packages, "install", index.install)
     damaged = [("nvidia_cublas_cu12", "12.6.4.1"), ("safetensors", "0.1"), ("torch", "2.13.0+cu126")]
     environment._reinstall(damaged, torch_build.Machine("Linux", "560.1"), lambda said: None)
