@@ -113,9 +113,10 @@ def test_the_set_up_asks_for_all_at_once(unknown: None, monkeypatch: pytest.Monk
         return ["it is tired"] * len(choices)
 
     monkeypatch.setattr(probe, "_answers", answers)
-    for module in (selfcheck.attention, selfcheck.precision):
-        monkeypatch.setattr(module, "fault" if module is selfcheck.attention else "bf16_fault", lambda *_: "")
-    monkeypatch.setattr(selfcheck.optimizers, "tried", lambda name, device: "")
+    monkeypatch.setattr(selfcheck.attention, "fault", lambda *_: "")
+    for name in ("bf16_fault", "fp16_fault"):
+        monkeypatch.setattr(selfcheck.precision, name, lambda *_: "")
+    monkeypatch.setattr(selfcheck.optimizers, "try_here", lambda name, device: "")
     faults = selfcheck._faults(CARD)
     assert asked == [len(optimizers.BY_BITSANDBYTES) + 1]
     assert faults["optimizer.name"] == dict.fromkeys(optimizers.BY_BITSANDBYTES, "it is tired")
