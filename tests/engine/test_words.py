@@ -108,8 +108,8 @@ def test_a_prompt_with_a_word_of_many_vectors_can_be_too_long(model: Model) -> N
 
 @pytest.mark.parametrize("length", [75, 150])
 def test_a_word_at_the_end_of_a_piece_is_read_whole_or_not_there(model: Model, length: int) -> None:
-    model.read_prompts(length, 1)
-    model.learn({"sks": own(model, "sks", 3)})
+    model.configure_prompts(length, 1)
+    model.set_learned_tokens({"sks": own(model, "sks", 3)})
     part, tokenizer = next(iter(model.tokenizers.items()))
     vocabulary = model.text_encoders[part].get_input_embeddings().num_embeddings
     for stars, where in ((72, [73, 74, 75]), (73, [78, 79, 80] if length == 150 else [])):
