@@ -134,7 +134,10 @@ def test_before_the_engine_is_set_up_it_is_said(shown: TestClient, monkeypatch: 
 
 @pytest.mark.parametrize(
     ("does", "said"),
-    [("os._exit(9)", "it ended with code 9"), ("time.sleep(600)", "it took the engine more than 20 seconds")],
+    [
+        ("os._exit(9)", "it ended with code 9"),
+        pytest.param("time.sleep(600)", "it took the engine more than 20 seconds", marks=pytest.mark.thorough),
+    ],
 )
 def test_one_that_ends_the_engine_or_holds_it_up_spoils_no_other(
     shown: TestClient, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, does: str, said: str
