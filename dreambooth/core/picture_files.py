@@ -67,7 +67,7 @@ def problems_of(concept: Concept, number: int) -> list[str]:
     folder = Path(concept.instance_data_dir).expanduser()
     if not concept.instance_data_dir.strip():
         found.append(f"{key}.instance_data_dir: it is empty; name the folder with your pictures.")
-    elif not folder.is_dir():
+    elif not paths.is_folder(folder):
         found.append(f"{key}.instance_data_dir: {paths.no_folder(folder)}")
     elif next(_walk(folder), None) is None:
         found.append(f"{key}.instance_data_dir: there are no pictures in {folder} ({', '.join(PICTURES)}).")
@@ -76,7 +76,7 @@ def problems_of(concept: Concept, number: int) -> list[str]:
         found.append(f"{key}.held_out: of {count} pictures in {folder} none would be left to learn from; {mend}.")
     of_class = Path(concept.class_data_dir).expanduser()
     is_wanted = concept.class_mode == "folder" or (concept.class_mode == "fill" and concept.num_class_images_per)
-    if is_wanted and concept.class_data_dir.strip() and of_class.exists() and not of_class.is_dir():
+    if is_wanted and concept.class_data_dir.strip() and paths.is_file(of_class):
         found.append(f"{key}.class_data_dir: {paths.no_folder(of_class)}")
     return found
 
@@ -84,7 +84,7 @@ def problems_of(concept: Concept, number: int) -> list[str]:
 def of_concept(concept: Concept) -> list[Path]:
     """A concept's own pictures; none where there is no such folder."""
     folder = Path(concept.instance_data_dir).expanduser()
-    return find(folder) if concept.instance_data_dir.strip() and folder.is_dir() else []
+    return find(folder) if concept.instance_data_dir.strip() and paths.is_folder(folder) else []
 
 
 def held_out(concept: Concept, found: Sequence[Path], seed: int) -> set[Path]:

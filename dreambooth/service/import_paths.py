@@ -68,7 +68,7 @@ def _small(file: Path) -> str | None:
 
 def named(folder: Path) -> list[tuple[str, str]]:
     """Folders in one that are named as kohya's are, such as `10_sks dog`: name and path."""
-    if not folder.is_dir():
+    if not paths.is_folder(folder):
         return []
     return [
         (one.name, str(one)) for one in sorted(folder.iterdir()) if one.is_dir() and kohya.FOLDER.fullmatch(one.name)
@@ -78,7 +78,7 @@ def named(folder: Path) -> list[tuple[str, str]]:
 def looker(base: Path) -> Look:
     def look(folder: str) -> Seen:
         place = Path(paths.within(base, folder))
-        if not folder.strip() or why_not(folder, base) or not place.is_dir():
+        if not folder.strip() or why_not(folder, base) or not paths.is_folder(place):
             return Seen()
         found = [place / name for name in pictures.names(place)]
         of_folders: dict[Path, list[Path]] = {}

@@ -31,11 +31,11 @@ def read(path: Path, python: Callable[[], Path]) -> tuple[str, Migration]:
 
     Raises UserError for what cannot be read, or is of no kind that is known.
     """
-    base = path if path.is_dir() else path.parent
+    base = path if paths.is_folder(path) else path.parent
     disk = import_paths.seen_from(base)
-    if path.is_dir():
+    if paths.is_folder(path):
         kind, migration = "kohya's folders", _folders(path, disk.look)
-    elif not path.is_file():
+    elif not paths.is_file(path):
         raise UserError(f"{path}: there is no such file or folder.")
     elif path.suffix.lower() == ".toml":
         kind, migration = _toml(path, python(), disk)

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from dreambooth.core import captions, focal_point, picture_files
+from dreambooth.core.migrate.report import Seen
 from dreambooth.core.settings.dataset import Concept
-from dreambooth.service import pictures
+from dreambooth.service import import_paths, pictures
 from tests.conftest import CAN_LINK
 
 
@@ -64,3 +65,11 @@ def test_the_longest_name_leaves_no_room_for_another_beside_it(tmp_path: Path, e
     picture.write_bytes(b"")
     assert captions.beside(picture) is None and focal_point.read(picture) is None
     assert pictures.listing(tmp_path)["pictures"][0]["caption"] is None
+
+
+def test_a_folder_that_is_named_too_long_to_be_one_is_none(tmp_path: Path) -> None:
+    too_long = tmp_path / ("x" * 300)
+    concept = Concept(instance_data_dir=str(too_long), instance_prompt="a photo of sks dog")
+    assert picture_files.of_concept(concept) == []
+    assert picture_files.problems([concept]) == [f"concepts.0.instance_data_dir: there is no folder {too_long}."]
+    assert import_paths.looker(tmp_path)(str(too_long)) == Seen()

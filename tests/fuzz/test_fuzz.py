@@ -70,8 +70,7 @@ def target(inputs: st.SearchStrategy[Any]) -> Callable[[Callable[[Path, Any], No
 def base(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A models folder with a model and a run, in which everything happens."""
     folder = tmp_path_factory.mktemp("fuzz")
-    made = project.create(Folders(folder / "models"), "star", MINIATURE)
-    job_list.new_run(Folders(folder / "models"), made, settings.parse(SETTINGS))
+    make_model(folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DREAMBOOTH_ENGINE_PYTHON", sys.executable)
         patch.setattr("dreambooth.service.environment.is_current", lambda **_: False)  # no job may start
@@ -80,6 +79,11 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Any:
         patch.chdir(folder)
         patch.setattr(sys, "dont_write_bytecode", True)
         yield folder
+
+
+def make_model(folder: Path) -> None:
+    folders = Folders(folder / "models")
+    job_list.new_run(folders, project.create(folders, "star", MINIATURE), settings.parse(SETTINGS))
 
 
 def no_engine(*_: object, **__: object) -> None:
@@ -145,6 +149,9 @@ def command_lines(base: Path, words: tuple[str, list[str]]) -> None:
     assert code in (0, 2)
     assert "Traceback" not in said.getvalue()
     shutil.rmtree(base / "models" / "dreambooth" / "other", ignore_errors=True)
+    if not (base / "models" / "dreambooth" / "star" / "model.json").exists():  # `rename star x` or `delete star`
+        shutil.rmtree(base / "models")
+        make_model(base)
 
 
 EVENTS: list[dict[str, Any]] = [

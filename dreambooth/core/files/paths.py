@@ -77,7 +77,7 @@ def unwritable(folder: Path) -> str:
     for place in (folder, *folder.parents):
         if not os.path.lexists(place):
             continue
-        if not place.is_dir():
+        if not is_folder(place):
             return f"{place} is a file"
         return "" if os.access(place, os.W_OK | os.X_OK) else f"{place} is read-only"
     return f"there is no {folder.anchor}"
@@ -92,8 +92,16 @@ def is_file(path: Path) -> bool:
         return False
 
 
+def is_folder(path: Path) -> bool:
+    """Whether there is such a folder. Path.is_dir raises OSError as Path.is_file does."""
+    try:
+        return path.is_dir()
+    except OSError:
+        return False
+
+
 def no_folder(path: Path) -> str:
     """Why a path is no folder that can be read."""
-    if path.is_file():
+    if is_file(path):
         return f"{path} is a file; name the folder that it is in."
     return f"there is no folder {path}."
