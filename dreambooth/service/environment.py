@@ -82,6 +82,7 @@ def set_up(progress: Progress, *, development: bool = False) -> dict[str, Any]:
     """Makes the environment or repairs it; running it again after a failure goes on where it stopped. Returns the
     check's report."""
     _check_host()
+    python()  # refuses a variable that names nothing while our own environment is still as it was
     with _only_one(progress):
         _wait_for_engines(progress)
         development = development or "development" in _stamp()

@@ -64,9 +64,11 @@ def test_a_portable_python_finds_the_set_up_too(started: list[Any], monkeypatch:
     installation.begin()
     ((python, *arguments),) = started
     monkeypatch.undo()
+    was_made = environment.was_made()
     alone = {**os.environ, "DREAMBOOTH_ENGINE_PYTHON": "/no-python"}
     said = subprocess.run([python, "-I", *arguments], capture_output=True, text=True, cwd="/", env=alone)
     assert "DREAMBOOTH_ENGINE_PYTHON names /no-python" in said.stdout + said.stderr
+    assert environment.was_made() == was_made, "an engine that is there stays as it is"
 
 
 def test_an_update_of_the_packages_is_tried_once(started: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
