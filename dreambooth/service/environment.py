@@ -13,7 +13,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import sys
 import time
 from dataclasses import replace
@@ -24,20 +23,12 @@ from dreambooth.core import device
 from dreambooth.core.errors import UserError
 from dreambooth.core.files import atomic, lock, occupancy
 from dreambooth.core.install_paths import DEVELOPMENT_LOCK, ENGINE, ENGINE_USERS, LOCK, PROJECT, SETTING_UP, STAMP
-from dreambooth.service import installed_files, packages, torch_build, venv
+from dreambooth.service import installed_files, packages, self_check, torch_build, venv
 from dreambooth.service.packages import Progress
+from dreambooth.service.self_check import CardFails, DoesNotWork
 
 VARIABLE = "DREAMBOOTH_ENGINE_PYTHON"
 CHECKING = "Checking that it works"
-CHECK_SECONDS = 600  # the first imports from an old disk, with a virus scanner that reads along, take minutes
-
-
-class DoesNotWork(UserError):
-    """The engine's environment failed its check."""
-
-
-class CardFails(DoesNotWork):
-    """The check failed in a way that new packages would not mend: the device or its driver."""
 
 
 def python() -> Path:
@@ -133,47 +124,7 @@ def check() -> dict[str, Any]:
 
     Returns its report (python, package versions, device). Raises DoesNotWork if it fails.
     """
-    out, told, code = _said_by_check([str(python()), "-m", "dreambooth.engine", "selfcheck"])
-    try:
-        return dict(json.loads(out.splitlines()[-1]))
-    except (IndexError, ValueError):
-        lines = told.strip().splitlines() or [f"exit code {code}"]
-        # A card's error goes on for some lines about how to look for it.
-        reason = next((line for line in reversed(lines) if re.match(r"[\w.]+Error: ", line)), lines[-1])
-        said = f"The engine's environment ({ENGINE}) does not work: {reason}."
-        kind = CardFails if _OF_THE_CARD.search(reason) else DoesNotWork
-        raise kind(f"{said} Run setup again (on the page: Set Up).") from None
-
-
-_OF_THE_CARD = re.compile(r"\b(CUDA|HIP|NVIDIA|MPS)\b|AcceleratorError|[Dd]river|out of memory")
-
-
-def _said_by_check(command: list[str]) -> tuple[str, str, int]:
-    """What the self-check wrote, what it complained of, and its exit code."""
-    try:
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            encoding="utf-8",
-            errors="replace",
-            cwd=PROJECT,
-            env=engine_variables(),
-        )
-    except OSError as error:
-        raise DoesNotWork(f"{command[0]}: this is no Python that can be started ({error.strerror}).") from None
-    try:
-        return (*process.communicate(timeout=CHECK_SECONDS), process.returncode)
-    except subprocess.TimeoutExpired:
-        raise CardFails(
-            f"The engine's self-check has not ended in {CHECK_SECONDS // 60} minutes: the card's driver most likely "
-            "does not answer; restart the computer, then run setup again (on the page: Set Up)."
-        ) from None
-    finally:
-        process.kill()
-        with contextlib.suppress(subprocess.TimeoutExpired, ValueError):  # one that waits in a driver outlives this
-            process.communicate(timeout=5)
+    return self_check.run(python(), engine_variables())
 
 
 _ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF")  # of PyTorch, by age

@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 from dreambooth.core.errors import UserError
 from dreambooth.core.files import atomic
 from dreambooth.core.install_paths import PROJECT
-from dreambooth.service import environment
+from dreambooth.service import environment, self_check
 from dreambooth.service.packages import Progress
 
 NOTE = PROJECT / ".engine.note.json"
@@ -163,9 +163,7 @@ def _reason_of(error: OSError) -> UserError:
 def _begins(note: dict[str, Any]) -> bool:
     """Whether the process that sets up has just been started, or looks whether there is anything to do: it holds no
     lock yet."""
-    seconds = {_STARTING: _STARTING_SECONDS, environment.CHECKING: environment.CHECK_SECONDS}.get(
-        note.get("said", ""), 0
-    )
+    seconds = {_STARTING: _STARTING_SECONDS, environment.CHECKING: self_check.SECONDS}.get(note.get("said", ""), 0)
     since, is_ours = note.get("time"), note.get("lock") == environment.lock_digest()
     return is_ours and isinstance(since, float) and 0 <= time.time() - since < seconds
 

@@ -14,7 +14,7 @@ import pytest
 from dreambooth.core import device
 from dreambooth.core.errors import UserError
 from dreambooth.core.install_paths import DEVELOPMENT_LOCK, LOCK
-from dreambooth.service import environment, installed_files, packages, torch_build
+from dreambooth.service import environment, installed_files, packages, self_check, torch_build
 
 
 @pytest.fixture
@@ -84,9 +84,9 @@ def test_of_a_cards_error_the_line_is_told_that_names_it(monkeypatch: pytest.Mon
         "For debugging consider passing CUDA_LAUNCH_BLOCKING=1\n"
         "Compile with `TORCH_USE_CUDA_DSA` to enable device-side assertions.\n\n"
     )
-    monkeypatch.setattr(environment, "_said_by_check", lambda command: ("", said, 1))
+    monkeypatch.setattr(self_check, "_said", lambda command, variables: ("", said, 1))
     with pytest.raises(
-        environment.CardFails, match=r"does not work: torch\.AcceleratorError: CUDA error: no kernel image .*device\."
+        self_check.CardFails, match=r"does not work: torch\.AcceleratorError: CUDA error: no kernel image .*device\."
     ):
         environment.check()
 
@@ -99,8 +99,8 @@ def test_a_driver_that_does_not_answer_is_not_waited_for_for_ever(
     hung.write_text("#!/bin/sh\nexec sleep 60\n")
     hung.chmod(0o755)
     monkeypatch.setenv(environment.VARIABLE, str(hung))
-    monkeypatch.setattr(environment, "CHECK_SECONDS", 1)
-    with pytest.raises(environment.CardFails, match=r"has not ended in .* minutes: .*restart the computer, then run"):
+    monkeypatch.setattr(self_check, "SECONDS", 1)
+    with pytest.raises(self_check.CardFails, match=r"has not ended in .* minutes: .*restart the computer, then run"):
         environment.check()
 
 
@@ -217,7 +217,7 @@ def test_another_driver_has_the_environment_looked_at_again(fresh: Path, monkeyp
 def test_an_amd_gpu_that_pytorch_cannot_use_leaves_the_cpu(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     index = _Index(*torch_build._ROCM, "cpu")
     monkeypatch.setattr(packages, "install", index.install)
-    checked: list[Any] = [environment.CardFails("The engine's environment does not work."), {"device": "cpu"}]
+    checked: list[Any] = [self_check.CardFails("The engine's environment does not work."), {"device": "cpu"}]
 
     def check() -> dict[str, Any]:
         found = checked.pop(0)
@@ -289,7 +289,7 @@ class _Pip:
     def check(self) -> dict[str, Any]:
         if self.mended_by in self.done:
             return {"torch": "2", "device_name": "the CPU"}
-        kind = environment.CardFails if self.mended_by == "nothing" else environment.DoesNotWork
+        kind = self_check.CardFails if self.mended_by == "nothing" else self_check.DoesNotWork
         raise kind("ImportError: cannot import name 'safe_open'.")
 
 
@@ -347,7 +347,7 @@ def test_what_python_has_compiled_may_be_what_is_damaged(
 @pytest.mark.parametrize("pip", ["nothing"], indirect=True)
 def test_a_card_that_fails_costs_no_packages(pip: _Pip, fresh: Path) -> None:
     _installed(fresh, *LOCKED_SAFETENSORS.split("=="))
-    with pytest.raises(environment.CardFails):
+    with pytest.raises(self_check.CardFails):
         environment.set_up(lambda said: None)
     assert pip.done == [] and not environment.is_current()
 

@@ -15,7 +15,7 @@ import pytest
 from dreambooth.core.errors import UserError
 from dreambooth.core.files import atomic, lock
 from dreambooth.core.install_paths import PROJECT
-from dreambooth.service import environment, installation
+from dreambooth.service import environment, installation, self_check
 
 
 @pytest.fixture(autouse=True)
@@ -197,7 +197,7 @@ def test_an_engine_that_works_is_left_as_it_is_and_the_tab_says_that_it_is_looke
 
 def test_an_engine_that_does_not_work_is_repaired_although_it_is_current(monkeypatch: pytest.MonkeyPatch) -> None:
     def check() -> None:
-        raise environment.DoesNotWork("ImportError.")
+        raise self_check.DoesNotWork("ImportError.")
 
     monkeypatch.setattr(environment, "is_current", lambda **_: True)
     monkeypatch.setattr(environment, "check", check)

@@ -1,0 +1,69 @@
+"""The engine's self-check, run in its own Python: whether the environment works, and whether the card is what fails."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from dreambooth.core.errors import UserError
+from dreambooth.core.install_paths import ENGINE, PROJECT
+
+SECONDS = 600  # the first imports from an old disk, with a virus scanner that reads along, take minutes
+_OF_THE_CARD = re.compile(r"\b(CUDA|HIP|NVIDIA|MPS)\b|AcceleratorError|[Dd]river|out of memory")
+
+
+class DoesNotWork(UserError):
+    """The engine's environment failed its check."""
+
+
+class CardFails(DoesNotWork):
+    """The check failed in a way that new packages would not mend: the device or its driver."""
+
+
+def run(python: Path, variables: dict[str, str]) -> dict[str, Any]:
+    """The check's report (python, package versions, device), by the engine's Python with these environment variables.
+
+    Raises DoesNotWork if it fails or has not ended after `SECONDS`.
+    """
+    out, told, code = _said([str(python), "-m", "dreambooth.engine", "selfcheck"], variables)
+    try:
+        return dict(json.loads(out.splitlines()[-1]))
+    except (IndexError, ValueError):
+        lines = told.strip().splitlines() or [f"exit code {code}"]
+        # A card's error goes on for some lines about how to look for it.
+        reason = next((line for line in reversed(lines) if re.match(r"[\w.]+Error: ", line)), lines[-1])
+        said = f"The engine's environment ({ENGINE}) does not work: {reason}."
+        kind = CardFails if _OF_THE_CARD.search(reason) else DoesNotWork
+        raise kind(f"{said} Run setup again (on the page: Set Up).") from None
+
+
+def _said(command: list[str], variables: dict[str, str]) -> tuple[str, str, int]:
+    """What the self-check wrote, what it complained of, and its exit code."""
+    try:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            encoding="utf-8",
+            errors="replace",
+            cwd=PROJECT,
+            env=variables,
+        )
+    except OSError as error:
+        raise DoesNotWork(f"{command[0]}: this is no Python that can be started ({error.strerror}).") from None
+    try:
+        return (*process.communicate(timeout=SECONDS), process.returncode)
+    except subprocess.TimeoutExpired:
+        raise CardFails(
+            f"The engine's self-check has not ended in {SECONDS // 60} minutes: the card's driver most likely "
+            "does not answer; restart the computer, then run setup again (on the page: Set Up)."
+        ) from None
+    finally:
+        process.kill()
+        with contextlib.suppress(subprocess.TimeoutExpired, ValueError):  # one that waits in a driver outlives this
+            process.communicate(timeout=5)
