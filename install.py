@@ -15,4 +15,5 @@ try:
 except Exception as error:  # noqa: BLE001  (whatever is wrong here, the WebUI starts)
     said = f"Dreambooth: the engine cannot be set up ({type(error).__name__}: {error})."
 if said:
-    print(said)
+    codes = sys.stdout.encoding  # on Windows it may lack letters of a folder's name; no name ends this with an error
+    print(said.encode(codes, "backslashreplace").decode(codes))

@@ -143,6 +143,18 @@ def test_the_webui_starts_whatever_is_wrong(tmp_path: Path) -> None:
     assert said.returncode == 0 and "cannot be set up (ModuleNotFoundError" in said.stdout
 
 
+def test_install_says_what_its_console_has_no_letters_for(tmp_path: Path) -> None:
+    """A WebUI on Windows reads it through a pipe of the system's code page."""
+    service = tmp_path / "dreambooth" / "service"
+    service.mkdir(parents=True)
+    (service / "installation.py").write_text("on_start = lambda: 'C:/мой: no room'", encoding="utf-8")
+    (tmp_path / "install.py").write_text((PROJECT / "install.py").read_text())
+    command = [sys.executable, str(tmp_path / "install.py")]
+    variables = {**os.environ, "PYTHONIOENCODING": "cp1252"}
+    said = subprocess.run(command, capture_output=True, text=True, cwd="/", env=variables)
+    assert (said.returncode, said.stdout) == (0, "C:/\\u043c\\u043e\\u0439: no room\n"), said.stderr
+
+
 def test_install_loads_only_the_standard_library() -> None:
     code = (
         "import sys; before = set(sys.modules); import runpy; runpy.run_path('install.py'); "
