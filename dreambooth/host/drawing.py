@@ -117,6 +117,7 @@ def _batch(wanted: Drawing, title: str, seeds: tuple[int, ...], look: Look) -> l
             ended.set()
             watch.join()
             shared.state.end()
+            shared.total_tqdm.clear()  # the next picture's "Total progress" on the console begins anew
             shared.state.interrupted = shared.state.skipped = False
     if stopped:
         return None

@@ -73,6 +73,7 @@ def test_batches_are_drawn_in_turn_with_the_checkpoint_and_nothing_else_kept(
     assert not any(request.is_open for request in webui.module("processing").requests)
     assert 0 < max(album.shares) < 1 and album.shares[0] == 0
     assert webui.module("call_queue").queue_lock.acquire(False), "the queue is free again"
+    assert webui.module("shared").total_tqdm.steps == 0, "the next picture's bar on the console begins anew"
 
 
 def test_a_batch_that_is_stopped_is_not_kept(host: Any, webui: StandIn, checkpoint: Path) -> None:

@@ -30,6 +30,7 @@ def process_images(request):
     wanted = request.wanted
     for step in range(wanted["steps"]):
         shared.state.sampling_step = step
+        shared.total_tqdm.update()
         if shared.state.interrupted:
             break
         time.sleep(0.1)

@@ -39,3 +39,18 @@ class State:
 
 
 state = State()
+
+
+class TotalTQDM:
+    """The console's bar over all batches of a picture: the next one goes on with it until it is cleared."""
+
+    steps = 0
+
+    def update(self):
+        self.steps += 1
+
+    def clear(self):
+        self.steps = 0
+
+
+total_tqdm = TotalTQDM()
