@@ -195,8 +195,10 @@ def _version() -> str:
 
 def _accounts() -> list[str]:
     """name:password of everybody whom the API admits."""
-    asked = shared.cmd_opts.api_auth or getattr(shared.cmd_opts, "auth", None) or ""  # SD.Next has one for both
-    return [pair.strip() for pair in asked.split(",") if pair.strip()]
+    known = getattr(getattr(shared, "api", None), "credentials", None)  # SD.Next's, of its --auth and --auth-file
+    if known is not None:
+        return [f"{name}:{password}" for name, password in known.items()]
+    return [pair.strip() for pair in (shared.cmd_opts.api_auth or "").split(",") if pair.strip()]
 
 
 def _basic(headers: Mapping[str, str]) -> str:

@@ -215,18 +215,19 @@ def test_sdnext_has_another_lock_other_names_and_folders_in_its_settings(
     monkeypatch.setitem(sys.modules, "installer", SimpleNamespace(get_version=lambda: {"updated": "2026-07-23"}))
     plain = threading.Lock()
     drawing = SimpleNamespace(queue_lock=plain)
-    program = SimpleNamespace(queue_lock=plain, generate=drawing)
+    accounts = {"anna": "1", "of its file": "2"}  # what its --auth and --auth-file name
+    program = SimpleNamespace(queue_lock=plain, generate=drawing, credentials=accounts)
     monkeypatch.setattr(webui.module("shared"), "api", program, raising=False)
     webui.module("call_queue").queue_lock = plain
     monkeypatch.setattr(models, "model_data", SimpleNamespace(sd_model=models.model))
     monkeypatch.setattr(models, "unload_model_weights", lambda: unloaded.append(True), raising=False)
     webui.module("shared").opts.data["lora_dir"] = str(tmp_path / "theirs")
-    webui.module("shared").cmd_opts.auth = "anna:1"
+    webui.module("shared").cmd_opts.auth = '"anna:1"'
     host = webui.load_script().HOST
     host.started(None)
     assert (host.name, host.version) == ("SD.Next", "2026-07-23")
     assert host.folders().loras == tmp_path / "theirs"
-    assert host.admits(_basic("anna:1"), {}) and not host.admits({}, {})
+    assert host.admits(_basic("anna:1"), {}) and host.admits(_basic("of its file:2"), {}) and not host.admits({}, {})
     for _ in range(2):
         host.lend_gpu()
         assert unloaded
