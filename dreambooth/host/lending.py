@@ -21,6 +21,8 @@ REFUSAL = (
 
 
 _HELD_BACK = "dreambooth_holds_back"  # a mark on what the WebUI knows of its model
+# What every WebUI counts a prompt's tokens with while it is typed: in the queue, but without the GPU.
+_COUNTERS = ("update_token_counter", "update_negative_prompt_token_counter")
 
 
 class _Lock:
@@ -51,11 +53,15 @@ _Usual: Any = _Lock if isinstance(call_queue.queue_lock, _PLAIN) else type(call_
 
 class _Refusing(_Usual):  # type: ignore[misc]
     """The WebUI's queue while the GPU is lent. Everything that would use the GPU takes the WebUI's one queue lock
-    first, so a refusal there reaches the page and the API alike, and nothing runs out of memory."""
+    first, so a refusal there reaches the page and the API alike, and nothing runs out of memory. What counts tokens
+    has its turn as ever: a prompt can be written meanwhile."""
 
     def acquire(self, blocking: bool = True) -> bool:
         if not blocking:
             return False
+        asked = sys._getframe(1).f_locals.get("func")  # by the WebUI's `wrap_queued_call`
+        if getattr(asked, "__name__", "") in _COUNTERS:
+            return bool(_Usual.acquire(self))
         progress.pending_tasks.clear()  # what is refused would be counted as waiting for ever
         forge: Any = sys.modules.get("modules_forge.main_thread")
         if forge:

@@ -324,7 +324,9 @@ def test_a_webui_that_was_killed_finds_its_run_again(webui: WebUI, browser: Any)
     visitor.leave()
 
 
-def test_the_gpu_is_lent_and_comes_back_even_after_a_crash(webui: WebUI, before: dict[str, Any]) -> None:
+def test_the_gpu_is_lent_and_comes_back_even_after_a_crash(
+    webui: WebUI, before: dict[str, Any], visitor: Visitor
+) -> None:
     assert webui.draw(PROMPT)[0] == before["picture"]
     webui.ask("/probe/gpu?there=true")
     full = webui.ask("/probe/model")
@@ -336,6 +338,9 @@ def test_the_gpu_is_lent_and_comes_back_even_after_a_crash(webui: WebUI, before:
         assert (full["models"] > 0, lent["models"]) == (True, 0)
     with pytest.raises(Refused, match="Dreambooth has the GPU"):
         webui.draw(PROMPT)
+    visitor.enter("txt2img")
+    visitor.see("#txt2img_prompt textarea").fill("a red star")
+    visitor.see("#txt2img_token_counter", "3/75")
     os.kill(events(webui, "started")[-1]["pid"], signal.SIGTERM if sys.platform == "win32" else signal.SIGKILL)
     webui.wait(lambda: webui.draw(PROMPT)[0] == before["picture"], 60)
     print(f"resident: {full['resident_bytes'] / 1e9:.2f} GB, lent {lent['resident_bytes'] / 1e9:.2f} GB")

@@ -139,6 +139,21 @@ def test_a_lent_gpu_is_empty_and_pictures_are_refused_with_a_sentence(host: Any,
     assert queue.acquire(False), "the lock is as it was"
 
 
+def test_tokens_are_counted_while_the_gpu_is_lent(host: Any, webui: StandIn) -> None:
+    """A prompt can be written meanwhile: the counter beside it shows no error, and the console none at each letter."""
+    queue = webui.module("call_queue")
+
+    def update_token_counter(prompt: str) -> int:
+        return len(prompt.split())
+
+    host.lend_gpu()
+    assert queue.wrap_queued_call(update_token_counter)("a red star") == 3
+    with pytest.raises(RuntimeError, match="Dreambooth has the GPU"):
+        queue.wrap_queued_call(lambda: None)()
+    host.take_gpu_back()
+    assert queue.queue_lock.acquire(False), "the lock is as it was"
+
+
 def test_the_picture_that_is_being_drawn_is_waited_for(host: Any, webui: StandIn) -> None:
     queue, model = webui.module("call_queue").queue_lock, webui.module("sd_models").model
     queue.acquire()
