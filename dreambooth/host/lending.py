@@ -11,6 +11,7 @@ import threading
 import traceback
 from typing import Any
 
+import gradio as gr
 from modules import call_queue, devices, progress, sd_models, shared
 
 SETTING = "dreambooth_lend_gpu"
@@ -23,6 +24,14 @@ REFUSAL = (
 _HELD_BACK = "dreambooth_holds_back"  # a mark on what the WebUI knows of its model
 # What every WebUI counts a prompt's tokens with while it is typed: in the queue, but without the GPU.
 _COUNTERS = ("update_token_counter", "update_negative_prompt_token_counter")
+
+
+class GpuIsLent(gr.Error):  # type: ignore[misc]
+    """The refusal. Of other errors a page shows no word unless the WebUI writes it there itself, which SD.Next does not
+    on its Control tab."""
+
+    def __str__(self) -> str:
+        return REFUSAL
 
 
 class _Lock:
@@ -66,7 +75,7 @@ class _Refusing(_Usual):  # type: ignore[misc]
         forge: Any = sys.modules.get("modules_forge.main_thread")
         if forge:
             forge.last_exception = None  # Forge would show its last error in place of this one
-        raise RuntimeError(REFUSAL)
+        raise GpuIsLent(REFUSAL)
 
     __enter__ = acquire
 

@@ -43,3 +43,12 @@ class Checkbox(_Component):
 
 class Number(_Component):
     pass
+
+
+class Error(Exception):
+    def __init__(self, message):
+        super().__init__(message)
+        self.message = message
+
+    def __str__(self):
+        return repr(self.message)
