@@ -24,6 +24,7 @@ REFUSAL = (
 _HELD_BACK = "dreambooth_holds_back"  # a mark on what the WebUI knows of its model
 # What every WebUI counts a prompt's tokens with while it is typed: in the queue, but without the GPU.
 _COUNTERS = ("update_token_counter", "update_negative_prompt_token_counter")
+_TASKS = ("id_task", "task_id", "job_id")  # what the page, the API and SD.Next's Control tab have what they ask for in
 
 
 class GpuIsLent(gr.Error):  # type: ignore[misc]
@@ -68,16 +69,24 @@ class _Refusing(_Usual):  # type: ignore[misc]
     def acquire(self, blocking: bool = True) -> bool:
         if not blocking:
             return False
-        asked = sys._getframe(1).f_locals.get("func")  # by the WebUI's `wrap_queued_call`
-        if getattr(asked, "__name__", "") in _COUNTERS:
+        asker = sys._getframe(1).f_locals  # of the WebUI's function that would have the queue
+        if getattr(asker.get("func"), "__name__", "") in _COUNTERS:
             return bool(_Usual.acquire(self))
-        progress.pending_tasks.clear()  # what is refused would be counted as waiting for ever
+        _end_task(asker)
         forge: Any = sys.modules.get("modules_forge.main_thread")
         if forge:
             forge.last_exception = None  # Forge would show its last error in place of this one
         raise GpuIsLent(REFUSAL)
 
     __enter__ = acquire
+
+
+def _end_task(asker: dict[str, Any]) -> None:
+    """What is refused waits no more. It would be counted for ever, and its page would have Interrupt in the place of
+    Generate until it gave up looking for it, after most of a minute."""
+    for task in filter(progress.pending_tasks.__contains__, map(asker.get, _TASKS)):
+        del progress.pending_tasks[task]
+        progress.finish_task(task)
 
 
 def prepare() -> None:

@@ -128,19 +128,19 @@ def test_forge_reads_a_new_embedding_into_each_of_its_text_encoders(
 
 def test_a_lent_gpu_is_empty_and_pictures_are_refused_with_a_sentence(host: Any, webui: StandIn) -> None:
     queue, model = webui.module("call_queue").queue_lock, webui.module("sd_models").model
-    waiting = webui.module("progress").pending_tasks
+    progress, ask = webui.module("progress"), webui.module("call_queue").wrap_gradio_gpu_call(lambda: "drawn")
     host.lend_gpu()
     host.lend_gpu()
     assert model.place == "cpu"
-    waiting["task(1)"] = 0.0
-    with pytest.raises(gradio_error(), match=r"^Dreambooth has the GPU.*Pause or stop it"), queue:
-        pass
-    assert not waiting, "what was refused waits for nothing"
+    progress.pending_tasks["task(1)"] = 0.0  # of before the loan, which is being waited for
+    with pytest.raises(gradio_error(), match=r"^Dreambooth has the GPU.*Pause or stop it"):
+        ask("task(2)")
+    assert progress.pending_tasks == {"task(1)": 0.0}
+    assert progress.finished_tasks == ["task(2)"], "its page looks for it no more"
     host.take_gpu_back()
     host.take_gpu_back()
     assert model.place == "cuda"
-    with queue:
-        pass
+    assert ask("task(3)") == "drawn"
     assert queue.acquire(False), "the lock is as it was"
 
 
