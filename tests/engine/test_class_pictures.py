@@ -207,3 +207,45 @@ def test_the_errand_makes_them_once_and_shows_them(star: Project, mine: Path) ->
     with Image.open(first["sheet"]) as sheet:
         assert 6 * 160 < sheet.width < 7 * 160
     assert errand()["class_pictures"][0]["made"] == 0
+
+
+def test_once_drawn_they_come_in_the_same_order(star: Project, mine: Path, tmp_path: Path, model: Model) -> None:
+    """A run that is resumed finds all of them in the folder, and must train on them as it did before."""
+    own: dict[str, Any] = {"class_data_dir": str(tmp_path / "class"), "class_prompt": "a {red|blue|green} star"}
+    for name in ("a", "z"):
+        picture(tmp_path / "class" / f"{name}.png")
+    for changes in ({}, own):
+        first = plan(star, mine, **changes)
+        make(model, first)
+        if not changes:  # and so where one of them is drawn anew
+            first.to_make[0].path.unlink()
+            first = plan(star, mine)
+            make(model, first)
+        assert class_pictures.prior_pictures([plan(star, mine, **changes)]) == class_pictures.prior_pictures([first])
+
+
+def test_what_two_concepts_share_is_drawn_once(star: Project, mine: Path, tmp_path: Path, model: Model) -> None:
+    picture(tmp_path / "other" / "d.png").with_suffix(".txt").write_text("a green abc star")
+    second = {"concepts.1.instance_data_dir": str(tmp_path / "other"), "concepts.1.instance_prompt": "[filewords]"}
+    second |= {"concepts.1.class_prompt": "a star", "concepts.1.class_infer_steps": 1}
+    for folder in ("", str(tmp_path / "class")):
+        both = {**second, "concepts.1.num_class_images_per": 8, "concepts.1.class_data_dir": folder}
+        parsed = chosen(mine, class_data_dir=folder, **both)
+        one, other = plans(star, parsed)
+        assert ((one.wanted, one.missing), (other.wanted, other.missing)) == ((6, 6), (8, 2))
+        make(model, one, other)
+        assert len(list(one.folder.glob("*.png"))) == 8
+        assert not any(again.missing for again in plans(star, parsed))
+        for concept, planned in enumerate((one, other)):
+            assert {prior.concept for prior in class_pictures.prior_pictures([planned])} == {concept}
+
+
+def test_what_two_concepts_put_into_one_folder_is_called_what_it_shows(
+    star: Project, mine: Path, tmp_path: Path
+) -> None:
+    second = {"concepts.1.instance_data_dir": str(mine), "concepts.1.instance_prompt": "an abc heart"}
+    second |= {"concepts.1.class_prompt": "a heart", "concepts.1.class_data_dir": str(tmp_path / "class")}
+    parsed = chosen(mine, class_data_dir=str(tmp_path / "class"), **second, **{"concepts.1.num_class_images_per": 2})
+    one, other = plans(star, parsed)
+    assert {wanted.path for wanted in one.to_make}.isdisjoint(wanted.path for wanted in other.to_make)
+    assert {prior.prompt for prior in class_pictures.prior_pictures([other])} == {"a star"}

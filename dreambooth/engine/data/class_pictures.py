@@ -12,7 +12,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -55,7 +55,7 @@ class Plan:
 
     concept: int
     folder: Path
-    there: list[pictures.Picture]
+    there: list[pictures.Picture]  # or will be by then, as they are drawn for a concept before this one
     to_make: list[Wanted]
     sampling: Sampling
     drawn_together: list[Wanted] = field(
@@ -69,6 +69,16 @@ class Plan:
     @property
     def missing(self) -> int:
         return len(self.to_make)
+
+    @property
+    def in_order(self) -> list[pictures.Picture]:
+        """All of them, in the order in which they are found once none is missing: a run that is resumed must train on
+        them as it did before."""
+        made = [pictures.Picture(wanted.path, wanted.prompt, self.concept) for wanted in self.to_make]
+        order = {wanted.path: number for number, wanted in enumerate(self.drawn_together)}
+        if order:
+            return sorted([*self.there, *made], key=lambda picture: order[picture.path])
+        return sorted([*self.there, *made], key=lambda picture: picture_files.name_order(self.folder, picture.path))
 
     @property
     def drawn(self) -> list[Wanted]:
@@ -85,8 +95,9 @@ class Plan:
 def plan(project: Project, settings: Settings, instances: list[list[Example]], size: int) -> list[Plan]:
     """What each concept with class pictures needs; draws nothing.
 
-    They are drawn in the buckets of the training pictures, as many in each; in a person's own folder, square. Raises
-    UserError for a class folder that is to be used as it is and holds no pictures.
+    They are drawn in the buckets of the training pictures, as many in each; in a person's own folder, square. A file
+    that several concepts use is drawn for the first of them. Raises UserError for a class folder that is to be used as
+    it is and holds no pictures.
     """
     plans = []
     for number, concept in enumerate(settings.concepts):
@@ -101,7 +112,7 @@ def plan(project: Project, settings: Settings, instances: list[list[Example]], s
             for bucket in dict.fromkeys(example.cut.bucket for example in own):
                 of_bucket = [example for example in own if example.cut.bucket == bucket]
                 plans.append(_drawn(project, settings, number, of_bucket, bucket))
-    return plans
+    return _without_repeats(plans)
 
 
 def make(
@@ -138,11 +149,20 @@ def make(
 
 def prior_pictures(plans: list[Plan]) -> list[pictures.Picture]:
     """The class pictures that training uses, after `make`."""
-    return [
-        picture
-        for plan in plans
-        for picture in [*plan.there, *(pictures.Picture(w.path, w.prompt, plan.concept) for w in plan.to_make)]
-    ]
+    return [picture for plan in plans for picture in plan.in_order]
+
+
+def _without_repeats(plans: list[Plan]) -> list[Plan]:
+    """The plans, in which each file is drawn by the first that wants it and counts as there in the others."""
+    planned: dict[Path, Wanted] = {}
+    unique = []
+    for plan in plans:
+        repeated = [planned[wanted.path] for wanted in plan.to_make if wanted.path in planned]
+        there = [*plan.there, *(pictures.Picture(one.path, one.prompt, plan.concept) for one in repeated)]
+        to_make = [wanted for wanted in plan.to_make if wanted.path not in planned]
+        planned.update({wanted.path: wanted for wanted in to_make})
+        unique.append(replace(plan, there=there, to_make=to_make))
+    return unique
 
 
 def _as_it_is(settings: Settings, number: int, bucket: Bucket) -> Plan:
@@ -194,8 +214,9 @@ def _prompts(concept: Concept, own: list[Example], options: Captions, seed: int)
     return prompts
 
 
-def _chosen(text: str, options: Captions, seed: int, place: int) -> str:
-    """The text of the picture at `place`, of those that a text with {a|b} or several lines stands for."""
+def _chosen(text: str, options: Captions, seed: int, place: int | str) -> str:
+    """The text of the picture at `place`, or of the file of that name, of those that a text with {a|b} or several lines
+    stands for."""
     texts = captions.variants(text, captions.of_class(options), seed)
     return texts[captions.pick(len(texts), seed, place)]
 
@@ -231,10 +252,10 @@ def _topped_up(folder: Path, prompts: list[str], there: int, seed: int) -> list[
 def _found(paths: list[Path], settings: Settings, number: int) -> list[pictures.Picture]:
     """Pictures of a class folder, each with the prompt that it was drawn with, or else the class prompt."""
     concept, found = settings.concepts[number], list[pictures.Picture]()
-    for place, path in enumerate(paths):
+    for path in paths:
         caption = captions.file_words(path).split("\n")[0] if captions.FILEWORDS in concept.class_prompt else ""
         words = captions.class_words(concept, caption)
-        prompt = _text_of(path, _PROMPT) or _chosen(words, settings.captions, settings.general.seed, place)
+        prompt = _text_of(path, _PROMPT) or _chosen(words, settings.captions, settings.general.seed, path.name)
         found.append(pictures.Picture(path, prompt, number))
     return found
 
