@@ -22,11 +22,19 @@ def test_noise_is_added_as_diffusers_adds_it() -> None:
 
 
 def test_the_prior_counts_by_its_weight_and_rows_stay_apart() -> None:
-    each = torch.tensor([1.0, 3.0, 10.0, 20.0, 60.0])
+    each = torch.tensor([1.0, 3.0, 20.0, 40.0])
     loss, subject, prior = objective.dreambooth_loss(each, 2, 0.5)
     assert (subject.item(), prior.item(), loss.item()) == (2.0, 30.0, 17.0)
     loss, subject, prior = objective.dreambooth_loss(each[:2], 2, 0.5)
     assert (loss.item(), subject.item(), prior.item()) == (2.0, 2.0, 0.0)
+
+
+def test_a_class_image_counts_the_same_beside_images_of_a_concept_without_any() -> None:
+    """In a batch of two as in two batches that are added up, which is the same step."""
+    with_class, without = torch.tensor([1.0, 20.0]), torch.tensor([3.0])
+    together = objective.dreambooth_loss(torch.tensor([1.0, 3.0, 20.0]), 2, 0.5)
+    apart = [objective.dreambooth_loss(each, 1, 0.5) for each in (with_class, without)]
+    assert [one.item() for one in together] == [sum(parts).item() / 2 for parts in zip(*apart)]
 
 
 def test_the_loss_is_the_mean_square_of_each_picture() -> None:

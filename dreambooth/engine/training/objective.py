@@ -103,9 +103,10 @@ def prior_weight(settings: Settings, epochs: float) -> float:
 def dreambooth_loss(each: Tensor, instances: int, prior_weight: float) -> tuple[Tensor, Tensor, Tensor]:
     """The loss over a batch whose first `instances` rows are the subject's and whose others are the class's.
 
-    DreamBooth (arXiv 2208.12242, equation 2): the subject's mean plus `prior_weight` times the class's mean.
-    Returns the sum and both means; the class's is 0 where there are no class pictures.
+    DreamBooth (arXiv 2208.12242, equation 2): the mean over the subject's images of the error of each, plus
+    `prior_weight` times that of the class image that goes with it. A concept may have no class images: they count as 0,
+    so that those of other concepts count the same whatever they share a batch with. Returns the sum and both means.
     """
     subject = each[:instances].mean()
-    prior = each[instances:].mean() if len(each) > instances else torch.zeros_like(subject)
+    prior = each[instances:].sum() / instances
     return subject + prior_weight * prior, subject, prior
