@@ -267,6 +267,14 @@ def test_more_than_one_picture_is_refused(star: Project) -> None:
         worker.run(new_run(star, **edit(SUBJECT_PICTURES)))
 
 
+def test_one_of_several_texts_is_fitted_and_shown(star: Project, picture: Path) -> None:
+    several = {"concepts.0.instance_prompt": "a {blue|red|green} star", "previews.count": 1, "previews.steps": 1}
+    # With this seed a training step would not choose the first of them.
+    job = train(star, **edit(picture, **several, **{"general.seed": 3, "intervals.max_train_steps": 1}))
+    shown = told(job, "preview")[-1]["prompts"]
+    assert all(label.endswith(f" to: {around.words(star, saved(job)[-1])}") for label in shown)
+
+
 def test_words_that_cannot_be_fitted_are_said(star: Project, picture: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(imagic.loss.objective, "error", lambda predicted, *_: predicted * math.nan)
     with pytest.raises(UserError, match=r"imagic\.embedding_learning_rate: .* lower it"):

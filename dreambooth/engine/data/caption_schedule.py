@@ -31,6 +31,11 @@ class CaptionSchedule:
         self._plain = torch.tensor([number.get(caption, -1) for caption in self.captions])
         self._empty = number.get("", -1)
 
+    def first(self, caption: int) -> str:
+        """The first of the texts that a training picture's caption, given by its number, stands for: what previews and
+        validation read."""
+        return self.texts[self._own[caption][0]]
+
     def of_yours(self, chosen: Tensor, position: int) -> Tensor:
         """The numbers of the texts of training pictures with these captions' numbers (B,), the first at `position`."""
         return torch.tensor([self._one(int(caption), position + n) for n, caption in enumerate(chosen)])

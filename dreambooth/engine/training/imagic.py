@@ -109,9 +109,8 @@ class Fitting:
 
 
 def target_words(session: Session) -> str:
-    """What the picture is to become: the words that it is read with."""
-    readings = session.readings
-    return readings.texts[int(readings.of_yours(session.instances.prompt[:1], 0)[0])]
+    """What the picture is to become: the words that it is read with, and that previews show."""
+    return session.readings.first(int(session.instances.prompt[0]))
 
 
 def text_of(session: Session) -> TextEmbedding | None:
