@@ -39,7 +39,7 @@ def test_a_class_image_counts_the_same_beside_images_of_a_concept_without_any() 
 
 def test_the_loss_is_the_mean_square_of_each_picture() -> None:
     a, b, nothing = torch.randn(2, 4, 8, 8), torch.randn(2, 4, 8, 8), torch.zeros(2)
-    each = objective.picture_means(objective.error(a, b, Objective(), nothing, nothing), None, 0.1)
+    each = objective.image_means(objective.error(a, b, Objective(), nothing, nothing), None, 0.1)
     assert torch.allclose(each.mean(), torch.nn.functional.mse_loss(a, b))
 
 

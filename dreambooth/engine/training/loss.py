@@ -198,7 +198,7 @@ def compute_losses(session: Session, batch: Batch) -> tuple[Tensor, Tensor, Tens
     # Each image's loss is weighted before the subject's and the class's means are taken.
     choice, alpha_bar_t = settings.objective, batch.alpha_bar_t
     error = objective.error(prediction, target, choice, alpha_bar_t, batch.t)
-    per_image = objective.picture_means(error, batch.mask, choice.unmasked_weight)
+    per_image = objective.image_means(error, batch.mask, choice.unmasked_weight)
     if choice.weighting != "none":
         per_image = per_image * objective.timestep_weight(prediction_type, choice, alpha_bar_t)
     if batch.concept_weights is not None:
