@@ -26,7 +26,7 @@ _RARE_TOKEN = re.compile(r"[bcdfghjklmnpqrstvwxz]{3}</w>")  # no vowels, so hard
 _FIRST_RARE_ID = 30_000  # CLIP's tokens are in the order of their frequency
 _TIMESTEPS = (999, 800, 600)  # at which the words decide what the picture will be
 _NOISES_PER_TIMESTEP = 2
-_KNOWN_RATIO = 3.0  # a word means something to the model if it is this many times as strong as the median rare word
+_KNOWN_RATIO = 3.0  # of a word's strength to the rare words' median, above which the model knows the word
 _LATENT_SIDE = 32  # enough to see a word's effect, and quick without a GPU
 
 

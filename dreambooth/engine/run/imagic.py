@@ -107,8 +107,8 @@ def load_target_prompt(project: Project, result: Path) -> str | None:
 
 
 def load_embedding(model: Model, project: Project, result: Path, prompt: str, eta: float) -> TextEmbedding:
-    """The text embedding to draw a result of Imagic with, (1, T, width): that of the prompt, or without one of its target
-    prompt, interpolated with the fitted one by `eta`.
+    """The text embedding to draw a result of Imagic with, (1, T, width): that of the prompt, or without one that of the
+    result's target prompt, interpolated with the fitted one by `eta`.
 
     Raises UserError for a result that has none, or that was fitted for prompts of another length.
     """

@@ -111,7 +111,7 @@ class Fitting:
 
 def target_prompt(session: Session) -> str:
     """The prompt of the edited image: its caption, as previews read it."""
-    return session.readings.first(int(session.instances.prompt[0]))
+    return session.caption_schedule.first(int(session.instances.prompt[0]))
 
 
 def fitted_text(session: Session) -> TextEmbedding | None:

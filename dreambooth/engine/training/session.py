@@ -43,7 +43,7 @@ class Session:
     instances: Encoded
     priors: Encoded | None
     order: BatchOrder
-    readings: CaptionSchedule
+    caption_schedule: CaptionSchedule
     texts: Texts
     optimizer: Any
     ema: Ema | None
