@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 import torch
 
 from dreambooth.core.install_paths import MINIATURE
 from dreambooth.core.settings.objective import Objective
-from dreambooth.engine import families
+from dreambooth.engine import families, worker
 from dreambooth.engine.checkpoints.source import open_source
 from dreambooth.engine.drawing.sampling import make_scheduler
 from dreambooth.engine.training import objective
 from dreambooth.engine.training.ema import Ema
+from tests.engine import runs
 
 
 def test_noise_is_added_as_diffusers_adds_it() -> None:
@@ -53,3 +58,16 @@ def test_ema_starts_short_and_keeps_to_its_decay() -> None:
         decay = min(0.9, (1 + n) / (10 + n))
         expected = decay * expected + (1 - decay) * n
     assert ema.average["w"].item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_the_pace_is_that_of_the_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Previews before the first step take as long as many steps, and would have a run seem to last for hours."""
+    draw = worker.RunHooks.preview
+
+    def slowly(hooks: worker.RunHooks, images: int, check: Callable[[], None]) -> None:
+        time.sleep(0 if images else 5)
+        draw(hooks, images, check)
+
+    monkeypatch.setattr(worker.RunHooks, "preview", slowly)
+    job = runs.train(runs.tiny_project(tmp_path), **{"intervals.max_train_steps": 2})
+    assert runs.told(job, "step")[-1]["steps_per_second"] > 2 / 5
