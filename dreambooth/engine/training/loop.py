@@ -152,8 +152,8 @@ def _serve_requests(session: Session, hooks: Hooks, metrics: StepMetrics) -> End
 def _set_rates(session: Session) -> None:
     """Gives each parameter group the learning rate of this point of the run."""
     factor = schedules.rate_factor(session.settings.learning, session.images / session.budget.images)
-    for group, made in zip(session.groups, session.optimizer.param_groups):
-        made["lr"] = group.rate(session.settings) * factor
+    for group, parameter_group in zip(session.groups, session.optimizer.param_groups):
+        parameter_group["lr"] = group.rate(session.settings) * factor
 
 
 def _do_what_is_due(session: Session, hooks: Hooks, metrics: StepMetrics) -> bool:
