@@ -124,9 +124,9 @@ def _random(words: str) -> random.Random:
     return random.Random(words.encode(errors="surrogatepass"))
 
 
-def pick(count: int, seed: int, place: int) -> int:
-    """Which of `count` variants is read at `place`, the number of pictures that were seen before."""
-    return random.Random(f"variant {seed} {place}").randrange(count) if count > 1 else 0
+def pick(count: int, seed: int, place: int | str) -> int:
+    """Which of `count` variants is read at `place`, the number of pictures that were seen before or a file's name."""
+    return _random(f"variant {seed} {place}").randrange(count) if count > 1 else 0
 
 
 def is_dropped(share: float, seed: int, place: int) -> bool:

@@ -28,6 +28,11 @@ def names(folder: Path, most_looked_at: int = sys.maxsize) -> list[str]:
     return _without_masks(sorted(_walk(folder, most_looked_at), key=_order))
 
 
+def name_order(folder: Path, picture: Path) -> str:
+    """The key by which `find` sorts the pictures of a folder."""
+    return _order(picture.relative_to(folder).as_posix())
+
+
 def _order(name: str) -> str:
     """As paths are ordered: by each of their parts in turn."""
     return os.path.normcase(name).replace(os.sep, "\0")

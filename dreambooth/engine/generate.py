@@ -103,8 +103,8 @@ def _text(model: Model, project: Project, wanted: dict[str, Any]) -> TextEmbeddi
     Raises UserError where that is asked for and cannot be.
     """
     prompt, eta, result = wanted["prompt"], wanted.get("eta"), Path(wanted["weights"])
-    if eta is None and imagic.words(project, result) is not None:
+    if eta is None and imagic.load_target_prompt(project, result) is not None:
         eta = imagic.ETA
     if eta is not None:
-        return imagic.text(model, project, result, prompt, eta)
+        return imagic.load_embedding(model, project, result, prompt, eta)
     return model.encode_text([prompt])

@@ -161,7 +161,7 @@ def _class_pictures(planned: class_pictures.Plan) -> dict[str, Any]:
     return {
         "folder": str(planned.folder),
         "wanted": planned.wanted,
-        "there": len(planned.there),
+        "there": len(planned.existing),
         "missing": planned.missing,
         "prompts": list(prompts),
     }

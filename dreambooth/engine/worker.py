@@ -99,7 +99,7 @@ def _run(work: Work) -> Ending:
         hooks = RunHooks(work, session, source, validation)
         try:
             if work.settings.imagic.enabled:
-                imagic.fit_words(work, session, hooks)
+                imagic.fit_embedding(work, session, hooks)
             ending = train(session, hooks)
         finally:
             hooks.close()

@@ -60,9 +60,9 @@ def session(model: Model, *, batch: int = 3, priors: bool = True, concepts: int 
     numbers = [n % concepts for n in range(6)]
     instances, of_class = encoded(6, numbers, 1), encoded(6, numbers, 2)
     slots = [Slot(number, BUCKET) for number in numbers]
-    readings = CaptionSchedule(["a star"] * 6, ["a thing"] * 6, settings.captions, 0)
-    instances.prompt.fill_(readings.captions.index("a star"))
-    of_class.prompt.fill_(readings.captions.index("a thing"))
+    caption_schedule = CaptionSchedule(["a star"] * 6, ["a thing"] * 6, settings.captions, 0)
+    instances.prompt.fill_(caption_schedule.captions.index("a star"))
+    of_class.prompt.fill_(caption_schedule.captions.index("a thing"))
     trained = adapters.make_trainable(own, settings)
     return Session(
         settings,
@@ -73,8 +73,8 @@ def session(model: Model, *, batch: int = 3, priors: bool = True, concepts: int 
         instances,
         of_class if priors else None,
         BatchOrder(slots, slots if priors else [], 0),
-        readings,
-        Texts(own, readings.texts),
+        caption_schedule,
+        Texts(own, caption_schedule.texts),
         optimizers.make(trained, settings),
         None,
     )

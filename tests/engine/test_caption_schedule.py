@@ -23,51 +23,51 @@ from dreambooth.service import launcher
 TAGS = "a star, red, large, alone"
 
 
-def read(readings: CaptionSchedule, caption: int, places: range) -> list[str]:
-    return [readings.texts[readings.of_yours(torch.tensor([caption]), place)[0]] for place in places]
+def read(schedule: CaptionSchedule, caption: int, places: range) -> list[str]:
+    return [schedule.texts[schedule.of_instances(torch.tensor([caption]), place)[0]] for place in places]
 
 
 def test_without_options_a_caption_is_read_as_it_is() -> None:
-    readings = CaptionSchedule(["a star", "a heart", "a star"], ["a star", "a moon"], Captions(), 1)
-    assert readings.captions == readings.texts == ["a star", "a heart", "a moon"]
-    assert readings.of_yours(torch.tensor([1, 0]), 5).tolist() == [1, 0]
-    assert readings.of_class(torch.tensor([2, 0])).tolist() == [2, 0]
+    schedule = CaptionSchedule(["a star", "a heart", "a star"], ["a star", "a moon"], Captions(), 1)
+    assert schedule.captions == schedule.texts == ["a star", "a heart", "a moon"]
+    assert schedule.of_instances(torch.tensor([1, 0]), 5).tolist() == [1, 0]
+    assert schedule.of_class(torch.tensor([2, 0])).tolist() == [2, 0]
 
 
 def test_only_your_captions_vary() -> None:
-    readings = CaptionSchedule([TAGS], [TAGS], Captions(shuffle_tags=True, prefix="sks"), 1)
-    seen = read(readings, 0, range(200))
-    assert set(seen) == set(readings.texts) - {TAGS}
+    schedule = CaptionSchedule([TAGS], [TAGS], Captions(shuffle_tags=True, prefix="sks"), 1)
+    seen = read(schedule, 0, range(200))
+    assert set(seen) == set(schedule.texts) - {TAGS}
     assert len(set(seen)) == 6
     assert all(text.startswith("sks, a star, ") for text in seen)
-    assert readings.texts[readings.of_class(torch.tensor([0]))[0]] == TAGS
+    assert schedule.texts[schedule.of_class(torch.tensor([0]))[0]] == TAGS
 
 
 def test_a_batch_reads_what_its_places_read_alone() -> None:
-    readings = CaptionSchedule([TAGS, "a heart, blue, small"], [], Captions(shuffle_tags=True, dropout=0.3), 1)
+    schedule = CaptionSchedule([TAGS, "a heart, blue, small"], [], Captions(shuffle_tags=True, dropout=0.3), 1)
     chosen = torch.tensor([0, 1, 1, 0, 0, 1])
-    together = readings.of_yours(chosen, 40).tolist()
-    alone = [int(readings.of_yours(chosen[n : n + 1], 40 + n)[0]) for n in range(len(chosen))]
+    together = schedule.of_instances(chosen, 40).tolist()
+    alone = [int(schedule.of_instances(chosen[n : n + 1], 40 + n)[0]) for n in range(len(chosen))]
     assert together == alone
 
 
 def test_a_share_is_read_without_a_caption() -> None:
-    readings = CaptionSchedule([TAGS], [], Captions(dropout=0.25), 1)
-    assert read(readings, 0, range(400)).count("") == pytest.approx(100, abs=25)
+    schedule = CaptionSchedule([TAGS], [], Captions(dropout=0.25), 1)
+    assert read(schedule, 0, range(400)).count("") == pytest.approx(100, abs=25)
 
 
 def test_every_so_many_epochs_nothing_is_read() -> None:
-    readings = CaptionSchedule([TAGS], [], Captions(dropout_every=3), 1, epoch=5)
-    assert ["" if text == "" else "a" for text in read(readings, 0, range(35))] == ([*"a" * 10, *[""] * 5] * 3)[:35]
+    schedule = CaptionSchedule([TAGS], [], Captions(dropout_every=3), 1, epoch=5)
+    assert ["" if text == "" else "a" for text in read(schedule, 0, range(35))] == ([*"a" * 10, *[""] * 5] * 3)[:35]
 
 
 def test_what_is_left_out_follows_from_the_seed_and_stays_in_few_texts() -> None:
     """However long a run is, so many texts are read in all, and the same of them twice."""
     options = Captions(tag_dropout=0.5, variants=3, keep_marker="|||")
-    readings, again = (CaptionSchedule(["a star ||| red, large, alone"], [], options, 1) for _ in range(2))
-    seen = read(readings, 0, range(300))
+    schedule, again = (CaptionSchedule(["a star ||| red, large, alone"], [], options, 1) for _ in range(2))
+    seen = read(schedule, 0, range(300))
     assert seen == read(again, 0, range(300))
-    assert set(seen) == set(readings.texts) and 1 < len(set(seen)) <= 3
+    assert set(seen) == set(schedule.texts) and 1 < len(set(seen)) <= 3
     assert all(text.startswith("a star") and "|" not in text for text in seen)
 
 

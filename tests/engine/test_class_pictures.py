@@ -108,9 +108,9 @@ def test_a_folder_as_it_is(star: Project, mine: Path, tmp_path: Path) -> None:
     folder: dict[str, Any] = {"class_mode": "folder", "class_data_dir": str(tmp_path / "class")}
     as_it_is = plan(star, mine, **folder)
     assert (as_it_is.wanted, as_it_is.missing) == (2, 0)
-    assert [p.prompt for p in as_it_is.there] == ["a star", "a star"]
+    assert [p.prompt for p in as_it_is.existing] == ["a star", "a star"]
     tokens = {"instance_token": "sks", "class_token": "star", "class_prompt": "[filewords]"}
-    assert [p.prompt for p in plan(star, mine, **folder, **tokens).there] == ["star, one", "star on grass"]
+    assert [p.prompt for p in plan(star, mine, **folder, **tokens).existing] == ["star, one", "star on grass"]
 
 
 @pytest.mark.parametrize("mode", ["folder", "fill"])
@@ -121,12 +121,12 @@ def test_choices_in_the_class_prompt_are_made_for_pictures_of_ones_own(
         picture(tmp_path / "class" / f"{name}.png").with_suffix(".txt").write_text("on {grass|sand}")
     own = {"class_mode": mode, "class_data_dir": str(tmp_path / "class"), "num_class_images_per": 4}
     made = plan(star, mine, class_prompt="a {red|blue} star [filewords]", **own)
-    assert len(made.there) == 9 and made.missing == (3 if mode == "fill" else 0)
+    assert len(made.existing) == 9 and made.missing == (3 if mode == "fill" else 0)
     prompts = {one.prompt for one in class_pictures.prior_pictures([made])}
     assert prompts <= {f"a {colour} star on {place}" for colour in ("red", "blue") for place in ("grass", "sand")} | {
         f"a {colour} star a {other} sks star" for colour in ("red", "blue") for other in ("red", "blue")
     }
-    assert len({one.prompt for one in made.there}) > 1
+    assert len({one.prompt for one in made.existing}) > 1
 
 
 def test_a_folder_that_is_empty_or_not_named(star: Project, mine: Path, tmp_path: Path) -> None:
@@ -139,20 +139,24 @@ def test_a_folder_that_is_empty_or_not_named(star: Project, mine: Path, tmp_path
 def test_prompts_from_captions(star: Project, mine: Path, model: Model) -> None:
     tokens = {"instance_token": "sks", "class_token": "star", "class_prompt": "[filewords]", "num_class_images_per": 1}
     drawn = plan(star, mine, **tokens)
-    assert [w.prompt for w in drawn.to_make] == ["a red star", "a blue star", "a red star"]
-    assert len({w.seed for w in drawn.to_make}) == 3
+    assert [w.prompt for w in drawn.to_draw] == ["a red star", "a blue star", "a red star"]
+    assert len({w.seed for w in drawn.to_draw}) == 3
     make(model, drawn)
     again = plan(star, mine, **tokens)
-    assert (again.missing, [p.prompt for p in again.there]) == (0, ["a red star", "a blue star", "a red star"])
+    assert (again.missing, [p.prompt for p in again.existing]) == (0, ["a red star", "a blue star", "a red star"])
     picture(mine / "d.png").with_suffix(".txt").write_text("a green sks star")
-    assert [w.prompt for w in plan(star, mine, **tokens).to_make] == ["a green star"]
+    assert [w.prompt for w in plan(star, mine, **tokens).to_draw] == ["a green star"]
     as_it_is = {**tokens, "class_mode": "folder", "class_data_dir": str(drawn.folder)}
-    assert sorted(p.prompt for p in plan(star, mine, **as_it_is).there) == ["a blue star", "a red star", "a red star"]
+    assert sorted(p.prompt for p in plan(star, mine, **as_it_is).existing) == [
+        "a blue star",
+        "a red star",
+        "a red star",
+    ]
 
 
 def test_choices_in_the_class_prompt_are_all_drawn(star: Project, mine: Path) -> None:
     drawn = plan(star, mine, class_prompt="a {red|blue} star", num_class_images_per=10)
-    assert {w.prompt for w in drawn.to_make} == {"a red star", "a blue star"}
+    assert {w.prompt for w in drawn.to_draw} == {"a red star", "a blue star"}
     assert drawn == plan(star, mine, class_prompt="a {red|blue} star", num_class_images_per=10)
 
 
@@ -161,9 +165,9 @@ def test_what_is_drawn_depends_on_the_prompt_and_the_seed_alone(star: Project, m
     with pytest.raises(KeyboardInterrupt):
         make(model, drawn, stop_after=2)
     half = plan(star, mine)
-    assert (len(half.there), half.missing) == (2, 4)
+    assert (len(half.existing), half.missing) == (2, 4)
     make(model, half)
-    in_pairs = {p.path.name: pixels(p.path) for p in plan(star, mine).there}
+    in_pairs = {p.path.name: pixels(p.path) for p in plan(star, mine).existing}
     for path in drawn.folder.iterdir():
         path.unlink()
     class_pictures.make(model, [drawn], lambda _: 6, lambda *_: None, lambda: None)
@@ -189,7 +193,7 @@ def test_a_folder_of_ones_own_is_filled_up(star: Project, mine: Path, tmp_path: 
     own = {"class_data_dir": str(tmp_path / "class")}
     picture(tmp_path / "class" / "photo.png")
     filled = plan(star, mine, **own)
-    assert ([p.path.name for p in filled.there], filled.missing) == (["photo.png"], 5)
+    assert ([p.path.name for p in filled.existing], filled.missing) == (["photo.png"], 5)
     make(model, filled)
     assert plan(star, mine, **own).missing == 0
     assert (tmp_path / "class" / "photo.png").stat().st_size < 1000  # still the white one
@@ -207,3 +211,45 @@ def test_the_errand_makes_them_once_and_shows_them(star: Project, mine: Path) ->
     with Image.open(first["sheet"]) as sheet:
         assert 6 * 160 < sheet.width < 7 * 160
     assert errand()["class_pictures"][0]["made"] == 0
+
+
+def test_once_drawn_they_come_in_the_same_order(star: Project, mine: Path, tmp_path: Path, model: Model) -> None:
+    """A run that is resumed finds all of them in the folder, and must train on them as it did before."""
+    own: dict[str, Any] = {"class_data_dir": str(tmp_path / "class"), "class_prompt": "a {red|blue|green} star"}
+    for name in ("a", "z"):
+        picture(tmp_path / "class" / f"{name}.png")
+    for changes in ({}, own):
+        first = plan(star, mine, **changes)
+        make(model, first)
+        if not changes:  # and so where one of them is drawn anew
+            first.to_draw[0].path.unlink()
+            first = plan(star, mine)
+            make(model, first)
+        assert class_pictures.prior_pictures([plan(star, mine, **changes)]) == class_pictures.prior_pictures([first])
+
+
+def test_what_two_concepts_share_is_drawn_once(star: Project, mine: Path, tmp_path: Path, model: Model) -> None:
+    picture(tmp_path / "other" / "d.png").with_suffix(".txt").write_text("a green abc star")
+    second = {"concepts.1.instance_data_dir": str(tmp_path / "other"), "concepts.1.instance_prompt": "[filewords]"}
+    second |= {"concepts.1.class_prompt": "a star", "concepts.1.class_infer_steps": 1}
+    for folder in ("", str(tmp_path / "class")):
+        both = {**second, "concepts.1.num_class_images_per": 8, "concepts.1.class_data_dir": folder}
+        parsed = chosen(mine, class_data_dir=folder, **both)
+        one, other = plans(star, parsed)
+        assert ((one.wanted, one.missing), (other.wanted, other.missing)) == ((6, 6), (8, 2))
+        make(model, one, other)
+        assert len(list(one.folder.glob("*.png"))) == 8
+        assert not any(again.missing for again in plans(star, parsed))
+        for concept, planned in enumerate((one, other)):
+            assert {prior.concept for prior in class_pictures.prior_pictures([planned])} == {concept}
+
+
+def test_what_two_concepts_put_into_one_folder_is_called_what_it_shows(
+    star: Project, mine: Path, tmp_path: Path
+) -> None:
+    second = {"concepts.1.instance_data_dir": str(mine), "concepts.1.instance_prompt": "an abc heart"}
+    second |= {"concepts.1.class_prompt": "a heart", "concepts.1.class_data_dir": str(tmp_path / "class")}
+    parsed = chosen(mine, class_data_dir=str(tmp_path / "class"), **second, **{"concepts.1.num_class_images_per": 2})
+    one, other = plans(star, parsed)
+    assert {wanted.path for wanted in one.to_draw}.isdisjoint(wanted.path for wanted in other.to_draw)
+    assert {prior.prompt for prior in class_pictures.prior_pictures([other])} == {"a star"}

@@ -151,7 +151,7 @@ def test_a_smart_crop_holds_a_subject_that_the_centre_would_cut(ground: str, pla
 
 
 def test_where_nothing_stands_out_the_middle_is_kept() -> None:
-    assert saliency.find(Image.new("RGB", (300, 100), "navy"), 100, 100) == (0.5, 0.5)
+    assert saliency.best_window(Image.new("RGB", (300, 100), "navy"), 100, 100) == (0.5, 0.5)
 
 
 POINT = st.builds(FocalPoint, st.floats(0, 1), st.floats(0, 1), st.floats(1, 20))

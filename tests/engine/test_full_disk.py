@@ -92,7 +92,7 @@ WRITERS: dict[str, Callable[[Path, Job], object]] = {
     "a checkpoint and its yaml": a_checkpoint_with_its_yaml,
     "a preview": lambda place, job: png.write(PICTURE, place / "1-0-0.png"),
     "a class picture": lambda place, job: class_pictures._save(
-        PICTURE, class_pictures.Wanted(place / "class-00000.png", "a star", 1), 4
+        PICTURE, class_pictures.NewPicture(place / "class-00000.png", "a star", 1), 4
     ),
     "a generated picture": lambda place, job: png.write_or_refuse(PICTURE, place / "00000-1.png", "the rest is kept"),
     "a sheet of previews": lambda place, job: preview.contact_sheet(job.folder, PREVIEWS, place / "previews.png"),

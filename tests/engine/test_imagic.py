@@ -84,7 +84,7 @@ def test_first_the_text_moves_and_then_the_model_with_the_text_held_still(made: 
     assert torch.equal(weights[0], model.unet.conv_in.weight)
     name = "model.diffusion_model.input_blocks.0.0.weight"
     assert not torch.equal(output(job)[name].float(), weights[0])
-    assert around.words(made, saved(job)[-1]) == "a blue star"
+    assert around.load_target_prompt(made, saved(job)[-1]) == "a blue star"
 
 
 def families_source(made: Project) -> Any:
@@ -124,7 +124,7 @@ def test_eta_leads_from_the_fitted_text_to_the_prompt() -> None:
     target = TextEmbedding(torch.ones(2, 3, 4), torch.ones(2, 5))
     other = TextEmbedding(torch.zeros(1, 3, 4), torch.zeros(1, 5))
     for eta in (0.0, 0.25, 1.0, 2.0):
-        made = imagic.blended(target, other, eta)
+        made = imagic.interpolate(target, other, eta)
         assert torch.allclose(made.hidden, torch.full((2, 3, 4), eta))
         assert made.pooled is not None
         assert torch.allclose(made.pooled, torch.full((2, 5), eta))
@@ -204,7 +204,7 @@ def test_previews_and_results_are_made_when_asked_for_and_change_nothing(
 def test_previews_are_a_row_for_each_eta(star: Project, picture: Path) -> None:
     job = train(star, **edit(picture, **{"previews.count": 1, "previews.steps": 2, "previews.prompts": "a blue star"}))
     last = [path for path in sorted(job.previews.glob("*.png")) if int(path.name.split("-")[0])]
-    assert len(last) == len(imagic.SHOWN)
+    assert len(last) == len(imagic.PREVIEW_ETAS)
     labels = [label for label, _ in preview.rows(parse(job.settings()))]
     assert labels[0] == "0 of the way to: a blue star"
     assert labels[-1] == "1 of the way to: a blue star"
@@ -267,6 +267,14 @@ def test_more_than_one_picture_is_refused(star: Project) -> None:
         worker.run(new_run(star, **edit(SUBJECT_PICTURES)))
 
 
+def test_one_of_several_texts_is_fitted_and_shown(star: Project, picture: Path) -> None:
+    several = {"concepts.0.instance_prompt": "a {blue|red|green} star", "previews.count": 1, "previews.steps": 1}
+    # With this seed a training step would not choose the first of them.
+    job = train(star, **edit(picture, **several, **{"general.seed": 3, "intervals.max_train_steps": 1}))
+    shown = told(job, "preview")[-1]["prompts"]
+    assert all(label.endswith(f" to: {around.load_target_prompt(star, saved(job)[-1])}") for label in shown)
+
+
 def test_words_that_cannot_be_fitted_are_said(star: Project, picture: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(imagic.loss.objective, "error", lambda predicted, *_: predicted * math.nan)
     with pytest.raises(UserError, match=r"imagic\.embedding_learning_rate: .* lower it"):
@@ -299,10 +307,10 @@ def edited(tmp_path_factory: pytest.TempPathFactory) -> dict[float, list[Image.I
     }
     job = train(made, **changes)
     found = preview.found(job.previews)[job.progress()["images"]]
-    by_eta: dict[float, list[Image.Image]] = {eta: [] for eta in imagic.SHOWN}
+    by_eta: dict[float, list[Image.Image]] = {eta: [] for eta in imagic.PREVIEW_ETAS}
     for (row, _), path in found.items():
         with Image.open(path) as one:
-            by_eta[imagic.SHOWN[row]].append(one.convert("RGB"))
+            by_eta[imagic.PREVIEW_ETAS[row]].append(one.convert("RGB"))
     return by_eta
 
 

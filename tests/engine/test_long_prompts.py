@@ -157,7 +157,7 @@ def test_a_dropped_caption_is_what_guidance_reads(other: Model, model: Model, le
         texts = Texts(one, ["a star", ""])
         with torch.no_grad():
             numbers = torch.tensor([1, 0, 1])
-            read = texts.read(*texts.look_up(numbers)) if learning else texts.embeddings(numbers)
+            read = texts.encode(*texts.look_up(numbers)) if learning else texts.embeddings(numbers)
             nothing = one.encode_negative("", 1)
         assert torch.allclose(read.hidden[[0, 2]], nothing.hidden.expand(2, -1, -1), atol=1e-5)
         assert not torch.allclose(read.hidden[1], nothing.hidden[0], atol=1e-3)

@@ -15,6 +15,7 @@ from peft.tuners import lora as pefts
 from torch import Tensor, nn
 
 from dreambooth.core import settings
+from dreambooth.core.models import checkpoint
 from dreambooth.engine.bench import operations
 from dreambooth.engine.bench.live_tensors import norms_as_on_a_card
 from dreambooth.engine.layers import lora_layer
@@ -190,6 +191,15 @@ def test_the_layers_of_a_start_file_are_what_is_trained(tmp_path: Path) -> None:
     goes_on = {**mixed, "lora.start_file": str(first)}
     said, other = (runs.output(runs.train(made, **goes_on, **{"lora.kind": kind})) for kind in ("loha", "lora"))
     assert runs.same(said, other)
+
+
+def test_what_began_as_another_lora_says_its_own_rank(tmp_path: Path) -> None:
+    made, small = runs.tiny_project(tmp_path), {**runs.LORA, "lora.alpha": 1.5, "lora.layers": "convolutions"}
+    first = runs.saved(runs.train(made, **small, **{"lora.conv_rank": 3}))[-1]
+    other = {"lora.rank": 16, "lora.alpha": 8, "lora.conv_rank": 4, "lora.start_file": str(first)}
+    about = checkpoint.read_header(runs.saved(runs.train(made, **{**small, **other}))[-1]).metadata
+    assert (about["ss_network_dim"], about["ss_network_alpha"]) == ("2", "1.5")
+    assert "conv_dim" not in about.get("ss_network_args", "")
 
 
 def test_a_step_asks_for_less_than_half_of_what_is_usual() -> None:

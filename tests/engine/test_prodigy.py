@@ -129,7 +129,7 @@ def test_its_coefficient_reaches_it_and_a_run_tells_how_far_it_goes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A rate of 1 all along would tell nobody anything."""
-    monkeypatch.setattr(prodigy, "_FIRST", 1e-3)
+    monkeypatch.setattr(prodigy, "_D0", 1e-3)
     coefficients, begun = [], Prodigy.__init__
 
     def watched(self: Prodigy, *arguments: Any, **more: Any) -> None:

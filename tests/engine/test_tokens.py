@@ -96,7 +96,7 @@ def test_a_learned_word_is_never_cut_in_two(units: list[list[int]]) -> None:
     pieces = chunking.split(numbers, COMMA, WORDS)
     assert [number for piece in pieces for number in piece] == numbers
     assert all(len(piece) <= chunking.LENGTH for piece in pieces)
-    read = chunking.first(numbers, WORDS)
+    read = chunking.truncate(numbers, WORDS)
     assert read == numbers[: len(read)] and len(read) <= chunking.LENGTH
     for piece in [*pieces, read]:
         for n in (1000, 1003):

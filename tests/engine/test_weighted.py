@@ -70,10 +70,10 @@ def test_text_that_learns_is_weighed_as_the_table_is(model: Model) -> None:
     model.configure_prompts(75, 1, weighted=True)
     numbers = torch.tensor([2, 0, 1])
     table = Texts(model, [PROMPT, "a star", ""]).embeddings(numbers)
-    for rests in ("", next(iter(model.text_encoders))):
-        texts = Texts(model, [PROMPT, "a star", ""], rests)
-        resting = texts.at_rest(numbers)
-        learning = texts.read(*texts.look_up(numbers), resting)
+    for frozen_part in ("", next(iter(model.text_encoders))):
+        texts = Texts(model, [PROMPT, "a star", ""], frozen_part)
+        frozen = texts.frozen_outputs(numbers)
+        learning = texts.encode(*texts.look_up(numbers), frozen)
         for one, other in zip(table.tensors, learning.tensors):
             assert torch.allclose(one, other, atol=1e-5)
     assert Texts(model, [PLAIN, "a star"]).weights is None

@@ -61,7 +61,7 @@ def project(tmp_path: Path) -> Project:
 def own(model: Model, text: str, count: int) -> dict[str, torch.Tensor]:
     """The vectors that a text has already."""
     return {
-        part: textual_inversion.initial(encoder, model.tokenizers[part], text, count)
+        part: textual_inversion.initial_vectors(encoder, model.tokenizers[part], text, count)
         for part, encoder in model.text_encoders.items()
     }
 
@@ -93,8 +93,8 @@ def test_the_longest_word_is_found_and_never_half_of_another(model: Model) -> No
     part, tokenizer = next(iter(model.tokenizers.items()))
     vocabulary = model.text_encoders[part].get_input_embeddings().num_embeddings
     found = LearnedTokens(tokenizer, vocabulary, {"sks": 1, "sks dog": 2, "anna-dog": 1})
-    numbers = textual_inversion.plain_numbers(tokenizer, "sks dog, sks cat, sksy, Anna-Dog dog")
-    new = [number - vocabulary for number in found.put_into(numbers) if number >= vocabulary]
+    numbers = textual_inversion.token_ids(tokenizer, "sks dog, sks cat, sksy, Anna-Dog dog")
+    new = [number - vocabulary for number in found.replace_words(numbers) if number >= vocabulary]
     assert new == [1, 2, 0, 3]
 
 

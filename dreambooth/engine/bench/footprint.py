@@ -185,8 +185,8 @@ def _text_peak(family: str, method: str, precision: str, checkpointed: bool, bat
             tokens = torch.zeros(batch, 77, dtype=torch.long)
             if method == "embedding":
                 table = encoder.get_input_embeddings()
-                textual_inversion.put(encoder, [torch.zeros(_VECTORS, table.embedding_dim)])
-                textual_inversion.held(encoder).requires_grad_(True)
+                textual_inversion.set_vectors(encoder, [torch.zeros(_VECTORS, table.embedding_dim)])
+                textual_inversion.learned_vectors(encoder).requires_grad_(True)
                 tokens += table.num_embeddings
 
             def forward(encoder: Any = encoder, tokens: Tensor = tokens) -> Tensor:

@@ -109,14 +109,14 @@ def _encode_all(
         0 if model.vae.device.type == "cpu" else prefetch.WORKERS
     )  # a CPU that encodes has no time to decode ahead
     in_turn = [examples[n] for chunk in chunks for n in chunk]
-    with closing(vae_inputs.prepared(in_turn, store, workers)) as inputs:
+    with closing(vae_inputs.prepare(in_turn, store, workers)) as inputs:
         for chunk in chunks:
             missing = dict[int, Image.Image]()
             for n, vae_input in zip(chunk, inputs):
-                if vae_input.known:
-                    _place(encoded, n, *vae_input.known)
+                if vae_input.latents:
+                    _place(encoded, n, *vae_input.latents)
                 else:
-                    missing[n] = vae_input.picture
+                    missing[n] = vae_input.image
             for n, mean, std in _encoded(model, examples, missing):
                 if store:
                     store.write(examples[n], mean, std)
@@ -131,7 +131,7 @@ def cut_masks(examples: list[Example]) -> list[Tensor | None]:
     Raises UserError naming a mask that will not do.
     """
     by_file = [list(variants) for _, variants in groupby(examples, key=lambda example: example.picture.path)]
-    return [mask for cut in prefetch.in_order(_cut_mask, by_file, vae_inputs.bytes_of_file) for mask in cut]
+    return [mask for cut in prefetch.in_order(_cut_mask, by_file, vae_inputs.max_bytes_of_file) for mask in cut]
 
 
 def _cut_mask(variants: list[Example]) -> list[Tensor | None]:

@@ -12,7 +12,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,11 +37,11 @@ if TYPE_CHECKING:
     from dreambooth.engine.families.model import Model
 
 # Keys of a PNG's text: its prompt, and the size of the batch that it was drawn in.
-_PROMPT, _TOGETHER = "dreambooth.prompt", "dreambooth.together"
+_PROMPT, _BATCH_SIZE = "dreambooth.prompt", "dreambooth.together"
 
 
 @dataclass(frozen=True)
-class Wanted:
+class NewPicture:
     """A class picture to be drawn."""
 
     path: Path
@@ -55,38 +55,48 @@ class Plan:
 
     concept: int
     folder: Path
-    there: list[pictures.Picture]
-    to_make: list[Wanted]
+    existing: list[pictures.Picture]  # also those that will exist by then, as they are drawn for an earlier concept
+    to_draw: list[NewPicture]  # the missing ones
     sampling: Sampling
-    drawn_together: list[Wanted] = field(
-        default_factory=list
-    )  # all, in the order of their batches; empty for a person's folder
+    # All, also the existing ones, in the order of their batches; empty for a person's own folder.
+    all_drawn: list[NewPicture] = field(default_factory=list)
 
     @property
     def wanted(self) -> int:
-        return len(self.there) + len(self.to_make)
+        return len(self.existing) + len(self.to_draw)
 
     @property
     def missing(self) -> int:
-        return len(self.to_make)
+        return len(self.to_draw)
 
     @property
-    def drawn(self) -> list[Wanted]:
-        """What batches are made of; a batch that has none missing is not drawn."""
-        return self.drawn_together or self.to_make
+    def in_order(self) -> list[pictures.Picture]:
+        """All of them, in the order in which they are found once none is missing: a run that is resumed must train on
+        them as it did before."""
+        new = [pictures.Picture(one.path, one.prompt, self.concept) for one in self.to_draw]
+        order = {one.path: number for number, one in enumerate(self.all_drawn)}
+        if order:
+            return sorted([*self.existing, *new], key=lambda picture: order[picture.path])
+        return sorted([*self.existing, *new], key=lambda picture: picture_files.name_order(self.folder, picture.path))
 
     @property
-    def together_before(self) -> int:
-        """The batch size that those in the folder were drawn with; 0 where that is not known."""
-        text = next((text for picture in self.there if (text := _text_of(picture.path, _TOGETHER))), "")
+    def in_batches(self) -> list[NewPicture]:
+        """The pictures in the order of their batches; a batch of which none is missing is not drawn."""
+        return self.all_drawn or self.to_draw
+
+    @property
+    def batch_size_before(self) -> int:
+        """The batch size that the existing ones were drawn with; 0 where that is not known."""
+        text = next((text for picture in self.existing if (text := _png_text(picture.path, _BATCH_SIZE))), "")
         return int(text) if text.isascii() and text.isdigit() else 0
 
 
 def plan(project: Project, settings: Settings, instances: list[list[Example]], size: int) -> list[Plan]:
     """What each concept with class pictures needs; draws nothing.
 
-    They are drawn in the buckets of the training pictures, as many in each; in a person's own folder, square. Raises
-    UserError for a class folder that is to be used as it is and holds no pictures.
+    They are drawn in the buckets of the training pictures, as many in each; in a person's own folder, square. A file
+    that several concepts use is drawn for the first of them. Raises UserError for a class folder that is to be used as
+    it is and holds no pictures.
     """
     plans = []
     for number, concept in enumerate(settings.concepts):
@@ -101,61 +111,71 @@ def plan(project: Project, settings: Settings, instances: list[list[Example]], s
             for bucket in dict.fromkeys(example.cut.bucket for example in own):
                 of_bucket = [example for example in own if example.cut.bucket == bucket]
                 plans.append(_drawn(project, settings, number, of_bucket, bucket))
-    return plans
+    return _without_repeats(plans)
 
 
 def make(
     model: Model,
     plans: list[Plan],
-    together: Callable[[Plan], int],
+    batch_size: Callable[[Plan], int],
     on_batch: Callable[[int, int, Path], None],
     on_step: Callable[[], None],
 ) -> None:
-    """Draws what is missing, in batches of `together(plan)`. `on_batch(done, total, last)` is called after each batch
+    """Draws what is missing, in batches of `batch_size(plan)`. `on_batch(done, total, last)` is called after each batch
     and `on_step` in each sampling step; both may raise to stop.
 
     The batch a picture is drawn in shows in its last bits. So that a picture drawn after an interruption is the same as
-    without it, those of its batch that are there are drawn again, beside it.
+    without it, the existing ones of its batch are drawn again with it, and dropped.
     """
     from dreambooth.engine.drawing.sampling import Known, draw  # loads torch, which a plan does not need
 
     known = Known(model)
-    total, done = sum(p.missing for p in plans), 0
+    total, done = sum(plan.missing for plan in plans), 0
     for plan in plans:
         atomic.sweep(plan.folder)
-        missing, size = {wanted.path for wanted in plan.to_make}, together(plan) if plan.to_make else 1
-        for start in range(0, len(plan.drawn), size):
-            batch = plan.drawn[start : start + size]
-            if missing.isdisjoint(wanted.path for wanted in batch):
+        missing, size = {new.path for new in plan.to_draw}, batch_size(plan) if plan.to_draw else 1
+        for start in range(0, len(plan.in_batches), size):
+            batch = plan.in_batches[start : start + size]
+            if missing.isdisjoint(new.path for new in batch):
                 continue
-            drawn = draw(model, [w.prompt for w in batch], [w.seed for w in batch], plan.sampling, on_step, known)
-            new = [(picture, wanted) for picture, wanted in zip(drawn, batch) if wanted.path in missing]
-            for picture, wanted in new:
-                _save(picture, wanted, size)
-            done += len(new)
-            on_batch(done, total, new[-1][1].path)
+            prompts, seeds = [new.prompt for new in batch], [new.seed for new in batch]
+            images = draw(model, prompts, seeds, plan.sampling, on_step, known)
+            kept = [(image, new) for image, new in zip(images, batch) if new.path in missing]
+            for image, new in kept:
+                _save(image, new, size)
+            done += len(kept)
+            on_batch(done, total, kept[-1][1].path)
 
 
 def prior_pictures(plans: list[Plan]) -> list[pictures.Picture]:
     """The class pictures that training uses, after `make`."""
-    return [
-        picture
-        for plan in plans
-        for picture in [*plan.there, *(pictures.Picture(w.path, w.prompt, plan.concept) for w in plan.to_make)]
-    ]
+    return [picture for plan in plans for picture in plan.in_order]
+
+
+def _without_repeats(plans: list[Plan]) -> list[Plan]:
+    """The plans, in which each file is drawn by the first that needs it and counts as existing in the others."""
+    planned: dict[Path, NewPicture] = {}
+    unique = []
+    for plan in plans:
+        repeated = [planned[new.path] for new in plan.to_draw if new.path in planned]
+        existing = [*plan.existing, *(pictures.Picture(one.path, one.prompt, plan.concept) for one in repeated)]
+        to_draw = [new for new in plan.to_draw if new.path not in planned]
+        planned.update({new.path: new for new in to_draw})
+        unique.append(replace(plan, existing=existing, to_draw=to_draw))
+    return unique
 
 
 def _as_it_is(settings: Settings, number: int, bucket: Bucket) -> Plan:
     """A folder whose pictures are used as they are."""
     concept = settings.concepts[number]
     folder = Path(concept.class_data_dir).expanduser()
-    found = picture_files.find(folder) if folder.is_dir() else []
-    if not found:
+    files = picture_files.find(folder) if folder.is_dir() else []
+    if not files:
         raise UserError(
             f"concepts.{number}.class_data_dir: there are no pictures in {folder}; name the folder with your class "
             "pictures, or set class_mode to fill to have them made."
         )
-    return Plan(number, folder, _found(found, settings, number), [], _sampling(concept, bucket))
+    return Plan(number, folder, _existing(files, settings, number), [], _sampling(concept, bucket))
 
 
 def _filled(settings: Settings, number: int, own: list[Example], bucket: Bucket) -> Plan:
@@ -163,9 +183,9 @@ def _filled(settings: Settings, number: int, own: list[Example], bucket: Bucket)
     concept, seed = settings.concepts[number], settings.general.seed
     prompts = _prompts(concept, own, settings.captions, seed)
     folder = Path(concept.class_data_dir).expanduser()
-    found = picture_files.find(folder)[: len(prompts)] if folder.is_dir() else []
-    there, missing = _found(found, settings, number), _topped_up(folder, prompts, len(found), seed)
-    return Plan(number, folder, there, missing, _sampling(concept, bucket))
+    files = picture_files.find(folder)[: len(prompts)] if folder.is_dir() else []
+    existing, to_draw = _existing(files, settings, number), _topped_up(folder, prompts, len(files), seed)
+    return Plan(number, folder, existing, to_draw, _sampling(concept, bucket))
 
 
 def _drawn(project: Project, settings: Settings, number: int, own: list[Example], bucket: Bucket) -> Plan:
@@ -174,9 +194,9 @@ def _drawn(project: Project, settings: Settings, number: int, own: list[Example]
     sampling = _sampling(concept, bucket)
     prompts = _prompts(concept, own, settings.captions, seed)
     folder = _folder(project, settings, concept, sampling)
-    all_wanted = _numbered(folder, prompts, concept, seed)
-    there = [pictures.Picture(w.path, w.prompt, number) for w in all_wanted if w.path.exists()]
-    return Plan(number, folder, there, [w for w in all_wanted if not w.path.exists()], sampling, all_wanted)
+    all_drawn = _numbered(folder, prompts, concept, seed)
+    existing = [pictures.Picture(one.path, one.prompt, number) for one in all_drawn if one.path.exists()]
+    return Plan(number, folder, existing, [one for one in all_drawn if not one.path.exists()], sampling, all_drawn)
 
 
 def _prompts(concept: Concept, own: list[Example], options: Captions, seed: int) -> list[str]:
@@ -194,52 +214,53 @@ def _prompts(concept: Concept, own: list[Example], options: Captions, seed: int)
     return prompts
 
 
-def _chosen(text: str, options: Captions, seed: int, place: int) -> str:
-    """The text of the picture at `place`, of those that a text with {a|b} or several lines stands for."""
+def _chosen(text: str, options: Captions, seed: int, place: int | str) -> str:
+    """The text of the picture at `place`, or of the file of that name, of those that a text with {a|b} or several lines
+    stands for."""
     texts = captions.variants(text, captions.of_class(options), seed)
     return texts[captions.pick(len(texts), seed, place)]
 
 
-def _numbered(folder: Path, prompts: list[str], concept: Concept, seed: int) -> list[Wanted]:
+def _numbered(folder: Path, prompts: list[str], concept: Concept, seed: int) -> list[NewPicture]:
     """A file and a seed for each prompt that depend on nothing but the prompt and how often it came before."""
-    wanted, count = [], Counter[str]()
+    numbered, count = [], Counter[str]()
     plain = captions.class_words(concept, "")
     for prompt in prompts:
         turn = count[prompt]
         count[prompt] += 1
         if prompt == plain:
-            wanted.append(Wanted(folder / f"class-{turn:05}.png", prompt, seed + turn))
+            numbered.append(NewPicture(folder / f"class-{turn:05}.png", prompt, seed + turn))
         else:
             mark = hashlib.sha256(prompt.encode()).hexdigest()[:8]
             own_seed = (seed + int(mark, 16) + turn) % 2**31
-            wanted.append(Wanted(folder / f"class-{mark}-{turn:05}.png", prompt, own_seed))
-    return wanted
+            numbered.append(NewPicture(folder / f"class-{mark}-{turn:05}.png", prompt, own_seed))
+    return numbered
 
 
-def _topped_up(folder: Path, prompts: list[str], there: int, seed: int) -> list[Wanted]:
-    """What is drawn beside pictures that are there, under the first free numbers."""
-    wanted: list[Wanted] = []
+def _topped_up(folder: Path, prompts: list[str], existing: int, seed: int) -> list[NewPicture]:
+    """What is drawn beside so many existing pictures, under the first free numbers."""
+    new: list[NewPicture] = []
     number = 0
-    while there + len(wanted) < len(prompts):
+    while existing + len(new) < len(prompts):
         path = folder / f"class-{number:05}.png"
         if not path.exists():
-            wanted.append(Wanted(path, prompts[number % len(prompts)], seed + number))
+            new.append(NewPicture(path, prompts[number % len(prompts)], seed + number))
         number += 1
-    return wanted
+    return new
 
 
-def _found(paths: list[Path], settings: Settings, number: int) -> list[pictures.Picture]:
+def _existing(files: list[Path], settings: Settings, number: int) -> list[pictures.Picture]:
     """Pictures of a class folder, each with the prompt that it was drawn with, or else the class prompt."""
-    concept, found = settings.concepts[number], list[pictures.Picture]()
-    for place, path in enumerate(paths):
+    concept, existing = settings.concepts[number], list[pictures.Picture]()
+    for path in files:
         caption = captions.file_words(path).split("\n")[0] if captions.FILEWORDS in concept.class_prompt else ""
         words = captions.class_words(concept, caption)
-        prompt = _text_of(path, _PROMPT) or _chosen(words, settings.captions, settings.general.seed, place)
-        found.append(pictures.Picture(path, prompt, number))
-    return found
+        prompt = _png_text(path, _PROMPT) or _chosen(words, settings.captions, settings.general.seed, path.name)
+        existing.append(pictures.Picture(path, prompt, number))
+    return existing
 
 
-def _text_of(path: Path, key: str) -> str:
+def _png_text(path: Path, key: str) -> str:
     """A text of a picture's own file; empty where it has none."""
     try:
         with open_picture(path) as image:
@@ -248,11 +269,11 @@ def _text_of(path: Path, key: str) -> str:
         return ""  # named as damaged when all class pictures are checked
 
 
-def _save(picture: Image.Image, wanted: Wanted, together: int) -> None:
+def _save(picture: Image.Image, new: NewPicture, batch_size: int) -> None:
     words = PngInfo()
-    words.add_itxt(_PROMPT, wanted.prompt)
-    words.add_text(_TOGETHER, str(together))
-    png.write_or_refuse(picture, wanted.path, "those that are there are kept", words)
+    words.add_itxt(_PROMPT, new.prompt)
+    words.add_text(_BATCH_SIZE, str(batch_size))
+    png.write_or_refuse(picture, new.path, "those that are there are kept", words)
 
 
 def _sampling(concept: Concept, bucket: Bucket) -> Sampling:

@@ -81,7 +81,7 @@ def cuts(
     box = crops.first(name, size, bucket, choice, seed, point)
     if box is None:
         small = look()
-        place = saliency.find(small, window[0] / size[0] * small.width, window[1] / size[1] * small.height)
+        place = saliency.best_window(small, window[0] / size[0] * small.width, window[1] / size[1] * small.height)
         box = crops.box(size, window, place)
     whole = Crop(bucket, box, size)
     all_crops = [whole]

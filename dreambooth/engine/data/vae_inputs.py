@@ -1,4 +1,4 @@
-"""What the VAE is to be given: the picture of each example as it is cut, unless its latents are known already."""
+"""The VAE's inputs: each example's image, cropped to its bucket, unless its latents are in the store."""
 
 from __future__ import annotations
 
@@ -18,46 +18,49 @@ if TYPE_CHECKING:
 
     from dreambooth.engine.data.latent_store import Store
 
-_CUT_BYTES = 2**24  # of a file's variants that are cut at once and lie in memory until the VAE has them
+_MAX_CROP_BYTES = 2**24  # of a file's variants that are cropped at once and held in memory until the VAE encodes them
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """An example's mean and standard deviation (4, h, w) where they are known, or else its picture."""
+class VaeInput:
+    """An example's latents, mean and standard deviation (4, h, w) each, where they are stored, or else its image."""
 
-    known: tuple[Tensor, Tensor] | None
-    picture: Image.Image | None
+    latents: tuple[Tensor, Tensor] | None
+    image: Image.Image | None
 
 
-def prepared(examples: list[Example], store: Store | None, workers: int) -> Iterator[Prepared]:
-    """Each example, in their order, so many files at a time as there are `workers` (prefetch.py). A file whose variants
-    follow each other is decoded once, as far as they do not take much memory.
+def prepare(examples: list[Example], store: Store | None, workers: int) -> Iterator[VaeInput]:
+    """The input of each example, in their order, prepared by so many threads (prefetch.py). A file whose variants
+    follow each other is decoded once, as far as these do not take much memory.
 
     Raises UserError naming a file that cannot be read.
     """
-    for some in prefetch.in_order(partial(_of_file, store), _by_file(examples), bytes_of_file, workers):
-        yield from some
+    for inputs in prefetch.in_order(partial(_prepare_file, store), _by_file(examples), max_bytes_of_file, workers):
+        yield from inputs
 
 
 def _by_file(examples: list[Example]) -> Iterator[list[Example]]:
+    """Consecutive examples of one file and bucket, at most as many as _MAX_CROP_BYTES hold."""
     for _, group in groupby(examples, key=lambda example: (example.picture.path, example.cut.bucket)):
-        some = list(group)
-        size = max(1, _CUT_BYTES // decoding.bytes_of(some[0].cut.bucket.area))
-        for start in range(0, len(some), size):
-            yield some[start : start + size]
+        variants = list(group)
+        count = max(1, _MAX_CROP_BYTES // decoding.bytes_of(variants[0].cut.bucket.area))
+        for start in range(0, len(variants), count):
+            yield variants[start : start + count]
 
 
-def bytes_of_file(some: list[Example]) -> int:
-    """The most that decoding a file and cutting these examples of it holds."""
-    width, height = some[0].cut.source
-    return decoding.most_bytes(width * height) + len(some) * decoding.bytes_of(some[0].cut.bucket.area)
+def max_bytes_of_file(variants: list[Example]) -> int:
+    """The most memory that decoding a file and cropping these variants of it takes, in bytes."""
+    width, height = variants[0].cut.source
+    return decoding.most_bytes(width * height) + len(variants) * decoding.bytes_of(variants[0].cut.bucket.area)
 
 
-def _of_file(store: Store | None, some: list[Example]) -> list[Prepared]:
-    found = [store.read(example) if store else None for example in some]
-    if None not in found:
-        return [Prepared(known, None) for known in found]
-    whole = decoding.decode(some[0].picture.path)
+def _prepare_file(store: Store | None, variants: list[Example]) -> list[VaeInput]:
+    """The inputs of variants of one file, which is decoded only if the latents of any are missing."""
+    stored = [store.read(example) if store else None for example in variants]
+    if None not in stored:
+        return [VaeInput(latents, None) for latents in stored]
+    image = decoding.decode(variants[0].picture.path)
     return [
-        Prepared(known, None if known else cropping.apply(whole, example.cut)) for example, known in zip(some, found)
+        VaeInput(latents, None if latents else cropping.apply(image, example.cut))
+        for example, latents in zip(variants, stored)
     ]

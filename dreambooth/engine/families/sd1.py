@@ -6,12 +6,12 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from dreambooth.core.models.families import CHUNK_TOKENS
 from dreambooth.engine.checkpoints.source import Source
 from dreambooth.engine.families import shapes
 from dreambooth.engine.families.loading import unfilled
 from dreambooth.engine.families.model import Model
 from dreambooth.engine.families.text_encoding import TextEmbedding
-from dreambooth.engine.prompts.token_chunks import PIECE
 from dreambooth.engine.prompts.vocabulary import clip_tokenizer
 
 LATENT_SCALE = 0.18215
@@ -22,11 +22,11 @@ class Sd1(Model):
 
     def run_encoder(self, part: str, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
         encoder = self.text_encoders[part]
-        read = encoder(tokens.reshape(-1, PIECE), output_hidden_states=self.clip_skip > 1)
+        output = encoder(tokens.reshape(-1, CHUNK_TOKENS), output_hidden_states=self.clip_skip > 1)
         if self.clip_skip > 1:  # WebUIs put the last normalization behind any block
-            hidden = encoder.final_layer_norm(read.hidden_states[-self.clip_skip])
+            hidden = encoder.final_layer_norm(output.hidden_states[-self.clip_skip])
         else:
-            hidden = read.last_hidden_state
+            hidden = output.last_hidden_state
         return hidden.reshape(len(tokens), -1, hidden.shape[-1]), None
 
     def denoise(self, x_t: Tensor, t: Tensor, text: TextEmbedding, sizes: Tensor) -> Tensor:

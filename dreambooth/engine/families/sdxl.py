@@ -6,13 +6,13 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
+from dreambooth.core.models.families import CHUNK_TOKENS
 from dreambooth.engine import hardware
 from dreambooth.engine.checkpoints.source import Source
 from dreambooth.engine.families import shapes
 from dreambooth.engine.families.loading import unfilled
 from dreambooth.engine.families.model import Model
 from dreambooth.engine.families.text_encoding import TextEmbedding
-from dreambooth.engine.prompts.token_chunks import PIECE
 from dreambooth.engine.prompts.vocabulary import clip_tokenizer
 
 LATENT_SCALE = 0.13025
@@ -22,10 +22,10 @@ class Sdxl(Model):
     family = "sdxl"
 
     def run_encoder(self, part: str, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
-        read = self.text_encoders[part](tokens.reshape(-1, PIECE), output_hidden_states=True)
-        hidden, count = read.hidden_states[-2], len(tokens)
+        output = self.text_encoders[part](tokens.reshape(-1, CHUNK_TOKENS), output_hidden_states=True)
+        hidden, count = output.hidden_states[-2], len(tokens)
         # The pooled text is the second's, of the first chunk, as WebUIs take it.
-        pooled = read.text_embeds.reshape(count, self.chunks, -1)[:, 0] if part == "text_encoder_2" else None
+        pooled = output.text_embeds.reshape(count, self.chunks, -1)[:, 0] if part == "text_encoder_2" else None
         return hidden.reshape(count, -1, hidden.shape[-1]), pooled
 
     def make_unconditional(self, text: TextEmbedding, rows: Tensor) -> TextEmbedding:

@@ -14,11 +14,11 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from dreambooth.core import emphasis
 from dreambooth.core.errors import UserError
+from dreambooth.core.models.families import CHUNK_TOKENS
 from dreambooth.engine import compatibility, hardware
 from dreambooth.engine.families.offload import Offloader
 from dreambooth.engine.prompts import chunking, textual_inversion, token_chunks
 from dreambooth.engine.prompts.textual_inversion import LearnedTokens
-from dreambooth.engine.prompts.token_chunks import PIECE
 
 
 @dataclass
@@ -114,14 +114,14 @@ class TextEncoding(ABC):
         for part, encoder in self.text_encoders.items():
             if any(part not in of_word for of_word in vectors.values()):
                 raise UserError("The embedding of these weights was not made for this model; it is another model's.")
-            textual_inversion.put(encoder, [of_word[part] for of_word in vectors.values()])
+            textual_inversion.set_vectors(encoder, [of_word[part] for of_word in vectors.values()])
             self.offloader.update(part, encoder)
         self.learned_words = {word: len(next(iter(of_word.values()))) for word, of_word in vectors.items()}
 
     def learned_tokens(self) -> dict[str, dict[str, Tensor]]:
         """The vectors of each learned word, by text encoder, (tokens, width)."""
         vectors = {
-            part: textual_inversion.held(encoder).split(list(self.learned_words.values()))
+            part: textual_inversion.learned_vectors(encoder).split(list(self.learned_words.values()))
             for part, encoder in self.text_encoders.items()
             if self.learned_words
         }
@@ -131,60 +131,63 @@ class TextEncoding(ABC):
         }
 
     def tokenize(self, prompts: Sequence[str]) -> list[Tensor]:
-        """Prompts -> token numbers (B, chunks x 77), one tensor for each text encoder.
+        """Prompts -> token ids (B, chunks x 77), one tensor for each text encoder.
 
         Longer prompts are truncated; shorter ones get empty chunks, so that all have the same length.
         """
-        found = []
+        token_ids = []
         for part, tokenizer in self.tokenizers.items():
-            read, lengths = self._numbers(part, prompts), self._learned_tokens(part).lengths
-            found.append(
-                torch.tensor([token_chunks.laid(tokenizer, numbers, lengths, self.chunks) for numbers, _ in read])
-            )
-        return found
+            word_lengths = self._learned_tokens(part).lengths
+            rows = [
+                token_chunks.padded(tokenizer, row, word_lengths, self.chunks)
+                for row, _ in self._token_ids(part, prompts)
+            ]
+            token_ids.append(torch.tensor(rows))
+        return token_ids
 
     def token_weights(self, prompts: Sequence[str]) -> Tensor | None:
         """The emphasis of each token of the prompts, (B, chunks x 77); None where all weights are 1."""
         if not self.weighted:
             return None
         part, tokenizer = next(iter(self.tokenizers.items()))
-        lengths = self._learned_tokens(part).lengths
-        rows = [token_chunks.weights(tokenizer, *read, lengths, self.chunks) for read in self._numbers(part, prompts)]
+        word_lengths = self._learned_tokens(part).lengths
+        rows = [
+            token_chunks.padded_weights(tokenizer, token_ids, weights, word_lengths, self.chunks)
+            for token_ids, weights in self._token_ids(part, prompts)
+        ]
         return torch.tensor(rows) if any(weight != 1 for row in rows for weight in row) else None
 
     def is_truncated(self, prompt: str) -> bool:
         """Whether the prompt is longer than what is encoded of it."""
         part, tokenizer = next(iter(self.tokenizers.items()))
-        numbers, _ = self._numbers(part, [prompt])[0]
-        return (
-            len(numbers) > chunking.LENGTH
-            if self.chunks == 1
-            else len(token_chunks.split(tokenizer, numbers, self._learned_tokens(part).lengths)) > self.chunks
-        )
+        token_ids, _ = self._token_ids(part, [prompt])[0]
+        if self.chunks == 1:
+            return len(token_ids) > chunking.LENGTH
+        return len(token_chunks.split(tokenizer, token_ids, self._learned_tokens(part).lengths)) > self.chunks
 
-    def _numbers(self, part: str, prompts: Sequence[str]) -> list[tuple[list[int], list[float]]]:
-        """Each prompt's token numbers for a text encoder, without begin and end marks, and the weight of each token."""
+    def _token_ids(self, part: str, prompts: Sequence[str]) -> list[tuple[list[int], list[float]]]:
+        """Each prompt's token ids for a text encoder, without begin and end marks, and the weight of each token."""
         learned, tokenizer = self._learned_tokens(part), self.tokenizers[part]
-        read = []
+        rows = []
         for prompt in prompts:
-            numbers, weights = list[int](), list[float]()
+            token_ids, weights = list[int](), list[float]()
             for text, weight in emphasis.read(prompt, weighted=self.weighted):
-                numbers += learned.put_into(textual_inversion.plain_numbers(tokenizer, text))
-                weights += [weight] * (len(numbers) - len(weights))
-            read.append((numbers, weights))
-        return read
+                token_ids += learned.replace_words(textual_inversion.token_ids(tokenizer, text))
+                weights += [weight] * (len(token_ids) - len(weights))
+            rows.append((token_ids, weights))
+        return rows
 
     def _learned_tokens(self, part: str) -> LearnedTokens:
         """The learned tokens as a text encoder numbers them."""
-        vocabulary = self.text_encoders[part].get_input_embeddings().num_embeddings
-        return LearnedTokens(self.tokenizers[part], vocabulary, self.learned_words)
+        vocabulary_size = self.text_encoders[part].get_input_embeddings().num_embeddings
+        return LearnedTokens(self.tokenizers[part], vocabulary_size, self.learned_words)
 
     def mask(self, tokens: Tensor) -> Tensor | None:
         """Which of token numbers (B, chunks x 77) the UNet attends to where padding is left out: those of each chunk up
         to its end mark, but of an empty chunk none, unless it is the first. None where it attends to padding."""
         if self.pad_tokens:
             return None
-        by_chunk = tokens.reshape(len(tokens), -1, PIECE)
+        by_chunk = tokens.reshape(len(tokens), -1, CHUNK_TOKENS)
         ends = (by_chunk == next(iter(self.tokenizers.values())).eos_token_id).int()
         attended = ends.cumsum(-1) - ends == 0
         attended[:, 1:] &= ends[:, 1:, 1:2] == 0
@@ -192,13 +195,13 @@ class TextEncoding(ABC):
 
     @abstractmethod
     def run_encoder(self, part: str, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Runs a text encoder on token numbers (B, chunks x 77). Returns hidden states (B, chunks x 77, its width), and
+        """Runs a text encoder on token ids (B, chunks x 77). Returns hidden states (B, chunks x 77, its width), and
         the pooled text where the UNet reads that."""
 
     def encode_tokens(
         self, tokens: Sequence[Tensor], weights: Tensor | None = None, encoded: Mapping[str, TextEmbedding] = {}
     ) -> TextEmbedding:
-        """Token numbers, (B, chunks x 77) for each text encoder, -> the embedding that the UNet reads.
+        """Token ids, (B, chunks x 77) for each text encoder, -> the embedding that the UNet reads.
 
         `weights` is what `token_weights` returns. Text encoders in `encoded` are not run: it has what `encode_with`
         returned for these tokens.
@@ -241,7 +244,7 @@ class TextEncoding(ABC):
         self, outputs: Sequence[tuple[Tensor, Tensor | None]], tokens: Tensor, weights: Tensor | None
     ) -> TextEmbedding:
         """The hidden states of all text encoders along their width, and the pooled text of the last."""
-        hidden = [one if weights is None else token_chunks.weighed(one, weights) for one, _ in outputs]
+        hidden = [one if weights is None else token_chunks.emphasize(one, weights) for one, _ in outputs]
         return TextEmbedding(
             hidden[0] if len(hidden) == 1 else torch.cat(hidden, dim=-1), outputs[-1][1], self.mask(tokens)
         )

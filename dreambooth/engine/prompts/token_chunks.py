@@ -1,4 +1,5 @@
-"""A prompt's tokens as text encoders take them: pieces of 77 with marks and padding, and how much each token counts."""
+"""A prompt as text encoders take it: chunks of 77 tokens with begin and end marks and padding, and the weight of each
+token (emphasis)."""
 
 from __future__ import annotations
 
@@ -8,51 +9,61 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from dreambooth.core.models.families import CHUNK_TOKENS
 from dreambooth.engine.prompts import chunking
 
 if TYPE_CHECKING:
     from transformers import CLIPTokenizer
 
-PIECE = chunking.LENGTH + 2  # tokens that a text encoder reads at once, with their marks
+
+def padded(
+    tokenizer: CLIPTokenizer, token_ids: Sequence[int], word_lengths: Mapping[int, int], chunks: int
+) -> list[int]:
+    """A prompt's token ids -> `chunks` chunks of 77 in a row, with begin and end marks and padding.
+
+    `word_lengths` is that of `chunking.split`.
+    """
+    row: list[int] = []
+    for chunk in _chunks(tokenizer, token_ids, word_lengths, chunks):
+        padding = [tokenizer.pad_token_id] * (chunking.LENGTH - len(chunk))
+        row += [tokenizer.bos_token_id, *chunk, tokenizer.eos_token_id, *padding]
+    return row
 
 
-def laid(tokenizer: CLIPTokenizer, numbers: Sequence[int], lengths: Mapping[int, int], count: int) -> list[int]:
-    """The token numbers of a prompt in `count` pieces of 77 with the begin and end marks; `lengths` are of learned
-    words, by their first number."""
-    whole: list[int] = []
-    for part in _parts(tokenizer, numbers, lengths, count):
-        padding = [tokenizer.pad_token_id] * (chunking.LENGTH - len(part))
-        whole += [tokenizer.bos_token_id, *part, tokenizer.eos_token_id, *padding]
-    return whole
-
-
-def weights(
-    tokenizer: CLIPTokenizer, numbers: Sequence[int], counted: Sequence[float], lengths: Mapping[int, int], count: int
+def padded_weights(
+    tokenizer: CLIPTokenizer,
+    token_ids: Sequence[int],
+    weights: Sequence[float],
+    word_lengths: Mapping[int, int],
+    chunks: int,
 ) -> list[float]:
-    """How much each token of these pieces counts: of a prompt's own as `counted` has it, marks and padding once."""
-    whole, left = list[float](), iter(counted)
-    for part in _parts(tokenizer, numbers, lengths, count):
-        whole += [1.0, *itertools.islice(left, len(part)), *[1.0] * (PIECE - 1 - len(part))]
-    return whole
+    """The weight of each token of what `padded` returns: `weights` are those of `token_ids`; marks and padding have
+    1."""
+    row, remaining = list[float](), iter(weights)
+    for chunk in _chunks(tokenizer, token_ids, word_lengths, chunks):
+        row += [1.0, *itertools.islice(remaining, len(chunk)), *[1.0] * (CHUNK_TOKENS - 1 - len(chunk))]
+    return row
 
 
-def _parts(tokenizer: CLIPTokenizer, numbers: Sequence[int], lengths: Mapping[int, int], count: int) -> list[list[int]]:
-    """What is read of a prompt, in `count` pieces of at most 75 tokens."""
-    if count == 1:
-        return [chunking.first(numbers, lengths)]
-    parts = split(tokenizer, numbers, lengths)[:count]
-    return [*parts, *[[]] * (count - len(parts))]
+def _chunks(
+    tokenizer: CLIPTokenizer, token_ids: Sequence[int], word_lengths: Mapping[int, int], chunks: int
+) -> list[list[int]]:
+    """What is read of a prompt, in `chunks` chunks of at most 75 tokens, the last of which may be empty."""
+    if chunks == 1:
+        return [chunking.truncate(token_ids, word_lengths)]
+    found = split(tokenizer, token_ids, word_lengths)[:chunks]
+    return [*found, *[[]] * (chunks - len(found))]
 
 
-def split(tokenizer: CLIPTokenizer, numbers: Sequence[int], lengths: Mapping[int, int]) -> list[list[int]]:
-    """Token numbers without marks -> chunks of at most 75."""
-    return chunking.split(numbers, tokenizer.convert_tokens_to_ids(",</w>"), lengths)
+def split(tokenizer: CLIPTokenizer, token_ids: Sequence[int], word_lengths: Mapping[int, int]) -> list[list[int]]:
+    """Token ids without begin and end marks -> chunks of at most 75."""
+    return chunking.split(token_ids, tokenizer.convert_tokens_to_ids(",</w>"), word_lengths)
 
 
-def weighed(hidden: Tensor, counted: Tensor) -> Tensor:
-    """Hidden states (B, pieces x 77, width) times how much each token counts (B, pieces x 77), as the WebUI weighs
-    words: each piece keeps the mean that it had."""
-    pieces = hidden.float().reshape(len(hidden), -1, PIECE, hidden.shape[-1])
-    scaled = pieces * counted.reshape(len(hidden), -1, PIECE, 1)
-    kept = pieces.mean((-1, -2), keepdim=True) / scaled.mean((-1, -2), keepdim=True)
-    return (scaled * kept).reshape(hidden.shape).to(hidden.dtype)
+def emphasize(hidden: Tensor, weights: Tensor) -> Tensor:
+    """Hidden states (B, chunks x 77, width) times the weight of each token (B, chunks x 77), as the WebUI applies
+    emphasis: each chunk is rescaled to the mean that it had."""
+    chunks = hidden.float().reshape(len(hidden), -1, CHUNK_TOKENS, hidden.shape[-1])
+    weighted = chunks * weights.reshape(len(hidden), -1, CHUNK_TOKENS, 1)
+    rescale = chunks.mean((-1, -2), keepdim=True) / weighted.mean((-1, -2), keepdim=True)
+    return (weighted * rescale).reshape(hidden.shape).to(hidden.dtype)

@@ -164,7 +164,7 @@ class RunHooks:
                 folder,
                 images,
                 size,
-                fitted=imagic.text_of(session),
+                fitted=imagic.fitted_text(session),
                 paths=paths,
                 on_step=self._interrupt_if_asked,
             )

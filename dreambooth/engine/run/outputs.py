@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import json
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -42,6 +43,8 @@ _IMPLEMENTATION = "https://github.com/Stability-AI/generative-models"
 EMBEDDING, _INPAINTING = "/textual-inversion", "/inpainting"  # behind the architecture, as ModelSpec has it
 _KOHYA_VERSIONS = {"sd1": "sd_v1", "sd2": "sd_v2", "sdxl": "sdxl_base_v1-0"}
 _KERNEL_PIXELS = 9  # of a 3x3 convolution
+_RANKED = ("lora_down.weight", "hada_w1_b", "lokr_w2_b")  # tensors whose first side is their layer's rank
+_DYNAMIC = "Dynamic"
 
 
 @dataclass(frozen=True)
@@ -123,6 +126,7 @@ def write_lora_tensors(
     about = {
         **metadata(project, settings, target.stem, "/lora"),
         **_kohya(project, settings, target.stem),
+        **_network_size(tensors, settings.lora),
         **words_file.metadata(words),
     }
     about |= _module(tensors, settings.lora)
@@ -187,8 +191,6 @@ def _kohya(project: Project, settings: Settings, title: str) -> dict[str, str]:
     """The metadata by which WebUIs show a LoRA and choose its loader."""
     family = project.about["family"]
     return {
-        "ss_network_dim": str(settings.lora.rank),
-        "ss_network_alpha": str(settings.lora.alpha),
         "ss_base_model_version": _KOHYA_VERSIONS[family],
         "ss_v2": str(family == "sd2"),
         "ss_sd_model_name": project.source.name,
@@ -196,6 +198,21 @@ def _kohya(project: Project, settings: Settings, title: str) -> dict[str, str]:
         "ss_max_token_length": str(settings.tuning.max_token_length),
         "ss_output_name": title,
     }
+
+
+def _network_size(tensors: Mapping[str, Tensor], chosen: Lora) -> dict[str, str]:
+    """The rank and alpha of a LoRA's linear layers. One that was trained further has those of the LoRA that it began
+    as, whatever the settings say; `Dynamic` where they differ, as kohya's scripts have it."""
+    rank, alpha = str(chosen.rank), str(chosen.alpha)
+    if chosen.start_file.strip():
+        ranks, alphas = set[str](), set[str]()
+        for name, tensor in tensors.items():
+            layer, _, what = name.partition(".")
+            if what in _RANKED and math.prod(tensor.shape[2:]) == 1:  # not of a 3x3 convolution, which has its own
+                ranks.add(str(tensor.shape[0]))
+                alphas.add(str(float(tensors[f"{layer}.alpha"])))
+        rank, alpha = (next(iter(one)) if len(one) == 1 else _DYNAMIC for one in (ranks, alphas))
+    return {"ss_network_dim": rank, "ss_network_alpha": alpha}
 
 
 def _module(tensors: Mapping[str, Any], chosen: Lora) -> dict[str, str]:
@@ -207,6 +224,6 @@ def _module(tensors: Mapping[str, Any], chosen: Lora) -> dict[str, str]:
         algorithms = {"hada_w1_a": "loha", "oft_blocks": "diag-oft"}
         arguments = {"algo": next((name for ending, name in algorithms.items() if ending in endings), "lokr")}
     module = "lycoris.kohya" if arguments else "networks.lora"
-    if chosen.conv_rank or chosen.conv_alpha:
+    if (chosen.conv_rank or chosen.conv_alpha) and not chosen.start_file.strip():
         arguments |= dict(zip(("conv_dim", "conv_alpha"), chosen.size(_KERNEL_PIXELS)))
     return {"ss_network_module": module, **({"ss_network_args": json.dumps(arguments)} if arguments else {})}

@@ -40,7 +40,7 @@ def save_result(work: Work, session: Session, source: Source, images: int, *, ma
     try:
         _refuse_overwritten(source)
         saved, has_effect = _write(work, session, source, images)
-        imagic.keep(work.project, saved.path, session)
+        imagic.save_embedding(work.project, saved.path, session)
         _report(work, saved, images, mark)
         if not has_effect:
             _warn_of_no_effect(work, saved)

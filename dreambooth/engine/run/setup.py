@@ -66,7 +66,7 @@ def prepare_session(work: Work, source: Source) -> tuple[Session, Validation | N
         instances=encoded.own,
         priors=encoded.priors,
         order=BatchOrder(*dataset.slots(work.settings), work.settings.general.seed),
-        readings=captions,
+        caption_schedule=captions,
         texts=_texts(work.settings, model, captions.texts),
         optimizer=accelerator.prepare(optimizers.make(trained, work.settings)),
         ema=Ema(trained.named(), work.settings.tuning.ema_decay) if work.settings.tuning.use_ema else None,
@@ -181,7 +181,7 @@ def make_class_pictures(work: Work, model: Model, plans: list[class_pictures.Pla
     def together(plan: class_pictures.Plan) -> int:
         how, set_to = work.settings.memory.vae_decoding, work.settings.batching.class_batch_size
         work.together = drawn_together.choose(
-            model, plan.sampling, len(plan.drawn), how, set_to=set_to, before=plan.together_before
+            model, plan.sampling, len(plan.in_batches), how, set_to=set_to, before=plan.batch_size_before
         )
         return work.together
 

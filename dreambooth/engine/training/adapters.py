@@ -138,11 +138,11 @@ def _add_learned_tokens(model: Model, settings: Settings, start: textual_inversi
     for word in settings.words:
         text = chosen.initial_text.strip() or word
         vectors[word] = start.get(word) or {
-            part: textual_inversion.initial(encoder, model.tokenizers[part], text, chosen.vectors)
+            part: textual_inversion.initial_vectors(encoder, model.tokenizers[part], text, chosen.vectors)
             for part, encoder in model.text_encoders.items()
         }
     model.set_learned_tokens(vectors)
-    trained = {part: textual_inversion.held(encoder) for part, encoder in model.text_encoders.items()}
+    trained = {part: textual_inversion.learned_vectors(encoder) for part, encoder in model.text_encoders.items()}
     for parameter in trained.values():
         parameter.data = parameter.data.to(model.device)
         parameter.requires_grad_(True)

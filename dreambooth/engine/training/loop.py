@@ -48,8 +48,10 @@ def train(session: Session, hooks: Hooks) -> Ending:
     metrics = StepMetrics(session, hooks)
     _set_training_mode(session)
     if session.step == 0:
+        began = time.monotonic()
         hooks.measure(metrics.check)
         hooks.preview(0, metrics.check)
+        metrics.exclude(time.monotonic() - began)  # as no step was taken meanwhile
 
     with stepping(session) as fused_backward:
         ending = _take_steps(session, hooks, _Steps(session, hooks, metrics, fused_backward))
@@ -150,8 +152,8 @@ def _serve_requests(session: Session, hooks: Hooks, metrics: StepMetrics) -> End
 def _set_rates(session: Session) -> None:
     """Gives each parameter group the learning rate of this point of the run."""
     factor = schedules.rate_factor(session.settings.learning, session.images / session.budget.images)
-    for group, made in zip(session.groups, session.optimizer.param_groups):
-        made["lr"] = group.rate(session.settings) * factor
+    for group, parameter_group in zip(session.groups, session.optimizer.param_groups):
+        parameter_group["lr"] = group.rate(session.settings) * factor
 
 
 def _do_what_is_due(session: Session, hooks: Hooks, metrics: StepMetrics) -> bool:
@@ -170,7 +172,7 @@ def _do_what_is_due(session: Session, hooks: Hooks, metrics: StepMetrics) -> boo
         hooks.save_state(wait=False)
     if budget.is_due(intervals.epoch_pause_frequency, step):
         hooks.cooling(intervals.epoch_pause_time)
-        metrics.exclude_pause(_pause(intervals.epoch_pause_time, hooks))
+        metrics.exclude(_pause(intervals.epoch_pause_time, hooks))
     return False
 
 

@@ -128,10 +128,10 @@ def _select_examples(session: Session, position: int) -> _Examples:
     own = session.instances
     x_0, sizes, mask = own.sample(instances), own.size[instances], own.masks(instances)
     inpainting = own.around(instances)
-    texts = session.readings.of_yours(own.prompt[instances], position)
+    texts = session.caption_schedule.of_instances(own.prompt[instances], position)
     if session.priors is not None and len(priors):
         x_0 = torch.cat([x_0, session.priors.sample(priors)])
-        texts = torch.cat([texts, session.readings.of_class(session.priors.prompt[priors])])
+        texts = torch.cat([texts, session.caption_schedule.of_class(session.priors.prompt[priors])])
         sizes = torch.cat([sizes, session.priors.size[priors]])
         if inpainting is not None and (of_class := session.priors.around(priors)) is not None:
             inpainting = torch.cat([inpainting, of_class])
@@ -170,7 +170,7 @@ def _look_up_texts(
     if trains_text:
         tokens, empty_rows, token_weights = texts.look_up(numbers)
         with session.accelerator.autocast():
-            text = TokenizedTexts(tokens, empty_rows, token_weights, texts.at_rest(numbers))
+            text = TokenizedTexts(tokens, empty_rows, token_weights, texts.frozen_outputs(numbers))
     else:
         with session.accelerator.autocast():
             text = texts.embeddings(numbers)
@@ -198,7 +198,7 @@ def compute_losses(session: Session, batch: Batch) -> tuple[Tensor, Tensor, Tens
     # Each image's loss is weighted before the subject's and the class's means are taken.
     choice, alpha_bar_t = settings.objective, batch.alpha_bar_t
     error = objective.error(prediction, target, choice, alpha_bar_t, batch.t)
-    per_image = objective.picture_means(error, batch.mask, choice.unmasked_weight)
+    per_image = objective.image_means(error, batch.mask, choice.unmasked_weight)
     if choice.weighting != "none":
         per_image = per_image * objective.timestep_weight(prediction_type, choice, alpha_bar_t)
     if batch.concept_weights is not None:
@@ -230,4 +230,4 @@ def _encode_texts(session: Session, text: TextEmbedding | TokenizedTexts) -> Tex
     if isinstance(text, TextEmbedding):
         return text
     with session.accelerator.autocast():
-        return session.texts.read(text.tokens, text.empty_rows, text.token_weights, text.frozen)
+        return session.texts.encode(text.tokens, text.empty_rows, text.token_weights, text.frozen)

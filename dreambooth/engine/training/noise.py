@@ -10,11 +10,11 @@ from torch.nn.functional import interpolate
 from dreambooth.core.settings.objective import Objective
 
 
-def shaped(eps: Tensor, choice: Objective) -> Tensor:
-    """White noise with the coarse parts that the settings ask for."""
-    if choice.multires_noise_levels:
-        eps = multi_resolution(eps, choice.multires_noise_levels, choice.multires_noise_discount)
-    return offset(eps, choice.offset_noise) if choice.offset_noise else eps
+def shaped(eps: Tensor, options: Objective) -> Tensor:
+    """White noise (B, 4, h, w) with what the settings add to it: multi-resolution and offset noise."""
+    if options.multires_noise_levels:
+        eps = multi_resolution(eps, options.multires_noise_levels, options.multires_noise_discount)
+    return offset(eps, options.offset_noise) if options.offset_noise else eps
 
 
 def perturbed(eps: Tensor, strength: float) -> Tensor:
@@ -39,10 +39,10 @@ def multi_resolution(eps: Tensor, levels: int, discount: float) -> Tensor:
     """
     height, width = eps.shape[2:]
     total = eps + torch.randn_like(eps)
-    coarser = 1.0
+    factor = 1.0  # how many times coarser than the latents
     for level in range(1, levels + 1):
-        coarser *= 2 + 2 * float(torch.rand(()))  # on the CPU: sizes must be known here
-        size = (max(1, int(height / coarser)), max(1, int(width / coarser)))
+        factor *= 2 + 2 * float(torch.rand(()))  # on the CPU: sizes must be known here
+        size = (max(1, int(height / factor)), max(1, int(width / factor)))
         coarse = torch.randn((*eps.shape[:2], *size), device=eps.device, dtype=eps.dtype)
         total += discount**level * interpolate(coarse, (height, width), mode="bilinear")
         if min(size) == 1:
@@ -50,18 +50,18 @@ def multi_resolution(eps: Tensor, levels: int, discount: float) -> Tensor:
     return total / total.std((1, 2, 3), keepdim=True)
 
 
-def timesteps(count: int, choice: Objective, device: torch.device) -> Tensor:
+def timesteps(count: int, options: Objective, device: torch.device) -> Tensor:
     """The timesteps of a batch, (B,) int64, from timestep_min to timestep_max, both within.
 
-    How often each is drawn is all that the choice changes: the loss is not weighted back.
+    Only how often each is drawn depends on the setting: the loss is not weighted to make up for that.
     logit_normal: sigmoid of N(mean, std) (Esser et al. 2024, arXiv 2403.03206, section 3.1); cubic: 1 - u^3
     (T2I-Adapter, arXiv 2302.08453), which draws noisy steps more often.
     """
-    low, high = choice.timestep_min, choice.timestep_max
-    if choice.timesteps == "uniform":
+    low, high = options.timestep_min, options.timestep_max
+    if options.timesteps == "uniform":
         return torch.randint(low, high + 1, (count,), device=device)
-    if choice.timesteps == "logit_normal":
-        share = torch.sigmoid(choice.logit_mean + choice.logit_std * torch.randn(count, device=device))
+    if options.timesteps == "logit_normal":
+        fraction = torch.sigmoid(options.logit_mean + options.logit_std * torch.randn(count, device=device))
     else:
-        share = 1 - torch.rand(count, device=device) ** 3
-    return (low + (share * (high - low + 1)).long()).clamp(max=high)
+        fraction = 1 - torch.rand(count, device=device) ** 3
+    return (low + (fraction * (high - low + 1)).long()).clamp(max=high)

@@ -17,10 +17,10 @@ _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # by the bytes of 
 
 @contextlib.contextmanager
 def skipped_if(optimizer: Any, skip: Tensor) -> Iterator[None]:
-    """Has the optimizer's step within the block change no weight where `skip`, a boolean on the device, is true.
+    """Keeps the gradients from the optimizer's step within the block where `skip`, a boolean on the device, is true.
 
     PyTorch's fused optimizers know this from mixed precision (`found_inf`) and leave everything as it is. The others
-    take a step with gradients of zero: their moments decay a little, and nothing that is not finite reaches them. So do
+    take a step with gradients of zero: their moments decay, and the weights move by what is left of the moments. So do
     the fused ones on an Apple GPU, which ignored `found_inf` until 2026 (pytorch/pytorch issue 186360).
     """
     inner = optimizers.unwrapped(optimizer)

@@ -1,5 +1,5 @@
-"""What training minimises. Symbols as in DDPM (arXiv 2006.11239): x_0 the picture's latents, x_t the noisy ones,
-eps the noise, alpha_bar_t the share of the picture's variance that is left at step t."""
+"""The training objective. Symbols as in DDPM (arXiv 2006.11239): x_0 are an image's latents, x_t the noisy ones, eps is
+the noise, alpha_bar_t the share of the image's variance that is left at timestep t. B counts the images of a batch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 from dreambooth.core.settings import Settings
 from dreambooth.core.settings.objective import TIMESTEPS, Objective
 
-LEAST_SNR = 1e-3  # debiased weights grow without end towards pure noise; below this they stay as they are
+LEAST_SNR = 1e-3  # below it the debiased weights, which would grow without bound, stay constant
 
 
 def add_noise(x_0: Tensor, eps: Tensor, alpha_bar_t: Tensor) -> Tensor:
@@ -19,7 +19,7 @@ def add_noise(x_0: Tensor, eps: Tensor, alpha_bar_t: Tensor) -> Tensor:
 
 
 def target(prediction_type: str, x_0: Tensor, eps: Tensor, alpha_bar_t: Tensor) -> Tensor:
-    """What the UNet is to predict: the noise (DDPM, equation 14), or
+    """The target of the UNet's prediction, (B, 4, h, w): the noise (DDPM, equation 14), or
     v = sqrt(alpha_bar_t) eps - sqrt(1 - alpha_bar_t) x_0 (arXiv 2202.00512, section 4)."""
     if prediction_type == "epsilon":
         return eps
@@ -27,12 +27,12 @@ def target(prediction_type: str, x_0: Tensor, eps: Tensor, alpha_bar_t: Tensor) 
     return alpha_bar_t.sqrt() * eps - (1 - alpha_bar_t).sqrt() * x_0
 
 
-def error(predicted: Tensor, wanted: Tensor, choice: Objective, alpha_bar_t: Tensor, t: Tensor) -> Tensor:
+def error(prediction: Tensor, target: Tensor, options: Objective, alpha_bar_t: Tensor, t: Tensor) -> Tensor:
     """The error of each latent, (B, 4, h, w) in float32, by the chosen loss."""
-    difference = predicted.float() - wanted.float()
-    if choice.loss == "mse":
+    difference = prediction.float() - target.float()
+    if options.loss == "mse":
         return difference.square()
-    return pseudo_huber(difference, huber_delta(choice, alpha_bar_t, t).view(-1, 1, 1, 1))
+    return pseudo_huber(difference, huber_delta(options, alpha_bar_t, t).view(-1, 1, 1, 1))
 
 
 def pseudo_huber(difference: Tensor, delta: Tensor) -> Tensor:
@@ -43,35 +43,35 @@ def pseudo_huber(difference: Tensor, delta: Tensor) -> Tensor:
     return 2 * delta * ((difference.square() + delta.square()).sqrt() - delta)
 
 
-def huber_delta(choice: Objective, alpha_bar_t: Tensor, t: Tensor) -> Tensor:
-    """delta of each picture, (B,): the setting, or falling to it from 1 at little noise.
+def huber_delta(options: Objective, alpha_bar_t: Tensor, t: Tensor) -> Tensor:
+    """delta of each image, (B,): the setting, or falling to it from 1 at little noise.
 
     exponential: delta^(t/T) (arXiv 2403.16728); snr: (1 - delta) / (1 + sigma_t)^2 + delta with
     sigma_t^2 = (1 - alpha_bar_t) / alpha_bar_t.
     """
-    delta = torch.full_like(alpha_bar_t, choice.huber_delta)
-    if choice.huber_schedule == "exponential":
+    delta = torch.full_like(alpha_bar_t, options.huber_delta)
+    if options.huber_schedule == "exponential":
         return delta ** (t / TIMESTEPS)
-    if choice.huber_schedule == "snr":
+    if options.huber_schedule == "snr":
         sigma = ((1 - alpha_bar_t) / alpha_bar_t).sqrt()
         return (1 - delta) / (1 + sigma).square() + delta
     return delta
 
 
-def picture_means(each: Tensor, mask: Tensor | None, unmasked_weight: float) -> Tensor:
-    """The mean error of each picture, (B, 4, h, w) -> (B,).
+def image_means(error: Tensor, mask: Tensor | None, unmasked_weight: float) -> Tensor:
+    """The mean error of each image, (B, 4, h, w) -> (B,).
 
     With a mask (B, 1, h, w) from 0 to 1 it is a weighted mean, in which what the mask leaves out weighs
     `unmasked_weight`; a small subject thus counts as much as a large one.
     """
     if mask is None:
-        return each.mean((1, 2, 3))
-    weight = (mask + (1 - mask) * unmasked_weight).expand_as(each)
-    return (each * weight).sum((1, 2, 3)) / weight.sum((1, 2, 3))
+        return error.mean((1, 2, 3))
+    weight = (mask + (1 - mask) * unmasked_weight).expand_as(error)
+    return (error * weight).sum((1, 2, 3)) / weight.sum((1, 2, 3))
 
 
-def timestep_weight(prediction_type: str, choice: Objective, alpha_bar_t: Tensor) -> Tensor:
-    """The weight of each picture's error by its timestep as chosen, (B,); finite down to alpha_bar_t = 0.
+def timestep_weight(prediction_type: str, options: Objective, alpha_bar_t: Tensor) -> Tensor:
+    """The weight of each image's error by its timestep, (B,); finite down to alpha_bar_t = 0.
 
     SNR = alpha_bar_t / (1 - alpha_bar_t). A squared error of 1 in x_0 is one of SNR in eps and of SNR + 1 in v
     (arXiv 2202.00512, section 4 and appendix D), so a weight w on x_0's is w / SNR on eps and w / (SNR + 1) on v.
@@ -79,33 +79,36 @@ def timestep_weight(prediction_type: str, choice: Objective, alpha_bar_t: Tensor
     1 / (SNR + 1) on v; the paper softens it on eps to 1 / sqrt(SNR), as 1 / SNR would span five powers of ten.
     noise: w = SNR, which is what a model of eps has by itself, and alpha_bar_t on v.
     """
-    if choice.weighting == "noise":
+    if options.weighting == "noise":
         return torch.ones_like(alpha_bar_t) if prediction_type == "epsilon" else alpha_bar_t
     snr = alpha_bar_t / (1 - alpha_bar_t)
-    if choice.weighting == "min_snr":
+    if options.weighting == "min_snr":
         if prediction_type == "epsilon":
-            return choice.min_snr_gamma / snr.clamp(min=choice.min_snr_gamma)  # min(snr, gamma) / snr, also at 0
-        return snr.clamp(max=choice.min_snr_gamma) / (snr + 1)
+            return options.min_snr_gamma / snr.clamp(min=options.min_snr_gamma)  # min(snr, gamma) / snr, also at 0
+        return snr.clamp(max=options.min_snr_gamma) / (snr + 1)
     if prediction_type == "epsilon":
         return snr.clamp(min=LEAST_SNR).rsqrt()
     return 1 / (snr + 1)
 
 
 def prior_weight(settings: Settings, epochs: float) -> float:
-    """How much the class's mean counts after so many epochs: the setting, or on its way down to the least."""
-    start, choice = settings.tuning.prior_loss_weight, settings.objective
-    if not choice.prior_loss_scale:
+    """The weight of the class's loss after `epochs` epochs: the setting or, with prior_loss_scale, a straight
+    line from it down to prior_loss_weight_min, which is reached after prior_loss_target epochs."""
+    start, options = settings.tuning.prior_loss_weight, settings.objective
+    if not options.prior_loss_scale:
         return start
-    share = min(1.0, epochs / choice.prior_loss_target)
-    return start + (choice.prior_loss_weight_min - start) * share
+    progress = min(1.0, epochs / options.prior_loss_target)
+    return start + (options.prior_loss_weight_min - start) * progress
 
 
-def dreambooth_loss(each: Tensor, instances: int, prior_weight: float) -> tuple[Tensor, Tensor, Tensor]:
-    """The loss over a batch whose first `instances` rows are the subject's and whose others are the class's.
+def dreambooth_loss(per_image: Tensor, instances: int, prior_weight: float) -> tuple[Tensor, Tensor, Tensor]:
+    """The loss of a batch from the loss of each image, (B,): the first `instances` images are the subject's, the others
+    the class's.
 
-    DreamBooth (arXiv 2208.12242, equation 2): the subject's mean plus `prior_weight` times the class's mean.
-    Returns the sum and both means; the class's is 0 where there are no class pictures.
+    DreamBooth (arXiv 2208.12242, equation 2): the mean over the subject's images of the error of each, plus
+    `prior_weight` times that of the class image that goes with it. A concept may have no class images: they count as 0,
+    so that those of other concepts count the same whatever they share a batch with. Returns the sum and both means.
     """
-    subject = each[:instances].mean()
-    prior = each[instances:].mean() if len(each) > instances else torch.zeros_like(subject)
+    subject = per_image[:instances].mean()
+    prior = per_image[instances:].sum() / instances
     return subject + prior_weight * prior, subject, prior

@@ -49,7 +49,7 @@ def prompts(settings: Settings) -> list[str]:
 
 def shown(settings: Settings) -> list[tuple[str, float | None]]:
     """What is drawn: each prompt, for Imagic at several places between the picture (0) and the prompt (1)."""
-    etas: tuple[float | None, ...] = imagic.SHOWN if settings.imagic.enabled else (None,)
+    etas: tuple[float | None, ...] = imagic.PREVIEW_ETAS if settings.imagic.enabled else (None,)
     return [(prompt, eta) for prompt in prompts(settings) for eta in etas]
 
 
@@ -127,7 +127,9 @@ def _text(known: Known, some: list[tuple[str, float | None]], fitted: TextEmbedd
     text = known.read([prompt for prompt, _ in some])
     if fitted is None:
         return text
-    return TextEmbedding.cat([imagic.blended(text[n : n + 1], fitted, eta or 0.0) for n, (_, eta) in enumerate(some)])
+    return TextEmbedding.cat(
+        [imagic.interpolate(text[n : n + 1], fitted, eta or 0.0) for n, (_, eta) in enumerate(some)]
+    )
 
 
 def found(folder: Path) -> dict[int, dict[tuple[int, int], Path]]:

@@ -43,7 +43,7 @@ class Session:
     instances: Encoded
     priors: Encoded | None
     order: BatchOrder
-    readings: CaptionSchedule
+    caption_schedule: CaptionSchedule
     texts: Texts
     optimizer: Any
     ema: Ema | None
@@ -85,11 +85,11 @@ class Session:
 
     def batch_files(self, step: int) -> list[str]:
         """The files of the images in this step, which counts from 1, without repetitions."""
-        first, size, found = (step - 1) * self.budget.images_per_step, self.budget.batch, []
-        for position in range(first, first + self.budget.images_per_step, size):
-            for files, numbers in zip(self.files, self.order.batch(position, size)):
-                found += [files[number] for number in numbers.tolist()]
-        return list(dict.fromkeys(found))
+        first, batch, in_step = (step - 1) * self.budget.images_per_step, self.budget.batch, list[str]()
+        for position in range(first, first + self.budget.images_per_step, batch):
+            for files, numbers in zip(self.files, self.order.batch(position, batch)):
+                in_step += [files[number] for number in numbers.tolist()]
+        return list(dict.fromkeys(in_step))
 
     def change_weights(self, skip_if: Tensor, *, is_stepped: bool = False) -> None:
         """Takes a step of the optimizer with the gradients that are there, then applies max norm and updates the EMA.
@@ -173,6 +173,7 @@ class Session:
 
 
 def _is_alike(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors can swap their data."""
     return (one.dtype, one.device, one.stride()) == (other.dtype, other.device, other.stride())
 
 

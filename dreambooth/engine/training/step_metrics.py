@@ -97,8 +97,8 @@ class StepMetrics:
         self.guard.unread.append(skip)
         return skip
 
-    def exclude_pause(self, seconds: float) -> None:
-        """Does not count a pause in the steps' pace."""
+    def exclude(self, seconds: float) -> None:
+        """Leaves these seconds, which just passed, out of the steps' pace."""
         self.started += seconds
 
     def discard_flags(self) -> None:

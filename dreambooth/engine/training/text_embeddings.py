@@ -1,4 +1,4 @@
-"""The text embeddings of a batch: from a table while the text encoders rest, computed while they learn."""
+"""The text embeddings of a batch: from a table while the text encoders are frozen, computed while they are trained."""
 
 from __future__ import annotations
 
@@ -18,103 +18,104 @@ _BATCH = 64  # prompts encoded at a time
 
 
 class Texts:
-    """Embeddings of the run's few prompts, by number. The empty prompt is what guidance reads where there is none."""
+    """The embeddings of a run's prompts, by the prompts' numbers. The empty prompt has the family's unconditional
+    embedding."""
 
-    def __init__(self, model: Model, prompts: list[str], rests: str = "") -> None:
-        """`rests` is the text encoder that does not learn where the other does."""
+    def __init__(self, model: Model, prompts: list[str], frozen_part: str = "") -> None:
+        """`frozen_part` is the text encoder that is frozen where only the other one is trained; else it is empty."""
         self.model = model
         self.prompts = prompts
-        self.tokens = [numbers.to(model.device) for numbers in model.tokenize(prompts)]
+        self.tokens = [token_ids.to(model.device) for token_ids in model.tokenize(prompts)]
         weights = model.token_weights(prompts)
         self.weights = None if weights is None else weights.to(model.device)
-        self.nothing = prompts.index("") if "" in prompts else -1
+        self.empty_prompt = prompts.index("") if "" in prompts else -1  # its number
+        self.frozen_part = frozen_part
+        self.buffers = hardware.PinnedBuffers()
         self.table: TextEmbedding | None = None
         self.base_table: TextEmbedding | None = None
-        self.rests = rests
-        self.buffers = hardware.PinnedBuffers()
-        self.rest_table: TextEmbedding | None = None
+        self.frozen_table: TextEmbedding | None = None
 
     def embeddings(self, numbers: Tensor) -> TextEmbedding:
-        """(B,) prompt numbers -> what the UNet reads, from a table. It is made once, when the text encoders rest."""
+        """(B,) prompt numbers -> what the UNet reads, from a table. This is built at the first call, after which the
+        text encoders must not change."""
         if self.table is None:
-            self.table = self._all()
-        return self._looked_up(self.table, numbers)
+            self.table = self._build_table(self._encode_prompts)
+        return self._rows(self.table, numbers)
 
     def base_embeddings(self, numbers: Tensor) -> TextEmbedding:
-        """The same from text encoders without their adapters, which may go on learning."""
+        """The same from text encoders without their adapters, which may be trained further."""
         if self.base_table is None:
             with disabled(adapters(self.model.text_encoders.values())):
-                self.base_table = self._all()
-        return self._looked_up(self.base_table, numbers)
+                self.base_table = self._build_table(self._encode_prompts)
+        return self._rows(self.base_table, numbers)
 
-    def at_rest(self, numbers: Tensor) -> TextEmbedding | None:
-        """What the text encoder that rests makes of them, from a table; None where none does while the other learns."""
-        if not self.rests:
+    def frozen_outputs(self, numbers: Tensor) -> TextEmbedding | None:
+        """(B,) prompt numbers -> the outputs of the frozen text encoder, from a table; None without `frozen_part`."""
+        if not self.frozen_part:
             return None
-        if self.rest_table is None:
-            self.rest_table = self._table(lambda _, some: self.model.encode_with(self.rests, some))
-        return self._looked_up(self.rest_table, numbers)
+        if self.frozen_table is None:
+            self.frozen_table = self._build_table(lambda _, some: self.model.encode_with(self.frozen_part, some))
+        return self._rows(self.frozen_table, numbers)
 
     def look_up(self, numbers: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """(B,) prompt numbers -> their tokens (text encoders, B, pieces x 77), which rows are the empty prompt, and how
-        much each token counts (B, pieces x 77) where any of the run's counts more or less."""
+        """(B,) prompt numbers -> their token ids (text encoders, B, chunks x 77); the numbers of the rows that have the
+        empty prompt, if any; and the weight of each token (B, chunks x 77), if any prompt of the run has emphasis."""
         on_device = hardware.brought(numbers, self.model.device)
-        emptied = (numbers == self.nothing).nonzero().flatten()
-        tokens = torch.stack([some[on_device] for some in self.tokens])
+        empty_rows = (numbers == self.empty_prompt).nonzero().flatten()
+        tokens = torch.stack([token_ids[on_device] for token_ids in self.tokens])
         weights = None if self.weights is None else self.weights[on_device]
-        return tokens, hardware.brought(emptied, self.model.device) if len(emptied) else None, weights
+        return tokens, hardware.brought(empty_rows, self.model.device) if len(empty_rows) else None, weights
 
-    def read(
-        self, tokens: Tensor, emptied: Tensor | None, weights: Tensor | None, resting: TextEmbedding | None = None
+    def encode(
+        self, tokens: Tensor, empty_rows: Tensor | None, weights: Tensor | None, frozen: TextEmbedding | None = None
     ) -> TextEmbedding:
-        """What was looked up -> what the UNet reads, for text encoders that learn."""
-        known = {} if resting is None else {self.rests: resting}
+        """What `look_up` and `frozen_outputs` returned -> what the UNet reads, from text encoders in training mode."""
+        encoded = {} if frozen is None else {self.frozen_part: frozen}
         for part, encoder in self.model.text_encoders.items():
-            encoder.train(part not in known)
-        text = self.model.encode_tokens(list(tokens), weights, known)
-        return text if emptied is None else self.model.make_unconditional(text, emptied)
+            encoder.train(part not in encoded)
+        text = self.model.encode_tokens(list(tokens), weights, encoded)
+        return text if empty_rows is None else self.model.make_unconditional(text, empty_rows)
 
-    def _looked_up(self, table: TextEmbedding, numbers: Tensor) -> TextEmbedding:
-        """Rows of a table, on the device. Out of the computer's memory they come without anybody waiting."""
+    def _rows(self, table: TextEmbedding, numbers: Tensor) -> TextEmbedding:
+        """Rows of a table, on the device. From the computer's memory they are copied without waiting for the device."""
         device = self.model.device
         if table.hidden.device.type == device.type:
             return table[hardware.brought(numbers, device)]
         return table.map(lambda some: None if some is None else self.buffers.rows_brought(some, numbers, device))
 
-    def _all(self) -> TextEmbedding:
-        return self._table(self._whole)
-
-    def _whole(self, start: int, some: list[str]) -> TextEmbedding:
-        """What the UNet reads of these prompts, the first of which is the one of that number."""
-        text = self.model.encode_texts([some])[0]
-        if start <= self.nothing < start + len(some):
-            text = self.model.make_unconditional(text, torch.tensor([self.nothing - start], device=text.hidden.device))
+    def _encode_prompts(self, start: int, prompts: list[str]) -> TextEmbedding:
+        """What the UNet reads of some prompts, the first of which has the number `start`."""
+        text = self.model.encode_texts([prompts])[0]
+        if start <= self.empty_prompt < start + len(prompts):
+            rows = torch.tensor([self.empty_prompt - start], device=text.hidden.device)
+            text = self.model.make_unconditional(text, rows)
         return text
 
     @torch.no_grad()
-    def _table(self, read: Callable[[int, list[str]], TextEmbedding]) -> TextEmbedding:
-        """What is read of all prompts, some at a time."""
+    def _build_table(self, encode: Callable[[int, list[str]], TextEmbedding]) -> TextEmbedding:
+        """The embeddings of all prompts, encoded some at a time in evaluation mode."""
         for encoder in self.model.text_encoders.values():
             encoder.eval()
         table: TextEmbedding | None = None
         for start in range(0, len(self.prompts), _BATCH):
-            some = self.prompts[start : start + _BATCH]
-            text = read(start, some)
-            if len(some) == len(self.prompts):
+            prompts = self.prompts[start : start + _BATCH]
+            text = encode(start, prompts)
+            if len(prompts) == len(self.prompts):
                 return text
-            table = table or _room(text, len(self.prompts))
-            for one, whole in zip(text.tensors, table.tensors):
-                whole[start : start + len(one)].copy_(one)
+            table = table or _allocate(text, len(self.prompts))
+            for rows, whole in zip(text.tensors, table.tensors):
+                whole[start : start + len(rows)].copy_(rows)
         assert table is not None
         return table
 
 
-def _room(some: TextEmbedding, count: int) -> TextEmbedding:
-    """A table for so many prompts that are read like these: where these are, unless that is much."""
-    total = count * sum(one[0].nbytes for one in some.tensors)
-    place = some.hidden.device if total <= MOST_ON_DEVICE else torch.device("cpu")
+def _allocate(like: TextEmbedding, count: int) -> TextEmbedding:
+    """An empty table for `count` prompts whose embeddings have these shapes: on their device, or in the computer's
+    memory if it is large."""
+    total = count * sum(one[0].nbytes for one in like.tensors)
+    device = like.hidden.device if total <= MOST_ON_DEVICE else torch.device("cpu")
 
-    def room(tensor: Tensor | None) -> Tensor | None:
-        return None if tensor is None else tensor.new_empty((count, *tensor.shape[1:]), device=place)
+    def empty(tensor: Tensor | None) -> Tensor | None:
+        return None if tensor is None else tensor.new_empty((count, *tensor.shape[1:]), device=device)
 
-    return some.map(room)
+    return like.map(empty)

@@ -127,7 +127,7 @@ class Validation:
     def _error(self, probe: _Probe, prediction: Tensor, target: Tensor) -> Tensor:
         mask = None if probe.mask is None else probe.mask.expand(len(prediction), -1, -1, -1)
         unmasked = self.session.settings.objective.unmasked_weight
-        return objective.picture_means((prediction - target).square(), mask, unmasked)
+        return objective.image_means((prediction - target).square(), mask, unmasked)
 
     def _predict(self, probe: _Probe, prompt: str) -> tuple[Tensor, Tensor]:
         """The UNet's prediction for a noised image at each timestep, and its target, (T, 4, h, w)."""
