@@ -13,7 +13,7 @@ from dreambooth.core import project
 from dreambooth.core.errors import UserError
 from dreambooth.core.files import atomic
 from dreambooth.core.project import Folders, Project
-from dreambooth.service import models, runs
+from dreambooth.service import models, runs, settings_lock
 
 
 def learn_on(folders: Folders, opened: Project, file: str) -> dict[str, Any]:
@@ -27,7 +27,7 @@ def learn_on(folders: Folders, opened: Project, file: str) -> dict[str, Any]:
         made = _made_from(folders, opened, Path(file))
         done = f"The model {made} was made from {Path(file).name}, with these settings and pictures; choose it"
         return {"model": made, "done": f"{done} to train on."}
-    with models.CHANGING:
+    with settings_lock.changing(opened):
         models.write_settings(opened, {**opened.settings(), **_start(event)})
     return {"model": opened.name, "done": f"The next run of {opened.name} learns on from {Path(file).name}."}
 

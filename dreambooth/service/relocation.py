@@ -16,6 +16,7 @@ from dreambooth.core.errors import UserError
 from dreambooth.core.files import atomic
 from dreambooth.core.files.json_file import read_object
 from dreambooth.core.project import Folders, Project
+from dreambooth.service import settings_lock
 
 _TOLD_IN = ("*.json", "runs/*/*.json", "runs/*/events.jsonl", "errands/*/*.json", "errands/*/events.jsonl")
 
@@ -99,8 +100,14 @@ def _rewrite(opened: Project, change: Change) -> None:
     """Writes the files of a model anew where a change changes them, a line at a time, as events may be very many."""
     for pattern in _TOLD_IN:
         for file in opened.folder.glob(pattern):
-            with open(file, "rb") as lines:
-                if all(change(line) == line for line in lines):
-                    continue
-            with atomic.staged(file) as staged, open(file, "rb") as lines, open(staged, "wb") as out:
-                out.writelines(map(change, lines))
+            are_settings = file.parent == opened.folder
+            with settings_lock.changing(opened) if are_settings else contextlib.nullcontext():
+                _rewrite_file(file, change)
+
+
+def _rewrite_file(file: Path, change: Change) -> None:
+    with open(file, "rb") as lines:
+        if all(change(line) == line for line in lines):
+            return
+    with atomic.staged(file) as staged, open(file, "rb") as lines, open(staged, "wb") as out:
+        out.writelines(map(change, lines))

@@ -14,7 +14,7 @@ from dreambooth.core.presets import PRESETS
 from dreambooth.core.project import Project
 from dreambooth.core.schema import leaves
 from dreambooth.core.settings import Settings
-from dreambooth.service import models, uploads
+from dreambooth.service import settings_lock, uploads
 from dreambooth.ui.page import actions, dialect, jobs, windows
 from dreambooth.ui.page.fragments import SAVED, good, live, problem_list, undoable
 from dreambooth.ui.page.plan_view import preset_view
@@ -139,7 +139,7 @@ class ConceptsTab:
 
     def _remove(self, values: Values) -> Shown:
         opened = self.page.opened(values)
-        with models.CHANGING:
+        with settings_lock.changing(opened):
             row = self._shown_row(values)
             name = actions.concept_names(opened.settings())[row]
             left = actions.remove_concept(opened, row)

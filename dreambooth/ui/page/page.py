@@ -18,7 +18,7 @@ from dreambooth.core.errors import UserError
 from dreambooth.core.project import Project, open_project
 from dreambooth.core.settings import parse
 from dreambooth.host.base import Host
-from dreambooth.service import cost, models, settings_undo
+from dreambooth.service import cost, settings_lock, settings_undo
 from dreambooth.ui.page import actions, dialect
 from dreambooth.ui.page.concepts import ConceptsTab
 from dreambooth.ui.page.controls import Form
@@ -213,7 +213,7 @@ class Page:
         if not values[self.model]:
             return {}
         opened, problems = self.opened(values), list[str]()
-        with models.CHANGING:
+        with settings_lock.changing(opened):
             changed = self.changed(opened, values)
             try:
                 flat = actions.save_draft(opened, changed)
@@ -240,7 +240,7 @@ class Page:
 
     def keep(self, opened: Project, values: Values) -> dict[str, Any]:
         """Writes what was changed on the page into the model's settings, and returns all of them."""
-        with models.CHANGING:
+        with settings_lock.changing(opened):
             return actions.save(opened, self.changed(opened, values))
 
     def unseen(self, opened: Project, values: Values) -> Shown:
