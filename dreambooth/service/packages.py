@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from dreambooth.core.errors import UserError
 from dreambooth.service import venv
 
 PIP = "pip==26.3"
+# pip would remove what is there by its RECORD, which may be damaged too; the same version's files replace it.
+IN_PLACE = ("--no-deps", "--ignore-installed", "--no-warn-script-location")
 
 Progress = Callable[[str], None]
 
@@ -50,6 +52,26 @@ def install_lock(folder: Path, lock_file: Path, progress: Progress) -> None:
     """The packages of a lock file, and no other, but PyTorch. Raises UserError if that fails."""
     wanted = [line for line in requirements(lock_file) if not line.startswith("torch==")]
     install(folder, ["--no-deps", "--no-warn-script-location", *wanted], progress, f"{len(wanted)} packages")
+
+
+def put_back(
+    folder: Path, damaged: Sequence[tuple[str, str]], lock_files: Iterable[Path], progress: Progress
+) -> list[str]:
+    """Installs those of the damaged packages (name and version) anew that a lock file names, at its version.
+
+    Returns the requirements of the others, among them PyTorch, which is not of the ordinary index. Raises as `install`.
+    """
+    named = [PIP, *(line for file in lock_files for line in requirements(file) if not line.startswith("torch=="))]
+    locked = {_plain(line.partition("==")[0]): line for line in named}
+    ours = sorted({locked[_plain(name)] for name, _ in damaged if _plain(name) in locked})
+    if ours:
+        install(folder, [*IN_PLACE, *ours], progress, f"{len(ours)} damaged package{'s' * (len(ours) > 1)}")
+    return [f"{name}=={version}" for name, version in damaged if _plain(name) not in locked]
+
+
+def _plain(name: str) -> str:
+    """A package's name as it is compared: Jinja2, jinja2 and open_clip-torch have several spellings."""
+    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def install(folder: Path, arguments: list[str], progress: Progress, what: str) -> None:

@@ -38,7 +38,9 @@ Result = dict[str, Any]
 
 
 def setup(options: argparse.Namespace, terminal: Terminal) -> Result:
-    return installation.set_up(terminal.show, development=options.development)
+    report = installation.set_up(terminal.show, development=options.development)
+    page_environment.repair(terminal.show)
+    return report
 
 
 def inspect(options: argparse.Namespace, terminal: Terminal) -> Result:
@@ -150,7 +152,13 @@ def open_page(options: argparse.Namespace, terminal: Terminal) -> Result:
         terminal.say(said)
     terminal.end()
     command = [str(python), "-m", "dreambooth.ui.page.alone", "--port", str(options.port)]
-    code = serve([*command, "--data", str(found.models)])
+    command += ["--data", str(found.models)]
+    code = serve(command)
+    if code not in (0, page_environment.PORT_IS_TAKEN, -signal.SIGTERM):  # a package of the page's may be damaged
+        terminal.say("The page ended with an error; its environment (.page) is repaired, and the page started again.")
+        page_environment.repair(terminal.show)
+        terminal.end()
+        code = serve(command)
     if code and code != -signal.SIGTERM:
         raise UserError(
             f"The page ended with code {code}; if the port {options.port} is taken, name another with --port."
