@@ -33,7 +33,8 @@ from dreambooth.core.errors import Problem, UserError
 from dreambooth.core.files import atomic, lock
 from dreambooth.core.files.json_file import read_object
 from dreambooth.core.job_history import JobHistory
-from dreambooth.core.project import Folders, is_place
+from dreambooth.core.model_record import is_absolute_path
+from dreambooth.core.project import Folders
 from dreambooth.core.settings import carried_over, write_json
 
 Request = Literal["start", "pause", "stop", "discard", "save", "preview"]
@@ -114,7 +115,7 @@ class Job:
         """The folders that it works in, as job.json says. Raises UserError as `read` does."""
         said = self.read()
         models = said.get("models")
-        return Folders(Path(models) if is_place(models) else self.folder.parents[3], said.get("folders"))
+        return Folders(Path(models) if is_absolute_path(models) else self.folder.parents[3], said.get("folders"))
 
     def come_to(self, folders: Folders) -> None:
         """Has job.json name the models folder and the model that it lies in by now: a WebUI may have been moved or

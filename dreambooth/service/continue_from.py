@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from dreambooth.core import project
+from dreambooth.core import model_record, project
 from dreambooth.core.errors import UserError
 from dreambooth.core.files import atomic
 from dreambooth.core.project import Folders, Project
@@ -50,7 +50,7 @@ def _made_from(folders: Folders, opened: Project, source: Path) -> str:
     models.duplicate(folders, opened.name, name)
     copy = project.open_project(folders, name)
     try:
-        project.remake(copy, source, opened.reading)
+        model_record.remake(copy.folder, source, opened.reading)
     except UserError:
         atomic.remove_folder(copy.folder)
         raise

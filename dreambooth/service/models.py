@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dreambooth.core import job_list, presets, project, schema, settings
+from dreambooth.core import job_list, model_record, presets, project, schema, settings
 from dreambooth.core.errors import UserError
 from dreambooth.core.files import atomic, confinement, paths
 from dreambooth.core.models import checkpoint, embedding_file, hub, training_metadata
@@ -124,7 +124,7 @@ def duplicate(folders: Folders, name: str, new_name: str) -> dict[str, Any]:
             shutil.copytree(opened.folder, staged, symlinks=True, ignore=own, dirs_exist_ok=True)
             flat = {key: _moved(value, opened.folder, target) for key, value in opened.settings().items()}
             settings.write_json(staged / "settings.json", settings.to_json(settings.parse(flat)))
-            project.note_place(staged, target, is_copy=True)
+            model_record.note_place(staged, target, is_copy=True)
     except OSError as error:
         raise UserError(f"{target}: the model cannot be copied ({_first_reason(error)}).") from None
     return summary(project.open_project(folders, new_name))

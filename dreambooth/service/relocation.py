@@ -11,10 +11,9 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from dreambooth.core import job_list, project
+from dreambooth.core import job_list, model_record, project
 from dreambooth.core.errors import UserError
 from dreambooth.core.files import atomic
-from dreambooth.core.files.json_file import read_object
 from dreambooth.core.project import Folders, Project
 from dreambooth.service import settings_lock
 
@@ -30,7 +29,7 @@ def retell(renamed: Project, before: Path) -> None:
         if said := job.said():
             atomic.write_text(job.folder / "job.json", json.dumps({**said, "model": renamed.name}, indent=1))
     _rewrite(renamed, _other_paths(before, renamed.folder))
-    project.note_place(renamed.folder, renamed.folder)
+    model_record.note_place(renamed.folder, renamed.folder)
 
 
 def follow(folders: Folders) -> None:
@@ -44,14 +43,14 @@ def follow(folders: Folders) -> None:
 
 
 def _follow(folders: Folders, opened: Project) -> None:
-    said = read_object(opened.folder / "model.json").get("folder")
-    if said == str(opened.folder) or any(job.is_alive() for job in job_list.jobs(opened)):
+    before = model_record.place_of(opened.folder)
+    if before == opened.folder or any(job.is_alive() for job in job_list.jobs(opened)):
         return
-    if project.is_place(said):
-        if Path(said).exists():  # this is a copy, or the same folder by another path: what is named is still there
+    if before:
+        if before.exists():  # this is a copy, or the same folder by another path: what is named is still there
             return
-        _rewrite(opened, _found_paths(*_roots(folders, Path(said), opened.folder)))
-    project.note_place(opened.folder, opened.folder)
+        _rewrite(opened, _found_paths(*_roots(folders, before, opened.folder)))
+    model_record.note_place(opened.folder, opened.folder)
 
 
 def _roots(folders: Folders, before: Path, after: Path) -> tuple[Path, Path]:
