@@ -1,4 +1,4 @@
-"""What a model's `model.json` says: its checkpoint, what that is and how it is read, and where the model's folder lay."""
+"""What a model's `model.json` says: its checkpoint, what that is and how it is read, and where the model lay."""
 
 from __future__ import annotations
 
