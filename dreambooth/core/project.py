@@ -100,16 +100,16 @@ class Folders:
     def moved(self, **places: Path | None) -> Folders:
         """The same models folder with its folders, by the names above, in these places from now on; None means the
         usual one. Raises UserError if that cannot be written down."""
-        wanted = {key: str(place) for key, place in places.items() if place and place != self._usual(key)}
-        if wanted == self.places:
-            return Folders(self.models, wanted)
+        places_to_write = {key: str(place) for key, place in places.items() if place and place != self._usual(key)}
+        if places_to_write == self.places:
+            return Folders(self.models, places_to_write)
         note = self.models / "dreambooth" / "folders.json"
         try:
             note.parent.mkdir(parents=True, exist_ok=True)
-            atomic.write_text(note, json.dumps(wanted, indent=1))
+            atomic.write_text(note, json.dumps(places_to_write, indent=1))
         except OSError as error:
             raise UserError(f"{note}: the file cannot be written ({error.strerror}).") from None
-        return Folders(self.models, wanted)
+        return Folders(self.models, places_to_write)
 
 
 @dataclass(frozen=True)

@@ -24,9 +24,9 @@ def learn_on(folders: Folders, opened: Project, file: str) -> dict[str, Any]:
     """
     _, event = runs.written_to(opened, file)[0]
     if event["kind"] == "checkpoint":
-        made = _made_from(folders, opened, Path(file))
-        done = f"The model {made} was made from {Path(file).name}, with these settings and pictures; choose it"
-        return {"model": made, "done": f"{done} to train on."}
+        new_name = _made_from(folders, opened, Path(file))
+        done = f"The model {new_name} was made from {Path(file).name}, with these settings and pictures; choose it"
+        return {"model": new_name, "done": f"{done} to train on."}
     with settings_lock.changing(opened):
         models.write_settings(opened, {**opened.settings(), **_start(event)})
     return {"model": opened.name, "done": f"The next run of {opened.name} learns on from {Path(file).name}."}

@@ -61,7 +61,7 @@ def _locked(folders: Folders) -> Iterator[None]:
 def _newest(folders: Folders, model: HubModel) -> Job | None:
     """The newest download of exactly this model, file and revision."""
     for job in reversed(job_list.downloads(folders)):
-        content = job.said()
+        content = job.read_or_empty()
         if tuple(content.get(key) for key in ("repository", "file", "revision")) == astuple(model):
             return job
     return None
@@ -72,5 +72,5 @@ def _is_under_way(job: Job) -> bool:
     status = job.status()
     if status != "new":
         return status in ("queued", "running")
-    created = job.said().get("created")
+    created = job.read_or_empty().get("created")
     return isinstance(created, (int, float)) and 0 <= time.time() - created < _START_SECONDS

@@ -49,10 +49,10 @@ def size(path: Path, alike: Callable[[], Sequence[Path]]) -> tuple[int, int]:
         if wanted not in _SIZES:
             others = {_as_it_is(one) for one in alike() if is_one(one)} - {wanted, *_SIZES, *_SUSPECTS}
             _learn([wanted, *sorted(others)][:_MOST_AT_ONCE])
-        told = _SIZES[wanted]
-    if isinstance(told, str):
-        raise UserError(told)
-    return told
+        answer = _SIZES[wanted]
+    if isinstance(answer, str):
+        raise UserError(answer)
+    return answer
 
 
 def _learn(asked: Sequence[_AsItIs]) -> None:
@@ -85,8 +85,8 @@ def _kept(path: Path, length: int, changed: int) -> bytes:
 
 def _sizes(paths: Sequence[Path]) -> tuple[list[tuple[int, int] | str], str]:
     """Those of as many as the engine came to, and why it broke off then. Raises UserError where it never began."""
-    said, problem = _ask(["sizes"], json.dumps([str(path) for path in paths]).encode())
-    lines = [line.strip() for line in said.split(b"\n")[:-1]]
+    output, problem = _ask(["sizes"], json.dumps([str(path) for path in paths]).encode())
+    lines = [line.strip() for line in output.split(b"\n")[:-1]]
     if b"ready" not in lines:
         raise UserError(f"The engine could not be asked for a picture ({problem}).")
     found = map(json.loads, lines[lines.index(b"ready") + 1 :])
@@ -118,14 +118,14 @@ def _ask(arguments: Sequence[str], given: bytes = b"") -> tuple[bytes, str]:
     variables = environment.engine_variables()
     try:
         with _FEW:
-            done = subprocess.run(
+            completed = subprocess.run(
                 command, input=given, capture_output=True, cwd=PROJECT, env=variables, timeout=_SECONDS
             )
     except subprocess.TimeoutExpired as error:
         return error.stdout or b"", f"it took the engine more than {_SECONDS} seconds"
     except OSError as error:
         raise UserError(f"The engine could not be asked for a picture ({error}).") from None
-    if not done.returncode:
-        return done.stdout, ""
-    last = done.stderr.decode(errors="replace").strip().splitlines()[-1:]
-    return done.stdout, last[0][:500] if last else f"it ended with code {done.returncode}"
+    if not completed.returncode:
+        return completed.stdout, ""
+    last = completed.stderr.decode(errors="replace").strip().splitlines()[-1:]
+    return completed.stdout, last[0][:500] if last else f"it ended with code {completed.returncode}"

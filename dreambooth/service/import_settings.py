@@ -110,7 +110,7 @@ def _parsed(path: Path) -> Any:
 
 
 def _toml(path: Path, python: Path, disk: Disk) -> tuple[str, Migration]:
-    said = subprocess.run(
+    completed = subprocess.run(
         [str(python), "-m", "dreambooth.engine", "toml", str(path)],
         capture_output=True,
         text=True,
@@ -119,12 +119,12 @@ def _toml(path: Path, python: Path, disk: Disk) -> tuple[str, Migration]:
         env=environment.engine_variables(),
     )
     try:
-        content = json.loads(said.stdout)
+        content = json.loads(completed.stdout)
     except (ValueError, RecursionError):
-        reason = (said.stderr.strip().splitlines() or ["it said nothing"])[-1]
+        reason = (completed.stderr.strip().splitlines() or ["it said nothing"])[-1]
         mend = "run setup again (on the page: Set Up)"
         raise UserError(f"{path}: the engine could not read the file ({reason}); {mend}.") from None
-    if said.returncode:
+    if completed.returncode:
         raise UserError(f"{path}: the file is not TOML ({content['problem']}).")
     if content.get("datasets"):
         return "kohya's dataset file", kohya.dataset(content, disk.look)

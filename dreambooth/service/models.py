@@ -101,8 +101,8 @@ def rename(folders: Folders, name: str, new_name: str) -> dict[str, Any]:
         with contextlib.suppress(UserError, OSError):
             atomic.move(target, opened.folder)
             relocation.retell(opened, target)
-        said = error.strerror if isinstance(error, OSError) else error
-        raise UserError(f"{opened.folder}: it cannot be renamed ({said}).") from None
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"{opened.folder}: it cannot be renamed ({reason}).") from None
     return summary(renamed)
 
 

@@ -79,7 +79,7 @@ def install(folder: Path, arguments: list[str], progress: Progress, what: str) -
 
     Raises NotThere, NoAnswer, Damaged, or UserError for everything else."""
     progress(f"Installing {what}")
-    said: list[str] = []
+    output: list[str] = []
     with venv.short(folder) as reached:
         command = [str(venv.python_in(reached)), "-m", "pip", "--disable-pip-version-check", "--no-input", "install"]
         command += [*venv.here(reached), *(() if PIP in arguments else ("--progress-bar", "raw")), *arguments]
@@ -88,23 +88,23 @@ def install(folder: Path, arguments: list[str], progress: Progress, what: str) -
         ) as process:
             try:
                 for line in process.stdout or ():
-                    said.append(line.strip())
-                    if shown := shown_of(line, what):
+                    output.append(line.strip())
+                    if shown := progress_text(line, what):
                         progress(shown)
             except BaseException:
                 process.terminate()
                 raise
     if process.returncode:
-        raise _failure(said, what)
+        raise _failure(output, what)
 
 
-def _failure(said: list[str], what: str) -> UserError:
-    reasons = [line.removeprefix("ERROR: ") for line in said if line.startswith("ERROR")] or said[-1:]
+def _failure(output: list[str], what: str) -> UserError:
+    reasons = [line.removeprefix("ERROR: ") for line in output if line.startswith("ERROR")] or output[-1:]
     reason = reasons[-1] if reasons else "no reason given"
-    told = "\n".join(said)
-    if re.search(r"\bENOSPC\b|Errno 28\b|No space left", told):  # first: a download may have been tried twice before
+    text = "\n".join(output)
+    if re.search(r"\bENOSPC\b|Errno 28\b|No space left", text):  # first: a download may have been tried twice before
         return UserError(f"{what}: the disk is full; make room, and run setup again to go on.")
-    if "Retrying (" in told or "Could not fetch URL" in told:
+    if "Retrying (" in text or "Could not fetch URL" in text:
         return NoAnswer(
             f"{what}: the package index cannot be reached; look at the network, or at the proxy (HTTPS_PROXY), and run "
             "setup again to go on."
@@ -112,11 +112,11 @@ def _failure(said: list[str], what: str) -> UserError:
     failure = f"{what} could not be installed: {reason.rstrip('.')}. Run setup again to go on."
     if reason.startswith("No matching distribution"):
         return NotThere(failure)
-    is_pip_broken = "Traceback (most" in told and not any(line.startswith("ERROR") for line in said)
-    return Damaged(failure) if is_pip_broken or "Cannot uninstall" in told else UserError(failure)
+    is_pip_broken = "Traceback (most" in text and not any(line.startswith("ERROR") for line in output)
+    return Damaged(failure) if is_pip_broken or "Cannot uninstall" in text else UserError(failure)
 
 
-def shown_of(line: str, what: str) -> str:
+def progress_text(line: str, what: str) -> str:
     """What a line of pip's is worth telling a person; empty for most."""
     words = line.split()
     if line.startswith("Progress ") and len(words) == 4 and int(words[3]) > 20_000_000:

@@ -26,8 +26,8 @@ def retell(renamed: Project, before: Path) -> None:
     """Has settings, jobs and events name the folder and the model as they are called now, but for jobs that are
     damaged. Raises OSError."""
     for job in job_list.jobs(renamed):
-        if said := job.said():
-            atomic.write_text(job.folder / "job.json", json.dumps({**said, "model": renamed.name}, indent=1))
+        if content := job.read_or_empty():
+            atomic.write_text(job.folder / "job.json", json.dumps({**content, "model": renamed.name}, indent=1))
     _rewrite(renamed, _other_paths(before, renamed.folder))
     model_record.note_place(renamed.folder, renamed.folder)
 
@@ -63,10 +63,10 @@ def _roots(folders: Folders, before: Path, after: Path) -> tuple[Path, Path]:
 
 def _other_paths(before: Path, after: Path) -> Change:
     """Names a folder anew in every path."""
-    told = list(zip(_written(before), _written(after), strict=True))
+    replacements = list(zip(_written(before), _written(after), strict=True))
 
     def change(line: bytes) -> bytes:
-        for old, new in told:
+        for old, new in replacements:
             line = line.replace(old, new)
         return line
 

@@ -165,5 +165,5 @@ def _events(job: Job, clean: Cleaner) -> str:
                 last.append(line)
     except FileNotFoundError:
         pass
-    told = [event for line in (*before, *last) if (event := event_of(line))]
-    return "".join(json.dumps(clean.value(event), ensure_ascii=False) + "\n" for event in told)
+    events = [event for line in (*before, *last) if (event := event_of(line))]
+    return "".join(json.dumps(clean.value(event), ensure_ascii=False) + "\n" for event in events)

@@ -49,10 +49,10 @@ def _changed(folder: Path) -> float:
 
 def about(opened: Project) -> str:
     """A model in one line."""
-    told = opened.about
+    details = opened.about
     runs = len(job_list.runs(opened))
-    family = FAMILIES.get(told["family"], "unknown kind")
-    parts = [family, told["prediction_type"], f"{opened.resolution} px", f"from {opened.source.name}"]
+    family = FAMILIES.get(details["family"], "unknown kind")
+    parts = [family, details["prediction_type"], f"{opened.resolution} px", f"from {opened.source.name}"]
     return " · ".join([*parts, f"{runs} run{'' if runs == 1 else 's'}"])
 
 
@@ -130,8 +130,8 @@ def _what(flat: Mapping[str, Any], row: int) -> list[str]:
     """A concept's own words, or its folder's name where those are of each picture; nothing where it has neither."""
     words, folder = (str(flat[f"{_CONCEPT}{row}.{key}"]).strip() for key in ("instance_prompt", "instance_data_dir"))
     named = "" if Path(folder).name.isdigit() else Path(folder).name  # dropped pictures lie in numbered ones
-    said = " ".join((named or words if captions.FILEWORDS in words else words or named).split())
-    return [said if len(said) <= _LONGEST_NAME else f"{said[: _LONGEST_NAME - 1]}…"] if said else []
+    text = " ".join((named or words if captions.FILEWORDS in words else words or named).split())
+    return [text if len(text) <= _LONGEST_NAME else f"{text[: _LONGEST_NAME - 1]}…"] if text else []
 
 
 def add_concept(opened: Project) -> int:
@@ -181,9 +181,9 @@ def performance(opened: Project, shown: Mapping[str, Any], card_bytes: int) -> P
         raise UserError("Performance: no card is known here, so nothing was changed; there is nothing to fit.")
     with settings_lock.changing(opened):
         before = {**opened.settings(), **shown}
-        made = fitting.of_model(opened, settings.parse(before), card_bytes, label="Performance")
-        fitting.apply(opened, before, made)
-        return made
+        plan = fitting.of_model(opened, settings.parse(before), card_bytes, label="Performance")
+        fitting.apply(opened, before, plan)
+        return plan
 
 
 def rename(host: Host, opened: Project, new_name: str) -> str:
@@ -202,9 +202,9 @@ def _new_name(text: str) -> str:
 
 def delete(host: Host, opened: Project) -> str:
     """Moves the model to the trash. Returns what became of it, for people."""
-    gone = models.delete(host.folders(), opened.name)
+    deleted = models.delete(host.folders(), opened.name)
     return (
-        f"{opened.name} is in the trash; delete {gone['trash']} to free its {size(gone['bytes'])}. "
+        f"{opened.name} is in the trash; delete {deleted['trash']} to free its {size(deleted['bytes'])}. "
         "Its checkpoints and LoRAs stay where they are."
     )
 
