@@ -57,7 +57,7 @@ def problems(
     try:
         for part in parts:
             drives.setdefault(_there(part.place).stat().st_dev, []).append(part)
-        return [said for some in drives.values() if (said := _problem(some))]
+        return [problem for some in drives.values() if (problem := _problem(some))]
     except OSError:  # a drive that is gone is told of where something is written
         return []
 

@@ -29,17 +29,17 @@ def read(prompt: str, *, weighted: bool) -> list[tuple[str, float]]:
     at = 0
     for sign in _SIGN.finditer(prompt):
         pieces.append((prompt[at : sign.start()], 1.0))
-        at, said = sign.end(), sign[0]
+        at, symbol = sign.end(), sign[0]
         if sign["meant"] is not None:
             pieces.append((sign["meant"], 1.0))
-        elif said in opened:
-            opened[said].append(len(pieces))
-        elif said == "]" and opened["["]:
+        elif symbol in opened:
+            opened[symbol].append(len(pieces))
+        elif symbol == "]" and opened["["]:
             weigh(opened["["].pop(), 1 / _STEP)
-        elif said != "]" and opened["("]:
+        elif symbol != "]" and opened["("]:
             weigh(opened["("].pop(), float(sign["weight"] or _STEP))
         else:
-            pieces.append((said, 1.0))
+            pieces.append((symbol, 1.0))
     pieces.append((prompt[at:], 1.0))
     for bracket, weight in (("(", _STEP), ("[", 1 / _STEP)):
         for start in opened[bracket]:  # what is never closed goes on to the end

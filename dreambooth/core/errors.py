@@ -28,12 +28,12 @@ class Problem:
         return cls(sentence, place[1] if place else "", _advice(sentence))
 
     @classmethod
-    def read(cls, said: Any) -> Problem:
+    def read(cls, value: Any) -> Problem:
         """As `as_json` has it, and an event or an answer brought it. Raises ValueError for anything else."""
-        if not isinstance(said, dict) or not isinstance(said.get("what"), str):
+        if not isinstance(value, dict) or not isinstance(value.get("what"), str):
             raise ValueError("no problem")
-        fields = {key: said[key] for key in ("where", "do", "log") if isinstance(said.get(key), str)}
-        return cls(said["what"], **fields)
+        fields = {key: value[key] for key in ("where", "do", "log") if isinstance(value.get(key), str)}
+        return cls(value["what"], **fields)
 
     @property
     def sentence(self) -> str:

@@ -24,8 +24,8 @@ def memory(header: Header, settings: Settings, largest: Bucket, family: str = ""
 
 def save_bytes(header: Header, settings: Settings) -> int:
     """The size of each LoRA, checkpoint or embedding that a run writes."""
-    made = anatomy.of(header)
-    trained = made.trained(settings)
+    model = anatomy.of(header)
+    trained = model.trained(settings)
     if settings.is_embedding:
         return trained * 4 + len(settings.words) * _ABOUT_BYTES  # always in full precision
     if settings.saving.half_model:

@@ -11,6 +11,7 @@ ENGINE_USERS = PROJECT / ".engine.users"  # a locked file for each process that 
 SETTING_UP = PROJECT / ".engine.lock"  # held by the process that sets the environment up
 LOCK = PROJECT / "engine-lock.txt"
 PAGE = PROJECT / ".page"  # the page's Python environment, where there is no WebUI
+PAGE_SETTING_UP = PROJECT / ".page.lock"  # held by the process that sets that up
 PAGE_LOCK = PROJECT / "page-lock.txt"
 PAGE_TESTS_LOCK = PROJECT / "page-tests-lock.txt"
 DEVELOPMENT_LOCK = PROJECT / "development-lock.txt"

@@ -33,7 +33,8 @@ from dreambooth.core.errors import Problem, UserError
 from dreambooth.core.files import atomic, lock
 from dreambooth.core.files.json_file import read_object
 from dreambooth.core.job_history import JobHistory
-from dreambooth.core.project import Folders, is_place
+from dreambooth.core.model_record import is_absolute_path
+from dreambooth.core.project import Folders
 from dreambooth.core.settings import carried_over, write_json
 
 Request = Literal["start", "pause", "stop", "discard", "save", "preview"]
@@ -67,12 +68,12 @@ class Job:
         if self.is_run:
             return self.name
         try:
-            said = self.read()
+            content = self.read()
         except UserError:
-            said = {"kind": "errand"}
-        if said["kind"] == "download":
-            return f"the download of {said.get('repository', 'a model')}"
-        return f"{self.folder.parent.parent.name}'s {said['kind']}"
+            content = {"kind": "errand"}
+        if content["kind"] == "download":
+            return f"the download of {content.get('repository', 'a model')}"
+        return f"{self.folder.parent.parent.name}'s {content['kind']}"
 
     @property
     def subject(self) -> str:
@@ -103,7 +104,7 @@ class Job:
             raise UserError(f"{self.folder / 'job.json'}: the file is damaged; start a new run.")
         return job
 
-    def said(self) -> dict[str, Any]:
+    def read_or_empty(self) -> dict[str, Any]:
         """The same; empty where the file is gone or damaged."""
         try:
             return self.read()
@@ -112,17 +113,21 @@ class Job:
 
     def folders(self) -> Folders:
         """The folders that it works in, as job.json says. Raises UserError as `read` does."""
-        said = self.read()
-        models = said.get("models")
-        return Folders(Path(models) if is_place(models) else self.folder.parents[3], said.get("folders"))
+        content = self.read()
+        models = content.get("models")
+        return Folders(Path(models) if is_absolute_path(models) else self.folder.parents[3], content.get("folders"))
 
     def come_to(self, folders: Folders) -> None:
         """Has job.json name the models folder and the model that it lies in by now: a WebUI may have been moved or
         copied, or a model's folder renamed by hand. Raises UserError as `read` does, and OSError."""
-        said = self.read()
-        told = {**said, **where(folders), **({"model": self.folder.parents[1].name} if "model" in said else {})}
-        if told != said:
-            atomic.write_text(self.folder / "job.json", json.dumps(told, indent=1))
+        content = self.read()
+        updated = {
+            **content,
+            **where(folders),
+            **({"model": self.folder.parents[1].name} if "model" in content else {}),
+        }
+        if updated != content:
+            atomic.write_text(self.folder / "job.json", json.dumps(updated, indent=1))
 
     def settings(self) -> dict[str, Any]:
         """The frozen settings as dotted keys, with what has been changed since. Raises UserError if they are gone or
@@ -140,7 +145,7 @@ class Job:
 
     @property
     def needs_device(self) -> bool:
-        return self.said().get("kind") in DEVICE_KINDS
+        return self.read_or_empty().get("kind") in DEVICE_KINDS
 
     def hold(self) -> IO[bytes] | None:
         """Marks the job as alive for as long as the returned file is open; None if it is already."""
@@ -177,9 +182,9 @@ class Job:
             if error.errno not in _DISK_FULL:
                 raise
 
-    def warn(self, said: str | Problem) -> None:
+    def warn(self, warning: str | Problem) -> None:
         """Reports something that does not end the job, in the form that failures have; `text` is all of it."""
-        problem = Problem.of(said) if isinstance(said, str) else said
+        problem = Problem.of(warning) if isinstance(warning, str) else warning
         self.report("warning", text=problem.sentence, **problem.as_json())
 
     def warnings(self) -> list[str]:

@@ -190,20 +190,20 @@ class JobHistory:
                         continue
                     step = b""
                 elif step:  # what happens then is told beside the step that it happened at
-                    self._take(step)
+                    self._apply_line(step)
                     step = b""
-                self._take(line)
+                self._apply_line(line)
         if step:
-            self._take(step)
+            self._apply_line(step)
 
     def is_of(self, head: bytes, size: int) -> bool:
         """Whether this was read from a file that begins so; not if the job was made anew under the same number."""
         return size >= self.offset and head[: len(self._head)] == self._head
 
-    def _take(self, line: bytes) -> None:
+    def _apply_line(self, line: bytes) -> None:
         try:
             event = dict(json.loads(line))
-            self._tell(event["event"], event)
+            self._apply(event["event"], event)
         except (
             ValueError,
             KeyError,
@@ -213,7 +213,7 @@ class JobHistory:
         ):  # a line that a crash cut short, followed by a later run's
             return
 
-    def _tell(self, kind: str, event: Event) -> None:
+    def _apply(self, kind: str, event: Event) -> None:
         if not _is_whole(kind, event):
             return
         if kind in _LASTING:
@@ -235,20 +235,20 @@ class JobHistory:
             self.course.cut(event["step"])
             self.measures = [one for one in self.measures if one.step <= event["step"]]
         elif kind == "preview":
-            self._tell_of_previews(event)
+            self._add_previews(event)
         elif kind in ("saved", "exported", "removed"):
-            self._tell_of_file(kind, event)
+            self._add_file(kind, event)
         elif kind == "measured" and len(self.measures) < _MOST_MEASURES:
             earlier = [one for one in self.measures if one.step < event["step"]]
             self.measures = [*earlier, _measure(event)]
         elif kind == "picture":
             self.pictures = [*self.pictures, event["path"]][-_MOST_PICTURES:]
         elif kind == "warning":
-            said = _warning(event)
-            if said not in self.warnings:
-                self.warnings = [*self.warnings, said][-_MOST_WARNINGS:]
+            warning = _warning(event)
+            if warning not in self.warnings:
+                self.warnings = [*self.warnings, warning][-_MOST_WARNINGS:]
 
-    def _tell_of_previews(self, event: Event) -> None:
+    def _add_previews(self, event: Event) -> None:
         self.previews[event["images"]] = event["paths"]
         self.prompts = [str(prompt) for prompt in event.get("prompts") or []]
         if len(self.previews) > _MOST_MOMENTS:
@@ -256,7 +256,7 @@ class JobHistory:
             for images in moments[1:-1:2]:
                 del self.previews[images]
 
-    def _tell_of_file(self, kind: str, event: Event) -> None:
+    def _add_file(self, kind: str, event: Event) -> None:
         """None is ever written over another: one of the same name that was told of before is gone."""
         self.saved, self.exported = (
             [one for one in some if one["path"] != event["path"]] for some in (self.saved, self.exported)

@@ -17,15 +17,15 @@ KEY = "dreambooth.words"
 
 def of(metadata: Mapping[str, str]) -> list[str]:
     """The words that learned together, in the order of their embeddings; none where the metadata has no list."""
-    return list(_said(metadata))
+    return list(_words_of(metadata))
 
 
-def _said(metadata: Mapping[str, str]) -> dict[str, Any]:
+def _words_of(metadata: Mapping[str, str]) -> dict[str, Any]:
     try:
-        said = json.loads(metadata.get(KEY, "{}"))
+        words = json.loads(metadata.get(KEY, "{}"))
     except (ValueError, TypeError, RecursionError):
         return {}
-    return said if isinstance(said, dict) else {}
+    return words if isinstance(words, dict) else {}
 
 
 def stem(result: str, number: int, count: int) -> str:
@@ -36,12 +36,12 @@ def stem(result: str, number: int, count: int) -> str:
 def names(file: Path, metadata: Mapping[str, str]) -> dict[str, str]:
     """What the embedding of each word is called that belongs to a LoRA, or to an embedding, whose own word has no
     values."""
-    said, result = _said(metadata), file.stem
-    own = next((number for number, values in enumerate(said.values()) if values is None), None)
-    if own is not None and len(said) > 1:
+    words, result = _words_of(metadata), file.stem
+    own = next((number for number, values in enumerate(words.values()) if values is None), None)
+    if own is not None and len(words) > 1:
         result = result.removesuffix(f"-{own + 1}")
-    found = {word: stem(result, number, len(said)) for number, word in enumerate(said)}
-    return found if own is None else {**found, list(said)[own]: file.stem}
+    found = {word: stem(result, number, len(words)) for number, word in enumerate(words)}
+    return found if own is None else {**found, list(words)[own]: file.stem}
 
 
 def in_webui(prompt: str, called: Mapping[str, str], embeddings: Path) -> str:

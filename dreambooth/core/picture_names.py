@@ -33,10 +33,10 @@ def words(stem: str) -> str:
 def is_by_device(name: str) -> bool:
     """Whether nothing in a name was written by a person."""
     parts = _PARTS.split(_UUID.sub("", name).lower())
-    said = {re.sub(r"\d+", "", part) for part in parts if not _KEY.fullmatch(part)} - {""}
-    if not said:
+    words = {re.sub(r"\d+", "", part) for part in parts if not _KEY.fullmatch(part)} - {""}
+    if not words:
         return True
     known = _WITH_NUMBER if any(map(str.isdigit, name)) else _DEVICE
-    return any(re.fullmatch(known, word) for word in said) and all(
-        re.fullmatch(f"{known}|{_ADDED}", word) for word in said
+    return any(re.fullmatch(known, word) for word in words) and all(
+        re.fullmatch(f"{known}|{_ADDED}", word) for word in words
     )

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
+from dreambooth.core import model_record
 from dreambooth.core.errors import UserError
 from dreambooth.core.files import atomic, confinement, file_names
 from dreambooth.core.files.json_file import read_object
+from dreambooth.core.model_record import is_absolute_path
 from dreambooth.core.models import checkpoint
 from dreambooth.core.models.families import is_image_side
 from dreambooth.core.models.load_overrides import Origin
 from dreambooth.core.models.model_file import SUFFIXES
-from dreambooth.core.schema import from_flat, is_path, to_flat
+from dreambooth.core.schema import from_flat, is_path
 from dreambooth.core.settings import Settings, parse, to_json, whole, write_json
 
 LONGEST_NAME = 80
@@ -30,11 +31,6 @@ _USUAL = {
     "loras": "Lora",
     "embeddings": "embeddings",  # but see _usual
 }
-
-
-def is_place(said: Any) -> TypeGuard[str]:
-    """Whether a file names a folder so. One that is none would put everything wherever the program was started."""
-    return isinstance(said, str) and "\x00" not in said and Path(said).is_absolute()
 
 
 @dataclass(frozen=True)
@@ -88,13 +84,13 @@ class Folders:
 
     @cached_property
     def _moved(self) -> dict[str, Path]:
-        said = self.told
-        if not isinstance(said, dict):
+        places = self.told
+        if not isinstance(places, dict):
             try:
-                said = read_object(self.models / "dreambooth" / "folders.json")
+                places = read_object(self.models / "dreambooth" / "folders.json")
             except UserError:
                 return {}
-        return {key: Path(value) for key, value in said.items() if key in _USUAL and is_place(value)}
+        return {key: Path(place) for key, place in places.items() if key in _USUAL and is_absolute_path(place)}
 
     @property
     def places(self) -> dict[str, str]:
@@ -104,16 +100,16 @@ class Folders:
     def moved(self, **places: Path | None) -> Folders:
         """The same models folder with its folders, by the names above, in these places from now on; None means the
         usual one. Raises UserError if that cannot be written down."""
-        wanted = {key: str(place) for key, place in places.items() if place and place != self._usual(key)}
-        if wanted == self.places:
-            return Folders(self.models, wanted)
+        places_to_write = {key: str(place) for key, place in places.items() if place and place != self._usual(key)}
+        if places_to_write == self.places:
+            return Folders(self.models, places_to_write)
         note = self.models / "dreambooth" / "folders.json"
         try:
             note.parent.mkdir(parents=True, exist_ok=True)
-            atomic.write_text(note, json.dumps(wanted, indent=1))
+            atomic.write_text(note, json.dumps(places_to_write, indent=1))
         except OSError as error:
             raise UserError(f"{note}: the file cannot be written ({error.strerror}).") from None
-        return Folders(self.models, wanted)
+        return Folders(self.models, places_to_write)
 
 
 @dataclass(frozen=True)
@@ -238,21 +234,13 @@ def create(
     if chosen.vae:
         chosen.vae = str(confinement.named(chosen.vae, "vae"))
         checkpoint.read_vae(Path(chosen.vae))
-    about = _read_about(source, chosen)
+    about = model_record.about_source(source, chosen)
     checked = parse(settings or {})
     check_places(settings or {}, dict)
     folders.projects.mkdir(parents=True, exist_ok=True)
-    record = {
-        "version": 1,
-        "folder": str(folder),
-        "source": str(source),
-        "origin": to_flat(chosen),
-        "created": time.time(),
-        "about": about.as_json(),
-    }
     try:
         with atomic.staged_folder(folder, CREATING) as staged:
-            atomic.write_text(staged / "model.json", json.dumps(record, indent=1))
+            model_record.write(staged, folder, source, chosen, about)
             write_json(staged / "settings.json", to_json(checked))
     except OSError as error:
         raise UserError(f"{folder}: the model's folder cannot be written ({error.strerror}).") from None
@@ -263,7 +251,7 @@ def open_project(folders: Folders, name: str) -> Project:
     """The model named `name`. Raises UserError if there is none."""
     check_name(name)
     folder = folders.projects / name
-    if not (folder / "model.json").exists():
+    if not (folder / model_record.FILE).exists():
         known = ", ".join(names(folders)) or "none"
         raise UserError(f"There is no model named {name!r} in {folders.projects} (there: {known}).")
     return read(folder, folders.checkpoints)
@@ -272,78 +260,8 @@ def open_project(folders: Folders, name: str) -> Project:
 def read(folder: Path, checkpoints: Path) -> Project:
     """The model in a folder. One whose checkpoint is gone from its place is made from that of the same name among
     `checkpoints`, if there is one. Raises UserError for one that is damaged."""
-    record = read_object(folder / "model.json", "create the model again")
-    try:
-        source, about = _found(_path(record["source"]), checkpoints), _about(record["about"])
-        return Project(folder, source, from_flat(Origin, dict(record.get("origin", {}))), about, _former(record))
-    except (ValueError, KeyError, TypeError):
-        raise UserError(f"{folder / 'model.json'}: the file is damaged; create the model again.") from None
-
-
-def _path(said: Any) -> Path:
-    if not isinstance(said, str) or not said or "\x00" in said:
-        raise ValueError("no path")
-    said.encode(errors="surrogateescape")  # what no file system can name
-    return Path(said)
-
-
-def _found(source: Path, checkpoints: Path) -> Path:
-    namesake = checkpoints / source.name
-    try:
-        return namesake if source.name.strip(".") and not source.exists() and namesake.exists() else source
-    except OSError:  # a name that no disk takes, or a disk that is gone
-        return source
-
-
-def _about(said: Any) -> dict[str, Any]:
-    """What a model is, as it was found out when it was created."""
-    texts = [said[key] for key in ("family", "prediction_type")]
-    side, zero = said["resolution"], said["zero_terminal_snr"]
-    if not all(isinstance(text, str) for text in texts) or not isinstance(zero, bool):
-        raise ValueError("nothing about a model")
-    if isinstance(side, bool) or not isinstance(side, int) or not 0 < side <= 2**16:
-        raise ValueError("no resolution")
-    return dict(said)
-
-
-def note_place(folder: Path, place: Path, *, is_copy: bool = False) -> None:
-    """Has the model in a folder say that it lies in `place`, by which it is known later that it was moved, and what it
-    was called before, unless it is another one's copy. Raises UserError if it is damaged, and OSError."""
-    record = read_object(folder / "model.json")
-    before = [Path(record["folder"]).name] if is_place(record.get("folder")) else []
-    former = [] if is_copy else [one for one in dict.fromkeys([*_former(record), *before]) if one != place.name]
-    _note(folder, {"folder": str(place), **({"former": former} if former or "former" in record else {})})
-
-
-def _former(record: dict[str, Any]) -> tuple[str, ...]:
-    said = record.get("former")
-    return (
-        tuple(one for one in said if isinstance(one, str) and file_names.is_sound(one))
-        if isinstance(said, list)
-        else ()
-    )
-
-
-def remake(project: Project, source: Path, origin: Origin) -> None:
-    """Has a model be made from another checkpoint from now on, read as `origin` says. Raises UserError for one that
-    cannot be trained from, or where that cannot be written down."""
-    about = _read_about(source, origin)
-    try:
-        _note(project.folder, {"source": str(source), "origin": to_flat(origin), "about": about.as_json()})
-    except OSError as error:
-        raise UserError(f"{project.folder}: the model's folder cannot be written ({error.strerror}).") from None
-
-
-def _note(folder: Path, said: dict[str, Any]) -> None:
-    record = {**read_object(folder / "model.json"), **said}
-    atomic.write_text(folder / "model.json", json.dumps(record, indent=1))
-
-
-def _read_about(source: Path, origin: Origin) -> checkpoint.About:
-    about = checkpoint.describe(checkpoint.read_header(source), origin)
-    if about.reason:
-        raise UserError(f"{source}: {about.reason}.")
-    return about
+    record = model_record.read(folder, checkpoints)
+    return Project(folder, record.source, record.origin, record.about, record.former)
 
 
 def write_settings(project: Project, flat: dict[str, Any]) -> None:
@@ -360,4 +278,6 @@ def check_places(flat: dict[str, Any], before: Callable[[], dict[str, Any]]) -> 
 
 def names(folders: Folders) -> list[str]:
     """The names of all models."""
-    return sorted(path.parent.name for path in folders.projects.glob("*/model.json") if path.parent.name[0] != ".")
+    return sorted(
+        path.parent.name for path in folders.projects.glob(f"*/{model_record.FILE}") if path.parent.name[0] != "."
+    )

@@ -106,15 +106,15 @@ def _needing(job: Job) -> str:
 def _read_by(job: Job) -> set[str]:
     """The model files that a job's fields and settings name."""
     with contextlib.suppress(UserError):
-        return set(_named([job.said(), job.settings()]))
+        return set(_named([job.read_or_empty(), job.settings()]))
     return set()
 
 
-def _named(said: Any) -> Iterator[str]:
-    if isinstance(said, str) and said.lower().endswith(SUFFIXES) and not paths.problem(said):
-        yield os.path.realpath(Path(said).expanduser())
-    elif isinstance(said, (Mapping, list)):
-        for one in said.values() if isinstance(said, Mapping) else said:
+def _named(value: Any) -> Iterator[str]:
+    if isinstance(value, str) and value.lower().endswith(SUFFIXES) and not paths.problem(value):
+        yield os.path.realpath(Path(value).expanduser())
+    elif isinstance(value, (Mapping, list)):
+        for one in value.values() if isinstance(value, Mapping) else value:
             yield from _named(one)
 
 
@@ -135,17 +135,17 @@ def take_away(event: Event) -> int:
 
 def _marked(event: Event) -> dict[Path, Mark | None]:
     """The files of a result with their marks, itself first; what an earlier version wrote has none."""
-    said, embeddings = event.get("files"), event.get("embeddings")
-    if not isinstance(said, dict):
+    files, embeddings = event.get("files"), event.get("embeddings")
+    if not isinstance(files, dict):
         beside = embeddings.values() if isinstance(embeddings, dict) else ()
-        said = {file: None for file in beside if isinstance(file, str)}
-    found = {Path(file): _mark(one) for file, one in said.items() if "\x00" not in file}
+        files = {file: None for file in beside if isinstance(file, str)}
+    found = {Path(file): _mark(one) for file, one in files.items() if "\x00" not in file}
     return {Path(event["path"]): None, **found}
 
 
-def _mark(said: Any) -> Mark | None:
+def _mark(value: Any) -> Mark | None:
     """What an event says of a file; of a damaged one nothing that a file could be."""
-    if said is None:
+    if value is None:
         return None
-    is_whole = isinstance(said, list) and len(said) == 2 and isinstance(said[1], (int, float))
-    return (str(said[0]), float(said[1])) if is_whole else ("", 0.0)
+    is_whole = isinstance(value, list) and len(value) == 2 and isinstance(value[1], (int, float))
+    return (str(value[0]), float(value[1])) if is_whole else ("", 0.0)

@@ -58,13 +58,13 @@ class Budget:
         )
 
 
-def passed_already(settings: Settings, made: int, planned: Budget) -> str:
+def passed_already(settings: Settings, steps: int, planned: Budget) -> str:
     """Why a run that has made so many steps cannot go on at this length; empty where it can."""
-    if made <= planned.steps:
+    if steps <= planned.steps:
         return ""
     key = "intervals.max_train_steps" if settings.intervals.max_train_steps else "intervals.num_train_epochs"
     return (
-        f"{key}: the run has made {made} steps already, more than the {planned.steps} that it is to have now; make it "
+        f"{key}: the run has made {steps} steps already, more than the {planned.steps} that it is to have now; make it "
         "longer."
     )
 

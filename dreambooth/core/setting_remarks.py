@@ -24,7 +24,7 @@ def found(
     """A sentence for each. `texts` are what pictures are read with, `steps` those of the run; `model` is None where its
     file is gone. `pictures` are those of each concept, by its number."""
     return [
-        *_nothing_said(settings, pictures),
+        *_without_words(settings, pictures),
         *_one_text(settings, texts),
         *_unread_weights(settings, texts),
         *_no_class_pictures(settings),
@@ -32,17 +32,17 @@ def found(
     ]
 
 
-def _nothing_said(settings: Settings, pictures: Mapping[int, Sequence[Path]]) -> list[str]:
-    said = []
+def _without_words(settings: Settings, pictures: Mapping[int, Sequence[Path]]) -> list[str]:
+    remarks = []
     for number, all_of_it in pictures.items():
         bare = [path for path in all_of_it if captions.says_nothing(settings.concepts[number], path)]
         if bare:
-            said.append(
+            remarks.append(
                 f"concepts.{number}.instance_prompt: {captions.FILEWORDS} stands for nothing at {len(bare)} of "
                 f"{len(all_of_it)} pictures, such as {bare[0].name}, whose name a camera or a program chose; write a "
                 "caption for each, or into the prompt what they show."
             )
-    return said
+    return remarks
 
 
 def _one_text(settings: Settings, texts: Iterable[str]) -> list[str]:

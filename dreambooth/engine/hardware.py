@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import math
+import re
 import sys
 from collections import deque
 from collections.abc import Callable
@@ -19,6 +20,8 @@ from dreambooth.engine import out_of_memory
 
 NEEDS_CARD = "it needs a card of NVIDIA or AMD"
 _MOST_BUFFERS = 16  # about two batches' latents, masks and texts
+# Cards with the Turing chips TU116 and TU117; others of that generation, such as the Tesla T4, have tensor cores.
+_WITHOUT_TENSOR_CORES = re.compile(r"\b(?:GTX 16\d\d|MX[45]50|T[456]00|T550|T1000|T1200|T2000)\b")
 _PINS = [True]
 _LIMITS: set[float] = set()  # shares of the card that this process may take, as they were set here
 
@@ -59,11 +62,12 @@ def is_quick_in_bf16(device: torch.device) -> bool:
 
 
 def breaks_in_fp16(device: torch.device) -> bool:
-    """Whether convolutions in fp16 are known to give NaN: on a GTX 16xx, a Turing chip without tensor cores
+    """Whether convolutions in fp16 are known to give NaN: on a Turing chip without tensor cores, such as a GTX 16xx's
     (pytorch/pytorch issues 58123 and 77955)."""
     if device.type != "cuda":
         return False
-    return torch.cuda.get_device_capability(device) == (7, 5) and "GeForce GTX 16" in torch.cuda.get_device_name(device)
+    is_turing = torch.cuda.get_device_capability(device) == (7, 5)
+    return is_turing and _WITHOUT_TENSOR_CORES.search(torch.cuda.get_device_name(device)) is not None
 
 
 def memory_bytes(device: torch.device) -> int:

@@ -49,12 +49,14 @@ _BODIES = {"requestBody": {"content": {"application/json": {"schema": _BODY}}}}
 
 def router(host: Door) -> APIRouter:
     """All routes, for the app of a WebUI or our own."""
-    made = APIRouter(prefix="/dreambooth", route_class=guarded(host), tags=["dreambooth"], default_response_class=_Json)
+    routes = APIRouter(
+        prefix="/dreambooth", route_class=guarded(host), tags=["dreambooth"], default_response_class=_Json
+    )
     for kind in KINDS:
         for method, path, endpoint in kind(host).table():
             extra = _BODIES if (method, path) in _WITH_SETTINGS else None
-            made.add_api_route(path, _answering(endpoint), methods=[method], response_model=None, openapi_extra=extra)
-    return made
+            routes.add_api_route(path, _answering(endpoint), methods=[method], response_model=None, openapi_extra=extra)
+    return routes
 
 
 def _answering(endpoint: Callable[..., Any]) -> Callable[..., Response]:

@@ -9,11 +9,11 @@ import re
 from pathlib import Path
 from typing import Any
 
-from dreambooth.core import project
+from dreambooth.core import model_record, project
 from dreambooth.core.errors import UserError
 from dreambooth.core.files import atomic
 from dreambooth.core.project import Folders, Project
-from dreambooth.service import models, runs
+from dreambooth.service import models, runs, settings_lock
 
 
 def learn_on(folders: Folders, opened: Project, file: str) -> dict[str, Any]:
@@ -24,10 +24,10 @@ def learn_on(folders: Folders, opened: Project, file: str) -> dict[str, Any]:
     """
     _, event = runs.written_to(opened, file)[0]
     if event["kind"] == "checkpoint":
-        made = _made_from(folders, opened, Path(file))
-        done = f"The model {made} was made from {Path(file).name}, with these settings and pictures; choose it"
-        return {"model": made, "done": f"{done} to train on."}
-    with models.CHANGING:
+        new_name = _made_from(folders, opened, Path(file))
+        done = f"The model {new_name} was made from {Path(file).name}, with these settings and pictures; choose it"
+        return {"model": new_name, "done": f"{done} to train on."}
+    with settings_lock.changing(opened):
         models.write_settings(opened, {**opened.settings(), **_start(event)})
     return {"model": opened.name, "done": f"The next run of {opened.name} learns on from {Path(file).name}."}
 
@@ -50,7 +50,7 @@ def _made_from(folders: Folders, opened: Project, source: Path) -> str:
     models.duplicate(folders, opened.name, name)
     copy = project.open_project(folders, name)
     try:
-        project.remake(copy, source, opened.reading)
+        model_record.remake(copy.folder, source, opened.reading)
     except UserError:
         atomic.remove_folder(copy.folder)
         raise

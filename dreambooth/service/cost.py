@@ -88,7 +88,7 @@ def _class_pictures(project: Project, found: Sequence[tuple[Concept, int]]) -> t
 
 def _has_drawn(job: job_folder.Job) -> bool:
     """Whether a job has come to the end of its class pictures."""
-    kind, story = job.said().get("kind"), job.story()
+    kind, story = job.read_or_empty().get("kind"), job.story()
     return bool(story.step) if kind == "train" else kind == "class-images" and story.status == "done"
 
 

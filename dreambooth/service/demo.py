@@ -97,18 +97,18 @@ def run(out: Path, python: Path, say: Say, on_event: launcher.OnEvent) -> dict[s
     folders = Folders(out / "models")
     pictures = out / "pictures"
     shutil.copytree(SUBJECT_PICTURES, pictures)
-    made = project.create(folders, "demo", MINIATURE, {"concepts.0.instance_data_dir": str(pictures)})
+    opened = project.create(folders, "demo", MINIATURE, {"concepts.0.instance_data_dir": str(pictures)})
     jobs: dict[str, Job] = {}
     seconds: dict[str, float] = {}
     for name, chosen in METHODS.items():
         say(f"Teaching the miniature a new star from five pictures: {name}")
         since = time.monotonic()
-        jobs[name] = launcher.new_run(folders, made, settings.parse({**made.settings(), **chosen}))
+        jobs[name] = launcher.new_run(folders, opened, settings.parse({**opened.settings(), **chosen}))
         _work(jobs[name], python, on_event)
         _output(jobs[name])
         seconds[name] = time.monotonic() - since
     results = {name: _output(job) for name, job in jobs.items()}
-    measured = _measure(folders, made, results, jobs, out, python, on_event)
+    measured = _measure(folders, opened, results, jobs, out, python, on_event)
     report = out / "report.html"
     report.write_text(_report(measured["figures"], seconds, jobs), encoding="utf-8")
     for name, job in jobs.items():
@@ -137,7 +137,7 @@ def _work(job: Job, python: Path, on_event: launcher.OnEvent) -> dict[str, Any]:
 
 def _measure(
     folders: Folders,
-    made: Project,
+    opened: Project,
     results: dict[str, str],
     jobs: dict[str, Job],
     out: Path,
@@ -145,7 +145,7 @@ def _measure(
     on_event: launcher.OnEvent,
 ) -> dict[str, Any]:
     job = launcher.new_errand(
-        folders, made, "measure", settings.parse({**made.settings(), **_SHARED}),
+        folders, opened, "measure", settings.parse({**opened.settings(), **_SHARED}),
         variants={"before": "", **results}, out=str(out),
         words=WORDS, previews={name: str(job.previews) for name, job in jobs.items()},
     )  # fmt: skip
@@ -156,8 +156,8 @@ def _output(job: Job) -> str:
     """What a run has written. Raises UserError where it was paused or ended before it had written anything."""
     story = job.story()
     if story.status != "done":
-        said = "; ".join(one.sentence for one in story.warnings[-1:]) or f"the run is {story.status}"
-        raise UserError(f"{job.folder}: the demo needs its results, and there is none ({said}); start it anew.")
+        reason = "; ".join(one.sentence for one in story.warnings[-1:]) or f"the run is {story.status}"
+        raise UserError(f"{job.folder}: the demo needs its results, and there is none ({reason}); start it anew.")
     return str(story.saved[-1]["path"])
 
 

@@ -11,7 +11,6 @@ import contextlib
 import hashlib
 import json
 import os
-import re
 import shutil
 import sys
 import time
@@ -23,7 +22,7 @@ from dreambooth.core import device
 from dreambooth.core.errors import UserError
 from dreambooth.core.files import atomic, lock, occupancy
 from dreambooth.core.install_paths import DEVELOPMENT_LOCK, ENGINE, ENGINE_USERS, LOCK, PROJECT, SETTING_UP, STAMP
-from dreambooth.service import installed_files, packages, self_check, torch_build, venv
+from dreambooth.service import installed_files, packages, self_check, setup_lock, torch_build, venv
 from dreambooth.service.packages import Progress
 from dreambooth.service.self_check import CardFails, DoesNotWork
 
@@ -74,7 +73,7 @@ def set_up(progress: Progress, *, development: bool = False) -> dict[str, Any]:
     check's report."""
     _check_host()
     python()  # refuses a variable that names nothing while our own environment is still as it was
-    with _only_one(progress):
+    with setup_lock.held(SETTING_UP, progress):
         _wait_for_engines(progress)
         development = development or "development" in _stamp()
         atomic.remove(STAMP)
@@ -182,28 +181,6 @@ def _wait_for_engines(progress: Progress) -> None:
         time.sleep(1)
 
 
-class _only_one:
-    """Holds the set-up lock, so that two set-ups never write into one environment."""
-
-    def __init__(self, progress: Progress) -> None:
-        self.progress = progress
-
-    def __enter__(self) -> None:
-        try:
-            self.file = lock.acquire(SETTING_UP)
-        except PermissionError:
-            raise UserError(f"{PROJECT}: this user may not write here; set up as the one whose folder it is.") from None
-        if self.file is None:
-            self.progress("Another set-up is running; waiting for it")
-        while self.file is None:
-            time.sleep(1)
-            self.file = lock.acquire(SETTING_UP)
-
-    def __exit__(self, *_: object) -> None:
-        if self.file:
-            self.file.close()
-
-
 def _install(machine: torch_build.Machine, locks: list[Path], progress: Progress) -> tuple[dict[str, Any], str]:
     """All packages into an environment that is there. Returns as `_with_torch` does."""
     for lock_file in locks:
@@ -256,24 +233,13 @@ def _checked(machine: torch_build.Machine, progress: Progress) -> dict[str, Any]
 
 def _reinstall(damaged: list[tuple[str, str]], machine: torch_build.Machine, progress: Progress) -> None:
     """Puts packages back as they were. What no lock names came with PyTorch, from where that did."""
-    named = [*packages.requirements(LOCK), *packages.requirements(DEVELOPMENT_LOCK), packages.PIP]
-    locked = {_plain(line.partition("==")[0]): line for line in named if not line.startswith("torch==")}
-    ours = sorted({locked[_plain(name)] for name, _ in damaged if _plain(name) in locked})
-    others = [f"{name}=={version}" for name, version in damaged if _plain(name) not in locked]
-    # pip would remove what is there by its RECORD, which may be damaged too; the same version's files replace it.
-    anew = ["--no-deps", "--ignore-installed", "--no-warn-script-location"]
-    if ours:
-        packages.install(ENGINE, [*anew, *ours], progress, f"{len(ours)} damaged package{'s' * (len(ours) > 1)}")
+    others = packages.put_back(ENGINE, damaged, [LOCK, DEVELOPMENT_LOCK], progress)
     if others:
         built = next(
             (one for one in torch_build.builds(machine) if one.name == _installed_build()), torch_build.DEFAULT
         )
-        packages.install(ENGINE, [*anew, *built.arguments, *others], progress, f"PyTorch ({built.name})")
-
-
-def _plain(name: str) -> str:
-    """A package's name as it is compared: Jinja2, jinja2 and open_clip-torch have several spellings."""
-    return re.sub(r"[-_.]+", "-", name).lower()
+        arguments = [*packages.IN_PLACE, *built.arguments, *others]
+        packages.install(ENGINE, arguments, progress, f"PyTorch ({built.name})")
 
 
 def _install_torch(machine: torch_build.Machine, progress: Progress) -> None:

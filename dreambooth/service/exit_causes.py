@@ -36,18 +36,18 @@ def note(job: Job, process: subprocess.Popen[bytes]) -> None:
 def failure(job: Job, event: dict[str, Any]) -> list[Problem]:
     """What an engine said of its own failure; with the log where it broke."""
     log = "" if event.get("refused") else log_excerpt(job)
-    return [replace(one, log=log) for one in _said(event)]
+    return [replace(one, log=log) for one in _problems_of(event)]
 
 
-def _said(event: dict[str, Any]) -> list[Problem]:
+def _problems_of(event: dict[str, Any]) -> list[Problem]:
     """The event's problems; one of an earlier version has sentences alone."""
     try:
         if found := [Problem.read(one) for one in event.get("errors", [])]:
             return found
     except (ValueError, TypeError):
         pass
-    said = event.get("problems")
-    sentences = [str(one) for one in said] if isinstance(said, list) and said else ["The engine failed."]
+    problems = event.get("problems")
+    sentences = [str(one) for one in problems] if isinstance(problems, list) and problems else ["The engine failed."]
     return [Problem.of(sentence) for sentence in sentences]
 
 
@@ -64,12 +64,16 @@ def early(job: Job) -> Problem | None:
     Its run is as the engine before it has left it, so nothing else tells of it.
     """
     try:
-        said = read_object(job.folder / "exit.json")
+        content = read_object(job.folder / "exit.json")
     except UserError:
         return None
     started = job.story().last.get("started", {})
-    began, at, code = started.get("time", 0), said.get("time"), said.get("code")
-    if not isinstance(code, int) or code in WAITS_ON or said.get("pid") in (started.get("pid"), started.get("parent")):
+    began, at, code = started.get("time", 0), content.get("time"), content.get("code")
+    if (
+        not isinstance(code, int)
+        or code in WAITS_ON
+        or content.get("pid") in (started.get("pid"), started.get("parent"))
+    ):
         return None
     is_last = all(isinstance(one, (int, float)) for one in (began, at)) and at > began
     return _ended(job, {}) if is_last else None
@@ -119,11 +123,11 @@ def _exit_code(job: Job, started: dict[str, Any] | None = None) -> int | None:
     What is started in a virtual environment of Windows is a launcher: it starts Python, and ends with Python's code.
     """
     try:
-        said = read_object(job.folder / "exit.json")
+        content = read_object(job.folder / "exit.json")
     except UserError:
         return None
-    code = said.get("code")
-    is_it = started is None or said.get("pid") in (started.get("pid"), started.get("parent"))
+    code = content.get("code")
+    is_it = started is None or content.get("pid") in (started.get("pid"), started.get("parent"))
     return code if isinstance(code, int) and is_it else None
 
 

@@ -1,4 +1,4 @@
-"""Settings of other trainers on the disk: what a file or folder is, and what it says as ours."""
+"""Settings of other trainers on the disk: what a file or folder is, what it says as ours, and taking that over."""
 
 from __future__ import annotations
 
@@ -6,16 +6,18 @@ import ast
 import json
 import subprocess
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from dreambooth.core.errors import UserError
-from dreambooth.core.files import paths
+from dreambooth.core.files import confinement, paths
 from dreambooth.core.install_paths import PROJECT
 from dreambooth.core.migrate import kohya, onetrainer, predecessor, sd_scripts
 from dreambooth.core.migrate.disk import Disk
 from dreambooth.core.migrate.report import Line, Look, Migration
-from dreambooth.service import environment, import_paths
+from dreambooth.core.project import Project
+from dreambooth.service import environment, import_paths, models, settings_lock, settings_undo
 
 _MOST_BYTES = 20_000_000
 _MOST_LITERAL = 1_000_000  # characters of a Python list, for each of which Python takes some 400 bytes
@@ -23,6 +25,26 @@ _KINDS = (
     "a concepts_list.json, the predecessor's db_config.json, kohya's dataset or config .toml, a .json of kohya_ss or "
     "of OneTrainer, or a folder that holds folders such as '10_sks dog'"
 )
+
+
+def take_over(
+    opened: Project,
+    path: Path,
+    python: Callable[[], Path],
+    over: Callable[[dict[str, Any]], dict[str, Any]] = dict,
+) -> tuple[str, dict[str, Any], list[dict[str, Any]]]:
+    """Another trainer's settings over the model's own: what the file is, the settings, and the fate of every key.
+
+    Its concepts take the place of the model's. `python` finds the engine's, where it is needed; `over` puts further
+    changes over all. Raises UserError for what cannot be read or does not go together, and writes nothing then.
+    """
+    kind, migration = read(confinement.named(str(path), "path"), python)  # before the lock: an engine may have to start
+    with settings_lock.changing(opened):
+        own = opened.settings()
+        if any(key.startswith("concepts.") for key in migration.settings):
+            own = models.without_concepts(own)
+        written = settings_undo.change(opened, over({**own, **migration.settings}))
+    return kind, written, [asdict(line) for line in migration.lines]
 
 
 def read(path: Path, python: Callable[[], Path]) -> tuple[str, Migration]:
@@ -88,7 +110,7 @@ def _parsed(path: Path) -> Any:
 
 
 def _toml(path: Path, python: Path, disk: Disk) -> tuple[str, Migration]:
-    said = subprocess.run(
+    completed = subprocess.run(
         [str(python), "-m", "dreambooth.engine", "toml", str(path)],
         capture_output=True,
         text=True,
@@ -97,12 +119,12 @@ def _toml(path: Path, python: Path, disk: Disk) -> tuple[str, Migration]:
         env=environment.engine_variables(),
     )
     try:
-        content = json.loads(said.stdout)
+        content = json.loads(completed.stdout)
     except (ValueError, RecursionError):
-        reason = (said.stderr.strip().splitlines() or ["it said nothing"])[-1]
+        reason = (completed.stderr.strip().splitlines() or ["it said nothing"])[-1]
         mend = "run setup again (on the page: Set Up)"
         raise UserError(f"{path}: the engine could not read the file ({reason}); {mend}.") from None
-    if said.returncode:
+    if completed.returncode:
         raise UserError(f"{path}: the file is not TOML ({content['problem']}).")
     if content.get("datasets"):
         return "kohya's dataset file", kohya.dataset(content, disk.look)

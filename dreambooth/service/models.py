@@ -5,24 +5,19 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import threading
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dreambooth.core import job_list, presets, project, schema, settings
+from dreambooth.core import job_list, model_record, presets, project, schema, settings
 from dreambooth.core.errors import UserError
 from dreambooth.core.files import atomic, confinement, paths
 from dreambooth.core.models import checkpoint, embedding_file, hub, training_metadata
 from dreambooth.core.models.hub import HubModel
 from dreambooth.core.project import Folders, Project
-from dreambooth.service import import_settings, relocation
-
-# Held from the reading of a model's settings until what was changed of them is written, or of two changes at once, such
-# as a draft that the page saves and a script's request, one would be lost.
-CHANGING = threading.RLock()
+from dreambooth.service import relocation, settings_lock
 
 
 def summary(opened: Project) -> dict[str, Any]:
@@ -106,8 +101,8 @@ def rename(folders: Folders, name: str, new_name: str) -> dict[str, Any]:
         with contextlib.suppress(UserError, OSError):
             atomic.move(target, opened.folder)
             relocation.retell(opened, target)
-        said = error.strerror if isinstance(error, OSError) else error
-        raise UserError(f"{opened.folder}: it cannot be renamed ({said}).") from None
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"{opened.folder}: it cannot be renamed ({reason}).") from None
     return summary(renamed)
 
 
@@ -118,7 +113,7 @@ def duplicate(folders: Folders, name: str, new_name: str) -> dict[str, Any]:
     """
     opened = project.open_project(folders, name)
     target = project.check_new(folders, new_name)
-    left_out = (opened.runs, opened.errands, opened.latents)
+    left_out = (opened.runs, opened.errands, opened.latents, opened.folder / settings_lock.FILE)
 
     def own(folder: str, found: list[str]) -> list[str]:
         return [one for one in found if Path(folder) / one in left_out]
@@ -129,7 +124,7 @@ def duplicate(folders: Folders, name: str, new_name: str) -> dict[str, Any]:
             shutil.copytree(opened.folder, staged, symlinks=True, ignore=own, dirs_exist_ok=True)
             flat = {key: _moved(value, opened.folder, target) for key, value in opened.settings().items()}
             settings.write_json(staged / "settings.json", settings.to_json(settings.parse(flat)))
-            project.note_place(staged, target, is_copy=True)
+            model_record.note_place(staged, target, is_copy=True)
     except OSError as error:
         raise UserError(f"{target}: the model cannot be copied ({_first_reason(error)}).") from None
     return summary(project.open_project(folders, new_name))
@@ -226,21 +221,6 @@ def preset_list() -> list[dict[str, Any]]:
         }
         for preset in presets.PRESETS.values()
     ]
-
-
-def imported(
-    opened: Project, path: Path, python: Callable[[], Path]
-) -> tuple[str, dict[str, Any], list[dict[str, Any]]]:
-    """Another trainer's settings over the model's own: what the file is, the settings, and the fate of every key.
-
-    Its concepts take the place of the model's. Writes nothing. `python` finds the engine's, where it is needed. Raises
-    UserError for what cannot be read.
-    """
-    kind, migration = import_settings.read(confinement.named(str(path), "path"), python)
-    own = opened.settings()
-    if any(key.startswith("concepts.") for key in migration.settings):
-        own = without_concepts(own)
-    return kind, {**own, **migration.settings}, [asdict(line) for line in migration.lines]
 
 
 def _check_idle(opened: Project) -> None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from dreambooth.core.errors import UserError
 from dreambooth.service import venv
 
 PIP = "pip==26.3"
+# pip would remove what is there by its RECORD, which may be damaged too; the same version's files replace it.
+IN_PLACE = ("--no-deps", "--ignore-installed", "--no-warn-script-location")
 
 Progress = Callable[[str], None]
 
@@ -52,12 +54,32 @@ def install_lock(folder: Path, lock_file: Path, progress: Progress) -> None:
     install(folder, ["--no-deps", "--no-warn-script-location", *wanted], progress, f"{len(wanted)} packages")
 
 
+def put_back(
+    folder: Path, damaged: Sequence[tuple[str, str]], lock_files: Iterable[Path], progress: Progress
+) -> list[str]:
+    """Installs those of the damaged packages (name and version) anew that a lock file names, at its version.
+
+    Returns the requirements of the others, among them PyTorch, which is not of the ordinary index. Raises as `install`.
+    """
+    named = [PIP, *(line for file in lock_files for line in requirements(file) if not line.startswith("torch=="))]
+    locked = {_plain(line.partition("==")[0]): line for line in named}
+    ours = sorted({locked[_plain(name)] for name, _ in damaged if _plain(name) in locked})
+    if ours:
+        install(folder, [*IN_PLACE, *ours], progress, f"{len(ours)} damaged package{'s' * (len(ours) > 1)}")
+    return [f"{name}=={version}" for name, version in damaged if _plain(name) not in locked]
+
+
+def _plain(name: str) -> str:
+    """A package's name as it is compared: Jinja2, jinja2 and open_clip-torch have several spellings."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
 def install(folder: Path, arguments: list[str], progress: Progress, what: str) -> None:
     """`pip install` with these arguments in the environment of a folder; `what` is what it is called meanwhile.
 
     Raises NotThere, NoAnswer, Damaged, or UserError for everything else."""
     progress(f"Installing {what}")
-    said: list[str] = []
+    output: list[str] = []
     with venv.short(folder) as reached:
         command = [str(venv.python_in(reached)), "-m", "pip", "--disable-pip-version-check", "--no-input", "install"]
         command += [*venv.here(reached), *(() if PIP in arguments else ("--progress-bar", "raw")), *arguments]
@@ -66,23 +88,23 @@ def install(folder: Path, arguments: list[str], progress: Progress, what: str) -
         ) as process:
             try:
                 for line in process.stdout or ():
-                    said.append(line.strip())
-                    if shown := shown_of(line, what):
+                    output.append(line.strip())
+                    if shown := progress_text(line, what):
                         progress(shown)
             except BaseException:
                 process.terminate()
                 raise
     if process.returncode:
-        raise _failure(said, what)
+        raise _failure(output, what)
 
 
-def _failure(said: list[str], what: str) -> UserError:
-    reasons = [line.removeprefix("ERROR: ") for line in said if line.startswith("ERROR")] or said[-1:]
+def _failure(output: list[str], what: str) -> UserError:
+    reasons = [line.removeprefix("ERROR: ") for line in output if line.startswith("ERROR")] or output[-1:]
     reason = reasons[-1] if reasons else "no reason given"
-    told = "\n".join(said)
-    if re.search(r"\bENOSPC\b|Errno 28\b|No space left", told):  # first: a download may have been tried twice before
+    text = "\n".join(output)
+    if re.search(r"\bENOSPC\b|Errno 28\b|No space left", text):  # first: a download may have been tried twice before
         return UserError(f"{what}: the disk is full; make room, and run setup again to go on.")
-    if "Retrying (" in told or "Could not fetch URL" in told:
+    if "Retrying (" in text or "Could not fetch URL" in text:
         return NoAnswer(
             f"{what}: the package index cannot be reached; look at the network, or at the proxy (HTTPS_PROXY), and run "
             "setup again to go on."
@@ -90,11 +112,11 @@ def _failure(said: list[str], what: str) -> UserError:
     failure = f"{what} could not be installed: {reason.rstrip('.')}. Run setup again to go on."
     if reason.startswith("No matching distribution"):
         return NotThere(failure)
-    is_pip_broken = "Traceback (most" in told and not any(line.startswith("ERROR") for line in said)
-    return Damaged(failure) if is_pip_broken or "Cannot uninstall" in told else UserError(failure)
+    is_pip_broken = "Traceback (most" in text and not any(line.startswith("ERROR") for line in output)
+    return Damaged(failure) if is_pip_broken or "Cannot uninstall" in text else UserError(failure)
 
 
-def shown_of(line: str, what: str) -> str:
+def progress_text(line: str, what: str) -> str:
     """What a line of pip's is worth telling a person; empty for most."""
     words = line.split()
     if line.startswith("Progress ") and len(words) == 4 and int(words[3]) > 20_000_000:

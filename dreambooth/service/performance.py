@@ -35,9 +35,9 @@ def of_model(opened: Project, chosen: Settings, card: int, *, label: str) -> Pla
     return planner.plan(chosen, model, family, pixels, card, to_draw=draws)
 
 
-def apply(opened: Project, flat: Mapping[str, Any], made: Plan) -> None:
+def apply(opened: Project, flat: Mapping[str, Any], plan: Plan) -> None:
     """Makes these settings with the plan's changes the model's own."""
-    models.write_settings(opened, {**flat, **made.changes})
+    models.write_settings(opened, {**flat, **plan.changes})
 
 
 def of_every_family(chosen: Settings, card: int) -> list[dict[str, Any]]:
@@ -48,25 +48,25 @@ def of_every_family(chosen: Settings, card: int) -> list[dict[str, Any]]:
             some = planner.with_changes(chosen, {"general.method": method})
             some.concepts = [replace(one, instance_token=one.instance_token or _ANY_WORD) for one in some.concepts]
             for size in [card] if card else planner.CARDS:
-                made = planner.for_family(some, family, size)
-                found.append({"family": family, "method": method, "card_bytes": size, **as_json(made)})
+                plan = planner.for_family(some, family, size)
+                found.append({"family": family, "method": method, "card_bytes": size, **as_json(plan)})
     return found
 
 
 def asked(opened: Project, flat: Mapping[str, Any], card: int, *, label: str, to_apply: bool) -> dict[str, Any]:
     """The plan for settings, as answers hold it; `to_apply` makes them the model's own, with the plan's changes."""
-    made = of_model(opened, settings.parse(dict(flat)), card, label=label)
+    plan = of_model(opened, settings.parse(dict(flat)), card, label=label)
     if to_apply:
-        apply(opened, flat, made)
-    return {"name": opened.name, "card_bytes": card, "applied": to_apply, **as_json(made)}
+        apply(opened, flat, plan)
+    return {"name": opened.name, "card_bytes": card, "applied": to_apply, **as_json(plan)}
 
 
-def as_json(made: Plan) -> dict[str, Any]:
+def as_json(plan: Plan) -> dict[str, Any]:
     return {
-        "fits": made.fits,
-        "why": made.why,
-        "changes": made.changes,
-        "flags": [f"--{key} {str(value).lower()}" for key, value in made.changes.items()],
-        "needs": {**asdict(made.needs), "total": made.needs.total},
-        "needed_before": {**asdict(made.needed_before), "total": made.needed_before.total},
+        "fits": plan.fits,
+        "why": plan.why,
+        "changes": plan.changes,
+        "flags": [f"--{key} {str(value).lower()}" for key, value in plan.changes.items()],
+        "needs": {**asdict(plan.needs), "total": plan.needs.total},
+        "needed_before": {**asdict(plan.needed_before), "total": plan.needed_before.total},
     }

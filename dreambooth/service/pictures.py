@@ -124,12 +124,12 @@ def _entry(folder: Path, name: str) -> dict[str, Any]:
     except OSError as error:
         return {"name": name, "problem": error.strerror}
     shown = words if words is None else words[:2000]
-    told = {"name": name, "bytes": about.st_size, "changed": about.st_mtime, "caption": shown}
+    entry = {"name": name, "bytes": about.st_size, "changed": about.st_mtime, "caption": shown}
     try:
         point = focal_point.read(path)
     except UserError as error:
-        return {**told, "crop": None, "problem": str(error)}
-    return {**told, "crop": point.as_json() if point else None}
+        return {**entry, "crop": None, "problem": str(error)}
+    return {**entry, "crop": point.as_json() if point else None}
 
 
 def at(place: Path, what: str) -> list[Path]:
@@ -166,9 +166,9 @@ def keep(picture: Any, folder: Path, seed: int, words: str) -> Path:
     WebUI reads it. Raises UserError if it cannot be written."""
     from PIL.PngImagePlugin import PngInfo
 
-    told, content = PngInfo(), BytesIO()
-    told.add_text("parameters", words)
-    picture.save(content, "png", pnginfo=told)
+    info, content = PngInfo(), BytesIO()
+    info.add_text("parameters", words)
+    picture.save(content, "png", pnginfo=info)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         path = file_names.of_drawn(folder, seed)

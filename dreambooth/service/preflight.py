@@ -78,13 +78,13 @@ def _lora_blocks(opened: Project, chosen: Settings) -> list[str]:
     if opened.problem or not chosen.lora.blocks.strip():
         return []
     try:
-        said = anatomy.blocks_problem(chosen, checkpoint.read_header(opened.source))
+        problem = anatomy.blocks_problem(chosen, checkpoint.read_header(opened.source))
     except UserError:  # a damaged model is told of when it is opened
         return []
-    return [said] if said else []
+    return [problem] if problem else []
 
 
 def _too_short(job: Job, chosen: Settings, step: int | None) -> str:
-    made = max(job.states(), default=0) if step is None else step
-    seen = picture_files.seen_each_epoch(chosen.concepts) if made else 0
-    return passed_already(chosen, made, budget(chosen, seen)) if seen else ""
+    steps_made = max(job.states(), default=0) if step is None else step
+    seen = picture_files.seen_each_epoch(chosen.concepts) if steps_made else 0
+    return passed_already(chosen, steps_made, budget(chosen, seen)) if seen else ""

@@ -75,14 +75,14 @@ def take_turn(job: Job, host: Lender, say: Callable[[str], None]) -> None:
     Ending it by an exception takes the job out of the queue, and so does the caller's death; Ctrl-C asks an engine that
     was faster to pause. Raises UserError if the job leaves the queue without an engine.
     """
-    said, held, before = "", lock.acquire(job.folder / "waiter", seconds=1), job.story().offset
+    announced, held, before = "", lock.acquire(job.folder / "waiter", seconds=1), job.story().offset
     try:
         submit(job, note=WAITER)
         looked = Queue(host)
         while job.waits:
             looked.tick()
-            if (ahead := _ahead(job, host.folders())) and ahead != said:
-                said = ahead
+            if (ahead := _ahead(job, host.folders())) and ahead != announced:
+                announced = ahead
                 say(ahead)
             time.sleep(0.2)
     except KeyboardInterrupt:
@@ -246,7 +246,7 @@ class _Watcher(threading.Thread):
 
     def __init__(self, host: Lender) -> None:
         super().__init__(name="dreambooth-queue", daemon=True)
-        self.queue, self.said = Queue(host), ""
+        self.queue, self.last_error = Queue(host), ""
 
     def run(self) -> None:
         self._guarded(lambda: relocation.follow(self.queue.host.folders()))
@@ -261,10 +261,10 @@ class _Watcher(threading.Thread):
     def _guarded(self, do: Callable[[], None]) -> None:
         try:
             do()
-            self.said = ""
+            self.last_error = ""
         except Exception as error:  # noqa: BLE001  (the next look may do better; it must not end)
-            if str(error) != self.said:
-                self.said = str(error)
+            if str(error) != self.last_error:
+                self.last_error = str(error)
                 traceback.print_exc()
 
 

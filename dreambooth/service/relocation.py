@@ -11,11 +11,11 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from dreambooth.core import job_list, project
+from dreambooth.core import job_list, model_record, project
 from dreambooth.core.errors import UserError
 from dreambooth.core.files import atomic
-from dreambooth.core.files.json_file import read_object
 from dreambooth.core.project import Folders, Project
+from dreambooth.service import settings_lock
 
 _TOLD_IN = ("*.json", "runs/*/*.json", "runs/*/events.jsonl", "errands/*/*.json", "errands/*/events.jsonl")
 
@@ -26,10 +26,10 @@ def retell(renamed: Project, before: Path) -> None:
     """Has settings, jobs and events name the folder and the model as they are called now, but for jobs that are
     damaged. Raises OSError."""
     for job in job_list.jobs(renamed):
-        if said := job.said():
-            atomic.write_text(job.folder / "job.json", json.dumps({**said, "model": renamed.name}, indent=1))
+        if content := job.read_or_empty():
+            atomic.write_text(job.folder / "job.json", json.dumps({**content, "model": renamed.name}, indent=1))
     _rewrite(renamed, _other_paths(before, renamed.folder))
-    project.note_place(renamed.folder, renamed.folder)
+    model_record.note_place(renamed.folder, renamed.folder)
 
 
 def follow(folders: Folders) -> None:
@@ -43,14 +43,14 @@ def follow(folders: Folders) -> None:
 
 
 def _follow(folders: Folders, opened: Project) -> None:
-    said = read_object(opened.folder / "model.json").get("folder")
-    if said == str(opened.folder) or any(job.is_alive() for job in job_list.jobs(opened)):
+    before = model_record.place_of(opened.folder)
+    if before == opened.folder or any(job.is_alive() for job in job_list.jobs(opened)):
         return
-    if project.is_place(said):
-        if Path(said).exists():  # this is a copy, or the same folder by another path: what is named is still there
+    if before:
+        if before.exists():  # this is a copy, or the same folder by another path: what is named is still there
             return
-        _rewrite(opened, _found_paths(*_roots(folders, Path(said), opened.folder)))
-    project.note_place(opened.folder, opened.folder)
+        _rewrite(opened, _found_paths(*_roots(folders, before, opened.folder)))
+    model_record.note_place(opened.folder, opened.folder)
 
 
 def _roots(folders: Folders, before: Path, after: Path) -> tuple[Path, Path]:
@@ -63,10 +63,10 @@ def _roots(folders: Folders, before: Path, after: Path) -> tuple[Path, Path]:
 
 def _other_paths(before: Path, after: Path) -> Change:
     """Names a folder anew in every path."""
-    told = list(zip(_written(before), _written(after), strict=True))
+    replacements = list(zip(_written(before), _written(after), strict=True))
 
     def change(line: bytes) -> bytes:
-        for old, new in told:
+        for old, new in replacements:
             line = line.replace(old, new)
         return line
 
@@ -99,8 +99,14 @@ def _rewrite(opened: Project, change: Change) -> None:
     """Writes the files of a model anew where a change changes them, a line at a time, as events may be very many."""
     for pattern in _TOLD_IN:
         for file in opened.folder.glob(pattern):
-            with open(file, "rb") as lines:
-                if all(change(line) == line for line in lines):
-                    continue
-            with atomic.staged(file) as staged, open(file, "rb") as lines, open(staged, "wb") as out:
-                out.writelines(map(change, lines))
+            are_settings = file.parent == opened.folder
+            with settings_lock.changing(opened) if are_settings else contextlib.nullcontext():
+                _rewrite_file(file, change)
+
+
+def _rewrite_file(file: Path, change: Change) -> None:
+    with open(file, "rb") as lines:
+        if all(change(line) == line for line in lines):
+            return
+    with atomic.staged(file) as staged, open(file, "rb") as lines, open(staged, "wb") as out:
+        out.writelines(map(change, lines))

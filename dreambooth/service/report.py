@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from dreambooth import __version__
-from dreambooth.core import schema
+from dreambooth.core import model_record, schema
 from dreambooth.core.errors import UserError
 from dreambooth.core.files import atomic
 from dreambooth.core.files.json_file import read_object
@@ -121,7 +121,7 @@ def _engine() -> dict[str, Any]:
 def _model(job: Job) -> dict[str, Any]:
     """What the model is; its checkpoint by the name of its file alone."""
     try:
-        record = read_object(job.folder.parents[1] / "model.json")
+        record = read_object(job.folder.parents[1] / model_record.FILE)
     except UserError:
         return {}
     about = record.get("about")
@@ -165,5 +165,5 @@ def _events(job: Job, clean: Cleaner) -> str:
                 last.append(line)
     except FileNotFoundError:
         pass
-    told = [event for line in (*before, *last) if (event := event_of(line))]
-    return "".join(json.dumps(clean.value(event), ensure_ascii=False) + "\n" for event in told)
+    events = [event for line in (*before, *last) if (event := event_of(line))]
+    return "".join(json.dumps(clean.value(event), ensure_ascii=False) + "\n" for event in events)

@@ -27,7 +27,7 @@ def summary(job: Job) -> dict[str, Any]:
         "run": job.name,
         "number": int(job.folder.name),
         "status": status,
-        **_said(errors(job, status)),
+        **_as_json(errors(job, status)),
         "warnings": [one.as_json() for one in story.warnings],
         "step": last.get("step", 0) if status == "running" else story.reached,
         "steps": last.get("steps", 0),
@@ -38,7 +38,7 @@ def summary(job: Job) -> dict[str, Any]:
         "best": asdict(story.best) if story.best else None,
         "measured": asdict(story.measures[-1]) if story.measures else None,
         "previews": str(job.folder / "previews.png") if (job.folder / "previews.png").exists() else None,
-        "created": job.said().get("created"),
+        "created": job.read_or_empty().get("created"),
         "resumable": status == "new" or resume_run.rests(job, status),
         "offset": story.offset,
         "folder": str(job.folder),
@@ -53,7 +53,7 @@ def of_all(folders: Folders) -> Answer:
             found += [summary(job) for job in job_list.runs(project.open_project(folders, name))]
         except UserError as error:
             problems += error.errors
-    return {"runs": found, **_said(problems)}
+    return {"runs": found, **_as_json(problems)}
 
 
 def errors(job: Job, status: str) -> list[Problem]:
@@ -70,7 +70,7 @@ def errors(job: Job, status: str) -> list[Problem]:
     return []
 
 
-def _said(found: list[Problem]) -> Answer:
+def _as_json(found: list[Problem]) -> Answer:
     """Problems as answers hold them; none of them is no error."""
     return UserError(found).as_json()
 
@@ -82,9 +82,9 @@ def outcome(job: Job) -> dict[str, Any]:
     return {
         "errand": job.name,
         "number": int(job.folder.name),
-        "kind": job.said().get("kind", ""),
+        "kind": job.read_or_empty().get("kind", ""),
         "status": status,
-        **_said(errors(job, status)),
+        **_as_json(errors(job, status)),
         "warnings": [one.as_json() for one in story.warnings],
         "stage": story.stage,
         "result": {key: value for key, value in (ending or {}).items() if key not in ("event", "time")},

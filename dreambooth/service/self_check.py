@@ -29,19 +29,19 @@ def run(python: Path, variables: dict[str, str]) -> dict[str, Any]:
 
     Raises DoesNotWork if it fails or has not ended after `SECONDS`.
     """
-    out, told, code = _said([str(python), "-m", "dreambooth.engine", "selfcheck"], variables)
+    out, errors, code = _output_of([str(python), "-m", "dreambooth.engine", "selfcheck"], variables)
     try:
         return dict(json.loads(out.splitlines()[-1]))
     except (IndexError, ValueError):
-        lines = told.strip().splitlines() or [f"exit code {code}"]
+        lines = errors.strip().splitlines() or [f"exit code {code}"]
         # A card's error goes on for some lines about how to look for it.
         reason = next((line for line in reversed(lines) if re.match(r"[\w.]+Error: ", line)), lines[-1])
-        said = f"The engine's environment ({ENGINE}) does not work: {reason}."
+        message = f"The engine's environment ({ENGINE}) does not work: {reason}."
         kind = CardFails if _OF_THE_CARD.search(reason) else DoesNotWork
-        raise kind(f"{said} Run setup again (on the page: Set Up).") from None
+        raise kind(f"{message} Run setup again (on the page: Set Up).") from None
 
 
-def _said(command: list[str], variables: dict[str, str]) -> tuple[str, str, int]:
+def _output_of(command: list[str], variables: dict[str, str]) -> tuple[str, str, int]:
     """What the self-check wrote, what it complained of, and its exit code."""
     try:
         process = subprocess.Popen(

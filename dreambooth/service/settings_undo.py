@@ -11,12 +11,12 @@ from dreambooth.core.errors import UserError
 from dreambooth.core.files import atomic
 from dreambooth.core.files.json_file import read_object
 from dreambooth.core.project import Project
-from dreambooth.service import models
+from dreambooth.service import models, settings_lock
 
 
 def change(opened: Project, flat: Mapping[str, Any]) -> dict[str, Any]:
     """Makes these the model's own settings, and keeps those that it had. Raises UserError, and changes nothing then."""
-    with models.CHANGING:
+    with settings_lock.changing(opened):
         before = opened.settings()
         after = models.write_settings(opened, flat)
         # Private as the settings themselves are: a webhook's address lets everybody write to its channel.
@@ -27,7 +27,7 @@ def change(opened: Project, flat: Mapping[str, Any]) -> dict[str, Any]:
 def undo(opened: Project) -> None:
     """Puts back what the last change has kept. Raises UserError where there is nothing, or where the settings were
     changed since, which would be lost."""
-    with models.CHANGING:
+    with settings_lock.changing(opened):
         if not _kept(opened).exists():
             raise UserError("There is nothing to undo.")
         kept = read_object(_kept(opened))

@@ -24,10 +24,10 @@ def own_words(chosen: Settings, words: Sequence[str]) -> list[str]:
     not in its class prompt. None where nothing tells them from the others."""
     tokens = {word for concept in chosen.concepts for word in _words(concept.instance_token)}
     if not tokens:
-        told = [concept for concept in chosen.concepts if concept.class_prompt.strip()]
+        with_class = [concept for concept in chosen.concepts if concept.class_prompt.strip()]
         tokens = {
             word
-            for concept in told
+            for concept in with_class
             for word in _words(concept.instance_prompt)
             if word not in {*_words(concept.class_prompt), *_words(concept.class_token), *_PLAIN}
         }

@@ -52,39 +52,43 @@ def fields(
     sampler = wanted.get("sampler") or painter.samplers[0]
     if sampler not in painter.samplers:
         raise UserError(f"sampler: {sampler!r} is none of {painter.name}'s: {', '.join(painter.samplers)}.")
-    chosen, made = short_jobs.drawing(opened, wanted, label=label)
-    made.pop("scheduler")
-    file = Path(made["weights"])
-    if made["weights"] and opened.embedding(file).exists():
+    chosen, drawing = short_jobs.drawing(opened, wanted, label=label)
+    drawing.pop("scheduler")
+    file = Path(drawing["weights"])
+    if drawing["weights"] and opened.embedding(file).exists():
         raise UserError(f"{file}: this result of Imagic is drawn with a fitted text, which only diffusers can do.")
     tag, source, folders = "", opened.source, painter.folders()
-    header = checkpoint.read_header(file) if made["weights"] else None
+    header = checkpoint.read_header(file) if drawing["weights"] else None
     kind = checkpoint.describe(header).kind if header is not None else ""
     if header is not None and kind in ("lora", "embedding"):
         place = folders.loras if kind == "lora" else folders.embeddings
         if not file.is_relative_to(place):
             what = "LoRAs" if kind == "lora" else "embeddings"
             raise UserError(f"{file}: the WebUI looks for {what} in {place}; put it there, or draw with diffusers.")
-        tag = f" <lora:{file.stem}:{made['lora_weight']:g}>" if kind == "lora" else ""
+        tag = f" <lora:{file.stem}:{drawing['lora_weight']:g}>" if kind == "lora" else ""
         beside = folders.embeddings if kind == "lora" else file.parent
-        made["prompt"] = learned_words.in_webui(made["prompt"], learned_words.names(file, header.metadata), beside)
-    elif made["weights"]:
+        drawing["prompt"] = learned_words.in_webui(
+            drawing["prompt"], learned_words.names(file, header.metadata), beside
+        )
+    elif drawing["weights"]:
         source = file
     side = opened.resolution
     return chosen, {
-        **made,
+        **drawing,
         "sampler": sampler,
         "tag": tag,
         "checkpoint": str(source),
-        "width": made["width"] or side,
-        "height": made["height"] or side,
+        "width": drawing["width"] or side,
+        "height": drawing["height"] or side,
     }
 
 
-def begin(folders: Folders, opened: Project, chosen: Settings, made: dict[str, Any], painter: Painter) -> Job:
+def begin(folders: Folders, opened: Project, chosen: Settings, drawing: dict[str, Any], painter: Painter) -> Job:
     """A new job that the WebUI draws from now on, in a thread of its own."""
     job = job_list.create(
-        opened.errands, {"kind": BY_WEBUI, "model": opened.name, **job_folder.where(folders), **made}, to_json(chosen)
+        opened.errands,
+        {"kind": BY_WEBUI, "model": opened.name, **job_folder.where(folders), **drawing},
+        to_json(chosen),
     )
     started = threading.Event()
     threading.Thread(target=_work, args=(job, painter, started), name="dreambooth-txt2img", daemon=True).start()
@@ -105,8 +109,8 @@ def _work(job: Job, painter: Painter, started: threading.Event) -> None:
             job.report("failed", **error.as_json(), refused=True)
         except Exception as error:  # noqa: BLE001  (the thread ends here; it becomes an event)
             traceback.print_exc()
-            said = f"Drawing with the WebUI broke off: {str(error)[:200] or type(error).__name__}."
-            problem = Problem(said, do="Look at the WebUI's console, which says more.")
+            message = f"Drawing with the WebUI broke off: {str(error)[:200] or type(error).__name__}."
+            problem = Problem(message, do="Look at the WebUI's console, which says more.")
             job.report("failed", **UserError(problem).as_json(), refused=True)
         else:
             job.report("stopped" if "stop" in job.requests() else "done", pictures=drawn)

@@ -97,8 +97,12 @@ def _as_known(folders: Folders, prompt: str, file: Path, learned: Sequence[str] 
     if not is_embedding:
         return learned_words.in_webui(prompt, called, folders.embeddings)
     called = called or ({learned[0]: file.stem} if len(learned) == 1 else {})
-    said = learned_words.in_webui(prompt, called, file.parent)
-    return said if learned_words.is_in(said, file.stem) else f"{said}, {file.stem}".removeprefix(", ")
+    known_prompt = learned_words.in_webui(prompt, called, file.parent)
+    return (
+        known_prompt
+        if learned_words.is_in(known_prompt, file.stem)
+        else f"{known_prompt}, {file.stem}".removeprefix(", ")
+    )
 
 
 @lru_cache(maxsize=500)
@@ -133,6 +137,6 @@ def taught(settings: Settings) -> str:
             words = captions.instance_words(concept, folder / (found[0] if found else "none"))
         except UserError:
             continue
-        if said := captions.variants(words, captions.steady(settings.captions), settings.general.seed):
-            return said[0] if settings.captions.weighted else emphasis.for_webui(said[0])
+        if variants := captions.variants(words, captions.steady(settings.captions), settings.general.seed):
+            return variants[0] if settings.captions.weighted else emphasis.for_webui(variants[0])
     return ""

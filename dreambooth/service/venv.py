@@ -54,9 +54,9 @@ def here(folder: Path) -> list[str]:
     """What a `pip install` is told where a configuration names another place than the environment of a folder, with as
     much as that names. What `user` says there, our variables outdo; an empty target is none."""
     command = [str(python_in(folder)), "-m", "pip", "--disable-pip-version-check", "config", "list"]
-    said = subprocess.run(command, capture_output=True, text=True, errors="replace", env=variables()).stdout
+    output = subprocess.run(command, capture_output=True, text=True, errors="replace", env=variables()).stdout
     own = {"target": "", "prefix": str(folder.absolute()), "root": folder.absolute().anchor}
-    named = set(re.findall(r"^(?:global|install)\.(target|prefix|root)=", said, re.MULTILINE))
+    named = set(re.findall(r"^(?:global|install)\.(target|prefix|root)=", output, re.MULTILINE))
     return [word for key in sorted(named) for word in (f"--{key}", own[key])]
 
 
@@ -64,12 +64,12 @@ def make(folder: Path, progress: Callable[[str], None]) -> None:
     """A new environment with a pip; what was there is removed. Raises UserError if it cannot be made."""
     progress(f"Making a Python environment in {folder.name}")
     shutil.rmtree(folder, ignore_errors=True)
-    said = _said_by([sys.executable, "-m", "venv", str(folder)])
-    if not said:
+    error = _error_of([sys.executable, "-m", "venv", str(folder)])
+    if not error:
         return
     shutil.rmtree(folder, ignore_errors=True)
-    if not any(words in said for words in _WITHOUT_VENV):
-        raise UserError(f"{folder}: the environment cannot be made ({said.splitlines()[-1].rstrip('.')}).")
+    if not any(words in error for words in _WITHOUT_VENV):
+        raise UserError(f"{folder}: the environment cannot be made ({error.splitlines()[-1].rstrip('.')}).")
     _make_with_virtualenv(folder, progress)
 
 
@@ -77,20 +77,20 @@ def _make_with_virtualenv(folder: Path, progress: Callable[[str], None]) -> None
     progress("This Python has no venv module; fetching virtualenv")
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as place:
         pip = ["-m", "pip", "--disable-pip-version-check", "--no-input", "install", "--target", place, VIRTUALENV]
-        said = _said_by([sys.executable, *pip])
-        if not said:
+        error = _error_of([sys.executable, *pip])
+        if not error:
             kept = str(Path(place) / "kept")
-            said = _said_by([sys.executable, "-c", _RUN_IT, place, "--app-data", kept, str(folder)])
-    if said:
+            error = _error_of([sys.executable, "-c", _RUN_IT, place, "--app-data", kept, str(folder)])
+    if error:
         shutil.rmtree(folder, ignore_errors=True)
         version = f"{sys.version_info[0]}.{sys.version_info[1]}"
         raise UserError(
-            f"This Python has no venv module, and virtualenv does not help ({said.splitlines()[-1].rstrip('.')}); "
+            f"This Python has no venv module, and virtualenv does not help ({error.splitlines()[-1].rstrip('.')}); "
             f"install it (Debian, Ubuntu: python{version}-venv), or start this with another Python."
         )
 
 
-def _said_by(command: list[str]) -> str:
+def _error_of(command: list[str]) -> str:
     """What a command that failed said; empty where it did not fail."""
     result = subprocess.run(command, capture_output=True, text=True, errors="replace", env=variables())
     return ((result.stdout + result.stderr).strip() or "no reason given") if result.returncode else ""

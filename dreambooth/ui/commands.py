@@ -38,7 +38,9 @@ Result = dict[str, Any]
 
 
 def setup(options: argparse.Namespace, terminal: Terminal) -> Result:
-    return installation.set_up(terminal.show, development=options.development)
+    report = installation.set_up(terminal.show, development=options.development)
+    page_environment.repair(terminal.show)
+    return report
 
 
 def inspect(options: argparse.Namespace, terminal: Terminal) -> Result:
@@ -56,8 +58,8 @@ def show_settings(options: argparse.Namespace, terminal: Terminal) -> Result:
 def create(options: argparse.Namespace, terminal: Terminal) -> Result:
     origin = {leaf.key: getattr(options, leaf.key) for leaf in schema.leaves(Origin)}
     found = folders(options, may_be_new=True)
-    made = project.create(found, options.name, _source(options, found, terminal), settings_over({}, options), origin)
-    return {"name": made.name, "folder": str(made.folder), "source": str(made.source), "about": made.about}
+    created = project.create(found, options.name, _source(options, found, terminal), settings_over({}, options), origin)
+    return {"name": created.name, "folder": str(created.folder), "source": str(created.source), "about": created.about}
 
 
 def _source(options: argparse.Namespace, found: Folders, terminal: Terminal) -> Path:
@@ -146,11 +148,17 @@ def open_page(options: argparse.Namespace, terminal: Terminal) -> Result:
     found = folders(options, may_be_new=True)
     python = page_environment.ensure(terminal.show)
     demo.make_sample(found)
-    if said := installation.on_own_page():
-        terminal.say(said)
+    if line := installation.on_own_page():
+        terminal.say(line)
     terminal.end()
     command = [str(python), "-m", "dreambooth.ui.page.alone", "--port", str(options.port)]
-    code = serve([*command, "--data", str(found.models)])
+    command += ["--data", str(found.models)]
+    code = serve(command)
+    if code not in (0, page_environment.PORT_IS_TAKEN, -signal.SIGTERM):  # a package of the page's may be damaged
+        terminal.say("The page ended with an error; its environment (.page) is repaired, and the page started again.")
+        page_environment.repair(terminal.show)
+        terminal.end()
+        code = serve(command)
     if code and code != -signal.SIGTERM:
         raise UserError(
             f"The page ended with code {code}; if the port {options.port} is taken, name another with --port."
@@ -243,8 +251,8 @@ def work(job: Job, python: Path, terminal: Terminal) -> Result:
         summary = service_runs.summary(job) if job.is_run else {}
     finally:
         launcher.tidy(job)
-    told = {key: value for key, value in ending.items() if key not in ("event", "time")}
-    return {**summary, **told, **({"unfinished": True} if _is_unfinished(ending, summary) else {})}
+    answer = {key: value for key, value in ending.items() if key not in ("event", "time")}
+    return {**summary, **answer, **({"unfinished": True} if _is_unfinished(ending, summary) else {})}
 
 
 def _is_unfinished(ending: Result, summary: Result) -> bool:

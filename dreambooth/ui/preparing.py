@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+from functools import partial
 from pathlib import Path
 
 from dreambooth.core import focal_point, project, schema, settings
@@ -10,8 +12,19 @@ from dreambooth.core.errors import UserError
 from dreambooth.core.files import paths
 from dreambooth.core.focal_point import FocalPoint
 from dreambooth.core.settings import Settings
-from dreambooth.service import continue_from, environment, models, notice, pictures, runs, settings_undo, short_jobs
+from dreambooth.service import (
+    continue_from,
+    environment,
+    models,
+    notice,
+    pictures,
+    runs,
+    settings_lock,
+    settings_undo,
+    short_jobs,
+)
 from dreambooth.service import performance as fitting
+from dreambooth.service.import_settings import take_over
 from dreambooth.ui import commands
 from dreambooth.ui.commands import Result
 from dreambooth.ui.terminal import Terminal
@@ -41,8 +54,9 @@ def delete(options: argparse.Namespace, terminal: Terminal) -> Result:
 def change(options: argparse.Namespace, terminal: Terminal) -> Result:
     """Writes what is given into the model's own settings. The answer has what changed by that."""
     opened = project.open_project(commands.folders(options), options.name)
-    before = opened.settings()
-    after = models.write_settings(opened, commands.settings_over(before, options))
+    with settings_lock.changing(opened):
+        before = opened.settings()
+        after = models.write_settings(opened, commands.settings_over(before, options))
     changed = {key: value for key, value in after.items() if before.get(key) != value}
     return {"name": opened.name, "changed": schema.without_secrets(Settings, changed)}
 
@@ -51,8 +65,8 @@ def import_settings(options: argparse.Namespace, terminal: Terminal) -> Result:
     """Another trainer's settings over the model's own; its concepts take the place of the model's."""
     opened = project.open_project(commands.folders(options), options.name)
     file = paths.named(options.file, "FILE")
-    kind, flat, report = models.imported(opened, file, lambda: environment.ensure(terminal.show))
-    settings_undo.change(opened, commands.settings_over(flat, options))
+    python, over = partial(environment.ensure, terminal.show), partial(commands.settings_over, options=options)
+    kind, _, report = take_over(opened, file, python, over)
     return {"name": opened.name, "kind": kind, "report": report}
 
 
@@ -131,5 +145,6 @@ def performance(options: argparse.Namespace, terminal: Terminal) -> Result:
             raise UserError("--apply: it is for a model's own settings; name the model.")
         return {"plans": fitting.of_every_family(settings.parse(commands.settings_over({}, options)), card)}
     opened = project.open_project(commands.folders(options), options.name)
-    flat = commands.settings_over(opened.settings(), options)
-    return fitting.asked(opened, flat, card, label="--card", to_apply=options.apply)
+    with settings_lock.changing(opened) if options.apply else contextlib.nullcontext():
+        flat = commands.settings_over(opened.settings(), options)
+        return fitting.asked(opened, flat, card, label="--card", to_apply=options.apply)

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from dreambooth.core import settings
 from dreambooth.core.errors import UserError
-from dreambooth.core.memory import footprint, footprint_table
+from dreambooth.core.memory import footprint_table, step_memory
 from dreambooth.core.models import anatomy, checkpoint, unet_blocks
 from dreambooth.core.project import Project
 from dreambooth.engine import families, plan, worker
@@ -198,7 +198,7 @@ def test_what_a_step_holds_is_foreseen(family: str, end: str, chosen: str, monke
     step = Step(family, "lora", "transformer", "mixed", checkpointed)
     held = max(counting.count(step, Point(1, counting.SIDES[family], 16)).moments)
     area = (8 * counting.SIDES[family]) ** 2
-    told = footprint._step_peak(parse(flat), footprint_table.full_size(family), family, area, 0)
+    told = step_memory.peak_bytes(parse(flat), footprint_table.full_size(family), family, area, 0)
     assert 0.98 * held < told < 1.2 * held
 
 

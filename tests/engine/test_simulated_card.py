@@ -141,6 +141,20 @@ def _no_room(*_: Any) -> Any:
         ("NVIDIA GeForce RTX 2080 Ti", (7, 5), "fp16"),
         ("NVIDIA GeForce GTX 1660 SUPER", (7, 5), "no"),
         ("NVIDIA GeForce GTX 1650 Ti with Max-Q Design", (7, 5), "no"),
+        ("NVIDIA GeForce MX450", (7, 5), "no"),
+        ("NVIDIA GeForce MX550", (7, 5), "no"),
+        ("NVIDIA T400 4GB", (7, 5), "no"),
+        ("NVIDIA T500", (7, 5), "no"),
+        ("NVIDIA T550 Laptop GPU", (7, 5), "no"),
+        ("NVIDIA T600 Laptop GPU", (7, 5), "no"),
+        ("NVIDIA T1000 8GB", (7, 5), "no"),
+        ("NVIDIA T1200 Laptop GPU", (7, 5), "no"),
+        ("Quadro T1000 with Max-Q Design", (7, 5), "no"),
+        ("Quadro T2000", (7, 5), "no"),
+        ("Tesla T4", (7, 5), "fp16"),
+        ("NVIDIA T4G", (7, 5), "fp16"),
+        ("Tesla T40 24GB", (7, 5), "fp16"),
+        ("Quadro RTX 4000", (7, 5), "fp16"),
         ("NVIDIA GeForce RTX 3060", (8, 6), "bf16"),
         ("NVIDIA H100 80GB HBM3", (9, 0), "bf16"),
     ],
@@ -149,7 +163,7 @@ def test_by_itself_it_computes_in_what_the_card_is_quick_at(
     name: str, generation: tuple[int, int], chosen: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """PyTorch says that a card of 2018 can do bf16, which it emulates; asked for, it is done. Convolutions in fp16 give
-    NaN on a GTX 16xx."""
+    NaN on Turing chips without tensor cores."""
     with simulated_card():
         _of_generation(generation, monkeypatch, name)
         for wanted, found in {"auto": chosen, "bf16": "bf16", "fp16": "fp16"}.items():

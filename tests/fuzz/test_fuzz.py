@@ -441,9 +441,8 @@ DATASET = {
 def settings_of_other_trainers(base: Path, data: bytes) -> None:
     path = base / "db_config.json"
     path.write_bytes(data)
-    opened = project.open_project(Folders(base / "models"), "star")
     with told():
-        models.imported(opened, path, lambda: Path(sys.executable))
+        import_settings.read(path, lambda: Path(sys.executable))
 
 
 @target(nearly(DATASET))

@@ -5,20 +5,28 @@ from __future__ import annotations
 import http.server
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
 
+from dreambooth.core import job_list
 from dreambooth.core.errors import UserError
 from dreambooth.core.install_paths import MINIATURE
+from dreambooth.core.job_folder import Job
 from dreambooth.core.models.hub import HubModel, needed_files, parse
 from dreambooth.core.project import Folders
 from dreambooth.engine.checkpoints.source import open_source
-from dreambooth.service import models
+from dreambooth.host.standalone import Standalone
+from dreambooth.service import api, launcher, models
 from tests.conftest import ROOT
 from tests.engine import tiny
 
@@ -237,6 +245,54 @@ def test_a_choice_between_files_is_left_to_the_person() -> None:
         needed_files(HubModel("a/b"), ["README.md"])
     with pytest.raises(UserError, match=r"no file z\.ckpt"):
         needed_files(HubModel("a/b", "z.ckpt"), ["x.ckpt"])
+
+
+_BEGIN = """
+import sys
+from pathlib import Path
+from dreambooth.core.models.hub import HubModel
+from dreambooth.core.project import Folders
+from dreambooth.service import downloads
+print(int(downloads.begin(Folders(Path(sys.argv[1])), HubModel("someone/slow")).folder.name))
+"""
+
+
+def test_the_same_model_is_downloaded_once_at_a_time_whoever_asks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = FastAPI()
+    app.include_router(api.router(Standalone(str(tmp_path / "models"))))
+    client = TestClient(app, base_url="http://here")
+
+    def ask(revision: str) -> int:
+        wanted = {"name": "star", "source": "someone/slow", "revision": revision}
+        answer = client.post("/dreambooth/downloads", json=wanted)
+        assert answer.status_code == 200, answer.text
+        return int(answer.json()["number"])
+
+    folders = Folders(tmp_path / "models")
+    with socket.create_server(("127.0.0.1", 0)) as silent, ThreadPoolExecutor(4) as at_once:  # it answers nobody
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        monkeypatch.setenv("DREAMBOOTH_ENGINE_PYTHON", sys.executable)
+        command = [sys.executable, "-c", _BEGIN, str(folders.models)]
+        programs = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) for _ in range(3)]
+        try:
+            assert {program.communicate(timeout=60)[0].strip() for program in programs} == {"1"}
+            assert set(at_once.map(ask, [""] * 4)) == {1}
+            assert ask("v2") == 2, "another revision has a folder of its own"
+        finally:
+            for job in job_list.downloads(folders):
+                _end(job)
+    assert ask("") == 3, "one whose engine is gone is begun anew"
+    _end(job_list.downloads(folders)[-1])
+
+
+def _end(job: Job) -> None:
+    until = time.monotonic() + 60
+    while job.status() not in ("lost", "failed"):
+        assert time.monotonic() < until, job.events()
+        launcher.kill(job)
+        time.sleep(0.1)
 
 
 def test_an_address_elsewhere_is_said_to_be_none_of_the_hub(tmp_path: Path) -> None:

@@ -84,7 +84,7 @@ def test_of_a_cards_error_the_line_is_told_that_names_it(monkeypatch: pytest.Mon
         "For debugging consider passing CUDA_LAUNCH_BLOCKING=1\n"
         "Compile with `TORCH_USE_CUDA_DSA` to enable device-side assertions.\n\n"
     )
-    monkeypatch.setattr(self_check, "_said", lambda command, variables: ("", said, 1))
+    monkeypatch.setattr(self_check, "_output_of", lambda command, variables: ("", said, 1))
     with pytest.raises(
         self_check.CardFails, match=r"does not work: torch\.AcceleratorError: CUDA error: no kernel image .*device\."
     ):

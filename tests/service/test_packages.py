@@ -74,7 +74,7 @@ def test_other_failures(said: list[str], told: str) -> None:
     ],
 )
 def test_progress(line: str, shown: str) -> None:
-    assert packages.shown_of(line, "PyTorch") == shown
+    assert packages.progress_text(line, "PyTorch") == shown
 
 
 def test_the_engine_runs_what_the_lock_says() -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from dreambooth.core import device, job_list, project, settings
+from dreambooth.core import device, job_list, model_record, project, settings
 from dreambooth.core.errors import UserError
 from dreambooth.core.install_paths import MINIATURE, SUBJECT_PICTURES
 from dreambooth.core.job_folder import Job
@@ -67,7 +67,7 @@ def test_a_renamed_model_with_a_damaged_job_is_renamed_whole(old: Folders, pause
 def test_a_model_that_cannot_be_renamed_whole_is_called_as_before(
     old: Folders, paused: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    note = project.note_place
+    note = model_record.note_place
 
     def full(folder: Path, place: Path) -> None:
         if place.name == "moon":
@@ -75,7 +75,7 @@ def test_a_model_that_cannot_be_renamed_whole_is_called_as_before(
         note(folder, place)
 
     before = {path: path.read_bytes() for path in old.projects.rglob("*.json*")}
-    monkeypatch.setattr(project, "note_place", full)
+    monkeypatch.setattr(model_record, "note_place", full)
     with pytest.raises(UserError, match=r"star: it cannot be renamed \(No space left on device\)"):
         models.rename(old, "star", "moon")
     assert project.names(old) == ["star"] and paused.read()["model"] == "star"

@@ -82,16 +82,16 @@ def plan(
     def fits(candidate: Settings) -> bool:
         return needed(candidate).total <= usable and not conflicts.found(candidate)
 
-    chosen, made = start, list[tuple[Saving, Changes]]()
+    chosen, applied = start, list[tuple[Saving, Changes]]()
     while not fits(chosen) and (step := _next(chosen, SAVINGS, needed)):
-        made.append(step)
+        applied.append(step)
         chosen = with_changes(chosen, step[1])
     if fits(chosen):
-        chosen, made = _without_the_needless(start, made, fits)
+        chosen, applied = _without_the_needless(start, applied, fits)
     changes = difference(settings, chosen)
     after, before = needed(chosen), needed(settings)
     fit = after.total <= usable
-    reasons = _reasons(made, changes, chosen, after, card_bytes, fits=fit)
+    reasons = _reasons(applied, changes, chosen, after, card_bytes, fits=fit)
     if streamed := footprint.computer_bytes(chosen, model):
         reasons.append(f"What is streamed takes about {memory(streamed)} of the computer's own memory.")
     return Plan(changes, after, before, usable, fit, reasons)
@@ -174,16 +174,16 @@ def _next(
 
 
 def _without_the_needless(
-    start: Settings, made: list[tuple[Saving, Changes]], fits: Callable[[Settings], bool]
+    start: Settings, applied: list[tuple[Saving, Changes]], fits: Callable[[Settings], bool]
 ) -> tuple[Settings, list[tuple[Saving, Changes]]]:
     """The settings and savings without those that later ones have made needless; the costliest are left out first."""
-    for index in reversed(range(len(made))):
-        if made[index][0].speeds_streaming and trains_streamed(_with_all(start, made)):
+    for index in reversed(range(len(applied))):
+        if applied[index][0].speeds_streaming and trains_streamed(_with_all(start, applied)):
             continue
-        fewer = made[:index] + made[index + 1 :]
+        fewer = applied[:index] + applied[index + 1 :]
         if fits(_with_all(start, fewer)):
-            made = fewer
-    return _with_all(start, made), made
+            applied = fewer
+    return _with_all(start, applied), applied
 
 
 def _quickest(settings: Settings, *, in_tiles: bool) -> Settings:
@@ -192,14 +192,14 @@ def _quickest(settings: Settings, *, in_tiles: bool) -> Settings:
     return with_changes(settings, {**QUICKEST, **in_backward, **({"memory.vae_decoding": "tiled"} if in_tiles else {})})
 
 
-def _with_all(chosen: Settings, made: list[tuple[Saving, Changes]]) -> Settings:
-    for _, changes in made:
+def _with_all(chosen: Settings, applied: list[tuple[Saving, Changes]]) -> Settings:
+    for _, changes in applied:
         chosen = with_changes(chosen, changes)
     return chosen
 
 
 def _reasons(
-    made: list[tuple[Saving, Changes]],
+    applied: list[tuple[Saving, Changes]],
     changes: Changes,
     chosen: Settings,
     after: Memory,
@@ -208,8 +208,8 @@ def _reasons(
     fits: bool,
 ) -> list[str]:
     card = f"a card of {card_bytes / 2**30:g} GB"
-    reasons, final = [], dict(change for _, changed in made for change in changed.items())
-    for saving, changed in made:
+    reasons, final = [], dict(change for _, changed in applied for change in changed.items())
+    for saving, changed in applied:
         if any(final[key] != value for key, value in changed.items()):
             continue  # a later one went further
         name = saving.named(changed)

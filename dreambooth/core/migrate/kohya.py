@@ -128,12 +128,12 @@ def folders(
     return into
 
 
-def _table(said: Any) -> Mapping[str, Any]:
-    return said if isinstance(said, Mapping) else {}
+def _table(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
 
 
-def _list(said: Any) -> list[Any]:
-    return said if isinstance(said, list) else []
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
 
 
 def _part(where: str, own: Mapping[str, Any]) -> Part:

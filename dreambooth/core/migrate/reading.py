@@ -25,7 +25,7 @@ class Reading:
     into: Migration
     names: Mapping[str, str] = field(default_factory=dict)
 
-    def said(self, key: str) -> bool:
+    def is_given(self, key: str) -> bool:
         """Whether it says anything: not empty, off or 0."""
         return not nothing(self.theirs.get(key))
 
@@ -48,8 +48,8 @@ class Reading:
             self.take(key, ours, name)
 
     def leave(self, key: str, why: str | None = None) -> None:
-        told = self.table[key].told if key in self.table else UNKNOWN
-        self.into.leave(self.names.get(key, key), self.theirs.get(key), told if why is None else why)
+        reason = self.table[key].told if key in self.table else UNKNOWN
+        self.into.leave(self.names.get(key, key), self.theirs.get(key), reason if why is None else why)
 
     def same(self, table: Mapping[str, str]) -> None:
         """Those that mean the same under another name, unless they are empty."""
@@ -60,10 +60,10 @@ class Reading:
     def rest(self, own: Set[str], secret: Set[str], off: Set[str]) -> None:
         """What nothing was said of yet: `own` are notes of the program's, `secret` ones are shown to nobody, and `off`
         has a meaning only with something that is off. And what was taken, but does not go together here."""
-        told = self.into.told()
+        reported = self.into.told()
         quiet: list[str] = []
-        for key in sorted(key for key in self.theirs.keys() - own if self.names.get(key, key) not in told):
-            if key in off or not self.said(key):
+        for key in sorted(key for key in self.theirs.keys() - own if self.names.get(key, key) not in reported):
+            if key in off or not self.is_given(key):
                 quiet.append(self.names.get(key, key))
             elif key in secret:
                 self.into.leave(self.names.get(key, key), None, self.table[key].told)

@@ -130,8 +130,8 @@ def describe(header: Header, origin: Origin | None = None) -> About:
     other = next((what for pattern, what in _OTHERS if any(re.search(pattern, name) for name in tensors)), "")
     if any(_LORA.search(name) for name in tensors):
         about.kind = "lora"
-        said = _LORA_BASES.get(header.metadata.get("ss_base_model_version", ""), "unknown")
-        about.family = said if (known := lora_family(tensors)) == "unknown" else known
+        base_model = _LORA_BASES.get(header.metadata.get("ss_base_model_version", ""), "unknown")
+        about.family = base_model if (known := lora_family(tensors)) == "unknown" else known
         about.reason = "this is a LoRA, not a whole model; name the checkpoint that it belongs to"
     elif vectors := embedding_file.parts(tensors):
         about.kind, about.family = "embedding", embedding_file.family(vectors)
@@ -237,9 +237,9 @@ def _prediction(header: Header, family: str, origin: Origin) -> tuple[str, str]:
         return origin.prediction_type, "chosen"
     if V_PREDICTION in header.tensors:  # what WebUIs go by, while mergers write metadata of another of their sources
         return "v_prediction", "markers"
-    said = header.metadata.get("modelspec.prediction_type", "").lower()
-    if said:
-        return ("v_prediction" if said.startswith("v") else "epsilon"), "metadata"
+    prediction = header.metadata.get("modelspec.prediction_type", "").lower()
+    if prediction:
+        return ("v_prediction" if prediction.startswith("v") else "epsilon"), "metadata"
     scheduler = header.configs.get("scheduler", {}).get("prediction_type")
     if scheduler:
         return str(scheduler), "scheduler"

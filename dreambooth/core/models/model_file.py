@@ -126,10 +126,10 @@ def _number(digits: str) -> int:
     return int(digits)
 
 
-def _numbers(said: Any) -> tuple[int, ...]:
-    if not isinstance(said, list) or len(said) > MAX_SIDES or any(type(one) is not int for one in said):
+def _numbers(value: Any) -> tuple[int, ...]:
+    if not isinstance(value, list) or len(value) > MAX_SIDES or any(type(one) is not int for one in value):
         raise ValueError
-    return tuple(said)
+    return tuple(value)
 
 
 def _parse(path: Path, text: bytes, data_start: int) -> Header:

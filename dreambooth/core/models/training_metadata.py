@@ -38,9 +38,9 @@ def trainer(metadata: Mapping[str, str]) -> str:
 
 def trained_words(metadata: Mapping[str, str]) -> list[str]:
     """The words that call what a file was taught, or the captions that it saw most; none where it does not say."""
-    said = learned_words.of(metadata) or _of_concepts(_object(metadata.get("dreambooth.settings")))
-    said = said or metadata.get("modelspec.trigger_phrase", "").split(",")
-    return _few(said) or _few(_most_seen(_object(metadata.get("ss_tag_frequency"))))
+    words = learned_words.of(metadata) or _of_concepts(_object(metadata.get("dreambooth.settings")))
+    words = words or metadata.get("modelspec.trigger_phrase", "").split(",")
+    return _few(words) or _few(_most_seen(_object(metadata.get("ss_tag_frequency"))))
 
 
 def _of_concepts(flat: Mapping[str, Any]) -> list[str]:
@@ -62,13 +62,13 @@ def _most_seen(folders: Mapping[str, Any]) -> list[str]:
     return [word for word, _ in counts.most_common(_MOST_WORDS)]
 
 
-def _few(said: Iterable[str]) -> list[str]:
-    return list(dict.fromkeys(" ".join(word.split())[:60] for word in said if word.strip()))[:_MOST_WORDS]
+def _few(words: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(" ".join(word.split())[:60] for word in words if word.strip()))[:_MOST_WORDS]
 
 
 def _object(text: str | None) -> dict[str, Any]:
     try:
-        said = json.loads(text or "{}")
+        value = json.loads(text or "{}")
     except (ValueError, TypeError, RecursionError):
         return {}
-    return said if isinstance(said, dict) else {}
+    return value if isinstance(value, dict) else {}

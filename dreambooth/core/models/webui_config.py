@@ -27,7 +27,7 @@ def prediction(text: str, family: str) -> str:
     one, of SDXL, names the class that scales the denoiser's output.
     """
     text = _COMMENT.sub("", text)
-    said = _PARAMETERIZATION.search(text) or _SCALING.search(text)
-    if said:
-        return _PREDICTIONS.get(said[1], said[1])
+    match = _PARAMETERIZATION.search(text) or _SCALING.search(text)
+    if match:
+        return _PREDICTIONS.get(match[1], match[1])
     return "epsilon" if family in ("sd1", "sd2") else ""

@@ -87,6 +87,11 @@ class Concept:
         advanced=True,
     )
 
+    @property
+    def draws_class_images(self) -> bool:
+        """Whether the base model is to draw class images that are missing."""
+        return self.class_mode == "fill" and self.num_class_images_per > 0
+
 
 @dataclass
 class Captions:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,18 @@ from typing import Any
 from dreambooth.core import schema
 from dreambooth.core.project import Project
 from dreambooth.core.settings import Settings
-from dreambooth.service import continue_from, deleting, environment, models, notice, performance, runs, settings_undo
+from dreambooth.service import (
+    continue_from,
+    deleting,
+    environment,
+    import_settings,
+    models,
+    notice,
+    performance,
+    runs,
+    settings_lock,
+    settings_undo,
+)
 from dreambooth.service.routes.base import Answer, Route, Routes, a_switch, an_object, only, text
 
 
@@ -79,7 +91,7 @@ class Models(Routes):
         """Changes those of the model's settings that `settings` has."""
         opened = self.open(name)
         only(body, "settings", needed="settings")
-        with models.CHANGING:
+        with settings_lock.changing(opened):
             changed = models.changed(opened.settings(), an_object(body, "settings"))
             return {"settings": _written(opened, changed)}
 
@@ -87,16 +99,15 @@ class Models(Routes):
         """A preset over the model's settings, and those of the body above both."""
         opened = self.open(name)
         over = models.changed({}, an_object(only(body, "preset", "settings"), "settings"))
-        with models.CHANGING:
+        with settings_lock.changing(opened):
             flat = models.with_preset(text(body, "preset"), opened.settings(), over)
             return {"settings": _written(opened, flat)}
 
     def take_over(self, name: str, body: dict[str, Any]) -> Answer:
         """Takes over another trainer's settings from the file or folder `path`; tells the fate of each."""
         opened = self.open(name)
-        with models.CHANGING:
-            kind, flat, report = models.imported(opened, Path(text(only(body, "path"), "path")), environment.python)
-            written = settings_undo.change(opened, flat)
+        path = Path(text(only(body, "path"), "path"))
+        kind, written, report = import_settings.take_over(opened, path, environment.python)
         return {"kind": kind, "settings": schema.without_secrets(Settings, written), "report": report}
 
     def undo(self, name: str) -> Answer:
@@ -114,8 +125,9 @@ class Models(Routes):
         model's. With `apply` they are made its own, with what the card wants changed."""
         opened, body = self.open(name), only(body or {}, "card", "settings", "apply")
         card = performance.card_bytes(text(body, "card", optional=True), label="card")
-        with models.CHANGING:
-            flat, to_apply = self.asked_flat(opened, body), a_switch(body, "apply")
+        to_apply = a_switch(body, "apply")
+        with settings_lock.changing(opened) if to_apply else contextlib.nullcontext():
+            flat = self.asked_flat(opened, body)
             return performance.asked(opened, flat, card, label="card", to_apply=to_apply)
 
     def outputs(self, name: str) -> Answer:
@@ -139,7 +151,7 @@ class Models(Routes):
 
 def _written(opened: Project, flat: Mapping[str, Any]) -> Answer:
     """Writes a model's settings; what is shown of them holds no secrets, and what was shown so is no new one."""
-    with models.CHANGING:
+    with settings_lock.changing(opened):
         own = opened.settings() if schema.HIDDEN in flat.values() else {}
         written = models.write_settings(opened, schema.with_secrets(Settings, flat, own))
     return schema.without_secrets(Settings, written)

@@ -7,7 +7,7 @@ from typing import Any
 from dreambooth.core import job_list
 from dreambooth.core.errors import UserError
 from dreambooth.core.job_folder import Job
-from dreambooth.service import launcher, models, runs, short_jobs, txt2img
+from dreambooth.service import downloads, launcher, models, runs, short_jobs, txt2img
 from dreambooth.service.routes.base import Answer, Route, Routes, events, numbered, only, text
 
 
@@ -56,13 +56,13 @@ class Errands(Routes):
 
     def download(self, body: dict[str, Any]) -> Answer:
         """Fetches a model of the hub; its result's path is a source for a new model of the name. `revision` is a
-        branch, tag or commit."""
+        branch, tag or commit. The answer is the download that is under way where the same is being fetched already."""
         source = text(only(body, "name", "source", "revision"), "source")
         revision = text(body, "revision", optional=True)
         model = models.hub_model(self.folders, text(body, "name"), source, revision)
         if model is None:
             raise UserError(f"source: {source!r} is no model of the hub, which are called owner/name.")
-        return self.submit(launcher.new_download(self.folders, model), runs.outcome)
+        return runs.outcome(downloads.begin(self.folders, model))
 
     def downloaded(self, number: int) -> Answer:
         """How a download is; its result has the path."""

@@ -53,9 +53,9 @@ def _training_bench(result: Result) -> str:
         losses.append([FAMILIES[one["family"]], method, one["who"], " ".join(f"{loss:.3f}" for loss in one["losses"])])
     warned = [f"{one['family']} {one['method']}: {said}" for one in result["rows"] for said in one.get("warnings", ())]
     theirs = [f"{one['who']}: {_versions(one['versions'])}" for one in result["rows"] if one["versions"]]
-    told = [table(rows), *_ratios(result["ratios"]), table(losses)]
+    tables = [table(rows), *_ratios(result["ratios"]), table(losses)]
     said = [*(f"Failed: {one}" for one in result["failed"]), *warned, _versions(result["versions"]), *theirs]
-    return "\n\n".join([*told, *dict.fromkeys(said)])
+    return "\n\n".join([*tables, *dict.fromkeys(said)])
 
 
 def _ratios(found: list[dict[str, Any]]) -> list[str]:
@@ -121,8 +121,8 @@ def _choices_bench(result: Result) -> str:
         between = " to ".join(f"{value:.2f}" for value in one["between"])
         rows.append([one["method"], one["choice"], *spans, *ratios, between, size(one["peak_bytes"])])
     tiles = result["tiles"]
-    said = f"Decoding a picture in tiles: {tiles['clock']:.2f} times, {tiles['cpu']:.2f} of the CPU"
-    return f"{table(rows)}\n\n{said}\n\n{_versions(result['versions'])}"
+    decoding = f"Decoding a picture in tiles: {tiles['clock']:.2f} times, {tiles['cpu']:.2f} of the CPU"
+    return f"{table(rows)}\n\n{decoding}\n\n{_versions(result['versions'])}"
 
 
 def _operation_bench(result: Result) -> str:

@@ -106,11 +106,11 @@ def _goal(one: Result) -> list[str]:
     most, least = one.get("goal"), one.get("at_least")
     if most is None and least is None:
         return ["", ""]
-    said = f"at most {_value(most, one['unit'])}" if least is None else f"at least {_value(least, one['unit'])}"
+    text = f"at most {_value(most, one['unit'])}" if least is None else f"at least {_value(least, one['unit'])}"
     if one["value"] is None:
-        return [said, one.get("ended") or one.get("why") or "not measured"]
+        return [text, one.get("ended") or one.get("why") or "not measured"]
     reached = one["value"] <= most if least is None else one["value"] >= least
-    return [said, "reached" if reached else "NOT REACHED"]
+    return [text, "reached" if reached else "NOT REACHED"]
 
 
 def _value(value: Any, unit: str) -> str:

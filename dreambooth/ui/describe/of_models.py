@@ -45,8 +45,8 @@ def about(result: Result) -> str:
     ]
     if result["kind"] == "checkpoint":
         terminal = ", zero terminal SNR" if result["zero_terminal_snr"] else ""
-        told = f"{result['prediction_type']} prediction{terminal} ({_KNOWN_BY[result['known_by']]})"
-        rows.append(["made for", f"{result['resolution']} pixels, {told}"])
+        prediction = f"{result['prediction_type']} prediction{terminal} ({_KNOWN_BY[result['known_by']]})"
+        rows.append(["made for", f"{result['resolution']} pixels, {prediction}"])
     if result["stray"]:
         rows.append(["also holds", f"{', '.join(result['stray'])} (kept, not used)"])
     if result["ranks"]:

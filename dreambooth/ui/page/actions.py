@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import threading
-import time
 from collections.abc import Mapping
-from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +19,9 @@ from dreambooth.core.project import Folders, Project
 from dreambooth.core.schema import to_flat
 from dreambooth.core.settings.dataset import Concept
 from dreambooth.host.base import Host
-from dreambooth.service import launcher, models, queue, settings_undo
+from dreambooth.service import downloads, models, settings_lock, settings_undo
 from dreambooth.service import performance as fitting
+from dreambooth.service.import_settings import take_over
 from dreambooth.ui.page import jobs
 from dreambooth.ui.page.file_view import SOURCE, source_view
 from dreambooth.ui.page.fragments import key_of
@@ -31,8 +29,6 @@ from dreambooth.ui.page.fragments import key_of
 Values = dict[str, Any]
 
 _CONCEPT = "concepts."
-_START_SECONDS = 60  # that an engine may take to start
-_FETCHING = threading.Lock()
 _LONGEST_NAME = 28  # letters of what a concept is called beside its number
 
 
@@ -53,10 +49,10 @@ def _changed(folder: Path) -> float:
 
 def about(opened: Project) -> str:
     """A model in one line."""
-    told = opened.about
+    details = opened.about
     runs = len(job_list.runs(opened))
-    family = FAMILIES.get(told["family"], "unknown kind")
-    parts = [family, told["prediction_type"], f"{opened.resolution} px", f"from {opened.source.name}"]
+    family = FAMILIES.get(details["family"], "unknown kind")
+    parts = [family, details["prediction_type"], f"{opened.resolution} px", f"from {opened.source.name}"]
     return " · ".join([*parts, f"{runs} run{'' if runs == 1 else 's'}"])
 
 
@@ -85,31 +81,10 @@ def source_about(host: Host, chosen: str) -> str:
 
 def _downloaded(folders: Folders, wanted: HubModel) -> Path | None:
     """A model of the hub where it was fetched to; None where the fetching goes on, or begins now."""
-    with _FETCHING:
-        for job in reversed(job_list.downloads(folders)):
-            said = job.said()
-            if [said.get(key) for key in ("repository", "file", "revision")] != [*astuple(wanted)]:
-                continue
-            status = job.status()
-            if status in ("queued", "running") or (status == "new" and _is_starting(said)):
-                return None
-            path = Path((job.story().ending or {}).get("path", "")) if status == "done" else None
-            if path and path.exists():
-                return path
-            break
-        job = launcher.new_download(folders, wanted)
-        try:
-            queue.submit(job)
-        except UserError:
-            launcher.forget(job)
-            raise
+    if path := downloads.finished(folders, wanted):
+        return path
+    downloads.begin(folders, wanted)
     return None
-
-
-def _is_starting(said: Values) -> bool:
-    """Whether a job was made so lately that its engine may be on its way."""
-    created = said.get("created")
-    return isinstance(created, (int, float)) and 0 <= time.time() - created < _START_SECONDS
 
 
 def create(host: Host, name: str, chosen: str, origin: Values, revision: str = "") -> Project | None:
@@ -122,7 +97,7 @@ def create(host: Host, name: str, chosen: str, origin: Values, revision: str = "
 
 def save(opened: Project, shown: Mapping[str, Any]) -> Values:
     """Makes what the page shows the model's own settings; concepts that it does not show stay. Returns all of them."""
-    with models.CHANGING:
+    with settings_lock.changing(opened):
         return models.write_settings(opened, {**opened.settings(), **shown})
 
 
@@ -155,13 +130,13 @@ def _what(flat: Mapping[str, Any], row: int) -> list[str]:
     """A concept's own words, or its folder's name where those are of each picture; nothing where it has neither."""
     words, folder = (str(flat[f"{_CONCEPT}{row}.{key}"]).strip() for key in ("instance_prompt", "instance_data_dir"))
     named = "" if Path(folder).name.isdigit() else Path(folder).name  # dropped pictures lie in numbered ones
-    said = " ".join((named or words if captions.FILEWORDS in words else words or named).split())
-    return [said if len(said) <= _LONGEST_NAME else f"{said[: _LONGEST_NAME - 1]}…"] if said else []
+    text = " ".join((named or words if captions.FILEWORDS in words else words or named).split())
+    return [text if len(text) <= _LONGEST_NAME else f"{text[: _LONGEST_NAME - 1]}…"] if text else []
 
 
 def add_concept(opened: Project) -> int:
     """Adds a concept with its defaults. Returns its row."""
-    with models.CHANGING:
+    with settings_lock.changing(opened):
         parsed = settings.parse(opened.settings())
         parsed.concepts.append(Concept())
         models.write_settings(opened, to_flat(parsed))
@@ -170,7 +145,7 @@ def add_concept(opened: Project) -> int:
 
 def remove_concept(opened: Project, row: int) -> int:
     """Takes a concept away; its pictures stay where they are. Returns the row to show then."""
-    with models.CHANGING:
+    with settings_lock.changing(opened):
         parsed = settings.parse(opened.settings())
         if len(parsed.concepts) == 1:
             raise UserError("The last concept cannot be removed; change it instead.")
@@ -186,7 +161,7 @@ def apply_preset(opened: Project, shown: Mapping[str, Any], name: str) -> tuple[
 
     Raises UserError for what is wrong besides.
     """
-    with models.CHANGING:
+    with settings_lock.changing(opened):
         before = {**opened.settings(), **shown}
         after = models.with_preset(name, before, {})
         missing = {
@@ -204,11 +179,11 @@ def performance(opened: Project, shown: Mapping[str, Any], card_bytes: int) -> P
     """Puts what fits this machine's card over what the page shows."""
     if not card_bytes:
         raise UserError("Performance: no card is known here, so nothing was changed; there is nothing to fit.")
-    with models.CHANGING:
+    with settings_lock.changing(opened):
         before = {**opened.settings(), **shown}
-        made = fitting.of_model(opened, settings.parse(before), card_bytes, label="Performance")
-        fitting.apply(opened, before, made)
-        return made
+        plan = fitting.of_model(opened, settings.parse(before), card_bytes, label="Performance")
+        fitting.apply(opened, before, plan)
+        return plan
 
 
 def rename(host: Host, opened: Project, new_name: str) -> str:
@@ -227,9 +202,9 @@ def _new_name(text: str) -> str:
 
 def delete(host: Host, opened: Project) -> str:
     """Moves the model to the trash. Returns what became of it, for people."""
-    gone = models.delete(host.folders(), opened.name)
+    deleted = models.delete(host.folders(), opened.name)
     return (
-        f"{opened.name} is in the trash; delete {gone['trash']} to free its {size(gone['bytes'])}. "
+        f"{opened.name} is in the trash; delete {deleted['trash']} to free its {size(deleted['bytes'])}. "
         "Its checkpoints and LoRAs stay where they are."
     )
 
@@ -238,7 +213,5 @@ def import_settings(opened: Project, file: str) -> tuple[str, list[dict[str, Any
     """Another trainer's settings over the model's own. Returns what the file is, and the fate of every key."""
     if not file.strip():
         raise UserError("File or Folder: it is empty; name what is to be read.")
-    with models.CHANGING:
-        kind, flat, report = models.imported(opened, Path(file.strip()), jobs.engine)
-        settings_undo.change(opened, flat)
-        return kind, report
+    kind, _, report = take_over(opened, Path(file.strip()), jobs.engine)
+    return kind, report

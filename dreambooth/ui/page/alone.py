@@ -21,7 +21,7 @@ from dreambooth import __version__
 from dreambooth.core.install_paths import PROJECT
 from dreambooth.host.base import Host
 from dreambooth.host.standalone import Standalone
-from dreambooth.service import api, queue
+from dreambooth.service import api, page_environment, queue
 from dreambooth.ui.page import dialect, routes
 from dreambooth.ui.page.page import build
 
@@ -76,7 +76,7 @@ def main(arguments: list[str]) -> int:
         listening = socket.create_server((ADDRESS, options.port))
     except OSError as error:
         print(f"--port: {options.port} cannot be used ({error.strerror}).", file=sys.stderr)
-        return 1
+        return page_environment.PORT_IS_TAKEN
     queue.watch(host)
     server = uvicorn.Server(uvicorn.Config(application(host), log_level="warning"))
     print(f"The page is at http://{ADDRESS}:{options.port} (Ctrl-C ends it; a run goes on).", flush=True)

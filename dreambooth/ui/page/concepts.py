@@ -14,7 +14,7 @@ from dreambooth.core.presets import PRESETS
 from dreambooth.core.project import Project
 from dreambooth.core.schema import leaves
 from dreambooth.core.settings import Settings
-from dreambooth.service import models, uploads
+from dreambooth.service import settings_lock, uploads
 from dreambooth.ui.page import actions, dialect, jobs, windows
 from dreambooth.ui.page.fragments import SAVED, good, live, problem_list, undoable
 from dreambooth.ui.page.plan_view import preset_view
@@ -64,7 +64,7 @@ class ConceptsTab:
                     preset.name: gr.Button(preset.label, elem_id=f"db_preset_{preset.name}", size="sm")
                     for preset in PRESETS.values()
                 }
-        self.preset_said = gr.HTML("", elem_id="db_preset_said")
+        self.preset_message = gr.HTML("", elem_id="db_preset_said")
         self.pictures = gr.HTML("", elem_id="db_pictures")
         self.check = gr.Button("Check the pictures", elem_id="db_check")
         self.plan = gr.HTML("", elem_id="db_plan")
@@ -76,7 +76,7 @@ class ConceptsTab:
                 elem_id="db_words",
             )
             self.look_at_words = gr.Button("Look at these words", elem_id="db_words_look", size="sm")
-            self.words_said = gr.HTML("", elem_id="db_words_said")
+            self.words_message = gr.HTML("", elem_id="db_words_said")
             self.words_known = gr.HTML("", elem_id="db_words_known")
         with (
             gr.Accordion("Repeats and Tokens", open=False, elem_id="db_section_tokens"),
@@ -93,14 +93,14 @@ class ConceptsTab:
         return [self.chosen, *self._views()]
 
     def _views(self) -> list[Any]:
-        return [self.preset_said, self.pictures, self.plan, self.words_known, self.class_pictures_made]
+        return [self.preset_message, self.pictures, self.plan, self.words_known, self.class_pictures_made]
 
     def show(self, opened: Project | None, row: int) -> Shown:
         if opened is None:
             return dict.fromkeys(self._views(), "")
         return {
             **self.names(opened.settings(), row),
-            self.preset_said: "",
+            self.preset_message: "",
             self.pictures: live("pictures", opened.name, row=row),
             self.plan: live("check", opened.name),
             self.words_known: live("tokens", opened.name),
@@ -121,13 +121,13 @@ class ConceptsTab:
         for name, button in self.presets.items():
             act(button.click, self._preset(name), results, whole)
         act(self.check.click, self._check, [], [])
-        act(self.look_at_words.click, self._look_at_words, [self.words], [], self.words_said)
+        act(self.look_at_words.click, self._look_at_words, [self.words], [], self.words_message)
         act(self.class_pictures.click, self._make_class_pictures, [], [])
 
     def _choose(self, values: Values) -> Shown:
         row = actions.row_of(values[self.chosen])
         if row == int(values[self.page.row]):  # gradio 3 and 4 send this for a new name, too, as after a save
-            return {self.page.said: gr.update()}
+            return {self.page.message: gr.update()}
         opened = self.page.opened(values)
         self.page.keep(opened, values)
         return self.page.show(opened.name, row, values=values)
@@ -139,12 +139,12 @@ class ConceptsTab:
 
     def _remove(self, values: Values) -> Shown:
         opened = self.page.opened(values)
-        with models.CHANGING:
+        with settings_lock.changing(opened):
             row = self._shown_row(values)
             name = actions.concept_names(opened.settings())[row]
-            left = actions.remove_concept(opened, row)
-        said = undoable(f"{name} was removed; its pictures stay where they are.")
-        return self.page.show(opened.name, left, said, values)
+            row_to_show = actions.remove_concept(opened, row)
+        message = undoable(f"{name} was removed; its pictures stay where they are.")
+        return self.page.show(opened.name, row_to_show, message, values)
 
     def _take_pictures(self, values: Values) -> Shown:
         opened, row = self.page.opened(values), self._shown_row(values)
@@ -153,18 +153,18 @@ class ConceptsTab:
         try:
             taken = uploads.take_in(opened, before, [Path(file) for file in dialect.uploaded(values[self.drop])])
         except UserError as error:
-            return {self.page.said: problem_list(error.problems), self.drop: None}
+            return {self.page.message: problem_list(error.problems), self.drop: None}
         actions.save(opened, {**changed, key: taken.folder})
-        said = good(f"The pictures are in {taken.folder}.") + _besides(taken, before)
-        return {**self.page.show(opened.name, row, said, values), self.drop: None}
+        message = good(f"The pictures are in {taken.folder}.") + _besides(taken, before)
+        return {**self.page.show(opened.name, row, message, values), self.drop: None}
 
     def _preset(self, name: str) -> Callable[[Values], Shown]:
         def apply(values: Values) -> Shown:
             opened, row = self.page.opened(values), self._row(values)
             after, before, wanted = actions.apply_preset(opened, self.page.changed(opened, values), name)
             shown = self.page.show(opened.name, row, problem_list(wanted) if wanted else SAVED, values)
-            told = preset_view(PRESETS[name], before, after)
-            return {**shown, **self.page.form.show(after, row), self.preset_said: told}
+            changes = preset_view(PRESETS[name], before, after)
+            return {**shown, **self.page.form.show(after, row), self.preset_message: changes}
 
         return apply
 

@@ -22,26 +22,26 @@ def _words(costs: Cost) -> list[str]:
     if costs.length is None:
         return ["No pictures yet"]
     pictures = "1 picture" if costs.pictures == 1 else f"{costs.pictures:,} pictures"
-    said = [pictures, f"{costs.length.steps:,} steps"]
+    parts = [pictures, f"{costs.length.steps:,} steps"]
     if count := costs.class_pictures:
         exactly, at_most = f"before them {count:,} class pictures", f"before them up to {count:,} class pictures"
-        said.append(at_most if costs.or_fewer else exactly)
+        parts.append(at_most if costs.or_fewer else exactly)
     if costs.seconds:
-        said.append(f"≈ {duration(costs.seconds)}")
+        parts.append(f"≈ {duration(costs.seconds)}")
     if costs.disk_bytes:
-        said.append(f"{size(costs.disk_bytes)} disk")
-    return said
+        parts.append(f"{size(costs.disk_bytes)} disk")
+    return parts
 
 
 def _needs(needed: int, card: int) -> str:
     if not card:
         return f'<p class="db-needs">Needs about {memory(needed)} of memory</p>'
     fits = needed <= headroom.usable(card)
-    said = f"Needs about {memory(needed)} of {memory(card)}"
+    text = f"Needs about {memory(needed)} of {memory(card)}"
     after = "" if fits else ", more than the card can give; Performance sets what fits"
     percent = min(100.0, needed / card * 100)
     return (
-        f'<div class="db-needs{"" if fits else " db-too-much"}"><span>{said}{after}</span>'
-        f'<div class="db-bar" role="meter" aria-label="{said}" aria-valuemin="0" aria-valuemax="100" '
+        f'<div class="db-needs{"" if fits else " db-too-much"}"><span>{text}{after}</span>'
+        f'<div class="db-bar" role="meter" aria-label="{text}" aria-valuemin="0" aria-valuemax="100" '
         f'aria-valuenow="{percent:.0f}"><i style="width:{percent:.1f}%"></i></div></div>'
     )

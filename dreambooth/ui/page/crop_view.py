@@ -104,8 +104,8 @@ def _frame(box: Box, size: tuple[int, int], bucket: Bucket) -> str:
 def _smart_crops_of_last_check(project: Project, own: Settings) -> dict[str, Box]:
     """Where the last check cut each picture by itself; empty where the cut was chosen otherwise then."""
     job = newest_errand(project, "check") if own.pictures.crop == "smart" else None
-    done = job.story() if job else None
-    if job is None or done is None or done.status != "done" or done.ending is None:
+    history = job.story() if job else None
+    if job is None or history is None or history.status != "done" or history.ending is None:
         return {}
     try:
         then = settings.parse(job.settings())
@@ -113,7 +113,7 @@ def _smart_crops_of_last_check(project: Project, own: Settings) -> dict[str, Box
         return {}
     if then.pictures != own.pictures or then.general.resolution != own.general.resolution:
         return {}
-    rows = done.ending.get("pictures", [])
+    rows = history.ending.get("pictures", [])
     try:
         return {one["path"]: _box(*one["crops"][0]) for one in rows if one.get("crops") and not one.get("chosen")}
     except (AttributeError, LookupError, TypeError, ValueError):  # it is damaged, too

@@ -46,11 +46,11 @@ def _placed(line: Points, whole: float, low: float, high: float) -> str:
 
 def _legend(beside: Mapping[str, Points]) -> str:
     """Which thin line is whose, and where it is now."""
-    said = "".join(
+    entries = "".join(
         f'<span class="db-line-{number}">{escape(name)} <b>{line[-1][1]:.3g}</b></span>'
         for number, (name, line) in enumerate(beside.items(), 1)
     )
-    return f'<p class="db-axis">{said}</p>' if said else ""
+    return f'<p class="db-axis">{entries}</p>' if entries else ""
 
 
 def _averaged(points: Points) -> list[tuple[float, float]]:

@@ -60,7 +60,7 @@ class ExportSection:
                 False, label="Half Model", info="Half precision, half the size.", elem_id="db_export_half"
             )
         self.button = gr.Button("Export", elem_id="db_export")
-        self.said = gr.HTML("", elem_id="db_export_said")
+        self.message = gr.HTML("", elem_id="db_export_said")
         self.exported = gr.HTML("", elem_id="db_exported")
 
     def places(self) -> list[Any]:
@@ -76,7 +76,7 @@ class ExportSection:
         """`weights` is the control of the result that is exported."""
         self.weights = weights
         inputs = [self.kind, *self._controls().values()]
-        self.page.act(self.button.click, self._labelled(self._export), inputs, [], self.said)
+        self.page.act(self.button.click, self._labelled(self._export), inputs, [], self.message)
         marked = f"dreamboothPage.mark('export', {json.dumps(_MARKS)}[value])"
         js = f"(value) => {{ {marked}; return []; }}"
         dialect.on(self.kind.change, None, [self.kind], js=js)

@@ -51,8 +51,10 @@ def _start(opened: Project, key: str, named: str) -> str:
         return sentence_list(error.problems)
     family, own = about["family"], opened.about["family"]
     strange = family in FAMILIES and family != own
-    told = f"It is of {FAMILIES.get(family)}, and this model is {FAMILIES.get(own)}: name another, or leave it empty."
-    return _line(about) + _making(about) + sentence_list([told] if strange else [])
+    problem = (
+        f"It is of {FAMILIES.get(family)}, and this model is {FAMILIES.get(own)}: name another, or leave it empty."
+    )
+    return _line(about) + _making(about) + sentence_list([problem] if strange else [])
 
 
 def _line(about: About) -> str:
@@ -66,7 +68,7 @@ def _line(about: About) -> str:
 
 
 def _making(about: About) -> str:
-    said = ", ".join(about["trained_words"])
-    parts = [f"Trained on: {said}" if said else "", f"Written by {about['trainer']}" if about["trainer"] else ""]
-    told = " · ".join(filter(None, parts))
-    return f'<p class="db-quiet">{escape(told)}</p>' if told else ""
+    words = ", ".join(about["trained_words"])
+    parts = [f"Trained on: {words}" if words else "", f"Written by {about['trainer']}" if about["trainer"] else ""]
+    text = " · ".join(filter(None, parts))
+    return f'<p class="db-quiet">{escape(text)}</p>' if text else ""

@@ -78,8 +78,8 @@ def problem_list(problems: list[str]) -> str:
 
 def problems_data(problems: Iterable[str]) -> str:
     """Sentences as an attribute from which the browser marks the controls that they name."""
-    told = [one[: len(key)] + labelled(one[len(key) :]) for one in problems for key in (key_of(one),)]
-    return escape(json.dumps(told, ensure_ascii=False))
+    sentences = [one[: len(key)] + labelled(one[len(key) :]) for one in problems for key in (key_of(one),)]
+    return escape(json.dumps(sentences, ensure_ascii=False))
 
 
 def sentence_list(problems: list[str], data: str = "", *, kind: str = "") -> str:
@@ -175,10 +175,10 @@ def bar(stage: Event) -> str:
     width = "" if share is None else f' style="width:{share * 100:.1f}%"'
     percent = "" if share is None else f"<b>{share:.0%}</b>"
     waits = " db-waits" if share is None else ""
-    said = f"<span>{escape(name)}</span>" if name and name != "training" else ""
+    label = f"<span>{escape(name)}</span>" if name and name != "training" else ""
     return (
         f'<div class="db-bar{waits}" role="progressbar" aria-label="{escape(name or "Progress")}" '
         f'aria-valuemin="0" aria-valuemax="100"{value}>'
         f"<i{width}></i></div>"
-        f'<p class="db-facts">{said}{percent}<span>{escape(stage["note"])}</span></p>'
+        f'<p class="db-facts">{label}{percent}<span>{escape(stage["note"])}</span></p>'
     )

@@ -58,7 +58,7 @@ class GenerateTab:
         with gr.Accordion("Sheet: results × weights", open=False, elem_id="db_sheet_section"):
             self._lay_out_sheet()
         self.draw = gr.Button("Generate", elem_id="db_draw")
-        self.said = gr.HTML("", elem_id="db_draw_said")
+        self.message = gr.HTML("", elem_id="db_draw_said")
         self.drawn = gr.HTML("", elem_id="db_drawn")
         with gr.Accordion("Export", open=False, elem_id="db_export_section"):
             self.export.lay_out()
@@ -123,13 +123,13 @@ class GenerateTab:
             self._labelled(self._draw),
             [self.weights, *of_library, *self.fields.values()],
             [],
-            self.said,
+            self.message,
         )
         library = f"value === '{DIFFUSERS}' ? 'diffusers' : 'webui'"
         js = f"(value) => {{ dreamboothPage.mark('library', {library}); return []; }}"
         dialect.on(self.library.change, None, [self.library], js=js)
         drawn = [self.sheet_rows, self.sheet_columns, *self.fields.values()]
-        act(self.draw_sheet.click, self._labelled(self._draw_sheet), drawn, [], self.said)
+        act(self.draw_sheet.click, self._labelled(self._draw_sheet), drawn, [], self.message)
         self.export.bind(self.weights)
 
     def _labelled(self, do: Callable[[Values], Shown]) -> Callable[[Values], Shown]:

@@ -127,8 +127,8 @@ def labelled(controls: Mapping[str, Any], do: Callable[[Asked], Answer]) -> Call
         try:
             return do(values)
         except UserError as error:
-            told = [_NAMED.sub(lambda found: labels.get(found[0]) or found[1], one) for one in error.problems]
-            raise UserError(told) from None
+            sentences = [_NAMED.sub(lambda found: labels.get(found[0]) or found[1], one) for one in error.problems]
+            raise UserError(sentences) from None
 
     return act
 

@@ -81,7 +81,7 @@ class ModelTab:
         with gr.Row(elem_id="db_create_buttons", elem_classes=["db-line"]):
             self.create = gr.Button("Create", elem_id="db_create", variant="primary")
             self.refresh = gr.Button("Look for new checkpoints", elem_id="db_refresh_checkpoints", size="sm")
-        self.said = gr.HTML("", elem_id="db_create_said")
+        self.message = gr.HTML("", elem_id="db_create_said")
         self.downloaded = gr.HTML("", elem_id="db_downloaded")
 
     def places(self) -> list[Any]:
@@ -100,15 +100,15 @@ class ModelTab:
         act, whole = self.page.act, self.page.of_model
         inputs = [self.name, self.source, self.revision, *self.origin.controls.values()]
         outputs = [*whole, self.name, self.revision, self.downloaded]
-        act(self.create.click, self._create, inputs, outputs, self.said)
+        act(self.create.click, self._create, inputs, outputs, self.message)
         told = self.page.told(self._tell_source, self.source_about)
         for event in (self.source.input, self.name.blur):
             dialect.on(event, told, [self.source], [self.source_about])
         for button, do in ((self.rename, actions.rename), (self.duplicate, actions.duplicate)):
             act(button.click, self._under_new_name(do), [self.new_name], [*whole, self.new_name], self.changed)
         act(self.delete.click, self._delete, [], whole, self.changed)
-        listed = self.page.told(self._list_checkpoints, self.said)
-        dialect.on(self.refresh.click, listed, [self.source], [self.source, self.said])
+        listed = self.page.told(self._list_checkpoints, self.message)
+        dialect.on(self.refresh.click, listed, [self.source], [self.source, self.message])
         act(
             self.import_button.click,
             self._import_settings,
@@ -124,7 +124,7 @@ class ModelTab:
         if made is None:
             return {self.downloaded: live("download", "")}
         return {
-            **self.page.show(made.name, said=good(f"Created {made.name}. Next: the pictures, in Concepts.")),
+            **self.page.show(made.name, message=good(f"Created {made.name}. Next: the pictures, in Concepts.")),
             self.name: "",
             self.revision: "",
             self.downloaded: "",
@@ -139,13 +139,13 @@ class ModelTab:
             opened = self.page.opened(values)
             self.page.keep(opened, values)
             name = do(self.page.host, opened, values[self.new_name] or "")
-            return {**self.page.show(name, said=good(f"This is {name}.")), self.new_name: ""}
+            return {**self.page.show(name, message=good(f"This is {name}.")), self.new_name: ""}
 
         return act
 
     def _delete(self, values: Values) -> Shown:
-        said = actions.delete(self.page.host, self.page.opened(values))
-        return self.page.show_first(good(said))
+        message = actions.delete(self.page.host, self.page.opened(values))
+        return self.page.show_first(good(message))
 
     def _list_checkpoints(self, chosen: str | None) -> Shown:
         self.page.host.refresh()

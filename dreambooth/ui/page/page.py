@@ -18,7 +18,7 @@ from dreambooth.core.errors import UserError
 from dreambooth.core.project import Project, open_project
 from dreambooth.core.settings import parse
 from dreambooth.host.base import Host
-from dreambooth.service import cost, models, settings_undo
+from dreambooth.service import cost, settings_lock, settings_undo
 from dreambooth.ui.page import actions, dialect
 from dreambooth.ui.page.concepts import ConceptsTab
 from dreambooth.ui.page.controls import Form
@@ -83,7 +83,7 @@ class Page:
 
     def _tabs(self) -> None:
         self.elsewhere = gr.HTML("", elem_id="db_elsewhere")
-        self.said = gr.HTML("", elem_id="db_said")
+        self.message = gr.HTML("", elem_id="db_said")
         with gr.Tabs(elem_id="db_tabs"):
             with gr.Tab("Model", elem_id="db_model_tab", id="model"):
                 self.model_tab.lay_out()
@@ -96,7 +96,7 @@ class Page:
 
     def bind(self, blocks: gr.Blocks) -> None:
         self.noted = [self.form.loaded, self.elsewhere]
-        own = [self.choice, self.model, self.row, self.about, self.said]
+        own = [self.choice, self.model, self.row, self.about, self.message]
         self.of_model = [*own, *self.noted, *self.form.controls.values()]
         for part in self.parts:
             self.of_model += part.places()
@@ -129,14 +129,14 @@ class Page:
     ) -> None:
         """Binds a handler that reads the whole page by name; what is wrong is told at `at`. `button` is the one that
         the page's script asks with."""
-        at = at or self.said
+        at = at or self.message
         places = list({id(one): one for one in [*outputs, at]}.values())
         done = dialect.on(event, self.told(do, at), {*self.everything, *more}, places)
         dialect.on(done.then, None, js=_ANSWERED.format(button))
 
     def told(self, do: Callable[..., Shown], at: Any = None) -> Callable[..., Shown]:
         """The handler with what a person can mend told on the page."""
-        place = at or self.said
+        place = at or self.message
 
         def tell(*values: Any) -> Shown:
             try:
@@ -154,15 +154,15 @@ class Page:
         """A page that was just loaded, by whichever browser."""
         return {**self.show_first(), self.model_tab.source: self.model_tab.sources(choose=True)}
 
-    def show_first(self, said: str = "") -> Shown:
+    def show_first(self, message: str = "") -> Shown:
         """The model that comes first; one that is damaged is told of, and the next one is shown."""
         problems: list[str] = []
         for name in actions.models_to_show(self.host.folders()):
             try:
-                return self.show(name, said=said + problem_list(problems) if problems else said)
+                return self.show(name, message=message + problem_list(problems) if problems else message)
             except UserError as error:
                 problems += error.problems
-        return self.show("", said=said + problem_list(problems) if problems else said)
+        return self.show("", message=message + problem_list(problems) if problems else message)
 
     def opened(self, values: Values) -> Project:
         """The model whose settings the controls show."""
@@ -170,7 +170,7 @@ class Page:
             raise UserError("There is no model yet; create one in the Model tab.")
         return open_project(self.host.folders(), values[self.model])
 
-    def show(self, name: str, row: int = 0, said: str = "", values: Values | None = None) -> Shown:
+    def show(self, name: str, row: int = 0, message: str = "", values: Values | None = None) -> Shown:
         """A model with everything that belongs to it; without a name, none. With the page's `values` what was chosen
         beside the settings stays where it is the same model's."""
         names = project.names(self.host.folders())
@@ -181,7 +181,7 @@ class Page:
             self.choice: gr.update(choices=names, value=name or None),
             self.model: name,
             self.row: row,
-            self.said: said,
+            self.message: message,
             self.about: '<p class="db-quiet">No model yet.</p>',
             self.elsewhere: "",
         }
@@ -204,7 +204,7 @@ class Page:
 
     def saving_places(self) -> list[Any]:
         moving = [self.about, self.concepts_tab.chosen, *self.settings_tab.moving_places()]
-        return [self.said, self.run_column.said, *self.noted, *moving]
+        return [self.message, self.run_column.message, *self.noted, *moving]
 
     # What a person does
 
@@ -213,7 +213,7 @@ class Page:
         if not values[self.model]:
             return {}
         opened, problems = self.opened(values), list[str]()
-        with models.CHANGING:
+        with settings_lock.changing(opened):
             changed = self.changed(opened, values)
             try:
                 flat = actions.save_draft(opened, changed)
@@ -223,8 +223,8 @@ class Page:
             changed = {key: value for key, value in changed.items() if flat.get(key) == value}
         after = self.form.note_saved(values, changed)
         shown: Shown = {
-            self.said: problem_list(problems) or SAVED,
-            self.run_column.said: "",  # what Train said is older
+            self.message: problem_list(problems) or SAVED,
+            self.run_column.message: "",  # what Train said is older
             self.elsewhere: newer_view(self.form.newer(after, flat)),
             **after,
         }
@@ -240,7 +240,7 @@ class Page:
 
     def keep(self, opened: Project, values: Values) -> dict[str, Any]:
         """Writes what was changed on the page into the model's settings, and returns all of them."""
-        with models.CHANGING:
+        with settings_lock.changing(opened):
             return actions.save(opened, self.changed(opened, values))
 
     def unseen(self, opened: Project, values: Values) -> Shown:
@@ -250,8 +250,8 @@ class Page:
         newer = self.form.newer(self.form.note_saved(values, self.form.changed(values, row)), flat)
         if not newer:
             return {}
-        told = newer_view(newer, "The page shows it now; press again if it is meant.")
-        return {**self.show(opened.name, row, values=values), self.run_column.said: told}
+        message = newer_view(newer, "The page shows it now; press again if it is meant.")
+        return {**self.show(opened.name, row, values=values), self.run_column.message: message}
 
     def tell_newer(self, values: Values) -> Shown:
         """What another window has changed meanwhile: called by the browser when the model's file has changed."""
@@ -271,7 +271,7 @@ class Page:
             try:
                 self.keep(self.opened(values), values)
             except UserError as error:
-                return {self.choice: values[self.model], self.said: problem_list(error.problems)}
+                return {self.choice: values[self.model], self.message: problem_list(error.problems)}
         return self.show(values[self.choice] or "")
 
     def look(self, values: Values) -> Shown:

@@ -12,12 +12,12 @@ from dreambooth.core.schema import general
 from dreambooth.ui.page.fragments import label_of, labelled, said
 
 
-def plan_view(made: Plan, before: Mapping[str, Any]) -> str:
+def plan_view(plan: Plan, before: Mapping[str, Any]) -> str:
     """The changes as labels with their old and new values, then the planner's reasons."""
-    rows = "".join(f"<li>{_change(key, before[key], value)}</li>" for key, value in made.changes.items())
+    rows = "".join(f"<li>{_change(key, before[key], value)}</li>" for key, value in plan.changes.items())
     changed = f"<ul>{rows}</ul>" if rows else "<p>Nothing had to be changed.</p>"
-    kind = "db-good" if made.fits else "db-problems"
-    first, *reasons = (escape(labelled(reason)) for reason in made.reasons)
+    kind = "db-good" if plan.fits else "db-problems"
+    first, *reasons = (escape(labelled(reason)) for reason in plan.reasons)
     why = "".join(f"<p>{reason}</p>" for reason in reasons)
     return f'<div class="db-plan-made" data-db-problems="[]"><p class="{kind}">{first}</p>{changed}{why}</div>'
 

@@ -60,25 +60,25 @@ class RunColumn:
             self.performance = gr.Button("Performance", elem_id="db_performance")
             self.set_up = gr.Button("Set Up", elem_id="db_set_up", variant="primary")
             self.train_anew = gr.Button("Train anew", elem_id="db_train_anew")
-        self.said = gr.HTML("", elem_id="db_run_said")
+        self.message = gr.HTML("", elem_id="db_run_said")
         self.run = gr.HTML("", elem_id="db_run")
 
     def places(self) -> list[Any]:
-        return [self.run, self.said]
+        return [self.run, self.message]
 
     def show(self, opened: Project | None, row: int) -> Shown:
-        return {self.said: "", self.run: live("run", opened.name if opened else "")}
+        return {self.message: "", self.run: live("run", opened.name if opened else "")}
 
     def bind(self) -> None:
         page, results = self.page, self.page.generate_tab.chosen()
-        dialect.on(self.set_up.click, page.told(self._set_up, self.said), None, [self.said])
-        page.act(self.performance.click, self._performance, results, page.of_model, self.said)
+        dialect.on(self.set_up.click, page.told(self._set_up, self.message), None, [self.message])
+        page.act(self.performance.click, self._performance, results, page.of_model, self.message)
         for button in (self.train, self.train_anew):
-            page.act(button.click, self._train, results, page.of_model, self.said)
-        page.act(self.resume.click, self._on_run(jobs.resume), [], [], self.said)
-        page.act(self.resume_with_page.click, self._resume_with_page, results, page.of_model, self.said)
+            page.act(button.click, self._train, results, page.of_model, self.message)
+        page.act(self.resume.click, self._on_run(jobs.resume), [], [], self.message)
+        page.act(self.resume_with_page.click, self._resume_with_page, results, page.of_model, self.message)
         for what, button in self.requests.items():
-            page.act(button.click, self._on_run(partial(jobs.ask, what=what)), [], [], self.said)
+            page.act(button.click, self._on_run(partial(jobs.ask, what=what)), [], [], self.message)
 
     def _set_up(self) -> Shown:
         installation.begin()
@@ -92,7 +92,7 @@ class RunColumn:
             return unseen
         jobs.train(self.page.host, opened)
         about = self.page.moving(opened, opened.settings())[self.page.about]  # it has a run more
-        return {self.page.said: SAVED, self.page.about: about}
+        return {self.page.message: SAVED, self.page.about: about}
 
     def _resume_with_page(self, values: Values) -> Shown:
         opened = self.page.opened(values)
@@ -100,15 +100,15 @@ class RunColumn:
         if unseen := self.page.unseen(opened, values):
             return unseen
         jobs.resume_with_page(self.page.host, opened)
-        return {self.page.said: SAVED}
+        return {self.page.message: SAVED}
 
     def _performance(self, values: Values) -> Shown:
         """Sets what fits this machine's card, and says what it changed and why."""
         page = self.page
         opened, row = page.opened(values), int(values[page.row])
         before = to_flat(parse({**opened.settings(), **page.changed(opened, values)}))
-        made = actions.performance(opened, before, engine_capabilities.card_bytes())
-        return {**page.show(opened.name, row, values=values), self.said: plan_view(made, before)}
+        plan = actions.performance(opened, before, engine_capabilities.card_bytes())
+        return {**page.show(opened.name, row, values=values), self.message: plan_view(plan, before)}
 
     def _on_run(self, do: Callable[[Host, str], Any]) -> Callable[[Values], Shown]:
         def act(values: Values) -> Shown:

@@ -111,13 +111,13 @@ def _head(job: Job, story: JobHistory, status: str) -> str:
         return head
     step = last["step"] if status == "running" else story.reached
     share = step / last["steps"]
-    left = f"{duration(last['seconds_left'])} left" if status == "running" else ""
+    remaining = f"{duration(last['seconds_left'])} left" if status == "running" else ""
     if status == "done" and share < 1:
-        share, left = 1.0, "ended by itself, past its best"
+        share, remaining = 1.0, "ended by itself, past its best"
     facts = [f"step {step:,} of {last['steps']:,}", f"{last['steps_per_second']:.2f} it/s"]
     if last.get("memory_bytes"):
         facts.append(memory(last["memory_bytes"]))
-    return head + bar({"share": share, "note": left}) + f'<p class="db-facts">{" · ".join(facts)}</p>'
+    return head + bar({"share": share, "note": remaining}) + f'<p class="db-facts">{" · ".join(facts)}</p>'
 
 
 def pause(job: Job) -> str:
@@ -158,8 +158,8 @@ def _engine(state: Mapping[str, Any]) -> str:
     """What the engine's environment wants: what it is doing, what stands in its way, or why everything is done by the
     CPU of a machine with a card. With the last comes the button that sets up again (style.css)."""
     if state["working"]:
-        said = f'<p class="db-note db-setting-up">Setting the engine up: {escape(state["said"])}</p>'
-        return said + bar({"share": None, "note": ""})
+        note = f'<p class="db-note db-setting-up">Setting the engine up: {escape(state["said"])}</p>'
+        return note + bar({"share": None, "note": ""})
     if not state["ready"]:
         return f'<p class="db-note">{escape(state["problem"])}</p>'
     return f'<p class="db-note db-unused-card">{escape(state["note"])}</p>' if state["note"] else ""
@@ -185,8 +185,8 @@ def _rates(last: Event) -> str:
     rates = last.get("rates")
     if not isinstance(rates, dict) or len(rates) < 2 or not all(isinstance(rate, float) for rate in rates.values()):
         return ""
-    said = " · ".join(f"{PARTS.get(part, part)} {rate:.3g}" for part, rate in rates.items())
-    return f'<p class="db-axis"><span>Learning rates: {escape(said)}</span></p>'
+    text = " · ".join(f"{PARTS.get(part, part)} {rate:.3g}" for part, rate in rates.items())
+    return f'<p class="db-axis"><span>Learning rates: {escape(text)}</span></p>'
 
 
 def _previews(project: Project, story: JobHistory) -> str:

@@ -32,7 +32,7 @@ def schedule_view(own: Settings, length: Budget | None) -> str:
     lines = [(part, [point[part] for point in drawn]) for part, on in learns.items() if on]
     highest = max((max(rates) for _, rates in lines), default=0.0)
     what = "Factor of the rate that Prodigy finds" if own.optimizer.name == "prodigy" else "Learning rate over the run"
-    words = "; ".join(_said(line) for line in lines)
+    words = "; ".join(_in_words(line) for line in lines)
     end = f"{length.steps:,} steps" if length else "end of the run"
     return (
         f'<figure class="db-curve db-schedule"><figcaption><span>{what}</span><b>{highest:.3g}</b></figcaption>'
@@ -59,6 +59,6 @@ def _legend(lines: Sequence[Line]) -> str:
     return "".join(f'<span class="db-of-{part}">{PARTS[part]}</span>' for part, _ in lines)
 
 
-def _said(line: Line) -> str:
+def _in_words(line: Line) -> str:
     part, rates = line
     return f"{PARTS[part]}: starts at {rates[0]:.3g}, highest {max(rates):.3g}, ends at {rates[-1]:.3g}"

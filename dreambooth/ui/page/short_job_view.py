@@ -53,8 +53,8 @@ def _shown(folders: Folders, project: Project, job: Job) -> tuple[str, list[tupl
     try:
         return _parts(folders, project, job)
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
-        said = f"{job.folder}: what this job says of itself is damaged; start it again."
-        return "failed", [("head", sentence_list([said])), ("result", "")]
+        problem = f"{job.folder}: what this job says of itself is damaged; start it again."
+        return "failed", [("head", sentence_list([problem])), ("result", "")]
 
 
 def _parts(folders: Folders, project: Project, job: Job) -> tuple[str, list[tuple[str, str]]]:
@@ -79,12 +79,12 @@ def _waiting(folders: Folders, job: Job) -> str:
     """What a job waits for that has not begun."""
     before, button = queue.waits_for(job, folders), ""
     if before is None:
-        said = "Waiting for its turn."
+        text = "Waiting for its turn."
     elif before.is_run:
-        said, button = f"Waiting for run {before.name}.", pause(before)
+        text, button = f"Waiting for run {before.name}.", pause(before)
     else:
-        said = f"Waiting for another job of {before.name.rpartition('/')[0]}."
-    return f'<p class="db-quiet">{escape(said)} {button}</p>'
+        text = f"Waiting for another job of {before.name.rpartition('/')[0]}."
+    return f'<p class="db-quiet">{escape(text)} {button}</p>'
 
 
 def _is_outdated(project: Project, job: Job) -> bool:
@@ -96,10 +96,10 @@ def _is_outdated(project: Project, job: Job) -> bool:
             return True
     except UserError:
         return True
-    begun = (job.folder / "job.json").stat().st_mtime
+    started = (job.folder / "job.json").stat().st_mtime
     folders = {Path(concept.instance_data_dir).expanduser() for concept in now.concepts}
     folders |= {Path(one["path"]).parent for one in (job.story().ending or {}).get("pictures", [])}
-    return any(folder.is_dir() and folder.stat().st_mtime > begun for folder in folders)
+    return any(folder.is_dir() and folder.stat().st_mtime > started for folder in folders)
 
 
 def _stop(job: Job) -> str:
@@ -127,7 +127,7 @@ def download_view(folders: Folders) -> str:
 def newest_errand(project: Project, kind: str) -> Job | None:
     """The newest short job of a kind; the engine and the WebUI's txt2img draw in turn."""
     kinds = (kind, BY_WEBUI) if kind == "generate" else (kind,)
-    return next((job for job in reversed(job_list.errands(project)) if job.said().get("kind") in kinds), None)
+    return next((job for job in reversed(job_list.errands(project)) if job.read_or_empty().get("kind") in kinds), None)
 
 
 def _pictures(project: Project, job: Job, story: JobHistory) -> str:
@@ -158,12 +158,12 @@ def _folders(asked: Event) -> Folders:
 
 def _sheet(project: Project, asked: Event, story: JobHistory) -> str:
     """Results in rows, LoRA weights in columns; what is not drawn yet is an empty cell, so that nothing jumps."""
-    made = {Path(path).stem: Path(path) for path in story.pictures}
+    pictures = {Path(path).stem: Path(path) for path in story.pictures}
     head = "".join(f'<th scope="col">{weight:g}</th>' for weight in asked["columns"])
     lines = []
     for row, one in enumerate(asked["rows"]):
         label = one["label"]
-        shown = [(made.get(f"{row:02}-{column:02}"), weight) for column, weight in enumerate(asked["columns"])]
+        shown = [(pictures.get(f"{row:02}-{column:02}"), weight) for column, weight in enumerate(asked["columns"])]
         cells = "".join(
             f"<td>{image(project, path, f'{label} at {weight:g}')}{_use_cell(project, asked, one, weight, path)}</td>"
             for path, weight in shown
@@ -185,34 +185,34 @@ def _use_cell(project: Project, asked: Event, row: Event, weight: float, path: P
     )
 
 
-def _generated(project: Project, job: Job, story: JobHistory, done: Event) -> str:
+def _generated(project: Project, job: Job, story: JobHistory, result: Event) -> str:
     return _pictures(project, job, story) + f'<p class="db-quiet">In {escape(str(job.read()["out"]))}</p>'
 
 
-def _made(project: Project, job: Job, story: JobHistory, done: Event) -> str:
+def _made(project: Project, job: Job, story: JobHistory, result: Event) -> str:
     """How many class pictures there are now, some of them, and the sheet with all."""
-    kinds = done["class_pictures"]
+    kinds = result["class_pictures"]
     there, new = (sum(one[key] for one in kinds) for key in ("pictures", "made"))
-    said = f"{there:,} class pictures, {new:,} of them new" if kinds else "These settings ask for no class pictures"
-    sheet = picture_address(project, Path(done["sheet"])) if done.get("sheet") else ""
+    text = f"{there:,} class pictures, {new:,} of them new" if kinds else "These settings ask for no class pictures"
+    sheet = picture_address(project, Path(result["sheet"])) if result.get("sheet") else ""
     link = f'; <a {source(sheet)} target="_blank">all on one sheet</a>' if sheet else ""
     places = "".join(f'<p class="db-quiet">In {escape(folder)}</p>' for folder in {one["folder"]: 0 for one in kinds})
-    return f'<p class="db-good">{said}{link}</p>{_pictures(project, job, story)}{places}'
+    return f'<p class="db-good">{text}{link}</p>{_pictures(project, job, story)}{places}'
 
 
-def _exported(project: Project, job: Job, story: JobHistory, done: Event) -> str:
-    said = exporting.told(done)
-    return f'<p class="db-good">Written: {escape(done["path"])}</p>' + (
-        f'<p class="db-quiet">{said}</p>' if said else ""
+def _exported(project: Project, job: Job, story: JobHistory, result: Event) -> str:
+    text = exporting.told(result)
+    return f'<p class="db-good">Written: {escape(result["path"])}</p>' + (
+        f'<p class="db-quiet">{text}</p>' if text else ""
     )
 
 
-def _plan(project: Project, job: Job, story: JobHistory, done: Event) -> str:
+def _plan(project: Project, job: Job, story: JobHistory, result: Event) -> str:
     """What the check found: the sentences that would stop a run, and the sheet of all pictures."""
-    problems = done["problems"]
+    problems = result["problems"]
     verdict = problem_list(problems) or '<p class="db-good">Nothing stands in the way.</p>'
-    verdict += warning_list(list(map(Problem.of, done.get("remarks", []))))  # an older check has none
-    document = _sheet_of_plan(project, Path(done["sheet"]))
+    verdict += warning_list(list(map(Problem.of, result.get("remarks", []))))  # an older check has none
+    document = _sheet_of_plan(project, Path(result["sheet"]))
     if not document:
         return verdict
     frame = f'<iframe class="db-plan" title="Every picture with its crop" sandbox srcdoc="{escape(document)}"></iframe>'
@@ -230,8 +230,8 @@ def _sheet_of_plan(project: Project, sheet: Path) -> str:
         return ""
 
 
-def _words(project: Project, job: Job, story: JobHistory, done: Event) -> str:
-    return words_view(job, done)
+def _words(project: Project, job: Job, story: JobHistory, result: Event) -> str:
+    return words_view(job, result)
 
 
 _RESULTS = {

@@ -28,8 +28,8 @@ def note(shown: Mapping[str, Any], count: int) -> str:
 
 def noted(text: str) -> tuple[Values, int]:
     """What `note` says; nothing where it says nothing."""
-    said = json.loads(text) if text else {}
-    return said.get("settings", {}), said.get("concepts", 0)
+    content = json.loads(text) if text else {}
+    return content.get("settings", {}), content.get("concepts", 0)
 
 
 def concepts(flat: Mapping[str, Any]) -> int:

@@ -54,9 +54,9 @@ def drawn_words() -> list[str]:
 
 def _sentence(literal: str) -> Iterator[str]:
     """What is said of a setting or a file, which is a whole sentence."""
-    said = labelled(_ABOUT.sub("", literal).strip().replace(_HOLE, "#"))
-    if said.endswith(".") and said.count(" ") > 2 and not re.search(r"\n|--|Ctrl-C", said):
-        yield said
+    text = labelled(_ABOUT.sub("", literal).strip().replace(_HOLE, "#"))
+    if text.endswith(".") and text.count(" ") > 2 and not re.search(r"\n|--|Ctrl-C", text):
+        yield text
 
 
 def _literals(tree: ast.AST) -> Iterator[str]:
@@ -78,11 +78,11 @@ def _texts(literal: str) -> Iterator[str]:
     for text in (*_NAMED.findall(literal), *_TAG.sub("\n", literal).split("\n")):
         for part in unescape(text).split(" · "):
             said = part.strip().replace(_HOLE, "#")
-            if _is_said(said, marked):
+            if _is_shown(said, marked):
                 yield said
 
 
-def _is_said(text: str, marked: bool) -> bool:
+def _is_shown(text: str, marked: bool) -> bool:
     """Whether a text is for people: words, and not a name of the program's."""
     if not re.search(r"[A-Za-z]{2}", text) or re.search(r"[{}=_\\]|db-|[^\W\d]\.\w|://|--|^\W*$", text):
         return False

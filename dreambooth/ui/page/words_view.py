@@ -16,11 +16,11 @@ _KNOWN = {True: "<td>means something</td>", False: "<td>means hardly anything</t
 Event = dict[str, Any]
 
 
-def words_view(job: Job, done: Event) -> str:
+def words_view(job: Job, result: Event) -> str:
     """The words as a table, a warning for a subject's word that means something, and what to take instead."""
-    rows = "".join(_row(one) for one in done["words"])
+    rows = "".join(_row(one) for one in result["words"])
     head = "<tr><th>Word</th><th>Read as</th><th>Changes a picture by</th><th>To this model</th></tr>"
-    return f'{_warning(job, done)}<table class="db-runs">{head}{rows}</table>{_too_long(done)}{_rare(done)}'
+    return f'{_warning(job, result)}<table class="db-runs">{head}{rows}</table>{_too_long(result)}{_rare(result)}'
 
 
 def _row(one: Event) -> str:
@@ -30,14 +30,14 @@ def _row(one: Event) -> str:
     return f"<tr><td>{escape(one['word'])}</td>{read}<td>{changes}</td>{_KNOWN[one['known']]}</tr>"
 
 
-def _warning(job: Job, done: Event) -> str:
+def _warning(job: Job, result: Event) -> str:
     try:
         chosen = settings.parse(job.settings())
     except UserError:  # they are damaged, and tell of no subject
         return ""
-    own = subject_words.own_words(chosen, [one["word"] for one in done["words"]])
-    known = [one["word"] for one in done["words"] if one["word"] in own and one["known"]]
-    instead = f", such as {done['rare'][0]['word']}" if done["rare"] else ""
+    own = subject_words.own_words(chosen, [one["word"] for one in result["words"]])
+    known = [one["word"] for one in result["words"] if one["word"] in own and one["known"]]
+    instead = f", such as {result['rare'][0]['word']}" if result["rare"] else ""
     return "".join(
         f'<p class="db-note">{escape(word)} means something to this model already: what it shows now is in the way of '
         f"your subject. Take a rarer word{escape(instead)}.</p>"
@@ -45,14 +45,14 @@ def _warning(job: Job, done: Event) -> str:
     )
 
 
-def _too_long(done: Event) -> str:
-    if done["tokens"] <= done["read_length"]:
+def _too_long(result: Event) -> str:
+    if result["tokens"] <= result["read_length"]:
         return ""
-    count, read = done["tokens"], done["read_length"]
+    count, read = result["tokens"], result["read_length"]
     return f'<p class="db-note">Of these {count} tokens the first {read} are read: raise Max Token Length.</p>'
 
 
-def _rare(done: Event) -> str:
+def _rare(result: Event) -> str:
     """Words that could be taken, the least known first."""
-    found = ", ".join(f"{one['word']} {one['strength']:.1%}" for one in done["rare"][:_MOST_RARE])
+    found = ", ".join(f"{one['word']} {one['strength']:.1%}" for one in result["rare"][:_MOST_RARE])
     return f'<p class="db-quiet">Rare words that change its pictures least: {escape(found)}</p>' if found else ""

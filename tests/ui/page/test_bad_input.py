@@ -70,7 +70,7 @@ def shown(page: Page) -> dict[Any, Any]:
 
 def saved(page: Page, values: dict[Any, Any]) -> list[str]:
     """Saves a draft; returns the problems that the page tells."""
-    told = re.search(r"data-db-problems='?\"?([^\"']*)", page.save(values)[page.said])
+    told = re.search(r"data-db-problems='?\"?([^\"']*)", page.save(values)[page.message])
     assert told
     return list(json.loads(html.unescape(told[1])))
 
@@ -81,7 +81,7 @@ def test_a_file_that_may_not_be_written_is_a_sentence_too(page: Page, monkeypatc
 
     monkeypatch.setattr(page, "opened", refuse)
     told = page.told(page.save)({page.model: "star"})
-    assert "Permission denied: &#x27;/models/star/settings.json&#x27;" in told[page.said]
+    assert "Permission denied: &#x27;/models/star/settings.json&#x27;" in told[page.message]
 
 
 @pytest.mark.parametrize("leaf", LEAVES, ids=lambda leaf: leaf.key)
@@ -284,7 +284,7 @@ def test_of_dropped_files_those_that_are_pictures_are_taken(page: Page, tmp_path
     def drop(*files: Path) -> str:
         done = tab._take_pictures({**values, tab.drop: [str(file) for file in files]})
         assert done[tab.drop] is None, "what was dropped does not stay there, so that the next can be"
-        return str(done[page.said])
+        return str(done[page.message])
 
     assert "notes: these are no pictures" in drop(other)
     assert own.settings() == before

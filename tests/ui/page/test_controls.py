@@ -87,7 +87,7 @@ def test_an_emptied_number_is_told_and_nothing_is_written(page: Page) -> None:
     shown = page.show("star")
     values = {control: shown[control] for control in page.form.controls.values()}
     values |= {page.model: "star", page.row: 0, page.form.controls["general.seed"]: None}
-    assert "Seed: it is empty" in page.save(values)[page.said]
+    assert "Seed: it is empty" in page.save(values)[page.message]
     assert opened.settings() == before
 
 

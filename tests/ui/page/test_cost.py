@@ -97,7 +97,7 @@ def test_performance_sets_what_fits_and_says_what_and_why(page: Page, monkeypatc
     needed = cost.estimate(page.host.folders(), opened(page), parse({"batching.train_batch_size": 64})).memory_bytes
     monkeypatch.setattr(engine_capabilities, "card_bytes", lambda: headroom.card_with(needed * 0.97))
     shown = page.run_column._performance(asked)
-    said, flat = shown[page.run_column.said], opened(page).settings()
+    said, flat = shown[page.run_column.message], opened(page).settings()
     before = to_flat(parse(page.form.read(asked, 0)))
     changed = {key: value for key, value in flat.items() if value != before[key]}
     assert changed and set(changed) <= {"batching.gradient_checkpointing", "batching.train_batch_size",

@@ -71,7 +71,7 @@ def test_a_damaged_file_of_a_model_spoils_no_other(
     assert not in_run or all(answer.status_code == 200 for answer in own), "its other parts are shown"
     shown = page.open()
     assert shown[page.model] == ("moon" if in_run else "star")
-    told = [json.dumps(listed), said.err, str(shown[page.said]), *(answer.text for answer in own)]
+    told = [json.dumps(listed), said.err, str(shown[page.message]), *(answer.text for answer in own)]
     sentence = re.compile(rf"{re.escape(str(damaged))}: the file is damaged; ")
     assert any(sentence.search(html.unescape(one)) for one in told)
 
@@ -83,7 +83,7 @@ def test_a_model_without_settings_spoils_no_page(tmp_path: Path) -> None:
     assert page.open()[page.model] == "star"
     (page.host.folders().projects / "star" / "model.json").write_text("{}")
     shown = page.open()
-    assert shown[page.model] == "" and "model.json" in shown[page.said] and "settings.json" in shown[page.said]
+    assert shown[page.model] == "" and "model.json" in shown[page.message] and "settings.json" in shown[page.message]
 
 
 OUT = {"out": "/drawn", "weights": "", "lora_weight": 1, "seed": 1}

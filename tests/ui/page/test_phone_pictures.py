@@ -155,6 +155,10 @@ def test_one_that_ends_the_engine_or_holds_it_up_spoils_no_other(
         assert f"bad.heic: the engine broke off at this picture ({said}); save it anew" in tiles
         assert tiles.count("cannot be read") == 0 and tiles.count("db-frame") == 4
     assert asked == ["sizes"] * 3, "all, those behind it, and it alone; then no more"
+    for side in (64, 0, 256, 0):
+        answer = shown.get("/dreambooth/models/star/concepts/0/picture", params={"file": "bad.heic", "side": side})
+        assert f"bad.heic: the engine broke off at this picture ({said}); save it anew" in answer.json()["problems"][0]
+    assert asked[3:] == ["jpeg"] * 2, "once small and once whole"
     os.utime(place / "bad.heic")
     (tmp_path / "sitecustomize.py").unlink()
     assert shown.get("/dreambooth/page/live?view=pictures&model=star").text.count("db-frame") == 5

@@ -24,7 +24,7 @@ from dreambooth.core.project import Folders
 from dreambooth.core.schema import leaves
 from dreambooth.core.settings import Settings, parse, to_json
 from dreambooth.host.standalone import Standalone
-from dreambooth.service import api, installation
+from dreambooth.service import api, installation, page_environment
 from dreambooth.ui.page import alone, jobs, routes
 from dreambooth.ui.page.help_page import help_link
 
@@ -359,7 +359,7 @@ def test_the_address_is_said_when_the_page_can_be_reached(
     assert "The page is at http://127.0.0.1:" in reached[0]
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        assert alone.main(["--data", str(tmp_path), "--port", str(port)]) == 1
+        assert alone.main(["--data", str(tmp_path), "--port", str(port)]) == page_environment.PORT_IS_TAKEN
     said = capsys.readouterr()
     assert said.out == "" and f"--port: {port} cannot be used (" in said.err
 

@@ -92,7 +92,7 @@ def test_a_run_takes_what_its_page_showed(page: Page, monkeypatch: pytest.Monkey
     one.write("lora.rank", 8)
     told = other.take(page.run_column._train(other.values))
     assert not begun
-    assert "16 → 8. The page shows it now; press again" in told[page.run_column.said]
+    assert "16 → 8. The page shows it now; press again" in told[page.run_column.message]
     assert other.values[page.form.controls["lora.rank"]] == 8
     page.run_column._train(other.values)
     assert begun == [8]

@@ -45,7 +45,7 @@ def config(theirs: Mapping[str, Any], disk: Disk) -> Migration:
     _method(read)
     of_concepts.take(read, disk)
     read.same({key: ours for key, ours in SAME.items() if key in values})
-    if read.said("resolution"):
+    if read.is_given("resolution"):
         _resolution(read)
     of_lora.take(read, disk)
     of_course.take(read, disk)
@@ -85,19 +85,19 @@ def _method(read: Reading) -> None:
 
 
 def _resolution(read: Reading) -> None:
-    said = str(read.theirs["resolution"])
-    first = said.split(",")[0].strip().lower()
+    text = str(read.theirs["resolution"])
+    first = text.split(",")[0].strip().lower()
     side("resolution", first.replace("x", ","), read.into)
-    if "," in said and "general.resolution" in read.into.settings:
-        read.take("resolution", "general.resolution", read.into.settings["general.resolution"], f"the first of {said}")
+    if "," in text and "general.resolution" in read.into.settings:
+        read.take("resolution", "general.resolution", read.into.settings["general.resolution"], f"the first of {text}")
 
 
 def _others(read: Reading) -> None:
     """What belongs to other families, and the rest of an optimizer's own settings, each with one reason."""
-    told = read.into.told()
-    for key in sorted(read.theirs.keys() - told):
+    reported = read.into.told()
+    for key in sorted(read.theirs.keys() - reported):
         of_another = key.partition(".")[0] in _OTHER_PARTS or key in _OF_ANOTHER or key.startswith("text_encoder_3")
         if of_another or key.startswith("text_encoder_4"):
             read.into.leave(key, exact(read.theirs[key]), OF_ANOTHER)
-        elif key.startswith("optimizer.") and key not in BY_KEY and read.said(key):
+        elif key.startswith("optimizer.") and key not in BY_KEY and read.is_given(key):
             read.into.leave(key, exact(read.theirs[key]), IN_ITS_OPTIMIZER)

@@ -24,7 +24,7 @@ _ELSEWHERE = "there is no such change of a picture or caption here"
 
 def take(read: Reading, disk: Disk) -> None:
     listed, place = read.theirs.get("concepts"), "concepts"
-    if not isinstance(listed, list) and read.said("concept_file_name"):
+    if not isinstance(listed, list) and read.is_given("concept_file_name"):
         file, place = str(read.theirs["concept_file_name"]), "concept_file_name"
         listed = disk.parsed(file)
         if not isinstance(listed, list):

@@ -56,7 +56,7 @@ def take(read: Reading, disk: Disk) -> None:
         if "text_encoder_layer_skip" in read.theirs:
             skipped = int(read.number("text_encoder_layer_skip"))
             read.take("text_encoder_layer_skip", "tuning.clip_skip", skipped + 1)
-    elif read.said("text_encoder_layer_skip"):
+    elif read.is_given("text_encoder_layer_skip"):
         read.leave("text_encoder_layer_skip", BY_KEY["text_encoder_2_layer_skip"].why)
 
 
@@ -75,8 +75,8 @@ def _zero(key: str) -> _IsOff:
     return lambda read: not read.number(key)
 
 
-def _not_said(key: str) -> _IsOff:
-    return lambda read: not read.said(key)
+def _not_given(key: str) -> _IsOff:
+    return lambda read: not read.is_given(key)
 
 
 def _is_not(ours: str, value: str) -> _IsOff:
@@ -94,7 +94,7 @@ _MEANT_ONLY_WITH: tuple[tuple[_IsOff, tuple[str, ...]], ...] = (
     (_left_at("loss_weight_fn", "CONSTANT"), ("loss_weight_strength",)),
     (_left_at("timestep_distribution", "UNIFORM"), ("noising_weight", "noising_bias")),
     (
-        _not_said("masked_training"),
+        _not_given("masked_training"),
         ("unmasked_probability", "normalize_masked_area_loss", "masked_prior_preservation_weight"),
     ),
     (_never_restarts, ("learning_rate_cycles",)),
@@ -103,7 +103,7 @@ _MEANT_ONLY_WITH: tuple[tuple[_IsOff, tuple[str, ...]], ...] = (
     (_is_not("lora.kind", "lokr"), ("lokr_*",)),
     (_is_not("lora.kind", "dora"), ("lora_decompose_norm_epsilon", "lora_decompose_output_axis")),
     (_is_not("general.method", "embedding"), ("embedding.*", "preserve_embedding_norm")),
-    (_not_said("validation"), ("validate_after", "validate_after_unit")),
+    (_not_given("validation"), ("validate_after", "validate_after_unit")),
     (_left_at("learning_rate_scaler", "NONE"), ("learning_rate_scaler",)),
     (_left_at("loss_scaler", "NONE"), ("loss_scaler",)),
 )
@@ -111,26 +111,26 @@ _MEANT_ONLY_WITH: tuple[tuple[_IsOff, tuple[str, ...]], ...] = (
 
 def _optimizer(read: Reading, method: str) -> None:
     key = "optimizer.optimizer"
-    if read.said(key):
+    if read.is_given(key):
         name = str(read.theirs[key])
         rates.take_optimizer(read, key, name, OPTIMIZERS, finds_rate=name.startswith(_FIND_RATES))
         ours = read.into.settings["optimizer.name"]
-        if read.said("optimizer.is_paged") and ours in _PAGED:
+        if read.is_given("optimizer.is_paged") and ours in _PAGED:
             read.take("optimizer.is_paged", "optimizer.name", f"paged_{ours}")
     for part, ours in (("beta1", "beta1"), ("beta2", "beta2"), ("eps", "epsilon"), ("d_coef", "d_coef")):
-        if read.said(f"optimizer.{part}"):
+        if read.is_given(f"optimizer.{part}"):
             why = "" if part != "eps" else None
             rates.take_part_of_optimizer(read, f"optimizer.{part}", f"optimizer.{ours}", None, why)
     for key, both in (("optimizer.weight_decay", rates.WEIGHT_DECAY), ("clip_grad_norm", rates.GRADIENT_NORM)):
         for ours in both:
             if read.theirs.get(key) is not None:
                 read.take(key, ours)
-    if read.said("optimizer.fused_back_pass") and method == "full":
+    if read.is_given("optimizer.fused_back_pass") and method == "full":
         read.take("optimizer.fused_back_pass", "memory.step_in_backward", True)
 
 
 def _rates(read: Reading, method: str) -> None:
-    if read.said("embedding_learning_rate"):
+    if read.is_given("embedding_learning_rate"):
         rate = read.theirs["embedding_learning_rate"]
         rates.take_rate(read, "embedding_learning_rate", "learning.embedding_learning_rate", rate, "")
     elif method == "embedding":
@@ -144,16 +144,16 @@ def _rates(read: Reading, method: str) -> None:
     else:
         _rate(read, f"learning.{prefix}learning_rate")
     _text_rate(read, f"learning.{prefix}text_encoder_learning_rate")
-    if read.said("learning_rate") and "learning_rate" not in read.into.told():
+    if read.is_given("learning_rate") and "learning_rate" not in read.into.told():
         read.leave("learning_rate", "both parts have a rate of their own")
 
 
 def _text_rate(read: Reading, ours: str) -> None:
     """Of the text encoders that learn."""
-    said = [(f"{part}.learning_rate", read.theirs.get(f"{part}.learning_rate")) for part in _learning(read)]
+    given = [(f"{part}.learning_rate", read.theirs.get(f"{part}.learning_rate")) for part in _learning(read)]
     general = ("learning_rate", read.theirs.get("learning_rate", _UNSAID_RATE))
-    found = [pair if pair[1] is not None else general for pair in said]
-    if not any(pair[1] is not None for pair in said):
+    found = [pair if pair[1] is not None else general for pair in given]
+    if not any(pair[1] is not None for pair in given):
         _rate(read, ours)
     elif len(found) == 2 and any(number(rate) for _, rate in found):
         rates.take_two_rates(read, ours, *found)
@@ -169,7 +169,7 @@ def _rate(read: Reading, ours: str) -> None:
 
 
 def _schedule(read: Reading, disk: Disk) -> None:
-    if read.said("learning_rate_scheduler"):
+    if read.is_given("learning_rate_scheduler"):
         rates.take_schedule(read, "learning_rate_scheduler", SCHEDULES)
     if read.into.settings.get("learning.scheduler") == "cosine_with_restarts":
         cycles = max(1, round(read.number("learning_rate_cycles", 1)))
@@ -239,7 +239,7 @@ def _machine(read: Reading, method: str) -> None:
     if str(read.theirs.get("ema") or ""):
         name = str(read.theirs["ema"])
         read.take("ema", "tuning.use_ema", name != "OFF", "" if name in ("OFF", "GPU") else "on the GPU here")
-    if read.said("train_dtype"):
+    if read.is_given("train_dtype"):
         name = str(read.theirs["train_dtype"])
         if name in _PRECISIONS:
             read.take("train_dtype", "tuning.mixed_precision", _PRECISIONS[name], None if "32" in name else "")
@@ -259,7 +259,7 @@ def _machine(read: Reading, method: str) -> None:
     )
     if small and can_be_small:
         read.take("unet.weight_dtype", "memory.unet_weights", small)
-    if read.said("text_encoder.dropout_probability"):
+    if read.is_given("text_encoder.dropout_probability"):
         read.take("text_encoder.dropout_probability", "captions.dropout")
 
 

@@ -28,7 +28,7 @@ def _lora(read: Reading, disk: Disk) -> None:
     name = str(read.theirs.get("peft_type") or "LORA")
     kind = _KINDS.get(name, "lora")
     read.take("peft_type", "lora.kind", kind, "" if name in _KINDS else f"there is no such kind here as {name}")
-    if kind == "lora" and read.said("lora_decompose"):
+    if kind == "lora" and read.is_given("lora_decompose"):
         kind = "dora"
         read.take("lora_decompose", "lora.kind", kind)
     rank = _RANKS.get(kind, "lora_rank")
@@ -37,9 +37,9 @@ def _lora(read: Reading, disk: Disk) -> None:
         read.take("lora_alpha", "lora.alpha", read.number("lora_alpha") or 1, "" if read.number("lora_alpha") else None)
     if kind == "lokr" and "lokr_decompose_factor" in read.theirs:
         read.take("lokr_decompose_factor", "lora.lokr_factor", max(0, int(read.number("lokr_decompose_factor"))))
-    if read.said("dropout_probability") and kind in ("lora", "dora"):
+    if read.is_given("dropout_probability") and kind in ("lora", "dora"):
         read.take("dropout_probability", "lora.dropout", why="")
-    elif read.said("dropout_probability"):
+    elif read.is_given("dropout_probability"):
         read.leave("dropout_probability", f"{kind} has no input to drop; lora and dora have lora.dropout")
     read.take_file(disk, "lora_model_name", "lora.start_file")
 
@@ -55,6 +55,6 @@ def _word(read: Reading, disk: Disk) -> None:
     for row in sorted(rows):
         read.take("embedding.placeholder", f"concepts.{row}.instance_token", word)
     for key, ours in (("token_count", "vectors"), ("initial_embedding_text", "initial_text")):
-        if read.said(f"embedding.{key}"):
+        if read.is_given(f"embedding.{key}"):
             read.take(f"embedding.{key}", f"embedding.{ours}", why="")
     read.take_file(disk, "embedding.model_name", "embedding.start_file")

@@ -44,12 +44,12 @@ def take(read: Reading, disk: Disk) -> None:
         read.take("output_model_format", "saving.checkpoint_format", "ckpt" if form == "CKPT" else "safetensors", "")
     elif form in ("KOHYA_LORA", "LEGACY_LORA"):
         read.take("output_model_format", "saving.checkpoint_format", "safetensors", "a LoRA is always as kohya's are")
-    if read.said("output_dtype"):
+    if read.is_given("output_dtype"):
         is_half = read.theirs["output_dtype"] != "FLOAT_32"
         read.take(
             "output_dtype", "saving.half_model", is_half, "" if "16" in str(read.theirs["output_dtype"]) else None
         )
-    if read.said("rolling_backup"):
+    if read.is_given("rolling_backup"):
         read.take("rolling_backup_count", "intervals.states_kept", read.number("rolling_backup_count", 3), "")
     _samples(read, disk)
 
@@ -73,7 +73,7 @@ def _how_often(read: Reading, key: str, ours: str) -> None:
 
 def _samples(read: Reading, disk: Disk) -> None:
     listed, place = read.theirs.get("samples"), "samples"
-    if not isinstance(listed, list) and read.said("sample_definition_file_name"):
+    if not isinstance(listed, list) and read.is_given("sample_definition_file_name"):
         place = "sample_definition_file_name"
         listed = disk.parsed(str(read.theirs[place]))
         if not isinstance(listed, list):

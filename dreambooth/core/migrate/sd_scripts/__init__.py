@@ -81,4 +81,4 @@ def _arguments(theirs: Mapping[str, Any], names: Mapping[str, str], disk: Disk, 
 def _meant(read: Reading) -> dict[str, str]:
     """Those of SAME that say something: 0 is a number for some, and "none" or "at random" for others."""
     off = {"seed", "ip_noise_gamma", "max_token_length", "save_every_n_steps", "save_every_n_epochs"}
-    return {key: ours for key, ours in SAME.items() if key not in off or read.said(key)}
+    return {key: ours for key, ours in SAME.items() if key not in off or read.is_given(key)}

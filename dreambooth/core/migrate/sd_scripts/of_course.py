@@ -52,7 +52,7 @@ def take(read: Reading, method: Method, disk: Disk, *, whole: bool) -> None:
     _losses(read)
     _noise(read)
     if "clip_skip" in read.theirs and read.number("clip_skip"):
-        if read.said("sdxl") or read.said("v2"):
+        if read.is_given("sdxl") or read.is_given("v2"):
             read.leave("clip_skip", "SD 2 and SDXL are always read at one and the same block")
         else:
             read.take("clip_skip", "tuning.clip_skip")
@@ -94,15 +94,15 @@ def _length(read: Reading, *, whole: bool) -> None:
         halved = rates.has_class_pictures(read.into)
         value = ceil((steps or _UNSAID_STEPS) / (2 if halved else 1))
         read.take("max_train_steps", "intervals.max_train_steps", value, "" if steps and not halved else None)
-    if steps and not epochs and read.said("epoch"):
+    if steps and not epochs and read.is_given("epoch"):
         read.leave("epoch", "max_train_steps goes before it there")
 
 
 def _optimizer(read: Reading) -> None:
-    key = next((key for key in ("use_8bit_adam", "use_lion_optimizer") if read.said(key)), "optimizer_type")
+    key = next((key for key in ("use_8bit_adam", "use_lion_optimizer") if read.is_given(key)), "optimizer_type")
     if key != "optimizer_type":
         read.take(key, "optimizer.name", "adamw_8bit" if key == "use_8bit_adam" else "lion")
-    elif read.said("optimizer_type"):
+    elif read.is_given("optimizer_type"):
         name = str(read.theirs["optimizer_type"])
         short = name.lower().rpartition(".")[2]
         table = {name: OPTIMIZERS[short]} if short in OPTIMIZERS else {}
@@ -112,7 +112,7 @@ def _optimizer(read: Reading) -> None:
         if beta.strip():
             rates.take_part_of_optimizer(read, "betas", ours, beta.strip())
     for key, ours in (("eps", "optimizer.epsilon"), ("d_coef", "optimizer.d_coef")):
-        if read.said(key):
+        if read.is_given(key):
             rates.take_part_of_optimizer(read, key, ours, read.theirs[key])
     for key, both in (("weight_decay", rates.WEIGHT_DECAY), ("max_grad_norm", rates.GRADIENT_NORM)):
         for ours in both:
@@ -136,7 +136,7 @@ def _rates(read: Reading, method: Method, *, whole: bool) -> None:
         rates.take_rate(read, found[0][0], ours, found[0][1], "")
     else:
         _rate(read, "learning_rate", ours, whole=whole)
-    if read.said("learning_rate") and "learning_rate" not in read.into.told():
+    if read.is_given("learning_rate") and "learning_rate" not in read.into.told():
         read.leave("learning_rate", "both parts have a rate of their own")
 
 
@@ -148,16 +148,16 @@ def _rate(read: Reading, key: str, ours: str, *, whole: bool) -> None:
 
 
 def _schedule(read: Reading, disk: Disk) -> None:
-    if read.said("lr_scheduler_type"):
+    if read.is_given("lr_scheduler_type"):
         read.leave("lr_scheduler_type")
-    if read.said("lr_scheduler"):
+    if read.is_given("lr_scheduler"):
         rates.take_schedule(read, "lr_scheduler", SCHEDULES)
     name = str(read.theirs.get("lr_scheduler") or "constant")
     if name == "cosine_with_restarts":
         read.take("lr_scheduler_num_cycles", "learning.cycles", read.number("lr_scheduler_num_cycles") or 1, "")
     if name == "polynomial":
         read.take("lr_scheduler_power", "learning.power", read.number("lr_scheduler_power") or 1, "")
-    if read.said("lr_scheduler_min_lr_ratio"):
+    if read.is_given("lr_scheduler_min_lr_ratio"):
         read.take("lr_scheduler_min_lr_ratio", "learning.minimum")
     steps = read.number("lr_warmup_steps")
     if name == "constant" and steps:
@@ -187,11 +187,11 @@ def _losses(read: Reading) -> None:
         read.take("loss_type", "objective.loss", _LOSSES[loss], "" if loss in ("l2", "huber") else None)
     if _LOSSES.get(loss) == "huber":
         for key, ours in (("huber_c", "objective.huber_delta"), ("huber_schedule", "objective.huber_schedule")):
-            if read.said(key):
+            if read.is_given(key):
                 read.take(key, ours, why="")
     chosen = ""
     for key, ours in _WEIGHTINGS.items():
-        if not read.said(key) or not read.theirs[key]:
+        if not read.is_given(key) or not read.theirs[key]:
             continue
         if chosen:
             read.leave(key, f"there is one weighting at a time here, and {chosen} stands")

@@ -12,28 +12,28 @@ _ELSEWHERE = ("max_token_length", "caption_extension")  # settings of a run ther
 
 def take(read: Reading, disk: Disk, *, whole: bool) -> None:
     _folders(read, disk, whole=whole)
-    if read.said("resolution"):
+    if read.is_given("resolution"):
         side(read.names.get("resolution", "resolution"), read.theirs["resolution"], read.into)
     for key in (*kohya.SAME, *kohya.CHANGED, *kohya.LEFT):
         if (
             key in read.theirs
             and key not in read.table
             and key not in _ELSEWHERE
-            and (read.said(key) or key == "enable_bucket")
+            and (read.is_given(key) or key == "enable_bucket")
         ):
             kohya.take_one(read.names.get(key, key), key, exact(read.theirs[key]), read.into)
     if whole and "enable_bucket" not in read.theirs:
         read.into.take("enable_bucket", "pictures.buckets", False, "off there unless it is asked for")
-    if (read.said("shuffle_caption") or read.number("caption_tag_dropout_rate")) and not read.number("keep_tokens"):
+    if (read.is_given("shuffle_caption") or read.number("caption_tag_dropout_rate")) and not read.number("keep_tokens"):
         read.take("keep_tokens", "captions.keep_tags", 0, "none is kept there unless it is asked for")
-    if read.said("no_token_padding"):
+    if read.is_given("no_token_padding"):
         read.take("no_token_padding", "tuning.pad_tokens", False)
-    if read.said("weighted_captions"):
+    if read.is_given("weighted_captions"):
         read.take("weighted_captions", "captions.weighted", True)
-    if read.said("masked_loss") and not read.said("alpha_mask"):
+    if read.is_given("masked_loss") and not read.is_given("alpha_mask"):
         read.take("masked_loss", "objective.masked", True)
         read.take("masked_loss", "objective.unmasked_weight", 0.0)
-    if read.said("cache_latents_to_disk"):
+    if read.is_given("cache_latents_to_disk"):
         read.take("cache_latents_to_disk", "pictures.cache_on_disk", True, "")
 
 
@@ -48,8 +48,8 @@ def _folders(read: Reading, disk: Disk, *, whole: bool) -> None:
             read.leave(key, f"{problem}: {folder}")
         elif not some:
             why = "it holds no folders that are named after repeats and class, such as '10_sks dog'"
-            read.leave(key, why if not read.said("in_json") else read.table["in_json"].told)
-    key = "caption_extension" if read.said("caption_extension") else "caption_extention"
+            read.leave(key, why if not read.is_given("in_json") else read.table["in_json"].told)
+    key = "caption_extension" if read.is_given("caption_extension") else "caption_extention"
     suffix = str(read.theirs.get(key) or (".caption" if whole else ""))
     suffixes = (suffix,) if suffix.startswith(".") else kohya.BOTH_SUFFIXES
     kohya.folders(found["train_data_dir"], found["reg_data_dir"], disk.look, suffixes, read.into)

@@ -46,21 +46,21 @@ def take(read: Reading, disk: Disk, *, whole: bool) -> Method:
 
 
 def _method(read: Reading) -> Method:
-    if any(read.said(key) for key in ("token_string", "init_word", "num_vectors_per_token")):
+    if any(read.is_given(key) for key in ("token_string", "init_word", "num_vectors_per_token")):
         return "embedding"
-    if read.theirs.get("algo") == "full" or not any(read.said(key) for key in _OF_A_LORA):
+    if read.theirs.get("algo") == "full" or not any(read.is_given(key) for key in _OF_A_LORA):
         return "full"
     return "lora"
 
 
 def _word(read: Reading, disk: Disk) -> None:
     why = "a word alone learns"
-    read.take(next(key for key in ("token_string", *_WORDS) if read.said(key)), "general.method", "embedding", why)
-    if read.said("token_string"):
+    read.take(next(key for key in ("token_string", *_WORDS) if read.is_given(key)), "general.method", "embedding", why)
+    if read.is_given("token_string"):
         rows = {key.split(".")[1] for key in read.into.settings if key.startswith("concepts.")} or {"0"}
         for row in sorted(rows):
             read.take("token_string", f"concepts.{row}.instance_token", str(read.theirs["token_string"]))
-    read.same({key: ours for key, ours in _WORDS.items() if read.said(key)})
+    read.same({key: ours for key, ours in _WORDS.items() if read.is_given(key)})
     read.take_file(disk, "weights", "embedding.start_file")
 
 
@@ -69,12 +69,12 @@ def _kind(read: Reading) -> None:
     read.take("network_module", "general.method", "lora", "")
     algo = str(read.theirs.get("algo") or name.removeprefix("networks.").removeprefix("lycoris.kohya")).lower()
     kind, why = _KINDS.get(algo, ("lora", f"there is no such kind here as {algo}"))
-    if read.said("dora_wd") and kind == "lora":
+    if read.is_given("dora_wd") and kind == "lora":
         kind, why = "dora", ""
         read.take("dora_wd", "lora.kind", kind, "")
-    elif read.said("dora_wd"):
+    elif read.is_given("dora_wd"):
         read.leave("dora_wd", f"DoRA is a kind of its own here, and lora.kind is {kind}")
-    read.take("algo" if read.said("algo") else "network_module", "lora.kind", kind, why)
+    read.take("algo" if read.is_given("algo") else "network_module", "lora.kind", kind, why)
     _layers(read, name)
 
 
@@ -110,9 +110,9 @@ def _size(read: Reading, disk: Disk, *, whole: bool) -> None:
             read.take(key, ours, why="")
         elif whole or key == "network_alpha":
             read.take(key, ours, otherwise)
-    if read.said("network_dropout"):
+    if read.is_given("network_dropout"):
         _dropout(read)
-    if read.said("factor") and read.into.settings.get("lora.kind") == "lokr":
+    if read.is_given("factor") and read.into.settings.get("lora.kind") == "lokr":
         read.take("factor", "lora.lokr_factor", max(0, int(read.number("factor"))))
     read.take_file(disk, "network_weights", "lora.start_file")
     if read.number("scale_weight_norms"):
@@ -133,16 +133,16 @@ def _dropout(read: Reading) -> None:
 def _parts(read: Reading) -> None:
     """Which parts of the model get a LoRA."""
     unet_only, text_only = "network_train_unet_only", "network_train_text_encoder_only"
-    cached = next((key for key in ("cache_text_encoder_outputs", unet_only) if read.said(key)), "")
+    cached = next((key for key in ("cache_text_encoder_outputs", unet_only) if read.is_given(key)), "")
     if _is_zero(read, "text_encoder_lr"):
         read.take("text_encoder_lr", "tuning.text_encoder_ratio", 0.0, "with a rate of 0 it is not trained")
     elif cached:
         read.take(cached, "tuning.text_encoder_ratio", 0.0, "only the UNet is trained")
     else:
         why = "both parts are trained there unless it is told otherwise"
-        read.take(text_only if read.said(text_only) else unet_only, "tuning.text_encoder_ratio", 1.0, why)
-    if read.said(text_only) or _is_zero(read, "unet_lr"):
-        key = text_only if read.said(text_only) else "unet_lr"
+        read.take(text_only if read.is_given(text_only) else unet_only, "tuning.text_encoder_ratio", 1.0, why)
+    if read.is_given(text_only) or _is_zero(read, "unet_lr"):
+        key = text_only if read.is_given(text_only) else "unet_lr"
         read.take(key, "tuning.train_unet", False, "only the text encoder is trained")
     else:
         read.into.settings["tuning.train_unet"] = True
@@ -162,16 +162,16 @@ def text_rates(read: Reading, method: Method) -> list[tuple[str, Any]]:
     """The rates that text encoders have of their own, each with its key: none, one for all, or those of SDXL's two."""
     if method == "lora":
         return [("text_encoder_lr", rate) for rate in _listed(read.theirs.get("text_encoder_lr"))[:2]]
-    said = {key: read.theirs[key] for key in rate_keys(read) if read.theirs.get(key) not in (None, "")}
+    rates = {key: read.theirs[key] for key in rate_keys(read) if read.theirs.get(key) not in (None, "")}
     general = ("learning_rate", read.theirs.get("learning_rate"))
-    pairs = [(key, said[key]) if key in said else general for key in rate_keys(read)]
-    return [pair for pair in pairs if pair[1] not in (None, "")] if said else []
+    pairs = [(key, rates[key]) if key in rates else general for key in rate_keys(read)]
+    return [pair for pair in pairs if pair[1] not in (None, "")] if rates else []
 
 
 def rate_keys(read: Reading) -> tuple[str, ...]:
     """Of full fine-tuning: SDXL's two have keys of their own."""
     one, two = ("learning_rate_te",), ("learning_rate_te1", "learning_rate_te2")
-    return one if one[0] in read.theirs and not read.said("sdxl") else two
+    return one if one[0] in read.theirs and not read.is_given("sdxl") else two
 
 
 def _text_encoder(read: Reading, *, whole: bool) -> None:
@@ -186,7 +186,7 @@ def _text_encoder(read: Reading, *, whole: bool) -> None:
     elif number(stop):
         read.take("stop_text_encoder_training", "tuning.text_encoder_steps", int(number(stop)))
     elif "train_text_encoder" in read.theirs:
-        share = 1.0 if read.said("train_text_encoder") else 0.0
+        share = 1.0 if read.is_given("train_text_encoder") else 0.0
         read.take("train_text_encoder", "tuning.text_encoder_ratio", share)
     elif rates and not any(read.number(key) for key in rates):
         read.take(rates[0], "tuning.text_encoder_ratio", 0.0, "with a rate of 0 it is not trained")

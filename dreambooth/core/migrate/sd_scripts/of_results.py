@@ -51,13 +51,13 @@ def _saving(read: Reading) -> None:
         read.take("save_model_as", "saving.checkpoint_format", wanted, "")
     elif wanted:
         read.leave("save_model_as")
-    if read.said("use_safetensors"):
+    if read.is_given("use_safetensors"):
         read.take("use_safetensors", "saving.checkpoint_format", "safetensors")
     precision = str(read.theirs.get("save_precision") or "")
     if precision:
         read.take("save_precision", "saving.half_model", precision != "float", "" if precision != "bf16" else None)
     logs = str(read.theirs.get("log_with") or "")
-    if logs in ("tensorboard", "all") or (read.said("logging_dir") and not logs):
+    if logs in ("tensorboard", "all") or (read.is_given("logging_dir") and not logs):
         read.take("log_with" if logs else "logging_dir", "reporting.tensorboard", True)
 
 
@@ -119,13 +119,13 @@ def _prompts(read: Reading, lines: list[str]) -> None:
 
 def _machine(read: Reading) -> None:
     is_full = read.into.settings.get("general.method") == "full"
-    if read.said("sdpa"):
+    if read.is_given("sdpa"):
         read.take("sdpa", "memory.attention", "sdpa")
-    if read.said("full_bf16") and is_full:
+    if read.is_given("full_bf16") and is_full:
         read.take("full_bf16", "memory.bf16_weights", True)
-    if read.said("fused_backward_pass") and is_full:
+    if read.is_given("fused_backward_pass") and is_full:
         read.take("fused_backward_pass", "memory.step_in_backward", True)
-    eighths = [key for key in ("fp8_base", "fp8_base_unet") if read.said(key)]
-    is_small = read.into.settings.get("lora.kind") == "lora" and read.said("gradient_checkpointing")
+    eighths = [key for key in ("fp8_base", "fp8_base_unet") if read.is_given(key)]
+    is_small = read.into.settings.get("lora.kind") == "lora" and read.is_given("gradient_checkpointing")
     if eighths and is_small:
         read.take(eighths[0], "memory.unet_weights", "int8")

@@ -119,8 +119,8 @@ def with_parts(theirs: Mapping[str, Any], names: Mapping[str, str]) -> tuple[dic
     return values, called
 
 
-def _pairs(said: Any) -> Iterator[tuple[str, Any]]:
-    parts = said.split() if isinstance(said, str) else said if isinstance(said, list) else []
+def _pairs(entries: Any) -> Iterator[tuple[str, Any]]:
+    parts = entries.split() if isinstance(entries, str) else entries if isinstance(entries, list) else []
     for part in parts:
         name, sign, value = str(part).strip().partition("=")
         if sign:

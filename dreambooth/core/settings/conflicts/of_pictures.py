@@ -83,7 +83,7 @@ def _class_pictures(settings: Settings) -> list[str]:
     problems = []
     for number, concept in enumerate(settings.concepts):
         key = f"concepts.{number}"
-        if concept.class_mode == "fill" and concept.num_class_images_per and not concept.class_prompt.strip():
+        if concept.draws_class_images and not concept.class_prompt.strip():
             problems.append(
                 f"{key}.class_prompt: it is empty, but num_class_images_per asks for class pictures; "
                 "say what they show or set num_class_images_per to 0."

@@ -145,7 +145,7 @@ def _embedding_alone(settings: Settings) -> list[str]:
         key = f"concepts.{number}"
         if settings.words and not concept.instance_token.strip():
             problems.append(f"{key}.instance_token: it is empty, so that its pictures teach no word; write its own.")
-        if concept.class_mode == "fill" and concept.num_class_images_per:
+        if concept.draws_class_images:
             problems.append(f"{key}.num_class_images_per: {why}; set it to 0.")
         elif concept.class_mode in ("folder", "prediction"):
             problems.append(f"{key}.class_mode: {why}; set it to off.")
