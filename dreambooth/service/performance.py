@@ -14,6 +14,7 @@ from dreambooth.core.models import anatomy, checkpoint
 from dreambooth.core.models.families import FAMILIES
 from dreambooth.core.project import Project
 from dreambooth.core.settings import Settings
+from dreambooth.core.values import plain
 from dreambooth.service import cost, models
 
 _METHODS = ("lora", "full", "embedding")
@@ -66,7 +67,7 @@ def as_json(made: Plan) -> dict[str, Any]:
         "fits": made.fits,
         "why": made.why,
         "changes": made.changes,
-        "flags": [f"--{key} {str(value).lower()}" for key, value in made.changes.items()],
+        "flags": [f"--{key} {plain(value)}" for key, value in made.changes.items()],
         "needs": {**asdict(made.needs), "total": made.needs.total},
         "needed_before": {**asdict(made.needed_before), "total": made.needed_before.total},
     }

@@ -84,7 +84,7 @@ def performance(result: Result) -> str:
         return "\n".join([result["why"], *result["flags"], *([set_now] if result["applied"] else [])])
     rows = [["model", "method", "card", "needs", "settings"]]
     for one in result["plans"]:
-        changes = ", ".join(one["flags"]) or "as they are"
+        changes = " ".join(one["flags"]) or "as they are"
         needs = f"{memory(one['needs']['total'])}{'' if one['fits'] else ', too much'}"
         rows.append([FAMILIES[one["family"]], one["method"], f"{one['card_bytes'] / 2**30:g} GB", needs, changes])
     return table(rows)
