@@ -294,9 +294,8 @@ def _why_not(about: About, channels: int, origin: Origin, family_of_text: str) -
         "it is SDXL's refiner, which cannot be trained; name the base model": about.family == "refiner",
         "it is of an unknown kind; Stable Diffusion 1, 2 and SDXL can be trained (say which with --family)": not known,
         _CHANNELS.get(channels, f"its UNet takes {channels} channels instead of 4"): channels not in (4, 9),
-        f"its text encoder is that of {FAMILIES.get(family_of_text)}; leave --family at auto": (
-            family_of_text in FAMILIES and not about.has_text_encoder
-        ),
+        f"it is {FAMILIES.get(family_of_text)} and not {FAMILIES.get(about.family)}; name another file, or leave its "
+        "family at auto": family_of_text in FAMILIES and not about.has_text_encoder,
         "it has no text encoder; use the full file instead of this pruned one": not about.has_text_encoder,
         "it has no VAE; name one with --vae FILE": not about.has_vae,
         f"it predicts {about.prediction_type}; models that predict epsilon or v can be trained": (

@@ -147,7 +147,8 @@ def deleted(result: Result) -> str:
 def imported(result: Result) -> str:
     rows = [["", "there", "here", "value", ""]]
     for line in result["report"]:
-        rows.append([line["fate"], line["theirs"], line["ours"] or "-", str(line["value"])[:60], line["why"]])
+        value = "" if line["value"] is None else plain(line["value"])[:60]
+        rows.append([line["fate"], line["theirs"], line["ours"] or "-", value, line["why"]])
     return f"Read as {result['kind']}.\n\n{table(rows)}\n\nThese are now the settings of {result['name']}."
 
 
