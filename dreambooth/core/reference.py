@@ -28,7 +28,13 @@ def json_schema(cls: type) -> dict[str, Any]:
 
 def markdown(cls: type) -> str:
     """The reference of all settings, one table a group."""
-    lines: list[str] = []
+    lines = [
+        "# All settings",
+        "",
+        "Each is a flag of the command line, as `--lora.rank 8`, and a key of the HTTP API. The page shows its label.",
+        "",
+        "`N` stands for a concept's number: `concepts.0.repeats` is the first's, `concepts.1.repeats` the second's.",
+    ]
     current = None
     for leaf in leaves(cls):
         section = leaf.key.split(".")[0]

@@ -125,7 +125,7 @@ def from_flat(cls: type[T], flat: Mapping[str, Any]) -> T:
     given: dict[str, Any] = {}
     for key, raw in flat.items():
         leaf = known.get(general(key))
-        if leaf is None:
+        if leaf is None or "N" in key.split("."):  # which stands for a row's number in the reference, and is none
             problems.append(_unknown(key, known))
             continue
         try:

@@ -30,7 +30,7 @@ def typed(raw: Any, kind: type) -> Any:
             return raw
         if str(raw).lower() in words:
             return words[str(raw).lower()]
-        raise ValueError(f"{raw!r} is not true or false.")
+        raise ValueError(f"{raw!r} is not on or off.")
     if kind is str:
         return _text(raw)
     return _number(raw, kind)

@@ -35,6 +35,7 @@ def fields(opened: Project, wanted: Mapping[str, Any], *, label: str = "{}") -> 
         chosen, of_state = state(opened, wanted, label=label)
         what: dict[str, Any] = {**of_state, "weights": ""}
     else:
+        check_no_run(wanted, label)
         what = {"weights": _exported(opened, wanted, label)}
     is_as_it_is = merge is None and rank is None and not onto
     if rank is not None and (merge is not None or onto):
@@ -134,6 +135,15 @@ def _check_embedding(to: str, otherwise: Mapping[str, Any], label: str) -> None:
             )
     if to and Path(to).suffix.lower() not in EMBEDDINGS:
         raise UserError(f"{called('to', label)}: an embedding is one .safetensors or .pt file; name one.")
+
+
+def check_no_run(wanted: Mapping[str, Any], label: str) -> None:
+    """A run alone names no weights; the newest result, of whatever run, would be taken for that run's."""
+    if wanted.get("run") is not None:
+        raise UserError(
+            f"{called('run', label)}: it goes with {called('from_step', label)}, the state of that run; give both, or "
+            f"its file with {called('weights', label)}."
+        )
 
 
 def state(opened: Project, wanted: Mapping[str, Any], *, label: str = "{}") -> tuple[Settings, dict[str, Any]]:

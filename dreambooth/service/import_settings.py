@@ -22,8 +22,8 @@ from dreambooth.service import environment, import_paths, models, settings_lock,
 _MOST_BYTES = 20_000_000
 _MOST_LITERAL = 1_000_000  # characters of a Python list, for each of which Python takes some 400 bytes
 _KINDS = (
-    "a concepts_list.json, the predecessor's db_config.json, kohya's dataset or config .toml, a .json of kohya_ss or "
-    "of OneTrainer, or a folder that holds folders such as '10_sks dog'"
+    "a concepts_list.json, sd_dreambooth_extension's db_config.json, kohya's dataset or config .toml, a .json of "
+    "kohya_ss or of OneTrainer, or a folder that holds folders such as '10_sks dog'"
 )
 
 
@@ -74,7 +74,7 @@ def _json(path: Path, disk: Disk) -> tuple[str, Migration]:
         content = [content]
     if isinstance(content, dict):
         if content.keys() & {"concepts_list", "num_train_epochs"}:
-            return "the predecessor's db_config.json", predecessor.config(content, disk.look)
+            return "sd_dreambooth_extension's db_config.json", predecessor.config(content, disk.look)
         if content.keys() & onetrainer.KNOWN:
             return "OneTrainer's settings", onetrainer.config(content, disk)
         if content.keys() & sd_scripts.OF_PAGE:

@@ -14,6 +14,7 @@ from dreambooth.core.models import anatomy, checkpoint
 from dreambooth.core.models.families import FAMILIES
 from dreambooth.core.project import Project
 from dreambooth.core.settings import Settings
+from dreambooth.core.values import plain
 from dreambooth.service import cost, models
 
 _METHODS = ("lora", "full", "embedding")
@@ -66,7 +67,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "fits": plan.fits,
         "why": plan.why,
         "changes": plan.changes,
-        "flags": [f"--{key} {str(value).lower()}" for key, value in plan.changes.items()],
+        "flags": [f"--{key} {plain(value)}" for key, value in plan.changes.items()],
         "needs": {**asdict(plan.needs), "total": plan.needs.total},
         "needed_before": {**asdict(plan.needed_before), "total": plan.needed_before.total},
     }

@@ -137,6 +137,8 @@ def at(place: Path, what: str) -> list[Path]:
     found = picture_files.find(place) if place.is_dir() else []
     if place.is_file() and place.suffix.lower() in PICTURES:
         found = [place]
+    if not place.exists():
+        raise UserError(f"{what}: there is no file or folder {place}.")
     if not found:
         raise UserError(
             f"{what}: {place} is neither a picture nor a folder with some; name one ({', '.join(PICTURES)})."

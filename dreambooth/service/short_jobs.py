@@ -139,6 +139,7 @@ def _weights(opened: Project, wanted: Mapping[str, Any], label: str) -> tuple[Se
     if wanted.get("from_step") is not None:
         chosen, of_state = exporting.state(opened, wanted, label=label)
         return chosen, {**of_state, "weights": ""}
+    exporting.check_no_run(wanted, label)
     file = runs.weights(opened, str(wanted.get("weights") or ""), base=bool(wanted.get("base")))
     return runs.settings_of(opened, file), {"weights": str(file or "")}
 

@@ -72,7 +72,7 @@ def _add_preparing(add: Callable[..., Any]) -> None:
     sub = add(
         "import",
         preparing.import_settings,
-        "Take over the settings of the predecessor, of kohya's scripts or kohya_ss, or of OneTrainer.",
+        "Take over the settings of sd_dreambooth_extension, of kohya's scripts or kohya_ss, or of OneTrainer.",
         of_models.imported,
         takes_settings=True,
     )

@@ -214,7 +214,7 @@ def settings_over(own: dict[str, Any], options: argparse.Namespace) -> dict[str,
     """Settings with those of the command line over them: the preset's, then the file's, then the flags'."""
     given, lists_concepts = _given(options)
     own = models.without_concepts(own) if lists_concepts else own
-    return models.with_preset(options.preset, own, given) if options.preset else {**own, **given}
+    return models.with_preset(options.preset, own, given) if options.preset is not None else {**own, **given}
 
 
 def errand(options: argparse.Namespace, terminal: Terminal, kind: str, chosen: Settings, **fields: Any) -> Result:

@@ -25,7 +25,7 @@ from dreambooth.service import (
 )
 from dreambooth.service import performance as fitting
 from dreambooth.service.import_settings import take_over
-from dreambooth.ui import commands
+from dreambooth.ui import commands, results
 from dreambooth.ui.commands import Result
 from dreambooth.ui.terminal import Terminal
 
@@ -90,9 +90,7 @@ def learn_on(options: argparse.Namespace, terminal: Terminal) -> Result:
         raise UserError(f"{opened.name} has no result yet; train it first.")
     if options.file is None:
         return continue_from.learn_on(found, opened, written[0])
-    named = paths.named(options.file, "FILE")
-    file = next((one for one in written if Path(one).resolve() == named), str(named))  # a link may lead there
-    return continue_from.learn_on(found, opened, file)
+    return continue_from.learn_on(found, opened, results.result(opened, options.file))
 
 
 def tokens(options: argparse.Namespace, terminal: Terminal) -> Result:

@@ -36,6 +36,8 @@ def sheet(options: argparse.Namespace, terminal: Terminal) -> Result:
     opened = project.open_project(commands.folders(options), options.name)
     if options.weights and options.from_step:
         raise UserError("--weights, --from-step: these exclude each other; give one.")
+    if not options.from_step:
+        exporting.check_no_run(vars(options), "--{}")
     states: list[Any] = [{"run": options.run, "from_step": step} for step in options.from_step or []]
     files = [str(paths.named(file, "--weights")) for file in options.weights or []]
     results = [] if states or files else [one["path"] for one in reversed(service_runs.outputs(opened))]
@@ -50,10 +52,10 @@ def sheet(options: argparse.Namespace, terminal: Terminal) -> Result:
 def delete(options: argparse.Namespace, terminal: Terminal) -> Result:
     found = commands.folders(options)
     opened = project.open_project(found, options.name)
-    return deleting.delete(found, opened, _result(opened, options.file))
+    return deleting.delete(found, opened, result(opened, options.file))
 
 
-def _result(opened: Project, named: str) -> str:
+def result(opened: Project, named: str) -> str:
     """The path of the result that is meant by its name or by any path that leads to it; a path as it is for another."""
     path = paths.named(named, "FILE")
     there = dict.fromkeys(one["path"] for one in service_runs.outputs(opened))

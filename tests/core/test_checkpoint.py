@@ -57,7 +57,11 @@ def test_what_a_person_chose_wins(tmp_path: Path) -> None:
     found = checkpoint.describe(checkpoint.read_header(path), chosen)
     assert (found.prediction_type, found.known_by, found.zero_terminal_snr) == ("v_prediction", "chosen", True)
     assert found.resolution == 640
-    assert "no text encoder" in checkpoint.describe(checkpoint.read_header(path), Origin(family="sd2")).reason
+    assert checkpoint.describe(checkpoint.read_header(path), Origin(family="sd2")).reason == (
+        "it is Stable Diffusion 1 and not Stable Diffusion 2; name another file, or leave its family at auto"
+    )
+    without = write_safetensors(tmp_path / "y.safetensors", PARTS)
+    assert "no text encoder" in checkpoint.describe(checkpoint.read_header(without), Origin(family="sd2")).reason
     assert "no EMA" in checkpoint.describe(checkpoint.read_header(path), Origin(weights="ema")).reason
 
 

@@ -31,6 +31,14 @@ def test_all_problems_are_reported_at_once() -> None:
     assert any("lora.rnak: there is no such setting. Did you mean lora.rank?" in p for p in found)
 
 
+def test_the_references_n_is_no_number() -> None:
+    """`concepts.N.repeats` stands in docs/settings.md, and somebody copies it."""
+    assert problems({"concepts.N.repeats": 2}) == [
+        "concepts.N.repeats: there is no such setting. Did you mean concepts.0.repeats?"
+    ]
+    assert problems({"tuning.use_ema": "maybe"}) == ["tuning.use_ema: 'maybe' is not on or off."]
+
+
 @pytest.mark.parametrize("key", ["previews.negative_prompt", "concepts.0.class_negative_prompt"])
 def test_a_caption_cannot_stand_where_no_picture_is_meant(key: str) -> None:
     assert problems({key: "blurry, [filewords]"})[0].startswith(f"{key}: [filewords] stands for a picture's caption")

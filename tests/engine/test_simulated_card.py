@@ -638,7 +638,7 @@ def test_what_a_full_card_has_no_room_for_is_said_before_anything_is_loaded(
             worker.run(job)
     [warning] = told(job, "warning")
     assert "of it are free" in warning["text"]
-    assert "--batching.gradient_checkpointing true" in warning["text"]
+    assert "--batching.gradient_checkpointing on" in warning["text"]
 
 
 def test_what_is_streamed_is_held_against_the_computers_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

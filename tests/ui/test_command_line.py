@@ -72,7 +72,8 @@ def test_settings_of_a_model_are_told_taken_back_and_go_on_from_a_result(
     assert "lora.rank  5" in of_models.settings({"name": "star", "settings": before})
     file = tmp_path / "concepts_list.json"
     file.write_text(json.dumps([{"instance_prompt": "a dog", "class_prompt": "", "instance_data_dir": str(tmp_path)}]))
-    assert asked("import", "star", file)["kind"] == "a concepts list"
+    imported = asked("import", "star", file)
+    assert imported["kind"] == "a concepts list" and "None" not in of_models.imported(imported)
     assert asked("settings", "star")["settings"]["concepts.0.instance_prompt"] == "a dog"
     assert asked("undo", "star")["name"] == "star" and asked("settings", "star")["settings"] == before
     assert asked("undo", "star")["problems"] == ["There is nothing to undo."]
@@ -83,7 +84,7 @@ def test_settings_of_a_model_are_told_taken_back_and_go_on_from_a_result(
     job = job_list.new_run(Folders(tmp_path), opened, parse({}))
     job.report("saved", kind="lora", path=str(result), bytes=0, images=10)
     job.report("done")
-    for named in ([], [result]):
+    for named in ([], [result], [result.name]):
         assert asked("learn-on", "star", *named)["model"] == "star"
         assert asked("settings", "star")["settings"]["lora.start_file"] == str(result)
         asked("set", "star", "--lora.start_file=")
@@ -147,6 +148,7 @@ def test_a_preset_is_under_the_flags_and_over_the_defaults(tmp_path: Path, dream
     )
     assert create("two", "--intervals.num_train_epochs", 7)["intervals.num_train_epochs"] == 7
     refused(dreambooth("check", "one", "--data", tmp_path / "models", "--preset", "face"), "none called 'face'")
+    refused(dreambooth("check", "one", "--data", tmp_path / "models", "--preset", ""), "none called ''")
     assert {preset["name"] for preset in dreambooth("presets").answer["presets"]} == {"person", "object", "native"}
 
 
@@ -242,7 +244,9 @@ def test_a_crop_is_chosen_for_a_picture_and_forgotten(
     refused(dreambooth("crop", good, "--zoom", 2), "--zoom: it goes with --at")
     refused(dreambooth("crop", good, "--at", 0, 0, "--automatic"), "--automatic: it forgets")
     refused(dreambooth("crop", pictures, "--at", 0, 0), "--at: it is for one picture")
-    refused(dreambooth("crop", tmp_path / "gone.png"), "gone.png is neither a picture nor a folder with some")
+    refused(dreambooth("crop", tmp_path / "gone.png"), "PICTURE: there is no file or folder", "gone.png")
+    (tmp_path / "notes.txt").touch()
+    refused(dreambooth("crop", tmp_path / "notes.txt"), "notes.txt is neither a picture nor a folder with some")
     (pictures / "good.focus").write_text("here")
     refused(dreambooth("crop", pictures), "good.focus: it holds no crop")
     assert dreambooth("crop", pictures, "--automatic").answer["crops"] == []
@@ -296,6 +300,9 @@ def test_a_sheet_and_a_state_refuse_what_they_cannot_do(data: Path, tmp_path: Pa
     refused(dreambooth(*sheet), "star has no result yet", "--base")
     refused(dreambooth(*sheet, "--base", "--lora-weights", 9), "--lora-weights: they must be numbers from -4 to 4")
     refused(dreambooth(*sheet, "--from-step", 3), "has no run")
+    export = ("export", "star", "--to", tmp_path / "x.safetensors", "--data", data)
+    for one in (sheet, ("generate", *sheet[1:]), export):
+        refused(dreambooth(*one, "--base", "--run", 7), "--run: it goes with --from-step")
     refused(dreambooth(*sheet, "--from-step", 3, "--weights", "x"), "exclude each other")
     refused(dreambooth("export", "star", "--data", data), "--to: it is missing")
     refused(

@@ -42,7 +42,7 @@ def test_with_a_model_its_own_settings_count(tmp_path: Path, capsys: pytest.Capt
     assert code == 0
     assert said["fits"]
     assert said["changes"] == {"batching.gradient_checkpointing": False}
-    assert said["flags"] == ["--batching.gradient_checkpointing false"]
+    assert said["flags"] == ["--batching.gradient_checkpointing off"]
     assert "cost a third more time" in said["why"]
 
 

@@ -19,6 +19,7 @@ from dreambooth.core.memory.savings import CHANGED_KEYS, SAVINGS, Changes, Savin
 from dreambooth.core.models.anatomy import Anatomy
 from dreambooth.core.models.families import RESOLUTIONS
 from dreambooth.core.settings import Settings, conflicts
+from dreambooth.core.values import plain
 
 CARDS = tuple(gigabytes * 2**30 for gigabytes in (4, 6, 8, 12, 16, 24))
 QUICKEST: dict[str, Any] = {
@@ -54,8 +55,7 @@ class Plan:
     @property
     def flags(self) -> str:
         """The changes as the command line takes them."""
-        values = {key: str(value).lower() if isinstance(value, bool) else value for key, value in self.changes.items()}
-        return " ".join(f"--{key} {value}" for key, value in values.items())
+        return " ".join(f"--{key} {plain(value)}" for key, value in self.changes.items())
 
 
 def plan(

@@ -189,7 +189,8 @@ def _describe_checkpoint(header: Header, about: About, origin: Origin) -> None:
     names = header.tensors
     about.kind = "checkpoint"
     about.has_unet = True
-    about.family = origin.family if origin.family != "auto" else _family(header)
+    own = _family(header)
+    about.family = origin.family if origin.family != "auto" else own
     about.has_vae = bool(origin.vae) or any(name.startswith((VAE, "vae/")) for name in names)
     about.has_text_encoder = _has_text(header, about.family)
     about.has_ema = any(name.startswith(EMA) and name not in (f"{EMA}decay", f"{EMA}num_updates") for name in names)
@@ -199,7 +200,7 @@ def _describe_checkpoint(header: Header, about: About, origin: Origin) -> None:
     about.prediction_type, about.known_by = _prediction(header, about.family, origin)
     about.zero_terminal_snr = _zero_terminal_snr(header, origin)
     about.resolution = origin.resolution or _resolution(header, about)
-    about.reason = _why_not(about, channels, origin)
+    about.reason = _why_not(about, channels, origin, own if _has_text(header, own) else "")
 
 
 def _family(header: Header) -> str:
@@ -285,7 +286,7 @@ _CHANNELS = {
 }
 
 
-def _why_not(about: About, channels: int, origin: Origin) -> str:
+def _why_not(about: About, channels: int, origin: Origin, family_of_text: str) -> str:
     """Why a checkpoint cannot be trained from; empty if it can."""
     known = about.family in FAMILIES
     ztsnr_epsilon = about.zero_terminal_snr and about.prediction_type != "v_prediction"
@@ -293,6 +294,8 @@ def _why_not(about: About, channels: int, origin: Origin) -> str:
         "it is SDXL's refiner, which cannot be trained; name the base model": about.family == "refiner",
         "it is of an unknown kind; Stable Diffusion 1, 2 and SDXL can be trained (say which with --family)": not known,
         _CHANNELS.get(channels, f"its UNet takes {channels} channels instead of 4"): channels not in (4, 9),
+        f"it is {FAMILIES.get(family_of_text)} and not {FAMILIES.get(about.family)}; name another file, or leave its "
+        "family at auto": family_of_text in FAMILIES and not about.has_text_encoder,
         "it has no text encoder; use the full file instead of this pruned one": not about.has_text_encoder,
         "it has no VAE; name one with --vae FILE": not about.has_vae,
         f"it predicts {about.prediction_type}; models that predict epsilon or v can be trained": (

@@ -84,7 +84,7 @@ def performance(result: Result) -> str:
         return "\n".join([result["why"], *result["flags"], *([set_now] if result["applied"] else [])])
     rows = [["model", "method", "card", "needs", "settings"]]
     for one in result["plans"]:
-        changes = ", ".join(one["flags"]) or "as they are"
+        changes = " ".join(one["flags"]) or "as they are"
         needs = f"{memory(one['needs']['total'])}{'' if one['fits'] else ', too much'}"
         rows.append([FAMILIES[one["family"]], one["method"], f"{one['card_bytes'] / 2**30:g} GB", needs, changes])
     return table(rows)
@@ -147,7 +147,8 @@ def deleted(result: Result) -> str:
 def imported(result: Result) -> str:
     rows = [["", "there", "here", "value", ""]]
     for line in result["report"]:
-        rows.append([line["fate"], line["theirs"], line["ours"] or "-", str(line["value"])[:60], line["why"]])
+        value = "" if line["value"] is None else plain(line["value"])[:60]
+        rows.append([line["fate"], line["theirs"], line["ours"] or "-", value, line["why"]])
     return f"Read as {result['kind']}.\n\n{table(rows)}\n\nThese are now the settings of {result['name']}."
 
 

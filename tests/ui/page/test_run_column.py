@@ -112,6 +112,21 @@ def test_after_a_picture_was_taken_away_the_keyboard_is_at_the_next(
     assert hands.page.evaluate(FOCUSED) == "Move c.png to the trash"
 
 
+def test_a_picture_that_train_named_is_named_no_more_once_it_is_taken_away(
+    hands: Hands, star: Project, tmp_path: Path
+) -> None:
+    Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    folder = uploads.take_in(star, "", [tmp_path / "a.png", tmp_path / "broken.png"]).folder
+    project.write_settings(star, {"concepts.0.instance_data_dir": folder, "concepts.0.instance_prompt": "a star"})
+    hands.press("db_refresh")
+    hands.tab("Concepts")
+    hands.press("db_train")
+    told = hands.see("#db_run_said .db-problems", "broken.png")
+    hands.see("#db_pictures .db-away[aria-label*='broken.png']").click()
+    told.wait_for(state="detached")
+
+
 def test_the_keyboard_meets_the_run_where_it_is_seen_and_its_end_can_be_reached(
     hands: Hands, star: Project, data: Path
 ) -> None:
