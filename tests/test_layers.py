@@ -31,7 +31,7 @@ BESIDES = {
     "core/picture_opening.py": {"PIL"},
     "host/describing.py": {"modules", "PIL"},
     "host/drawing.py": {"modules"},
-    "host/lending.py": {"modules"},
+    "host/lending.py": {"gradio", "modules"},
     "host/webui.py": {"modules"},
     "service/api.py": {"fastapi", "starlette"},  # fastapi is made of it
     "service/routes/pictures.py": {"fastapi"},
