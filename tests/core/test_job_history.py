@@ -43,8 +43,10 @@ def test_only_what_was_added_is_read(path: Path, monkeypatch: pytest.MonkeyPatch
     write(path, {"event": "started", "time": 0}, *(step(n) for n in range(1, 101)))
     assert job_history.read(path).step["step"] == 100
     read: list[bytes] = []
-    take = job_history.JobHistory._apply_line
-    monkeypatch.setattr(job_history.JobHistory, "_apply_line", lambda self, line: (read.append(line), take(self, line))[1])
+    really = job_history.JobHistory._apply_line
+    monkeypatch.setattr(
+        job_history.JobHistory, "_apply_line", lambda self, line: (read.append(line), really(self, line))[1]
+    )
     write(path, step(101), {"event": "paused", "time": 5})
     found = job_history.read(path)
     assert len(read) == 2
@@ -170,8 +172,10 @@ def test_looking_at_all_jobs_in_turn_finds_most_of_what_was_read(
         write(one, {"event": "started", "pid": number})
         job_history.read(one)
     parsed: list[Any] = []
-    take = job_history.JobHistory._apply_line
-    monkeypatch.setattr(job_history.JobHistory, "_apply_line", lambda known, line: (parsed.append(line), take(known, line)))
+    really = job_history.JobHistory._apply_line
+    monkeypatch.setattr(
+        job_history.JobHistory, "_apply_line", lambda known, line: (parsed.append(line), really(known, line))
+    )
     for one in paths:
         assert job_history.read(one).status == "lost"
     assert len(parsed) <= parsed_again
