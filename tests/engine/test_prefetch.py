@@ -175,7 +175,7 @@ def test_a_file_is_decoded_once_for_its_variants_however_many_are_encoded_togeth
     some, decode, files = examples(photos, **VARIED), decoding.decode, list[str]()
     assert len(some) == 3 * 5
     wanted = cache.encode(model := families.load_file(MINIATURE), some, ["x"], lambda done: None)
-    monkeypatch.setattr(vae_inputs, "_CUT_BYTES", most)
+    monkeypatch.setattr(vae_inputs, "_MAX_CROP_BYTES", most)
     monkeypatch.setattr(decoding, "decode", lambda path: (files.append(path.name), decode(path))[1])
     encoded = cache.encode(model, some, ["x"], lambda done: None)
     assert {name: files.count(name) for name in files} == {f"{n}.png": decoded for n in range(5)}

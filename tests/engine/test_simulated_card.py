@@ -554,7 +554,7 @@ def test_a_word_that_learned_draws_and_words_are_measured(
         wanted = {"weights": ["", file], "lora_weights": [1]}
         drawing = short_jobs.sheet(made, {"prompt": "a sks", "steps": 1, "sheet": wanted})
         assert len(generate.run(_errand(made, *drawing))["pictures"]) == 2
-        monkeypatch.setattr(tokens, "_RARE_FROM", 49_000)
+        monkeypatch.setattr(tokens, "_FIRST_RARE_ID", 49_000)
         fields = short_jobs.words("a sks star", 2, label="{}")
         AcceleratorState._reset_state(reset_partial_state=True)
         said = tokens.run(launcher.new_errand(folders(made), made, "tokens", parse({}), **fields))

@@ -97,7 +97,7 @@ def on_card(session: Session) -> Iterator[torch.Tensor]:
         if some.surroundings:
             yield from (*(some.surroundings.masked or []), *some.surroundings.nothing)
     yield from session.texts.tokens
-    for table in filter(None, (session.texts.table, session.texts.base_table, session.texts.rest_table)):
+    for table in filter(None, (session.texts.table, session.texts.base_table, session.texts.frozen_table)):
         yield from (one for one in (table.hidden, table.pooled, table.mask) if one is not None)
     if session.ema:
         yield from session.ema.average.values()
