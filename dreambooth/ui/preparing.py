@@ -12,9 +12,8 @@ from dreambooth.core.focal_point import FocalPoint
 from dreambooth.core.settings import Settings
 from dreambooth.service import continue_from, environment, models, notice, pictures, runs, settings_undo, short_jobs
 from dreambooth.service import performance as fitting
-from dreambooth.ui import commands
+from dreambooth.ui import commands, results
 from dreambooth.ui.commands import Result
-from dreambooth.ui.results import result_named
 from dreambooth.ui.terminal import Terminal
 
 
@@ -77,7 +76,7 @@ def learn_on(options: argparse.Namespace, terminal: Terminal) -> Result:
         raise UserError(f"{opened.name} has no result yet; train it first.")
     if options.file is None:
         return continue_from.learn_on(found, opened, written[0])
-    return continue_from.learn_on(found, opened, result_named(opened, options.file))
+    return continue_from.learn_on(found, opened, results.result_named(opened, options.file))
 
 
 def tokens(options: argparse.Namespace, terminal: Terminal) -> Result:
