@@ -90,7 +90,7 @@ def learn_on(options: argparse.Namespace, terminal: Terminal) -> Result:
         raise UserError(f"{opened.name} has no result yet; train it first.")
     if options.file is None:
         return continue_from.learn_on(found, opened, written[0])
-    return continue_from.learn_on(found, opened, results.result(opened, options.file))
+    return continue_from.learn_on(found, opened, results.result_named(opened, options.file))
 
 
 def tokens(options: argparse.Namespace, terminal: Terminal) -> Result:

@@ -52,10 +52,10 @@ def sheet(options: argparse.Namespace, terminal: Terminal) -> Result:
 def delete(options: argparse.Namespace, terminal: Terminal) -> Result:
     found = commands.folders(options)
     opened = project.open_project(found, options.name)
-    return deleting.delete(found, opened, result(opened, options.file))
+    return deleting.delete(found, opened, result_named(opened, options.file))
 
 
-def result(opened: Project, named: str) -> str:
+def result_named(opened: Project, named: str) -> str:
     """The path of the result that is meant by its name or by any path that leads to it; a path as it is for another."""
     path = paths.named(named, "FILE")
     there = dict.fromkeys(one["path"] for one in service_runs.outputs(opened))

@@ -159,7 +159,8 @@ def tokens(result: Result) -> str:
         known = {True: "means something", False: "means hardly anything", None: ""}[one["known"]]
         rows.append([one["word"], f"{len(one['tokens'])}: {' '.join(one['tokens'])}", strength, known])
     parts = len(result["chunks"])
-    lines = [f"{result['tokens']} tokens, read in {'one piece' if parts == 1 else f'{parts} pieces of up to 75'}:"]
+    count = "1 token" if result["tokens"] == 1 else f"{result['tokens']} tokens"
+    lines = [f"{count}, read in {'one piece' if parts == 1 else f'{parts} pieces of up to 75'}:"]
     lines += [f"    {chunk}" for chunk in result["chunks"]]
     if result["tokens"] > result["read_length"]:
         read = f"the first {result['read_length']} are read; set tuning.max_token_length to 150 or 225 for more"
