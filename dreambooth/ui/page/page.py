@@ -114,7 +114,7 @@ class Page:
             part.bind()
         undone = [*self.of_model, self.model_tab.imported]
         self.act(self.take_back.click, self.undo, self.generate_tab.chosen(), undone, button=self.take_back.elem_id)
-        changed = [self.about, self.run_column.said, *self.generate_tab.places()]
+        changed = [self.about, self.run_column.message, *self.generate_tab.places()]
         self.act(self.look_again.click, self.look, self.generate_tab.chosen(), changed, button=self.look_again.elem_id)
 
     def act(
@@ -281,5 +281,5 @@ class Page:
             return {}
         opened = self.opened(values)
         about = self.moving(opened, opened.settings())[self.about]
-        told = {self.about: about, self.run_column.said: ""}  # what Train said is older
+        told = {self.about: about, self.run_column.message: ""}  # what Train said is older
         return {**told, **self.generate_tab.show(opened, int(values[self.row]), values)}
