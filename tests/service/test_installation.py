@@ -147,6 +147,8 @@ def test_install_says_what_its_console_has_no_letters_for(tmp_path: Path) -> Non
     """A WebUI on Windows reads it through a pipe of the system's code page."""
     service = tmp_path / "dreambooth" / "service"
     service.mkdir(parents=True)
+    for package in (service.parent, service):
+        (package / "__init__.py").touch()
     (service / "installation.py").write_text("on_start = lambda: 'C:/мой: no room'", encoding="utf-8")
     (tmp_path / "install.py").write_text((PROJECT / "install.py").read_text())
     command = [sys.executable, str(tmp_path / "install.py")]
