@@ -145,7 +145,10 @@ def engine_variables() -> dict[str, str]:
         HF_HUB_OFFLINE="1",
         TOKENIZERS_PARALLELISM="false",
         PYTORCH_ENABLE_MPS_FALLBACK="1",  # what PyTorch lacks on an Apple GPU is done by the CPU, not refused
-        OMP_WAIT_POLICY=os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),  # spinning threads stall on a shared CPU
+        # Threads that wait by spinning stall on a shared CPU; those that sleep at once wake too late on an idle one. So
+        # they spin for a moment, then sleep.
+        OMP_WAIT_POLICY=os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),
+        GOMP_SPINCOUNT=os.environ.get("GOMP_SPINCOUNT", "1000"),
     )
     if sys.platform == "linux" and not any(key in variables for key in _ALLOCATOR):
         # Else pieces of many sizes leave gaps that nothing fits. PyTorch has it for Linux alone.
