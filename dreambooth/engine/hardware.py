@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import math
+import os
 import re
 import sys
 from collections import deque
@@ -22,6 +23,7 @@ NEEDS_CARD = "it needs a card of NVIDIA or AMD"
 _MOST_BUFFERS = 16  # about two batches' latents, masks and texts
 # Cards with the Turing chips TU116 and TU117; others of that generation, such as the Tesla T4, have tensor cores.
 _WITHOUT_TENSOR_CORES = re.compile(r"\b(?:GTX 16\d\d|MX[45]50|T[456]00|T550|T1000|T1200|T2000)\b")
+_FEW_PARAMETERS = 50_000_000  # the miniature has 4 million, the smallest full-size UNet 860 million
 _PINS = [True]
 _LIMITS: set[float] = set()  # shares of the card that this process may take, as they were set here
 
@@ -44,6 +46,13 @@ def alike(device: torch.device) -> tuple[int, str]:
     if device.type == "cpu":
         return psutil.cpu_count() or 1, "CPU core"
     return torch.cuda.device_count() if device.type == "cuda" else 1, "GPU"
+
+
+def choose_threads(parameters: int) -> None:
+    """Has the CPU compute a UNet of so few parameters on one thread, unless OMP_NUM_THREADS says on how many: handing
+    pieces of small layers to other cores takes longer than computing them, and far longer if these cores are busy."""
+    if parameters < _FEW_PARAMETERS and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)
 
 
 def does_bf16(device: torch.device) -> bool:

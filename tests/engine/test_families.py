@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -330,3 +331,26 @@ def test_another_files_vae_takes_the_place_of_the_models(
     out = tmp_path / "out.safetensors"
     write(out, original.trained_entries(source, {}, source.about.family, half=False), {})
     assert same(load_file(out), changed)
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_a_miniature_computes_on_one_thread_of_a_cpu_and_a_full_size_model_on_all(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = families.load_file(file)
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    model.to(torch.device("cpu"))
+    assert torch.get_num_threads() == 2, "what the person has set is kept"
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    hardware.choose_threads(860_000_000)
+    assert torch.get_num_threads() == 2
+    model.to(torch.device("cpu"))
+    assert torch.get_num_threads() == 1

@@ -105,6 +105,8 @@ class Model(TextEncoding):
         """Moves the parts to the device, but those `aside`, which come there whenever they are used."""
         self.place = device
         self.greys.clear()
+        if device.type == "cpu":
+            hardware.choose_threads(sum(one.numel() for one in self.unet.parameters()))
         for name, part in self.parts.items():
             if name in aside and device.type != "cpu":
                 self.offloader.add(name, part)
