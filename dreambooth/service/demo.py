@@ -110,7 +110,7 @@ def run(out: Path, python: Path, say: Say, on_event: launcher.OnEvent) -> dict[s
     results = {name: _output(job) for name, job in jobs.items()}
     measured = _measure(folders, opened, results, jobs, out, python, on_event)
     report = out / "report.html"
-    report.write_text(_report(measured["figures"], seconds, jobs), encoding="utf-8")
+    report.write_text(_report(measured["figures"], seconds, jobs, pictures), encoding="utf-8")
     for name, job in jobs.items():
         shutil.copyfile(job.folder / "previews.png", out / f"previews-{_slug(name)}.png")
     return {
@@ -165,7 +165,9 @@ def _slug(name: str) -> str:
     return name.lower().replace(" ", "-")
 
 
-def _report(figures: dict[str, dict[str, float]], seconds: dict[str, float], jobs: dict[str, Job]) -> str:
+def _report(
+    figures: dict[str, dict[str, float]], seconds: dict[str, float], jobs: dict[str, Job], pictures: Path
+) -> str:
     rows = []
     for name, values in figures.items():
         cells = [html.escape(name), *(f"{values[key]:.2f}" for key in FIGURES)]
@@ -174,6 +176,9 @@ def _report(figures: dict[str, dict[str, float]], seconds: dict[str, float], job
     previews = [
         f'<h2>During {html.escape(name)}</h2>\n<img src="previews-{_slug(name)}.png" alt="Previews">' for name in jobs
     ]
+    subject = [f'<img src="pictures/{path.name}" alt="">' for path in sorted(pictures.glob("*.png"))]
     template = string.Template(_TEMPLATE.read_text(encoding="utf-8"))
     head = "".join(f"<th>{label}</th>" for label in FIGURES.values())
-    return template.substitute(head=head, rows="\n  ".join(rows), previews="\n".join(previews))
+    return template.substitute(
+        head=head, rows="\n  ".join(rows), pictures="\n  ".join(subject), previews="\n".join(previews)
+    )
