@@ -225,9 +225,9 @@ def _outputs(folders: Folders, project: Project, job: Job, story: JobHistory, st
         path, of_state = Path(event["path"]), f" · exported from step {event['step']:,}" if "step" in event else ""
         after = " (gone)"
         if path.exists():
-            after = to_txt2img(folders, job, path) + _learn_on(job, event, status)
-            after += delete_button(folders, project, event)
-        best = f" · {BEST}" if runs.is_best(story, event) else ""
+            buttons = to_txt2img(folders, job, path) + _learn_on(job, event, status)
+            after = f' <span class="db-actions">{buttons}{delete_button(folders, project, event)}</span>'
+        best = f" {BEST}" if runs.is_best(story, event) else ""
         words = "".join(
             f" · in a WebUI's prompts <code>{escape(Path(file).stem)}</code> for {escape(word)}"
             for word, file in event.get("embeddings", {}).items()
