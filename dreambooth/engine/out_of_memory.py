@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import re
 from types import TracebackType
 
+_COMMITMENT_LIMIT = 1455  # of Windows, whose text is in the system's language: the paging file is too small
 _MESSAGES = "|".join(
     (
         "out of memory",
         "can't allocate memory",
+        "DefaultCPUAllocator: not enough memory",  # as PyTorch says it on Windows
+        "[Cc]annot allocate memory",  # Linux, of a file that is to be mapped
+        r"os error 1455\b",  # Windows can promise no more memory (ERROR_COMMITMENT_LIMIT), as safetensors says it
+        r"error code: <1455>",  # the same, as PyTorch says it
         "Invalid buffer size",
         r"(CU|HIP)(BLAS|DNN|SOLVER)_STATUS_\w*(ALLOC_FAILED|ALLOCATION_FAILED|NOT_INITIALIZED)",
         "miopenStatusAllocFailed",
@@ -43,11 +49,18 @@ def is_out_of_memory(error: BaseException) -> bool:
 
     PyTorch has a class for it only on a GPU, a RuntimeError. On a CPU it raises a plain RuntimeError with a message, on
     an Apple GPU another one where a single tensor is larger than Metal allows. CUDA's libraries (cuBLAS, cuDNN) and
-    AMD's name their error code, and one that cannot be initialized mostly lacks memory, too.
+    AMD's name their error code, and one that cannot be initialized mostly lacks memory, too. Where a file is to be
+    mapped or a library to be loaded it is an OSError.
     """
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
-    return isinstance(error, RuntimeError) and bool(re.search(_MESSAGES, str(error)))
+    if isinstance(error, OSError) and (error.errno == errno.ENOMEM or _code_of_windows(error) == _COMMITMENT_LIMIT):
+        return True
+    return isinstance(error, (RuntimeError, OSError)) and bool(re.search(_MESSAGES, str(error)))
+
+
+def _code_of_windows(error: OSError) -> int | None:
+    return getattr(error, "winerror", None)  # which other systems' errors lack
 
 
 def first_line(error: BaseException) -> str:

@@ -14,6 +14,8 @@ from dreambooth.core.install_paths import ENGINE, PROJECT
 
 SECONDS = 600  # the first imports from an old disk, with a virus scanner that reads along, take minutes
 _OF_THE_CARD = re.compile(r"\b(CUDA|HIP|NVIDIA|MPS)\b|AcceleratorError|[Dd]river|out of memory")
+# Too little of the computer's memory, for libraries too; 1455 is how Windows says it, whatever its language.
+_OF_MEMORY = re.compile(r"\bMemoryError\b|\b(WinError|os error) 1455\b|not enough memory|[Cc]an(no|')t allocate memory")
 
 
 class DoesNotWork(UserError):
@@ -21,7 +23,7 @@ class DoesNotWork(UserError):
 
 
 class CardFails(DoesNotWork):
-    """The check failed in a way that new packages would not mend: the device or its driver."""
+    """The check failed in a way that new packages would not mend: the device, its driver, or too little memory."""
 
 
 def run(python: Path, variables: dict[str, str]) -> dict[str, Any]:
@@ -37,6 +39,9 @@ def run(python: Path, variables: dict[str, str]) -> dict[str, Any]:
         # A card's error goes on for some lines about how to look for it.
         reason = next((line for line in reversed(lines) if re.match(r"[\w.]+Error: ", line)), lines[-1])
         message = f"The engine's environment ({ENGINE}) does not work: {reason}."
+        if _OF_MEMORY.search(reason):
+            do = "There is too little memory: close other programs, or let Windows have a larger paging file. Then run"
+            raise CardFails(f"{message} {do} setup again (on the page: Set Up).") from None
         kind = CardFails if _OF_THE_CARD.search(reason) else DoesNotWork
         raise kind(f"{message} Run setup again (on the page: Set Up).") from None
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import sys
+import warnings
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -261,3 +264,18 @@ def test_diffusers_loads_the_miniature_and_draws_the_same(tmp_path: Path, model:
     ).images[0]
     own = draw(model, [prompt], [3], Sampling(64, 64, 10, 5.0, scheduler="ddim"))[0]
     assert np.abs(np.asarray(drawn, int) - np.asarray(own, int)).max() <= 2
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells how a file is mapped")
+def test_memory_is_set_aside_for_a_file_once_at_most(tmp_path: Path) -> None:
+    """Windows does so for all of a file that is mapped to be written to, even where the changes are only ours."""
+    path = tmp_path / "model.safetensors"
+    shutil.copyfile(MINIATURE, path)
+    source = open_source(path)
+    name = next(iter(source.tensors))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        copied = source.copy(name, torch.float64)
+    assert copied.equal(source.read(name).double())
+    rights = [line.split()[1] for line in Path("/proc/self/maps").read_text().splitlines() if line.endswith(str(path))]
+    assert sum("w" in one for one in rights) == 1

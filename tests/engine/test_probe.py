@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -46,6 +47,25 @@ def stand_in(unknown: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     (tmp_path / "bitsandbytes" / "__init__.py").write_text("from . import optim")
     (tmp_path / "bitsandbytes" / "optim.py").write_text(STAND_IN)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="its own pipe would hang")
+def test_what_is_tried_does_not_wait_for_what_this_process_is_told(
+    unknown: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A further process of a run listens to a pipe; on Windows another process that has it hangs at its start."""
+    (tmp_path / "bitsandbytes.py").write_text("import sys\nsys.stdin.read()\nraise ImportError('it was read')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(probe, "SECONDS", 40)
+    (reader, writer), own = os.pipe(), os.dup(0)
+    try:
+        os.dup2(reader, 0)
+        probe.ask([("optimizer.name", "lion_8bit")], CPU)
+    finally:
+        os.dup2(own, 0)
+        for one in (reader, writer, own):
+            os.close(one)
+    assert "it was read" in optimizers.fault("lion_8bit", CPU)
 
 
 def test_a_library_that_ends_its_process_is_a_fault_with_its_last_words(stand_in: None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import mmap
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -80,6 +81,34 @@ def raise_out_of_memory(losses: Any) -> Any:
 def test_what_a_card_says_of_too_little_memory(said: str, is_memory: bool) -> None:
     """PyTorch's own class says it of its tensors; CUDA and its libraries have words of their own."""
     assert out_of_memory.is_out_of_memory(RuntimeError(said)) == is_memory
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "[enforce fail at alloc_cpu.cpp:117] data. DefaultCPUAllocator: not enough memory: you tried to allocate 31850 "
+        "bytes.",
+        "Couldn't open file mapping: <model.safetensors>, error code: <1455>",
+        "unable to mmap 23802932552 bytes from file <model.safetensors>: Cannot allocate memory (12)",
+    ],
+)
+def test_what_pytorch_says_of_too_little_memory_of_the_computer(said: str) -> None:
+    """On Windows it has other words than on Linux."""
+    assert out_of_memory.is_out_of_memory(RuntimeError(said))
+
+
+def test_what_windows_says_of_too_little_memory() -> None:
+    """A file that is mapped and a library that is loaded take memory too; the text is in the language of Windows."""
+    in_german = "Die Auslagerungsdatei ist zu klein"
+    by_python = OSError(22, in_german)
+    assert not out_of_memory.is_out_of_memory(by_python)
+    by_python.winerror = 1455  # type: ignore[attr-defined, unused-ignore]
+    assert out_of_memory.is_out_of_memory(by_python)
+    assert out_of_memory.is_out_of_memory(OSError(f"{in_german}. (os error 1455)")), "as safetensors says it"
+    with pytest.raises(OSError) as raised:
+        mmap.mmap(-1, 1 << 60)
+    assert out_of_memory.is_out_of_memory(raised.value)
+    assert not out_of_memory.is_out_of_memory(FileNotFoundError(2, "No such file or directory"))
 
 
 def warnings(job: Job) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import mimetypes
 import shutil
 import sys
 import threading
@@ -17,6 +18,7 @@ from fastapi.testclient import TestClient
 from hypothesis import HealthCheck, given, strategies
 from hypothesis import settings as hypothesis_settings
 from PIL import Image
+from starlette import responses
 
 from dreambooth.core import focal_point, job_list, project
 from dreambooth.core.errors import UserError
@@ -297,6 +299,20 @@ def test_a_caption_that_is_written_is_listed_wherever_it_lies(asked: TestClient,
         assert [one["caption"].strip() for one in asked.get(f"{place}/pictures").json()["pictures"]] == [words]
         asked.put(f"{place}/caption", json={"file": "a.png", "text": "a star"})
     assert {path.name for path in folder.iterdir()} == {"a.png", f"a{suffix}"}
+
+
+@pytest.mark.parametrize("ending", ["webp", "png", "jpg"])
+def test_a_picture_is_called_one_where_the_system_knows_no_kinds(
+    asked: TestClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str
+) -> None:
+    """As on a Windows without programs for them: a browser would show the link behind a picture as text."""
+    monkeypatch.setattr(mimetypes, "guess_type", mimetypes.MimeTypes(filenames=()).guess_type)
+    monkeypatch.setattr(responses, "guess_type", mimetypes.guess_type)
+    create(asked)
+    drawn = tmp_path / "models" / "dreambooth" / "star" / f"drawn.{ending}"
+    Image.new("RGB", (8, 8)).save(drawn)
+    said = asked.get("/dreambooth/models/star/picture", params={"file": drawn.name})
+    assert said.headers["content-type"] == f"image/{ending.replace('jpg', 'jpeg')}" and said.content
 
 
 def test_a_crop_is_chosen_listed_and_forgotten_and_the_picture_stays(asked: TestClient, tmp_path: Path) -> None:

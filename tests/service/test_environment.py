@@ -91,6 +91,20 @@ def test_of_a_cards_error_the_line_is_told_that_names_it(monkeypatch: pytest.Mon
         environment.check()
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        "OSError: [WinError 1455] Die Auslagerungsdatei ist zu klein. Error loading cudnn64_9.dll or",
+        "RuntimeError: data. DefaultCPUAllocator: not enough memory: you tried to allocate 26214400 bytes.",
+        "MemoryError: ",
+    ],
+)
+def test_for_too_little_memory_no_package_is_fetched_anew(said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(self_check, "_output_of", lambda command, variables: ("", f"Traceback\n{said}\n", 1))
+    with pytest.raises(self_check.CardFails, match="too little memory: close other programs"):
+        environment.check()
+
+
 @pytest.mark.skipif(os.name == "nt", reason="Windows starts no scripts this way")
 def test_a_driver_that_does_not_answer_is_not_waited_for_for_ever(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path

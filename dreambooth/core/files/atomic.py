@@ -12,13 +12,19 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 STAGED = ".tmp"  # how the name of a file ends that is being written; it begins with a dot
 _PRIVATE = 0o600
+_NOT_OF_FOLDERS = (errno.EINVAL, errno.EBADF, errno.ENOTSUP)  # what syncing one is answered with on some shared disks
 _ABANDONED_SECONDS = 3600
 _ABANDONED_FOLDER_SECONDS = 24 * 3600
 # Windows lets nobody move or remove what another process reads just then, be it a virus scanner or our own page.
 _PATIENCE_SECONDS = 3.0 if os.name == "nt" else 0.0
+# Nor does it let anybody open what is being replaced just then; who has no right to read is told so soon all the same.
+_READING_SECONDS = 0.5 if os.name == "nt" else 0.0
+
+_Got = TypeVar("_Got")
 
 
 @contextlib.contextmanager
@@ -88,8 +94,13 @@ def _remove_all(folder: Path) -> None:
         raise PermissionError(errno.EACCES, "something in the folder is in use", str(folder))
 
 
-def _patiently(change: Callable[[], None]) -> None:
-    end = time.monotonic() + _PATIENCE_SECONDS
+def read(path: Path) -> bytes:
+    """What is in a file that another process or thread may be replacing. Raises OSError."""
+    return _patiently(path.read_bytes, _READING_SECONDS)
+
+
+def _patiently(change: Callable[[], _Got], seconds: float | None = None) -> _Got:
+    end = time.monotonic() + (_PATIENCE_SECONDS if seconds is None else seconds)
     while True:
         try:
             return change()
@@ -127,9 +138,13 @@ def write_bytes(path: Path, data: bytes, *, private: bool = False) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Makes the folder's own entries durable (Windows does this by itself)."""
+    """Makes the folder's own entries durable, where the disk can (Windows does this by itself)."""
     if os.name != "nt":
-        _sync(folder)
+        try:
+            _sync(folder)
+        except OSError as error:
+            if error.errno not in _NOT_OF_FOLDERS:
+                raise
 
 
 def _sync_all(folder: Path) -> None:

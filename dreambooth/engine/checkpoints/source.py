@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -60,11 +61,11 @@ class Source:
 
 class Files:
     """Open model files, mapped into memory: once for weights that share a file's pages, and once for what is copied out
-    of it, whose pages are let go of at once, as nobody else can have changed them."""
+    of it, whose pages are let go of at once, as nobody can have changed them."""
 
     def __init__(self) -> None:
         self._mapped: dict[Path, torch.Tensor] = {}
-        self._passing: dict[Path, mmap.mmap] = {}
+        self._passing: dict[Path, tuple[mmap.mmap, torch.Tensor]] = {}
         self._known: dict[Path, os.stat_result] = {}
 
     def read(self, tensor: Tensor) -> torch.Tensor:
@@ -73,8 +74,8 @@ class Files:
 
     def copy(self, tensor: Tensor, dtype: torch.dtype) -> torch.Tensor:
         self._open(tensor.file)
-        mapped = self._passing[tensor.file]
-        copied = _values(tensor, torch.frombuffer(mapped, dtype=torch.uint8)).to(dtype, copy=True)
+        mapped, content = self._passing[tensor.file]
+        copied = _values(tensor, content).to(dtype, copy=True)
         if hasattr(mmap, "MADV_DONTNEED"):  # else they would count as ours until the system wants them
             mapped.madvise(mmap.MADV_DONTNEED)
         return copied
@@ -86,7 +87,11 @@ class Files:
         storage = torch.UntypedStorage.from_file(str(file), shared=False, nbytes=known.st_size)
         self._mapped[file] = torch.tensor([], dtype=torch.uint8).set_(storage, 0, (known.st_size,))
         with open(file, "rb") as opened:
-            self._passing[file] = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_COPY)
+            # To be read only: of what could be written to, Windows sets memory for all of the file aside.
+            mapped = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The given buffer is not writable")  # nor is it written to
+            self._passing[file] = mapped, torch.frombuffer(mapped, dtype=torch.uint8)
         self._known[file] = known
 
     def are_where_they_were(self) -> bool:

@@ -62,7 +62,14 @@ def _answers(choices: Sequence[Choice], device: torch.device) -> Iterator[str | 
     command = [sys.executable, "-m", "dreambooth.engine", *arguments]
     try:
         ended = subprocess.run(
-            command, cwd=PROJECT, capture_output=True, encoding="utf-8", errors="replace", timeout=SECONDS, check=False
+            command,
+            stdin=subprocess.DEVNULL,  # on Windows it would hang at the pipe that a further process of a run listens to
+            cwd=PROJECT,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=SECONDS,
+            check=False,
         )
     except subprocess.TimeoutExpired:
         yield f"it did not answer within {SECONDS} seconds"

@@ -14,6 +14,10 @@ from dreambooth.core.focal_point import FocalPoint
 from dreambooth.service import pictures, thumbnails, uploads
 from dreambooth.service.routes.base import Answer, Route, Routes, a_switch, only, text
 
+# Before 3.13 Python knows these only as far as the system tells it, and a browser shows a file that is no picture as
+# text.
+_KINDS = {".webp": "image/webp", ".avif": "image/avif"}
+
 
 class Pictures(Routes):
     """Pictures of concepts, and those that runs have drawn. `side` asks for a thumbnail of at most so many pixels."""
@@ -110,5 +114,5 @@ def _picture(folder: Path, file: str, side: int, changed: str) -> Response:
     headers = {"Cache-Control": f"private, max-age={seconds}", "X-Content-Type-Options": "nosniff"}
     shown = thumbnails.thumbnail(path, side) if side else thumbnails.whole(path)
     if shown is None:
-        return FileResponse(str(path), headers=headers)
+        return FileResponse(str(path), headers=headers, media_type=_KINDS.get(path.suffix.lower()))
     return Response(shown, media_type="image/jpeg", headers=headers)
