@@ -22,6 +22,8 @@ NEEDS_CARD = "it needs a card of NVIDIA or AMD"
 _MOST_BUFFERS = 16  # about two batches' latents, masks and texts
 # Cards with the Turing chips TU116 and TU117; others of that generation, such as the Tesla T4, have tensor cores.
 _WITHOUT_TENSOR_CORES = re.compile(r"\b(?:GTX 16\d\d|MX[45]50|T[456]00|T550|T1000|T1200|T2000)\b")
+# Chips of AMD without arithmetic in bf16: Vega and RDNA 1 and 2, such as an RX 6600's; CDNA (gfx908, gfx90a) has it.
+_AMD_WITHOUT_BF16 = re.compile(r"gfx(?:10\d|90[0269c])")
 _PINS = [True]
 _LIMITS: set[float] = set()  # shares of the card that this process may take, as they were set here
 
@@ -55,7 +57,9 @@ def does_bf16(device: torch.device) -> bool:
 
 def is_quick_in_bf16(device: torch.device) -> bool:
     """Whether bf16 is worth computing in. A card from before Ampere (2020) emulates it, and has no kernel of attention
-    for it but the plain one, which keeps the whole matrix."""
+    for it but the plain one, which keeps the whole matrix. So do older ones of AMD, of which PyTorch does not say so."""
+    if device.type == "cuda" and torch.version.hip:
+        return _AMD_WITHOUT_BF16.match(torch.cuda.get_device_properties(device).gcnArchName) is None
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return does_bf16(device)

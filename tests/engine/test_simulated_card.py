@@ -172,6 +172,35 @@ def test_by_itself_it_computes_in_what_the_card_is_quick_at(
 
 
 @pytest.mark.parametrize(
+    ("chip", "chosen"),
+    [
+        ("gfx900:xnack-", "fp16"),
+        ("gfx906:sramecc+:xnack-", "fp16"),
+        ("gfx90c:xnack-", "fp16"),
+        ("gfx1010:xnack-", "fp16"),
+        ("gfx1032", "fp16"),
+        ("gfx908:sramecc+:xnack-", "bf16"),
+        ("gfx90a:sramecc+:xnack-", "bf16"),
+        ("gfx942:sramecc+:xnack-", "bf16"),
+        ("gfx1100", "bf16"),
+        ("gfx1201", "bf16"),
+    ],
+)
+def test_on_a_card_of_amd_bf16_is_chosen_only_where_its_chip_has_that(
+    chip: str, chosen: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PyTorch says of every one that it can do bf16, emulated or not."""
+    with simulated_card():
+        monkeypatch.setattr(torch.version, "hip", "7.2.53211")
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", _CAN_DO_BF16)
+        about = types.SimpleNamespace(gcnArchName=chip, total_memory=BYTES)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device=None: about)
+        assert torch.cuda.is_bf16_supported(including_emulation=False)
+        assert precision.automatic(CARD) == chosen
+        assert ("emulates" in precision.bf16_fault(CARD)) == (chosen == "fp16")
+
+
+@pytest.mark.parametrize(
     ("chosen", "added"),
     [
         ("", ["pinned_max_cached_size_mb:1"]),
