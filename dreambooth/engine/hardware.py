@@ -57,7 +57,7 @@ def does_bf16(device: torch.device) -> bool:
 
 def is_quick_in_bf16(device: torch.device) -> bool:
     """Whether bf16 is worth computing in. A card from before Ampere (2020) emulates it, and has no kernel of attention
-    for it but the plain one, which keeps the whole matrix. So do older ones of AMD, of which PyTorch does not say so."""
+    for it but the plain one, which keeps the whole matrix. Of AMD's older ones PyTorch does not say that."""
     if device.type == "cuda" and torch.version.hip:
         return _AMD_WITHOUT_BF16.match(torch.cuda.get_device_properties(device).gcnArchName) is None
     if device.type == "cuda":
