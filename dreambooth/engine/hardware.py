@@ -114,8 +114,9 @@ def swap_bytes() -> int:
 
 def refuse_more_than_is_free(device: torch.device) -> None:
     """Has PyTorch raise where more of a card is asked for than is free of it. On Windows its driver would lend the
-    computer's memory instead, which is many times slower, and nobody would be told. A smaller limit of others stays."""
-    if sys.platform != "win32" or device.type != "cuda":
+    computer's memory instead, which is many times slower, and nobody would be told; within WSL whatever that is told
+    (microsoft/WSL issue 11050). A smaller limit of others stays."""
+    if device.type != "cuda" or not (sys.platform == "win32" or linux.is_in_windows()):
         return
     limit = torch.cuda.get_per_process_memory_fraction()
     if limit < 1 and limit not in _LIMITS:

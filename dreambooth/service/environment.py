@@ -11,7 +11,6 @@ import contextlib
 import hashlib
 import json
 import os
-import platform
 import shutil
 import sys
 import time
@@ -19,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dreambooth.core import device
+from dreambooth.core import device, linux
 from dreambooth.core.errors import UserError
 from dreambooth.core.files import atomic, lock, occupancy
 from dreambooth.core.install_paths import DEVELOPMENT_LOCK, ENGINE, ENGINE_USERS, LOCK, PROJECT, SETTING_UP, STAMP
@@ -169,7 +168,7 @@ def _does_expandable_segments() -> bool:
     AMD PyTorch may wait for good or crash (issues 192259 and 187343), and a CUDA graph that cannot be captured leaves
     the random numbers broken (issue 179911).
     """
-    if sys.platform != "linux" or "microsoft" in platform.release().lower():
+    if sys.platform != "linux" or linux.is_in_windows():
         return False
     return _NVIDIA.exists() or not _AMD.exists()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import platform
 import sys
 import types
 import warnings
@@ -629,15 +630,19 @@ def test_pictures_are_encoded_wherever_there_is_room(tmp_path: Path, monkeypatch
         assert any("the CPU encodes them" in text for text in said) == (wanted[-1] == ("cuda", "cpu"))
 
 
-@pytest.mark.parametrize(("system", "limit"), [("win32", 0.75), ("linux", 1.0)])
+@pytest.mark.parametrize(
+    ("system", "kernel", "limit"),
+    [("win32", "11", 0.75), ("linux", "5.15.167.4-microsoft-standard-WSL2", 0.75), ("linux", "6.8.0-45-generic", 1.0)],
+)
 def test_on_windows_no_more_is_taken_than_is_free(
-    system: str, limit: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    system: str, kernel: str, limit: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """There the driver would lend the computer's memory, so that nothing is ever refused and all is slow."""
     project, share = tiny_project(tmp_path), [1.0]
     with simulated_card(), monkeypatch.context() as patch:
         patch.setattr(hardware, "_LIMITS", set())
         patch.setattr(sys, "platform", system)
+        patch.setattr(platform, "release", lambda: kernel)
         patch.setattr(torch.cuda, "mem_get_info", lambda device=None: (BYTES // 2, BYTES))
         patch.setattr(torch.cuda, "memory_reserved", lambda device=None: BYTES // 4)
         patch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda device=None: share[0])

@@ -4,6 +4,7 @@ import base64
 import hashlib
 import json
 import os
+import platform
 import sys
 import time
 from pathlib import Path
@@ -270,7 +271,7 @@ def _of_drivers(
     there, missing = Path(__file__), Path(__file__) / "missing"
     monkeypatch.setattr(environment, "_NVIDIA", there if nvidia else missing)
     monkeypatch.setattr(environment, "_AMD", there if amd else missing)
-    monkeypatch.setattr(environment.platform, "release", lambda: kernel)
+    monkeypatch.setattr(platform, "release", lambda: kernel)
 
 
 def _allocator() -> dict[str, str]:
