@@ -4,6 +4,8 @@ of it."""
 from __future__ import annotations
 
 import contextlib
+import platform
+import sys
 from pathlib import Path
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -23,6 +25,11 @@ def boot() -> str:
         return _BOOT_ID.read_text(encoding="ascii").strip()
     except (OSError, UnicodeDecodeError):
         return ""
+
+
+def is_in_windows() -> bool:
+    """Whether this is a Linux that Windows runs (WSL), whose cards Windows' drivers serve."""
+    return sys.platform == "linux" and "microsoft" in platform.release().lower()
 
 
 def memory_kills() -> int:

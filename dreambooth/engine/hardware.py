@@ -24,6 +24,8 @@ _MOST_BUFFERS = 16  # about two batches' latents, masks and texts
 # Cards with the Turing chips TU116 and TU117; others of that generation, such as the Tesla T4, have tensor cores.
 _WITHOUT_TENSOR_CORES = re.compile(r"\b(?:GTX 16\d\d|MX[45]50|T[456]00|T550|T1000|T1200|T2000)\b")
 _FEW_PARAMETERS = 50_000_000  # the miniature has 4 million, the smallest full-size UNet 860 million
+# Chips of AMD without arithmetic in bf16: Vega and RDNA 1 and 2, such as an RX 6600's; CDNA (gfx908, gfx90a) has it.
+_AMD_WITHOUT_BF16 = re.compile(r"gfx(?:10\d|90[0269c])")
 _PINS = [True]
 _LIMITS: set[float] = set()  # shares of the card that this process may take, as they were set here
 
@@ -64,7 +66,9 @@ def does_bf16(device: torch.device) -> bool:
 
 def is_quick_in_bf16(device: torch.device) -> bool:
     """Whether bf16 is worth computing in. A card from before Ampere (2020) emulates it, and has no kernel of attention
-    for it but the plain one, which keeps the whole matrix."""
+    for it but the plain one, which keeps the whole matrix. Of AMD's older ones PyTorch does not say that."""
+    if device.type == "cuda" and torch.version.hip:
+        return _AMD_WITHOUT_BF16.match(torch.cuda.get_device_properties(device).gcnArchName) is None
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return does_bf16(device)
@@ -119,8 +123,9 @@ def swap_bytes() -> int:
 
 def refuse_more_than_is_free(device: torch.device) -> None:
     """Has PyTorch raise where more of a card is asked for than is free of it. On Windows its driver would lend the
-    computer's memory instead, which is many times slower, and nobody would be told. A smaller limit of others stays."""
-    if sys.platform != "win32" or device.type != "cuda":
+    computer's memory instead, which is many times slower, and nobody would be told; within WSL whatever that is told
+    (microsoft/WSL issue 11050). A smaller limit of others stays."""
+    if device.type != "cuda" or not (sys.platform == "win32" or linux.is_in_windows()):
         return
     limit = torch.cuda.get_per_process_memory_fraction()
     if limit < 1 and limit not in _LIMITS:

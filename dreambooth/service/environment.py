@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dreambooth.core import device
+from dreambooth.core import device, linux
 from dreambooth.core.errors import UserError
 from dreambooth.core.files import atomic, lock, occupancy
 from dreambooth.core.install_paths import DEVELOPMENT_LOCK, ENGINE, ENGINE_USERS, LOCK, PROJECT, SETTING_UP, STAMP
@@ -127,6 +127,7 @@ def check() -> dict[str, Any]:
 
 
 _ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF")  # of PyTorch, by age
+_NVIDIA, _AMD = Path("/proc/driver/nvidia"), Path("/dev/kfd")  # what their drivers show
 
 
 def engine_variables() -> dict[str, str]:
@@ -150,14 +151,26 @@ def engine_variables() -> dict[str, str]:
         OMP_WAIT_POLICY=os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),
         GOMP_SPINCOUNT=os.environ.get("GOMP_SPINCOUNT", "1000"),
     )
-    if sys.platform == "linux" and not any(key in variables for key in _ALLOCATOR):
-        # Else pieces of many sizes leave gaps that nothing fits. PyTorch has it for Linux alone.
+    if _does_expandable_segments() and not any(key in variables for key in _ALLOCATOR):
+        # Else pieces of many sizes leave gaps that nothing fits.
         variables[_ALLOCATOR[0]] = "expandable_segments:True"
     if number := os.environ.get(device.GPU_VARIABLE):
         seen = [one for one in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if one]
         # Some WebUIs show themselves that one GPU alone, and it is the first then.
         variables["CUDA_VISIBLE_DEVICES"] = number if not seen else seen[min(int(number), len(seen) - 1)]
     return variables
+
+
+def _does_expandable_segments() -> bool:
+    """Whether PyTorch's allocator may map memory piece by piece, which it does on Linux alone.
+
+    In WSL drivers before R615 refuse the first allocation on some cards (pytorch/pytorch issue 192330). On a card of
+    AMD PyTorch may wait for good or crash (issues 192259 and 187343), and a CUDA graph that cannot be captured leaves
+    the random numbers broken (issue 179911).
+    """
+    if sys.platform != "linux" or linux.is_in_windows():
+        return False
+    return _NVIDIA.exists() or not _AMD.exists()
 
 
 def _check_host() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import platform
 import sys
 import types
 import warnings
@@ -169,6 +170,35 @@ def test_by_itself_it_computes_in_what_the_card_is_quick_at(
         for wanted, found in {"auto": chosen, "bf16": "bf16", "fp16": "fp16"}.items():
             AcceleratorState._reset_state(reset_partial_state=True)
             assert precision.accelerator(wanted).mixed_precision == found
+
+
+@pytest.mark.parametrize(
+    ("chip", "chosen"),
+    [
+        ("gfx900:xnack-", "fp16"),
+        ("gfx906:sramecc+:xnack-", "fp16"),
+        ("gfx90c:xnack-", "fp16"),
+        ("gfx1010:xnack-", "fp16"),
+        ("gfx1032", "fp16"),
+        ("gfx908:sramecc+:xnack-", "bf16"),
+        ("gfx90a:sramecc+:xnack-", "bf16"),
+        ("gfx942:sramecc+:xnack-", "bf16"),
+        ("gfx1100", "bf16"),
+        ("gfx1201", "bf16"),
+    ],
+)
+def test_on_a_card_of_amd_bf16_is_chosen_only_where_its_chip_has_that(
+    chip: str, chosen: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PyTorch says of every one that it can do bf16, emulated or not."""
+    with simulated_card():
+        monkeypatch.setattr(torch.version, "hip", "7.2.53211")
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", _CAN_DO_BF16)
+        about = types.SimpleNamespace(gcnArchName=chip, total_memory=BYTES)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device=None: about)
+        assert torch.cuda.is_bf16_supported(including_emulation=False)
+        assert precision.automatic(CARD) == chosen
+        assert ("emulates" in precision.bf16_fault(CARD)) == (chosen == "fp16")
 
 
 @pytest.mark.parametrize(
@@ -600,15 +630,19 @@ def test_pictures_are_encoded_wherever_there_is_room(tmp_path: Path, monkeypatch
         assert any("the CPU encodes them" in text for text in said) == (wanted[-1] == ("cuda", "cpu"))
 
 
-@pytest.mark.parametrize(("system", "limit"), [("win32", 0.75), ("linux", 1.0)])
+@pytest.mark.parametrize(
+    ("system", "kernel", "limit"),
+    [("win32", "11", 0.75), ("linux", "5.15.167.4-microsoft-standard-WSL2", 0.75), ("linux", "6.8.0-45-generic", 1.0)],
+)
 def test_on_windows_no_more_is_taken_than_is_free(
-    system: str, limit: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    system: str, kernel: str, limit: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """There the driver would lend the computer's memory, so that nothing is ever refused and all is slow."""
     project, share = tiny_project(tmp_path), [1.0]
     with simulated_card(), monkeypatch.context() as patch:
         patch.setattr(hardware, "_LIMITS", set())
         patch.setattr(sys, "platform", system)
+        patch.setattr(platform, "release", lambda: kernel)
         patch.setattr(torch.cuda, "mem_get_info", lambda device=None: (BYTES // 2, BYTES))
         patch.setattr(torch.cuda, "memory_reserved", lambda device=None: BYTES // 4)
         patch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda device=None: share[0])

@@ -4,6 +4,7 @@ import base64
 import hashlib
 import json
 import os
+import platform
 import sys
 import time
 from pathlib import Path
@@ -250,12 +251,45 @@ def test_an_amd_gpu_that_pytorch_cannot_use_leaves_the_cpu(fresh: Path, monkeypa
 def test_on_linux_the_engines_memory_grows_in_place_unless_somebody_has_chosen(
     own: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for key in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF"):
-        monkeypatch.delenv(key, raising=False)
+    _of_drivers(monkeypatch, nvidia=True)
     if own:
         monkeypatch.setenv(own, "max_split_size_mb:256")
-    found = {key: value for key, value in environment.engine_variables().items() if key.endswith("_ALLOC_CONF")}
-    assert found == ({own: "max_split_size_mb:256"} if own else {"PYTORCH_ALLOC_CONF": "expandable_segments:True"})
+    assert _allocator() == (
+        {own: "max_split_size_mb:256"} if own else {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
+    )
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="PyTorch has it for Linux alone")
+@pytest.mark.parametrize(
+    ("kernel", "nvidia", "amd", "grows"),
+    [
+        ("6.8.0-45-generic", True, True, True),  # a processor of AMD has it, too
+        ("6.8.0-45-generic", False, True, False),
+        ("6.8.0-45-generic", False, False, True),  # a container may hide the driver's files
+        ("5.15.167.4-microsoft-standard-WSL2", False, False, False),
+    ],
+)
+def test_the_engines_memory_grows_in_place_only_where_drivers_can_do_that(
+    kernel: str, nvidia: bool, amd: bool, grows: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In WSL its first allocation may fail; on a card of AMD it may never return."""
+    _of_drivers(monkeypatch, nvidia=nvidia, amd=amd, kernel=kernel)
+    assert _allocator() == ({"PYTORCH_ALLOC_CONF": "expandable_segments:True"} if grows else {})
+
+
+def _of_drivers(
+    monkeypatch: pytest.MonkeyPatch, *, nvidia: bool, amd: bool = False, kernel: str = "6.8.0-45-generic"
+) -> None:
+    for key in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF"):
+        monkeypatch.delenv(key, raising=False)
+    there, missing = Path(__file__), Path(__file__) / "missing"
+    monkeypatch.setattr(environment, "_NVIDIA", there if nvidia else missing)
+    monkeypatch.setattr(environment, "_AMD", there if amd else missing)
+    monkeypatch.setattr(platform, "release", lambda: kernel)
+
+
+def _allocator() -> dict[str, str]:
+    return {key: value for key, value in environment.engine_variables().items() if key.endswith("_ALLOC_CONF")}
 
 
 def _installed(folder: Path, name: str, version: str) -> Path:

@@ -40,6 +40,8 @@ def test_each_machine_gets_its_build(machine: Machine, first: str, falls_back: b
     [
         ({"driver_version": "580.95.05", "compute_cap": "6.1"}, "580.95.05", (6, 1)),
         ({"driver_version": "580.95.05", "compute_cap": "12.0\n9.0"}, "580.95.05", (12, 0)),
+        ({"driver_version": "580.95.05\n580.95.05", "compute_cap": "6.1\n12.0"}, "580.95.05", (12, 0)),
+        ({"driver_version": "580.95.05\n580.95.05", "compute_cap": "6.1\n8.6"}, "580.95.05", (6, 1)),
         ({"driver_version": "470.1"}, "470.1", None),  # a tool that knows no such field
         ({}, "", None),
     ],
@@ -47,6 +49,8 @@ def test_each_machine_gets_its_build(machine: Machine, first: str, falls_back: b
 def test_what_the_drivers_tool_says_of_the_first_card(
     says: dict[str, str], driver: str, capability: tuple[int, int] | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Of an old one and one of 2025, which no build has both, that is the newer, as to PyTorch."""
+
     def run(command: list[str], **_: Any) -> Any:
         asked = command[1].removeprefix("--query-gpu=")
         if asked not in says:
