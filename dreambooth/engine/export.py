@@ -69,19 +69,19 @@ class _Learned:
 
 def run(job: Job) -> dict[str, Any]:
     """Writes `to`: a .safetensors or .ckpt file, or a new folder in the Diffusers layout."""
-    asked = job.read()
-    project = open_project(job.folders(), asked["model"])
-    wanted = Wanted(asked["merge"], asked["onto"], asked["rank"], bool(asked["half"]))
+    fields = job.read()
+    project = open_project(job.folders(), fields["model"])
+    wanted = Wanted(fields["merge"], fields["onto"], fields["rank"], bool(fields["half"]))
     job.report("stage", name="exporting", done=0, total=1)
-    if asked.get("from_step") is not None:
-        return _of_state(job, project, asked, wanted)
-    to = _free(asked["to"])
-    embeddings, held = of_file(job, project, Path(asked["weights"] or project.source), to, wanted)
+    if fields.get("from_step") is not None:
+        return _of_state(job, project, fields, wanted)
+    to = _free(fields["to"])
+    embeddings, held = of_file(job, project, Path(fields["weights"] or project.source), to, wanted)
     return _answer(to if to.exists() else next(iter(embeddings.values())), embeddings, held)
 
 
 def _answer(to: Path, embeddings: dict[str, Path], held: float | None) -> dict[str, Any]:
-    """`held` is the share of what was learned that is in a LoRA of the rank that was asked for."""
+    """The job's result. `held` is the share of what was learned that a LoRA of the wanted rank holds, else None."""
     return {"path": str(to), "embeddings": {word: str(file) for word, file in embeddings.items()}, "held": held}
 
 
@@ -96,7 +96,8 @@ def _free(named: str) -> Path:
 def of_file(
     job: Job, project: Project, weights: Path, to: Path, wanted: Wanted
 ) -> tuple[dict[str, Path], float | None]:
-    """Returns the embeddings that were written, beside a LoRA of words that learned with it, and the share."""
+    """Exports a model file. Returns the embeddings that were written, by their words, and for a LoRA of another rank
+    the share of what was learned that it holds."""
     header = checkpoint.read_header(weights)
     about, words, held = checkpoint.describe(header), words_file.read(header), None
     chosen, is_lora = _settings_of(header), about.kind == "lora"
@@ -114,16 +115,17 @@ def of_file(
             return weight_deltas.of_result(open_model(project, weights), open_model(project), model)
 
         held = _write_changes(job, project, to, _Learned(learned, chosen, about.precision == "fp16", words), wanted)
-    said = outputs.metadata(project, chosen, to.stem, outputs.EMBEDDING)
-    return words_file.write_embeddings(to.parent, f"{to.stem}-embedding", project.about["family"], words, said), held
+    metadata, stem = outputs.metadata(project, chosen, to.stem, outputs.EMBEDDING), f"{to.stem}-embedding"
+    return words_file.write_embeddings(to.parent, stem, project.about["family"], words, metadata), held
 
 
-def _of_state(job: Job, project: Project, asked: dict[str, Any], wanted: Wanted) -> dict[str, Any]:
-    """Without a name the file lies where the run itself would have written it."""
-    of_run, step = Job(project.runs / f"{asked['run']:04}"), asked["from_step"]
+def _of_state(job: Job, project: Project, fields: dict[str, Any], wanted: Wanted) -> dict[str, Any]:
+    """Exports what a run had learned by a state. Without `to` the file goes where the run itself would have written
+    it."""
+    of_run, step = Job(project.runs / f"{fields['run']:04}"), fields["from_step"]
     state = from_state.read(project, of_run, step)
     own = outputs.place(job.folders(), project, state.settings, state.images)
-    to, half = _free(asked["to"] or str(own)), wanted.half or state.settings.saving.half_model
+    to, half = _free(fields["to"] or str(own)), wanted.half or state.settings.saving.half_model
     embeddings, held, had_layout = dict[str, Path](), None, to.with_suffix(".yaml").exists()
     if state.settings.is_lora:
         state.settings.saving.half_model = half
@@ -147,17 +149,17 @@ def _of_state(job: Job, project: Project, asked: dict[str, Any], wanted: Wanted)
         size, layout = to.stat().st_size, to.with_suffix(".yaml")
         beside = [layout] if kind == "checkpoint" and layout.is_file() and not had_layout else []
         files = result_files.marks([to, *embeddings.values(), *beside])
-        told = {"kind": kind, "path": str(to), "bytes": size, "files": files}
-        of_run.report("exported", **told, images=state.images, step=step)
+        about = {"kind": kind, "path": str(to), "bytes": size, "files": files}
+        of_run.report("exported", **about, images=state.images, step=step)
     return _answer(to, embeddings, held)
 
 
 def _write_words(to: Path, project: Project, chosen: Settings, words: Vectors, *, half: bool) -> dict[str, Path]:
-    """Embeddings: the one word's under the name that was asked for, of several numbered ones."""
+    """Writes embeddings: of one word under the name `to`, of several under numbered names. Returns the files."""
     if to.suffix.lower() not in EMBEDDINGS:
         raise UserError(f"{to}: an embedding is one .safetensors or .pt file; name one.")
-    said, family = outputs.metadata(project, chosen, to.stem, outputs.EMBEDDING), project.about["family"]
-    return words_file.write_embeddings(to.parent, to.stem, family, words, said, suffix=to.suffix, half=half)
+    metadata, family = outputs.metadata(project, chosen, to.stem, outputs.EMBEDDING), project.about["family"]
+    return words_file.write_embeddings(to.parent, to.stem, family, words, metadata, suffix=to.suffix, half=half)
 
 
 def _write_changes(job: Job, project: Project, to: Path, learned: _Learned, wanted: Wanted) -> float | None:
@@ -170,19 +172,20 @@ def _write_changes(job: Job, project: Project, to: Path, learned: _Learned, want
     _check_lora_file(to)
     base, dtype = open_model(project), torch.float16 if wanted.half or learned.is_half else torch.float32
 
-    def told(done: int, total: int) -> None:
+    def report(done: int, total: int) -> None:
         if done % max(1, total // 100) == 0:
             job.report("stage", name="finding the LoRA", done=done, total=total)
 
-    found = learned.changes(base)
-    made = lora_extraction.extract(base, found, wanted.rank, fits=is_in_loras, dtype=dtype, told=told)
-    if not made.tensors:
+    extracted = lora_extraction.extract(
+        base, learned.changes(base), wanted.rank, fits=is_in_loras, dtype=dtype, report=report
+    )
+    if not extracted.tensors:
         raise UserError(f"{to}: nothing was learned that a LoRA could hold.")
     learned.settings.lora.rank = wanted.rank
     learned.settings.lora.alpha = float(wanted.rank)
     learned.settings.lora.conv_rank, learned.settings.lora.conv_alpha = 0, 0.0
-    outputs.write_lora_tensors(to, project, learned.settings, made.tensors, learned.words)
-    return made.held
+    outputs.write_lora_tensors(to, project, learned.settings, extracted.tensors, learned.words)
+    return extracted.held
 
 
 def is_in_loras(name: str) -> bool:
@@ -193,7 +196,7 @@ def is_in_loras(name: str) -> bool:
 
 
 def _settings_of(header: Header) -> Settings:
-    """Those that a result was trained with, as it says itself; of another program's file none."""
+    """The settings in a result's own metadata that it was trained with; the defaults for another program's file."""
     with contextlib.suppress(ValueError, AttributeError, RecursionError, UserError):
         return settings.parse(settings.whole(json.loads(header.metadata.get("dreambooth.settings", ""))))
     return settings.parse({})
@@ -212,8 +215,8 @@ def _write(
 
 
 def _about(project: Project, chosen: Settings, title: str, source: Source) -> dict[str, str]:
-    said = outputs.metadata(project, chosen, title, outputs.checkpoint_kind(source), source.about.as_json())
-    return {**said, "dreambooth.base": source.header.path.name}
+    metadata = outputs.metadata(project, chosen, title, outputs.checkpoint_kind(source), source.about.as_json())
+    return {**metadata, "dreambooth.base": source.header.path.name}
 
 
 def _copy_lora(weights: Path, to: Path) -> None:

@@ -61,7 +61,7 @@ def report(job: Job) -> dict[str, Any]:
     shown, warnings = _pictures(gathered, examples, work.settings)
     for row, picture in zip(shown, gathered.pictures):
         row["held_out"] = picture in held_out
-    made = {
+    plan = {
         "pictures": shown,
         "mirrored": work.settings.intervals.validate_mirrored * min(len(learned), validation.MOST_MEASURED),
         "could_measure": _could_measure(gathered, work.settings),
@@ -84,10 +84,10 @@ def report(job: Job) -> dict[str, Any]:
         "warnings": [one.as_json() for one in [*map(Problem.of, remarked), *warnings]],
         "sheet": job.read().get("sheet", ""),
     }
-    if made["sheet"]:
+    if plan["sheet"]:
         thumbnails = [seen.thumbnail for seen in gathered.looks]
-        contact_sheet.write(Path(made["sheet"]), work.project.name, made, thumbnails)
-    return made
+        contact_sheet.write(Path(plan["sheet"]), work.project.name, plan, thumbnails)
+    return plan
 
 
 def _problems(work: Work, header: Header | None, gathered: Gathered, length: Budget) -> list[str]:
@@ -145,8 +145,8 @@ def _lora_blocks(work: Work, header: Header | None) -> list[str]:
     """Why the model has nothing to train in the blocks that were chosen."""
     if header is None or not work.settings.lora.blocks.strip():
         return []
-    said = anatomy.blocks_problem(work.settings, header)
-    return [said] if said else []
+    problem = anatomy.blocks_problem(work.settings, header)
+    return [problem] if problem else []
 
 
 def _room(work: Work, header: Header | None, length: Budget) -> list[str]:
@@ -254,13 +254,13 @@ def _forecast(
     if header is None or not used:
         return {"memory": None, "advice": "", "disk_bytes": 0, "save_bytes": 0, "saves": 0, "state_bytes": 0}
     settings = work.settings
-    made, family, area = anatomy.of(header), work.project.about["family"], max(bucket.area for bucket in used)
+    model, family, area = anatomy.of(header), work.project.about["family"], max(bucket.area for bucket in used)
     masked = inpainting_masks.of_yours(examples, settings) if work.project.about.get("inpainting") else 0
     kept = forecast.latent_bytes((one.cut.bucket for variants in examples for one in variants), masked)
-    known = footprint.cached_bytes(settings, made, _texts(examples, settings), kept)
-    memory = footprint.needs(settings, made, family, area, to_draw=to_draw, cached=known)
+    cached = footprint.cached_bytes(settings, model, _texts(examples, settings), kept)
+    memory = footprint.needs(settings, model, family, area, to_draw=to_draw, cached=cached)
     card = engine_capabilities.card_bytes()
-    plan = planner.plan(settings, made, family, area, card, to_draw=to_draw, cached=known) if card else None
+    plan = planner.plan(settings, model, family, area, card, to_draw=to_draw, cached=cached) if card else None
     return {
         "memory": {**asdict(memory), "total": memory.total},
         "advice": planner.advice(plan) if plan else "",

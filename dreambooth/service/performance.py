@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -15,7 +16,7 @@ from dreambooth.core.models.families import FAMILIES
 from dreambooth.core.project import Project
 from dreambooth.core.settings import Settings
 from dreambooth.core.values import plain
-from dreambooth.service import cost, models
+from dreambooth.service import cost, models, settings_lock
 
 _METHODS = ("lora", "full", "embedding")
 _ANY_WORD = "sks"  # for what is counted of words that learn, where none is chosen
@@ -36,30 +37,42 @@ def of_model(opened: Project, chosen: Settings, card: int, *, label: str) -> Pla
     return planner.plan(chosen, model, family, pixels, card, to_draw=draws)
 
 
-def apply(opened: Project, flat: Mapping[str, Any], plan: Plan) -> None:
-    """Makes these settings with the plan's changes the model's own."""
-    models.write_settings(opened, {**flat, **plan.changes})
+def for_model(
+    opened: Project,
+    over: Callable[[dict[str, Any]], Mapping[str, Any]],
+    card: int,
+    *,
+    label: str,
+    to_apply: bool,
+) -> Plan:
+    """The plan for a model's own settings with what `over` puts over them; `to_apply` makes those settings its own,
+    with the plan's changes."""
+    with settings_lock.changing(opened) if to_apply else contextlib.nullcontext():
+        flat = over(opened.settings())
+        plan = of_model(opened, settings.parse(dict(flat)), card, label=label)
+        if to_apply:
+            models.write_settings(opened, {**flat, **plan.changes})
+    return plan
 
 
 def of_every_family(chosen: Settings, card: int) -> list[dict[str, Any]]:
     """A plan for each family and method, of models of full size; of each usual size of a card where `card` is 0."""
-    found = []
+    plans = []
     for family in FAMILIES:
         for method in _METHODS:
-            some = planner.with_changes(chosen, {"general.method": method})
-            some.concepts = [replace(one, instance_token=one.instance_token or _ANY_WORD) for one in some.concepts]
+            changed = planner.with_changes(chosen, {"general.method": method})
+            changed.concepts = [
+                replace(one, instance_token=one.instance_token or _ANY_WORD) for one in changed.concepts
+            ]
             for size in [card] if card else planner.CARDS:
-                plan = planner.for_family(some, family, size)
-                found.append({"family": family, "method": method, "card_bytes": size, **as_json(plan)})
-    return found
+                plan = planner.for_family(changed, family, size)
+                plans.append({"family": family, "method": method, "card_bytes": size, **as_json(plan)})
+    return plans
 
 
-def asked(opened: Project, flat: Mapping[str, Any], card: int, *, label: str, to_apply: bool) -> dict[str, Any]:
-    """The plan for settings, as answers hold it; `to_apply` makes them the model's own, with the plan's changes."""
-    plan = of_model(opened, settings.parse(dict(flat)), card, label=label)
-    if to_apply:
-        apply(opened, flat, plan)
-    return {"name": opened.name, "card_bytes": card, "applied": to_apply, **as_json(plan)}
+def answer(opened: Project, plan: Plan, card: int, *, applied: bool) -> dict[str, Any]:
+    """A model's plan as the API and the commands answer it."""
+    return {"name": opened.name, "card_bytes": card, "applied": applied, **as_json(plan)}
 
 
 def as_json(plan: Plan) -> dict[str, Any]:

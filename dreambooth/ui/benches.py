@@ -58,6 +58,19 @@ _NUMBERS = {
     "rank": "training: of a LoRA (4)",
     "repeats": "training, drawing: how often all take turns (3 beside a peer, else 1)",
 }
+_PARTS_HELP = (
+    "training: steps, memory, time to the first step (the default); drawing: class pictures a second; "
+    "files: creating, loading and exporting; "
+    "states: what saving one costs; "
+    "sweep: what each option does to likeness, prompt following and the class (an hour; goes on where it was); "
+    "best: whether a run knows when it is best (half an hour; goes on where it was); "
+    "memory: the table that the planner reads, counted on full-size models without a card (half an hour; less "
+    "with --again); "
+    "choices: what those that save memory cost in time (half an hour); "
+    "operations: how many a training step asks of a card, counted likewise; "
+    "plans: each plan of `performance` run for real inside the memory of its card, on a larger one; "
+    "card: everything worth measuring on a card, the most important first; half an hour or more"
+)
 _GOES_ON = ("sweep", "best", "plans", "card")  # in the folder that it has left
 
 
@@ -66,23 +79,7 @@ def add(add: Any) -> None:
     sub = add(
         "bench", bench, "Measure speed and memory on this machine, or what each option teaches.", of_benches.bench
     )
-    sub.add_argument(
-        "part",
-        nargs="?",
-        choices=PARTS,
-        default="training",
-        help="training: steps, memory, time to the first step (the default); drawing: class pictures a second; "
-        "files: creating, loading and exporting; "
-        "states: what saving one costs; "
-        "sweep: what each option does to likeness, prompt following and the class (an hour; goes on where it was); "
-        "best: whether a run knows when it is best (half an hour; goes on where it was); "
-        "memory: the table that the planner reads, counted on full-size models without a card (half an hour; less "
-        "with --again); "
-        "choices: what those that save memory cost in time (half an hour); "
-        "operations: how many a training step asks of a card, counted likewise; "
-        "plans: each plan of `performance` run for real inside the memory of its card, on a larger one; "
-        "card: everything worth measuring on a card, the most important first; half an hour or more",
-    )
+    sub.add_argument("part", nargs="?", choices=PARTS, default="training", help=_PARTS_HELP)
     sub.add_argument(
         "--large",
         action="store_true",
@@ -127,11 +124,11 @@ def add(add: Any) -> None:
 def bench(options: argparse.Namespace, terminal: Terminal) -> Result:
     default = f"bench-{options.part}{'.json' if options.part == 'memory' else ''}"
     out = paths.named(default if options.out is None else options.out, "--out")
-    asked = _asked(options)
+    fields = _fields(options)
     _check_out(options.part, out)
     python = environment.ensure(terminal.show)
     with tempfile.TemporaryDirectory(prefix="dreambooth-bench-", ignore_cleanup_errors=True) as place:
-        job = job_list.create(Path(place), {"kind": f"bench-{options.part}", "out": str(out), **asked}, "{}")
+        job = job_list.create(Path(place), {"kind": f"bench-{options.part}", "out": str(out), **fields}, "{}")
         return {"part": options.part, **commands.work(job, python, terminal)}
 
 
@@ -157,8 +154,8 @@ def _is_table(file: Path) -> bool:
         return False
 
 
-def _asked(options: argparse.Namespace) -> dict[str, Any]:
-    """What of the flags the measurement is told. Raises UserError for one that it does not take."""
+def _fields(options: argparse.Namespace) -> dict[str, Any]:
+    """The job's fields, from the flags. Raises UserError for a flag that the part does not take."""
     given = {name: value for name in _OF if not ((value := getattr(options, name)) is None or value is False)}
     for name in given:
         if options.part not in _OF[name]:
@@ -170,16 +167,16 @@ def _asked(options: argparse.Namespace) -> dict[str, Any]:
             raise UserError(f"--{name}: it must be at least 1 (it is {given[name]}).")
     if given.get("minutes", 1) <= 0:
         raise UserError(f"--minutes: it must be more than 0 (it is {options.minutes:g}).")
-    asked: dict[str, Any] = {"large": False, **given}
+    fields: dict[str, Any] = {"large": False, **given}
     if "peer" in given:
-        asked["peer"] = [str(paths.named(one, "--peer")) for one in given["peer"]]
+        fields["peer"] = [str(paths.named(one, "--peer")) for one in given["peer"]]
     if "peer_python" in given:
-        asked["peer_python"] = _python(given["peer_python"])
+        fields["peer_python"] = _python(given["peer_python"])
     if "work" in given:
-        asked["work"] = str(paths.named(given["work"], "--work"))
+        fields["work"] = str(paths.named(given["work"], "--work"))
     if "card" in given:
-        asked["card_bytes"] = planner.card_size(asked.pop("card"))
-    return asked
+        fields["card_bytes"] = planner.card_size(fields.pop("card"))
+    return fields
 
 
 def _python(text: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 from functools import partial
 from pathlib import Path
 
@@ -143,6 +142,6 @@ def performance(options: argparse.Namespace, terminal: Terminal) -> Result:
             raise UserError("--apply: it is for a model's own settings; name the model.")
         return {"plans": fitting.of_every_family(settings.parse(commands.settings_over({}, options)), card)}
     opened = project.open_project(commands.folders(options), options.name)
-    with settings_lock.changing(opened) if options.apply else contextlib.nullcontext():
-        flat = commands.settings_over(opened.settings(), options)
-        return fitting.asked(opened, flat, card, label="--card", to_apply=options.apply)
+    over = partial(commands.settings_over, options=options)
+    plan = fitting.for_model(opened, over, card, label="--card", to_apply=options.apply)
+    return fitting.answer(opened, plan, card, applied=options.apply)

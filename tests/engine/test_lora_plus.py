@@ -72,14 +72,14 @@ def test_a_part_has_two_groups_and_one_without(star: Project) -> None:
             made[ratio] = optimizers.groups(trained, settings)
             held = optimizers.make(trained, settings).param_groups
             assert [one["params"] for one in held] == [one.weights for one in made[ratio]]
-            rates = [learning_rate(settings, one.part) * one.times for one in made[ratio]]
+            rates = [learning_rate(settings, one.part) * one.factor for one in made[ratio]]
             assert [one["lr"] for one in held] == rates
             everything = [weight for part in trained.parts.values() for weight in part.values()]
             assert sorted(map(id, everything)) == sorted(id(w) for one in made[ratio] for w in one.weights)
         last = "words" if more is WORD else "text_encoder"
-        assert [(one.part, one.times) for one in made[1.0]] == [("unet", 1.0), (last, 1.0)]
+        assert [(one.part, one.factor) for one in made[1.0]] == [("unet", 1.0), (last, 1.0)]
         of_text = [(last, 1.0)] if more is WORD else [(last, 1.0), (last, 4.0)]
-        assert [(one.part, one.times) for one in made[4.0]] == [("unet", 1.0), ("unet", 4.0), *of_text]
+        assert [(one.part, one.factor) for one in made[4.0]] == [("unet", 1.0), ("unet", 4.0), *of_text]
 
 
 def test_what_a_run_tells_is_each_parts_own_rate(star: Project) -> None:

@@ -19,7 +19,7 @@ from tests.conftest import Run
 
 
 def asked(*flags: str) -> dict[str, Any]:
-    return benches._asked(command_line._parser()[0].parse_args(["bench", *flags]))
+    return benches._fields(command_line._parser()[0].parse_args(["bench", *flags]))
 
 
 def test_each_flag_belongs_to_some_parts() -> None:

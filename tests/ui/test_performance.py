@@ -55,7 +55,8 @@ def test_the_command_and_the_api_set_what_the_page_sets(tmp_path: Path, capsys: 
     code, said = asked(capsys, "a", "--data", str(tmp_path), "--card", "4", "--apply", "--lora.rank", "4")
     assert code == 0 and said["applied"] and said["changes"] == plain["changes"]
     made = project.open_project(folders, "b")
-    fitting.asked(made, {**made.settings(), "lora.rank": 4}, fitting.card_bytes("4", label=""), label="", to_apply=True)
+    card = fitting.card_bytes("4", label="")
+    fitting.for_model(made, lambda own: {**own, "lora.rank": 4}, card, label="", to_apply=True)
     assert project.open_project(folders, "a").settings() == made.settings()
     assert (made.settings()["batching.gradient_checkpointing"], made.settings()["lora.rank"]) == (False, 4)
     code, said = asked(capsys, "--apply")

@@ -129,9 +129,9 @@ def _extract(folder: Path, family: str) -> None:
 
     base, trained = open_source(_file(folder, family)), open_source(_trained(folder, family))
     learned = weight_deltas.of_result(trained, base, base)
-    how: dict[str, Any] = {"fits": is_in_loras, "dtype": torch.float16, "told": lambda done, total: None}
-    made = lora_extraction.extract(base, learned, EXTRACTED_RANK, **how)
-    write_tensors(folder / "out.safetensors", made.tensors, {})
+    how: dict[str, Any] = {"fits": is_in_loras, "dtype": torch.float16, "report": lambda done, total: None}
+    extracted = lora_extraction.extract(base, learned, EXTRACTED_RANK, **how)
+    write_tensors(folder / "out.safetensors", extracted.tensors, {})
 
 
 def _onto(folder: Path, family: str) -> None:

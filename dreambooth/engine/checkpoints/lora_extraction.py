@@ -31,14 +31,15 @@ def extract(
     *,
     fits: Callable[[str], bool],
     dtype: torch.dtype,
-    told: Callable[[int, int], None],
+    report: Callable[[int, int], None],
 ) -> ExtractedLora:
-    """Of each layer the `rank` largest directions of its change. `fits` says which weights are of layers that LoRAs
-    have; what changed besides, as in norms, is left out and counts as not held. `told` hears how many are done."""
+    """A LoRA of the `rank` largest directions of each layer's change. `fits` says which weights are of layers that
+    LoRAs have; what changed besides, as in norms, is left out and counts as not held. `report` is called with the
+    number of changes that are done, and of all."""
     tensors, whole, held = dict[str, Tensor](), 0.0, 0.0
     keys = lora_header.keys(model.tensors, model.about.family)
     for done, (name, change) in enumerate(changes.items()):
-        told(done, len(changes))
+        report(done, len(changes))
         changed = change(model.read(name)).float()
         size = _square(changed)
         whole += size

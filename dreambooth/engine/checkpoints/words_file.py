@@ -40,37 +40,37 @@ Read = dict[str, dict[str, Tensor]]
 
 
 def metadata(words: Vectors, own: str = "") -> dict[str, str]:
-    """What a file says of the words that learned together; nothing without any. `own` is the one that the file itself
-    is an embedding of."""
-    said: dict[str, Any] = {
-        word: None if word == own else {part: _written(vectors) for part, vectors in of_word.items()}
+    """The metadata of a file for words that learned together; empty without words. `own` is the word that the file
+    itself is an embedding of."""
+    entries: dict[str, Any] = {
+        word: None if word == own else {part: _encoded(vectors) for part, vectors in of_word.items()}
         for word, of_word in words.items()
     }
-    return {words_module.KEY: json.dumps(said, ensure_ascii=False)} if said else {}
+    return {words_module.KEY: json.dumps(entries, ensure_ascii=False)} if entries else {}
 
 
 def read(header: Header) -> Read:
     """The words that belong to a LoRA, or to an embedding; those of another program's LoRA are called as they are
     there, and its embedding as its file, as in a WebUI. None for any other file. Raises UserError if they are
     damaged."""
-    said, own = header.metadata.get(words_module.KEY), embedding_file.parts(header.tensors)
+    ours, own = header.metadata.get(words_module.KEY), embedding_file.parts(header.tensors)
     of_others = {header.path.stem: own} if own else embedding_file.bundled(header.tensors)
-    if said is None and not of_others:
+    if ours is None and not of_others:
         return {}
     try:
         found: Read
-        if said is None:
+        if ours is None:
             found = {word: _own(parts) for word, parts in of_others.items()}
         else:
             found = {
-                str(word): _own(own) if written is None else {str(part): _read(*some) for part, some in written.items()}
-                for word, written in json.loads(said).items()
+                str(word): _own(own) if parts is None else {str(part): _decoded(*some) for part, some in parts.items()}
+                for word, parts in json.loads(ours).items()
             }
         counts = [{len(vectors) for vectors in of_word.values()} for of_word in found.values()]
     except (ValueError, TypeError, AttributeError, RuntimeError, RecursionError, OSError, binascii.Error):
         counts = [set()]
     if any(len(count) != 1 or 0 in count for count in counts):
-        what = "the words that it was trained with" if said is not None else "its vectors"
+        what = "the words that it was trained with" if ours is not None else "its vectors"
         raise UserError(f"{header.path}: {what} cannot be read; the file is damaged.")
     return found
 
@@ -115,7 +115,7 @@ def write_embedding(
     target: Path, family: str, words: Vectors, word: str, about: Mapping[str, str], *, half: bool = False
 ) -> None:
     """Writes the embedding of one of some words that learned together. Raises UserError if it cannot be written."""
-    said = {**about, "modelspec.title": target.stem, "modelspec.trigger_phrase": word, **metadata(words, word)}
+    about_word = {"modelspec.title": target.stem, "modelspec.trigger_phrase": word, **metadata(words, word)}
     dtype, keys, within = torch.float16 if half else torch.float32, dict(_EMBEDDING_KEYS[family]), None
     if target.suffix.lower() == ".pt":
         if len(keys) == 1:
@@ -123,8 +123,8 @@ def write_embedding(
             within = partial(_as_a1111, target.stem, about.get("dreambooth.base"))
         else:
             within = dict
-    vectors = {keys[part]: Entry.of(some.detach().to("cpu", dtype)) for part, some in words[word].items()}
-    write(target, vectors, said, within)
+    entries = {keys[part]: Entry.of(vectors.detach().to("cpu", dtype)) for part, vectors in words[word].items()}
+    write(target, entries, {**about, **about_word}, within)
 
 
 def _as_a1111(name: str, base: str | None, tensors: dict[str, Any]) -> dict[str, Any]:
@@ -144,14 +144,15 @@ def _own(parts: Mapping[str, Any]) -> dict[str, Tensor]:
     return found
 
 
-def _written(vectors: Tensor) -> list[object]:
+def _encoded(vectors: Tensor) -> list[object]:
     """[n, width, base64]."""
     numbers = vectors.detach().float().cpu().contiguous()
     return [*numbers.shape, base64.b64encode(numbers.numpy().astype("<f4").tobytes()).decode()]
 
 
-def _read(count: int, width: int, written: str) -> Tensor:
-    content = bytearray(base64.b64decode(written, validate=True))
+def _decoded(count: int, width: int, encoded: str) -> Tensor:
+    """(count, width) in float32. Raises ValueError for what is damaged."""
+    content = bytearray(base64.b64decode(encoded, validate=True))
     vectors = torch.frombuffer(content, dtype=torch.float32).reshape(count, width)
     if not torch.isfinite(vectors).all():
         raise ValueError

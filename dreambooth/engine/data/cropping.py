@@ -115,7 +115,7 @@ def _variant(whole: Crop, choice: Pictures, number: int, draws: Sequence[float],
     at = (None, None) if point is None else (point.x * whole.source[0], point.y * whole.source[1])
     left = crops.start(left, right, width, jitter_x, at[0], crops.SLACK)
     top = crops.start(top, bottom, height, jitter_y, at[1], crops.SLACK)
-    made = replace(
+    variant = replace(
         whole,
         box=(left, top, min(right, left + width), min(bottom, top + height)),
         degrees=choice.rotation * (2 * angle - 1),
@@ -124,31 +124,28 @@ def _variant(whole: Crop, choice: Pictures, number: int, draws: Sequence[float],
         colour=1 + choice.colour * (2 * colour - 1),
     )
     if point is None:
-        return made
-    turned = (replace(made, degrees=made.degrees * share) for share in _TURNS)
-    return next((one for one in turned if one.shows(point)), replace(made, degrees=0.0))
+        return variant
+    turned = (replace(variant, degrees=variant.degrees * share) for share in _TURNS)
+    return next((one for one in turned if one.shows(point)), replace(variant, degrees=0.0))
 
 
 def apply(image: Image.Image, cut: Crop) -> Image.Image:
     """The variant itself: an RGB picture of the bucket's size."""
-    made = shape(image, cut)
+    picture = shape(image, cut)
     if cut.brightness != 1:
-        made = ImageEnhance.Brightness(made).enhance(cut.brightness)
+        picture = ImageEnhance.Brightness(picture).enhance(cut.brightness)
     if cut.colour != 1:
-        made = ImageEnhance.Color(made).enhance(cut.colour)
-    return made
+        picture = ImageEnhance.Color(picture).enhance(cut.colour)
+    return picture
 
 
 def shape(image: Image.Image, cut: Crop) -> Image.Image:
     """A picture or its mask cut, resized, rotated and mirrored to the bucket's size, in its own colours."""
-    made = (
-        _turned(image, cut)
-        if cut.degrees
-        else image.resize((cut.bucket.width, cut.bucket.height), Image.Resampling.LANCZOS, box=cut.box)
-    )
-    if cut.mirrored:
-        made = made.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    return made
+    if cut.degrees:
+        shaped = _turned(image, cut)
+    else:
+        shaped = image.resize((cut.bucket.width, cut.bucket.height), Image.Resampling.LANCZOS, box=cut.box)
+    return shaped.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if cut.mirrored else shaped
 
 
 def _turned(image: Image.Image, cut: Crop) -> Image.Image:

@@ -40,8 +40,8 @@ def choose(model: Model, sampling: Sampling, wanted: int, decoding: str, *, set_
 
 def in_tiles(job: Job) -> str:
     """How pictures are decoded from now on where there was too little memory for one of them; says so."""
-    said = "The memory was not enough for a whole picture; from here on they are decoded in overlapping tiles."
-    job.warn(Problem(said, "memory.vae_decoding", "Set it to tiled to have it so from the beginning."))
+    sentence = "The memory was not enough for a whole picture; from here on they are decoded in overlapping tiles."
+    job.warn(Problem(sentence, "memory.vae_decoding", "Set it to tiled to have it so from the beginning."))
     return "tiled"
 
 

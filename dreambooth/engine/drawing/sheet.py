@@ -93,13 +93,13 @@ class _Drawer:
 
 
 def _on_one(folder: Path, rows: list[dict[str, Any]], columns: list[float]) -> Path:
-    """All of them as one labelled picture, beside them."""
+    """Puts the pictures of a folder on one labelled sheet beside them. Returns its file."""
     shown = []
     for column, weight in enumerate(columns):
         cells = {(row, 0): folder / f"{row:02}-{column:02}.png" for row in range(len(rows))}
         shown.append((f"{weight:g}", {key: path for key, path in cells.items() if path.exists()}))
-    made = preview.sheet(shown, [(str(one["label"]), (row, 0)) for row, one in enumerate(rows)])
-    png.write_or_refuse(made, folder / "sheet.png", "the pictures on it are kept")
+    sheet = preview.sheet(shown, [(str(one["label"]), (row, 0)) for row, one in enumerate(rows)])
+    png.write_or_refuse(sheet, folder / "sheet.png", "the pictures on it are kept")
     return folder / "sheet.png"
 
 

@@ -24,7 +24,7 @@ Array = np.ndarray
 
 @dataclass(frozen=True)
 class Reading:
-    """What a picture shows, by eye of the machine."""
+    """What is recognised on a picture."""
 
     thing: str
     colour: str

@@ -63,9 +63,9 @@ def stacked(tensors: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
 
 def empty(weight: Tensor, rows: str, columns: str, whole: str) -> dict[str, Tensor]:
     """The moments of a weight before its first step, by the names `rows` and `columns`, or `whole`; float32."""
-    found = sides(weight)
-    names = (rows, columns) if len(found) == 2 else (whole,)
-    shapes = [(side,) for side in found] if len(found) == 2 else [weight.shape]
+    matrix = sides(weight)
+    names = (rows, columns) if len(matrix) == 2 else (whole,)
+    shapes = [(side,) for side in matrix] if len(matrix) == 2 else [weight.shape]
     return {name: torch.zeros(shape, device=weight.device) for name, shape in zip(names, shapes)}
 
 

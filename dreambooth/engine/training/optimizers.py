@@ -35,15 +35,15 @@ _PACKED = "__bnb_optimizer_quant_state__"  # where bitsandbytes' state_dict puts
 
 @dataclass(frozen=True)
 class Group:
-    """Weights of a part of the model that learn at the part's rate, times so much."""
+    """Weights of a part of the model that learn at the part's rate times a factor."""
 
     part: str
-    times: float
+    factor: float
     weights: list[nn.Parameter]
 
     def rate(self, settings: Settings) -> float:
-        """The full one, before any schedule."""
-        return learning_rate(settings, self.part) * self.times
+        """The learning rate before any schedule."""
+        return learning_rate(settings, self.part) * self.factor
 
 
 def groups(trained: Trained, settings: Settings) -> list[Group]:
@@ -53,9 +53,9 @@ def groups(trained: Trained, settings: Settings) -> list[Group]:
         if ratio == 1 or part == LEARNED_TOKENS:
             found.append(Group(part, 1.0, list(weights.values())))
             continue
-        for times, is_up in ((1.0, False), (ratio, True)):
-            some = [weight for name, weight in weights.items() if (LORA_UP in name) == is_up]
-            found.append(Group(part, times, some))
+        for factor, is_up in ((1.0, False), (ratio, True)):
+            side = [weight for name, weight in weights.items() if (LORA_UP in name) == is_up]
+            found.append(Group(part, factor, side))
     return found
 
 
@@ -63,7 +63,7 @@ def make(trained: Trained, settings: Settings) -> torch.optim.Optimizer:
     """The chosen optimizer over the groups, each with its own learning rate and weight decay."""
     chosen = settings.optimizer
     decays = {"unet": chosen.weight_decay, LEARNED_TOKENS: 0.0}
-    made = [
+    parameter_groups = [
         {
             "params": group.weights,
             "lr": group.rate(settings),
@@ -71,7 +71,7 @@ def make(trained: Trained, settings: Settings) -> torch.optim.Optimizer:
         }
         for group in groups(trained, settings)
     ]
-    return RECIPES[chosen.name](made, chosen)
+    return RECIPES[chosen.name](parameter_groups, chosen)
 
 
 def check(settings: Settings, device: torch.device) -> None:
@@ -202,8 +202,8 @@ def leave_paged() -> None:
 def _adamw_8bit(groups: Groups, chosen: Chosen, *, paged: bool = False) -> torch.optim.Optimizer:
     optim = _bitsandbytes()
     cls = optim.PagedAdamW8bit if paged else optim.AdamW8bit
-    made = cls(groups, betas=_betas(chosen, _ADAM_BETAS), eps=chosen.epsilon or _EPSILON)
-    return _settled(made) if paged else made  # type: ignore[no-any-return]
+    optimizer = cls(groups, betas=_betas(chosen, _ADAM_BETAS), eps=chosen.epsilon or _EPSILON)
+    return _settled(optimizer) if paged else optimizer  # type: ignore[no-any-return]
 
 
 def _paged_adamw_8bit(groups: Groups, chosen: Chosen) -> torch.optim.Optimizer:
@@ -218,8 +218,8 @@ def _lion(groups: Groups, chosen: Chosen) -> torch.optim.Optimizer:
 
 def _lion_8bit(groups: Groups, chosen: Chosen, *, paged: bool = False) -> torch.optim.Optimizer:
     optim = _bitsandbytes()
-    made = (optim.PagedLion8bit if paged else optim.Lion8bit)(groups, betas=_betas(chosen, _LION_BETAS))
-    return _settled(made) if paged else made  # type: ignore[no-any-return]
+    optimizer = (optim.PagedLion8bit if paged else optim.Lion8bit)(groups, betas=_betas(chosen, _LION_BETAS))
+    return _settled(optimizer) if paged else optimizer  # type: ignore[no-any-return]
 
 
 def _paged_lion_8bit(groups: Groups, chosen: Chosen) -> torch.optim.Optimizer:

@@ -119,7 +119,7 @@ class StepMetrics:
         pace = max(1e-6, now - self.started) / (session.step - self.first_step)  # seconds a step; clocks may be coarse
         groups = zip(session.groups, session.optimizer.param_groups)
         # Of LoRA+ the smaller rate; Prodigy's is a factor of the step size that it estimates, `d`.
-        rates = {group.part: own["lr"] * float(own.get("d", 1)) for group, own in groups if group.times == 1}
+        rates = {group.part: own["lr"] * float(own.get("d", 1)) for group, own in groups if group.factor == 1}
         self.hooks.report(
             step=session.step,
             steps=session.budget.steps,

@@ -62,13 +62,12 @@ class Routes:
 
     def asked(self, opened: Project, body: Answer) -> Settings:
         """A model's settings with those of a request over them."""
-        return settings.parse(self.asked_flat(opened, body))
+        return settings.parse(self.over(opened.settings(), body))
 
-    def asked_flat(self, opened: Project, body: Answer) -> dict[str, Any]:
-        """The same as dotted keys."""
-        own = opened.settings()
+    def over(self, own: dict[str, Any], body: Answer) -> dict[str, Any]:
+        """The same by dotted key, of the settings that are a model's own."""
         flat = models.changed(own, an_object(body, "settings"))
-        project.check_places(flat, opened.settings)
+        project.check_places(flat, lambda: own)
         return schema.with_secrets(Settings, flat, own)
 
     def submit(self, job: Job, show: Callable[[Job], Answer]) -> Answer:

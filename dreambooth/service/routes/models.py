@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -126,9 +126,9 @@ class Models(Routes):
         opened, body = self.open(name), only(body or {}, "card", "settings", "apply")
         card = performance.card_bytes(text(body, "card", optional=True), label="card")
         to_apply = a_switch(body, "apply")
-        with settings_lock.changing(opened) if to_apply else contextlib.nullcontext():
-            flat = self.asked_flat(opened, body)
-            return performance.asked(opened, flat, card, label="card", to_apply=to_apply)
+        over = partial(self.over, body=body)
+        plan = performance.for_model(opened, over, card, label="card", to_apply=to_apply)
+        return performance.answer(opened, plan, card, applied=to_apply)
 
     def outputs(self, name: str) -> Answer:
         """What the model's runs wrote and is still there, that of the newest run first; `step` is of the state that a

@@ -179,11 +179,7 @@ def performance(opened: Project, shown: Mapping[str, Any], card_bytes: int) -> P
     """Puts what fits this machine's card over what the page shows."""
     if not card_bytes:
         raise UserError("Performance: no card is known here, so nothing was changed; there is nothing to fit.")
-    with settings_lock.changing(opened):
-        before = {**opened.settings(), **shown}
-        plan = fitting.of_model(opened, settings.parse(before), card_bytes, label="Performance")
-        fitting.apply(opened, before, plan)
-        return plan
+    return fitting.for_model(opened, lambda own: {**own, **shown}, card_bytes, label="Performance", to_apply=True)
 
 
 def rename(host: Host, opened: Project, new_name: str) -> str:
