@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dreambooth.core.buckets import Bucket, Grid, grid
+from dreambooth.core.buckets import Bucket, Grid, grid, nearest
 from dreambooth.core.errors import UserError
 from dreambooth.core.settings.dataset import Pictures
 
@@ -90,3 +90,18 @@ def test_without_buckets_every_picture_is_cut_square() -> None:
     assert {grid(Pictures(buckets=False), 512).bucket(*size) for size in ((2000, 400), (512, 512), (300, 900))} == {
         Bucket(512, 512)
     }
+
+
+@pytest.mark.parametrize(("low", "longest"), [(0, 1024), (128, 1024), (384, 640)])
+def test_no_side_is_longer_than_twice_the_resolution(low: int, longest: int) -> None:
+    shapes = grid(Pictures(bucket_min_side=low, bucket_step=64), 512).buckets
+    assert max(side for one in shapes for side in (one.width, one.height)) == longest
+
+
+def test_a_picture_of_just_a_buckets_size_needs_no_enlarging() -> None:
+    found = grid(Pictures(no_upscale=True), 512)
+    assert all(found.bucket(one.width, one.height) == one for one in found.buckets)
+
+
+def test_of_equally_near_buckets_the_largest_is_taken() -> None:
+    assert nearest(300, 300, (Bucket(64, 64), Bucket(128, 128))) == Bucket(128, 128)

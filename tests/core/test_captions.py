@@ -190,6 +190,7 @@ def test_every_variant_is_picked_about_as_often() -> None:
     counts = Counter(captions.pick(4, 3, place) for place in range(4000))
     assert all(900 < counts[number] < 1100 for number in range(4))
     assert [captions.pick(4, 3, p) for p in range(50)] == [captions.pick(4, 3, p) for p in range(50)]
+    assert {captions.pick(2, 3, place) for place in range(50)} == {0, 1}
 
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 1.0])

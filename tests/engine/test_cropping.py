@@ -106,6 +106,43 @@ def test_a_flip_mirrors() -> None:
     assert np.array_equal(np.asarray(made), np.asarray(picture)[:, ::-1])
 
 
+def test_sdxl_is_told_where_a_crop_lies_in_the_picture_that_it_sees() -> None:
+    """In pixels of the resized picture; a mirrored crop lies where it does in the mirrored picture."""
+    box, source = (30.0, 10.0, 130.0, 110.0), (300, 120)
+    assert Crop(SQUARE, box, source).conditions == [120, 300, 6, 19, 64, 64]
+    mirrored = Crop(SQUARE, (300 - 130.0, 10.0, 300 - 30.0, 110.0), source)
+    assert Crop(SQUARE, box, source, mirrored=True).conditions == mirrored.conditions == [120, 300, 6, 109, 64, 64]
+
+
+@pytest.mark.parametrize("point", [None, FocalPoint(0.5, 0.5)])
+def test_an_augmentation_goes_both_ways_and_as_far_as_it_says(point: FocalPoint | None) -> None:
+    choice = Pictures(rotation=10.0, brightness=0.3, colour=0.2, variants=64)
+    _, *made = cuts("x.png", (200, 100), SQUARE, choice, 4, no_look, point)
+    for name, middle, most in (("degrees", 0, 10), ("brightness", 1, 0.3), ("colour", 1, 0.2)):
+        drawn = [(getattr(cut, name) - middle) / most for cut in made]
+        assert -1 <= min(drawn) < -0.8 and 0.8 < max(drawn) <= 1, name
+        assert abs(sum(drawn)) < 0.25 * len(drawn), name
+
+
+@pytest.mark.parametrize("bucket", [SQUARE, Bucket(128, 64), Bucket(64, 128)])
+@pytest.mark.parametrize("degrees", [0.0, 25.0, -25.0])
+def test_a_crop_shows_the_points_that_are_seen_in_it(bucket: Bucket, degrees: float) -> None:
+    """Found out by painting a dot at each, unless the edge goes through the dot."""
+    size, wide, high = (300, 200), bucket.width / 2, bucket.height / 2
+    cut = Crop(bucket, (110, 40, 110 + wide, 40 + high), size, degrees=degrees)
+    seen = {True: 0, False: 0}
+    for number in range(21 * 21):
+        x, y = 110 + wide * (number % 21 + 0.5) / 21, 40 + high * (number // 21 + 0.5) / 21
+        around = [(x + 3 * across, y + 3 * down) for across in (-1, 0, 1) for down in (-1, 0, 1)]
+        shown = {cut.shows(FocalPoint(one[0] / size[0], one[1] / size[1])) for one in around}
+        picture = Image.new("L", size)
+        ImageDraw.Draw(picture).ellipse((x - 1, y - 1, x + 1, y + 1), fill=255)
+        if len(shown) == 1:
+            assert bool(np.asarray(cropping.shape(picture, cut)).max() > 64) == shown.pop(), (x, y)
+            seen[cut.shows(FocalPoint(x / size[0], y / size[1]))] += 1
+    assert seen[True] > 50 and bool(degrees) == bool(seen[False])
+
+
 @given(st.floats(-30, 30), st.sampled_from([SQUARE, Bucket(128, 64), Bucket(64, 192)]))
 def test_turning_brings_nothing_in_from_outside(degrees: float, bucket: Bucket) -> None:
     picture = Image.new("RGB", (bucket.width + 20, bucket.height + 20), "red")

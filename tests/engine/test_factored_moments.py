@@ -70,12 +70,12 @@ def as_matrix(weight: Tensor) -> nn.Parameter:
     return nn.Parameter(weight.detach().clone().flatten(1) if weight.dim() > 2 else weight.detach().clone())
 
 
-@pytest.mark.parametrize("beta1", [None, 0.9])
-def test_adafactor_is_that_of_transformers(beta1: float | None) -> None:
+@pytest.mark.parametrize(("beta1", "epsilon"), [(None, 1e-30), (0.9, 1e-30), (None, 0.1)])
+def test_adafactor_is_that_of_transformers(beta1: float | None, epsilon: float) -> None:
     """Which is given kernels as the matrices that they count as here."""
     ours, theirs = weights(), [as_matrix(weight) for weight in weights()]
-    walked(lambda groups: Adafactor(groups, beta1=beta1), ours)
-    walked(lambda groups: transformers_adafactor(groups, beta1=beta1), theirs)
+    walked(lambda groups: Adafactor(groups, beta1=beta1, eps=epsilon), ours)
+    walked(lambda groups: transformers_adafactor(groups, beta1=beta1, eps=(epsilon, 1e-3)), theirs)
     before = weights()
     for one, other, start in zip(ours, theirs, before, strict=True):
         torch.testing.assert_close(one.reshape(other.shape), other, rtol=1e-5, atol=1e-6)

@@ -258,6 +258,16 @@ def test_multi_resolution_noise_is_coarser_and_of_unit_variance() -> None:
     assert one < six
 
 
+def test_multi_resolution_noise_ends_where_one_side_is_a_single_value() -> None:
+    """As published: of a wide picture nothing is drawn that differs from left to right alone, level after level."""
+    white = torch.randn(2, 4, 4, 64)
+    made = []
+    for levels in (2, 9):
+        torch.manual_seed(3)
+        made.append(noise.multi_resolution(white, levels, 0.9))
+    assert torch.equal(*made)
+
+
 def test_multi_resolution_noise_follows_its_equation_level_by_level() -> None:
     torch.manual_seed(5)
     white = torch.randn(2, 4, 16, 24)

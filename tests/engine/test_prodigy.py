@@ -22,9 +22,11 @@ STEPS = 150
 
 
 def weights() -> list[nn.Parameter]:
-    """Half of them begin with zeros, as a LoRA's do. In double precision: the distance multiplies differences."""
+    """Half of them begin with zeros, as a LoRA's do, one with some. In double precision: the distance multiplies
+    differences."""
     generator = torch.Generator().manual_seed(1)
     made = [torch.randn(shape, generator=generator).double() for shape in SHAPES]
+    made[0][:3] = 0
     return [nn.Parameter(torch.zeros_like(one) if number % 2 else one) for number, one in enumerate(made)]
 
 
@@ -96,8 +98,21 @@ def test_gradients_of_nothing_but_zeros_change_nothing() -> None:
     optimizer.param_groups[0]["weight_decay"] = 0.0
     optimizer.step()
     assert not way(some).any()
+    assert float(optimizer.param_groups[0]["d"]) == prodigy._D0
     walk(optimizer, some, range(STEPS))
     assert way(some).isfinite().all() and way(some).norm() > 0.1
+
+
+def test_a_step_without_a_rate_is_none() -> None:
+    """Such as the first one of a warm-up: the next is as long as it would have been."""
+    some, others = weights(), weights()
+    warmed, plain = Prodigy(groups_of(some, (0.0, 0.0))), Prodigy(groups_of(others))
+    walk(warmed, some, range(3))
+    for group in warmed.param_groups:
+        group["lr"] = 0.5
+    for optimizer, those in ((warmed, some), (plain, others)):
+        walk(optimizer, those, range(3, 9))
+    assert all(torch.equal(one, other) for one, other in zip(some, others, strict=True))
 
 
 def test_rates_that_differ_are_refused() -> None:
