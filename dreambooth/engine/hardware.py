@@ -237,11 +237,15 @@ class PinnedBuffers:
         so that the CPU may go on before the card has come so far."""
         is_free = bool(self._used) and self._used[0][1].query()
         if not is_free and len(self._used) < _MOST_BUFFERS:
-            buffer, copied = torch.empty(count, dtype=torch.uint8, pin_memory=True), torch.cuda.Event()
+            buffer, copied = _new_buffer(count), torch.cuda.Event()
         else:
             buffer, copied = self._used.popleft()
             copied.synchronize()
             if len(buffer) < count:
-                buffer = torch.empty(count, dtype=torch.uint8, pin_memory=True)
+                buffer = _new_buffer(count)
         self._used.append((buffer, copied))
         return buffer, copied
+
+
+def _new_buffer(count: int) -> Tensor:
+    return in_reach(lambda pinned: torch.empty(count, dtype=torch.uint8, pin_memory=pinned))

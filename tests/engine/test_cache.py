@@ -135,6 +135,21 @@ def test_a_pinned_buffer_is_written_again_only_after_the_copy_out_of_it(
     assert len(made) == (1 if is_quick else hardware._MOST_BUFFERS), "they are used again"
 
 
+def test_rows_come_to_a_card_also_where_no_memory_can_be_pinned(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unpinned(count: int, *, dtype: torch.dtype, pin_memory: bool) -> torch.Tensor:
+        if pin_memory:
+            raise RuntimeError("CUDA error: out of memory")
+        return empty(count, dtype=dtype)
+
+    empty, table, rows = torch.empty, torch.randn(9, 4, 8, 8), torch.tensor([2, 7])
+    monkeypatch.setattr(hardware, "_PINS", [True])
+    monkeypatch.setattr(torch.cuda, "Event", LateEvent)
+    monkeypatch.setattr(hardware, "brought", lambda tensor, _: tensor.clone())
+    monkeypatch.setattr(torch, "empty", unpinned)
+    assert torch.equal(hardware.PinnedBuffers().rows_brought(table, rows, CARD), table[rows])
+    assert not hardware.pins()
+
+
 def latents(encoded: cache.Encoded, n: int) -> tuple[torch.Tensor, torch.Tensor]:
     bucket, row = int(encoded.bucket[n]), int(encoded.row[n])
     return encoded.mean[bucket][row], encoded.std[bucket][row]
