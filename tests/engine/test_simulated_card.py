@@ -566,7 +566,7 @@ def test_it_draws_in_full_precision_where_the_run_had_that(
         _, fields = (short_jobs.sheet if of_sheet else short_jobs.drawing)(projects["sd1"], wanted)
         errand = _errand(projects["sd1"], parse({"tuning.mixed_precision": chosen}), fields)
         with pytest.raises(
-            NotDrawn, match=r"tuning\.mixed_precision: .* set it to no" if chosen == "auto" else "broken"
+            NotDrawn, match=r"tuning\.mixed_precision: .* set it to no" if chosen == "auto" else "weights are damaged"
         ):
             generate.run(errand)
 

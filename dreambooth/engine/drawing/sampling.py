@@ -136,7 +136,7 @@ def _why_not(model: Model) -> str:
             "tuning.mixed_precision: what the model draws in fp16 is no picture, as its numbers grow too large for it; "
             "set it to no, and if that does not help, take another checkpoint."
         )
-    return "What the model draws is no picture: it has NaN among its values, as of damaged weights; take another file."
+    return "The model draws NaN in place of a picture: its weights are damaged, so take another file."
 
 
 def make_scheduler(name: str, model: Model) -> Any:
