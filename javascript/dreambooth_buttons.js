@@ -7,10 +7,15 @@ const dreamboothButtons = (() => {
     /* Asks the API for a change. Returns its answer; throws what a person can mend. */
     async function send(address, method, body) {
         const headers = {"X-Dreambooth-Token": dreamboothPage.token(), "Content-Type": "application/json"};
-        const response = await fetch(address, {method, headers, body: JSON.stringify(body)});
-        const answer = await response.json();
+        let response;
+        try {
+            response = await fetch(address, {method, headers, body: JSON.stringify(body)});
+        } catch {
+            throw new Error("The WebUI does not answer; try again when it does.");
+        }
+        const answer = await response.json().catch(() => ({})); // what stands between may answer with a page of its own
         if (!response.ok) {
-            throw new Error(answer.problems.join(" "));
+            throw new Error(answer.problems?.join(" ") ?? `The WebUI answered with an error (${response.status}).`);
         }
         return answer;
     }

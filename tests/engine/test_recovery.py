@@ -278,7 +278,7 @@ def test_previews_that_are_no_pictures_are_left_out(star: Project, monkeypatch: 
     job = train(star, **{"previews.count": 1, "previews.steps": 1})
     assert [event["images"] for event in told(job, "preview")] == [5], "and not before the first step"
     [warning] = told(job, "warning")
-    assert "no picture" in warning["text"] and "the run goes on" in warning["text"]
+    assert "in place of a picture" in warning["text"] and "the run goes on" in warning["text"]
 
 
 def test_class_pictures_that_are_none_are_not_learned(star: Project, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -286,7 +286,7 @@ def test_class_pictures_that_are_none_are_not_learned(star: Project, monkeypatch
     of_class = {"concepts.0.class_prompt": "a moon", "concepts.0.num_class_images_per": 1}
     job = new_run(star, **of_class, **{"concepts.0.class_infer_steps": 1})
     before = set(star.folder.rglob("*.png"))
-    with pytest.raises(NotDrawn, match="weights are broken"):
+    with pytest.raises(NotDrawn, match="weights are damaged"):
         worker.run(job)
     assert set(star.folder.rglob("*.png")) == before
 

@@ -136,7 +136,10 @@ def _why_not(model: Model) -> str:
             "tuning.mixed_precision: what the model draws in fp16 is no picture, as its numbers grow too large for it; "
             "set it to no, and if that does not help, take another checkpoint."
         )
-    return "The model draws NaN in place of a picture: its weights are damaged, so take another file."
+    return (
+        "The model draws NaN in place of a picture: its weights are damaged, or have grown too large while they "
+        "learned. Take other weights, or a lower learning rate."
+    )
 
 
 def make_scheduler(name: str, model: Model) -> Any:

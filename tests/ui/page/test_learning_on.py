@@ -55,3 +55,18 @@ def test_a_result_that_is_gone_meanwhile_is_told(browser: Any, server: Server, d
     hands.see(".db-refused", "it is gone")
     assert hands.errors == []
     hands.page.close()
+
+
+def test_a_webui_that_does_not_answer_a_press_is_told_of(browser: Any, server: Server, data: Path) -> None:
+    path = Folders(data).loras / "star_10.safetensors"
+    path.touch()
+    hands = Hands(browser, server.address)
+    button = hands.see("#db_page [data-db-send$='/learn-on']")
+    hands.page.route("**/learn-on", lambda route: route.abort())
+    button.click()
+    hands.see(".db-refused", "The WebUI does not answer; try again when it does.")
+    hands.page.route("**/learn-on", lambda route: route.fulfill(status=502, body="<html>Bad Gateway</html>"))
+    button.click()
+    hands.see(".db-refused", "The WebUI answered with an error (502).")
+    path.unlink()
+    hands.page.close()
