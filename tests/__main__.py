@@ -26,7 +26,7 @@ from typing import IO
 
 ROOT = Path(__file__).resolve().parents[1]
 _BESIDE = 2  # that work beside the first
-_SHARES = 8  # of the engine's tests, so that no core waits for the last of them
+_SHARES = 10  # of the engine's tests, so that no core waits for the last of them
 sys.path.insert(0, str(ROOT))
 
 from dreambooth.core.errors import UserError  # noqa: E402
@@ -65,8 +65,8 @@ def _run_all(pythons: list[tuple[str, dict[str, str]]]) -> int:
             (*ours, ["ruff", "format", "--check", "."]),
             (*ours, ["mypy"]),
             (*page, ["pytest", "tests/ui/page"]),
-            *((*ours, ["pytest", *engine[first : first + share]]) for first in range(0, len(engine), share)),
             (*ours, ["pytest", "--ignore=tests/engine"]),
+            *((*ours, ["pytest", *engine[first : first + share]]) for first in range(0, len(engine), share)),
         ]
     )
 
