@@ -110,7 +110,7 @@ def min_snr(model: Model) -> tuple[list[float], torch.Tensor]:
 def test_diffusers_weighed_pictures_by_the_timesteps_of_others_and_the_class_not_at_all(
     model: Model, min_snr: tuple[list[float], torch.Tensor]
 ) -> None:
-    """peers.md B4: 2B weights over B losses; the prior loss without any."""
+    """2B weights over B losses; the prior loss without any."""
     shares, snr = min_snr
     v = model.prediction_type == "v_prediction"
     expected = [min(ratio, 5.0) / (ratio + 1 if v else ratio) for ratio in snr.tolist()]
@@ -121,12 +121,12 @@ def test_diffusers_weighed_pictures_by_the_timesteps_of_others_and_the_class_not
 def test_diffusers_added_one_to_the_weight_of_v_in_place_of_dividing_by_it(
     min_snr: tuple[list[float], torch.Tensor],
 ) -> None:
-    """peers.md B4: min(SNR, gamma) / SNR + 1 is above 1 everywhere, what it should be is below 1 everywhere."""
+    """Its weight min(SNR, gamma) / SNR + 1 is above 1 everywhere, what it should be is below 1 everywhere."""
     assert all(share <= 1 + 1e-6 for share in min_snr[0])
 
 
 def test_the_predecessor_logged_the_class_and_never_learned_from_it(plain: Model) -> None:
-    """predecessor.md 7: the prior loss was shown and not added, so its weight changed no gradient."""
+    """The prior loss was shown and not added, so its weight changed no gradient."""
 
     def gradient(weight: float) -> torch.Tensor:
         chosen = session(plain, batch=1, **{"tuning.prior_loss_weight": weight})
@@ -141,7 +141,7 @@ def test_the_predecessor_logged_the_class_and_never_learned_from_it(plain: Model
 def test_the_predecessor_showed_an_epochs_loss_divided_by_twice_the_batch(
     star: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """predecessor.md 9: epoch_loss."""
+    """Its `epoch_loss` was divided by the length of the sampler, which is twice the batch size."""
     seen: list[float] = []
     losses = loss.compute_losses
 
@@ -162,13 +162,13 @@ def test_the_predecessor_showed_an_epochs_loss_divided_by_twice_the_batch(
 
 
 def test_the_predecessor_told_sdxl_the_width_for_the_height() -> None:
-    """predecessor.md 6: time_ids were (w, h, 0, 0, w, h)."""
+    """Its time_ids were (w, h, 0, 0, w, h)."""
     assert whole_picture(96, 64) == [64, 96, 0, 0, 64, 96]
     assert cropping.centred((192, 128), Bucket(96, 64)).conditions == [128, 192, 0, 0, 64, 96]
 
 
 def test_the_predecessor_scaled_sdxls_latents_like_those_of_sd1(model: Model) -> None:
-    """predecessor.md 6: 0.18215 always."""
+    """It took 0.18215 for every model."""
     scale = 0.13025 if model.family == "sdxl" else 0.18215
     with torch.no_grad():
         pixels = torch.rand(1, 3, 64, 64) * 2 - 1
@@ -179,7 +179,7 @@ def test_the_predecessor_scaled_sdxls_latents_like_those_of_sd1(model: Model) ->
 
 
 def test_the_predecessor_tossed_for_a_flip_once_and_kept_to_it() -> None:
-    """predecessor.md 2.8: with cached latents a picture was seen on one side only. Here it has both in turn."""
+    """With cached latents a picture was seen on one side only. Here it has both in turn."""
     picture = Image.fromarray(np.zeros((64, 64, 3), np.uint8))
     found = cropping.cuts("a.png", (64, 64), Bucket(64, 64), Pictures(hflip=True), 0, lambda: picture)
     assert {cut.mirrored for cut in found} == {False, True}
@@ -189,7 +189,7 @@ def test_the_predecessor_tossed_for_a_flip_once_and_kept_to_it() -> None:
 
 
 def test_the_predecessors_average_was_still_where_it_began() -> None:
-    """predecessor.md 7: a decay of 0.9999 from the first step leaves 86 % of the beginning after 1500 steps."""
+    """A decay of 0.9999 from the first step leaves 86 % of the beginning after 1500 steps."""
     weights = {"w": torch.zeros(1)}
     average = Ema(weights, Settings().tuning.ema_decay)
     weights["w"].fill_(1.0)
@@ -199,7 +199,7 @@ def test_the_predecessors_average_was_still_where_it_began() -> None:
 
 
 def test_the_predecessors_nested_accumulation_stepped_too_often(star: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    """predecessor.md 7: once for each model that accumulated. And several batches are to be as good as one."""
+    """Once for each model that accumulated. And several batches are to be as good as one."""
     taken: list[torch.Tensor] = []
     clip = gradient_clipping.clip
 
@@ -235,7 +235,7 @@ def test_several_batches_are_as_good_as_one_large_one(plain: Model, monkeypatch:
 
 
 def test_the_predecessors_previews_left_the_optimizer_and_half_of_the_model_elsewhere(star: Project) -> None:
-    """predecessor.md 7: afterwards only the UNet was moved back. Nothing of training may know that they were made."""
+    """Afterwards only the UNet was moved back. Nothing of training may know that they were made."""
     longer = {**LORA, "lora.dropout": 0.3, "tuning.text_encoder_ratio": 0.5, "intervals.num_train_epochs": 4}
     often = {"intervals.save_preview_every": 1, "previews.count": 1, "previews.steps": 1, "previews.prompts": "a"}
     seen = train(star, **longer, **often, **{"intervals.save_model_every": 1, "intervals.save_state_every": 1})
@@ -247,7 +247,7 @@ def test_the_predecessors_previews_left_the_optimizer_and_half_of_the_model_else
 
 
 def test_onetrainer_forgot_the_scale_of_the_gradients(plain: Model) -> None:
-    """peers.md D: the GradScaler was in no backup, so that a resumed fp16 run began by overflowing."""
+    """The GradScaler was in no backup, so that a resumed fp16 run began by overflowing."""
     before, after = session(plain), session(plain)
     for one, scale in ((before, 4.0), (after, 65536.0)):
         one.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
@@ -258,7 +258,7 @@ def test_onetrainer_forgot_the_scale_of_the_gradients(plain: Model) -> None:
 
 
 def test_the_predecessor_ended_well_when_it_could_not_save(star: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    """predecessor.md 8: errors while saving were printed, and the training was said to be a success."""
+    """Errors while saving were printed, and the training was said to be a success."""
 
     def full(*_: Any, **__: Any) -> None:
         raise UserError("The disk is full.")
@@ -274,7 +274,7 @@ def test_the_predecessor_ended_well_when_it_could_not_save(star: Project, monkey
 
 
 def test_the_predecessor_put_a_smaller_model_over_an_older_one(star: Project) -> None:
-    """peers.md D, kohya: a file that a WebUI has open was written over. Here no file is."""
+    """A file that a WebUI has open was written over. Here no file is."""
     first = saved(train(star))[0]
     kept = first.read_bytes()
     second = saved(train(star, **{"general.seed": 1}))[0]
@@ -286,7 +286,7 @@ def test_the_predecessor_put_a_smaller_model_over_an_older_one(star: Project) ->
 
 
 def test_the_predecessor_had_settings_that_nobody_read() -> None:
-    """predecessor.md 4.1: eleven had no reader, and Imagic's box wrote another name than the one that was read."""
+    """Eleven had no reader, and Imagic's box wrote another name than the one that was read."""
     read: set[str] = set()
     for path in (ROOT / "dreambooth").rglob("*.py"):
         if "settings" in path.parts or "migrate" in path.parts:

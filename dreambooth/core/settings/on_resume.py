@@ -35,7 +35,7 @@ RULES: dict[str, str] = {
     "pictures.cache_on_disk": MAY,
     "intervals": MAY,
     "intervals.validate_mirrored": "what is measured is held against what was measured of it before the first step",
-    "batching": _ORDER,  # but see _same_step
+    "batching": _ORDER,  # but see _STEP
     "batching.gradient_checkpointing": MAY,
     "batching.class_batch_size": MAY,
     "batching.num_processes": MAY,

@@ -217,7 +217,7 @@ def _base_prediction(session: Session, model_input: Tensor, batch: Batch, text: 
 def predict(session: Session, model_input: Tensor, t: Tensor, text: TextEmbedding, sizes: Tensor) -> Tensor:
     """The UNet's prediction (B, 4, h, w), in the precision that the run computes in.
 
-    `model_input` are noisy latents (B, 4, h, w); for an inpainting model as `inpainting_inputs.joined` gives them.
+    `model_input` are noisy latents (B, 4, h, w); for an inpainting model as `inpainting_inputs.concatenate` gives them.
     """
     dtype = precision.plain_dtype(session.accelerator, session.settings)
     if dtype is None:
