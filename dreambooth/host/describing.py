@@ -54,4 +54,9 @@ def _blip(image: Any) -> Any:
 def _deepdanbooru(image: Any) -> Any:
     from modules import deepbooru
 
-    return deepbooru.model.tag(image)
+    tagger = deepbooru.model
+    tagger.start()
+    try:
+        return tagger.tag_multi(image, force_disable_ranks=True)  # a tag with its rank, (dog:0.9), is no caption
+    finally:
+        tagger.stop()

@@ -351,13 +351,17 @@ def test_pictures_are_described_by_the_webuis_models_in_its_queue(
     monkeypatch.setattr(webui.module("shared"), "interrogator", blip, raising=False)
     deepbooru = ModuleType("modules.deepbooru")
     deepbooru.__spec__ = ModuleSpec("modules.deepbooru", None)
-    deepbooru.model = SimpleNamespace(tag=say)  # type: ignore[attr-defined]
+    deepbooru.model = SimpleNamespace(  # type: ignore[attr-defined]
+        start=lambda: None,
+        stop=lambda: held.append("stopped"),
+        tag_multi=lambda image, force_disable_ranks: say(image) if force_disable_ranks else "(star:0.998)",
+    )
     monkeypatch.setitem(sys.modules, "modules.deepbooru", deepbooru)
     monkeypatch.setattr(sys.modules["modules"], "deepbooru", deepbooru, raising=False)
     assert host.captioners == ("BLIP", "DeepDanbooru")
     for captioner in host.captioners:
         assert host.describe(picture, captioner) == "a picture of 8 pixels"
-    assert held == [True, "unloaded", True]
+    assert held == [True, "unloaded", True, "stopped"]
     host.lend_gpu()
     with pytest.raises(UserError, match=r"BLIP cannot describe a\.png: Dreambooth has the GPU"):
         host.describe(picture, "BLIP")

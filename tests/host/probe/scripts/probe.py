@@ -45,8 +45,10 @@ def pretend(_demo, app):
         return {"moved": moved, "models": models_there(), "resident_bytes": resident}
 
     def deepdanbooru():
-        """Weights that see a star and nothing else in every picture."""
-        from modules import deepbooru_model, paths
+        """Weights that see a star and nothing else in every picture, where the WebUI writes tags with their ranks."""
+        from modules import deepbooru_model, paths, shared
+
+        shared.opts.data["interrogate_return_ranks"] = True
 
         model = deepbooru_model.DeepDanbooruModel()
         last = model.n_Conv_178
