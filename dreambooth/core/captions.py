@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from dreambooth.core import emphasis, picture_names, tags
 from dreambooth.core.errors import UserError
-from dreambooth.core.files import paths
+from dreambooth.core.files import atomic, paths
 
 if TYPE_CHECKING:
     from dreambooth.core.settings.dataset import Captions, Concept
@@ -26,6 +26,7 @@ NO_CAPTION = f"{FILEWORDS} stands for a picture's caption, and there is no pictu
 # The suffixes of picture files.
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".heic", ".heif", ".hif")
 BESIDE = (".txt", ".caption")  # caption files, in the order of their precedence
+_MOST_WRITTEN = 20_000  # characters of a caption
 
 _CHOICE = re.compile(r"\{([^{}]*\|[^{}]*)\}")  # the innermost {a|b}
 _DRAWS_PER_VARIANT = 20
@@ -39,6 +40,23 @@ def beside(picture: Path) -> Path | None:
 def files_of(picture: Path) -> list[Path]:
     """Where a picture's caption may be, in the order of their precedence."""
     return [picture.with_suffix(suffix) for suffix in BESIDE]
+
+
+def write(picture: Path, text: str) -> None:
+    """Writes a picture's caption file. Without a word it is removed, and the file's name is the caption again.
+
+    Raises UserError if it cannot be written.
+    """
+    file = beside(picture) or files_of(picture)[0]
+    if len(text) > _MOST_WRITTEN:
+        raise UserError(f"{file.name}: a caption has at most {_MOST_WRITTEN:,} characters.")
+    try:
+        if text.strip():
+            atomic.write_text(file, text.strip() + "\n")
+        else:
+            file.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"{file}: the caption cannot be written ({error.strerror}).") from None
 
 
 def file_words(picture: Path) -> str:

@@ -41,7 +41,8 @@ Request = Literal["start", "pause", "stop", "discard", "save", "preview"]
 REQUESTS = ("discard", "save", "stop", "pause", "preview")  # the engine's, in the order in which it answers them
 Ending = Literal["done", "paused", "stopped", "discarded"]  # of a job that did not fail
 ENDINGS: dict[str, Ending] = {"pause": "paused", "stop": "stopped", "discard": "discarded"}  # by the request for it
-DEVICE_KINDS = ("train", "class-images", "generate", "tokens", "measure")  # jobs that need the device to themselves
+# Jobs that need the device to themselves:
+DEVICE_KINDS = ("train", "class-images", "generate", "tokens", "caption", "measure")
 BY_WEBUI = "txt2img"  # the kind of job that the WebUI itself works on, with its own way to draw
 # What going on with a run needs beside its states, in its folder:
 BEFORE = "before.safetensors"  # what was measured before its first step

@@ -157,6 +157,7 @@ _ERRANDS = {
     "generate": ("generate", "run"),
     "export": ("export", "run"),
     "tokens": ("prompts.tokens", "run"),
+    "caption": ("captioning", "run"),
     "download": ("download", "run"),
     "bench-files": ("bench.files", "run"),
     "bench-training": ("bench.training", "measure"),

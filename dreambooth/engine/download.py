@@ -20,10 +20,19 @@ POLL_SECONDS = 0.3
 
 def run(job: Job) -> dict[str, Any]:
     """Downloads what job.json names into its folder `out`. Returns the path of the file or folder."""
+    wanted = job.read()
+    model = HubModel(wanted["repository"], wanted["file"], wanted["revision"])
+    return {"path": str(fetch(job, model, Path(wanted["out"])))}
+
+
+def fetch(job: Job, model: HubModel, out: Path) -> Path:
+    """Downloads a model into a folder and reports that as the job's. Returns the path of the file, or of the folder
+    where they are several. Raises UserError where it cannot be fetched.
+
+    To be called before anything imports the hub's library, which would know only what is here already.
+    """
     os.environ.pop("HF_HUB_OFFLINE", None)  # the one place that speaks to the hub
     os.environ.update(HF_HUB_DISABLE_TELEMETRY="1", HF_HUB_DISABLE_PROGRESS_BARS="1")
-    wanted = job.read()
-    model, out = HubModel(wanted["repository"], wanted["file"], wanted["revision"]), Path(wanted["out"])
     job.report("stage", name=f"asking the hub for {model.repository}", done=0, total=1)
     sizes = _sizes(model)
     chosen = hub.needed_files(model, sizes)
@@ -36,7 +45,7 @@ def run(job: Job) -> dict[str, Any]:
         work.join(POLL_SECONDS)
     if work.error is not None:
         raise UserError(_explain(model, work.error))
-    return {"path": str(out / chosen[0] if len(chosen) == 1 else out)}
+    return out / chosen[0] if len(chosen) == 1 else out
 
 
 class _Work(threading.Thread):

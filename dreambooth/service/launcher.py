@@ -31,7 +31,7 @@ OnEvent = Callable[[dict[str, Any]], None]
 
 
 def new_errand(folders: Folders, project: Project, kind: str, settings: Settings, **fields: Any) -> Job:
-    """A short job beside the runs: check, class-images, generate, export, measure."""
+    """A short job beside the runs, such as check or generate."""
     job = {"kind": kind, "model": project.name, **job_folder.where(folders), **fields}
     return job_list.create(project.errands, job, to_json(settings))
 

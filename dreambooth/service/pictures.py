@@ -18,7 +18,6 @@ from dreambooth.service import thumbnails
 MOST_LISTED = 500
 MOST_WALKED = 20_000
 MOST_LOOKED_AT = 60_000  # files of any kind; somebody may have named a whole disk
-MOST_CAPTION_CHARACTERS = 20_000
 
 
 def concept_folder(opened: Project, concept: int, kind: str) -> Path:
@@ -68,24 +67,6 @@ def caption(picture: Path) -> str | None:
     return file.read_text(encoding="utf-8-sig", errors="replace") if file else None
 
 
-def write_caption(picture: Path, text: str) -> Path | None:
-    """Writes a picture's caption file. Without a word it is removed, and the file's name is the caption again.
-
-    Raises UserError if it cannot be written.
-    """
-    file = captions.beside(picture) or picture.with_suffix(captions.BESIDE[0])
-    if len(text) > MOST_CAPTION_CHARACTERS:
-        raise UserError(f"{file.name}: a caption has at most {MOST_CAPTION_CHARACTERS:,} characters.")
-    try:
-        if text.strip():
-            atomic.write_text(file, text.strip() + "\n")
-            return file
-        file.unlink(missing_ok=True)
-    except OSError as error:
-        raise UserError(f"{file}: the caption cannot be written ({error.strerror}).") from None
-    return None
-
-
 def write_point(picture: Path, point: FocalPoint | None) -> None:
     """Writes down where a person wants a picture cropped; with None it is removed, and the crop is automatic again.
 
@@ -112,7 +93,7 @@ def describe(folder: Path, words_of: Callable[[Path], str], *, over: bool = Fals
             with thumbnails.readable(folder / name) as picture:
                 words = words_of(picture)
             if over or captions.beside(folder / name) is None:  # that took a while, in which one may have been typed
-                write_caption(folder / name, words)
+                captions.write(folder / name, words)
                 count += 1
     return count
 

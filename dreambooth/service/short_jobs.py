@@ -14,7 +14,7 @@ from dreambooth.core.models import checkpoint
 from dreambooth.core.project import Project
 from dreambooth.core.schema import leaves
 from dreambooth.core.settings import Settings
-from dreambooth.service import exporting, runs
+from dreambooth.service import captioning, exporting, runs
 from dreambooth.service.field_names import called
 
 RANDOM = -1  # a seed that stands for any
@@ -47,6 +47,7 @@ FIELDS: dict[str, tuple[str, ...]] = {
     ),
     "export": ("to", "merge", "onto", "rank", "half", *_OF_WEIGHTS),
     "tokens": ("prompt", "candidates"),
+    "caption": ("with", "concept", "over"),
 }  # fmt: skip
 CANDIDATES = 24  # rare words that are tried
 MOST_ON_A_SHEET = 200  # pictures
@@ -68,7 +69,9 @@ def errand(opened: Project, kind: str, wanted: Mapping[str, Any], chosen: Settin
         return settings.parse({}), exporting.fields(opened, wanted)
     if kind == "tokens":
         return chosen, words(wanted.get("prompt"), wanted.get("candidates", CANDIDATES), label="{}")
-    raise UserError(f"kind: {kind!r} is none of check, class-images, generate, export, tokens.")
+    if kind == "caption":
+        return chosen, captioning.fields(chosen, wanted)
+    raise UserError(f"kind: {kind!r} is none of {', '.join(FIELDS)}.")
 
 
 def words(prompt: Any, candidates: Any, *, label: str) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from dreambooth.core import schema
+from dreambooth.core.models import captioner_folder
 from dreambooth.core.models.load_overrides import Origin
 from dreambooth.service import short_jobs
 from dreambooth.ui import benches, commands, preparing, results
@@ -62,6 +63,17 @@ def _add_preparing(add: Callable[..., Any]) -> None:
     )
     sub.add_argument("name", metavar="NAME")
     sub.add_argument("--sheet", metavar="FILE", help="also write all pictures on one sheet, a .html or .png file")
+    sub = add("caption", preparing.caption, "Have a captioning model describe the pictures.", of_runs.captions)
+    sub.add_argument("name", metavar="NAME")
+    sub.add_argument(
+        "--with",
+        dest="captioner",
+        required=True,
+        metavar="HUB_ID|DIR",
+        help=f"a BLIP or GIT model of the Hugging Face hub, such as {captioner_folder.BLIP}, or a folder",
+    )
+    sub.add_argument("--concept", type=int, metavar="N", help="only this concept, which count from 0 (default: all)")
+    sub.add_argument("--over", action="store_true", help="replace captions that are there, too")
     sub = add("crop", preparing.crop, "Choose what is kept of a picture, or say what was chosen.", of_runs.crops)
     sub.add_argument("picture", metavar="PICTURE|DIR")
     where = "the middle of what matters, from 0 to 1 of the width and of the height; the crop lies around it"

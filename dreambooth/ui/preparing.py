@@ -12,6 +12,7 @@ from dreambooth.core.files import paths
 from dreambooth.core.focal_point import FocalPoint
 from dreambooth.core.settings import Settings
 from dreambooth.service import (
+    captioning,
     continue_from,
     environment,
     models,
@@ -97,6 +98,14 @@ def tokens(options: argparse.Namespace, terminal: Terminal) -> Result:
     fields = short_jobs.words(options.prompt, options.candidates, label="--{}")
     chosen = settings.parse(project.open_project(commands.folders(options), options.name).settings())
     return commands.errand(options, terminal, "tokens", chosen, **fields)
+
+
+def caption(options: argparse.Namespace, terminal: Terminal) -> Result:
+    """Has a captioning model describe the pictures."""
+    chosen = settings.parse(project.open_project(commands.folders(options), options.name).settings())
+    wanted = {"with": options.captioner, "concept": options.concept, "over": options.over}
+    fields = captioning.fields(chosen, wanted, label="--{}")
+    return commands.errand(options, terminal, "caption", chosen, **fields)
 
 
 def crop(options: argparse.Namespace, terminal: Terminal) -> Result:

@@ -28,7 +28,7 @@ from dreambooth.engine.checkpoints.source import open_source
 from dreambooth.host.standalone import Standalone
 from dreambooth.service import api, launcher, models
 from tests.conftest import ROOT
-from tests.engine import tiny
+from tests.engine import tiny, tiny_captioner
 
 COMMIT = "a" * 40
 
@@ -98,6 +98,12 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
 def create(
     hub: Hub, tmp_path: Path, source: str, token: str = "", *, name: str = "it", revision: str = ""
 ) -> subprocess.CompletedProcess[str]:
+    command = ["create", name, "--source", source, *(["--revision", revision] if revision else [])]
+    return dreambooth(hub, tmp_path, *command, token=token)
+
+
+def dreambooth(hub: Hub, tmp_path: Path, *command: str, token: str = "") -> subprocess.CompletedProcess[str]:
+    """A command that is told of the hub."""
     variables = {
         **os.environ,
         "DREAMBOOTH_ENGINE_PYTHON": sys.executable,
@@ -106,19 +112,8 @@ def create(
         "HF_HOME": str(tmp_path / "hf"),
         "HF_TOKEN": token,
     }
-    command = [
-        sys.executable,
-        "-m",
-        "dreambooth",
-        "create",
-        name,
-        "--source",
-        source,
-        *(["--revision", revision] if revision else []),
-        "--data",
-        str(tmp_path / "models"),
-    ]
-    return subprocess.run([*command, "--json"], capture_output=True, text=True, cwd=ROOT, env=variables, timeout=300)
+    whole = [sys.executable, "-m", "dreambooth", *command, "--data", str(tmp_path / "models"), "--json"]
+    return subprocess.run(whole, capture_output=True, text=True, cwd=ROOT, env=variables, timeout=300)
 
 
 def test_a_diffusers_model_is_downloaded_without_what_nobody_needs(hub: Hub, tmp_path: Path) -> None:
@@ -165,6 +160,29 @@ def test_what_is_no_revision_is_refused(tmp_path: Path, source: str, revision: s
         models.hub_model(Folders(tmp_path), "star", source, revision, label="Revision")
     assert told in str(refused.value)
     assert models.hub_model(Folders(tmp_path), "star", "a/b", " v2 ") == HubModel("a/b", "", "v2")
+
+
+def test_a_captioning_model_is_fetched_once_and_describes_pictures(hub: Hub, tmp_path: Path) -> None:
+    model = tiny_captioner.write(hub.root / "someone" / "tiny-blip")
+    (model / "pytorch_model.bin").write_bytes(b"the same weights again" * 1000)
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    tiny_captioner.picture("red", pictures / "1.png")
+    assert create(hub, tmp_path, str(MINIATURE)).returncode == 0
+    chosen = ["--concepts.0.instance_data_dir", str(pictures), "--concepts.0.instance_prompt", "[filewords]"]
+    assert dreambooth(hub, tmp_path, "set", "it", *chosen).returncode == 0
+    said = dreambooth(hub, tmp_path, "caption", "it", "--with", "someone/tiny-blip")
+    assert said.returncode == 0, said.stderr
+    assert (pictures / "1.txt").read_text() == "a red star\n"
+    fetched = next((tmp_path / "models").rglob("someone--tiny-blip"))
+    assert (fetched / "model.safetensors").exists() and not (fetched / "pytorch_model.bin").exists()
+    before = len(hub.asked)
+    said = dreambooth(hub, tmp_path, "caption", "it", "--with", "someone/tiny-blip", "--over")
+    assert json.loads(said.stdout)["captions"][0]["caption"] == "a red star"
+    assert len(hub.asked) == before
+    said = dreambooth(hub, tmp_path, "caption", "it", "--with", "someone/nothing", "--over")
+    assert said.returncode == 2 and "no such model on the Hugging Face hub" in said.stderr
+    assert "Traceback" not in said.stderr
 
 
 def test_what_is_not_there_is_said(hub: Hub, tmp_path: Path) -> None:

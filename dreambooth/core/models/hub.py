@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from dreambooth.core.errors import UserError
+from dreambooth.core.models import captioner_folder
 from dreambooth.core.models.diffusers_folder import INDEX, PARTS, STEMS, VARIANTS
 from dreambooth.core.models.model_file import SUFFIXES
 
@@ -54,7 +55,8 @@ def is_revision(text: str) -> bool:
 
 
 def needed_files(model: HubModel, there: Iterable[str]) -> list[str]:
-    """The files to download: of a Diffusers folder each part's configuration and best weights, otherwise one file.
+    """The files to download: of a Diffusers folder each part's configuration and best weights, the same of a captioning
+    model with its vocabulary, otherwise one file.
 
     Raises UserError if it is not clear which.
     """
@@ -68,6 +70,9 @@ def needed_files(model: HubModel, there: Iterable[str]) -> list[str]:
         for part in PARTS:
             chosen += _weights([name for name in files if name.startswith(f"{part}/")])
         return chosen
+    if captioner_folder.is_captioner(files):
+        about = [name for name in files if re.fullmatch(r"[^/]+\.(json|txt|model)", name)]
+        return list(dict.fromkeys([*about, *_weights(files, within="")]))
     single = [name for name in files if "/" not in name and name.lower().endswith(SUFFIXES)]
     if len(single) == 1:
         return single
@@ -76,15 +81,16 @@ def needed_files(model: HubModel, there: Iterable[str]) -> list[str]:
     raise UserError(f"{model.repository}: name one of its files, as {model.repository}/{single[0]} ({_some(single)}).")
 
 
-def _weights(files: list[str]) -> list[str]:
+def _weights(files: list[str], within: str = r"\w+/") -> list[str]:
     """A part's weights, in the order in which they are read from a folder."""
     for suffix in ("safetensors", "bin"):
         for variant in VARIANTS:
             for stem in STEMS:
-                pattern = rf"\w+/{stem}({re.escape(variant)}\.{suffix}|\.{suffix}\.index{re.escape(variant)}\.json"
+                pattern = rf"{within}{stem}({re.escape(variant)}\.{suffix}|\.{suffix}\.index{re.escape(variant)}\.json"
                 pattern += rf"|{re.escape(variant)}-\d+-of-\d+\.{suffix})"
                 if found := [name for name in files if re.fullmatch(pattern, name)]:
-                    whole = [name for name in found if re.fullmatch(rf"\w+/{stem}{re.escape(variant)}\.{suffix}", name)]
+                    name_of_whole = rf"{within}{stem}{re.escape(variant)}\.{suffix}"
+                    whole = [name for name in found if re.fullmatch(name_of_whole, name)]
                     return whole or found
     return []
 

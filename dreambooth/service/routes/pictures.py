@@ -8,6 +8,7 @@ from typing import Any
 from fastapi import Response
 from fastapi.responses import FileResponse
 
+from dreambooth.core import captions
 from dreambooth.core.errors import UserError
 from dreambooth.core.files import confinement
 from dreambooth.core.focal_point import FocalPoint
@@ -49,7 +50,7 @@ class Pictures(Routes):
         Here and below, a `folder` may say which one is meant: refused where the concept has another by now."""
         only(body, "file", "text", "folder", needed="text")
         path = pictures.confined(self._writable(name, concept, body), text(body, "file"))
-        pictures.write_caption(path, text(body, "text", optional=True))
+        captions.write(path, text(body, "text", optional=True))
         return {"file": str(body["file"]), "caption": pictures.caption(path)}
 
     def crop(self, name: str, concept: int, body: dict[str, Any]) -> Answer:

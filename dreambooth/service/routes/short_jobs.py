@@ -25,14 +25,15 @@ class Errands(Routes):
         ]
 
     def begin(self, name: str, body: dict[str, Any]) -> Answer:
-        """A short job: `kind` is check, class-images, generate, export or tokens, with its own fields beside it.
-        An export has `to`, and generate a `prompt`; each takes `weights`, `base`, or `run` and `from_step` for a state,
-        which can be exported without a `to`. An export puts what was learned into its checkpoint at the weight `merge`,
-        or into another, `onto`, or makes it a LoRA of the `rank`, and says what share of it that holds as `held`.
-        An embedding is written as it is, as a .safetensors or .pt file.
+        """A short job: `kind` is check, class-images, generate, export, tokens or caption, with its own fields beside
+        it. An export has `to`, and generate a `prompt`; each takes `weights`, `base`, or `run` and `from_step` for a
+        state, which can be exported without a `to`. An export puts what was learned into its checkpoint at the weight
+        `merge`, or into another, `onto`, or makes it a LoRA of the `rank`, and says what share of it that holds as
+        `held`. An embedding is written as it is, as a .safetensors or .pt file.
         A `sheet` of generate has such `weights` as rows, and `lora_weights`.
         Pictures are drawn by the WebUI's own txt2img where `library` is webui, with one of the `samplers` that /status
-        names as `sampler`."""
+        names as `sampler`. Captions are written `with` a captioning model, a folder or one of the hub, for the pictures
+        of a `concept`, or of all, that have none; for all pictures with `over`."""
         opened, kind = self.open(name), text(body, "kind")
         only(body, "kind", "settings", *short_jobs.FIELDS.get(kind, body))
         if kind == "generate" and txt2img.is_asked(body, self.host):

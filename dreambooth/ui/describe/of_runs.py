@@ -131,6 +131,14 @@ def class_pictures(result: Result) -> str:
     return "\n".join([*lines, f"Shown on {result['sheet']}"])
 
 
+def captions(result: Result) -> str:
+    written = result["captions"]
+    if not result["asked"]:
+        return "All pictures have captions; --over replaces them."
+    lines = [f"{Path(one['picture']).name}: {one['caption']}" for one in written]
+    return "\n".join([*lines, f"{len(written)} of {result['asked']} pictures got a caption."])
+
+
 def pictures(result: Result) -> str:
     return "\n".join(result["pictures"])
 

@@ -11,12 +11,14 @@ from urllib.parse import quote, urlencode
 
 from dreambooth.core import captions, picture_files, picture_names, settings, validation
 from dreambooth.core.errors import UserError
+from dreambooth.core.models import captioner_folder
 from dreambooth.core.project import Folders, Project, open_project
 from dreambooth.core.settings import Settings
 from dreambooth.service import pictures, thumbnails, uploads
 from dreambooth.ui.page.crop_view import Crops
 from dreambooth.ui.page.fragments import root, sentence_list, source
 from dreambooth.ui.page.quality_view import HINT
+from dreambooth.ui.page.short_job_view import newest_errand
 
 SHOWN = 48  # pictures at first, and with each "Show more"
 _THUMBNAIL_SIDE = 256
@@ -45,7 +47,8 @@ def concept_view(folders: Folders, model: str, row: int, shown: int, captioners:
     more = len(listed) - shown
     button = f'<button type="button" class="db-more" data-db-more="{SHOWN}">Show more ({more:,})</button>'
     bare = any(captions.beside(folder / name) is None for name in listed[:shown])
-    describers = _describers(project, row, folder, captioners) if bare else ""
+    describe = _describers(project, row, folder, captioners) if captioners else _engine_describes(project, row)
+    describers = describe if bare else ""
     tail = f"{button if more > 0 else ''}{_hint(own, len(listed))}{describers}"
     return root("some", [("pictures", f'{_head(own, row, len(listed))}<div class="db-tiles">{tiles}</div>{tail}')])
 
@@ -70,6 +73,20 @@ def _describers(project: Project, row: int, folder: Path, captioners: tuple[str,
         for name in captioners
     )
     return f'<p class="db-quiet">Pictures without a caption: {buttons}<span></span></p>' if buttons else ""
+
+
+def _engine_describes(project: Project, row: int) -> str:
+    """A button that has the engine describe them, where no WebUI can; none while it does."""
+    job = newest_errand(project, "caption")
+    if job and job.status() in ("new", "queued", "running"):
+        return ""
+    address = f"dreambooth/models/{quote(project.name)}/errands"
+    body = json.dumps({"kind": "caption", "with": captioner_folder.BLIP, "concept": row})
+    return (
+        '<p class="db-quiet">Pictures without a caption: <button type="button" class="db-more" data-db-captions '
+        f'data-db-send="{escape(address)}" data-db-body="{escape(body)}">Describe with BLIP</button> '
+        "<small>The first time its model is fetched from the Hugging Face hub (1 GB).</small></p>"
+    )
 
 
 def _about_words(own: Settings, row: int) -> str:

@@ -66,6 +66,7 @@ class ConceptsTab:
                 }
         self.preset_message = gr.HTML("", elem_id="db_preset_said")
         self.pictures = gr.HTML("", elem_id="db_pictures")
+        self.captions_written = gr.HTML("", elem_id="db_captions_written")
         self.check = gr.Button("Check the pictures", elem_id="db_check")
         self.plan = gr.HTML("", elem_id="db_plan")
         with gr.Accordion("Which word?", open=False, elem_id="db_section_words"):
@@ -93,7 +94,8 @@ class ConceptsTab:
         return [self.chosen, *self._views()]
 
     def _views(self) -> list[Any]:
-        return [self.preset_message, self.pictures, self.plan, self.words_known, self.class_pictures_made]
+        jobs_done = [self.captions_written, self.plan, self.words_known, self.class_pictures_made]
+        return [self.preset_message, self.pictures, *jobs_done]
 
     def show(self, opened: Project | None, row: int) -> Shown:
         if opened is None:
@@ -102,6 +104,7 @@ class ConceptsTab:
             **self.names(opened.settings(), row),
             self.preset_message: "",
             self.pictures: live("pictures", opened.name, row=row),
+            self.captions_written: live("caption", opened.name),
             self.plan: live("check", opened.name),
             self.words_known: live("tokens", opened.name),
             self.class_pictures_made: live("class-images", opened.name),

@@ -31,7 +31,7 @@ _VIEWS: dict[str, _View] = {
     "run": lambda folders, model, row, shown: run_view.run_view(folders, model),
     "model": lambda folders, model, row, shown: model_view.model_view(folders, model),
     "download": lambda folders, model, row, shown: short_job_view.download_view(folders),
-    **{kind: _errand(kind) for kind in ("check", "generate", "class-images", "export", "tokens")},
+    **{kind: _errand(kind) for kind in ("check", "generate", "class-images", "export", "tokens", "caption")},
     **{key: _start(key) for key in file_view.STARTS},
 }
 

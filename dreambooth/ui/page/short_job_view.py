@@ -234,11 +234,17 @@ def _words(project: Project, job: Job, story: JobHistory, result: Event) -> str:
     return words_view(job, result)
 
 
+def _captioned(project: Project, job: Job, story: JobHistory, result: Event) -> str:
+    written = len(result["captions"])
+    return f'<p class="db-good">{written:,} of {result["asked"]:,} pictures got a caption.</p>'
+
+
 _RESULTS = {
     "check": _plan,
     "generate": _generated,
     "class-images": _made,
     "export": _exported,
     "tokens": _words,
+    "caption": _captioned,
     BY_WEBUI: _generated,
 }

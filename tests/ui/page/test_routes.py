@@ -191,9 +191,12 @@ def test_describing_is_offered_for_pictures_without_a_caption_where_something_ca
     offer = 'data-db-describe="BLIP" data-db-address="dreambooth/models/star/concepts/0/describe"'
     assert offer in client(folders, Describing).get(address).text
     assert "data-db-describe" not in client(folders).get(address).text
+    assert "data-db-captions" not in client(folders, Describing).get(address).text
+    assert "data-db-captions" in client(folders).get(address).text, "the engine can, where no WebUI does"
     (tmp_path / "a.txt").write_text("a star\n")
     assert "trained as" not in client(folders).get(address).text
     assert "data-db-describe" not in client(folders, Describing).get(address).text
+    assert "data-db-captions" not in client(folders).get(address).text
 
 
 def test_a_caption_is_shown_as_it_is_read(folders: Folders, tmp_path: Path) -> None:
