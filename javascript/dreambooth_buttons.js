@@ -62,26 +62,6 @@ const dreamboothButtons = (() => {
         }
     }
 
-    /* The WebUI's own model says what the pictures show; each caption appears as it is written. */
-    async function described(event) {
-        const button = event.target.closest?.("#db_page [data-db-describe]");
-        if (!button) {
-            return;
-        }
-        const said = button.parentElement.querySelector("span");
-        button.disabled = true;
-        said.textContent = " describing them …";
-        try {
-            const {dbAddress: address, dbDescribe: captioner, dbFolder: folder} = button.dataset;
-            await send(address, "POST", {with: captioner, folder});
-            said.textContent = " done";
-            dreamboothPage.look();
-        } catch (error) {
-            said.textContent = ` ${error.message}`;
-        }
-        button.disabled = false;
-    }
-
     function showMore(event) {
         const button = event.target.closest?.("#db_page [data-db-more]");
         if (button) {
@@ -122,7 +102,6 @@ const dreamboothButtons = (() => {
     document.addEventListener("click", showMore, true);
     document.addEventListener("click", undone);
     document.addEventListener("click", asked);
-    document.addEventListener("click", described, true);
     return {change};
 })();
 window.dreamboothButtons = dreamboothButtons;

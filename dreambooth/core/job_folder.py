@@ -43,7 +43,7 @@ Ending = Literal["done", "paused", "stopped", "discarded"]  # of a job that did 
 ENDINGS: dict[str, Ending] = {"pause": "paused", "stop": "stopped", "discard": "discarded"}  # by the request for it
 # Jobs that need the device to themselves:
 DEVICE_KINDS = ("train", "class-images", "generate", "tokens", "caption", "measure")
-BY_WEBUI = "txt2img"  # the kind of job that the WebUI itself works on, with its own way to draw
+TXT2IMG, DESCRIBE = BY_WEBUI = ("txt2img", "describe")  # kinds of jobs that the WebUI itself works on
 # What going on with a run needs beside its states, in its folder:
 BEFORE = "before.safetensors"  # what was measured before its first step
 FITTED = "words.pt"  # the words of Imagic as far as they are fitted

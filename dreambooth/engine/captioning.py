@@ -9,12 +9,10 @@ from typing import Any
 import torch
 from PIL import Image
 
-from dreambooth.core import captions, picture_files
-from dreambooth.core.captions import FILEWORDS
+from dreambooth.core.caption_writing import Describe, caption_pictures
 from dreambooth.core.errors import Problem, UserError
 from dreambooth.core.job_folder import Job
 from dreambooth.core.models import captioner_folder, hub
-from dreambooth.core.settings.dataset import Concept
 from dreambooth.engine import download, hardware, out_of_memory
 from dreambooth.engine.data import decoding
 from dreambooth.engine.training import precision
@@ -26,38 +24,26 @@ _INVENTED = re.compile(r"\baraf\w*\s*")  # words such as "arafed", which mean no
 
 
 def run(job: Job) -> dict[str, Any]:
-    """Captions the pictures of the concepts that job.json names: those without a caption, or all of them. Returns each
-    picture with its new caption."""
-    work, request = Work.open(job), job.read()
-    concepts = {number: work.settings.concepts[number] for number in request["concepts"]}
-    pictures = [path for concept in concepts.values() for path in picture_files.of_concept(concept)]
-    todo = [path for path in pictures if request["over"] or captions.beside(path) is None]
-    written: list[dict[str, str]] = []
-    if todo:
-        _warn_of_unread(job, concepts)
-        captioner = Captioner(_folder(work, request["captioner"]), job)
-    for number, path in enumerate(todo):
-        job.report("stage", name="describing the pictures", done=number, total=len(todo))
-        try:
-            text = captioner.describe(decoding.decode(path))
-        except UserError as error:  # the others are described nevertheless
-            job.warn(error.and_then("It got no caption."))
-            continue
-        if not text:
-            job.warn(
-                Problem(f"{path}: the captioning model says nothing of this picture.", str(path), "Write a caption.")
-            )
-        elif request["over"] or captions.beside(path) is None:  # one may have been typed meanwhile
-            captions.write(path, text)
-            written.append({"picture": str(path), "caption": text})
-    return {"captions": written, "asked": len(todo)}
+    """Captions the pictures that job.json names. Returns what `caption_pictures` does."""
+    work = Work.open(job)
+
+    def prepare() -> Describe:
+        captioner = Captioner(_folder(work, job.read()["captioner"]), job)
+        return lambda path: _describe(job, captioner, path)
+
+    return caption_pictures(job, work.settings, prepare)
 
 
-def _warn_of_unread(job: Job, concepts: dict[int, Concept]) -> None:
-    for number, concept in concepts.items():
-        if FILEWORDS not in concept.instance_prompt:
-            key = f"concepts.{number}.instance_prompt"
-            job.warn(Problem(f"{key}: no caption is trained on without {FILEWORDS} in it.", key, "Put it there."))
+def _describe(job: Job, captioner: Captioner, path: Path) -> str:
+    """What a picture shows; empty, with a warning, for one that is damaged or of which the model says nothing."""
+    try:
+        picture = decoding.decode(path)
+    except UserError as error:
+        job.warn(error.and_then("It got no caption."))
+        return ""
+    if not (text := captioner.describe(picture)):
+        job.warn(Problem(f"{path}: the captioning model says nothing of it.", str(path), "Write a caption."))
+    return text
 
 
 def _folder(work: Work, named: str) -> Path:

@@ -53,8 +53,8 @@ def _problems_of(event: dict[str, Any]) -> list[Problem]:
 
 def loss(job: Job) -> Problem:
     """Why an engine that said nothing is gone, as far as can be known, and what to do."""
-    if job.read()["kind"] == BY_WEBUI:
-        return Problem("The WebUI was closed or started anew while it drew.", "", "Start it again.")
+    if job.read()["kind"] in BY_WEBUI:
+        return Problem("The WebUI was closed or started anew while it was at work.", "", "Start it again.")
     return _ended(job, job.story().last.get("started", {}))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,6 @@ from dreambooth.core.errors import UserError
 from dreambooth.core.files import atomic, file_names, paths
 from dreambooth.core.focal_point import FocalPoint
 from dreambooth.core.project import Project
-from dreambooth.service import thumbnails
 
 MOST_LISTED = 500
 MOST_WALKED = 20_000
@@ -39,6 +37,16 @@ def concept_folder(opened: Project, concept: int, kind: str) -> Path:
     if not folder.is_dir():
         raise UserError(f"concepts.{concept}.{key}: {paths.no_folder(folder)}")
     return folder
+
+
+def check_meant(folder: Path, concept: int, meant: str) -> None:
+    """Raises UserError where a request means another folder than the concept's: concepts have other numbers when one
+    was removed, and a picture there may have the same name."""
+    if meant and Path(meant) != folder:
+        raise UserError(
+            f"folder: the pictures of concept {concept} lie in {folder} by now, not in {meant[:300]}, so nothing was "
+            "changed; look at them again."
+        )
 
 
 def listing(folder: Path, offset: int = 0, limit: int = 100) -> dict[str, Any]:
@@ -80,22 +88,6 @@ def write_point(picture: Path, point: FocalPoint | None) -> None:
             atomic.write_text(file, focal_point.text(point))
     except OSError as error:
         raise UserError(f"{file}: the crop cannot be written ({error.strerror}).") from None
-
-
-def describe(folder: Path, words_of: Callable[[Path], str], *, over: bool = False) -> int:
-    """Writes what each picture shows into its caption file; a picture that has one keeps it, unless `over` is asked.
-
-    Returns how many were described. Raises UserError at the first that cannot be; those before keep theirs.
-    """
-    count = 0
-    for name in names(folder):
-        if over or captions.beside(folder / name) is None:
-            with thumbnails.readable(folder / name) as picture:
-                words = words_of(picture)
-            if over or captions.beside(folder / name) is None:  # that took a while, in which one may have been typed
-                captions.write(folder / name, words)
-                count += 1
-    return count
 
 
 def _entry(folder: Path, name: str) -> dict[str, Any]:

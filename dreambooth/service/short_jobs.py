@@ -47,7 +47,7 @@ FIELDS: dict[str, tuple[str, ...]] = {
     ),
     "export": ("to", "merge", "onto", "rank", "half", *_OF_WEIGHTS),
     "tokens": ("prompt", "candidates"),
-    "caption": ("with", "concept", "over"),
+    "caption": ("with", "concept", "folder", "over"),
 }  # fmt: skip
 CANDIDATES = 24  # rare words that are tried
 MOST_ON_A_SHEET = 200  # pictures

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import threading
-import traceback
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from dreambooth.core import job_folder, job_list, learned_words
+from dreambooth.core import learned_words
 from dreambooth.core.drawing import Drawing, Keep, Look
-from dreambooth.core.errors import Problem, UserError
-from dreambooth.core.job_folder import BY_WEBUI, Job
+from dreambooth.core.errors import UserError
+from dreambooth.core.job_folder import TXT2IMG, Job
 from dreambooth.core.models import checkpoint
 from dreambooth.core.project import Folders, Project
-from dreambooth.core.settings import Settings, to_json
-from dreambooth.service import pictures, short_jobs
+from dreambooth.core.settings import Settings
+from dreambooth.service import pictures, short_jobs, webui_job
 
 LIBRARIES = ("diffusers", "webui")
 _BATCH = 4  # pictures at a time, where the person leaves it to us: how much room the WebUI's model leaves is not known
@@ -84,36 +82,8 @@ def fields(
 
 
 def begin(folders: Folders, opened: Project, chosen: Settings, drawing: dict[str, Any], painter: Painter) -> Job:
-    """A new job that the WebUI draws from now on, in a thread of its own."""
-    job = job_list.create(
-        opened.errands,
-        {"kind": BY_WEBUI, "model": opened.name, **job_folder.where(folders), **drawing},
-        to_json(chosen),
-    )
-    started = threading.Event()
-    threading.Thread(target=_work, args=(job, painter, started), name="dreambooth-txt2img", daemon=True).start()
-    started.wait(5)
-    return job
-
-
-def _work(job: Job, painter: Painter, started: threading.Event) -> None:
-    held = job.hold()
-    if held is None:
-        return
-    with held:
-        job.report("started", kind=BY_WEBUI)
-        started.set()
-        try:
-            drawn = _draw(job, painter)
-        except UserError as error:
-            job.report("failed", **error.as_json(), refused=True)
-        except Exception as error:  # noqa: BLE001  (the thread ends here; it becomes an event)
-            traceback.print_exc()
-            message = f"Drawing with the WebUI broke off: {str(error)[:200] or type(error).__name__}."
-            problem = Problem(message, do="Look at the WebUI's console, which says more.")
-            job.report("failed", **UserError(problem).as_json(), refused=True)
-        else:
-            job.report("stopped" if "stop" in job.requests() else "done", pictures=drawn)
+    """A new job that the WebUI draws from now on."""
+    return webui_job.begin(folders, opened, TXT2IMG, chosen, drawing, lambda job: {"pictures": _draw(job, painter)})
 
 
 def _draw(job: Job, painter: Painter) -> list[str]:

@@ -278,8 +278,10 @@ def test_the_webuis_own_deepdanbooru_describes_pictures(webui: WebUI, tmp_path: 
     webui.wait((folder / "2.txt").exists)
     assert (folder / "2.txt").read_text() == "star\n"
     assert (folder / "1.txt").read_text() == (SUBJECT_PICTURES / "1.txt").read_text(), "what had a caption keeps it"
-    with pytest.raises(Refused, match="BLIP has no weights yet"):  # its weights are not there, and no network is
-        webui.ask(f"{model}/concepts/0/describe", {"with": "BLIP", "over": True})
+    begun = webui.ask(f"{model}/errands", {"kind": "caption", "with": "BLIP", "over": True})
+    errand = f"{model}/errands/{begun['number']}"
+    webui.wait(lambda: webui.ask(errand)["status"] == "failed")  # its weights are not there, and no network is
+    assert "BLIP has no weights yet" in webui.ask(errand)["problems"][0]
     assert (folder / "2.txt").read_text() == "star\n"
 
 

@@ -7,7 +7,8 @@ import mimetypes
 import shutil
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -108,57 +109,78 @@ def test_a_renamed_model_keeps_its_pictures_and_what_was_drawn(asked: TestClient
     assert said["total"] == 5 and str(models / "b") in said["folder"]
 
 
-def test_pictures_without_a_caption_are_described_and_the_others_kept(tmp_path: Path) -> None:
-    class Describing(Standalone):
-        def describe(self, picture: Path, captioner: str) -> str:
-            if picture.stem == "c" and captioner != "BLIP":
-                raise UserError("it cannot")
-            return f"{picture.stem} by {captioner}"
+class Describing(Standalone):
+    """A host with captioners, of which one says nothing of c.png."""
 
+    captioners = ("BLIP", "DeepDanbooru")
+
+    def describe(self, picture: Path, captioner: str) -> str:
+        if picture.stem == "c" and captioner != "BLIP":
+            raise UserError("it cannot")
+        return f"{picture.stem} by {captioner}"
+
+
+def described(tmp_path: Path, host: type[Standalone], pictures: str) -> Callable[..., dict[str, Any]]:
+    """Has a model's pictures of these names described, and returns what came of it."""
     folder = tmp_path / "pictures"
-    folder.mkdir()
-    for name in "abc":
+    folder.mkdir(exist_ok=True)
+    for name in pictures:
         Image.new("RGB", (64, 64)).save(folder / f"{name}.png")
-    (folder / "a.txt").write_text("mine")
-    asked = client(tmp_path / "models", Describing(str(tmp_path / "models")))
+    asked = client(tmp_path / "models", host(str(tmp_path / "models")))
     create(asked, concepts=[{"instance_data_dir": str(folder), "instance_prompt": "[filewords]"}])
-    place = "/dreambooth/models/star/concepts/0/describe"
-    stopped = asked.post(place, json={"with": "DeepDanbooru"})
-    assert stopped.status_code == 400 and stopped.json()["problems"] == ["it cannot"]
+
+    def describe(**wanted: Any) -> dict[str, Any]:
+        begun = asked.post("/dreambooth/models/star/errands", json={"kind": "caption", "concept": 0, **wanted})
+        if begun.status_code != 200:
+            return begun.json()  # type: ignore[no-any-return]
+        errand = f"/dreambooth/models/star/errands/{begun.json()['number']}"
+        while (said := asked.get(errand).json())["status"] == "running":
+            time.sleep(0.02)
+        return said  # type: ignore[no-any-return]
+
+    return describe
+
+
+def test_pictures_without_a_caption_are_described_and_the_others_kept(tmp_path: Path) -> None:
+    describe, folder = described(tmp_path, Describing, "abc"), tmp_path / "pictures"
+    (folder / "a.txt").write_text("mine")
+    said = describe(**{"with": "DeepDanbooru"})
+    assert (said["status"], said["problems"]) == ("failed", ["it cannot"])
     assert (folder / "b.txt").read_text() == "b by DeepDanbooru\n", "what was said before is kept"
-    assert asked.post(place, json={"with": "BLIP"}).json() == {"described": 1}
+    assert describe(**{"with": "BLIP"})["status"] == "done"
     assert [(folder / f"{name}.txt").read_text().strip() for name in "abc"] == [
         "mine",
         "b by DeepDanbooru",
         "c by BLIP",
     ]
-    assert asked.post(place, json={"with": "BLIP", "over": True}).json() == {"described": 3}
+    assert len(describe(**{"with": "BLIP", "over": True})["result"]["captions"]) == 3
     assert (folder / "a.txt").read_text() == "a by BLIP\n"
-    assert "over: it must be true or false" in asked.post(place, json={"with": "BLIP", "over": "false"}).text
-    assert "only a WebUI" in create_without_webui(tmp_path).json()["problems"][0]
+    assert "over: it must be true or false" in describe(**{"with": "BLIP", "over": "false"})["problems"][0]
+    assert "with: there is no folder" in describe(**{"with": "CLIP"})["problems"][0]
+
+
+def test_describing_is_stopped_after_the_picture_at_hand(tmp_path: Path) -> None:
+    class Stopped(Describing):
+        def describe(self, picture: Path, captioner: str) -> str:
+            (job,) = job_list.errands(project.open_project(Folders(tmp_path / "models"), "star"))
+            job.request("stop")
+            return "a star"
+
+    said = described(tmp_path, Stopped, "abc")(**{"with": "BLIP"})
+    assert said["status"] == "stopped"
+    assert sorted(path.name for path in (tmp_path / "pictures").glob("*.txt")) == ["a.txt"]
 
 
 def test_a_caption_that_is_typed_while_its_picture_is_described_stays(tmp_path: Path) -> None:
     folder = tmp_path / "pictures"
-    folder.mkdir()
 
-    class Describing(Standalone):
+    class Slow(Describing):
         def describe(self, picture: Path, captioner: str) -> str:
             (folder / "a.txt").write_text("typed meanwhile")
             return "by the model"
 
-    for name in "ab":
-        Image.new("RGB", (64, 64)).save(folder / f"{name}.png")
-    asked = client(tmp_path / "models", Describing(str(tmp_path / "models")))
-    create(asked, concepts=[{"instance_data_dir": str(folder), "instance_prompt": "[filewords]"}])
-    said = asked.post("/dreambooth/models/star/concepts/0/describe", json={"with": "BLIP"})
-    assert said.json() == {"described": 1}
+    assert len(described(tmp_path, Slow, "ab")(**{"with": "BLIP"})["result"]["captions"]) == 1
     assert [(folder / f"{name}.txt").read_text() for name in "ab"] == ["typed meanwhile", "by the model\n"]
-
-
-def create_without_webui(tmp_path: Path) -> Any:
-    (tmp_path / "pictures" / "a.txt").unlink()
-    return client(tmp_path / "models").post("/dreambooth/models/star/concepts/0/describe", json={"with": "BLIP"})
 
 
 def test_settings_are_read_changed_and_refused_whole(asked: TestClient) -> None:
@@ -258,19 +280,20 @@ def test_a_picture_of_a_concept_that_has_another_number_by_now_is_left_alone(ask
     requests: list[tuple[str, str, dict[str, Any]]] = [
         ("PUT", "caption", {"text": "a star"}),
         ("PUT", "crop", {"x": 0.5, "y": 0.5}),
-        ("POST", "describe", {"with": "BLIP"}),
         ("POST", "remove", {}),
     ]
     for folder in folders:
         said = asked.delete(f"{model}/concepts/0/crop", params={"file": "a.png", "folder": str(folder)})
         assert (said.status_code == 200) == (folder == folders[1]), said.text
         for method, what, body in requests:
-            file = {} if what == "describe" else {"file": "a.png"}
-            body = {**body, **file, "folder": str(folder)}
+            body = {**body, "file": "a.png", "folder": str(folder)}
             said = asked.request(method, f"{model}/concepts/0/{what}", json=body)
             moved = "folder: the pictures of concept 0 lie in" in said.text
-            assert said.status_code == 400 if moved else said.status_code == 200 or "only a WebUI" in said.text
+            assert said.status_code == (400 if moved else 200)
             assert moved == (folder == folders[0])
+    wanted = {"kind": "caption", "with": "a/b", "concept": 0, "folder": str(folders[0])}
+    said = asked.post(f"{model}/errands", json=wanted)
+    assert said.status_code == 400 and "folder: the pictures of concept 0 lie in" in said.text
     assert [path.name for path in folders[0].iterdir()] == ["a.png"] and not (folders[1] / "a.png").exists()
 
 

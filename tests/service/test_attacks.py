@@ -310,7 +310,8 @@ def test_where_only_the_webuis_folders_may_be_named_no_request_leads_elsewhere(
         ("PUT", "models/star/concepts/0/caption", {"file": "star-1.png", "text": "x"}),
         ("PUT", "models/star/concepts/0/crop", {"file": "star-1.png", "x": 0, "y": 0}),
         ("DELETE", "models/star/concepts/0/crop?file=star-1.png", None),
-        ("POST", "models/star/concepts/0/describe", {"with": "BLIP"}),
+        ("POST", "models/star/errands", {"kind": "caption", "with": "a/b"}),
+        ("POST", "models/star/errands", {"kind": "caption", "with": str(outside)}),
     ):
         said = asked.request(method, f"/dreambooth/{place}", json=body)
         assert said.status_code == 400, (place, body)

@@ -30,6 +30,7 @@ class Door(Protocol):
     name: str
     version: str
     token: str
+    captioners: tuple[str, ...]
     samplers: tuple[str, ...]
 
     @property

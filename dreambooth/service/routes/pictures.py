@@ -9,11 +9,10 @@ from fastapi import Response
 from fastapi.responses import FileResponse
 
 from dreambooth.core import captions
-from dreambooth.core.errors import UserError
 from dreambooth.core.files import confinement
 from dreambooth.core.focal_point import FocalPoint
 from dreambooth.service import pictures, thumbnails, uploads
-from dreambooth.service.routes.base import Answer, Route, Routes, a_switch, only, text
+from dreambooth.service.routes.base import Answer, Route, Routes, only, text
 
 # Before 3.13 Python knows these only as far as the system tells it, and a browser shows a file that is no picture as
 # text.
@@ -30,7 +29,6 @@ class Pictures(Routes):
             ("PUT", "/models/{name}/concepts/{concept}/caption", self.write_caption),
             ("PUT", "/models/{name}/concepts/{concept}/crop", self.crop),
             ("DELETE", "/models/{name}/concepts/{concept}/crop", self.crop_automatically),
-            ("POST", "/models/{name}/concepts/{concept}/describe", self.describe),
             ("POST", "/models/{name}/concepts/{concept}/remove", self.remove),
             ("GET", "/models/{name}/picture", self.drawn),
         ]
@@ -68,15 +66,6 @@ class Pictures(Routes):
         pictures.write_point(pictures.confined(self._writable(name, concept, {"folder": folder}), file), None)
         return {"file": file, "crop": None}
 
-    def describe(self, name: str, concept: int, body: dict[str, Any]) -> Answer:
-        """Captions by the WebUI's BLIP or DeepDanbooru (`with`) for pictures that have none; for all with `over`."""
-        only(body, "with", "over", "folder")
-        folder, captioner = self._writable(name, concept, body), text(body, "with")
-        described = pictures.describe(
-            folder, lambda picture: self.host.describe(picture, captioner), over=a_switch(body, "over")
-        )
-        return {"described": described}
-
     def remove(self, name: str, concept: int, body: dict[str, Any]) -> Answer:
         """Moves the picture `file` to the trash, with its caption, crop and mask. Only one that was dropped on the
         page; what lies in a folder of your own stays."""
@@ -98,14 +87,8 @@ class Pictures(Routes):
 
 
 def _meant(folder: Path, concept: int, body: Answer) -> Path:
-    """A concept's folder. Raises UserError where the request means another: concepts have other numbers when one was
-    removed, and a picture there may have the same name."""
-    meant = text(body, "folder", optional=True)
-    if meant and Path(meant) != folder:
-        raise UserError(
-            f"folder: the pictures of concept {concept} lie in {folder} by now, not in {meant[:300]}, so nothing was "
-            "changed; look at them again."
-        )
+    """A concept's folder. Raises UserError where the request means another."""
+    pictures.check_meant(folder, concept, text(body, "folder", optional=True))
     return folder
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from dreambooth.core import job_list
 from dreambooth.core.errors import UserError
 from dreambooth.core.job_folder import Job
-from dreambooth.service import downloads, launcher, models, runs, short_jobs, txt2img
+from dreambooth.service import captioning, downloads, launcher, models, runs, short_jobs, txt2img
 from dreambooth.service.routes.base import Answer, Route, Routes, events, numbered, only, text
 
 
@@ -32,14 +32,19 @@ class Errands(Routes):
         `held`. An embedding is written as it is, as a .safetensors or .pt file.
         A `sheet` of generate has such `weights` as rows, and `lora_weights`.
         Pictures are drawn by the WebUI's own txt2img where `library` is webui, with one of the `samplers` that /status
-        names as `sampler`. Captions are written `with` a captioning model, a folder or one of the hub, for the pictures
-        of a `concept`, or of all, that have none; for all pictures with `over`."""
+        names as `sampler`.
+        Captions are written `with` the WebUI's BLIP or DeepDanbooru, or with a captioning model, a folder or one of the
+        hub, for the pictures of a `concept`, or of all, that have none; with `over` for all pictures."""
         opened, kind = self.open(name), text(body, "kind")
         only(body, "kind", "settings", *short_jobs.FIELDS.get(kind, body))
         if kind == "generate" and txt2img.is_asked(body, self.host):
             chosen, fields = txt2img.fields(opened, body, self.host)
             return runs.outcome(txt2img.begin(self.folders, opened, chosen, fields, self.host))
-        chosen, fields = short_jobs.errand(opened, kind, body, self.asked(opened, body))
+        settings = self.asked(opened, body)
+        if kind == "caption" and captioning.is_webuis(body, self.host):
+            fields = captioning.fields(settings, body, captioners=self.host.captioners)
+            return runs.outcome(captioning.begin(self.folders, opened, settings, fields, self.host))
+        chosen, fields = short_jobs.errand(opened, kind, body, settings)
         job = launcher.new_errand(self.folders, opened, kind, chosen, **fields)
         return self.submit(job, runs.outcome)
 

@@ -47,8 +47,7 @@ def concept_view(folders: Folders, model: str, row: int, shown: int, captioners:
     more = len(listed) - shown
     button = f'<button type="button" class="db-more" data-db-more="{SHOWN}">Show more ({more:,})</button>'
     bare = any(captions.beside(folder / name) is None for name in listed[:shown])
-    describe = _describers(project, row, folder, captioners) if captioners else _engine_describes(project, row)
-    describers = describe if bare else ""
+    describers = _describers(project, row, folder, captioners) if bare else ""
     tail = f"{button if more > 0 else ''}{_hint(own, len(listed))}{describers}"
     return root("some", [("pictures", f'{_head(own, row, len(listed))}<div class="db-tiles">{tiles}</div>{tail}')])
 
@@ -64,28 +63,25 @@ def _hint(own: Settings, count: int) -> str:
 
 
 def _describers(project: Project, row: int, folder: Path, captioners: tuple[str, ...]) -> str:
-    """A button for each of the WebUI's models that can say what pictures show."""
-    address = f"dreambooth/models/{quote(project.name)}/concepts/{row}/describe"
-    buttons = "".join(
-        f'<button type="button" class="db-more" data-db-describe="{escape(name)}" data-db-address="{escape(address)}" '
-        f'data-db-folder="{escape(str(folder))}">'
-        f"Describe with {escape(name)}</button> "
-        for name in captioners
-    )
-    return f'<p class="db-quiet">Pictures without a caption: {buttons}<span></span></p>' if buttons else ""
-
-
-def _engine_describes(project: Project, row: int) -> str:
-    """A button that has the engine describe them, where no WebUI can; none while it does."""
+    """A button for each of the WebUI's models that can say what pictures show, or else one for the engine's; none while
+    they are described."""
     job = newest_errand(project, "caption")
     if job and job.status() in ("new", "queued", "running"):
         return ""
+    if captioners:
+        buttons = " ".join(_describer(project, row, folder, name, name) for name in captioners)
+        return f'<p class="db-quiet">Pictures without a caption: {buttons}</p>'
+    button = _describer(project, row, folder, "BLIP", captioner_folder.BLIP)
+    note = "The first time its model is fetched from the Hugging Face hub (1 GB)."
+    return f'<p class="db-quiet">Pictures without a caption: {button} <small>{note}</small></p>'
+
+
+def _describer(project: Project, row: int, folder: Path, label: str, captioner: str) -> str:
     address = f"dreambooth/models/{quote(project.name)}/errands"
-    body = json.dumps({"kind": "caption", "with": captioner_folder.BLIP, "concept": row})
+    body = json.dumps({"kind": "caption", "with": captioner, "concept": row, "folder": str(folder)})
     return (
-        '<p class="db-quiet">Pictures without a caption: <button type="button" class="db-more" data-db-captions '
-        f'data-db-send="{escape(address)}" data-db-body="{escape(body)}">Describe with BLIP</button> '
-        "<small>The first time its model is fetched from the Hugging Face hub (1 GB).</small></p>"
+        f'<button type="button" class="db-more" data-db-describe="{escape(label)}" data-db-send="{escape(address)}" '
+        f'data-db-body="{escape(body)}">Describe with {escape(label)}</button>'
     )
 
 

@@ -39,7 +39,6 @@ _CALLED = {
     "generate": "The drawing of pictures (Generate tab)",
     "export": "The export (Generate tab)",
     "tokens": "The look at the words (Concepts tab)",
-    "caption": "The describing of pictures (Concepts tab)",
 }
 _NAMED = re.compile(NAMED.format("([^›]*)"))
 

@@ -9,7 +9,7 @@ from urllib.parse import quote
 from dreambooth.core import job_list, settings
 from dreambooth.core.errors import Problem, UserError
 from dreambooth.core.formatting import size
-from dreambooth.core.job_folder import BY_WEBUI, Job
+from dreambooth.core.job_folder import DESCRIBE, TXT2IMG, Job
 from dreambooth.core.job_history import JobHistory
 from dreambooth.core.project import Folders, Project, open_project
 from dreambooth.service import exporting, queue, runs, use_in_txt2img
@@ -30,6 +30,7 @@ from dreambooth.ui.page.run_view import pause, stage
 from dreambooth.ui.page.words_view import words_view
 
 _OUTDATED = '<p class="db-quiet">The settings or the pictures have changed since the last check.</p>'
+_BY_WEBUI = {"generate": TXT2IMG, "caption": DESCRIBE}  # the same kinds, where the WebUI itself is at work
 _STARTING = {"name": "starting", "share": None, "note": ""}
 
 
@@ -125,8 +126,8 @@ def download_view(folders: Folders) -> str:
 
 
 def newest_errand(project: Project, kind: str) -> Job | None:
-    """The newest short job of a kind; the engine and the WebUI's txt2img draw in turn."""
-    kinds = (kind, BY_WEBUI) if kind == "generate" else (kind,)
+    """The newest short job of a kind, which the engine or the WebUI itself has done."""
+    kinds = (kind, _BY_WEBUI.get(kind))
     return next((job for job in reversed(job_list.errands(project)) if job.read_or_empty().get("kind") in kinds), None)
 
 
@@ -134,7 +135,7 @@ def _pictures(project: Project, job: Job, story: JobHistory) -> str:
     asked = job.read()
     if "rows" in asked:
         return _sheet(project, asked, story)
-    uses = asked["kind"] in ("generate", BY_WEBUI)
+    uses = asked["kind"] in ("generate", TXT2IMG)
     shown = "".join(
         f"<figure>{image(project, path, path.stem)}{_use(project, asked, path) if uses else ''}</figure>"
         for path in map(Path, story.pictures)
@@ -246,5 +247,6 @@ _RESULTS = {
     "export": _exported,
     "tokens": _words,
     "caption": _captioned,
-    BY_WEBUI: _generated,
+    TXT2IMG: _generated,
+    DESCRIBE: _captioned,
 }

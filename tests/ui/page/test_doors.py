@@ -127,16 +127,7 @@ ABILITIES: dict[str, tuple[Door, Door, Door]] = {
         ("POST /models/{name}/concepts/{concept}/remove",),
         Why("it is a file in a folder"),
     ),
-    "have the WebUI describe pictures": (
-        ("data-db-describe",),
-        ("POST /models/{name}/concepts/{concept}/describe",),
-        Why("only a WebUI that is open can"),
-    ),
-    "have the engine describe pictures": (
-        ("data-db-captions",),
-        ("POST /models/{name}/errands",),
-        ("caption",),
-    ),
+    "have pictures described": (("data-db-describe",), ("POST /models/{name}/errands",), ("caption",)),
     "check a run beforehand": (("db_check",), ("POST /models/{name}/errands",), ("check",)),
     "make class pictures": (("db_class_images",), ("POST /models/{name}/errands",), ("class-images",)),
     # Runs

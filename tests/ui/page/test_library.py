@@ -14,7 +14,7 @@ from PIL import Image
 from dreambooth.core import job_folder, job_list, project
 from dreambooth.core.drawing import Drawing, Keep, Look
 from dreambooth.core.install_paths import MINIATURE
-from dreambooth.core.job_folder import BY_WEBUI
+from dreambooth.core.job_folder import TXT2IMG
 from dreambooth.core.project import Folders
 from dreambooth.core.settings import Settings
 from dreambooth.host.standalone import Standalone
@@ -89,10 +89,10 @@ def test_a_webui_is_asked_with_its_own_sampler(folders: Folders) -> None:
 
 def test_what_is_at_work_shows_its_steps_and_can_be_stopped(folders: Folders) -> None:
     job = job_list.create(
-        project.open_project(folders, "star").errands, {"kind": BY_WEBUI, "model": "star", "out": ""}, "{}"
+        project.open_project(folders, "star").errands, {"kind": TXT2IMG, "model": "star", "out": ""}, "{}"
     )
     with job.hold():  # type: ignore[union-attr]
-        job.report("started", kind=BY_WEBUI)
+        job.report("started", kind=TXT2IMG)
         job.report("stage", name="drawing with AUTOMATIC1111", done=12, total=36, unit="steps")
         shown = errand_view(folders, "star", "generate")
     assert "12 of 36 steps" in shown

@@ -6,6 +6,7 @@ import io
 import os
 import shutil
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +109,11 @@ def test_one_that_was_replaced_is_read_anew(shown: TestClient, place: Path) -> N
 
 
 def test_they_are_described(shown: TestClient, place: Path) -> None:
-    assert shown.post("/dreambooth/models/star/concepts/0/describe", json={"with": "BLIP"}).json() == {"described": 3}
+    begun = shown.post("/dreambooth/models/star/errands", json={"kind": "caption", "with": "BLIP"}).json()
+    errand = f"/dreambooth/models/star/errands/{begun['number']}"
+    while (said := shown.get(errand).json())["status"] == "running":
+        time.sleep(0.05)
+    assert said["status"] == "done" and len(said["result"]["captions"]) == 3
     assert (place / "a.txt").read_text() == f"{engine_pictures.LARGEST} wide\n"
     assert (place / "c.txt").read_text() == "80 wide\n"
     assert sorted(file.name for file in place.iterdir()) == ["a.heic", "a.txt", "b.HEIC", "b.txt", "c.png", "c.txt"]

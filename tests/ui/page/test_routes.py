@@ -20,6 +20,7 @@ from starlette.testclient import TestClient
 from dreambooth.core import job_folder, job_list, project
 from dreambooth.core.errors import RUN_SETUP, Problem, UserError
 from dreambooth.core.install_paths import MINIATURE
+from dreambooth.core.models.captioner_folder import BLIP
 from dreambooth.core.project import Folders
 from dreambooth.core.schema import leaves
 from dreambooth.core.settings import Settings, parse, to_json
@@ -179,24 +180,22 @@ class Describing(Standalone):
     captioners = ("BLIP",)
 
 
-def test_describing_is_offered_for_pictures_without_a_caption_where_something_can(
-    folders: Folders, tmp_path: Path
-) -> None:
+def test_describing_is_offered_for_pictures_without_a_caption(folders: Folders, tmp_path: Path) -> None:
     Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
     project.write_settings(
         project.open_project(folders, "star"),
         {"concepts.0.instance_data_dir": str(tmp_path), "concepts.0.instance_prompt": "[filewords]"},
     )
     address = "/dreambooth/page/live?view=pictures&model=star"
-    offer = 'data-db-describe="BLIP" data-db-address="dreambooth/models/star/concepts/0/describe"'
-    assert offer in client(folders, Describing).get(address).text
-    assert "data-db-describe" not in client(folders).get(address).text
-    assert "data-db-captions" not in client(folders, Describing).get(address).text
-    assert "data-db-captions" in client(folders).get(address).text, "the engine can, where no WebUI does"
+    by_webui, by_engine = client(folders, Describing).get(address).text, client(folders).get(address).text
+    assert "&quot;with&quot;: &quot;BLIP&quot;" in by_webui and "Hugging Face" not in by_webui
+    assert f"&quot;with&quot;: &quot;{BLIP}&quot;" in by_engine and "Hugging Face" in by_engine
+    for text in (by_webui, by_engine):
+        assert 'data-db-describe="BLIP" data-db-send="dreambooth/models/star/errands"' in text
     (tmp_path / "a.txt").write_text("a star\n")
     assert "trained as" not in client(folders).get(address).text
     assert "data-db-describe" not in client(folders, Describing).get(address).text
-    assert "data-db-captions" not in client(folders).get(address).text
+    assert "data-db-describe" not in client(folders).get(address).text
 
 
 def test_a_caption_is_shown_as_it_is_read(folders: Folders, tmp_path: Path) -> None:
@@ -229,7 +228,7 @@ def test_a_picture_that_is_none_is_named_with_the_reason(folders: Folders, tmp_p
     for said in ("words.jpg: the picture cannot be read (it is no picture)", "nothing.png: the picture cannot be read "
                  "(it is empty)", "phone.heic: the picture cannot be read (it is no picture)"):  # fmt: skip
         assert said in shown
-    assert str(place) not in shown
+    assert f"{place}/" not in shown
 
 
 def test_a_check_of_what_is_no_longer_so_is_not_shown(folders: Folders, tmp_path: Path) -> None:
