@@ -146,7 +146,8 @@ def test_a_webui_that_is_closed_meanwhile_is_the_cause(folders: Folders) -> None
     opened = project.open_project(folders, "star")
     job = job_list.create(opened.errands, {"kind": job_folder.TXT2IMG, "model": "star"}, "{}")
     job.report("started", kind=job_folder.TXT2IMG)
-    assert runs.outcome(job)["problems"] == ["The WebUI was closed or started anew while it was at work. Start it again."]
+    told = "The WebUI was closed or started anew while it was at work. Start it again."
+    assert runs.outcome(job)["problems"] == [told]
 
 
 def test_what_cannot_be_drawn_so_is_refused_at_once(folders: Folders, lora: Path, tmp_path: Path) -> None:
