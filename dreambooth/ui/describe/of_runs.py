@@ -128,7 +128,8 @@ def class_pictures(result: Result) -> str:
     lines = [
         f"{one['pictures']} class pictures in {one['folder']}, {one['made']} new" for one in result["class_pictures"]
     ]
-    return "\n".join([*lines, f"Shown on {result['sheet']}"])
+    shown = [f"Shown on {result['sheet']}"] if result["sheet"] else []
+    return "\n".join([*lines, *shown])
 
 
 def pictures(result: Result) -> str:
