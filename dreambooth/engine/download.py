@@ -22,8 +22,8 @@ def run(job: Job) -> dict[str, Any]:
     """Downloads what job.json names into its folder `out`. Returns the path of the file or folder."""
     os.environ.pop("HF_HUB_OFFLINE", None)  # the one place that speaks to the hub
     os.environ.update(HF_HUB_DISABLE_TELEMETRY="1", HF_HUB_DISABLE_PROGRESS_BARS="1")
-    wanted = job.read()
-    model, out = HubModel(wanted["repository"], wanted["file"], wanted["revision"]), Path(wanted["out"])
+    request = job.read()
+    model, out = HubModel(request["repository"], request["file"], request["revision"]), Path(request["out"])
     job.report("stage", name=f"asking the hub for {model.repository}", done=0, total=1)
     sizes = _sizes(model)
     chosen = hub.needed_files(model, sizes)

@@ -142,7 +142,7 @@ def sheet(result: Result) -> str:
 
 def exported(result: Result) -> str:
     files = dict.fromkeys([result["path"], *result["embeddings"].values()])
-    return "\n".join([*(f"Written: {file}" for file in files), *filter(None, [exporting.told(result)])])
+    return "\n".join([*(f"Written: {file}" for file in files), *filter(None, [exporting.remark(result)])])
 
 
 def demo(result: Result) -> str:
