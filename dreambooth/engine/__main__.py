@@ -46,14 +46,14 @@ def main(arguments: list[str]) -> int:
     return _work(Job(Path(arguments[0])), is_queued=arguments[1:] == ["queued"])
 
 
-def _check(asked: list[str]) -> int:
+def _check(arguments: list[str]) -> int:
     """All, or some choices on a device, for process/probe.py."""
     from dreambooth.engine import selfcheck
 
-    if asked:
+    if arguments:
         import torch
 
-        selfcheck.tell(torch.device(asked[0]), asked[1:])
+        selfcheck.tell(torch.device(arguments[0]), arguments[1:])
     else:
         print(json.dumps(selfcheck.report()))
     return DONE
@@ -200,8 +200,8 @@ def _explain(error: BaseException, job: Job, kind: str) -> Problem:
         return recovery.without_retry(out_of_memory.requested(error), draws=kind != "train")
     text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     if isinstance(error, (ImportError, SyntaxError)):
-        said = f"A package of the engine does not load: {text} (the whole report is in {job.log})."
-        return Problem(said, str(job.log), RUN_SETUP)
+        message = f"A package of the engine does not load: {text} (the whole report is in {job.log})."
+        return Problem(message, str(job.log), RUN_SETUP)
     return Problem(
         f"The engine stopped on an error of its own: {text} (the whole report is in {job.log}).",
         str(job.log),

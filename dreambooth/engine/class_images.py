@@ -8,8 +8,7 @@ from dreambooth.core.errors import UserError
 from dreambooth.core.job_folder import Ending, Job
 from dreambooth.engine.checkpoints.source import open_model
 from dreambooth.engine.data import class_pictures, pictures
-from dreambooth.engine.run.setup import CLASS_SHEET, load, make_class_pictures
-from dreambooth.engine.training import preview
+from dreambooth.engine.run.setup import load, make_class_pictures, write_class_sheet
 from dreambooth.engine.work import Asked, Work
 
 
@@ -24,16 +23,15 @@ def run(job: Job) -> tuple[Ending, dict[str, Any]]:
     plans = class_pictures.plan(work.project, work.settings, instances, work.size)
     if not plans:
         raise UserError(_none_wanted(work.settings.concepts[0].class_mode))
+    class_pictures.inspect_existing(plans)
     missing = sum(plan.missing for plan in plans)
     try:
         if missing:
             make_class_pictures(work, load(work, open_model(work.project))[0], plans, missing)
     except Asked as asked:
         return asked.ending, {}
-    sheet = work.project.folder / CLASS_SHEET
-    preview.class_sheet(class_pictures.prior_pictures(plans), sheet)
     counts = [{"folder": str(plan.folder), "pictures": plan.wanted, "made": plan.missing} for plan in plans]
-    return "done", {"class_pictures": counts, "sheet": str(sheet)}
+    return "done", {"class_pictures": counts, "sheet": write_class_sheet(work, plans)}
 
 
 def _none_wanted(mode: str) -> str:

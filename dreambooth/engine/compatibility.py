@@ -19,8 +19,8 @@ def problems(settings: Settings, about: Mapping[str, Any]) -> list[str]:
         found.append(f"previews.scheduler: {reason}.")
     if settings.objective.weighting == "noise" and about["prediction_type"] == "epsilon":
         found.append("objective.weighting: this model predicts the noise as it is; set it to none.")
-    if said := clip_skip_problem(settings.tuning.clip_skip, about["family"]):
-        found.append(said)
+    if problem := clip_skip_problem(settings.tuning.clip_skip, about["family"]):
+        found.append(problem)
     if settings.tuning.text_encoder_learns and about["family"] not in WITH_TWO_TEXT_ENCODERS:
         found += _of_two_encoders(settings)
     return found

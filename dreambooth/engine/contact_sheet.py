@@ -65,8 +65,8 @@ def facts(report: Report) -> list[tuple[str, str, str]]:
         saves = f"{report['saves']} x {size(report['save_bytes'])}" if report["saves"] > 1 else "the result"
         rows.append(("Disk", size(report["disk_bytes"]), f"{saves}, and {size(report['state_bytes'])} a state"))
     if missing := sum(one["missing"] for one in report["class_pictures"]):
-        there = sum(one["there"] for one in report["class_pictures"])
-        rows.append(("Class pictures", f"{missing:,} to be made", f"{there:,} are there"))
+        existing = sum(one["there"] for one in report["class_pictures"])
+        rows.append(("Class pictures", f"{missing:,} to be made", f"{existing:,} are there"))
     if out := sum(one["held_out"] for one in report["pictures"]):
         rows.append(("Held out", f"{out:,}", "not learned, only looked at, to tell when the run is best"))
     if mirrored := report["mirrored"]:

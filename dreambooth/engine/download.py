@@ -20,9 +20,9 @@ POLL_SECONDS = 0.3
 
 def run(job: Job) -> dict[str, Any]:
     """Downloads what job.json names into its folder `out`. Returns the path of the file or folder."""
-    wanted = job.read()
-    model = HubModel(wanted["repository"], wanted["file"], wanted["revision"])
-    return {"path": str(fetch(job, model, Path(wanted["out"])))}
+    request = job.read()
+    model = HubModel(request["repository"], request["file"], request["revision"])
+    return {"path": str(fetch(job, model, Path(request["out"])))}
 
 
 def fetch(job: Job, model: HubModel, out: Path) -> Path:

@@ -38,7 +38,7 @@ from dreambooth.engine.training import adapters
 
 
 @dataclass(frozen=True)
-class Wanted:
+class ExportOptions:
     """What is to be written: what was learned as it is, or at the weight `merge` in its checkpoint or in `onto`,
     another one, or as a LoRA of `rank`."""
 
@@ -71,17 +71,17 @@ def run(job: Job) -> dict[str, Any]:
     """Writes `to`: a .safetensors or .ckpt file, or a new folder in the Diffusers layout."""
     fields = job.read()
     project = open_project(job.folders(), fields["model"])
-    wanted = Wanted(fields["merge"], fields["onto"], fields["rank"], bool(fields["half"]))
+    options = ExportOptions(fields["merge"], fields["onto"], fields["rank"], bool(fields["half"]))
     job.report("stage", name="exporting", done=0, total=1)
     if fields.get("from_step") is not None:
-        return _of_state(job, project, fields, wanted)
+        return _of_state(job, project, fields, options)
     to = _free(fields["to"])
-    embeddings, held = of_file(job, project, Path(fields["weights"] or project.source), to, wanted)
+    embeddings, held = of_file(job, project, Path(fields["weights"] or project.source), to, options)
     return _answer(to if to.exists() else next(iter(embeddings.values())), embeddings, held)
 
 
 def _answer(to: Path, embeddings: dict[str, Path], held: float | None) -> dict[str, Any]:
-    """The job's result. `held` is the share of what was learned that a LoRA of the wanted rank holds, else None."""
+    """The job's result. `held` is the share of what was learned that a LoRA of another rank holds, else None."""
     return {"path": str(to), "embeddings": {word: str(file) for word, file in embeddings.items()}, "held": held}
 
 
@@ -94,7 +94,7 @@ def _free(named: str) -> Path:
 
 
 def of_file(
-    job: Job, project: Project, weights: Path, to: Path, wanted: Wanted
+    job: Job, project: Project, weights: Path, to: Path, options: ExportOptions
 ) -> tuple[dict[str, Path], float | None]:
     """Exports a model file. Returns the embeddings that were written, by their words, and for a LoRA of another rank
     the share of what was learned that it holds."""
@@ -102,11 +102,11 @@ def of_file(
     about, words, held = checkpoint.describe(header), words_file.read(header), None
     chosen, is_lora = _settings_of(header), about.kind == "lora"
     if about.kind == "embedding":
-        return _write_words(to, project, chosen, words, half=wanted.half), held
-    if is_lora and wanted.is_as_it_is:
+        return _write_words(to, project, chosen, words, half=options.half), held
+    if is_lora and options.is_as_it_is:
         _copy_lora(weights, to)
-    elif wanted.is_as_it_is:
-        _write(to, open_model(project, weights), {}, project, chosen, half=wanted.half)
+    elif options.is_as_it_is:
+        _write(to, open_model(project, weights), {}, project, chosen, half=options.half)
     else:
 
         def learned(model: Source) -> Changes:
@@ -114,38 +114,38 @@ def of_file(
                 return weight_deltas.of_lora(weights, model)
             return weight_deltas.of_result(open_model(project, weights), open_model(project), model)
 
-        held = _write_changes(job, project, to, _Learned(learned, chosen, about.precision == "fp16", words), wanted)
+        held = _write_changes(job, project, to, _Learned(learned, chosen, about.precision == "fp16", words), options)
     metadata, stem = outputs.metadata(project, chosen, to.stem, outputs.EMBEDDING), f"{to.stem}-embedding"
     return words_file.write_embeddings(to.parent, stem, project.about["family"], words, metadata), held
 
 
-def _of_state(job: Job, project: Project, fields: dict[str, Any], wanted: Wanted) -> dict[str, Any]:
+def _of_state(job: Job, project: Project, fields: dict[str, Any], options: ExportOptions) -> dict[str, Any]:
     """Exports what a run had learned by a state. Without `to` the file goes where the run itself would have written
     it."""
     of_run, step = Job(project.runs / f"{fields['run']:04}"), fields["from_step"]
     state = from_state.read(project, of_run, step)
     own = outputs.place(job.folders(), project, state.settings, state.images)
-    to, half = _free(fields["to"] or str(own)), wanted.half or state.settings.saving.half_model
+    to, half = _free(fields["to"] or str(own)), options.half or state.settings.saving.half_model
     embeddings, held, had_layout = dict[str, Path](), None, to.with_suffix(".yaml").exists()
     if state.settings.is_lora:
         state.settings.saving.half_model = half
         result = job.folder / own.name
         outputs.write_lora(result, project, state.settings, state.model)
         try:
-            embeddings, held = of_file(job, project, result, to, wanted)
+            embeddings, held = of_file(job, project, result, to, options)
         finally:
             result.unlink()
     elif state.settings.is_embedding:
-        embeddings = _write_words(to, project, state.settings, state.model.learned_tokens(), half=wanted.half)
-    elif wanted.is_as_it_is:
+        embeddings = _write_words(to, project, state.settings, state.model.learned_tokens(), half=options.half)
+    elif options.is_as_it_is:
         _write(to, state.source, outputs.changed(state.trained), project, state.settings, half=half)
     else:
         trained = outputs.changed(state.trained)
         learned = _Learned(lambda model: weight_deltas.of_weights(trained, state.source, model), state.settings, half)
-        held = _write_changes(job, project, to, learned, wanted)
+        held = _write_changes(job, project, to, learned, options)
     to = next(iter(embeddings.values())) if state.settings.is_embedding else to
     if to.is_file():  # a folder is nothing that is drawn with
-        kind = "lora" if wanted.rank else state.settings.result_kind if wanted.is_as_it_is else "checkpoint"
+        kind = "lora" if options.rank else state.settings.result_kind if options.is_as_it_is else "checkpoint"
         size, layout = to.stat().st_size, to.with_suffix(".yaml")
         beside = [layout] if kind == "checkpoint" and layout.is_file() and not had_layout else []
         files = result_files.marks([to, *embeddings.values(), *beside])
@@ -162,27 +162,27 @@ def _write_words(to: Path, project: Project, chosen: Settings, words: Vectors, *
     return words_file.write_embeddings(to.parent, to.stem, family, words, metadata, suffix=to.suffix, half=half)
 
 
-def _write_changes(job: Job, project: Project, to: Path, learned: _Learned, wanted: Wanted) -> float | None:
+def _write_changes(job: Job, project: Project, to: Path, learned: _Learned, options: ExportOptions) -> float | None:
     """Writes what was learned into a checkpoint, or as a LoRA of another rank. Returns the share of it in a LoRA."""
-    if not wanted.rank:
-        model = open_source(Path(wanted.onto)) if wanted.onto else open_model(project)
-        changed = weight_deltas.added(model, learned.changes(model), wanted.weight)
-        _write(to, model, changed, project, learned.settings, half=wanted.half)
+    if not options.rank:
+        model = open_source(Path(options.onto)) if options.onto else open_model(project)
+        changed = weight_deltas.added(model, learned.changes(model), options.weight)
+        _write(to, model, changed, project, learned.settings, half=options.half)
         return None
     _check_lora_file(to)
-    base, dtype = open_model(project), torch.float16 if wanted.half or learned.is_half else torch.float32
+    base, dtype = open_model(project), torch.float16 if options.half or learned.is_half else torch.float32
 
     def report(done: int, total: int) -> None:
         if done % max(1, total // 100) == 0:
             job.report("stage", name="finding the LoRA", done=done, total=total)
 
     extracted = lora_extraction.extract(
-        base, learned.changes(base), wanted.rank, fits=is_in_loras, dtype=dtype, report=report
+        base, learned.changes(base), options.rank, fits=is_in_loras, dtype=dtype, report=report
     )
     if not extracted.tensors:
         raise UserError(f"{to}: nothing was learned that a LoRA could hold.")
-    learned.settings.lora.rank = wanted.rank
-    learned.settings.lora.alpha = float(wanted.rank)
+    learned.settings.lora.rank = options.rank
+    learned.settings.lora.alpha = float(options.rank)
     learned.settings.lora.conv_rank, learned.settings.lora.conv_alpha = 0, 0.0
     outputs.write_lora_tensors(to, project, learned.settings, extracted.tensors, learned.words)
     return extracted.held

@@ -40,15 +40,15 @@ class Learned:
 
 
 @contextlib.contextmanager
-def as_file(project: Project, errand: Job, wanted: Mapping[str, Any]) -> Iterator[str]:
+def as_file(project: Project, errand: Job, request: Mapping[str, Any]) -> Iterator[str]:
     """The file to draw or to export with, as long as it is needed: `weights`, or one that is made of the state that
     `run` and `from_step` name. Empty for the model before training."""
-    if wanted.get("from_step") is None:
-        yield wanted["weights"]
+    if request.get("from_step") is None:
+        yield request["weights"]
         return
-    learned = read(project, Job(project.runs / f"{wanted['run']:04}"), wanted["from_step"])
+    learned = read(project, Job(project.runs / f"{request['run']:04}"), request["from_step"])
     learned.settings.saving.half_model = False
-    target = errand.folder / f"state-{wanted['run']}-{wanted['from_step']}.safetensors"
+    target = errand.folder / f"state-{request['run']}-{request['from_step']}.safetensors"
     outputs.write(target, project, learned.settings, learned.model, learned.source, learned.trained)
     del learned  # what is drawn with needs the memory
     try:

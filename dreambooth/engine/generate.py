@@ -29,32 +29,32 @@ from dreambooth.engine.training import precision
 
 def run(job: Job) -> dict[str, Any]:
     """Draws what job.json asks for into its folder. Returns the paths."""
-    wanted = job.read()
-    project = open_project(job.folders(), wanted["model"])
-    width, height = wanted["width"] or project.resolution, wanted["height"] or project.resolution
+    request = job.read()
+    project = open_project(job.folders(), request["model"])
+    width, height = request["width"] or project.resolution, request["height"] or project.resolution
     sampling = Sampling(
-        width, height, wanted["steps"], wanted["guidance_scale"], wanted["negative_prompt"], wanted["scheduler"]
+        width, height, request["steps"], request["guidance_scale"], request["negative_prompt"], request["scheduler"]
     )
     chosen = settings.parse(job.settings())
     tuning = chosen.tuning
     job.report("stage", name="loading the model", done=0, total=1)
-    if "rows" in wanted:
+    if "rows" in request:
         return sheet.draw_sheet(job, project, sampling)
-    with from_state.as_file(project, job, wanted) as weights:
-        model = load(project, weights, wanted["lora_weight"], precision.to_draw_in(chosen))
+    with from_state.as_file(project, job, request) as weights:
+        model = load(project, weights, request["lora_weight"], precision.to_draw_in(chosen))
     model.configure_prompts(
         tuning.max_token_length, tuning.clip_skip, tuning.pad_tokens, weighted=chosen.captions.weighted
     )
     model.traced = tuning.trace_steps
-    folder, count, how = Path(wanted["out"]), wanted["count"], chosen.memory.vae_decoding
+    folder, count, how = Path(request["out"]), request["count"], chosen.memory.vae_decoding
     make_folder(folder)
-    text, known = _text(model, project, wanted), Known(model)
-    batch = drawn_together.choose(model, sampling, count, how, set_to=wanted["batch"])
+    text, known = _text(model, project, request), Known(model)
+    batch = drawn_together.choose(model, sampling, count, how, set_to=request["batch"])
     paths: list[str] = []
     while len(paths) < count:
         job.report("stage", name="drawing", done=len(paths), total=count)
-        seeds = [wanted["seed"] + n for n in range(len(paths), min(count, len(paths) + batch))]
-        many, fewer = text[torch.zeros(len(seeds), dtype=torch.long)], batch > 1 and not wanted["batch"]
+        seeds = [request["seed"] + n for n in range(len(paths), min(count, len(paths) + batch))]
+        many, fewer = text[torch.zeros(len(seeds), dtype=torch.long)], batch > 1 and not request["batch"]
         with decoding(model, how):
             drawn = _drawn(model, many, seeds, sampling, known, may_fail=fewer or how != "tiled")
         if drawn is None:
@@ -97,12 +97,12 @@ def load(project: Project, weights: str, lora_weight: float = 1.0, mixed_precisi
 
 
 @torch.no_grad()
-def _text(model: Model, project: Project, wanted: dict[str, Any]) -> TextEmbedding:
+def _text(model: Model, project: Project, request: dict[str, Any]) -> TextEmbedding:
     """What is read, (1, ...): the prompt, for a result of Imagic blended with the text that was fitted to its picture.
 
     Raises UserError where that is asked for and cannot be.
     """
-    prompt, eta, result = wanted["prompt"], wanted.get("eta"), Path(wanted["weights"])
+    prompt, eta, result = request["prompt"], request.get("eta"), Path(request["weights"])
     if eta is None and imagic.load_target_prompt(project, result) is not None:
         eta = imagic.ETA
     if eta is not None:

@@ -71,15 +71,15 @@ def first_line(error: BaseException) -> str:
 def requested(error: BaseException) -> str:
     """How much memory was asked for and how much was free, as far as PyTorch's message says."""
     message = str(error)
-    if asked := re.search(r"[Tt]ried to allocate ([\d.]+ ?\w+)", message):
-        amount = _amount(asked[1])
+    if size := re.search(r"[Tt]ried to allocate ([\d.]+ ?\w+)", message):
+        amount = _amount(size[1])
         if gpu := re.search(r"total capacity of ([\d.]+ \w+) of which ([\d.]+ \w+) is free", message):
             return f"{amount} more were needed, {gpu[2]} of {gpu[1]} were free"
         if limit := re.search(r"max allowed: ([\d.]+ \w+)", message):  # of an Apple GPU
             return f"{amount} more were needed, of {limit[1]} that PyTorch may take"
         return f"{amount} more were needed"
-    if asked := re.search(r"Invalid buffer size: ([\d.]+ \w+)", message):
-        return f"{asked[1]} were needed in one piece"
+    if size := re.search(r"Invalid buffer size: ([\d.]+ \w+)", message):
+        return f"{size[1]} were needed in one piece"
     return "how much more was needed is not known"
 
 

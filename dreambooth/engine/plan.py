@@ -242,8 +242,8 @@ def _warnings(seen: inspection.Inspection, cut: Crop, point: FocalPoint | None) 
 
 def _strangers(work: Work) -> list[Path]:
     folders = [concept.instance_data_dir for concept in work.settings.concepts if concept.instance_data_dir.strip()]
-    there = [folder for name in dict.fromkeys(folders) if (folder := Path(name).expanduser()).is_dir()]
-    return [path for folder in there for path in inspection.strangers(folder)]
+    existing = [folder for name in dict.fromkeys(folders) if (folder := Path(name).expanduser()).is_dir()]
+    return [path for folder in existing for path in inspection.strangers(folder)]
 
 
 def _forecast(

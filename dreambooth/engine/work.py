@@ -51,7 +51,7 @@ class Work:
         self.stop_if_asked()
 
     def stop_if_asked(self) -> None:
-        asked = self.job.requests()
-        for request in ends_at_once(self.job) if asked else ():
-            if request in asked:
+        requests = self.job.requests()
+        for request in ends_at_once(self.job) if requests else ():
+            if request in requests:
                 raise Asked(ENDINGS[request])

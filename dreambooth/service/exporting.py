@@ -58,7 +58,7 @@ def fields(opened: Project, wanted: Mapping[str, Any], *, label: str = "{}") -> 
     return {**what, "to": to, "merge": merge, "onto": onto, "rank": rank or 0, "half": bool(wanted.get("half"))}
 
 
-def told(done: Mapping[str, Any]) -> str:
+def remark(done: Mapping[str, Any]) -> str:
     """What there is to say of an export besides where it lies; empty without anything."""
     held = done.get("held")
     if held is None:

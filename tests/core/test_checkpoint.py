@@ -163,6 +163,19 @@ def test_the_family_of_each_kind_of_lora_is_seen(tmp_path: Path, shapes: dict[st
     assert (seen.kind, seen.family) == ("lora", "sd2")
 
 
+@pytest.mark.parametrize(
+    ("version", "family"),
+    [("sd_v1", "sd1"), ("sd_v1_v", "sd1"), ("sd_v2", "sd2"), ("sd_v2_v", "sd2"), ("sdxl_base_v1-0", "sdxl")],
+)
+def test_a_lora_of_the_text_encoder_alone_is_of_the_family_that_its_trainer_names(
+    tmp_path: Path, version: str, family: str
+) -> None:
+    """kohya's scripts write _v behind the version of a model that predicts v."""
+    layer = {"lora_te_text_model_encoder_layers_0_mlp_fc1.lora_down.weight": ("F16", [4, 8], 64)}
+    path = write_safetensors(tmp_path / "x.safetensors", layer, {"ss_base_model_version": version})
+    assert checkpoint.describe(checkpoint.read_header(path)).family == family
+
+
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(st.integers(0, 4000), st.binary(min_size=1, max_size=8))
 def test_no_damage_to_the_header_ends_in_a_traceback(tmp_path: Path, at: int, junk: bytes) -> None:

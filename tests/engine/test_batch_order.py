@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from dataclasses import replace
 
@@ -133,3 +134,10 @@ def test_a_picture_shows_its_variants_in_turn() -> None:
         own = [example for example in seen if owner[example] == picture]
         for start in range(0, len(own) - variants + 1, variants):
             assert len(set(own[start : start + variants])) == variants
+
+
+def test_many_class_pictures_take_no_more_than_their_number() -> None:
+    """5,000 of them took 25 seconds before the first step, as the square of their number."""
+    began = time.process_time()
+    BatchOrder([Slot(0, SQUARE)], [Slot(0, SQUARE)] * 5000, 1)
+    assert time.process_time() - began < 2

@@ -213,6 +213,29 @@ def test_the_errand_makes_them_once_and_shows_them(star: Project, mine: Path) ->
     assert errand()["class_pictures"][0]["made"] == 0
 
 
+@pytest.mark.parametrize("mode", ["folder", "fill"])
+def test_the_errand_names_a_damaged_picture_before_it_draws_any(
+    star: Project, mine: Path, tmp_path: Path, mode: str
+) -> None:
+    damaged = picture(tmp_path / "class" / "one.png")
+    damaged.write_bytes(damaged.read_bytes()[:60])
+    parsed = chosen(mine, class_mode=mode, class_data_dir=str(tmp_path / "class"))
+    job = launcher.new_errand(Folders(star.folder.parents[1]), star, "class-images", parsed)
+    with pytest.raises(UserError, match=r"one\.png: this picture cannot be read"):
+        class_images.run(job)
+    assert list((tmp_path / "class").iterdir()) == [damaged]
+
+
+def test_the_errand_goes_without_a_sheet_that_cannot_be_written(star: Project, mine: Path) -> None:
+    sheet = star.folder / "class-pictures.png"
+    sheet.mkdir()
+    for made in (6, 0):
+        job = launcher.new_errand(Folders(star.folder.parents[1]), star, "class-images", chosen(mine))
+        ending, said = class_images.run(job)
+        assert (ending, said["class_pictures"][0]["made"], said["sheet"]) == ("done", made, "")
+        assert [warning.sentence.startswith(str(sheet)) for warning in job.story().warnings] == [True]
+
+
 def test_once_drawn_they_come_in_the_same_order(star: Project, mine: Path, tmp_path: Path, model: Model) -> None:
     """A run that is resumed finds all of them in the folder, and must train on them as it did before."""
     own: dict[str, Any] = {"class_data_dir": str(tmp_path / "class"), "class_prompt": "a {red|blue|green} star"}

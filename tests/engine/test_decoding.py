@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import struct
 import subprocess
 import sys
@@ -160,6 +161,16 @@ def test_a_grey_of_another_space_becomes_srgb(tmp_path: Path, mode: str) -> None
     """Half the light is 188 in sRGB."""
     Image.new("L", (32, 32), 128).convert(mode).save(tmp_path / "x.png", icc_profile=linear_grey())
     assert np.asarray(decode(tmp_path / "x.png")).reshape(-1, 3).mean(0) == pytest.approx([188] * 3, abs=3)
+
+
+def test_a_profile_is_srgb_by_what_it_does_and_not_by_its_name(tmp_path: Path) -> None:
+    """GIMP calls its profile without gamma linear sRGB. 55 of 255 is there 128 in sRGB."""
+    profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    curve = profile.index(b"para") + 12  # the parameters of its gamma: g, a, b, c, d
+    profile[curve : curve + 20] = struct.pack(">5i", 65536, 65536, 0, 65536, 0)
+    assert "sRGB" in ImageCms.getProfileDescription(ImageCms.ImageCmsProfile(io.BytesIO(bytes(profile))))
+    Image.new("RGB", (32, 32), (55, 55, 55)).save(tmp_path / "x.png", icc_profile=bytes(profile))
+    assert decode(tmp_path / "x.png").getpixel((0, 0)) == (128, 128, 128)
 
 
 def test_what_shines_through_is_mixed_after_the_colours_are_srgb(tmp_path: Path) -> None:

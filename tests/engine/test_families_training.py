@@ -91,8 +91,15 @@ def test_a_lora_is_written_and_draws_like_the_last_preview(made: Project) -> Non
     assert np.abs(np.asarray(Image.open(last), int) - np.asarray(Image.open(again[-1]), int)).max() <= 2
     first = sorted(job.previews.glob("*.png"))[0]
     assert np.abs(np.asarray(Image.open(last), int) - np.asarray(Image.open(first), int)).max() > 2
-    said = checkpoint.read_header(path).metadata
-    assert said["ss_base_model_version"] == {"sd1": "sd_v1", "sd2": "sd_v2", "sdxl": "sdxl_base_v1-0"}[model.family]
+    metadata = checkpoint.read_header(path).metadata
+    versions = {
+        "sd1": "sd_v1",
+        "sd2": "sd_v2",
+        "sd2-v": "sd_v2_v",
+        "sdxl": "sdxl_base_v1-0",
+        "sdxl-v": "sdxl_base_v1-0",
+    }
+    assert metadata["ss_base_model_version"] == versions[made.name]
 
 
 def test_the_loss_is_diffusers_own(made: Project) -> None:

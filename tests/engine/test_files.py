@@ -63,6 +63,17 @@ def test_full_precision_keeps_what_half_would_round(tmp_path: Path, model: Model
     assert written["model.diffusion_model.out.2.weight"].dtype == torch.float16
 
 
+def test_half_precision_leaves_the_noise_schedule_in_a_file_as_it_is(tmp_path: Path) -> None:
+    """A1111 loads the schedule that original SD files hold and takes its sigmas from it: rounded, the least of them is
+    7 % off."""
+    alphas = make_scheduler("ddim", families.load_file(MINIATURE)).alphas_cumprod
+    save_file({**load_file(MINIATURE), "alphas_cumprod": alphas}, tmp_path / "in.safetensors")
+    source = open_source(tmp_path / "in.safetensors")
+    write(tmp_path / "out.safetensors", original.trained_entries(source, {}, "sd1", half=True), {})
+    written = load_file(tmp_path / "out.safetensors")["alphas_cumprod"]
+    assert written.dtype == torch.float32 and torch.equal(written, alphas)
+
+
 def test_a_merge_that_lost_a_level_of_the_text_encoders_names_is_read_and_written(tmp_path: Path, model: Model) -> None:
     lost = {name.replace("transformer.text_model.", "transformer."): t for name, t in load_file(MINIATURE).items()}
     lost["model_ema.decay"] = torch.ones(1)
@@ -79,6 +90,16 @@ def test_a_merge_that_lost_a_level_of_the_text_encoders_names_is_read_and_writte
     bias = "cond_stage_model.transformer.final_layer_norm.bias"
     assert torch.equal(written[bias], (lost[bias].float() + 1).half())
     assert torch.equal(written["stray.key"], lost["stray.key"])
+
+
+def test_each_tensor_lies_at_a_multiple_of_its_numbers_size(tmp_path: Path) -> None:
+    """As in files that safetensors itself writes: a reader may look at the file's bytes in place, without a copy."""
+    tensors = {"a.alpha": torch.ones((), dtype=torch.float16), "a.dora_scale": torch.ones(1, 3), "b": torch.ones(2)}
+    write_tensors(tmp_path / "x.safetensors", tensors, {})
+    written = checkpoint.read_header(tmp_path / "x.safetensors").tensors
+    assert {name: tensor.start % tensors[name].itemsize for name, tensor in written.items()} == dict.fromkeys(
+        tensors, 0
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])

@@ -84,6 +84,15 @@ def test_a_run_writes_what_tensorboard_reads(star: Project) -> None:
     assert not (quiet.folder / "tensorboard").exists()
 
 
+def test_a_run_goes_on_without_curves_that_cannot_be_begun(star: Project) -> None:
+    job = new_run(star, **{"reporting.tensorboard": True})
+    (job.folder / "tensorboard").touch()
+    assert worker.run(job) == "done"
+    assert [warning.partition(": ")[2] for warning in job.warnings()] == [
+        "the curves cannot be written (File exists); the run goes on without."
+    ]
+
+
 def test_tensorboard_itself_reads_it(tmp_path: Path) -> None:
     loader = pytest.importorskip("tensorboard.backend.event_processing.event_file_loader")
     file = tensorboard.EventFile(tmp_path)

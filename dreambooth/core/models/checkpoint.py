@@ -130,7 +130,8 @@ def describe(header: Header, origin: Origin | None = None) -> About:
     other = next((what for pattern, what in _OTHERS if any(re.search(pattern, name) for name in tensors)), "")
     if any(_LORA.search(name) for name in tensors):
         about.kind = "lora"
-        base_model = _LORA_BASES.get(header.metadata.get("ss_base_model_version", ""), "unknown")
+        version = header.metadata.get("ss_base_model_version", "").removesuffix("_v")  # of a model that predicts v
+        base_model = _LORA_BASES.get(version, "unknown")
         about.family = base_model if (known := lora_family(tensors)) == "unknown" else known
         about.reason = "this is a LoRA, not a whole model; name the checkpoint that it belongs to"
     elif vectors := embedding_file.parts(tensors):

@@ -25,7 +25,7 @@ from dreambooth.core.job_list import new_run
 from dreambooth.core.project import Folders, Project
 from dreambooth.engine import export, families
 from dreambooth.engine.bench import sweep_plot
-from dreambooth.engine.export import Wanted
+from dreambooth.engine.export import ExportOptions
 from dreambooth.engine.generate import load
 from dreambooth.engine.miniature import measure
 from dreambooth.engine.process.listener import asked_to_end
@@ -255,7 +255,7 @@ def _taught(star: Project, option: Option, seed: int) -> measure.Figures:
     output = Path(next(event["path"] for event in made.events()[0] if event["event"] == "saved"))
     if option.rank:
         result, output = output, output.with_name(f"{output.stem}-rank-{option.rank}.safetensors")
-        export.of_file(made, star, result, output, Wanted(rank=option.rank))
+        export.of_file(made, star, result, output, ExportOptions(rank=option.rank))
         result.unlink()
     figures = measure.measure(load(star, str(output)), PICTURES)
     output.unlink()

@@ -30,7 +30,7 @@ def _objection(header: Header, settings: Settings, model: Header) -> str:
     vectors = embedding_file.parts(header.tensors)
     if sum(one.shape[-1] for one in vectors.values()) != anatomy.of(model).word:
         return "is of vectors of another width than this model's; it is another family's."
-    there, learning = learned_words.of(header.metadata), settings.words
-    if len(learning) > 1 and not set(learning) <= set(there):
-        return f"holds {' and '.join(there) or 'one word'}, and {' and '.join(learning)} learn; teach one at a time."
+    words, learning = learned_words.of(header.metadata), settings.words
+    if len(learning) > 1 and not set(learning) <= set(words):
+        return f"holds {' and '.join(words) or 'one word'}, and {' and '.join(learning)} learn; teach one at a time."
     return ""

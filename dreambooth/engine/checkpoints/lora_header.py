@@ -65,8 +65,8 @@ class Outline:
     def is_bounded(self) -> bool:
         """Whether it is an OFT that may turn only so far, which is what its alpha says where it is neither 0 nor as
         large as none can be."""
-        said = self.tensors.get("alpha") if self.kind == "oft" else None
-        return said is not None and any(_bytes(said)) and not _value(said) >= UNBOUNDED
+        alpha = self.tensors.get("alpha") if self.kind == "oft" else None
+        return alpha is not None and any(_bytes(alpha)) and not _value(alpha) >= UNBOUNDED
 
 
 def open_file(path: Path) -> Header:

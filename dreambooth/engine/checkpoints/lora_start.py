@@ -57,7 +57,7 @@ def _of_the_file(start: Mapping[str, Outline]) -> str:
 
 
 def _with_settings(start: Mapping[str, Outline], settings: Settings) -> str:
-    kinds, taught = _kinds(start), {name.partition("/")[0] for name in start}
+    kinds, parts = _kinds(start), {name.partition("/")[0] for name in start}
     if not kinds & {("lora", False), ("lora", True)} and settings.lora.dropout:
         return "is a LoHa, LoKr or OFT, which has no input to drop; set lora.dropout to 0."
     if not kinds & {("lora", False), ("lora", True)} and settings.learning.lora_plus_ratio != 1:
@@ -66,12 +66,12 @@ def _with_settings(start: Mapping[str, Outline], settings: Settings) -> str:
         return "is an OFT, which adds nothing to the weights; set lora.max_norm to 0."
     if settings.memory.unet_weights != "whole" and kinds != {("lora", False)}:
         return "is no plain LoRA, and others look at the model's whole weights; set memory.unet_weights to whole."
-    if taught - {"unet"} and not settings.tuning.text_encoder_learns:
+    if parts - {"unet"} and not settings.tuning.text_encoder_learns:
         return "also teaches the text encoder; set tuning.text_encoder_ratio above 0 to go on."
-    if rests := sorted(taught - {"unet", *settings.text_parts}):
-        which = "second" if "text_encoder_2" in rests else "first"
+    if untrained := sorted(parts - {"unet", *settings.text_parts}):
+        which = "second" if "text_encoder_2" in untrained else "first"
         return f"also teaches the {which} text encoder; set tuning.text_encoders to both to go on."
-    if "unet" in taught and not settings.tuning.train_unet:
+    if "unet" in parts and not settings.tuning.train_unet:
         return "also teaches the UNet; set tuning.train_unet to true to go on."
     return ""
 

@@ -44,11 +44,12 @@ def own_entries(source: Source, changed: Mapping[str, Entry], *, half: bool) -> 
 def trained_entries(source: Source, changed: Mapping[str, Entry], family: str, *, half: bool) -> dict[str, Entry]:
     """A file in the original layout: the source's tensors with the `changed` ones ({own name: entry}) in their place.
 
-    All others are taken over bit for bit, those that belong to no part of the model too, except that `half` makes
-    32-bit ones 16-bit. The source's EMA weights are left out, as they belong to the untrained model. The marks of
-    SDXL say what is true of the source, whatever told it.
+    All others are taken over bit for bit, except that `half` makes the model's 32-bit ones 16-bit. What belongs to no
+    part of the model is never rounded: A1111 takes its sigmas from the noise schedule that SD 1 and 2 have in the file.
+    The source's EMA weights are left out, as they belong to the untrained model. The marks of SDXL say what is true of
+    the source, whatever told it.
     """
-    original = _in_place(source, own_entries(source, changed, half=half), family, half=half)
+    original = _in_place(source, own_entries(source, changed, half=half), family)
     return _marked(original, source.about) if family == "sdxl" else original
 
 
@@ -57,7 +58,7 @@ def copied(source: Source, tensor: Any) -> Entry:
     return Entry(DTYPES[tensor.dtype], tensor.shape, lambda: source.files.read(tensor))
 
 
-def _in_place(source: Source, own: Mapping[str, Entry], family: str, *, half: bool) -> dict[str, Entry]:
+def _in_place(source: Source, own: Mapping[str, Entry], family: str) -> dict[str, Entry]:
     if not source.places:
         return entries(own, family)
     groups = _grouped({name: place for name, place in source.places.items() if name in own})
@@ -68,7 +69,7 @@ def _in_place(source: Source, own: Mapping[str, Entry], family: str, *, half: bo
         if name in groups:
             original[name] = _joined([(place, own[key]) for key, place in groups[name]])
         elif not name.startswith(checkpoint.VAE) or not source.has_other_vae:
-            original[name] = halved(copied(source, tensor)) if half else copied(source, tensor)
+            original[name] = copied(source, tensor)
     if source.has_other_vae:
         vae = {name: entry for name, entry in own.items() if name.startswith("vae/")}
         original.update(entries(vae, family))

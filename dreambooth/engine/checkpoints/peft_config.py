@@ -34,12 +34,12 @@ def read(header: Header) -> dict[str, Alphas]:
     """By the part that keys begin with, or under no name for all; empty without a configuration. diffusers has it in
     the file's metadata, peft beside the file. Raises UserError for one that cannot be read whole."""
     parts: dict[str, dict[str, Any]] = {}
-    said = _object(header.metadata.get("lora_adapter_metadata", ""))
-    for name, value in said.items():
+    entries = _object(header.metadata.get("lora_adapter_metadata", ""))
+    for name, value in entries.items():
         part, _, key = name.partition(".")
         parts.setdefault(part, {})[key] = value
     beside = header.path.with_name("adapter_config.json")
-    if not said and header.path.stem == "adapter_model" and beside.is_file():
+    if not entries and header.path.stem == "adapter_model" and beside.is_file():
         try:
             parts[""] = _object(beside.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:

@@ -80,7 +80,9 @@ def free_name(
 
 
 def _write_safetensors(file: BinaryIO, entries: dict[str, Entry], metadata: dict[str, str]) -> dict[str, int]:
-    """Returns the CRC-32 of each tensor."""
+    """Returns the CRC-32 of each tensor. Those of larger numbers come first, so that each lies at a multiple of its
+    numbers' size, as in files of the safetensors library."""
+    entries = dict(sorted(entries.items(), key=lambda item: -item[1].dtype.itemsize))
     header: dict[str, object] = {"__metadata__": metadata} if metadata else {}
     offset = 0
     for name, entry in entries.items():

@@ -40,12 +40,9 @@ class BatchOrder:
         self.count = sum(slot.repeats for slot in instances)
         buckets = list(dict.fromkeys(slot.bucket for slot in instances))
         self._queues = [_Queue(instances, bucket, seed + 7919 * n) for n, bucket in enumerate(buckets)]
-        self._priors = {
-            (n, slot.concept): _Queue(priors, bucket, seed + 7919 * n + 1, slot.concept)
-            for n, bucket in enumerate(buckets)
-            for slot in priors
-            if slot.bucket == bucket
-        }
+        numbers = {bucket: n for n, bucket in enumerate(buckets)}
+        kinds = dict.fromkeys((numbers[slot.bucket], slot.concept) for slot in priors if slot.bucket in numbers)
+        self._priors = {(n, concept): _Queue(priors, buckets[n], seed + 7919 * n + 1, concept) for n, concept in kinds}
         self._turns = _take_turns([len(queue.slots) for queue in self._queues])
         self._epoch: tuple[tuple[int, int], list[tuple[int, int]]] = ((-1, 0), [])
 

@@ -29,7 +29,8 @@ from dreambooth.core.project import Project
 from dreambooth.core.schema import to_flat
 from dreambooth.core.settings import Settings
 from dreambooth.core.settings.dataset import Captions, Concept
-from dreambooth.engine.data import pictures, png
+from dreambooth.engine.data import inspection, pictures, png
+from dreambooth.engine.data.inspection import Inspection
 from dreambooth.engine.data.pictures import Example
 from dreambooth.engine.drawing.sampling_choice import Sampling
 
@@ -150,6 +151,19 @@ def make(
 def prior_pictures(plans: list[Plan]) -> list[pictures.Picture]:
     """The class pictures that training uses, after `make`."""
     return [picture for plan in plans for picture in plan.in_order]
+
+
+def inspect_existing(plans: list[Plan]) -> None:
+    """Inspects those that are there, before others are drawn. Raises UserError with all that cannot be read."""
+    inspect([picture for plan in plans for picture in plan.existing if picture.path.exists()])
+
+
+def inspect(priors: list[pictures.Picture]) -> list[Inspection]:
+    """What is known of class pictures, in their order. Raises UserError with all that cannot be read."""
+    inspected = inspection.inspect_all(picture.path for picture in priors)
+    if problems := [seen.error for seen in inspected if seen.error]:
+        raise UserError(problems)
+    return inspected
 
 
 def _without_repeats(plans: list[Plan]) -> list[Plan]:

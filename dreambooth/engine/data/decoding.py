@@ -19,6 +19,7 @@ warnings.filterwarnings("ignore", module=r"PIL\.")  # odd metadata is not the pe
 SUFFIXES = captions.PICTURES
 _DAMAGE = (OSError, ValueError, SyntaxError, EOFError, MemoryError)  # what Pillow raises for files that are not whole
 _BYTES_A_PIXEL = 4  # as Pillow keeps RGB
+_ROUNDED = 2  # of 255, how far a profile of sRGB may be off
 _AT_ONCE = 2  # of the same picture: as it is in the file, and turned or in other colours
 
 
@@ -155,12 +156,25 @@ def _eight_bits(values: np.ndarray) -> Image.Image:
 def _srgb(image: Image.Image, profile: bytes) -> Image.Image:
     """Colours of another space, such as a phone's Display P3 or a printer's CMYK, as sRGB; left where that fails."""
     try:
-        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        if "srgb" in ImageCms.getProfileDescription(source).lower():
-            return image
-        return ImageCms.profileToProfile(image, source, _SRGB, outputMode="RGB") or image
+        return image if _is_srgb(profile, image.mode) else _converted(image, profile)
     except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
         return image
+
+
+@functools.lru_cache(maxsize=16)
+def _is_srgb(profile: bytes, mode: str) -> bool:
+    """Whether a profile changes no colour, which its name does not tell: GIMP has a linear sRGB, without gamma."""
+    if mode not in ("L", "RGB"):
+        return False
+    levels = np.arange(0, 256, 17, dtype=np.uint8)
+    colours = Image.fromarray(np.stack(np.meshgrid(levels, levels, levels), -1).reshape(64, 64, 3)).convert(mode)
+    before, after = (np.asarray(one, dtype=int) for one in (colours.convert("RGB"), _converted(colours, profile)))
+    return bool(np.abs(after - before).max() <= _ROUNDED)
+
+
+def _converted(image: Image.Image, profile: bytes) -> Image.Image:
+    source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+    return ImageCms.profileToProfile(image, source, _SRGB, outputMode="RGB") or image
 
 
 _SRGB = ImageCms.createProfile("sRGB")

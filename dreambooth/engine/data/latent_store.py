@@ -30,7 +30,7 @@ from dreambooth.engine.data import decoding
 from dreambooth.engine.data.pictures import Example
 from dreambooth.engine.families.model import Model
 
-VERSION = 2  # of what is kept; another one reads nothing of the old
+VERSION = 3  # of what is kept; another one reads nothing of the old
 KEPT_DAYS = 14  # without being used
 MOST_BYTES = 4_000_000_000
 _MOST_WAITING = 16  # entries that are to be written

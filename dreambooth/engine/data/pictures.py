@@ -157,7 +157,7 @@ def prior_examples(priors: list[Picture], looks: list[Inspection], instances: li
     The widest go into the widest bucket, so that the least is cut off. Where a bucket would get none, it shares one
     with its neighbour.
     """
-    made = []
+    cropped = []
     for concept in sorted({picture.concept for picture in priors}):
         own = [n for n, picture in enumerate(priors) if picture.concept == concept]
         own.sort(key=lambda n: looks[n].width / looks[n].height)
@@ -166,8 +166,8 @@ def prior_examples(priors: list[Picture], looks: list[Inspection], instances: li
         for bucket in sorted(used, key=lambda bucket: bucket.width / bucket.height):
             first, after = before * len(own) // total, -(-(before + used[bucket]) * len(own) // total)
             before += used[bucket]
-            made += [
+            cropped += [
                 Example(priors[n], cropping.centred((looks[n].width, looks[n].height), bucket))
                 for n in sorted(own[first:after])
             ]
-    return made
+    return cropped

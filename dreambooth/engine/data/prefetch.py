@@ -32,15 +32,15 @@ def in_order(
     if not workers:
         yield from map(work, items)
         return
-    asked = deque[tuple["Future[Result]", int]]()
+    pending = deque[tuple["Future[Result]", int]]()
     pool = ThreadPoolExecutor(workers, "pictures")
     try:
         for item in items:
             size = bytes_of(item)
-            while asked and (len(asked) >= 2 * workers or size + sum(held for _, held in asked) > MOST_BYTES):
-                yield asked.popleft()[0].result()
-            asked.append((pool.submit(work, item), size))
-        while asked:
-            yield asked.popleft()[0].result()
+            while pending and (len(pending) >= 2 * workers or size + sum(held for _, held in pending) > MOST_BYTES):
+                yield pending.popleft()[0].result()
+            pending.append((pool.submit(work, item), size))
+        while pending:
+            yield pending.popleft()[0].result()
     finally:
         pool.shutdown(cancel_futures=True)

@@ -16,8 +16,8 @@ from dreambooth.engine.families import unet_weights
 from dreambooth.engine.families.model import Model
 
 
-def choose(model: Model, sampling: Sampling, wanted: int, decoding: str, *, set_to: int = 0, before: int = 0) -> int:
-    """How many of so many wanted pictures to draw together: what somebody has set, where it is not 0. `decoding` is
+def choose(model: Model, sampling: Sampling, count: int, decoding: str, *, set_to: int = 0, before: int = 0) -> int:
+    """How many of `count` pictures to draw together: what somebody has set, where it is not 0. `decoding` is
     memory.vae_decoding; `before` is how many were, where this goes on (see Drawing.fitting)."""
     if set_to:
         return set_to
@@ -35,7 +35,7 @@ def choose(model: Model, sampling: Sampling, wanted: int, decoding: str, *, set_
         _kept(model),
     )
     most = most_together(area, on_card=device.type != "cpu")
-    return drawing.fitting(hardware.free_bytes(device), wanted, most, before)
+    return drawing.fitting(hardware.free_bytes(device), count, most, before)
 
 
 def in_tiles(job: Job) -> str:

@@ -35,10 +35,10 @@ def draw_sheet(job: Job, project: Project, sampling: Sampling) -> dict[str, Any]
     The base model is read once for all LoRAs and embeddings; what has no weight fills the first column only. The place
     of what is no picture stays empty; where all are none, NotDrawn is raised.
     """
-    wanted = job.read()
-    rows, columns = wanted["rows"], wanted["columns"]
+    request = job.read()
+    rows, columns = request["rows"], request["columns"]
     total = sum(len(columns) if _is_lora(row) else 1 for row in rows)
-    folder = _free_folder(Path(wanted["out"]))
+    folder = _free_folder(Path(request["out"]))
     chosen, drawer = settings.parse(job.settings()), _Drawer(job, sampling)
     tuning = chosen.tuning
     model, source, loaded, paths, not_drawn = None, None, None, list[str](), None
@@ -75,11 +75,11 @@ class _Drawer:
     """Draws one picture after the other; where there is too little memory for one, it and all after it in tiles."""
 
     def __init__(self, job: Job, sampling: Sampling) -> None:
-        self.job, self.wanted, self.sampling = job, job.read(), sampling
+        self.job, self.request, self.sampling = job, job.read(), sampling
         self.how: str = settings.parse(job.settings()).memory.vae_decoding
 
     def draw(self, model: Model) -> Image.Image:
-        text = model.encode_text([self.wanted["prompt"]])
+        text = model.encode_text([self.request["prompt"]])
         if self.how != "tiled":
             with out_of_memory.caught():
                 return self._drawn(model, text)
@@ -89,7 +89,7 @@ class _Drawer:
 
     def _drawn(self, model: Model, text: TextEmbedding) -> Image.Image:
         with decoding(model, self.how):
-            return draw(model, text, [self.wanted["seed"]], self.sampling)[0]
+            return draw(model, text, [self.request["seed"]], self.sampling)[0]
 
 
 def _on_one(folder: Path, rows: list[dict[str, Any]], columns: list[float]) -> Path:

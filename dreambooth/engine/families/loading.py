@@ -30,10 +30,10 @@ def unfilled() -> Iterator[None]:
 def new_bytes(source: Source, part: str, module: nn.Module, dtype: torch.dtype) -> int:
     """How much memory a module's weights take beside the file's own pages, which the system may let go of again."""
     total = 0
-    for key, wanted in module.state_dict().items():
+    for key, empty in module.state_dict().items():
         tensor = source.tensors.get(f"{part}/{names.canonical_key(part, key)}")
         if tensor is not None and DTYPES[tensor.dtype] != dtype:
-            total += wanted.numel() * dtype.itemsize
+            total += empty.numel() * dtype.itemsize
     return total
 
 
@@ -55,18 +55,18 @@ def fill(source: Source, part: str, module: nn.Module, dtype: torch.dtype) -> No
     Raises UserError if weights are missing, have another shape or are not finite.
     """
     state: dict[str, Tensor] = {}
-    for key, wanted in module.state_dict().items():
+    for key, empty in module.state_dict().items():
         name = f"{part}/{names.canonical_key(part, key)}"
         place = source.places[name].name if name in source.places else name
         if name not in source.tensors:
             raise UserError(f"{source.header.path}: the weights {name} are missing; the file is damaged.")
         shares = DTYPES[source.tensors[name].dtype] == dtype  # the file's page, until something writes into it
         tensor = source.read(name) if shares else source.copy(name, dtype)
-        if tensor.numel() == wanted.numel() and tensor.dim() != wanted.dim():  # (out, in) and (out, in, 1, 1)
-            tensor = tensor.reshape(wanted.shape)
-        if tensor.shape != wanted.shape:
+        if tensor.numel() == empty.numel() and tensor.dim() != empty.dim():  # (out, in) and (out, in, 1, 1)
+            tensor = tensor.reshape(empty.shape)
+        if tensor.shape != empty.shape:
             raise UserError(
-                f"{source.header.path}: {place} has the shape {tuple(tensor.shape)} instead of {tuple(wanted.shape)}; "
+                f"{source.header.path}: {place} has the shape {tuple(tensor.shape)} instead of {tuple(empty.shape)}; "
                 "this is no plain Stable Diffusion model."
             )
         if not _is_finite(tensor):

@@ -140,7 +140,7 @@ def store_weights(
     unet: nn.Module,
     kind: str,
     device: torch.device,
-    tell: Callable[[Problem], None] = lambda said: None,
+    tell: Callable[[Problem], None] = lambda problem: None,
     by: Streams | None = None,
 ) -> None:
     """Stores the large weights of each block in the way that `kind` names, before anything of the UNet is trained.
@@ -155,8 +155,11 @@ def store_weights(
         if kind != "whole" and isinstance(block, BLOCKS):
             _store_block(block, kind, device, prefetcher)
     if kind == "streamed" and device.type == "cuda" and not hardware.pins():
-        said = "memory.unet_weights: too little of the computer's memory (RAM) can be pinned for a card to fetch from"
-        tell(Problem(f"{said}; it waits for what is not.", "memory.unet_weights", "Close other programs."))
+        message = (
+            "memory.unet_weights: too little of the computer's memory (RAM) can be pinned for a card to fetch from; it "
+            "waits for what is not."
+        )
+        tell(Problem(message, "memory.unet_weights", "Close other programs."))
 
 
 def has_stored_weights(unet: nn.Module) -> bool:

@@ -43,16 +43,16 @@ class Words:
 def run(job: Job) -> dict[str, Any]:
     """Measures job.json's `variants` ({name: weights file, empty for the base}) with its `words` and puts `previews` on
     one sheet."""
-    wanted = job.read()
-    project = open_project(job.folders(), wanted["model"])
-    folder = Path(wanted["out"])
+    request = job.read()
+    project = open_project(job.folders(), request["model"])
+    folder = Path(request["out"])
     figures: dict[str, Figures] = {}
-    for number, (name, weights) in enumerate(wanted["variants"].items()):
-        job.report("stage", name="measuring the pictures", done=number, total=len(wanted["variants"]))
-        figures[name] = measure(load(project, weights), words=Words(**wanted["words"]))
-    _make_loadable(project.source, job.folders(), list(wanted["variants"].values()), folder)
+    for number, (name, weights) in enumerate(request["variants"].items()):
+        job.report("stage", name="measuring the pictures", done=number, total=len(request["variants"]))
+        figures[name] = measure(load(project, weights), words=Words(**request["words"]))
+    _make_loadable(project.source, job.folders(), list(request["variants"].values()), folder)
     target = folder / "contact_sheet.png"
-    _sheet(wanted["previews"], parse(job.settings())).save(target)
+    _sheet(request["previews"], parse(job.settings())).save(target)
     return {"figures": figures, "contact_sheet": str(target)}
 
 

@@ -61,11 +61,11 @@ class Listener(threading.Thread):
         if self._alone.too_long():
             self.job.report("alone", seconds=self._alone.limit)
             self.job.request("pause")
-        asked = self.job.requests()
-        for request in sorted(asked - self._heard):
+        requests = self.job.requests()
+        for request in sorted(requests - self._heard):
             self.job.report("heard", request=request)
-        self._heard = asked
-        if asked & self.ends and not self.has_ended:
+        self._heard = requests
+        if requests & self.ends and not self.has_ended:
             self.has_ended = True
             self.ends = frozenset()
             _thread.interrupt_main()

@@ -42,12 +42,21 @@ class RunHooks:
     def __init__(self, work: Work, session: Session, source: Source, validation: Validation | None = None) -> None:
         self.work, self.session, self.source = work, session, source
         self.validation, self.measured_at = validation, -1
-        self.board = EventFile(work.job.folder / "tensorboard") if work.settings.reporting.tensorboard else None
+        self.board = self._new_board() if work.settings.reporting.tensorboard else None
         intervals = session.settings.intervals
         kept = state_writer.retention_rule(session.budget, intervals.states_kept, intervals.states_kept_every)
         self.states = state_writer.Writer(work.job.state, kept)
         self.state_failed_at: float | None = None
         self.release_cuda_graphs: Callable[[], None] = lambda: None
+
+    def _new_board(self) -> EventFile | None:
+        """A file for the curves of this process; None where it cannot be written, which is a warning."""
+        folder = self.work.job.folder / "tensorboard"
+        try:
+            return EventFile(folder)
+        except OSError as error:
+            self.warn(f"{folder}: the curves cannot be written ({error.strerror}); the run goes on without.")
+            return None
 
     def requests(self) -> set[str]:
         return self.work.job.requests()

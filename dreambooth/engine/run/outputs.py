@@ -41,7 +41,14 @@ _ARCHITECTURES = {
 }
 _IMPLEMENTATION = "https://github.com/Stability-AI/generative-models"
 EMBEDDING, _INPAINTING = "/textual-inversion", "/inpainting"  # behind the architecture, as ModelSpec has it
-_KOHYA_VERSIONS = {"sd1": "sd_v1", "sd2": "sd_v2", "sdxl": "sdxl_base_v1-0"}
+_KOHYA_VERSIONS = {
+    ("sd1", "epsilon"): "sd_v1",
+    ("sd1", "v_prediction"): "sd_v1_v",
+    ("sd2", "epsilon"): "sd_v2",
+    ("sd2", "v_prediction"): "sd_v2_v",
+    ("sdxl", "epsilon"): "sdxl_base_v1-0",
+    ("sdxl", "v_prediction"): "sdxl_base_v1-0",
+}
 _KERNEL_PIXELS = 9  # of a 3x3 convolution
 _RANKED = ("lora_down.weight", "hada_w1_b", "lokr_w2_b")  # tensors whose first side is their layer's rank
 _DYNAMIC = "Dynamic"
@@ -191,7 +198,7 @@ def _kohya(project: Project, settings: Settings, title: str) -> dict[str, str]:
     """The metadata by which WebUIs show a LoRA and choose its loader."""
     family = project.about["family"]
     return {
-        "ss_base_model_version": _KOHYA_VERSIONS[family],
+        "ss_base_model_version": _KOHYA_VERSIONS[family, project.about["prediction_type"]],
         "ss_v2": str(family == "sd2"),
         "ss_sd_model_name": project.source.name,
         "ss_clip_skip": str(settings.tuning.clip_skip),

@@ -129,12 +129,13 @@ class _Others:
 
     def _reason(self, rank: int, code: int) -> Exception:
         if not self.store.check([f"{FAILED}{rank}"]):
-            said = f"Process {rank + 1} of {len(self.running) + 1} ended without a word ({code})."
-            return UserError(Problem(said, KEY, "Resume the run: it goes on from its last state."))
-        told: dict[str, Any] = json.loads(self.store.get(f"{FAILED}{rank}"))
-        if told["problems"]:
-            return UserError([Problem.read(one) for one in told["problems"]])
-        return torch.OutOfMemoryError(told["said"]) if told["out_of_memory"] else RuntimeError(told["said"])
+            message = f"Process {rank + 1} of {len(self.running) + 1} ended without a word ({code})."
+            return UserError(Problem(message, KEY, "Resume the run: it goes on from its last state."))
+        failure: dict[str, Any] = json.loads(self.store.get(f"{FAILED}{rank}"))
+        if failure["problems"]:
+            return UserError([Problem.read(one) for one in failure["problems"]])
+        kind = torch.OutOfMemoryError if failure["out_of_memory"] else RuntimeError
+        return kind(failure["message"])
 
     def end(self) -> None:
         for process in self.running.values():

@@ -56,7 +56,7 @@ def run(folder: Path, rank: int, size: int, store_path: str, precision: str) -> 
     except Exception as error:  # noqa: BLE001  (the first process gets and reports it)
         traceback.print_exc()
         failure = {
-            "said": str(error),
+            "message": str(error),
             "out_of_memory": out_of_memory.is_out_of_memory(error),
             "problems": [one.as_json() for one in error.errors] if isinstance(error, UserError) else [],
         }

@@ -21,7 +21,7 @@ from dreambooth.core.settings import Settings
 from dreambooth.engine import compatibility, families, hardware
 from dreambooth.engine.checkpoints import lora
 from dreambooth.engine.checkpoints.source import Source
-from dreambooth.engine.data import class_pictures, inspection, pictures
+from dreambooth.engine.data import class_pictures, pictures
 from dreambooth.engine.data.batch_order import BatchOrder
 from dreambooth.engine.data.pictures import Example
 from dreambooth.engine.drawing import drawn_together
@@ -38,7 +38,7 @@ from dreambooth.engine.training.text_embeddings import Texts
 from dreambooth.engine.training.validation import Validation
 from dreambooth.engine.work import Work
 
-CLASS_SHEET = "class-pictures.png"  # in the model's folder
+_CLASS_SHEET = "class-pictures.png"  # in the model's folder
 
 
 def prepare_session(work: Work, source: Source) -> tuple[Session, Validation | None]:
@@ -159,19 +159,16 @@ def _live_text_encoders(settings: Settings, model: Model) -> list[str]:
 
 def _class_pictures(work: Work, model: Model, instances: list[list[Example]]) -> list[Example]:
     plans = class_pictures.plan(work.project, work.settings, instances, work.size)
-    total = sum(plan.missing for plan in plans)
-    if total:
+    if total := sum(plan.missing for plan in plans):
+        class_pictures.inspect_existing(plans)
         make_class_pictures(work, model, plans, total)
+        write_class_sheet(work, plans)
     prior = class_pictures.prior_pictures(plans)
-    inspected = inspection.inspect_all([picture.path for picture in prior])
-    problems = [seen.error for seen in inspected if seen.error]
-    if problems:
-        raise UserError(problems)
-    return pictures.prior_examples(prior, inspected, instances)
+    return pictures.prior_examples(prior, class_pictures.inspect(prior), instances)
 
 
 def make_class_pictures(work: Work, model: Model, plans: list[class_pictures.Plan], total: int) -> None:
-    """Draws the class pictures that are missing, `total` in all, with a sheet that shows them."""
+    """Draws the class pictures that are missing, `total` in all."""
     work.stage("class pictures", 0, total)
 
     def on_batch(done: int, total: int, last: Path) -> None:
@@ -187,11 +184,17 @@ def make_class_pictures(work: Work, model: Model, plans: list[class_pictures.Pla
 
     with decoding(model, work.settings.memory.vae_decoding):
         class_pictures.make(model, plans, together, on_batch, work.stop_if_asked)
-    sheet = work.project.folder / CLASS_SHEET
+
+
+def write_class_sheet(work: Work, plans: list[class_pictures.Plan]) -> str:
+    """Puts all class pictures on a sheet. Returns its file; empty where it cannot be written, which is a warning."""
+    sheet = work.project.folder / _CLASS_SHEET
     try:
         preview.class_sheet(class_pictures.prior_pictures(plans), sheet)
     except OSError as error:
-        work.job.warn(f"{sheet}: the sheet cannot be written ({error.strerror or error}); the run goes on without it.")
+        work.job.warn(f"{sheet}: the sheet cannot be written ({error.strerror or error}); the job goes on without it.")
+        return ""
+    return str(sheet)
 
 
 def _checkpoint_gradients(settings: Settings, model: Model) -> None:

@@ -77,12 +77,12 @@ def capture(program: Program, inputs: list[Tensor], room: Room) -> Captured:
         except RuntimeError as error:  # of the capture's end, where the device has refused what was asked within it
             with contextlib.suppress(RuntimeError):  # where even that fails, what is asked next says so
                 _end(graph, room.pool, is_begun=is_begun)
-            raise _told(culprit or error) from None
+            raise _as_runtime_error(culprit or error) from None
     torch.cuda.current_stream().wait_stream(room.stream)
     return graph.replay, outputs
 
 
-def _told(culprit: Exception) -> RuntimeError:
+def _as_runtime_error(culprit: Exception) -> RuntimeError:
     return culprit if isinstance(culprit, RuntimeError) else RuntimeError(f"{type(culprit).__name__}: {culprit}")
 
 

@@ -128,7 +128,8 @@ def class_pictures(result: Result) -> str:
     lines = [
         f"{one['pictures']} class pictures in {one['folder']}, {one['made']} new" for one in result["class_pictures"]
     ]
-    return "\n".join([*lines, f"Shown on {result['sheet']}"])
+    shown = [f"Shown on {result['sheet']}"] if result["sheet"] else []
+    return "\n".join([*lines, *shown])
 
 
 def captions(result: Result) -> str:
@@ -149,7 +150,7 @@ def sheet(result: Result) -> str:
 
 def exported(result: Result) -> str:
     files = dict.fromkeys([result["path"], *result["embeddings"].values()])
-    return "\n".join([*(f"Written: {file}" for file in files), *filter(None, [exporting.told(result)])])
+    return "\n".join([*(f"Written: {file}" for file in files), *filter(None, [exporting.remark(result)])])
 
 
 def demo(result: Result) -> str:

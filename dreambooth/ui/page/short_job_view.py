@@ -202,7 +202,7 @@ def _made(project: Project, job: Job, story: JobHistory, result: Event) -> str:
 
 
 def _exported(project: Project, job: Job, story: JobHistory, result: Event) -> str:
-    text = exporting.told(result)
+    text = exporting.remark(result)
     return f'<p class="db-good">Written: {escape(result["path"])}</p>' + (
         f'<p class="db-quiet">{text}</p>' if text else ""
     )
