@@ -84,6 +84,27 @@ def test_steps_are_halved_where_every_other_picture_was_of_the_class() -> None:
     assert of(network_dim=4, max_train_steps=300)["intervals.max_train_steps"] == 300
     both = of(network_dim=4, max_train_steps=301, train_data_dir="/d/train", reg_data_dir="/d/reg")
     assert both["intervals.max_train_steps"] == 151
+    every = {"save_every_n_steps": 500, "sample_every_n_steps": 250, "stop_text_encoder_training": 1001}
+    alone, both = (of(**folders, **every) for folders in ({}, {"train_data_dir": "/d/train", "reg_data_dir": "/d/reg"}))
+    counted = ("intervals.save_model_every_steps", "intervals.save_preview_every_steps", "tuning.text_encoder_steps")
+    assert [alone[key] for key in counted] == [500, 250, 1001]
+    assert [both[key] for key in counted] == [250, 125, 501]
+
+
+@pytest.mark.parametrize("name", ["007", "2024_06_01", "1e5", "infinity"])
+def test_a_name_that_could_be_a_number_stays_a_name(name: str) -> None:
+    found = of(token_string=name, init_word=name, output_name=name, train_data_dir="/d/train", caption_prefix=name)
+    keys = ("concepts.0.instance_token", "embedding.initial_text", "saving.custom_model_name", "captions.prefix")
+    assert [found[key] for key in keys] == [name] * 4
+
+
+def test_an_alpha_of_0_is_the_rank() -> None:
+    """LoRAModule of networks/lora.py, and LyCORIS' modules; the page hands no 0 on."""
+    found = of(network_dim=32, network_alpha=0, network_args=["conv_dim=8", "conv_alpha=0"])
+    assert (found["lora.alpha"], found["lora.conv_rank"], found["lora.conv_alpha"]) == (32, 8, 8)
+    assert of(network_module="networks.lora", network_alpha=0)["lora.alpha"] == 4
+    assert of(network_dim=32, network_alpha=0, network_args=["conv_dim=32"])["lora.conv_alpha"] == 1
+    assert of_page(network_alpha=0)["lora.alpha"] == 1
 
 
 @pytest.mark.parametrize(
@@ -114,6 +135,7 @@ def test_full_fine_tuning_and_when_its_text_encoder_stops() -> None:
     assert (found["learning.learning_rate"], found["saving.checkpoint_format"]) == (1e-6, "ckpt")
     assert found["memory.bf16_weights"] is True
     assert of(stop_text_encoder_training=200)["tuning.text_encoder_steps"] == 200
+    assert of(stop_text_encoder_training=0)["tuning.text_encoder_ratio"] == 0  # train_db.py: before the first step
     assert of(train_text_encoder=False)["tuning.text_encoder_ratio"] == 0
 
 

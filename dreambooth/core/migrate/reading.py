@@ -10,10 +10,12 @@ from dreambooth.core.errors import UserError
 from dreambooth.core.migrate.control import UNKNOWN, Control
 from dreambooth.core.migrate.disk import Disk
 from dreambooth.core.migrate.report import Migration, number
-from dreambooth.core.settings import parse
+from dreambooth.core.schema import general, leaves
+from dreambooth.core.settings import Settings, parse
 
 _NOTHING: tuple[Any, ...] = (None, False, 0, "", [], {}, "None", "none")
 _MOST_CONFLICTS = 10
+_TEXTS = {leaf.key for leaf in leaves(Settings) if leaf.kind is str}  # settings of ours that take no number
 
 
 @dataclass
@@ -37,7 +39,7 @@ class Reading:
         known = self.theirs.get(key) if value is None else value
         if why is None:
             why = self.table[key].why if key in self.table else ""
-        self.into.take(self.names.get(key, key), ours, exact(known), why)
+        self.into.take(self.names.get(key, key), ours, fitting(ours, known), why)
 
     def take_file(self, disk: Disk, key: str, ours: str) -> None:
         """Takes the path of a file, if it names one that is there."""
@@ -99,6 +101,11 @@ def nothing(value: Any) -> bool:
     """Whether a setting there is empty, off or 0."""
     value = exact(value)
     return any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in _NOTHING)
+
+
+def fitting(ours: str, value: Any) -> Any:
+    """A value for a setting of ours: as `exact` has it, but a name such as 007 or 2024_06_01 stays the text it is."""
+    return value if isinstance(value, str) and general(ours) in _TEXTS else exact(value)
 
 
 def exact(value: Any) -> Any:

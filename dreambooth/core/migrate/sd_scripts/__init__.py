@@ -25,7 +25,6 @@ SAME = {
     "ip_noise_gamma": "objective.input_perturbation",
     "min_timestep": "objective.timestep_min",
     "save_every_n_epochs": "intervals.save_model_every",
-    "save_every_n_steps": "intervals.save_model_every_steps",
     "sample_every_n_epochs": "intervals.save_preview_every",
     "output_name": "saving.custom_model_name",
 }
@@ -80,5 +79,5 @@ def _arguments(theirs: Mapping[str, Any], names: Mapping[str, str], disk: Disk, 
 
 def _meant(read: Reading) -> dict[str, str]:
     """Those of SAME that say something: 0 is a number for some, and "none" or "at random" for others."""
-    off = {"seed", "ip_noise_gamma", "max_token_length", "save_every_n_steps", "save_every_n_epochs"}
+    off = {"seed", "ip_noise_gamma", "max_token_length", "save_every_n_epochs"}
     return {key: ours for key, ours in SAME.items() if key not in off or read.is_given(key)}

@@ -8,7 +8,7 @@ from dreambooth.core.migrate import rates
 from dreambooth.core.migrate.disk import Disk
 from dreambooth.core.migrate.reading import Reading
 from dreambooth.core.migrate.report import number
-from dreambooth.core.migrate.sd_scripts import of_network
+from dreambooth.core.migrate.sd_scripts import of_data, of_network
 from dreambooth.core.migrate.sd_scripts.of_network import Method
 
 OPTIMIZERS = {  # by the name in small letters, without the package
@@ -91,9 +91,8 @@ def _length(read: Reading, *, whole: bool) -> None:
         if steps:
             read.leave("max_train_steps", "max_train_epochs goes before it there")
     elif steps or whole:
-        halved = rates.has_class_pictures(read.into)
-        value = ceil((steps or _UNSAID_STEPS) / (2 if halved else 1))
-        read.take("max_train_steps", "intervals.max_train_steps", value, "" if steps and not halved else None)
+        value = of_data.steps_here(read, steps or _UNSAID_STEPS)
+        read.take("max_train_steps", "intervals.max_train_steps", value, "" if value == steps else None)
     if steps and not epochs and read.is_given("epoch"):
         read.leave("epoch", "max_train_steps goes before it there")
 

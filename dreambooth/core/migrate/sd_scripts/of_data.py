@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dreambooth.core.migrate import kohya
+from math import ceil
+
+from dreambooth.core.migrate import kohya, rates
 from dreambooth.core.migrate.disk import Disk
-from dreambooth.core.migrate.reading import Reading, exact
+from dreambooth.core.migrate.reading import Reading, fitting
 from dreambooth.core.migrate.report import side
 
 _ELSEWHERE = ("max_token_length", "caption_extension")  # settings of a run there, too
@@ -21,7 +23,8 @@ def take(read: Reading, disk: Disk, *, whole: bool) -> None:
             and key not in _ELSEWHERE
             and (read.is_given(key) or key == "enable_bucket")
         ):
-            kohya.take_one(read.names.get(key, key), key, exact(read.theirs[key]), read.into)
+            value = fitting(kohya.SAME.get(key, ""), read.theirs[key])
+            kohya.take_one(read.names.get(key, key), key, value, read.into)
     if whole and "enable_bucket" not in read.theirs:
         read.into.take("enable_bucket", "pictures.buckets", False, "off there unless it is asked for")
     if (read.is_given("shuffle_caption") or read.number("caption_tag_dropout_rate")) and not read.number("keep_tokens"):
@@ -35,6 +38,12 @@ def take(read: Reading, disk: Disk, *, whole: bool) -> None:
         read.take("masked_loss", "objective.unmasked_weight", 0.0)
     if read.is_given("cache_latents_to_disk"):
         read.take("cache_latents_to_disk", "pictures.cache_on_disk", True, "")
+
+
+def steps_here(read: Reading, steps: float) -> int:
+    """So many steps there as steps here, which see a batch of yours and one of the class: with class pictures every
+    other picture of a batch there is of the class."""
+    return ceil(steps / (2 if rates.has_class_pictures(read.into) else 1))
 
 
 def _folders(read: Reading, disk: Disk, *, whole: bool) -> None:

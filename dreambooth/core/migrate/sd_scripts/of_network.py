@@ -7,6 +7,7 @@ from typing import Any, Literal
 from dreambooth.core.migrate.disk import Disk
 from dreambooth.core.migrate.reading import Reading
 from dreambooth.core.migrate.report import number
+from dreambooth.core.migrate.sd_scripts import of_data
 
 Method = Literal["lora", "full", "embedding"]
 
@@ -28,6 +29,7 @@ _LAYERS = {  # LyCORIS' presets
     "unet-convblock-only": ("convolutions", "the transformer blocks get one, too"),
 }
 _OF_A_LORA = ("network_module", "network_dim", "network_alpha", "unet_lr", "text_encoder_lr", "network_weights")
+_ALPHA_OF_ZERO = "0 there is as much as the rank"
 _WORDS = {"init_word": "embedding.initial_text", "num_vectors_per_token": "embedding.vectors"}
 
 
@@ -99,6 +101,8 @@ def _convolutions(read: Reading, module: str) -> None:
         if read.number(key):
             own = read.number(key) != read.number(of_all, unsaid)
             read.take(key, f"lora.conv_{ours}" if own else f"lora.{ours}", read.number(key), "")
+    if read.number("conv_dim") and _is_zero(read, "conv_alpha"):
+        read.take("conv_alpha", "lora.conv_alpha", read.number("conv_dim"), _ALPHA_OF_ZERO)
     unsaid_alpha = read.number("conv_dim") and "conv_alpha" not in read.theirs and "lycoris" not in module
     if unsaid_alpha and read.number("network_alpha", 1) != 1:
         read.take("conv_alpha", "lora.conv_alpha", 1)
@@ -108,6 +112,8 @@ def _size(read: Reading, disk: Disk, *, whole: bool) -> None:
     for key, ours, otherwise in (("network_dim", "lora.rank", 4), ("network_alpha", "lora.alpha", 1)):
         if read.number(key):
             read.take(key, ours, why="")
+        elif whole and key == "network_alpha" and _is_zero(read, key):
+            read.take(key, ours, read.number("network_dim", 4) or 4, _ALPHA_OF_ZERO)
         elif whole or key == "network_alpha":
             read.take(key, ours, otherwise)
     if read.is_given("network_dropout"):
@@ -184,7 +190,11 @@ def _text_encoder(read: Reading, *, whole: bool) -> None:
     elif number(stop) < 0:
         read.take("stop_text_encoder_training", "tuning.text_encoder_ratio", 0.0)
     elif number(stop):
-        read.take("stop_text_encoder_training", "tuning.text_encoder_steps", int(number(stop)))
+        steps = of_data.steps_here(read, number(stop))
+        read.take("stop_text_encoder_training", "tuning.text_encoder_steps", steps)
+    elif whole and _is_zero(read, "stop_text_encoder_training"):
+        why = "it stops before the first step there"
+        read.take("stop_text_encoder_training", "tuning.text_encoder_ratio", 0.0, why)
     elif "train_text_encoder" in read.theirs:
         share = 1.0 if read.is_given("train_text_encoder") else 0.0
         read.take("train_text_encoder", "tuning.text_encoder_ratio", share)
