@@ -144,6 +144,31 @@ def test_an_sdxl_yaml_names_the_scaling_of_its_denoiser(
     assert ("it predicts" in seen.reason) == (found[0] == "EDMScaling")
 
 
+@pytest.mark.parametrize(("width", "family"), [(768, "sd1"), (1024, "sd2"), (2048, "sdxl")])
+def test_the_family_of_a_lora_of_the_first_diffusers_is_seen(tmp_path: Path, width: int, family: str) -> None:
+    layer = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.processor.to_k_lora"
+    tensors = {f"unet.{layer}.down.weight": ("F16", [4, width], 8 * width), f"{layer}.up.weight": ("F16", [2, 4], 16)}
+    seen = about(tmp_path, tensors)
+    assert (seen.kind, seen.family) == ("lora", family)
+
+
+@pytest.mark.parametrize(
+    ("said", "family"),
+    [
+        ("sd_v1", "sd1"),
+        ("sd_v2_v", "sd2"),
+        ("sdxl_base_v1-0", "sdxl"),
+        ("sdxl_base_v0-9", "sdxl"),
+        ("flux1", "unknown"),
+    ],
+)
+def test_the_family_of_a_lora_of_the_text_encoder_alone_is_what_its_trainer_said(
+    tmp_path: Path, said: str, family: str
+) -> None:
+    tensors = {"lora_te_text_model_encoder_layers_0_mlp_fc1.lora_down.weight": ("F16", [1, 768], 2 * 768)}
+    assert about(tmp_path, tensors, {"ss_base_model_version": said}).family == family
+
+
 SITE = "lora_unet_input_blocks_4_1_transformer_blocks_0_attn2_to_k"
 
 

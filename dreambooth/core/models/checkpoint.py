@@ -47,7 +47,8 @@ _LORA = re.compile(
     r"\.lora_(down|up|A|B)\.|\.lora(_linear_layer)?\.(down|up)\.|_lora\.(down|up)\.|\.(hada|lokr)_w[12](_[ab])?$"
     r"|\.oft_blocks$"
 )
-_LORA_BASES = {"sd_v1": "sd1", "sd_v2": "sd2", "sdxl_base_v1-0": "sdxl"}  # as trainers write them beside their LoRAs
+# How what trainers write beside their LoRAs begins; _v follows of a v-prediction model, and SDXL's version.
+_LORA_BASES = {"sd_v1": "sd1", "sd_v2": "sd2", "sdxl_base_v": "sdxl"}
 
 
 @dataclass
@@ -130,7 +131,8 @@ def describe(header: Header, origin: Origin | None = None) -> About:
     other = next((what for pattern, what in _OTHERS if any(re.search(pattern, name) for name in tensors)), "")
     if any(_LORA.search(name) for name in tensors):
         about.kind = "lora"
-        base_model = _LORA_BASES.get(header.metadata.get("ss_base_model_version", ""), "unknown")
+        said = header.metadata.get("ss_base_model_version", "")
+        base_model = next((family for start, family in _LORA_BASES.items() if said.startswith(start)), "unknown")
         about.family = base_model if (known := lora_family(tensors)) == "unknown" else known
         about.reason = "this is a LoRA, not a whole model; name the checkpoint that it belongs to"
     elif vectors := embedding_file.parts(tensors):
@@ -160,7 +162,9 @@ def lora_family(tensors: Mapping[str, Tensor]) -> str:
     """The family that a LoRA belongs to, from the width of the text that its layers read."""
     widths = []
     for name, tensor in tensors.items():
-        match = re.search(r"(.*attn2[._]to_[kv].*)(lora_down|lora_A|lora\.down|hada_w1_b|lokr_w1(_b)?$)", name)
+        match = re.search(
+            r"(.*attn2[._](?:processor\.)?to_[kv].*)(lora_down|lora_A|lora\.down|hada_w1_b|lokr_w1(_b)?$)", name
+        )
         if match and len(tensor.shape) > 1:
             seconds = [tensors[key].shape[1] for end in ("", "_b") if (key := f"{match[1]}lokr_w2{end}") in tensors]
             widths.append(tensor.shape[1] * (seconds[0] if seconds else 1))
