@@ -234,6 +234,25 @@ def test_max_norm() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("theirs", "decay"),
+    [
+        ({}, 0.01),
+        ({"optimizer_type": "PagedAdamW8bit"}, 0.01),
+        ({"optimizer_type": "Lion"}, 0),
+        ({"use_lion_optimizer": True}, 0),
+        ({"optimizer_type": "prodigyopt.Prodigy"}, 0),
+        ({"optimizer_type": "DAdaptAdam"}, 0),
+        ({"optimizer_type": "Adafactor", "optimizer_args": ["weight_decay=0.05"]}, 0.05),
+        ({"optimizer_type": "SGDNesterov"}, 0.01),  # which is not here, so that adamw is taken as it is
+    ],
+)
+def test_a_weight_decay_that_is_not_said_is_the_optimizers(theirs: dict[str, Any], decay: float) -> None:
+    found = of(network_dim=4, **theirs)
+    assert found["optimizer.weight_decay"] == found["optimizer.text_encoder_weight_decay"] == decay
+    assert of_page(optimizer="Lion")["optimizer.weight_decay"] == 0.01, "the page's file says only what it says"
+
+
 def test_optimizers_that_find_the_rate() -> None:
     found = of(network_dim=4, optimizer_type="DAdaptAdam", learning_rate=1.0, optimizer_args=["d_coef=2"])
     assert (found["optimizer.name"], found["learning.lora_learning_rate"], found["optimizer.d_coef"]) == (
