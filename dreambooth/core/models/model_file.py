@@ -142,9 +142,7 @@ def _parse(path: Path, text: bytes, data_start: int) -> Header:
             shape = _numbers(entry["shape"])
             dtype = str(entry["dtype"])
             if dtype not in BYTES_PER_VALUE:
-                raise UserError(
-                    f"{path}: it holds weights in {dtype[:20]!r}, which cannot be read here; get it in fp16."
-                )
+                raise UserError(f"{path}: it holds weights in {dtype[:20]!r}, which are not read here; get it in fp16.")
             tensor = Tensor(dtype, shape, path, data_start + start, data_start + end)
             wanted = prod(tensor.shape) * BYTES_PER_VALUE[tensor.dtype]
             if start < 0 or end - start != wanted or min(tensor.shape, default=0) < 0:
