@@ -9,7 +9,7 @@ import pytest
 from dreambooth.core import schema
 from dreambooth.core.migrate import kohya
 from dreambooth.core.settings import Settings
-from tests.core.migrations import flat, left, look
+from tests.core.migrations import fates, flat, left, look
 
 DATASET: dict[str, Any] = {
     "general": {"enable_bucket": True, "shuffle_caption": True, "caption_extension": ".txt", "keep_tokens": 2},
@@ -111,6 +111,13 @@ def test_kohyas_folders() -> None:
     assert [ours[f"concepts.{row}.repeats"] for row in (0, 1)] == [10, 5]
     assert [ours[f"concepts.{row}.instance_prompt"] for row in (0, 1)] == ["sks dog", "ohwx man"]
     assert [ours[f"concepts.{row}.class_data_dir"] for row in (0, 1)] == ["/r/1_dog", "/r/1_man"]
+
+
+def test_a_folder_of_no_repeats_is_not_trained() -> None:
+    found = kohya.folders([("0_old", "/k/0_old"), ("2_sks dog", "/k/2_sks dog")], [("0_dog", "/r/0_dog")], look)
+    assert flat(found)["concepts.0.instance_data_dir"] == "/k/2_sks dog"
+    assert flat(found)["concepts.0.class_mode"] == "off" and not any("concepts.1" in key for key in flat(found))
+    assert fates(found)["0_old"] == fates(found)["0_dog"] == ("left out", "it is not trained there either")
 
 
 @pytest.mark.parametrize("theirs", [{"datasets": [{"subsets": [{"image_dir": "/x", "num_repeats": 0}]}]},
