@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dreambooth.core.migrate.disk import Disk
-from dreambooth.core.migrate.onetrainer import of_course
+from dreambooth.core.migrate.onetrainer import of_training
 from dreambooth.core.migrate.reading import Reading, exact, fitting, nothing
 from dreambooth.core.models.model_file import SUFFIXES
 
@@ -66,7 +66,7 @@ def _how_often(read: Reading, key: str, ours: str) -> None:
     if unit == "EPOCH":
         read.take(told, ours, int(read.number(key)), "")
     elif unit == "STEP":
-        steps = of_course.updates(read, read.number(key))
+        steps = of_training.updates(read, read.number(key))
         read.take(told, f"{ours}_steps", steps, "batches there; updates of the weights here")
     elif unit == "NEVER" and key == "save_every":
         read.take(told, ours, 0, "only the last is kept")

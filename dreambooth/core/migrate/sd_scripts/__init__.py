@@ -12,7 +12,7 @@ from typing import Any
 from dreambooth.core.migrate.disk import Disk
 from dreambooth.core.migrate.reading import Reading
 from dreambooth.core.migrate.report import Migration
-from dreambooth.core.migrate.sd_scripts import of_course, of_data, of_network, of_results, page
+from dreambooth.core.migrate.sd_scripts import of_data, of_network, of_results, of_training, page
 from dreambooth.core.migrate.sd_scripts.controls import BY_KEY
 
 SAME = {
@@ -71,9 +71,9 @@ def _arguments(theirs: Mapping[str, Any], names: Mapping[str, str], disk: Disk, 
     of_data.take(read, disk, whole=whole)
     method = of_network.take(read, disk, whole=whole)
     read.same(_meant(read))
-    of_course.take(read, method, disk, whole=whole)
+    of_training.take(read, method, disk, whole=whole)
     of_results.take(read, disk)
-    read.rest(_OWN, _SECRET, off | of_course.without_meaning(read))
+    read.rest(_OWN, _SECRET, off | of_training.without_meaning(read))
     return read.into
 
 

@@ -80,7 +80,7 @@ class Part:
     is_class: bool
 
 
-def dataset(theirs: Mapping[str, Any], look: Look) -> Migration:
+def from_toml(theirs: Mapping[str, Any], look: Look) -> Migration:
     """The settings of a dataset .toml, as a nested dictionary: [general], [[datasets]], [[datasets.subsets]]."""
     into, parts = Migration(), list[Part]()
     general = _table(theirs.get("general"))
@@ -108,7 +108,7 @@ def dataset(theirs: Mapping[str, Any], look: Look) -> Migration:
     return into
 
 
-def folders(
+def from_folders(
     train: Iterable[tuple[str, str]],
     of_class: Iterable[tuple[str, str]],
     look: Look,
