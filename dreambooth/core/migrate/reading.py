@@ -1,4 +1,5 @@
-"""Another program's settings, each told of: what is taken says so, and at the end the rest says why it is not."""
+"""Reading another program's settings, so that the report has a line of each: what is taken says so, and at the end the
+rest says why it is not."""
 
 from __future__ import annotations
 
@@ -50,7 +51,7 @@ class Reading:
             self.take(key, ours, name)
 
     def leave(self, key: str, why: str | None = None) -> None:
-        reason = self.table[key].told if key in self.table else UNKNOWN
+        reason = self.table[key].reason if key in self.table else UNKNOWN
         self.into.leave(self.names.get(key, key), self.theirs.get(key), reason if why is None else why)
 
     def same(self, table: Mapping[str, str]) -> None:
@@ -60,15 +61,16 @@ class Reading:
                 self.take(key, ours)
 
     def rest(self, own: Set[str], secret: Set[str], off: Set[str]) -> None:
-        """What nothing was said of yet: `own` are notes of the program's, `secret` ones are shown to nobody, and `off`
-        has a meaning only with something that is off. And what was taken, but does not go together here."""
-        reported = self.into.told()
+        """Reports what has no line yet: `own` are the program's notes for itself, of `secret` ones the value is not
+        shown, and `off` ones have a meaning only with something that is off. Then leaves out again what was taken and
+        does not go together here."""
+        reported = self.into.reported_keys()
         quiet: list[str] = []
         for key in sorted(key for key in self.theirs.keys() - own if self.names.get(key, key) not in reported):
             if key in off or not self.is_given(key):
                 quiet.append(self.names.get(key, key))
             elif key in secret:
-                self.into.leave(self.names.get(key, key), None, self.table[key].told)
+                self.into.leave(self.names.get(key, key), None, self.table[key].reason)
             else:
                 self.leave(key)
         if quiet:

@@ -94,7 +94,7 @@ def _resolution(read: Reading) -> None:
 
 def _others(read: Reading) -> None:
     """What belongs to other families, and the rest of an optimizer's own settings, each with one reason."""
-    reported = read.into.told()
+    reported = read.into.reported_keys()
     for key in sorted(read.theirs.keys() - reported):
         of_another = key.partition(".")[0] in _OTHER_PARTS or key in _OF_ANOTHER or key.startswith("text_encoder_3")
         if of_another or key.startswith("text_encoder_4"):

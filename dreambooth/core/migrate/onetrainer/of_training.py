@@ -149,7 +149,7 @@ def _rates(read: Reading, method: str) -> None:
     else:
         _rate(read, f"learning.{prefix}learning_rate")
     _text_rate(read, f"learning.{prefix}text_encoder_learning_rate")
-    if read.is_given("learning_rate") and "learning_rate" not in read.into.told():
+    if read.is_given("learning_rate") and "learning_rate" not in read.into.reported_keys():
         read.leave("learning_rate", "both parts have a rate of their own")
 
 

@@ -57,7 +57,7 @@ def _folders(read: Reading, disk: Disk, *, whole: bool) -> None:
             read.leave(key, f"{problem}: {folder}")
         elif not some:
             why = "it holds no folders that are named after repeats and class, such as '10_sks dog'"
-            read.leave(key, why if not read.is_given("in_json") else read.table["in_json"].told)
+            read.leave(key, why if not read.is_given("in_json") else read.table["in_json"].reason)
     key = "caption_extension" if read.is_given("caption_extension") else "caption_extention"
     suffix = str(read.theirs.get(key) or (".caption" if whole else ""))
     suffixes = (suffix,) if suffix.startswith(".") else kohya_dataset.BOTH_SUFFIXES

@@ -140,7 +140,7 @@ def _rates(read: Reading, method: Method, *, whole: bool) -> None:
         rates.take_rate(read, found[0][0], ours, found[0][1], "")
     else:
         _rate(read, "learning_rate", ours, whole=whole)
-    if read.is_given("learning_rate") and "learning_rate" not in read.into.told():
+    if read.is_given("learning_rate") and "learning_rate" not in read.into.reported_keys():
         read.leave("learning_rate", "both parts have a rate of their own")
 
 
