@@ -197,6 +197,29 @@ def test_kinds_of_lora() -> None:
     assert of(network_dim=8, network_args=["conv_dim=8", "loraplus_lr_ratio=4"])["learning.lora_plus_ratio"] == 4
 
 
+@pytest.mark.parametrize("kind", ["LoHa", "LoKr"])
+def test_the_scripts_own_loha_and_lokr_have_convolutions_only_where_they_are_asked_for(kind: str) -> None:
+    """networks/loha.py and lokr.py; LyCORIS' preset stays in the page's file, and is not handed on to them."""
+    page = {"LoRA_type": f"Kohya {kind}", "LyCORIS_preset": "full", "conv_dim": 0}
+    assert (of_page(**page)["lora.kind"], of_page(**page)["lora.layers"]) == (kind.lower(), "transformer")
+    assert of_page(**{**page, "conv_dim": 4})["lora.layers"] == "convolutions"
+    assert of_page(**{**page, "LoRA_type": f"LyCORIS/{kind}"})["lora.layers"] == "convolutions"
+
+
+def test_the_scripts_own_oft_has_so_many_blocks_and_not_blocks_of_a_side() -> None:
+    found = sd_scripts.config_file({"network_module": "networks.oft", "network_dim": 4, "network_alpha": 1e-3}, DISK)
+    ours = flat(found)
+    assert (ours["lora.kind"], ours["lora.layers"], ours["lora.rank"], ours["lora.alpha"]) == (
+        "oft",
+        "attention",
+        16,
+        16,
+    )
+    assert left(found) >= {"network_dim", "network_alpha"}
+    linear = of(network_module="networks.oft", network_args=["enable_all_linear=True"])
+    assert (linear["lora.kind"], linear["lora.layers"]) == ("oft", "transformer")
+
+
 ROW = ("lora.layers", "lora.rank", "lora.alpha", "lora.conv_rank", "lora.conv_alpha")
 
 

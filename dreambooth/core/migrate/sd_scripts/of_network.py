@@ -18,6 +18,7 @@ _KINDS = {  # LyCORIS' names: ours, and what differs
     "loha": ("loha", ""),
     "lokr": ("lokr", ""),
     "diag-oft": ("oft", "OFT's blocks are of the side that lora.rank says"),
+    "oft": ("oft", ""),
     "boft": ("oft", "the nearest that there is here"),
 }
 _LAYERS = {  # LyCORIS' presets
@@ -29,6 +30,10 @@ _LAYERS = {  # LyCORIS' presets
     "unet-convblock-only": ("convolutions", "the transformer blocks get one, too"),
 }
 _OF_A_LORA = ("network_module", "network_dim", "network_alpha", "unet_lr", "text_encoder_lr", "network_weights")
+_OFT = "networks.oft"  # of the scripts themselves
+_OFT_LAYERS = {"enable_conv": "convolutions", "enable_all_linear": "transformer"}
+_OFT_BLOCKS = "a number of blocks there, and lora.rank is the side of them"
+_OFT_LIMIT = "there it limits how far OFT turns, which nothing does here"
 _ALPHA_OF_ZERO = "0 there is as much as the rank"
 _WORDS = {"init_word": "embedding.initial_text", "num_vectors_per_token": "embedding.vectors"}
 
@@ -82,6 +87,13 @@ def _kind(read: Reading) -> None:
 
 def _layers(read: Reading, module: str) -> None:
     preset = str(read.theirs.get("preset") or ("full" if "lycoris" in module else ""))
+    if module == _OFT:
+        asked_for = [key for key in _OFT_LAYERS if read.is_given(key)]
+        if asked_for:
+            read.take(asked_for[0], "lora.layers", _OFT_LAYERS[asked_for[0]])
+        else:
+            read.into.take("network_module", "lora.layers", "attention", "networks.oft is on these")
+        return
     if preset:
         layers, why = _LAYERS.get(preset, ("transformer", f"there is no such choice here as {preset}"))
         read.take("preset", "lora.layers", layers, why)
@@ -109,8 +121,13 @@ def _convolutions(read: Reading, module: str) -> None:
 
 
 def _size(read: Reading, disk: Disk, *, whole: bool) -> None:
+    is_oft = read.theirs.get("network_module") == _OFT
     for key, ours, otherwise in (("network_dim", "lora.rank", 4), ("network_alpha", "lora.alpha", 1)):
-        if read.number(key):
+        if is_oft and key in read.theirs:
+            read.leave(key, _OFT_BLOCKS if key == "network_dim" else _OFT_LIMIT)
+        elif is_oft:
+            continue
+        elif read.number(key):
             read.take(key, ours, why="")
         elif whole and key == "network_alpha" and _is_zero(read, key):
             read.take(key, ours, read.number("network_dim", 4) or 4, _ALPHA_OF_ZERO)
