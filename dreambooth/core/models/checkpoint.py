@@ -49,8 +49,8 @@ _LORA = re.compile(
     r"\.lora_(down|up|A|B)\.|\.lora(_linear_layer)?\.(down|up)\.|_lora\.(down|up)\.|\.(hada|lokr)_w[12](_[ab])?$"
     r"|\.oft_blocks$"
 )
-# How what trainers write beside their LoRAs begins; _v follows of a v-prediction model, and SDXL's version.
-_LORA_BASES = {"sd_v1": "sd1", "sd_v2": "sd2", "sdxl_base_v": "sdxl"}
+# As trainers write them beside their LoRAs:
+_LORA_BASES = {"sd_v1": "sd1", "sd_v2": "sd2", "sdxl_base_v0-9": "sdxl", "sdxl_base_v1-0": "sdxl"}
 
 
 @dataclass
@@ -133,8 +133,8 @@ def describe(header: Header, origin: Origin | None = None) -> About:
     other = next((what for pattern, what in _OTHERS if any(re.search(pattern, name) for name in tensors)), "")
     if any(_LORA.search(name) for name in tensors):
         about.kind = "lora"
-        said = header.metadata.get("ss_base_model_version", "")
-        base_model = next((family for start, family in _LORA_BASES.items() if said.startswith(start)), "unknown")
+        version = header.metadata.get("ss_base_model_version", "").removesuffix("_v")  # of a model that predicts v
+        base_model = _LORA_BASES.get(version, "unknown")
         about.family = base_model if (known := lora_family(tensors)) == "unknown" else known
         about.reason = "this is a LoRA, not a whole model; name the checkpoint that it belongs to"
     elif vectors := embedding_file.parts(tensors):
