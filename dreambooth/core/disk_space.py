@@ -33,7 +33,7 @@ class _Part:
         return self.count * self.each
 
     @property
-    def said(self) -> str:
+    def counted_name(self) -> str:
         return f"{self.count:,} {self.name}{'' if self.count == 1 else 's'}"
 
 
@@ -68,11 +68,11 @@ def _problem(parts: list[_Part]) -> str:
     needed, free = sum(part.bytes for part in parts), shutil.disk_usage(_there(largest.place)).free
     if needed <= free:
         return ""
-    counted = " and ".join(part.said for part in parts if part.count)
+    files = " and ".join(part.counted_name for part in parts if part.count)
     *first, last = ["make room", *(mend for part in reversed(parts) for mend in part.mends)]
     do = f"{', '.join(first)} or {last}" if first else last
     return (
-        f"{largest.place}: the run has about {size(needed)} to write on this drive ({counted}), but {size(free)} are "
+        f"{largest.place}: the run has about {size(needed)} to write on this drive ({files}), but {size(free)} are "
         f"free; {do}."
     )
 

@@ -29,7 +29,7 @@ def save_bytes(header: Header, settings: Settings) -> int:
     if settings.is_embedding:
         return trained * 4 + len(settings.words) * _ABOUT_BYTES  # always in full precision
     if settings.saving.half_model:
-        return 2 * (trained if settings.is_lora else sum(t.values for t in header.tensors.values()))
+        return 2 * (trained if settings.is_lora else sum(t.values for t in anatomy.written(header).values()))
     kept = 0 if settings.is_lora else sum(t.end - t.start for t in anatomy.untrained(header, settings))
     return trained * 4 + kept
 

@@ -39,12 +39,12 @@ class Folders:
 
     What was moved is written in `models/dreambooth/folders.json`, so that the page, the command line and the engine
     all look in the same place: {"projects": ..., "checkpoints": ..., "loras": ..., "embeddings": ...}, each only where
-    it differs. Of several WebUIs with flags of their own on one models folder the note is the last one's; `told` is
-    what holds for each of them, and goes with the jobs that it is asked for.
+    it differs. Where several WebUIs with flags of their own share a models folder, the file is the last one's; `given`
+    is what holds for one of them, and goes with the jobs that it asks for.
     """
 
     models: Path
-    told: Any = field(default=None, compare=False)  # as the file has it; None: look there
+    given: Any = field(default=None, compare=False)  # in place of the file, in its form; None: read the file
 
     @property
     def projects(self) -> Path:
@@ -84,7 +84,7 @@ class Folders:
 
     @cached_property
     def _moved(self) -> dict[str, Path]:
-        places = self.told
+        places = self.given
         if not isinstance(places, dict):
             try:
                 places = read_object(self.models / "dreambooth" / "folders.json")

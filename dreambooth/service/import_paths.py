@@ -12,7 +12,7 @@ from typing import Any
 
 from dreambooth.core.errors import UserError
 from dreambooth.core.files import confinement, paths
-from dreambooth.core.migrate import kohya
+from dreambooth.core.migrate import kohya_dataset
 from dreambooth.core.migrate.disk import NOT_THERE, Disk
 from dreambooth.core.migrate.report import Look, Seen
 from dreambooth.service import pictures
@@ -71,7 +71,9 @@ def named(folder: Path) -> list[tuple[str, str]]:
     if not paths.is_folder(folder):
         return []
     return [
-        (one.name, str(one)) for one in sorted(folder.iterdir()) if one.is_dir() and kohya.FOLDER.fullmatch(one.name)
+        (one.name, str(one))
+        for one in sorted(folder.iterdir())
+        if one.is_dir() and kohya_dataset.FOLDER.fullmatch(one.name)
     ]
 
 

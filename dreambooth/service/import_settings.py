@@ -13,7 +13,7 @@ from typing import Any
 from dreambooth.core.errors import UserError
 from dreambooth.core.files import confinement, paths
 from dreambooth.core.install_paths import PROJECT
-from dreambooth.core.migrate import kohya, onetrainer, predecessor, sd_scripts
+from dreambooth.core.migrate import kohya_dataset, onetrainer, predecessor, sd_scripts
 from dreambooth.core.migrate.disk import Disk
 from dreambooth.core.migrate.report import Line, Look, Migration
 from dreambooth.core.project import Project
@@ -127,7 +127,7 @@ def _toml(path: Path, python: Path, disk: Disk) -> tuple[str, Migration]:
     if completed.returncode:
         raise UserError(f"{path}: the file is not TOML ({content['problem']}).")
     if content.get("datasets"):
-        return "kohya's dataset file", kohya.dataset(content, disk.look)
+        return "kohya's dataset file", kohya_dataset.from_toml(content, disk.look)
     if sd_scripts.flat(content).keys() & sd_scripts.KNOWN:
         return "kohya's config file", sd_scripts.config_file(content, disk)
     raise UserError(
@@ -138,10 +138,10 @@ def _toml(path: Path, python: Path, disk: Disk) -> tuple[str, Migration]:
 
 def _folders(path: Path, look: Look) -> Migration:
     train, of_class = (path / "img" if (path / "img").is_dir() else path), path / "reg"
-    found = import_paths.named(train) or ([(path.name, str(path))] if kohya.FOLDER.fullmatch(path.name) else [])
+    found = import_paths.named(train) or ([(path.name, str(path))] if kohya_dataset.FOLDER.fullmatch(path.name) else [])
     if not found:
         raise UserError(f"{path}: it holds no folders that are named after repeats and class, such as '10_sks dog'.")
-    return kohya.folders(found, import_paths.named(of_class), look)
+    return kohya_dataset.from_folders(found, import_paths.named(of_class), look)
 
 
 def _leave_out_what_is_not_touched(migration: Migration, base: Path) -> None:

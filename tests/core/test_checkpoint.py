@@ -144,6 +144,62 @@ def test_an_sdxl_yaml_names_the_scaling_of_its_denoiser(
     assert ("it predicts" in seen.reason) == (found[0] == "EDMScaling")
 
 
+@pytest.mark.parametrize("mark", ["edm_mean", "edm_vpred.sigma_max"])
+def test_a_file_of_continuous_noise_levels_is_not_taken_for_one_of_timesteps(tmp_path: Path, mark: str) -> None:
+    """Playground 2.5 and CosXL, which WebUIs tell by these; saved by ComfyUI the latter has v_pred, too."""
+    seen = about(tmp_path, {**SDXL, mark: HALF, "v_pred": ("F32", [0], 0)})
+    assert (seen.family, seen.prediction_type, seen.known_by) == ("sdxl", "edm", "markers")
+    assert seen.reason == "it predicts edm; models that predict epsilon or v can be trained"
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "found"),
+    [
+        ({"_class_name": "EDMDPMSolverMultistepScheduler", "prediction_type": "epsilon"}, ("edm", "scheduler")),
+        ({"_class_name": "FlowMatchEulerDiscreteScheduler"}, ("flow", "scheduler")),
+        ({"_class_name": "EulerDiscreteScheduler", "prediction_type": "epsilon"}, ("epsilon", "scheduler")),
+        ({"_class_name": ["EDM"]}, ("epsilon", "the family")),
+    ],
+)
+def test_a_folder_whose_scheduler_has_no_timesteps_cannot_be_trained_from(
+    tmp_path: Path, scheduler: dict[str, Any], found: tuple[str, str]
+) -> None:
+    for place, content in (("model_index", {}), ("scheduler/scheduler_config", scheduler)):
+        file = tmp_path / f"{place}.json"
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(json.dumps(content))
+    for part in ("unet", "text_encoder_2"):
+        (tmp_path / part).mkdir()
+        write_safetensors(tmp_path / part / "model.safetensors", {"x": HALF})
+    seen = checkpoint.describe(checkpoint.read_header(tmp_path))
+    assert (seen.prediction_type, seen.known_by) == found
+
+
+@pytest.mark.parametrize(("width", "family"), [(768, "sd1"), (1024, "sd2"), (2048, "sdxl")])
+def test_the_family_of_a_lora_of_the_first_diffusers_is_seen(tmp_path: Path, width: int, family: str) -> None:
+    layer = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.processor.to_k_lora"
+    tensors = {f"unet.{layer}.down.weight": ("F16", [4, width], 8 * width), f"{layer}.up.weight": ("F16", [2, 4], 16)}
+    seen = about(tmp_path, tensors)
+    assert (seen.kind, seen.family) == ("lora", family)
+
+
+@pytest.mark.parametrize(
+    ("said", "family"),
+    [
+        ("sd_v1", "sd1"),
+        ("sd_v2_v", "sd2"),
+        ("sdxl_base_v1-0", "sdxl"),
+        ("sdxl_base_v0-9", "sdxl"),
+        ("flux1", "unknown"),
+    ],
+)
+def test_the_family_of_a_lora_of_the_text_encoder_alone_is_what_its_trainer_said(
+    tmp_path: Path, said: str, family: str
+) -> None:
+    tensors = {"lora_te_text_model_encoder_layers_0_mlp_fc1.lora_down.weight": ("F16", [1, 768], 2 * 768)}
+    assert about(tmp_path, tensors, {"ss_base_model_version": said}).family == family
+
+
 SITE = "lora_unet_input_blocks_4_1_transformer_blocks_0_attn2_to_k"
 
 

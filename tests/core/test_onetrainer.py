@@ -55,6 +55,19 @@ def of(**theirs: Any) -> dict[str, Any]:
     return flat(onetrainer.config({"training_method": "LORA", **theirs}, DISK))
 
 
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [
+        ("models/2024_06_01.safetensors", "2024_06_01"),
+        ("models/007", "007"),
+        ("C:\\models\\sdxl_v1.0", "sdxl_v1.0"),
+        ("anna.v2.ckpt", "anna.v2"),
+    ],
+)
+def test_the_name_of_a_result_is_that_of_its_file(file: str, name: str) -> None:
+    assert of(output_model_destination=file)["saving.custom_model_name"] == name
+
+
 def test_a_saved_configuration() -> None:
     found = onetrainer.config(NEWEST, DISK)
     ours = flat(found)
@@ -72,7 +85,7 @@ def test_a_saved_configuration() -> None:
     assert (ours["objective.weighting"], ours["objective.min_snr_gamma"]) == ("min_snr", 4)
     assert (ours["objective.timesteps"], ours["objective.logit_mean"]) == ("logit_normal", 0.5)
     assert (ours["objective.logit_std"], ours["objective.timestep_max"]) == (1, 899)
-    assert (ours["intervals.save_model_every"], ours["intervals.save_preview_every_steps"]) == (5, 50)
+    assert (ours["intervals.save_model_every"], ours["intervals.save_preview_every_steps"]) == (5, 25)
     assert (ours["previews.prompts"], ours["previews.scheduler"]) == ("sks dog, running", "euler_a")
     assert (ours["saving.custom_model_name"], ours["saving.half_model"]) == ("anna", True)
     assert (ours["tuning.use_ema"], ours["tuning.mixed_precision"]) == (True, "bf16")

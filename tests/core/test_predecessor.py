@@ -178,7 +178,7 @@ def test_every_key_of_a_config_is_known_or_told() -> None:
     assert "brand_new_option" in left(migration)
     for theirs in (CONFIG_OF_2023_03, CONFIG_OF_2025, CONFIG_OF_2022, EVERYTHING_ON):
         migration = predecessor.config(theirs, look)
-        assert theirs.keys() - {"concepts_list"} <= migration.told()
+        assert theirs.keys() - {"concepts_list"} <= migration.reported_keys()
         assert not [line for line in migration.lines if line.why == UNKNOWN]
         names = [one for line in migration.lines if line.fate == "left out" for one in line.theirs.split(", ")]
         assert len(names) == len(set(names))
@@ -309,7 +309,7 @@ def test_what_is_said_of_a_control_is_what_becomes_of_it(control: Control) -> No
         lines = [line for line in predecessor.config(whole, look).lines if key in line.theirs]
         assert lines, key
         for line in lines:
-            left_with_its_name = line.fate == "left out" and (control.told in line.why or line.why == control.why)
+            left_with_its_name = line.fate == "left out" and (control.reason in line.why or line.why == control.why)
             assert line.ours in control.ours or left_with_its_name, line
     known = {leaf.key for leaf in schema.leaves(Settings)}
     assert set(control.ours) <= known

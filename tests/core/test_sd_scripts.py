@@ -84,6 +84,27 @@ def test_steps_are_halved_where_every_other_picture_was_of_the_class() -> None:
     assert of(network_dim=4, max_train_steps=300)["intervals.max_train_steps"] == 300
     both = of(network_dim=4, max_train_steps=301, train_data_dir="/d/train", reg_data_dir="/d/reg")
     assert both["intervals.max_train_steps"] == 151
+    every = {"save_every_n_steps": 500, "sample_every_n_steps": 250, "stop_text_encoder_training": 1001}
+    alone, both = (of(**folders, **every) for folders in ({}, {"train_data_dir": "/d/train", "reg_data_dir": "/d/reg"}))
+    counted = ("intervals.save_model_every_steps", "intervals.save_preview_every_steps", "tuning.text_encoder_steps")
+    assert [alone[key] for key in counted] == [500, 250, 1001]
+    assert [both[key] for key in counted] == [250, 125, 501]
+
+
+@pytest.mark.parametrize("name", ["007", "2024_06_01", "1e5", "infinity"])
+def test_a_name_that_could_be_a_number_stays_a_name(name: str) -> None:
+    found = of(token_string=name, init_word=name, output_name=name, train_data_dir="/d/train", caption_prefix=name)
+    keys = ("concepts.0.instance_token", "embedding.initial_text", "saving.custom_model_name", "captions.prefix")
+    assert [found[key] for key in keys] == [name] * 4
+
+
+def test_an_alpha_of_0_is_the_rank() -> None:
+    """LoRAModule of networks/lora.py, and LyCORIS' modules; the page hands no 0 on."""
+    found = of(network_dim=32, network_alpha=0, network_args=["conv_dim=8", "conv_alpha=0"])
+    assert (found["lora.alpha"], found["lora.conv_rank"], found["lora.conv_alpha"]) == (32, 8, 8)
+    assert of(network_module="networks.lora", network_alpha=0)["lora.alpha"] == 4
+    assert of(network_dim=32, network_alpha=0, network_args=["conv_dim=32"])["lora.conv_alpha"] == 1
+    assert of_page(network_alpha=0)["lora.alpha"] == 1
 
 
 @pytest.mark.parametrize(
@@ -114,6 +135,7 @@ def test_full_fine_tuning_and_when_its_text_encoder_stops() -> None:
     assert (found["learning.learning_rate"], found["saving.checkpoint_format"]) == (1e-6, "ckpt")
     assert found["memory.bf16_weights"] is True
     assert of(stop_text_encoder_training=200)["tuning.text_encoder_steps"] == 200
+    assert of(stop_text_encoder_training=0)["tuning.text_encoder_ratio"] == 0  # train_db.py: before the first step
     assert of(train_text_encoder=False)["tuning.text_encoder_ratio"] == 0
 
 
@@ -175,6 +197,29 @@ def test_kinds_of_lora() -> None:
     assert of(network_dim=8, network_args=["conv_dim=8", "loraplus_lr_ratio=4"])["learning.lora_plus_ratio"] == 4
 
 
+@pytest.mark.parametrize("kind", ["LoHa", "LoKr"])
+def test_the_scripts_own_loha_and_lokr_have_convolutions_only_where_they_are_asked_for(kind: str) -> None:
+    """networks/loha.py and lokr.py; LyCORIS' preset stays in the page's file, and is not handed on to them."""
+    page = {"LoRA_type": f"Kohya {kind}", "LyCORIS_preset": "full", "conv_dim": 0}
+    assert (of_page(**page)["lora.kind"], of_page(**page)["lora.layers"]) == (kind.lower(), "transformer")
+    assert of_page(**{**page, "conv_dim": 4})["lora.layers"] == "convolutions"
+    assert of_page(**{**page, "LoRA_type": f"LyCORIS/{kind}"})["lora.layers"] == "convolutions"
+
+
+def test_the_scripts_own_oft_has_so_many_blocks_and_not_blocks_of_a_side() -> None:
+    found = sd_scripts.config_file({"network_module": "networks.oft", "network_dim": 4, "network_alpha": 1e-3}, DISK)
+    ours = flat(found)
+    assert (ours["lora.kind"], ours["lora.layers"], ours["lora.rank"], ours["lora.alpha"]) == (
+        "oft",
+        "attention",
+        16,
+        16,
+    )
+    assert left(found) >= {"network_dim", "network_alpha"}
+    linear = of(network_module="networks.oft", network_args=["enable_all_linear=True"])
+    assert (linear["lora.kind"], linear["lora.layers"]) == ("oft", "transformer")
+
+
 ROW = ("lora.layers", "lora.rank", "lora.alpha", "lora.conv_rank", "lora.conv_alpha")
 
 
@@ -210,6 +255,25 @@ def test_max_norm() -> None:
     assert "scale_weight_norms" in left(
         sd_scripts.config_file({"network_dim": 8, "scale_weight_norms": 1, **free}, DISK)
     )
+
+
+@pytest.mark.parametrize(
+    ("theirs", "decay"),
+    [
+        ({}, 0.01),
+        ({"optimizer_type": "PagedAdamW8bit"}, 0.01),
+        ({"optimizer_type": "Lion"}, 0),
+        ({"use_lion_optimizer": True}, 0),
+        ({"optimizer_type": "prodigyopt.Prodigy"}, 0),
+        ({"optimizer_type": "DAdaptAdam"}, 0),
+        ({"optimizer_type": "Adafactor", "optimizer_args": ["weight_decay=0.05"]}, 0.05),
+        ({"optimizer_type": "SGDNesterov"}, 0.01),  # which is not here, so that adamw is taken as it is
+    ],
+)
+def test_a_weight_decay_that_is_not_said_is_the_optimizers(theirs: dict[str, Any], decay: float) -> None:
+    found = of(network_dim=4, **theirs)
+    assert found["optimizer.weight_decay"] == found["optimizer.text_encoder_weight_decay"] == decay
+    assert of_page(optimizer="Lion")["optimizer.weight_decay"] == 0.01, "the page's file says only what it says"
 
 
 def test_optimizers_that_find_the_rate() -> None:

@@ -25,7 +25,7 @@ from dreambooth.core.settings import parse
 from dreambooth.engine import export, families
 from dreambooth.engine.checkpoints import original, webui_yaml
 from dreambooth.engine.checkpoints.entry import Entry
-from dreambooth.engine.checkpoints.source import open_source
+from dreambooth.engine.checkpoints.source import Files, open_source
 from dreambooth.engine.checkpoints.write import free_name, write, write_tensors
 from dreambooth.engine.drawing.sampling import Sampling, draw, make_scheduler
 from dreambooth.engine.families.model import Model
@@ -130,6 +130,18 @@ def test_what_training_scripts_leave_beside_the_weights_is_passed_over(tmp_path:
         torch.save(content, tmp_path / f"{name}.ckpt", _use_new_zipfile_serialization=zipped)
         header = checkpoint.read_header(tmp_path / f"{name}.ckpt")
         assert {key: one.shape for key, one in header.tensors.items()} == {"weight": (3, 2), "bias": (3,)}
+
+
+def test_weights_behind_a_tensor_that_is_passed_over_are_found_at_their_place(tmp_path: Path) -> None:
+    """Before PyTorch 1.6 storages lie one after another, so that each one's size says where the next begins."""
+    several = [torch.arange(10.0 * n, 10.0 * n + 4) for n in range(3)]
+    beside, *rest = sorted(several, key=lambda one: str(one.untyped_storage()._cdata))  # the order in the file
+    weights = {str(number): values for number, values in enumerate(rest)}
+    beside.note = "an attribute makes it none of the plain tensors"
+    torch.save({"state_dict": weights, "beside": beside}, tmp_path / "x.ckpt", _use_new_zipfile_serialization=False)
+    header = checkpoint.read_header(tmp_path / "x.ckpt")
+    files = Files()
+    assert all(torch.equal(files.read(header.tensors[name]), values) for name, values in weights.items())
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".ckpt"])

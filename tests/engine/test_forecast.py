@@ -102,6 +102,15 @@ def test_the_forecast_of_disk_is_what_a_run_writes(tmp_path: Path, method: str, 
     assert written == pytest.approx(forecast.save_bytes(HEADER, settings), rel=0.03)
 
 
+@pytest.mark.parametrize("half", [True, False])
+def test_the_averaged_weights_of_a_source_take_no_room_as_none_are_written(*, half: bool) -> None:
+    settings = parse({"general.method": "full", "saving.half_model": half})
+    unet = {name: tensor for name, tensor in HEADER.tensors.items() if name.startswith(checkpoint.UNET)}
+    averaged = {checkpoint.EMA + name.removeprefix("model.").replace(".", ""): unet[name] for name in unet}
+    with_average = Header(MINIATURE, {**HEADER.tensors, **averaged})
+    assert forecast.save_bytes(with_average, settings) == forecast.save_bytes(HEADER, settings)
+
+
 def test_a_diffusers_folder_is_counted_as_the_same_model() -> None:
     model = families.load_file(MINIATURE)
     renamed = {

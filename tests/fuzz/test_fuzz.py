@@ -449,7 +449,7 @@ def settings_of_other_trainers(base: Path, data: bytes) -> None:
 def datasets_of_kohya(base: Path, content: Any) -> None:
     with told():
         if isinstance(content, dict) and content.get("datasets"):
-            import_settings.kohya.dataset(content, import_paths.looker(base))
+            import_settings.kohya_dataset.from_toml(content, import_paths.looker(base))
 
 
 def picture(form: str) -> bytes:

@@ -21,8 +21,8 @@ class Control(NamedTuple):
         return ", ".join(filter(None, (*self.ours, self.place)))
 
     @property
-    def told(self) -> str:
-        """What is said of it where it is left out."""
+    def reason(self) -> str:
+        """Why it is left out of an import, behind where to look instead."""
         return f"{self.here}: {self.why}" if self.here else self.why
 
 

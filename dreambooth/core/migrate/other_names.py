@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dreambooth.core.migrate import kohya, onetrainer, sd_scripts
+from dreambooth.core.migrate import kohya_dataset, onetrainer, sd_scripts
 from dreambooth.core.migrate.control import NOT_HERE
 from dreambooth.core.migrate.onetrainer import controls as of_onetrainer
 from dreambooth.core.migrate.predecessor import SAME, controls, of_concepts, of_rates, of_results
@@ -94,11 +94,11 @@ def other_names() -> dict[str, str]:
     """{our setting: every other name of it, in small letters}."""
     found: dict[str, list[str]] = {key: [names] for key, names in _TALK.items()}
     of_a_concept = {key: f"concepts.N.{ours}" for key, ours in of_concepts.SAME.items()}
-    same = (kohya.SAME, sd_scripts.SAME, onetrainer.SAME)
+    same = (kohya_dataset.SAME, sd_scripts.SAME, onetrainer.SAME)
     for table in (SAME, of_concepts.SAMPLES, of_rates.RATES, of_a_concept, *same):
         for theirs, ours in table.items():
             found.setdefault(ours, []).append(theirs)
-    for theirs, rows in kohya.CHANGED.items():
+    for theirs, rows in kohya_dataset.CHANGED.items():
         for ours, _, _ in rows:
             found.setdefault(ours, []).append(theirs)
     for control in controls.every():

@@ -1,4 +1,5 @@
-"""Another program's settings, each told of: what is taken says so, and at the end the rest says why it is not."""
+"""Reading another program's settings, so that the report has a line of each: what is taken says so, and at the end the
+rest says why it is not."""
 
 from __future__ import annotations
 
@@ -10,10 +11,12 @@ from dreambooth.core.errors import UserError
 from dreambooth.core.migrate.control import UNKNOWN, Control
 from dreambooth.core.migrate.disk import Disk
 from dreambooth.core.migrate.report import Migration, number
-from dreambooth.core.settings import parse
+from dreambooth.core.schema import general, leaves
+from dreambooth.core.settings import Settings, parse
 
 _NOTHING: tuple[Any, ...] = (None, False, 0, "", [], {}, "None", "none")
 _MOST_CONFLICTS = 10
+_TEXTS = {leaf.key for leaf in leaves(Settings) if leaf.kind is str}  # settings of ours that take no number
 
 
 @dataclass
@@ -37,7 +40,7 @@ class Reading:
         known = self.theirs.get(key) if value is None else value
         if why is None:
             why = self.table[key].why if key in self.table else ""
-        self.into.take(self.names.get(key, key), ours, exact(known), why)
+        self.into.take(self.names.get(key, key), ours, fitting(ours, known), why)
 
     def take_file(self, disk: Disk, key: str, ours: str) -> None:
         """Takes the path of a file, if it names one that is there."""
@@ -48,7 +51,7 @@ class Reading:
             self.take(key, ours, name)
 
     def leave(self, key: str, why: str | None = None) -> None:
-        reason = self.table[key].told if key in self.table else UNKNOWN
+        reason = self.table[key].reason if key in self.table else UNKNOWN
         self.into.leave(self.names.get(key, key), self.theirs.get(key), reason if why is None else why)
 
     def same(self, table: Mapping[str, str]) -> None:
@@ -58,15 +61,16 @@ class Reading:
                 self.take(key, ours)
 
     def rest(self, own: Set[str], secret: Set[str], off: Set[str]) -> None:
-        """What nothing was said of yet: `own` are notes of the program's, `secret` ones are shown to nobody, and `off`
-        has a meaning only with something that is off. And what was taken, but does not go together here."""
-        reported = self.into.told()
+        """Reports what has no line yet: `own` are the program's notes for itself, of `secret` ones the value is not
+        shown, and `off` ones have a meaning only with something that is off. Then leaves out again what was taken and
+        does not go together here."""
+        reported = self.into.reported_keys()
         quiet: list[str] = []
         for key in sorted(key for key in self.theirs.keys() - own if self.names.get(key, key) not in reported):
             if key in off or not self.is_given(key):
                 quiet.append(self.names.get(key, key))
             elif key in secret:
-                self.into.leave(self.names.get(key, key), None, self.table[key].told)
+                self.into.leave(self.names.get(key, key), None, self.table[key].reason)
             else:
                 self.leave(key)
         if quiet:
@@ -99,6 +103,11 @@ def nothing(value: Any) -> bool:
     """Whether a setting there is empty, off or 0."""
     value = exact(value)
     return any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in _NOTHING)
+
+
+def fitting(ours: str, value: Any) -> Any:
+    """A value for a setting of ours: as `exact` has it, but a name such as 007 or 2024_06_01 stays the text it is."""
+    return value if isinstance(value, str) and general(ours) in _TEXTS else exact(value)
 
 
 def exact(value: Any) -> Any:

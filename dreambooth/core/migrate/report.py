@@ -58,8 +58,8 @@ class Migration:
     def leave(self, theirs: str, value: Any, why: str) -> None:
         self.lines.append(Line("left out", theirs, "", value, why))
 
-    def told(self) -> set[str]:
-        """The foreign settings of which something was said."""
+    def reported_keys(self) -> set[str]:
+        """The foreign settings that the report has a line of."""
         return {one for line in self.lines for one in line.theirs.split(", ")}
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dreambooth.core.models import unet_blocks
-from dreambooth.core.models.checkpoint import UNET, VAE
+from dreambooth.core.models.checkpoint import EMA, UNET, VAE
 from dreambooth.core.models.lora_layers import LORA_LAYERS
 from dreambooth.core.models.model_file import Header, Tensor
 from dreambooth.core.settings import Settings
@@ -214,7 +214,12 @@ def untrained(header: Header, settings: Settings) -> list[Tensor]:
     trained: tuple[str, ...] = _UNET_PREFIXES if settings.tuning.train_unet else ()
     for part in settings.text_parts:
         trained += _TEXT_PREFIXES[part]
-    return [tensor for name, tensor in header.tensors.items() if not name.startswith(trained)]
+    return [tensor for name, tensor in written(header).items() if not name.startswith(trained)]
+
+
+def written(header: Header) -> dict[str, Tensor]:
+    """The tensors that a fine-tuned checkpoint has, too: the averaged weights of its source are left out."""
+    return {name: tensor for name, tensor in header.tensors.items() if not name.startswith(EMA)}
 
 
 def _lora_layers(unet: dict[str, Tensor], pattern: str) -> dict[str, list[Layer]]:

@@ -28,6 +28,8 @@ PRECISIONS = {"F32": "fp32", "F16": "fp16", "BF16": "bf16", "F64": "fp64", "F8_E
 UNET = "model.diffusion_model."
 VAE = "first_stage_model."
 EMA = "model_ema."
+_EDM = ("edm_mean", "edm_std", "edm_vpred.sigma_max")  # that noise levels are continuous: Playground 2.5, CosXL
+_OTHER_SCHEDULERS = {"EDM": "edm", "FlowMatch": "flow"}  # how diffusers' classes without timesteps begin
 V_PREDICTION, ZTSNR = "v_pred", "ztsnr"  # empty tensors: that it predicts v, that it has zero terminal SNR
 _TEXT = {
     "sd1": ("cond_stage_model.transformer.",),
@@ -47,7 +49,8 @@ _LORA = re.compile(
     r"\.lora_(down|up|A|B)\.|\.lora(_linear_layer)?\.(down|up)\.|_lora\.(down|up)\.|\.(hada|lokr)_w[12](_[ab])?$"
     r"|\.oft_blocks$"
 )
-_LORA_BASES = {"sd_v1": "sd1", "sd_v2": "sd2", "sdxl_base_v1-0": "sdxl"}  # as trainers write them beside their LoRAs
+# As trainers write them beside their LoRAs:
+_LORA_BASES = {"sd_v1": "sd1", "sd_v2": "sd2", "sdxl_base_v0-9": "sdxl", "sdxl_base_v1-0": "sdxl"}
 
 
 @dataclass
@@ -161,7 +164,9 @@ def lora_family(tensors: Mapping[str, Tensor]) -> str:
     """The family that a LoRA belongs to, from the width of the text that its layers read."""
     widths = []
     for name, tensor in tensors.items():
-        match = re.search(r"(.*attn2[._]to_[kv].*)(lora_down|lora_A|lora\.down|hada_w1_b|lokr_w1(_b)?$)", name)
+        match = re.search(
+            r"(.*attn2[._](?:processor\.)?to_[kv].*)(lora_down|lora_A|lora\.down|hada_w1_b|lokr_w1(_b)?$)", name
+        )
         if match and len(tensor.shape) > 1:
             seconds = [tensors[key].shape[1] for end in ("", "_b") if (key := f"{match[1]}lokr_w2{end}") in tensors]
             widths.append(tensor.shape[1] * (seconds[0] if seconds else 1))
@@ -237,20 +242,28 @@ def _prediction(header: Header, family: str, origin: Origin) -> tuple[str, str]:
     """What the UNet predicts, and how that is known; the weights themselves do not say."""
     if origin.prediction_type != "auto":
         return origin.prediction_type, "chosen"
+    if any(name in header.tensors for name in _EDM):  # before v: saved by ComfyUI, CosXL has both
+        return "edm", "markers"
     if V_PREDICTION in header.tensors:  # what WebUIs go by, while mergers write metadata of another of their sources
         return "v_prediction", "markers"
     prediction = header.metadata.get("modelspec.prediction_type", "").lower()
     if prediction:
         return ("v_prediction" if prediction.startswith("v") else "epsilon"), "metadata"
-    scheduler = header.configs.get("scheduler", {}).get("prediction_type")
-    if scheduler:
-        return str(scheduler), "scheduler"
+    if scheduled := _scheduled(header.configs.get("scheduler", {})):
+        return scheduled, "scheduler"
     if not header.configs and (beside := webui_config.prediction_beside(header.path, family)):
         return beside, "yaml"
     name = header.path.stem.lower()
     if re.search(r"v[-_ ]?pred", name) or (family == "sd2" and re.search(r"768|[-_]v(?![a-z0-9])", name)):
         return "v_prediction", "file name"
     return "epsilon", "assumed" if family == "sd2" else "the family"
+
+
+def _scheduled(config: Mapping[str, object]) -> str:
+    """What the UNet predicts by the configuration of a Diffusers folder's scheduler; empty if it does not say."""
+    kind = str(config.get("_class_name", ""))
+    other = next((predicted for start, predicted in _OTHER_SCHEDULERS.items() if kind.startswith(start)), "")
+    return other or str(config.get("prediction_type") or "")
 
 
 def _zero_terminal_snr(header: Header, origin: Origin) -> bool:

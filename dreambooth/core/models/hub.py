@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from urllib.parse import unquote
 
 from dreambooth.core.errors import UserError
 from dreambooth.core.models import captioner_folder
@@ -13,7 +14,7 @@ from dreambooth.core.models.model_file import SUFFIXES
 
 _NEWEST = "main"
 _NAME = r"[A-Za-z0-9][\w.-]{0,95}"
-_ADDRESS = re.compile(r"https://(?:www\.)?huggingface\.co/")
+_ADDRESS = re.compile(r"https?://(?:(?:www\.)?huggingface|hf)\.co/([^?#]*)(?:[?#].*)?")
 _REVISION = re.compile(r"[A-Za-z0-9][\w./-]{0,199}")
 _ID = re.compile(rf"({_NAME}/{_NAME})(?:/(?:(?:blob|resolve)/([^/]+)/)?([\w./ -]+))?/?")
 
@@ -37,7 +38,9 @@ class HubModel:
 def parse(text: str) -> HubModel | None:
     """owner/name, owner/name/file.safetensors, or the page's address, which may be of a revision; None for anything
     else, such as a path."""
-    address = _ADDRESS.sub("", text.strip())
+    address = text.strip()
+    if page := _ADDRESS.fullmatch(address):
+        address = unquote(page[1])
     match = _ID.fullmatch(address)
     if not match or ".." in address:
         return None

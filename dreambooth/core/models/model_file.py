@@ -140,7 +140,10 @@ def _parse(path: Path, text: bytes, data_start: int) -> Header:
         for name, entry in raw.items():
             start, end = _numbers(entry["data_offsets"])
             shape = _numbers(entry["shape"])
-            tensor = Tensor(str(entry["dtype"]), shape, path, data_start + start, data_start + end)
+            dtype = str(entry["dtype"])
+            if dtype not in BYTES_PER_VALUE:
+                raise UserError(f"{path}: it holds weights in {dtype[:20]!r}, which are not read here; get it in fp16.")
+            tensor = Tensor(dtype, shape, path, data_start + start, data_start + end)
             wanted = prod(tensor.shape) * BYTES_PER_VALUE[tensor.dtype]
             if start < 0 or end - start != wanted or min(tensor.shape, default=0) < 0:
                 raise ValueError(name)

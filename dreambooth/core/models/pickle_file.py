@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 
 from dreambooth.core.errors import UserError
 from dreambooth.core.models.model_file import BYTES_PER_VALUE, Header, Tensor
-from dreambooth.core.models.pickle_program import MAX_PROGRAM_BYTES, Program, Refused, Storage, Stored, Unpickler
+from dreambooth.core.models.pickle_program import MAX_PROGRAM_BYTES, Program, Refused, Stored, Unpickler
 
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _DAMAGED = "this file is damaged or no model; download or copy it again."
@@ -81,39 +81,17 @@ def _data_start(file: BinaryIO, info: zipfile.ZipInfo) -> int:
 
 def _read_legacy(path: Path, file: BinaryIO) -> dict[str, Tensor]:
     """PyTorch before 1.6: magic number, version, machine, content, keys; then each storage behind its length."""
-    start = Program(file.read(MAX_PROGRAM_BYTES))
-    magic, _, _, content, keys = (Unpickler(start).load() for _ in range(5))
+    program = Program(file.read(MAX_PROGRAM_BYTES))
+    unpicklers = [Unpickler(program) for _ in range(5)]
+    magic, _, _, content, keys = (unpickler.load() for unpickler in unpicklers)
     if magic != _LEGACY_MAGIC or not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
         raise pickle.UnpicklingError
-    sizes: dict[str, int] = {}
-    _collect_sizes(content, sizes)
-    places, position = {}, start.tell()
+    storages, places, position = unpicklers[3].storages, {}, program.tell()
     for key in keys:
-        places[key] = (position + 8, sizes.get(key, 0))
-        position += 8 + sizes.get(key, 0)
+        size = storages[key].values * BYTES_PER_VALUE[storages[key].dtype]
+        places[key] = (position + 8, size)
+        position += 8 + size
     return _place(content, path, places)
-
-
-def _collect_sizes(content: Any, sizes: dict[str, int]) -> None:
-    for item in _walk(content):
-        if isinstance(item, Stored) and isinstance(item.storage, Storage):
-            sizes[item.storage.key] = item.storage.values * BYTES_PER_VALUE[item.storage.dtype]
-
-
-def _walk(content: Any) -> list[Any]:
-    """Everything inside dictionaries, lists and tuples, each object once."""
-    found, waiting, seen = [], [content], set()
-    while waiting:
-        item = waiting.pop()
-        if id(item) in seen:
-            continue
-        seen.add(id(item))
-        found.append(item)
-        if isinstance(item, dict):
-            waiting += item.values()
-        elif isinstance(item, (list, tuple)):
-            waiting += item
-    return found
 
 
 def _place(content: Any, path: Path, places: Mapping[str, tuple[int, int]]) -> dict[str, Tensor]:

@@ -175,6 +175,7 @@ class Unpickler(pickle._Unpickler):
     def __init__(self, program: Program) -> None:
         super().__init__(program, encoding="latin1")
         self._handed = 0
+        self.storages: dict[str, Storage] = {}  # all that are named, also by what is inert
 
     def load_mark(self) -> None:
         if len(self.metastack) > MAX_DEPTH:  # type: ignore[attr-defined]
@@ -275,4 +276,6 @@ class Unpickler(pickle._Unpickler):
         kind, mark, key, _, count = pid[:5]
         if kind != "storage" or not isinstance(mark, _Mark) or not isinstance(key, str):
             raise pickle.UnpicklingError
-        return Storage(_STORAGES[mark.name.removeprefix("torch.")], key, _number(count))
+        storage = Storage(_STORAGES[mark.name.removeprefix("torch.")], key, _number(count))
+        self.storages[key] = storage
+        return storage

@@ -44,7 +44,7 @@ def elsewhere() -> list[tuple[str, str]]:
             found.append((_words(key).lower(), f"{leaf.spec.label}: on the Concepts tab."))
     for control in controls.every():
         if not control.ours or control.why.startswith(NOT_HERE):
-            found.append((f"{control.label} {' '.join(control.keys)}".lower(), f"{control.label}: {control.told}."))
+            found.append((f"{control.label} {' '.join(control.keys)}".lower(), f"{control.label}: {control.reason}."))
     return [(words, labelled(sentence)) for words, sentence in found]
 
 

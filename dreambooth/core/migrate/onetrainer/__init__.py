@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dreambooth.core.migrate.disk import Disk
-from dreambooth.core.migrate.onetrainer import of_concepts, of_course, of_lora, of_results, older
+from dreambooth.core.migrate.onetrainer import of_concepts, of_lora, of_results, of_training, older_names
 from dreambooth.core.migrate.onetrainer.controls import BY_KEY, IN_ITS_OPTIMIZER, OF_ANOTHER
 from dreambooth.core.migrate.reading import Reading, exact
 from dreambooth.core.migrate.report import Migration, side
@@ -40,7 +40,7 @@ _FAMILIES = ("STABLE_DIFFUSION_15", "STABLE_DIFFUSION_2", "STABLE_DIFFUSION_XL_1
 
 def config(theirs: Mapping[str, Any], disk: Disk) -> Migration:
     """The settings of a preset or of a saved configuration."""
-    values = older.newest(_flat(theirs))
+    values = older_names.newest(_flat(theirs))
     read = Reading(values, BY_KEY, Migration())
     _method(read)
     of_concepts.take(read, disk)
@@ -48,10 +48,10 @@ def config(theirs: Mapping[str, Any], disk: Disk) -> Migration:
     if read.is_given("resolution"):
         _resolution(read)
     of_lora.take(read, disk)
-    of_course.take(read, disk)
+    of_training.take(read, disk)
     of_results.take(read, disk)
     _others(read)
-    read.rest(_OWN, _SECRET, of_course.without_meaning(read))
+    read.rest(_OWN, _SECRET, of_training.without_meaning(read))
     return read.into
 
 
@@ -94,7 +94,7 @@ def _resolution(read: Reading) -> None:
 
 def _others(read: Reading) -> None:
     """What belongs to other families, and the rest of an optimizer's own settings, each with one reason."""
-    reported = read.into.told()
+    reported = read.into.reported_keys()
     for key in sorted(read.theirs.keys() - reported):
         of_another = key.partition(".")[0] in _OTHER_PARTS or key in _OF_ANOTHER or key.startswith("text_encoder_3")
         if of_another or key.startswith("text_encoder_4"):

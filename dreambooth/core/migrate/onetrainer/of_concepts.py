@@ -75,7 +75,7 @@ def _one(where: str, ours: str, one: Mapping[str, Any], disk: Disk, into: Migrat
     if not nothing(one.get("loss_weight")):
         into.take(f"{where}: loss_weight", f"{ours}.loss_weight", exact(one["loss_weight"]))
     if one.get("include_subdirectories") is False:
-        into.leave(f"{where}: include_subdirectories", False, BY_KEY["include_subdirectories"].told)
+        into.leave(f"{where}: include_subdirectories", False, BY_KEY["include_subdirectories"].reason)
     _varied(where, one, into)
     _words(where, one, into)
     told = {theirs.rpartition(": ")[2] for line in into.lines for theirs in [line.theirs] if theirs.startswith(where)}
@@ -95,7 +95,7 @@ def _rest(where: str, key: str, one: Mapping[str, Any], into: Migration) -> None
     is_off |= key == "text.tag_dropout_special_tags_mode" and one[key] == "NONE"
     if is_off:
         return
-    into.leave(f"{where}: {key}", exact(one[key]), BY_KEY[key].told if key in BY_KEY else _ELSEWHERE)
+    into.leave(f"{where}: {key}", exact(one[key]), BY_KEY[key].reason if key in BY_KEY else _ELSEWHERE)
 
 
 def _prompt(where: str, ours: str, one: Mapping[str, Any], disk: Disk, into: Migration) -> None:
@@ -129,7 +129,7 @@ def _balance(where: str, ours: str, one: Mapping[str, Any], into: Migration) -> 
     if str(one.get("balancing_strategy") or "REPEATS") != "REPEATS":
         why = f"{much:g} pictures an epoch; here concepts.N.repeats says how often each is seen"
         into.leave(theirs, exact(one["balancing"]), why)
-        into.leave(f"{where}: balancing_strategy", one["balancing_strategy"], BY_KEY["balancing"].told)
+        into.leave(f"{where}: balancing_strategy", one["balancing_strategy"], BY_KEY["balancing"].reason)
     else:
         whole = max(1, round(much))
         into.take(theirs, f"{ours}.repeats", whole, "" if whole == much else f"{much:g} as a whole number")

@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from dreambooth.core.migrate.disk import Disk
-from dreambooth.core.migrate.reading import Reading, exact, nothing
+from dreambooth.core.migrate.onetrainer import of_training
+from dreambooth.core.migrate.reading import Reading, exact, fitting, nothing
+from dreambooth.core.models.model_file import SUFFIXES
 
 SAMPLERS = {
     "DDIM": "ddim",
@@ -37,8 +39,10 @@ def take(read: Reading, disk: Disk) -> None:
     for key, ours in _OFTEN.items():
         _how_often(read, key, f"intervals.{ours}")
     name = _FOLDER.split(str(read.theirs.get("output_model_destination") or ""))[-1]
+    if name.lower().endswith(SUFFIXES):
+        name = name.rpartition(".")[0]
     if name:
-        read.take("output_model_destination", "saving.custom_model_name", name.rpartition(".")[0] or name)
+        read.take("output_model_destination", "saving.custom_model_name", name)
     form = str(read.theirs.get("output_model_format") or "")
     if form in ("SAFETENSORS", "LEGACY_SAFETENSORS", "ORIGINAL_SINGLE_FILE", "CKPT"):
         read.take("output_model_format", "saving.checkpoint_format", "ckpt" if form == "CKPT" else "safetensors", "")
@@ -62,7 +66,8 @@ def _how_often(read: Reading, key: str, ours: str) -> None:
     if unit == "EPOCH":
         read.take(told, ours, int(read.number(key)), "")
     elif unit == "STEP":
-        read.take(told, f"{ours}_steps", int(read.number(key)), "batches there; updates of the weights here")
+        steps = of_training.updates(read, read.number(key))
+        read.take(told, f"{ours}_steps", steps, "batches there; updates of the weights here")
     elif unit == "NEVER" and key == "save_every":
         read.take(told, ours, 0, "only the last is kept")
     else:
@@ -95,7 +100,9 @@ def _prompts(read: Reading, place: str, kept: list[Mapping[str, Any]]) -> None:
     first = kept[0]
     for key, ours in _OF_A_SAMPLE.items():
         if not nothing(first.get(key)) and not (key == "seed" and first.get("random_seed") is True):
-            read.into.take(f"{place}, {key}", ours, exact(first[key]), "one for all prompts; this is the first's")
+            read.into.take(
+                f"{place}, {key}", ours, fitting(ours, first[key]), "one for all prompts; this is the first's"
+            )
     name = str(first.get("noise_scheduler") or "")
     if name in SAMPLERS:
         read.into.take(f"{place}, noise_scheduler", "previews.scheduler", SAMPLERS[name], "one for all prompts")

@@ -90,13 +90,13 @@ def concepts(theirs: Sequence[Any], look: Look) -> Migration:
 def _rest(theirs: Mapping[str, Any], into: Migration) -> None:
     """What has no counterpart; and in one line each what says nothing, and what is no setting."""
     off: list[str] = []
-    for key in sorted(theirs.keys() - into.told() - _FOR_ITSELF - {"concepts_list"}):
+    for key in sorted(theirs.keys() - into.reported_keys() - _FOR_ITSELF - {"concepts_list"}):
         value = theirs[key]
         is_part = key in _PART_OF and not (_PART_OF[key] and theirs.get(_PART_OF[key], True))
         if is_part or (value in _NOTHING and key not in _ALWAYS_SO):
             off.append(key)
         else:
-            into.leave(key, value, controls.BY_KEY[key].told if key in controls.BY_KEY else UNKNOWN)
+            into.leave(key, value, controls.BY_KEY[key].reason if key in controls.BY_KEY else UNKNOWN)
     if off:
         into.leave(", ".join(off), None, "empty or off, or only for something that is off")
     if own := sorted(theirs.keys() & _FOR_ITSELF):

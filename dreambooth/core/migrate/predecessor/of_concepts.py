@@ -54,7 +54,7 @@ def _one(row: int, key: str, value: Any, into: Migration) -> None:
     elif key in SAME:
         into.take(theirs, f"concepts.{row}.{SAME[key]}", value)
     elif key not in _TAKEN_TOGETHER and value:
-        into.leave(theirs, value, controls.BY_KEY[key].told if key in controls.BY_KEY else UNKNOWN)
+        into.leave(theirs, value, controls.BY_KEY[key].reason if key in controls.BY_KEY else UNKNOWN)
 
 
 def _samples(kept: Sequence[Mapping[str, Any]], into: Migration) -> None:
@@ -73,7 +73,7 @@ def _samples(kept: Sequence[Mapping[str, Any]], into: Migration) -> None:
     if set_to:
         into.take("sample_seed", "previews.seed", set_to[0])
     elif seeds:
-        into.leave("sample_seed", seeds[0], controls.BY_KEY["sample_seed"].told)
+        into.leave("sample_seed", seeds[0], controls.BY_KEY["sample_seed"].reason)
 
 
 def _class_pictures(row: int, one: Mapping[str, Any], look: Look, into: Migration) -> None:

@@ -96,7 +96,7 @@ def _shape(name: str, theirs: Mapping[str, Any], ours: str, into: Migration) -> 
         into.take("learning_rate_min", "learning.minimum", share, f"{least:g} is this share of the learning rate")
     for key in _SHAPED_BY.get(name, ()):
         if key in theirs:
-            into.leave(key, theirs[key], controls.BY_KEY[key].told)
+            into.leave(key, theirs[key], controls.BY_KEY[key].reason)
 
 
 def _optimizer(theirs: Mapping[str, Any], into: Migration) -> None:

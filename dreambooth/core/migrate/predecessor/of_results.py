@@ -68,7 +68,7 @@ def _formats(theirs: Mapping[str, Any], into: Migration) -> None:
         into.take("infer_ema", "saving.weights", "average" if theirs["infer_ema"] else "raw")
     for key in ("save_ckpt_after", "save_lora_after"):
         if key.startswith("save_lora") == bool(theirs.get("use_lora")) and key in theirs:
-            into.leave(key, theirs[key], controls.BY_KEY[key].told)
+            into.leave(key, theirs[key], controls.BY_KEY[key].reason)
 
 
 def _sampler(theirs: Mapping[str, Any], into: Migration) -> None:

@@ -28,7 +28,7 @@ def _lora(theirs: Mapping[str, Any], into: Migration) -> None:
     if theirs.get("lora_txt_rank") == rank and rank is not None:
         into.take("lora_txt_rank", "lora.rank", rank)
     elif "lora_txt_rank" in theirs:
-        into.leave("lora_txt_rank", theirs["lora_txt_rank"], controls.BY_KEY["lora_txt_rank"].told)
+        into.leave("lora_txt_rank", theirs["lora_txt_rank"], controls.BY_KEY["lora_txt_rank"].reason)
     if theirs.get("use_lora_extended"):
         into.take("use_lora_extended", "lora.layers", "convolutions")
 
@@ -63,8 +63,8 @@ def _what_is_trained(theirs: Mapping[str, Any], into: Migration) -> None:
         why = "nothing read it there"
         into.take("tenc_grad_clip_norm", "optimizer.text_encoder_max_grad_norm", theirs["tenc_grad_clip_norm"], why)
     elif "tenc_grad_clip_norm" in theirs:
-        told = controls.BY_KEY["tenc_grad_clip_norm"].told
-        into.leave("tenc_grad_clip_norm", theirs["tenc_grad_clip_norm"], told)
+        reason = controls.BY_KEY["tenc_grad_clip_norm"].reason
+        into.leave("tenc_grad_clip_norm", theirs["tenc_grad_clip_norm"], reason)
     if "center_crop" in theirs:
         into.take("center_crop", "pictures.crop", "centre" if theirs["center_crop"] else "random")
     if number(theirs.get("max_train_steps")):

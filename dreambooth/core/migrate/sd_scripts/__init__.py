@@ -12,7 +12,7 @@ from typing import Any
 from dreambooth.core.migrate.disk import Disk
 from dreambooth.core.migrate.reading import Reading
 from dreambooth.core.migrate.report import Migration
-from dreambooth.core.migrate.sd_scripts import of_course, of_data, of_network, of_results, page
+from dreambooth.core.migrate.sd_scripts import of_data, of_network, of_results, of_training, page
 from dreambooth.core.migrate.sd_scripts.controls import BY_KEY
 
 SAME = {
@@ -25,7 +25,6 @@ SAME = {
     "ip_noise_gamma": "objective.input_perturbation",
     "min_timestep": "objective.timestep_min",
     "save_every_n_epochs": "intervals.save_model_every",
-    "save_every_n_steps": "intervals.save_model_every_steps",
     "sample_every_n_epochs": "intervals.save_preview_every",
     "output_name": "saving.custom_model_name",
 }
@@ -72,13 +71,13 @@ def _arguments(theirs: Mapping[str, Any], names: Mapping[str, str], disk: Disk, 
     of_data.take(read, disk, whole=whole)
     method = of_network.take(read, disk, whole=whole)
     read.same(_meant(read))
-    of_course.take(read, method, disk, whole=whole)
+    of_training.take(read, method, disk, whole=whole)
     of_results.take(read, disk)
-    read.rest(_OWN, _SECRET, off | of_course.without_meaning(read))
+    read.rest(_OWN, _SECRET, off | of_training.without_meaning(read))
     return read.into
 
 
 def _meant(read: Reading) -> dict[str, str]:
     """Those of SAME that say something: 0 is a number for some, and "none" or "at random" for others."""
-    off = {"seed", "ip_noise_gamma", "max_token_length", "save_every_n_steps", "save_every_n_epochs"}
+    off = {"seed", "ip_noise_gamma", "max_token_length", "save_every_n_epochs"}
     return {key: ours for key, ours in SAME.items() if key not in off or read.is_given(key)}

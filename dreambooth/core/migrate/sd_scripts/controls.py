@@ -127,7 +127,8 @@ CONTROLS: dict[str, tuple[Control, ...]] = {
         of_keys("train_text_encoder", "a share of the run: 1 is all of it, 0 none", "tuning.text_encoder_ratio"),
         of_keys(
             "stop_text_encoder_training",
-            "a step, on the page there a share of the run; 0 is all of it and -1 none",
+            "a step, with class pictures half of it; on the page there a share of the run. -1 is none of it, and 0 "
+            "none or, on the page, all",
             "tuning.text_encoder_ratio",
             "tuning.text_encoder_steps",
         ),
@@ -257,6 +258,11 @@ CONTROLS: dict[str, tuple[Control, ...]] = {
         of_keys("save_precision", "half precision or full", "saving.half_model"),
         of_keys("save_n_epoch_ratio", "how often, and not how many", "intervals.save_model_every"),
         of_keys(
+            "save_every_n_steps",
+            "with class pictures half as many, as a step here sees yours and the class's",
+            "intervals.save_model_every_steps",
+        ),
+        of_keys(
             "save_last_n_epochs, save_last_n_steps",
             "so many results, also where steps are said there; one number for both",
             "intervals.results_kept",
@@ -285,7 +291,10 @@ CONTROLS: dict[str, tuple[Control, ...]] = {
         ),
         of_keys("sample_sampler", "another name", "previews.scheduler"),
         of_keys(
-            "sample_every_n_steps", "sample_every_n_epochs went before it there", "intervals.save_preview_every_steps"
+            "sample_every_n_steps",
+            "sample_every_n_epochs went before it there; with class pictures half as many, as a step here sees yours "
+            "and the class's",
+            "intervals.save_preview_every_steps",
         ),
         of_keys(
             "logging_dir, log_with",

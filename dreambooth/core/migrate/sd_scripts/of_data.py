@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dreambooth.core.migrate import kohya
+from math import ceil
+
+from dreambooth.core.migrate import kohya_dataset, rates
 from dreambooth.core.migrate.disk import Disk
-from dreambooth.core.migrate.reading import Reading, exact
+from dreambooth.core.migrate.reading import Reading, fitting
 from dreambooth.core.migrate.report import side
 
 _ELSEWHERE = ("max_token_length", "caption_extension")  # settings of a run there, too
@@ -14,14 +16,15 @@ def take(read: Reading, disk: Disk, *, whole: bool) -> None:
     _folders(read, disk, whole=whole)
     if read.is_given("resolution"):
         side(read.names.get("resolution", "resolution"), read.theirs["resolution"], read.into)
-    for key in (*kohya.SAME, *kohya.CHANGED, *kohya.LEFT):
+    for key in (*kohya_dataset.SAME, *kohya_dataset.CHANGED, *kohya_dataset.LEFT):
         if (
             key in read.theirs
             and key not in read.table
             and key not in _ELSEWHERE
             and (read.is_given(key) or key == "enable_bucket")
         ):
-            kohya.take_one(read.names.get(key, key), key, exact(read.theirs[key]), read.into)
+            value = fitting(kohya_dataset.SAME.get(key, ""), read.theirs[key])
+            kohya_dataset.take_one(read.names.get(key, key), key, value, read.into)
     if whole and "enable_bucket" not in read.theirs:
         read.into.take("enable_bucket", "pictures.buckets", False, "off there unless it is asked for")
     if (read.is_given("shuffle_caption") or read.number("caption_tag_dropout_rate")) and not read.number("keep_tokens"):
@@ -37,6 +40,12 @@ def take(read: Reading, disk: Disk, *, whole: bool) -> None:
         read.take("cache_latents_to_disk", "pictures.cache_on_disk", True, "")
 
 
+def steps_here(read: Reading, steps: float) -> int:
+    """So many steps there as steps here, which see a batch of yours and one of the class: with class pictures every
+    other picture of a batch there is of the class."""
+    return ceil(steps / (2 if rates.has_class_pictures(read.into) else 1))
+
+
 def _folders(read: Reading, disk: Disk, *, whole: bool) -> None:
     found: dict[str, list[tuple[str, str]]] = {"train_data_dir": [], "reg_data_dir": []}
     for key, some in found.items():
@@ -48,10 +57,10 @@ def _folders(read: Reading, disk: Disk, *, whole: bool) -> None:
             read.leave(key, f"{problem}: {folder}")
         elif not some:
             why = "it holds no folders that are named after repeats and class, such as '10_sks dog'"
-            read.leave(key, why if not read.is_given("in_json") else read.table["in_json"].told)
+            read.leave(key, why if not read.is_given("in_json") else read.table["in_json"].reason)
     key = "caption_extension" if read.is_given("caption_extension") else "caption_extention"
     suffix = str(read.theirs.get(key) or (".caption" if whole else ""))
-    suffixes = (suffix,) if suffix.startswith(".") else kohya.BOTH_SUFFIXES
-    kohya.folders(found["train_data_dir"], found["reg_data_dir"], disk.look, suffixes, read.into)
-    if suffix in kohya.BOTH_SUFFIXES and key in read.theirs:
+    suffixes = (suffix,) if suffix.startswith(".") else kohya_dataset.BOTH_SUFFIXES
+    kohya_dataset.from_folders(found["train_data_dir"], found["reg_data_dir"], disk.look, suffixes, read.into)
+    if suffix in kohya_dataset.BOTH_SUFFIXES and key in read.theirs:
         read.leave(key, "a picture's caption is the .txt or the .caption beside it")

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from dreambooth.core.migrate.disk import Disk
 from dreambooth.core.migrate.reading import Reading
 from dreambooth.core.migrate.report import number
+from dreambooth.core.migrate.sd_scripts import of_data
 
 Method = Literal["lora", "full", "embedding"]
 
@@ -17,6 +18,7 @@ _KINDS = {  # LyCORIS' names: ours, and what differs
     "loha": ("loha", ""),
     "lokr": ("lokr", ""),
     "diag-oft": ("oft", "OFT's blocks are of the side that lora.rank says"),
+    "oft": ("oft", ""),
     "boft": ("oft", "the nearest that there is here"),
 }
 _LAYERS = {  # LyCORIS' presets
@@ -28,6 +30,11 @@ _LAYERS = {  # LyCORIS' presets
     "unet-convblock-only": ("convolutions", "the transformer blocks get one, too"),
 }
 _OF_A_LORA = ("network_module", "network_dim", "network_alpha", "unet_lr", "text_encoder_lr", "network_weights")
+_OFT = "networks.oft"  # of the scripts themselves
+_OFT_LAYERS = {"enable_conv": "convolutions", "enable_all_linear": "transformer"}
+_OFT_BLOCKS = "a number of blocks there, and lora.rank is the side of them"
+_OFT_LIMIT = "there it limits how far OFT turns, which nothing does here"
+_ALPHA_OF_ZERO = "0 there is as much as the rank"
 _WORDS = {"init_word": "embedding.initial_text", "num_vectors_per_token": "embedding.vectors"}
 
 
@@ -80,6 +87,13 @@ def _kind(read: Reading) -> None:
 
 def _layers(read: Reading, module: str) -> None:
     preset = str(read.theirs.get("preset") or ("full" if "lycoris" in module else ""))
+    if module == _OFT:
+        asked_for = [key for key in _OFT_LAYERS if read.is_given(key)]
+        if asked_for:
+            read.take(asked_for[0], "lora.layers", _OFT_LAYERS[asked_for[0]])
+        else:
+            read.into.take("network_module", "lora.layers", "attention", "networks.oft is on these")
+        return
     if preset:
         layers, why = _LAYERS.get(preset, ("transformer", f"there is no such choice here as {preset}"))
         read.take("preset", "lora.layers", layers, why)
@@ -99,15 +113,24 @@ def _convolutions(read: Reading, module: str) -> None:
         if read.number(key):
             own = read.number(key) != read.number(of_all, unsaid)
             read.take(key, f"lora.conv_{ours}" if own else f"lora.{ours}", read.number(key), "")
+    if read.number("conv_dim") and _is_zero(read, "conv_alpha"):
+        read.take("conv_alpha", "lora.conv_alpha", read.number("conv_dim"), _ALPHA_OF_ZERO)
     unsaid_alpha = read.number("conv_dim") and "conv_alpha" not in read.theirs and "lycoris" not in module
     if unsaid_alpha and read.number("network_alpha", 1) != 1:
         read.take("conv_alpha", "lora.conv_alpha", 1)
 
 
 def _size(read: Reading, disk: Disk, *, whole: bool) -> None:
+    is_oft = read.theirs.get("network_module") == _OFT
     for key, ours, otherwise in (("network_dim", "lora.rank", 4), ("network_alpha", "lora.alpha", 1)):
-        if read.number(key):
+        if is_oft and key in read.theirs:
+            read.leave(key, _OFT_BLOCKS if key == "network_dim" else _OFT_LIMIT)
+        elif is_oft:
+            continue
+        elif read.number(key):
             read.take(key, ours, why="")
+        elif whole and key == "network_alpha" and _is_zero(read, key):
+            read.take(key, ours, read.number("network_dim", 4) or 4, _ALPHA_OF_ZERO)
         elif whole or key == "network_alpha":
             read.take(key, ours, otherwise)
     if read.is_given("network_dropout"):
@@ -184,7 +207,11 @@ def _text_encoder(read: Reading, *, whole: bool) -> None:
     elif number(stop) < 0:
         read.take("stop_text_encoder_training", "tuning.text_encoder_ratio", 0.0)
     elif number(stop):
-        read.take("stop_text_encoder_training", "tuning.text_encoder_steps", int(number(stop)))
+        steps = of_data.steps_here(read, number(stop))
+        read.take("stop_text_encoder_training", "tuning.text_encoder_steps", steps)
+    elif whole and _is_zero(read, "stop_text_encoder_training"):
+        why = "it stops before the first step there"
+        read.take("stop_text_encoder_training", "tuning.text_encoder_ratio", 0.0, why)
     elif "train_text_encoder" in read.theirs:
         share = 1.0 if read.is_given("train_text_encoder") else 0.0
         read.take("train_text_encoder", "tuning.text_encoder_ratio", share)

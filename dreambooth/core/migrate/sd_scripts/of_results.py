@@ -7,6 +7,7 @@ import re
 from dreambooth.core.migrate.disk import Disk
 from dreambooth.core.migrate.reading import Reading
 from dreambooth.core.migrate.report import number
+from dreambooth.core.migrate.sd_scripts import of_data
 
 SAMPLERS = {
     "ddim": "ddim",
@@ -44,6 +45,11 @@ def take(read: Reading, disk: Disk) -> None:
     _machine(read)
 
 
+def _every_steps(read: Reading, key: str, ours: str) -> None:
+    steps = of_data.steps_here(read, read.number(key))
+    read.take(key, ours, steps, "" if steps == read.number(key) else None)
+
+
 def _saving(read: Reading) -> None:
     is_full = read.into.settings.get("general.method") == "full"
     wanted = str(read.theirs.get("save_model_as") or "")
@@ -51,6 +57,8 @@ def _saving(read: Reading) -> None:
         read.take("save_model_as", "saving.checkpoint_format", wanted, "")
     elif wanted:
         read.leave("save_model_as")
+    if read.is_given("save_every_n_steps"):
+        _every_steps(read, "save_every_n_steps", "intervals.save_model_every_steps")
     if read.is_given("use_safetensors"):
         read.take("use_safetensors", "saving.checkpoint_format", "safetensors")
     precision = str(read.theirs.get("save_precision") or "")
@@ -81,9 +89,8 @@ def _previews(read: Reading, disk: Disk) -> None:
         read.take("sample_sampler", "previews.scheduler", SAMPLERS[name], "" if name != "dpmsolver" else "the nearest")
     elif name:
         read.leave("sample_sampler", "there is no such sampler here; previews.scheduler has others")
-    steps = read.number("sample_every_n_steps")
-    if steps and not read.number("sample_every_n_epochs"):
-        read.take("sample_every_n_steps", "intervals.save_preview_every_steps", why="")
+    if read.number("sample_every_n_steps") and not read.number("sample_every_n_epochs"):
+        _every_steps(read, "sample_every_n_steps", "intervals.save_preview_every_steps")
     text = str(read.theirs.get("sample_prompts") or "").strip()
     if not text:
         return

@@ -60,6 +60,11 @@ def take(read: Reading, disk: Disk) -> None:
         read.leave("text_encoder_layer_skip", BY_KEY["text_encoder_2_layer_skip"].why)
 
 
+def updates(read: Reading, batches: float) -> int:
+    """So many batches, which are steps there, as updates of the weights, which are steps here."""
+    return ceil(batches / max(1.0, read.number("gradient_accumulation_steps", 1)))
+
+
 def without_meaning(read: Reading) -> set[str]:
     """The keys that have a meaning only with something that is off."""
     unused = tuple(key for is_off, keys in _MEANT_ONLY_WITH if is_off(read) for key in keys)
@@ -144,7 +149,7 @@ def _rates(read: Reading, method: str) -> None:
     else:
         _rate(read, f"learning.{prefix}learning_rate")
     _text_rate(read, f"learning.{prefix}text_encoder_learning_rate")
-    if read.is_given("learning_rate") and "learning_rate" not in read.into.told():
+    if read.is_given("learning_rate") and "learning_rate" not in read.into.reported_keys():
         read.leave("learning_rate", "both parts have a rate of their own")
 
 
@@ -226,7 +231,7 @@ def _until(read: Reading, part: str) -> None:
         share = round(min(1.0, max(0.0, after / epochs)), 4)
         read.take(told, "tuning.text_encoder_ratio", share, f"until epoch {after:g} of {epochs:g}")
     elif unit == "STEP":
-        steps = ceil(after / max(1.0, read.number("gradient_accumulation_steps", 1)))
+        steps = updates(read, after)
         read.take(told, "tuning.text_encoder_steps", steps, "updates of the weights, and not batches")
     else:
         why = "for the whole run" if unit == "NEVER" else f"for the whole run: {unit} is no measure here"

@@ -63,6 +63,7 @@ LEFT = {  # what is there besides, and where to look for it here
 }
 _OWN = {"image_dir", "class_tokens", "is_reg", "num_repeats", "caption_extension"}
 _NOTHING: tuple[Any, ...] = (None, False, 0, 0.0, "", [], ",")
+_NOT_TRAINED = "it is not trained there either"
 _DEFAULT_SUFFIX = ".caption"
 BOTH_SUFFIXES = (".txt", ".caption")  # of captions that are read here
 
@@ -79,7 +80,7 @@ class Part:
     is_class: bool
 
 
-def dataset(theirs: Mapping[str, Any], look: Look) -> Migration:
+def from_toml(theirs: Mapping[str, Any], look: Look) -> Migration:
     """The settings of a dataset .toml, as a nested dictionary: [general], [[datasets]], [[datasets.subsets]]."""
     into, parts = Migration(), list[Part]()
     general = _table(theirs.get("general"))
@@ -95,7 +96,7 @@ def dataset(theirs: Mapping[str, Any], look: Look) -> Migration:
                 into.leave(where, "", "it names no image_dir")
                 continue
             if number(own.get("num_repeats", 1)) < 1:
-                into.leave(f"{where}: num_repeats", own["num_repeats"], "it is not trained there either")
+                into.leave(f"{where}: num_repeats", own["num_repeats"], _NOT_TRAINED)
                 continue
             parts.append(_part(where, own))
             for key in (key for key in subset if key not in _OWN):
@@ -107,7 +108,7 @@ def dataset(theirs: Mapping[str, Any], look: Look) -> Migration:
     return into
 
 
-def folders(
+def from_folders(
     train: Iterable[tuple[str, str]],
     of_class: Iterable[tuple[str, str]],
     look: Look,
@@ -122,7 +123,9 @@ def folders(
     for is_class, some in ((False, train), (True, of_class)):
         for name, path in some:
             match = FOLDER.fullmatch(name.rpartition(", ")[2] if not FOLDER.fullmatch(name) else name)
-            if match:
+            if match and not int(match[1]):
+                into.leave(name, path, _NOT_TRAINED)
+            elif match:
                 parts.append(Part(name, path, match[2].strip(), int(match[1]), suffixes, is_class))
     _arrange(parts, look, into)
     return into

@@ -8,7 +8,7 @@ from dreambooth.core.migrate import rates
 from dreambooth.core.migrate.disk import Disk
 from dreambooth.core.migrate.reading import Reading
 from dreambooth.core.migrate.report import number
-from dreambooth.core.migrate.sd_scripts import of_network
+from dreambooth.core.migrate.sd_scripts import of_data, of_network
 from dreambooth.core.migrate.sd_scripts.of_network import Method
 
 OPTIMIZERS = {  # by the name in small letters, without the package
@@ -35,6 +35,7 @@ SCHEDULES = {  # ours, and what differs
     "piecewise_constant": ("constant", "steps of one's own are not here"),
 }
 _FIND_RATES = ("dadapt", "prodigy")
+_DECAYING = ("adamw", "adamw_8bit")  # have a weight decay unless it is said; all others have none in their packages
 _LOSSES = {"l2": "mse", "huber": "huber", "smooth_l1": "huber", "l1": "huber"}
 _WEIGHTINGS = {  # in the order in which they count
     "min_snr_gamma": "min_snr",
@@ -46,7 +47,7 @@ _UNSAID_STEPS, _UNSAID_RATE = 1600, 2e-6
 
 def take(read: Reading, method: Method, disk: Disk, *, whole: bool) -> None:
     _length(read, whole=whole)
-    _optimizer(read)
+    _optimizer(read, whole=whole)
     _rates(read, method, whole=whole)
     _schedule(read, disk)
     _losses(read)
@@ -91,14 +92,13 @@ def _length(read: Reading, *, whole: bool) -> None:
         if steps:
             read.leave("max_train_steps", "max_train_epochs goes before it there")
     elif steps or whole:
-        halved = rates.has_class_pictures(read.into)
-        value = ceil((steps or _UNSAID_STEPS) / (2 if halved else 1))
-        read.take("max_train_steps", "intervals.max_train_steps", value, "" if steps and not halved else None)
+        value = of_data.steps_here(read, steps or _UNSAID_STEPS)
+        read.take("max_train_steps", "intervals.max_train_steps", value, "" if value == steps else None)
     if steps and not epochs and read.is_given("epoch"):
         read.leave("epoch", "max_train_steps goes before it there")
 
 
-def _optimizer(read: Reading) -> None:
+def _optimizer(read: Reading, *, whole: bool) -> None:
     key = next((key for key in ("use_8bit_adam", "use_lion_optimizer") if read.is_given(key)), "optimizer_type")
     if key != "optimizer_type":
         read.take(key, "optimizer.name", "adamw_8bit" if key == "use_8bit_adam" else "lion")
@@ -118,6 +118,10 @@ def _optimizer(read: Reading) -> None:
         for ours in both:
             if read.theirs.get(key) not in (None, ""):
                 read.take(key, ours)
+    is_unsaid = whole and read.theirs.get("weight_decay") in (None, "")
+    if is_unsaid and not read.into.settings.get("optimizer.name", "adamw").endswith(_DECAYING):
+        for ours in rates.WEIGHT_DECAY:
+            read.take("weight_decay", ours, 0.0, "none there unless it is said, but with AdamW")
 
 
 def _rates(read: Reading, method: Method, *, whole: bool) -> None:
@@ -136,7 +140,7 @@ def _rates(read: Reading, method: Method, *, whole: bool) -> None:
         rates.take_rate(read, found[0][0], ours, found[0][1], "")
     else:
         _rate(read, "learning_rate", ours, whole=whole)
-    if read.is_given("learning_rate") and "learning_rate" not in read.into.told():
+    if read.is_given("learning_rate") and "learning_rate" not in read.into.reported_keys():
         read.leave("learning_rate", "both parts have a rate of their own")
 
 
