@@ -25,6 +25,7 @@ def found(
     file is gone. `pictures` are those of each concept, by its number."""
     return [
         *_without_words(settings, pictures),
+        *_unread_captions(settings, pictures),
         *_one_text(settings, texts),
         *_unread_weights(settings, texts),
         *_no_class_pictures(settings),
@@ -41,6 +42,21 @@ def _without_words(settings: Settings, pictures: Mapping[int, Sequence[Path]]) -
                 f"concepts.{number}.instance_prompt: {captions.FILEWORDS} stands for nothing at {len(bare)} of "
                 f"{len(all_of_it)} pictures, such as {bare[0].name}, whose name a camera or a program chose; write a "
                 "caption for each, or into the prompt what they show."
+            )
+    return remarks
+
+
+def _unread_captions(settings: Settings, pictures: Mapping[int, Sequence[Path]]) -> list[str]:
+    """Elsewhere a caption file takes the place of the prompt, wherever there is one."""
+    remarks = []
+    for number, all_of_it in pictures.items():
+        prompt = settings.concepts[number].instance_prompt
+        if settings.imagic.enabled or captions.FILEWORDS in prompt:
+            continue
+        if count := sum(captions.beside(path) is not None for path in all_of_it):
+            remarks.append(
+                f"concepts.{number}.instance_prompt: it has no {captions.FILEWORDS}, so that the caption files of "
+                f"{count} of {len(all_of_it)} pictures are not read; write {captions.FILEWORDS} for them into it."
             )
     return remarks
 

@@ -106,7 +106,7 @@ def _parsed(path: Path) -> Any:
         last = ast.parse(text).body[-1]
         return ast.literal_eval(last.value) if isinstance(last, (ast.Assign, ast.Expr)) else None
     except (ValueError, SyntaxError, IndexError, MemoryError, RecursionError):
-        raise UserError(f"{path}: the file is not JSON ({first}).") from None
+        raise UserError(f"{path}: the file is not JSON ({first}); what can be imported is {_KINDS}.") from None
 
 
 def _toml(path: Path, python: Path, disk: Disk) -> tuple[str, Migration]:

@@ -13,6 +13,8 @@ from dreambooth.service import short_jobs
 from dreambooth.ui import benches, commands, preparing, results
 from dreambooth.ui.describe import of_models, of_runs
 
+_RUN = "NAME for the newest run of a model, or NAME/3 for its third"
+
 
 def _add_tools(add: Callable[..., Any]) -> None:
     add("setup", commands.setup, "Make or repair the engine's environment.", of_models.setup).add_argument(
@@ -24,13 +26,16 @@ def _add_tools(add: Callable[..., Any]) -> None:
     add("ui", commands.open_page, "The page, without a WebUI.", lambda _: "").add_argument(
         "--port", type=int, default=7870, metavar="N", help="default 7870"
     )
-    add("inspect", commands.inspect, "Say what a checkpoint, LoRA or embedding is.", of_models.about).add_argument(
+    add("inspect", commands.inspect, "Say what a checkpoint, LoRA or embedding file is.", of_models.about).add_argument(
         "file", metavar="FILE"
     )
-    add("settings", commands.show_settings, "List every setting, or a model's own.", of_models.settings).add_argument(
-        "name", metavar="NAME", nargs="?", help="a model: what is not at its default"
-    )
-    add("presets", preparing.show_presets, "List the presets.", of_models.presets)
+    add(
+        "settings",
+        commands.show_settings,
+        "List all settings, or those of a model that differ from their defaults.",
+        of_models.settings,
+    ).add_argument("name", metavar="NAME", nargs="?", help="a model (default: all settings, as in docs/settings.md)")
+    add("presets", preparing.show_presets, "List the presets, with a reason for each value.", of_models.presets)
     benches.add(add)
 
 
@@ -46,7 +51,7 @@ def _add_models(add: Callable[..., Any]) -> None:
         metavar="FILE|DIR|HUB_ID",
         help="the checkpoint, Diffusers folder or model of the Hugging Face hub to start from",
     )
-    sub.add_argument("--revision", default="", metavar="NAME", help="of a model of the hub: branch, tag or commit")
+    sub.add_argument("--revision", default="", metavar="NAME", help="for a model of the hub: its branch, tag or commit")
     for leaf in schema.leaves(Origin):
         flag = f"--{leaf.key.replace('_', '-')}"
         sub.add_argument(flag, dest=leaf.key, default=leaf.default, choices=leaf.choices or None, help=leaf.spec.help)
@@ -57,7 +62,8 @@ def _add_preparing(add: Callable[..., Any]) -> None:
     sub = add(
         "check",
         commands.check,
-        "Show the plan of a run: every picture with its crop and caption, steps, time, memory, disk.",
+        "Show the plan of a run: every picture with its crop and caption, steps, time, memory and disk, and what "
+        "would stop it.",
         of_runs.plan,
         takes_settings=True,
     )
@@ -74,22 +80,27 @@ def _add_preparing(add: Callable[..., Any]) -> None:
     )
     sub.add_argument("--concept", type=int, metavar="N", help="only this concept, which count from 0 (default: all)")
     sub.add_argument("--over", action="store_true", help="replace captions that are there, too")
-    sub = add("crop", preparing.crop, "Choose what is kept of a picture, or say what was chosen.", of_runs.crops)
+    sub = add("crop", preparing.crop, "Choose the crop of a picture, or show what was chosen.", of_runs.crops)
     sub.add_argument("picture", metavar="PICTURE|DIR")
     where = "the middle of what matters, from 0 to 1 of the width and of the height; the crop lies around it"
     sub.add_argument("--at", nargs=2, type=float, metavar=("X", "Y"), help=where)
-    tighter = "so many times tighter than as much as there is, up to where it would be enlarged (default 1)"
+    tighter = "how many times tighter than the largest crop, up to where it would be enlarged (default 1)"
     sub.add_argument("--zoom", type=float, metavar="Z", help=tighter)
-    sub.add_argument("--automatic", action="store_true", help="forget what was chosen; the settings decide again")
+    sub.add_argument("--automatic", action="store_true", help="forget your choice; the settings decide again")
     sub = add(
         "import",
         preparing.import_settings,
-        "Take over the settings of sd_dreambooth_extension, of kohya's scripts or kohya_ss, or of OneTrainer.",
+        "Take over the settings of sd_dreambooth_extension, kohya's scripts, kohya_ss or OneTrainer.",
         of_models.imported,
         takes_settings=True,
     )
     sub.add_argument("name", metavar="NAME")
-    sub.add_argument("file", metavar="FILE|DIR", help="concepts_list.json, db_config.json, a dataset .toml, a folder")
+    sub.add_argument(
+        "file",
+        metavar="FILE|DIR",
+        help="concepts_list.json, db_config.json, a dataset or config .toml, a .json of kohya_ss or OneTrainer, or a "
+        "folder of folders such as '10_sks dog'",
+    )
     sub = add(
         "performance",
         preparing.performance,
@@ -97,18 +108,25 @@ def _add_preparing(add: Callable[..., Any]) -> None:
         of_models.performance,
         takes_settings=True,
     )
-    sub.add_argument("name", metavar="NAME", nargs="?", help="a model; its own settings are taken")
+    sub.add_argument("name", metavar="NAME", nargs="?", help="a model, whose own settings are the start")
     sub.add_argument("--card", metavar="8GB", help="the card's memory (default: this machine's)")
-    sub.add_argument("--apply", action="store_true", help="make it the model's own settings, as the page's button does")
-    sub = add("tokens", preparing.tokens, "Say what the words of a prompt are to a model.", of_models.tokens)
+    sub.add_argument(
+        "--apply", action="store_true", help="write them into the model's own settings, as the page's button does"
+    )
+    sub = add(
+        "tokens",
+        preparing.tokens,
+        "Show what the words of a prompt mean to a model, and suggest rare ones.",
+        of_models.tokens,
+    )
     sub.add_argument("name", metavar="NAME")
-    sub.add_argument("prompt", metavar="PROMPT", help="such as 'sks dog'")
+    sub.add_argument("prompt", metavar="PROMPT", help="the words, such as 'sks dog'")
     sub.add_argument(
         "--candidates",
         type=int,
         default=short_jobs.CANDIDATES,
         metavar="N",
-        help=f"rare words to try (default {short_jobs.CANDIDATES})",
+        help=f"how many rare words to try (default {short_jobs.CANDIDATES})",
     )
 
 
@@ -123,11 +141,16 @@ def _add_keeping(add: Callable[..., Any]) -> None:
         takes_settings=True,
     ).add_argument("name", metavar="NAME")
     for name, command, meaning, show in (
-        ("undo", preparing.undo, "Put back the settings from before the last import.", of_models.undone),
+        (
+            "undo",
+            preparing.undo,
+            "Put back the settings from before the last import, or the last removal of a concept on the page.",
+            of_models.undone,
+        ),
         (
             "notice",
             preparing.send_notice,
-            "Tell the model's webhook something now, to see that it comes.",
+            "Send a test message to the model's webhook.",
             of_models.told,
         ),
     ):
@@ -142,7 +165,7 @@ def _add_keeping(add: Callable[..., Any]) -> None:
     add(
         "delete",
         preparing.delete,
-        "Move a model's folder to the trash beside the models; what it wrote stays.",
+        "Move a model's folder to the trash beside the models; the results that its runs wrote stay.",
         of_models.deleted,
     ).add_argument("name", metavar="NAME")
 
@@ -152,7 +175,7 @@ def _add_training(add: Callable[..., Any]) -> None:
         (
             "class-images",
             commands.class_images,
-            "Make the class pictures that a run will need.",
+            "Draw the class images that a run needs.",
             of_runs.class_pictures,
         ),
         (
@@ -166,30 +189,30 @@ def _add_training(add: Callable[..., Any]) -> None:
     add("runs", commands.runs, "List all runs.", of_runs.run_list)
     for name, command, meaning in (
         ("pause", commands.pause, "Save a run's state and end its engine."),
-        ("save", commands.save, "Have a running run write what it has learned by now."),
-        ("preview", commands.preview, "Have a running run draw its previews now."),
+        ("save", commands.save, "Have a running run write a result now; it goes on."),
+        ("preview", commands.preview, "Have a running run draw previews now; it goes on."),
     ):
-        add(name, command, meaning, of_runs.asked).add_argument("run", metavar="RUN")
+        add(name, command, meaning, of_runs.asked).add_argument("run", metavar="RUN", help=_RUN)
     sub = add(
         "resume",
         commands.resume,
-        "Go on with a run that was paused or lost; settings that may change then are flags, such as "
+        "Continue a run that was paused or lost; settings that may still change are flags, such as "
         "--intervals.max_train_steps 3000.",
         of_runs.finished,
         takes_settings=True,
         presets=False,
     )
-    sub.add_argument("run", metavar="RUN")
+    sub.add_argument("run", metavar="RUN", help=_RUN)
     sub.add_argument(
-        "--model-settings", action="store_true", help="take the model's own settings where they may change then"
+        "--model-settings", action="store_true", help="take the model's own settings where they may still change"
     )
     sub.add_argument("--from-step", type=int, metavar="N", help="go back to the state that was saved after this step")
-    sub = add("stop", commands.stop, "End a run and keep what it has learned.", of_runs.asked)
-    sub.add_argument("run", metavar="RUN")
+    sub = add("stop", commands.stop, "End a run and write its result.", of_runs.asked)
+    sub.add_argument("run", metavar="RUN", help=_RUN)
     sub.add_argument(
         "--discard",
         action="store_true",
-        help="write no result and forget its states; results and previews that it has written already stay",
+        help="write no result and delete its states; results and previews that are written already stay",
     )
 
 
@@ -197,21 +220,21 @@ def _add_learning_on(add: Callable[..., Any]) -> None:
     sub = add(
         "learn-on",
         preparing.learn_on,
-        "Have the next run begin with a result; of a checkpoint make a new model like this one.",
+        "Begin the next run with a result; of a checkpoint, make a new model with the same settings and pictures.",
         of_models.told,
     )
     sub.add_argument("name", metavar="NAME")
-    sub.add_argument("file", metavar="FILE", nargs="?", help="what a run of the model wrote (default: the newest)")
+    sub.add_argument("file", metavar="FILE", nargs="?", help="a result of the model (default: the newest)")
 
 
 def _add_report(add: Callable[..., Any]) -> None:
     sub = add(
         "report",
         results.report,
-        "Collect what tells of a run that went wrong in one .zip file: no pictures, no secrets.",
+        "Collect what is needed to report a problem in one .zip file, without pictures and secrets.",
         lambda result: f"Written: {result['path']}",
     )
-    sub.add_argument("run", metavar="RUN")
+    sub.add_argument("run", metavar="RUN", help=_RUN)
     sub.add_argument("--to", metavar="FILE", help="a new file (default: NAME-3-report.zip, here)")
 
 
@@ -223,14 +246,14 @@ def _add_results(add: Callable[..., Any]) -> None:
     sub.add_argument(
         "--to",
         metavar="FILE|DIR",
-        help="a .safetensors or .ckpt file (of an embedding .safetensors or .pt), or a new folder; --from-step can do "
-        "without, as the run itself would",
+        help="a .safetensors or .ckpt file (for an embedding .safetensors or .pt), or a new folder; without it "
+        "--from-step writes the file that the run itself would write",
     )
-    merge = "put what was learned into the checkpoint it was trained from, at this weight"
+    merge = "write the checkpoint it was trained from with the result merged in at this weight, such as 0.8"
     sub.add_argument("--merge", type=float, metavar="WEIGHT", help=merge)
-    onto = "put it into this other checkpoint of the same family instead, also one for inpainting"
+    onto = "merge into this other checkpoint of the same family instead, also one for inpainting"
     sub.add_argument("--onto", metavar="FILE|DIR", help=onto)
-    rank = "write it as a LoRA of this rank: extracted from a fully trained model, or a LoRA made smaller"
+    rank = "write a LoRA of this rank: extracted from a fully trained model, or reduced from a larger LoRA"
     sub.add_argument("--rank", type=int, metavar="N", help=rank)
     _add_state(sub)
     sub.add_argument("--half", action="store_true", help="in half precision (default: as the file is)")
@@ -238,7 +261,7 @@ def _add_results(add: Callable[..., Any]) -> None:
     sub = add(
         "delete-result",
         results.delete,
-        "Delete a file that a run wrote, with what goes with it, for good.",
+        "Delete a result for good, with the files that belong to it.",
         lambda result: str(result["done"]),
     )
     sub.add_argument("name", metavar="NAME")
@@ -248,16 +271,19 @@ def _add_results(add: Callable[..., Any]) -> None:
 def _add_generate(add: Callable[..., Any]) -> None:
     sub = add("generate", results.generate, "Draw pictures with the newest result of a model.", of_runs.pictures)
     sub.add_argument("name", metavar="NAME")
-    sub.add_argument("--prompt", help="what to draw; a result of Imagic has a prompt of its own")
-    sub.add_argument("--eta", type=float, help="of a result of Imagic: 0 draws the picture, 1 the prompt (0.7)")
-    sub.add_argument("--count", type=int, default=_default("count"))
+    sub.add_argument("--prompt", help="what to draw; may be left out for a result of Imagic, which has its own")
+    sub.add_argument(
+        "--eta", type=float, help="for a result of Imagic: 0 draws the picture, 1 the prompt (default 0.7)"
+    )
+    sub.add_argument("--count", type=int, default=_default("count"), help="how many pictures (default %(default)s)")
     sub.add_argument(
         "--batch",
         type=int,
         default=_default("batch"),
-        help="pictures drawn at a time (0: as many as there is room for)",
+        help="pictures drawn at a time (default 0: as many as there is room for)",
     )
-    sub.add_argument("--lora-weight", type=float, default=_default("lora_weight"))
+    weight = "of the LoRA (default %(default)s)"
+    sub.add_argument("--lora-weight", type=float, default=_default("lora_weight"), help=weight)
     _add_drawing(sub)
     _add_weights(sub)
     _add_state(sub)
@@ -272,7 +298,12 @@ def _add_sheet(add: Callable[..., Any]) -> None:
     sub.add_argument("--run", type=int, metavar="N", help="the run that the states are of (default: the newest)")
     sub.add_argument("--base", action="store_true", help="a first row of the untrained model")
     sub.add_argument(
-        "--lora-weights", type=float, nargs="+", default=[0.6, 0.8, 1.0], metavar="W", help="the columns (0.6 0.8 1)"
+        "--lora-weights",
+        type=float,
+        nargs="+",
+        default=[0.6, 0.8, 1.0],
+        metavar="W",
+        help="the columns (default: 0.6 0.8 1)",
     )
     _add_drawing(sub)
 
@@ -283,12 +314,14 @@ def _default(name: str) -> Any:
 
 
 def _add_drawing(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("--negative", default="", metavar="PROMPT")
-    sub.add_argument("--seed", type=int, default=_default("seed"), help="of the first picture; -1 takes any")
-    sub.add_argument("--steps", type=int, default=_default("steps"))
-    sub.add_argument("--cfg", type=float, default=_default("cfg"))
-    sub.add_argument("--width", type=int, default=_default("width"), help="pixels; 0 takes the model's own size")
-    sub.add_argument("--height", type=int, default=_default("height"))
+    sub.add_argument("--negative", default="", metavar="PROMPT", help="what must not be drawn")
+    sub.add_argument(
+        "--seed", type=int, default=_default("seed"), help="of the first picture (default %(default)s); -1 takes any"
+    )
+    sub.add_argument("--steps", type=int, default=_default("steps"), help="sampling steps (default %(default)s)")
+    sub.add_argument("--cfg", type=float, default=_default("cfg"), help="guidance scale (default %(default)s)")
+    sub.add_argument("--width", type=int, default=_default("width"), help="pixels (default 0: the model's own size)")
+    sub.add_argument("--height", type=int, default=_default("height"), help="the same")
     names = ", ".join(short_jobs.SCHEDULER.choices)
     default = short_jobs.SCHEDULER.default
     sub.add_argument("--scheduler", metavar="NAME", default=default, help=f"{names} (default: {default})")
@@ -296,7 +329,9 @@ def _add_drawing(sub: argparse.ArgumentParser) -> None:
 
 
 def _add_state(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("--from-step", type=int, metavar="N", help="what a run had learned by its state after this step")
+    sub.add_argument(
+        "--from-step", type=int, metavar="N", help="the state that a run saved after this step, not a result"
+    )
     sub.add_argument("--run", type=int, metavar="N", help="the run that the state is of (default: the newest)")
 
 

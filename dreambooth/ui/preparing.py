@@ -54,6 +54,8 @@ def delete(options: argparse.Namespace, terminal: Terminal) -> Result:
 def change(options: argparse.Namespace, terminal: Terminal) -> Result:
     """Writes what is given into the model's own settings. The answer has what changed by that."""
     opened = project.open_project(commands.folders(options), options.name)
+    if not options.overrides and options.settings is None and options.preset is None:
+        raise UserError("set: it says nothing to change; add a setting and its value, such as --lora.rank 8.")
     with settings_lock.changing(opened):
         before = opened.settings()
         after = models.write_settings(opened, commands.settings_over(before, options))

@@ -41,6 +41,20 @@ def test_pictures_of_which_nothing_is_said_are_told(tmp_path: Path) -> None:
     assert setting_remarks.found(asked, [], 100, SD1, pictures) == []
 
 
+def test_caption_files_that_are_not_read_are_told(tmp_path: Path) -> None:
+    pictures = {0: [tmp_path / "a.png", tmp_path / "b.png"], 1: [tmp_path / "c.png"]}
+    chosen = {"concepts.0.instance_prompt": "a photo of sks dog", "concepts.1.instance_prompt": "a cat"}
+    assert setting_remarks.found(parse(chosen), [], 100, SD1, pictures) == []
+    (tmp_path / "b.caption").write_text("a sks dog on a sofa")
+    [said] = setting_remarks.found(parse(chosen), [], 100, SD1, pictures)
+    assert said.startswith("concepts.0.instance_prompt:") and "caption files of 1 of 2 pictures are not read" in said
+    for own in (
+        {"concepts.0.instance_prompt": "a photo of [filewords]"},
+        {"concepts.0.instance_prompt": "a photo of a sitting dog", **IMAGIC},
+    ):
+        assert setting_remarks.found(parse(own), [], 1000, SD1, {0: pictures[0]}) == []
+
+
 def test_weights_that_are_not_read_are_told() -> None:
     assert places({}, "a dog", "a (red:1.2) dog") == ["captions.weighted"]
     assert places({"previews.prompts": "a dog; (sks: .5) dog"}) == ["captions.weighted"]

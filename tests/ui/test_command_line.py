@@ -173,6 +173,7 @@ def test_a_model_is_listed_changed_copied_renamed_and_put_into_the_trash(data: P
     said = dreambooth("set", "star", *where, "--lora.rank", 5, "--general.seed", 420420)
     assert said.answer["changed"] == {"lora.rank": 5}
     refused(dreambooth("set", "star", *where, "--lora.rank", 0), "lora.rank: 0 is below")
+    refused(dreambooth("set", "star", *where), "set: it says nothing to change")
     assert dreambooth("duplicate", "star", "copy", *where).code == 0
     assert dreambooth("rename", "copy", "other", *where).code == 0
     refused(dreambooth("rename", "other", "star", *where), "exists already")

@@ -155,6 +155,7 @@ def test_onetrainers_settings_with_their_concepts(dreambooth: Run, here: Path) -
     ("name", "text", "said"),
     [
         ("x.json", "{", "the file is not JSON"),
+        ("train.sh", "accelerate launch train_db.py", "what can be imported is a concepts_list.json"),
         ("x.json", "[1, 2]", "none of the files that can be imported"),
         ("x.json", "import os", "none of the files that can be imported"),
         ("x.json", "concepts = print(1)", "the file is not JSON"),

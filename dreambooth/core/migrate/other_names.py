@@ -12,6 +12,7 @@ _TALK = {
     "concepts.N.class_mode": "regularization reg images prior preservation class images",
     "concepts.N.class_data_dir": "reg_data_dir regularization images",
     "concepts.N.num_class_images_per": "num_class_images class images regularization with_prior_preservation",
+    "concepts.N.instance_prompt": "combine_prompt_from_txt caption files",
     "concepts.N.repeats": "num_repeats dataset_repeats",
     "concepts.N.instance_token": "identifier trigger word unique token",
     "general.method": "textual inversion fine tuning native training unfreeze model",
@@ -23,13 +24,14 @@ _TALK = {
     "pictures.rotation": "rotate augmentation",
     "pictures.brightness": "augmentation",
     "pictures.colour": "color saturation augmentation",
-    "intervals.num_train_epochs": "max_train_epochs steps per image",
+    "intervals.num_train_epochs": "max_train_epochs steps per image(epoch)",
     "intervals.max_train_steps": "max_train_steps",
     "intervals.save_model_every": "save_every_n_epochs save_interval checkpoint snapshot",
     "intervals.save_model_every_steps": "save_every_n_steps checkpoint snapshot",
     "intervals.results_kept": "save_last_n_epochs save_last_n_steps checkpoints_total_limit step_saves_to_keep",
     "intervals.save_state_every": "save_state resume checkpoint snapshot",
-    "intervals.save_preview_every": "sample_every_n_epochs sample images",
+    "intervals.save_state_every_steps": "checkpointing_steps",
+    "intervals.save_preview_every": "sample_every_n_epochs validation_epochs sample images",
     "batching.gradient_checkpointing": "low vram memory",
     "batching.num_processes": "multi gpu multi-gpu",
     "batching.class_batch_size": "sample_batch_size generate class images",
@@ -57,7 +59,8 @@ _TALK = {
     "embedding.enabled": "pivotal tuning textual inversion",
     "embedding.vectors": "num_vectors_per_token",
     "embedding.initial_text": "init_word",
-    "tuning.text_encoder_ratio": "train_text_encoder freeze text encoder",
+    "tuning.train_unet": "u-net",
+    "tuning.text_encoder_ratio": "set ratio train_text_encoder freeze text encoder",
     "tuning.text_encoder_steps": "stop_text_encoder_training text encoder training steps",
     "tuning.text_encoders": "te1 te2 clip l clip g",
     "tuning.prior_loss_weight": "with_prior_preservation regularization class images",
@@ -78,7 +81,7 @@ _TALK = {
     "memory.unet_weights": "fp8_base quantized qlora block swap blocks_to_swap offload",
     "memory.step_in_backward": "fused_backward_pass",
     "memory.vae_decoding": "vae slicing tiling",
-    "previews.prompts": "sample_prompts sanity",
+    "previews.prompts": "sample_prompts validation_prompt sanity",
     "previews.scheduler": "sampler sampling method",
     "previews.seed": "sanity",
     "saving.half_model": "save_precision fp16 pruned",
@@ -87,6 +90,13 @@ _TALK = {
     "saving.weights": "ema",
     "reporting.tensorboard": "wandb logging graph",
     "reporting.webhook_url": "discord slack",
+}
+# What guides call the predecessor's controls that are no settings here, by their labels.
+OF_CONTROLS = {
+    "Create From Hub, Model Path, HuggingFace Token": "pretrained_model_name_or_path revision",
+    "Set Gradients to None When Zeroing": "setting",
+    "Training Wizard (Person), Training Wizard (Object/Style)": "native training preset",
+    "Use Concepts List, Concepts List": "concepts_list",
 }
 
 

@@ -8,7 +8,7 @@ from html import escape
 from typing import Any
 
 from dreambooth.core.migrate.control import NOT_HERE
-from dreambooth.core.migrate.other_names import other_names
+from dreambooth.core.migrate.other_names import OF_CONTROLS, other_names
 from dreambooth.core.migrate.predecessor import controls
 from dreambooth.core.schema import leaves
 from dreambooth.core.settings import Settings
@@ -44,7 +44,8 @@ def elsewhere() -> list[tuple[str, str]]:
             found.append((_words(key).lower(), f"{leaf.spec.label}: on the Concepts tab."))
     for control in controls.every():
         if not control.ours or control.why.startswith(NOT_HERE):
-            found.append((f"{control.label} {' '.join(control.keys)}".lower(), f"{control.label}: {control.reason}."))
+            words = " ".join([control.label, *control.keys, OF_CONTROLS.get(control.label, "")])
+            found.append((words.lower(), f"{control.label}: {control.reason}."))
     return [(words, labelled(sentence)) for words, sentence in found]
 
 

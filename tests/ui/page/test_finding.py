@@ -13,7 +13,8 @@ import pytest
 
 from dreambooth.core import project
 from dreambooth.core.install_paths import MINIATURE
-from dreambooth.core.migrate.other_names import other_names
+from dreambooth.core.migrate.other_names import OF_CONTROLS, other_names
+from dreambooth.core.migrate.predecessor import controls
 from dreambooth.core.project import Folders, open_project
 from dreambooth.core.schema import leaves, to_flat
 from dreambooth.core.settings import Settings, parse
@@ -61,6 +62,9 @@ def found(asked: str) -> tuple[set[str], list[str]]:
         ("color_aug", "pictures.colour"), ("unfreeze", "tuning.unet_layers"), ("sanity", "previews.prompts"),
         ("class images", "tuning.prior_loss_weight"), ("tf32", "tuning.mixed_precision"),
         ("wandb", "reporting.tensorboard"), ("noise_offset", "objective.offset_noise"),
+        ("Training Steps Per image(Epoch)", "intervals.num_train_epochs"), ("Train U-NET", "tuning.train_unet"),
+        ("Set Ratio of Text Encoder Training", "tuning.text_encoder_ratio"),
+        ("checkpointing_steps", "intervals.save_state_every_steps"), ("validation_prompt", "previews.prompts"),
     ],
 )  # fmt: skip
 def test_a_setting_is_found_by_its_choices_and_by_what_it_is_called_elsewhere(asked: str, key: str) -> None:
@@ -76,6 +80,9 @@ def test_a_setting_is_found_by_its_choices_and_by_what_it_is_called_elsewhere(as
         ("class images per", "on the Concepts tab"), ("regularization", "on the Concepts tab"),
         ("sophia", "not here"), ("strict tokens", "not here"), ("debug buckets", "Check the pictures"),
         ("ToMe", "not here"), ("512x", "How to read it"), ("generate ckpt", '"Export"'),
+        ("Setting Gradients to None When Zeroing", "always so"), ("concepts_list", "import that file"),
+        ("native training", "there is Native too"), ("revision", "owner/name of the hub"),
+        ("combine_prompt_from_txt", "Instance Prompt"),
     ],
 )  # fmt: skip
 def test_what_is_no_setting_here_is_told(asked: str, said: str) -> None:
@@ -86,6 +93,7 @@ def test_what_is_no_setting_here_is_told(asked: str, said: str) -> None:
 
 def test_other_names_are_of_settings_that_there_are() -> None:
     assert other_names().keys() <= {leaf.key for leaf in leaves(Settings)}
+    assert OF_CONTROLS.keys() <= {control.label for control in controls.every()}
 
 
 @pytest.fixture(scope="module")
