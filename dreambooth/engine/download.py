@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dreambooth.core.errors import UserError
+from dreambooth.core.files import paths
 from dreambooth.core.job_folder import Job
 from dreambooth.core.models import hub
 from dreambooth.core.models.hub import HubModel
@@ -94,7 +95,7 @@ def _explain(model: HubModel, error: Exception) -> str:
 
 
 def _check_disk(out: Path, total: int) -> None:
-    out.mkdir(parents=True, exist_ok=True)
+    paths.make_folder(out)
     needed, free = total - _downloaded(out), shutil.disk_usage(out).free
     if needed > free:
         raise UserError(

@@ -31,11 +31,13 @@ from dreambooth.core.run_length import budget
 from dreambooth.core.settings import Settings, parse
 from dreambooth.engine import contact_sheet, export, generate, plan, worker
 from dreambooth.engine.checkpoints import webui_yaml
+from dreambooth.engine.checkpoints.diffusers_folder import write_folder
 from dreambooth.engine.checkpoints.entry import Entry
 from dreambooth.engine.checkpoints.write import write, write_tensors
 from dreambooth.engine.data import class_pictures, png
 from dreambooth.engine.data.latent_store import Store
 from dreambooth.engine.drawing import sheet
+from dreambooth.engine.prompts.vocabulary import clip_tokenizer
 from dreambooth.engine.run import hooks, imagic, retention, setup
 from dreambooth.engine.training import preview
 from dreambooth.service import launcher, report, short_jobs
@@ -136,6 +138,14 @@ def test_a_file_is_whole_or_not_there_however_little_room_is_left(
             (place / name).unlink()
     WRITERS[what](place, broken)
     assert {path.name for path in place.iterdir()} == set(wholes[0]), "as with a whole disk"
+
+
+def test_a_diffusers_folder_whose_tokenizer_does_not_fit_is_not_there(small_disk: Path) -> None:
+    """Its library tells of a full disk by an error of no kind."""
+    parts: Any = SimpleNamespace(components={"tokenizer": clip_tokenizer()}, save_config=lambda folder: None)
+    with pytest.raises(UserError, match=r"folder: the folder cannot be written \(No space left on device"):
+        write_folder(small_disk / "folder", parts, {})
+    assert list(small_disk.iterdir()) == []
 
 
 def test_what_was_left_by_writers_that_were_killed_is_swept_away_later(tmp_path: Path) -> None:

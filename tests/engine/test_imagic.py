@@ -201,6 +201,20 @@ def test_previews_and_results_are_made_when_asked_for_and_change_nothing(
     assert same(load_file(star.embedding(saved(job)[0])), fitted(star, job)) == (phase == "model")
 
 
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_a_result_whose_fitted_text_cannot_be_written_is_not_left_without_it(
+    tmp_path: Path, picture: Path, method: str
+) -> None:
+    made = tiny_project(tmp_path)
+    (made.folder / "embeddings").touch()
+    job = new_run(made, **edit(picture, **{"general.method": method}))
+    assert worker.run(job) == "paused"
+    (made.folder / "embeddings").unlink()
+    assert worker.run(job) == "done"
+    [result] = saved(job)
+    assert list(result.parent.iterdir()) == [result] and made.embedding(result).is_file()
+
+
 def test_previews_are_a_row_for_each_eta(star: Project, picture: Path) -> None:
     job = train(star, **edit(picture, **{"previews.count": 1, "previews.steps": 2, "previews.prompts": "a blue star"}))
     last = [path for path in sorted(job.previews.glob("*.png")) if int(path.name.split("-")[0])]

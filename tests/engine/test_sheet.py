@@ -16,6 +16,7 @@ from dreambooth.core.settings import parse
 from dreambooth.engine import families, generate
 from dreambooth.engine.checkpoints import lora
 from dreambooth.engine.checkpoints.write import write_tensors
+from dreambooth.engine.drawing import prediction
 from dreambooth.engine.drawing.sampling import NotDrawn
 from dreambooth.engine.training import adapters
 from dreambooth.service import launcher, short_jobs
@@ -59,6 +60,16 @@ def test_each_cell_is_the_picture_of_its_result_at_its_weight(star: Project) -> 
     assert (nothing == pixels(base)).all() and (before == pixels(base)).all()
     assert (whole == pixels(full)).all() and (whole != nothing).any()
     assert (again_nothing == nothing).all() and (again_whole == whole).all()
+
+
+def test_nothing_is_recorded_where_the_settings_say_so(star: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prediction, "record", lambda *_: pytest.fail("it was recorded"))
+    a_sheet = {"sheet": {"weights": [""], "lora_weights": [1]}}
+    for ask, more in ((short_jobs.drawing, {"base": True}), (short_jobs.sheet, a_sheet)):
+        chosen, fields = ask(star, {**PROMPT, **more, "steps": prediction.WORTH + 1})
+        chosen.tuning.trace_steps = False
+        job = launcher.new_errand(Folders(star.folder.parents[1]), star, "generate", chosen, **fields)
+        assert len(generate.run(job)["pictures"]) == 1
 
 
 def test_the_place_of_what_is_no_picture_stays_empty(star: Project, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -192,6 +192,15 @@ def test_what_is_not_there_is_said(hub: Hub, tmp_path: Path) -> None:
     assert "Traceback" not in said.stderr
 
 
+def test_a_folder_that_cannot_be_made_is_named(hub: Hub, tmp_path: Path) -> None:
+    out = Folders(tmp_path / "models").downloads / HubModel("someone/tiny-sd2", "", "").folder_name
+    out.parent.mkdir(parents=True)
+    out.touch()
+    said = create(hub, tmp_path, "someone/tiny-sd2")
+    assert said.returncode == 2
+    assert f"{out}: the folder cannot be made (File exists)" in said.stderr
+
+
 def test_the_network_is_asked_for_nothing_else(hub: Hub, tmp_path: Path) -> None:
     before = len(hub.asked)
     assert create(hub, tmp_path, "nowhere.safetensors").returncode == 2

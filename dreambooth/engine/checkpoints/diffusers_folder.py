@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -31,12 +32,22 @@ def write_folder(to: Path, pipeline: Any, own: Mapping[str, Entry]) -> None:
                 if isinstance(part, nn.Module):
                     _write_part(staged / name, name, part, own)
                 elif name.startswith("tokenizer"):
-                    part.save_pretrained(staged / name)
-                    write_vocabulary(staged / name)
+                    _write_tokenizer(staged / name, part)
                 elif name == "scheduler":
                     part.save_pretrained(staged / name)
     except OSError as error:
         raise UserError(f"{to}: the folder cannot be written ({error.strerror}).") from None
+
+
+def _write_tokenizer(folder: Path, tokenizer: Any) -> None:
+    """Raises OSError, which the tokenizers library tells by an error without a class of its own."""
+    try:
+        tokenizer.save_pretrained(folder)
+    except Exception as error:
+        if match := re.fullmatch(r"(.+) \(os error (\d+)\)", str(error)):
+            raise OSError(int(match[2]), match[1], str(folder)) from error
+        raise
+    write_vocabulary(folder)
 
 
 def _write_part(folder: Path, name: str, part: nn.Module, own: Mapping[str, Entry]) -> None:

@@ -53,6 +53,7 @@ def draw_sheet(job: Job, project: Project, sampling: Sampling) -> dict[str, Any]
                     model.configure_prompts(
                         tuning.max_token_length, tuning.clip_skip, tuning.pad_tokens, weighted=chosen.captions.weighted
                     )
+                    model.traced = tuning.trace_steps
                     loaded = whole
                 added = Path(file) if row["kind"] in ("lora", "embedding") else None
                 try:

@@ -40,7 +40,7 @@ def save_result(work: Work, session: Session, source: Source, images: int, *, ma
     try:
         _refuse_overwritten(source)
         saved, has_effect = _write(work, session, source, images)
-        imagic.save_embedding(work.project, saved.path, session)
+        _save_fitted_text(work, session, saved.path)
         _report(work, saved, images, mark)
         if not has_effect:
             _warn_of_no_effect(work, saved)
@@ -80,6 +80,15 @@ def _write(work: Work, session: Session, source: Source, images: int) -> tuple[S
     hardware.free_memory()
     message = f"The memory was not enough to write the model: {shortage.requested}."
     raise UserError(Problem(message, "saving.weights", "Close other programs that use the memory."))
+
+
+def _save_fitted_text(work: Work, session: Session, result: Path) -> None:
+    """Writes the text that Imagic has fitted for a result; where it cannot be written, the result is removed too."""
+    try:
+        imagic.save_embedding(work.project, result, session)
+    except BaseException:  # also where a person discards the run
+        result.unlink(missing_ok=True)
+        raise
 
 
 def _report(work: Work, saved: Saved, images: int, mark: str) -> None:
