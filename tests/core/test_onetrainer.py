@@ -68,6 +68,16 @@ def test_the_name_of_a_result_is_that_of_its_file(file: str, name: str) -> None:
     assert of(output_model_destination=file)["saving.custom_model_name"] == name
 
 
+def test_gradient_checkpointing_is_on_unless_it_is_said_to_be_off() -> None:
+    """As OneTrainer's own presets have it, of SDXL in batches of 4."""
+    preset = {"model_type": "STABLE_DIFFUSION_XL_10_BASE", "batch_size": 4, "resolution": "1024"}
+    found = of(**preset, unet={"weight_dtype": "NFLOAT_4"})
+    assert (found["batching.gradient_checkpointing"], found["memory.unet_weights"]) == (True, "nf4")
+    for off in ({"gradient_checkpointing": "OFF"}, {"gradient_checkpointing": False}):
+        assert of(**off)["batching.gradient_checkpointing"] is False
+    assert of(unet={"gradient_checkpointing": False})["batching.gradient_checkpointing"] is False
+
+
 def test_a_saved_configuration() -> None:
     found = onetrainer.config(NEWEST, DISK)
     ours = flat(found)

@@ -222,7 +222,7 @@ CONTROLS: dict[str, tuple[Control, ...]] = {
         of_keys("non_ema_sampling", "previews show what is saved", "saving.weights"),
         of_keys(
             "gradient_checkpointing, unet.gradient_checkpointing",
-            "on or off; streamed weights are a setting of their own",
+            "on or off, and on there unless it is said; streamed weights are a setting of their own",
             "batching.gradient_checkpointing",
         ),
         of_keys(

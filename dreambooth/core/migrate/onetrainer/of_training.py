@@ -255,6 +255,8 @@ def _machine(read: Reading, method: str) -> None:
         is_on = read.theirs[key] not in (False, "OFF", None)
         why = "streamed weights are memory.unet_weights" if read.theirs[key] == "CPU_OFFLOADED" else ""
         read.take(key, "batching.gradient_checkpointing", is_on, why)
+    else:
+        read.take(key, "batching.gradient_checkpointing", True, "on there unless it is said")
     attention = _ATTENTION.get(str(read.theirs.get("attention_mechanism")))
     if attention:
         read.take("attention_mechanism", "memory.attention", attention, "")
