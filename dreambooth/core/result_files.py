@@ -24,6 +24,7 @@ from dreambooth.core.models.model_file import SUFFIXES
 from dreambooth.core.project import Folders, Project
 
 _LAYOUT = ".yaml"
+_START_FILES = ("lora.start_file", "embedding.start_file")
 _SAME_SECONDS = 3.0  # a disk may tell times in steps of two
 
 Mark = tuple[str, float]
@@ -81,8 +82,8 @@ def has_notes(event: Event) -> bool:
 
 
 def needed_by(folders: Folders, event: Event) -> str:
-    """Who needs a result, in a sentence with what to do: a model that was made from it, a run that began with it and
-    may go on, a short job that reads it. Empty where nobody does."""
+    """Who needs a result, in a sentence with what to do: a model that was made from it, one whose next run is to begin
+    with it, a run that began with it and may go on, a short job that reads it. Empty where nobody does."""
     files = {os.path.realpath(file) for file in _marked(event)}
     for name in project.names(folders):
         with contextlib.suppress(UserError):  # one that is damaged needs nothing
@@ -92,6 +93,8 @@ def needed_by(folders: Folders, event: Event) -> str:
             for job in job_list.jobs(opened):
                 if not files.isdisjoint(_read_by(job)) and (status := _needing(job)):
                     return f"{job.title} works with it and is {status}; let it come to its end first."
+            if key := next((key for key in _START_FILES if not files.isdisjoint(_named(opened.settings()[key]))), ""):
+                return f"the next run of {name} is to begin with it; empty its {key} first."
     return ""
 
 

@@ -46,6 +46,7 @@ def test_the_readmes_least_memory_is_the_plan_for_the_smallest_card() -> None:
     for what, default, least, _ in rows:
         family, method = FAMILIES[re.split(r" (?:LoRA|full)", what)[0]], "full" if "full" in what else "lora"
         assert least == planned(family, method, 4), what
+        assert planner.for_family(parse({"general.method": method}), family, 8 * GB).fits, what  # as is said below it
         largest = planned(family, method, 24)
         assert default == largest or f"({largest} with" in default, what
 

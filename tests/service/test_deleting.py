@@ -117,6 +117,19 @@ def test_what_was_written_under_a_former_name_can_be_deleted_still(folders: Fold
     assert project.open_project(folders, "star").former == ("moon", "sun")
 
 
+def test_what_the_next_run_is_to_begin_with_is_not_deleted(folders: Folders, star: Project) -> None:
+    _, lora = written(folders, star)
+    other = project.create(folders, "moon", MINIATURE)
+    continue_from.learn_on(folders, star, str(lora))
+    with pytest.raises(UserError, match="the next run of star is to begin with it; empty its lora"):
+        deleting.delete(folders, star, str(lora))
+    assert lora.exists()
+    (other.folder / "settings.json").write_text("no JSON")  # of another model, which is damaged
+    project.write_settings(star, {**star.settings(), "lora.start_file": ""})
+    deleting.delete(folders, star, str(lora))
+    assert not lora.exists()
+
+
 @pytest.mark.parametrize(
     ("name", "made"), [("star", "star-3"), ("x" * 80, "x" * 78 + "-2"), ("狗" * 60, "狗" * 59 + "-2")]
 )

@@ -42,7 +42,7 @@ PEER_IMAGES = {
     ("sd-scripts", "lora"): 1.0,
 }  # times theirs a second
 PEER_START = 1 / 3  # of a peer's time to the first step
-# The most memory, as the table has it: bytes, and the most seconds a step where that is a goal too.
+# The most memory in bytes, and the most seconds a step where that is a goal too.
 MEMORY_GOALS = (
     ("sd1", "full", 4.5e9, None),
     ("sdxl", "lora", 4 * 2**30, 1.0),

@@ -48,12 +48,12 @@ class Machine(Routes):
         }
 
     def set_up(self) -> Answer:
-        """Sets the engine's environment up in the background, or mends it."""
+        """Sets up or repairs the engine's environment in the background."""
         installation.begin()
         return installation.state()
 
     def log(self) -> Answer:
-        """The end of what setting it up has said."""
+        """The end of the set-up's log."""
         return {"log": installation.engine_log()}
 
     def check(self) -> Answer:
@@ -70,7 +70,7 @@ class Machine(Routes):
         return {"settings": reference.json_schema(Settings), "origin": reference.json_schema(Origin)}
 
     def check_settings(self, body: dict[str, Any]) -> Answer:
-        """Every reason why `settings` would be refused; nothing is written."""
+        """Every reason why `settings` would be refused. Nothing is written."""
         return {
             "problems": models.problems(
                 models.changed({}, an_object(only(body, "settings", needed="settings"), "settings"))
@@ -94,7 +94,7 @@ class Machine(Routes):
         return {"checkpoints": [{"title": title, "path": str(path)} for title, path in self.host.checkpoints()]}
 
     def refresh(self) -> Answer:
-        """The same after looking anew, in the WebUI's lists too."""
+        """The same, after a new look at the folders, which refreshes the WebUI's lists too."""
         self.host.refresh()
         return self.checkpoints()
 

@@ -54,7 +54,7 @@ class Models(Routes):
         return {"models": models.listing(self.folders)}
 
     def create(self, body: dict[str, Any]) -> Answer:
-        """A new model: `name`, `source` (a file or Diffusers folder); if wanted `preset`, `settings` and `origin`."""
+        """A new model: `name`, `source` (a file or Diffusers folder); optional: `preset`, `settings`, `origin`."""
         only(body, "name", "source", "preset", "settings", "origin")
         flat = models.changed({}, an_object(body, "settings"))
         if preset := text(body, "preset", optional=True):
@@ -96,7 +96,7 @@ class Models(Routes):
             return {"settings": _written(opened, changed)}
 
     def preset(self, name: str, body: dict[str, Any]) -> Answer:
-        """A preset over the model's settings, and those of the body above both."""
+        """Puts a preset over the model's settings, and `settings` of the body over both."""
         opened = self.open(name)
         over = models.changed({}, an_object(only(body, "preset", "settings"), "settings"))
         with settings_lock.changing(opened):
@@ -104,25 +104,25 @@ class Models(Routes):
             return {"settings": _written(opened, flat)}
 
     def take_over(self, name: str, body: dict[str, Any]) -> Answer:
-        """Takes over another trainer's settings from the file or folder `path`; tells the fate of each."""
+        """Takes over another trainer's settings from the file or folder `path`; says of each what became of it."""
         opened = self.open(name)
         path = Path(text(only(body, "path"), "path"))
         kind, written, report = import_settings.take_over(opened, path, environment.python)
         return {"kind": kind, "settings": schema.without_secrets(Settings, written), "report": report}
 
     def undo(self, name: str) -> Answer:
-        """The settings from before the last import, or from before the page's last removal of a concept."""
+        """Puts back the settings from before the last import, or the page's last removal of a concept."""
         opened = self.open(name)
         settings_undo.undo(opened)
         return {"settings": schema.without_secrets(Settings, opened.settings())}
 
     def notice(self, name: str) -> Answer:
-        """Tells the model's webhook (reporting.webhook_url) something now, as a run tells it of its end."""
+        """Sends a test message to the model's webhook (reporting.webhook_url), as a run sends one at its end."""
         return {"done": notice.send(self.open(name).settings()[notice.WEBHOOK])}
 
     def performance(self, name: str, body: dict[str, Any] | None = None) -> Answer:
-        """Which settings fit a `card`, such as 8GB (left out: this machine's), and why; `settings` are put over the
-        model's. With `apply` they are made its own, with what the card wants changed."""
+        """Which settings fit a `card`, such as 8GB (default: this machine's), and why. `settings` are put over the
+        model's. With `apply` these, and what the card needs changed, become the model's own."""
         opened, body = self.open(name), only(body or {}, "card", "settings", "apply")
         card = performance.card_bytes(text(body, "card", optional=True), label="card")
         to_apply = a_switch(body, "apply")
@@ -131,21 +131,21 @@ class Models(Routes):
         return performance.answer(opened, plan, card, applied=to_apply)
 
     def outputs(self, name: str) -> Answer:
-        """What the model's runs wrote and is still there, that of the newest run first; `step` is of the state that a
-        file was exported from, `best` is true for that of the moment when the run was best."""
+        """The results of the model's runs that are still there, those of the newest run first. `step` is that of the
+        state that a file was exported from; `best` marks the result of the moment when the run was best."""
         return {"outputs": runs.outputs(self.open(name))}
 
     def delete_output(self, name: str, body: dict[str, Any]) -> Answer:
-        """Deletes what a run wrote, `path`, for good, with what was written for it, such as an embedding beside a LoRA.
-        Refused for what is elsewhere, was changed since, or is needed: a model was made from it, or a job works with
-        it. Tells how many `bytes` that freed."""
+        """Deletes the result `path` for good, with the files that belong to it, such as an embedding beside a LoRA.
+        Refused for a file that no run of the model wrote, that was changed since, or that is needed: a model was made
+        from it, or a job works with it. `bytes` is how much that freed."""
         done = deleting.delete(self.folders, self.open(name), text(only(body, "path"), "path"))
         self.host.refresh()
         return done
 
     def learn_on(self, name: str, body: dict[str, Any]) -> Answer:
-        """Readies the next run to learn on from what a run wrote, `path`: a LoRA or an embedding by the model's
-        settings, a checkpoint by a new model like this one. Tells the `model` that learns on and what was `done`."""
+        """Lets the next run begin with the result `path`: a LoRA or an embedding through the model's settings, a
+        checkpoint through a new model like this one. The answer names that `model` and what was `done`."""
         return continue_from.learn_on(self.folders, self.open(name), text(only(body, "path"), "path"))
 
 

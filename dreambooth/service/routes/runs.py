@@ -53,8 +53,7 @@ class Runs(Routes):
         return runs.summary(self._run(name, number))
 
     def events(self, name: str, number: int, offset: int = 0) -> Answer:
-        """What happened since `offset`, as the run's folder has it, and the offset to ask with next; of much that
-        happened, the first part."""
+        """The run's events since `offset`, and the offset to ask with next; where there are many, the first of them."""
         return events(self._run(name, number), offset)
 
     def log(self, name: str, number: int) -> Answer:
@@ -70,9 +69,8 @@ class Runs(Routes):
         return resume_run.prospect(self._run(name, number), self.open(name))
 
     def resume(self, name: str, number: int, body: dict[str, Any] | None = None) -> Answer:
-        """Puts a run in the queue again, from its newest state, or from that of `from_step`; `settings` that may change
-        then are taken, others refused. With `model_settings` it takes the model's own where they may change, and keeps
-        the others."""
+        """Puts a run in the queue again, from its newest state, or from that of `from_step`. `settings` that may still
+        change are taken, others refused. With `model_settings` the run takes the model's own where they may change."""
         job, body = self._run(name, number), only(body or {}, "settings", "model_settings", "from_step")
         resume_run.check_resumable(job)
         given = schema.flatten(an_object(body, "settings")) if body.get("settings") else {}
@@ -88,15 +86,15 @@ class Runs(Routes):
         return self.submit(job, runs.summary)
 
     def request(self, name: str, number: int, body: dict[str, Any]) -> Answer:
-        """Asks a run that is at work: `request` is pause, stop, discard, save or preview. One that waits is taken out
-        of the queue by the first three."""
+        """Asks something of a run at work: `request` is pause, stop, discard, save or preview. The first three take a
+        run that waits out of the queue."""
         what = text(only(body, "request"), "request")
         if what not in REQUESTS:
             raise UserError(f"request: {what!r} is none of {', '.join(REQUESTS)}.")
         return runs.ask(self._run(name, number), what)  # type: ignore[arg-type]
 
     def report(self, name: str, run: int) -> Response:
-        """What tells of a run that went wrong, as a .zip file without pictures and secrets."""
+        """What is needed to report a problem with the run `run`, a .zip file without pictures and secrets."""
         job = self._run(name, run)
         headers = {"Content-Disposition": f"attachment; filename*=UTF-8''{quote(report.name(job), safe='')}"}
         return Response(report.build(job), media_type="application/zip", headers=headers)

@@ -27,9 +27,9 @@ class Errands(Routes):
     def begin(self, name: str, body: dict[str, Any]) -> Answer:
         """A short job: `kind` is check, class-images, generate, export, tokens or caption, with its own fields beside
         it. An export has `to`, and generate a `prompt`; each takes `weights`, `base`, or `run` and `from_step` for a
-        state, which can be exported without a `to`. An export puts what was learned into its checkpoint at the weight
-        `merge`, or into another, `onto`, or makes it a LoRA of the `rank`, and says what share of it that holds as
-        `held`. An embedding is written as it is, as a .safetensors or .pt file.
+        state, which can be exported without a `to`. An export merges the result into its checkpoint at the weight
+        `merge`, or into another, `onto`, or writes a LoRA of `rank`, which holds the share `held` of what was learned.
+        An embedding is written as it is, as a .safetensors or .pt file.
         A `sheet` of generate has such `weights` as rows, and `lora_weights`.
         Pictures are drawn by the WebUI's own txt2img where `library` is webui, with one of the `samplers` that /status
         names as `sampler`.
@@ -53,16 +53,17 @@ class Errands(Routes):
         return runs.outcome(self._errand(name, number))
 
     def events(self, name: str, number: int, offset: int = 0) -> Answer:
-        """The same of a short job as of a run."""
+        """The events of a short job, as those of a run."""
         return events(self._errand(name, number), offset)
 
     def stop(self, name: str, number: int) -> Answer:
-        """Asks a short job to stop; one that waits for its turn has ended then."""
+        """Asks a short job to stop; one that waits for its turn ends at once."""
         return runs.ask(self._errand(name, number), "stop")
 
     def download(self, body: dict[str, Any]) -> Answer:
-        """Fetches a model of the hub; its result's path is a source for a new model of the name. `revision` is a
-        branch, tag or commit. The answer is the download that is under way where the same is being fetched already."""
+        """Downloads the model `source` of the hub for a new model `name`, whose source is then the path in the
+        download's result. `revision` is a branch, tag or commit. Where that download is under way already, it is the
+        answer."""
         source = text(only(body, "name", "source", "revision"), "source")
         revision = text(body, "revision", optional=True)
         model = models.hub_model(self.folders, text(body, "name"), source, revision)

@@ -28,10 +28,11 @@ from dreambooth.ui.page.wording import drawn_words
 _HEAD = """# The HTTP API
 
 Under `/dreambooth` of the WebUI (listed in its `/docs`), or of `python -m dreambooth ui`, where the whole schema is at
-`/dreambooth/openapi.json`. It asks for the same login as the WebUI. Bodies and answers are JSON; what is wrong with a
-request is answered with status 400 and `{"problems": ["a sentence", ...], "errors": [{"what", "where", "do", "log"},
-...]}`, the same taken apart; `errors` and `warnings` of runs and short jobs have that form too. Settings are dotted
-keys ([all of them](settings.md)) or nested objects. A field that a request does not know is refused.
+`/dreambooth/openapi.json`. It asks for the same login as the WebUI. Bodies and answers are JSON. The answer to
+a wrong request has status 400 and is `{"problems": ["a sentence", ...], "errors": [{"what", "where", "do", "log"},
+...]}`, where `errors` has the same sentences in parts; `errors` and `warnings` of runs and short jobs have that form
+too. Settings are dotted keys ([all of them](settings.md)) or nested objects. A field that a request does not know is
+refused.
 
     curl http://127.0.0.1:7860/dreambooth/models/anna-dog/runs -H "Content-Type: application/json" \\
         -d '{"settings": {"lora.rank": 8}}'

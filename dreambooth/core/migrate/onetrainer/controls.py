@@ -167,7 +167,7 @@ CONTROLS: dict[str, tuple[Control, ...]] = {
         of_keys("train_dtype", "FLOAT_32 and TFLOAT_32 are no", "tuning.mixed_precision"),
         of_keys(
             "optimizer.optimizer",
-            "D-Adaptation and Prodigy's kin are prodigy, what is not here is adamw",
+            "D-Adaptation and Prodigy's variants become prodigy, others that are not here adamw",
             "optimizer.name",
         ),
         of_keys("optimizer.is_paged", "an optimizer of its own", "optimizer.name"),
@@ -254,8 +254,10 @@ CONTROLS: dict[str, tuple[Control, ...]] = {
             "tuning.text_encoder_ratio",
             "tuning.text_encoder_steps",
         ),
-        of_keys("unet.stop_training_after, unet.stop_training_after_unit", "not here: the UNet learns to the end"),
-        of_keys("text_encoder.train_embedding, text_encoder_2.train_embedding", "a word learns in all text encoders"),
+        of_keys("unet.stop_training_after, unet.stop_training_after_unit", "not here: the UNet is trained to the end"),
+        of_keys(
+            "text_encoder.train_embedding, text_encoder_2.train_embedding", "a word is trained in all text encoders"
+        ),
         of_keys("text_encoder_layer_skip", "one more here: 1 there is 2", "tuning.clip_skip"),
         of_keys(
             "text_encoder_2_layer_skip", "SD 2 and SDXL are always read at one and the same block", "tuning.clip_skip"
@@ -267,14 +269,16 @@ CONTROLS: dict[str, tuple[Control, ...]] = {
         ),
         of_keys("text_encoder_2.dropout_probability", "one for all text encoders", "captions.dropout"),
         of_keys("embedding_learning_rate", "another name", "learning.embedding_learning_rate"),
-        of_keys("preserve_embedding_norm, embedding.is_output_embedding", "not here: a word learns as it comes"),
-        of_keys("embedding.model_name", "a file to go on from", "embedding.start_file"),
-        of_keys("embedding.placeholder", "the word that learns", "concepts.N.instance_token"),
+        of_keys(
+            "preserve_embedding_norm, embedding.is_output_embedding", "not here: a word is trained without such limits"
+        ),
+        of_keys("embedding.model_name", "a file to continue from", "embedding.start_file"),
+        of_keys("embedding.placeholder", "the word that is trained", "concepts.N.instance_token"),
         of_keys("embedding.token_count", "another name", "embedding.vectors"),
         of_keys("embedding.initial_embedding_text", "another name", "embedding.initial_text"),
         of_keys(
             "embedding.train, embedding.stop_training_after, embedding.stop_training_after_unit, embeddings",
-            "a word alone learns to the end",
+            "an embedding alone is trained to the end",
             "embedding.ratio",
         ),
         of_keys("additional_embeddings", "one word for each concept", "embedding.enabled", "concepts.N.instance_token"),
@@ -289,7 +293,7 @@ CONTROLS: dict[str, tuple[Control, ...]] = {
             "not here: DoRA is as its paper has it",
             "lora.kind",
         ),
-        of_keys("lora_model_name", "a file to go on from", "lora.start_file"),
+        of_keys("lora_model_name", "a file to continue from", "lora.start_file"),
         of_keys("dropout_probability", "another name", "lora.dropout"),
         of_keys(
             "layer_filter_preset, lora_layer_preset",
@@ -371,7 +375,7 @@ CONTROLS: dict[str, tuple[Control, ...]] = {
             "sample_image_format, sample_video_format, sample_audio_format, samples_to_tensorboard",
             "not here: previews lie in the run's folder",
         ),
-        of_keys("continue_last_backup", "a run goes on from a state of its own", place='"Resume"'),
+        of_keys("continue_last_backup", "a run resumes from a state of its own", place='"Resume"'),
         of_keys("prevent_overwrites", "always so"),
         of_keys("tensorboard", "another name", "reporting.tensorboard"),
         of_keys(

@@ -44,7 +44,7 @@ CONTROLS: dict[str, tuple[Control, ...]] = {
         ),
         Control(
             "Snapshot to Resume",
-            "a run goes on from a state of its own; what a snapshot there had learned goes on with that model's "
+            "a run resumes from a state of its own; what a snapshot there had learned goes on with that model's "
             "working folder as Source Checkpoint",
             keys=("snapshot",),
             place='"Resume", or a state on the Model tab',
@@ -219,13 +219,12 @@ CONTROLS: dict[str, tuple[Control, ...]] = {
         ),
         Control(
             "Freeze Spectral Norm",
-            "not here: it gives every layer of the model another form, for training transformers from nothing",
+            "not here: it gives every layer another form, for training transformers from scratch",
             keys=("freeze_spectral_norm",),
         ),
         Control(
             "Strict Tokens",
-            "not here: prompts are read as WebUIs read them; by words that were learned otherwise nothing could be "
-            "called",
+            "not here: prompts are read as WebUIs read them, which could not call up what was learned by other tokens",
             keys=("strict_tokens",),
         ),
         Control(
@@ -316,7 +315,7 @@ CONTROLS: dict[str, tuple[Control, ...]] = {
         ),
         Control(
             "LoRA use buggy requires grad",
-            "not here: it brought back a fault of that extension",
+            "not here: it restored a bug of that extension",
             keys=("lora_use_buggy_requires_grad",),
         ),
     ),
@@ -377,7 +376,7 @@ CONTROLS: dict[str, tuple[Control, ...]] = {
         ),
         Control(
             "Save separate diffusers snapshots when training completes",
-            "a finished run leaves its result; what goes on from it is a new run from that file",
+            "a finished run leaves its result; to continue from it, start a new run from that file",
             keys=("save_state_after",),
         ),
         Control(
@@ -426,7 +425,7 @@ CONTROLS: dict[str, tuple[Control, ...]] = {
         Control("API Key", "the API asks for the WebUI's own login"),
         Control(
             "Discord Webhook, Save and Test Webhook",
-            "told when a run has ended, without pictures",
+            "a message at the end of a run, without pictures",
             ours=("reporting.webhook_url",),
             place='"Send a test notice"',
         ),

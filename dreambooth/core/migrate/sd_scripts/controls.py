@@ -8,7 +8,7 @@ from __future__ import annotations
 from dreambooth.core.migrate.control import READ_FROM_FILE, Control, by_key, of_keys
 
 _FILE = "what a file is, is found out from its tensors"
-_RUN = "a run goes on from a state of its own"
+_RUN = "a run resumes from a state of its own"
 _BLOCKS = "which blocks get a LoRA is a setting; ranks and rates are the same for all that do"
 _CAPTIONS = "captions are read from a .txt beside each picture"
 _LOADING = "always so: pictures are encoded once before the run, and nothing else is loaded while it goes on"
@@ -115,9 +115,9 @@ CONTROLS: dict[str, tuple[Control, ...]] = {
         of_keys("loraplus_lr_ratio, loraplus_unet_lr_ratio", "one for both parts", "learning.lora_plus_ratio"),
         of_keys("loraplus_text_encoder_lr_ratio", "one for both parts", "learning.lora_plus_ratio"),
         of_keys("scale_weight_norms", "another name", "lora.max_norm"),
-        of_keys("network_weights", "a file to go on from", "lora.start_file"),
-        of_keys("dim_from_weights", "always so where a file is gone on from", "lora.start_file"),
-        of_keys("network_args", "each is told of by its own name"),
+        of_keys("network_weights", "a file to continue from", "lora.start_file"),
+        of_keys("dim_from_weights", "always so where a file is continued", "lora.start_file"),
+        of_keys("network_args", "each is listed by its own name"),
         of_keys(
             "network_train_unet_only, network_train_text_encoder_only",
             "both parts are trained there unless it is told otherwise",
@@ -132,10 +132,10 @@ CONTROLS: dict[str, tuple[Control, ...]] = {
             "tuning.text_encoder_ratio",
             "tuning.text_encoder_steps",
         ),
-        of_keys("token_string", "the word that learns", "concepts.N.instance_token"),
+        of_keys("token_string", "the word that is trained", "concepts.N.instance_token"),
         of_keys("init_word", "another name", "embedding.initial_text"),
         of_keys("num_vectors_per_token", "another name", "embedding.vectors"),
-        of_keys("weights", "a file to go on from", "embedding.start_file"),
+        of_keys("weights", "a file to continue from", "embedding.start_file"),
         of_keys(
             "use_object_template, use_style_template, template",
             "not here: write the caption",
@@ -199,10 +199,12 @@ CONTROLS: dict[str, tuple[Control, ...]] = {
         of_keys("lr_scheduler_power", "1 there unless it is said", "learning.power"),
         of_keys("lr_scheduler_min_lr_ratio", "another name", "learning.minimum"),
         of_keys(
-            "optimizer_type", "D-Adaptation and Prodigy's kin are prodigy, what is not here is adamw", "optimizer.name"
+            "optimizer_type",
+            "D-Adaptation and Prodigy's variants become prodigy, others that are not here adamw",
+            "optimizer.name",
         ),
         of_keys("use_8bit_adam, use_lion_optimizer", "the optimizer's name", "optimizer.name"),
-        of_keys("optimizer_args", "each is told of by its own name"),
+        of_keys("optimizer_args", "each is listed by its own name"),
         of_keys(
             "max_grad_norm",
             "of each part by itself, of both together there",
