@@ -13,7 +13,7 @@ from typing import Any
 from dreambooth.core.errors import UserError
 from dreambooth.core.files import confinement, paths
 from dreambooth.core.install_paths import PROJECT
-from dreambooth.core.migrate import kohya_dataset, onetrainer, predecessor, sd_scripts
+from dreambooth.core.migrate import command, diffusers_scripts, kohya_dataset, onetrainer, predecessor, sd_scripts
 from dreambooth.core.migrate.disk import Disk
 from dreambooth.core.migrate.report import Line, Look, Migration
 from dreambooth.core.project import Project
@@ -22,8 +22,9 @@ from dreambooth.service import environment, import_paths, models, settings_lock,
 _MOST_BYTES = 20_000_000
 _MOST_LITERAL = 1_000_000  # characters of a Python list, for each of which Python takes some 400 bytes
 _KINDS = (
-    "a concepts_list.json, sd_dreambooth_extension's db_config.json, kohya's dataset or config .toml, a .json of "
-    "kohya_ss or of OneTrainer, or a folder that holds folders such as '10_sks dog'"
+    "a concepts_list.json, sd_dreambooth_extension's db_config.json, kohya's dataset or config .toml, a file with a "
+    "command that starts one of kohya's or diffusers' scripts, a .json of kohya_ss or of OneTrainer, or a folder that "
+    "holds folders such as '10_sks dog'"
 )
 
 
@@ -62,14 +63,28 @@ def read(path: Path, python: Callable[[], Path]) -> tuple[str, Migration]:
     elif path.suffix.lower() == ".toml":
         kind, migration = _toml(path, python(), disk)
     else:
-        kind, migration = _json(path, disk)
+        text = _text(path)
+        kind, migration = _command(path, text, disk) or _json(path, text, disk)
     _leave_out_what_is_not_touched(migration, base)
     _make_absolute(migration, base)
     return kind, migration
 
 
-def _json(path: Path, disk: Disk) -> tuple[str, Migration]:
-    content = _parsed(path)
+def _command(path: Path, text: str, disk: Disk) -> tuple[str, Migration] | None:
+    """None where the text holds no command that starts a trainer's script."""
+    try:
+        found = command.read(text, (*sd_scripts.SCRIPTS, *diffusers_scripts.SCRIPTS))
+    except ValueError as error:
+        raise UserError(f"{path}: the command in it cannot be read ({error}).") from None
+    if found is None:
+        return None
+    if found.script in sd_scripts.SCRIPTS:
+        return "a command of kohya's scripts", sd_scripts.command_line(found, disk)
+    return "a command of diffusers' scripts", diffusers_scripts.command_line(found, disk)
+
+
+def _json(path: Path, text: str, disk: Disk) -> tuple[str, Migration]:
+    content = _parsed(path, text)
     if isinstance(content, dict) and "instance_data_dir" in content:
         content = [content]
     if isinstance(content, dict):
@@ -88,14 +103,17 @@ def _json(path: Path, disk: Disk) -> tuple[str, Migration]:
     raise UserError(f"{path}: this is none of the files that can be imported ({_KINDS}).")
 
 
-def _parsed(path: Path) -> Any:
-    """JSON, or the Python list with comments as which guides print a concepts list."""
+def _text(path: Path) -> str:
     try:
         if path.stat().st_size > _MOST_BYTES:
             raise UserError(f"{path}: this is none of the files that can be imported ({_KINDS}); it is too large.")
-        text = path.read_text(encoding="utf-8-sig")
+        return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError):
         raise UserError(f"{path}: the file cannot be read as text.") from None
+
+
+def _parsed(path: Path, text: str) -> Any:
+    """JSON, or the Python list with comments as which guides print a concepts list."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dreambooth.core import schema
-from dreambooth.core.migrate import sd_scripts
+from dreambooth.core.migrate import command, sd_scripts
 from dreambooth.core.migrate.control import UNKNOWN, Control
 from dreambooth.core.migrate.disk import NOT_THERE, Disk
 from dreambooth.core.migrate.sd_scripts.controls import BY_KEY, CONTROLS
@@ -469,3 +469,14 @@ def test_no_key_holds_what_ends_in_a_traceback(odd: Any) -> None:
     for key in sorted(sd_scripts.KNOWN | PAGE.keys()):
         assert sd_scripts.page_file({"max_resolution": "512", key: odd}, DISK).lines
         assert sd_scripts.config_file({"network_dim": 4, key: odd}, DISK).lines
+
+
+def test_a_command_is_imported_as_the_config_file_of_the_same_arguments() -> None:
+    found = command.read(
+        "train_network.py --network_dim 8 --unet_lr 2e-4 --seed 7 --max_train_epochs=3 --cache_latents",
+        sd_scripts.SCRIPTS,
+    )
+    assert found is not None
+    typed = {"network_module": "networks.lora", "network_dim": 8, "unet_lr": 2e-4, "seed": 7, "max_train_epochs": 3}
+    told = sd_scripts.config_file({**typed, "cache_latents": True}, DISK)
+    assert sd_scripts.command_line(found, DISK).settings == told.settings

@@ -151,11 +151,45 @@ def test_onetrainers_settings_with_their_concepts(dreambooth: Run, here: Path) -
     assert said.answer["kind"] == "OneTrainer's concepts"
 
 
+def test_a_command_of_kohyas_scripts(dreambooth: Run, here: Path) -> None:
+    (here / "train.sh").write_text(r"""#!/bin/sh
+# the pictures
+pictures="train"  # relative
+lr=2e-4
+accelerate launch --num_cpu_threads_per_process 1 "./sd-scripts/train_network.py" \
+  --train_data_dir="$pictures" --resolution=64,64 \
+  --unet_lr $lr --network_dim=3 --network_alpha=1 --network_args "conv_dim=4" \
+  --optimizer_type=Lion --max_train_steps=12 ${extra[@]} && echo done
+""")
+    said, ours = take(dreambooth, here, here / "train.sh")
+    assert said.code == 0, said.errors
+    assert said.answer["kind"] == "a command of kohya's scripts"
+    assert (ours.general.method, ours.lora.rank, ours.lora.alpha, ours.lora.layers) == ("lora", 3, 1, "convolutions")
+    assert (ours.learning.lora_learning_rate, ours.optimizer.name) == (2e-4, "lion")
+    assert (ours.concepts[0].instance_data_dir, ours.concepts[0].repeats) == (str(here / "train" / "10_sks star"), 10)
+    left = {line["theirs"]: line["why"] for line in said.answer["report"] if line["fate"] == "left out"}
+    assert left["${extra[@]}"] == "only running the file would tell what it stands for"
+
+
+def test_a_command_of_diffusers_script(dreambooth: Run, here: Path) -> None:
+    (here / "command.txt").write_text(
+        "accelerate launch train_dreambooth_lora.py \\\n  --instance_data_dir=reg/1_star \\\n"
+        '  --instance_prompt="a photo of sks star" --learning_rate=1e-4 --max_train_steps=20'
+    )
+    said, ours = take(dreambooth, here, here / "command.txt")
+    assert said.code == 0, said.errors
+    assert said.answer["kind"] == "a command of diffusers' scripts"
+    assert (ours.general.method, ours.lora.rank, ours.lora.layers) == ("lora", 4, "attention")
+    assert ours.concepts[0].instance_data_dir == str(here / "reg" / "1_star")
+    assert (ours.learning.lora_learning_rate, ours.intervals.max_train_steps) == (1e-4, 20)
+
+
 @pytest.mark.parametrize(
     ("name", "text", "said"),
     [
         ("x.json", "{", "the file is not JSON"),
-        ("train.sh", "accelerate launch train_db.py", "what can be imported is a concepts_list.json"),
+        ("train.sh", "accelerate launch flux_train.py", "what can be imported is a concepts_list.json"),
+        ("train.sh", "train_db.py --seed '3", "the command in it cannot be read (No closing quotation)"),
         ("x.json", "[1, 2]", "none of the files that can be imported"),
         ("x.json", "import os", "none of the files that can be imported"),
         ("x.json", "concepts = print(1)", "the file is not JSON"),

@@ -1,4 +1,4 @@
-"""The arguments of kohya's scripts (sd-scripts), as a --config_file has them, and files of their page (kohya_ss).
+"""The arguments of kohya's scripts (sd-scripts), of a command or a --config_file, and files of their page (kohya_ss).
 
 Every key is told of: taken, changed, or left out with the reason (`controls.py`). The page's own keys are made
 arguments first (`page.py`), and keep their names in the report.
@@ -9,12 +9,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from dreambooth.core.migrate.command import Command
 from dreambooth.core.migrate.disk import Disk
 from dreambooth.core.migrate.reading import Reading
 from dreambooth.core.migrate.report import Migration
 from dreambooth.core.migrate.sd_scripts import of_data, of_network, of_results, of_training, page
 from dreambooth.core.migrate.sd_scripts.controls import BY_KEY
 
+_OF_LORA = ("train_network", "sdxl_train_network")
+SCRIPTS = (*_OF_LORA, "train_db", "fine_tune", "sdxl_train", "train_textual_inversion", "sdxl_train_textual_inversion")
 SAME = {
     "train_batch_size": "batching.train_batch_size",
     "gradient_accumulation_steps": "batching.gradient_accumulation_steps",
@@ -48,6 +51,14 @@ OF_PAGE = {"LoRA_type", "max_resolution", "lr_warmup", "caption_extension", "max
 def config_file(theirs: Mapping[str, Any], disk: Disk) -> Migration:
     """The settings of a --config_file, whose sections say nothing."""
     return _arguments(flat(theirs), {}, disk, whole=True)
+
+
+def command_line(theirs: Command, disk: Disk) -> Migration:
+    """The settings of a command that starts one of SCRIPTS."""
+    module = {"network_module": "networks.lora"} if theirs.script in _OF_LORA else {}
+    migration = _arguments({**module, **theirs.arguments}, {}, disk, whole=True)
+    theirs.report_unread(migration)
+    return migration
 
 
 def page_file(theirs: Mapping[str, Any], disk: Disk) -> Migration:
