@@ -57,6 +57,13 @@ def test_a_command_is_read_as_its_shell_would(text: str, arguments: dict[str, An
     assert (found.arguments, found.unread) == (arguments, unread)
 
 
+@pytest.mark.parametrize("text", [" " * 500_000, "`\n" * 200_000, "--a\n" * 200_000, "a=" * 200_000, "a.py " * 100_000])
+def test_a_long_text_is_looked_through_once(text: str) -> None:
+    assert command.read(text, sd_scripts.SCRIPTS) is None
+    with pytest.raises(ValueError, match="longer than any command"):
+        command.read(f"train_db.py x{text.replace(chr(10), ' ')} x", sd_scripts.SCRIPTS)
+
+
 @pytest.mark.parametrize(
     "text", ["", "{}", "python flux_train_network.py --seed 1", "my_train_db.py", "train_db.python"]
 )

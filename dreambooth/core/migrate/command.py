@@ -14,13 +14,13 @@ from typing import Any
 from dreambooth.core.migrate.report import Migration
 
 _STARTED = re.compile(r"(?<![\w-])(\w+)\.py(?=[\"'\s]|$)[\"']?")
-_CONTINUED = re.compile(r"[ \t]*[\\^`][ \t]*\n[ \t]*|\n[ \t]*(?=--\w)")  # a line goes on, or the next one has arguments
-_COMMENT = re.compile(r"^[ \t]*(#|::|rem\b).*$", re.MULTILINE | re.IGNORECASE)
-_SET = re.compile(
-    r"^[ \t]*(?:export[ \t]+|set[ \t]+\"?|\$)?([A-Za-z_]\w*)[ \t]*=[ \t]*(.*)$", re.MULTILINE | re.IGNORECASE
-)
+_CONTINUES = ("\\", "^", "`")  # at the end of a line: of sh, of a .bat, of PowerShell
+_COMMENT = re.compile(r"(#|::|rem\b)", re.IGNORECASE)
+_SET = re.compile(r"(?:export\s+|set\s+\"?|\$)?([A-Za-z_]\w*)\s*=\s*(.*)", re.IGNORECASE)
 _USED = re.compile(r"\$\{?(\w+)\}?|%(\w+)%")
 _ARRAY = re.compile(r"\$\{\w+\[[@*]\]\}|[@$]\w*args\w*", re.IGNORECASE)  # arguments that the script has put together
+_COMPUTED = re.compile(r"[$%`(@]")  # in what a variable is set to
+_MOST_CHARACTERS = 100_000  # of a command
 _ENDS = frozenset(("&&", "||", "|", "&", ";", ">", ">>", "2>&1"))
 
 
@@ -42,30 +42,47 @@ def read(text: str, scripts: Container[str]) -> Command | None:
 
     Raises ValueError for quotes that are never closed.
     """
-    text = _CONTINUED.sub(" ", _COMMENT.sub("", text.replace("\r\n", "\n")))
-    started = next((one for one in _STARTED.finditer(text) if one[1] in scripts), None)
-    if started is None:
-        return None
-    rest = text[started.end() :].partition("\n")[0]
-    arguments, unread = _arguments(_words(_with_variables(rest, _variables(text[: started.start()]))))
-    return Command(started[1], arguments, unread)
+    variables: dict[str, str] = {}
+    for line in _lines(text):
+        if started := next((one for one in _STARTED.finditer(line) if one[1] in scripts), None):
+            rest = line[started.end() :]
+            if len(rest) > _MOST_CHARACTERS:
+                raise ValueError("it is longer than any command")
+            arguments, unread = _arguments(_words(_with_variables(rest, variables)))
+            return Command(started[1], arguments, unread)
+        if is_set := _SET.fullmatch(line):
+            variables[is_set[1]] = _unquoted(is_set[2])
+    return None
 
 
-def _variables(text: str) -> dict[str, str]:
-    """What the lines before a command set, the last of each; what is computed there stays unknown."""
-    found = {}
-    for name, value in _SET.findall(text):
-        value = value.strip()
-        if value[:1] in ("'", '"') and value[:1] in value[1:]:
-            value = value[1 : value.index(value[0], 1)]
-        else:
-            value = value.partition(" #")[0].strip().rstrip('"')
-        found[name] = value
-    return {name: value for name, value in found.items() if not re.search(r"[$%`(@]", value)}
+def _lines(text: str) -> Iterator[str]:
+    """The lines without comments; one that goes on, or before one that begins with an argument, with what follows."""
+    parts, goes_on = list[str](), False
+    for line in map(str.strip, text.splitlines()):
+        if _COMMENT.match(line):
+            continue
+        if parts and not goes_on and not line.startswith("--"):
+            yield " ".join(parts)
+            parts = []
+        goes_on = line.endswith(_CONTINUES)
+        parts.append(line[:-1].rstrip() if goes_on else line)
+    yield " ".join(parts)
+
+
+def _unquoted(value: str) -> str:
+    """What a variable is set to; what would be computed stays as it is written."""
+    value = value.strip()
+    if value[:1] in ("'", '"') and value[0] in value[1:]:
+        return value[1 : value.index(value[0], 1)]
+    return value.partition(" #")[0].strip().rstrip('"')
 
 
 def _with_variables(text: str, variables: Mapping[str, str]) -> str:
-    return _USED.sub(lambda used: variables.get(used[1] or used[2], used[0]), text)
+    def value(used: re.Match[str]) -> str:
+        known = variables.get(used[1] or used[2], used[0])
+        return used[0] if _COMPUTED.search(known) else known
+
+    return _USED.sub(value, text)
 
 
 def _words(text: str) -> Iterator[str]:

@@ -36,8 +36,8 @@ class ModelTab:
         with gr.Accordion("Import settings", open=False, elem_id="db_import_section"):
             self.import_from = gr.Textbox(
                 label="File or Folder",
-                info="A concepts_list.json or db_config.json of sd_dreambooth_extension, a .toml, a command "
-                "(.sh, .bat, .ps1, .txt) or a folder of kohya's scripts, or a .json of kohya_ss or OneTrainer.",
+                info="A concepts_list.json or db_config.json of sd_dreambooth_extension, a .toml or folder of "
+                "kohya's scripts, a file with a command of theirs or diffusers', or a .json of kohya_ss or OneTrainer.",
                 elem_id="db_import_from",
             )
             self.import_button = gr.Button("Import", elem_id="db_import", size="sm")
