@@ -15,11 +15,13 @@ from dreambooth.core.settings import Settings
 Describe = Callable[[Path], str]  # a picture -> what it shows; empty where it stays without a caption
 
 
-def caption_pictures(job: Job, settings: Settings, prepare: Callable[[], Describe]) -> dict[str, Any]:
+def caption_pictures(
+    job: Job, settings: Settings, prepare: Callable[[], Describe], is_ended: Callable[[], bool] = lambda: False
+) -> dict[str, Any]:
     """Captions the pictures of the concepts that job.json names: those without a caption, or all of them.
 
-    `prepare` is called if there are any. Ends early where the job is asked to stop. Returns each picture with its new
-    caption, and how many were to get one.
+    `prepare` is called if there are any, and `is_ended` before each, for a job that no signal ends. Returns each
+    picture with its new caption, and how many were to get one.
     """
     request = job.read()
     concepts, over = {number: settings.concepts[number] for number in request["concepts"]}, request["over"]
@@ -29,7 +31,7 @@ def caption_pictures(job: Job, settings: Settings, prepare: Callable[[], Describ
     describe = prepare() if todo else None
     for number, path in enumerate(todo):
         job.report("stage", name="describing the pictures", done=number, total=len(todo))
-        if describe is None or "stop" in job.requests():
+        if describe is None or is_ended():
             break
         text = describe(path)
         if text and (over or captions.beside(path) is None):  # one may have been typed meanwhile

@@ -62,9 +62,10 @@ def begin(folders: Folders, opened: Project, chosen: Settings, asked: dict[str, 
         with thumbnails.readable(path) as picture:
             return describer.describe(picture, asked["captioner"])
 
-    return webui_job.begin(
-        folders, opened, DESCRIBE, chosen, asked, lambda job: caption_pictures(job, chosen, lambda: describe)
-    )
+    def work(job: Job) -> dict[str, Any]:
+        return caption_pictures(job, chosen, lambda: describe, is_ended=lambda: "stop" in job.requests())
+
+    return webui_job.begin(folders, opened, DESCRIBE, chosen, asked, work)
 
 
 def _check_pictures(chosen: Settings, number: int, meant: str) -> None:
