@@ -18,6 +18,8 @@ from dreambooth.core.project import Folders, Project
 from dreambooth.service import settings_lock
 
 _TOLD_IN = ("*.json", "runs/*/*.json", "runs/*/events.jsonl", "errands/*/*.json", "errands/*/events.jsonl")
+# Behind what cannot be a folder's name: a letter is none, but for those that JSON writes a new line or a tab with.
+_PATH_BEGINS = rb"(?:(?<![\w.)\]\x80-\xff-])|(?<=\\[nrt]))"
 
 Change = Callable[[bytes], bytes]
 
@@ -62,12 +64,16 @@ def _roots(folders: Folders, before: Path, after: Path) -> tuple[Path, Path]:
 
 
 def _other_paths(before: Path, after: Path) -> Change:
-    """Names a folder anew in every path."""
-    replacements = list(zip(_written(before), _written(after), strict=True))
+    """Names a folder anew in every path, also in the midst of a sentence, but not where a longer path ends as its own
+    does, as in a copy of the whole disk."""
+    replacements = [
+        (re.compile(_PATH_BEGINS + re.escape(old)), new.replace(b"\\", rb"\\"))
+        for old, new in zip(_written(before), _written(after), strict=True)
+    ]
 
     def change(line: bytes) -> bytes:
         for old, new in replacements:
-            line = line.replace(old, new)
+            line = old.sub(new, line)
         return line
 
     return change
