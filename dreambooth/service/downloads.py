@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Iterator
 from dataclasses import astuple
 from pathlib import Path
@@ -16,7 +15,6 @@ from dreambooth.core.models.hub import HubModel
 from dreambooth.core.project import Folders
 from dreambooth.service import launcher, queue
 
-_START_SECONDS = 60  # that an engine may take to start
 _LOCK_SECONDS = 30  # starting an engine takes less
 
 
@@ -27,14 +25,10 @@ def begin(folders: Folders, model: HubModel) -> Job:
     """
     with _locked(folders):
         newest = _newest(folders, model)
-        if newest and _is_under_way(newest):
+        if newest and launcher.is_under_way(newest):
             return newest
         job = launcher.new_download(folders, model)
-        try:
-            queue.submit(job)
-        except UserError:
-            launcher.forget(job)
-            raise
+        queue.submit_new(job)
         return job
 
 
@@ -65,12 +59,3 @@ def _newest(folders: Folders, model: HubModel) -> Job | None:
         if tuple(content.get(key) for key in ("repository", "file", "revision")) == astuple(model):
             return job
     return None
-
-
-def _is_under_way(job: Job) -> bool:
-    """Whether it is at work, or was made so lately that its engine may be on its way."""
-    status = job.status()
-    if status != "new":
-        return status in ("queued", "running")
-    created = job.read_or_empty().get("created")
-    return isinstance(created, (int, float)) and 0 <= time.time() - created < _START_SECONDS

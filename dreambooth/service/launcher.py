@@ -26,6 +26,7 @@ from dreambooth.core.settings import Settings, to_json
 from dreambooth.service import environment, exit_causes
 
 POLL_SECONDS = 0.1
+_START_SECONDS = 60  # that an engine may take until it holds its job
 
 OnEvent = Callable[[dict[str, Any]], None]
 
@@ -126,6 +127,15 @@ def tidy(job: Job) -> None:
     refused = last.get("event") == "failed" and last.get("refused") and not job.progress()
     if refused or (last.get("event") == "done" and not job.is_run):
         atomic.remove_folder(job.folder)
+
+
+def is_under_way(job: Job) -> bool:
+    """Whether a job waits, is at work, or was made so lately that its engine may be on its way."""
+    status = job.status()
+    if status != "new":
+        return status in ("queued", "running")
+    created = job.read_or_empty().get("created")
+    return isinstance(created, (int, float)) and 0 <= time.time() - created < _START_SECONDS
 
 
 def forget(job: Job) -> None:

@@ -96,11 +96,11 @@ def rename(folders: Folders, name: str, new_name: str) -> dict[str, Any]:
         raise UserError(f"{opened.folder}: it cannot be renamed ({error.strerror}).") from None
     try:
         renamed = project.open_project(folders, new_name)
-        relocation.retell(renamed, opened.folder)
+        relocation.rewrite_after_rename(renamed, opened.folder)
     except (UserError, OSError) as error:
         with contextlib.suppress(UserError, OSError):
             atomic.move(target, opened.folder)
-            relocation.retell(opened, target)
+            relocation.rewrite_after_rename(opened, target)
         reason = error.strerror if isinstance(error, OSError) else error
         raise UserError(f"{opened.folder}: it cannot be renamed ({reason}).") from None
     return summary(renamed)

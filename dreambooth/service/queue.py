@@ -64,6 +64,15 @@ def submit(job: Job, *, note: str = "") -> dict[str, Any]:
     return {"job": job.name, "status": job.status()}
 
 
+def submit_new(job: Job) -> None:
+    """As `submit`, of a job that was just made; one that is refused leaves nothing behind."""
+    try:
+        submit(job)
+    except (UserError, OSError):
+        launcher.forget(job)
+        raise
+
+
 def _check_rests(job: Job) -> None:
     if (status := job.status()) in ("running", "queued"):
         raise UserError(f"{job.subject} is {status} already.")

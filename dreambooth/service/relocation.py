@@ -17,12 +17,14 @@ from dreambooth.core.files import atomic
 from dreambooth.core.project import Folders, Project
 from dreambooth.service import settings_lock
 
-_TOLD_IN = ("*.json", "runs/*/*.json", "runs/*/events.jsonl", "errands/*/*.json", "errands/*/events.jsonl")
+_FILES_WITH_PATHS = ("*.json", "runs/*/*.json", "runs/*/events.jsonl", "errands/*/*.json", "errands/*/events.jsonl")
+# Behind what cannot be a folder's name: a letter is none, but for those that JSON writes a new line or a tab with.
+_PATH_BEGINS = rb"(?:(?<![\w.)\]\x80-\xff-])|(?<=\\[nrt]))"
 
 Change = Callable[[bytes], bytes]
 
 
-def retell(renamed: Project, before: Path) -> None:
+def rewrite_after_rename(renamed: Project, before: Path) -> None:
     """Has settings, jobs and events name the folder and the model as they are called now, but for jobs that are
     damaged. Raises OSError."""
     for job in job_list.jobs(renamed):
@@ -62,12 +64,16 @@ def _roots(folders: Folders, before: Path, after: Path) -> tuple[Path, Path]:
 
 
 def _other_paths(before: Path, after: Path) -> Change:
-    """Names a folder anew in every path."""
-    replacements = list(zip(_written(before), _written(after), strict=True))
+    """Names a folder anew in every path, also in the midst of a sentence, but not where a longer path ends as its own
+    does, as in a copy of the whole disk."""
+    replacements = [
+        (re.compile(_PATH_BEGINS + re.escape(old)), new.replace(b"\\", rb"\\"))
+        for old, new in zip(_json_beginnings(before), _json_beginnings(after), strict=True)
+    ]
 
     def change(line: bytes) -> bytes:
         for old, new in replacements:
-            line = line.replace(old, new)
+            line = old.sub(new, line)
         return line
 
     return change
@@ -75,10 +81,10 @@ def _other_paths(before: Path, after: Path) -> Change:
 
 def _found_paths(before: Path, after: Path) -> Change:
     """Names a folder anew in the paths of what is gone from there and is here."""
-    starts = b"|".join(re.escape(old) for old in dict.fromkeys(_written(before)))
+    starts = b"|".join(re.escape(old) for old in dict.fromkeys(_json_beginnings(before)))
     path = re.compile(rb'"(?:%s)(?:[^"\\]|\\.)*"' % starts)
 
-    def told(match: re.Match[bytes]) -> bytes:
+    def moved_path(match: re.Match[bytes]) -> bytes:
         try:
             old = Path(json.loads(match[0]))
             new = after / old.relative_to(before)
@@ -86,10 +92,10 @@ def _found_paths(before: Path, after: Path) -> Change:
         except (ValueError, OSError):  # no path, or one that no disk takes
             return match[0]
 
-    return lambda line: path.sub(told, line)
+    return lambda line: path.sub(moved_path, line)
 
 
-def _written(folder: Path) -> list[bytes]:
+def _json_beginnings(folder: Path) -> list[bytes]:
     """How a folder begins a path in a JSON file: Python writes a letter beyond ASCII as it is or by its number."""
     starts = [json.dumps(f"{folder}{os.sep}", ensure_ascii=escaped)[1:-1] for escaped in (True, False)]
     return [start.encode(errors="backslashreplace") for start in starts]
@@ -97,7 +103,7 @@ def _written(folder: Path) -> list[bytes]:
 
 def _rewrite(opened: Project, change: Change) -> None:
     """Writes the files of a model anew where a change changes them, a line at a time, as events may be very many."""
-    for pattern in _TOLD_IN:
+    for pattern in _FILES_WITH_PATHS:
         for file in opened.folder.glob(pattern):
             are_settings = file.parent == opened.folder
             with settings_lock.changing(opened) if are_settings else contextlib.nullcontext():

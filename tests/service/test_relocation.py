@@ -64,6 +64,22 @@ def test_a_renamed_model_with_a_damaged_job_is_renamed_whole(old: Folders, pause
     assert first.read()["model"] == "moon" and (second.folder / "job.json").read_text() == "{"
 
 
+def test_a_path_that_only_ends_like_the_models_own_stays_when_it_is_renamed(
+    old: Folders, paused: Job, tmp_path: Path
+) -> None:
+    """Such as in a copy of the whole disk: there the folder is called as it was."""
+    star = project.open_project(old, "star")
+    backup = tmp_path / "backup" / star.folder.relative_to(star.folder.anchor) / "pictures" / "1"
+    own = star.folder / "pictures" / "1"
+    project.write_settings(
+        star, {"concepts.0.instance_data_dir": str(backup), "concepts.1.instance_data_dir": str(own)}
+    )
+    models.rename(old, "star", "moon")
+    moon = project.open_project(old, "moon")
+    assert moon.settings()["concepts.0.instance_data_dir"] == str(backup)
+    assert moon.settings()["concepts.1.instance_data_dir"] == str(moon.folder / "pictures" / "1")
+
+
 def test_a_model_that_cannot_be_renamed_whole_is_called_as_before(
     old: Folders, paused: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,7 +15,7 @@ from dreambooth.core.errors import UserError
 from dreambooth.core.job_folder import Job
 from dreambooth.core.project import Folders, Project
 from dreambooth.core.settings import Settings
-from dreambooth.service import launcher, models, queue
+from dreambooth.service import models, queue
 
 _MOST_EVENT_BYTES = 4_000_000  # in one answer
 _MOST_OFFSET = 1 << 40  # bytes; no job says so much, and far beyond no system finds a place in a file
@@ -73,11 +73,7 @@ class Routes:
 
     def submit(self, job: Job, show: Callable[[Job], Answer]) -> Answer:
         """Puts a job into the queue; one that cannot be there leaves nothing behind."""
-        try:
-            queue.submit(job)
-        except UserError:
-            launcher.forget(job)
-            raise
+        queue.submit_new(job)
         return show(job)
 
 

@@ -13,7 +13,7 @@ from dreambooth.core.errors import UserError
 from dreambooth.core.presets import PRESETS
 from dreambooth.core.project import Project
 from dreambooth.core.schema import leaves
-from dreambooth.core.settings import Settings
+from dreambooth.core.settings import Settings, parse
 from dreambooth.service import settings_lock, uploads
 from dreambooth.ui.page import actions, dialect, jobs, windows
 from dreambooth.ui.page.fragments import SAVED, good, live, problem_list, undoable
@@ -173,8 +173,8 @@ class ConceptsTab:
 
     def _check(self, values: Values) -> Shown:
         opened = self.page.opened(values)
-        self.page.keep(opened, values)
-        jobs.check(self.page.host, opened)  # what it found is shown under the button
+        flat = self.page.keep(opened, values)
+        jobs.check(self.page.host, opened, parse(flat))  # what it found is shown under the button
         return {}
 
     def _look_at_words(self, values: Values) -> Shown:

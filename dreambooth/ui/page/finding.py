@@ -13,7 +13,7 @@ from dreambooth.core.migrate.predecessor import controls
 from dreambooth.core.schema import leaves
 from dreambooth.core.settings import Settings
 from dreambooth.ui.page.controls import elem_id
-from dreambooth.ui.page.fragments import labelled, said
+from dreambooth.ui.page.fragments import labelled, value_text
 
 _ALL = {leaf.key: leaf for leaf in leaves(Settings)}
 OWN = {key: leaf for key, leaf in _ALL.items() if not key.startswith("concepts.")}
@@ -62,6 +62,6 @@ def _json(of_browser: Any) -> str:
 def changed_view(flat: Mapping[str, Any]) -> str:
     """Which settings differ from their defaults, each marked at its control by the browser, where a press resets it."""
     changed = {key: leaf for key, leaf in OWN.items() if flat[key] != leaf.default}
-    marks = {elem_id(key): [key, leaf.spec.label, said(leaf.default)] for key, leaf in changed.items()}
+    marks = {elem_id(key): [key, leaf.spec.label, value_text(leaf.default)] for key, leaf in changed.items()}
     count = f"{len(changed)} changed from the defaults" if changed else "All at their defaults"
     return f'<p class="db-quiet" data-db-changed="{_json(marks)}">{count}</p>'

@@ -162,8 +162,8 @@ def label_of(key: str) -> str:
     return f"{f'Concept {row}, ' if row else ''}{_LEAVES[general(key)].spec.label}"
 
 
-def said(value: Any) -> str:
-    """A setting's value as a person reads it."""
+def value_text(value: Any) -> str:
+    """A setting's value as it is shown."""
     if isinstance(value, bool):
         return "on" if value else "off"
     return "empty" if value == "" else str(value)

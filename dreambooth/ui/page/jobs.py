@@ -4,8 +4,9 @@ mend.
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -43,25 +44,39 @@ _CALLED = {
 _NAMED = re.compile(NAMED.format("([^›]*)"))
 
 
-def check(host: Host, opened: Project) -> list[str]:
-    """Looks at all pictures with the model's settings and waits for it. Returns what would stop a run."""
-    job = _new_errand(host, opened, "check", settings.parse(opened.settings()), sheet=str(opened.folder / "check.html"))
-    process = launcher.start(job, engine())
+def check(host: Host, opened: Project, chosen: settings.Settings) -> list[str]:
+    """Looks at all pictures with these settings and waits for it. Returns what would stop a run."""
+    python = engine()
+    with replacing_last(opened, "check"):
+        sheet = str(opened.folder / "check.html")
+        job = launcher.new_errand(host.folders(), opened, "check", chosen, sheet=sheet)
+        try:
+            process = launcher.start(job, python)
+        except OSError:
+            launcher.forget(job)
+            raise
     launcher.follow(job, process, lambda event: None)
     return list(launcher.result(job)["problems"])
 
 
 def train(host: Host, opened: Project) -> Job:
-    """Checks, then queues a run with exactly the model's settings. Raises UserError with all that stands in the way."""
+    """Checks, then queues a run with exactly the settings that were checked: the page saves what is changed meanwhile.
+    Raises UserError with all that stands in the way."""
+    _check_none_at_work(opened)
+    chosen = settings.parse(opened.settings())
+    preflight.check_new(opened, chosen, host.folders())
+    if problems := check(host, opened, chosen):
+        raise UserError(problems)
+    _check_none_at_work(opened)  # another window or a script may have begun one meanwhile
+    job = launcher.new_run(host.folders(), opened, chosen)
+    queue.submit_new(job)
+    return job
+
+
+def _check_none_at_work(opened: Project) -> None:
     for job in job_list.runs(opened):
         if (status := job.status()) in ("running", "queued"):
             raise UserError(f"The run {job.name} is {status}; pause or stop it first.")
-    preflight.check_new(opened, settings.parse(opened.settings()), host.folders())
-    if problems := check(host, opened):
-        raise UserError(problems)
-    job = launcher.new_run(host.folders(), opened, settings.parse(opened.settings()))
-    queue.submit(job)
-    return job
 
 
 def resume(host: Host, name: str) -> None:
@@ -83,7 +98,7 @@ def ask(host: Host, name: str, what: Request) -> None:
 
 
 def make_class_pictures(host: Host, opened: Project) -> None:
-    queue.submit(_new_errand(host, opened, "class-images", settings.parse(opened.settings())))
+    _begin(host, opened, "class-images", settings.parse(opened.settings()))
 
 
 def look_at_words(host: Host, opened: Project, row: int, wanted: str) -> None:
@@ -93,7 +108,7 @@ def look_at_words(host: Host, opened: Project, row: int, wanted: str) -> None:
     if not prompt:
         raise UserError("Words: there are none, and no Instance Prompt either; write some, such as sks dog.")
     fields = short_jobs.words(prompt, short_jobs.CANDIDATES, label="{}")
-    queue.submit(_new_errand(host, opened, "tokens", chosen, **fields))
+    _begin(host, opened, "tokens", chosen, **fields)
 
 
 def generate(host: Host, opened: Project, wanted: Values) -> None:
@@ -106,12 +121,12 @@ def generate(host: Host, opened: Project, wanted: Values) -> None:
     }
     if txt2img.is_asked(asked, host):
         chosen, fields = txt2img.fields(opened, asked, host, label=NAMED)
-        make_room(opened, "generate")
-        txt2img.begin(host.folders(), opened, chosen, fields, host)
+        with replacing_last(opened, "generate"):
+            txt2img.begin(host.folders(), opened, chosen, fields, host)
         return
     ask = short_jobs.sheet if "sheet" in asked else short_jobs.drawing
     chosen, fields = ask(opened, asked, label=NAMED)
-    queue.submit(_new_errand(host, opened, "generate", chosen, **fields))
+    _begin(host, opened, "generate", chosen, **fields)
 
 
 def whole(value: Any) -> Any:
@@ -143,22 +158,25 @@ def lora_weights(text: str) -> list[float]:
 
 def export(host: Host, opened: Project, wanted: Values) -> None:
     fields = exporting.fields(opened, wanted, label=NAMED)
-    queue.submit(_new_errand(host, opened, "export", settings.parse({}), **fields))
+    _begin(host, opened, "export", settings.parse({}), **fields)
 
 
-def _new_errand(host: Host, opened: Project, kind: str, chosen: settings.Settings, **fields: Any) -> Job:
-    """A new short job that takes the place of the last of its kind, which must have ended."""
-    make_room(opened, kind)
-    return launcher.new_errand(host.folders(), opened, kind, chosen, **fields)
+def _begin(host: Host, opened: Project, kind: str, chosen: settings.Settings, **fields: Any) -> None:
+    """Queues a new short job in the place of the last of its kind."""
+    with replacing_last(opened, kind):
+        queue.submit_new(launcher.new_errand(host.folders(), opened, kind, chosen, **fields))
 
 
-def make_room(opened: Project, kind: str) -> None:
-    """Removes the last short job of a kind. Raises UserError for one that is at work."""
-    before = newest_errand(opened, kind)
-    if before and before.status() in ("running", "queued"):
+@contextlib.contextmanager
+def replacing_last(opened: Project, kind: str) -> Iterator[None]:
+    """Removes the last short job of a kind once a new one is there, so that a refusal leaves what the last one has
+    made. Raises UserError while that one is at work."""
+    last = newest_errand(opened, kind)
+    if last and launcher.is_under_way(last):
         raise UserError(f"{_CALLED[kind]} is still at work; wait for it, or press Stop beside its progress.")
-    if before:
-        atomic.remove_folder(before.folder)
+    yield
+    if last:
+        atomic.remove_folder(last.folder)
 
 
 def results(opened: Project) -> dict[str, Values]:

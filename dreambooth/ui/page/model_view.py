@@ -18,7 +18,7 @@ from dreambooth.core.job_history import JobHistory
 from dreambooth.core.models.checkpoint import family_name
 from dreambooth.core.project import Folders, Project, open_project
 from dreambooth.service import resume_run, runs
-from dreambooth.ui.page.fragments import delete_button, image, labelled, root, said, to_txt2img, undoable
+from dreambooth.ui.page.fragments import delete_button, image, labelled, root, to_txt2img, undoable, value_text
 from dreambooth.ui.page.run_view import BEST, WORDS
 from dreambooth.ui.page.short_job_view import errand_sections, newest_errand
 
@@ -148,4 +148,4 @@ def import_report(kind: str, report: list[dict[str, Any]]) -> str:
 
 
 def _short(value: Any) -> str:
-    return "" if value is None else said(value)[:60]
+    return "" if value is None else value_text(value)[:60]

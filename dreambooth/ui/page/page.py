@@ -267,12 +267,27 @@ class Page:
         return {**shown, self.model_tab.imported: ""}
 
     def select(self, values: Values) -> Shown:
-        if values[self.model]:
-            try:
-                self.keep(self.opened(values), values)
-            except UserError as error:
-                return {self.choice: values[self.model], self.message: problem_list(error.problems)}
-        return self.show(values[self.choice] or "")
+        """Another model; where that cannot be shown, or what was changed of this one cannot be kept, this one stays."""
+        try:
+            problems = self._leave(values)
+            return self.show(values[self.choice] or "", message=problem_list(problems))
+        except UserError as error:
+            names = project.names(self.host.folders())
+            choice = gr.update(choices=names, value=values[self.model] or None)
+            return {self.choice: choice, self.message: problem_list(error.problems)}
+
+    def _leave(self, values: Values) -> list[str]:
+        """Keeps what was changed of the model that is shown. Returns why nothing can be kept of one that is gone or
+        damaged."""
+        if not values[self.model]:
+            return []
+        try:
+            opened = self.opened(values)
+            opened.settings()
+        except UserError as error:
+            return error.problems
+        self.keep(opened, values)
+        return []
 
     def look(self, values: Values) -> Shown:
         """What a run that ended, or a picture or result that was taken away, has changed beside the controls: called by

@@ -9,7 +9,7 @@ from typing import Any
 from dreambooth.core.memory.planner import Plan
 from dreambooth.core.presets import Preset
 from dreambooth.core.schema import general
-from dreambooth.ui.page.fragments import label_of, labelled, said
+from dreambooth.ui.page.fragments import label_of, labelled, value_text
 
 
 def plan_view(plan: Plan, before: Mapping[str, Any]) -> str:
@@ -34,4 +34,4 @@ def preset_view(preset: Preset, before: Mapping[str, Any], after: Mapping[str, A
 
 
 def _change(key: str, before: Any, now: Any) -> str:
-    return f"<b>{escape(label_of(key))}</b> {escape(said(before))} → {escape(said(now))}"
+    return f"<b>{escape(label_of(key))}</b> {escape(value_text(before))} → {escape(value_text(now))}"

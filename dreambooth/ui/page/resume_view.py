@@ -9,7 +9,7 @@ from dreambooth.core.errors import UserError
 from dreambooth.core.job_folder import Job
 from dreambooth.core.project import Project
 from dreambooth.service import resume_run
-from dreambooth.ui.page.fragments import label_of, said, sentence_list
+from dreambooth.ui.page.fragments import label_of, sentence_list, value_text
 
 _NEVERTHELESS = '<p class="db-quiet"><b>Resume</b> goes on nevertheless, without Patience.</p>'
 
@@ -31,7 +31,8 @@ def resume_view(job: Job, opened: Project) -> str:
     parts = ["<p>The page shows other settings than this run has. <b>Resume</b> goes on with the run's own.</p>"]
     if taken and not prospect["problems"]:
         rows = "".join(
-            f"<li><b>{escape(label_of(one['key']))}</b> {escape(said(one['now']))} → {escape(said(one['given']))}</li>"
+            f"<li><b>{escape(label_of(one['key']))}</b> {escape(value_text(one['now']))} → "
+            f"{escape(value_text(one['given']))}</li>"
             for one in taken
         )
         parts.append(f'<p><b>Resume with the page\'s settings</b> changes:</p><ul class="db-takes">{rows}</ul>')
@@ -54,5 +55,7 @@ def _kept_one(one: Difference) -> str:
     if one["now"] is None or one["given"] is None:
         where = "<span>(only on the page)</span>" if one["now"] is None else "<span>(only in the run)</span>"
         return f"<b>Concept {int(one['key'].split('.')[1]) + 1}</b> {where}"
-    there = f"<span>({escape(said(one['now']))} in the run, {escape(said(one['given']))} on the page)</span>"
+    there = (
+        f"<span>({escape(value_text(one['now']))} in the run, {escape(value_text(one['given']))} on the page)</span>"
+    )
     return f"<b>{escape(label_of(one['key']))}</b> {there}"

@@ -10,7 +10,7 @@ from typing import Any
 from dreambooth.core.errors import UserError
 from dreambooth.core.schema import general, leaves
 from dreambooth.core.settings import Settings
-from dreambooth.ui.page.fragments import label_of, said
+from dreambooth.ui.page.fragments import label_of, value_text
 
 Values = dict[str, Any]
 Newer = dict[str, tuple[Any, Any]]  # what this window shows of a setting, and what it is now
@@ -73,5 +73,5 @@ def _row(key: str, before: Any, now: Any) -> str:
 
 
 def _short(value: Any) -> str:
-    text = said(value)
+    text = value_text(value)
     return escape(text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…")

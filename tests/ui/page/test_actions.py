@@ -24,6 +24,7 @@ from dreambooth.host.standalone import Standalone
 from dreambooth.service import api, environment, notice, settings_undo
 from dreambooth.ui.page import actions, jobs
 from dreambooth.ui.page.plan_view import plan_view
+from dreambooth.ui.page.short_job_view import errand_view
 from tests.receiver import HERE
 from tests.receiver import server as server
 
@@ -106,8 +107,8 @@ def test_an_import_can_be_taken_back(star: Project, tmp_path: Path, monkeypatch:
 )
 def test_what_is_still_at_work_is_named(star: Project, kind: str, called: str) -> None:
     job_list.create(star.errands, {"kind": kind, "model": "star"}, to_json(Settings())).request("start")
-    with pytest.raises(UserError) as refused:
-        jobs.make_room(star, kind)
+    with pytest.raises(UserError) as refused, jobs.replacing_last(star, kind):
+        raise AssertionError("another one was begun")
     assert f"{called} is still at work; wait for it, or press Stop beside its progress." in str(refused.value)
 
 
@@ -173,3 +174,74 @@ def test_a_model_of_the_hub_is_fetched_once_however_often_create_is_pressed(
 def test_reasons_of_performance_call_settings_by_their_labels() -> None:
     plan = planner.Plan({}, *[None] * 3, False, ["Take a smaller general.resolution.", "lora.rank 4."])  # type: ignore[arg-type]
     assert "Take a smaller Max Resolution." in plan_view(plan, {}) and "<p>Lora Rank 4.</p>" in plan_view(plan, {})
+
+
+def test_a_short_job_that_is_refused_leaves_nothing_and_the_last_of_its_kind_where_it_is(
+    star: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A new folder that no engine works on would be shown as one that starts, for ever."""
+    host = Standalone(str(tmp_path / "models"))
+    drawn = job_list.create(star.errands, {"kind": "generate", "model": "star"}, to_json(Settings()))
+    drawn.report("done", pictures=[])
+    with pytest.raises(UserError):
+        jobs.make_class_pictures(host, star)  # the concepts have no pictures
+    assert job_list.errands(star) == [drawn] and 'data-db-state="none"' in errand_view(
+        host.folders(), "star", "class-images"
+    )
+    monkeypatch.setattr(environment, "is_current", lambda **_: False)
+    for do in (
+        lambda: jobs.generate(host, star, {"prompt": "a star", "base": True}),
+        lambda: jobs.look_at_words(host, star, 0, "sks"),
+        lambda: jobs.check(host, star, Settings()),
+    ):
+        with pytest.raises(UserError, match="not set up yet"):
+            do()
+        assert job_list.errands(star) == [drawn]
+
+
+def test_a_short_job_whose_engine_is_on_its_way_is_still_at_work(star: Project) -> None:
+    """Of Check the pictures and Train, pressed at once, the second would take away the folder of the first."""
+    starting = job_list.create(star.errands, {"kind": "check", "model": "star"}, to_json(Settings()))
+    with pytest.raises(UserError, match="is still at work"), jobs.replacing_last(star, "check"):
+        raise AssertionError("another one was begun")
+    content = starting.read()
+    (starting.folder / "job.json").write_text(json.dumps({**content, "created": time.time() - 3600}))
+    with jobs.replacing_last(star, "check"):
+        pass
+    assert job_list.errands(star) == [], "one that never began is in nobody's way"
+
+
+def test_a_run_has_the_settings_that_were_checked(
+    star: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Looking at many pictures takes minutes, in which the page goes on saving what is changed there."""
+    host = Standalone(str(tmp_path / "models"))
+    monkeypatch.setattr(jobs.preflight, "check_new", lambda *_: None)  # the concepts have no pictures
+    monkeypatch.setattr(jobs.queue, "submit", lambda job: None)
+
+    def check(*_: object) -> list[str]:
+        actions.save(star, {"lora.rank": 64})
+        return []
+
+    monkeypatch.setattr(jobs, "check", check)
+    assert jobs.train(host, star).settings()["lora.rank"] == 4
+
+
+def test_a_run_that_another_window_began_during_the_check_stays_alone(
+    star: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host = Standalone(str(tmp_path / "models"))
+    monkeypatch.setattr(jobs.preflight, "check_new", lambda *_: None)  # the concepts have no pictures
+    monkeypatch.setattr(jobs.queue, "submit", lambda job: job.request("start"))
+    monkeypatch.setattr(jobs, "check", lambda *_: [])
+    others = jobs.train(host, star)
+    others.clear_request("start")
+
+    def check(*_: object) -> list[str]:
+        others.request("start")
+        return []
+
+    monkeypatch.setattr(jobs, "check", check)
+    with pytest.raises(UserError, match=f"{others.name} is queued"):
+        jobs.train(host, star)
+    assert job_list.runs(star) == [others]

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from dreambooth.core.errors import UserError
-from dreambooth.core.install_paths import SUBJECT_PICTURES
-from dreambooth.core.project import Project, open_project
+from dreambooth.core.install_paths import MINIATURE, SUBJECT_PICTURES
+from dreambooth.core.project import Project, create, open_project
+from dreambooth.service import models
 from dreambooth.ui.page import actions, jobs
 from dreambooth.ui.page.page import Page
 from tests.ui.page.laid_out import laid_out
@@ -57,6 +58,29 @@ def test_nothing_of_the_other_window_is_lost(page: Page) -> None:
     assert opened(page).settings()["lora.rank"] == 8
     other.take(page.show("star"))
     assert page.tell_newer(other.values)[page.elsewhere] == ""
+
+
+def test_another_model_can_be_chosen_where_the_shown_one_is_gone_or_damaged(page: Page) -> None:
+    """Else nothing but the refresh button would lead away from it."""
+    create(page.host.folders(), "moon", MINIATURE, {})
+    create(page.host.folders(), "sun", MINIATURE, {})
+    window = Window(page)
+    (opened(page).folder / "settings.json").write_text("{", encoding="utf-8")
+    told = window.take(page.select({**window.values, page.choice: "moon"}))
+    assert window.values[page.model] == "moon" and "settings.json: the file is damaged" in told[page.message]
+    models.delete(page.host.folders(), "moon")
+    told = window.take(page.select({**window.values, page.choice: "sun"}))
+    assert window.values[page.model] == "sun" and "There is no model named" in told[page.message]
+
+
+def test_a_model_that_was_removed_elsewhere_is_not_chosen(page: Page) -> None:
+    """Its name would stand over the controls of the one that is shown, which Train would teach."""
+    create(page.host.folders(), "moon", MINIATURE, {})
+    window = Window(page)
+    models.delete(page.host.folders(), "moon")
+    told = window.take(page.told(page.select)({**window.values, page.choice: "moon"}))
+    assert "There is no model named" in told[page.message] and window.values[page.model] == "star"
+    assert (told[page.choice]["value"], told[page.choice]["choices"]) == ("star", ["star"])
 
 
 def test_what_was_saved_is_not_written_again(page: Page) -> None:
