@@ -14,7 +14,7 @@ from dreambooth.core.errors import UserError
 from dreambooth.core.models import captioner_folder
 from dreambooth.core.project import Folders, Project, open_project
 from dreambooth.core.settings import Settings
-from dreambooth.service import pictures, thumbnails, uploads
+from dreambooth.service import launcher, pictures, thumbnails, uploads
 from dreambooth.ui.page.crop_view import Crops
 from dreambooth.ui.page.fragments import root, sentence_list, source
 from dreambooth.ui.page.quality_view import HINT
@@ -66,7 +66,7 @@ def _describers(project: Project, row: int, folder: Path, captioners: tuple[str,
     """A button for each of the WebUI's models that can say what pictures show, or else one for the engine's; none while
     they are described."""
     job = newest_errand(project, "caption")
-    if job and job.status() in ("new", "queued", "running"):
+    if job and launcher.is_under_way(job):
         return ""
     if captioners:
         buttons = " ".join(_describer(project, row, folder, name, name) for name in captioners)
