@@ -51,6 +51,11 @@ class Hands:
     def value(self, name: str) -> str:
         return str(self.page.locator(f"#{name} textarea, #{name} input:not([type=range])").first.input_value())
 
+    def holds(self, name: str, text: str) -> None:
+        """Waits until a field holds a text: lists of pictures and runs are drawn sooner than the settings are."""
+        wanted = "([name, text]) => document.querySelector(`#${name} textarea, #${name} input`)?.value === text"
+        self.page.wait_for_function(wanted, arg=[name, text])
+
     def choose(self, name: str, option: str) -> None:
         field = self.page.locator(f"#{name} input").first
         field.click()

@@ -121,7 +121,8 @@ def test_a_picture_that_train_named_is_named_no_more_once_it_is_taken_away(
     project.write_settings(star, {"concepts.0.instance_data_dir": folder, "concepts.0.instance_prompt": "a star"})
     hands.press("db_refresh")
     hands.tab("Concepts")
-    away = hands.see("#db_pictures .db-away[aria-label*='broken.png']")  # until then the page shows the old settings
+    away = hands.see("#db_pictures .db-away[aria-label*='broken.png']")
+    hands.holds("db_concepts_N_instance_prompt", "a star")
     hands.press("db_train")
     told = hands.see("#db_run_said .db-problems", "broken.png")
     away.click()
