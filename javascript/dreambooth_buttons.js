@@ -13,11 +13,10 @@ const dreamboothButtons = (() => {
         } catch {
             throw new Error("The WebUI does not answer; try again when it does.");
         }
-        const answer = await response.json().catch(() => ({})); // what stands between may answer with a page of its own
         if (!response.ok) {
-            throw new Error(answer.problems?.join(" ") ?? `The WebUI answered with an error (${response.status}).`);
+            throw new Error(await dreamboothPage.refusal(response));
         }
-        return answer;
+        return response.json().catch(() => ({})); // what stands between may answer with a page of its own
     }
 
     /* Asks, and shows in the view around `part` what has come of it, or what is to be mended. Returns the answer; nothing

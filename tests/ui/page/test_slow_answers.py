@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from dreambooth.core import project
+from dreambooth.core import job_list, project
 from dreambooth.core.install_paths import SUBJECT_PICTURES
 from dreambooth.core.project import Folders, open_project
+from dreambooth.core.settings import Settings
 from tests.ui.page.conftest import Server
 from tests.ui.page.hands import Hands
+from tests.ui.page.test_browser import until
 
 LATE_MS = 2_500
 IDLE_MS = 4_000  # between two looks where nothing runs
@@ -71,5 +73,26 @@ def test_a_slow_view_keeps_no_other_waiting(browser: Any, server: Server, data: 
     hands.page.wait_for_timeout(IDLE_MS / 4)
     assert len(late) == 2, "what was to be looked at meanwhile is looked at now"
     late[1].continue_()
+    assert hands.errors == []
+    hands.page.close()
+
+
+def test_a_late_answer_about_another_model_changes_no_buttons(browser: Any, server: Server, data: Path) -> None:
+    folders = Folders(data)
+    made = [project.create(folders, name, folders.checkpoints / "miniature.safetensors", {}) for name in ("one", "two")]
+    job = job_list.new_run(folders, made[1], Settings())
+    for event in ("started", "paused"):
+        job.report(event)
+    hands, late = Hands(browser, server.address), list[Any]()
+    hands.choose("db_model", "two")
+    hands.state("paused")
+    hands.page.route("**/page/live?view=run&model=two*", lambda route: late.append(route))
+    until(lambda: hands.page.wait_for_timeout(100) or late)
+    hands.choose("db_model", "one")
+    hands.state("none")
+    with hands.page.expect_response("**/page/live?view=run&model=two*"):
+        late[0].continue_()
+    hands.page.wait_for_timeout(500)
+    hands.state("none", wait_ms=100)
     assert hands.errors == []
     hands.page.close()
