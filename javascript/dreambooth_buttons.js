@@ -80,7 +80,11 @@ const dreamboothButtons = (() => {
     /* What destroys or hides work takes a second press. */
     function confirmTwice(event) {
         const button = event.target.closest?.("#db_discard, #db_delete, #db_page [data-db-twice]");
-        if (!button || button.dataset.dbSure) {
+        if (!button) {
+            return;
+        }
+        if (button.dataset.dbSure) {
+            setTimeout(button.dbForget); // a third press asks again, maybe about another model
             return;
         }
         event.stopImmediatePropagation();
@@ -90,10 +94,12 @@ const dreamboothButtons = (() => {
         const again = dreamboothPage.translated("Press again:");
         button.textContent = `${again} ${label.trim().toLowerCase()}`;
         dreamboothAccess.tell(button.textContent);
-        setTimeout(() => {
+        const timer = setTimeout(() => button.dbForget(), SURE_MS);
+        button.dbForget = () => {
+            clearTimeout(timer);
             delete button.dataset.dbSure;
             button.textContent = label;
-        }, SURE_MS);
+        };
     }
 
     document.addEventListener("change", captioned, true);
