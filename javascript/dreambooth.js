@@ -21,6 +21,7 @@ const dreamboothPage = (() => {
     let asking = false;
     let knownSettings = null;
     const followers = [];
+    const awaited = {}; // by button, what is to be done when Python has answered it
 
     const root = () => (typeof gradioApp === "function" ? gradioApp() : document);
     const find = (selector) => root().querySelector(selector);
@@ -78,6 +79,7 @@ const dreamboothPage = (() => {
         }
         turn += 1;
         knownSettings = null;
+        awaited[name]?.();
         followed();
         look();
     }
@@ -103,6 +105,10 @@ const dreamboothPage = (() => {
     /* What is to be done whenever the page may have changed. */
     function onDrawn(follower) {
         followers.push(follower);
+    }
+
+    function onAnswered(name, then) {
+        awaited[name] = then;
     }
 
     function followed() {
@@ -348,6 +354,8 @@ const dreamboothPage = (() => {
     } else {
         start();
     }
-    return {find, all, press, translated, token, mark, changed, ask, answered, look, lookAgain, note, refusal, onDrawn};
+    return {
+        find, all, press, translated, token, mark, changed, ask, answered, look, lookAgain, note, refusal, onDrawn, onAnswered,
+    };
 })();
 window.dreamboothPage = dreamboothPage;

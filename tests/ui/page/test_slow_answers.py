@@ -18,23 +18,29 @@ IDLE_MS = 4_000  # between two looks where nothing runs
 SAVES_MS = 1_200  # after a change; the page waits for half of it
 
 
+def late_answers(hands: Hands) -> list[str]:
+    """Has the first thing that the page asks Python for from now on answered late. Returns what it asks for."""
+    asked: list[str] = []
+
+    def late(route: Any) -> None:
+        if route.request.method == "POST":
+            asked.append(route.request.url)
+            if len(asked) == 1:
+                hands.page.wait_for_timeout(LATE_MS)
+        route.continue_()
+
+    hands.page.route("**/gradio_api/**", late)  # gradio 5 and later
+    hands.page.route("**/run/**", late)
+    return asked
+
+
 def test_what_is_changed_while_a_change_is_saved_is_saved_too(browser: Any, server: Server, data: Path) -> None:
     made = project.create(Folders(data), "star", data / "Stable-diffusion" / "miniature.safetensors", {})
     hands = Hands(browser, server.address)
     hands.tab("Concepts")
     hands.see("#db_concepts_N_instance_prompt")
     hands.page.wait_for_timeout(1000)
-    saves: list[str] = []
-
-    def late(route: Any) -> None:
-        if route.request.method == "POST":
-            saves.append(route.request.url)
-            if len(saves) == 1:
-                hands.page.wait_for_timeout(LATE_MS)
-        route.continue_()
-
-    hands.page.route("**/gradio_api/**", late)  # gradio 5 and later
-    hands.page.route("**/run/**", late)
+    saves = late_answers(hands)
     hands.write("db_concepts_N_instance_prompt", "a photo of one")
     hands.page.wait_for_timeout(SAVES_MS)
     assert len(saves) == 1
@@ -48,6 +54,25 @@ def test_what_is_changed_while_a_change_is_saved_is_saved_too(browser: Any, serv
         "a photo of another",
     )
     assert hands.errors == []
+    hands.page.close()
+
+
+def test_of_settings_that_are_put_back_one_after_the_other_none_is_left_out(
+    browser: Any, server: Server, data: Path
+) -> None:
+    own = {"general.seed": 7, "intervals.num_train_epochs": 8, "intervals.save_preview_every": 9}
+    made = project.create(Folders(data), "moon", data / "Stable-diffusion" / "miniature.safetensors", own)
+    hands = Hands(browser, server.address)
+    hands.tab("Settings")
+    hands.see("#db_defaults", "3 changed from the defaults")
+    late_answers(hands)
+    for key in own:
+        hands.see(f"#db_{key.replace('.', '_')} .db-reset").click()
+        hands.page.wait_for_timeout(LATE_MS / 5)
+    hands.see("#db_defaults", "All at their defaults")
+    hands.page.unroute_all(behavior="wait")
+    settings = open_project(Folders(data), made.name).settings()
+    assert not {key for key, value in own.items() if settings[key] == value} and hands.errors == []
     hands.page.close()
 
 
