@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from dreambooth.core import job_list, project
 from dreambooth.core.install_paths import SUBJECT_PICTURES
 from dreambooth.core.project import Folders, open_project
@@ -23,7 +25,7 @@ def late_answers(hands: Hands) -> list[str]:
     asked: list[str] = []
 
     def late(route: Any) -> None:
-        if route.request.method == "POST":
+        if route.request.method == "POST" and "upload" not in route.request.url:
             asked.append(route.request.url)
             if len(asked) == 1:
                 hands.page.wait_for_timeout(LATE_MS)
@@ -73,6 +75,27 @@ def test_of_settings_that_are_put_back_one_after_the_other_none_is_left_out(
     hands.page.unroute_all(behavior="wait")
     settings = open_project(Folders(data), made.name).settings()
     assert not {key for key, value in own.items() if settings[key] == value} and hands.errors == []
+    hands.page.close()
+
+
+def test_pictures_that_are_dropped_while_others_are_taken_in_are_not_lost(
+    browser: Any, server: Server, data: Path, tmp_path: Path
+) -> None:
+    project.create(Folders(data), "sun", data / "Stable-diffusion" / "miniature.safetensors", {})
+    files = [str(tmp_path / f"{name}.png") for name in "abc"]
+    for file in files:
+        Image.new("RGB", (64, 64), "gold").save(file)
+    hands = Hands(browser, server.address)
+    hands.tab("Concepts")
+    hands.see("#db_concepts_N_instance_prompt")
+    hands.page.wait_for_timeout(1000)
+    asked = late_answers(hands)
+    hands.drop("db_drop", files[:1])
+    until(lambda: hands.page.wait_for_timeout(100) or asked)
+    hands.drop("db_drop", files[1:])
+    hands.see("#db_pictures h4", "3 pictures")
+    hands.page.unroute_all(behavior="wait")
+    assert hands.errors == []
     hands.page.close()
 
 
