@@ -120,7 +120,7 @@ class ConceptsTab:
         act(self.chosen.input, self._choose, [self.chosen, *results], whole)
         act(self.add.click, self._add, results, whole)
         act(self.remove.click, self._remove, results, whole)
-        act(self.drop.upload, self._take_pictures, [self.drop, *results], [*whole, self.drop], each=True)
+        act(self.drop.upload, self._take_pictures, [self.drop, *results], [*whole, self.drop], meanwhile="multiple")
         for name, button in self.presets.items():
             act(button.click, self._preset(name), results, whole)
         act(self.check.click, self._check, [], [])

@@ -126,13 +126,13 @@ class Page:
         at: Any = None,
         *,
         button: str = "",
-        each: bool = False,
+        meanwhile: str = "once",
     ) -> None:
         """Binds a handler that reads the whole page by name; what is wrong is told at `at`. `button` is the one that
-        the page's script asks with; `each` is of `dialect.on`."""
+        the page's script asks with; `meanwhile` is of `dialect.on`."""
         at = at or self.message
         places = list({id(one): one for one in [*outputs, at]}.values())
-        done = dialect.on(event, self.told(do, at), {*self.everything, *more}, places, each=each)
+        done = dialect.on(event, self.told(do, at), {*self.everything, *more}, places, meanwhile=meanwhile)
         dialect.on(done.then, None, js=_ANSWERED.format(button))
 
     def told(self, do: Callable[..., Shown], at: Any = None) -> Callable[..., Shown]:

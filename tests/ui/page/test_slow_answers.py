@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from dreambooth.core.settings import Settings
 from tests.ui.page.conftest import Server
 from tests.ui.page.hands import Hands
 from tests.ui.page.test_browser import until
+from tests.ui.page.test_file_view import lora
 
 LATE_MS = 2_500
 IDLE_MS = 4_000  # between two looks where nothing runs
@@ -95,6 +97,22 @@ def test_pictures_that_are_dropped_while_others_are_taken_in_are_not_lost(
     hands.drop("db_drop", files[1:])
     hands.see("#db_pictures h4", "3 pictures")
     hands.page.unroute_all(behavior="wait")
+    assert hands.errors == []
+    hands.page.close()
+
+
+def test_a_source_that_is_named_before_another_was_told_of_is_told_of(browser: Any, server: Server, data: Path) -> None:
+    file, held = lora(data / "Lora" / "theirs.safetensors", 2048), list[Any]()
+    project.create(Folders(data), "five", data / "Stable-diffusion" / "miniature.safetensors", {})
+    hands = Hands(browser, server.address)
+    hands.unfold("db_create_section")
+    hands.page.route(re.compile("gradio_api|/run/"), lambda asked: held.append(asked))
+    hands.choose("db_new_source", "miniature")
+    until(lambda: hands.page.wait_for_timeout(100) or held)
+    hands.write("db_new_source", str(file))
+    hands.page.wait_for_timeout(SAVES_MS)
+    hands.page.unroute_all()  # they go on
+    hands.see("#db_source_about .db-problems", "this is a LoRA, not a whole model")
     assert hands.errors == []
     hands.page.close()
 
