@@ -104,6 +104,7 @@ class Page:
 
         on = dialect.on
         on(blocks.load, self.told(self.open), None, [*self.of_model, self.model_tab.source])
+        on(self.refresh.click, None, None, [self.message, self.run_column.message], js="() => ['', '']")
         looked = on(self.refresh.click, self.told(self.open), None, [*self.of_model, self.model_tab.source])
         on(looked.then, None, js=_ANSWERED.format(""))
         self.act(self.choice.input, self.select, [self.choice], self.of_model)
@@ -152,8 +153,11 @@ class Page:
     # What is shown
 
     def open(self) -> Shown:
-        """A page that was just loaded, by whichever browser."""
-        return {**self.show_first(), self.model_tab.source: self.model_tab.sources(choose=True)}
+        """A page that was just loaded, by whichever browser, or looks anew: what it says was emptied when that was
+        asked for, and what other buttons were answered meanwhile stays."""
+        shown = {**self.show_first(), self.model_tab.source: self.model_tab.sources(choose=True)}
+        said = (self.message, self.run_column.message)
+        return {**shown, **{place: gr.update() for place in said if not shown[place]}}
 
     def show_first(self, message: str = "") -> Shown:
         """The model that comes first; one that is damaged is told of, and the next one is shown."""

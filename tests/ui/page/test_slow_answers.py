@@ -117,6 +117,25 @@ def test_a_source_that_is_named_before_another_was_told_of_is_told_of(browser: A
     hands.page.close()
 
 
+def test_a_late_look_at_everything_empties_no_newer_message(browser: Any, server: Server, data: Path) -> None:
+    project.create(Folders(data), "six", data / "Stable-diffusion" / "miniature.safetensors", {})
+    hands, held = Hands(browser, server.address), list[Any]()
+    hands.see("#db_train")
+    hands.page.route(re.compile("gradio_api|/run/"), lambda asked: asked.continue_() if held else held.append(asked))
+    hands.press("db_refresh")
+    until(lambda: hands.page.wait_for_timeout(100) or held)
+    hands.press("db_train")
+    hands.see("#db_run_said .db-problems", "Dataset Directory")
+    with hands.page.expect_response(held[0].request.url):
+        held[0].continue_()
+    hands.page.wait_for_timeout(1000)
+    assert hands.page.locator("#db_run_said .db-problems").count()
+    hands.press("db_refresh")
+    hands.page.locator("#db_run_said .db-problems").wait_for(state="detached")
+    assert hands.errors == []
+    hands.page.close()
+
+
 def test_a_slow_view_keeps_no_other_waiting(browser: Any, server: Server, data: Path) -> None:
     """Pictures of a kind that only the engine reads take it a minute."""
     own = {"concepts.0.instance_data_dir": str(SUBJECT_PICTURES), "concepts.0.instance_prompt": "a sks star"}
