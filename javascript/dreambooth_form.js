@@ -171,7 +171,7 @@
         dreamboothPage.mark("searching", words.length > 0);
         for (const [id, texts] of Object.entries(JSON.parse(field.dataset.dbWords))) {
             const section = find(`#${id}`);
-            const said = (one) => `${texts[one]} ${find(`#${one}`)?.textContent.toLowerCase()}`; // in any language
+            const said = (one) => `${texts[one]} ${find(`#${one}`)?.textContent.toLowerCase() ?? ""}`; // in any language
             const found = new Set(Object.keys(texts).filter((one) => words.every((word) => said(one).includes(word))));
             section.classList.toggle("db-not-found", found.size === 0);
             const head = section.querySelector("button.label-wrap, .label-wrap");
