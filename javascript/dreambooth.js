@@ -355,7 +355,8 @@ const dreamboothPage = (() => {
         start();
     }
     return {
-        find, all, press, translated, token, mark, changed, ask, answered, look, lookAgain, note, refusal, onDrawn, onAnswered,
+        find, all, press, translated, token, mark, changed, ask, answered, onAnswered,
+        look, lookAgain, onDrawn, note, refusal,
     };
 })();
 window.dreamboothPage = dreamboothPage;

@@ -103,9 +103,9 @@ class Page:
         self.everything = {self.model, self.row, self.form.loaded, *self.form.controls.values()}
 
         on = dialect.on
-        on(blocks.load, self.told(self.open), None, [*self.of_model, self.model_tab.source])
+        on(blocks.load, self.telling_problems(self.open), None, [*self.of_model, self.model_tab.source])
         on(self.refresh.click, None, None, [self.message, self.run_column.message], js="() => ['', '']")
-        looked = on(self.refresh.click, self.told(self.open), None, [*self.of_model, self.model_tab.source])
+        looked = on(self.refresh.click, self.telling_problems(self.open), None, [*self.of_model, self.model_tab.source])
         on(looked.then, None, js=_ANSWERED.format(""))
         self.act(self.choice.input, self.select, [self.choice], self.of_model)
         self.form.watch(lambda event: on(event, None, js=_CHANGED))
@@ -133,10 +133,10 @@ class Page:
         the page's script asks with; `meanwhile` is of `dialect.on`."""
         at = at or self.message
         places = list({id(one): one for one in [*outputs, at]}.values())
-        done = dialect.on(event, self.told(do, at), {*self.everything, *more}, places, meanwhile=meanwhile)
+        done = dialect.on(event, self.telling_problems(do, at), {*self.everything, *more}, places, meanwhile=meanwhile)
         dialect.on(done.then, None, js=_ANSWERED.format(button))
 
-    def told(self, do: Callable[..., Shown], at: Any = None) -> Callable[..., Shown]:
+    def telling_problems(self, do: Callable[..., Shown], at: Any = None) -> Callable[..., Shown]:
         """The handler with what a person can mend told on the page."""
         place = at or self.message
 
