@@ -21,6 +21,7 @@ const dreamboothPage = (() => {
     let asking = false;
     let knownSettings = null;
     const followers = [];
+    const awaited = {}; // by button, what is to be done when Python has answered it
 
     const root = () => (typeof gradioApp === "function" ? gradioApp() : document);
     const find = (selector) => root().querySelector(selector);
@@ -78,6 +79,7 @@ const dreamboothPage = (() => {
         }
         turn += 1;
         knownSettings = null;
+        awaited[name]?.();
         followed();
         look();
     }
@@ -105,6 +107,10 @@ const dreamboothPage = (() => {
         followers.push(follower);
     }
 
+    function onAnswered(name, then) {
+        awaited[name] = then;
+    }
+
     function followed() {
         followers.forEach((follower) => follower());
     }
@@ -128,20 +134,28 @@ const dreamboothPage = (() => {
     }
 
     /* Looks at one view. A slow one, such as of pictures that the engine reads, keeps no other waiting; what it is asked
-       for meanwhile it is asked for when it has answered. */
+       for meanwhile it is asked for when it has answered, but for another model's, which has its place by then. */
     async function lookAt(place) {
-        if (place.dbDue === Infinity) {
+        const about = subject(place);
+        if (place.dbAbout !== about) {
+            Object.assign(place, {dbAbout: about, dbWas: undefined});
+        } else if (place.dbDue === Infinity) {
             place.dbAgain = true;
             return;
         }
         place.dbDue = Infinity;
         place.dbAgain = false;
         try {
-            await refresh(place);
+            await refresh(place, about);
         } finally {
-            place.dbDue = place.dbAgain ? 0 : Date.now() + rest(place);
+            if (place.dbAbout === about) {
+                place.dbDue = place.dbAgain ? 0 : Date.now() + rest(place);
+            }
         }
     }
+
+    /* What a place shows: gradio 6 keeps the place and changes what it is of. */
+    const subject = ({dataset: {dbLive, dbModel, dbRow}}) => JSON.stringify([dbLive, dbModel, dbRow]);
 
     /* How long a view is left as it is. */
     function rest(place) {
@@ -156,33 +170,46 @@ const dreamboothPage = (() => {
         return all(".db-live").filter((place) => place.dataset.dbLive === "run" || place.offsetParent !== null);
     }
 
-    async function refresh(place) {
-        const {dbLive: view, dbModel: model, dbRow: row = 0, dbShown: shown} = place.dataset;
-        const query = new URLSearchParams({view, model, row, ...(shown && {shown})});
+    async function refresh(place, about) {
         const asked = turn;
+        const {fresh, problem} = await lookUp(place);
+        if (!place.isConnected || subject(place) !== about) {
+            return; // another model is shown by now
+        }
+        if (problem) {
+            return note(place, "db-silent", problem);
+        }
+        place.querySelector(":scope > .db-silent")?.remove();
+        if (place.dataset.dbLive === "run") {
+            notice(place.dataset.dbModel, fresh.dataset.dbSettings, asked);
+        }
+        draw(place, fresh);
+    }
+
+    /* A view as it is now, or why it is not known. */
+    async function lookUp({dataset: {dbLive: view, dbModel: model, dbRow: row = 0, dbShown: shown}}) {
+        const query = new URLSearchParams({view, model, row, ...(shown && {shown})});
         let answer;
         try {
             answer = await fetch(`dreambooth/page/live?${query}`, {headers: {"X-Dreambooth-Token": token()}});
         } catch {
-            return silent(place, "The WebUI does not answer. A run goes on without it.");
+            return {problem: "The WebUI does not answer. A run goes on without it."};
         }
         if (answer.status === 401 || answer.status === 403) {
-            return silent(place, "The WebUI was started anew; reload this page.");
+            return {problem: "The WebUI was started anew; reload this page."};
         }
         if (!answer.ok) {
-            return silent(place, await answer.text());
+            return {problem: await refusal(answer)};
         }
-        const fresh = document.createElement("template");
-        fresh.innerHTML = await answer.text();
-        place.querySelector(":scope > .db-silent")?.remove();
-        if (view === "run") {
-            notice(model, fresh.content.firstElementChild.dataset.dbSettings, asked);
-        }
-        draw(place, fresh.content.firstElementChild);
+        const read = document.createElement("template");
+        read.innerHTML = await answer.text();
+        return {fresh: read.content.firstElementChild};
     }
 
-    function silent(place, words) {
-        note(place, "db-silent", words);
+    /* Why the WebUI refused what it was asked for; what stands between may answer with a page of its own. */
+    async function refusal(answer) {
+        const said = await answer.json().catch(() => null);
+        return said?.problems?.join(" ") ?? `The WebUI answered with an error (${answer.status}).`;
     }
 
     /* A sentence above a view, in the place of the last one of its kind; empty to take it away. */
@@ -216,7 +243,7 @@ const dreamboothPage = (() => {
                 continue; // somebody writes there; the next look draws it
             }
             old.dbText = text;
-            const open = old.querySelector("details")?.open;
+            const wasOpen = old.querySelector("details")?.open;
             for (const picture of section.querySelectorAll("[data-db-src]")) {
                 picture[picture.tagName === "A" ? "href" : "src"] = picture.dataset.dbSrc;
             }
@@ -225,8 +252,8 @@ const dreamboothPage = (() => {
                 sheet.srcdoc = sheet.srcdoc.replace("(prefers-color-scheme: dark)", dark ? "all" : "not all");
             }
             dreamboothAccess.keepingFocus(place, old, () => old.replaceChildren(...section.childNodes));
-            if (open) {
-                const details = old.querySelector("details");
+            const details = old.querySelector("details");
+            if (wasOpen && details) { // a new run has no log yet
                 details.open = true;
                 const log = details.querySelector("pre");
                 log.scrollTop = log.scrollHeight;
@@ -327,6 +354,9 @@ const dreamboothPage = (() => {
     } else {
         start();
     }
-    return {find, all, press, translated, token, mark, changed, ask, answered, look, lookAgain, note, onDrawn};
+    return {
+        find, all, press, translated, token, mark, changed, ask, answered, onAnswered,
+        look, lookAgain, onDrawn, note, refusal,
+    };
 })();
 window.dreamboothPage = dreamboothPage;

@@ -13,11 +13,10 @@ const dreamboothButtons = (() => {
         } catch {
             throw new Error("The WebUI does not answer; try again when it does.");
         }
-        const answer = await response.json().catch(() => ({})); // what stands between may answer with a page of its own
         if (!response.ok) {
-            throw new Error(answer.problems?.join(" ") ?? `The WebUI answered with an error (${response.status}).`);
+            throw new Error(await dreamboothPage.refusal(response));
         }
-        return answer;
+        return response.json().catch(() => ({})); // what stands between may answer with a page of its own
     }
 
     /* Asks, and shows in the view around `part` what has come of it, or what is to be mended. Returns the answer; nothing
@@ -81,7 +80,11 @@ const dreamboothButtons = (() => {
     /* What destroys or hides work takes a second press. */
     function confirmTwice(event) {
         const button = event.target.closest?.("#db_discard, #db_delete, #db_page [data-db-twice]");
-        if (!button || button.dataset.dbSure) {
+        if (!button) {
+            return;
+        }
+        if (button.dataset.dbSure) {
+            setTimeout(button.dbForget); // a third press asks again, maybe about another model
             return;
         }
         event.stopImmediatePropagation();
@@ -91,10 +94,12 @@ const dreamboothButtons = (() => {
         const again = dreamboothPage.translated("Press again:");
         button.textContent = `${again} ${label.trim().toLowerCase()}`;
         dreamboothAccess.tell(button.textContent);
-        setTimeout(() => {
+        const timer = setTimeout(() => button.dbForget(), SURE_MS);
+        button.dbForget = () => {
+            clearTimeout(timer);
             delete button.dataset.dbSure;
             button.textContent = label;
-        }, SURE_MS);
+        };
     }
 
     document.addEventListener("change", captioned, true);

@@ -259,8 +259,8 @@
     }
 
     function typed(event) {
-        if (!open || !event.target.closest?.(".db-crop")) {
-            return;
+        if (!open || !event.target.closest?.(".db-crop") || event.ctrlKey || event.metaKey || event.altKey) {
+            return; // those are the browser's own, such as what makes the whole page larger
         }
         const onPicture = event.target.matches(".db-crop-picture");
         if (event.key === "Escape") {

@@ -6,6 +6,7 @@
     const {find, all, translated} = dreamboothPage;
     const LEAST_LETTERS = 3; // of a search that asks beyond the settings
     const MOST_ELSEWHERE = 4; // sentences
+    const toReset = []; // settings; the first is on its way
     const KEY = /^([a-z_]+(?:\.[a-z0-9_]+)+): /;
 
     /* The number beside a slider is not named in every release of gradio. */
@@ -142,12 +143,26 @@
         }
     }
 
+    /* Puts a setting back, after those that Python has not answered yet: gradio drops what is pressed meanwhile. */
     function reset(key) {
-        const field = find("#db_reset_key :is(textarea, input)");
-        field.value = key;
-        field.dispatchEvent(new Event("input", {bubbles: true}));
-        setTimeout(() => find("button#db_reset, #db_reset button")?.click(), 100);
+        if (toReset.push(key) === 1) {
+            askReset();
+        }
     }
+
+    function askReset() {
+        const field = find("#db_reset_key :is(textarea, input)");
+        field.value = toReset[0];
+        field.dispatchEvent(new Event("input", {bubbles: true}));
+        setTimeout(dreamboothPage.press, 100, "db_reset");
+    }
+
+    dreamboothPage.onAnswered("db_reset", () => {
+        toReset.shift();
+        if (toReset.length) {
+            askReset();
+        }
+    });
 
     /* Shows only the settings that have all the words; sections that are closed are opened meanwhile. */
     function search(field) {
@@ -156,7 +171,7 @@
         dreamboothPage.mark("searching", words.length > 0);
         for (const [id, texts] of Object.entries(JSON.parse(field.dataset.dbWords))) {
             const section = find(`#${id}`);
-            const said = (one) => `${texts[one]} ${find(`#${one}`)?.textContent.toLowerCase()}`; // in any language
+            const said = (one) => `${texts[one]} ${find(`#${one}`)?.textContent.toLowerCase() ?? ""}`; // in any language
             const found = new Set(Object.keys(texts).filter((one) => words.every((word) => said(one).includes(word))));
             section.classList.toggle("db-not-found", found.size === 0);
             const head = section.querySelector("button.label-wrap, .label-wrap");

@@ -64,7 +64,7 @@ def to_draw(project: Project, settings: Settings) -> bool:
         return True
     for job in reversed(job_list.jobs(project)):
         with contextlib.suppress(UserError):  # one that is damaged tells nothing
-            if _has_drawn(job) and _asked_of_class(parse(job.settings())) == _asked_of_class(settings):
+            if _has_drawn(job) and _class_picture_settings(parse(job.settings())) == _class_picture_settings(settings):
                 return False
     return True
 
@@ -92,7 +92,7 @@ def _has_drawn(job: job_folder.Job) -> bool:
     return bool(story.step) if kind == "train" else kind == "class-images" and story.status == "done"
 
 
-def _asked_of_class(settings: Settings) -> tuple[object, ...]:
+def _class_picture_settings(settings: Settings) -> tuple[object, ...]:
     """All that class pictures go by, and more."""
     return settings.concepts, settings.general, settings.pictures, settings.captions, settings.tuning
 

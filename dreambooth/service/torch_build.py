@@ -116,21 +116,21 @@ def _from_index(name: str) -> Build:
 
 
 def _nvidia_driver() -> str:
-    first = next(iter(_asked_of_nvidia("driver_version")), "")
+    first = next(iter(_query_nvidia_smi("driver_version")), "")
     return first if first.split(".")[0].isdecimal() else ""
 
 
 def _nvidia_capability() -> tuple[int, int] | None:
     """Of the first card; but where no build has both that and a newer one, of the newest, as the driver's tool counts
     cards by their place in the machine, and PyTorch the quickest first."""
-    found = [one.partition(".")[::2] for one in _asked_of_nvidia("compute_cap")]
+    found = [one.partition(".")[::2] for one in _query_nvidia_smi("compute_cap")]
     cards = [(int(major), int(minor)) for major, minor in found if major.isdecimal() and minor.isdecimal()]
     if cards and cards[0] < _IN_ALL_BUILDS and max(cards) >= _NOT_IN_OLDEST:
         return max(cards)
     return cards[0] if cards else None
 
 
-def _asked_of_nvidia(what: str) -> list[str]:
+def _query_nvidia_smi(what: str) -> list[str]:
     """What the driver's own tool says of each card; empty where it is not there, or does not know it."""
     command = ["nvidia-smi", f"--query-gpu={what}", "--format=csv,noheader"]
     try:

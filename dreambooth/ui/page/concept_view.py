@@ -103,6 +103,7 @@ def _tile(
 ) -> str:
     path = folder / name
     try:
+        _check_name(name)
         size = thumbnails.size(path)
     except UserError as error:
         return f'<figure class="db-tile">{_problem(error, path, name)}{_away(project, row, folder, name)}</figure>'
@@ -118,6 +119,16 @@ def _tile(
     mark += _away(project, row, folder, name)
     words = sentence_list(crop.problems) + _words(project, own, row, folder, name)
     return f'<figure class="db-tile">{frame}{mark}{words}</figure>'
+
+
+def _check_name(name: str) -> None:
+    """Raises UserError for a picture that no address can name."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise UserError(
+            f"{name}: it is trained, but its name is not Unicode, so it cannot be shown; rename it to see it."
+        ) from None
 
 
 def _away(project: Project, row: int, folder: Path, name: str) -> str:

@@ -120,7 +120,7 @@ class ConceptsTab:
         act(self.chosen.input, self._choose, [self.chosen, *results], whole)
         act(self.add.click, self._add, results, whole)
         act(self.remove.click, self._remove, results, whole)
-        act(self.drop.upload, self._take_pictures, [self.drop, *results], [*whole, self.drop])
+        act(self.drop.upload, self._take_pictures, [self.drop, *results], [*whole, self.drop], meanwhile="multiple")
         for name, button in self.presets.items():
             act(button.click, self._preset(name), results, whole)
         act(self.check.click, self._check, [], [])
@@ -150,14 +150,16 @@ class ConceptsTab:
         return self.page.show(opened.name, row_to_show, message, values)
 
     def _take_pictures(self, values: Values) -> Shown:
-        opened, row = self.page.opened(values), self._shown_row(values)
-        key, changed = f"concepts.{row}.instance_data_dir", self.page.changed(opened, values)
-        before = str({**opened.settings(), **changed}[key])
-        try:
-            taken = uploads.take_in(opened, before, [Path(file) for file in dialect.uploaded(values[self.drop])])
-        except UserError as error:
-            return {self.page.message: problem_list(error.problems), self.drop: None}
-        actions.save(opened, {**changed, key: taken.folder})
+        opened = self.page.opened(values)
+        with settings_lock.changing(opened):  # others that were dropped just before go to the same folder
+            row = self._shown_row(values, dropped=True)
+            key, changed = f"concepts.{row}.{ABOUT_PICTURES}", self.page.changed(opened, values)
+            before = str({**opened.settings(), **changed}[key])
+            try:
+                taken = uploads.take_in(opened, before, [Path(file) for file in dialect.uploaded(values[self.drop])])
+            except UserError as error:
+                return {self.page.message: problem_list(error.problems), self.drop: None}
+            actions.save(opened, {**changed, key: taken.folder})
         message = good(f"The pictures are in {taken.folder}.") + _besides(taken, before)
         return {**self.page.show(opened.name, row, message, values), self.drop: None}
 
@@ -196,10 +198,15 @@ class ConceptsTab:
             raise UserError("This concept was removed in another window; ⟳ shows those there are.")
         return row
 
-    def _shown_row(self, values: Values) -> int:
-        """The same. Raises UserError also for one that is not as it is shown."""
-        row, form = self._row(values), self.page.form
-        windows.check_row(row, form.read(values, row), form.newer(values, self.page.opened(values).settings()))
+    def _shown_row(self, values: Values, *, dropped: bool = False) -> int:
+        """The same. Raises UserError also for one that is not as it is shown, but with `dropped` for the folder that
+        the first of its dropped pictures have got."""
+        row, form, opened = self._row(values), self.page.form, self.page.opened(values)
+        newer = form.newer(values, opened.settings())
+        before, now = newer.get(f"concepts.{row}.{ABOUT_PICTURES}", ("", ""))
+        if dropped and not before and now and uploads.are_in(opened, Path(now)):
+            del newer[f"concepts.{row}.{ABOUT_PICTURES}"]
+        windows.check_row(row, form.read(values, row), newer)
         return row
 
 

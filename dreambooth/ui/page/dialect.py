@@ -17,14 +17,17 @@ def on(
     outputs: Any = None,
     *,
     js: str | None = None,
+    meanwhile: str = "once",
 ) -> Any:
     """Binds an event outside of gradio's queue, so that no long job holds it up; returns what `.then` hangs on.
 
     `js` is a browser function that gets the inputs and returns those that Python gets. Gradio drops an event that comes
-    before the last one is answered.
+    before the last one is answered; `meanwhile` has it take "multiple" then, or the newest afterwards ("always_last"),
+    which 3.41 does not know.
     """
     more: dict[str, Any] = {"_js" if _RELEASE < 4 else "js": js} if js else {}
     more |= {"api_visibility": "private"} if _RELEASE >= 6 else {"api_name": False}
+    more |= {"trigger_mode": meanwhile} if meanwhile != "once" and _RELEASE >= 4 else {}
     return event(do, inputs, outputs, queue=False, show_progress="hidden", **more)
 
 

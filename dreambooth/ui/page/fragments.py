@@ -79,13 +79,18 @@ def problem_list(problems: list[str]) -> str:
 def problems_data(problems: Iterable[str]) -> str:
     """Sentences as an attribute from which the browser marks the controls that they name."""
     sentences = [one[: len(key)] + labelled(one[len(key) :]) for one in problems for key in (key_of(one),)]
-    return escape(json.dumps(sentences, ensure_ascii=False))
+    return escape(_unicode(json.dumps(sentences, ensure_ascii=False)))
 
 
 def sentence_list(problems: list[str], data: str = "", *, kind: str = "") -> str:
     """Sentences in which a setting is called by its label."""
-    items = "".join(f"<li>{escape(_by_label(one))}</li>" for one in problems)
+    items = "".join(f"<li>{escape(_unicode(_by_label(one)))}</li>" for one in problems)
     return f'<ul class="{f"db-problems {kind}".strip()}"{data}>{items}</ul>' if problems else ""
+
+
+def _unicode(sentence: str) -> str:
+    """A sentence as gradio can send it: a file that it names may have a name that is not Unicode."""
+    return sentence.encode(errors="replace").decode()
 
 
 def failure_list(errors: list[Problem]) -> str:

@@ -101,13 +101,13 @@ class ModelTab:
         inputs = [self.name, self.source, self.revision, *self.origin.controls.values()]
         outputs = [*whole, self.name, self.revision, self.downloaded]
         act(self.create.click, self._create, inputs, outputs, self.message)
-        told = self.page.told(self._tell_source, self.source_about)
+        told = self.page.telling_problems(self._tell_source, self.source_about)
         for event in (self.source.input, self.name.blur):
-            dialect.on(event, told, [self.source], [self.source_about])
+            dialect.on(event, told, [self.source], [self.source_about], meanwhile="always_last")
         for button, do in ((self.rename, actions.rename), (self.duplicate, actions.duplicate)):
             act(button.click, self._under_new_name(do), [self.new_name], [*whole, self.new_name], self.changed)
         act(self.delete.click, self._delete, [], whole, self.changed)
-        listed = self.page.told(self._list_checkpoints, self.message)
+        listed = self.page.telling_problems(self._list_checkpoints, self.message)
         dialect.on(self.refresh.click, listed, [self.source], [self.source, self.message])
         act(
             self.import_button.click,

@@ -144,7 +144,7 @@ def import_report(kind: str, report: list[dict[str, Any]]) -> str:
     )
     rows = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in line)}</tr>" for line in lines)
     head = "<tr><th>Fate</th><th>There</th><th>Here</th><th>Value</th><th>Why</th></tr>"
-    return f'{undoable(f"Read as {kind}.")}<table class="db-runs">{head}{rows}</table>'
+    return f'{undoable(f"Read as {kind}.")}<table class="db-runs db-fates">{head}{rows}</table>'
 
 
 def _short(value: Any) -> str:

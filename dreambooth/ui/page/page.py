@@ -103,8 +103,9 @@ class Page:
         self.everything = {self.model, self.row, self.form.loaded, *self.form.controls.values()}
 
         on = dialect.on
-        on(blocks.load, self.told(self.open), None, [*self.of_model, self.model_tab.source])
-        looked = on(self.refresh.click, self.told(self.open), None, [*self.of_model, self.model_tab.source])
+        on(blocks.load, self.telling_problems(self.open), None, [*self.of_model, self.model_tab.source])
+        on(self.refresh.click, None, None, [self.message, self.run_column.message], js="() => ['', '']")
+        looked = on(self.refresh.click, self.telling_problems(self.open), None, [*self.of_model, self.model_tab.source])
         on(looked.then, None, js=_ANSWERED.format(""))
         self.act(self.choice.input, self.select, [self.choice], self.of_model)
         self.form.watch(lambda event: on(event, None, js=_CHANGED))
@@ -126,15 +127,16 @@ class Page:
         at: Any = None,
         *,
         button: str = "",
+        meanwhile: str = "once",
     ) -> None:
         """Binds a handler that reads the whole page by name; what is wrong is told at `at`. `button` is the one that
-        the page's script asks with."""
+        the page's script asks with; `meanwhile` is of `dialect.on`."""
         at = at or self.message
         places = list({id(one): one for one in [*outputs, at]}.values())
-        done = dialect.on(event, self.told(do, at), {*self.everything, *more}, places)
+        done = dialect.on(event, self.telling_problems(do, at), {*self.everything, *more}, places, meanwhile=meanwhile)
         dialect.on(done.then, None, js=_ANSWERED.format(button))
 
-    def told(self, do: Callable[..., Shown], at: Any = None) -> Callable[..., Shown]:
+    def telling_problems(self, do: Callable[..., Shown], at: Any = None) -> Callable[..., Shown]:
         """The handler with what a person can mend told on the page."""
         place = at or self.message
 
@@ -151,8 +153,11 @@ class Page:
     # What is shown
 
     def open(self) -> Shown:
-        """A page that was just loaded, by whichever browser."""
-        return {**self.show_first(), self.model_tab.source: self.model_tab.sources(choose=True)}
+        """A page that was just loaded, by whichever browser, or looks anew: what it says was emptied when that was
+        asked for, and what other buttons were answered meanwhile stays."""
+        shown = {**self.show_first(), self.model_tab.source: self.model_tab.sources(choose=True)}
+        said = (self.message, self.run_column.message)
+        return {**shown, **{place: gr.update() for place in said if not shown[place]}}
 
     def show_first(self, message: str = "") -> Shown:
         """The model that comes first; one that is damaged is told of, and the next one is shown."""

@@ -68,7 +68,8 @@ def texts(host: Host) -> list[str]:
 
 
 _OF_GRADIO = ("number input for #", "range slider for #", "file upload")  # what it tells a screen reader
-_HIDDEN = ("db_shown_model", "db_shown_row", "db_save_draft", "db_look_again", "db_undo")
+_HIDDEN = ("db_shown_model", "db_shown_row", "db_loaded", "db_proposed", "db_reset_key", "db_reset", "db_save_draft",
+           "db_compare", "db_look_again", "db_undo")  # fmt: skip
 
 
 def _choices(block: Any) -> list[Any]:

@@ -46,7 +46,8 @@ def router(host: Host) -> APIRouter:
             drawn = concept_view.concept_view(host.folders(), model, row, shown, host.captioners)
         else:
             drawn = _VIEWS[view](host.folders(), model, row, shown)
-        return HTMLResponse(drawn, headers={"Cache-Control": "no-store"})
+        told = drawn.encode(errors="replace")  # what is said of a file may name it, whose name need not be Unicode
+        return HTMLResponse(told, headers={"Cache-Control": "no-store"})
 
     def settings_help() -> HTMLResponse:
         return HTMLResponse(help_page.help_page())

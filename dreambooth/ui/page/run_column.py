@@ -71,7 +71,7 @@ class RunColumn:
 
     def bind(self) -> None:
         page, results = self.page, self.page.generate_tab.chosen()
-        dialect.on(self.set_up.click, page.told(self._set_up, self.message), None, [self.message])
+        dialect.on(self.set_up.click, page.telling_problems(self._set_up, self.message), None, [self.message])
         page.act(self.performance.click, self._performance, results, page.of_model, self.message)
         for button in (self.train, self.train_anew):
             page.act(button.click, self._train, results, page.of_model, self.message)

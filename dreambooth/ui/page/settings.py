@@ -117,7 +117,7 @@ class SettingsTab:
             dialect.on(control.change, None, [control], js=js)
         controls = [control for key, control in self.page.form.controls.items() if key in OWN]
         places = [*controls, *self.page.saving_places()]
-        self.page.act(self.reset.click, self._reset, [self.reset_key], places)
+        self.page.act(self.reset.click, self._reset, [self.reset_key], places, button=self.reset.elem_id)
         self.page.act(self.test_notice.click, self._test_notice, [], [], self.noticed)
 
     def _test_notice(self, values: Values) -> Shown:

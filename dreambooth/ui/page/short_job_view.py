@@ -190,7 +190,7 @@ def _generated(project: Project, job: Job, story: JobHistory, result: Event) -> 
     return _pictures(project, job, story) + f'<p class="db-quiet">In {escape(str(job.read()["out"]))}</p>'
 
 
-def _made(project: Project, job: Job, story: JobHistory, result: Event) -> str:
+def _class_pictures_made(project: Project, job: Job, story: JobHistory, result: Event) -> str:
     """How many class pictures there are now, some of them, and the sheet with all."""
     kinds = result["class_pictures"]
     there, new = (sum(one[key] for one in kinds) for key in ("pictures", "made"))
@@ -208,19 +208,19 @@ def _exported(project: Project, job: Job, story: JobHistory, result: Event) -> s
     )
 
 
-def _plan(project: Project, job: Job, story: JobHistory, result: Event) -> str:
+def _checked(project: Project, job: Job, story: JobHistory, result: Event) -> str:
     """What the check found: the sentences that would stop a run, and the sheet of all pictures."""
     problems = result["problems"]
     verdict = problem_list(problems) or '<p class="db-good">Nothing stands in the way.</p>'
     verdict += warning_list(list(map(Problem.of, result.get("remarks", []))))  # an older check has none
-    document = _sheet_of_plan(project, Path(result["sheet"]))
+    document = _sheet_of_check(project, Path(result["sheet"]))
     if not document:
         return verdict
     frame = f'<iframe class="db-plan" title="Every picture with its crop" sandbox srcdoc="{escape(document)}"></iframe>'
     return verdict + frame
 
 
-def _sheet_of_plan(project: Project, sheet: Path) -> str:
+def _sheet_of_check(project: Project, sheet: Path) -> str:
     """The sheet's HTML; empty where it is a picture, is gone, or lies elsewhere than with the model: the events of a
     folder that came from elsewhere may name any file."""
     try:
@@ -241,9 +241,9 @@ def _captioned(project: Project, job: Job, story: JobHistory, result: Event) -> 
 
 
 _RESULTS = {
-    "check": _plan,
+    "check": _checked,
     "generate": _generated,
-    "class-images": _made,
+    "class-images": _class_pictures_made,
     "export": _exported,
     "tokens": _words,
     "caption": _captioned,

@@ -80,7 +80,7 @@ def test_a_file_that_may_not_be_written_is_a_sentence_too(page: Page, monkeypatc
         raise PermissionError(13, "Permission denied", "/models/star/settings.json")
 
     monkeypatch.setattr(page, "opened", refuse)
-    told = page.told(page.save)({page.model: "star"})
+    told = page.telling_problems(page.save)({page.model: "star"})
     assert "Permission denied: &#x27;/models/star/settings.json&#x27;" in told[page.message]
 
 

@@ -166,6 +166,7 @@ def test_the_keyboard_alone_chooses_and_a_screen_reader_hears_it(hands: Hands, f
     person.keys.press("Enter")
     hands.see(f"{PICTURE}:focus")
     person.keys.press("ArrowUp")  # where there is no room nothing is chosen
+    person.keys.press("Control+=")  # the browser's own
     assert hands.page.locator("#db_told p").inner_text().startswith("Automatic: the middle.")
     for key in ("ArrowLeft", "Shift+ArrowLeft", "ArrowRight"):
         person.keys.press(key)

@@ -61,6 +61,25 @@ def test_two_presses_delete_a_result_and_one_does_not(browser: Any, server: Serv
     hands.page.close()
 
 
+def test_a_third_press_asks_again(browser: Any, server: Server, data: Path) -> None:
+    """It is about the next model by then."""
+    folders = Folders(data)
+    for name in ("moon", "sun"):
+        project.create(folders, name, folders.checkpoints / "miniature.safetensors", {})
+    hands = Hands(browser, server.address)
+    hands.unfold("db_change_section")
+    hands.press("db_delete")
+    hands.see("#db_delete", "Press again")
+    hands.press("db_delete")
+    hands.see("#db_said", "sun is in the trash")
+    hands.see("#db_delete", "Move to the trash")
+    hands.press("db_delete")
+    hands.see("#db_delete", "Press again")
+    hands.page.wait_for_timeout(1000)
+    assert "moon" in project.names(folders) and hands.errors == []
+    hands.page.close()
+
+
 def test_only_what_lies_where_results_go_has_the_button(data: Path) -> None:
     folders = Folders(data)
     job, elsewhere = job_list.find(folders, "star"), data / "elsewhere.safetensors"

@@ -122,6 +122,15 @@ def test_a_search_shows_what_has_the_words_even_in_closed_sections(hands: Hands)
     until(lambda: not seen(hands, "db_lora_rank"))  # its section is closed again
 
 
+def test_a_word_that_no_setting_has_opens_no_section(hands: Hands) -> None:
+    words = hands.page.locator("#db_page .db-search").first
+    words.fill("undefined")
+    until(lambda: not seen(hands, "db_general_seed"))
+    assert not hands.page.locator("#db_page [data-db-opened]").count()
+    words.fill("")
+    until(lambda: seen(hands, "db_general_seed"))
+
+
 def test_what_is_not_here_is_said_beside_the_search(hands: Hands) -> None:
     words = hands.page.locator("#db_page .db-search").first
     words.fill("set gradients to none")

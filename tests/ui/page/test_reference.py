@@ -61,4 +61,4 @@ def test_a_localisation_file_has_every_label_and_help(host: Standalone) -> None:
     for leaf in leaves(Settings):
         assert leaf.spec.label in found and leaf.spec.help in found
     assert {"Train", "Performance", "Concepts", "Create a model", "paused", "cosine_with_restarts"} <= set(found)
-    assert not {"save", "shown model"} & set(found)
+    assert not {"save", "shown model", "compare", "setting to reset", "loaded settings"} & set(found)

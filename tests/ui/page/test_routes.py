@@ -7,6 +7,7 @@ import json
 import os
 import re
 import socket
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from dreambooth.core.settings import Settings, parse, to_json
 from dreambooth.host.standalone import Standalone
 from dreambooth.service import api, installation, page_environment
 from dreambooth.ui.page import alone, jobs, routes
+from dreambooth.ui.page.fragments import problem_list
 from dreambooth.ui.page.help_page import help_link
 
 
@@ -229,6 +231,25 @@ def test_a_picture_that_is_none_is_named_with_the_reason(folders: Folders, tmp_p
                  "(it is empty)", "phone.heic: the picture cannot be read (it is no picture)"):  # fmt: skip
         assert said in shown
     assert f"{place}/" not in shown
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="there every name is Unicode")
+def test_a_picture_whose_name_is_not_unicode_hides_no_other(folders: Folders, tmp_path: Path) -> None:
+    place = tmp_path / "pictures"
+    place.mkdir()
+    Image.new("RGB", (64, 64)).save(place / "good.png")
+    (place / "good.png").rename(os.fsdecode(bytes(place) + b"/caf\xe9.png"))
+    Image.new("RGB", (64, 64)).save(place / "good.png")
+    own = {"concepts.0.instance_data_dir": str(place), "concepts.0.instance_prompt": "a star"}
+    project.write_settings(project.open_project(folders, "star"), own)
+    shown = client(folders).get("/dreambooth/page/live?view=pictures&model=star")
+    assert shown.status_code == 200
+    assert "2 pictures" in shown.text and 'alt="good.png"' in shown.text
+    assert "caf?.png: it is trained, but its name is not Unicode" in shown.text
+    problem = f"{place}/caf\udce9.png: it broke; mend it."
+    job(folders, {"event": "started"}, {"event": "failed", **UserError([problem]).as_json()})
+    assert "caf?.png: it broke" in client(folders).get("/dreambooth/page/live?view=run&model=star").text
+    assert "caf?.png: it broke" in problem_list([problem]).encode().decode()
 
 
 def test_a_check_of_what_is_no_longer_so_is_not_shown(folders: Folders, tmp_path: Path) -> None:

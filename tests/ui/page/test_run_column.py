@@ -81,6 +81,28 @@ def test_the_end_of_a_run_is_said_to_who_does_not_see_it(hands: Hands, star: Pro
     hands.see("#db_create_said [role=alert]", "Name: it is empty")
 
 
+def test_a_model_that_is_gone_is_told_in_a_sentence(hands: Hands, star: Project, data: Path) -> None:
+    hands.state("none")
+    star.folder.rename(data / "elsewhere")
+    told = hands.see("#db_run .db-silent", "There is no model named 'star'")
+    assert "{" not in told.inner_text()
+    (data / "elsewhere").rename(star.folder)
+    told.wait_for(state="detached")
+    hands.page.route("**/page/live?view=run*", lambda asked: asked.fulfill(status=502, body="<h1>Bad Gateway</h1>"))
+    hands.see("#db_run .db-silent", "The WebUI answered with an error (502).")
+
+
+def test_a_log_that_was_unfolded_holds_up_nothing_when_it_is_gone(hands: Hands, star: Project, data: Path) -> None:
+    first = begun(star, data)
+    first.log.write_text("It begins.\n", encoding="utf-8")
+    first.report("done")
+    hands.see("#db_run summary", "Log").click()
+    hands.see("#db_run pre", "It begins.")
+    begun(star, data).report("paused")
+    hands.state("paused")
+    assert not hands.page.locator("#db_run pre").count()
+
+
 def test_the_keyboard_keeps_its_place_while_a_view_is_drawn_anew(hands: Hands, star: Project, data: Path) -> None:
     job = job_list.create(star.errands, {"kind": "generate", "model": "star", "out": ""}, "{}")
     job.report("started")

@@ -78,7 +78,7 @@ def test_a_model_that_was_removed_elsewhere_is_not_chosen(page: Page) -> None:
     create(page.host.folders(), "moon", MINIATURE, {})
     window = Window(page)
     models.delete(page.host.folders(), "moon")
-    told = window.take(page.told(page.select)({**window.values, page.choice: "moon"}))
+    told = window.take(page.telling_problems(page.select)({**window.values, page.choice: "moon"}))
     assert "There is no model named" in told[page.message] and window.values[page.model] == "star"
     assert (told[page.choice]["value"], told[page.choice]["choices"]) == ("star", ["star"])
 
