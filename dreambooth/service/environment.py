@@ -262,9 +262,10 @@ def _install_torch(machine: torch_build.Machine, progress: Progress) -> None:
     """Tries the builds in turn. Everything else is installed by now, so only PyTorch's own parts are fetched."""
     wanted = next(line for line in packages.requirements(LOCK) if line.startswith("torch=="))
     builds = torch_build.builds(machine)
+    as_good = {None, *([""] if torch_build.DEFAULT in builds else [])}  # the default index's is called by no name
     while builds:
         build = builds.pop(0)
-        takes_place = build.arguments and _installed_build() not in ("", build.name)
+        takes_place = build.arguments and _installed_build() not in {*as_good, build.name}
         arguments = [*build.arguments, "--retries", "2", f"{wanted}+{build.name}" if takes_place else wanted]
         try:
             packages.install(ENGINE, arguments, progress, f"PyTorch ({build.name})")
@@ -279,10 +280,10 @@ def _install_torch(machine: torch_build.Machine, progress: Progress) -> None:
         progress(f"There is no PyTorch ({build.name}); trying the next")
 
 
-def _installed_build() -> str:
-    """`cu130` of an installed PyTorch 2.13.0+cu130; empty where there is none, or it does not say."""
+def _installed_build() -> str | None:
+    """`cu130` of an installed PyTorch 2.13.0+cu130; empty where it does not say, None where there is none."""
     found = next(venv.site_packages_in(ENGINE).glob("torch-*.dist-info"), None)
-    return found.name.removesuffix(".dist-info").partition("+")[2] if found else ""
+    return found.name.removesuffix(".dist-info").partition("+")[2] if found else None
 
 
 def digest(lock_file: Path) -> str:

@@ -11,6 +11,8 @@ from dreambooth.core.errors import UserError
 from dreambooth.service import venv
 
 PIP = "pip==26.3"
+# Also of a quota, and of Windows, whose sentences are in the computer's language.
+_DISK_IS_FULL = r"\bENOSPC\b|Errno (28|122)\b|WinError (39|112)\b|No space left|Disk quota exceeded"
 # pip would remove what is there by its RECORD, which may be damaged too; the same version's files replace it.
 IN_PLACE = ("--no-deps", "--ignore-installed", "--no-warn-script-location")
 
@@ -102,7 +104,7 @@ def _failure(output: list[str], what: str) -> UserError:
     reasons = [line.removeprefix("ERROR: ") for line in output if line.startswith("ERROR")] or output[-1:]
     reason = reasons[-1] if reasons else "no reason given"
     text = "\n".join(output)
-    if re.search(r"\bENOSPC\b|Errno 28\b|No space left", text):  # first: a download may have been tried twice before
+    if re.search(_DISK_IS_FULL, text):  # first: a download may have been tried twice before
         return UserError(f"{what}: the disk is full; make room, and run setup again to go on.")
     if "Retrying (" in text or "Could not fetch URL" in text:
         return NoAnswer(

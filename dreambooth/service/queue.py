@@ -149,7 +149,7 @@ class Queue:
             if self.at_work:
                 with contextlib.suppress(OSError):  # its folder may be on its way to the trash
                     self.at_work.watch()
-        elif waiting := _waiting(folders):
+        elif (waiting := _waiting(folders)) and not environment.is_being_set_up() and environment.is_current():
             self._start(waiting[0])
         else:
             self.host.take_gpu_back()
@@ -178,8 +178,6 @@ class Queue:
             self.host.refresh()
 
     def _start(self, job: Job) -> None:
-        if environment.is_being_set_up() or not environment.is_current():
-            return  # it waits for that too
         held = lock.acquire(self.host.folders().projects / ".queue")
         if held is None:  # another process is starting something
             return

@@ -208,14 +208,21 @@ def test_a_card_is_not_given_a_build_without_it_nor_for_a_network_that_is_down(
         environment._install_torch(RTX_5090, lambda said: None)
 
 
-def test_another_build_takes_the_place_of_the_one_that_is_there(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """To pip, PyTorch 2.13.0 for the CPU is PyTorch 2.13.0 already."""
+@pytest.mark.parametrize(
+    ("system", "version", "ending"),
+    [("Linux", "2.13.0+cpu", "+cu130"), ("Windows", "2.13.0", "+cu130"), ("Linux", "2.13.0", "torch==2.13.0")],
+)
+def test_another_build_takes_the_place_of_the_one_that_is_there(
+    system: str, version: str, ending: str, fresh: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To pip, PyTorch 2.13.0 for the CPU is PyTorch 2.13.0 already. The default index's, which says no build, is for
+    CUDA 13 on Linux and for the CPU on Windows."""
     index = _Index("cu130")
     monkeypatch.setattr(packages, "install", index.install)
-    machine = torch_build.Machine("Linux", "581.0", capability=(8, 6))
-    (fresh / "lib" / "python3.10" / "site-packages" / "torch-2.13.0+cpu.dist-info").mkdir(parents=True)
+    machine = torch_build.Machine(system, "581.0", capability=(8, 6))
+    (fresh / "lib" / "python3.10" / "site-packages" / f"torch-{version}.dist-info").mkdir(parents=True)
     environment._install_torch(machine, lambda said: None)
-    assert index.asked[0][-1].startswith("torch==") and index.asked[0][-1].endswith("+cu130")
+    assert index.asked[0][-1].startswith("torch==") and index.asked[0][-1].endswith(ending)
 
 
 def test_another_driver_has_the_environment_looked_at_again(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -49,6 +49,17 @@ def test_what_an_index_does_not_have_is_told_apart(ours: Path) -> None:
             ],
             "the disk is full",
         ),
+        (  # of Windows, whose sentence is in the language of the computer
+            ["ERROR: Could not install packages due to an OSError: [WinError 112] Es gibt zu wenig Speicher"],
+            "the disk is full",
+        ),
+        (
+            [
+                "WARNING: Retrying (Retry(total=4, connect=None)) after connection broken",
+                "ERROR: Could not install packages due to an OSError: [Errno 122] Disk quota exceeded",
+            ],
+            "the disk is full",
+        ),
         (["ERROR: Cannot uninstall six 1.0."], r"Cannot uninstall six 1\.0\. Run setup"),
         (
             ["Traceback (most recent call last):", "ImportError: nothing to uninstall with"],

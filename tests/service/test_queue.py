@@ -14,10 +14,11 @@ import pytest
 
 from dreambooth.core import device, project, settings
 from dreambooth.core.errors import UserError
+from dreambooth.core.files import lock
 from dreambooth.core.install_paths import MINIATURE, SUBJECT_PICTURES
 from dreambooth.core.job_folder import Job
 from dreambooth.core.project import Folders, Project
-from dreambooth.service import exporting, launcher, queue, resume_run, runs
+from dreambooth.service import environment, exporting, launcher, queue, resume_run, runs
 
 SHORT = {
     "concepts.0.instance_data_dir": str(SUBJECT_PICTURES),
@@ -251,6 +252,21 @@ def test_a_check_waits_for_nobody(host: Host, star: Project) -> None:
     queue.submit(job)
     look(queue.Queue(host), lambda: job.status() == "done")
     assert runs.outcome(job)["result"]["steps"] == 2 and not host.said
+
+
+def test_a_job_that_waits_for_a_set_up_leaves_the_gpu_to_the_webui(
+    host: Host, star: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A set-up waits for the engine at work, takes minutes, and may fail; nothing is on the GPU meanwhile."""
+    monkeypatch.setattr(environment, "SETTING_UP", tmp_path / "setting-up")
+    job, looked = new_run(host, star), queue.Queue(host)
+    queue.submit(job)
+    host.lend_gpu()  # as for the job before it
+    setting_up = lock.acquire(environment.SETTING_UP)
+    assert setting_up
+    with setting_up:
+        looked.tick()
+    assert job.status() == "queued" and not looked.starting and not host.lent
 
 
 @pytest.mark.parametrize(
