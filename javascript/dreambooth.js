@@ -10,6 +10,7 @@ const dreamboothPage = (() => {
     const GLANCE_MS = 250; // between two glances at which views are due
     const RUNNING_MS = 1000;
     const IDLE_MS = 4000;
+    const LINE_PIXELS = 20; // a log whose last line is in view is followed
     const SILENT_MS = 10000; // a WebUI that is starting is disturbed by requests
 
     let draftTimer = null;
@@ -244,6 +245,7 @@ const dreamboothPage = (() => {
             }
             old.dbText = text;
             const wasOpen = old.querySelector("details")?.open;
+            const readAt = readingPlace(old.querySelector("details pre"));
             for (const picture of section.querySelectorAll("[data-db-src]")) {
                 picture[picture.tagName === "A" ? "href" : "src"] = picture.dataset.dbSrc;
             }
@@ -256,7 +258,7 @@ const dreamboothPage = (() => {
             if (wasOpen && details) { // a new run has no log yet
                 details.open = true;
                 const log = details.querySelector("pre");
-                log.scrollTop = log.scrollHeight;
+                log.scrollTop = readAt ?? log.scrollHeight;
             }
         }
         const kept = new Set(Array.from(fresh.children, (section) => section.dataset.dbPart));
@@ -284,6 +286,12 @@ const dreamboothPage = (() => {
             ran(place, state);
         }
         followed();
+    }
+
+    /* Where somebody reads a log above its end; nothing for one that is followed. */
+    function readingPlace(log) {
+        const isAtEnd = !log || log.scrollHeight - log.scrollTop - log.clientHeight < LINE_PIXELS;
+        return isAtEnd ? undefined : log.scrollTop;
     }
 
     /* What a view says of its end, where nothing in it speaks by itself. */

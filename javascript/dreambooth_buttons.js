@@ -3,6 +3,7 @@
 
 const dreamboothButtons = (() => {
     const SURE_MS = 10000; // time for a second press
+    const ASK_TWICE = "#db_discard, #db_delete, #db_page [data-db-twice]";
 
     /* Asks the API for a change. Returns its answer; throws what a person can mend. */
     async function send(address, method, body) {
@@ -77,10 +78,15 @@ const dreamboothButtons = (() => {
         }
     }
 
-    /* What destroys or hides work takes a second press. */
+    /* What destroys or hides work takes a second press; a double click is one. */
     function confirmTwice(event) {
-        const button = event.target.closest?.("#db_discard, #db_delete, #db_page [data-db-twice]");
+        const button = event.target.closest?.(ASK_TWICE);
         if (!button) {
+            return;
+        }
+        if (button.dataset.dbSure && event.detail > 1) {
+            event.stopImmediatePropagation();
+            event.preventDefault();
             return;
         }
         if (button.dataset.dbSure) {
@@ -102,7 +108,15 @@ const dreamboothButtons = (() => {
         };
     }
 
+    /* A key that is held down presses a button again and again. */
+    function notByHolding(event) {
+        if (event.repeat && event.target.closest?.(ASK_TWICE)) {
+            event.preventDefault();
+        }
+    }
+
     document.addEventListener("change", captioned, true);
+    document.addEventListener("keydown", notByHolding, true);
     document.addEventListener("click", confirmTwice, true);
     document.addEventListener("click", showMore, true);
     document.addEventListener("click", undone);
