@@ -277,7 +277,7 @@ def _install_torch(machine: torch_build.Machine, progress: Progress) -> None:
         except packages.NotThere as error:
             if not builds:
                 raise UserError(f"{error} {torch_build.hint(machine)}".strip()) from None
-        progress(f"There is no PyTorch ({build.name}); trying the next")
+        progress(f"PyTorch ({build.name}) is not to be had; trying the next")
 
 
 def _installed_build() -> str | None:
