@@ -14,6 +14,7 @@ import os
 import shutil
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -42,18 +43,26 @@ def python() -> Path:
 
 def is_current(*, development: bool = False) -> bool:
     """Whether the environment is complete and made from today's locks. No network, no subprocess."""
-    if os.environ.get(VARIABLE):
-        return True
+    if named := os.environ.get(VARIABLE):
+        return Path(named).is_file()
+    return has_todays_packages(development=development) and venv.has_python(ENGINE)
+
+
+def has_todays_packages(*, development: bool = False) -> bool:
+    """Whether the environment was made from today's locks to the end; its Python may be gone since."""
     stamp = _stamp()
-    return bool(
-        stamp.get("engine") == digest(LOCK)
-        and (not development or stamp.get("development") == digest(DEVELOPMENT_LOCK))
-        and python().exists()
-    )
+    is_of_development = stamp.get("development") == digest(DEVELOPMENT_LOCK)
+    return bool(stamp.get("engine") == digest(LOCK) and (not development or is_of_development))
 
 
 def is_being_set_up() -> bool:
     return lock.is_held(SETTING_UP)
+
+
+def is_awaited() -> bool:
+    """Whether jobs wait for the engine, as it is set up or will be. Nobody sets up one that DREAMBOOTH_ENGINE_PYTHON
+    names: where there is none, what would start it says so."""
+    return is_being_set_up() or not (is_current() or os.environ.get(VARIABLE))
 
 
 def lock_digest() -> str:
@@ -64,37 +73,50 @@ def lock_digest() -> str:
 def ensure(progress: Progress, *, development: bool = False) -> Path:
     """The engine's Python, set up first where needed. Raises UserError when that fails."""
     if not is_current(development=development):
-        set_up(progress, development=development)
+        with _alone(progress):
+            if not is_current(development=development):  # unless another was faster
+                _set_up(progress, development=development)
     return python()
 
 
 def set_up(progress: Progress, *, development: bool = False) -> dict[str, Any]:
     """Makes the environment or repairs it; running it again after a failure goes on where it stopped. Returns the
     check's report."""
+    with _alone(progress):
+        return _set_up(progress, development=development)
+
+
+@contextlib.contextmanager
+def _alone(progress: Progress) -> Iterator[None]:
+    """Nobody else sets up meanwhile. Raises UserError for what cannot be set up here, with all left as it is."""
     _check_host()
-    python()  # refuses a variable that names nothing while our own environment is still as it was
+    python()  # refuses a variable that names nothing
     with setup_lock.held(SETTING_UP, progress):
-        _wait_for_engines(progress)
-        development = development or "development" in _stamp()
-        atomic.remove(STAMP)
-        machine = torch_build.look()
-        locks = [LOCK, DEVELOPMENT_LOCK] if development else [LOCK]
-        is_new = packages.make(ENGINE, progress)
-        try:
-            report, note = _install(machine, locks, progress)
-        except (DoesNotWork, packages.Damaged) as error:
-            if is_new or isinstance(error, CardFails) or not _may_be_removed():
-                raise
-            progress(f"{error} Making it anew")
-            packages.make(ENGINE, progress, anew=True)
-            report, note = _install(machine, locks, progress)
-        stamp = {"engine": digest(LOCK), "made": time.time(), "report": report, "note": note}
-        stamp["builds"] = torch_build.names(machine)
-        if development:
-            stamp["development"] = digest(DEVELOPMENT_LOCK)
-        atomic.write_text(STAMP, json.dumps(stamp, indent=1))
-        progress(f"Ready: PyTorch {report['torch']} on {report['device_name']}")
-        return report
+        yield
+
+
+def _set_up(progress: Progress, *, development: bool) -> dict[str, Any]:
+    _wait_for_engines(progress)
+    development = development or "development" in _stamp()
+    atomic.remove(STAMP)
+    machine = torch_build.look()
+    locks = [LOCK, DEVELOPMENT_LOCK] if development else [LOCK]
+    is_new = packages.make(ENGINE, progress)
+    try:
+        report, note = _install(machine, locks, progress)
+    except (DoesNotWork, packages.Damaged) as error:
+        if is_new or isinstance(error, CardFails) or not _may_be_removed():
+            raise
+        progress(f"{error} Making it anew")
+        packages.make(ENGINE, progress, anew=True)
+        report, note = _install(machine, locks, progress)
+    stamp = {"engine": digest(LOCK), "made": time.time(), "report": report, "note": note}
+    stamp["builds"] = torch_build.names(machine)
+    if development:
+        stamp["development"] = digest(DEVELOPMENT_LOCK)
+    atomic.write_text(STAMP, json.dumps(stamp, indent=1))
+    progress(f"Ready: PyTorch {report['torch']} on {report['device_name']}")
+    return report
 
 
 def _may_be_removed() -> bool:

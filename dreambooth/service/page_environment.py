@@ -62,7 +62,7 @@ def _install(locks: list[Path], progress: Progress, *, compare: bool = False) ->
 
 def _is_current(tests: bool) -> bool:
     """Whether the environment is complete and made from today's lock files."""
-    return venv.python_in(PAGE).exists() and all(map(_has, _locks(tests)))
+    return venv.has_python(PAGE) and all(map(_has, _locks(tests)))
 
 
 def _locks(tests: bool) -> list[Path]:

@@ -38,6 +38,33 @@ def python_in(folder: Path) -> Path:
     return folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 
 
+def has_python(folder: Path) -> bool:
+    """Whether the Python of the environment in a folder is there, and the one that it was made with: on Windows the
+    former only starts the latter, which it knows by its place."""
+    home = _home(folder)
+    return python_in(folder).exists() and not (home and _is_gone(home))
+
+
+def _home(folder: Path) -> str:
+    """Where the Python lies that an environment was made with; empty where it does not say."""
+    try:
+        said = (folder / "pyvenv.cfg").read_text(encoding="utf-8", errors="surrogateescape")
+    except OSError:
+        return ""
+    found = re.search(r"^home *= *(.*)$", said, re.MULTILINE)
+    return found[1].strip() if found else ""
+
+
+def _is_gone(place: str) -> bool:
+    try:
+        Path(place).stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except (OSError, ValueError):  # Windows keeps some of its own from being looked at
+        return False
+    return False
+
+
 def site_packages_in(folder: Path) -> Path:
     """Where the packages of the environment in a folder lie; the folder need not exist yet."""
     return next(folder.glob("lib/python*/site-packages"), folder / "Lib" / "site-packages")

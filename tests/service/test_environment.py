@@ -14,6 +14,7 @@ import pytest
 
 from dreambooth.core import device
 from dreambooth.core.errors import UserError
+from dreambooth.core.files import lock
 from dreambooth.core.install_paths import DEVELOPMENT_LOCK, LOCK
 from dreambooth.service import environment, installed_files, packages, self_check, torch_build
 
@@ -38,10 +39,27 @@ def test_a_current_environment_is_seen_at_once(fresh: Path) -> None:
     assert time.monotonic() - since < 0.2
 
 
+def test_what_another_has_set_up_meanwhile_is_not_set_up_once_more(
+    fresh: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may have a training by now, which a second set-up would wait for."""
+    monkeypatch.setattr(environment, "SETTING_UP", fresh / "setting-up")
+    monkeypatch.setattr(packages, "make", lambda *_: pytest.fail("it is set up once more"))
+    others, stamp = lock.acquire(fresh / "setting-up"), (fresh / "stamp.json").rename(fresh / "made.json")
+    assert others
+
+    def end(said: str) -> None:
+        stamp.rename(fresh / "stamp.json")
+        others.close()
+
+    assert environment.ensure(end) == environment.python()
+    assert environment.is_current()
+
+
 def test_a_changed_lock_makes_it_stale(fresh: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    lock = tmp_path / "other-lock.txt"
-    lock.write_text(LOCK.read_text() + "six==1.17.0\n")
-    monkeypatch.setattr(environment, "LOCK", lock)
+    other = tmp_path / "other-lock.txt"
+    other.write_text(LOCK.read_text() + "six==1.17.0\n")
+    monkeypatch.setattr(environment, "LOCK", other)
     assert not environment.is_current()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import subprocess
 import sys
@@ -15,7 +16,8 @@ import pytest
 from dreambooth.core.errors import UserError
 from dreambooth.core.files import atomic, lock
 from dreambooth.core.install_paths import PROJECT
-from dreambooth.service import environment, installation, self_check
+from dreambooth.core.job_folder import Job
+from dreambooth.service import environment, installation, queue, self_check
 
 
 @pytest.fixture(autouse=True)
@@ -57,6 +59,44 @@ def test_the_page_without_a_webui_sets_up_beside_itself_and_says_how_much_that_i
     assert "in the background" in installation.on_own_page() and len(started) == 2, "a person has started it again"
     monkeypatch.setattr(environment, "is_current", lambda **_: True)
     assert installation.on_own_page() == "" and len(started) == 2
+
+
+def test_another_engines_python_that_is_not_there_is_told_and_nothing_is_set_up(
+    started: list[Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv(environment.VARIABLE, str(tmp_path / "none"))
+    told = f"{environment.VARIABLE} names {tmp_path / 'none'}, but there is no such file."
+    assert not installation.state()["ready"] and installation.state()["problem"] == told
+    assert told in installation.on_start() and told in installation.on_own_page() and not started
+    job = Job(tmp_path / "model" / "runs" / "0001")
+    with pytest.raises(UserError, match="there is no such file"):
+        queue.submit(job)
+
+
+def test_two_presses_of_the_button_start_one_set_up(started: list[Any]) -> None:
+    """The first has not come to hold the lock yet; a second one would do all of it once more, after the first."""
+    installation.begin()
+    with pytest.raises(UserError, match="already"):
+        installation.begin()
+    assert len(started) == 1
+
+
+def test_an_environment_whose_python_was_moved_is_made_anew(
+    started: list[Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As with a portable WebUI on Windows, that has its Python beside it: what is in the environment starts that one,
+    by its place."""
+    engine, portable = tmp_path / "engine", tmp_path / "portable"
+    portable.mkdir()
+    monkeypatch.setattr(environment, "ENGINE", engine)
+    environment.python().parent.mkdir(parents=True)
+    environment.python().touch()
+    (engine / "pyvenv.cfg").write_text(f"home = {portable}\ninclude-system-site-packages = false\n", encoding="utf-8")
+    environment.STAMP.write_text(json.dumps({"engine": environment.lock_digest()}))
+    assert installation.on_start() == "" and installation.state()["ready"]
+    portable.rename(tmp_path / "elsewhere")
+    assert "Python that the engine's environment was made with is gone" in installation.state()["problem"]
+    assert "in the background" in installation.on_start() and len(started) == 1
 
 
 def test_a_portable_python_finds_the_set_up_too(started: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
