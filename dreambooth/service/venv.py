@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from dreambooth.core.errors import UserError
+from dreambooth.core.files import atomic
 
 # For a Python without venv, such as the portable ones that WebUIs for Windows bring; it is not kept.
 VIRTUALENV = "virtualenv==21.15.8"
@@ -90,7 +91,7 @@ def here(folder: Path) -> list[str]:
 def make(folder: Path, progress: Callable[[str], None]) -> None:
     """A new environment with a pip; what was there is removed. Raises UserError if it cannot be made."""
     progress(f"Making a Python environment in {folder.name}")
-    shutil.rmtree(folder, ignore_errors=True)
+    _empty(folder)
     error = _error_of([sys.executable, "-m", "venv", str(folder)])
     if not error:
         return
@@ -98,6 +99,23 @@ def make(folder: Path, progress: Callable[[str], None]) -> None:
     if not any(words in error for words in _WITHOUT_VENV):
         raise UserError(f"{folder}: the environment cannot be made ({error.splitlines()[-1].rstrip('.')}).")
     _make_with_virtualenv(folder, progress)
+
+
+def _empty(folder: Path) -> None:
+    """Removes what is in a folder; of Windows it may be a junction to one on a larger disk. Raises UserError for what
+    stays: packages for another Python would be taken for installed."""
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if path.is_dir() and not path.is_symlink():
+            atomic.remove_folder(path)
+        else:
+            with contextlib.suppress(OSError):
+                atomic.remove(path)
+    stays = sorted(folder.rglob("*"), key=lambda path: path.is_dir())
+    if stays:
+        raise UserError(
+            f"{stays[0]}: this file of the old environment cannot be removed; close the program that has it open, or "
+            "restart the computer, and run setup again."
+        )
 
 
 def _make_with_virtualenv(folder: Path, progress: Callable[[str], None]) -> None:

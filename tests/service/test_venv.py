@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -66,6 +67,26 @@ def test_another_failure_is_told_as_it_is(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(sys, "executable", str(_python_without_venv(tmp_path, "Disk quota exceeded.")))
     with pytest.raises(UserError, match=r"made: the environment cannot be made \(Disk quota exceeded\)\.$"):
         venv.make(tmp_path / "made", lambda said: None)
+
+
+def test_an_old_environment_that_cannot_be_removed_is_not_built_upon(tmp_path: Path) -> None:
+    """As where a program of Windows has one of its files open: the packages of another Python would stay in it."""
+    folder = tmp_path / "made"
+    held = folder / "lib" / "python3.9" / "site-packages" / "torch" / "held.so"
+    held.parent.mkdir(parents=True)
+    held.touch()
+    (folder / "pyvenv.cfg").touch()
+    if not shutil.which("chattr") or subprocess.run(["chattr", "+i", str(held)], capture_output=True).returncode:
+        pytest.skip("nothing can be held here")
+    try:
+        with pytest.raises(
+            UserError, match=r"held\.so: this file .* cannot be removed; close .* and run setup again\.$"
+        ):
+            venv.make(folder, lambda said: None)
+    finally:
+        subprocess.run(["chattr", "-i", str(held)], check=True)
+    venv.make(folder, lambda said: None)
+    assert venv.python_in(folder).exists() and not held.exists()
 
 
 def _wheel(place: Path) -> Path:
