@@ -80,8 +80,10 @@ def ensure(progress: Progress, *, development: bool = False) -> Path:
 
 
 def set_up(progress: Progress, *, development: bool = False) -> dict[str, Any]:
-    """Makes the environment or repairs it; running it again after a failure goes on where it stopped. Returns the
-    check's report."""
+    """Makes the environment or repairs it; running it again after a failure goes on where it stopped. Another engine,
+    whose packages are not ours to change, is checked alone. Returns the check's report."""
+    if os.environ.get(VARIABLE):
+        return check()
     with _alone(progress):
         return _set_up(progress, development=development)
 
@@ -89,8 +91,8 @@ def set_up(progress: Progress, *, development: bool = False) -> dict[str, Any]:
 @contextlib.contextmanager
 def _alone(progress: Progress) -> Iterator[None]:
     """Nobody else sets up meanwhile. Raises UserError for what cannot be set up here, with all left as it is."""
-    _check_host()
     python()  # refuses a variable that names nothing
+    _check_host()
     with setup_lock.held(SETTING_UP, progress):
         yield
 
@@ -120,8 +122,8 @@ def _set_up(progress: Progress, *, development: bool) -> dict[str, Any]:
 
 
 def _may_be_removed() -> bool:
-    """Whether what failed is our environment, and not another engine's or the one that this very process runs in."""
-    return not os.environ.get(VARIABLE) and Path(sys.prefix).resolve() != ENGINE.resolve()
+    """Whether what failed is not the environment that this very process runs in."""
+    return Path(sys.prefix).resolve() != ENGINE.resolve()
 
 
 def was_made() -> bool:
@@ -145,7 +147,9 @@ def check() -> dict[str, Any]:
 
     Returns its report (python, package versions, device). Raises DoesNotWork if it fails.
     """
-    return self_check.run(python(), engine_variables())
+    of_another = f"Mend its packages, or have {VARIABLE} name another."
+    mend = of_another if os.environ.get(VARIABLE) else self_check.SET_UP_AGAIN
+    return self_check.run(python(), engine_variables(), mend)
 
 
 _ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF")  # of PyTorch, by age
@@ -249,8 +253,6 @@ def _checked(machine: torch_build.Machine, progress: Progress) -> dict[str, Any]
     try:
         return check()
     except DoesNotWork as error:
-        if os.environ.get(VARIABLE):  # another engine, whose packages are not ours to change
-            raise
         progress(str(error))
         with venv.short(ENGINE) as reached:
             damaged = installed_files.damaged(venv.site_packages_in(reached), progress)

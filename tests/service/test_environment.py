@@ -89,8 +89,15 @@ def test_an_engine_that_does_not_work_is_said_in_one_sentence(monkeypatch: pytes
     broken.write_text("#!/bin/sh\necho 'ImportError: no torch' >&2\nexit 1\n")
     broken.chmod(0o755)
     monkeypatch.setenv(environment.VARIABLE, str(broken))
-    with pytest.raises(UserError, match=r"ImportError: no torch\. Run setup again \(on the page: Set Up\)\."):
-        environment.check()
+    told = (
+        rf"\({broken}\) does not work: ImportError: no torch\. Mend its packages, or have {environment.VARIABLE} name"
+    )
+    monkeypatch.setattr(packages, "make", lambda *_: pytest.fail("an environment is made that nobody would use"))
+    for look in (environment.check, lambda: environment.set_up(lambda said: None)):
+        with pytest.raises(UserError, match=told):
+            look()
+    with pytest.raises(UserError, match=r"no torch\. Run setup again \(on the page: Set Up\)\.$"):
+        self_check.run(broken, {}, self_check.SET_UP_AGAIN)
     broken.write_bytes(b"\x7fELF of another machine")
     with pytest.raises(UserError, match=r"no Python that can be started"):
         environment.check()
@@ -121,6 +128,22 @@ def test_of_a_cards_error_the_line_is_told_that_names_it(monkeypatch: pytest.Mon
 def test_for_too_little_memory_no_package_is_fetched_anew(said: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(self_check, "_output_of", lambda command, variables: ("", f"Traceback\n{said}\n", 1))
     with pytest.raises(self_check.CardFails, match="too little memory: close other programs"):
+        environment.check()
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        'OSError: [WinError 1114] Eine DLL-Initialisierungsroutine ist fehlgeschlagen. Error loading "c10.dll".',
+        "ImportError: DLL load failed while importing _safetensors_rust: Das angegebene Modul wurde nicht gefunden.",
+    ],
+)
+def test_for_a_missing_runtime_of_windows_a_person_hears_what_to_install(
+    said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(self_check, "_output_of", lambda command, variables: ("", f"Traceback\n{said}\n", 1))
+    told = r"does not work: \w+Error: .*[^.]\. Install Microsoft's newest Visual C\+\+ Redistributable .*\. Run setup"
+    with pytest.raises(self_check.DoesNotWork, match=told):
         environment.check()
 
 
