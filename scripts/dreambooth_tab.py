@@ -56,9 +56,12 @@ def plain_tab(reason):
 
 
 def engine_text():
-    from dreambooth.service import installation
+    try:
+        from dreambooth.service import installation
 
-    state = installation.state()
+        state = installation.state()
+    except Exception as error:  # noqa: BLE001  (what stands in the page's way may stand in this one's)
+        return f"<p>How the engine is cannot be told. {html.escape(said(error))}</p>"
     if state["ready"]:
         return "<p>The engine is ready.</p>"
     if state["working"]:
@@ -66,14 +69,18 @@ def engine_text():
     return f"<p>The engine is not ready. {html.escape(state['problem'])}</p>"
 
 
-def repair():
-    from dreambooth.core.errors import UserError
-    from dreambooth.service import installation
+def said(error):
+    """What the tab shows of an error: those that a person can mend are sentences, of others the kind says most."""
+    return str(error) if hasattr(error, "problems") else f"{type(error).__name__}: {error}"
 
+
+def repair():
     try:
+        from dreambooth.service import installation
+
         installation.begin()
-    except UserError as error:
-        return f"<p>{html.escape(str(error))}</p>"
+    except Exception as error:  # noqa: BLE001  (as above)
+        return f"<p>{html.escape(said(error))}</p>"
     return "<p>The engine is being set up. This takes some minutes; Look again shows how far.</p>"
 
 
@@ -87,7 +94,7 @@ def add_tab():
             return [(build(HOST), "Dreambooth", "dreambooth")]
         except Exception as error:  # noqa: BLE001  (a missing tab would say nothing at all)
             traceback.print_exc()
-            reason = f"The page cannot be shown: {type(error).__name__}: {error}"
+            reason = f"The page cannot be shown: {said(error)}"
     return [(plain_tab(reason), "Dreambooth", "dreambooth")]
 
 
@@ -124,7 +131,7 @@ except Clash as error:
     PROBLEM = str(error)
 except Exception as error:  # noqa: BLE001  (the tab says it)
     traceback.print_exc()
-    PROBLEM = f"Dreambooth cannot start: {type(error).__name__}: {error}"
+    PROBLEM = f"Dreambooth cannot start: {said(error)}"
 
 script_callbacks.on_ui_tabs(add_tab)
 if HOST is not None:

@@ -81,6 +81,8 @@ def on_start() -> str:
             return f"Dreambooth: the engine is not ready. {_problem(note)} See the Dreambooth tab."
         begin()
         return "Dreambooth: the engine is being set up in the background; the Dreambooth tab shows how far."
+    except UserError as error:
+        return f"Dreambooth: the engine could not be set up. {error}"
     except Exception as error:  # noqa: BLE001  (the WebUI must start whatever is wrong here)
         return f"Dreambooth: the engine could not be set up ({type(error).__name__}: {error})."
 

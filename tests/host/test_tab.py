@@ -15,6 +15,7 @@ import pytest
 from fastapi import APIRouter, FastAPI
 from fastapi.testclient import TestClient
 
+from dreambooth.core.errors import UserError
 from dreambooth.service import installation, queue
 from tests.host.conftest import ROOT, StandIn
 
@@ -71,6 +72,42 @@ def test_a_folder_that_may_not_be_written_to_is_a_sentence_in_the_tab(
     ((blocks, _, _),) = webui.callbacks["ui_tabs"][0]()
     (repair,) = [one for one in blocks.components if one.elem_id == "dreambooth_repair"]
     assert "The engine cannot be set up (" in repair.handlers[0]()
+
+
+@pytest.mark.usefixtures("_no_page")
+@pytest.mark.parametrize("damage", ["no locks", "half an update"])
+def test_there_is_a_tab_where_nothing_can_be_told_of_the_engine_either(
+    webui: StandIn, monkeypatch: pytest.MonkeyPatch, damage: str
+) -> None:
+    def refuse() -> dict[str, Any]:
+        raise UserError("/x/.engine.lock: files cannot be locked here (No locks available); use another disk.")
+
+    script = webui.load_script()
+    if damage == "no locks":
+        monkeypatch.setattr(installation, "state", refuse)
+        told = "<p>How the engine is cannot be told. /x/.engine.lock: files cannot be locked here"
+    else:
+        monkeypatch.setitem(sys.modules, "dreambooth.service.installation", None)
+        monkeypatch.delattr(sys.modules["dreambooth.service"], "installation")
+        told = "<p>How the engine is cannot be told. ModuleNotFoundError"
+    assert told in shown(webui)
+    if damage == "half an update":
+        assert "ModuleNotFoundError" in script.repair()
+
+
+def test_what_a_person_can_mend_is_told_as_a_sentence(webui: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise UserError("/x: it may not be written to; mend that.")
+
+    monkeypatch.setattr("dreambooth.core.device.is_busy", refuse)
+    webui.module("devices").device = SimpleNamespace(type="cuda")
+    webui.load_script()
+    assert "Dreambooth cannot start: /x: it may not be written to; mend that." in shown(webui)
+    monkeypatch.setattr("dreambooth.service.environment.is_current", refuse)
+    assert (
+        installation.on_start()
+        == "Dreambooth: the engine could not be set up. /x: it may not be written to; mend that."
+    )
 
 
 def test_another_package_of_our_name_is_said_in_the_tab(
