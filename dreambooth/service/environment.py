@@ -23,7 +23,7 @@ from dreambooth.core import device, linux
 from dreambooth.core.errors import UserError
 from dreambooth.core.files import atomic, lock, occupancy
 from dreambooth.core.install_paths import DEVELOPMENT_LOCK, ENGINE, ENGINE_USERS, LOCK, PROJECT, SETTING_UP, STAMP
-from dreambooth.service import installed_files, packages, self_check, setup_lock, torch_build, venv
+from dreambooth.service import installed_files, packages, pip_failures, self_check, setup_lock, torch_build, venv
 from dreambooth.service.packages import Progress
 from dreambooth.service.self_check import CardFails, DoesNotWork
 
@@ -106,7 +106,7 @@ def _set_up(progress: Progress, *, development: bool) -> dict[str, Any]:
     is_new = packages.make(ENGINE, progress)
     try:
         report, note = _install(machine, locks, progress)
-    except (DoesNotWork, packages.Damaged) as error:
+    except (DoesNotWork, pip_failures.Damaged) as error:
         if is_new or isinstance(error, CardFails) or not _may_be_removed():
             raise
         progress(f"{error} Making it anew")
@@ -259,7 +259,7 @@ def _checked(machine: torch_build.Machine, progress: Progress) -> dict[str, Any]
         if isinstance(error, CardFails) and not damaged:
             raise
     if damaged:
-        with contextlib.suppress(packages.NotThere):  # left from an earlier version's lock
+        with contextlib.suppress(pip_failures.NotThere):  # left from an earlier version's lock
             _reinstall(damaged, machine, progress)
         progress(CHECKING)
         with contextlib.suppress(DoesNotWork):
@@ -294,11 +294,11 @@ def _install_torch(machine: torch_build.Machine, progress: Progress) -> None:
         try:
             packages.install(ENGINE, arguments, progress, f"PyTorch ({build.name})")
             return
-        except packages.NoAnswer:
+        except pip_failures.NoAnswer:
             builds = [one for one in builds if not one.arguments]  # the others are of the same place
             if not builds:
                 raise
-        except packages.NotThere as error:
+        except pip_failures.NotThere as error:
             if not builds:
                 raise UserError(f"{error} {torch_build.hint(machine)}".strip()) from None
         progress(f"PyTorch ({build.name}) is not to be had; trying the next")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from dreambooth.core.files import atomic
 from dreambooth.core.install_paths import PAGE, PAGE_LOCK, PAGE_SETTING_UP, PAGE_TESTS_LOCK
-from dreambooth.service import environment, installed_files, packages, setup_lock, venv
+from dreambooth.service import environment, installed_files, packages, pip_failures, setup_lock, venv
 from dreambooth.service.packages import Progress
 
 STAMP = PAGE / "stamp.json"
@@ -39,7 +39,7 @@ def _set_up(progress: Progress, *, tests: bool = False, compare: bool = False) -
     locks = _locks(tests)
     try:
         _install(locks, progress, compare=compare)
-    except packages.Damaged as error:
+    except pip_failures.Damaged as error:
         progress(f"{error} Making it anew")
         packages.make(PAGE, progress, anew=True)
         _install(locks, progress)

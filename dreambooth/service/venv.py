@@ -14,6 +14,7 @@ from pathlib import Path
 
 from dreambooth.core.errors import UserError
 from dreambooth.core.files import atomic
+from dreambooth.service import pip_failures
 
 # For a Python without venv, such as the portable ones that WebUIs for Windows bring; it is not kept.
 VIRTUALENV = "virtualenv==21.15.8"
@@ -97,7 +98,10 @@ def make(folder: Path, progress: Callable[[str], None]) -> None:
         return
     shutil.rmtree(folder, ignore_errors=True)
     if not any(words in error for words in _WITHOUT_VENV):
-        raise UserError(f"{folder}: the environment cannot be made ({error.splitlines()[-1].rstrip('.')}).")
+        raise UserError(
+            f"{folder}: the environment cannot be made ({error.splitlines()[-1].rstrip('.')}); see that this user may "
+            "write there and that the disk has room, and run setup again."
+        )
     _make_with_virtualenv(folder, progress)
 
 
@@ -122,8 +126,11 @@ def _make_with_virtualenv(folder: Path, progress: Callable[[str], None]) -> None
     progress("This Python has no venv module; fetching virtualenv")
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as place:
         pip = ["-m", "pip", "--disable-pip-version-check", "--no-input", "install", "--target", place, VIRTUALENV]
-        error = _error_of([sys.executable, *pip])
-        if not error:
+        if error := _error_of([sys.executable, *pip]):
+            failure = pip_failures.of(error.splitlines(), "virtualenv (this Python has no venv module)", Path(place))
+            if isinstance(failure, (pip_failures.NoAnswer, pip_failures.DiskIsFull)):
+                raise failure
+        else:
             kept = str(Path(place) / "kept")
             error = _error_of([sys.executable, "-c", _RUN_IT, place, "--app-data", kept, str(folder)])
     if error:

@@ -16,7 +16,7 @@ from dreambooth.core import device
 from dreambooth.core.errors import UserError
 from dreambooth.core.files import lock
 from dreambooth.core.install_paths import DEVELOPMENT_LOCK, LOCK
-from dreambooth.service import environment, installed_files, packages, self_check, torch_build
+from dreambooth.service import environment, installed_files, packages, pip_failures, self_check, torch_build
 
 
 @pytest.fixture
@@ -212,9 +212,9 @@ class _Index:
     def install(self, folder: Path, arguments: list[str], progress: packages.Progress, what: str) -> None:
         self.asked.append(arguments)
         if self.silent and "--index-url" in arguments:
-            raise packages.NoAnswer("The index cannot be reached.")
+            raise pip_failures.NoAnswer("The index cannot be reached.")
         if what.removeprefix("PyTorch (").removesuffix(")") not in self.there and not self.silent:
-            raise packages.NotThere("There is none.")
+            raise pip_failures.NotThere("There is none.")
 
 
 RTX_5090 = torch_build.Machine("Windows", "572.16", capability=(12, 0))
@@ -245,7 +245,7 @@ def test_a_card_is_not_given_a_build_without_it_nor_for_a_network_that_is_down(
     with pytest.raises(UserError, match=r"There is none\. Update the NVIDIA driver to 580 or newer"):
         environment._install_torch(RTX_5090, lambda said: None)
     monkeypatch.setattr(packages, "install", _Index(silent=True).install)
-    with pytest.raises(packages.NoAnswer):
+    with pytest.raises(pip_failures.NoAnswer):
         environment._install_torch(RTX_5090, lambda said: None)
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from dreambooth.core.errors import UserError
 from dreambooth.core.install_paths import DEVELOPMENT_LOCK, LOCK
-from dreambooth.service import packages, venv
+from dreambooth.service import packages, pip_failures, venv
 
 
 @pytest.fixture
@@ -27,13 +27,17 @@ def ours(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 def test_no_way_to_the_index_is_not_a_missing_package(ours: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = ["--isolated", "--retries", "1", "--index-url", "http://127.0.0.1:9/simple", "no-such-package==1"]
-    with pytest.raises(packages.NoAnswer, match=r"^It: the package index cannot be reached; .*HTTPS_PROXY.*go on\.$"):
+    with pytest.raises(
+        pip_failures.NoAnswer, match=r"^It: the package index cannot be reached; .*HTTPS_PROXY.*go on\.$"
+    ):
         packages.install(ours, arguments, lambda said: None, "It")
 
 
 def test_what_an_index_does_not_have_is_told_apart(ours: Path) -> None:
     arguments = ["--isolated", "--no-index", "--find-links", str(ours), "no-such-package==1"]
-    with pytest.raises(packages.NotThere, match=r"No matching distribution found for no-such-package==1\. Run setup"):
+    with pytest.raises(
+        pip_failures.NotThere, match=r"No matching distribution found for no-such-package==1\. Run setup"
+    ):
         packages.install(ours, arguments, lambda said: None, "It")
 
 
@@ -60,7 +64,7 @@ def test_a_download_that_breaks_off_is_told_as_that(ours: Path) -> None:
         address = f"http://127.0.0.1:{index.server_address[1]}"
         arguments = ["--isolated", "--no-cache-dir", "--no-deps", "--resume-retries", "0", "--index-url", address]
         with pytest.raises(
-            packages.NoAnswer, match=r"^It: the download broke off; look at the network, and run .*on\.$"
+            pip_failures.NoAnswer, match=r"^It: the download broke off; look at the network, and run .*on\.$"
         ):
             packages.install(ours, [*arguments, "it==1"], lambda said: None, "It")
         index.shutdown()
@@ -72,7 +76,7 @@ def test_a_full_disk_for_temporary_files_is_told_apart(tmp_path: Path, monkeypat
     if not shm.is_dir() or shm.stat().st_dev == tmp_path.stat().st_dev:
         pytest.skip("there is no second disk")
     monkeypatch.setattr("tempfile.tempdir", str(shm))
-    failure = packages._failure(["OSError: [Errno 28] No space left on device"], "It", tmp_path)
+    failure = pip_failures.of(["OSError: [Errno 28] No space left on device"], "It", tmp_path)
     assert re.search(rf"GB free in {tmp_path}, .* GB free in /dev/shm\); .* larger disk in TMPDIR, and", str(failure))
 
 
@@ -122,8 +126,9 @@ def test_a_full_disk_for_temporary_files_is_told_apart(tmp_path: Path, monkeypat
     ],
 )
 def test_other_failures(said: list[str], told: str, tmp_path: Path) -> None:
-    failure = packages._failure(said, "It", tmp_path)
-    assert type(failure) is (packages.Damaged if "uninstall" in told else UserError)
+    failure = pip_failures.of(said, "It", tmp_path)
+    kinds = (pip_failures.DiskIsFull, pip_failures.Damaged)
+    assert [isinstance(failure, kind) for kind in kinds] == ["disk is full" in str(failure), "uninstall" in told]
     with pytest.raises(UserError, match=told):
         raise failure
 

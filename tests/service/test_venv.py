@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from dreambooth.core.errors import UserError
-from dreambooth.service import packages, venv
+from dreambooth.service import packages, pip_failures, venv
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="the stand-ins are shell scripts and symbolic links")
 LICENCE = "deeply/" * 12 + "LICENSE.txt"
@@ -63,9 +63,23 @@ def test_without_a_pip_either_a_person_hears_what_to_install(tmp_path: Path, mon
     assert not (tmp_path / "made").exists()
 
 
+def test_without_a_network_a_person_is_not_told_to_install_something(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The Python of the portable WebUIs for Windows has no venv, and nobody could give it one."""
+    monkeypatch.setattr(sys, "executable", str(_python_without_venv(tmp_path, "No module named venv")))
+    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
+    monkeypatch.setenv("PIP_RETRIES", "1")
+    told = r"^virtualenv \(this Python has no venv module\): the package index cannot be reached; .*HTTPS_PROXY"
+    with pytest.raises(pip_failures.NoAnswer, match=told):
+        venv.make(tmp_path / "made", lambda said: None)
+
+
 def test_another_failure_is_told_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", str(_python_without_venv(tmp_path, "Disk quota exceeded.")))
-    with pytest.raises(UserError, match=r"made: the environment cannot be made \(Disk quota exceeded\)\.$"):
+    with pytest.raises(
+        UserError, match=r"made: the environment cannot be made \(Disk quota exceeded\); see .* again\.$"
+    ):
         venv.make(tmp_path / "made", lambda said: None)
 
 
