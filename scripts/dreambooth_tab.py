@@ -14,20 +14,22 @@ from modules import script_callbacks
 ROOT = Path(__file__).resolve().parents[1]
 
 
-class Clash(Exception):
-    """Another extension's package has our package's name."""
+class Unsuitable(Exception):
+    """Why this extension cannot work in this WebUI."""
 
 
 def import_host():
     """Our package's host for WebUIs, whatever the folder is called that this extension was put into.
 
-    Raises Clash if another package of the name was imported before.
+    Raises Unsuitable if another package of the name was imported before, or the WebUI's Python is too old.
     """
+    if sys.version_info < (3, 10):
+        raise Unsuitable("This WebUI's Python is {}.{}, but Dreambooth needs 3.10 or newer.".format(*sys.version_info))
     loaded = sys.modules.get("dreambooth")
     if loaded is not None:
         where = Path(loaded.__file__ or next(iter(loaded.__path__), "")).resolve()
         if ROOT / "dreambooth" not in (where, where.parent):
-            raise Clash(
+            raise Unsuitable(
                 f"Another extension's package named 'dreambooth' is loaded already ({where}). Only one of the two can "
                 "work: disable or remove the other one on the Extensions tab, then restart the WebUI."
             )
@@ -127,7 +129,7 @@ try:
     HOST = WEBUI.WebUI()
     HOST.folders()
     HOST.start_lean()
-except Clash as error:
+except Unsuitable as error:
     PROBLEM = str(error)
 except Exception as error:  # noqa: BLE001  (the tab says it)
     traceback.print_exc()

@@ -113,7 +113,9 @@ def begin() -> None:
         with open(LOG, "wb") as log:
             _start(log)
     except OSError as error:
-        raise _reason_of(error) from None
+        problem = _reason_of(error)
+        _keep_note({"lock": environment.lock_digest(), "problem": str(problem)})  # nothing starts any more
+        raise problem from None
 
 
 def _start(log: BinaryIO) -> None:
@@ -175,7 +177,8 @@ def _reason_of(error: OSError) -> UserError:
 def _begins(note: dict[str, Any]) -> bool:
     """Whether the process that sets up has just been started, or looks whether there is anything to do: it holds no
     lock yet."""
-    return _says(note, _STARTING, _STARTING_SECONDS) or _says(note, environment.CHECKING, self_check.SECONDS)
+    looks = environment.is_current() and _says(note, environment.CHECKING, self_check.SECONDS)
+    return looks or _says(note, _STARTING, _STARTING_SECONDS)
 
 
 def _says(note: dict[str, Any], words: str, seconds: float) -> bool:

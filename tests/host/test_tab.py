@@ -121,6 +121,13 @@ def test_another_package_of_our_name_is_said_in_the_tab(
     assert not webui.callbacks["app_started"] and not webui.callbacks["ui_settings"]
 
 
+def test_a_python_that_is_too_old_is_said_in_the_tab(webui: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(sys, "version_info", (3, 9, 18))
+        webui.load_script()
+    assert "This WebUI's Python is 3.9, but Dreambooth needs 3.10 or newer." in shown(webui)
+
+
 def test_the_api_is_there_and_a_reload_registers_it_anew_once(
     webui: StandIn, _no_queue: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -71,6 +72,24 @@ def test_another_engines_python_that_is_not_there_is_told_and_nothing_is_set_up(
     job = Job(tmp_path / "model" / "runs" / "0001")
     with pytest.raises(UserError, match="there is no such file"):
         queue.submit(job)
+
+
+def test_a_set_up_that_cannot_be_started_is_not_said_to_start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As where the WebUI's Python has been moved while it runs."""
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "gone"))
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"The engine cannot be set up \(\[Errno 2\] .*gone'\)\. Run setup again"):
+            installation.begin()
+    assert not installation.state()["working"] and "gone" in installation.state()["problem"]
+
+
+def test_a_set_up_that_was_ended_while_it_looked_whether_all_works_is_over() -> None:
+    """Its note is young, as a repair takes minutes; before a set-up only one that is current is looked at."""
+    installation._write_note(
+        {"lock": environment.lock_digest(), "said": environment.CHECKING, "time": time.time() - 60}
+    )
+    assert not installation.state()["working"]
+    assert "ended before it was done" in installation.on_start()
 
 
 def test_two_presses_of_the_button_start_one_set_up(started: list[Any]) -> None:
@@ -181,6 +200,16 @@ def test_the_webui_starts_whatever_is_wrong(tmp_path: Path) -> None:
     command = [sys.executable, str(tmp_path / "install.py")]
     said = subprocess.run(command, capture_output=True, text=True, cwd="/", env=alone)
     assert said.returncode == 0 and "cannot be set up (ModuleNotFoundError" in said.stdout
+
+
+@pytest.mark.parametrize("version", ["3.7", "3.8", "3.9"])
+def test_a_python_that_is_too_old_is_told_so(version: str) -> None:
+    python = next(Path.home().glob(f".pyenv/versions/{version}.*/bin/python"), None) or shutil.which(f"python{version}")
+    if not python:
+        pytest.skip(f"there is no Python {version}")
+    said = subprocess.run([str(python), str(PROJECT / "install.py")], capture_output=True, text=True, cwd="/")
+    told = f"Dreambooth: this WebUI's Python is {version}, but it needs 3.10 or newer.\n"
+    assert (said.returncode, said.stdout) == (0, told), said.stderr
 
 
 def test_install_says_what_its_console_has_no_letters_for(tmp_path: Path) -> None:
