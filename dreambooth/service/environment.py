@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 import sys
 import time
@@ -152,6 +153,9 @@ def check() -> dict[str, Any]:
     return self_check.run(python(), engine_variables(), mend)
 
 
+# What SD.Next has PyTorch do where a person has chosen nothing. With a limit of memory, which an engine sets, it gives
+# back beyond that share what it asks for again, and it is not what an engine's memory is forecast by.
+_OF_SDNEXT = re.compile(r"garbage_collection_threshold:[\d.]+,max_split_size_mb:512(,expandable_segments:True)?")
 _ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF")  # of PyTorch, by age
 _NVIDIA, _AMD = Path("/proc/driver/nvidia"), Path("/dev/kfd")  # what their drivers show
 
@@ -162,7 +166,9 @@ def engine_variables() -> dict[str, str]:
     dropped = ("COMMANDLINE_ARGS", "PYTHONHOME", "PYTHONSTARTUP", "VIRTUAL_ENV", "__PYVENV_LAUNCHER__")
     # A WebUI that was started with --cuda-malloc has an allocator that counts otherwise, and knows no limits.
     variables = {
-        key: value for key, value in os.environ.items() if key not in dropped and "cudaMallocAsync" not in value
+        key: value
+        for key, value in os.environ.items()
+        if key not in dropped and "cudaMallocAsync" not in value and not _OF_SDNEXT.fullmatch(value)
     }
     paths = [str(PROJECT), os.environ.get("PYTHONPATH", "") if os.environ.get(VARIABLE) else ""]
     variables.update(

@@ -325,6 +325,16 @@ def test_the_engines_memory_grows_in_place_only_where_drivers_can_do_that(
     assert _allocator() == ({"PYTORCH_ALLOC_CONF": "expandable_segments:True"} if grows else {})
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="PyTorch has it for Linux alone")
+def test_what_sdnext_has_its_own_pytorch_do_is_not_a_persons_choice(monkeypatch: pytest.MonkeyPatch) -> None:
+    _of_drivers(monkeypatch, nvidia=True)
+    for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF"):  # as its installer.py
+        monkeypatch.setenv(name, "garbage_collection_threshold:0.80,max_split_size_mb:512")
+    assert _allocator() == {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
+    monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "max_split_size_mb:128")
+    assert _allocator() == {"PYTORCH_CUDA_ALLOC_CONF": "max_split_size_mb:128"}
+
+
 def _of_drivers(
     monkeypatch: pytest.MonkeyPatch, *, nvidia: bool, amd: bool = False, kernel: str = "6.8.0-45-generic"
 ) -> None:
