@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import html
 import importlib.util
+import shutil
 import sys
 import warnings
 from pathlib import Path
@@ -163,8 +164,8 @@ def test_the_script_leaves_the_search_path_as_it_was(webui: StandIn) -> None:
     assert sys.path == before
 
 
-def _preload() -> Any:
-    spec = importlib.util.spec_from_file_location("preload.py", ROOT / "preload.py")
+def _preload(folder: Path = ROOT) -> Any:
+    spec = importlib.util.spec_from_file_location("preload.py", folder / "preload.py")
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -181,3 +182,19 @@ def test_flags() -> None:
     assert parser.parse_args([]) == argparse.Namespace(**SimpleNamespace(
         dreambooth_models_path=None, lora_models_path=None
     ).__dict__)  # fmt: skip
+
+
+@pytest.mark.parametrize("ours", ["a-dreambooth", "z-dreambooth"])
+def test_an_older_extension_with_the_same_flags_keeps_its_others(ours: str, tmp_path: Path) -> None:
+    """As long as both are there; the WebUI would not start with a flag that is missing."""
+    older = tmp_path / "sd_dreambooth_extension" / "preload.py"
+    flags = ("--dreambooth-models-path", "--lora-models-path", "--ckptfix")
+    older.parent.mkdir()
+    older.write_text("def preload(parser):\n" + "".join(f"    parser.add_argument({flag!r})\n" for flag in flags))
+    (tmp_path / ours).mkdir()
+    shutil.copy(ROOT / "preload.py", tmp_path / ours)
+    parser = argparse.ArgumentParser()
+    for folder in sorted(tmp_path.iterdir()):
+        _preload(folder).preload(parser)
+    said = parser.parse_args(["--dreambooth-models-path", "/a", "--lora-models-path", "/b", "--ckptfix", "1"])
+    assert (said.dreambooth_models_path, said.lora_models_path, said.ckptfix) == ("/a", "/b", "1")
