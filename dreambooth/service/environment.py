@@ -37,7 +37,7 @@ def python() -> Path:
     named = os.environ.get(VARIABLE)
     if named:
         if not Path(named).is_file():
-            raise UserError(f"{VARIABLE} names {named}, but there is no such file.")
+            raise UserError(f"{VARIABLE} names {named}, but there is no such file; correct or remove it.")
         return Path(named)
     return venv.python_in(ENGINE)
 
@@ -218,7 +218,8 @@ def _check_host() -> None:
     needed = 6 if machine.nvidia_driver else 2
     if not STAMP.exists() and not python().exists() and free < needed * 10**9:
         raise UserError(
-            f"{PROJECT}: the engine's environment needs about {needed} GB of free disk (there: {free / 10**9:.1f} GB)."
+            f"{PROJECT}: the engine's environment needs about {needed} GB of free disk (there: {free / 10**9:.1f} GB); "
+            "make room."
         )
 
 
@@ -322,6 +323,6 @@ def digest(lock_file: Path) -> str:
 
 def _stamp() -> dict[str, Any]:
     try:
-        return dict(json.loads(STAMP.read_text(encoding="utf-8")))
+        return dict(json.loads(atomic.read(STAMP)))
     except (OSError, ValueError, TypeError):
         return {}

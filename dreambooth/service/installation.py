@@ -190,7 +190,7 @@ def _says(note: dict[str, Any], words: str, seconds: float) -> bool:
 
 def _read_note() -> dict[str, Any]:
     try:
-        return dict(json.loads(NOTE.read_text(encoding="utf-8")))
+        return dict(json.loads(atomic.read(NOTE)))
     except (OSError, ValueError, TypeError):
         return {}
 

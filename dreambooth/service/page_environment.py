@@ -72,6 +72,6 @@ def _locks(tests: bool) -> list[Path]:
 def _has(lock: Path) -> bool:
     """Whether the environment was made from today's version of a lock file."""
     try:
-        return bool(json.loads(STAMP.read_text(encoding="utf-8")).get(lock.name) == environment.digest(lock))
+        return bool(json.loads(atomic.read(STAMP)).get(lock.name) == environment.digest(lock))
     except (OSError, ValueError):
         return False

@@ -66,7 +66,7 @@ def test_another_engines_python_that_is_not_there_is_told_and_nothing_is_set_up(
     started: list[Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv(environment.VARIABLE, str(tmp_path / "none"))
-    told = f"{environment.VARIABLE} names {tmp_path / 'none'}, but there is no such file."
+    told = f"{environment.VARIABLE} names {tmp_path / 'none'}, but there is no such file; correct or remove it."
     assert not installation.state()["ready"] and installation.state()["problem"] == told
     assert told in installation.on_start() and told in installation.on_own_page() and not started
     job = Job(tmp_path / "model" / "runs" / "0001")
