@@ -85,17 +85,22 @@ def set_up(progress: Progress, *, development: bool = False) -> dict[str, Any]:
     whose packages are not ours to change, is checked alone. Returns the check's report."""
     if os.environ.get(VARIABLE):
         return check()
-    with _alone(progress):
+    with _alone(progress) as has_waited:
+        if has_waited and is_current(development=development):  # another has made it, and it may be in use
+            with contextlib.suppress(DoesNotWork):
+                progress(CHECKING)
+                return check()
         return _set_up(progress, development=development)
 
 
 @contextlib.contextmanager
-def _alone(progress: Progress) -> Iterator[None]:
-    """Nobody else sets up meanwhile. Raises UserError for what cannot be set up here, with all left as it is."""
+def _alone(progress: Progress) -> Iterator[bool]:
+    """Nobody else sets up meanwhile. Yields whether another had to be waited for. Raises UserError for what cannot be
+    set up here, with all left as it is."""
     python()  # refuses a variable that names nothing
     _check_host()
-    with setup_lock.held(SETTING_UP, progress):
-        yield
+    with setup_lock.held(SETTING_UP, progress) as has_waited:
+        yield has_waited
 
 
 def _set_up(progress: Progress, *, development: bool) -> dict[str, Any]:

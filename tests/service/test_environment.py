@@ -39,20 +39,23 @@ def test_a_current_environment_is_seen_at_once(fresh: Path) -> None:
     assert time.monotonic() - since < 0.2
 
 
+@pytest.mark.parametrize("wanted", ["ensure", "set_up"])
 def test_what_another_has_set_up_meanwhile_is_not_set_up_once_more(
-    fresh: Path, monkeypatch: pytest.MonkeyPatch
+    wanted: str, fresh: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It may have a training by now, which a second set-up would wait for."""
     monkeypatch.setattr(environment, "SETTING_UP", fresh / "setting-up")
     monkeypatch.setattr(packages, "make", lambda *_: pytest.fail("it is set up once more"))
+    monkeypatch.setattr(environment, "check", lambda: {"torch": "2"})
     others, stamp = lock.acquire(fresh / "setting-up"), (fresh / "stamp.json").rename(fresh / "made.json")
     assert others
 
     def end(said: str) -> None:
-        stamp.rename(fresh / "stamp.json")
-        others.close()
+        if stamp.exists():
+            stamp.rename(fresh / "stamp.json")
+            others.close()
 
-    assert environment.ensure(end) == environment.python()
+    assert getattr(environment, wanted)(end) == (environment.python() if wanted == "ensure" else {"torch": "2"})
     assert environment.is_current()
 
 
