@@ -9,9 +9,12 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 try:
-    from dreambooth.service import installation
+    if sys.version_info < (3, 10):
+        said = "Dreambooth: this WebUI's Python is {}.{}, but it needs 3.10 or newer.".format(*sys.version_info)
+    else:
+        from dreambooth.service import installation
 
-    said = installation.on_start()
+        said = installation.on_start()
 except Exception as error:  # noqa: BLE001  (whatever is wrong here, the WebUI starts)
     said = f"Dreambooth: the engine cannot be set up ({type(error).__name__}: {error})."
 if said:

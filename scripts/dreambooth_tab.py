@@ -14,20 +14,22 @@ from modules import script_callbacks
 ROOT = Path(__file__).resolve().parents[1]
 
 
-class Clash(Exception):
-    """Another extension's package has our package's name."""
+class Unsuitable(Exception):
+    """Why this extension cannot work in this WebUI."""
 
 
 def import_host():
     """Our package's host for WebUIs, whatever the folder is called that this extension was put into.
 
-    Raises Clash if another package of the name was imported before.
+    Raises Unsuitable if another package of the name was imported before, or the WebUI's Python is too old.
     """
+    if sys.version_info < (3, 10):
+        raise Unsuitable("This WebUI's Python is {}.{}, but Dreambooth needs 3.10 or newer.".format(*sys.version_info))
     loaded = sys.modules.get("dreambooth")
     if loaded is not None:
         where = Path(loaded.__file__ or next(iter(loaded.__path__), "")).resolve()
         if ROOT / "dreambooth" not in (where, where.parent):
-            raise Clash(
+            raise Unsuitable(
                 f"Another extension's package named 'dreambooth' is loaded already ({where}). Only one of the two can "
                 "work: disable or remove the other one on the Extensions tab, then restart the WebUI."
             )
@@ -56,9 +58,12 @@ def plain_tab(reason):
 
 
 def engine_text():
-    from dreambooth.service import installation
+    try:
+        from dreambooth.service import installation
 
-    state = installation.state()
+        state = installation.state()
+    except Exception as error:  # noqa: BLE001  (what stands in the page's way may stand in this one's)
+        return f"<p>How the engine is cannot be told. {html.escape(said(error))}</p>"
     if state["ready"]:
         return "<p>The engine is ready.</p>"
     if state["working"]:
@@ -66,14 +71,18 @@ def engine_text():
     return f"<p>The engine is not ready. {html.escape(state['problem'])}</p>"
 
 
-def repair():
-    from dreambooth.core.errors import UserError
-    from dreambooth.service import installation
+def said(error):
+    """What the tab shows of an error: those that a person can mend are sentences, of others the kind says most."""
+    return str(error) if hasattr(error, "problems") else f"{type(error).__name__}: {error}"
 
+
+def repair():
     try:
+        from dreambooth.service import installation
+
         installation.begin()
-    except UserError as error:
-        return f"<p>{html.escape(str(error))}</p>"
+    except Exception as error:  # noqa: BLE001  (as above)
+        return f"<p>{html.escape(said(error))}</p>"
     return "<p>The engine is being set up. This takes some minutes; Look again shows how far.</p>"
 
 
@@ -87,7 +96,7 @@ def add_tab():
             return [(build(HOST), "Dreambooth", "dreambooth")]
         except Exception as error:  # noqa: BLE001  (a missing tab would say nothing at all)
             traceback.print_exc()
-            reason = f"The page cannot be shown: {type(error).__name__}: {error}"
+            reason = f"The page cannot be shown: {said(error)}"
     return [(plain_tab(reason), "Dreambooth", "dreambooth")]
 
 
@@ -120,11 +129,11 @@ try:
     HOST = WEBUI.WebUI()
     HOST.folders()
     HOST.start_lean()
-except Clash as error:
+except Unsuitable as error:
     PROBLEM = str(error)
 except Exception as error:  # noqa: BLE001  (the tab says it)
     traceback.print_exc()
-    PROBLEM = f"Dreambooth cannot start: {type(error).__name__}: {error}"
+    PROBLEM = f"Dreambooth cannot start: {said(error)}"
 
 script_callbacks.on_ui_tabs(add_tab)
 if HOST is not None:

@@ -153,7 +153,9 @@ def hold_back() -> None:
 def _has_come_back() -> bool:
     """Whether a model is on the GPU again, as SD.Next and reForge load one at their start, without the queue."""
     if manager := _memory_manager():
-        return bool(getattr(manager, "current_loaded_models", None))
+        loaded = list(getattr(manager, "current_loaded_models", ()))
+        # On a small card they have the text encoder work on the CPU, where it stays whatever is unloaded.
+        return any(getattr(getattr(one, "device", None), "type", "") != "cpu" for one in loaded)
     return not _keeps_models() and sd_models.model_data.sd_model is not None
 
 

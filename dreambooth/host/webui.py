@@ -40,7 +40,7 @@ class WebUI:
         self.is_dark: bool | None = {"dark": True, "light": False}.get(shared.cmd_opts.theme or "")
         self.app: Any = None  # the web application, once it has started
         self._folders: Folders | None = None
-        is_confined = getattr(shared.cmd_opts, "hide_ui_dir_config", False)  # SD.Next has no such flag
+        is_confined = getattr(shared.cmd_opts, "hide_ui_dir_config", False)  # SD.Next hides it
         confinement.keep_to(self._own_folders if is_confined else None)
         number = str(getattr(shared.cmd_opts, "device_id", None) or "")
         if number.isdigit() and self.name not in ("Forge", "reForge"):  # which have the flag, and do not heed it

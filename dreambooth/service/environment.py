@@ -11,9 +11,11 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,7 @@ from dreambooth.core import device, linux
 from dreambooth.core.errors import UserError
 from dreambooth.core.files import atomic, lock, occupancy
 from dreambooth.core.install_paths import DEVELOPMENT_LOCK, ENGINE, ENGINE_USERS, LOCK, PROJECT, SETTING_UP, STAMP
-from dreambooth.service import installed_files, packages, self_check, setup_lock, torch_build, venv
+from dreambooth.service import installed_files, packages, pip_failures, self_check, setup_lock, torch_build, venv
 from dreambooth.service.packages import Progress
 from dreambooth.service.self_check import CardFails, DoesNotWork
 
@@ -35,25 +37,33 @@ def python() -> Path:
     named = os.environ.get(VARIABLE)
     if named:
         if not Path(named).is_file():
-            raise UserError(f"{VARIABLE} names {named}, but there is no such file.")
+            raise UserError(f"{VARIABLE} names {named}, but there is no such file; correct or remove it.")
         return Path(named)
     return venv.python_in(ENGINE)
 
 
 def is_current(*, development: bool = False) -> bool:
     """Whether the environment is complete and made from today's locks. No network, no subprocess."""
-    if os.environ.get(VARIABLE):
-        return True
+    if named := os.environ.get(VARIABLE):
+        return Path(named).is_file()
+    return has_todays_packages(development=development) and venv.has_python(ENGINE)
+
+
+def has_todays_packages(*, development: bool = False) -> bool:
+    """Whether the environment was made from today's locks to the end; its Python may be gone since."""
     stamp = _stamp()
-    return bool(
-        stamp.get("engine") == digest(LOCK)
-        and (not development or stamp.get("development") == digest(DEVELOPMENT_LOCK))
-        and python().exists()
-    )
+    is_of_development = stamp.get("development") == digest(DEVELOPMENT_LOCK)
+    return bool(stamp.get("engine") == digest(LOCK) and (not development or is_of_development))
 
 
 def is_being_set_up() -> bool:
     return lock.is_held(SETTING_UP)
+
+
+def is_awaited() -> bool:
+    """Whether jobs wait for the engine, as it is set up or will be. Nobody sets up one that DREAMBOOTH_ENGINE_PYTHON
+    names: where there is none, what would start it says so."""
+    return is_being_set_up() or not (is_current() or os.environ.get(VARIABLE))
 
 
 def lock_digest() -> str:
@@ -64,42 +74,62 @@ def lock_digest() -> str:
 def ensure(progress: Progress, *, development: bool = False) -> Path:
     """The engine's Python, set up first where needed. Raises UserError when that fails."""
     if not is_current(development=development):
-        set_up(progress, development=development)
+        with _alone(progress):
+            if not is_current(development=development):  # unless another was faster
+                _set_up(progress, development=development)
     return python()
 
 
 def set_up(progress: Progress, *, development: bool = False) -> dict[str, Any]:
-    """Makes the environment or repairs it; running it again after a failure goes on where it stopped. Returns the
-    check's report."""
+    """Makes the environment or repairs it; running it again after a failure goes on where it stopped. Another engine,
+    whose packages are not ours to change, is checked alone. Returns the check's report."""
+    if os.environ.get(VARIABLE):
+        return check()
+    with _alone(progress) as has_waited:
+        if has_waited and is_current(development=development):  # another has made it, and it may be in use
+            with contextlib.suppress(DoesNotWork):
+                progress(CHECKING)
+                return check()
+        return _set_up(progress, development=development)
+
+
+@contextlib.contextmanager
+def _alone(progress: Progress) -> Iterator[bool]:
+    """Nobody else sets up meanwhile. Yields whether another had to be waited for. Raises UserError for what cannot be
+    set up here, with all left as it is."""
+    python()  # refuses a variable that names nothing
     _check_host()
-    python()  # refuses a variable that names nothing while our own environment is still as it was
-    with setup_lock.held(SETTING_UP, progress):
-        _wait_for_engines(progress)
-        development = development or "development" in _stamp()
-        atomic.remove(STAMP)
-        machine = torch_build.look()
-        locks = [LOCK, DEVELOPMENT_LOCK] if development else [LOCK]
-        is_new = packages.make(ENGINE, progress)
-        try:
-            report, note = _install(machine, locks, progress)
-        except (DoesNotWork, packages.Damaged) as error:
-            if is_new or isinstance(error, CardFails) or not _may_be_removed():
-                raise
-            progress(f"{error} Making it anew")
-            packages.make(ENGINE, progress, anew=True)
-            report, note = _install(machine, locks, progress)
-        stamp = {"engine": digest(LOCK), "made": time.time(), "report": report, "note": note}
-        stamp["builds"] = torch_build.names(machine)
-        if development:
-            stamp["development"] = digest(DEVELOPMENT_LOCK)
-        atomic.write_text(STAMP, json.dumps(stamp, indent=1))
-        progress(f"Ready: PyTorch {report['torch']} on {report['device_name']}")
-        return report
+    with setup_lock.held(SETTING_UP, progress) as has_waited:
+        yield has_waited
+
+
+def _set_up(progress: Progress, *, development: bool) -> dict[str, Any]:
+    _wait_for_engines(progress)
+    development = development or "development" in _stamp()
+    atomic.remove(STAMP)
+    machine = torch_build.look()
+    locks = [LOCK, DEVELOPMENT_LOCK] if development else [LOCK]
+    is_new = packages.make(ENGINE, progress)
+    try:
+        report, note = _install(machine, locks, progress)
+    except (DoesNotWork, pip_failures.Damaged) as error:
+        if is_new or isinstance(error, CardFails) or not _may_be_removed():
+            raise
+        progress(f"{error} Making it anew")
+        packages.make(ENGINE, progress, anew=True)
+        report, note = _install(machine, locks, progress)
+    stamp = {"engine": digest(LOCK), "made": time.time(), "report": report, "note": note}
+    stamp["builds"] = torch_build.names(machine)
+    if development:
+        stamp["development"] = digest(DEVELOPMENT_LOCK)
+    atomic.write_text(STAMP, json.dumps(stamp, indent=1))
+    progress(f"Ready: PyTorch {report['torch']} on {report['device_name']}")
+    return report
 
 
 def _may_be_removed() -> bool:
-    """Whether what failed is our environment, and not another engine's or the one that this very process runs in."""
-    return not os.environ.get(VARIABLE) and Path(sys.prefix).resolve() != ENGINE.resolve()
+    """Whether what failed is not the environment that this very process runs in."""
+    return Path(sys.prefix).resolve() != ENGINE.resolve()
 
 
 def was_made() -> bool:
@@ -123,9 +153,14 @@ def check() -> dict[str, Any]:
 
     Returns its report (python, package versions, device). Raises DoesNotWork if it fails.
     """
-    return self_check.run(python(), engine_variables())
+    of_another = f"Mend its packages, or have {VARIABLE} name another."
+    mend = of_another if os.environ.get(VARIABLE) else self_check.SET_UP_AGAIN
+    return self_check.run(python(), engine_variables(), mend)
 
 
+# What SD.Next has PyTorch do where a person has chosen nothing. With a limit of memory, which an engine sets, it gives
+# back beyond that share what it asks for again, and it is not what an engine's memory is forecast by.
+_OF_SDNEXT = re.compile(r"garbage_collection_threshold:[\d.]+,max_split_size_mb:512(,expandable_segments:True)?")
 _ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF")  # of PyTorch, by age
 _NVIDIA, _AMD = Path("/proc/driver/nvidia"), Path("/dev/kfd")  # what their drivers show
 
@@ -136,7 +171,9 @@ def engine_variables() -> dict[str, str]:
     dropped = ("COMMANDLINE_ARGS", "PYTHONHOME", "PYTHONSTARTUP", "VIRTUAL_ENV", "__PYVENV_LAUNCHER__")
     # A WebUI that was started with --cuda-malloc has an allocator that counts otherwise, and knows no limits.
     variables = {
-        key: value for key, value in os.environ.items() if key not in dropped and "cudaMallocAsync" not in value
+        key: value
+        for key, value in os.environ.items()
+        if key not in dropped and "cudaMallocAsync" not in value and not _OF_SDNEXT.fullmatch(value)
     }
     paths = [str(PROJECT), os.environ.get("PYTHONPATH", "") if os.environ.get(VARIABLE) else ""]
     variables.update(
@@ -186,7 +223,8 @@ def _check_host() -> None:
     needed = 6 if machine.nvidia_driver else 2
     if not STAMP.exists() and not python().exists() and free < needed * 10**9:
         raise UserError(
-            f"{PROJECT}: the engine's environment needs about {needed} GB of free disk (there: {free / 10**9:.1f} GB)."
+            f"{PROJECT}: the engine's environment needs about {needed} GB of free disk (there: {free / 10**9:.1f} GB); "
+            "make room."
         )
 
 
@@ -227,15 +265,13 @@ def _checked(machine: torch_build.Machine, progress: Progress) -> dict[str, Any]
     try:
         return check()
     except DoesNotWork as error:
-        if os.environ.get(VARIABLE):  # another engine, whose packages are not ours to change
-            raise
         progress(str(error))
         with venv.short(ENGINE) as reached:
             damaged = installed_files.damaged(venv.site_packages_in(reached), progress)
         if isinstance(error, CardFails) and not damaged:
             raise
     if damaged:
-        with contextlib.suppress(packages.NotThere):  # left from an earlier version's lock
+        with contextlib.suppress(pip_failures.NotThere):  # left from an earlier version's lock
             _reinstall(damaged, machine, progress)
         progress(CHECKING)
         with contextlib.suppress(DoesNotWork):
@@ -270,14 +306,14 @@ def _install_torch(machine: torch_build.Machine, progress: Progress) -> None:
         try:
             packages.install(ENGINE, arguments, progress, f"PyTorch ({build.name})")
             return
-        except packages.NoAnswer:
+        except pip_failures.NoAnswer:
             builds = [one for one in builds if not one.arguments]  # the others are of the same place
             if not builds:
                 raise
-        except packages.NotThere as error:
+        except pip_failures.NotThere as error:
             if not builds:
                 raise UserError(f"{error} {torch_build.hint(machine)}".strip()) from None
-        progress(f"There is no PyTorch ({build.name}); trying the next")
+        progress(f"PyTorch ({build.name}) is not to be had; trying the next")
 
 
 def _installed_build() -> str | None:
@@ -292,6 +328,6 @@ def digest(lock_file: Path) -> str:
 
 def _stamp() -> dict[str, Any]:
     try:
-        return dict(json.loads(STAMP.read_text(encoding="utf-8")))
+        return dict(json.loads(atomic.read(STAMP)))
     except (OSError, ValueError, TypeError):
         return {}

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import os
 import subprocess
 import sys
 import time
@@ -38,9 +39,9 @@ _STARTING, _STARTING_SECONDS = "Starting", 15  # what Python may take until it s
 def state() -> dict[str, Any]:
     """What the tab shows of the engine: is it ready, is it being set up, what was said last, what went wrong."""
     note = _read_note()
-    ready = _is_current()
+    ready = environment.is_current()
     working = environment.is_being_set_up() or _begins(note)
-    problem = "" if ready or working else note.get("problem") or _reason(note)
+    problem = "" if ready or working else _problem(note)
     return {
         "ready": ready,
         "working": working,
@@ -51,7 +52,16 @@ def state() -> dict[str, Any]:
     }
 
 
-def _reason(note: dict[str, Any]) -> str:
+def _problem(note: dict[str, Any]) -> str:
+    """Why the engine is not ready, and what to do."""
+    try:
+        environment.python()
+    except UserError as error:  # DREAMBOOTH_ENGINE_PYTHON names nothing
+        return str(error)
+    if problem := note.get("problem"):
+        return str(problem)
+    if environment.has_todays_packages():
+        return "The Python that the engine's environment was made with is gone, or was moved; set up again."
     if environment.was_made():
         return "The extension was updated, and the engine's packages were not yet; set up again."
     if note:
@@ -62,17 +72,17 @@ def _reason(note: dict[str, Any]) -> str:
 def on_start() -> str:
     """What install.py does. Returns a line for the console; empty where all is well. Raises nothing."""
     try:
-        if _is_current():
+        if environment.is_current():
             return ""
         note = _read_note()
         if environment.is_being_set_up() or _begins(note):
             return "Dreambooth: the engine is being set up; the Dreambooth tab shows how far."
-        if note.get("lock") == environment.lock_digest():
-            return (
-                f"Dreambooth: the engine is not ready. {note.get('problem') or _reason(note)} See the Dreambooth tab."
-            )
+        if note.get("lock") == environment.lock_digest() or os.environ.get(environment.VARIABLE):
+            return f"Dreambooth: the engine is not ready. {_problem(note)} See the Dreambooth tab."
         begin()
         return "Dreambooth: the engine is being set up in the background; the Dreambooth tab shows how far."
+    except UserError as error:
+        return f"Dreambooth: the engine could not be set up. {error}"
     except Exception as error:  # noqa: BLE001  (the WebUI must start whatever is wrong here)
         return f"Dreambooth: the engine could not be set up ({type(error).__name__}: {error})."
 
@@ -80,10 +90,12 @@ def on_start() -> str:
 def on_own_page() -> str:
     """What `python -m dreambooth ui` does about the engine: where it is not there, or not current, its set-up begins in
     the background, or is tried again. Returns a line for the terminal; empty where all is well."""
-    if _is_current():
+    if environment.is_current():
         return ""
     if state()["working"]:
         return "The engine is being set up already; the page shows how far."
+    if os.environ.get(environment.VARIABLE):
+        return f"The engine is not ready. {_problem({})}"
     begin()
     return (
         f"The engine is being set up in the background ({SIZE}); the page shows how far. It goes on when the page is "
@@ -94,14 +106,16 @@ def on_own_page() -> str:
 def begin() -> None:
     """Starts `python -m dreambooth setup` as a process of its own. Raises UserError if one is at work already, or this
     folder cannot be written to."""
-    if environment.is_being_set_up():
+    if environment.is_being_set_up() or _says(_read_note(), _STARTING, _STARTING_SECONDS):
         raise UserError("The engine is being set up already.")
     try:
         _write_note({"lock": environment.lock_digest(), "said": _STARTING, "time": time.time()})
         with open(LOG, "wb") as log:
             _start(log)
     except OSError as error:
-        raise _reason_of(error) from None
+        problem = _reason_of(error)
+        _keep_note({"lock": environment.lock_digest(), "problem": str(problem)})  # nothing starts any more
+        raise problem from None
 
 
 def _start(log: BinaryIO) -> None:
@@ -163,21 +177,20 @@ def _reason_of(error: OSError) -> UserError:
 def _begins(note: dict[str, Any]) -> bool:
     """Whether the process that sets up has just been started, or looks whether there is anything to do: it holds no
     lock yet."""
-    seconds = {_STARTING: _STARTING_SECONDS, environment.CHECKING: self_check.SECONDS}.get(note.get("said", ""), 0)
+    looks = environment.is_current() and _says(note, environment.CHECKING, self_check.SECONDS)
+    return looks or _says(note, _STARTING, _STARTING_SECONDS)
+
+
+def _says(note: dict[str, Any], words: str, seconds: float) -> bool:
+    """Whether a set-up of today's packages, begun no longer ago than that, has said these words last."""
     since, is_ours = note.get("time"), note.get("lock") == environment.lock_digest()
-    return is_ours and isinstance(since, float) and 0 <= time.time() - since < seconds
-
-
-def _is_current() -> bool:
-    try:
-        return environment.is_current()
-    except UserError:  # DREAMBOOTH_ENGINE_PYTHON names nothing
-        return False
+    is_young = isinstance(since, float) and 0 <= time.time() - since < seconds
+    return is_ours and is_young and note.get("said") == words
 
 
 def _read_note() -> dict[str, Any]:
     try:
-        return dict(json.loads(NOTE.read_text(encoding="utf-8")))
+        return dict(json.loads(atomic.read(NOTE)))
     except (OSError, ValueError, TypeError):
         return {}
 

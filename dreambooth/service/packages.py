@@ -1,4 +1,4 @@
-"""Installing packages with pip: how far it is, and in a sentence what went wrong."""
+"""Installing packages with pip, and how far it is."""
 
 from __future__ import annotations
 
@@ -7,28 +7,13 @@ import subprocess
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
-from dreambooth.core.errors import UserError
-from dreambooth.service import venv
+from dreambooth.service import pip_failures, venv
 
 PIP = "pip==26.3"
-# Also of a quota, and of Windows, whose sentences are in the computer's language.
-_DISK_IS_FULL = r"\bENOSPC\b|Errno (28|122)\b|WinError (39|112)\b|No space left|Disk quota exceeded"
 # pip would remove what is there by its RECORD, which may be damaged too; the same version's files replace it.
 IN_PLACE = ("--no-deps", "--ignore-installed", "--no-warn-script-location")
 
 Progress = Callable[[str], None]
-
-
-class NotThere(UserError):
-    """The package index answered, and has no such version for this Python and system."""
-
-
-class NoAnswer(UserError):
-    """The package index could not be reached."""
-
-
-class Damaged(UserError):
-    """What is installed already stands in the way: pip itself, or a package that it cannot replace."""
 
 
 def make(folder: Path, progress: Progress, *, anew: bool = False) -> bool:
@@ -79,7 +64,7 @@ def _plain(name: str) -> str:
 def install(folder: Path, arguments: list[str], progress: Progress, what: str) -> None:
     """`pip install` with these arguments in the environment of a folder; `what` is what it is called meanwhile.
 
-    Raises NotThere, NoAnswer, Damaged, or UserError for everything else."""
+    Raises UserError, of a kind that `pip_failures` has where that is known."""
     progress(f"Installing {what}")
     output: list[str] = []
     with venv.short(folder) as reached:
@@ -97,25 +82,7 @@ def install(folder: Path, arguments: list[str], progress: Progress, what: str) -
                 process.terminate()
                 raise
     if process.returncode:
-        raise _failure(output, what)
-
-
-def _failure(output: list[str], what: str) -> UserError:
-    reasons = [line.removeprefix("ERROR: ") for line in output if line.startswith("ERROR")] or output[-1:]
-    reason = reasons[-1] if reasons else "no reason given"
-    text = "\n".join(output)
-    if re.search(_DISK_IS_FULL, text):  # first: a download may have been tried twice before
-        return UserError(f"{what}: the disk is full; make room, and run setup again to go on.")
-    if "Retrying (" in text or "Could not fetch URL" in text:
-        return NoAnswer(
-            f"{what}: the package index cannot be reached; look at the network, or at the proxy (HTTPS_PROXY), and run "
-            "setup again to go on."
-        )
-    failure = f"{what} could not be installed: {reason.rstrip('.')}. Run setup again to go on."
-    if reason.startswith("No matching distribution"):
-        return NotThere(failure)
-    is_pip_broken = "Traceback (most" in text and not any(line.startswith("ERROR") for line in output)
-    return Damaged(failure) if is_pip_broken or "Cannot uninstall" in text else UserError(failure)
+        raise pip_failures.of(output, what, folder)
 
 
 def progress_text(line: str, what: str) -> str:

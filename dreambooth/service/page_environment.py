@@ -10,7 +10,7 @@ from pathlib import Path
 
 from dreambooth.core.files import atomic
 from dreambooth.core.install_paths import PAGE, PAGE_LOCK, PAGE_SETTING_UP, PAGE_TESTS_LOCK
-from dreambooth.service import environment, installed_files, packages, setup_lock, venv
+from dreambooth.service import environment, installed_files, packages, pip_failures, setup_lock, venv
 from dreambooth.service.packages import Progress
 
 STAMP = PAGE / "stamp.json"
@@ -39,7 +39,7 @@ def _set_up(progress: Progress, *, tests: bool = False, compare: bool = False) -
     locks = _locks(tests)
     try:
         _install(locks, progress, compare=compare)
-    except packages.Damaged as error:
+    except pip_failures.Damaged as error:
         progress(f"{error} Making it anew")
         packages.make(PAGE, progress, anew=True)
         _install(locks, progress)
@@ -62,7 +62,7 @@ def _install(locks: list[Path], progress: Progress, *, compare: bool = False) ->
 
 def _is_current(tests: bool) -> bool:
     """Whether the environment is complete and made from today's lock files."""
-    return venv.python_in(PAGE).exists() and all(map(_has, _locks(tests)))
+    return venv.has_python(PAGE) and all(map(_has, _locks(tests)))
 
 
 def _locks(tests: bool) -> list[Path]:
@@ -72,6 +72,6 @@ def _locks(tests: bool) -> list[Path]:
 def _has(lock: Path) -> bool:
     """Whether the environment was made from today's version of a lock file."""
     try:
-        return bool(json.loads(STAMP.read_text(encoding="utf-8")).get(lock.name) == environment.digest(lock))
+        return bool(json.loads(atomic.read(STAMP)).get(lock.name) == environment.digest(lock))
     except (OSError, ValueError):
         return False

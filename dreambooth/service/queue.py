@@ -48,8 +48,9 @@ def submit(job: Job, *, note: str = "") -> dict[str, Any]:
 
     Raises UserError if the engine is not set up, the job is at work or waits already, or would be refused at once.
     """
+    python = environment.python()
     if not environment.is_current():
-        raise UserError("The engine is not set up yet; press Set up on the Dreambooth tab, or run setup.")
+        raise UserError("The engine is not set up yet; press Set Up on the Dreambooth tab, or run setup.")
     _check_rests(job)
     preflight.check(job)
     if job.needs_device:
@@ -58,7 +59,7 @@ def submit(job: Job, *, note: str = "") -> dict[str, Any]:
         if job.is_alive() and job.clear_request("start"):  # another was faster by a moment, and its engine has begun
             _check_rests(job)
     else:
-        process = launcher.start(job, environment.python())
+        process = launcher.start(job, python)
         if _watcher and job.read()["kind"] in WRITES_BESIDE:
             _watcher.queue.beside.append(process)
     return {"job": job.name, "status": job.status()}
@@ -149,7 +150,7 @@ class Queue:
             if self.at_work:
                 with contextlib.suppress(OSError):  # its folder may be on its way to the trash
                     self.at_work.watch()
-        elif (waiting := _waiting(folders)) and not environment.is_being_set_up() and environment.is_current():
+        elif (waiting := _waiting(folders)) and not environment.is_awaited():
             self._start(waiting[0])
         else:
             self.host.take_gpu_back()

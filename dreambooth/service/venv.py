@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from dreambooth.core.errors import UserError
+from dreambooth.core.files import atomic
+from dreambooth.service import pip_failures
 
 # For a Python without venv, such as the portable ones that WebUIs for Windows bring; it is not kept.
 VIRTUALENV = "virtualenv==21.15.8"
@@ -36,6 +38,33 @@ _LONGEST_PACKED = 180
 def python_in(folder: Path) -> Path:
     """The Python of the environment in a folder."""
     return folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+
+
+def has_python(folder: Path) -> bool:
+    """Whether the Python of the environment in a folder is there, and the one that it was made with: on Windows the
+    former only starts the latter, which it knows by its place."""
+    home = _home(folder)
+    return python_in(folder).exists() and not (home and _is_gone(home))
+
+
+def _home(folder: Path) -> str:
+    """Where the Python lies that an environment was made with; empty where it does not say."""
+    try:
+        said = (folder / "pyvenv.cfg").read_text(encoding="utf-8", errors="surrogateescape")
+    except OSError:
+        return ""
+    found = re.search(r"^home *= *(.*)$", said, re.MULTILINE)
+    return found[1].strip() if found else ""
+
+
+def _is_gone(place: str) -> bool:
+    try:
+        Path(place).stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except (OSError, ValueError):  # Windows keeps some of its own from being looked at
+        return False
+    return False
 
 
 def site_packages_in(folder: Path) -> Path:
@@ -63,22 +92,45 @@ def here(folder: Path) -> list[str]:
 def make(folder: Path, progress: Callable[[str], None]) -> None:
     """A new environment with a pip; what was there is removed. Raises UserError if it cannot be made."""
     progress(f"Making a Python environment in {folder.name}")
-    shutil.rmtree(folder, ignore_errors=True)
+    _empty(folder)
     error = _error_of([sys.executable, "-m", "venv", str(folder)])
     if not error:
         return
     shutil.rmtree(folder, ignore_errors=True)
     if not any(words in error for words in _WITHOUT_VENV):
-        raise UserError(f"{folder}: the environment cannot be made ({error.splitlines()[-1].rstrip('.')}).")
+        raise UserError(
+            f"{folder}: the environment cannot be made ({error.splitlines()[-1].rstrip('.')}); see that this user may "
+            "write there and that the disk has room, and run setup again."
+        )
     _make_with_virtualenv(folder, progress)
+
+
+def _empty(folder: Path) -> None:
+    """Removes what is in a folder; of Windows it may be a junction to one on a larger disk. Raises UserError for what
+    stays: packages for another Python would be taken for installed."""
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if path.is_dir() and not path.is_symlink():
+            atomic.remove_folder(path)
+        else:
+            with contextlib.suppress(OSError):
+                atomic.remove(path)
+    stays = sorted(folder.rglob("*"), key=lambda path: path.is_dir())
+    if stays:
+        raise UserError(
+            f"{stays[0]}: this file of the old environment cannot be removed; close the program that has it open, or "
+            "restart the computer, and run setup again."
+        )
 
 
 def _make_with_virtualenv(folder: Path, progress: Callable[[str], None]) -> None:
     progress("This Python has no venv module; fetching virtualenv")
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as place:
         pip = ["-m", "pip", "--disable-pip-version-check", "--no-input", "install", "--target", place, VIRTUALENV]
-        error = _error_of([sys.executable, *pip])
-        if not error:
+        if error := _error_of([sys.executable, *pip]):
+            failure = pip_failures.of(error.splitlines(), "virtualenv (this Python has no venv module)", Path(place))
+            if isinstance(failure, (pip_failures.NoAnswer, pip_failures.DiskIsFull)):
+                raise failure
+        else:
             kept = str(Path(place) / "kept")
             error = _error_of([sys.executable, "-c", _RUN_IT, place, "--app-data", kept, str(folder)])
     if error:

@@ -319,6 +319,24 @@ def test_a_model_that_is_loaded_beside_the_queue_leaves_the_gpu_again(
     host.take_gpu_back()
 
 
+def test_a_text_encoder_on_the_cpu_is_not_unloaded_once_a_second(
+    host: Any, webui: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Forge and reForge have it work there on a small card, count it among what is loaded, and say on the console each
+    time that they try to unload all."""
+    unloaded: list[bool] = []
+    text_encoder = SimpleNamespace(device=SimpleNamespace(type="cpu"))
+    manager = SimpleNamespace(current_loaded_models=[text_encoder], unload_all_models=lambda: unloaded.append(True))
+    monkeypatch.setitem(sys.modules, "backend.memory_management", manager)
+    for _ in range(3):
+        host.lend_gpu()
+    assert len(unloaded) == 1
+    manager.current_loaded_models.append(SimpleNamespace(device=SimpleNamespace(type="cuda")))
+    host.lend_gpu()
+    assert len(unloaded) == 2
+    host.take_gpu_back()
+
+
 @pytest.mark.parametrize("busy", [True, False])
 def test_a_webui_that_starts_beside_an_engine_loads_no_model(webui: StandIn, tmp_path: Path, busy: bool) -> None:
     folder = webui.models / "dreambooth"

@@ -14,8 +14,9 @@ import pytest
 
 from dreambooth.core import device
 from dreambooth.core.errors import UserError
+from dreambooth.core.files import lock
 from dreambooth.core.install_paths import DEVELOPMENT_LOCK, LOCK
-from dreambooth.service import environment, installed_files, packages, self_check, torch_build
+from dreambooth.service import environment, installed_files, packages, pip_failures, self_check, torch_build
 
 
 @pytest.fixture
@@ -38,10 +39,30 @@ def test_a_current_environment_is_seen_at_once(fresh: Path) -> None:
     assert time.monotonic() - since < 0.2
 
 
+@pytest.mark.parametrize("wanted", ["ensure", "set_up"])
+def test_what_another_has_set_up_meanwhile_is_not_set_up_once_more(
+    wanted: str, fresh: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may have a training by now, which a second set-up would wait for."""
+    monkeypatch.setattr(environment, "SETTING_UP", fresh / "setting-up")
+    monkeypatch.setattr(packages, "make", lambda *_: pytest.fail("it is set up once more"))
+    monkeypatch.setattr(environment, "check", lambda: {"torch": "2"})
+    others, stamp = lock.acquire(fresh / "setting-up"), (fresh / "stamp.json").rename(fresh / "made.json")
+    assert others
+
+    def end(said: str) -> None:
+        if stamp.exists():
+            stamp.rename(fresh / "stamp.json")
+            others.close()
+
+    assert getattr(environment, wanted)(end) == (environment.python() if wanted == "ensure" else {"torch": "2"})
+    assert environment.is_current()
+
+
 def test_a_changed_lock_makes_it_stale(fresh: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    lock = tmp_path / "other-lock.txt"
-    lock.write_text(LOCK.read_text() + "six==1.17.0\n")
-    monkeypatch.setattr(environment, "LOCK", lock)
+    other = tmp_path / "other-lock.txt"
+    other.write_text(LOCK.read_text() + "six==1.17.0\n")
+    monkeypatch.setattr(environment, "LOCK", other)
     assert not environment.is_current()
 
 
@@ -71,8 +92,15 @@ def test_an_engine_that_does_not_work_is_said_in_one_sentence(monkeypatch: pytes
     broken.write_text("#!/bin/sh\necho 'ImportError: no torch' >&2\nexit 1\n")
     broken.chmod(0o755)
     monkeypatch.setenv(environment.VARIABLE, str(broken))
-    with pytest.raises(UserError, match=r"ImportError: no torch\. Run setup again \(on the page: Set Up\)\."):
-        environment.check()
+    told = (
+        rf"\({broken}\) does not work: ImportError: no torch\. Mend its packages, or have {environment.VARIABLE} name"
+    )
+    monkeypatch.setattr(packages, "make", lambda *_: pytest.fail("an environment is made that nobody would use"))
+    for look in (environment.check, lambda: environment.set_up(lambda said: None)):
+        with pytest.raises(UserError, match=told):
+            look()
+    with pytest.raises(UserError, match=r"no torch\. Run setup again \(on the page: Set Up\)\.$"):
+        self_check.run(broken, {}, self_check.SET_UP_AGAIN)
     broken.write_bytes(b"\x7fELF of another machine")
     with pytest.raises(UserError, match=r"no Python that can be started"):
         environment.check()
@@ -103,6 +131,22 @@ def test_of_a_cards_error_the_line_is_told_that_names_it(monkeypatch: pytest.Mon
 def test_for_too_little_memory_no_package_is_fetched_anew(said: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(self_check, "_output_of", lambda command, variables: ("", f"Traceback\n{said}\n", 1))
     with pytest.raises(self_check.CardFails, match="too little memory: close other programs"):
+        environment.check()
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        'OSError: [WinError 1114] Eine DLL-Initialisierungsroutine ist fehlgeschlagen. Error loading "c10.dll".',
+        "ImportError: DLL load failed while importing _safetensors_rust: Das angegebene Modul wurde nicht gefunden.",
+    ],
+)
+def test_for_a_missing_runtime_of_windows_a_person_hears_what_to_install(
+    said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(self_check, "_output_of", lambda command, variables: ("", f"Traceback\n{said}\n", 1))
+    told = r"does not work: \w+Error: .*[^.]\. Install Microsoft's newest Visual C\+\+ Redistributable .*\. Run setup"
+    with pytest.raises(self_check.DoesNotWork, match=told):
         environment.check()
 
 
@@ -171,9 +215,9 @@ class _Index:
     def install(self, folder: Path, arguments: list[str], progress: packages.Progress, what: str) -> None:
         self.asked.append(arguments)
         if self.silent and "--index-url" in arguments:
-            raise packages.NoAnswer("The index cannot be reached.")
+            raise pip_failures.NoAnswer("The index cannot be reached.")
         if what.removeprefix("PyTorch (").removesuffix(")") not in self.there and not self.silent:
-            raise packages.NotThere("There is none.")
+            raise pip_failures.NotThere("There is none.")
 
 
 RTX_5090 = torch_build.Machine("Windows", "572.16", capability=(12, 0))
@@ -204,7 +248,7 @@ def test_a_card_is_not_given_a_build_without_it_nor_for_a_network_that_is_down(
     with pytest.raises(UserError, match=r"There is none\. Update the NVIDIA driver to 580 or newer"):
         environment._install_torch(RTX_5090, lambda said: None)
     monkeypatch.setattr(packages, "install", _Index(silent=True).install)
-    with pytest.raises(packages.NoAnswer):
+    with pytest.raises(pip_failures.NoAnswer):
         environment._install_torch(RTX_5090, lambda said: None)
 
 
@@ -282,6 +326,16 @@ def test_the_engines_memory_grows_in_place_only_where_drivers_can_do_that(
     """In WSL its first allocation may fail; on a card of AMD it may never return."""
     _of_drivers(monkeypatch, nvidia=nvidia, amd=amd, kernel=kernel)
     assert _allocator() == ({"PYTORCH_ALLOC_CONF": "expandable_segments:True"} if grows else {})
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="PyTorch has it for Linux alone")
+def test_what_sdnext_has_its_own_pytorch_do_is_not_a_persons_choice(monkeypatch: pytest.MonkeyPatch) -> None:
+    _of_drivers(monkeypatch, nvidia=True)
+    for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF"):  # as its installer.py
+        monkeypatch.setenv(name, "garbage_collection_threshold:0.80,max_split_size_mb:512")
+    assert _allocator() == {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
+    monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "max_split_size_mb:128")
+    assert _allocator() == {"PYTORCH_CUDA_ALLOC_CONF": "max_split_size_mb:128"}
 
 
 def _of_drivers(

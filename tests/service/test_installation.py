@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -15,7 +17,8 @@ import pytest
 from dreambooth.core.errors import UserError
 from dreambooth.core.files import atomic, lock
 from dreambooth.core.install_paths import PROJECT
-from dreambooth.service import environment, installation, self_check
+from dreambooth.core.job_folder import Job
+from dreambooth.service import environment, installation, queue, self_check
 
 
 @pytest.fixture(autouse=True)
@@ -57,6 +60,62 @@ def test_the_page_without_a_webui_sets_up_beside_itself_and_says_how_much_that_i
     assert "in the background" in installation.on_own_page() and len(started) == 2, "a person has started it again"
     monkeypatch.setattr(environment, "is_current", lambda **_: True)
     assert installation.on_own_page() == "" and len(started) == 2
+
+
+def test_another_engines_python_that_is_not_there_is_told_and_nothing_is_set_up(
+    started: list[Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv(environment.VARIABLE, str(tmp_path / "none"))
+    told = f"{environment.VARIABLE} names {tmp_path / 'none'}, but there is no such file; correct or remove it."
+    assert not installation.state()["ready"] and installation.state()["problem"] == told
+    assert told in installation.on_start() and told in installation.on_own_page() and not started
+    job = Job(tmp_path / "model" / "runs" / "0001")
+    with pytest.raises(UserError, match="there is no such file"):
+        queue.submit(job)
+
+
+def test_a_set_up_that_cannot_be_started_is_not_said_to_start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As where the WebUI's Python has been moved while it runs."""
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "gone"))
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"The engine cannot be set up \(\[Errno 2\] .*gone'\)\. Run setup again"):
+            installation.begin()
+    assert not installation.state()["working"] and "gone" in installation.state()["problem"]
+
+
+def test_a_set_up_that_was_ended_while_it_looked_whether_all_works_is_over() -> None:
+    """Its note is young, as a repair takes minutes; before a set-up only one that is current is looked at."""
+    installation._write_note(
+        {"lock": environment.lock_digest(), "said": environment.CHECKING, "time": time.time() - 60}
+    )
+    assert not installation.state()["working"]
+    assert "ended before it was done" in installation.on_start()
+
+
+def test_two_presses_of_the_button_start_one_set_up(started: list[Any]) -> None:
+    """The first has not come to hold the lock yet; a second one would do all of it once more, after the first."""
+    installation.begin()
+    with pytest.raises(UserError, match="already"):
+        installation.begin()
+    assert len(started) == 1
+
+
+def test_an_environment_whose_python_was_moved_is_made_anew(
+    started: list[Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As with a portable WebUI on Windows, that has its Python beside it: what is in the environment starts that one,
+    by its place."""
+    engine, portable = tmp_path / "engine", tmp_path / "portable"
+    portable.mkdir()
+    monkeypatch.setattr(environment, "ENGINE", engine)
+    environment.python().parent.mkdir(parents=True)
+    environment.python().touch()
+    (engine / "pyvenv.cfg").write_text(f"home = {portable}\ninclude-system-site-packages = false\n", encoding="utf-8")
+    environment.STAMP.write_text(json.dumps({"engine": environment.lock_digest()}))
+    assert installation.on_start() == "" and installation.state()["ready"]
+    portable.rename(tmp_path / "elsewhere")
+    assert "Python that the engine's environment was made with is gone" in installation.state()["problem"]
+    assert "in the background" in installation.on_start() and len(started) == 1
 
 
 def test_a_portable_python_finds_the_set_up_too(started: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,6 +200,16 @@ def test_the_webui_starts_whatever_is_wrong(tmp_path: Path) -> None:
     command = [sys.executable, str(tmp_path / "install.py")]
     said = subprocess.run(command, capture_output=True, text=True, cwd="/", env=alone)
     assert said.returncode == 0 and "cannot be set up (ModuleNotFoundError" in said.stdout
+
+
+@pytest.mark.parametrize("version", ["3.7", "3.8", "3.9"])
+def test_a_python_that_is_too_old_is_told_so(version: str) -> None:
+    python = next(Path.home().glob(f".pyenv/versions/{version}.*/bin/python"), None) or shutil.which(f"python{version}")
+    if not python:
+        pytest.skip(f"there is no Python {version}")
+    said = subprocess.run([str(python), str(PROJECT / "install.py")], capture_output=True, text=True, cwd="/")
+    told = f"Dreambooth: this WebUI's Python is {version}, but it needs 3.10 or newer.\n"
+    assert (said.returncode, said.stdout) == (0, told), said.stderr
 
 
 def test_install_says_what_its_console_has_no_letters_for(tmp_path: Path) -> None:

@@ -272,7 +272,7 @@ def test_a_job_that_waits_for_a_set_up_leaves_the_gpu_to_the_webui(
 @pytest.mark.parametrize(
     ("named", "told"),
     [
-        ("python", "DREAMBOOTH_ENGINE_PYTHON names {}, but there is no such file."),
+        ("python", "DREAMBOOTH_ENGINE_PYTHON names {}, but there is no such file; correct or remove it."),
         (
             "notes.txt",
             "The engine could not be started ([Errno 13] Permission denied: '{}'). Run setup (on the page: Set Up)",

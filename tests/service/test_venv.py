@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from dreambooth.core.errors import UserError
-from dreambooth.service import packages, venv
+from dreambooth.service import packages, pip_failures, venv
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="the stand-ins are shell scripts and symbolic links")
 LICENCE = "deeply/" * 12 + "LICENSE.txt"
@@ -62,10 +63,44 @@ def test_without_a_pip_either_a_person_hears_what_to_install(tmp_path: Path, mon
     assert not (tmp_path / "made").exists()
 
 
+def test_without_a_network_a_person_is_not_told_to_install_something(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The Python of the portable WebUIs for Windows has no venv, and nobody could give it one."""
+    monkeypatch.setattr(sys, "executable", str(_python_without_venv(tmp_path, "No module named venv")))
+    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
+    monkeypatch.setenv("PIP_RETRIES", "1")
+    told = r"^virtualenv \(this Python has no venv module\): the package index cannot be reached; .*HTTPS_PROXY"
+    with pytest.raises(pip_failures.NoAnswer, match=told):
+        venv.make(tmp_path / "made", lambda said: None)
+
+
 def test_another_failure_is_told_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", str(_python_without_venv(tmp_path, "Disk quota exceeded.")))
-    with pytest.raises(UserError, match=r"made: the environment cannot be made \(Disk quota exceeded\)\.$"):
+    with pytest.raises(
+        UserError, match=r"made: the environment cannot be made \(Disk quota exceeded\); see .* again\.$"
+    ):
         venv.make(tmp_path / "made", lambda said: None)
+
+
+def test_an_old_environment_that_cannot_be_removed_is_not_built_upon(tmp_path: Path) -> None:
+    """As where a program of Windows has one of its files open: the packages of another Python would stay in it."""
+    folder = tmp_path / "made"
+    held = folder / "lib" / "python3.9" / "site-packages" / "torch" / "held.so"
+    held.parent.mkdir(parents=True)
+    held.touch()
+    (folder / "pyvenv.cfg").touch()
+    if not shutil.which("chattr") or subprocess.run(["chattr", "+i", str(held)], capture_output=True).returncode:
+        pytest.skip("nothing can be held here")
+    try:
+        with pytest.raises(
+            UserError, match=r"held\.so: this file .* cannot be removed; close .* and run setup again\.$"
+        ):
+            venv.make(folder, lambda said: None)
+    finally:
+        subprocess.run(["chattr", "-i", str(held)], check=True)
+    venv.make(folder, lambda said: None)
+    assert venv.python_in(folder).exists() and not held.exists()
 
 
 def _wheel(place: Path) -> Path:

@@ -203,6 +203,7 @@ def _can_be_drawn_with(job: Job) -> bool:
 
 
 def engine() -> Path:
+    python = environment.python()
     if not environment.is_current():
         raise UserError("The engine is not set up yet; press Set Up beside the tabs.")
-    return environment.python()
+    return python
