@@ -134,7 +134,7 @@ def _of_state(job: Job, project: Project, fields: dict[str, Any], options: Expor
         try:
             embeddings, held = of_file(job, project, result, to, options)
         finally:
-            result.unlink()
+            atomic.discard(result)
     elif state.settings.is_embedding:
         embeddings = _write_words(to, project, state.settings, state.model.learned_tokens(), half=options.half)
     elif options.is_as_it_is:

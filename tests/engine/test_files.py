@@ -258,6 +258,22 @@ def test_a_write_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.M
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("suffix", [".safetensors", ".ckpt"])
+def test_a_name_as_long_as_the_disk_takes_is_written(tmp_path: Path, suffix: str) -> None:
+    longest = tmp_path / f"{'字' * 81}{suffix}"
+    write_tensors(longest, {"x": torch.ones(1)}, {})
+    assert [path.name for path in tmp_path.iterdir()] == [longest.name]
+    too_long = tmp_path / f"{'字' * 90}{suffix}"
+    with pytest.raises(UserError, match=f"^{too_long}: the file cannot be written "):
+        write_tensors(too_long, {"x": torch.ones(1)}, {})
+
+
+def test_where_a_file_is_in_place_of_the_folder_the_one_that_was_meant_is_named(tmp_path: Path) -> None:
+    (tmp_path / "star").touch()
+    with pytest.raises(UserError, match=f"^{tmp_path}/star/x.safetensors: the file cannot be written "):
+        write_tensors(tmp_path / "star" / "x.safetensors", {"x": torch.ones(1)}, {})
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [

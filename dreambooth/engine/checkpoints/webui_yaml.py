@@ -50,7 +50,7 @@ def _lying(target: Path, content: bytes | None) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        target.unlink(missing_ok=True)
+        atomic.discard(target)
         raise
 
 

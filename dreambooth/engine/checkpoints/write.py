@@ -14,7 +14,7 @@ from typing import BinaryIO
 from torch import Tensor
 
 from dreambooth.core.errors import UserError
-from dreambooth.core.files import atomic
+from dreambooth.core.files import atomic, file_names
 from dreambooth.core.models import checkpoint
 from dreambooth.core.models.model_file import PICKLES
 from dreambooth.core.models.model_file import Tensor as Place
@@ -47,7 +47,7 @@ def write(
 
     Raises UserError if it cannot be written, or if there is a file of this name: none is ever overwritten.
     """
-    staged = target.with_name(f".{os.getpid()}.{target.stem}{PARTIAL}{target.suffix}")
+    staged = target.with_name(file_names.cut(f".{os.getpid()}.{target.stem}", f"{PARTIAL}{target.suffix}"))
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with open(staged, "wb") as file:
@@ -66,7 +66,7 @@ def write(
     except OSError as error:
         raise UserError(f"{target}: the file cannot be written ({error.strerror}).") from None
     finally:
-        staged.unlink(missing_ok=True)
+        atomic.discard(staged)
 
 
 def free_name(

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from dreambooth import __version__
 from dreambooth.core import learned_words, schema
+from dreambooth.core.files import atomic
 from dreambooth.core.models.model_file import SUFFIXES
 from dreambooth.core.project import Folders, Project
 from dreambooth.core.schema import to_flat
@@ -78,7 +79,7 @@ def save(
         write(target, project, settings, model, source, trained)
     except BaseException:  # also where a person discards the run
         for file in embeddings.values():
-            file.unlink(missing_ok=True)
+            atomic.discard(file)
         raise
     return Saved(target, embeddings)
 
