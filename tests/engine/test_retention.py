@@ -65,6 +65,22 @@ def test_the_newest_the_last_and_what_a_person_asked_for_stay(star: Project, mon
     assert [Path(event["path"]).stem for event in told(job, "removed")] == ["sd1_5", "sd1_10", "sd1_15"]
 
 
+@needs_links
+def test_a_drive_of_results_that_does_not_answer_ends_no_run(star: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one of the network that is gone: even to ask whether a file is there is an error."""
+
+    def lose(result: Path) -> None:
+        result.parent.rename(result.parent.with_name("gone"))
+        result.parent.symlink_to("x" * 300)
+
+    after_first(monkeypatch, lose)
+    job = new_run(star, **ONE)
+    assert worker.run(job) == "paused"
+    assert [event["images"] for event in told(job, "saved")] == [5]
+    assert all("cannot be written" in event["text"] for event in told(job, "warning"))
+    assert job.states() == [6]
+
+
 @pytest.mark.parametrize(
     ("course", "more", "stay"),
     [

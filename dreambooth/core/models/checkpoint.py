@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from dreambooth.core.errors import UserError
+from dreambooth.core.files import paths
 from dreambooth.core.models import embedding_file, webui_config
-from dreambooth.core.models.diffusers_folder import PARTS, read_folder, read_part
+from dreambooth.core.models.diffusers_folder import INDEX, PARTS, read_folder, read_part
 from dreambooth.core.models.families import (
     FAMILIES,
     FAMILIES_BY_CONTEXT,
@@ -90,6 +91,13 @@ class About:
 
 def read_header(path: Path) -> Header:
     """The contents of a model file or Diffusers folder. Raises UserError in one sentence for everything else."""
+    try:
+        return _header(path)
+    except OSError as error:  # a folder that may not be looked into, or a drive that does not answer
+        raise UserError(f"{path}: it cannot be reached ({error.strerror}); look at its drive and its rights.") from None
+
+
+def _header(path: Path) -> Header:
     if path.is_dir():
         return read_folder(path)
     if not path.exists():
@@ -104,7 +112,7 @@ def read_header(path: Path) -> Header:
 
 def read_vae(path: Path) -> dict[str, Tensor]:
     """The tensors of a VAE: its own file, a whole checkpoint's, a Diffusers folder's or its part's. Names as there."""
-    if path.is_dir() and not (path / "model_index.json").exists():
+    if paths.is_folder(path) and not paths.is_file(path / INDEX):
         tensors = read_part(path)
     else:
         tensors = read_header(path).tensors
