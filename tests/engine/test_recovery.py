@@ -232,6 +232,14 @@ def test_with_too_little_memory_it_goes_on_with_less(star: Project, monkeypatch:
     assert same_weights(output(whole), output(job)), "checkpointing changes no bit"
 
 
+def test_a_run_that_was_killed_at_its_first_state_has_learned_nothing_to_be_kept_at_a_stop(star: Project) -> None:
+    job = new_run(star, **LORA)
+    (job.state / ".saving").mkdir(parents=True)
+    job.request("stop")
+    assert worker.run(job) == "stopped"
+    assert not saved(job) and not told(job, "step")
+
+
 def test_the_curve_of_a_run_that_begins_anew_begins_anew(star: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dreambooth.engine.training.step_metrics.REPORT_SECONDS", 0.0)
     at_batches(monkeypatch, {2}, raise_out_of_memory)
