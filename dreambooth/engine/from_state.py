@@ -66,7 +66,7 @@ def read(project: Project, job: Job, step: int) -> Learned:
     about = content["rest"]["about"]
     if about.get("source") != checkpoint.fingerprint(project.source):
         raise UserError(
-            f"{project.source}: the checkpoint has changed since this run began; put the former one back, and export "
+            f"{project.source}: the checkpoint has changed since this run began; put the former one back, and try "
             "again."
         )
     source = open_model(project)

@@ -209,6 +209,13 @@ def test_the_sources_yaml_is_taken_over_only_where_it_is_true(
             assert webui_config.prediction(written.read_text(), model.family) == model.prediction_type
 
 
+def test_the_yaml_of_another_model_is_not_a_folders_of_a_name_with_a_dot(tmp_path: Path) -> None:
+    source = open_source(tiny.write_folder(tmp_path / "m-v1.5", "sd1"))
+    (tmp_path / "m-v1.yaml").write_text("model:\n  params:\n    parameterization: eps\n")
+    with webui_yaml.beside(tmp_path / "y.safetensors", source, families.skeleton(source)):
+        assert not (tmp_path / "y.yaml").exists()
+
+
 @pytest.mark.parametrize("suffix", [".yaml", ".ckpt", ".safetensors"])
 def test_a_result_takes_no_name_that_another_checkpoint_has(tmp_path: Path, suffix: str) -> None:
     made, chosen = tiny_project(tmp_path), parse({"general.method": "full"})
