@@ -141,8 +141,15 @@ class Job:
         return read_object(path) if path.exists() else {}
 
     def change(self, flat: dict[str, Any]) -> None:
-        """Changes settings from now on."""
-        write_json(self.folder / "changes.json", json.dumps({**self.changes(), **flat}, indent=1))
+        """Changes settings from now on. Raises UserError where that cannot be written down."""
+        path = self.folder / "changes.json"
+        try:
+            write_json(path, json.dumps({**self.changes(), **flat}, indent=1))
+        except OSError as error:
+            raise UserError(
+                f"{path}: what changes of the run's settings cannot be written ({error.strerror}); mend that and "
+                "resume the run."
+            ) from None
 
     @property
     def needs_device(self) -> bool:
