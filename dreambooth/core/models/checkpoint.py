@@ -120,7 +120,7 @@ def read_vae(path: Path) -> dict[str, Tensor]:
         inside = {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
         tensors = inside or tensors
     if not any(name.startswith("decoder.conv_in.") for name in tensors):
-        raise UserError(f"{path}: this is no VAE of Stable Diffusion.")
+        raise UserError(f"{path}: this is no VAE of Stable Diffusion; name another file.")
     return {name: t for name, t in tensors.items() if name.startswith(("encoder.", "decoder.", "quant", "post_quant"))}
 
 

@@ -76,7 +76,7 @@ def open_file(path: Path) -> Header:
     if other := next((name for name in header.tensors if _OTHER_KINDS.search(name)), None):
         raise UserError(f"{path}: this LyCORIS file ({other}) cannot be read; only LoRA, DoRA, LoHa, LoKr and OFT can.")
     if checkpoint.describe(header).kind != "lora":
-        raise UserError(f"{path}: this is not a LoRA file.")
+        raise UserError(f"{path}: this is not a LoRA file; name another.")
     return header
 
 
