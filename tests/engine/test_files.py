@@ -122,6 +122,23 @@ def test_a_checkpoint_in_8_bits_is_written_as_a_pickle(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("kind", ["sd1", "sd2", "sdxl"])
+def test_a_pickle_of_8_bits_or_of_matrices_that_lie_turned_is_read(tmp_path: Path, kind: str, *, zipped: bool) -> None:
+    """Numbers of 8 bits have no kind of storage of their own; any program that has turned a matrix may save it so."""
+    plain = load_file(tiny.write_original(tmp_path / "x.safetensors", kind, torch.float16))
+    for name, weight in plain.items():
+        if weight.dim() > 1 and name.startswith("model.diffusion_model."):
+            plain[name] = weight.to(torch.float8_e4m3fn)
+    save_file(plain, tmp_path / "x.safetensors")
+    turned = {name: one.t().contiguous().t() if one.dim() == 2 else one for name, one in plain.items()}
+    torch.save({"state_dict": turned}, tmp_path / "x.ckpt", _use_new_zipfile_serialization=zipped)
+    one, other = open_source(tmp_path / "x.safetensors"), open_source(tmp_path / "x.ckpt")
+    assert one.tensors.keys() == other.tensors.keys()
+    assert all(one.tensors[name].dtype == other.tensors[name].dtype for name in one.tensors)
+    assert all(torch.equal(one.read(name).float(), other.read(name).float()) for name in one.tensors)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
 def test_what_training_scripts_leave_beside_the_weights_is_passed_over(tmp_path: Path, *, zipped: bool) -> None:
     """A module's own state with its version, callbacks by their types, a schedule's counter, sets, large numbers."""
     module = torch.nn.Linear(2, 3)
