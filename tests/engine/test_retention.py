@@ -20,7 +20,7 @@ from dreambooth.core.project import Folders, Project, open_project
 from dreambooth.engine import worker
 from dreambooth.engine.run import retention
 from dreambooth.engine.training.validation import Validation
-from dreambooth.service import resume_run
+from dreambooth.service import resume_run, runs
 from tests.conftest import needs_links
 from tests.engine.runs import LORA, folders, new_run, saved, tiny_project, told, train
 from tests.engine.test_faults import finished, start
@@ -79,6 +79,7 @@ def test_a_drive_of_results_that_does_not_answer_ends_no_run(star: Project, monk
     assert [event["images"] for event in told(job, "saved")] == [5]
     assert all("cannot be written" in event["text"] for event in told(job, "warning"))
     assert job.states() == [6]
+    assert runs.outputs(star) == [] and runs.weights(star, "", base=False) is None
 
 
 @pytest.mark.parametrize(
