@@ -30,7 +30,7 @@ from dreambooth.engine.checkpoints.diffusers_folder import write_folder
 from dreambooth.engine.checkpoints.entry import Entry
 from dreambooth.engine.checkpoints.source import Source, open_model, open_source
 from dreambooth.engine.checkpoints.weight_deltas import Changes
-from dreambooth.engine.checkpoints.write import write
+from dreambooth.engine.checkpoints.write import sweep, write
 from dreambooth.engine.families.pipelines import pipeline
 from dreambooth.engine.prompts.textual_inversion import Vectors
 from dreambooth.engine.run import outputs
@@ -90,6 +90,7 @@ def _free(named: str) -> Path:
     if to.exists():
         raise UserError(f"{to}: it exists already; name another file or folder.")
     paths.make_folder(to.parent)
+    sweep(to.parent)
     return to
 
 

@@ -11,6 +11,7 @@ from io import RawIOBase
 from pathlib import Path
 from typing import BinaryIO
 
+import psutil
 from torch import Tensor
 
 from dreambooth.core.errors import UserError
@@ -67,6 +68,14 @@ def write(
         raise UserError(f"{target}: the file cannot be written ({error.strerror}).") from None
     finally:
         atomic.discard(staged)
+
+
+def sweep(folder: Path) -> None:
+    """Removes what engines that were killed have half written into a folder; those that are at work keep theirs."""
+    for path in folder.glob(f".*{PARTIAL}.*"):
+        number = path.name.split(".")[1]
+        if number.isdecimal() and not psutil.pid_exists(int(number)):
+            atomic.discard(path)
 
 
 def free_name(
