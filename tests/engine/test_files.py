@@ -292,6 +292,14 @@ def test_a_name_as_long_as_the_disk_takes_is_written(tmp_path: Path, suffix: str
         write_tensors(too_long, {"x": torch.ones(1)}, {})
 
 
+def test_a_source_that_vanishes_while_it_is_copied_is_the_one_that_is_named(tmp_path: Path) -> None:
+    source = open_source(tiny.write_original(tmp_path / "x.safetensors", "sd1"))
+    (tmp_path / "x.safetensors").unlink()
+    with pytest.raises(UserError, match=f"^{tmp_path}/x.safetensors: the file cannot be read .* put it back"):
+        write(tmp_path / "y.safetensors", original.trained_entries(source, {}, "sd1", half=False), {})
+    assert not list(tmp_path.iterdir())
+
+
 def test_where_a_file_is_in_place_of_the_folder_the_one_that_was_meant_is_named(tmp_path: Path) -> None:
     (tmp_path / "star").touch()
     with pytest.raises(UserError, match=f"^{tmp_path}/star/x.safetensors: the file cannot be written "):

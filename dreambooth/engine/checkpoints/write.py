@@ -65,9 +65,16 @@ def write(
             _move_to_free_name(staged, target)
         atomic.sync_folder(target.parent)
     except OSError as error:
-        raise UserError(f"{target}: the file cannot be written ({error.strerror}).") from None
+        raise UserError(_explain(error, staged, target)) from None
     finally:
         atomic.discard(staged)
+
+
+def _explain(error: OSError, staged: Path, target: Path) -> str:
+    """What an error says of a file that was being written, or of one that its tensors were being read from."""
+    if error.filename and (file := Path(error.filename)) not in (staged, target, *target.parents):
+        return f"{file}: the file cannot be read ({error.strerror}), so {target} is not written; put it back."
+    return f"{target}: the file cannot be written ({error.strerror})."
 
 
 def sweep(folder: Path) -> None:
