@@ -340,6 +340,14 @@ def test_a_convolution_in_three_parts_is_added_as_the_whole() -> None:
     ("tensors", "said"),
     [
         ({"lora_unet_nowhere.lora_down.weight": (2, 4), "lora_unet_nowhere.lora_up.weight": (4, 2)}, "no place"),
+        (
+            {
+                f"{key}.{side}.weight": shape
+                for key in ("lora_unet_conv_in", "unet.conv_in")
+                for side, shape in (("lora_down", (2, 4)), ("lora_up", (4, 2)))
+            },
+            "lora_unet_conv_in and unet.conv_in change one and the same weight",
+        ),
         ({"lora_unet_conv_in.lora_down.weight": (2, 4)}, "incomplete"),
         ({"lora_unet_conv_in.lora_up.weight": (4, 2), "lora_unet_conv_in.scalar": (1,)}, "conv_in.scalar is of a kind"),
         ({"lora_unet_conv_in.oft_diag": (2, 4, 4), "lora_unet_conv_out.hada_w1_a": (2, 4)}, "LyCORIS"),

@@ -96,6 +96,11 @@ def outlines(header: Header, weights: Iterable[str], family: str) -> dict[str, O
     for key, tensors in collected.items():
         if key not in places:
             raise UserError(f"{path}: its layer {key} has no place in this model; it belongs to another kind.")
+        if twin := found.get(places[key]):
+            raise UserError(
+                f"{path}: its layers {twin.key} and {key} change one and the same weight, where readers take both or "
+                "one; take another file."
+            )
         if "dora_scale" in tensors and (len(lengths := tensors["dora_scale"].shape) < 2 or lengths[0] != 1):
             raise UserError(
                 f"{path}: its layer {key} is a DoRA whose lengths are those of outputs, which WebUIs read in unlike "
