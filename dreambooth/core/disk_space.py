@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dreambooth.core import forecast
+from dreambooth.core.files import paths
 from dreambooth.core.forecast import Done
 from dreambooth.core.formatting import size
 from dreambooth.core.job_folder import Job
@@ -79,7 +80,7 @@ def _problem(parts: list[_Part]) -> str:
 
 def _done(job: Job) -> Done:
     steps = job.states()
-    there = [event for event in job.story().saved if not event.get("best") and Path(event["path"]).is_file()]
+    there = [event for event in job.story().saved if not event.get("best") and paths.is_file(Path(event["path"]))]
     on_the_way = sum(bool(event.get("on_the_way")) for event in there)
     return Done(max(steps, default=0), len(steps), frozenset(event["images"] for event in there), on_the_way)
 

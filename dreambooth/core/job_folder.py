@@ -23,6 +23,7 @@ import contextlib
 import errno
 import json
 import os
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,6 +50,8 @@ BEFORE = "before.safetensors"  # what was measured before its first step
 FITTED = "words.pt"  # the words of Imagic as far as they are fitted
 Status = Literal["new", "queued", "running", "paused", "stopped", "done", "failed", "lost"]
 
+# Windows appends in two moves, to the end and then on, between which another thread's line would be written over:
+_reporting = threading.Lock()
 _DISK_FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
 
@@ -141,8 +144,15 @@ class Job:
         return read_object(path) if path.exists() else {}
 
     def change(self, flat: dict[str, Any]) -> None:
-        """Changes settings from now on."""
-        write_json(self.folder / "changes.json", json.dumps({**self.changes(), **flat}, indent=1))
+        """Changes settings from now on. Raises UserError where that cannot be written down."""
+        path = self.folder / "changes.json"
+        try:
+            write_json(path, json.dumps({**self.changes(), **flat}, indent=1))
+        except OSError as error:
+            raise UserError(
+                f"{path}: what changes of the run's settings cannot be written ({error.strerror}); mend that and "
+                "resume the run."
+            ) from None
 
     @property
     def needs_device(self) -> bool:
@@ -171,11 +181,10 @@ class Job:
         """Appends one event. Only who works on the job calls this, or has written or deleted a file of it. On a full
         disk what does not fit is left out."""
         line = json.dumps({"event": event, "time": round(time.time(), 3), **fields}, ensure_ascii=False)
-        # A file's name need not be Unicode; what is not is written as JSON escapes it. A line is written at once, as
-        # the engine has two threads that report.
+        # A file's name need not be Unicode; what is not is written as JSON escapes it.
         data = f"{line}\n".encode(errors="backslashreplace")
         try:
-            with open(self.folder / "events.jsonl", "ab+", buffering=0) as file:
+            with _reporting, open(self.folder / "events.jsonl", "ab+", buffering=0) as file:
                 if file.tell() and file.seek(-1, os.SEEK_END) >= 0 and file.read(1) != b"\n":
                     data = b"\n" + data  # a kill or a full disk has cut the last line short
                 file.write(data)

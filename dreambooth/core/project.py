@@ -165,9 +165,11 @@ class Project:
     @property
     def problem(self) -> str:
         """What stops every run of this model; empty if nothing does."""
-        if self.source.exists():
-            return ""
-        return f"{self.source}: the checkpoint that this model was made from is gone; put it back."
+        what = f"{self.source}: the checkpoint that this model was made from"
+        try:
+            return "" if self.source.exists() else f"{what} is gone; put it back."
+        except OSError as error:  # in a folder that may not be looked into, or on a drive that does not answer
+            return f"{what} cannot be reached ({error.strerror}); look at its drive and its rights."
 
     @property
     def reading(self) -> Origin:
@@ -226,8 +228,6 @@ def create(
     """
     folder = check_new(folders, name)
     source = confinement.named(str(source), "source")
-    if not source.exists():
-        raise UserError(f"{source}: there is no such file.")
     chosen = from_flat(Origin, origin or {})
     if chosen.resolution and not is_image_side(chosen.resolution):
         raise UserError(f"resolution: it must be a multiple of 8, and at least 64 (it is {chosen.resolution}).")

@@ -87,7 +87,7 @@ class Captioner:
             if out_of_memory.is_out_of_memory(error):
                 raise
             reason = out_of_memory.first_line(error)
-            raise UserError(f"{folder}: this captioning model cannot be loaded ({reason}).") from None
+            raise UserError(f"{folder}: this captioning model cannot be loaded ({reason}); name another.") from None
         self._model = model.to(self._device).eval()
 
     @torch.no_grad()

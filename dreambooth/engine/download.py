@@ -17,6 +17,7 @@ from dreambooth.core.models import hub
 from dreambooth.core.models.hub import HubModel
 
 POLL_SECONDS = 0.3
+_DISK_FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
 
 
 def run(job: Job) -> dict[str, Any]:
@@ -88,8 +89,13 @@ def _explain(model: HubModel, error: Exception) -> str:
     if kind == "RepositoryNotFoundError":
         where = "there is no such file or folder here, and no such model on the Hugging Face hub"
         return f"{name}: {where} (for a private one set HF_TOKEN to your token)."
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+    if isinstance(error, OSError) and error.errno in _DISK_FULL:
         return f"{name}: the disk is full; make room and start the same command again, it goes on from here."
+    if isinstance(error, OSError) and error.strerror and error.filename:  # those of the network name no file
+        return (
+            f"{error.filename}: the download cannot be written ({error.strerror}); mend that and start the same "
+            "command again, it goes on from here."
+        )
     reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else kind
     return f"{name}: there is no such file or folder here, and the Hugging Face hub cannot be reached ({reason})."
 

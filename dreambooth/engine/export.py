@@ -30,7 +30,7 @@ from dreambooth.engine.checkpoints.diffusers_folder import write_folder
 from dreambooth.engine.checkpoints.entry import Entry
 from dreambooth.engine.checkpoints.source import Source, open_model, open_source
 from dreambooth.engine.checkpoints.weight_deltas import Changes
-from dreambooth.engine.checkpoints.write import write
+from dreambooth.engine.checkpoints.write import sweep, write
 from dreambooth.engine.families.pipelines import pipeline
 from dreambooth.engine.prompts.textual_inversion import Vectors
 from dreambooth.engine.run import outputs
@@ -90,6 +90,7 @@ def _free(named: str) -> Path:
     if to.exists():
         raise UserError(f"{to}: it exists already; name another file or folder.")
     paths.make_folder(to.parent)
+    sweep(to.parent)
     return to
 
 
@@ -134,7 +135,7 @@ def _of_state(job: Job, project: Project, fields: dict[str, Any], options: Expor
         try:
             embeddings, held = of_file(job, project, result, to, options)
         finally:
-            result.unlink()
+            atomic.discard(result)
     elif state.settings.is_embedding:
         embeddings = _write_words(to, project, state.settings, state.model.learned_tokens(), half=options.half)
     elif options.is_as_it_is:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -66,7 +67,7 @@ def read(project: Project, job: Job, step: int) -> Learned:
     about = content["rest"]["about"]
     if about.get("source") != checkpoint.fingerprint(project.source):
         raise UserError(
-            f"{project.source}: the checkpoint has changed since this run began; put the former one back, and export "
+            f"{project.source}: the checkpoint has changed since this run began; put the former one back, and try "
             "again."
         )
     source = open_model(project)
@@ -76,7 +77,7 @@ def read(project: Project, job: Job, step: int) -> Learned:
         trained = adapters.make_trainable(model, settings, lora.by_module(start.layers, model.parts), start.words)
     else:
         model, trained = families.skeleton(source), _of_the_whole_model(content["weights"])
-    _fill(trained, settings, content)
+    _fill(trained, settings, content, job.state / f"{step:09}")
     batching, images = settings.batching, int(about["length"])
     length = Budget(images, 1, batching.train_batch_size, batching.gradient_accumulation_steps)
     return Learned(settings, source, model, trained, length.images_seen(step))
@@ -92,13 +93,17 @@ def _of_the_whole_model(weights: dict[str, Tensor]) -> Trained:
 
 
 @torch.no_grad()
-def _fill(trained: Trained, settings: Settings, content: dict[str, Any]) -> None:
-    """Puts in the weights that the run would save: as `Session.shown` does, its last ones or their average."""
+def _fill(trained: Trained, settings: Settings, content: dict[str, Any], place: Path) -> None:
+    """Puts in the weights that the run would save: as `Session.shown` does, its last ones or their average. Raises
+    UserError if the state, which lies at `place`, has others."""
     weights, own = content["weights"], trained.named()
     averaged = settings.tuning.use_ema and settings.saving.weights == "average"
     saved = {name: weights.get(f"{IN_STATE}{name}" if averaged else name) for name in own}
     if any(tensor is None or tensor.shape != own[name].shape for name, tensor in saved.items()):
-        raise UserError("The state does not fit the settings of its run (method, rank or text encoder differ).")
+        raise UserError(
+            f"{place}: this state does not fit the settings of its run (method, rank or text encoder differ); take "
+            "another."
+        )
     for name, tensor in saved.items():
         own[name].copy_(tensor)
     if settings.optimizer.name == "adamw_schedule_free":

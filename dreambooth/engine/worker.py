@@ -181,5 +181,8 @@ def _show_best(work: Work) -> None:
         return
     except UserError as error:
         work.job.warn(error.and_then("The best has no previews."))
+    except OSError as error:  # of a file that is gone since, or of a drive
+        reason = f"{error.filename or path}: it cannot be read ({error.strerror or error})."
+        work.job.warn(f"{reason} The best has no previews.")
     finally:
         work.let_end()

@@ -10,7 +10,7 @@ from typing import Any
 
 from dreambooth.core import schema, settings, validation
 from dreambooth.core.errors import UserError
-from dreambooth.core.files import atomic
+from dreambooth.core.files import atomic, paths
 from dreambooth.core.job_folder import Job
 from dreambooth.core.project import Folders, Project
 from dreambooth.core.schema import to_flat
@@ -39,7 +39,7 @@ def check_resumable(job: Job) -> None:
 
 def _from_its_result(job: Job) -> str:
     """How what it has learned can be learned on."""
-    written = [event["path"] for event in job.story().saved if Path(event["path"]).is_file()]
+    written = [event["path"] for event in job.story().saved if paths.is_file(Path(event["path"]))]
     if not written:
         return ""
     if not (chosen := settings.parse(job.settings())).is_full:

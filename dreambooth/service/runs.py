@@ -8,7 +8,7 @@ from typing import Any
 
 from dreambooth.core import job_list, project, settings
 from dreambooth.core.errors import Problem, UserError
-from dreambooth.core.files import confinement
+from dreambooth.core.files import confinement, paths
 from dreambooth.core.job_folder import Job, Request
 from dreambooth.core.job_history import Event, JobHistory
 from dreambooth.core.models import checkpoint
@@ -123,7 +123,7 @@ def _newest_output(opened: Project) -> Path | None:
     """The last file that a run of this model wrote and that is still there."""
     for job in reversed(job_list.runs(opened)):
         for event in reversed(job.story().saved):
-            if Path(event["path"]).exists():
+            if paths.is_file(Path(event["path"])):
                 return Path(event["path"])
     return None
 
@@ -159,7 +159,7 @@ def written_to(opened: Project, file: str) -> list[tuple[Job, Event]]:
         (job, event)
         for job in reversed(job_list.runs(opened))
         for event in written(job.story())
-        if event["path"] == file and Path(file).exists()
+        if event["path"] == file and paths.is_file(Path(file))
     ]
     if not found:
         raise UserError(
@@ -181,5 +181,5 @@ def outputs(opened: Project) -> list[dict[str, Any]]:
         for job in reversed(job_list.runs(opened))
         for story in [job.story()]
         for event in written(story)
-        if Path(event["path"]).exists()
+        if paths.is_file(Path(event["path"]))
     ]

@@ -144,6 +144,26 @@ def test_an_sdxl_yaml_names_the_scaling_of_its_denoiser(
     assert ("it predicts" in seen.reason) == (found[0] == "EDMScaling")
 
 
+@pytest.mark.parametrize(
+    ("tensors", "teller"),
+    [
+        ({f"{UNET}x.weight": ("F8_E4M3", [4], 4), f"{UNET}x.scale_weight": ("F32", [], 4)}, "x.scale_weight"),
+        ({f"{UNET}x.weight": ("F8_E4M3", [4], 4), f"{UNET}x.weight_scale": ("F32", [], 4)}, "x.weight_scale"),
+        ({f"{UNET}x.weight": ("I8", [4], 4)}, "x.weight"),
+        ({f"{UNET}x.weight": ("U8", [2, 1], 2), f"{UNET}x.weight.absmax": ("F32", [1], 4)}, "x.weight.absmax"),
+        ({f"{UNET}x.weight": ("F8_E4M3", [4], 4)}, ""),
+        ({"cond_stage_model.transformer.text_model.embeddings.position_ids": ("I64", [1], 8)}, ""),
+    ],
+)
+def test_weights_that_are_kept_as_other_numbers_are_not_taken_for_what_they_seem(
+    tmp_path: Path, tensors: dict[str, tuple[str, list[int], int]], teller: str
+) -> None:
+    """As ComfyUI and bitsandbytes write them; those in 8 bits that nothing scales are what they are."""
+    reason = about(tmp_path, {**PARTS, **CLIP, **tensors}).reason
+    said = f"its weights are quantized, as {UNET}{teller} tells, and cannot be read here; get it in fp16"
+    assert reason == (said if teller else "")
+
+
 @pytest.mark.parametrize("mark", ["edm_mean", "edm_vpred.sigma_max"])
 def test_a_file_of_continuous_noise_levels_is_not_taken_for_one_of_timesteps(tmp_path: Path, mark: str) -> None:
     """Playground 2.5 and CosXL, which WebUIs tell by these; saved by ComfyUI the latter has v_pred, too."""

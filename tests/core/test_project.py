@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from dreambooth.core.errors import UserError
 from dreambooth.core.install_paths import MINIATURE
 from dreambooth.core.project import Folders
 from dreambooth.core.settings import RENAMED, parse
+from tests.conftest import needs_links
 
 
 @pytest.mark.parametrize(
@@ -68,6 +70,21 @@ def test_bad_settings_leave_nothing_behind(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"lora\.rank"):
         project.create(Folders(tmp_path), "x", MINIATURE, {"lora.rank": 0})
     assert not list(tmp_path.iterdir())
+
+
+@needs_links
+def test_a_checkpoint_on_a_drive_that_does_not_answer_is_said(tmp_path: Path) -> None:
+    """To ask whether it is there is an error then, as it is in a folder that may not be looked into."""
+    source = tmp_path / "drive" / "m.safetensors"
+    source.parent.mkdir()
+    source.write_bytes(MINIATURE.read_bytes())
+    made = project.create(Folders(tmp_path), "x", source)
+    source.parent.rename(tmp_path / "away")
+    source.parent.symlink_to("x" * 300)
+    assert re.match(f"{source}: .* cannot be reached .*; look at its drive and its rights", made.problem)
+    for origin in ({}, {"vae": str(source)}):
+        with pytest.raises(UserError, match="cannot be reached"):
+            project.create(Folders(tmp_path), "y", MINIATURE if origin else source, origin=origin)
 
 
 def test_an_unknown_model_lists_the_known(tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -278,5 +280,11 @@ def test_what_an_export_left_that_was_killed_is_swept_away_by_the_next(
     for place in (old, new):
         place.mkdir()
     os.utime(old, (0, 0))
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    at_work = f".{os.getppid()}.x.partial.safetensors"
+    for name in (at_work, f".{ended.pid}.x.partial.safetensors", ".mine.partial.safetensors"):
+        (tmp_path / name).touch()
     assert Path(exported(small[0], base=True, to=str(tmp_path / "folder"))["path"]).is_dir()
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".exporting-new", "folder"]
+    left = {".exporting-new", "folder", at_work, ".mine.partial.safetensors"}
+    assert {path.name for path in tmp_path.iterdir()} == left

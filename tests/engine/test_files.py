@@ -122,6 +122,23 @@ def test_a_checkpoint_in_8_bits_is_written_as_a_pickle(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("kind", ["sd1", "sd2", "sdxl"])
+def test_a_pickle_of_8_bits_or_of_matrices_that_lie_turned_is_read(tmp_path: Path, kind: str, *, zipped: bool) -> None:
+    """Numbers of 8 bits have no kind of storage of their own; any program that has turned a matrix may save it so."""
+    plain = load_file(tiny.write_original(tmp_path / "x.safetensors", kind, torch.float16))
+    for name, weight in plain.items():
+        if weight.dim() > 1 and name.startswith("model.diffusion_model."):
+            plain[name] = weight.to(torch.float8_e4m3fn)
+    save_file(plain, tmp_path / "x.safetensors")
+    turned = {name: one.t().contiguous().t() if one.dim() == 2 else one for name, one in plain.items()}
+    torch.save({"state_dict": turned}, tmp_path / "x.ckpt", _use_new_zipfile_serialization=zipped)
+    one, other = open_source(tmp_path / "x.safetensors"), open_source(tmp_path / "x.ckpt")
+    assert one.tensors.keys() == other.tensors.keys()
+    assert all(one.tensors[name].dtype == other.tensors[name].dtype for name in one.tensors)
+    assert all(torch.equal(one.read(name).float(), other.read(name).float()) for name in one.tensors)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
 def test_what_training_scripts_leave_beside_the_weights_is_passed_over(tmp_path: Path, *, zipped: bool) -> None:
     """A module's own state with its version, callbacks by their types, a schedule's counter, sets, large numbers."""
     module = torch.nn.Linear(2, 3)
@@ -209,6 +226,13 @@ def test_the_sources_yaml_is_taken_over_only_where_it_is_true(
             assert webui_config.prediction(written.read_text(), model.family) == model.prediction_type
 
 
+def test_the_yaml_of_another_model_is_not_a_folders_of_a_name_with_a_dot(tmp_path: Path) -> None:
+    source = open_source(tiny.write_folder(tmp_path / "m-v1.5", "sd1"))
+    (tmp_path / "m-v1.yaml").write_text("model:\n  params:\n    parameterization: eps\n")
+    with webui_yaml.beside(tmp_path / "y.safetensors", source, families.skeleton(source)):
+        assert not (tmp_path / "y.yaml").exists()
+
+
 @pytest.mark.parametrize("suffix", [".yaml", ".ckpt", ".safetensors"])
 def test_a_result_takes_no_name_that_another_checkpoint_has(tmp_path: Path, suffix: str) -> None:
     made, chosen = tiny_project(tmp_path), parse({"general.method": "full"})
@@ -256,6 +280,30 @@ def test_a_write_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(UserError, match="No space left"):
         write_tensors(tmp_path / f"x{suffix}", {"x": torch.ones(1)}, {})
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".ckpt"])
+def test_a_name_as_long_as_the_disk_takes_is_written(tmp_path: Path, suffix: str) -> None:
+    longest = tmp_path / f"{'字' * 81}{suffix}"
+    write_tensors(longest, {"x": torch.ones(1)}, {})
+    assert [path.name for path in tmp_path.iterdir()] == [longest.name]
+    too_long = tmp_path / f"{'字' * 90}{suffix}"
+    with pytest.raises(UserError, match=f"^{too_long}: the file cannot be written "):
+        write_tensors(too_long, {"x": torch.ones(1)}, {})
+
+
+def test_a_source_that_vanishes_while_it_is_copied_is_the_one_that_is_named(tmp_path: Path) -> None:
+    source = open_source(tiny.write_original(tmp_path / "x.safetensors", "sd1"))
+    (tmp_path / "x.safetensors").unlink()
+    with pytest.raises(UserError, match=f"^{tmp_path}/x.safetensors: the file cannot be read .* put it back"):
+        write(tmp_path / "y.safetensors", original.trained_entries(source, {}, "sd1", half=False), {})
+    assert not list(tmp_path.iterdir())
+
+
+def test_where_a_file_is_in_place_of_the_folder_the_one_that_was_meant_is_named(tmp_path: Path) -> None:
+    (tmp_path / "star").touch()
+    with pytest.raises(UserError, match=f"^{tmp_path}/star/x.safetensors: the file cannot be written "):
+        write_tensors(tmp_path / "star" / "x.safetensors", {"x": torch.ones(1)}, {})
 
 
 @pytest.mark.parametrize(

@@ -211,7 +211,7 @@ def test_what_does_not_fit_is_named_and_leaves_no_job(small_disk: Path) -> None:
 def test_a_result_whose_name_is_too_long_pauses_the_run_with_its_state(tmp_path: Path) -> None:
     """A model of that name can no longer be made, but there are some."""
     made = tiny_project(tmp_path)
-    longest = made.folder.rename(made.folder.with_name("字" * 80))
+    longest = made.folder.rename(made.folder.with_name("𠮷" * 61))
     job = new_run(project.read(longest, tmp_path), **LORA)
     assert worker.run(job) == "paused"
     assert job.states() == [1] and "cannot be written" in told(job, "warning")[0]["text"]

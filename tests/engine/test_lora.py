@@ -212,6 +212,42 @@ def test_pefts_own_folder_says_its_alpha(base: Path, kind: str, tmp_path: Path) 
     assert [layer.alpha for layer in layers.values()] == [8.0]
 
 
+@pytest.mark.parametrize(
+    ("content", "alpha"),
+    [
+        (b'\xef\xbb\xbf{"lora_alpha": 8}', 8.0),  # as some editors of Windows write it
+        (b'{"lora_alpha": 8', None),
+        (b'["lora_alpha", 8]', None),
+        (b'{"lora_alpha": "8"}', None),
+        ('{"lora_alpha": 8}'.encode("utf-16"), None),
+    ],
+)
+def test_a_configuration_that_is_damaged_refuses_the_file(
+    base: Path, kind: str, content: bytes, alpha: float | None, tmp_path: Path
+) -> None:
+    """Without it the layers would count as strongly as they happen to have ranks."""
+    own, name = open_source(base), "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
+    key, file = f"base_model.model.{name}", tmp_path / "adapter_model.safetensors"
+    save_file({f"{key}.lora_A.weight": torch.ones(2, 32), f"{key}.lora_B.weight": torch.ones(32, 2)}, file)
+    (tmp_path / "adapter_config.json").write_bytes(content)
+    if alpha:
+        assert [layer.alpha for layer in lora.read(file, weights(own), kind).values()] == [alpha]
+        return
+    with pytest.raises(UserError, match=f"^{tmp_path}/adapter_\\w+.* is damaged; download or copy it again"):
+        lora.read(file, weights(own), kind)
+
+
+@pytest.mark.parametrize("broken", ["lora_down.weight", "lora_up.weight", "alpha"])
+def test_a_lora_of_values_that_are_not_finite_is_refused(base: Path, kind: str, broken: str, tmp_path: Path) -> None:
+    """A model with it would draw nothing but black, and a run that went on from it would blame its pictures."""
+    key = "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn1_to_q"
+    own = {"lora_down.weight": torch.ones(2, 32), "lora_up.weight": torch.ones(32, 2), "alpha": torch.tensor(2.0)}
+    own[broken].view(-1)[0] = torch.nan
+    save_file({f"{key}.{name}": tensor for name, tensor in own.items()}, tmp_path / "x.safetensors")
+    with pytest.raises(UserError, match=f"its layer {key} holds values that are not finite"):
+        lora.read(tmp_path / "x.safetensors", weights(open_source(base)), kind)
+
+
 @pytest.mark.parametrize("by_root", [False, True])
 @pytest.mark.parametrize("spelled", ["diffusers", "peft"])
 def test_layers_count_as_strongly_as_in_peft(
@@ -304,10 +340,20 @@ def test_a_convolution_in_three_parts_is_added_as_the_whole() -> None:
     ("tensors", "said"),
     [
         ({"lora_unet_nowhere.lora_down.weight": (2, 4), "lora_unet_nowhere.lora_up.weight": (4, 2)}, "no place"),
+        (
+            {
+                f"{key}.{side}.weight": shape
+                for key in ("lora_unet_conv_in", "unet.conv_in")
+                for side, shape in (("lora_down", (2, 4)), ("lora_up", (4, 2)))
+            },
+            "lora_unet_conv_in and unet.conv_in change one and the same weight",
+        ),
         ({"lora_unet_conv_in.lora_down.weight": (2, 4)}, "incomplete"),
         ({"lora_unet_conv_in.lora_up.weight": (4, 2), "lora_unet_conv_in.scalar": (1,)}, "conv_in.scalar is of a kind"),
         ({"lora_unet_conv_in.oft_diag": (2, 4, 4), "lora_unet_conv_out.hada_w1_a": (2, 4)}, "LyCORIS"),
         ({"lora_unet_conv_in.oft_blocks": (2, 2, 4, 4)}, "incomplete"),
+        ({"lora_unet_conv_in.lora_down.weight": (0, 4), "lora_unet_conv_in.lora_up.weight": (4, 0)}, "incomplete"),
+        ({"lora_unet_conv_in.lora_down.weight": (4,), "lora_unet_conv_in.lora_up.weight": (4,)}, "incomplete"),
         ({"lora_unet_conv_in.hada_w1_a": (2, 4)}, "incomplete"),
         ({"lora_unet_conv_in.lokr_w1": (2, 4), "lora_unet_conv_in.lokr_w2_a": (2, 4)}, "incomplete"),
         (

@@ -68,7 +68,7 @@ def test_a_file_is_judged_by_its_header(
 
 def test_one_that_is_not_there_and_one_of_another_family(star: Project, tmp_path: Path) -> None:
     assert "there is no such file" in told(star, tmp_path / "gone.safetensors")[0]
-    assert told(star, star.source) == [f"{star.source}: this is not a LoRA file."], "a whole checkpoint"
+    assert told(star, star.source) == [f"{star.source}: this is not a LoRA file; name another."], "a whole checkpoint"
     other = tiny_project(tmp_path, "sdxl")
     lora = saved(train(other, **{"general.method": "lora", "general.resolution": 64}))[0]
     assert "has no place in this model; it belongs to another kind" in told(star, lora)[0]

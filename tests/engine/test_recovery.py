@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import mmap
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+from dreambooth.core import job_folder
 from dreambooth.core.errors import UserError
 from dreambooth.core.install_paths import MINIATURE
 from dreambooth.core.job_folder import Job
@@ -232,6 +235,14 @@ def test_with_too_little_memory_it_goes_on_with_less(star: Project, monkeypatch:
     assert same_weights(output(whole), output(job)), "checkpointing changes no bit"
 
 
+def test_a_run_that_was_killed_at_its_first_state_has_learned_nothing_to_be_kept_at_a_stop(star: Project) -> None:
+    job = new_run(star, **LORA)
+    (job.state / ".saving").mkdir(parents=True)
+    job.request("stop")
+    assert worker.run(job) == "stopped"
+    assert not saved(job) and not told(job, "step")
+
+
 def test_the_curve_of_a_run_that_begins_anew_begins_anew(star: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dreambooth.engine.training.step_metrics.REPORT_SECONDS", 0.0)
     at_batches(monkeypatch, {2}, raise_out_of_memory)
@@ -317,6 +328,25 @@ def test_previews_without_memory_are_drawn_smaller_and_cost_no_training(
     assert failed == [2, 1]
     assert [event["images"] for event in told(job, "preview")] == [0, 5]
     assert told(job, "resumed") == []
+
+
+def test_a_disk_that_takes_no_change_of_the_settings_costs_previews_and_no_training(
+    star: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, text: str) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(hooks.preview, "make", lambda *given, **more: raise_out_of_memory(given))
+    monkeypatch.setattr(job_folder, "write_json", full)
+    job = train(star, **{"previews.count": 1, "previews.steps": 1, "batching.class_batch_size": 2})
+    said = {event["text"] for event in told(job, "warning")}
+    assert said and all("changes.json" in one and one.endswith("left out; the run goes on.") for one in said)
+    at_batches(monkeypatch, {2}, raise_out_of_memory)
+    job = new_run(star, **EACH_STEP, **{"batching.train_batch_size": 2})
+    with pytest.raises(UserError, match=r"changes\.json: .* cannot be written .*; mend that and resume the run"):
+        worker.run(job)
+    monkeypatch.undo()
+    assert worker.run(job) == "done"
 
 
 def short_while_saving(monkeypatch: pytest.MonkeyPatch, times: int) -> None:

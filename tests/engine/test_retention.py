@@ -20,7 +20,7 @@ from dreambooth.core.project import Folders, Project, open_project
 from dreambooth.engine import worker
 from dreambooth.engine.run import retention
 from dreambooth.engine.training.validation import Validation
-from dreambooth.service import resume_run
+from dreambooth.service import resume_run, runs
 from tests.conftest import needs_links
 from tests.engine.runs import LORA, folders, new_run, saved, tiny_project, told, train
 from tests.engine.test_faults import finished, start
@@ -63,6 +63,23 @@ def test_the_newest_the_last_and_what_a_person_asked_for_stay(star: Project, mon
     assert [path.name for path in saved(job)] == [f"sd1_{one}.safetensors" for one in ("10-2", "20", "25", "30")]
     assert files(star) == {path.name for path in saved(job)}
     assert [Path(event["path"]).stem for event in told(job, "removed")] == ["sd1_5", "sd1_10", "sd1_15"]
+
+
+@needs_links
+def test_a_drive_of_results_that_does_not_answer_ends_no_run(star: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one of the network that is gone: even to ask whether a file is there is an error."""
+
+    def lose(result: Path) -> None:
+        result.parent.rename(result.parent.with_name("gone"))
+        result.parent.symlink_to("x" * 300)
+
+    after_first(monkeypatch, lose)
+    job = new_run(star, **ONE)
+    assert worker.run(job) == "paused"
+    assert [event["images"] for event in told(job, "saved")] == [5]
+    assert all("cannot be written" in event["text"] for event in told(job, "warning"))
+    assert job.states() == [6]
+    assert runs.outputs(star) == [] and runs.weights(star, "", base=False) is None
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from dreambooth.core.job_folder import BEFORE, Ending, Job
 from dreambooth.core.project import Folders, Project
 from dreambooth.core.settings import parse
 from dreambooth.engine import families, plan, worker
+from dreambooth.engine.checkpoints import lora_header
 from dreambooth.engine.checkpoints.source import open_model
 from dreambooth.engine.data import cache, cropping
 from dreambooth.engine.data.decoding import decode
@@ -459,6 +460,22 @@ def test_trouble_with_previews_of_the_best_ends_no_run(
     job = train(project, **HELD, **PREVIEWS)
     assert any(said in event["text"] for event in told(job, "warning"))
     assert kept(job) == [8, 24]
+
+
+def test_a_best_that_vanishes_while_it_is_to_be_drawn_ends_no_run(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Validation, "measure", goes(0.1, 0.3, 0.2, 0.25, 0.1, 0.0))
+    outlines = lora_header.outlines
+
+    def vanishing(header: Any, *rest: Any) -> Any:
+        header.path.unlink()
+        return outlines(header, *rest)
+
+    monkeypatch.setattr(lora_header, "outlines", vanishing)
+    job = train(project, **HELD, **PREVIEWS)
+    (said,) = [event["text"] for event in told(job, "warning") if "no previews" in event["text"]]
+    assert "_8.safetensors: it cannot be read (No such file or directory)" in said
 
 
 @pytest.mark.thorough

@@ -201,6 +201,15 @@ def test_a_folder_that_cannot_be_made_is_named(hub: Hub, tmp_path: Path) -> None
     assert f"{out}: the folder cannot be made (File exists)" in said.stderr
 
 
+def test_a_download_that_cannot_be_written_is_no_fault_of_the_hub(hub: Hub, tmp_path: Path) -> None:
+    out = Folders(tmp_path / "models").downloads / HubModel("someone/tiny-sd2", "", "").folder_name
+    out.mkdir(parents=True)
+    (out / ".cache").touch()  # where the hub's library writes what is not whole yet
+    said = create(hub, tmp_path, "someone/tiny-sd2")
+    assert said.returncode == 2
+    assert f"{out}/.cache/huggingface: the download cannot be written (Not a directory); mend that" in said.stderr
+
+
 def test_the_network_is_asked_for_nothing_else(hub: Hub, tmp_path: Path) -> None:
     before = len(hub.asked)
     assert create(hub, tmp_path, "nowhere.safetensors").returncode == 2

@@ -46,8 +46,7 @@ def staged(path: Path, *, private: bool = False) -> Iterator[Path]:
             raise
         raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
-        with contextlib.suppress(OSError):  # what went wrong is told, not that it could not be tidied up
-            name.unlink(missing_ok=True)
+        discard(name)
 
 
 def _is_private(path: Path) -> bool:
@@ -80,6 +79,12 @@ def remove(path: Path) -> bool:
     except FileNotFoundError:
         return False
     return True
+
+
+def discard(path: Path) -> None:
+    """Removes what was written in vain, as far as that can be removed: what went wrong before is told, not this."""
+    with contextlib.suppress(OSError):
+        remove(path)
 
 
 def remove_folder(folder: Path) -> None:

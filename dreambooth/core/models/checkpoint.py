@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from dreambooth.core.errors import UserError
+from dreambooth.core.files import paths
 from dreambooth.core.models import embedding_file, webui_config
-from dreambooth.core.models.diffusers_folder import PARTS, read_folder, read_part
+from dreambooth.core.models.diffusers_folder import INDEX, PARTS, read_folder, read_part
 from dreambooth.core.models.families import (
     FAMILIES,
     FAMILIES_BY_CONTEXT,
@@ -25,6 +26,8 @@ from dreambooth.core.models.pickle_file import read_pickle
 
 PRECISIONS = {"F32": "fp32", "F16": "fp16", "BF16": "bf16", "F64": "fp64", "F8_E4M3": "fp8", "F8_E5M2": "fp8"}
 
+_WHOLE_NUMBERS = ("I64", "I32", "I16", "I8", "U8", "BOOL")
+
 UNET = "model.diffusion_model."
 VAE = "first_stage_model."
 EMA = "model_ema."
@@ -37,6 +40,8 @@ _TEXT = {
     "sdxl": ("conditioner.embedders.0.transformer.", "conditioner.embedders.1.model."),
 }
 _KNOWN = (UNET, VAE, EMA, "cond_stage_model.", "conditioner.")
+# Beside quantized weights: what ComfyUI and bitsandbytes multiply them by, without which they are other numbers.
+_SCALES = re.compile(r"\.(scaled_fp8|scale_weight|weight_scale|comfy_quant|SCB|weight\.(absmax|quant_map))$")
 # What else people have in the same folder: a tensor's name that tells it, and what it is.
 _OTHERS = (
     (r"(^|\.)double_blocks\.\d", "it is a Flux model"),
@@ -86,6 +91,13 @@ class About:
 
 def read_header(path: Path) -> Header:
     """The contents of a model file or Diffusers folder. Raises UserError in one sentence for everything else."""
+    try:
+        return _header(path)
+    except OSError as error:  # a folder that may not be looked into, or a drive that does not answer
+        raise UserError(f"{path}: it cannot be reached ({error.strerror}); look at its drive and its rights.") from None
+
+
+def _header(path: Path) -> Header:
     if path.is_dir():
         return read_folder(path)
     if not path.exists():
@@ -100,7 +112,7 @@ def read_header(path: Path) -> Header:
 
 def read_vae(path: Path) -> dict[str, Tensor]:
     """The tensors of a VAE: its own file, a whole checkpoint's, a Diffusers folder's or its part's. Names as there."""
-    if path.is_dir() and not (path / "model_index.json").exists():
+    if paths.is_folder(path) and not paths.is_file(path / INDEX):
         tensors = read_part(path)
     else:
         tensors = read_header(path).tensors
@@ -108,7 +120,7 @@ def read_vae(path: Path) -> dict[str, Tensor]:
         inside = {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
         tensors = inside or tensors
     if not any(name.startswith("decoder.conv_in.") for name in tensors):
-        raise UserError(f"{path}: this is no VAE of Stable Diffusion.")
+        raise UserError(f"{path}: this is no VAE of Stable Diffusion; name another file.")
     return {name: t for name, t in tensors.items() if name.startswith(("encoder.", "decoder.", "quant", "post_quant"))}
 
 
@@ -200,13 +212,13 @@ def _describe_checkpoint(header: Header, about: About, origin: Origin) -> None:
     about.has_vae = bool(origin.vae) or any(name.startswith((VAE, "vae/")) for name in names)
     about.has_text_encoder = _has_text(header, about.family)
     about.has_ema = any(name.startswith(EMA) and name not in (f"{EMA}decay", f"{EMA}num_updates") for name in names)
-    channels = _channels(names)
+    channels, quantized = _channels(names), _quantized(names)
     about.inpainting = channels == 9
     about.stray = [name for name in names if not header.configs and not name.startswith(_KNOWN)][:10]
     about.prediction_type, about.known_by = _prediction(header, about.family, origin)
     about.zero_terminal_snr = _zero_terminal_snr(header, origin)
     about.resolution = origin.resolution or _resolution(header, about)
-    about.reason = _why_not(about, channels, origin, own if _has_text(header, own) else "")
+    about.reason = _why_not(about, channels, origin, own if _has_text(header, own) else "", quantized)
 
 
 def _family(header: Header) -> str:
@@ -236,6 +248,12 @@ def _has_text(header: Header, family: str) -> bool:
 def _channels(names: Mapping[str, Tensor]) -> int:
     first = names.get(f"{UNET}input_blocks.0.0.weight") or names.get("unet/conv_in.weight")
     return first.shape[1] if first and len(first.shape) == 4 else 0
+
+
+def _quantized(names: Mapping[str, Tensor]) -> str:
+    """A tensor that tells that weights are kept as other numbers than they are; empty without any."""
+    whole = (name for name, one in names.items() if name.endswith(".weight") and one.dtype in _WHOLE_NUMBERS)
+    return next((name for name in names if _SCALES.search(name)), next(whole, ""))
 
 
 def _prediction(header: Header, family: str, origin: Origin) -> tuple[str, str]:
@@ -300,12 +318,13 @@ _CHANNELS = {
 }
 
 
-def _why_not(about: About, channels: int, origin: Origin, family_of_text: str) -> str:
+def _why_not(about: About, channels: int, origin: Origin, family_of_text: str, quantized: str) -> str:
     """Why a checkpoint cannot be trained from; empty if it can."""
     known = about.family in FAMILIES
     ztsnr_epsilon = about.zero_terminal_snr and about.prediction_type != "v_prediction"
     reasons = {
         "it is SDXL's refiner, which cannot be trained; name the base model": about.family == "refiner",
+        f"its weights are quantized, as {quantized} tells, and cannot be read here; get it in fp16": bool(quantized),
         "it is of an unknown kind; Stable Diffusion 1, 2 and SDXL can be trained (say which with --family)": not known,
         _CHANNELS.get(channels, f"its UNet takes {channels} channels instead of 4"): channels not in (4, 9),
         f"it is {FAMILIES.get(family_of_text)} and not {FAMILIES.get(about.family)}; name another file, or leave its "

@@ -58,11 +58,14 @@ class Tensor:
         return prod(self.shape)
 
     def rows(self, part: int, parts: int) -> Tensor:
-        """The rows of one of several equal parts. Raises ValueError if they are not equal or lie in another order."""
-        if self.stride is not None or not self.shape or self.shape[0] % parts:
+        """The rows of one of several equal parts. Raises ValueError if they are not equal."""
+        if not self.shape or self.shape[0] % parts:
             raise ValueError(self.shape)
-        size = (self.end - self.start) // parts
         shape = (self.shape[0] // parts, *self.shape[1:])
+        if self.stride is not None:
+            before = part * shape[0] * self.stride[0] * BYTES_PER_VALUE[self.dtype]
+            return replace(self, shape=shape, start=self.start + before)
+        size = (self.end - self.start) // parts
         return replace(self, shape=shape, start=self.start + part * size, end=self.start + (part + 1) * size)
 
     def first_rows(self, count: int) -> Tensor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 import pickle
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from dreambooth.core.models.model_file import MAX_SIDES
@@ -40,6 +40,8 @@ _STORAGES = {
     "storage.UntypedStorage": "U8",
 }
 _REBUILD = ("torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor")
+_REBUILD_TYPED = "torch._utils._rebuild_tensor_v3"  # of numbers that have no kind of storage of their own
+_TYPES = {"torch.float8_e4m3fn": "F8_E4M3", "torch.float8_e5m2": "F8_E5M2"}
 _PARAMETER = "torch._utils._rebuild_parameter"
 _PARAMETERS = "torch.nn.modules.container.ParameterDict"  # what the first textual inversions lie in
 _DICTIONARIES = ("collections.OrderedDict", "collections.defaultdict", "builtins.dict")
@@ -96,6 +98,11 @@ class _Mark:
         if self.name in _REBUILD:
             storage, offset, shape, stride = arguments[:4]
             return Stored(storage, _number(offset), _numbers(shape), _numbers(stride))
+        if self.name == _REBUILD_TYPED:
+            storage, offset, shape, stride, kind = *arguments[:4], arguments[6]
+            if isinstance(kind, _Mark) and kind.name in _TYPES:
+                typed = replace(storage, dtype=_TYPES[kind.name])
+                return Stored(typed, _number(offset), _numbers(shape), _numbers(stride))
         if self.name == _PARAMETER:
             return arguments[0]
         if self.name in _DICTIONARIES:

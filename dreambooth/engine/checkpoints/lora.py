@@ -49,12 +49,16 @@ def lora_tensors(parts: Mapping[str, nn.Module], family: str, *, half: bool) -> 
 def read(path: Path, weights: Iterable[str], family: str) -> dict[str, AnyLayer]:
     """The layers of a LoRA file by the weight that each changes; `weights` are a model's, by their own names.
 
-    Raises UserError if the file is no LoRA, is damaged, or has a layer that this model has no place for.
+    Raises UserError if the file is no LoRA, is damaged, has a layer that this model has no place for, or values that
+    are not finite.
     """
     header, files = lora_header.open_file(path), Files()
     layers, configured = {}, peft_config.read(header)
     for weight, outline in lora_header.outlines(header, weights, family).items():
         parts = {what: files.read(tensor) for what, tensor in outline.tensors.items()}
+        unbounded = {"alpha"} if outline.kind == "oft" else set[str]()  # as an infinite one says, too
+        if not all(torch.isfinite(tensor.float()).all() for what, tensor in parts.items() if what not in unbounded):
+            raise UserError(f"{path}: its layer {outline.key} holds values that are not finite; this LoRA is broken.")
         own_rank = lora_layers.rank({what: tensor.shape for what, tensor in parts.items()})
         assumed = 0.0 if outline.kind == "oft" else peft_config.alpha(configured, outline.key, own_rank)
         alpha = parts["alpha"].item() if "alpha" in parts else assumed

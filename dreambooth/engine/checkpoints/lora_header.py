@@ -7,6 +7,7 @@ import re
 import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
 
 from dreambooth.core.errors import UserError
@@ -75,7 +76,7 @@ def open_file(path: Path) -> Header:
     if other := next((name for name in header.tensors if _OTHER_KINDS.search(name)), None):
         raise UserError(f"{path}: this LyCORIS file ({other}) cannot be read; only LoRA, DoRA, LoHa, LoKr and OFT can.")
     if checkpoint.describe(header).kind != "lora":
-        raise UserError(f"{path}: this is not a LoRA file.")
+        raise UserError(f"{path}: this is not a LoRA file; name another.")
     return header
 
 
@@ -95,14 +96,20 @@ def outlines(header: Header, weights: Iterable[str], family: str) -> dict[str, O
     for key, tensors in collected.items():
         if key not in places:
             raise UserError(f"{path}: its layer {key} has no place in this model; it belongs to another kind.")
-        kind = _kind({what: tensor.shape for what, tensor in tensors.items()})
-        if not kind or ("alpha" in tensors and tensors["alpha"].values != 1):
-            raise UserError(f"{path}: its layer {key} is incomplete; the file is damaged.")
+        if twin := found.get(places[key]):
+            raise UserError(
+                f"{path}: its layers {twin.key} and {key} change one and the same weight, where readers take both or "
+                "one; take another file."
+            )
         if "dora_scale" in tensors and (len(lengths := tensors["dora_scale"].shape) < 2 or lengths[0] != 1):
             raise UserError(
                 f"{path}: its layer {key} is a DoRA whose lengths are those of outputs, which WebUIs read in unlike "
                 "ways; only those of inputs can be read."
             )
+        shapes = {what: tensor.shape for what, tensor in tensors.items()}
+        kind, alpha = _kind(shapes), shapes.pop("alpha", ())
+        if not kind or prod(alpha) != 1 or not all(len(shape) > 1 and all(shape) for shape in shapes.values()):
+            raise UserError(f"{path}: its layer {key} is incomplete; the file is damaged.")
         found[places[key]] = Outline(kind, key, tensors)
     return found
 

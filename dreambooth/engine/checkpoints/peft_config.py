@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from dreambooth.core.errors import UserError
@@ -34,16 +36,19 @@ def read(header: Header) -> dict[str, Alphas]:
     """By the part that keys begin with, or under no name for all; empty without a configuration. diffusers has it in
     the file's metadata, peft beside the file. Raises UserError for one that cannot be read whole."""
     parts: dict[str, dict[str, Any]] = {}
-    entries = _object(header.metadata.get("lora_adapter_metadata", ""))
+    said = header.metadata.get("lora_adapter_metadata", "")
+    entries = _object(header.path, said) if said else {}
     for name, value in entries.items():
         part, _, key = name.partition(".")
         parts.setdefault(part, {})[key] = value
     beside = header.path.with_name("adapter_config.json")
     if not entries and header.path.stem == "adapter_model" and beside.is_file():
         try:
-            parts[""] = _object(beside.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise UserError(f"{beside}: the file cannot be read ({error}).") from None
+            parts[""] = _object(beside, beside.read_text(encoding="utf-8-sig"))
+        except OSError as error:
+            raise UserError(f"{beside}: the file cannot be read ({error.strerror}).") from None
+        except UnicodeDecodeError:
+            raise _damaged(beside) from None
     return {part: _alphas(header, config) for part, config in parts.items()}
 
 
@@ -65,8 +70,10 @@ def _alphas(header: Header, config: Mapping[str, Any]) -> Alphas:
             "known here, and without it the file would do something else than it was made for; take another file."
         )
     of_all = config.get("lora_alpha")
+    if of_all is not None and not _is_number(of_all):
+        raise _damaged(header.path)
     return Alphas(
-        float(of_all) if _is_number(of_all) else None,
+        None if of_all is None else float(of_all),
         {end.replace("\\", "").removesuffix("$"): float(alpha) for end, alpha in some.items()},
         config.get("use_rslora") is True,
     )
@@ -81,9 +88,15 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _object(text: str) -> dict[str, Any]:
-    try:
-        found = json.loads(text) if text else {}
-    except (ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
+def _object(path: Path, text: str) -> dict[str, Any]:
+    """The configuration in a text of a file. Raises UserError if that is damaged."""
+    with contextlib.suppress(ValueError, RecursionError):
+        if isinstance(found := json.loads(text), dict):
+            return found
+    raise _damaged(path)
+
+
+def _damaged(path: Path) -> UserError:
+    return UserError(
+        f"{path}: what it says of how strongly the LoRA's layers count is damaged; download or copy it again."
+    )

@@ -153,8 +153,8 @@ def open_model(project: Project, weights: Path | None = None) -> Source:
     """The checkpoint that a model was made from, or `weights`, a checkpoint that has been made of it."""
     if weights is not None and weights != project.source:
         return open_source(weights, project.reading)
-    if not project.source.exists():
-        raise UserError(project.problem)
+    if problem := project.problem:
+        raise UserError(problem)
     return open_source(project.source, project.origin)
 
 

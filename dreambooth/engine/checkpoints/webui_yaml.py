@@ -50,13 +50,13 @@ def _lying(target: Path, content: bytes | None) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        target.unlink(missing_ok=True)
+        atomic.discard(target)
         raise
 
 
 def _content(source: Source, model: Any) -> bytes | None:
     own = source.header.path.with_suffix(".yaml")
-    if own.is_file():
+    if own.is_file() and not source.header.configs:  # of a folder called m-v1.5 it would be m-v1's
         content = _read(own)
         if webui_config.prediction(content.decode(errors="replace"), model.family) == model.prediction_type:
             return content

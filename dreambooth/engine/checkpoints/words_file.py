@@ -22,6 +22,7 @@ from torch import Tensor
 
 from dreambooth.core import learned_words as words_module
 from dreambooth.core.errors import UserError
+from dreambooth.core.files import atomic
 from dreambooth.core.models import embedding_file
 from dreambooth.core.models.model_file import Header
 from dreambooth.engine.checkpoints.entry import Entry
@@ -106,7 +107,7 @@ def write_embeddings(
             files[word] = target
     except BaseException:
         for file in files.values():
-            file.unlink(missing_ok=True)
+            atomic.discard(file)
         raise
     return files
 

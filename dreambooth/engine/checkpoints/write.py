@@ -11,10 +11,11 @@ from io import RawIOBase
 from pathlib import Path
 from typing import BinaryIO
 
+import psutil
 from torch import Tensor
 
 from dreambooth.core.errors import UserError
-from dreambooth.core.files import atomic
+from dreambooth.core.files import atomic, file_names
 from dreambooth.core.models import checkpoint
 from dreambooth.core.models.model_file import PICKLES
 from dreambooth.core.models.model_file import Tensor as Place
@@ -47,7 +48,7 @@ def write(
 
     Raises UserError if it cannot be written, or if there is a file of this name: none is ever overwritten.
     """
-    staged = target.with_name(f".{os.getpid()}.{target.stem}{PARTIAL}{target.suffix}")
+    staged = target.with_name(file_names.cut(f".{os.getpid()}.{target.stem}", f"{PARTIAL}{target.suffix}"))
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with open(staged, "wb") as file:
@@ -64,9 +65,24 @@ def write(
             _move_to_free_name(staged, target)
         atomic.sync_folder(target.parent)
     except OSError as error:
-        raise UserError(f"{target}: the file cannot be written ({error.strerror}).") from None
+        raise UserError(_explain(error, staged, target)) from None
     finally:
-        staged.unlink(missing_ok=True)
+        atomic.discard(staged)
+
+
+def _explain(error: OSError, staged: Path, target: Path) -> str:
+    """What an error says of a file that was being written, or of one that its tensors were being read from."""
+    if error.filename and (file := Path(error.filename)) not in (staged, target, *target.parents):
+        return f"{file}: the file cannot be read ({error.strerror}), so {target} is not written; put it back."
+    return f"{target}: the file cannot be written ({error.strerror})."
+
+
+def sweep(folder: Path) -> None:
+    """Removes what engines that were killed have half written into a folder; those that are at work keep theirs."""
+    for path in folder.glob(f".*{PARTIAL}.*"):
+        number = path.name.split(".")[1]
+        if number.isdecimal() and not psutil.pid_exists(int(number)):
+            atomic.discard(path)
 
 
 def free_name(

@@ -30,8 +30,7 @@ def asked_to_end(job: Job) -> Ending | None:
 def ends_at_once(job: Job) -> tuple[str, ...]:
     """The requests that end a job before training begins. A run that has trained before is not simply ended by a stop:
     it goes on until its result is written."""
-    has_learned = job.state.is_dir() and any(job.state.iterdir())
-    return ("pause", "discard") if has_learned else ("pause", "stop", "discard")
+    return ("pause", "discard") if job.states() else ("pause", "stop", "discard")
 
 
 class Listener(threading.Thread):

@@ -193,7 +193,11 @@ class RunHooks:
             self.warn(Problem(left_out, "previews.count", "Draw fewer or smaller ones."))
             return False
         changes, name = reduction
-        work.job.change(changes)
+        try:
+            work.job.change(changes)
+        except UserError as error:
+            self.warn(error.and_then("These previews are left out; the run goes on."))
+            return False
         work.settings = settings_module.parse(work.job.settings())
         if not work.settings.tuning.cuda_graphs:
             self.release_cuda_graphs()

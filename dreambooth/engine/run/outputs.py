@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
 from torch import Tensor
 
 from dreambooth import __version__
 from dreambooth.core import learned_words, schema
+from dreambooth.core.files import atomic
 from dreambooth.core.models.model_file import SUFFIXES
 from dreambooth.core.project import Folders, Project
 from dreambooth.core.schema import to_flat
@@ -25,7 +25,7 @@ from dreambooth.core.settings.method import Lora
 from dreambooth.engine.checkpoints import lora, names, original, webui_yaml, words_file
 from dreambooth.engine.checkpoints.entry import Entry
 from dreambooth.engine.checkpoints.source import Source
-from dreambooth.engine.checkpoints.write import PARTIAL, free_name, write_tensors
+from dreambooth.engine.checkpoints.write import free_name, sweep, write_tensors
 from dreambooth.engine.checkpoints.write import write as write_file
 from dreambooth.engine.families.model import Model
 from dreambooth.engine.prompts.textual_inversion import Vectors
@@ -78,7 +78,7 @@ def save(
         write(target, project, settings, model, source, trained)
     except BaseException:  # also where a person discards the run
         for file in embeddings.values():
-            file.unlink(missing_ok=True)
+            atomic.discard(file)
         raise
     return Saved(target, embeddings)
 
@@ -159,12 +159,9 @@ def _touch(embeddings: Path) -> None:
 
 def remove_abandoned(folders: Folders) -> None:
     """Removes half-written files of engines that were killed; those of running engines stay."""
-    for folder in (folders.checkpoints, folders.loras, folders.embeddings):
-        for path in (*folder.glob(f".*{PARTIAL}.*"), *folder.glob(f"*/.*{PARTIAL}.*")):
-            number = path.name.split(".")[1]
-            if number.isdecimal() and not psutil.pid_exists(int(number)):
-                with contextlib.suppress(OSError):
-                    path.unlink()
+    for place in (folders.checkpoints, folders.loras, folders.embeddings):
+        for folder in (place, *place.glob("*/")):
+            sweep(folder)
 
 
 def checkpoint_kind(source: Source) -> str:

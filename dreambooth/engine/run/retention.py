@@ -10,6 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from dreambooth.core import result_files
+from dreambooth.core.files import paths
 from dreambooth.core.job_history import Event, JobHistory
 from dreambooth.core.settings import Settings, on_resume
 from dreambooth.engine.work import Work
@@ -38,7 +39,7 @@ def _former_bests(story: JobHistory) -> list[Event]:
 def written_of_best(story: JobHistory) -> Path | None:
     """The file of the best result; None where there is none."""
     written = (Path(event["path"]) for event in story.saved if story.best and event["images"] == story.best.images)
-    return next((path for path in written if path.is_file()), None)
+    return next((path for path in written if paths.is_file(path)), None)
 
 
 def _older(story: JobHistory, settings: Settings, images: int) -> list[Event]:
@@ -53,7 +54,7 @@ def _older(story: JobHistory, settings: Settings, images: int) -> list[Event]:
 
 def _on_the_way(story: JobHistory) -> list[Event]:
     """The results that were written at intervals and are there, the newest last."""
-    return [event for event in story.saved if event.get(ON_THE_WAY) and Path(event["path"]).is_file()]
+    return [event for event in story.saved if event.get(ON_THE_WAY) and paths.is_file(Path(event["path"]))]
 
 
 def is_passed(work: Work, images: int) -> bool:

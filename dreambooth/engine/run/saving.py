@@ -9,6 +9,7 @@ from typing import Any
 
 from dreambooth.core import result_files
 from dreambooth.core.errors import Problem, UserError
+from dreambooth.core.files import atomic, paths
 from dreambooth.core.settings import on_resume
 from dreambooth.core.settings.conflicts.of_optimizers import rates
 from dreambooth.engine import hardware, out_of_memory
@@ -26,7 +27,7 @@ def is_saved(work: Work, images: int) -> bool:
     """
     changes = on_resume.of_the_result(work.job.changes())
     return any(
-        event.get("images") == images and event.get("changes", {}) == changes and Path(event["path"]).is_file()
+        event.get("images") == images and event.get("changes", {}) == changes and paths.is_file(Path(event["path"]))
         for event in work.job.story().saved
     )
 
@@ -87,7 +88,7 @@ def _save_fitted_text(work: Work, session: Session, result: Path) -> None:
     try:
         imagic.save_embedding(work.project, result, session)
     except BaseException:  # also where a person discards the run
-        result.unlink(missing_ok=True)
+        atomic.discard(result)
         raise
 
 

@@ -92,7 +92,7 @@ def _state(job: Job, status: str) -> str:
     """What the buttons go by: an engine that broke can be resumed only from a state, and so can a run that ended by its
     patience."""
     if status in ("failed", "lost"):
-        return "resumable" if job.state.is_dir() and any(job.state.iterdir()) else "failed"
+        return "resumable" if job.states() else "failed"
     return "past-best" if status == "done" and resume_run.rests(job, status) else status
 
 
