@@ -270,15 +270,15 @@ def test_multi_resolution_noise_ends_where_one_side_is_a_single_value() -> None:
 
 def test_multi_resolution_noise_follows_its_equation_level_by_level() -> None:
     torch.manual_seed(5)
-    white = torch.randn(2, 4, 16, 24)
+    white = torch.randn(2, 4, 64, 96)  # a third level would have more than one value
     torch.manual_seed(9)
     made = noise.multi_resolution(white, 2, 0.5)
     torch.manual_seed(9)
     expected, scale = white + torch.randn_like(white), 1.0
     for level in (1, 2):
         scale *= 2 + 2 * torch.rand(()).item()
-        coarse = torch.randn(2, 4, int(16 / scale), int(24 / scale))
-        expected = expected + 0.5**level * torch.nn.functional.interpolate(coarse, (16, 24), mode="bilinear")
+        coarse = torch.randn(2, 4, int(64 / scale), int(96 / scale))
+        expected = expected + 0.5**level * torch.nn.functional.interpolate(coarse, (64, 96), mode="bilinear")
     assert torch.allclose(made, expected / expected.std((1, 2, 3), keepdim=True), atol=1e-6)
 
 
