@@ -386,12 +386,13 @@ def test_rounding_is_right_on_the_average() -> None:
 
 def test_the_chance_of_each_weight_and_step_is_its_own() -> None:
     exact, seen = torch.full((1000,), 1.001), []
-    for step, number in ((0, 0), (0, 1), (1, 0), (0, 0)):
-        torch.manual_seed(step)
+    large = 2**31 * 1_000_003  # as of the largest seed that can be set; its multiples have more than 64 bits
+    for seed, number in ((0, 0), (0, 1), (1, 0), (large, 0), (0, 0)):
+        torch.manual_seed(seed)
         seen.append(rounded(exact, number))
         torch.rand(7)  # what else is drawn in a step does not matter
-    assert torch.equal(seen[0], seen[3])
-    assert not any(torch.equal(one, other) for one, other in itertools.combinations(seen[:3], 2))
+    assert torch.equal(seen[0], seen[4])
+    assert not any(torch.equal(one, other) for one, other in itertools.combinations(seen[:4], 2))
 
 
 def test_a_hundred_weights_are_rounded_in_hardly_more_operations_than_it_draws() -> None:
