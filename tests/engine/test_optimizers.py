@@ -262,6 +262,15 @@ def test_betas_and_epsilon_reach_every_optimizer_that_has_them(name: str) -> Non
         assert not torch.equal(moved(name, epsilon=0.5), moved(name))
 
 
+@pytest.mark.parametrize("name", WORKING)
+def test_without_betas_and_epsilon_they_are_the_published_ones(name: str) -> None:
+    group, is_lion = made(name, problem()[0]).param_groups[0], name.startswith("lion")
+    if name != "adafactor":
+        assert tuple(group["betas"])[:2] == ((0.9, 0.99) if is_lion else (0.9, 0.999))
+    if not is_lion:
+        assert group["eps"] == {"came": (1e-30, 1e-16), "adafactor": 1e-30}.get(name, 1e-8)
+
+
 @pytest.mark.parametrize(("name", "beta1"), [*((name, 0.0) for name in WORKING), ("adafactor", 0.9)])
 def test_what_an_optimizer_keeps_is_what_is_counted(name: str, beta1: float) -> None:
     weight = nn.Parameter(torch.randn(512, 1024, generator=torch.Generator().manual_seed(0)))
