@@ -75,6 +75,12 @@ def changes_of(name: str) -> dict[str, Any]:
     return {"optimizer.name": name, **RATES.get(name, {})}
 
 
+def test_only_what_lends_a_cards_memory_does_not_work_without_one() -> None:
+    """What is refused here is left out of the tests below."""
+    pytest.importorskip("bitsandbytes")
+    assert {name for name in optimizers.RECIPES if not name.startswith("paged")} <= set(WORKING)
+
+
 @pytest.mark.parametrize("name", WORKING)
 def test_a_pause_changes_no_bit(star: Project, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Schedule-free's two sets of weights, Prodigy's estimate and 8-bit states are all in the state."""
