@@ -201,14 +201,16 @@ def test_the_settings_of_multi_resolution_noise_reach_what_the_unet_sees(
     assert not torch.allclose(seen[0], other, atol=1e-3)
 
 
-def test_a_concept_counts_by_its_weight(one_of_each: Model) -> None:
-    heavier = session(one_of_each, concepts=2, **{"concepts.1.loss_weight": 3.0})
-    plain = session(one_of_each, concepts=2)
-    concept = heavier.instances.concept[heavier.order.batch(0, 3)[0]].tolist()
+@pytest.mark.parametrize("weights", [(1.0, 3.0), (2.0, 2.0)])
+def test_a_concept_counts_by_its_weight(one_of_each: Model, weights: tuple[float, float]) -> None:
+    chosen = {f"concepts.{n}.loss_weight": weight for n, weight in enumerate(weights)}
+    weighed, plain = session(one_of_each, concepts=2, **chosen), session(one_of_each, concepts=2)
+    concept = weighed.instances.concept[weighed.order.batch(0, 3)[0]].tolist()
     assert set(concept) == {0, 1}
-    (_, subject, prior), seen = watched(heavier)
-    each = errors(one_of_each, clean(heavier)[0], seen).square().mean((1, 2, 3)).tolist()
-    assert subject == pytest.approx(sum(e * (1, 3)[c] for e, c in zip(each[:3], concept, strict=True)) / 3, abs=1e-5)
+    (_, subject, prior), seen = watched(weighed)
+    each = errors(one_of_each, clean(weighed)[0], seen).square().mean((1, 2, 3)).tolist()
+    expected = sum(e * weights[c] for e, c in zip(each[:3], concept, strict=True)) / 3
+    assert subject == pytest.approx(expected, abs=1e-5)
     assert prior == pytest.approx(watched(plain)[0][2], abs=1e-6)
 
 
@@ -270,15 +272,15 @@ def test_multi_resolution_noise_ends_where_one_side_is_a_single_value() -> None:
 
 def test_multi_resolution_noise_follows_its_equation_level_by_level() -> None:
     torch.manual_seed(5)
-    white = torch.randn(2, 4, 16, 24)
+    white = torch.randn(2, 4, 64, 96)  # a third level would have more than one value
     torch.manual_seed(9)
     made = noise.multi_resolution(white, 2, 0.5)
     torch.manual_seed(9)
     expected, scale = white + torch.randn_like(white), 1.0
     for level in (1, 2):
         scale *= 2 + 2 * torch.rand(()).item()
-        coarse = torch.randn(2, 4, int(16 / scale), int(24 / scale))
-        expected = expected + 0.5**level * torch.nn.functional.interpolate(coarse, (16, 24), mode="bilinear")
+        coarse = torch.randn(2, 4, int(64 / scale), int(96 / scale))
+        expected = expected + 0.5**level * torch.nn.functional.interpolate(coarse, (64, 96), mode="bilinear")
     assert torch.allclose(made, expected / expected.std((1, 2, 3), keepdim=True), atol=1e-6)
 
 

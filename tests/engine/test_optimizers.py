@@ -75,6 +75,12 @@ def changes_of(name: str) -> dict[str, Any]:
     return {"optimizer.name": name, **RATES.get(name, {})}
 
 
+def test_only_what_lends_a_cards_memory_does_not_work_without_one() -> None:
+    """What is refused here is left out of the tests below."""
+    pytest.importorskip("bitsandbytes")
+    assert {name for name in optimizers.RECIPES if not name.startswith("paged")} <= set(WORKING)
+
+
 @pytest.mark.parametrize("name", WORKING)
 def test_a_pause_changes_no_bit(star: Project, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Schedule-free's two sets of weights, Prodigy's estimate and 8-bit states are all in the state."""
@@ -262,6 +268,15 @@ def test_betas_and_epsilon_reach_every_optimizer_that_has_them(name: str) -> Non
         assert not torch.equal(moved(name, epsilon=0.5), moved(name))
 
 
+@pytest.mark.parametrize("name", WORKING)
+def test_without_betas_and_epsilon_they_are_the_published_ones(name: str) -> None:
+    group, is_lion = made(name, problem()[0]).param_groups[0], name.startswith("lion")
+    if name != "adafactor":
+        assert tuple(group["betas"])[:2] == ((0.9, 0.99) if is_lion else (0.9, 0.999))
+    if not is_lion:
+        assert group["eps"] == {"came": (1e-30, 1e-16), "adafactor": 1e-30}.get(name, 1e-8)
+
+
 @pytest.mark.parametrize(("name", "beta1"), [*((name, 0.0) for name in WORKING), ("adafactor", 0.9)])
 def test_what_an_optimizer_keeps_is_what_is_counted(name: str, beta1: float) -> None:
     weight = nn.Parameter(torch.randn(512, 1024, generator=torch.Generator().manual_seed(0)))
@@ -386,12 +401,13 @@ def test_rounding_is_right_on_the_average() -> None:
 
 def test_the_chance_of_each_weight_and_step_is_its_own() -> None:
     exact, seen = torch.full((1000,), 1.001), []
-    for step, number in ((0, 0), (0, 1), (1, 0), (0, 0)):
-        torch.manual_seed(step)
+    large = 2**31 * 1_000_003  # as of the largest seed that can be set; its multiples have more than 64 bits
+    for seed, number in ((0, 0), (0, 1), (1, 0), (large, 0), (0, 0)):
+        torch.manual_seed(seed)
         seen.append(rounded(exact, number))
         torch.rand(7)  # what else is drawn in a step does not matter
-    assert torch.equal(seen[0], seen[3])
-    assert not any(torch.equal(one, other) for one, other in itertools.combinations(seen[:3], 2))
+    assert torch.equal(seen[0], seen[4])
+    assert not any(torch.equal(one, other) for one, other in itertools.combinations(seen[:4], 2))
 
 
 def test_a_hundred_weights_are_rounded_in_hardly_more_operations_than_it_draws() -> None:

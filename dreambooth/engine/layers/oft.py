@@ -56,13 +56,10 @@ class OftLayer(nn.Module, BaseTunerLayer):
 
 
 def inject(module: nn.Module, pattern: str, size: Callable[[nn.Module], tuple[int, float]]) -> None:
-    """Adapts every layer whose path matches, with the rank and alpha that `size` returns for it; freezes all else."""
-    module.requires_grad_(False)
+    """Adapts every layer whose path matches, with the rank and alpha that `size` returns for it."""
     for path, layer in [(path, layer) for path, layer in module.named_modules() if re.fullmatch(pattern, path)]:
         parent, _, name = path.rpartition(".")
-        adapted = OftLayer(layer, *size(layer)).to(layer.weight.device)
-        adapted.train(layer.training)
-        setattr(module.get_submodule(parent), name, adapted)
+        setattr(module.get_submodule(parent), name, OftLayer(layer, *size(layer)).to(layer.weight.device))
 
 
 def rotations(blocks: Tensor) -> Tensor:
