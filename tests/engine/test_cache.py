@@ -14,6 +14,7 @@ from PIL import Image
 
 from dreambooth.core import forecast, project
 from dreambooth.core.buckets import Bucket
+from dreambooth.core.errors import UserError
 from dreambooth.core.install_paths import MINIATURE
 from dreambooth.core.job_folder import Job
 from dreambooth.core.project import Folders
@@ -262,13 +263,29 @@ def test_a_disk_that_takes_nothing_only_costs_time(model: Model, photos: Path, t
     assert store.problem
 
 
-def test_many_latents_stay_in_the_computers_memory(model: Model, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = encode(model, examples(photos))
-    monkeypatch.setattr(cache, "MOST_ON_DEVICE", 100)
-    torch.manual_seed(1)
-    a = whole.sample(torch.tensor([0]))
-    torch.manual_seed(1)
-    assert torch.equal(encode(model, examples(photos)).sample(torch.tensor([0])), a)
+def test_few_latents_lie_on_the_card_and_many_in_the_computers_memory(
+    model: Model, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many bytes as a plan counts of them."""
+    some, index, drawn = examples(photos, **{"pictures.buckets": False}), torch.tensor([0, 3]), list[torch.Tensor]()
+    total = forecast.latent_bytes(one.cut.bucket for one in some)
+    with simulated_card() as card:
+        model.to(CARD)
+        for most, on_card in ((total, True), (total - 1, False)):
+            monkeypatch.setattr(cache, "MOST_ON_DEVICE", most)
+            encoded = encode(model, some)
+            assert [card.has(one) for one in (*encoded.mean, *encoded.std)] == [on_card, on_card]
+            torch.manual_seed(1)
+            drawn.append(encoded.sample(index))
+            assert card.has(drawn[-1])
+        assert torch.equal(*drawn)
+
+
+def test_a_picture_whose_latents_are_not_finite_is_named(model: Model, photos: Path) -> None:
+    """In one of their channels, too."""
+    model.vae.quant_conv.bias.data[1] = torch.inf
+    with pytest.raises(UserError, match=r"0\.png: the VAE cannot encode this picture"):
+        encode(model, examples(photos))
 
 
 @pytest.mark.parametrize("on_disk", [True, False])

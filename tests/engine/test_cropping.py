@@ -93,6 +93,12 @@ def test_each_augmentation_changes_the_variants_but_not_the_first(name: str) -> 
     assert all(changed)
 
 
+def test_every_second_variant_is_mirrored_where_that_is_chosen_and_none_elsewhere() -> None:
+    for hflip, expected in ((True, [False, True] * 3), (False, [False] * 6)):
+        choice = Pictures(**{**AUGMENTED, "hflip": hflip}, variants=6)
+        assert [cut.mirrored for cut in cuts("x", (200, 200), SQUARE, choice, 4, no_look)] == expected
+
+
 @pytest.mark.parametrize("count", [1, 2, 6])
 def test_there_are_as_many_variants_as_are_asked_for(count: int) -> None:
     assert cropping.variants(Pictures(rotation=5, variants=count), (64, 64), SQUARE) == count
@@ -226,6 +232,7 @@ def test_every_variant_holds_the_point_that_was_chosen(
             bucket.width / bucket.height, rel=1e-6
         )
         assert not cut.degrees or cut.shows(point)
+        assert abs(cut.degrees) <= rotation
 
 
 @pytest.mark.parametrize("crop", ["centre", "smart", "random"])
