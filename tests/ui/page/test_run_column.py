@@ -175,6 +175,30 @@ def test_the_keyboard_meets_the_run_where_it_is_seen_and_its_end_can_be_reached(
     hands.page.wait_for_function(f"() => ({first})() === 'db_tabs_column'")
 
 
+def test_a_growing_log_is_followed_and_one_that_is_read_further_up_stays_there(
+    hands: Hands, star: Project, data: Path
+) -> None:
+    job = begun(star, data)
+    job.log.write_text("a line\n" * 100)
+    hands.see("#db_run details").locator("summary").click()
+    log = hands.see("#db_run details pre", "a line")
+
+    def grow(words: str) -> None:
+        with job.log.open("a") as file:
+            file.write(f"{words}\n")
+        hands.see("#db_run details pre", words)
+
+    grow("the first more")
+    left = "log => log.scrollHeight - log.clientHeight - log.scrollTop"
+    assert log.evaluate("log => log.scrollHeight > log.clientHeight") and log.evaluate(left) < 2
+    log.evaluate("log => { log.scrollTop = 30; }")
+    grow("the second more")
+    assert log.evaluate("log => log.scrollTop") == 30
+    log.evaluate("log => { log.scrollTop = log.scrollHeight; }")
+    grow("the third more")
+    assert log.evaluate(left) < 2
+
+
 def test_curves_bars_and_borders_can_be_seen_by_weak_eyes(
     hands: Hands, star: Project, data: Path, tmp_path: Path
 ) -> None:
