@@ -294,6 +294,16 @@ const dreamboothPage = (() => {
         return isAtEnd ? undefined : log.scrollTop;
     }
 
+    /* A log that is unfolded shows its end. */
+    function unfolded({target}) {
+        const log = target.closest?.("#db_page .db-live summary")?.nextElementSibling;
+        if (log?.matches("pre")) {
+            requestAnimationFrame(() => {
+                log.scrollTop = log.scrollHeight;
+            });
+        }
+    }
+
     /* What a view says of its end, where nothing in it speaks by itself. */
     function ending(place) {
         return place.querySelector(".db-problems:not([role]), .db-good:not([role])")?.textContent.trim();
@@ -326,6 +336,7 @@ const dreamboothPage = (() => {
     }
 
     function start() {
+    document.addEventListener("click", unfolded);
         document.addEventListener("visibilitychange", look);
         document.addEventListener("click", ({target}) => {
             if (target.closest?.("#db_tabs :is(.tab-nav button, [role=tab])")) {

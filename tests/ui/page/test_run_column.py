@@ -180,13 +180,14 @@ def test_a_growing_log_is_followed_and_one_that_is_read_further_up_stays_there(
 ) -> None:
     job = begun(star, data)
     job.log.write_text("a line\n" * 100)
-    hands.see("#db_run details").locator("summary").click()
-    log = hands.see("#db_run details pre", "a line")
+    part = "#db_run section[data-db-part=log]"
+    hands.see(f"{part} summary").click()
+    log = hands.see(f"{part} pre", "a line")
 
     def grow(words: str) -> None:
         with job.log.open("a") as file:
             file.write(f"{words}\n")
-        hands.see("#db_run details pre", words)
+        hands.see(f"{part} pre", words)
 
     grow("the first more")
     left = "log => log.scrollHeight - log.clientHeight - log.scrollTop"
