@@ -26,7 +26,7 @@ from dreambooth.engine.drawing.sampling import make_scheduler
 from dreambooth.engine.families.model import Model
 from dreambooth.engine.run import best, outputs
 from dreambooth.engine.run.dataset import Dataset
-from dreambooth.engine.training import loop, objective, preview, state
+from dreambooth.engine.training import loop, objective, preview, state, validation
 from dreambooth.engine.training.session import Session
 from dreambooth.engine.training.state import NotSaved
 from dreambooth.engine.training.validation import TIMESTEPS, Validation, ValidationResult
@@ -197,6 +197,17 @@ def test_masked_pictures_and_several_shapes_and_concepts_are_measured(project: P
     figures = told(job, "measured")[-1]
     assert figures["held_out"] != 0
     assert figures["drift"] > 0
+
+
+def test_the_drift_is_how_far_predictions_for_the_class_moved_over_their_error() -> None:
+    error, shape = (
+        {"held_out": torch.ones(6), "learned": torch.ones(6), "class_error": torch.full((6,), 2.0)},
+        (6, 4, 8, 8),
+    )
+    before = {**error, "class.0": torch.ones(shape), "class.1": torch.ones(shape)}
+    now = {**error, "class.0": torch.full(shape, 1.5), "class.1": torch.zeros(shape)}
+    found = validation._compare(before, now)
+    assert found == ValidationResult(0.0, 0.0, (0.5**2 + 1**2) / 2 / 2)
 
 
 def test_without_a_class_prompt_nothing_is_said_of_the_class(project: Project) -> None:
