@@ -336,7 +336,7 @@ const dreamboothPage = (() => {
     }
 
     function start() {
-    document.addEventListener("click", unfolded);
+        document.addEventListener("click", unfolded);
         document.addEventListener("visibilitychange", look);
         document.addEventListener("click", ({target}) => {
             if (target.closest?.("#db_tabs :is(.tab-nav button, [role=tab])")) {
